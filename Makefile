@@ -1,0 +1,53 @@
+# Every target sets up .venv first, and again only when pyproject.toml or constraints.txt have changed.
+# make PYTHON=/path/to/python3.12 setup chooses the interpreter that .venv is made with.
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.lmoe-setup
+PYTHON ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test check bench bench-default clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY)  ## make .venv and install lmoe with the tested versions
+
+train: $(READY)  ## fine-tune 8 LoRA experts on the bundled data; ARGS="key=value …" changes settings
+	@$(BIN)/python train.py injection=mixture_lora injection.num_experts=8 $(ARGS)
+
+test: $(READY)  ## run the tests; ARGS="-k name" passes options to pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(READY)  ## lint, formatting, types and import order
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+bench: bench-default  ## run all benchmarks
+
+bench-default: $(READY)  ## time, memory and losses of the default job
+	@$(BIN)/python -m benchmarks.default_job $(ARGS)
+
+clean:  ## remove caches and build products, but neither .venv nor outputs
+	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	@find . -path ./$(VENV) -prune -o -path ./outputs -prune -o -type d -name __pycache__ -exec rm -rf {} +
+
+$(READY): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		for candidate in $(or $(PYTHON),python3.11 python3 python); do \
+			if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then python=$$candidate; break; fi; \
+		done; \
+		if [ -z "$$python" ]; then \
+			echo "lmoe needs Python 3.11 or newer; none found as: $(or $(PYTHON),python3.11 python3 python)." >&2; \
+			echo "Install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; \
+			exit 1; \
+		fi; \
+		echo "Making $(VENV) with $$($$python --version)"; \
+		$$python -m venv $(VENV) || exit 1; \
+	fi
+	@echo "Installing lmoe into $(VENV) (some minutes the first time)"
+	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-input -c constraints.txt -e ".[dev]"
+	@touch $@

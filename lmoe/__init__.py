@@ -1,0 +1,27 @@
+"""Fine-tune a language model with a mixture of LoRA experts, and see what its routers do."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmoe.inference.load import load as load
+    from lmoe.inference.save import save as save
+    from lmoe.injection.apply import inject as inject
+    from lmoe.injection.apply import trace as trace
+
+__version__ = "0.1.0"
+
+# Imported when first used, so that `import lmoe` and the command line do not wait for torch.
+_PUBLIC = {
+    "inject": "lmoe.injection.apply",
+    "trace": "lmoe.injection.apply",
+    "load": "lmoe.inference.load",
+    "save": "lmoe.inference.save",
+}
+__all__ = ["inject", "load", "save", "trace"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'lmoe' has no attribute {name!r}")

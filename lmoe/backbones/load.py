@@ -1,0 +1,101 @@
+"""Load a backbone and its tokenizer from the hub, a local directory, or what ships with lmoe."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from lmoe.errors import BackboneError
+from lmoe.schema.backbone import BackboneConfig
+from lmoe.schema.resources import resource_dir
+
+TINY = "tiny"
+
+
+def model_source(model_name: str) -> str:
+    """What Transformers is asked for: the shipped folder for "tiny", else the name as given.
+
+    Raises:
+        BackboneError: a local path that is no model directory.
+    """
+    if model_name == TINY:
+        return str(resource_dir("data/tiny"))
+    path = Path(model_name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise BackboneError(f"backbone.model_name={model_name}: this directory holds no config.json, so no model")
+        return str(path)
+    if path.exists() or model_name.startswith((".", "/", "~")):
+        raise BackboneError(f"backbone.model_name={model_name}: no such model directory")
+    return model_name
+
+
+def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
+    """The backbone's tokenizer, with a padding token.
+
+    Raises:
+        BackboneError: no tokenizer there, or no network.
+    """
+    source = model_source(config.model_name)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _explain(config, "tokenizer", error) from None
+    return _with_padding(tokenizer)
+
+
+def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that was saved in a folder, or None if there is none."""
+    if not (folder / "tokenizer_config.json").exists():
+        return None
+    return _with_padding(AutoTokenizer.from_pretrained(folder))
+
+
+def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
+
+
+def load_model(config: BackboneConfig) -> PreTrainedModel:
+    """The backbone, frozen, in evaluation mode, on the CPU.
+
+    Raises:
+        BackboneError: no model there, no network, or weights that are not safetensors.
+    """
+    source = model_source(config.model_name)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            source,
+            revision=config.revision,
+            dtype=getattr(torch, config.precision.value),
+            attn_implementation=config.attn_implementation,
+            trust_remote_code=config.trust_remote_code,
+            use_safetensors=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise _explain(config, "model", error) from None
+    return model.requires_grad_(False).eval()
+
+
+def model_type(config: BackboneConfig) -> str | None:
+    """The family in config.json, or None if there is no config."""
+    try:
+        return AutoConfig.from_pretrained(
+            model_source(config.model_name), revision=config.revision, trust_remote_code=config.trust_remote_code
+        ).model_type
+    except (OSError, ValueError, KeyError, ImportError):
+        return None
+
+
+def _explain(config: BackboneConfig, what: str, error: Exception) -> BackboneError:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    remedy = (
+        "check backbone.model_name"
+        if Path(config.model_name).expanduser().exists() or config.model_name == TINY
+        else "give a local directory, or check the name and the network (a download needs the hub once; "
+        "then HF_HUB_OFFLINE=1 works from the cache)"
+    )
+    return BackboneError(f"backbone.model_name={config.model_name}: the {what} cannot be loaded: {reason}; {remedy}")

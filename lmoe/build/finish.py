@@ -1,0 +1,105 @@
+"""What a run leaves when it ends: the adapter to use, pictures, a page, and a table with the next command."""
+
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+
+from lmoe.build.loggers import METRICS_FILE, sync_command
+from lmoe.build.memory import peak_memory_mb
+from lmoe.build.parts import Parts
+from lmoe.checkpoint.adapter import save_adapter
+from lmoe.report.curves import read_metrics
+from lmoe.report.page import write_page
+from lmoe.report.pictures import write_pictures
+from lmoe.report.summary import RunSummary
+from lmoe.report.table import final_tables
+from lmoe.training.callbacks.validation import ValidationResults
+
+ADAPTER, REPORT = "adapter", "report"
+
+
+def finish(
+    parts: Parts,
+    run_dir: Path,
+    trainer: Trainer,
+    results: ValidationResults,
+    collapsed: list[str],
+    seconds: float,
+    console: Console,
+) -> None:
+    """Write adapter/ and report/, send the pictures to W&B, print the table."""
+    if not trainer.is_global_zero:
+        return
+    adapter = save_adapter(parts.model, run_dir / ADAPTER, parts.base_model)
+    parts.tokenizer.save_pretrained(adapter)
+    if parts.config.checkpoint.save_base:
+        save_base(parts, run_dir / "base")
+    summary = run_summary(parts, run_dir, results, collapsed, seconds)
+    report = run_dir / REPORT
+    report.mkdir(exist_ok=True)
+    summary.to_json(report / "summary.json")
+    metrics = read_metrics(run_dir / METRICS_FILE)
+    pictures = write_pictures(summary, metrics, report)
+    write_page(summary, metrics, pictures, report)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            for name, path in pictures.items():
+                logger.log_image(key=f"report/{name}", images=[str(path)])
+    console.print(final_tables(summary, next_commands(parts, run_dir)))
+
+
+def save_base(parts: Parts, folder: Path) -> None:
+    """The frozen weights under the backbone's own names, as a Hugging Face model directory."""
+    weights = {
+        name.replace(".base_layer.", "."): tensor
+        for name, tensor in parts.model.state_dict().items()
+        if ".lora_" not in name and ".router." not in name
+    }
+    parts.model.save_pretrained(folder, state_dict=weights)
+    parts.tokenizer.save_pretrained(folder)
+
+
+def run_summary(
+    parts: Parts, run_dir: Path, results: ValidationResults, collapsed: list[str], seconds: float
+) -> RunSummary:
+    """The numbers of the report."""
+    domains = parts.prepared.domains
+    trained = {role for phase in parts.module.schedule.phases for role in phase.trainable}
+    return RunSummary(
+        name=parts.config.name,
+        run_dir=shown(run_dir),
+        domains=[d for d in domains if f"{d}/loss" in results.after],
+        before={d: results.before[f"{d}/loss"] for d in domains if f"{d}/loss" in results.before},
+        after={d: results.after[f"{d}/loss"] for d in domains if f"{d}/loss" in results.after},
+        site_load=results.site_load,
+        domain_load=results.domain_load,
+        phases=parts.module.schedule.starts(),
+        max_steps=parts.config.trainer.max_steps,
+        seconds=seconds,
+        peak_memory_mb=peak_memory_mb(),
+        trainable_parameters=sum(
+            p.numel() for name, p in parts.model.named_parameters() if parts.module.roles[name] in trained
+        ),
+        backbone=parts.config.backbone.model_name,
+        collapsed=collapsed,
+    )
+
+
+def next_commands(parts: Parts, run_dir: Path) -> list[str]:
+    """What a user would do now."""
+    place = shown(run_dir)
+    commands = [f'lmoe generate --checkpoint {place} --prompt "How can I sleep better?"']
+    commands.append(f"python train.py resume={place}")
+    if (sync := sync_command(run_dir)) is not None:
+        commands.append(sync.replace(str(run_dir), place))
+    return commands
+
+
+def shown(run_dir: Path) -> str:
+    """The folder as the user would type it from here."""
+    try:
+        return str(run_dir.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(run_dir)

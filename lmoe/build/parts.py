@@ -1,0 +1,116 @@
+"""The parts of a run from its config: backbone with experts, rows, module, data."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from lightning.pytorch import seed_everything
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lmoe.backbones.fingerprint import fingerprint
+from lmoe.backbones.load import load_model, load_tokenizer
+from lmoe.data.datamodule import SftDataModule
+from lmoe.data.prepare import PreparedData, prepare
+from lmoe.errors import DataError
+from lmoe.injection.apply import inject
+from lmoe.injection.plan import InjectionPlan
+from lmoe.schema.phase_rules import lora_B_std, phase_warnings
+from lmoe.schema.resources import resource_dir
+from lmoe.schema.run import RunConfig
+from lmoe.training.phases import PhaseSchedule
+from lmoe.training.sft_module import SftModule
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """Everything that a run or a preflight needs.
+
+    Args:
+        plan: what was injected.
+        warnings: what is allowed and perhaps not meant.
+        base_model: name, revision, precision and fingerprint, as the adapter file records them.
+    """
+
+    config: RunConfig
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    plan: InjectionPlan
+    prepared: PreparedData
+    datamodule: SftDataModule
+    module: SftModule
+    warnings: list[str]
+    base_model: dict[str, Any]
+
+
+def build_parts(config: RunConfig) -> Parts:
+    """Build what a validated config describes; resolves injection.lora_B_std in it.
+
+    Raises:
+        LmoeError: a backbone, rows or a plan that cannot be had.
+    """
+    config.injection.lora_B_std = lora_B_std(config)
+    seed_everything(config.seed, verbose=False)
+    backbone = config.backbone
+    tokenizer = load_tokenizer(backbone)
+    model = load_model(backbone)
+    prepared = prepare(
+        config.data,
+        tokenizer,
+        seed=config.seed,
+        bundled=resource_dir("data/sft"),
+        packing_model_type=model.config.model_type,
+    )
+    check_context(config, model)
+    base_model = {
+        "name": backbone.model_name,
+        "revision": backbone.revision,
+        "precision": backbone.precision.value,
+        "trust_remote_code": backbone.trust_remote_code,
+        "fingerprint": fingerprint(model),
+    }
+    seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what the cache had to do
+    plan = inject(model, config.injection, config.moe)
+    if config.trainer.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.enable_input_require_grads()
+    datamodule = SftDataModule(
+        prepared,
+        config.data,
+        seed=config.seed,
+        max_steps=config.trainer.max_steps,
+        accumulate_grad_batches=config.trainer.accumulate_grad_batches,
+        pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
+    )
+    module = SftModule(model, PhaseSchedule.of(config), config.optim, prepared.domains, datamodule.window_totals)
+    return Parts(
+        config=config,
+        model=model,
+        tokenizer=tokenizer,
+        plan=plan,
+        prepared=prepared,
+        datamodule=datamodule,
+        module=module,
+        warnings=[*phase_warnings(config), *plan.warnings, *data_warnings(prepared)],
+        base_model=base_model,
+    )
+
+
+def check_context(config: RunConfig, model: PreTrainedModel) -> None:
+    """
+    Raises:
+        DataError: data.max_length beyond what the backbone's positions reach.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and config.data.max_length > limit:
+        raise DataError(f"data.max_length={config.data.max_length} is beyond the backbone's context of {limit} tokens")
+
+
+def data_warnings(prepared: PreparedData) -> list[str]:
+    """Rows that were dropped or cut."""
+    warnings = []
+    for source in prepared.report.sources:
+        warnings += [
+            f"{source.path}: {count} of {source.read} rows dropped: {why}" for why, count in source.dropped.items()
+        ]
+        if source.truncated:
+            warnings.append(f"{source.path}: {source.truncated} of {source.read} rows cut at data.max_length")
+    return warnings

@@ -1,0 +1,160 @@
+"""`dry_run=preflight`: build everything, run one forward and backward, estimate the memory of the run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from rich.console import Console
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lmoe.build.memory import resident_mb
+from lmoe.build.parts import Parts, build_parts
+from lmoe.build.train import describe_plan, quiet_libraries
+from lmoe.build.trainer import build_trainer
+from lmoe.errors import ConfigError, TrainingError
+from lmoe.injection.apply import injected
+from lmoe.injection.roles import role_table
+from lmoe.schema.phase import Role
+from lmoe.schema.run import RunConfig
+from lmoe.training.sft_module import SftModule
+
+MB = 1e6
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class MemoryEstimate:
+    """Peak memory of training, in MB (10^6 bytes), part by part.
+
+    Args:
+        runtime: the process before the forward, without the model (CPU runs only).
+        weights: backbone, adapters and routers.
+        gradients: of the phase that trains the most parameters, float32.
+        optimizer: AdamW's two moments of the same parameters, float32.
+        activations: what autograd keeps for the backward of the run's largest micro-batch, measured.
+        logits: what the loss makes in passing: float32 logits, their gradient and its copy in the compute type.
+    """
+
+    runtime: float
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return self.runtime + self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+    def lines(self) -> list[str]:
+        """For the terminal."""
+        parts = ("runtime", "weights", "gradients", "optimizer", "activations", "logits")
+        rows = [f"  {name:<12}{getattr(self, name):>10,.0f} MB" for name in parts]
+        return ["memory estimate (peak of training)", *rows, f"  {'total':<12}{self.total:>10,.0f} MB"]
+
+
+def preflight(config: RunConfig, console: Console) -> MemoryEstimate:
+    """Try a run without training it, and print the plan and the estimate.
+
+    Raises:
+        ConfigError: a phase that would train nothing.
+        LmoeError: whatever building meets.
+    """
+    quiet_libraries()
+    parts = build_parts(config)
+    describe_plan(parts, console)
+    check_phases(parts)
+    for warning in parts.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False)
+    estimate, loss, missing = try_step(parts)
+    console.print(f"one forward and backward: loss {loss:.3f}", highlight=False)
+    for name in missing:
+        console.print(f"warning: {name} got no gradient", markup=False, highlight=False)
+    for line in estimate.lines():
+        console.print(line, highlight=False)
+    console.print("preflight: ready")
+    return estimate
+
+
+def check_phases(parts: Parts) -> None:
+    """
+    Raises:
+        ConfigError: a phase whose roles have no parameters.
+    """
+    present = {role for role, _, _ in role_table(parts.model)}
+    problems = [
+        f"phase.phases.{phase.name} trains nothing: no parameters with the roles {', '.join(sorted(phase.trainable))}"
+        for phase in parts.module.schedule.phases
+        if not phase.trainable & present
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def try_step(parts: Parts) -> tuple[MemoryEstimate, float, list[str]]:
+    """One forward and backward of the run's largest micro-batch with every trainable role on.
+
+    Returns:
+        The estimate, the loss, and trainable parameters without gradient.
+    """
+    module, config = parts.module, parts.config
+    trainer = build_trainer(config.trainer, Path.cwd(), [], [])
+    device = trainer.strategy.root_device
+    model = parts.model
+    module.to(device)
+    model.train()
+    batch = {name: tensor.to(device) for name, tensor in parts.datamodule.largest_batch().items()}
+    roles = {role for phase in module.schedule.phases for role in phase.trainable}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(module.roles[name] in roles)
+    before = resident_mb() if device.type == "cpu" else 0.0
+    loss, activations = forward_backward(module, trainer, batch)
+    if not torch.isfinite(loss):
+        raise TrainingError(f"preflight: the loss of the first forward is {float(loss)}")
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    weights = sum(p.numel() * p.element_size() for p in model.parameters()) / MB
+    largest = max(trained_bytes(module, phase.trainable) for phase in module.schedule.phases) / MB
+    tokens, vocabulary = batch["input_ids"].numel(), model.config.get_text_config().vocab_size
+    compute_bytes = 4 if config.trainer.precision == "32-true" else 2
+    estimate = MemoryEstimate(
+        runtime=max(before - weights, 0.0),
+        weights=weights,
+        gradients=largest,
+        optimizer=2 * largest,
+        activations=activations / MB,
+        logits=tokens * vocabulary * (4 + 4 + compute_bytes) / MB,
+    )
+    return estimate, float(loss), missing
+
+
+def forward_backward(module: SftModule, trainer: Trainer, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
+    """The loss, and the bytes that autograd kept: each storage once, parameters not counted."""
+    model: PreTrainedModel = module.model
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    trace = injected(model).trace
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        trainer.precision_plugin.forward_context(),
+        trace.recording(batch["valid_mask"]),
+    ):
+        losses, labels = module.losses(batch)
+        loss = losses.sum() / (labels != -100).sum() + trace.auxiliary_loss()
+    trace.clear()
+    loss.backward()
+    return loss.detach(), float(sum(kept.values()))
+
+
+def trained_bytes(module: SftModule, roles: frozenset[Role]) -> int:
+    """Bytes of the parameters with one of the roles."""
+    named = module.model.named_parameters()
+    return sum(p.numel() * p.element_size() for name, p in named if module.roles[name] in roles)

@@ -1,0 +1,175 @@
+"""Build and run one pre-training: tokenizer, windows, model, trainer, and the finished base with its card."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from lightning.pytorch import seed_everything
+from omegaconf import OmegaConf
+from rich.console import Console
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+
+from lmoe.build.base_card import card_text, chat_losses, held_out_figures, write_card
+from lmoe.build.loggers import METRICS_FILE, build_loggers, plain_values
+from lmoe.build.train import CHECKPOINTS, CONFIG_FILE, finish_wandb, quiet_libraries
+from lmoe.build.trainer import build_trainer, checkpoint_step
+from lmoe.data.bpe import END_OF_TEXT, PAD, TURN_END, train_bpe
+from lmoe.data.corpus import DomainText, Windows, chats_within, encode_stream, read_chats, read_corpus
+from lmoe.data.order import ResumableLoader, SeededBatches
+from lmoe.data.rows import Row
+from lmoe.errors import TrainingError
+from lmoe.report.curves import read_metrics
+from lmoe.report.pictures import write_loss_curve
+from lmoe.schema.pretrain import PretrainConfig
+from lmoe.training.callbacks.pretrain_progress import PretrainProgress
+from lmoe.training.callbacks.progress_line import ProgressLine
+from lmoe.training.callbacks.rng_state import RngState
+from lmoe.training.callbacks.run_checkpoint import LAST, RunCheckpoint
+from lmoe.training.pretrain_module import PretrainModule
+
+BASE = "base"
+
+
+def pretrain(config: PretrainConfig, run_dir: Path, overrides: list[str], console: Console) -> None:
+    """Train from scratch, or on from checkpoints/last.ckpt, and write the base with its card.
+
+    Raises:
+        LmoeError: text that cannot be read, a folder that cannot be written, a checkpoint that does not fit.
+    """
+    quiet_libraries()
+    seed_everything(config.seed, verbose=False)
+    corpus, loop = config.corpus, config.trainer
+    write_config(config, run_dir)
+    texts = read_corpus(str(corpus.path), corpus.held_out_share, corpus.held_out_min_bytes)
+    tokenizer = tokenizer_of(run_dir, texts, config)
+    windows, counts = training_windows(texts, tokenizer, config)
+    held_out = held_out_windows(texts, tokenizer, corpus.sequence_length)
+    console.print(f"corpus: {sum(counts.values()):,} tokens in {len(counts)} parts, {len(held_out)} windows held out")
+    model = base_model(config, tokenizer)
+    val_loader = DataLoader(held_out, batch_size=16, generator=torch.Generator())
+    domains = [text.name for text in texts]
+    module = PretrainModule(model, config.optim, loop.max_steps, domains, val_loader, compile_model=loop.compile)
+    last = run_dir / CHECKPOINTS / LAST
+    resume_step = checkpoint_step(last) if config.resume and last.exists() else None
+    name = f"{config.name}/{run_dir.name}"
+    loggers = build_loggers(config.logger, run_dir, name=name, config=plain_values(config), resume_step=resume_step)
+    batches = SeededBatches(len(windows), corpus.batch_size, loop.max_steps * loop.accumulate_grad_batches, config.seed)
+    failed = True
+    try:
+        with ProgressLine(loop.max_steps, console, enabled=loop.enable_progress_bar) as line:
+            callbacks = [
+                RngState(),
+                PretrainProgress(loop.log_every_n_steps, loop.val_every_n_steps, line),
+                RunCheckpoint(run_dir / CHECKPOINTS, config.checkpoint.every_n_steps),
+            ]
+            trainer = build_trainer(loop, run_dir, loggers, callbacks)
+            checkpoint = last if resume_step is not None else None
+            loader = ResumableLoader(windows, batches, generator=torch.Generator())
+            trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
+        folder = write_base(config, run_dir, model, tokenizer, texts, held_out, counts, overrides)
+        failed = False
+        console.print(f"base and card: {folder}", highlight=False, soft_wrap=True)
+    finally:
+        for logger in loggers:
+            logger.finalize("failed" if failed else "success")
+        finish_wandb(exit_code=int(failed))
+
+
+def write_config(config: PretrainConfig, run_dir: Path) -> None:
+    """
+    Raises:
+        TrainingError: the folder cannot be written.
+    """
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        (run_dir / CONFIG_FILE).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    except OSError as error:
+        raise TrainingError(f"{run_dir} cannot be written: {error.strerror or error}") from None
+
+
+def tokenizer_of(run_dir: Path, texts: list[DomainText], config: PretrainConfig) -> PreTrainedTokenizerBase:
+    """The run's tokenizer: trained once, then read back, so that a resumed run has the very same."""
+    folder = run_dir / "tokenizer"
+    if not (folder / "tokenizer.json").exists():
+        model = config.model
+        train_bpe((t.train for t in texts), model.vocab_size, model.max_position_embeddings).save_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def training_windows(
+    texts: list[DomainText], tokenizer: PreTrainedTokenizerBase, config: PretrainConfig
+) -> tuple[Windows, dict[str, int]]:
+    """Windows of every domain and of the chats, and the number of tokens of each."""
+    streams = {t.name: encode_stream([END_OF_TEXT, t.train], tokenizer.encode) for t in texts}
+    if config.corpus.chats_path:
+
+        def render(row: Row) -> str:
+            return str(tokenizer.apply_chat_template(list(row.messages or ()), tokenize=False))
+
+        text_tokens = sum(len(s) for s in streams.values())
+        share = config.corpus.chats_share
+        rows = read_chats(config.corpus.chats_path, config.corpus.chats_exclude)
+        streams["chats"] = chats_within(rows, render, tokenizer.encode, int(text_tokens * share / (1 - share)))
+    counts = {name: len(stream) for name, stream in streams.items()}
+    return Windows(streams, config.corpus.sequence_length, keep_tail=False), counts
+
+
+def held_out_windows(texts: list[DomainText], tokenizer: PreTrainedTokenizerBase, length: int) -> Windows:
+    """Windows over every held-out tail, each token predicted once."""
+    streams = {t.name: encode_stream([END_OF_TEXT, t.held_out], tokenizer.encode) for t in texts}
+    return Windows(streams, length, keep_tail=True)
+
+
+def base_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
+    """A Qwen3 model with random weights and tied embeddings."""
+    model = config.model
+    return Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=len(tokenizer),
+            hidden_size=model.hidden_size,
+            intermediate_size=model.intermediate_size,
+            num_hidden_layers=model.num_hidden_layers,
+            num_attention_heads=model.num_attention_heads,
+            num_key_value_heads=model.num_key_value_heads,
+            head_dim=model.head_dim,
+            max_position_embeddings=model.max_position_embeddings,
+            tie_word_embeddings=True,
+            eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
+            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+            bos_token_id=None,
+        )
+    )
+
+
+def write_base(
+    config: PretrainConfig,
+    run_dir: Path,
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[DomainText],
+    held_out: Windows,
+    counts: dict[str, int],
+    overrides: list[str],
+) -> Path:
+    """bfloat16 safetensors, tokenizer, loss curve and card; the figures are those of the rounded weights."""
+    folder = Path(config.output) if config.output else run_dir / BASE
+    model.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    shipped = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    steps = config.trainer.max_steps * config.trainer.accumulate_grad_batches
+    write_loss_curve(read_metrics(run_dir / METRICS_FILE), config.trainer.max_steps, folder / "loss_curve.png")
+    text = card_text(
+        model=shipped,
+        token_counts=counts,
+        tokens_seen=steps * config.corpus.batch_size * config.corpus.sequence_length,
+        held_out=held_out_figures(shipped, texts, held_out),
+        chats=chat_losses(shipped, tokenizer, config.eval_sft) if config.eval_sft else {},
+        command=" ".join(
+            ["lmoe pretrain", *(o for o in overrides if not o.startswith(("resume=", "output=", "hydra.")))]
+        ),
+        versions=f"torch {version('torch')}, transformers {version('transformers')}, lightning {version('lightning')}",
+    )
+    write_card(folder, text)
+    return folder

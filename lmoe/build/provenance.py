@@ -1,0 +1,61 @@
+"""Where a run came from: versions, revision, seed, data hashes."""
+
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("lmoe", "torch", "lightning", "transformers", "datasets", "hydra-core", "omegaconf", "wandb", "safetensors")
+
+
+def provenance(*, seed: int, overrides: list[str], data: dict[str, str], backbone: dict[str, Any]) -> dict[str, Any]:
+    """What is needed to make the run again.
+
+    Args:
+        seed: of the run.
+        overrides: as given on the command line.
+        data: SHA-256 of every data file by path.
+        backbone: name, revision, fingerprint, trust_remote_code.
+    """
+    return {
+        "command": ["lmoe", "train", *overrides],
+        "seed": seed,
+        "data": data,
+        "backbone": backbone,
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "git": _git(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_provenance(path: Path, record: dict[str, Any]) -> None:
+    """Add a record: a resumed run has one a start."""
+    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    path.write_text(json.dumps([*records, record], indent=2) + "\n", encoding="utf-8")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    root = Path(__file__).resolve().parents[2]
+    try:
+        revision = _run(["git", "-C", str(root), "rev-parse", "HEAD"])
+        changed = _run(["git", "-C", str(root), "status", "--porcelain"])
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"revision": revision, "uncommitted_changes": bool(changed)}
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,85 @@
+"""Lightning's Trainer from the config."""
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from lmoe.errors import CheckpointError, ConfigError
+from lmoe.schema.trainer import Accelerator, TrainerConfig
+from lmoe.schema.trainer import Strategy as StrategyName
+from lmoe.schema.validate import CALLBACK_PREFIX
+
+
+def build_trainer(loop: TrainerConfig, run_dir: Path, loggers: list[Logger], callbacks: list[Callback]) -> Trainer:
+    """A Trainer that leaves validation, checkpoints and progress to our callbacks.
+
+    Raises:
+        ConfigError: an accelerator that this machine lacks.
+    """
+    if loop.accelerator is Accelerator.gpu and not torch.cuda.is_available():
+        raise ConfigError("trainer.accelerator=gpu, but torch sees no GPU; use trainer=cpu")
+    on_cpu = loop.accelerator is Accelerator.cpu or not torch.cuda.is_available()
+    deterministic: Any = loop.deterministic if on_cpu or not loop.deterministic else "warn"
+    return Trainer(
+        accelerator=loop.accelerator.value,
+        devices=loop.devices,
+        num_nodes=loop.num_nodes,
+        strategy=_strategy(loop.strategy),
+        precision=loop.precision,  # type: ignore[arg-type]
+        max_steps=loop.max_steps,
+        accumulate_grad_batches=loop.accumulate_grad_batches,
+        gradient_clip_val=loop.gradient_clip_val or None,
+        deterministic=deterministic,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        logger=loggers,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        default_root_dir=run_dir,
+    )
+
+
+def extra_callbacks(settings: dict[str, Any]) -> list[Callback]:
+    """Lightning callbacks named in the config; only classes under lightning.pytorch.callbacks are made.
+
+    Raises:
+        ConfigError: no such class, or arguments that it does not take.
+    """
+    made = []
+    for name, entry in settings.items():
+        arguments = {key: value for key, value in entry.items() if key != "_target_"}
+        class_name = entry["_target_"].removeprefix(CALLBACK_PREFIX)
+        found = vars(importlib.import_module(CALLBACK_PREFIX.rstrip("."))).get(class_name)
+        if not (isinstance(found, type) and issubclass(found, Callback)):
+            raise ConfigError(f"callbacks.{name}._target_: {CALLBACK_PREFIX}{class_name} is no callback of Lightning")
+        try:
+            made.append(found(**arguments))
+        except TypeError as error:
+            raise ConfigError(f"callbacks.{name}: {error}") from None
+    return made
+
+
+def checkpoint_step(path: Path) -> int:
+    """Optimizer steps done at a checkpoint.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        return int(torch.load(path, weights_only=True, mmap=True, map_location="cpu")["global_step"])
+    except Exception as error:  # a torn file fails in many ways: zip, pickle, key, type, value errors
+        raise CheckpointError(
+            f"{path}: cannot be read ({type(error).__name__}: {error}); is best.ckpt intact?"
+        ) from None
+
+
+def _strategy(name: StrategyName) -> str | Strategy:
+    return DDPStrategy(gradient_as_bucket_view=True) if name is StrategyName.ddp else "auto"

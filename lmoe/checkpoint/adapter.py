@@ -1,0 +1,141 @@
+"""The adapter format: lmoe_config.json and adapter.safetensors (docs/CHECKPOINT.md)."""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lmoe.backbones.fingerprint import fingerprint
+from lmoe.errors import CheckpointError
+from lmoe.injection.apply import injected, sites
+from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.schema.backbone import BackbonePrecision
+
+FORMAT_VERSION = 1
+CONFIG_FILE, WEIGHTS_FILE = "lmoe_config.json", "adapter.safetensors"
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class AdapterConfig:
+    """What lmoe_config.json says.
+
+    Args:
+        base_model: name, revision, precision and fingerprint of the backbone.
+        injection, moe: the sections that rebuild the sites.
+    """
+
+    base_model: dict[str, Any]
+    injection: dict[str, Any]
+    moe: dict[str, Any]
+
+
+def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Adapters and routers under the keys of the file: experts one by one, everything else as it is; views."""
+    tensors: dict[str, Tensor] = {}
+    for path, module in sites(model):
+        if not isinstance(module, MixtureLoRALinear):
+            tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"] = module.lora_A.data, module.lora_B.data
+            continue
+        tensors[f"{path}.router.weight"] = module.router.weight.data
+        for e in range(module.lora_A.shape[0]):
+            tensors[f"{path}.experts.{e}.lora_A"] = module.lora_A.data[e]
+            tensors[f"{path}.experts.{e}.lora_B"] = module.lora_B.data[e]
+    return tensors
+
+
+def save_adapter(model: nn.Module, folder: Path, base_model: dict[str, Any]) -> Path:
+    """Write both files, each under another name first.
+
+    Args:
+        model: an injected model.
+        folder: made if missing; files of the same names are replaced.
+        base_model: name, revision and precision of the backbone; the fingerprint is added here.
+
+    Raises:
+        InjectionError: the model carries no experts.
+        CheckpointError: the folder cannot be written.
+    """
+    record = injected(model)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "base_model": {**base_model, "fingerprint": fingerprint(model)},
+        "injection": asdict(record.injection),
+        "moe": asdict(record.moe),
+    }
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in adapter_tensors(model).items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / f"{WEIGHTS_FILE}.partial", metadata={"format": "pt"})
+        os.replace(folder / f"{WEIGHTS_FILE}.partial", folder / WEIGHTS_FILE)
+        partial = folder / f"{CONFIG_FILE}.partial"
+        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial, folder / CONFIG_FILE)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder} cannot be written: {error}") from None
+    return folder
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """Read lmoe_config.json.
+
+    Raises:
+        CheckpointError: missing, malformed, or of a version that this lmoe does not read.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder}: no {CONFIG_FILE}, so this is no lmoe adapter") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{path}: must hold an object, holds {type(raw).__name__}")
+    if raw.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format_version is {raw.get('format_version')!r}; this lmoe reads {FORMAT_VERSION}"
+        )
+    parts = ("base_model", "injection", "moe")
+    if missing := [part for part in parts if not isinstance(raw.get(part), dict)]:
+        raise CheckpointError(f"{path}: {', '.join(missing)} missing")
+    base = raw["base_model"]
+    if not isinstance(base.get("name"), str) or base.get("precision") not in tuple(BackbonePrecision):
+        raise CheckpointError(f"{path}: base_model needs a name and a precision ({', '.join(BackbonePrecision)})")
+    return AdapterConfig(**{part: raw[part] for part in parts})
+
+
+def load_adapter(model: nn.Module, folder: Path, expected: AdapterConfig) -> None:
+    """Copy the file's tensors into an injected model, after checking the base, the keys and the shapes.
+
+    Raises:
+        CheckpointError: another base, torn file, missing, unknown or misshapen keys (the first ones are named).
+    """
+    wanted_base = expected.base_model.get("fingerprint")
+    if wanted_base and wanted_base != fingerprint(model):
+        raise CheckpointError(
+            f"{folder}: the adapter was trained on another base ({expected.base_model.get('name')}, fingerprint "
+            f"{wanted_base}); this one has {fingerprint(model)}"
+        )
+    own = adapter_tensors(model)
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from None
+    if missing := sorted(own.keys() - stored.keys()):
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: {len(missing)} keys missing, first {missing[0]}")
+    if unknown := sorted(stored.keys() - own.keys()):
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: {len(unknown)} unknown keys, first {unknown[0]}")
+    for name, tensor in stored.items():
+        if tensor.shape != own[name].shape:
+            raise CheckpointError(
+                f"{folder / WEIGHTS_FILE}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
+            )
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            own[name].copy_(tensor)

@@ -1,0 +1,1 @@
+"""One thin file a verb: read, validate, build, run."""

@@ -1,0 +1,124 @@
+"""Compose a run with Hydra, and show users messages instead of tracebacks."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lmoe.cli.resume import merge_saved, run_to_resume
+from lmoe.errors import ConfigError, LmoeError
+from lmoe.schema.keys import near, unknown_key
+from lmoe.schema.resources import resource_dir
+
+Job = Callable[[Any, Path, list[str]], None]
+
+
+def hydra_main(config_name: str, schema: type, job: Job, argv: list[str]) -> int:
+    """Compose `conf/<config_name>.yaml` with overrides and run the job, once or as a multirun.
+
+    Args:
+        config_name: without .yaml.
+        schema: dataclass that the config must fit.
+        job: gets the config as an object of the schema, the run directory and the overrides.
+        argv: arguments of the command.
+
+    Returns:
+        The exit code: 0, or 1 after a message on stderr.
+    """
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to us instead of printing a traceback
+
+    def task(composed: DictConfig) -> None:
+        runtime = HydraConfig.get()
+        overrides = list(runtime.overrides.task)
+        try:
+            job(to_object(composed, schema, overrides), Path(runtime.runtime.output_dir), overrides)
+        except LmoeError as error:
+            if runtime.mode is not None and runtime.mode.name == "MULTIRUN":  # Hydra shows only the first, at the end
+                sys.stderr.write(f"job {runtime.job.num} failed ({' '.join(overrides)})\n{error}\n")
+            raise
+
+    try:
+        arguments = checked_arguments(argv, schema)
+        sys.argv = [f"lmoe {config_name}", *arguments]
+        hydra.main(version_base="1.3", config_path=str(resource_dir("conf")), config_name=config_name)(task)()
+    except LmoeError as error:
+        return _say(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        return _say(f"config: {_hydra_message(error)}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _say(f"{error.filename}: {error.strerror}; choose another folder with hydra.run.dir=…, or free space")
+    return 0
+
+
+def checked_arguments(argv: list[str], schema: type) -> list[str]:
+    """The arguments for Hydra; a resumed run gets its own folder as hydra.run.dir.
+
+    Raises:
+        ConfigError: every override whose key or group choice does not exist, with the nearest that does.
+    """
+    texts = [arg for arg in argv if "=" in arg and not arg.startswith("-")]
+    overrides = [o for text in texts if (o := _parsed(text)) is not None]
+    problems = [p for override in overrides if (p := _override_problem(override, schema)) is not None]
+    if problems:
+        raise ConfigError(problems)
+    run = run_to_resume(overrides)
+    return [*argv, f"hydra.run.dir='{run}'"] if run is not None else list(argv)
+
+
+def to_object(composed: DictConfig, schema: type, overrides: list[str]) -> Any:
+    """The composed config, or on resume the saved one with the overrides, as an object of the schema.
+
+    Raises:
+        ConfigError: values that are required and missing, or changes that a resumed run cannot take.
+    """
+    if composed.get("resume"):
+        composed = merge_saved(composed, schema, overrides)
+    if missing := sorted(OmegaConf.missing_keys(composed)):
+        raise ConfigError([f"{key} is required" for key in missing])
+    return OmegaConf.to_object(composed)
+
+
+def _parsed(text: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(text)
+    except HydraException:
+        return None  # Hydra says it itself, with a pointer to the place
+
+
+def _override_problem(override: Override, schema: type) -> str | None:
+    key = override.key_or_group
+    if key.split(".")[0] == "hydra" or key.startswith("hydra/"):
+        return None
+    group = resource_dir("conf") / key
+    if "." not in key and group.is_dir():
+        choices = sorted(file.stem for file in group.glob("*.yaml"))
+        values = str(override.value()).split(",") if isinstance(override.value(), str) else []
+        unknown = [value for value in values if value not in choices]
+        return f"{key}={unknown[0]}: no such choice; {near(unknown[0], choices)}" if unknown else None
+    return unknown_key(schema, key.split("."))
+
+
+def _hydra_message(error: Exception) -> str:
+    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    if error.__cause__ is not None and str(error.__cause__).splitlines()[:1] not in ([], lines[:1]):
+        lines += [line.rstrip() for line in str(error.__cause__).splitlines()]
+    kept = [line for line in lines if "full_key" not in line and "object_type" not in line and "HYDRA_FULL" not in line]
+    return "\n  ".join(dict.fromkeys(kept))
+
+
+def _say(message: str) -> int:
+    sys.stderr.write(f"{message}\n")
+    return 1

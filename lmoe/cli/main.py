@@ -1,0 +1,97 @@
+"""`lmoe`: one thin file a verb."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="lmoe",
+    help="Fine-tune a language model with a mixture of LoRA experts, and see what its routers do.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+COMPOSED = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+@app.command(context_settings=COMPOSED, add_help_option=False)
+def train(context: typer.Context) -> None:
+    """Train a mixture: key=value …, composed by Hydra (lmoe train --help lists the groups)."""
+    from lmoe.cli.train import main as run
+
+    raise typer.Exit(run(context.args))
+
+
+@app.command(context_settings=COMPOSED, add_help_option=False)
+def pretrain(context: typer.Context) -> None:
+    """Pre-train a small base from scratch: key=value …, composed by Hydra."""
+    from lmoe.cli.pretrain import main as run
+
+    raise typer.Exit(run(context.args))
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[str, typer.Option(help="Run directory or adapter directory.")],
+    prompt: Annotated[str | None, typer.Option(help="What the user says.")] = None,
+    prompt_file: Annotated[str | None, typer.Option(help="File with the prompt; - reads standard input.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
+    top_p: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+) -> None:
+    """Write text with a trained mixture."""
+    from lmoe.cli.generate import run
+
+    raise typer.Exit(
+        run(
+            checkpoint,
+            prompt=prompt,
+            prompt_file=prompt_file,
+            base_model=base_model,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+        )
+    )
+
+
+@app.command()
+def prepare(
+    data: Annotated[str, typer.Option(help="JSONL file, folder of them, hub data set, or bundled.")] = "bundled",
+    model: Annotated[
+        str, typer.Option(help="Hub name, local directory, or tiny: whose tokenizer and template.")
+    ] = "tiny",
+    val: Annotated[str | None, typer.Option(help="Validation rows; without: a seeded share of the data.")] = None,
+    max_length: Annotated[int, typer.Option(min=2, help="Longest row, in tokens.")] = 512,
+    packing: Annotated[bool, typer.Option(help="Also pack, and say how full the sequences are.")] = False,
+    chat_template: Annotated[str | None, typer.Option(help="File with a Jinja chat template.")] = None,
+    cache_dir: Annotated[str | None, typer.Option(help="Folder of tokenised rows.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+) -> None:
+    """Tokenise rows into the cache, and say what they hold and what was dropped."""
+    from lmoe.cli.prepare import run
+
+    raise typer.Exit(
+        run(
+            data,
+            model=model,
+            val=val,
+            max_length=max_length,
+            packing=packing,
+            chat_template=chat_template,
+            cache_dir=cache_dir,
+            seed=seed,
+        )
+    )
+
+
+def main() -> None:
+    """Entry point of the `lmoe` command."""
+    app(prog_name="lmoe", args=sys.argv[1:])

@@ -1,0 +1,27 @@
+"""`lmoe pretrain`: train a small base from scratch."""
+
+import sys
+from pathlib import Path
+
+from lmoe.cli.hydra_run import hydra_main
+from lmoe.errors import ConfigError
+from lmoe.schema.pretrain import PretrainConfig
+from lmoe.schema.validate import raise_problems
+from lmoe.schema.validate_pretrain import pretrain_problems
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    return hydra_main("pretrain", PretrainConfig, run, sys.argv[1:] if argv is None else argv)
+
+
+def run(config: PretrainConfig, run_dir: Path, overrides: list[str]) -> None:
+    """One pre-training, or the continuation of one."""
+    raise_problems(pretrain_problems(config))
+    if not config.resume and (run_dir / "config.yaml").exists():
+        raise ConfigError(f"{run_dir} already holds a run; resume={run_dir} continues it")
+    from rich.console import Console
+
+    from lmoe.build.pretrain import pretrain
+
+    pretrain(config, run_dir, overrides, Console())

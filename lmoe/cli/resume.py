@@ -1,0 +1,76 @@
+"""`resume=<run directory>`: the saved config, and which changes to it are safe."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig, OmegaConf
+
+from lmoe.errors import ConfigError
+from lmoe.schema.resources import resource_dir
+
+CONFIG_FILE = "config.yaml"
+# Neither the weights nor the order of the data depends on these.
+SAFE = (
+    "logger",
+    "name",
+    "resume",
+    "dry_run",
+    "checkpoint",
+    "trainer.val_every_n_steps",
+    "trainer.log_every_n_steps",
+    "trainer.enable_progress_bar",
+    "data.num_workers",
+    "data.cache_dir",
+)
+
+
+def run_to_resume(overrides: list[Override]) -> Path | None:
+    """The folder named by resume=…, or None.
+
+    Raises:
+        ConfigError: it holds no run.
+    """
+    value = next((o.value() for o in reversed(overrides) if o.key_or_group == "resume"), None)
+    if value is None:
+        return None
+    run = Path(str(value)).expanduser().resolve()
+    if not (run / CONFIG_FILE).is_file():
+        raise ConfigError(f"resume={value}: no {CONFIG_FILE} in this folder, so it holds no run")
+    return run
+
+
+def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> DictConfig:
+    """The saved config with the overrides of this command.
+
+    Raises:
+        ConfigError: every override that would make another run of it, with both values.
+    """
+    saved = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(Path(composed.resume) / CONFIG_FILE))
+    given = [override.lstrip("+").split("=", 1)[0] for override in overrides]
+    problems = []
+    for key in given:
+        group = (resource_dir("conf") / key).is_dir()
+        for path, new, old in _differences(OmegaConf.select(composed, key), OmegaConf.select(saved, key), key):
+            if not path.startswith(SAFE):
+                whose = f" (from {key}=…)" if group else ""
+                problems.append(
+                    f"{path} is {new!r}{whose}, but the run was started with {old!r}; it cannot change on resume"
+                )
+        if not problems:
+            OmegaConf.update(saved, key, OmegaConf.select(composed, key), force_add=True)
+    if problems:
+        raise ConfigError(problems)
+    saved.resume = composed.resume
+    assert isinstance(saved, DictConfig)
+    return saved
+
+
+def _differences(new: Any, old: Any, path: str) -> list[tuple[str, Any, Any]]:
+    if OmegaConf.is_dict(new) and OmegaConf.is_dict(old):
+        return [
+            found
+            for name in sorted({*new.keys(), *old.keys()})
+            for found in _differences(new.get(name), old.get(name), f"{path}.{name}")
+        ]
+    return [] if new == old else [(path, new, old)]

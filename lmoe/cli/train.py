@@ -1,0 +1,49 @@
+"""`lmoe train`, the same as `python train.py`: compose, validate, build, run."""
+
+import sys
+from pathlib import Path
+
+from lmoe.cli.hydra_run import hydra_main
+from lmoe.errors import ConfigError
+from lmoe.schema.phase_rules import phase_warnings
+from lmoe.schema.run import DryRun, RunConfig
+from lmoe.schema.validate import validate
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Returns the exit code."""
+    return hydra_main("train", RunConfig, run, sys.argv[1:] if argv is None else argv)
+
+
+def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
+    """One job: a dry run, a training or a continued one."""
+    validate(config)
+    if config.dry_run is DryRun.config:
+        for warning in phase_warnings(config):
+            sys.stdout.write(f"warning: {warning}\n")
+        sys.stdout.write("config: no problems\n")
+        _drop_empty(run_dir)
+        return
+    if not config.resume and config.dry_run is DryRun.none and (run_dir / "config.yaml").exists():
+        raise ConfigError(
+            f"{run_dir} already holds a run; resume={run_dir} continues it, another hydra.run.dir starts a new one"
+        )
+    # Heavy imports wait until the config is known to be good.
+    from rich.console import Console
+
+    console = Console(soft_wrap=False)
+    if config.dry_run is DryRun.preflight:
+        from lmoe.build.preflight import preflight
+
+        preflight(config, console)
+        _drop_empty(run_dir)
+        return
+    from lmoe.build.train import train
+
+    train(config, run_dir, overrides, console)
+
+
+def _drop_empty(run_dir: Path) -> None:
+    """Hydra made a folder for a run that leaves nothing."""
+    if run_dir.is_dir() and not any(run_dir.iterdir()):
+        run_dir.rmdir()

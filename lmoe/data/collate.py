@@ -1,0 +1,73 @@
+"""Batches of tokens, labels and masks.
+
+Shapes: B rows (or packed sequences) of T tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lmoe.data.encoded import EncodedRow
+
+IGNORE_INDEX = -100
+"""Label of what is not to be learnt, as in Hugging Face."""
+MULTIPLE = 8
+"""T is rounded up to a multiple of this."""
+
+
+@dataclass(slots=True, frozen=True)
+class Collate:
+    """Pad on the right and stack.
+
+    The batch holds input_ids, labels, domain_ids (B, T) int64 and valid_mask (B, T) bool, which is False on padding.
+    Labels are not shifted (a Hugging Face model shifts them itself), and the first token of each row has none.
+    domain_ids name the domain of each token's row, 0 on padding. Single rows come with attention_mask (B, T) int64.
+    Packed sequences come with position_ids (B, T) int64 instead, which restart at each row and at the padding: a mask
+    beside them would make the rows see each other.
+
+    Args:
+        pad_token_id: fills the padding.
+        max_length: largest T.
+        packed: items are tuples of rows, not rows.
+    """
+
+    pad_token_id: int
+    max_length: int
+    packed: bool
+
+    def __call__(self, items: Sequence[EncodedRow | tuple[EncodedRow, ...]]) -> dict[str, Tensor]:
+        sequences = [item if isinstance(item, tuple) else (item,) for item in items]
+        longest = max(sum(len(row) for row in rows) for rows in sequences)
+        length = max(longest, min(-(-longest // MULTIPLE) * MULTIPLE, self.max_length))
+        shape = (len(sequences), length)
+        batch = {
+            "input_ids": torch.full(shape, self.pad_token_id, dtype=torch.long),
+            "labels": torch.full(shape, IGNORE_INDEX, dtype=torch.long),
+            "valid_mask": torch.zeros(shape, dtype=torch.bool),
+            "domain_ids": torch.zeros(shape, dtype=torch.long),
+        }
+        position_ids = torch.zeros(shape, dtype=torch.long)
+        for index, rows in enumerate(sequences):
+            start = 0
+            for row in rows:
+                place = (index, slice(start, start + len(row)))
+                batch["input_ids"][place] = row.input_ids.long()
+                batch["labels"][place] = _labels(row)
+                batch["valid_mask"][place] = True
+                batch["domain_ids"][place] = row.domain
+                position_ids[place] = torch.arange(len(row))
+                start += len(row)
+            position_ids[index, start:] = torch.arange(length - start)
+        if self.packed:
+            batch["position_ids"] = position_ids
+        else:
+            batch["attention_mask"] = batch["valid_mask"].long()
+        return batch
+
+
+def _labels(row: EncodedRow) -> Tensor:
+    labels = row.input_ids.long().masked_fill(~row.is_label, IGNORE_INDEX)
+    labels[0] = IGNORE_INDEX
+    return labels

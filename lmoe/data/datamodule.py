@@ -1,0 +1,85 @@
+"""The LightningDataModule of fine-tuning: resumable training batches, validation batches with little padding."""
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from lmoe.data.collate import Collate
+from lmoe.data.order import ResumableLoader, SeededBatches
+from lmoe.data.pack import PackedRows
+from lmoe.data.prepare import PreparedData
+from lmoe.data.totals import SampleTokens
+from lmoe.schema.data import DataConfig
+
+
+class SftDataModule(LightningDataModule):
+    """Batches as `Collate` describes them.
+
+    Every rank validates all rows: the same figures under every strategy, and no collective call that one rank misses.
+    The Trainer needs use_distributed_sampler=False, because the training order already knows its rank.
+
+    Args:
+        prepared: rows.
+        config: batch size, length and worker processes.
+        seed: of the training order.
+        max_steps: optimizer steps of the whole run.
+        accumulate_grad_batches: micro-batches in one optimizer step.
+        pad_token_id: fills the padding.
+    """
+
+    def __init__(
+        self,
+        prepared: PreparedData,
+        config: DataConfig,
+        *,
+        seed: int,
+        max_steps: int,
+        accumulate_grad_batches: int,
+        pad_token_id: int,
+    ) -> None:
+        super().__init__()
+        self.prepared, self.config = prepared, config
+        self.seed, self.num_batches, self.pad_token_id = seed, max_steps * accumulate_grad_batches, pad_token_id
+        self.micro_batches, self._tokens = accumulate_grad_batches, SampleTokens.of(prepared.train)
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Micro-batches of this rank for the whole run, resumable by their number."""
+        train = self.prepared.train
+        return ResumableLoader(
+            train,
+            self._order(),
+            generator=torch.Generator(),  # its own, or the worker's seed would come out of the dropout's
+            collate_fn=self._collate(packed=isinstance(train, PackedRows)),
+            num_workers=self.config.num_workers,
+            persistent_workers=self.config.num_workers > 0,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        """All validation rows once, longest last, so that rows of like length share a batch."""
+        val = self.prepared.val
+        return DataLoader(
+            val.subset(val.lengths.argsort(stable=True)),
+            generator=torch.Generator(),
+            batch_size=self.config.batch_size,
+            collate_fn=self._collate(packed=False),
+            num_workers=self.config.num_workers,
+            persistent_workers=self.config.num_workers > 0,
+        )
+
+    def window_totals(self, step: int) -> tuple[int, int]:
+        """(label tokens, valid tokens) of an optimizer step, over all its micro-batches and ranks."""
+        return self._tokens.window(self._order(), step, self.micro_batches)
+
+    def largest_batch(self) -> dict[str, Tensor]:
+        """The micro-batch of the run that takes the most memory."""
+        samples = [self.prepared.train[index] for index in self._tokens.largest(self._order())]
+        return self._collate(packed=isinstance(self.prepared.train, PackedRows))(samples)
+
+    def _order(self) -> SeededBatches:
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        size, batch_size = len(self.prepared.train), self.config.batch_size
+        return SeededBatches(size, batch_size, self.num_batches, self.seed, rank, world_size)
+
+    def _collate(self, *, packed: bool) -> Collate:
+        return Collate(pad_token_id=self.pad_token_id, max_length=self.config.max_length, packed=packed)

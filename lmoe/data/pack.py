@@ -1,0 +1,108 @@
+"""Put several rows into one sequence, attention kept apart by position ids that restart at each row.
+
+Transformers makes the block mask out of position_ids alone (masking_utils.find_packed_sequence_indices), for any batch
+size, if there is no attention mask and no KV cache. Where a model has another way to carry information along a sequence
+(a convolution, a recurrent state, absolute positions of its own making), rows leak into one another.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset
+
+from lmoe.data.encoded import EncodedRow, EncodedRows
+
+PACKS_EXACTLY = frozenset(
+    {
+        *("apertus", "arcee", "bitnet", "cohere", "cohere2", "ernie4_5", "exaone4", "gemma", "gemma2", "gemma3_text"),
+        *("glm", "glm4", "glm4_moe", "gpt2", "gpt_bigcode", "gpt_neox", "granite", "granitemoe", "granitemoeshared"),
+        *("helium", "hunyuan_v1_dense", "llama", "minimax_m2", "ministral", "ministral3", "mistral", "mixtral"),
+        *("nanochat", "nemotron", "olmo", "olmo2", "olmo3", "olmoe", "persimmon", "phi", "phi3", "phimoe", "qwen2"),
+        *("qwen2_moe", "qwen3", "qwen3_moe", "seed_oss", "smollm3", "stablelm", "starcoder2", "vaultgemma"),
+    }
+)
+"""Model types whose packed logits equal those of the rows alone (run with tiny random models, transformers 5.23)."""
+RECURRENT = (
+    *("qwen3_5", "qwen3_next", "mamba", "jamba", "bamba", "zamba", "falcon_h1", "granitemoehybrid", "lfm2", "rwkv"),
+    *("recurrent_gemma", "nemotron_h", "olmo_hybrid", "kimi_linear", "xlstm"),
+)
+"""Parts of the names of model types that carry a state along the sequence."""
+
+
+def packing_supported(model_type: str) -> str | None:
+    """None if the model keeps packed rows apart, or the reason why packing is refused.
+
+    Args:
+        model_type: the backbone's config.model_type.
+    """
+    if model_type in PACKS_EXACTLY:
+        return None
+    if any(name in model_type for name in RECURRENT):
+        return f"model type {model_type} has recurrent or convolutional layers, through which packed rows leak"
+    return f"model type {model_type} was never shown to keep packed rows apart"
+
+
+def packing_supported_by_attention(attn_implementation: str | None, batch_size: int) -> str | None:
+    """None if the attention keeps packed rows apart, or the reason why packing is refused.
+
+    Flash attention looks at position_ids in batches of one sequence only; in larger ones the rows leak silently.
+
+    Args:
+        attn_implementation: the backbone's, e.g. sdpa.
+        batch_size: sequences in a micro-batch.
+    """
+    if attn_implementation and "flash" in attn_implementation and batch_size > 1:
+        return f"{attn_implementation} keeps packed rows apart only with data.batch_size=1, got {batch_size}"
+    return None
+
+
+def best_fit(lengths: list[int], max_length: int, seed: int) -> list[list[int]]:
+    """Sequences as lists of row indices: longest rows first, each into the fullest sequence that has room for it.
+
+    Rows of one length are taken in a seeded order, so that the domains of a source that lists them one by one mix.
+
+    Args:
+        lengths: tokens of each row, 1 to max_length.
+        max_length: room of a sequence in tokens.
+    """
+    shuffled = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).tolist()
+    sequences: list[list[int]] = []
+    open_rooms: list[tuple[int, int]] = []  # (room left, sequence), ascending
+    for row in sorted(shuffled, key=lambda index: -lengths[index]):
+        place = bisect_left(open_rooms, (lengths[row], -1))
+        if place < len(open_rooms):
+            room, sequence = open_rooms.pop(place)
+        else:
+            room, sequence = max_length, len(sequences)
+            sequences.append([])
+        sequences[sequence].append(row)
+        if room > lengths[row]:
+            insort(open_rooms, (room - lengths[row], sequence))
+    return sequences
+
+
+@dataclass(slots=True, frozen=True)
+class PackedRows(Dataset[tuple[EncodedRow, ...]]):
+    """Packed sequences of rows.
+
+    Args:
+        rows: all rows.
+        sequences: indices of the rows of each sequence.
+    """
+
+    rows: EncodedRows
+    sequences: list[list[int]]
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+    def __getitem__(self, index: int) -> tuple[EncodedRow, ...]:
+        return tuple(self.rows[row] for row in self.sequences[index])
+
+    @staticmethod
+    def of(rows: EncodedRows, max_length: int, seed: int) -> PackedRows:
+        """Pack all rows."""
+        return PackedRows(rows, best_fit(rows.lengths.tolist(), max_length, seed))

@@ -1,0 +1,159 @@
+"""Read rows from JSONL files, folders of them, or a hub data set, and bring them to one shape."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmoe.errors import DataError
+
+FORMATS = (
+    '{"messages": [{"role": …, "content": …}, …]}, {"prompt": …, "response": …}, '
+    '{"instruction": …, "input": …, "output": …} or {"text": …}'
+)
+ROLES = ("system", "user", "assistant", "tool")
+SUFFIXES = (".jsonl", ".jsonl.gz")
+DEFAULT_DOMAIN = "all"
+BLANK = b" \t\r\n\xef\xbb\xbf"
+
+Message = dict[str, str]
+
+
+@dataclass(slots=True, frozen=True)
+class Row:
+    """One sample: either chat messages or plain text.
+
+    Args:
+        messages: chat turns, or None for plain text.
+        text: plain text, or None for chats.
+        domain: the row's domain; the file's name where the row gives none and the data is a folder.
+        where: file and line, for messages to the user.
+    """
+
+    messages: tuple[Message, ...] | None
+    text: str | None
+    domain: str
+    where: str
+
+
+def data_files(path: Path) -> list[Path]:
+    """The JSONL files behind a path: itself, or all of a folder in name order."""
+    if path.is_dir():
+        files = sorted(f for f in path.iterdir() if f.name.endswith(SUFFIXES))
+        if not files:
+            raise DataError(f"{path}: no .jsonl or .jsonl.gz file in this folder")
+        return files
+    return [path]
+
+
+def read_rows(source: str) -> list[Row]:
+    """Every row of a JSONL file, of a folder of them, or of a hub data set.
+
+    Raises:
+        DataError: a file that is missing, empty or malformed (with file and line), or a name that is neither a path
+            nor a reachable data set.
+    """
+    path = Path(source).expanduser()
+    if path.exists():
+        rows = [row for file in data_files(path) for row in _file_rows(file, by_name=path.is_dir())]
+    elif source.endswith(SUFFIXES) or source.startswith((".", "/", "~")):
+        raise DataError(f"{source}: no such file or folder (from {Path.cwd()})")
+    else:
+        rows = list(_hub_rows(source))
+    if not rows:
+        raise DataError(f"{source}: no rows")
+    return rows
+
+
+def _file_rows(file: Path, *, by_name: bool) -> Iterator[Row]:
+    default_domain = file.name.split(".")[0] if by_name else DEFAULT_DOMAIN
+    opener = gzip.open if file.suffix == ".gz" else open
+    try:
+        with opener(file, "rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip(BLANK):
+                    yield _parse(line, default_domain, f"{file}:{number}")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
+
+
+def _parse(line: bytes, default_domain: str, where: str) -> Row:
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+        json.dumps(record, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: malformed JSON: {error.msg} at column {error.colno}") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}") from None
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff) is no character") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{where}: a row must be a JSON object, got {type(record).__name__}")
+    return row_from(record, default_domain, where)
+
+
+def _hub_rows(name: str) -> Iterable[Row]:
+    import datasets  # heavy, and only hub data needs it
+    from datasets.exceptions import DatasetsError
+
+    try:
+        loaded = datasets.load_dataset(name, split="train")
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        raise DataError(
+            f"data.path={name}: neither a local path nor a data set that could be loaded "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}). "
+            "Without network, give a JSONL file or a folder of them."
+        ) from None
+    for number, record in enumerate(loaded):
+        yield row_from(dict(record), DEFAULT_DOMAIN, f"{name}[{number}]")
+
+
+def row_from(record: dict[str, Any], default_domain: str, where: str) -> Row:
+    """Bring one record of any accepted format to a Row.
+
+    Raises:
+        DataError: unknown format, a wrong type, an unknown role, or an empty message.
+    """
+    domain = record.get("domain") or default_domain
+    if not isinstance(domain, str) or "/" in domain:
+        raise DataError(f"{where}: domain must be text without a slash, got {domain!r}")
+    if isinstance(text := record.get("text"), str):
+        return Row(messages=None, text=text, domain=domain, where=where)
+    return Row(messages=tuple(_messages(record, where)), text=None, domain=domain, where=where)
+
+
+def _messages(record: dict[str, Any], where: str) -> list[Message]:
+    if "messages" in record:
+        turns = record["messages"]
+        if not isinstance(turns, list) or not turns:
+            raise DataError(f"{where}: messages must be a non-empty list, got {turns!r}")
+        return [_message(turn, index, where) for index, turn in enumerate(turns)]
+    if "prompt" in record and (answer := _first(record, "response", "completion")):
+        return _pair(record["prompt"], record[answer], ("prompt", answer), where)
+    if "instruction" in record and "output" in record:
+        extra = record.get("input") or ""
+        prompt = f"{record['instruction']}\n\n{extra}" if extra else record["instruction"]
+        return _pair(prompt, record["output"], ("instruction", "output"), where)
+    raise DataError(f"{where}: unknown row format with keys {sorted(record)}; expected {FORMATS}")
+
+
+def _first(record: dict[str, Any], *names: str) -> str | None:
+    return next((name for name in names if name in record), None)
+
+
+def _message(turn: Any, index: int, where: str) -> Message:
+    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
+        raise DataError(f"{where}: messages[{index}] must be an object with text role and content, got {turn!r}")
+    if turn["role"] not in ROLES:
+        raise DataError(f"{where}: messages[{index}].role is {turn['role']!r}; allowed: {', '.join(ROLES)}")
+    return {"role": turn["role"], "content": turn["content"]}
+
+
+def _pair(prompt: Any, answer: Any, names: tuple[str, str], where: str) -> list[Message]:
+    for name, value in zip(names, (prompt, answer), strict=True):
+        if not isinstance(value, str):
+            raise DataError(f"{where}: {name} must be text, got {type(value).__name__}")
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]

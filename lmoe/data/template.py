@@ -1,0 +1,96 @@
+"""Render chat messages once, and say which characters of the rendering are to be learnt."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2.exceptions import TemplateError
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from lmoe.data.spans import Message, Span, content_spans, with_turn_end, without_blank
+from lmoe.errors import DataError
+
+GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+
+
+@dataclass(slots=True, frozen=True)
+class Rendered:
+    """A conversation as text.
+
+    Args:
+        text: what is tokenised, special tokens written out.
+        spans: (start, end) characters of the assistant's turns, each with the token that ends it.
+    """
+
+    text: str
+    spans: list[Span]
+
+
+class ChatTemplate:
+    """A Jinja chat template with the special tokens of one tokenizer.
+
+    Args:
+        source: the template, or None where the tokenizer has none: an error only once a chat is rendered.
+        special_tokens_map: special tokens by name (eos_token, …), which templates may write.
+        special_tokens: every special token's text.
+    """
+
+    def __init__(self, source: str | None, special_tokens_map: dict[str, Any], special_tokens: Sequence[str]) -> None:
+        self.source = source
+        self.has_generation = source is not None and GENERATION.search(source) is not None
+        self._map, self._special = special_tokens_map, list(special_tokens)
+
+    @classmethod
+    def of(cls, tokenizer: PreTrainedTokenizerBase, file: str | None) -> "ChatTemplate":
+        """The template in `file`, or else the tokenizer's own.
+
+        Raises:
+            DataError: the file cannot be read.
+        """
+        added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        special = sorted({*added, *tokenizer.all_special_tokens})
+        return cls(_source(tokenizer, file), dict(tokenizer.special_tokens_map), special)
+
+    def render(self, messages: Sequence[Message], where: str) -> Rendered:
+        """Render a conversation and find the assistant's turns; blank turns have no span.
+
+        Raises:
+            DataError: no template, a template that refuses the conversation, or a turn that cannot be found.
+        """
+        text, generated = self._run(messages, where)
+        if self.has_generation:
+            return Rendered(text, without_blank(text, generated, self._special))
+        spans = content_spans(text, messages, lambda probe: self._run(probe, where)[0], where)
+        eos = self._map.get("eos_token")
+        return Rendered(text, [with_turn_end(text, span, self._special, eos) for span in spans])
+
+    def _run(self, messages: Sequence[Message], where: str) -> tuple[str, list[Span]]:
+        if self.source is None:
+            raise DataError(
+                f"{where}: the tokenizer has no chat template. Set data.chat_template=FILE, "
+                "use a tokenizer with a template, or give plain text rows"
+            )
+        try:
+            rendered = render_jinja_template(
+                conversations=[list(messages)],
+                chat_template=self.source,
+                return_assistant_tokens_mask=self.has_generation,
+                **self._map,
+            )
+        except (TemplateError, TypeError) as error:
+            raise DataError(f"{where}: the chat template refuses this conversation: {error}") from None
+        texts, generated = rendered
+        spans = generated[0] if self.has_generation else []
+        return texts[0], [(int(start), int(end)) for start, end in spans]
+
+
+def _source(tokenizer: PreTrainedTokenizerBase, file: str | None) -> str | None:
+    if file is not None:
+        try:
+            return Path(file).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"data.chat_template={file}: cannot be read: {error}") from None
+    return tokenizer.get_chat_template() if tokenizer.chat_template else None

@@ -1,0 +1,40 @@
+"""Errors that users see: one message, no traceback. An assert is for our own bugs."""
+
+from collections.abc import Sequence
+
+
+class LmoeError(Exception):
+    """Base of every error whose message alone tells the user what to do."""
+
+
+class ConfigError(LmoeError):
+    """Every problem of a config at once.
+
+    Args:
+        problems: one line each, naming the key, what was got, what is allowed.
+    """
+
+    def __init__(self, problems: Sequence[str] | str) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        head = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        super().__init__(f"config: {head}\n" + "\n".join(f"  - {p}" for p in self.problems))
+
+
+class BackboneError(LmoeError):
+    """A backbone cannot be loaded, or has no place for what was asked."""
+
+
+class InjectionError(LmoeError):
+    """A plan cannot be made or applied to this model."""
+
+
+class DataError(LmoeError):
+    """Rows, templates or caches that cannot be used."""
+
+
+class CheckpointError(LmoeError):
+    """An adapter or a run cannot be read, or does not fit."""
+
+
+class TrainingError(LmoeError):
+    """A run cannot go on: non-finite loss, no memory, no space."""

@@ -1,0 +1,1 @@
+"""Load a trained mixture and generate with it."""

@@ -1,0 +1,57 @@
+"""From a run or an adapter folder back to a model that generates."""
+
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
+from lmoe.checkpoint.adapter import CONFIG_FILE, load_adapter, read_adapter_config
+from lmoe.errors import CheckpointError
+from lmoe.injection.apply import inject
+from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
+
+ADAPTER_DIR = "adapter"
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """The adapter folder behind a run directory or an adapter directory.
+
+    Raises:
+        CheckpointError: neither.
+    """
+    folder = Path(path).expanduser()
+    for candidate in (folder, folder / ADAPTER_DIR):
+        if (candidate / CONFIG_FILE).exists():
+            return candidate
+    if not folder.exists():
+        raise CheckpointError(f"{folder}: no such run or adapter directory")
+    unfinished = " (the run has not finished: resume=<run> continues it)" if (folder / "config.yaml").exists() else ""
+    raise CheckpointError(f"{folder}: neither a finished run nor an adapter: no {CONFIG_FILE}{unfinished}")
+
+
+def load(path: str | Path, *, base_model: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Rebuild backbone, routers and experts exactly.
+
+    Args:
+        path: a run directory or an adapter directory.
+        base_model: hub name or directory of the backbone; None: the one that the adapter names.
+
+    Returns:
+        The model in evaluation mode, ready for model.generate, and its tokenizer.
+
+    Raises:
+        CheckpointError: no adapter there, a torn file, or a base that does not fit.
+        BackboneError: the base cannot be loaded.
+    """
+    folder = adapter_folder(path)
+    config = read_adapter_config(folder)
+    stored = config.base_model
+    backbone = BackboneConfig(
+        model_name=base_model or stored["name"],
+        revision=stored.get("revision"),
+        precision=BackbonePrecision(stored["precision"]),
+    )
+    model = load_model(backbone)
+    inject(model, config.injection, config.moe)
+    load_adapter(model, folder, config)
+    return model.eval(), tokenizer_in(folder) or load_tokenizer(backbone)

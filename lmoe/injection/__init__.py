@@ -1,0 +1,1 @@
+"""Make a printable plan of where experts go, apply it, and say which role a parameter has."""

@@ -1,0 +1,140 @@
+"""Strategy mixture_lora: each chosen Linear becomes a mixture of LoRA experts; attention may carry a single LoRA."""
+
+from collections.abc import Callable
+
+from torch import nn
+
+from lmoe.backbones.layout import LayerLayout, default_attention_keywords, layouts
+from lmoe.errors import InjectionError
+from lmoe.injection.plan import InjectionPlan, SitePlan
+from lmoe.schema.injection import InjectionConfig
+from lmoe.schema.moe import MoeConfig, RouterKind
+from lmoe.schema.phase import Role
+
+
+def plan_mixture_lora(model: nn.Module, injection: InjectionConfig, moe: MoeConfig) -> InjectionPlan:
+    """Choose the sites.
+
+    Raises:
+        InjectionError: layers out of range, a keyword that matches nothing, a Linear named twice, or native experts.
+        BackboneError: no recognisable decoder layers.
+    """
+    every_layer = layouts(model)
+    chosen = _chosen_layers(every_layer, injection)
+    warnings: list[str] = []
+    mixtures = _match(chosen, injection.target_keywords, "injection.target_keywords", lambda layer: layer.ffn, warnings)
+    if not mixtures:
+        raise InjectionError(_nothing(chosen, "injection.target_keywords", "FFN Linear"))
+    singles = _attention(chosen, injection, warnings)
+    if both := sorted(mixtures.keys() & singles.keys()):
+        raise InjectionError(
+            f"{both[0]} is named by both injection.target_keywords and injection.attn_lora.keywords; "
+            "take it out of one of them"
+        )
+    depth = {layer.index: position for position, layer in enumerate(chosen)}
+    attention = injection.attn_lora
+    sites = []
+    for layer in chosen:
+        where = depth[layer.index]
+        num_experts = spread(injection.num_experts_by_layer, where, len(chosen)) or injection.num_experts
+        lora_r = spread(injection.lora_r_by_layer, where, len(chosen)) or injection.lora_r
+        for path, linear in {**layer.attention, **layer.ffn}.items():
+            if path in mixtures:
+                sites.append(
+                    SitePlan(
+                        path=path,
+                        layer=layer.index,
+                        role=Role.lora,
+                        in_features=linear.in_features,
+                        out_features=linear.out_features,
+                        lora_r=lora_r,
+                        lora_alpha=injection.lora_alpha,
+                        num_experts=num_experts,
+                        active_experts=num_experts if moe.router is RouterKind.soft else injection.top_k,
+                    )
+                )
+            elif path in singles:
+                sites.append(
+                    SitePlan(
+                        path=path,
+                        layer=layer.index,
+                        role=Role.attn_lora,
+                        in_features=linear.in_features,
+                        out_features=linear.out_features,
+                        lora_r=attention.lora_r or injection.lora_r,
+                        lora_alpha=injection.lora_alpha if attention.lora_alpha is None else attention.lora_alpha,
+                    )
+                )
+    return InjectionPlan(sites=tuple(sites), warnings=tuple(warnings))
+
+
+def spread(values: list[int] | None, position: int, length: int) -> int | None:
+    """The value of a layer when a short list is spread evenly over the layers (MoLA, 2402.08562)."""
+    return values[position * len(values) // length] if values else None
+
+
+def _chosen_layers(layers: list[LayerLayout], injection: InjectionConfig) -> list[LayerLayout]:
+    start, count = injection.start_layer, injection.num_layers
+    if start >= len(layers):
+        raise InjectionError(f"injection.start_layer={start}, but the backbone has layers 0 to {len(layers) - 1}")
+    if start + count > len(layers):
+        raise InjectionError(
+            f"injection.start_layer={start} and num_layers={count} reach beyond the last layer, {len(layers) - 1}"
+        )
+    chosen = layers[start : start + count] if count else layers[start:]
+    for name in ("num_experts_by_layer", "lora_r_by_layer"):
+        values = injection.num_experts_by_layer if name == "num_experts_by_layer" else injection.lora_r_by_layer
+        if values and len(values) > len(chosen):
+            raise InjectionError(f"injection.{name} has {len(values)} values for {len(chosen)} layers; give fewer")
+    return chosen
+
+
+def _attention(layers: list[LayerLayout], injection: InjectionConfig, warnings: list[str]) -> dict[str, nn.Linear]:
+    if not injection.attn_lora.enabled:
+        return {}
+    keywords = injection.attn_lora.keywords
+    if keywords is None and not (keywords := default_attention_keywords(layers)):
+        warnings.append("attention carries no LoRA: no q and v or fused qkv Linear was found")
+        return {}
+    return _match(layers, keywords, "injection.attn_lora.keywords", lambda layer: layer.attention, warnings)
+
+
+def _match(
+    layers: list[LayerLayout],
+    keywords: list[str] | None,
+    key: str,
+    default: Callable[[LayerLayout], dict[str, nn.Linear]],
+    warnings: list[str],
+) -> dict[str, nn.Linear]:
+    """Linears that the keywords name: by the last part of their path, or by a longer dotted ending."""
+    if keywords is None:
+        return {path: linear for layer in layers for path, linear in default(layer).items()}
+    matched: dict[str, nn.Linear] = {}
+    for keyword in keywords:
+        hits = {
+            layer.index: {p: m for p, m in {**layer.ffn, **layer.attention}.items() if f".{p}".endswith(f".{keyword}")}
+            for layer in layers
+        }
+        covered = sum(1 for found in hits.values() if found)
+        if not covered:
+            raise InjectionError(_nothing(layers, key, repr(keyword)))
+        if covered < len(layers):
+            missing = [index for index, found in hits.items() if not found]
+            warnings.append(
+                f"{key}: {keyword!r} is in {covered} of {len(layers)} layers ({covered / len(layers):.0%}); "
+                f"layers {missing} stay without"
+            )
+        for found in hits.values():
+            matched.update(found)
+    return matched
+
+
+def _nothing(layers: list[LayerLayout], key: str, what: str) -> str:
+    native = next((layer.native_experts for layer in layers if layer.native_experts), None)
+    if native and what == "FFN Linear":
+        return (
+            f"this backbone is already a mixture: its experts are fused in {native}, so there is no FFN Linear for "
+            f"mixture_lora; name Linears of the attention in {key}"
+        )
+    names = sorted({p.rsplit(".", 1)[-1] for layer in layers for p in (*layer.ffn, *layer.attention)})
+    return f"{key}: {what} matches nothing; Linears in the chosen layers: {', '.join(names) or 'none'}"

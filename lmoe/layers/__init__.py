@@ -1,0 +1,1 @@
+"""Modules: LoRALinear, MixtureLoRALinear, routers, RoutingTrace."""

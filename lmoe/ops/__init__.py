@@ -1,0 +1,1 @@
+"""Pure functions on tensors: gating, LoRA deltas, routing losses."""

@@ -1,0 +1,19 @@
+"""Write one file of a report, with an error that names it."""
+
+from pathlib import Path
+
+from lmoe.errors import TrainingError
+
+
+def write_bytes(path: Path, content: bytes) -> Path:
+    """Write `content`, making missing folders.
+
+    Raises:
+        TrainingError: the disk is full, or the place cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from None
+    return path

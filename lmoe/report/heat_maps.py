@@ -1,0 +1,159 @@
+"""Heat maps of the load of every expert, by site and by domain.
+
+Colour is load over the uniform share 1/E (1 = uniform), so that sites with different numbers of experts compare.
+The scale is fixed, so that the pictures of two runs compare; what exceeds twice the uniform share is clipped.
+"""
+
+import math
+from collections.abc import Sequence
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Colormap, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from lmoe.report.canvas import new_figure, note, plain
+from lmoe.report.loads import DEAD_SHARE, domain_distance, group_sites, is_dead, layer_of, mean_loads, site_ticks
+from lmoe.report.summary import RunSummary
+
+Ticks = Sequence[tuple[float, str]]
+"""(position, label) of what has a label."""
+
+LOAD_COLOURS = colormaps["RdBu_r"]
+LOAD_SCALE = Normalize(0.0, 2.0)
+DISTANCE_COLOURS = colormaps["cividis"]
+ABSENT = math.nan
+ROW_INCHES = 0.42
+MIN_CELL_INCHES = 0.38
+"""Narrower cells carry no number."""
+MAX_TICKS = 64
+MIN_INCHES = 3.0
+"""A lower picture has no room for the colour scale."""
+PANELS_PER_ROW = 3
+
+
+def load_by_site(summary: RunSummary) -> Figure:
+    """Rows are sites in their order, columns experts; hatched where a site has fewer experts than others."""
+    sites = list(summary.site_load)
+    if not sites:
+        return note("No site recorded the load of its experts.")
+    loads = list(summary.site_load.values())
+    row_inches = ROW_INCHES if len(sites) <= 48 else max(0.2, 20 / len(sites))
+    fig = new_figure(max(MIN_INCHES, 1.9 + row_inches * len(sites)))
+    ax = fig.add_subplot()
+    _draw_loads(ax, loads, site_ticks(sites, MAX_TICKS), cell_inches=(12.2 / max(map(len, loads)), row_inches))
+    layers = [layer_of(site) for site in sites]
+    for row in range(1, len(sites)):
+        if layers[row] != layers[row - 1]:
+            ax.axhline(row, color="black", linewidth=1.2)
+    fig.suptitle(f"Load of every expert by site{_reading(summary)}", fontsize=15)
+    _load_scale(fig, [ax])
+    return fig
+
+
+def load_by_domain(summary: RunSummary) -> Figure:
+    """Above: domains by experts, averaged over sites of a kind. Below: how far each site tells domains apart."""
+    domains = [domain for domain in summary.domains if summary.domain_load.get(domain)]
+    sites = [site for site in summary.site_load if all(site in summary.domain_load[domain] for domain in domains)]
+    if not domains or not sites:
+        return note("No load by domain was recorded.")
+    groups = group_sites({site: summary.site_load[site] for site in sites})
+    columns = min(PANELS_PER_ROW, len(groups))
+    rows = math.ceil(len(groups) / columns)
+    panel_inches = max(MIN_INCHES, 1.1 + ROW_INCHES * len(domains))
+    has_distance = len(domains) > 1
+    # Labels under the lower panel are written upright and take an inch and a half.
+    heights = [panel_inches] * rows + [panel_inches + 1.5] * has_distance
+    fig = new_figure(sum(heights) + 0.6)
+    grid = fig.add_gridspec(len(heights), columns, height_ratios=heights)
+    axes = []
+    for i, (title, members) in enumerate(groups.items()):
+        ax = fig.add_subplot(grid[i // columns, i % columns])
+        loads = [mean_loads([summary.domain_load[domain][site] for site in members]) for domain in domains]
+        _draw_loads(
+            ax,
+            loads,
+            _domain_ticks(domains) if i % columns == 0 else [],
+            cell_inches=(12.2 / columns / len(loads[0]), ROW_INCHES),
+        )
+        ax.set_title(plain(f"{title}: mean of {len(members)} sites" if len(members) > 1 else title), fontsize=13)
+        axes.append(ax)
+    fig.suptitle(f"Load of every expert by domain{_reading(summary)}", fontsize=15)
+    _load_scale(fig, axes)
+    if has_distance:
+        _draw_distance(fig, fig.add_subplot(grid[rows, :]), summary, domains, sites)
+    return fig
+
+
+def _reading(summary: RunSummary) -> str:
+    counts = {len(loads) for loads in summary.site_load.values()}
+    uniform = f"; uniform = {100 / counts.pop():.3g}" if len(counts) == 1 else ""
+    return f"  (% of assignments{uniform}; x = dead, below {100 * DEAD_SHARE:g} % of uniform)"
+
+
+def _draw_loads(ax: Axes, loads: Sequence[Sequence[float]], ticks: Ticks, cell_inches: tuple[float, float]) -> None:
+    widest = max(map(len, loads))
+    ratios = [[share * len(row) for share in row] + [ABSENT] * (widest - len(row)) for row in loads]
+    _draw_cells(ax, ratios, LOAD_COLOURS, LOAD_SCALE)
+    for i, row in enumerate(loads):
+        for e, share in enumerate(row):
+            dead = is_dead(share, len(row))
+            text = "x" if dead else f"{100 * share:.1f}" if share < 0.0995 else f"{100 * share:.0f}"
+            if dead or (cell_inches[0] >= MIN_CELL_INCHES and cell_inches[1] >= 0.3):
+                _write_cell(ax, e, i, text, LOAD_COLOURS(LOAD_SCALE(share * len(row))))
+    every = math.ceil(widest / (32 if cell_inches[0] > 0.3 else 16))
+    ax.set_xticks([e + 0.5 for e in range(0, widest, every)], [str(e) for e in range(0, widest, every)], fontsize=12)
+    ax.set_xlabel("expert", fontsize=12)
+    _label_rows(ax, ticks)
+
+
+def _draw_distance(fig: Figure, ax: Axes, summary: RunSummary, domains: list[str], sites: list[str]) -> None:
+    distances = [domain_distance({d: summary.domain_load[d] for d in domains}, site) for site in sites]
+    values = [[distance[domain] for distance in distances] for domain in domains]
+    top = max(0.05, max(map(max, values)))
+    scale = Normalize(0.0, top)
+    _draw_cells(ax, values, DISTANCE_COLOURS, scale)
+    if 12.2 / len(sites) >= MIN_CELL_INCHES:
+        for i, row in enumerate(values):
+            for j, value in enumerate(row):
+                _write_cell(ax, j, i, f"{100 * value:.0f}", DISTANCE_COLOURS(scale(value)))
+    places, names = zip(*site_ticks(sites, MAX_TICKS), strict=True)
+    ax.set_xticks(places, [plain(name) for name in names], fontsize=11, rotation=90)
+    _label_rows(ax, _domain_ticks(domains))
+    ax.set_title("How far each site tells the domains apart  (% of a domain's assignments routed unlike the mean)",
+                 fontsize=13)  # fmt: skip
+    percent = FuncFormatter(lambda value, _: f"{100 * value:.0f} %")
+    fig.colorbar(ScalarMappable(scale, DISTANCE_COLOURS), ax=ax, format=percent, pad=0.01, fraction=0.03)
+
+
+def _draw_cells(ax: Axes, values: Sequence[Sequence[float]], colours: Colormap, scale: Normalize) -> None:
+    """One cell a value, the first row on top; what is absent shows the hatched ground."""
+    ax.patch.set(facecolor="white", edgecolor="0.6", hatch="////")
+    few = len(values) * len(values[0]) <= 2000
+    ax.pcolormesh(values, cmap=colours, norm=scale, edgecolors="white" if few else "none", linewidth=0.8)
+    ax.invert_yaxis()
+    ax.tick_params(length=0)
+
+
+def _write_cell(ax: Axes, column: int, row: int, text: str, background: tuple[float, float, float, float]) -> None:
+    red, green, blue, _ = background
+    colour = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
+    ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=11, color=colour, in_layout=False)
+
+
+def _domain_ticks(domains: Sequence[str]) -> Ticks:
+    return [(row + 0.5, domain) for row, domain in enumerate(domains)]
+
+
+def _label_rows(ax: Axes, ticks: Ticks) -> None:
+    ax.set_yticks([place for place, _ in ticks], [plain(label) for _, label in ticks], fontsize=12)
+
+
+def _load_scale(fig: Figure, axes: list[Axes]) -> None:
+    bar = fig.colorbar(
+        ScalarMappable(LOAD_SCALE, LOAD_COLOURS), ax=axes, extend="max", pad=0.01, fraction=0.03, aspect=25
+    )
+    bar.set_ticks([0, 0.5, 1, 1.5, 2], labels=["0", "0.5", "uniform", "1.5", "2 or more"], fontsize=11)
+    bar.set_label("load / uniform share", fontsize=12)

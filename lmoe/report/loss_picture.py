@@ -1,0 +1,142 @@
+"""Loss curves: training, validation, validation by domain, and where phases begin."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lmoe.report.canvas import new_figure, note, plain
+from lmoe.report.curves import Curves
+
+OKABE_ITO = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D1F", "#000000"]
+"""Colours that remain apart for colour-blind readers (Okabe and Ito 2008; its yellow darkened, for white paper)."""
+
+MARKERS = "os^DvPX*"
+LABEL_INCHES = 0.21
+"""Height of one label at the end of a curve."""
+
+Points = Sequence[tuple[int, float]]
+
+
+def loss_curves(metrics: Curves, phases: Mapping[str, int], max_steps: int) -> Figure:
+    """Left: training and validation loss. Right: validation loss of each domain, if there are any."""
+    train, val = _finite(metrics.get("train/loss", [])), _finite(metrics.get("val/loss", []))
+    domains = {
+        name.removeprefix("val/").removesuffix("/loss"): points
+        for name, values in metrics.items()
+        if name.startswith("val/") and name.endswith("/loss") and name != "val/loss" and (points := _finite(values))
+    }
+    if not (train or val or domains):
+        return note("No loss was logged.")
+    last = max(1, max_steps, *(points[-1][0] for points in (train, val, *domains.values()) if points))
+    height = max(7.0, 2.0 + LABEL_INCHES * len(domains))
+    fig = new_figure(height)
+    columns = [bool(train or val), bool(domains)]
+    axes = fig.subplots(1, sum(columns), squeeze=False)[0]
+    if columns[0]:
+        _draw_overall(axes[0], train, val)
+    if columns[1]:
+        _draw_domains(axes[-1], domains, height - 2.0, last)
+    for ax in axes:
+        _draw_phases(ax, phases, last)
+        ax.set_xlim(-0.01 * last, 1.01 * last)
+        ax.set_xlabel("optimizer step", fontsize=13)
+        ax.set_ylabel("nats per label token", fontsize=13)
+        ax.tick_params(labelsize=12)
+        ax.grid(True, color="0.9")
+        ax.set_axisbelow(True)
+        ax.spines[["top", "right"]].set_visible(False)
+    return fig
+
+
+def smooth(points: Points) -> list[tuple[int, float]]:
+    """Centred mean over about a fifteenth of the curve; the window shrinks at both ends."""
+    half = max(1, len(points) // 30)
+    values = [value for _, value in points]
+    result = []
+    for i, (step, _) in enumerate(points):
+        reach = min(half, i, len(points) - 1 - i)
+        window = values[i - reach : i + reach + 1]
+        result.append((step, sum(window) / len(window)))
+    return result
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Positions at least `gap` apart, in the order of `wanted` and near it.
+
+    Neighbours that are too close merge into a block around the mean of what they wanted.
+    """
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    blocks: list[tuple[float, list[int]]] = []
+    for i in order:
+        centre, members = wanted[i], [i]
+        while blocks and centre - gap * len(members) / 2 < blocks[-1][0] + gap * len(blocks[-1][1]) / 2:
+            _, before = blocks.pop()
+            members = before + members
+            centre = sum(wanted[j] for j in members) / len(members)
+        blocks.append((centre, members))
+    placed = [0.0] * len(wanted)
+    for centre, members in blocks:
+        for rank, j in enumerate(members):
+            placed[j] = centre + gap * (rank - (len(members) - 1) / 2)
+    return placed
+
+
+def _draw_overall(ax: Axes, train: Points, val: Points) -> None:
+    if train:
+        ax.plot(*_xy(train), color="#56B4E9", linewidth=0.9, alpha=0.8, label="training, each step")
+        ax.plot(*_xy(smooth(train)), color="#0072B2", linewidth=2.4, label="training, smoothed")
+    if val:
+        ax.plot(*_xy(val), color="#D55E00", linewidth=2, marker="o", markersize=8, label="validation, all tokens")
+        if val[0][0] == 0:
+            ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+            ax.annotate(
+                "adapters off", val[0], (9, 0), textcoords="offset points", va="center", fontsize=11, bbox=ground
+            )
+    ax.set_title("Training and validation loss", fontsize=15, pad=40)
+    ax.legend(fontsize=12, frameon=False, loc="upper right")
+
+
+def _draw_domains(ax: Axes, domains: Mapping[str, Points], inches: float, last: int) -> None:
+    for i, points in enumerate(domains.values()):
+        colour, marker = OKABE_ITO[i % 8], MARKERS[(i + i // 8) % 8]
+        ax.plot(*_xy(points), color=colour, linewidth=1.8, marker=marker, markersize=7)
+    ends = [points[-1] for points in domains.values()]
+    low, high = ax.get_ylim()
+    places = spread([value for _, value in ends], gap=(high - low) * LABEL_INCHES / inches)
+    for i, (name, (step, value), place) in enumerate(zip(domains, ends, places, strict=True)):
+        ax.annotate(
+            plain(f"{name}  {value:.2f}"),
+            (step, value),
+            (1.05 * last, place),
+            color="0.1",
+            fontsize=12,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": OKABE_ITO[i % 8], "linewidth": 1.5, "relpos": (0.0, 0.5)},
+        )
+    ax.set_ylim(min(low, *places), max(high, *places))
+    ax.set_title("Validation loss by domain", fontsize=15, pad=40)
+
+
+def _draw_phases(ax: Axes, phases: Mapping[str, int], last: int) -> None:
+    """A dashed line where a later phase begins; names above the axes, on two levels so that short phases fit."""
+    for i, (name, start) in enumerate(phases.items()):
+        level = 1.0 + 0.045 * (1 - i % 2) * (len(phases) > 1)
+        text = name if start == 0 else f"{name} from step {start:,}"
+        late = start > 0.6 * last
+        ax.text(
+            start, level, plain(f" {text} "), transform=ax.get_xaxis_transform(), fontsize=11, color="0.25",
+            ha="right" if late else "left", va="bottom",
+        )  # fmt: skip
+        if start > 0:
+            ax.axvline(start, color="0.35", linestyle="--", linewidth=1.3, label=f"_phase {name}")
+
+
+def _finite(points: Points) -> list[tuple[int, float]]:
+    return [(step, value) for step, value in points if math.isfinite(value)]
+
+
+def _xy(points: Points) -> tuple[list[int], list[float]]:
+    return [step for step, _ in points], [value for _, value in points]

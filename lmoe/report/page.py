@@ -1,0 +1,154 @@
+"""One HTML page about a run: no script, no external resource, readable from a file share."""
+
+import os
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from lmoe.report.curves import Curves
+from lmoe.report.files import write_bytes
+from lmoe.report.loads import DEAD_SHARE
+from lmoe.report.summary import RunSummary
+from lmoe.report.wording import RUN_FILES, duration, experts, generate_command, loss_rows, memory
+
+STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
+h1 { margin-bottom: 0; overflow-wrap: anywhere; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; } th, td { padding: .3rem .9rem; text-align: right; }
+th:first-child, td:first-child, table.text td { text-align: left; } tbody tr:nth-child(odd) { background: #f5f5f5; }
+thead { border-bottom: 2px solid #999; } tr.mean { font-weight: bold; border-top: 2px solid #999; }
+td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
+figure { margin: 1.5rem 0; } figure img { width: 100%; height: auto; } figcaption { color: #444; }
+pre { background: #f5f5f5; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+.warning { border-left: 5px solid #d55e00; background: #fff3ea; padding: .5rem 1rem; }
+"""
+
+CAPTIONS = {
+    "loss_curves": (
+        "Loss curves",
+        "Lower is better; a dashed line marks where a phase begins, and a validation point at step 0 has the adapters "
+        "off.",
+    ),
+    "load_by_site": (
+        "Load by site",
+        "White is the uniform share, red an expert that gets more of the assignments, blue one that gets less; a row "
+        "with one dark red cell is a site that collapsed.",
+    ),
+    "load_by_domain": (
+        "Load by domain",
+        "Rows that differ show experts that specialise by domain; experts of different sites are different experts, so "
+        "the lower panel, which compares domains within each site, is the surer sign.",
+    ),
+}
+"""Picture -> its heading, and how to read it; in the order of the page."""
+
+ROUTING = {
+    "entropy": "router entropy over ln E: 1 where a router is undecided, 0 where it is certain",
+    "cv": "coefficient of variation of the load: 0 where all experts are equally busy",
+    "max_vio": "MaxVio, the busiest expert's load over the uniform one, less 1: 0 is perfect balance",
+    "dead": f"dead experts, all sites together: share below {100 * DEAD_SHARE:g} % of the uniform one",
+    "effective": "effective number of experts per token, 1 / sum of squared routing weights",
+}
+"""Routing metric -> what it says."""
+
+
+def write_page(summary: RunSummary, metrics: Curves, pictures: Mapping[str, Path], folder: Path) -> Path:
+    """Write `folder`/index.html; pictures are linked by relative path.
+
+    Raises:
+        TrainingError: the file cannot be written.
+    """
+    body = "\n".join(
+        [
+            f"<h1>{escape(summary.name)}</h1>",
+            f"<p>{escape(summary.backbone)}: {escape(experts(summary))}.</p>",
+            _warnings(summary),
+            "<h2>What ran</h2>",
+            _facts(summary),
+            "<h2>Validation loss by domain</h2>",
+            _losses(summary),
+            _figures(pictures, folder),
+            _routing(metrics),
+            "<h2>Where things are</h2>",
+            _files(summary),
+            "<h2>Try next</h2>",
+            f"<pre>{escape(generate_command(summary.run_dir))}</pre>",
+        ]
+    )
+    page = (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(summary.name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+    return write_bytes(Path(folder) / "index.html", page.encode("utf-8"))
+
+
+def _warnings(summary: RunSummary) -> str:
+    return "\n".join(f'<p class="warning"><b>Collapse.</b> {escape(message)}</p>' for message in summary.collapsed)
+
+
+def _facts(summary: RunSummary) -> str:
+    phases = ", ".join(f"{name} from step {start:,}" for name, start in summary.phases.items())
+    facts = {
+        "backbone": summary.backbone,
+        "experts": experts(summary),
+        "trainable parameters": f"{summary.trainable_parameters:,}",
+        "optimizer steps": f"{summary.max_steps:,}",
+        "phases": phases or "-",
+        "time": duration(summary.seconds),
+        "peak memory": memory(summary.peak_memory_mb),
+    }
+    return _text_table(facts)
+
+
+def _losses(summary: RunSummary) -> str:
+    rows = loss_rows(summary)
+    lines = []
+    for i, row in enumerate(rows):
+        mark = ' class="mean"' if i >= len(summary.domains) else ""
+        cells = (row.label, row.before, row.after, row.change, row.percent)
+        lines.append(f"<tr{mark}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+    head = "".join(f"<th>{name}</th>" for name in ("domain", "adapters off", "after", "change", "change in %"))
+    return (
+        "<p>In nats per label token; below, a dash stands for what was not measured.</p>\n"
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table>"
+    )
+
+
+def _figures(pictures: Mapping[str, Path], folder: Path) -> str:
+    parts = []
+    for name in [*(n for n in CAPTIONS if n in pictures), *(n for n in pictures if n not in CAPTIONS)]:
+        title, reading = CAPTIONS.get(name, (name, ""))
+        link = escape(quote(os.path.relpath(pictures[name], folder).replace(os.sep, "/")))
+        parts.append(
+            f'<h2>{escape(title)}</h2>\n<figure><figcaption>{escape(reading)}</figcaption>\n<a href="{link}">'
+            f'<img src="{link}" alt="{escape(title)}"></a></figure>'
+        )
+    return "\n".join(parts)
+
+
+def _routing(metrics: Curves) -> str:
+    lines = []
+    for name, meaning in ROUTING.items():
+        if points := metrics.get(f"routing/{name}"):
+            (first_step, first), (last_step, last) = points[0], points[-1]
+            cells = (f"routing/{name}", f"{first:.3f}", f"{last:.3f}")
+            numbers = "".join(f"<td>{cell}</td>" for cell in cells)
+            lines.append(f'<tr title="steps {first_step} and {last_step}">{numbers}<td>{escape(meaning)}</td></tr>')
+    if not lines:
+        return ""
+    head = "<tr><th>metric</th><th>first</th><th>last</th><th>meaning</th></tr>"
+    return (
+        "<h2>Routing</h2>\n<p>As first and as last logged; means over the sites unless it says otherwise.</p>\n"
+        f'<table class="text"><thead>{head}</thead>\n<tbody>\n' + "\n".join(lines) + "\n</tbody></table>"
+    )
+
+
+def _files(summary: RunSummary) -> str:
+    return f"<p>In <code>{escape(summary.run_dir)}</code>:</p>\n" + _text_table(RUN_FILES)
+
+
+def _text_table(rows: Mapping[str, str]) -> str:
+    lines = (f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows.items())
+    return '<table class="text"><tbody>\n' + "\n".join(lines) + "\n</tbody></table>"

@@ -1,0 +1,51 @@
+"""The pictures of a report."""
+
+import io
+import warnings
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lmoe.report.curves import Curves
+from lmoe.report.files import write_bytes
+from lmoe.report.heat_maps import load_by_domain, load_by_site
+from lmoe.report.loss_picture import loss_curves
+from lmoe.report.summary import RunSummary
+
+__all__ = ["load_by_domain", "load_by_site", "loss_curves", "write_loss_curve", "write_pictures"]
+
+
+def write_pictures(summary: RunSummary, metrics: Curves, folder: Path) -> dict[str, Path]:
+    """Write load_by_site.png, load_by_domain.png and loss_curves.png.
+
+    Returns:
+        Name of each picture without `.png` -> its file.
+
+    Raises:
+        TrainingError: a file cannot be written.
+    """
+    figures = {
+        "load_by_site": load_by_site(summary),
+        "load_by_domain": load_by_domain(summary),
+        "loss_curves": loss_curves(metrics, summary.phases, summary.max_steps),
+    }
+    return {name: write_bytes(Path(folder) / f"{name}.png", _png(figure)) for name, figure in figures.items()}
+
+
+def write_loss_curve(metrics: Curves, max_steps: int, path: Path) -> Path:
+    """Write the loss curves of a run without phases.
+
+    Raises:
+        TrainingError: the file cannot be written.
+    """
+    return write_bytes(path, _png(loss_curves(metrics, {}, max_steps)))
+
+
+def _png(figure: Figure) -> bytes:
+    content = io.BytesIO()
+    with warnings.catch_warnings():
+        # A domain's name may use a script that the bundled font lacks; boxes in a label are no reason to fail.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+")
+        FigureCanvasAgg(figure).print_png(content)
+    return content.getvalue()

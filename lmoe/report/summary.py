@@ -1,0 +1,86 @@
+"""What a finished run has to say about itself, as plain numbers that outlive the model."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from lmoe.errors import CheckpointError
+from lmoe.report.files import write_bytes
+
+
+@dataclass(slots=True, kw_only=True)
+class RunSummary:
+    """The end of a run. Losses are validation losses in nats per label token."""
+
+    name: str
+    """Name of the run."""
+    run_dir: str
+    """The run directory, as the user would type it."""
+    domains: list[str]
+    """Domains in the order in which tables and pictures show them."""
+    before: dict[str, float]
+    """Domain -> loss with the adapters off; domains that were not measured are left out."""
+    after: dict[str, float]
+    """Domain -> loss at the end."""
+    site_load: dict[str, list[float]]
+    """Site -> share of assignments of each expert; sums to 1. Sites may differ in their number of experts."""
+    domain_load: dict[str, dict[str, list[float]]]
+    """Domain -> site -> share of assignments of each expert."""
+    phases: dict[str, int]
+    """Phase -> its first optimizer step, in order."""
+    max_steps: int
+    """Length of the run in optimizer steps."""
+    seconds: float
+    """Wall-clock time of the run."""
+    peak_memory_mb: float | None
+    """Peak memory in MB; None: not measured."""
+    trainable_parameters: int
+    """Number of parameters that some phase trains."""
+    backbone: str
+    """Hub name or directory of the backbone."""
+    collapsed: list[str]
+    """Collapse warnings, each naming the site and what to change."""
+
+    @property
+    def before_mean(self) -> float | None:
+        """Mean of `before` over the measured domains; None without any."""
+        return _mean(self.before, self.domains)
+
+    @property
+    def after_mean(self) -> float | None:
+        """Mean of `after` over the measured domains; None without any."""
+        return _mean(self.after, self.domains)
+
+    def to_json(self, path: Path) -> Path:
+        """Write the summary.
+
+        Raises:
+            TrainingError: the file cannot be written.
+        """
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False)
+        return write_bytes(Path(path), (text + "\n").encode("utf-8"))
+
+    @classmethod
+    def from_json(cls, path: Path) -> "RunSummary":
+        """Read what `to_json` wrote.
+
+        Raises:
+            CheckpointError: no such file, not JSON, or keys that are missing or unknown.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read as the summary of a run: {error}") from None
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path} is no summary of a run: expected an object, got {type(content).__name__}")
+        expected = {field.name for field in fields(cls)}
+        if problems := sorted(expected ^ content.keys()):
+            named = ", ".join(f"{key} ({'missing' if key in expected else 'unknown'})" for key in problems)
+            raise CheckpointError(f"{path} is no summary of a run that this version reads: {named}")
+        return cls(**content)
+
+
+def _mean(losses: Mapping[str, float], domains: Sequence[str]) -> float | None:
+    measured = [losses[domain] for domain in domains if domain in losses]
+    return sum(measured) / len(measured) if measured else None

@@ -1,0 +1,111 @@
+"""Tables for the terminal at the end of a run; 80 columns, and readable in a log without colours."""
+
+import re
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lmoe.report.loads import DEAD_SHARE, ExpertLoad, expert_loads
+from lmoe.report.summary import RunSummary
+from lmoe.report.wording import RUN_FILES, duration, experts, loss_rows, memory, percent
+
+BAR_WIDTH = 20
+"""Characters of the longest bar."""
+
+MAX_EXPERTS = 32
+"""With more experts, only the busiest and the idlest are listed."""
+
+COMMAND_WIDTH = 76
+"""Longer commands are continued on the next line with a backslash, which a shell accepts when copied."""
+
+
+def final_tables(summary: RunSummary, next_commands: list[str]) -> Group:
+    """Loss by domain, load of each expert, collapse warnings, where things are, and what to run next."""
+    parts: list[RenderableType] = [Text(_what_ran(summary)), Text(), loss_table(summary), Text()]
+    if summary.site_load:
+        parts += [load_table(summary), Text()]
+    parts += [Text(f"warning: {message}", style="bold yellow") for message in summary.collapsed]
+    parts.append(_places(summary.run_dir))
+    if next_commands:
+        parts += [Text(), Text("Try next:", style="bold")]
+        parts += [Text(continued(command, indent="  "), overflow="fold") for command in next_commands]
+    return Group(*parts)
+
+
+def loss_table(summary: RunSummary) -> Table:
+    """Validation loss of each domain before and after, and the mean."""
+    table = _table("Validation loss (nats per label token)", "domain")
+    for heading in ("adapters off", "after", "change", "in %"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    rows = loss_rows(summary)
+    for i, row in enumerate(rows):
+        style = {True: "green", False: "red", None: ""}[row.improved]
+        table.add_row(Text(row.label, overflow="fold"), row.before, row.after, Text(row.change, style), row.percent)
+        if i == len(summary.domains) - 1 and len(rows) > len(summary.domains):
+            table.add_section()
+    return table
+
+
+def load_table(summary: RunSummary) -> Table:
+    """Load of each expert over the sites: mean, lowest, highest, and where it is dead."""
+    loads = expert_loads(summary.site_load)
+    table = _table("Load of each expert (share of assignments, over the sites)", "expert")
+    table.add_column("mean", justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True, width=BAR_WIDTH)
+    for heading in ("min", "max", "dead at"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    longest = max(load.mean for load in loads)
+    for load in _listed(loads):
+        bar = "#" * round(BAR_WIDTH * load.mean / longest) if longest > 0 else ""
+        dead = Text(f"{load.dead_sites} of {load.sites} sites", style="bold red" if load.dead_sites else "")
+        table.add_row(str(load.expert), percent(load.mean), bar, percent(load.lowest), percent(load.highest), dead)
+    uniform = sorted({1 / len(shares) for shares in summary.site_load.values()})
+    table.caption = f"uniform: {' or '.join(map(percent, uniform[:4]))}; dead: below {DEAD_SHARE:g} of uniform"
+    if len(loads) > MAX_EXPERTS:
+        table.caption += f"\nthe {MAX_EXPERTS // 2} busiest and {MAX_EXPERTS // 2} idlest of {len(loads)} experts"
+    return table
+
+
+def continued(command: str, indent: str = "") -> str:
+    """A long shell command over several lines, broken between arguments only, never inside quotes."""
+    words = re.findall(r"""(?:[^\s"']|"(?:\\.|[^"\\])*"|'[^']*')+""", command)
+    if " ".join(words) != command:
+        return indent + command
+    lines = [indent + words[0]]
+    for i, word in enumerate(words[1:], start=1):
+        # An option stays with its value.
+        unit = f"{word} {words[i + 1]}" if word.startswith("--") and i + 1 < len(words) else word
+        if len(lines[-1]) + 1 + len(unit) > COMMAND_WIDTH and not words[i - 1].startswith("--"):
+            lines.append(f"{indent}  {word}")
+        else:
+            lines[-1] += f" {word}"
+    return " \\\n".join(lines)
+
+
+def _listed(loads: list[ExpertLoad]) -> list[ExpertLoad]:
+    if len(loads) <= MAX_EXPERTS:
+        return loads
+    ranked = sorted(loads, key=lambda load: load.mean, reverse=True)
+    return ranked[: MAX_EXPERTS // 2] + ranked[-MAX_EXPERTS // 2 :]
+
+
+def _table(title: str, first: str) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left", title_style="bold", caption_style="dim")
+    table.add_column(first, overflow="fold", justify="right" if first == "expert" else "left")
+    return table
+
+
+def _what_ran(summary: RunSummary) -> str:
+    return (
+        f"{summary.name}: {summary.max_steps:,} steps in {duration(summary.seconds)}, peak memory "
+        f"{memory(summary.peak_memory_mb)}\n{summary.backbone}, {experts(summary)}, "
+        f"{summary.trainable_parameters:,} trainable parameters"
+    )
+
+
+def _places(run_dir: str) -> Group:
+    grid = Table.grid(padding=(0, 2))
+    for name, purpose in RUN_FILES.items():
+        grid.add_row(f"  {name}", purpose)
+    return Group(Text.assemble(("In ", "bold"), run_dir, overflow="fold"), grid)

@@ -1,0 +1,102 @@
+"""Numbers as a reader wants them, the same in the terminal and on the page. ASCII only, for logs."""
+
+import math
+import shlex
+from dataclasses import dataclass
+
+from lmoe.report.summary import RunSummary
+
+NOT_MEASURED = "-"
+
+
+@dataclass(slots=True, kw_only=True)
+class LossRow:
+    """Validation loss of one domain, or the mean over domains, as text."""
+
+    label: str
+    before: str
+    after: str
+    change: str
+    percent: str
+    improved: bool | None
+    """None where the two cannot be compared."""
+
+
+def loss_rows(summary: RunSummary) -> list[LossRow]:
+    """A row for each domain; the mean comes last where there are several.
+
+    The means are compared only where both were measured on the same domains.
+    """
+    rows = [_loss_row(name, summary.before.get(name), summary.after.get(name), True) for name in summary.domains]
+    if len(rows) > 1:
+        same = all((name in summary.before) == (name in summary.after) for name in summary.domains)
+        rows.append(_loss_row("mean over domains", summary.before_mean, summary.after_mean, same))
+    return rows
+
+
+def _loss_row(label: str, before: float | None, after: float | None, comparable: bool) -> LossRow:
+    row = LossRow(
+        label=label,
+        before=loss(before),
+        after=loss(after),
+        change=NOT_MEASURED,
+        percent=NOT_MEASURED,
+        improved=None,
+    )
+    if comparable and before is not None and after is not None and math.isfinite(after - before):
+        row.change = f"{after - before:+.3f}"
+        row.percent = f"{100 * (after - before) / before:+.1f}%" if before else NOT_MEASURED
+        row.improved = after < before
+    return row
+
+
+def loss(value: float | None) -> str:
+    """A loss in nats, or a dash."""
+    return NOT_MEASURED if value is None else f"{value:.3f}"
+
+
+def percent(share: float) -> str:
+    """A share as a percentage with one decimal."""
+    return f"{100 * share:.1f}%"
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `2 min 20 s`, `3 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def memory(megabytes: float | None) -> str:
+    """`812 MB`, `1.2 GB`, or that nobody measured."""
+    if megabytes is None:
+        return "not measured"
+    return f"{megabytes:.0f} MB" if megabytes < 1000 else f"{megabytes / 1000:.1f} GB"
+
+
+def experts(summary: RunSummary) -> str:
+    """`8 experts at each of 18 sites`."""
+    counts = sorted({len(loads) for loads in summary.site_load.values()})
+    if not counts:
+        return "no site recorded its load"
+    sites = len(summary.site_load)
+    if len(counts) > 1:
+        return f"{counts[0]} to {counts[-1]} experts at {sites} sites"
+    return f"{counts[0]} experts at 1 site" if sites == 1 else f"{counts[0]} experts at each of {sites} sites"
+
+
+def generate_command(run_dir: str) -> str:
+    """The command to try next on a run directory."""
+    return f'lmoe generate --checkpoint {shlex.quote(run_dir)} --prompt "Hello!"'
+
+
+RUN_FILES = {
+    "adapter/": "the trained adapter, to use, export or share",
+    "checkpoints/": "last.ckpt and best.ckpt, to resume",
+    "metrics.csv": "every logged metric by step",
+    "report/": "pictures and a page of what the routers did",
+}
+"""What a run leaves in its directory, and what for."""

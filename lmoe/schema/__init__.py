@@ -1,0 +1,1 @@
+"""The config dataclasses and their validation; imports neither torch nor lightning."""

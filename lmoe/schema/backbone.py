@@ -1,0 +1,28 @@
+"""The frozen model that experts are put into."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class BackbonePrecision(StrEnum):
+    """Storage type of the frozen weights; adapters and routers are always float32."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@dataclass(slots=True, kw_only=True)
+class BackboneConfig:
+    """A Hugging Face causal language model."""
+
+    model_name: str = "tiny"
+    """Hub name, local directory, or tiny (the base that ships with lmoe)."""
+    precision: BackbonePrecision = BackbonePrecision.float32
+    """float32, bfloat16 or float16: how the frozen weights are stored."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null: the default branch."""
+    attn_implementation: str | None = None
+    """eager, sdpa, flash_attention_2, …; null: what Transformers chooses."""
+    trust_remote_code: bool = False
+    """Run code that comes with the model. Named in the provenance when on."""

@@ -1,0 +1,41 @@
+"""Sections of a config from plain dicts, completed from conf/."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lmoe.errors import ConfigError
+from lmoe.schema.injection import InjectionConfig
+from lmoe.schema.keys import unknown_keys
+from lmoe.schema.moe import MoeConfig
+from lmoe.schema.resources import resource_dir
+
+
+def injection_section(given: Mapping[str, Any]) -> InjectionConfig:
+    """An injection section; keys left out take the values of conf/injection/mixture_lora.yaml.
+
+    Raises:
+        ConfigError: unknown keys or wrong types.
+    """
+    return _section("injection", InjectionConfig, "mixture_lora", given)
+
+
+def moe_section(given: Mapping[str, Any]) -> MoeConfig:
+    """A moe section; keys left out take the values of conf/moe/top_k.yaml.
+
+    Raises:
+        ConfigError: unknown keys or wrong types.
+    """
+    return _section("moe", MoeConfig, "top_k", given)
+
+
+def _section(name: str, schema: type, default: str, given: Mapping[str, Any]) -> Any:
+    if problems := unknown_keys(schema, given, prefix=name):
+        raise ConfigError(problems)
+    shipped = OmegaConf.load(resource_dir("conf") / name / f"{default}.yaml")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), shipped, dict(given)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,55 @@
+"""Which experts go where."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class InjectionStrategy(StrEnum):
+    """How experts are put into the backbone."""
+
+    mixture_lora = "mixture_lora"
+
+
+@dataclass(slots=True, kw_only=True)
+class AttnLoraConfig:
+    """Single LoRA (no experts, no router) on attention Linears."""
+
+    enabled: bool = True
+    """Put LoRA on attention Linears."""
+    keywords: list[str] | None = None
+    """Names of the Linears; null: q and v of the family, or its fused qkv."""
+    lora_r: int | None = None
+    """Rank; null: injection.lora_r."""
+    lora_alpha: float | None = None
+    """Numerator of the scaling alpha / r; null: injection.lora_alpha."""
+
+
+@dataclass(slots=True, kw_only=True)
+class InjectionConfig:
+    """Low-rank experts (2106.09685) and their places."""
+
+    strategy: InjectionStrategy = InjectionStrategy.mixture_lora
+    """mixture_lora: every chosen FFN Linear becomes a mixture of LoRA experts with its own router."""
+    lora_r: int = 16
+    """Rank of each expert."""
+    lora_alpha: float = 32.0
+    """Numerator of the scaling alpha / r of each expert's output."""
+    lora_dropout: float = 0.05
+    """Dropout on the input of the low-rank branches, once for all experts of a site; 0 to below 1."""
+    num_experts: int = 4
+    """Experts at each site."""
+    top_k: int = 2
+    """Experts chosen for each token (moe.router=top_k); 1 to num_experts."""
+    target_keywords: list[str] | None = None
+    """Names of the Linears that become mixtures; null: every FFN Linear of the family."""
+    start_layer: int = 0
+    """First decoder layer that gets experts."""
+    num_layers: int = 0
+    """How many decoder layers get experts, from start_layer on; 0: all the rest."""
+    num_experts_by_layer: list[int] | None = None
+    """Experts by depth, spread evenly over the chosen layers (MoLA 2402.08562), e.g. [2,4,6,8]; null: num_experts."""
+    lora_r_by_layer: list[int] | None = None
+    """Rank by depth, spread like num_experts_by_layer; the scaling is lora_alpha over the rank of the layer."""
+    lora_B_std: float | None = None
+    """Standard deviation of lora_B at the start; null: 0, or 0.01 where a phase trains routers before experts."""
+    attn_lora: AttnLoraConfig = field(default_factory=AttnLoraConfig)

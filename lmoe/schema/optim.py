@@ -1,0 +1,44 @@
+"""AdamW and its learning-rate schedule."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class LrSchedule(StrEnum):
+    """Shape of the learning rate after the warm-up."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+
+
+@dataclass(slots=True, kw_only=True)
+class RoleOptimConfig:
+    """What one role overrides; null takes the value of `optim`."""
+
+    lr: float | None = None
+    """Peak learning rate of the role's parameters; null: optim.lr."""
+    weight_decay: float | None = None
+    """Decoupled weight decay of the role's parameters; null: optim.weight_decay."""
+
+
+@dataclass(slots=True, kw_only=True)
+class OptimConfig:
+    """AdamW (1711.05101), built anew at each phase boundary."""
+
+    lr: float = 3e-3
+    """Peak learning rate."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices; vectors are not decayed."""
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    """AdamW's two decay rates of the moment estimates."""
+    eps: float = 1e-8
+    """AdamW's epsilon."""
+    warmup_steps: int = 10
+    """Linear warm-up of each phase, in optimizer steps; clipped to the phase."""
+    schedule: LrSchedule = LrSchedule.cosine
+    """Shape after the warm-up, over the rest of the phase."""
+    min_lr_ratio: float = 0.0
+    """Learning rate at the end of a phase, as a share of its peak."""
+    roles: dict[str, RoleOptimConfig] = field(default_factory=dict)
+    """Overrides by role, e.g. optim.roles.router.lr=1e-3."""

@@ -1,0 +1,64 @@
+"""Phases: spans of optimizer steps, each with its own trainable roles."""
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Role(StrEnum):
+    """The group that a parameter belongs to."""
+
+    backbone = "backbone"
+    base_ffn = "base_ffn"
+    router = "router"
+    lora = "lora"
+    attn_lora = "attn_lora"
+    head = "head"
+
+
+@dataclass(slots=True, kw_only=True)
+class PhaseConfig:
+    """One phase; its optimizer and learning-rate schedule are its own."""
+
+    start: str = "0"
+    """First optimizer step, or a share of trainer.max_steps such as 20%, rounded up."""
+    trainable: list[Role] = field(default_factory=list)
+    """Roles that train: router, lora, attn_lora. Everything else is frozen."""
+    lr: float | None = None
+    """Peak learning rate of the phase; null: optim.lr."""
+    warmup_steps: int | None = None
+    """Warm-up of the phase in optimizer steps, clipped to the phase; null: optim.warmup_steps."""
+    auxiliary_loss: bool | None = None
+    """Add the auxiliary losses to the training loss; null: only where the phase trains routers (a frozen router
+    would push its balance into the experts)."""
+
+
+@dataclass(slots=True, kw_only=True)
+class PhaseScheduleConfig:
+    """Named phases; the one with the smallest start comes first and must start at 0."""
+
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)
+    """By name, so that phase.phases.experts.start=500 works."""
+
+
+def start_step(start: str, max_steps: int) -> int:
+    """Optimizer step at which a phase starts.
+
+    A share is rounded up, and is at least one step for any share above 0.
+
+    Raises:
+        ValueError: neither a whole number >= 0 nor a share from 0% to 100%.
+    """
+    text = str(start).strip()
+    try:
+        if text.endswith("%"):
+            share = float(text[:-1]) / 100
+            if not 0 <= share <= 1:
+                raise ValueError
+            return math.ceil(round(share * max_steps, 9))
+        step = int(text)
+        if step < 0:
+            raise ValueError
+        return step
+    except ValueError:
+        raise ValueError(f"got {start!r}; allowed: an optimizer step such as 500, or a share such as 20%") from None

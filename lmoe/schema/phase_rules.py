@@ -1,0 +1,96 @@
+"""What the phases of a run must satisfy, and what follows from them."""
+
+from itertools import pairwise
+
+from lmoe.schema.injection import InjectionConfig
+from lmoe.schema.phase import PhaseConfig, Role, start_step
+from lmoe.schema.run import RunConfig
+
+TRAINABLE = (Role.router, Role.lora, Role.attn_lora)
+BREAK_SYMMETRY_STD = 0.01
+
+
+def ordered_phases(config: RunConfig) -> list[tuple[str, int, PhaseConfig]]:
+    """(name, first optimizer step, phase), by start.
+
+    Raises:
+        ValueError: a start that is neither a step nor a share.
+    """
+    steps = config.trainer.max_steps
+    entries = [(name, start_step(phase.start, steps), phase) for name, phase in config.phase.phases.items()]
+    return sorted(entries, key=lambda entry: entry[1])
+
+
+def phase_problems(config: RunConfig) -> list[str]:
+    """Problems of `phase`, alone and against trainer.max_steps and the injection."""
+    problems = []
+    for name, phase in config.phase.phases.items():
+        key = f"phase.phases.{name}"
+        try:
+            start = start_step(phase.start, config.trainer.max_steps)
+        except ValueError as error:
+            problems.append(f"{key}.start: {error}")
+            continue
+        if start >= config.trainer.max_steps:
+            problems.append(
+                f"{key}.start={phase.start} is step {start}, but trainer.max_steps={config.trainer.max_steps} ends the "
+                "run before it; start earlier or raise trainer.max_steps"
+            )
+        problems += _role_problems(key, phase, config.injection)
+        if phase.lr is not None and phase.lr <= 0:
+            problems.append(f"{key}.lr is {phase.lr}, must be above 0")
+        if phase.warmup_steps is not None and phase.warmup_steps < 0:
+            problems.append(f"{key}.warmup_steps is {phase.warmup_steps}, must be at least 0")
+    if not config.phase.phases:
+        problems.append("phase.phases is empty; choose phase=router_warmup or phase=joint, or name phases")
+    if problems:
+        return problems
+    starts = [(name, start) for name, start, _ in ordered_phases(config)]
+    if starts[0][1] != 0:
+        problems.append(f"phase.phases.{starts[0][0]}.start is step {starts[0][1]}; the first phase must start at 0")
+    for (first, a), (second, b) in pairwise(starts):
+        if a == b:
+            problems.append(f"phase.phases.{first} and phase.phases.{second} both start at step {a}")
+    return problems
+
+
+def _role_problems(key: str, phase: PhaseConfig, injection: InjectionConfig) -> list[str]:
+    problems = [
+        f"{key}.trainable: {role} cannot train with injection={injection.strategy}; allowed: {', '.join(TRAINABLE)}"
+        for role in phase.trainable
+        if role not in TRAINABLE
+    ]
+    if not phase.trainable:
+        problems.append(f"{key}.trainable is empty, so the phase trains nothing; allowed: {', '.join(TRAINABLE)}")
+    if set(phase.trainable) == {Role.attn_lora} and not injection.attn_lora.enabled:
+        problems.append(f"{key} trains nothing: injection.attn_lora.enabled=false leaves attn_lora without parameters")
+    if phase.auxiliary_loss and phase.trainable == [Role.attn_lora]:
+        problems.append(f"{key}.auxiliary_loss has no effect where neither routers nor experts train; leave it out")
+    return problems
+
+
+def phase_warnings(config: RunConfig) -> list[str]:
+    """What is allowed and perhaps not meant; call on a valid config."""
+    phases = ordered_phases(config)
+    trained = {role for _, _, phase in phases for role in phase.trainable}
+    present = [role for role in TRAINABLE if role is not Role.attn_lora or config.injection.attn_lora.enabled]
+    warnings = [
+        f"role {role} trains in no phase: it stays at its random start; add it to a phase.phases.<name>.trainable"
+        for role in present
+        if role not in trained
+    ]
+    for name, _, phase in phases:
+        if Role.attn_lora in phase.trainable and not config.injection.attn_lora.enabled:
+            warnings.append(f"phase.phases.{name} names attn_lora, but injection.attn_lora.enabled=false")
+    return warnings
+
+
+def lora_B_std(config: RunConfig) -> float:
+    """The setting, or its default: 0, or 0.01 where a phase trains routers before experts.
+
+    With all lora_B at zero the experts add nothing, and a router that trains alone gets exactly no task gradient.
+    """
+    if config.injection.lora_B_std is not None:
+        return config.injection.lora_B_std
+    first = ordered_phases(config)[0][2].trainable
+    return BREAK_SYMMETRY_STD if Role.router in first and Role.lora not in first else 0.0

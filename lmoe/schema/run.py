@@ -1,0 +1,63 @@
+"""The whole of one training run."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from lmoe.schema.backbone import BackboneConfig
+from lmoe.schema.checkpoint import CheckpointConfig
+from lmoe.schema.data import DataConfig
+from lmoe.schema.injection import InjectionConfig
+from lmoe.schema.logger import LoggerConfig
+from lmoe.schema.moe import MoeConfig
+from lmoe.schema.optim import OptimConfig
+from lmoe.schema.phase import PhaseScheduleConfig
+from lmoe.schema.trainer import TrainerConfig
+
+
+class TaskName(StrEnum):
+    """What is learnt."""
+
+    sft = "sft"
+
+
+class DryRun(StrEnum):
+    """How much of a run is tried."""
+
+    none = "none"
+    config = "config"
+    preflight = "preflight"
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskConfig:
+    """Supervised fine-tuning: the loss is on the assistant's tokens."""
+
+    name: TaskName = TaskName.sft
+    """sft."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RunConfig:
+    """Every section of a run; groups of conf/ fill them."""
+
+    name: str = "default"
+    """Name of the run; part of its folder's path and its W&B name."""
+    seed: int = 0
+    """Seed of initial weights, data order, split and dropout."""
+    resume: str | None = None
+    """Run directory to continue, with its saved config."""
+    dry_run: DryRun = DryRun.none
+    """config: validate only; preflight: build everything, one forward and backward, memory estimate, plan."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    injection: InjectionConfig = field(default_factory=InjectionConfig)
+    moe: MoeConfig = field(default_factory=MoeConfig)
+    phase: PhaseScheduleConfig = field(default_factory=PhaseScheduleConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """More Lightning callbacks by name, each with a _target_ under lightning.pytorch.callbacks."""
+    logger: LoggerConfig = field(default_factory=LoggerConfig)

@@ -1,0 +1,56 @@
+"""The loop: steps, devices, precision."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Accelerator(StrEnum):
+    """Where the run computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+class Strategy(StrEnum):
+    """Lightning's strategy for one or many devices."""
+
+    auto = "auto"
+    ddp = "ddp"
+
+
+PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+
+
+@dataclass(slots=True, kw_only=True)
+class TrainerConfig:
+    """Lightning's Trainer, as far as a run needs it."""
+
+    accelerator: Accelerator = Accelerator.auto
+    """auto, cpu or gpu."""
+    devices: int = 1
+    """Devices (processes) on each node."""
+    num_nodes: int = 1
+    """Machines."""
+    strategy: Strategy = Strategy.auto
+    """auto or ddp."""
+    precision: str = "bf16-mixed"
+    """32-true, bf16-mixed or 16-mixed: the autocast type. Adapters and routers stay float32."""
+    max_steps: int = 150
+    """Length of the run in optimizer steps."""
+    accumulate_grad_batches: int = 1
+    """Micro-batches in one optimizer step."""
+    val_every_n_steps: int = 50
+    """Optimizer steps between validations; clipped to the phase. 0: only before and after."""
+    log_every_n_steps: int = 1
+    """Optimizer steps between rows of training metrics."""
+    gradient_clip_val: float = 1.0
+    """Largest norm of all gradients together; 0: no clipping."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    deterministic: bool = True
+    """Deterministic kernels: the same seed gives bitwise the same adapters on the same device."""
+    compile: bool = False
+    """Compile the model with torch.compile: a slow start, then faster steps."""
+    enable_progress_bar: bool = True
+    """A live line with loss and phase."""

@@ -1,0 +1,41 @@
+"""Problems of a pre-training's config."""
+
+from pathlib import Path
+
+from lmoe.schema.pretrain import PretrainConfig
+from lmoe.schema.validate import logger_problems, optim_problems, trainer_problems
+
+
+def pretrain_problems(config: PretrainConfig) -> list[str]:
+    """Every problem that shows without reading the text."""
+    corpus, model = config.corpus, config.model
+    problems = optim_problems(config.optim) + trainer_problems(config.trainer) + logger_problems(config.logger)
+    paths = (("path", corpus.path), ("chats_path", corpus.chats_path), ("chats_exclude", corpus.chats_exclude))
+    problems += [
+        f"corpus.{name}={value}: no such folder or file"
+        for name, value in paths
+        if value is not None and not Path(value).expanduser().exists()
+    ]
+    if corpus.path is None:
+        problems.append("corpus.path is required: a folder of <domain>.txt or <domain>.txt.gz")
+    if corpus.chats_exclude is not None and corpus.chats_path is None:
+        problems.append("corpus.chats_exclude has no effect without corpus.chats_path; leave it out")
+    if not 0 <= corpus.chats_share < 1:
+        problems.append(f"corpus.chats_share is {corpus.chats_share}, must be from 0 to below 1")
+    if not 0 < corpus.held_out_share < 0.5:
+        problems.append(f"corpus.held_out_share is {corpus.held_out_share}, must be above 0 and below 0.5")
+    if corpus.sequence_length > model.max_position_embeddings:
+        problems.append(
+            f"corpus.sequence_length={corpus.sequence_length} is beyond model.max_position_embeddings="
+            f"{model.max_position_embeddings}"
+        )
+    if model.num_attention_heads % model.num_key_value_heads:
+        problems.append(
+            f"model.num_attention_heads={model.num_attention_heads} must be a multiple of "
+            f"model.num_key_value_heads={model.num_key_value_heads}"
+        )
+    if model.vocab_size < 300:
+        problems.append(f"model.vocab_size is {model.vocab_size}, must be at least 300 (256 bytes and special tokens)")
+    if config.trainer.gradient_checkpointing:
+        problems.append("trainer.gradient_checkpointing has no effect in pretrain; leave it out")
+    return problems

@@ -1,0 +1,1 @@
+"""Optimizers by role, the phase schedule, LightningModules and callbacks."""

@@ -1,0 +1,1 @@
+"""One duty a file; the metrics a callback logs are listed on top of it."""

@@ -1,0 +1,71 @@
+"""AdamW with one group a role, and its schedule, for one phase."""
+
+from collections.abc import Mapping
+from functools import partial
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from lmoe.schema.optim import OptimConfig
+from lmoe.schema.phase import Role
+from lmoe.training.lr_schedule import lr_factor
+from lmoe.training.phases import Phase
+
+NamedParameters = dict[str, nn.Parameter]
+
+
+def trainable_by_role(
+    parameters: NamedParameters, roles: Mapping[str, Role], phase: Phase
+) -> dict[Role, NamedParameters]:
+    """The parameters that train in a phase, by role, in the order of Role and of the model."""
+    return {
+        role: {name: parameter for name, parameter in parameters.items() if roles[name] is role}
+        for role in Role
+        if role in phase.trainable and any(r is role for r in roles.values())
+    }
+
+
+def build_optimizer(groups: dict[Role, NamedParameters], phase: Phase, optim: OptimConfig) -> AdamW:
+    """AdamW (1711.05101) with a named group for each role; parameters carry their names into the state dict."""
+    entries = []
+    for role, parameters in groups.items():
+        override = optim.roles.get(role.value)
+        lr = override.lr if override and override.lr is not None else phase.lr
+        decay = override.weight_decay if override and override.weight_decay is not None else optim.weight_decay
+        entries.append({"params": list(parameters.items()), "lr": lr, "weight_decay": decay, "name": role.value})
+    beta1, beta2 = optim.betas
+    return AdamW(entries, lr=phase.lr, betas=(beta1, beta2), eps=optim.eps)
+
+
+def build_scheduler(optimizer: AdamW, phase: Phase, optim: OptimConfig) -> LambdaLR:
+    """Warm-up and decay over the phase; step 0 is the first step of the phase."""
+    factor = partial(
+        lr_factor,
+        warmup=phase.warmup_steps,
+        total=phase.steps,
+        schedule=optim.schedule,
+        min_ratio=optim.min_lr_ratio,
+    )
+    return LambdaLR(optimizer, factor)
+
+
+def carry_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> int:
+    """Keep AdamW's moments of parameters that stay trainable across a boundary.
+
+    Returns:
+        How many parameters kept theirs.
+    """
+    kept = 0
+    for group in new.param_groups:
+        for parameter in group["params"]:
+            if state := old.state.get(parameter):
+                new.state[parameter] = state
+                kept += 1
+    return kept
+
+
+def state_names(optimizer_state: dict) -> list[list[str]]:
+    """Parameter names of each group of a saved optimizer."""
+    return [group.get("param_names", []) for group in optimizer_state["param_groups"]]

@@ -1,0 +1,185 @@
+"""The LightningModule of supervised fine-tuning: assistant-token loss, auxiliary losses, one optimizer a phase."""
+
+from collections.abc import Callable, Iterable
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lmoe.errors import CheckpointError, TrainingError
+from lmoe.injection.apply import injected
+from lmoe.injection.roles import adapter_parameters, parameter_roles
+from lmoe.metrics.language import DomainLoss, token_losses
+from lmoe.metrics.routing import RoutingStats
+from lmoe.schema.optim import OptimConfig
+from lmoe.training.optimizers import build_optimizer, build_scheduler, state_names, trainable_by_role
+from lmoe.training.phases import Phase, PhaseSchedule
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+Batch = dict[str, Tensor]
+WindowTotals = Callable[[int], tuple[int, int]]
+
+
+class SftModule(LightningModule):
+    """Trains the adapters and routers of an injected model.
+
+    `step_routing` and `recent_routing` gather the routing of training batches; the callbacks that read them reset them.
+
+    Args:
+        model: an injected causal language model.
+        schedule: the phases.
+        optim: AdamW and its schedule.
+        domains: names, in the order of the domain ids.
+        window_totals: label tokens and valid tokens of a whole optimizer step, over all micro-batches and ranks.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        schedule: PhaseSchedule,
+        optim: OptimConfig,
+        domains: list[str],
+        window_totals: WindowTotals,
+    ) -> None:
+        super().__init__()
+        self.strict_loading = False  # the checkpoint holds adapters only; on_load_checkpoint compares exact keys
+        self.model, self.schedule, self.optim, self.window_totals = model, schedule, optim, window_totals
+        self.domains = domains
+        self.roles = parameter_roles(model)
+        self.step_routing = RoutingStats(site_experts(model), domains)
+        self.recent_routing = RoutingStats(site_experts(model), domains)
+        self.window = WindowLosses()
+        self.phase = 0
+        self.set_phase(0)
+
+    @property
+    def current(self) -> Phase:
+        """The phase that trains now."""
+        return self.schedule[self.phase]
+
+    def set_phase(self, index: int) -> None:
+        """Train the roles of a phase and freeze the rest; NOTE a stale .grad would still count when clipping."""
+        self.phase = index
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self.roles[name] in self.schedule[index].trainable)
+            if not parameter.requires_grad:
+                parameter.grad = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Summed loss of a micro-batch over the label tokens of the whole window.
+
+        So every label token of an optimizer step weighs the same, whatever micro-batch or rank holds it; auxiliary
+        losses are weighted by valid tokens in the same way. Lightning divides by the number of micro-batches and DDP
+        by that of ranks, which is undone here.
+        """
+        label_tokens, valid_tokens = self.window_totals(self.trainer.global_step)
+        trace = injected(self.model).trace
+        with trace.recording(batch["valid_mask"]):
+            losses, _ = self.losses(batch)
+            balance, z_loss = trace.load_balancing_loss(), trace.router_z_loss()
+        task = losses.sum() / label_tokens
+        share = batch["valid_mask"].sum() / valid_tokens
+        auxiliary = (trace.aux_loss_coef * balance + trace.router_z_loss_coef * z_loss) * share
+        self.update_routing(self.step_routing, batch)
+        self.update_routing(self.recent_routing, batch)
+        trace.clear()
+        self.window.add(task, balance * share, z_loss * share)
+        loss = task + auxiliary if self.current.auxiliary_loss else task
+        return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Loss of each predicted token, (B, T - 1) nats, and its labels, (B, T - 1)."""
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
+        logits = self.model(**inputs, use_cache=False).logits
+        labels = batch["labels"][:, 1:]
+        return token_losses(logits[:, :-1], labels), labels
+
+    def update_routing(self, stats: RoutingStats, batch: Batch) -> None:
+        """Add the routing that the trace holds."""
+        for site, r in injected(self.model).trace.routing.items():
+            stats.update(site, r.probs, r.routing_weights, r.assignment, batch["valid_mask"], batch["domain_ids"])
+
+    def evaluate(self, batches: Iterable[Batch]) -> tuple[DomainLoss, RoutingStats]:
+        """Losses and routing over validation batches, without gradients and dropout."""
+        loss = DomainLoss(self.domains).to(self.device)
+        routing = RoutingStats(self.step_routing.num_experts, self.domains).to(self.device)
+        training, trace = self.model.training, injected(self.model).trace
+        self.model.eval()
+        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
+            for batch in batches:
+                batch = self.transfer_batch_to_device(batch, self.device, 0)
+                with trace.recording(batch["valid_mask"]):
+                    losses, labels = self.losses(batch)
+                loss.update(losses, labels, batch["domain_ids"][:, 1:])
+                self.update_routing(routing, batch)
+        trace.clear()
+        self.model.train(training)
+        return loss, routing
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if not self.window.finite():
+            raise TrainingError(
+                f"the loss of step {self.trainer.global_step} is {self.window.task()}; stopped before the weights took "
+                "it. Lower optim.lr, check trainer.gradient_clip_val and the data; checkpoints/last.ckpt is good"
+            )
+
+    def configure_optimizers(self):
+        """A pure function of the phase: NOTE trainer.global_step is 0 here when a run resumes."""
+        groups = trainable_by_role(dict(self.model.named_parameters()), self.roles, self.current)
+        optimizer = build_optimizer(groups, self.current, self.optim)
+        scheduler = build_scheduler(optimizer, self.current, self.optim)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        keep = {f"model.{name}" for name in adapter_parameters(self.model)}
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+        checkpoint["lmoe_phase"] = self.current.name
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Runs before the optimizers are made: restores the phase, and refuses keys that do not fit."""
+        own = {f"model.{name}" for name in adapter_parameters(self.model)}
+        if differing := sorted(own ^ checkpoint["state_dict"].keys()):
+            raise CheckpointError(
+                f"the checkpoint holds other adapters than this run; first difference: {differing[0]}"
+            )
+        names = [phase.name for phase in self.schedule.phases]
+        if checkpoint.get("lmoe_phase") not in names:
+            raise CheckpointError(f"the checkpoint is in phase {checkpoint.get('lmoe_phase')!r}; this run has {names}")
+        self.set_phase(names.index(checkpoint["lmoe_phase"]))
+        groups = trainable_by_role(dict(self.model.named_parameters()), self.roles, self.current)
+        if state_names(checkpoint["optimizer_states"][0]) != [list(g) for g in groups.values()]:
+            raise CheckpointError(f"the checkpoint's optimizer holds other parameters than phase {self.current.name}")
+
+
+class WindowLosses:
+    """Losses of the current accumulation window, summed over its micro-batches."""
+
+    def __init__(self) -> None:
+        self._sums: Tensor | None = None
+
+    def add(self, task: Tensor, balance: Tensor, z_loss: Tensor) -> None:
+        """Add one micro-batch's shares, each ()."""
+        values = torch.stack([task.detach().float(), balance.detach().float(), z_loss.detach().float()])
+        self._sums = values if self._sums is None else self._sums + values
+
+    def finite(self) -> bool:
+        """Whether every loss of the window is a number."""
+        return self._sums is None or bool(torch.isfinite(self._sums).all())
+
+    def task(self) -> float:
+        """The task loss so far."""
+        return float("nan") if self._sums is None else float(self._sums[0])
+
+    def take(self) -> dict[str, float]:
+        """The window's losses under their metric names; starts a new window."""
+        if self._sums is None:
+            return {}
+        values = self._sums.tolist()
+        self._sums = None
+        return dict(zip(("train/loss", "train/load_balancing_loss", "train/router_z_loss"), values, strict=True))
+
+
+def site_experts(model: PreTrainedModel) -> dict[str, int]:
+    """Number of experts of each site with a router."""
+    return {site.path: site.num_experts for site in injected(model).plan.sites if site.num_experts}

@@ -1,0 +1,86 @@
+"""SftDataModule: the batches of a run."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from lmoe.data.datamodule import SftDataModule
+from lmoe.data.prepare import prepare
+from lmoe.schema.data import DataConfig
+
+
+def module(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, write_rows: Any, *, packing: bool = False, num_workers: int = 0
+) -> SftDataModule:
+    rows = [{"prompt": "What?", "response": "six " * (n % 17 + 1), "domain": "ab"[n % 2]} for n in range(60)]
+    config = DataConfig(
+        path=write_rows(*rows),
+        cache_dir=str(tmp_path / "cache"),
+        val_fraction=0.25,
+        max_length=64,
+        batch_size=4,
+        packing=packing,
+        num_workers=num_workers,
+    )
+    data = prepare(config, tokenizer, seed=0, bundled=Path("nowhere"), packing_model_type="qwen3")
+    return SftDataModule(
+        data, config, seed=0, max_steps=5, accumulate_grad_batches=3, pad_token_id=tokenizer.pad_token_id
+    )
+
+
+def same(found: list[dict[str, torch.Tensor]], expected: list[dict[str, torch.Tensor]]) -> bool:
+    return len(found) == len(expected) and all(
+        a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a) for a, b in zip(found, expected, strict=True)
+    )
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_run_has_one_micro_batch_for_each_accumulation(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, write_rows: Any, packing: bool
+) -> None:
+    batches = list(module(tokenizer, tmp_path, write_rows, packing=packing).train_dataloader())
+    assert len(batches) == 15 and all(batch["input_ids"].shape[0] == 4 for batch in batches)
+    assert all(("position_ids" in batch) == packing and ("attention_mask" in batch) != packing for batch in batches)
+    assert all(batch["input_ids"].shape[1] % 8 == 0 for batch in batches)
+
+
+def test_workers_change_nothing_and_a_resumed_loader_goes_on(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, write_rows: Any
+) -> None:
+    alone = list(module(tokenizer, tmp_path, write_rows).train_dataloader())
+    helped = module(tokenizer, tmp_path, write_rows, num_workers=2)
+    assert same(list(helped.train_dataloader()), alone)
+    resumed = helped.train_dataloader()
+    resumed.load_state_dict({"yielded": 7})
+    assert same(list(resumed), alone[7:])
+    plain = module(tokenizer, tmp_path, write_rows).val_dataloader()
+    assert same(list(helped.val_dataloader()), list(plain))
+
+
+def test_validation_sees_every_row_once_and_pads_little(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, write_rows: Any
+) -> None:
+    data = module(tokenizer, tmp_path, write_rows, packing=True)
+    batches = list(data.val_dataloader())
+    seen = Counter(
+        tuple(ids[mask].tolist()) for b in batches for ids, mask in zip(b["input_ids"], b["valid_mask"], strict=True)
+    )
+    assert seen == Counter(tuple(row.input_ids.tolist()) for row in data.prepared.val)
+    widths = [batch["input_ids"].shape[1] for batch in batches]
+    assert widths == sorted(widths) and widths[0] < widths[-1]
+    assert all("position_ids" not in batch for batch in batches)
+
+
+def test_domains_of_tokens_are_those_of_their_rows(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, write_rows: Any
+) -> None:
+    data = module(tokenizer, tmp_path, write_rows, packing=True)
+    for batch in data.train_dataloader():
+        starts = (batch["position_ids"] == 0).cumsum(1)
+        for row in range(4):
+            for segment in starts[row].unique():
+                assert len(batch["domain_ids"][row][starts[row] == segment].unique()) == 1

@@ -1,0 +1,70 @@
+"""Cutting, dropping and counting rows."""
+
+from transformers import PreTrainedTokenizerFast
+
+from lmoe.data.encode import NO_ASSISTANT_TEXT, NO_TEXT, NOTHING_TO_PREDICT, EncodedSource, Encoder, cut_reason
+from lmoe.data.rows import Row
+from lmoe.data.template import ChatTemplate
+from tests.data.test_template import chat
+
+
+def row(*contents: str, text: str | None = None, domain: str = "all") -> Row:
+    return Row(messages=None if text is not None else chat(*contents), text=text, domain=domain, where="f:1")
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, *rows: Row, max_length: int = 512) -> EncodedSource:
+    return Encoder(tokenizer, ChatTemplate.of(tokenizer, None), max_length).encode(rows)
+
+
+def test_text_rows_are_learnt_whole_up_to_an_eos(tokenizer: PreTrainedTokenizerFast) -> None:
+    [encoded] = encode(tokenizer, row(text="Two plus two")).rows
+    assert tokenizer.decode(encoded.input_ids) == "Two plus two<|im_end|>"
+    assert encoded.is_label.all()
+
+
+def test_an_eos_is_not_written_twice_nor_without_one(tokenizer: PreTrainedTokenizerFast) -> None:
+    [encoded] = encode(tokenizer, row(text="Two<|im_end|>")).rows
+    assert tokenizer.decode(encoded.input_ids) == "Two<|im_end|>"
+    tokenizer.eos_token = None
+    [encoded] = encode(tokenizer, row(text="Two plus")).rows
+    assert tokenizer.decode(encoded.input_ids) == "Two plus"
+
+
+def test_text_rows_need_no_template(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = None
+    assert len(encode(tokenizer, row(text="Two plus two")).rows) == 1
+
+
+def test_order_and_domains_survive_mixed_formats(tokenizer: PreTrainedTokenizerFast) -> None:
+    source = encode(tokenizer, row("a", "b"), row(text="six", domain="z"), row("c", "four", domain="m"))
+    assert source.domains == ["all", "m", "z"]
+    assert source.rows.domains.tolist() == [0, 2, 1]
+    assert "b" in tokenizer.decode(source.rows[0].input_ids) and "four" in tokenizer.decode(source.rows[2].input_ids)
+
+
+def test_rows_are_cut_at_the_end(tokenizer: PreTrainedTokenizerFast) -> None:
+    whole = encode(tokenizer, row("hi", "four " * 50)).rows[0]
+    cut = encode(tokenizer, row("hi", "four " * 50), max_length=20)
+    assert cut.truncated == 1 and len(cut.rows[0]) == 20
+    assert cut.rows[0].input_ids.tolist() == whole.input_ids[:20].tolist()
+
+
+def test_dropped_rows_are_counted_by_reason(tokenizer: PreTrainedTokenizerFast) -> None:
+    source = encode(
+        tokenizer, row("hi", ""), row("hi"), row("hi " * 50, "x"), row(text=" "), row("hi", "x"), max_length=30
+    )
+    assert source.dropped == {NO_ASSISTANT_TEXT: 2, cut_reason(30): 1, NO_TEXT: 1}
+    assert (source.read, len(source.rows), source.truncated) == (5, 1, 0)
+
+
+def test_a_label_on_the_first_token_alone_is_none(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.eos_token = None
+    source = encode(tokenizer, row(text="a"))
+    assert source.dropped == {NOTHING_TO_PREDICT: 1} and len(source.rows) == 0
+
+
+def test_the_cut_that_leaves_one_label_keeps_the_row_and_one_less_drops_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    [whole] = encode(tokenizer, row("hi", "four")).rows
+    first = whole.is_label.tolist().index(True)
+    assert encode(tokenizer, row("hi", "four"), max_length=first + 1).rows.label_tokens() == 1
+    assert encode(tokenizer, row("hi", "four"), max_length=first).dropped == {cut_reason(first): 1}

@@ -1,0 +1,231 @@
+"""From config to rows: cache, splits, domains, report."""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from lmoe.data.bpe import train_bpe
+from lmoe.data.pack import PackedRows
+from lmoe.data.prepare import PreparedData, prepare
+from lmoe.errors import DataError
+from lmoe.schema.data import DataConfig
+from tests.data.templates import WITHOUT_GENERATION
+
+
+def pair(number: int, domain: str = "all") -> dict[str, str]:
+    return {"prompt": f"What is {number}?", "response": f"It is {number}.", "domain": domain}
+
+
+@pytest.fixture
+def config(write_rows: Any, tmp_path: Path) -> DataConfig:
+    rows = [pair(n, "math" if n % 2 else "code") for n in range(40)]
+    return DataConfig(path=write_rows(*rows), cache_dir=str(tmp_path / "cache"), val_fraction=0.2, max_length=64)
+
+
+def run(config: DataConfig, tokenizer: PreTrainedTokenizerFast, seed: int = 0, **options: Any) -> PreparedData:
+    given = {"bundled": Path("nowhere"), "packing_model_type": None, **options}
+    return prepare(config, tokenizer, seed=seed, **given)
+
+
+def hits(data: PreparedData) -> list[bool]:
+    return [source.cache_hit for source in data.report.sources]
+
+
+def texts(rows: Any, tokenizer: PreTrainedTokenizerFast) -> list[str]:
+    return [tokenizer.decode(row.input_ids) for row in rows]
+
+
+def test_second_call_hits_the_cache_and_gives_the_same(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    first, second = run(config, tokenizer), run(config, tokenizer)
+    assert (hits(first), hits(second)) == ([False], [True])
+    for a, b in ((first.train, second.train), (first.val, second.val)):
+        assert a.input_ids.equal(b.input_ids) and a.is_label.equal(b.is_label) and a.offsets.equal(b.offsets)
+    assert (first.report.train, first.report.data_hashes) == (second.report.train, second.report.data_hashes)
+    assert [file.name for file in Path(str(config.cache_dir)).iterdir()] == [
+        Path(str(first.report.sources[0].cache_path)).name
+    ]
+
+
+def test_the_cache_does_not_depend_on_seed_split_batches_or_padding(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    run(config, tokenizer)
+    config.val_fraction, config.batch_size, config.packing = 0.5, 3, True
+    tokenizer(["a", "b c"], padding=True, truncation=True, max_length=4)
+    assert hits(run(config, tokenizer, seed=1)) == [True]
+
+
+def change_rows(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    file = Path(config.path)
+    file.write_text(file.read_text().replace("It is 3.", "It is 4."))
+
+
+def change_length(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    config.max_length = 63
+
+
+def change_template(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.chat_template = WITHOUT_GENERATION
+
+
+def change_template_file(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    config.chat_template = str(Path(config.path).parent / "template.jinja")
+    Path(config.chat_template).write_text(WITHOUT_GENERATION)
+
+
+def change_special_token(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.eos_token = "<|endoftext|>"
+
+
+def change_vocabulary(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.add_tokens(["What"])
+
+
+KEY_PARTS = [change_rows, change_length, change_template, change_template_file, change_special_token, change_vocabulary]
+
+
+@pytest.mark.parametrize("change", KEY_PARTS)
+def test_every_part_of_the_key_makes_a_miss(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, change: Any
+) -> None:
+    run(config, tokenizer)
+    change(config, tokenizer)
+    assert hits(run(config, tokenizer)) == [False]
+    assert hits(run(config, tokenizer)) == [True]
+
+
+def test_another_tokenizer_makes_a_miss(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    run(config, tokenizer)
+    assert hits(run(config, train_bpe(["other words"], 300, 512))) == [False]
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "foreign"])
+def test_a_damaged_cache_file_is_rebuilt(config: DataConfig, tokenizer: PreTrainedTokenizerFast, damage: str) -> None:
+    first = run(config, tokenizer)
+    file = Path(str(first.report.sources[0].cache_path))
+    whole = file.read_bytes()
+    flipped = whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:]
+    file.write_bytes({"torn": whole[:-9], "flipped": flipped, "empty": b"", "foreign": b"{}" * 99}[damage])
+    again = run(config, tokenizer)
+    assert hits(again) == [False] and file.read_bytes() == whole
+    assert hits(run(config, tokenizer)) == [True]
+
+
+def test_a_cache_folder_that_cannot_be_written_costs_a_warning(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    config.cache_dir = str(tmp_path / "file" / "cache")
+    with pytest.warns(UserWarning, match=r"not cached.*data\.cache_dir"):
+        data = run(config, tokenizer)
+    assert len(data.train) == 32 and data.report.sources[0].cache_path is None
+    assert "not written" in data.report.lines()[0]
+
+
+def test_the_cache_is_in_the_users_cache_folder(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config.cache_dir = None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert str(run(config, tokenizer).report.sources[0].cache_path).startswith(str(tmp_path / "xdg" / "lmoe"))
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert str(run(config, tokenizer).report.sources[0].cache_path).startswith(str(tmp_path / ".cache" / "lmoe"))
+
+
+def test_the_seeded_split_is_whole_disjoint_and_deterministic(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    data, again, other = run(config, tokenizer), run(config, tokenizer), run(config, tokenizer, seed=1)
+    train, val = texts(data.train, tokenizer), texts(data.val, tokenizer)
+    assert (len(train), len(val)) == (32, 8) and len({*train, *val}) == 40
+    assert texts(again.val, tokenizer) == val != texts(other.val, tokenizer)
+    assert data.val.domains.bincount().tolist() == [4, 4]
+
+
+def test_a_domain_of_validation_alone_and_one_of_training_alone_work(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    config.val_path = write_rows(pair(1, "a"), pair(2, "math"), name="val.jsonl")
+    data = run(config, tokenizer)
+    assert data.domains == ["a", "code", "math"]
+    assert data.val.domains.tolist() == [0, 2] and set(data.train.domains.tolist()) == {1, 2}
+    assert len(data.report.sources) == 2 and data.report.val.rows_by_domain == {"a": 1, "math": 1}
+
+
+def test_first_validation_rows_of_each_domain(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    config.val_path = write_rows(*(pair(n, "b" if n % 3 else "a") for n in range(12)), name="val.jsonl")
+    config.val_rows_per_domain = 2
+    found = texts(run(config, tokenizer).val, tokenizer)
+    assert [text.split("What is ")[1].split("?")[0] for text in found] == ["0", "1", "2", "3"]
+
+
+def test_bundled_is_the_callers_folder(config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any) -> None:
+    write_rows(pair(1), pair(2), name="share/train/math.jsonl")
+    val = Path(write_rows(pair(3), name="share/val/math.jsonl"))
+    config.path = "bundled"
+    data = run(config, tokenizer, bundled=val.parent.parent)
+    assert (len(data.train), len(data.val)) == (2, 1)
+    assert data.report.data_hashes[str(val)] == hashlib.sha256(val.read_bytes()).hexdigest()
+
+
+def test_all_rows_dropped_is_an_error_with_counts_and_remedy(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    config.max_length = 4
+    with pytest.raises(DataError, match=r"data\.path=.*all 40 rows.*40 nothing left after truncation to 4.*max_length"):
+        run(config, tokenizer)
+    config.max_length = 64
+    config.val_path = write_rows({"prompt": "q", "response": " "}, name="val.jsonl")
+    with pytest.raises(DataError, match=r"data\.val_path=.*all 1 rows.*1 no assistant text.*change the rows"):
+        run(config, tokenizer)
+
+
+def test_packing_keeps_every_row_and_reports_its_fill(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    plain = run(config, tokenizer)
+    config.packing = True
+    data = run(config, tokenizer, packing_model_type="qwen3")
+    assert isinstance(data.train, PackedRows)
+    unpacked = [row for rows in data.train for row in rows]
+    assert sorted(texts(unpacked, tokenizer)) == sorted(texts(plain.train, tokenizer))
+    assert data.report.train.packed_sequences == len(data.train) < len(plain.train)
+    assert data.report.train.fill == sum(len(row) for row in unpacked) / (len(data.train) * 64)
+    with pytest.raises(DataError, match=r"data\.packing=true: model type qwen3_5"):
+        run(config, tokenizer, packing_model_type="qwen3_5")
+
+
+def test_the_report_counts_what_is_in_the_rows(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    config.path = write_rows(pair(1), pair(2), {"prompt": "q", "response": ""}, {"text": "four " * 80})
+    data = run(config, tokenizer)
+    [source], train, val = data.report.sources, data.report.train, data.report.val
+    assert (source.read, source.kept, source.truncated) == (4, 3, 1)
+    assert source.dropped == {"no assistant text": 1}
+    assert train.rows + val.rows == 3 and train.tokens == len(data.train.input_ids)
+    assert train.label_tokens == sum(int(row.is_label[1:].sum()) for row in data.train)
+    assert train.lengths["max"] == int(data.train.lengths.max())
+    assert train.lengths["min"] == int(data.train.lengths.min())
+    assert "1 dropped: no assistant text; cache miss" in data.report.lines()[0]
+    assert ("rows", "2", "1") in data.report.table()
+
+
+def test_a_hub_data_set_is_cached_by_its_rows(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [pair(n) for n in range(9)]
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split: rows)
+    config.path = "who/what"
+    assert (hits(run(config, tokenizer)), hits(run(config, tokenizer))) == ([False], [True])
+    rows.append(pair(10))
+    assert hits(run(config, tokenizer)) == [False]
+
+
+def test_stored_ids_are_int32(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert run(config, tokenizer).train.input_ids.dtype == torch.int32

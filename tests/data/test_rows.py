@@ -1,0 +1,91 @@
+"""Row formats and malformed files."""
+
+import gzip
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lmoe.data.rows import read_rows
+from lmoe.errors import DataError
+
+PAIR = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
+FORMATS = [
+    ({"messages": list(PAIR)}, PAIR),
+    ({"prompt": "q", "response": "a"}, PAIR),
+    ({"prompt": "q", "completion": "a"}, PAIR),
+    ({"instruction": "q", "output": "a"}, PAIR),
+    ({"instruction": "q", "input": "", "output": "a"}, PAIR),
+    ({"instruction": "q", "input": "x", "output": "a"}, ({"role": "user", "content": "q\n\nx"}, PAIR[1])),
+    ({"text": "t"}, None),
+]
+
+
+@pytest.mark.parametrize(("record", "messages"), FORMATS)
+def test_every_format_becomes_one_shape(write_rows: Any, record: dict[str, Any], messages: Any) -> None:
+    [row] = read_rows(write_rows(record))
+    assert row.messages == messages and row.text == record.get("text") and row.domain == "all"
+
+
+def test_domains_come_from_rows_then_file_names(write_rows: Any, tmp_path: Path) -> None:
+    write_rows({"text": "x"}, {"text": "y", "domain": "code"}, name="data/math.jsonl")
+    (tmp_path / "data" / "sql.jsonl.gz").write_bytes(gzip.compress(b'{"text": "z"}\n'))
+    assert [row.domain for row in read_rows(str(tmp_path / "data"))] == ["math", "code", "sql"]
+
+
+MALFORMED = [
+    (b'{"text": "x"}\n{"text": \n', r"rows\.jsonl:2: malformed JSON"),
+    (b'{"text": "x"}\n\n[1]\n', r"rows\.jsonl:3: a row must be a JSON object, got list"),
+    (b'{"text": "x"}\n{"text": "\xff"}\n', r"rows\.jsonl:2: not UTF-8"),
+    (b'{"text": "\\ud800"}\n', r"rows\.jsonl:1: half of a surrogate pair"),
+    (b'{"question": "x"}\n', r"rows\.jsonl:1: unknown row format with keys \['question'\]"),
+    (b'{"messages": []}\n', r"rows\.jsonl:1: messages must be a non-empty list"),
+    (b'{"messages": [{"role": "bot", "content": "x"}]}\n', r"rows\.jsonl:1: messages\[0\]\.role is 'bot'"),
+    (b'{"prompt": 1, "response": "x"}\n', r"rows\.jsonl:1: prompt must be text, got int"),
+    (b'{"text": "x", "domain": "a/b"}\n', r"rows\.jsonl:1: domain must be text without a slash"),
+    (b"\n", r"rows\.jsonl: no rows"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), MALFORMED)
+def test_malformed_rows_name_file_and_line(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_rows(str(tmp_path / "rows.jsonl"))
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "x"}\r\n')
+    assert [row.text for row in read_rows(str(tmp_path / "rows.jsonl"))] == ["x"]
+
+
+def test_damaged_gzip_missing_files_and_empty_folders_are_named(tmp_path: Path) -> None:
+    whole = gzip.compress(b'{"text": "x"}\n' * 500)
+    for name, content in {"a": whole[:-12], "b": whole[:15] + b"\xff" * 20 + whole[35:], "c": b"no gzip"}.items():
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(content)
+        with pytest.raises(DataError, match=rf"{name}\.jsonl\.gz: cannot be read"):
+            read_rows(str(tmp_path / f"{name}.jsonl.gz"))
+    with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file"):
+        read_rows(str(tmp_path / "nowhere.jsonl"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"no \.jsonl or \.jsonl\.gz file"):
+        read_rows(str(tmp_path / "empty"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ConnectionError("Couldn't reach the hub"), FileNotFoundError("no"), ValueError("bad name"), RuntimeError()],
+)
+def test_a_hub_name_that_cannot_be_loaded_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def refuse(name: str, split: str) -> None:
+        raise error
+
+    monkeypatch.setattr("datasets.load_dataset", refuse)
+    with pytest.raises(DataError, match=r"data\.path=who/what: neither a local path nor a data set.*JSONL"):
+        read_rows("who/what")
+
+
+def test_a_hub_data_set_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.load_dataset", lambda name, split: [{"prompt": "q", "response": "a"}])
+    [row] = read_rows("who/what")
+    assert (row.messages, row.where) == (PAIR, "who/what[0]")

@@ -1,0 +1,181 @@
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+from matplotlib.lines import Line2D
+
+from lmoe.errors import TrainingError
+from lmoe.report.curves import Curves
+from lmoe.report.loss_picture import smooth, spread
+from lmoe.report.pictures import load_by_domain, load_by_site, loss_curves, write_pictures
+from lmoe.report.summary import RunSummary
+
+NAMES = ["load_by_site", "load_by_domain", "loss_curves"]
+
+
+def texts(figure: Figure) -> list[str]:
+    """Everything a reader can read in a figure: its own texts, and those of its axes, titles and ticks."""
+    found = [text.get_text() for text in figure.texts] + [figure.get_suptitle()]
+    for ax in figure.axes:
+        found += [text.get_text() for text in (*ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels())]
+        found.append(ax.get_title())
+    return [text.strip() for text in found if text.strip()]
+
+
+def points(line: Line2D) -> list[tuple[float, ...]]:
+    return [tuple(point) for point in np.asarray(line.get_xydata()).tolist()]
+
+
+def vertical_lines(ax: Axes) -> list[float]:
+    return [points(line)[0][0] for line in ax.lines if line.get_linestyle() == "--"]
+
+
+def test_each_picture_is_a_png_1600_pixels_wide_that_shows_its_data(
+    summary: RunSummary, metrics: Curves, tmp_path: Path
+) -> None:
+    first = write_pictures(summary, metrics, tmp_path / "report")
+    assert list(first) == NAMES
+    for name, path in first.items():
+        assert path == tmp_path / "report" / f"{name}.png"
+        assert path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+        height, width, _ = imread(path).shape
+        assert width == 1600
+        assert 250 < height < 2000
+    site = next(iter(summary.site_load))
+    summary.site_load[site] = [0.1, 0.2, 0.3, 0.4]
+    summary.domain_load["code"][site] = [0.1, 0.2, 0.3, 0.4]
+    metrics["val/math/loss"][-1] = (150, 2.0)
+    other = write_pictures(summary, metrics, tmp_path / "other")
+    for name in NAMES:
+        assert (imread(first[name]) != imread(other[name])).any(), name
+
+
+def test_a_site_is_a_row_with_its_shares_in_percent(summary: RunSummary) -> None:
+    summary.site_load["model.layers.1.mlp.up_proj"] = [0.721, 0.2, 0.079, 0.0]
+    seen = texts(load_by_site(summary))
+    assert "layers.1.mlp.up_proj" in seen
+    assert {"72", "20", "7.9", "x"} <= set(seen)
+    assert any("uniform = 25;" in text for text in seen)
+
+
+def test_colour_says_above_or_below_uniform_and_hatching_says_absent(summary: RunSummary) -> None:
+    summary.site_load = {"l.0.up": [0.5, 0.5], "l.1.up": [0.25, 0.25, 0.5, 0.0]}
+    figure = load_by_site(summary)
+    mesh = figure.axes[0].collections[0]
+    values = mesh.get_array()
+    assert values is not None
+    assert [[None if cell is None else float(cell) for cell in row] for row in values.tolist()] == [
+        [1.0, 1.0, None, None],
+        [1.0, 1.0, 2.0, 0.0],
+    ]
+    assert isinstance(mesh, QuadMesh)
+    assert (mesh.norm.vmin, mesh.norm.vmax) == (0, 2), "the middle of the scale is the uniform share"
+    assert figure.axes[0].patch.get_hatch()
+
+
+def test_domains_are_rows_averaged_over_sites_of_a_kind(summary: RunSummary) -> None:
+    seen = texts(load_by_domain(summary))
+    assert {"gate_proj: mean of 2 sites", "up_proj: mean of 2 sites", "down_proj: mean of 2 sites"} <= set(seen)
+    assert {"code", "math", "sql", "45", "35"} <= set(seen)
+    assert any("tells the domains apart" in text for text in seen)
+
+
+def test_unequal_numbers_of_experts_are_never_averaged_together(summary: RunSummary) -> None:
+    first = "model.layers.0.mlp.up_proj"
+    summary.site_load[first] = [0.6, 0.4]
+    for domain in summary.domains:
+        summary.domain_load[domain][first] = [0.6, 0.4]
+    seen = texts(load_by_domain(summary))
+    assert {"up_proj, 2 experts", "up_proj, 4 experts"} <= set(seen)
+    assert not any("uniform =" in text for text in seen), "there is no one uniform share"
+
+
+def test_one_domain_is_not_compared_with_itself(summary: RunSummary) -> None:
+    summary.domains = ["code"]
+    summary.domain_load = {"code": summary.domain_load["code"]}
+    seen = texts(load_by_domain(summary))
+    assert "code" in seen
+    assert not any("apart" in text for text in seen)
+
+
+def test_what_was_not_recorded_is_said(summary: RunSummary) -> None:
+    summary.domain_load = {}
+    assert texts(load_by_domain(summary)) == ["No load by domain was recorded."]
+    summary.site_load = {}
+    assert texts(load_by_site(summary)) == ["No site recorded the load of its experts."]
+    assert texts(loss_curves({}, {}, 0)) == ["No loss was logged."]
+
+
+def test_a_large_model_gets_a_label_a_layer_and_no_numbers(summary: RunSummary) -> None:
+    summary.site_load = {f"model.layers.{i}.{kind}": [1 / 64] * 64 for i in range(40) for kind in ("up", "down")}
+    seen = texts(load_by_site(summary))
+    assert "layers.39" in seen
+    assert len(seen) < 100
+
+
+def test_a_phase_boundary_is_a_labelled_line_in_both_panels(summary: RunSummary, metrics: Curves) -> None:
+    figure = loss_curves(metrics, {"router_warmup": 0, "experts": 15, "last": 120}, 150)
+    assert len(figure.axes) == 2
+    for ax in figure.axes:
+        assert vertical_lines(ax) == [15, 120]
+        labels = {text.get_text().strip() for text in ax.texts}
+        assert {"router_warmup", "experts from step 15", "last from step 120"} <= labels
+
+
+def test_one_phase_has_no_boundary(metrics: Curves) -> None:
+    assert [vertical_lines(ax) for ax in loss_curves(metrics, {"joint": 0}, 150).axes] == [[], []]
+
+
+def test_every_curve_is_drawn_through_its_values(metrics: Curves) -> None:
+    overall, by_domain = loss_curves(metrics, {}, 150).axes
+    drawn = [points(line) for line in (*overall.lines, *by_domain.lines)]
+    for name in ("train/loss", "val/loss", "val/code/loss", "val/math/loss", "val/sql/loss"):
+        assert metrics[name] in drawn, name
+    assert any(text.get_text() == "math  4.50" for text in by_domain.texts)
+    assert any(text.get_text() == "adapters off" for text in overall.texts)
+
+
+def test_without_validation_there_is_one_panel(metrics: Curves, summary: RunSummary) -> None:
+    only_train = {"train/loss": metrics["train/loss"]}
+    assert len(loss_curves(only_train, summary.phases, 150).axes) == 1
+    assert len(loss_curves({"val/code/loss": [(0, 4.0)]}, summary.phases, 150).axes) == 1
+
+
+def test_values_that_are_not_finite_are_left_out() -> None:
+    figure = loss_curves({"train/loss": [(1, 3.0), (2, math.nan), (3, math.inf), (4, 2.0)]}, {}, 4)
+    assert points(figure.axes[0].lines[0]) == [(1, 3.0), (4, 2.0)]
+
+
+def test_foreign_names_unequal_experts_and_absent_curves_can_be_drawn(summary: RunSummary, tmp_path: Path) -> None:
+    summary.domains = ["$x_{", "日本 $a$"]
+    loads = {"l.0.$up$": [0.25] * 4, "l.1.$up$": [0.5, 0.5]}
+    summary.site_load = loads
+    summary.domain_load = dict.fromkeys(summary.domains, loads)
+    curves: Curves = {f"val/{domain}/loss": [(0, 3.0)] for domain in summary.domains}
+    assert len(write_pictures(summary, curves, tmp_path)) == 3
+
+
+def test_a_folder_that_cannot_be_written_is_one_clear_error(summary: RunSummary, tmp_path: Path) -> None:
+    (tmp_path / "report").write_text("a file stands here")
+    with pytest.raises(TrainingError, match=r"load_by_site\.png cannot be written"):
+        write_pictures(summary, {}, tmp_path / "report")
+
+
+def test_smoothing_keeps_steps_ends_and_straight_lines() -> None:
+    line = [(step, 2.0 * step) for step in range(100)]
+    assert [step for step, _ in smooth(line)] == [step for step, _ in line]
+    assert [value for _, value in smooth(line)] == pytest.approx([value for _, value in line])
+    assert smooth([(3, 1.0)]) == [(3, 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "placed"),
+    [([1.0, 5.0], [1.0, 5.0]), ([2.0, 2.0], [1.5, 2.5]), ([3.0, 1.0, 1.5], [3.0, 0.75, 1.75]), ([], [])],
+)
+def test_labels_keep_their_distance_and_order(wanted: list[float], placed: list[float]) -> None:
+    assert spread(wanted, gap=1.0) == pytest.approx(placed)
