@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.errors import BackboneError
@@ -47,10 +48,19 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that was saved in a folder, or None if there is none."""
+    """The tokenizer that was saved in a folder, or None if there is none; code beside it never runs.
+
+    Raises:
+        BackboneError: there is one that cannot be loaded.
+    """
     if not (folder / "tokenizer_config.json").exists():
         return None
-    return _with_padding(AutoTokenizer.from_pretrained(folder))
+    try:
+        # NOTE left at its default, trust_remote_code asks on the terminal whether to run code from the folder.
+        return _with_padding(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise BackboneError(f"{folder}: the tokenizer cannot be loaded: {reason}") from None
 
 
 def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -63,7 +73,7 @@ def load_model(config: BackboneConfig) -> PreTrainedModel:
     """The backbone, frozen, in evaluation mode, on the CPU.
 
     Raises:
-        BackboneError: no model there, no network, or weights that are not safetensors.
+        BackboneError: no model there, no network, torn weights, or weights that are not safetensors.
     """
     source = model_source(config.model_name)
     try:
@@ -75,7 +85,7 @@ def load_model(config: BackboneConfig) -> PreTrainedModel:
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _explain(config, "model", error) from None
     return model.requires_grad_(False).eval()
 

@@ -65,6 +65,16 @@ def wandb_mode(mode: WandbMode) -> str:
     return mode_name
 
 
+def check_logger(logger: LoggerConfig) -> None:
+    """Before anything takes time.
+
+    Raises:
+        ConfigError: W&B is to be online, without a key.
+    """
+    if logger.kind is LoggerKind.wandb:
+        wandb_mode(logger.mode)
+
+
 def _has_api_key() -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
@@ -97,6 +107,9 @@ def _wandb(logger: LoggerConfig, run_dir: Path, name: str, config: dict[str, Any
         settings=wandb.Settings(silent=True, console="off"),
         reinit="finish_previous",
     )
+    # Lightning does this only for runs that it starts itself: without it the x-axis counts log calls, not steps.
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     if first_id is None and mode != "disabled":
         id_file.parent.mkdir(parents=True, exist_ok=True)
         id_file.write_text(run.id + "\n", encoding="utf-8")

@@ -2,11 +2,38 @@
 
 import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
+from lmoe.errors import TrainingError
+from lmoe.schema.run import RunConfig
+
 MB = 1e6
+NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")
+"""What allocators say in a plain RuntimeError."""
+
+
+@contextmanager
+def memory_advice(config: RunConfig) -> Iterator[None]:
+    """
+    Raises:
+        TrainingError: the block ran out of memory; with the settings to lower.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(s in text for s in NO_MEMORY):
+            raise
+        reason = text.splitlines()[0] if text else type(error).__name__
+        raise TrainingError(
+            f"out of memory: {reason}. Lower data.batch_size (now {config.data.batch_size}; raise "
+            f"trainer.accumulate_grad_batches to keep the step's size) or data.max_length ({config.data.max_length}), "
+            "set trainer.gradient_checkpointing=true or backbone.precision=bfloat16; dry_run=preflight estimates it"
+        ) from None
 
 
 def peak_memory_mb() -> float:

@@ -1,6 +1,6 @@
 """The parts of a run from its config: backbone with experts, rows, module, data."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning.pytorch import seed_everything
@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmoe.backbones.fingerprint import fingerprint
 from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.data.datamodule import SftDataModule
+from lmoe.data.pack import packing_supported_by_attention
 from lmoe.data.prepare import PreparedData, prepare
 from lmoe.errors import DataError
 from lmoe.injection.apply import inject
@@ -42,22 +43,24 @@ class Parts:
 
 
 def build_parts(config: RunConfig) -> Parts:
-    """Build what a validated config describes; resolves injection.lora_B_std in it.
+    """Build what a validated config describes.
 
     Raises:
         LmoeError: a backbone, rows or a plan that cannot be had.
     """
-    config.injection.lora_B_std = lora_B_std(config)
     seed_everything(config.seed, verbose=False)
     backbone = config.backbone
     tokenizer = load_tokenizer(backbone)
     model = load_model(backbone)
+    leak = packing_supported_by_attention(backbone.attn_implementation, config.data.batch_size)
+    if leak and config.data.packing:
+        raise DataError(f"data.packing=true: {leak}")
     prepared = prepare(
         config.data,
         tokenizer,
         seed=config.seed,
         bundled=resource_dir("data/sft"),
-        packing_model_type=model.config.model_type,
+        packing_model_type=None if leak and config.data.packing is None else model.config.model_type,
     )
     check_context(config, model)
     base_model = {
@@ -68,7 +71,7 @@ def build_parts(config: RunConfig) -> Parts:
         "fingerprint": fingerprint(model),
     }
     seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what the cache had to do
-    plan = inject(model, config.injection, config.moe)
+    plan = inject(model, replace(config.injection, lora_B_std=lora_B_std(config)), config.moe)
     if config.trainer.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
@@ -89,7 +92,7 @@ def build_parts(config: RunConfig) -> Parts:
         prepared=prepared,
         datamodule=datamodule,
         module=module,
-        warnings=[*phase_warnings(config), *plan.warnings, *data_warnings(prepared)],
+        warnings=phase_warnings(config),  # those of the plan are printed with it
         base_model=base_model,
     )
 
@@ -104,13 +107,14 @@ def check_context(config: RunConfig, model: PreTrainedModel) -> None:
         raise DataError(f"data.max_length={config.data.max_length} is beyond the backbone's context of {limit} tokens")
 
 
-def data_warnings(prepared: PreparedData) -> list[str]:
-    """Rows that were dropped or cut."""
-    warnings = []
+def data_notes(prepared: PreparedData) -> list[str]:
+    """Rows that were dropped or cut, one line a source and reason."""
+    notes = []
     for source in prepared.report.sources:
-        warnings += [
-            f"{source.path}: {count} of {source.read} rows dropped: {why}" for why, count in source.dropped.items()
+        notes += [
+            f"data: {count} of {source.read} rows of {source.path} dropped: {why}"
+            for why, count in source.dropped.items()
         ]
         if source.truncated:
-            warnings.append(f"{source.path}: {source.truncated} of {source.read} rows cut at data.max_length")
-    return warnings
+            notes.append(f"data: {source.truncated} of {source.read} rows of {source.path} cut at data.max_length")
+    return notes

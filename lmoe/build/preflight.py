@@ -9,9 +9,9 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmoe.build.memory import resident_mb
+from lmoe.build.announce import describe_plan, quiet_libraries
+from lmoe.build.memory import memory_advice, resident_mb
 from lmoe.build.parts import Parts, build_parts
-from lmoe.build.train import describe_plan, quiet_libraries
 from lmoe.build.trainer import build_trainer
 from lmoe.errors import ConfigError, TrainingError
 from lmoe.injection.apply import injected
@@ -68,7 +68,8 @@ def preflight(config: RunConfig, console: Console) -> MemoryEstimate:
     check_phases(parts)
     for warning in parts.warnings:
         console.print(f"warning: {warning}", markup=False, highlight=False)
-    estimate, loss, missing = try_step(parts)
+    with memory_advice(config):
+        estimate, loss, missing = try_step(parts)
     console.print(f"one forward and backward: loss {loss:.3f}", highlight=False)
     for name in missing:
         console.print(f"warning: {name} got no gradient", markup=False, highlight=False)

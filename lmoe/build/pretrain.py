@@ -10,9 +10,10 @@ from rich.console import Console
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
+from lmoe.build.announce import quiet_libraries
 from lmoe.build.base_card import card_text, chat_losses, held_out_figures, write_card
-from lmoe.build.loggers import METRICS_FILE, build_loggers, plain_values
-from lmoe.build.train import CHECKPOINTS, CONFIG_FILE, finish_wandb, quiet_libraries
+from lmoe.build.loggers import METRICS_FILE, build_loggers, check_logger, plain_values
+from lmoe.build.train import CHECKPOINTS, CONFIG_FILE, finish_wandb
 from lmoe.build.trainer import build_trainer, checkpoint_step
 from lmoe.data.bpe import END_OF_TEXT, PAD, TURN_END, train_bpe
 from lmoe.data.corpus import DomainText, Windows, chats_within, encode_stream, read_chats, read_corpus
@@ -38,6 +39,7 @@ def pretrain(config: PretrainConfig, run_dir: Path, overrides: list[str], consol
         LmoeError: text that cannot be read, a folder that cannot be written, a checkpoint that does not fit.
     """
     quiet_libraries()
+    check_logger(config.logger)
     seed_everything(config.seed, verbose=False)
     corpus, loop = config.corpus, config.trainer
     write_config(config, run_dir)

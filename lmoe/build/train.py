@@ -1,23 +1,22 @@
 """Run one training from its config to the last table."""
 
-import logging
 import time
-import warnings
 from pathlib import Path
 
-import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from lmoe.build.announce import describe, quiet_libraries
 from lmoe.build.finish import finish
-from lmoe.build.loggers import build_loggers, plain_values
+from lmoe.build.loggers import build_loggers, check_logger, plain_values
+from lmoe.build.memory import memory_advice
 from lmoe.build.parts import Parts, build_parts
 from lmoe.build.provenance import provenance, write_provenance
 from lmoe.build.trainer import build_trainer, checkpoint_step, extra_callbacks
 from lmoe.errors import TrainingError
-from lmoe.injection.roles import role_table
-from lmoe.schema.moe import LoadBalanceType
+from lmoe.schema.moe import LoadBalanceType, RouterKind
 from lmoe.schema.run import RunConfig
 from lmoe.training.callbacks.collapse_watch import CollapseWatch
 from lmoe.training.callbacks.phase_switch import PhaseSwitch
@@ -44,21 +43,19 @@ def train(config: RunConfig, run_dir: Path, overrides: list[str], console: Conso
         LmoeError: anything that the user can mend.
     """
     quiet_libraries()
+    check_logger(config.logger)
     started = time.monotonic()
     last = run_dir / CHECKPOINTS / LAST
     resume_step = checkpoint_step(last) if config.resume and last.exists() else None
     parts = build_parts(config)
-    write_records(parts, run_dir, overrides)
-    describe(parts, run_dir, console)
-    loggers = build_loggers(
-        config.logger,
-        run_dir,
-        name=f"{config.name}/{run_dir.name}",
-        config=plain_values(config),
-        resume_step=resume_step,
-    )
-    for warning in parts.warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False)
+    loggers: list[Logger] = []
+    if rank_zero_only.rank == 0:  # of several processes, one writes
+        write_records(parts, run_dir, overrides)
+        describe(parts, run_dir, console)
+        name = f"{config.name}/{run_dir.name}"
+        loggers = build_loggers(
+            config.logger, run_dir, name=name, config=plain_values(config), resume_step=resume_step
+        )
     failed = True
     try:
         with ProgressLine(config.trainer.max_steps, console, enabled=config.trainer.enable_progress_bar) as line:
@@ -74,33 +71,20 @@ def train(config: RunConfig, run_dir: Path, overrides: list[str], console: Conso
                 RunCheckpoint(run_dir / CHECKPOINTS, config.checkpoint.every_n_steps),
             ]
             trainer = build_trainer(config.trainer, run_dir, loggers, callbacks)
-            fit(trainer, parts, last if resume_step is not None else None)
+            with memory_advice(config):
+                checkpoint = last if resume_step is not None else None
+                trainer.fit(parts.module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True)
             if not validation.results.after:  # stopped early, or resumed after the last step
                 validation.run(trainer, parts.module)
         finish(parts, run_dir, trainer, validation.results, watch.messages, time.monotonic() - started, console)
         failed = False
+    except SystemExit:  # Lightning's answer to Ctrl-C
+        console.print(f"stopped; resume={run_dir} goes on from the last checkpoint", markup=False, soft_wrap=True)
+        raise
     finally:
         for logger in loggers:
             logger.finalize("failed" if failed else "success")
         finish_wandb(exit_code=int(failed))
-
-
-def fit(trainer: Trainer, parts: Parts, checkpoint: Path | None) -> None:
-    """
-    Raises:
-        TrainingError: out of memory, with the settings to lower.
-    """
-    config = parts.config
-    try:
-        trainer.fit(parts.module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True)
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "memory" not in str(error):
-            raise
-        raise TrainingError(
-            f"out of memory: {str(error).splitlines()[0]}. Lower data.batch_size (now {config.data.batch_size}; raise "
-            f"trainer.accumulate_grad_batches to keep the step's size) or data.max_length ({config.data.max_length}), "
-            "set trainer.gradient_checkpointing=true or backbone.precision=bfloat16; dry_run=preflight estimates it"
-        ) from None
 
 
 def collapse_watch(config: RunConfig, line: ProgressLine) -> CollapseWatch:
@@ -109,7 +93,7 @@ def collapse_watch(config: RunConfig, line: ProgressLine) -> CollapseWatch:
     return CollapseWatch(
         LOOK_EVERY_N_STEPS,
         lambda message: line.say(f"warning: {message}"),
-        active_experts=config.injection.top_k,
+        active_experts=1 if config.moe.router is RouterKind.soft else config.injection.top_k,
         aux_loss_coef=float(balance.aux_loss_coef or 0) if balance.type is LoadBalanceType.aux_loss else 0.0,
     )
 
@@ -133,35 +117,6 @@ def write_records(parts: Parts, run_dir: Path, overrides: list[str]) -> None:
         write_provenance(run_dir / PROVENANCE_FILE, record)
     except OSError as error:
         raise TrainingError(f"{run_dir} cannot be written: {error.strerror or error}") from None
-
-
-def describe(parts: Parts, run_dir: Path, console: Console) -> None:
-    """What is about to happen: plan, phases, data, folder."""
-    describe_plan(parts, console)
-    console.print(f"run directory: {run_dir}", markup=False, highlight=False, soft_wrap=True)
-
-
-def describe_plan(parts: Parts, console: Console) -> None:
-    """The injection plan, the phases and the data."""
-    console.print(str(parts.plan), markup=False, highlight=False, soft_wrap=True)
-    frozen = sum(count for _, count, _ in role_table(parts.model)) - parts.plan.total_parameters
-    report = parts.prepared.report
-    lines = [f"backbone {parts.config.backbone.model_name}: {frozen:,} parameters, frozen"]
-    for phase in parts.module.schedule.phases:
-        lines.append(
-            f"phase {phase.name}: steps {phase.start + 1} to {phase.end} train {', '.join(sorted(phase.trainable))}"
-        )
-    domains = len(parts.prepared.domains)
-    lines.append(f"data: {report.train.rows:,} rows to learn, {report.val.rows:,} to validate, {domains} domains")
-    for line in lines:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def quiet_libraries() -> None:
-    """Messages of the libraries that tell the user of lmoe nothing."""
-    for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning.*")
 
 
 def finish_wandb(*, exit_code: int) -> None:

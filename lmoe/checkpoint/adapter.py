@@ -2,13 +2,14 @@
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from lmoe.backbones.fingerprint import fingerprint
@@ -71,7 +72,8 @@ def save_adapter(model: nn.Module, folder: Path, base_model: dict[str, Any]) -> 
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in adapter_tensors(model).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, folder / f"{WEIGHTS_FILE}.partial", metadata={"format": "pt"})
+        # NOTE save_file would make a file that only its owner can read, whatever the umask.
+        (folder / f"{WEIGHTS_FILE}.partial").write_bytes(save(tensors, metadata={"format": "pt"}))
         os.replace(folder / f"{WEIGHTS_FILE}.partial", folder / WEIGHTS_FILE)
         partial = folder / f"{CONFIG_FILE}.partial"
         partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -92,7 +94,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no {CONFIG_FILE}, so this is no lmoe adapter") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
     if not isinstance(raw, dict):
         raise CheckpointError(f"{path}: must hold an object, holds {type(raw).__name__}")
@@ -106,7 +108,24 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     base = raw["base_model"]
     if not isinstance(base.get("name"), str) or base.get("precision") not in tuple(BackbonePrecision):
         raise CheckpointError(f"{path}: base_model needs a name and a precision ({', '.join(BackbonePrecision)})")
+    if not isinstance(base.get("fingerprint"), str) or not isinstance(base.get("revision"), str | None):
+        raise CheckpointError(f"{path}: base_model needs a fingerprint, and a revision that is text or null")
+    if found := next((text for text in _texts([raw["injection"], raw["moe"]]) if "${" in text), None):
+        raise CheckpointError(f"{path}: {found!r} is an interpolation; an adapter holds plain values")
     return AdapterConfig(**{part: raw[part] for part in parts})
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in nested lists and dicts, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
 
 
 def load_adapter(model: nn.Module, folder: Path, expected: AdapterConfig) -> None:
@@ -115,11 +134,11 @@ def load_adapter(model: nn.Module, folder: Path, expected: AdapterConfig) -> Non
     Raises:
         CheckpointError: another base, torn file, missing, unknown or misshapen keys (the first ones are named).
     """
-    wanted_base = expected.base_model.get("fingerprint")
-    if wanted_base and wanted_base != fingerprint(model):
+    wanted_base, found_base = expected.base_model["fingerprint"], fingerprint(model)
+    if wanted_base != found_base:
         raise CheckpointError(
-            f"{folder}: the adapter was trained on another base ({expected.base_model.get('name')}, fingerprint "
-            f"{wanted_base}); this one has {fingerprint(model)}"
+            f"{folder}: the adapter was trained on another base ({expected.base_model['name']}, fingerprint "
+            f"{wanted_base}); this one has {found_base}"
         )
     own = adapter_tensors(model)
     try:

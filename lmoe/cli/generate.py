@@ -22,7 +22,7 @@ def run(
 
     def action() -> None:
         text = read_prompt(prompt, prompt_file)
-        from lmoe.build.train import quiet_libraries
+        from lmoe.build.announce import quiet_libraries
         from lmoe.inference.generate import stream_answer
         from lmoe.inference.load import load
 

@@ -1,8 +1,10 @@
 """Compose a run with Hydra, and show users messages instead of tracebacks."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from lmoe.schema.resources import resource_dir
 Job = Callable[[Any, Path, list[str]], None]
 
 
-def hydra_main(config_name: str, schema: type, job: Job, argv: list[str]) -> int:
+def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, entry: str) -> int:
     """Compose `conf/<config_name>.yaml` with overrides and run the job, once or as a multirun.
 
     Args:
@@ -31,6 +33,7 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str]) -> int
         schema: dataclass that the config must fit.
         job: gets the config as an object of the schema, the run directory and the overrides.
         argv: arguments of the command.
+        entry: file that runs the verb; Lightning starts it again for each further process of a run.
 
     Returns:
         The exit code: 0, or 1 after a message on stderr.
@@ -40,27 +43,40 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str]) -> int
 
     def task(composed: DictConfig) -> None:
         runtime = HydraConfig.get()
-        overrides = list(runtime.overrides.task)
+        overrides, folder = list(runtime.overrides.task), Path(runtime.runtime.output_dir)
         try:
-            job(to_object(composed, schema, overrides), Path(runtime.runtime.output_dir), overrides)
+            job(to_object(composed, schema, overrides), folder, overrides)
         except LmoeError as error:
+            drop_empty(folder)
             if runtime.mode is not None and runtime.mode.name == "MULTIRUN":  # Hydra shows only the first, at the end
                 sys.stderr.write(f"job {runtime.job.num} failed ({' '.join(overrides)})\n{error}\n")
             raise
 
     try:
         arguments = checked_arguments(argv, schema)
-        sys.argv = [f"lmoe {config_name}", *arguments]
+        sys.argv = [entry, *arguments]
         hydra.main(version_base="1.3", config_path=str(resource_dir("conf")), config_name=config_name)(task)()
     except LmoeError as error:
         return _say(str(error))
     except (HydraException, OmegaConfBaseException) as error:
         return _say(f"config: {_hydra_message(error)}")
     except OSError as error:
-        if error.filename is None:
+        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        return _say(f"{error.filename}: {error.strerror}; choose another folder with hydra.run.dir=…, or free space")
+        place = f"{error.filename}: " if error.filename else ""
+        return _say(f"{place}{error.strerror}; choose another folder with hydra.run.dir=…, or free space")
     return 0
+
+
+def drop_empty(run_dir: Path) -> None:
+    """Hydra made a folder for a run that leaves nothing: it goes, with empty parents inside the working directory."""
+    folder, here = run_dir, Path.cwd()
+    with suppress(OSError):  # somebody else put something there just now
+        while folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+            folder = folder.parent
+            if here not in folder.parents:
+                break
 
 
 def checked_arguments(argv: list[str], schema: type) -> list[str]:
@@ -75,7 +91,12 @@ def checked_arguments(argv: list[str], schema: type) -> list[str]:
     if problems:
         raise ConfigError(problems)
     run = run_to_resume(overrides)
-    return [*argv, f"hydra.run.dir='{run}'"] if run is not None else list(argv)
+    if run is None:
+        return list(argv)
+    if {"-m", "--multirun"} & set(argv):
+        raise ConfigError("resume continues one run, so it cannot be part of a multirun; leave out -m")
+    quoted = str(run).replace("'", r"\'")
+    return [*argv, f"hydra.run.dir='{quoted}'"]
 
 
 def to_object(composed: DictConfig, schema: type, overrides: list[str]) -> Any:

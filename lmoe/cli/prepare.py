@@ -21,7 +21,7 @@ def run(
 
     def action() -> None:
         from lmoe.backbones.load import load_tokenizer, model_type
-        from lmoe.build.train import quiet_libraries
+        from lmoe.build.announce import quiet_libraries
         from lmoe.data.prepare import prepare
         from lmoe.schema.backbone import BackboneConfig
         from lmoe.schema.data import DataConfig

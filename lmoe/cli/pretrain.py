@@ -12,7 +12,7 @@ from lmoe.schema.validate_pretrain import pretrain_problems
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
-    return hydra_main("pretrain", PretrainConfig, run, sys.argv[1:] if argv is None else argv)
+    return hydra_main("pretrain", PretrainConfig, run, sys.argv[1:] if argv is None else argv, entry=__file__)
 
 
 def run(config: PretrainConfig, run_dir: Path, overrides: list[str]) -> None:

@@ -1,10 +1,12 @@
 """`resume=<run directory>`: the saved config, and which changes to it are safe."""
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
+from yaml import YAMLError
 
 from lmoe.errors import ConfigError
 from lmoe.schema.resources import resource_dir
@@ -22,6 +24,8 @@ SAFE = (
     "trainer.enable_progress_bar",
     "data.num_workers",
     "data.cache_dir",
+    "output",
+    "eval_sft",
 )
 
 
@@ -46,10 +50,10 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
     Raises:
         ConfigError: every override that would make another run of it, with both values.
     """
-    saved = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.load(Path(composed.resume) / CONFIG_FILE))
-    given = [override.lstrip("+").split("=", 1)[0] for override in overrides]
+    saved = OmegaConf.merge(OmegaConf.structured(schema), _load(Path(composed.resume).expanduser() / CONFIG_FILE))
+    given = [key for override in overrides for key in _set_by(override.lstrip("+~").split("=", 1)[0], schema)]
     problems = []
-    for key in given:
+    for key in dict.fromkeys(given):
         group = (resource_dir("conf") / key).is_dir()
         for path, new, old in _differences(OmegaConf.select(composed, key), OmegaConf.select(saved, key), key):
             if not path.startswith(SAFE):
@@ -64,6 +68,19 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
     saved.resume = composed.resume
     assert isinstance(saved, DictConfig)
     return saved
+
+
+def _load(file: Path) -> Any:
+    try:
+        return OmegaConf.load(file)
+    except (OSError, YAMLError) as error:
+        raise ConfigError(f"resume: {file} cannot be read: {' '.join(str(error).split())}") from None
+
+
+def _set_by(key: str, schema: type) -> list[str]:
+    """The keys that an override may set: itself, or any section where it is a group such as experiment."""
+    sections = [field.name for field in fields(schema)]
+    return [key] if key.split(".")[0] in sections else sections
 
 
 def _differences(new: Any, old: Any, path: str) -> list[tuple[str, Any, Any]]:

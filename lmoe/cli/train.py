@@ -1,9 +1,10 @@
 """`lmoe train`, the same as `python train.py`: compose, validate, build, run."""
 
+import os
 import sys
 from pathlib import Path
 
-from lmoe.cli.hydra_run import hydra_main
+from lmoe.cli.hydra_run import drop_empty, hydra_main
 from lmoe.errors import ConfigError
 from lmoe.schema.phase_rules import phase_warnings
 from lmoe.schema.run import DryRun, RunConfig
@@ -12,7 +13,7 @@ from lmoe.schema.validate import validate
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
-    return hydra_main("train", RunConfig, run, sys.argv[1:] if argv is None else argv)
+    return hydra_main("train", RunConfig, run, sys.argv[1:] if argv is None else argv, entry=__file__)
 
 
 def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
@@ -22,28 +23,27 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
         for warning in phase_warnings(config):
             sys.stdout.write(f"warning: {warning}\n")
         sys.stdout.write("config: no problems\n")
-        _drop_empty(run_dir)
+        drop_empty(run_dir)
         return
-    if not config.resume and config.dry_run is DryRun.none and (run_dir / "config.yaml").exists():
+    first = os.environ.get("LOCAL_RANK", "0") == "0"  # further processes of one run meet its config.yaml
+    if first and not config.resume and config.dry_run is DryRun.none and (run_dir / "config.yaml").exists():
         raise ConfigError(
             f"{run_dir} already holds a run; resume={run_dir} continues it, another hydra.run.dir starts a new one"
         )
     # Heavy imports wait until the config is known to be good.
     from rich.console import Console
 
-    console = Console(soft_wrap=False)
+    console = Console(quiet=not first)
     if config.dry_run is DryRun.preflight:
         from lmoe.build.preflight import preflight
 
         preflight(config, console)
-        _drop_empty(run_dir)
+        drop_empty(run_dir)
         return
     from lmoe.build.train import train
 
     train(config, run_dir, overrides, console)
 
 
-def _drop_empty(run_dir: Path) -> None:
-    """Hydra made a folder for a run that leaves nothing."""
-    if run_dir.is_dir() and not any(run_dir.iterdir()):
-        run_dir.rmdir()
+if __name__ == "__main__":  # how Lightning starts the further processes of a run
+    sys.exit(main())

@@ -42,6 +42,7 @@ class SftDataModule(LightningDataModule):
         self.prepared, self.config = prepared, config
         self.seed, self.num_batches, self.pad_token_id = seed, max_steps * accumulate_grad_batches, pad_token_id
         self.micro_batches, self._tokens = accumulate_grad_batches, SampleTokens.of(prepared.train)
+        self._window_order: SeededBatches | None = None
 
     def train_dataloader(self) -> ResumableLoader:
         """Micro-batches of this rank for the whole run, resumable by their number."""
@@ -69,7 +70,9 @@ class SftDataModule(LightningDataModule):
 
     def window_totals(self, step: int) -> tuple[int, int]:
         """(label tokens, valid tokens) of an optimizer step, over all its micro-batches and ranks."""
-        return self._tokens.window(self._order(), step, self.micro_batches)
+        if self._window_order is None:
+            self._window_order = self._order()
+        return self._tokens.window(self._window_order, step, self.micro_batches)
 
     def largest_batch(self) -> dict[str, Tensor]:
         """The micro-batch of the run that takes the most memory."""

@@ -56,8 +56,7 @@ def prepare(
     Raises:
         DataError: rows that cannot be read or masked, nothing left to learn, or packing that the backbone refuses.
     """
-    if config.packing and packing_model_type and (reason := packing_supported(packing_model_type)):
-        raise DataError(f"data.packing=true: {reason}; set data.packing=false")
+    packing = _packs(config.packing, packing_model_type)
     reader = _Reader(config, tokenizer)
     source = reader.read(str(bundled / "train") if config.path == BUNDLED else config.path, "data.path")
     val_path = config.val_path or (BUNDLED if config.path == BUNDLED else None)
@@ -77,11 +76,24 @@ def prepare(
         val=split_report(val, domains),
         data_hashes=reader.hashes,
     )
-    packed = PackedRows.of(train, config.max_length, seed) if config.packing else None
+    packed = PackedRows.of(train, config.max_length, seed) if packing else None
     if packed is not None:
         report.train.packed_sequences = len(packed)
         report.train.fill = report.train.tokens / (len(packed) * config.max_length)
     return PreparedData(train=train if packed is None else packed, val=val, domains=domains, report=report)
+
+
+def _packs(asked: bool | None, model_type: str | None) -> bool:
+    """Whether to pack; null packs where the backbone is known to keep rows apart.
+
+    Raises:
+        DataError: packing was asked for, and the backbone would let rows see each other.
+    """
+    if asked is None:
+        return model_type is not None and packing_supported(model_type) is None
+    if asked and model_type and (reason := packing_supported(model_type)):
+        raise DataError(f"data.packing=true: {reason}; set data.packing=false")
+    return asked
 
 
 class _Reader:

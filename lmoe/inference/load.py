@@ -6,7 +6,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
 from lmoe.checkpoint.adapter import CONFIG_FILE, load_adapter, read_adapter_config
-from lmoe.errors import CheckpointError
+from lmoe.errors import CheckpointError, ConfigError, InjectionError
 from lmoe.injection.apply import inject
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
 
@@ -46,12 +46,19 @@ def load(path: str | Path, *, base_model: str | None = None) -> tuple[PreTrained
     folder = adapter_folder(path)
     config = read_adapter_config(folder)
     stored = config.base_model
+    if not (base_model or stored["name"]):
+        raise CheckpointError(
+            f"{folder}: the adapter does not name its base; give base_model (a hub name or directory)"
+        )
     backbone = BackboneConfig(
         model_name=base_model or stored["name"],
-        revision=stored.get("revision"),
+        revision=None if base_model else stored.get("revision"),
         precision=BackbonePrecision(stored["precision"]),
     )
     model = load_model(backbone)
-    inject(model, config.injection, config.moe)
+    try:
+        inject(model, config.injection, config.moe)
+    except (ConfigError, InjectionError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} does not fit the base {backbone.model_name}: {error}") from None
     load_adapter(model, folder, config)
     return model.eval(), tokenizer_in(folder) or load_tokenizer(backbone)

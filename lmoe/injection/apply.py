@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmoe.errors import InjectionError
+from lmoe.errors import ConfigError, InjectionError
 from lmoe.injection.mixture_lora import plan_mixture_lora
 from lmoe.injection.plan import InjectionPlan, SitePlan
 from lmoe.layers.lora_linear import LoRALinear
@@ -56,8 +56,7 @@ def inject(
     """
     if getattr(model, RECORD, None) is not None:
         raise InjectionError("this model already carries experts; load the backbone anew to inject again")
-    injection = injection if isinstance(injection, InjectionConfig) else injection_section(injection or {})
-    moe = moe if isinstance(moe, MoeConfig) else moe_section(moe or {})
+    injection, moe = _sections(injection, moe)
     raise_problems(injection_problems(injection, moe) + moe_problems(moe))
     plan = plan_mixture_lora(model, injection, moe)
     balance = moe.load_balance
@@ -67,9 +66,34 @@ def inject(
     )
     model.requires_grad_(False)
     for site in plan.sites:
-        model.set_submodule(site.path, _wrapped(site, model.get_submodule(site.path), injection, moe, trace))
+        base_layer = model.get_submodule(site.path)
+        # A model in evaluation mode, as from_pretrained returns it, must not start to drop out.
+        wrapper = _wrapped(site, base_layer, injection, moe, trace).train(base_layer.training)
+        model.set_submodule(site.path, wrapper)
     setattr(model, RECORD, Injected(plan=plan, injection=injection, moe=moe, trace=trace))
     return plan
+
+
+def _sections(
+    injection: InjectionConfig | Mapping[str, Any] | None, moe: MoeConfig | Mapping[str, Any] | None
+) -> tuple[InjectionConfig, MoeConfig]:
+    """Both sections as dataclasses.
+
+    Raises:
+        ConfigError: with the problems of both.
+    """
+    problems: list[str] = []
+    try:
+        injection = injection if isinstance(injection, InjectionConfig) else injection_section(injection or {})
+    except ConfigError as error:
+        problems += error.problems
+    try:
+        moe = moe if isinstance(moe, MoeConfig) else moe_section(moe or {})
+    except ConfigError as error:
+        problems += error.problems
+    raise_problems(problems)
+    assert isinstance(injection, InjectionConfig) and isinstance(moe, MoeConfig)
+    return injection, moe
 
 
 def _wrapped(
@@ -138,11 +162,11 @@ def trace(model: nn.Module, *, attention_mask: Tensor) -> Iterator[RoutingTrace]
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """The backbone's own function inside the block."""
-    wrappers = [module for _, module in sites(model)]
-    for module in wrappers:
+    before = [(module, module.enabled) for _, module in sites(model)]
+    for module, _ in before:
         module.enabled = False
     try:
         yield
     finally:
-        for module in wrappers:
-            module.enabled = True
+        for module, enabled in before:
+            module.enabled = enabled

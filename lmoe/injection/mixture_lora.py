@@ -8,7 +8,7 @@ from lmoe.backbones.layout import LayerLayout, default_attention_keywords, layou
 from lmoe.errors import InjectionError
 from lmoe.injection.plan import InjectionPlan, SitePlan
 from lmoe.schema.injection import InjectionConfig
-from lmoe.schema.moe import MoeConfig, RouterKind
+from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
 from lmoe.schema.phase import Role
 
 
@@ -31,6 +31,7 @@ def plan_mixture_lora(model: nn.Module, injection: InjectionConfig, moe: MoeConf
             f"{both[0]} is named by both injection.target_keywords and injection.attn_lora.keywords; "
             "take it out of one of them"
         )
+    _refuse_shared({**mixtures, **singles})
     depth = {layer.index: position for position, layer in enumerate(chosen)}
     attention = injection.attn_lora
     sites = []
@@ -65,6 +66,7 @@ def plan_mixture_lora(model: nn.Module, injection: InjectionConfig, moe: MoeConf
                         lora_alpha=injection.lora_alpha if attention.lora_alpha is None else attention.lora_alpha,
                     )
                 )
+    warnings += _constant_balance(sites, moe)
     return InjectionPlan(sites=tuple(sites), warnings=tuple(warnings))
 
 
@@ -89,6 +91,35 @@ def _chosen_layers(layers: list[LayerLayout], injection: InjectionConfig) -> lis
     return chosen
 
 
+def _refuse_shared(linears: dict[str, nn.Linear]) -> None:
+    """
+    Raises:
+        InjectionError: one Linear stands at two paths, so that a site would run more than once in a forward.
+    """
+    paths: dict[int, str] = {}
+    for path, linear in linears.items():
+        first = paths.setdefault(id(linear), path)
+        if first != path:
+            raise InjectionError(
+                f"{first} and {path} are one and the same module; experts in layers that share weights are not "
+                "supported: choose layers with injection.start_layer and num_layers, or other Linears"
+            )
+
+
+def _constant_balance(sites: list[SitePlan], moe: MoeConfig) -> list[str]:
+    """A warning if the load_balancing_loss of a site cannot change: every expert gets every token."""
+    balance = moe.load_balance
+    if balance.type is not LoadBalanceType.aux_loss or not balance.aux_loss_coef or moe.router is not RouterKind.top_k:
+        return []
+    full = [site.path for site in sites if site.num_experts and site.active_experts == site.num_experts]
+    if not full:
+        return []
+    return [
+        f"moe.load_balance.aux_loss_coef has no effect at {len(full)} sites, first {full[0]}: "
+        "top_k is the number of experts, so every load is equal"
+    ]
+
+
 def _attention(layers: list[LayerLayout], injection: InjectionConfig, warnings: list[str]) -> dict[str, nn.Linear]:
     if not injection.attn_lora.enabled:
         return {}
@@ -108,6 +139,12 @@ def _match(
 ) -> dict[str, nn.Linear]:
     """Linears that the keywords name: by the last part of their path, or by a longer dotted ending."""
     if keywords is None:
+        without = [layer.index for layer in layers if not default(layer)]
+        if without and len(without) < len(layers):
+            warnings.append(
+                f"{key}: {len(layers) - len(without)} of {len(layers)} layers have such Linears; "
+                f"layers {without} stay without"
+            )
         return {path: linear for layer in layers for path, linear in default(layer).items()}
     matched: dict[str, nn.Linear] = {}
     for keyword in keywords:

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from lmoe.ops.lora import kaiming_lora_A, lora_delta
 
 
-def branch_input(x: Tensor) -> Tensor:
-    """x in float32 like the adapters, unless autocast picks the type itself."""
-    return x if torch.is_autocast_enabled(x.device.type) else x.float()
+def branch_input(x: Tensor, lora_A: Tensor) -> Tensor:
+    """x in the type of the adapters, unless autocast picks the type itself."""
+    return x if torch.is_autocast_enabled(x.device.type) else x.to(lora_A.dtype)
 
 
 class LoRALinear(nn.Module):
@@ -42,5 +42,6 @@ class LoRALinear(nn.Module):
         y = self.base_layer(x)
         if not self.enabled:
             return y
-        delta = lora_delta(self.lora_dropout(branch_input(x)), self.lora_A, self.lora_B, self.scaling)
+        x = self.lora_dropout(branch_input(x, self.lora_A))
+        delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling)
         return y + delta.to(y.dtype)

@@ -57,7 +57,6 @@ class MixtureLoRALinear(nn.Module):
             return y
         routing = self.router(x)
         self.trace.record(self.site, routing)
-        delta = stacked_delta(
-            self.lora_dropout(branch_input(x)), self.lora_A, self.lora_B, routing.routing_weights, self.scaling
-        )
+        x = self.lora_dropout(branch_input(x, self.lora_A))
+        delta = stacked_delta(x, self.lora_A, self.lora_B, routing.routing_weights, self.scaling)
         return y + delta.to(y.dtype)

@@ -63,6 +63,12 @@ class RoutingTrace:
         finally:
             self.on = False
 
+    def __deepcopy__(self, memo: dict) -> "RoutingTrace":
+        """An empty trace with the same coefficients: what a forward left is not copied, and its graph cannot be."""
+        copy = RoutingTrace(self.aux_loss_coef, self.router_z_loss_coef)
+        memo[id(self)] = copy
+        return copy
+
     def record(self, site: str, routing: Routing) -> None:
         """Called by a site in its forward; does nothing while the trace is off."""
         if self.on:

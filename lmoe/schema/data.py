@@ -19,8 +19,9 @@ class DataConfig:
     """Longest row in tokens; what is longer is cut at the end."""
     batch_size: int = 16
     """Rows (with packing: packed sequences of max_length tokens) in one micro-batch."""
-    packing: bool = False
-    """Put several rows into one sequence of max_length tokens, attention kept apart by position ids."""
+    packing: bool | None = False
+    """Put several training rows into one sequence of max_length tokens, attention kept apart by position ids; null:
+    where the backbone is known to keep them apart."""
     num_workers: int = 0
     """Processes that load batches; 0: the main process."""
     chat_template: str | None = None

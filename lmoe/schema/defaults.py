@@ -38,4 +38,5 @@ def _section(name: str, schema: type, default: str, given: Mapping[str, Any]) ->
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), shipped, dict(given)))
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{name}: {str(error).splitlines()[0]}") from None
+        where = f"{name}.{error.full_key}" if error.full_key else name
+        raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None

@@ -55,7 +55,7 @@ def start_step(start: str, max_steps: int) -> int:
             share = float(text[:-1]) / 100
             if not 0 <= share <= 1:
                 raise ValueError
-            return math.ceil(round(share * max_steps, 9))
+            return max(math.ceil(round(share * max_steps, 9)), int(share > 0))
         step = int(text)
         if step < 0:
             raise ValueError

@@ -31,7 +31,7 @@ def phase_problems(config: RunConfig) -> list[str]:
         except ValueError as error:
             problems.append(f"{key}.start: {error}")
             continue
-        if start >= config.trainer.max_steps:
+        if start >= config.trainer.max_steps >= 1:
             problems.append(
                 f"{key}.start={phase.start} is step {start}, but trainer.max_steps={config.trainer.max_steps} ends the "
                 "run before it; start earlier or raise trainer.max_steps"
@@ -64,8 +64,6 @@ def _role_problems(key: str, phase: PhaseConfig, injection: InjectionConfig) -> 
         problems.append(f"{key}.trainable is empty, so the phase trains nothing; allowed: {', '.join(TRAINABLE)}")
     if set(phase.trainable) == {Role.attn_lora} and not injection.attn_lora.enabled:
         problems.append(f"{key} trains nothing: injection.attn_lora.enabled=false leaves attn_lora without parameters")
-    if phase.auxiliary_loss and phase.trainable == [Role.attn_lora]:
-        problems.append(f"{key}.auxiliary_loss has no effect where neither routers nor experts train; leave it out")
     return problems
 
 

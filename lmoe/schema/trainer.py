@@ -47,10 +47,10 @@ class TrainerConfig:
     gradient_clip_val: float = 1.0
     """Largest norm of all gradients together; 0: no clipping."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time. Not in pretrain."""
     deterministic: bool = True
     """Deterministic kernels: the same seed gives bitwise the same adapters on the same device."""
     compile: bool = False
-    """Compile the model with torch.compile: a slow start, then faster steps."""
+    """Compile the model with torch.compile: a slow start, then faster steps. Only in pretrain."""
     enable_progress_bar: bool = True
     """A live line with loss and phase."""

@@ -7,7 +7,8 @@ from lmoe.schema.data import DataConfig
 from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.logger import LoggerConfig, LoggerKind, WandbMode
 from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
-from lmoe.schema.optim import LrSchedule, OptimConfig
+from lmoe.schema.optim import LrSchedule, OptimConfig, RoleOptimConfig
+from lmoe.schema.phase import Role
 from lmoe.schema.phase_rules import TRAINABLE, phase_problems
 from lmoe.schema.run import RunConfig
 from lmoe.schema.trainer import PRECISIONS, Accelerator, Strategy, TrainerConfig
@@ -39,8 +40,31 @@ def validate(config: RunConfig) -> None:
         + trainer_problems(config.trainer)
         + logger_problems(config.logger)
         + _callback_problems(config)
-        + _at_least(config.checkpoint.every_n_steps, 0, "checkpoint.every_n_steps")
+        + _idle_problems(config)
+        + at_least(config.checkpoint.every_n_steps, 0, "checkpoint.every_n_steps")
+        + seed_problems(config.seed)
     )
+
+
+def _idle_problems(config: RunConfig) -> list[str]:
+    """Settings of other sections that this run has no use for."""
+    problems = []
+    if config.trainer.compile:
+        problems.append("trainer.compile has no effect in train (only in pretrain); leave it out")
+    trained = {role.value for phase in config.phase.phases.values() for role in phase.trainable}
+    if not config.injection.attn_lora.enabled:
+        trained.discard(Role.attn_lora.value)
+    problems += [
+        f"optim.roles.{role} has no effect: {role} trains in no phase; leave it out or add it to a phase"
+        for role, settings in config.optim.roles.items()
+        if role in {r.value for r in TRAINABLE} - trained and settings != RoleOptimConfig()
+    ]
+    return problems
+
+
+def seed_problems(seed: int) -> list[str]:
+    """Problems of `seed`."""
+    return [] if 0 <= seed < 2**32 else [f"seed is {seed}, must be from 0 to {2**32 - 1}"]
 
 
 def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
@@ -49,11 +73,11 @@ def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
     experts = injection.num_experts_by_layer or [injection.num_experts]
     fewest = min(experts)
     problems = (
-        _at_least(injection.lora_r, 1, "injection.lora_r")
-        + _at_least(injection.num_experts, 1, "injection.num_experts")
-        + _at_least(injection.top_k, 1, "injection.top_k")
-        + _at_least(injection.start_layer, 0, "injection.start_layer")
-        + _at_least(injection.num_layers, 0, "injection.num_layers")
+        at_least(injection.lora_r, 1, "injection.lora_r")
+        + at_least(injection.num_experts, 1, "injection.num_experts")
+        + at_least(injection.top_k, 1, "injection.top_k")
+        + at_least(injection.start_layer, 0, "injection.start_layer")
+        + at_least(injection.num_layers, 0, "injection.num_layers")
     )
     if injection.lora_alpha <= 0:
         problems.append(f"injection.lora_alpha is {injection.lora_alpha}, must be above 0")
@@ -105,7 +129,7 @@ def _attn_lora_problems(injection: InjectionConfig) -> list[str]:
     if attention.keywords == []:
         problems.append("injection.attn_lora.keywords is empty; set injection.attn_lora.enabled=false instead")
     if attention.lora_r is not None:
-        problems += _at_least(attention.lora_r, 1, "injection.attn_lora.lora_r")
+        problems += at_least(attention.lora_r, 1, "injection.attn_lora.lora_r")
     if attention.lora_alpha is not None and attention.lora_alpha <= 0:
         problems.append(f"injection.attn_lora.lora_alpha is {attention.lora_alpha}, must be above 0")
     return problems
@@ -141,10 +165,10 @@ def moe_problems(moe: MoeConfig) -> list[str]:
 def data_problems(data: DataConfig) -> list[str]:
     """Problems of `data` that show without reading it."""
     problems = (
-        _at_least(data.max_length, 2, "data.max_length")
-        + _at_least(data.batch_size, 1, "data.batch_size")
-        + _at_least(data.num_workers, 0, "data.num_workers")
-        + _at_least(data.val_rows_per_domain, 0, "data.val_rows_per_domain")
+        at_least(data.max_length, 2, "data.max_length")
+        + at_least(data.batch_size, 1, "data.batch_size")
+        + at_least(data.num_workers, 0, "data.num_workers")
+        + at_least(data.val_rows_per_domain, 0, "data.val_rows_per_domain")
     )
     if not 0 < data.val_fraction < 1:
         problems.append(f"data.val_fraction is {data.val_fraction}, must be above 0 and below 1")
@@ -157,7 +181,7 @@ def data_problems(data: DataConfig) -> list[str]:
 
 def optim_problems(optim: OptimConfig) -> list[str]:
     """Problems of `optim`."""
-    problems = _at_least(optim.warmup_steps, 0, "optim.warmup_steps")
+    problems = at_least(optim.warmup_steps, 0, "optim.warmup_steps")
     if optim.lr <= 0:
         problems.append(f"optim.lr is {optim.lr}, must be above 0")
     if optim.weight_decay < 0:
@@ -181,12 +205,12 @@ def optim_problems(optim: OptimConfig) -> list[str]:
 def trainer_problems(trainer: TrainerConfig) -> list[str]:
     """Problems of `trainer`."""
     problems = (
-        _at_least(trainer.max_steps, 1, "trainer.max_steps")
-        + _at_least(trainer.accumulate_grad_batches, 1, "trainer.accumulate_grad_batches")
-        + _at_least(trainer.devices, 1, "trainer.devices")
-        + _at_least(trainer.num_nodes, 1, "trainer.num_nodes")
-        + _at_least(trainer.val_every_n_steps, 0, "trainer.val_every_n_steps")
-        + _at_least(trainer.log_every_n_steps, 1, "trainer.log_every_n_steps")
+        at_least(trainer.max_steps, 1, "trainer.max_steps")
+        + at_least(trainer.accumulate_grad_batches, 1, "trainer.accumulate_grad_batches")
+        + at_least(trainer.devices, 1, "trainer.devices")
+        + at_least(trainer.num_nodes, 1, "trainer.num_nodes")
+        + at_least(trainer.val_every_n_steps, 0, "trainer.val_every_n_steps")
+        + at_least(trainer.log_every_n_steps, 1, "trainer.log_every_n_steps")
     )
     if trainer.gradient_clip_val < 0:
         problems.append(f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, must be at least 0 (0: off)")
@@ -229,5 +253,6 @@ def _callback_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def _at_least(value: float, least: float, key: str) -> list[str]:
+def at_least(value: float, least: float, key: str) -> list[str]:
+    """One problem if a value is too small."""
     return [] if value >= least else [f"{key} is {value}, must be at least {least}"]

@@ -1,15 +1,28 @@
 """Problems of a pre-training's config."""
 
+from dataclasses import fields
 from pathlib import Path
 
+from lmoe.schema.optim import RoleOptimConfig
 from lmoe.schema.pretrain import PretrainConfig
-from lmoe.schema.validate import logger_problems, optim_problems, trainer_problems
+from lmoe.schema.validate import at_least, logger_problems, optim_problems, seed_problems, trainer_problems
 
 
 def pretrain_problems(config: PretrainConfig) -> list[str]:
     """Every problem that shows without reading the text."""
     corpus, model = config.corpus, config.model
-    problems = optim_problems(config.optim) + trainer_problems(config.trainer) + logger_problems(config.logger)
+    problems = (
+        optim_problems(config.optim)
+        + trainer_problems(config.trainer)
+        + logger_problems(config.logger)
+        + seed_problems(config.seed)
+        + at_least(config.checkpoint.every_n_steps, 0, "checkpoint.every_n_steps")
+        + at_least(corpus.batch_size, 1, "corpus.batch_size")
+        + at_least(corpus.sequence_length, 1, "corpus.sequence_length")
+    )
+    for field in fields(model):
+        if field.name != "vocab_size":
+            problems += at_least(getattr(model, field.name), 1, f"model.{field.name}")
     paths = (("path", corpus.path), ("chats_path", corpus.chats_path), ("chats_exclude", corpus.chats_exclude))
     problems += [
         f"corpus.{name}={value}: no such folder or file"
@@ -29,7 +42,7 @@ def pretrain_problems(config: PretrainConfig) -> list[str]:
             f"corpus.sequence_length={corpus.sequence_length} is beyond model.max_position_embeddings="
             f"{model.max_position_embeddings}"
         )
-    if model.num_attention_heads % model.num_key_value_heads:
+    if model.num_key_value_heads >= 1 and model.num_attention_heads % model.num_key_value_heads:
         problems.append(
             f"model.num_attention_heads={model.num_attention_heads} must be a multiple of "
             f"model.num_key_value_heads={model.num_key_value_heads}"
@@ -38,4 +51,8 @@ def pretrain_problems(config: PretrainConfig) -> list[str]:
         problems.append(f"model.vocab_size is {model.vocab_size}, must be at least 300 (256 bytes and special tokens)")
     if config.trainer.gradient_checkpointing:
         problems.append("trainer.gradient_checkpointing has no effect in pretrain; leave it out")
+    if config.checkpoint.save_base:
+        problems.append("checkpoint.save_base has no effect in pretrain, which writes the whole base; leave it out")
+    if any(settings != RoleOptimConfig() for settings in config.optim.roles.values()):
+        problems.append("optim.roles has no effect in pretrain, where every parameter trains alike; leave it out")
     return problems

@@ -36,7 +36,7 @@ class PretrainModule(LightningModule):
         super().__init__()
         self.model, self.optim, self.max_steps = model, optim, max_steps
         self.domains, self.val_batches = domains, val_batches
-        self._run_forward = torch.compile(model) if compile_model else model
+        self._run_forward = torch.compile(model.forward) if compile_model else model.forward
         self.last_loss = torch.tensor(float("nan"))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:

@@ -52,6 +52,7 @@ class SftModule(LightningModule):
         self.window = WindowLosses()
         self.phase = 0
         self.set_phase(0)
+        self.train()  # NOTE Lightning keeps the mode it finds, and a loaded backbone comes in evaluation mode
 
     @property
     def current(self) -> Phase:

@@ -51,6 +51,13 @@ class CollapseWatch(Callback):
         self.messages: list[str] = []
         self._warned: set[tuple[str, int]] = set()
 
+    def state_dict(self) -> dict:
+        return {"messages": self.messages, "warned": sorted(self._warned)}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.messages[:] = state_dict["messages"]
+        self._warned = {(site, phase) for site, phase in state_dict["warned"]}
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: SftModule, outputs, batch, batch_idx: int) -> None:
         step = trainer.global_step
         if finished_step(trainer, batch_idx) and (step % self.every_n_steps == 0 or step == pl_module.current.end):

@@ -51,6 +51,8 @@ class StepMetrics(Callback):
             norms = torch.stack(torch._foreach_norm(grads)) if grads else torch.zeros(1)
             self._norms[group["name"]] = norms.norm()
             self._lrs[group["name"]] = group["lr"]
+        if not pl_module.window.finite():
+            return  # the module's own hook, which comes next, names the loss
         if trainer.precision != "16-mixed" and not all(torch.isfinite(n) for n in self._norms.values()):
             raise TrainingError(
                 f"a gradient of step {trainer.global_step} is not finite: stopped before the weights took it. "
@@ -61,7 +63,8 @@ class StepMetrics(Callback):
         self._tokens += int(batch["valid_mask"].sum()) * trainer.world_size
         if not finished_step(trainer, batch_idx):
             return
-        losses, step = pl_module.window.take(), trainer.global_step
+        shares, step = pl_module.window.take(), trainer.global_step
+        losses = {name: float(trainer.strategy.reduce(torch.tensor(v), reduce_op="sum")) for name, v in shares.items()}
         self.on_step(step, pl_module.current.name, losses["train/loss"])
         if step % self.every_n_steps and step not in (1, trainer.max_steps):
             self._forget()

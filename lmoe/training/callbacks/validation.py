@@ -63,7 +63,9 @@ class Validation(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: SftModule, outputs, batch, batch_idx: int) -> None:
         if finished_step(trainer, batch_idx) and self.due(trainer.global_step, pl_module):
-            self.run(trainer, pl_module)
+            pl_module.log_dict(self.run(trainer, pl_module), logger=False)
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                callback.on_validation_end(trainer, pl_module)  # early stopping and the best checkpoint watch it
 
     def due(self, step: int, pl_module: SftModule) -> bool:
         """Whether a validation follows optimizer step `step` (counted from 1)."""
@@ -72,27 +74,30 @@ class Validation(Callback):
             return bool(self.every_n_steps) or step == pl_module.schedule.phases[-1].end
         return bool(self.every_n_steps) and (step - phase.start) % self.every_n_steps == 0
 
-    def run(self, trainer: Trainer, pl_module: SftModule) -> None:
-        """Evaluate, log, and tell the other callbacks."""
+    def run(self, trainer: Trainer, pl_module: SftModule) -> dict[str, float]:
+        """Evaluate and log.
+
+        Returns:
+            The losses under their metric names.
+        """
         losses, routing = pl_module.evaluate(trainer.datamodule.val_dataloader())  # type: ignore[attr-defined]
         self.results.after = losses.compute()
         self.results.site_load = {site: value.load for site, value in routing.compute().items()}
         self.results.domain_load = routing.load_by_domain()
         metrics = {f"val/{name}": value for name, value in self.results.after.items()}
         record(trainer, metrics)
-        pl_module.log_dict(metrics, logger=False)  # for callbacks that watch a metric
         self.announce(f"validation loss {self.results.after['loss']:.3f} after step {trainer.global_step}")
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            callback.on_validation_end(trainer, pl_module)
+        return metrics
 
     def _logit_change(self, trainer: Trainer, pl_module: SftModule, loader) -> float:
         """Root mean square of the change that fresh adapters make to the logits of one batch."""
         batch = pl_module.transfer_batch_to_device(next(iter(loader)), pl_module.device, 0)
         inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        training = pl_module.model.training
         pl_module.model.eval()
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             with adapters_off(pl_module.model):
                 base = pl_module.model(**inputs).logits.float()
             change = (pl_module.model(**inputs).logits.float() - base)[batch["valid_mask"]]
-        pl_module.model.train()
+        pl_module.model.train(training)
         return float(change.square().mean().sqrt())

@@ -1,0 +1,43 @@
+"""What a run says before it starts, and what the libraries need not say."""
+
+import logging
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from lmoe.build.parts import Parts, data_notes
+from lmoe.injection.roles import role_table
+
+
+def describe(parts: Parts, run_dir: Path, console: Console) -> None:
+    """What is about to happen: plan, phases, data, folder."""
+    describe_plan(parts, console)
+    console.print(f"run directory: {run_dir}", markup=False, highlight=False, soft_wrap=True)
+    for warning in parts.warnings:
+        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
+
+
+def describe_plan(parts: Parts, console: Console) -> None:
+    """The injection plan, the phases and the data."""
+    console.print(str(parts.plan), markup=False, highlight=False, soft_wrap=True)
+    frozen = sum(count for _, count, _ in role_table(parts.model)) - parts.plan.total_parameters
+    report = parts.prepared.report
+    lines = [f"backbone {parts.config.backbone.model_name}: {frozen:,} parameters, frozen"]
+    for phase in parts.module.schedule.phases:
+        lines.append(
+            f"phase {phase.name}: steps {phase.start + 1} to {phase.end} train {', '.join(sorted(phase.trainable))}"
+        )
+    domains = len(parts.prepared.domains)
+    lines.append(f"data: {report.train.rows:,} rows to learn, {report.val.rows:,} to validate, {domains} domains")
+    for line in [*lines, *data_notes(parts.prepared)]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def quiet_libraries() -> None:
+    """Messages of the libraries that tell the user of lmoe nothing."""
+    for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    transformers_logging.disable_progress_bar()

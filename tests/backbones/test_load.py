@@ -1,0 +1,103 @@
+"""Loading a local directory, and what is said when there is nothing to load."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmoe.backbones.load import load_model, load_tokenizer, model_source, model_type, tokenizer_in
+from lmoe.data.bpe import train_bpe
+from lmoe.errors import BackboneError
+from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
+from tests.tiny_models import tiny_model
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and its tokenizer."""
+    path = tmp_path_factory.mktemp("base")
+    tiny_model(vocab_size=300).save_pretrained(path)
+    train_bpe(["some text"], 300, 64).save_pretrained(path)
+    return path
+
+
+@pytest.mark.parametrize("precision", BackbonePrecision)
+def test_a_local_directory_loads_frozen_in_evaluation_mode_in_the_precision_asked_for(folder, precision):
+    model = load_model(BackboneConfig(model_name=str(folder), precision=precision))
+    assert not model.training
+    assert {p.requires_grad for p in model.parameters()} == {False}
+    assert {p.dtype for p in model.parameters()} == {getattr(torch, precision)}
+    assert model_type(BackboneConfig(model_name=str(folder))) == "qwen3"
+
+
+def test_tiny_is_the_shipped_folder():
+    assert Path(model_source("tiny")).parts[-2:] == ("data", "tiny")
+
+
+def test_a_tokenizer_without_padding_gets_its_end_token(tmp_path):
+    tokenizer = train_bpe(["some text"], 300, 64)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
+    loaded = load_tokenizer(BackboneConfig(model_name=str(tmp_path)))
+    assert loaded.pad_token == loaded.eos_token is not None
+
+
+def test_a_directory_that_is_no_model_says_so(tmp_path):
+    with pytest.raises(
+        BackboneError, match=r"backbone.model_name=.*: this directory holds no config.json, so no model"
+    ):
+        load_model(BackboneConfig(model_name=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all"])
+def test_a_path_that_does_not_exist_says_so(name):
+    with pytest.raises(BackboneError, match="no such model directory"):
+        load_model(BackboneConfig(model_name=name))
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer])
+def test_a_hub_name_without_network_says_what_to_do(load, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        BackboneError, match=r"nobody/nothing-at-all: the .* cannot be loaded.*check the name and the net"
+    ):
+        load(BackboneConfig(model_name="nobody/nothing-at-all"))
+
+
+def test_weights_that_are_not_safetensors_are_never_unpickled(tmp_path):
+    tiny_model().config.save_pretrained(tmp_path)
+    torch.save(tiny_model().state_dict(), tmp_path / "pytorch_model.bin")
+    with pytest.raises(BackboneError, match="the model cannot be loaded"):
+        load_model(BackboneConfig(model_name=str(tmp_path)))
+
+
+def test_torn_weights_are_one_clear_error(folder, tmp_path):
+    make_torn = tmp_path / "torn"
+    make_torn.mkdir()
+    for file in folder.iterdir():
+        content = file.read_bytes()
+        (make_torn / file.name).write_bytes(content[:1000] if file.suffix == ".safetensors" else content)
+    with pytest.raises(BackboneError, match="the model cannot be loaded"):
+        load_model(BackboneConfig(model_name=str(make_torn)))
+
+
+def test_a_folder_without_tokenizer_gives_none(tmp_path):
+    assert tokenizer_in(tmp_path) is None
+
+
+def test_code_beside_a_tokenizer_is_neither_run_nor_asked_about(tmp_path, monkeypatch):
+    def ask(*_):
+        raise AssertionError("asked on the terminal")
+
+    monkeypatch.setattr("builtins.input", ask)
+    train_bpe(["some text"], 300, 64).save_pretrained(tmp_path)
+    marker = tmp_path / "ran"
+    (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n")
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    config |= {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(BackboneError, match="the tokenizer cannot be loaded"):
+        tokenizer_in(tmp_path)
+    assert not marker.exists()

@@ -1,0 +1,135 @@
+"""The same seed gives the same bytes; an interrupted and resumed run is the uninterrupted one, bit for bit."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmoe.errors import TrainingError
+from lmoe.training.callbacks.step_metrics import StepMetrics, finished_step
+from tests.metric_names import rows
+
+# Dropout, accumulation, and a switch at step 3 of 6.
+EXACT = (
+    "injection.lora_dropout=0.2",
+    "data.batch_size=2",
+    "trainer.accumulate_grad_batches=2",
+    "phase.phases.experts.start=3",
+    "trainer.val_every_n_steps=2",
+    "checkpoint.every_n_steps=1",
+)
+
+
+def adapter(run: Path) -> bytes:
+    return (run / "adapter" / "adapter.safetensors").read_bytes()
+
+
+def losses(run: Path) -> list[dict[str, float]]:
+    """Everything logged but the speed."""
+    return [{k: v for k, v in row.items() if not k.startswith("throughput")} for row in rows(run)]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(micro, tmp_path_factory) -> Path:
+    from lmoe.cli.train import main
+    from tests.conftest import process_state
+
+    base = tmp_path_factory.mktemp("exact")
+    with process_state(base) as patch:
+        patch.setattr("lmoe.build.finish.write_pictures", lambda summary, metrics, report: {})
+        assert main([*micro.changed(*EXACT), f"hydra.run.dir={base / 'whole'}"]) == 0
+    return base / "whole"
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
+    """Break off when the metrics of an optimizer step are logged, before its checkpoint is written."""
+    original = StepMetrics.on_train_batch_end
+
+    def stopping(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        original(self, trainer, pl_module, outputs, batch, batch_idx)
+        if finished_step(trainer, batch_idx) and trainer.global_step == step:
+            raise error
+
+    monkeypatch.setattr(StepMetrics, "on_train_batch_end", stopping)
+
+
+def test_two_runs_with_one_seed_are_bitwise_equal_and_another_seed_differs(train, uninterrupted):
+    again = train(*EXACT, run="again")
+    assert again.code == 0, again.text
+    assert adapter(again.run) == adapter(uninterrupted)
+    assert losses(again.run) == losses(uninterrupted)
+    other = train(*EXACT, "seed=1", run="other")
+    assert adapter(other.run) != adapter(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pytest.param(2, id="in the first phase"),
+        pytest.param(4, id="at the boundary: the checkpoint is of the first phase, the next step of the second"),
+        pytest.param(6, id="in the second phase"),
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_one(train, uninterrupted, monkeypatch, step):
+    with monkeypatch.context() as patch:
+        stop_after(patch, step, TrainingError("the test pulled the plug"))
+        broken = train(*EXACT)
+    assert broken.code == 1
+    assert "pulled the plug" in broken.err
+    assert not (broken.run / "adapter").exists()
+    saved = torch.load(broken.run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == step - 1
+    done = train(f"resume={broken.run}", settings=False)
+    assert done.code == 0, done.text
+    assert adapter(broken.run) == adapter(uninterrupted)
+    assert losses(broken.run) == losses(uninterrupted)
+
+
+def test_ctrl_c_says_how_to_go_on_and_loses_nothing(train, uninterrupted, monkeypatch):
+    import signal
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        with monkeypatch.context() as patch:
+            stop_after(patch, 3, KeyboardInterrupt())
+            with pytest.raises(SystemExit) as left:
+                train(*EXACT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert left.value.code == 1
+    run = Path("run").resolve()
+    done = train(f"resume={run}", settings=False)
+    assert done.code == 0, done.text
+    assert adapter(run) == adapter(uninterrupted)
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_anew(train, finished_run, tmp_path):
+    run = tmp_path / "killed"
+    run.mkdir()
+    shutil.copy(finished_run / "config.yaml", run)
+    (run / "metrics.csv").write_text("step,val/loss\n0,9.0\n1,", encoding="utf-8")  # torn in its last line
+    done = train(f"resume={run}", settings=False)
+    assert done.code == 0, done.text
+    assert adapter(run) == adapter(finished_run)
+    assert losses(run) == losses(finished_run)
+
+
+def test_resuming_a_finished_run_prints_the_table_and_changes_nothing(train, finished_run, own_run):
+    (own_run / "report" / "index.html").unlink()
+    done = train(f"resume={own_run}", settings=False)
+    assert done.code == 0, done.text
+    assert "Validation loss" in done.out
+    assert "words" in done.out
+    assert adapter(own_run) == adapter(finished_run)
+    assert losses(own_run) == losses(finished_run)
+    assert (own_run / "report" / "index.html").exists()
+
+
+def test_gradient_checkpointing_changes_memory_not_results(train, finished_run):
+    """Recomputed in the backward pass, the same numbers: routing is not counted twice."""
+    done = train("trainer.gradient_checkpointing=true", "injection.lora_dropout=0", run="recomputed")
+    plain = train("injection.lora_dropout=0", run="kept")
+    assert (done.code, plain.code) == (0, 0), done.text
+    for a, b in zip(losses(done.run), losses(plain.run), strict=True):
+        assert a == pytest.approx(b, rel=1e-5, abs=1e-7)

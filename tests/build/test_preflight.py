@@ -1,0 +1,46 @@
+"""dry_run=preflight builds everything, tries one step, and leaves nothing (the estimate: tests/test_end_to_end.py)."""
+
+import pytest
+
+from lmoe.build.parts import build_parts
+from lmoe.build.preflight import MemoryEstimate, check_phases
+from lmoe.errors import ConfigError
+from lmoe.schema.phase import PhaseConfig, Role
+
+
+def test_preflight_prints_plan_phases_loss_and_estimate_and_leaves_no_folder(train):
+    done = train("dry_run=preflight")
+    assert done.code == 0, done.text
+    for words in (
+        "model.layers.{0-1}.mlp.gate_proj",
+        "4 experts r=4, 2 active",
+        "phase experts: steps 3 to 6 train attn_lora, lora",
+        "30 rows to learn, 9 to validate, 3 domains",
+        "one forward and backward: loss",
+        "memory estimate",
+        "preflight: ready",
+    ):
+        assert words in done.text
+    assert not done.run.exists()
+
+
+def test_preflight_reports_a_role_that_trains_in_no_phase(train):
+    done = train("dry_run=preflight", "phase=joint", "phase.phases.joint.trainable=[lora,attn_lora]")
+    assert done.code == 0, done.text
+    assert "role router trains in no phase" in done.text
+
+
+def test_a_phase_whose_roles_have_no_parameters_is_refused(micro, restored):
+    config = micro.config("injection.attn_lora.enabled=false")
+    config.phase.phases = {
+        "a": PhaseConfig(start="0", trainable=[Role.lora]),
+        "b": PhaseConfig(start="3", trainable=[Role.attn_lora]),
+    }
+    with pytest.raises(ConfigError, match="phase.phases.b trains nothing"):
+        check_phases(build_parts(config))
+
+
+def test_the_estimate_is_the_sum_of_its_parts():
+    estimate = MemoryEstimate(runtime=1, weights=2, gradients=3, optimizer=4, activations=5, logits=6)
+    assert estimate.total == 21
+    assert estimate.lines()[-1].split() == ["total", "21", "MB"]

@@ -1,0 +1,139 @@
+"""W&B offline, read back from its own file; never a prompt, never another run's metrics."""
+
+import pytest
+
+from tests.metric_names import names, rows
+from tests.wandb_file import history, records, run_files
+
+
+@pytest.fixture(scope="module")
+def tracked(micro, tmp_path_factory):
+    """A run with W&B offline, and its .wandb file."""
+    from lmoe.cli.train import main
+    from tests.conftest import process_state
+
+    base = tmp_path_factory.mktemp("tracked")
+    with process_state(base):
+        settings = micro.changed("logger=wandb", "name=tracked", "logger.tags=[a,b]", "logger.project=tests")
+        assert main([*settings, f"hydra.run.dir={base / 'run'}"]) == 0
+    (file,) = run_files(base / "run" / "wandb")
+    return base / "run", file
+
+
+def test_the_run_is_offline_inside_the_run_directory(tracked):
+    run, file = tracked
+    assert file.parent.name.startswith("offline-run-")
+    assert file.parent.parent == run / "wandb"
+
+
+def test_every_metric_of_metrics_csv_is_in_the_wandb_file_with_its_value_and_step(tracked):
+    run, file = tracked
+    logged: dict[int, dict[str, float]] = {}
+    for row in history(file):
+        if "trainer/global_step" in row:
+            logged.setdefault(int(row["trainer/global_step"]), {}).update(row)
+    checked = 0
+    for row in rows(run):
+        for name, value in row.items():
+            if name != "step":
+                assert logged[int(row["step"])][name] == pytest.approx(value, rel=1e-12), name
+                checked += 1
+    assert checked > 300
+    assert len(names(run)) > 50
+
+
+def test_charts_are_drawn_over_optimizer_steps(tracked):
+    _, file = tracked
+    metrics = [r.metric for r in records(file) if r.WhichOneof("record_type") == "metric"]
+    assert any(m.glob_name == "*" and m.step_metric == "trainer/global_step" for m in metrics) or any(
+        m.name == "val/loss" and m.step_metric for m in metrics
+    )
+
+
+def test_the_three_pictures_of_the_report_are_in_the_wandb_file(tracked):
+    run, file = tracked
+    pictures = {path.stem for path in (run / "report").glob("*.png")}
+    assert pictures == {"loss_curves", "load_by_site", "load_by_domain"}
+    images = {name: value for row in history(file) for name, value in row.items() if name.startswith("report/")}
+    assert images.keys() == {f"report/{name}" for name in pictures}
+    assert all("image" in value["_type"] for value in images.values())
+    stored = [path.name for path in file.parent.rglob("*.png")]
+    assert len(stored) == 3
+
+
+def test_the_config_and_the_settings_of_the_section_are_recorded(tracked):
+    _, file = tracked
+    run = next(r.run for r in records(file) if r.WhichOneof("record_type") == "run")
+    assert run.project == "tests"
+    assert run.display_name == "tracked/run"
+    assert list(run.tags) == ["a", "b"]
+    keys = {update.key or ".".join(update.nested_key) for update in run.config.update}
+    assert {"injection", "moe", "phase", "seed"} <= keys
+
+
+def test_the_end_tells_how_to_upload(tracked):
+    run, _ = tracked
+    from lmoe.build.loggers import sync_command
+
+    assert str(sync_command(run)).startswith("wandb sync ")
+
+
+def test_online_without_a_key_is_an_error_before_anything_is_built(train):
+    done = train("logger=wandb", "logger.mode=online")
+    assert done.code == 1
+    assert "logger.mode=online" in done.text
+    assert "wandb login" in done.text
+    assert "Traceback" not in done.text
+    assert not done.run.exists()
+
+
+@pytest.mark.parametrize(
+    ("mode", "key", "asked", "expected"),
+    [
+        ("auto", False, None, "offline"),
+        ("auto", True, None, "online"),
+        ("auto", True, "offline", "offline"),
+        ("auto", False, "disabled", "disabled"),
+        ("offline", True, None, "offline"),
+        ("offline", True, "online", "offline"),
+    ],
+)
+def test_the_mode_is_online_only_with_a_key(monkeypatch, mode, key, asked, expected):
+    from lmoe.build.loggers import wandb_mode
+    from lmoe.schema.logger import WandbMode
+
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    if key:
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    if asked:
+        monkeypatch.setenv("WANDB_MODE", asked)
+    assert wandb_mode(WandbMode(mode)) == expected
+
+
+def test_a_multirun_makes_a_run_a_job_and_a_failing_job_spoils_nothing(train, tmp_path):
+    """The job in the middle cannot be: top_k is 2."""
+    done = train(
+        "-m",
+        "injection.num_experts=2,1,4",
+        "logger=wandb",
+        "trainer.max_steps=2",
+        f"hydra.sweep.dir={tmp_path / 'many'}",
+    )
+    assert done.code == 1
+    assert "job 1 failed" in done.text
+    assert "injection.top_k is 2, more than the 1 experts" in done.text
+    assert "Traceback" not in done.text
+    many = tmp_path / "many"
+    assert not (many / "1").exists()
+    ids = set()
+    for job, experts in (("0", 2), ("2", 4)):
+        assert (many / job / "adapter" / "adapter.safetensors").exists()
+        (file,) = run_files(many / job / "wandb")
+        ids.add(next(r.run.run_id for r in records(file) if r.WhichOneof("record_type") == "run"))
+        steps = {int(row["trainer/global_step"]) for row in history(file) if "trainer/global_step" in row}
+        assert steps == {0, 1, 2}
+        loads = {
+            name for row in history(file) for name in row if name.startswith("routing/model.layers.0.mlp.up_proj/load")
+        }
+        assert len(loads) == experts
+    assert len(ids) == 2

@@ -1,0 +1,110 @@
+"""What tests of whole runs share; see tests/micro.py."""
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# Neither a W&B account nor a download, whatever the machine has.
+os.environ.update({"HF_HUB_OFFLINE": "1", "NETRC": os.devnull})
+for _name in [name for name in os.environ if name.startswith("WANDB_")]:
+    del os.environ[_name]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A command that has ended.
+
+    Args:
+        code: its exit code.
+        out, err: what it wrote.
+        run: its run directory.
+    """
+
+    code: int
+    out: str
+    err: str
+    run: Path
+
+    @property
+    def text(self) -> str:
+        """Everything it wrote, in one line, so that a line break of the terminal hides nothing."""
+        return " ".join((self.out + " " + self.err).split())
+
+
+@contextmanager
+def process_state(folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Put back what a run in this process changes: arguments, environment, working directory, torch, Hydra."""
+    import torch
+    from hydra.core.global_hydra import GlobalHydra
+
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", list(sys.argv))
+        for name in ("HYDRA_FULL_ERROR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS", "WANDB_MODE", "WANDB_RUN_ID"):
+            patch.delenv(name, raising=False)
+        patch.setenv("COLUMNS", "200")
+        patch.chdir(folder)
+        yield patch
+    torch.use_deterministic_algorithms(deterministic)
+    GlobalHydra.instance().clear()
+
+
+@pytest.fixture(scope="session")
+def micro(tmp_path_factory: pytest.TempPathFactory):
+    """The micro backbone and its rows."""
+    from tests.micro import make_micro
+
+    return make_micro(tmp_path_factory.mktemp("micro"))
+
+
+@pytest.fixture
+def restored(tmp_path: Path) -> Iterator[None]:
+    """The test works in its own folder, and what a run changes in this process is put back."""
+    with process_state(tmp_path):
+        yield
+
+
+@pytest.fixture
+def train(restored: None, micro, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+    """Run `lmoe train` on the micro backbone in this process; `run` names the run directory.
+
+    The report has its page but no pictures, which take longer than the rest, unless the test asks for them.
+    """
+    from lmoe.cli.train import main
+
+    def command(*overrides: str, run: str = "run", settings: bool = True, pictures: bool = False) -> Done:
+        folder = tmp_path / run
+        own_place = any(o.startswith(("resume=", "-m", "hydra.run.dir=")) for o in overrides)
+        given = micro.changed(*overrides) if settings else list(overrides)
+        with pytest.MonkeyPatch.context() as patch:
+            if not pictures:
+                patch.setattr("lmoe.build.finish.write_pictures", lambda summary, metrics, report: {})
+            capsys.readouterr()
+            code = main(given if own_place else [*given, f"hydra.run.dir={folder}"])
+        out, err = capsys.readouterr()
+        return Done(code=code, out=out, err=err, run=folder)
+
+    return command
+
+
+@pytest.fixture(scope="session")
+def finished_run(micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the micro backbone with everything it leaves, shared: copy it before changing it."""
+    from lmoe.cli.train import main
+
+    base = tmp_path_factory.mktemp("finished")
+    with process_state(base):
+        assert main([*micro.overrides, f"hydra.run.dir={base / 'run'}"]) == 0
+    return base / "run"
+
+
+@pytest.fixture
+def own_run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that the test may change."""
+    return Path(shutil.copytree(finished_run, tmp_path / "own"))

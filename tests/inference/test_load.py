@@ -1,0 +1,133 @@
+"""lmoe.load and lmoe.save: from a run or an adapter back to the same model."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import lmoe
+from lmoe.checkpoint.adapter import CONFIG_FILE, WEIGHTS_FILE
+from lmoe.errors import BackboneError, CheckpointError, LmoeError
+from tests.tiny_models import tiny_model, tokens
+
+
+def edited(adapter: Path, target: Path, change) -> Path:
+    """A copy of an adapter whose config was changed."""
+    shutil.copytree(adapter, target)
+    raw = json.loads((target / CONFIG_FILE).read_text())
+    change(raw)
+    (target / CONFIG_FILE).write_text(json.dumps(raw))
+    return target
+
+
+@pytest.mark.parametrize("what", ["run", "adapter"])
+def test_a_run_and_an_adapter_directory_give_the_saved_model_bitwise(trained, what):
+    model, tokenizer = lmoe.load(getattr(trained, what))
+    assert not any(module.training for module in model.modules())
+    assert torch.equal(model(tokens()).logits, trained.model.eval()(tokens()).logits)
+    assert tokenizer.get_vocab() == trained.tokenizer.get_vocab()
+    assert tokenizer.chat_template == trained.tokenizer.chat_template
+
+
+def test_an_adapter_without_tokenizer_takes_that_of_the_base(trained, tmp_path):
+    lmoe.save(trained.model, tmp_path / "bare")
+    assert sorted(path.name for path in (tmp_path / "bare").iterdir()) == [WEIGHTS_FILE, CONFIG_FILE]
+    _, tokenizer = lmoe.load(str(tmp_path / "bare"))
+    assert tokenizer.get_vocab() == trained.tokenizer.get_vocab()
+
+
+def test_what_was_loaded_saves_the_same_weights_again(trained, tmp_path):
+    model, _ = lmoe.load(trained.run)
+    lmoe.save(model, tmp_path / "again")
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        assert (tmp_path / "again" / name).read_bytes() == (trained.adapter / name).read_bytes()
+
+
+def test_base_model_takes_the_place_of_the_recorded_base(trained, tmp_path):
+    moved = tmp_path / "moved"
+    shutil.copytree(trained.base, moved)
+    gone = edited(trained.adapter, tmp_path / "adapter", lambda c: c["base_model"].update(name="/gone", revision="v9"))
+    with pytest.raises(BackboneError, match="backbone.model_name=/gone: no such model directory"):
+        lmoe.load(gone)
+    model, _ = lmoe.load(gone, base_model=str(moved))
+    assert torch.equal(model(tokens()).logits, trained.model.eval()(tokens()).logits)
+
+
+def test_a_base_with_other_weights_is_refused(trained, tmp_path):
+    tiny_model(vocab_size=300, max_position_embeddings=96, seed=5).save_pretrained(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="trained on another base"):
+        lmoe.load(trained.run, base_model=str(tmp_path / "other"))
+
+
+def test_a_base_without_place_for_the_experts_is_refused_by_the_name_of_the_file(trained, tmp_path):
+    tiny_model("phi", vocab_size=300).save_pretrained(tmp_path / "phi")
+    given = edited(
+        trained.adapter, tmp_path / "adapter", lambda c: c["injection"].update(target_keywords=["gate_proj"])
+    )
+    with pytest.raises(CheckpointError, match=f"{CONFIG_FILE} does not fit the base .*'gate_proj' matches nothing"):
+        lmoe.load(given, base_model=str(tmp_path / "phi"))
+
+
+def test_a_model_built_from_a_config_asks_for_its_base(trained, tmp_path):
+    model = tiny_model()
+    lmoe.inject(model)
+    lmoe.save(model, tmp_path / "nameless")
+    with pytest.raises(CheckpointError, match="the adapter does not name its base; give base_model"):
+        lmoe.load(tmp_path / "nameless")
+
+
+def test_an_unfinished_run_says_how_to_go_on(tmp_path):
+    (tmp_path / "config.yaml").write_text("seed: 0\n")
+    with pytest.raises(CheckpointError, match=r"the run has not finished: resume=<run> continues it"):
+        lmoe.load(tmp_path)
+
+
+def test_a_path_that_is_neither_says_so(tmp_path):
+    with pytest.raises(CheckpointError, match="neither a finished run nor an adapter: no lmoe_config.json$"):
+        lmoe.load(tmp_path)
+    with pytest.raises(CheckpointError, match="no such run or adapter directory"):
+        lmoe.load(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c["injection"].update(_target_="os.system"),
+        lambda c: c["moe"].update(load_balance={"_target_": "os.system", "command": "touch ran"}),
+        lambda c: c["injection"].update(target_keywords=["${oc.env:HOME}"]),
+        lambda c: c["injection"].update(strategy="os.system"),
+        lambda c: c["injection"].update(lora_r="__import__('os')"),
+        lambda c: c["base_model"].update(name="../../../../etc"),
+        lambda c: c["base_model"].update(name="/etc/passwd"),
+        lambda c: c["base_model"].update(precision="load"),
+        lambda c: c["injection"].update(lora_r=-1),
+        lambda c: c["injection"].update(lora_r=None),
+    ],
+)
+def test_a_hostile_config_is_refused_with_one_of_our_errors(trained, tmp_path, change, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = edited(trained.adapter, tmp_path / "adapter", change)
+    with pytest.raises(LmoeError):
+        lmoe.load(given)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_of_a_base_is_not_run_because_an_adapter_names_it(trained, tmp_path):
+    """The adapter's config may say trust_remote_code; loading takes no notice."""
+    base, marker = tmp_path / "base", tmp_path / "ran"
+    shutil.copytree(trained.base, base)
+    code = f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n"
+    (base / "evil.py").write_text(code)
+    config = json.loads((base / "config.json").read_text())
+    config |= {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil", "AutoModelForCausalLM": "evil.Evil"}}
+    (base / "config.json").write_text(json.dumps(config))
+    given = edited(
+        trained.adapter,
+        tmp_path / "adapter",
+        lambda c: c["base_model"].update(name=str(base), trust_remote_code=True),
+    )
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        lmoe.load(given)
+    assert not marker.exists()

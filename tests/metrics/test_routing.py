@@ -1,0 +1,157 @@
+"""RoutingStats recovers what was planted, and adds up."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmoe.metrics.routing import RoutingStats, SiteRouting, routing_rows, routing_summary
+from lmoe.ops.gating import top_k_gate
+from tests.reference import dumb
+
+
+def feed(stats: RoutingStats, site: str, logits, valid, domains, *, top_k: int) -> None:
+    gate = top_k_gate(logits, top_k=top_k, temperature=1.0, renormalise=True)
+    stats.update(site, gate.probs, gate.weights, gate.assignment, valid, domains)
+
+
+def planted(choices: list[int], experts: int) -> torch.Tensor:
+    """(1, T, E) logits that choose the given experts with near certainty."""
+    return 50.0 * torch.nn.functional.one_hot(torch.tensor([choices]), experts).float()
+
+
+def test_planted_loads_and_dead_experts_and_loads_by_domain_are_recovered():
+    """Expert 0 takes all of code; 1 and 2 share chat; 3 gets nothing: loads 1/2, 1/4, 1/4, 0."""
+    stats = RoutingStats({"site": 4}, ["code", "chat", "empty"])
+    domains = torch.tensor([[0, 0, 0, 0, 1, 1, 1, 1]])
+    valid = torch.ones(1, 8, dtype=torch.bool)
+    feed(stats, "site", planted([0, 0, 0, 0, 1, 2, 1, 2], 4), valid, domains, top_k=1)
+    site = stats.compute()["site"]
+    assert site.load == [0.5, 0.25, 0.25, 0.0]
+    assert site.dead == 1
+    assert site.max_vio == pytest.approx(1.0)
+    assert site.cv == pytest.approx(math.sqrt(2) / 2)  # deviations 1/4, 0, 0, -1/4 over a mean of 1/4
+    assert site.entropy == pytest.approx(0.0, abs=1e-6)
+    assert site.effective == pytest.approx(1.0)
+    assert stats.load_by_domain() == {"code": {"site": [1.0, 0, 0, 0]}, "chat": {"site": [0, 0.5, 0.5, 0]}}
+
+
+@pytest.mark.parametrize("experts", [2, 8])
+def test_undecided_routers_have_entropy_one_and_as_many_effective_experts_as_share_a_token(experts):
+    stats = RoutingStats({"site": experts}, ["all"])
+    valid, domains = torch.ones(1, 5, dtype=torch.bool), torch.zeros(1, 5, dtype=torch.long)
+    feed(stats, "site", torch.zeros(1, 5, experts), valid, domains, top_k=2)
+    site = stats.compute()["site"]
+    assert site.entropy == pytest.approx(1.0)
+    assert site.effective == pytest.approx(2.0)
+
+
+@settings(max_examples=20, derandomize=True, deadline=None, database=None)
+@given(experts=st.integers(2, 6), data=st.data(), seed=st.integers(0, 99))
+def test_every_statistic_equals_the_loop(experts, data, seed):
+    top_k = data.draw(st.integers(1, experts))
+    torch.manual_seed(seed)
+    logits = torch.randn(2, 5, experts) * 2
+    valid = torch.rand(2, 5) < 0.7
+    valid[0, 0] = True
+    stats = RoutingStats({"site": experts}, ["all"])
+    feed(stats, "site", logits, valid, torch.zeros(2, 5, dtype=torch.long), top_k=top_k)
+    rows = [dumb.gate(z, top_k=top_k, temperature=1.0, renormalise=True) for z in logits[valid]]
+    expected = dumb.statistics(
+        [[float(p) for p in probs] for probs, _, _ in rows],
+        [[float(w) for w in weights] for _, weights, _ in rows],
+        [chosen for _, _, chosen in rows],
+    )
+    site = stats.compute()["site"]
+    for name, value in expected.items():
+        assert getattr(site, name) == pytest.approx(value, abs=1e-5), name
+
+
+def test_batches_add_up_to_one_batch_and_padding_is_ignored():
+    torch.manual_seed(0)
+    logits, domains = torch.randn(2, 6, 3), torch.randint(0, 2, (2, 6))
+    valid = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
+    apart, together, trimmed = (RoutingStats({"site": 3}, ["a", "b"]) for _ in range(3))
+    feed(together, "site", logits, valid, domains, top_k=2)
+    for row in range(2):
+        feed(apart, "site", logits[row : row + 1], valid[row : row + 1], domains[row : row + 1], top_k=2)
+        kept = valid[row]
+        feed(trimmed, "site", logits[row, kept][None], valid[row, kept][None], domains[row, kept][None], top_k=2)
+    for other in (apart, trimmed):
+        assert other.tokens.tolist() == [9.0]
+        assert other.compute()["site"].load == pytest.approx(together.compute()["site"].load)
+        assert other.compute()["site"].entropy == pytest.approx(together.compute()["site"].entropy)
+        for domain, sites in together.load_by_domain().items():
+            assert other.load_by_domain()[domain]["site"] == pytest.approx(sites["site"])
+
+
+def test_sites_with_different_numbers_of_experts_keep_their_own():
+    stats = RoutingStats({"two": 2, "three": 3, "silent": 4}, ["all"])
+    valid, domains = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.long)
+    feed(stats, "two", planted([0, 1], 2), valid, domains, top_k=1)
+    feed(stats, "three", planted([2, 2], 3), valid, domains, top_k=1)
+    found = stats.compute()
+    assert {site: value.load for site, value in found.items()} == {"two": [0.5, 0.5], "three": [0.0, 0.0, 1.0]}
+
+
+def test_one_expert_has_entropy_zero_and_not_nan():
+    stats = RoutingStats({"site": 1}, ["all"])
+    valid, domains = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.long)
+    feed(stats, "site", torch.randn(1, 2, 1), valid, domains, top_k=1)
+    assert stats.compute()["site"] == SiteRouting(load=[1.0], entropy=0.0, effective=1.0)
+
+
+def test_statistics_under_autocast_are_those_without():
+    torch.manual_seed(0)
+    logits, valid = torch.randn(1, 999, 4), torch.ones(1, 999, dtype=torch.bool)
+    plain, autocast = RoutingStats({"site": 4}, ["all"]), RoutingStats({"site": 4}, ["all"])
+    feed(plain, "site", logits, valid, torch.zeros(1, 999, dtype=torch.long), top_k=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        feed(autocast, "site", logits, valid, torch.zeros(1, 999, dtype=torch.long), top_k=2)
+    assert autocast.compute() == plain.compute()
+
+
+def test_reset_forgets_everything():
+    stats, fresh = RoutingStats({"site": 2}, ["a", "b"]), RoutingStats({"site": 2}, ["a", "b"])
+    valid = torch.ones(1, 2, dtype=torch.bool)
+    feed(stats, "site", planted([0, 1], 2), valid, torch.zeros(1, 2, dtype=torch.long), top_k=1)
+    stats.reset()
+    for metric in (stats, fresh):
+        feed(metric, "site", planted([1, 1], 2), valid, torch.ones(1, 2, dtype=torch.long), top_k=1)
+    assert stats.compute() == fresh.compute()
+    assert stats.load_by_domain() == {"b": {"site": [0.0, 1.0]}}
+
+
+def test_nothing_to_summarise_is_no_error():
+    assert routing_summary({}) == {} and routing_rows({}) == {}
+
+
+def test_statistics_hold_no_graph():
+    stats = RoutingStats({"site": 2}, ["all"])
+    logits = torch.randn(1, 2, 2, requires_grad=True)
+    feed(stats, "site", logits, torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.long), top_k=1)
+    assert not any(t.requires_grad for t in (stats.load_sum, stats.entropy_sum, stats.effective_sum))
+
+
+def test_the_summary_takes_means_over_sites_and_the_sum_of_dead_experts():
+    sites = {
+        "a": SiteRouting(load=[1.0, 0.0], entropy=0.2, effective=1.0),
+        "b": SiteRouting(load=[0.5, 0.5], entropy=0.4, effective=2.0),
+    }
+    assert routing_summary(sites) == pytest.approx(
+        {
+            "routing/entropy": 0.3,
+            "routing/cv": 0.5,
+            "routing/max_vio": 0.5,
+            "routing/dead": 1.0,
+            "routing/effective": 1.5,
+        }
+    )
+    assert routing_rows(sites)["routing/a/load/0"] == 1.0
+    assert set(routing_rows(sites)) == {
+        f"routing/{site}/{name}"
+        for site in sites
+        for name in ("load/0", "load/1", "entropy", "cv", "max_vio", "effective")
+    }

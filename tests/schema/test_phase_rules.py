@@ -1,0 +1,98 @@
+"""Starts of phases, what is merely reported, and the default size of lora_B."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmoe.schema.phase import PhaseConfig, Role, start_step
+from lmoe.schema.phase_rules import lora_B_std, ordered_phases, phase_warnings
+from lmoe.schema.run import RunConfig
+
+
+def with_phases(**phases: PhaseConfig) -> RunConfig:
+    config = RunConfig()
+    config.phase.phases = phases
+    return config
+
+
+@pytest.mark.parametrize(
+    ("start", "steps", "first"),
+    [
+        ("0", 150, 0),
+        ("500", 150, 500),
+        (" 7 ", 150, 7),
+        ("20%", 150, 30),
+        ("20%", 151, 31),  # 30.2 is rounded up
+        ("10%", 3, 1),
+        ("0.1%", 10, 1),
+        ("0.0000000001%", 10, 1),  # a later phase leaves at least one step to the one before
+        ("0%", 10, 0),
+        ("100%", 10, 10),
+        ("7%", 100, 7),  # 0.07 * 100 is 7.000000000000001, and yet not 8
+    ],
+)
+def test_a_start_is_a_step_or_a_share_rounded_up(start, steps, first):
+    assert start_step(start, steps) == first
+
+
+@settings(deadline=None)  # a slow machine is no failure
+@given(st.integers(1, 10_000), st.integers(1, 100))
+def test_whole_percentages_round_up_exactly(steps, percent):
+    assert start_step(f"{percent}%", steps) == max(math.ceil(percent * steps / 100 - 1e-9), 1)
+
+
+@pytest.mark.parametrize("start", ["", "soon", "-1", "-5%", "101%", "nan%", "inf%", "0.2", "1e2", "%", "10 percent"])
+def test_a_start_that_is_neither_says_what_is_allowed(start):
+    with pytest.raises(ValueError, match=r"500.*20%"):
+        start_step(start, 100)
+
+
+def test_phases_are_ordered_by_their_start():
+    config = with_phases(
+        late=PhaseConfig(start="50%", trainable=[Role.lora]), first=PhaseConfig(start="0", trainable=[Role.router])
+    )
+    assert [(name, start) for name, start, _ in ordered_phases(config)] == [("first", 0), ("late", 75)]
+
+
+def test_a_role_in_no_phase_is_a_warning():
+    config = with_phases(only=PhaseConfig(trainable=[Role.lora, Role.attn_lora]))
+    (warning,) = phase_warnings(config)
+    assert "router" in warning
+    assert "no phase" in warning
+
+
+def test_a_role_without_parameters_beside_others_is_a_warning():
+    config = with_phases(only=PhaseConfig(trainable=[Role.router, Role.lora, Role.attn_lora]))
+    assert phase_warnings(config) == []
+    config.injection.attn_lora.enabled = False
+    (warning,) = phase_warnings(config)
+    assert "phase.phases.only" in warning
+    assert "attn_lora" in warning
+
+
+ROUTER_FIRST = {
+    "router_warmup": PhaseConfig(start="0", trainable=[Role.router]),
+    "experts": PhaseConfig(start="20%", trainable=[Role.lora]),
+}
+
+
+@pytest.mark.parametrize(
+    ("phases", "expected"),
+    [
+        (ROUTER_FIRST, 0.01),
+        ({"a": PhaseConfig(trainable=[Role.router, Role.attn_lora]), "b": ROUTER_FIRST["experts"]}, 0.01),
+        ({"joint": PhaseConfig(trainable=[Role.router, Role.lora])}, 0.0),
+        ({"experts": PhaseConfig(trainable=[Role.lora])}, 0.0),
+    ],
+)
+def test_lora_B_starts_away_from_zero_only_where_routers_train_first(phases, expected):
+    assert lora_B_std(with_phases(**phases)) == expected
+
+
+@pytest.mark.parametrize("chosen", [0.0, 0.3])
+def test_a_chosen_lora_B_std_is_kept(chosen):
+    config = with_phases(**ROUTER_FIRST)
+    config.injection.lora_B_std = chosen
+    assert lora_B_std(config) == chosen
