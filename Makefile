@@ -7,7 +7,7 @@ PYTHON ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check bench bench-default clean
+.PHONY: help setup train test check docs bench bench-default clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,11 +20,15 @@ train: $(READY)  ## fine-tune 8 LoRA experts on the bundled data; ARGS="key=valu
 test: $(READY)  ## run the tests; ARGS="-k name" passes options to pytest
 	@$(BIN)/python -m pytest $(ARGS)
 
-check: $(READY)  ## lint, formatting, types and import order
+check: $(READY)  ## lint, formatting, types, import order and generated pages
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
+	@$(BIN)/python -m lmoe.schema.describe --check
+
+docs: $(READY)  ## write docs/CONFIG.md from the schemas and conf/
+	@$(BIN)/python -m lmoe.schema.describe
 
 bench: bench-default  ## run all benchmarks
 

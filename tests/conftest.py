@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+# One thread a process: on models this small more are no faster, and beside other work they wait for one another.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Neither a W&B account nor a download, whatever the machine has.
 os.environ.update({"HF_HUB_OFFLINE": "1", "NETRC": os.devnull})
 for _name in [name for name in os.environ if name.startswith("WANDB_")]:

@@ -20,7 +20,10 @@ def model_source(model_name: str) -> str:
         BackboneError: a local path that is no model directory.
     """
     if model_name == TINY:
-        return str(resource_dir("data/tiny"))
+        shipped = resource_dir("data/tiny")
+        if not (shipped / "config.json").exists():
+            raise BackboneError(f"backbone.model_name=tiny: {shipped} is missing; install lmoe anew, or name a model")
+        return str(shipped)
     path = Path(model_name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():

@@ -73,7 +73,7 @@ def build_parts(config: RunConfig) -> Parts:
     seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what the cache had to do
     plan = inject(model, replace(config.injection, lora_B_std=lora_B_std(config)), config.moe)
     if config.trainer.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
     datamodule = SftDataModule(
         prepared,

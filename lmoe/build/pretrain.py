@@ -138,7 +138,7 @@ def base_model(config: PretrainConfig, tokenizer: PreTrainedTokenizerBase) -> Qw
             max_position_embeddings=model.max_position_embeddings,
             tie_word_embeddings=True,
             eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
-            pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
+            pad_token_id=int(tokenizer.convert_tokens_to_ids(PAD)),  # type: ignore[arg-type]
             bos_token_id=None,
         )
     )
@@ -158,6 +158,8 @@ def write_base(
     folder = Path(config.output) if config.output else run_dir / BASE
     model.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
     model.save_pretrained(folder)
+    for weights in folder.glob("*.safetensors"):
+        weights.chmod(0o644)  # safetensors ignores the umask
     tokenizer.save_pretrained(folder)
     shipped = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     steps = config.trainer.max_steps * config.trainer.accumulate_grad_batches

@@ -44,6 +44,7 @@ def train(config: RunConfig, run_dir: Path, overrides: list[str], console: Conso
     """
     quiet_libraries()
     check_logger(config.logger)
+    more_callbacks = extra_callbacks(config.callbacks)
     started = time.monotonic()
     last = run_dir / CHECKPOINTS / LAST
     resume_step = checkpoint_step(last) if config.resume and last.exists() else None
@@ -53,9 +54,7 @@ def train(config: RunConfig, run_dir: Path, overrides: list[str], console: Conso
         write_records(parts, run_dir, overrides)
         describe(parts, run_dir, console)
         name = f"{config.name}/{run_dir.name}"
-        loggers = build_loggers(
-            config.logger, run_dir, name=name, config=plain_values(config), resume_step=resume_step
-        )
+        loggers = build_loggers(config.logger, run_dir, name=name, config=plain_values(config), resume_step=resume_step)
     failed = True
     try:
         with ProgressLine(config.trainer.max_steps, console, enabled=config.trainer.enable_progress_bar) as line:
@@ -67,7 +66,7 @@ def train(config: RunConfig, run_dir: Path, overrides: list[str], console: Conso
                 StepMetrics(config.trainer.log_every_n_steps, line.step),
                 watch,
                 validation,
-                *extra_callbacks(config.callbacks),
+                *more_callbacks,
                 RunCheckpoint(run_dir / CHECKPOINTS, config.checkpoint.every_n_steps),
             ]
             trainer = build_trainer(config.trainer, run_dir, loggers, callbacks)

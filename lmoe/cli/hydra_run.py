@@ -40,6 +40,7 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
     """
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to us instead of printing a traceback
+    failures: list[LmoeError] = []
 
     def task(composed: DictConfig) -> None:
         runtime = HydraConfig.get()
@@ -48,8 +49,11 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
             job(to_object(composed, schema, overrides), folder, overrides)
         except LmoeError as error:
             drop_empty(folder)
-            if runtime.mode is not None and runtime.mode.name == "MULTIRUN":  # Hydra shows only the first, at the end
-                sys.stderr.write(f"job {runtime.job.num} failed ({' '.join(overrides)})\n{error}\n")
+            if runtime.mode is None or runtime.mode.name != "MULTIRUN":
+                failures.append(error)  # raised, it would come with a line of Hydra's above it
+                return
+            # Hydra shows only the first, at the end.
+            sys.stderr.write(f"job {runtime.job.num} failed ({' '.join(overrides)})\n{error}\n")
             raise
 
     try:
@@ -65,7 +69,7 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
             raise
         place = f"{error.filename}: " if error.filename else ""
         return _say(f"{place}{error.strerror}; choose another folder with hydra.run.dir=…, or free space")
-    return 0
+    return _say(str(failures[0])) if failures else 0
 
 
 def drop_empty(run_dir: Path) -> None:
@@ -80,7 +84,7 @@ def drop_empty(run_dir: Path) -> None:
 
 
 def checked_arguments(argv: list[str], schema: type) -> list[str]:
-    """The arguments for Hydra; a resumed run gets its own folder as hydra.run.dir.
+    """The arguments for Hydra: -m in front, as it may not stand between overrides; a resumed run's own folder.
 
     Raises:
         ConfigError: every override whose key or group choice does not exist, with the nearest that does.
@@ -90,13 +94,15 @@ def checked_arguments(argv: list[str], schema: type) -> list[str]:
     problems = [p for override in overrides if (p := _override_problem(override, schema)) is not None]
     if problems:
         raise ConfigError(problems)
+    multirun = [arg for arg in argv if arg in ("-m", "--multirun")]
+    arguments = multirun[:1] + [arg for arg in argv if arg not in multirun]
     run = run_to_resume(overrides)
     if run is None:
-        return list(argv)
-    if {"-m", "--multirun"} & set(argv):
+        return arguments
+    if multirun:
         raise ConfigError("resume continues one run, so it cannot be part of a multirun; leave out -m")
     quoted = str(run).replace("'", r"\'")
-    return [*argv, f"hydra.run.dir='{quoted}'"]
+    return [*arguments, f"hydra.run.dir='{quoted}'"]
 
 
 def to_object(composed: DictConfig, schema: type, overrides: list[str]) -> Any:

@@ -51,13 +51,12 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
         ConfigError: every override that would make another run of it, with both values.
     """
     saved = OmegaConf.merge(OmegaConf.structured(schema), _load(Path(composed.resume).expanduser() / CONFIG_FILE))
-    given = [key for override in overrides for key in _set_by(override.lstrip("+~").split("=", 1)[0], schema)]
-    problems = []
-    for key in dict.fromkeys(given):
-        group = (resource_dir("conf") / key).is_dir()
+    problems: list[str] = []
+    for name, key in _set_by(overrides, schema):
+        group = (resource_dir("conf") / name).is_dir()
         for path, new, old in _differences(OmegaConf.select(composed, key), OmegaConf.select(saved, key), key):
             if not path.startswith(SAFE):
-                whose = f" (from {key}=…)" if group else ""
+                whose = f" (from {name}=…)" if group else ""
                 problems.append(
                     f"{path} is {new!r}{whose}, but the run was started with {old!r}; it cannot change on resume"
                 )
@@ -77,10 +76,11 @@ def _load(file: Path) -> Any:
         raise ConfigError(f"resume: {file} cannot be read: {' '.join(str(error).split())}") from None
 
 
-def _set_by(key: str, schema: type) -> list[str]:
-    """The keys that an override may set: itself, or any section where it is a group such as experiment."""
+def _set_by(overrides: list[str], schema: type) -> list[tuple[str, str]]:
+    """(override's name, key that it may set): itself, or every section where it is a group such as experiment."""
     sections = [field.name for field in fields(schema)]
-    return [key] if key.split(".")[0] in sections else sections
+    names = dict.fromkeys(override.lstrip("+~").split("=", 1)[0] for override in overrides)
+    return [(name, key) for name in names for key in ([name] if name.split(".")[0] in sections else sections)]
 
 
 def _differences(new: Any, old: Any, path: str) -> list[tuple[str, Any, Any]]:

@@ -10,4 +10,4 @@ class CheckpointConfig:
     every_n_steps: int = 50
     """Optimizer steps between saves of last.ckpt. 0: only at the end."""
     save_base: bool = False
-    """Also store the frozen base's weights in adapter/ (large)."""
+    """Also store the frozen base as a model directory, <run>/base/ (large)."""

@@ -34,7 +34,7 @@ class InjectionConfig:
     """Rank of each expert."""
     lora_alpha: float = 32.0
     """Numerator of the scaling alpha / r of each expert's output."""
-    lora_dropout: float = 0.05
+    lora_dropout: float = 0.0
     """Dropout on the input of the low-rank branches, once for all experts of a site; 0 to below 1."""
     num_experts: int = 4
     """Experts at each site."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lmoe.errors import ConfigError
+from lmoe.schema.backbone import BackboneConfig
 from lmoe.schema.data import DataConfig
 from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.logger import LoggerConfig, LoggerKind, WandbMode
@@ -35,6 +36,7 @@ def validate(config: RunConfig) -> None:
         injection_problems(config.injection, config.moe)
         + moe_problems(config.moe)
         + phase_problems(config)
+        + backbone_problems(config.backbone)
         + data_problems(config.data)
         + optim_problems(config.optim)
         + trainer_problems(config.trainer)
@@ -162,6 +164,13 @@ def moe_problems(moe: MoeConfig) -> list[str]:
     return problems
 
 
+def backbone_problems(backbone: BackboneConfig) -> list[str]:
+    """Problems of `backbone` that show without loading it."""
+    if backbone.model_name:
+        return []
+    return ["backbone.model_name is required: a hub name, a local directory, or tiny"]
+
+
 def data_problems(data: DataConfig) -> list[str]:
     """Problems of `data` that show without reading it."""
     problems = (
@@ -170,6 +179,8 @@ def data_problems(data: DataConfig) -> list[str]:
         + at_least(data.num_workers, 0, "data.num_workers")
         + at_least(data.val_rows_per_domain, 0, "data.val_rows_per_domain")
     )
+    if not data.path:
+        problems.append("data.path is required: a JSONL file, a folder of them, a hub data set, or bundled")
     if not 0 < data.val_fraction < 1:
         problems.append(f"data.val_fraction is {data.val_fraction}, must be above 0 and below 1")
     if (data.val_path or data.path == "bundled") and data.val_fraction != DataConfig().val_fraction:

@@ -121,8 +121,8 @@ class SftModule(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if not self.window.finite():
             raise TrainingError(
-                f"the loss of step {self.trainer.global_step} is {self.window.task()}; stopped before the weights took "
-                "it. Lower optim.lr, check trainer.gradient_clip_val and the data; checkpoints/last.ckpt is good"
+                f"a loss of step {self.trainer.global_step} is not finite ({self.window}); stopped before the weights "
+                "took it. Lower optim.lr, check trainer.gradient_clip_val and the data; what checkpoints/ holds is good"
             )
 
     def configure_optimizers(self):
@@ -168,9 +168,10 @@ class WindowLosses:
         """Whether every loss of the window is a number."""
         return self._sums is None or bool(torch.isfinite(self._sums).all())
 
-    def task(self) -> float:
-        """The task loss so far."""
-        return float("nan") if self._sums is None else float(self._sums[0])
+    def __str__(self) -> str:
+        names = ("task", "load balancing", "router z")
+        values = [] if self._sums is None else self._sums.tolist()
+        return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, values, strict=False))
 
     def take(self) -> dict[str, float]:
         """The window's losses under their metric names; starts a new window."""

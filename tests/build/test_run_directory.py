@@ -22,7 +22,7 @@ def test_the_first_row_is_the_backbone_before_any_step(finished_run):
 
 def test_warmed_up_routers_start_with_a_small_change_of_the_logits(finished_run, train):
     """lora_B is not zero where routers train first, and zero where all train from the start."""
-    assert 0 < rows(finished_run)[0]["init/logit_change"] < 0.1
+    assert 0 < rows(finished_run)[0]["init/logit_change"] < 0.5
     assert rows(train("phase=joint", "trainer.max_steps=1").run)[0]["init/logit_change"] == 0
 
 
@@ -109,9 +109,10 @@ def test_early_stopping_ends_the_run_and_still_leaves_everything(train):
     assert (done.run / "adapter" / "adapter.safetensors").exists()
 
 
-def test_logger_none_and_csv_leave_metrics_csv_and_no_wandb(train):
-    for kind in ("none", "csv"):
-        done = train(f"logger={kind}", "trainer.max_steps=2", run=kind)
-        assert done.code == 0, done.text
-        assert (done.run / "metrics.csv").exists()
-        assert not (done.run / "wandb").exists()
+def test_logger_none_and_csv_leave_metrics_csv_and_no_wandb(train, finished_run):
+    assert saved_config(finished_run)["logger"]["kind"] == "none"
+    done = train("logger=csv", "trainer.max_steps=2")
+    assert done.code == 0, done.text
+    for run in (finished_run, done.run):
+        assert (run / "metrics.csv").exists()
+        assert not (run / "wandb").exists()

@@ -18,7 +18,7 @@ from lmoe.training.callbacks.phase_switch import PhaseSwitch
 
 @dataclass
 class Step:
-    """What was there when the optimizer stepped, before it did.
+    """What was there right after the optimizer stepped.
 
     Args:
         phase: name of the phase.
@@ -51,8 +51,8 @@ class Watched(Callback):
         self.weights.append(adapters(pl_module.model))
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
-        if not optimizer._optimizer_step_pre_hooks:
-            optimizer.register_step_pre_hook(lambda opt, args, kwargs: self.look(opt, pl_module))
+        if not optimizer._optimizer_step_post_hooks:  # NOTE Lightning's backward runs inside the step, as its closure
+            optimizer.register_step_post_hook(lambda opt, args, kwargs: self.look(opt, pl_module))
 
     def look(self, optimizer, pl_module) -> None:
         names = {id(parameter): name for name, parameter in pl_module.model.named_parameters()}

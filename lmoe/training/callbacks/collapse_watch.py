@@ -8,13 +8,14 @@ from lmoe.metrics.routing import SiteRouting
 from lmoe.training.callbacks.step_metrics import finished_step
 from lmoe.training.sft_module import SftModule
 
-DOMINANT, IN_USE, FEWEST = 0.8, 0.05, 3
+DOMINANT, IN_USE, IN_USE_OF_UNIFORM, FEWEST = 0.8, 0.05, 0.4, 3
 
 
 def collapse_reason(site: SiteRouting, active: int) -> str | None:
     """Why a site counts as collapsed, or None.
 
-    Collapsed: one expert has more than 0.8 of the load, or fewer than min(3, E) experts have more than 0.05 of it.
+    Collapsed: one expert has more than 0.8 of the load, or fewer than min(3, E) experts are in use: have more than
+    0.05 of it, or more than 0.4 / E where there are more than eight experts.
     A site that sends every token to all of its experts cannot collapse.
 
     Args:
@@ -27,9 +28,10 @@ def collapse_reason(site: SiteRouting, active: int) -> str | None:
     top = max(range(experts), key=lambda e: site.load[e])
     if site.load[top] > DOMINANT:
         return f"expert {top} gets {site.load[top]:.0%} of the tokens"
-    in_use = sum(share > IN_USE for share in site.load)
+    least = min(IN_USE, IN_USE_OF_UNIFORM / experts)
+    in_use = sum(share > least for share in site.load)
     if in_use < min(FEWEST, experts):
-        return f"only {in_use} of {experts} experts get more than {IN_USE:.0%} of the tokens"
+        return f"only {in_use} of {experts} experts get more than {100 * least:.2g}% of the tokens"
     return None
 
 

@@ -61,9 +61,10 @@ class RunCheckpoint(Callback):
                 os.replace(partial, target)
         except OSError as error:
             partial.unlink(missing_ok=True)
+            before = "The previous checkpoint is intact" if target.exists() else "No checkpoint was written before"
             raise TrainingError(
-                f"{target} cannot be written: {error.strerror or error}. The previous checkpoint is intact; "
-                f"free space or mend the rights, then resume={self.folder.parent}"
+                f"{target} cannot be written: {error.strerror or error}. {before}. Free space or mend the rights, then "
+                f"resume={self.folder.parent}"
             ) from None
         if name == LAST:
             self._saved_step = trainer.global_step

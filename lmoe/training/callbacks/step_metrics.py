@@ -56,7 +56,7 @@ class StepMetrics(Callback):
         if trainer.precision != "16-mixed" and not all(torch.isfinite(n) for n in self._norms.values()):
             raise TrainingError(
                 f"a gradient of step {trainer.global_step} is not finite: stopped before the weights took it. "
-                "Lower optim.lr or use trainer.precision=32-true; checkpoints/last.ckpt is good"
+                "Lower optim.lr or use trainer.precision=32-true; what checkpoints/ holds is good"
             )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: SftModule, outputs, batch, batch_idx: int) -> None:

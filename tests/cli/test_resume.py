@@ -1,0 +1,72 @@
+"""`resume=<run>`: what may change, and what is refused with both values."""
+
+import pytest
+
+from tests.micro import saved_config
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("seed=5", ["seed is 5", "started with 0"]),
+        ("injection.num_experts=8", ["injection.num_experts is 8", "started with 4"]),
+        ("data.path=/other/rows.jsonl", ["data.path is '/other/rows.jsonl'", "train'"]),
+        ("trainer.max_steps=99", ["trainer.max_steps is 99", "started with 6"]),
+        ("optim.lr=0.5", ["optim.lr is 0.5", "started with 0.003"]),
+        ("trainer.precision=bf16-mixed", ["trainer.precision is 'bf16-mixed'", "started with '32-true'"]),
+        ("phase=joint", ["phase.phases.joint is", "from phase=", "phase.phases.experts is None"]),
+        ("++optim.roles.router.lr=0.1", ["optim.roles.router", "0.1"]),
+        ("experiment=soft_routing", ["moe.router is", "from experiment=", "injection.num_experts is 8"]),
+    ],
+)
+def test_a_change_that_makes_another_run_is_refused_with_both_values(train, own_run, override, said):
+    done = train(f"resume={own_run}", override, settings=False)
+    assert done.code == 1
+    for words in said:
+        assert words in done.text
+    assert "cannot change on resume" in done.text
+    assert "Traceback" not in done.text
+
+
+def test_all_refused_changes_are_named_at_once(train, own_run):
+    done = train(f"resume={own_run}", "seed=5", "optim.lr=0.5", "injection.lora_r=8", settings=False)
+    assert "3 problems" in done.text
+
+
+def test_safe_changes_are_taken(train, own_run):
+    done = train(
+        f"resume={own_run}", "logger=csv", "trainer.val_every_n_steps=2", "checkpoint.every_n_steps=2", settings=False
+    )
+    assert done.code == 0, done.text
+    saved = saved_config(own_run)
+    assert saved["logger"]["kind"] == "csv"
+    assert (saved["trainer"]["val_every_n_steps"], saved["checkpoint"]["every_n_steps"]) == (2, 2)
+    assert saved["trainer"]["max_steps"] == 6
+
+
+def test_the_first_command_with_resume_added_is_no_change(train, micro, own_run):
+    """What `make train ARGS="resume=…"` does: it names the injection group again."""
+    done = train(f"resume={own_run}", "injection=mixture_lora", "phase=router_warmup", "moe=top_k", *micro.overrides)
+    assert done.code == 0, done.text
+
+
+def test_resume_in_a_multirun_is_refused(train, own_run):
+    done = train("-m", f"resume={own_run}", "logger=none,csv", settings=False)
+    assert done.code == 1
+    assert "multirun" in done.text
+
+
+def test_a_folder_that_holds_no_run_is_named(train, tmp_path):
+    (tmp_path / "empty").mkdir()
+    done = train(f"resume={tmp_path / 'empty'}", settings=False)
+    assert done.code == 1
+    assert f"resume={tmp_path / 'empty'}: no config.yaml in this folder" in done.text
+
+
+@pytest.mark.parametrize("content", ["a: [", "trainer: {max_steps: many}\n", "nonsense: 1\n"])
+def test_a_spoiled_config_is_named(train, own_run, content):
+    (own_run / "config.yaml").write_text(content, encoding="utf-8")
+    done = train(f"resume={own_run}", settings=False)
+    assert done.code == 1
+    assert "Traceback" not in done.text
+    assert "config" in done.text

@@ -1,0 +1,238 @@
+"""Every file in conf/ and sweeps/ composes, validates and builds; none is forgotten."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from lmoe.schema.backbone import BackboneConfig
+from lmoe.schema.defaults import injection_section, moe_section
+from lmoe.schema.injection import InjectionConfig, InjectionStrategy
+from lmoe.schema.keys import unknown_key
+from lmoe.schema.moe import MoeConfig
+from lmoe.schema.pretrain import PretrainConfig
+from lmoe.schema.resources import resource_dir
+from lmoe.schema.run import RunConfig
+from lmoe.schema.trainer import TrainerConfig
+from lmoe.schema.validate import injection_problems, moe_problems, validate
+from lmoe.schema.validate_pretrain import pretrain_problems
+from tests.composing import compose
+from tests.metric_names import names, rows, undocumented
+from tests.micro import ROOT, bare_environment
+
+CONF = resource_dir("conf")
+FILES = sorted(CONF.rglob("*.yaml"))
+NAMES = [str(file.relative_to(CONF)) for file in FILES]
+PRETRAIN = ("pretrain.yaml", "corpus/", "model/", "optim/pretrain.yaml")
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
+# What a file leaves to the user.
+REQUIRED = {
+    "backbone/custom.yaml": ["backbone.model_name=somebody/model"],
+    "data/custom.yaml": ["data.path=rows.jsonl"],
+}
+
+
+def choice(name: str) -> list[str]:
+    """The override that takes a file of conf/; none for the two roots."""
+    group, _, stem = name.removesuffix(".yaml").rpartition("/")
+    return [f"{group}={stem}", *REQUIRED.get(name, [])] if group else []
+
+
+def sweep_choices(name: str) -> list[str]:
+    """The first point of a file in conf/sweep, whose own keys are only read in a multirun."""
+    if not name.startswith("sweep/"):
+        return []
+    params = OmegaConf.load(CONF / name).hydra.sweeper.params
+    return [f"{key}={str(values).split(',')[0]}" for key, values in params.items()]
+
+
+def test_no_file_is_forgotten():
+    """The numbers are those of the day this was written: fewer would mean that the loops below see too little."""
+    assert len(FILES) >= 28
+    assert len(SWEEPS) >= 1
+    assert {name.split("/")[0] for name in NAMES if "/" in name} >= {
+        "backbone", "callbacks", "corpus", "data", "experiment", "injection", "logger", "model", "moe", "optim",
+        "phase", "sweep", "task", "trainer",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(PRETRAIN)])
+def test_a_file_of_a_training_composes_validates_and_builds(name, micro, restored):
+    """On the micro backbone and its rows, whatever the file says about those."""
+    from lmoe.build.loggers import build_loggers
+    from lmoe.build.parts import build_parts
+    from lmoe.build.trainer import extra_callbacks
+
+    config = compose("train", RunConfig, [*choice(name), *sweep_choices(name)])
+    validate(config)
+    backbone = BackboneConfig(model_name=str(micro.model), precision=config.backbone.precision)
+    config.backbone = backbone
+    config.data = replace(
+        config.data, path=str(micro.train), val_path=str(micro.val), max_length=48, cache_dir=str(micro.cache)
+    )
+    parts = build_parts(config)
+    assert parts.plan.sites
+    assert len(parts.module.schedule.phases) == len(config.phase.phases)
+    assert len(extra_callbacks(config.callbacks)) == len(config.callbacks)
+    if config.logger.kind != "wandb":
+        assert len(build_loggers(config.logger, micro.cache, name="x", config={}, resume_step=None)) == 1
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(PRETRAIN)])
+def test_a_file_of_a_pretraining_composes_validates_and_builds(name, micro, restored):
+    from lmoe.backbones.load import load_tokenizer
+    from lmoe.build.pretrain import base_model
+
+    config = compose("pretrain", PretrainConfig, [*choice(name), f"corpus.path={micro.train}"])
+    assert pretrain_problems(config) == []
+    model = base_model(config, load_tokenizer(BackboneConfig(model_name=str(micro.model))))
+    assert model.config.hidden_size == config.model.hidden_size
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("moe/")])
+def test_a_file_in_conf_moe_leaves_out_nothing_that_is_required(name):
+    given = OmegaConf.load(CONF / name)
+    moe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MoeConfig), given))
+    assert isinstance(moe, MoeConfig)
+    assert moe_problems(moe) == []
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("injection/")])
+def test_a_file_in_conf_injection_names_its_strategy_and_is_whole(name):
+    given = OmegaConf.load(CONF / name)
+    injection = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(InjectionConfig), given))
+    assert isinstance(injection, InjectionConfig)
+    assert injection.strategy is InjectionStrategy(Path(name).stem)
+    assert {"strategy", "lora_r", "lora_alpha", "lora_dropout", "num_experts", "top_k"} <= given.keys()
+    assert injection_problems(injection, moe_section({})) == []
+
+
+def test_every_strategy_router_and_logger_has_its_file():
+    assert {Path(n).stem for n in NAMES if n.startswith("injection/")} == set(InjectionStrategy)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("experiment/", "sweep/"))])
+def test_an_experiment_is_a_short_diff_with_its_command_on_top(name):
+    lines = (CONF / name).read_text(encoding="utf-8").splitlines()
+    flag = "" if name.startswith("experiment/") else "-m "
+    assert len(lines) <= 30
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith(f"# python train.py {flag}{choice(name)[0]}")
+
+
+def test_the_bare_command_is_the_default_that_the_design_promises(restored):
+    config = compose("train", RunConfig, [])
+    assert (config.backbone.model_name, config.data.path, config.moe.router) == ("tiny", "bundled", "top_k")
+    assert list(config.phase.phases) == ["router_warmup", "experts"]
+    assert config.phase.phases["router_warmup"].trainable == ["router"]
+    assert set(config.phase.phases["experts"].trainable) == {"lora", "attn_lora"}
+    validate(config)
+
+
+def test_lmoe_inject_and_the_bare_command_agree(restored):
+    """Keys left out of lmoe.inject's dicts take the values of conf/."""
+    config = compose("train", RunConfig, [])
+    assert asdict(injection_section({})) == asdict(config.injection)
+    assert asdict(moe_section({})) == asdict(config.moe)
+    assert asdict(InjectionConfig()) == asdict(config.injection)
+
+
+def test_the_schedule_of_the_loop_has_one_default(restored):
+    assert compose("train", RunConfig, []).trainer.val_every_n_steps == TrainerConfig().val_every_n_steps
+
+
+def test_the_published_reference_setting(restored):
+    config = compose("train", RunConfig, ["experiment=qwen3_5_0_8b_mixture_lora_sft"])
+    injection, moe, optim, trainer = config.injection, config.moe, config.optim, config.trainer
+    assert config.backbone.model_name == "Qwen/Qwen3.5-0.8B-Base"
+    assert (injection.lora_r, injection.lora_alpha, injection.lora_dropout) == (48, 96, 0.05)
+    assert (injection.num_experts, injection.top_k) == (4, 2)
+    assert injection.target_keywords == ["gate_proj", "up_proj", "down_proj"]
+    assert injection.attn_lora.keywords == ["q_proj", "v_proj"]
+    assert (moe.router_z_loss_coef, moe.load_balance.aux_loss_coef, moe.router_dtype) == (0.001, 0.01, "float32")
+    phases = config.phase.phases
+    assert (phases["experts"].start, phases["experts"].trainable) == ("2000", ["lora", "attn_lora"])
+    assert (optim.lr, optim.weight_decay, optim.warmup_steps) == (1e-5, 0.01, 200)
+    assert (trainer.max_steps, trainer.accumulate_grad_batches, trainer.gradient_clip_val) == (10000, 4, 1.0)
+    assert config.data.batch_size == 4
+
+
+def sweep(file: Path) -> dict[str, Any]:
+    loaded = yaml.safe_load(file.read_text(encoding="utf-8"))
+    assert isinstance(loaded, dict)
+    return loaded
+
+
+def points(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """The grid's first and last point."""
+    values = {key: entry.get("values", [entry.get("value")]) for key, entry in spec["parameters"].items()}
+    return [{k: v[0] for k, v in values.items()}, {k: v[-1] for k, v in values.items()}]
+
+
+@pytest.mark.parametrize("file", SWEEPS, ids=[file.name for file in SWEEPS])
+def test_a_sweep_has_flat_keys_that_exist_and_a_metric_that_is_logged(file, finished_run, restored):
+    spec = sweep(file)
+    for key, entry in spec["parameters"].items():
+        assert unknown_key(RunConfig, key.split(".")) is None, key
+        assert not any(isinstance(value, dict) for value in entry.get("values", [])), f"{key} is nested"
+        assert "parameters" not in entry, f"{key} is nested"
+    assert spec["metric"]["name"] in names(finished_run)
+    assert undocumented([spec["metric"]["name"]]) == []
+    assert "${args_no_hyphens}" in spec["command"]
+    assert re.match(rf"# wandb sweep sweeps/{file.name}\b", file.read_text(encoding="utf-8"))
+    for point in points(spec):
+        validate(compose("train", RunConfig, [f"{key}={value}" for key, value in point.items()]))
+
+
+def agent_command(spec: dict[str, Any], point: dict[str, Any], patch: pytest.MonkeyPatch, folder: Path) -> list[str]:
+    """The command line that W&B's own sweep runner starts for a point of the grid."""
+    import wandb.wandb_agent as agent
+
+    started: list[list[str]] = []
+
+    class Process:
+        def __init__(self, command: list[str], **_options: object) -> None:
+            started.append(command)
+
+    patch.setattr(agent, "AgentProcess", Process)
+    for name, value in (("WANDB_DIR", str(folder)), ("WANDB_SWEEP_ID", "sweep"), ("WANDB_RUN_ID", "")):
+        patch.setenv(name, value)
+    patch.delenv("WANDB_SWEEP_PARAM_PATH", raising=False)
+    runner = agent.Agent.__new__(agent.Agent)
+    runner._in_jupyter, runner._function, runner._forward_signals = False, None, False
+    runner._run_processes, runner._sweep_command = {}, spec["command"]
+    arguments = {key: {"value": value} for key, value in point.items()}
+    runner._command_run({"run_id": "point", "args": arguments, "program": spec["program"]})
+    return started[0]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_sweep_runners_own_command_line_runs(number, micro, tmp_path, monkeypatch):
+    """Two points of the grid, with the settings of the micro backbone appended."""
+    spec = sweep(SWEEPS[0])
+    point = points(spec)[number]
+    with monkeypatch.context() as patch:
+        command = agent_command(spec, point, patch, tmp_path)
+    assert command == ["/usr/bin/env", "python", "train.py", *(f"{key}={value}" for key, value in point.items())]
+    short = ["trainer.max_steps=2", "logger=wandb"]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [*command, *micro.changed(*short), f"hydra.run.dir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        env=bare_environment() | {"PATH": path},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert spec["metric"]["name"] in rows(tmp_path / "run")[-1]
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
