@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,20 +117,27 @@ def write_rows(folder: Path, *, rows: int, first: int) -> None:
         (folder / f"{domain}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def process(
-    *arguments: str, cwd: Path, env: dict[str, str] | None = None, timeout: float = 240
-) -> subprocess.CompletedProcess[str]:
-    """A Python process with the standard input closed, no W&B account and no network."""
-    return subprocess.run(
-        [sys.executable, *arguments],
+def start(*arguments: str | Path, cwd: Path, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """A process with the standard input closed, no W&B account and no network; `finished` waits for it."""
+    return subprocess.Popen(
+        [str(argument) for argument in arguments],
         cwd=cwd,
         env=bare_environment() | (env or {}),
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
-        timeout=timeout,
     )
+
+
+def finished(process: subprocess.Popen[str], timeout: float = 240) -> str:
+    """What a process wrote; it must end well."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    finally:
+        process.kill()
+    assert process.returncode == 0, out + err
+    return out + err
 
 
 def bare_environment() -> dict[str, str]:

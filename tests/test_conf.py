@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from lmoe.schema.validate import injection_problems, moe_problems, validate
 from lmoe.schema.validate_pretrain import pretrain_problems
 from tests.composing import compose
 from tests.metric_names import names, rows, undocumented
-from tests.micro import ROOT, bare_environment
+from tests.micro import ROOT, finished, start
 
 CONF = resource_dir("conf")
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -213,26 +212,19 @@ def agent_command(spec: dict[str, Any], point: dict[str, Any], patch: pytest.Mon
     return started[0]
 
 
-@pytest.mark.parametrize("number", [0, 1])
-def test_the_sweep_runners_own_command_line_runs(number, micro, tmp_path, monkeypatch):
+def test_the_sweep_runners_own_command_lines_run(micro, tmp_path, monkeypatch):
     """Two points of the grid, with the settings of the micro backbone appended."""
     spec = sweep(SWEEPS[0])
-    point = points(spec)[number]
-    with monkeypatch.context() as patch:
-        command = agent_command(spec, point, patch, tmp_path)
-    assert command == ["/usr/bin/env", "python", "train.py", *(f"{key}={value}" for key, value in point.items())]
-    short = ["trainer.max_steps=2", "logger=wandb"]
+    settings = micro.changed("trainer.max_steps=2", "logger=wandb")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        [*command, *micro.changed(*short), f"hydra.run.dir={tmp_path / 'run'}"],
-        cwd=ROOT,
-        env=bare_environment() | {"PATH": path},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert spec["metric"]["name"] in rows(tmp_path / "run")[-1]
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    started = []
+    for number, point in enumerate(points(spec)):
+        with monkeypatch.context() as patch:
+            command = agent_command(spec, point, patch, tmp_path)
+        assert command == ["/usr/bin/env", "python", "train.py", *(f"{key}={value}" for key, value in point.items())]
+        place = f"hydra.run.dir={tmp_path / str(number)}"
+        started.append(start(*command, *settings, place, cwd=ROOT, env={"PATH": path}))
+    for number, process in enumerate(started):
+        finished(process)
+        assert spec["metric"]["name"] in rows(tmp_path / str(number))[-1]
+        assert list((tmp_path / str(number) / "wandb").glob("offline-run-*"))

@@ -3,16 +3,18 @@
 import json
 import re
 import resource
-import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import lmoe
+from lmoe.cli.main import app
 from lmoe.injection.apply import adapters_off
 from tests.metric_names import rows
-from tests.micro import ROOT, process
+from tests.micro import ROOT, finished, start
 from tests.wandb_file import history, run_files
 
 COMMAND = ("injection=mixture_lora", "injection.num_experts=8")
@@ -21,24 +23,37 @@ DOMAINS = ("code", "commonsense", "dialogue", "general", "math", "medical", "sql
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory) -> str:
-    """Where both processes keep the tokenised rows."""
-    return str(tmp_path_factory.mktemp("cache"))
+def both(tmp_path_factory) -> tuple[Path, str, str]:
+    """The default run and its preflight beside it: the run's folder, and what each wrote.
+
+    The standard input is closed, and every proxy a dead end.
+    """
+    base = tmp_path_factory.mktemp("end")
+    dead = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    command = (sys.executable, "train.py", *COMMAND, *SHORT)
+    places = {"run": (), "none": ("dry_run=preflight",)}
+    started = [
+        start(
+            *command,
+            *more,
+            f"hydra.run.dir={base / name}",
+            f"data.cache_dir={base / 'cache' / name}",
+            cwd=ROOT,
+            env=dead,
+        )
+        for name, more in places.items()
+    ]
+    run, preflight = (finished(process) for process in started)
+    return base / "run", run, preflight
 
 
 @pytest.fixture(scope="module")
-def default_run(tmp_path_factory, cache) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """The default run and what it wrote; standard input closed, every proxy a dead end."""
-    run = tmp_path_factory.mktemp("end") / "run"
-    dead = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
-    arguments = ("train.py", *COMMAND, *SHORT, f"data.cache_dir={cache}", f"hydra.run.dir={run}")
-    done = process(*arguments, cwd=ROOT, env=dead)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return run, done
+def default_run(both) -> Path:
+    return both[0]
 
 
 def test_it_leaves_every_file_of_a_run(default_run):
-    run, _ = default_run
+    run = default_run
     for name in (
         "config.yaml",
         "provenance.json",
@@ -60,23 +75,23 @@ def test_it_leaves_every_file_of_a_run(default_run):
 
 
 def test_the_first_row_is_the_base_and_the_last_is_better(default_run):
-    first, *_, last = rows(default_run[0])
+    first, *_, last = rows(default_run)
     assert (first["step"], last["step"]) == (0, 6)
     for domain in DOMAINS:
         assert first[f"val/{domain}/loss"] > 0
     assert last["val/loss"] < first["val/loss"]
 
 
-def test_the_console_tells_losses_loads_places_and_the_next_command(default_run):
-    _, done = default_run
+def test_the_console_tells_losses_loads_places_and_the_next_command(both):
+    _, said, _ = both
     for words in (*DOMAINS, "adapters off", "Load of each expert", "lmoe generate --checkpoint", "wandb sync"):
-        assert words in done.stdout
-    assert "Traceback" not in done.stderr
-    assert "API key" not in done.stdout + done.stderr
+        assert words in said
+    assert "Traceback" not in said
+    assert "API key" not in said
 
 
 def test_wandb_was_offline_and_holds_the_metrics(default_run):
-    (file,) = run_files(default_run[0] / "wandb")
+    (file,) = run_files(default_run / "wandb")
     assert file.parent.name.startswith("offline-run-")
     logged = {name for row in history(file) for name in row}
     assert {"train/loss", "val/loss", "report/loss_curves._type"} <= logged
@@ -84,7 +99,7 @@ def test_wandb_was_offline_and_holds_the_metrics(default_run):
 
 def test_load_gives_the_weights_of_the_last_step(default_run):
     """Logits of lmoe.load against a model that is built anew and takes its adapters from last.ckpt."""
-    run, _ = default_run
+    run = default_run
     model, tokenizer = lmoe.load(run)
     ids = tokenizer("What is 2 + 2?\n\nSELECT name FROM people;", return_tensors="pt")["input_ids"]
     other, _ = lmoe.load(run)
@@ -101,31 +116,27 @@ def test_load_gives_the_weights_of_the_last_step(default_run):
 
 
 def test_generate_writes_text(default_run):
-    command = ("-c", "from lmoe.cli.main import main; main()", "generate", "--checkpoint", str(default_run[0]))
-    done = process(*command, "--prompt", "it's a, b = {c}!", "--max-new-tokens", "8", cwd=ROOT)
-    assert done.returncode == 0, done.stderr
+    arguments = ["generate", "--checkpoint", str(default_run), "--prompt", "it's a, b = {c}!", "--max-new-tokens", "8"]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
     assert done.stdout.strip()
 
 
-def test_preflight_estimates_the_measured_peak_within_a_quarter(default_run, cache, tmp_path):
-    run, _ = default_run
-    arguments = (*COMMAND, *SHORT, f"data.cache_dir={cache}", "dry_run=preflight")
-    done = process("train.py", *arguments, f"hydra.run.dir={tmp_path / 'none'}", cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = re.search(r"total\s+([\d,]+) MB", done.stdout)
+def test_preflight_estimates_the_measured_peak_within_a_quarter(both):
+    run, _, said = both
+    found = re.search(r"total\s+([\d,]+) MB", said)
     assert found is not None
     estimate = float(found.group(1).replace(",", ""))
     measured = json.loads((run / "report" / "summary.json").read_text())["peak_memory_mb"]
     assert estimate == pytest.approx(measured, rel=0.25)
-    assert not (tmp_path / "none").exists()
+    assert not (run.parent / "none").exists()
 
 
 def test_dry_run_config_is_quick_and_leaves_nothing(tmp_path):
     """Processor time, which a busy machine does not stretch as it does the clock; 6 s on the clock are promised."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = process(str(ROOT / "train.py"), "dry_run=config", cwd=tmp_path)
+    said = finished(start(sys.executable, ROOT / "train.py", "dry_run=config", cwd=tmp_path))
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert done.returncode == 0, done.stderr
-    assert "config: no problems" in done.stdout
+    assert "config: no problems" in said
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 4
     assert list(tmp_path.iterdir()) == []

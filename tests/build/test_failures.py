@@ -39,7 +39,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     spoil(monkeypatch, 3, lambda module, values: values + value)
     done = train(*SAVING)
     assert done.code == 1
-    assert f"the loss of step 3 is {value}" in done.text
+    assert f"a loss of step 3 is not finite (task {value}" in done.text
     assert "optim.lr" in done.text
     assert "Traceback" not in done.text
     saved = last(done.run)

@@ -15,7 +15,7 @@ LOGGED = ("train/loss", "train/router_z_loss")
 def same(a: dict, b: dict, *, skip: tuple[str, ...] = ()) -> None:
     assert a.keys() == b.keys()
     for name in a.keys() - set(skip):
-        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=2e-6, msg=lambda text, at=name: f"{at}: {text}")
 
 
 def differ(a: dict, b: dict, part: str) -> bool:
