@@ -8,9 +8,9 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
+RUN = ROOT / "outputs" / "benchmarks" / "default_job"
 RESULT = ROOT / "benchmarks" / "results" / "default_job.json"
 DEFAULT = ["injection=mixture_lora", "injection.num_experts=8"]
 MOST_SECONDS, MOST_MB, DEAD_SHARE = 180.0, 2000.0, 0.01
@@ -57,15 +58,14 @@ class Result:
 
 
 def measure(overrides: list[str]) -> Result:
-    """Run the job in a temporary folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        run_dir = Path(folder) / "run"
-        command = [sys.executable, "train.py", *DEFAULT, *overrides]
-        started = time.perf_counter()
-        subprocess.run([*command, f"hydra.run.dir={run_dir}"], cwd=ROOT, check=True)
-        seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
-        summary = json.loads((run_dir / "report" / "summary.json").read_text(encoding="utf-8"))
+    """Run the job; its run directory is kept under outputs/ until the next time."""
+    shutil.rmtree(RUN, ignore_errors=True)
+    command = [sys.executable, "train.py", *DEFAULT, *overrides]
+    started = time.perf_counter()
+    subprocess.run([*command, f"hydra.run.dir={RUN.relative_to(ROOT)}"], cwd=ROOT, check=True)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
+    summary = json.loads((RUN / "report" / "summary.json").read_text(encoding="utf-8"))
     loads = summary["site_load"].values()
     return Result(
         command=" ".join(["python", *command[1:]]),

@@ -32,17 +32,10 @@ def both(tmp_path_factory) -> tuple[Path, str, str]:
     dead = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     command = (sys.executable, "train.py", *COMMAND, *SHORT)
     places = {"run": (), "none": ("dry_run=preflight",)}
-    started = [
-        start(
-            *command,
-            *more,
-            f"hydra.run.dir={base / name}",
-            f"data.cache_dir={base / 'cache' / name}",
-            cwd=ROOT,
-            env=dead,
-        )
-        for name, more in places.items()
-    ]
+    started = []
+    for name, more in places.items():
+        folders = (f"hydra.run.dir={base / name}", f"data.cache_dir={base / 'cache' / name}")
+        started.append(start(*command, *more, *folders, cwd=ROOT, env=dead))
     run, preflight = (finished(process) for process in started)
     return base / "run", run, preflight
 

@@ -72,9 +72,13 @@ class CollapseWatch(Callback):
             if reason is None or (site, pl_module.phase) in self._warned:
                 continue
             self._warned.add((site, pl_module.phase))
+            balance = (
+                f"Raise moe.load_balance.aux_loss_coef (now {self.aux_loss_coef:g})"
+                if self.aux_loss_coef
+                else "Use moe.load_balance.type=aux_loss with an aux_loss_coef such as 0.01, raise it"
+            )
             message = (
-                f"routing collapse at {site} (step {step}): {reason}. Raise moe.load_balance.aux_loss_coef "
-                f"(now {self.aux_loss_coef:g}) or moe.temperature, lower optim.roles.router.lr, or warm the routers "
+                f"routing collapse at {site} (step {step}): {reason}. {balance} or moe.temperature, lower optim.roles.router.lr, or warm the routers "
                 "up for longer (phase.phases.<next>.start)"
             )
             self.messages.append(message)
