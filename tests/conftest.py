@@ -102,7 +102,7 @@ def finished_run(micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     base = tmp_path_factory.mktemp("finished")
     with process_state(base):
-        assert main([*micro.overrides, f"hydra.run.dir={base / 'run'}"]) == 0
+        assert main([*micro.changed(), f"hydra.run.dir={base / 'run'}"]) == 0
     return base / "run"
 
 

@@ -18,7 +18,7 @@ from tests.composing import compose
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("red", "green", "blue", "seven", "eight", "nine", "river", "stone", "tree", "cloud", "bird", "fish")
 DOMAINS = ("code", "math", "words")
-STEPS = 6
+STEPS, WARM_UP = 6, "phase.phases.experts.start=33%"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,9 +58,11 @@ class Micro:
         ]
 
     def changed(self, *overrides: str) -> list[str]:
-        """Its overrides with others in place of those of the same key."""
+        """Its overrides with others in place of those of the same key; routers warm up for a third of the run."""
         keys = {override.split("=", 1)[0].lstrip("+") for override in overrides}
-        return [o for o in self.overrides if o.split("=", 1)[0] not in keys] + list(overrides)
+        kept = [o for o in self.overrides if o.split("=", 1)[0] not in keys]
+        own_phases = any(key.startswith(("phase", "experiment")) for key in keys)
+        return [*kept, *([] if own_phases else [WARM_UP]), *overrides]
 
     def config(self, *overrides: str) -> RunConfig:
         """The validated config of such a run."""

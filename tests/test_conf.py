@@ -215,13 +215,14 @@ def agent_command(spec: dict[str, Any], point: dict[str, Any], patch: pytest.Mon
 def test_the_sweep_runners_own_command_lines_run(micro, tmp_path, monkeypatch):
     """Two points of the grid, with the settings of the micro backbone appended."""
     spec = sweep(SWEEPS[0])
-    settings = micro.changed("trainer.max_steps=2", "logger=wandb")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     started = []
     for number, point in enumerate(points(spec)):
         with monkeypatch.context() as patch:
             command = agent_command(spec, point, patch, tmp_path)
-        assert command == ["/usr/bin/env", "python", "train.py", *(f"{key}={value}" for key, value in point.items())]
+        chosen = [f"{key}={value}" for key, value in point.items()]
+        assert command == ["/usr/bin/env", "python", "train.py", *chosen]
+        settings = [o for o in micro.changed(*chosen, "trainer.max_steps=2", "logger=wandb") if o not in chosen]
         place = f"hydra.run.dir={tmp_path / str(number)}"
         started.append(start(*command, *settings, place, cwd=ROOT, env={"PATH": path}))
     for number, process in enumerate(started):

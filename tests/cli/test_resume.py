@@ -46,7 +46,7 @@ def test_safe_changes_are_taken(train, own_run):
 
 def test_the_first_command_with_resume_added_is_no_change(train, micro, own_run):
     """What `make train ARGS="resume=…"` does: it names the injection group again."""
-    done = train(f"resume={own_run}", "injection=mixture_lora", "phase=router_warmup", "moe=top_k", *micro.overrides)
+    done = train(f"resume={own_run}", "injection=mixture_lora", "phase=router_warmup", "moe=top_k", *micro.changed())
     assert done.code == 0, done.text
 
 

@@ -78,8 +78,8 @@ class CollapseWatch(Callback):
                 else "Use moe.load_balance.type=aux_loss with an aux_loss_coef such as 0.01, raise it"
             )
             message = (
-                f"routing collapse at {site} (step {step}): {reason}. {balance} or moe.temperature, lower optim.roles.router.lr, or warm the routers "
-                "up for longer (phase.phases.<next>.start)"
+                f"routing collapse at {site} (step {step}): {reason}. {balance} or moe.temperature, lower "
+                "optim.roles.router.lr, or warm the routers up for longer (phase.phases.<next>.start)"
             )
             self.messages.append(message)
             self.warn(message)
