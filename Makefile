@@ -18,7 +18,7 @@ train: $(READY)  ## fine-tune 8 LoRA experts on the bundled data; ARGS="key=valu
 	@$(BIN)/python train.py injection=mixture_lora injection.num_experts=8 $(ARGS)
 
 test: $(READY)  ## run the tests; ARGS="-k name" passes options to pytest
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto $(ARGS)
 
 check: $(READY)  ## lint, formatting, types, import order and generated pages
 	@$(BIN)/ruff check
