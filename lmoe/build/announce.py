@@ -15,12 +15,10 @@ def describe(parts: Parts, run_dir: Path, console: Console) -> None:
     """What is about to happen: plan, phases, data, folder."""
     describe_plan(parts, console)
     console.print(f"run directory: {run_dir}", markup=False, highlight=False, soft_wrap=True)
-    for warning in parts.warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False, soft_wrap=True)
 
 
 def describe_plan(parts: Parts, console: Console) -> None:
-    """The injection plan, the phases and the data."""
+    """The injection plan, the phases, the data, and what may not be meant."""
     console.print(str(parts.plan), markup=False, highlight=False, soft_wrap=True)
     frozen = sum(count for _, count, _ in role_table(parts.model)) - parts.plan.total_parameters
     report = parts.prepared.report
@@ -31,7 +29,7 @@ def describe_plan(parts: Parts, console: Console) -> None:
         )
     domains = len(parts.prepared.domains)
     lines.append(f"data: {report.train.rows:,} rows to learn, {report.val.rows:,} to validate, {domains} domains")
-    for line in [*lines, *data_notes(parts.prepared)]:
+    for line in [*lines, *data_notes(parts.prepared), *(f"warning: {warning}" for warning in parts.warnings)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lmoe.build.announce import describe_plan, quiet_libraries
-from lmoe.build.memory import memory_advice, resident_mb
+from lmoe.build.memory import MB, memory_advice, resident_mb
 from lmoe.build.parts import Parts, build_parts
 from lmoe.build.trainer import build_trainer
 from lmoe.errors import ConfigError, TrainingError
@@ -19,8 +19,6 @@ from lmoe.injection.roles import role_table
 from lmoe.schema.phase import Role
 from lmoe.schema.run import RunConfig
 from lmoe.training.sft_module import SftModule
-
-MB = 1e6
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -66,8 +64,6 @@ def preflight(config: RunConfig, console: Console) -> MemoryEstimate:
     parts = build_parts(config)
     describe_plan(parts, console)
     check_phases(parts)
-    for warning in parts.warnings:
-        console.print(f"warning: {warning}", markup=False, highlight=False)
     with memory_advice(config):
         estimate, loss, missing = try_step(parts)
     console.print(f"one forward and backward: loss {loss:.3f}", highlight=False)

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qw
 from lmoe.build.announce import quiet_libraries
 from lmoe.build.base_card import card_text, chat_losses, held_out_figures, write_card
 from lmoe.build.loggers import METRICS_FILE, build_loggers, check_logger, plain_values
-from lmoe.build.train import CHECKPOINTS, CONFIG_FILE, finish_wandb
+from lmoe.build.train import CHECKPOINTS, finish_wandb
 from lmoe.build.trainer import build_trainer, checkpoint_step
 from lmoe.data.bpe import END_OF_TEXT, PAD, TURN_END, train_bpe
 from lmoe.data.corpus import DomainText, Windows, chats_within, encode_stream, read_chats, read_corpus
@@ -23,6 +23,7 @@ from lmoe.errors import TrainingError
 from lmoe.report.curves import read_metrics
 from lmoe.report.pictures import write_loss_curve
 from lmoe.schema.pretrain import PretrainConfig
+from lmoe.schema.run_folder import CONFIG_FILE
 from lmoe.training.callbacks.pretrain_progress import PretrainProgress
 from lmoe.training.callbacks.progress_line import ProgressLine
 from lmoe.training.callbacks.rng_state import RngState

@@ -16,8 +16,10 @@ from lmoe.build.parts import Parts, build_parts
 from lmoe.build.provenance import provenance, write_provenance
 from lmoe.build.trainer import build_trainer, checkpoint_step, extra_callbacks
 from lmoe.errors import TrainingError
-from lmoe.schema.moe import LoadBalanceType, RouterKind
+from lmoe.injection.apply import injected
+from lmoe.schema.moe import RouterKind
 from lmoe.schema.run import RunConfig
+from lmoe.schema.run_folder import CONFIG_FILE
 from lmoe.training.callbacks.collapse_watch import CollapseWatch
 from lmoe.training.callbacks.phase_switch import PhaseSwitch
 from lmoe.training.callbacks.progress_line import ProgressLine
@@ -26,7 +28,7 @@ from lmoe.training.callbacks.run_checkpoint import LAST, RunCheckpoint
 from lmoe.training.callbacks.step_metrics import StepMetrics
 from lmoe.training.callbacks.validation import Validation
 
-CONFIG_FILE, PROVENANCE_FILE, CHECKPOINTS = "config.yaml", "provenance.json", "checkpoints"
+PROVENANCE_FILE, CHECKPOINTS = "provenance.json", "checkpoints"
 LOOK_EVERY_N_STEPS = 10
 
 
@@ -59,7 +61,7 @@ def train(config: RunConfig, run_dir: Path, overrides: list[str], console: Conso
     try:
         with ProgressLine(config.trainer.max_steps, console, enabled=config.trainer.enable_progress_bar) as line:
             validation = Validation(config.trainer.val_every_n_steps, line.say)
-            watch = collapse_watch(config, line)
+            watch = collapse_watch(parts, line)
             callbacks = [
                 PhaseSwitch(),
                 RngState(),
@@ -86,14 +88,14 @@ def train(config: RunConfig, run_dir: Path, overrides: list[str], console: Conso
         finish_wandb(exit_code=int(failed))
 
 
-def collapse_watch(config: RunConfig, line: ProgressLine) -> CollapseWatch:
+def collapse_watch(parts: Parts, line: ProgressLine) -> CollapseWatch:
     """The watch over routers, with the numbers for its advice."""
-    balance = config.moe.load_balance
+    config = parts.config
     return CollapseWatch(
         LOOK_EVERY_N_STEPS,
         lambda message: line.say(f"warning: {message}"),
         active_experts=1 if config.moe.router is RouterKind.soft else config.injection.top_k,
-        aux_loss_coef=float(balance.aux_loss_coef or 0) if balance.type is LoadBalanceType.aux_loss else 0.0,
+        aux_loss_coef=injected(parts.model).trace.aux_loss_coef,
     )
 
 

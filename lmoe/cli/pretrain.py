@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from lmoe.cli.hydra_run import hydra_main
-from lmoe.errors import ConfigError
+from lmoe.cli.resume import refuse_existing
 from lmoe.schema.pretrain import PretrainConfig
 from lmoe.schema.validate import raise_problems
 from lmoe.schema.validate_pretrain import pretrain_problems
@@ -18,8 +18,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: PretrainConfig, run_dir: Path, overrides: list[str]) -> None:
     """One pre-training, or the continuation of one."""
     raise_problems(pretrain_problems(config))
-    if not config.resume and (run_dir / "config.yaml").exists():
-        raise ConfigError(f"{run_dir} already holds a run; resume={run_dir} continues it")
+    if not config.resume:
+        refuse_existing(run_dir)
     from rich.console import Console
 
     from lmoe.build.pretrain import pretrain

@@ -10,8 +10,8 @@ from yaml import YAMLError
 
 from lmoe.errors import ConfigError
 from lmoe.schema.resources import resource_dir
+from lmoe.schema.run_folder import CONFIG_FILE
 
-CONFIG_FILE = "config.yaml"
 # Neither the weights nor the order of the data depends on these.
 SAFE = (
     "logger",
@@ -42,6 +42,17 @@ def run_to_resume(overrides: list[Override]) -> Path | None:
     if not (run / CONFIG_FILE).is_file():
         raise ConfigError(f"resume={value}: no {CONFIG_FILE} in this folder, so it holds no run")
     return run
+
+
+def refuse_existing(run_dir: Path) -> None:
+    """
+    Raises:
+        ConfigError: a new run would write over an old one.
+    """
+    if (run_dir / CONFIG_FILE).exists():
+        raise ConfigError(
+            f"{run_dir} already holds a run; resume={run_dir} continues it, another hydra.run.dir starts a new one"
+        )
 
 
 def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> DictConfig:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from lmoe.cli.hydra_run import drop_empty, hydra_main
-from lmoe.errors import ConfigError
+from lmoe.cli.resume import refuse_existing
 from lmoe.schema.phase_rules import phase_warnings
 from lmoe.schema.run import DryRun, RunConfig
 from lmoe.schema.validate import validate
@@ -26,10 +26,8 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
         drop_empty(run_dir)
         return
     first = os.environ.get("LOCAL_RANK", "0") == "0"  # further processes of one run meet its config.yaml
-    if first and not config.resume and config.dry_run is DryRun.none and (run_dir / "config.yaml").exists():
-        raise ConfigError(
-            f"{run_dir} already holds a run; resume={run_dir} continues it, another hydra.run.dir starts a new one"
-        )
+    if first and not config.resume and config.dry_run is DryRun.none:
+        refuse_existing(run_dir)
     # Heavy imports wait until the config is known to be good.
     from rich.console import Console
 

@@ -9,6 +9,7 @@ from lmoe.checkpoint.adapter import CONFIG_FILE, load_adapter, read_adapter_conf
 from lmoe.errors import CheckpointError, ConfigError, InjectionError
 from lmoe.injection.apply import inject
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
+from lmoe.schema.run_folder import CONFIG_FILE as RUN_CONFIG_FILE
 
 ADAPTER_DIR = "adapter"
 
@@ -25,7 +26,7 @@ def adapter_folder(path: str | Path) -> Path:
             return candidate
     if not folder.exists():
         raise CheckpointError(f"{folder}: no such run or adapter directory")
-    unfinished = " (the run has not finished: resume=<run> continues it)" if (folder / "config.yaml").exists() else ""
+    unfinished = " (the run has not finished: resume=<run> continues it)" if (folder / RUN_CONFIG_FILE).exists() else ""
     raise CheckpointError(f"{folder}: neither a finished run nor an adapter: no {CONFIG_FILE}{unfinished}")
 
 

@@ -1,0 +1,4 @@
+"""Names in a run directory that more than one room reads."""
+
+CONFIG_FILE = "config.yaml"
+"""The resolved config; a folder that has it holds a run."""
