@@ -7,7 +7,7 @@ PYTHON ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check docs bench bench-default clean
+.PHONY: help setup train test check docs bench bench-default bench-step bench-layer bench-backends clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,10 +30,19 @@ check: $(READY)  ## lint, formatting, types, import order and generated pages
 docs: $(READY)  ## write docs/CONFIG.md from the schemas and conf/
 	@$(BIN)/python -m lmoe.schema.describe
 
-bench: bench-default  ## run all benchmarks
+bench: bench-default bench-step bench-layer  ## run all benchmarks
 
 bench-default: $(READY)  ## time, memory and losses of the default job
 	@$(BIN)/python -m benchmarks.default_job $(ARGS)
+
+bench-step: $(READY)  ## training steps beside PEFT and other peers; ARGS="--size micro" changes what is run
+	@$(BIN)/python -m benchmarks.train_step $(ARGS)
+
+bench-backends: $(READY)  ## where the grouped backend overtakes the stacked one
+	@$(BIN)/python -m benchmarks.backends $(ARGS)
+
+bench-layer: $(READY)  ## one layer beside those of the peers
+	@$(BIN)/python -m benchmarks.layer $(ARGS)
 
 clean:  ## remove caches and build products, but neither .venv nor outputs
 	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -28,6 +28,10 @@ class InjectionError(LmoeError):
     """A plan cannot be made or applied to this model."""
 
 
+class RoutingError(LmoeError):
+    """A router lacks what it decides by, such as the domain of a row."""
+
+
 class DataError(LmoeError):
     """Rows, templates or caches that cannot be used."""
 

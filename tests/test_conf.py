@@ -11,16 +11,21 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from lmoe.build.parts import with_domains
+from lmoe.errors import ConfigError
 from lmoe.schema.backbone import BackboneConfig
 from lmoe.schema.defaults import injection_section, moe_section
 from lmoe.schema.injection import InjectionConfig, InjectionStrategy
 from lmoe.schema.keys import unknown_key
-from lmoe.schema.moe import MoeConfig
+from lmoe.schema.logger import LoggerKind
+from lmoe.schema.moe import MoeConfig, RouterKind
 from lmoe.schema.pretrain import PretrainConfig
 from lmoe.schema.resources import resource_dir
 from lmoe.schema.run import RunConfig
 from lmoe.schema.trainer import TrainerConfig
-from lmoe.schema.validate import injection_problems, moe_problems, validate
+from lmoe.schema.validate import validate
+from lmoe.schema.validate_injection import injection_problems
+from lmoe.schema.validate_moe import moe_problems
 from lmoe.schema.validate_pretrain import pretrain_problems
 from tests.composing import compose
 from tests.metric_names import names, rows, undocumented
@@ -35,6 +40,10 @@ SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 REQUIRED = {
     "backbone/custom.yaml": ["backbone.model_name=somebody/model"],
     "data/custom.yaml": ["data.path=rows.jsonl"],
+    # Routers without parameters cannot be warmed up.
+    "moe/uniform.yaml": ["phase=joint"],
+    "moe/random.yaml": ["phase=joint"],
+    "moe/oracle.yaml": ["phase=joint", "injection.num_experts=8"],
 }
 
 
@@ -54,7 +63,7 @@ def sweep_choices(name: str) -> list[str]:
 
 def test_no_file_is_forgotten():
     """The numbers are those of the day this was written: fewer would mean that the loops below see too little."""
-    assert len(FILES) >= 28
+    assert len(FILES) >= 40
     assert len(SWEEPS) >= 1
     assert {name.split("/")[0] for name in NAMES if "/" in name} >= {
         "backbone", "callbacks", "corpus", "data", "experiment", "injection", "logger", "model", "moe", "optim",
@@ -100,7 +109,24 @@ def test_a_file_in_conf_moe_leaves_out_nothing_that_is_required(name):
     given = OmegaConf.load(CONF / name)
     moe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MoeConfig), given))
     assert isinstance(moe, MoeConfig)
+    assert moe.router is RouterKind(Path(name).stem)
     assert moe_problems(moe) == []
+
+
+@pytest.mark.parametrize("name", [name for name, needed in REQUIRED.items() if "phase=joint" in needed])
+def test_a_router_without_parameters_is_refused_a_warm_up_and_told_the_cure(name, restored):
+    with pytest.raises(ConfigError, match="has no parameters; use phase=joint"):
+        validate(compose("train", RunConfig, [f"moe={Path(name).stem}"]))
+    validate(compose("train", RunConfig, choice(name)))
+
+
+def test_the_oracle_has_an_expert_for_each_domain_of_the_bundled_rows_with_what_its_file_needs(restored):
+    domains = sorted(file.stem for file in (resource_dir("data/sft") / "train").iterdir())
+    config = compose("train", RunConfig, choice("moe/oracle.yaml"))
+    assert with_domains(config.moe, config.injection, domains).domains == domains
+    fewer = compose("train", RunConfig, ["moe=oracle", "phase=joint"])
+    with pytest.raises(ConfigError, match=f"set injection.num_experts={len(domains)}"):
+        with_domains(fewer.moe, fewer.injection, domains)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("injection/")])
@@ -114,7 +140,9 @@ def test_a_file_in_conf_injection_names_its_strategy_and_is_whole(name):
 
 
 def test_every_strategy_router_and_logger_has_its_file():
-    assert {Path(n).stem for n in NAMES if n.startswith("injection/")} == set(InjectionStrategy)
+    kinds = (("injection", InjectionStrategy), ("moe", RouterKind), ("logger", LoggerKind))
+    for group, kind in kinds:
+        assert {Path(n).stem for n in NAMES if n.startswith(f"{group}/")} == set(kind), group
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("experiment/", "sweep/"))])

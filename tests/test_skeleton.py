@@ -13,7 +13,20 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGETS = {"help", "setup", "train", "test", "check", "docs", "bench", "bench-default", "clean"}
+TARGETS = {
+    "help",
+    "setup",
+    "train",
+    "test",
+    "check",
+    "docs",
+    "bench",
+    "bench-default",
+    "bench-step",
+    "bench-layer",
+    "bench-backends",
+    "clean",
+}
 
 # Joined from parts, so that this file holds none of them.
 MACHINE_PATHS = ["/" + path for path in ("work/", "opt/wheels", "opt/pypi")]

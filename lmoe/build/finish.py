@@ -75,6 +75,8 @@ def run_summary(
         after={d: results.after[f"{d}/loss"] for d in domains if f"{d}/loss" in results.after},
         site_load=results.site_load,
         domain_load=results.domain_load,
+        coactivation=results.coactivation,
+        knock_out=results.knock_out,
         phases=parts.module.schedule.starts(),
         max_steps=parts.config.trainer.max_steps,
         seconds=seconds,

@@ -11,12 +11,15 @@ from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.data.datamodule import SftDataModule
 from lmoe.data.pack import packing_supported_by_attention
 from lmoe.data.prepare import PreparedData, prepare
-from lmoe.errors import DataError
+from lmoe.errors import ConfigError, DataError
 from lmoe.injection.apply import inject
 from lmoe.injection.plan import InjectionPlan
+from lmoe.schema.injection import InjectionConfig
+from lmoe.schema.moe import MoeConfig, RouterKind
 from lmoe.schema.phase_rules import lora_B_std, phase_warnings
 from lmoe.schema.resources import resource_dir
 from lmoe.schema.run import RunConfig
+from lmoe.training.dials import Dials
 from lmoe.training.phases import PhaseSchedule
 from lmoe.training.sft_module import SftModule
 
@@ -71,7 +74,8 @@ def build_parts(config: RunConfig) -> Parts:
         "fingerprint": fingerprint(model),
     }
     seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what the cache had to do
-    plan = inject(model, replace(config.injection, lora_B_std=lora_B_std(config)), config.moe)
+    moe = with_domains(config.moe, config.injection, prepared.domains)
+    plan = inject(model, replace(config.injection, lora_B_std=lora_B_std(config)), moe)
     if config.trainer.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
@@ -83,7 +87,9 @@ def build_parts(config: RunConfig) -> Parts:
         accumulate_grad_batches=config.trainer.accumulate_grad_batches,
         pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
     )
-    module = SftModule(model, PhaseSchedule.of(config), config.optim, prepared.domains, datamodule.window_totals)
+    module = SftModule(
+        model, PhaseSchedule.of(config), config.optim, prepared.domains, datamodule.window_totals, Dials.of(config)
+    )
     return Parts(
         config=config,
         model=model,
@@ -95,6 +101,31 @@ def build_parts(config: RunConfig) -> Parts:
         warnings=phase_warnings(config),  # those of the plan are printed with it
         base_model=base_model,
     )
+
+
+def with_domains(moe: MoeConfig, injection: InjectionConfig, domains: list[str]) -> MoeConfig:
+    """The section, with the oracle's experts named by the domains of the data where it does not name them.
+
+    Raises:
+        ConfigError: an oracle without domains, with too few experts, or with other domains than the data.
+    """
+    if moe.router is not RouterKind.oracle:
+        return moe
+    if len(domains) < 2:
+        raise ConfigError(
+            "moe.router=oracle chooses the expert by the row's domain, and all rows are of one domain; give the rows a "
+            'field "domain", or use another router'
+        )
+    fewest = min(injection.num_experts_by_layer or [injection.num_experts])
+    names = list(domains) if moe.domains is None else moe.domains
+    if fewest < len(names):
+        raise ConfigError(
+            f"moe.router=oracle needs an expert for each of the {len(names)} domains ({', '.join(names)}), and a site "
+            f"has {fewest}; set injection.num_experts={len(names)}"
+        )
+    if missing := [name for name in domains if name not in names]:
+        raise ConfigError(f"moe.domains names no expert for {', '.join(missing)} of the data; it has {names}")
+    return replace(moe, domains=names)
 
 
 def check_context(config: RunConfig, model: PreTrainedModel) -> None:

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from omegaconf import OmegaConf
@@ -17,9 +18,12 @@ from lmoe.build.provenance import provenance, write_provenance
 from lmoe.build.trainer import build_trainer, checkpoint_step, extra_callbacks
 from lmoe.errors import TrainingError
 from lmoe.injection.apply import injected
-from lmoe.schema.moe import RouterKind
+from lmoe.schema.analysis import KnockOut
+from lmoe.schema.phase import Role
+from lmoe.schema.phase_rules import present_roles
 from lmoe.schema.run import RunConfig
 from lmoe.schema.run_folder import CONFIG_FILE
+from lmoe.training.callbacks.balance_step import BalanceStep
 from lmoe.training.callbacks.collapse_watch import CollapseWatch
 from lmoe.training.callbacks.phase_switch import PhaseSwitch
 from lmoe.training.callbacks.progress_line import ProgressLine
@@ -60,13 +64,15 @@ def train(config: RunConfig, run_dir: Path, overrides: list[str], console: Conso
     failed = True
     try:
         with ProgressLine(config.trainer.max_steps, console, enabled=config.trainer.enable_progress_bar) as line:
-            validation = Validation(config.trainer.val_every_n_steps, line.say)
-            watch = collapse_watch(parts, line)
+            validation = Validation(config.trainer.val_every_n_steps, line.say, config.analysis.permutations)
+            watch = collapse_watch(parts, line, loggers)
+            learns = Role.router in present_roles(config.injection, config.moe)
             callbacks = [
                 PhaseSwitch(),
                 RngState(),
+                BalanceStep(),
                 StepMetrics(config.trainer.log_every_n_steps, line.step),
-                watch,
+                *([watch] if learns else []),
                 validation,
                 *more_callbacks,
                 RunCheckpoint(run_dir / CHECKPOINTS, config.checkpoint.every_n_steps),
@@ -77,6 +83,9 @@ def train(config: RunConfig, run_dir: Path, overrides: list[str], console: Conso
                 trainer.fit(parts.module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True)
             if not validation.results.after:  # stopped early, or resumed after the last step
                 validation.run(trainer, parts.module)
+            if config.analysis.knock_out is not KnockOut.none:
+                line.say(f"silencing {config.analysis.knock_out} one at a time")
+                validation.knock_out(trainer, parts.module, config.analysis.knock_out)
         finish(parts, run_dir, trainer, validation.results, watch.messages, time.monotonic() - started, console)
         failed = False
     except SystemExit:  # Lightning's answer to Ctrl-C
@@ -88,14 +97,20 @@ def train(config: RunConfig, run_dir: Path, overrides: list[str], console: Conso
         finish_wandb(exit_code=int(failed))
 
 
-def collapse_watch(parts: Parts, line: ProgressLine) -> CollapseWatch:
-    """The watch over routers, with the numbers for its advice."""
-    config = parts.config
+def collapse_watch(parts: Parts, line: ProgressLine, loggers: list[Logger]) -> CollapseWatch:
+    """The watch over routers that learn; it warns in the terminal, and by a W&B alert."""
+
+    def warn(message: str) -> None:
+        line.say(f"warning: {message}")
+        for logger in loggers:
+            if isinstance(logger, WandbLogger):
+                logger.experiment.alert(title="routing collapse", text=message)
+
     return CollapseWatch(
         LOOK_EVERY_N_STEPS,
-        lambda message: line.say(f"warning: {message}"),
-        active_experts=1 if config.moe.router is RouterKind.soft else config.injection.top_k,
-        aux_loss_coef=injected(parts.model).trace.aux_loss_coef,
+        warn,
+        aux_loss_coef=injected(parts.model).trace.losses.aux_loss_coef,
+        stop=parts.config.trainer.stop_on_collapse,
     )
 
 

@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from lmoe.backbones.fingerprint import fingerprint
 from lmoe.errors import CheckpointError
 from lmoe.injection.apply import injected, sites
+from lmoe.injection.roles import adapter_buffers, adapter_parameters
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.schema.backbone import BackbonePrecision
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "lmoe_config.json", "adapter.safetensors"
+STACKED = ("lora_A", "lora_B", "lora_A_start", "lora_B_start")
+"""Tensors of a mixture whose first dimension is the expert."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -39,14 +42,28 @@ class AdapterConfig:
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Adapters and routers under the keys of the file: experts one by one, everything else as it is; views."""
     tensors: dict[str, Tensor] = {}
+    stacked: set[str] = set()
     for path, module in sites(model):
-        if not isinstance(module, MixtureLoRALinear):
-            tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"] = module.lora_A.data, module.lora_B.data
+        if isinstance(module, MixtureLoRALinear):
+            tensors |= _experts(path, module)
+            stacked |= {f"{path}.{name}" for name in STACKED}
+    for name, tensor in (*adapter_parameters(model).items(), *adapter_buffers(model).items()):
+        if name not in stacked:
+            tensors[name] = tensor.data
+    return tensors
+
+
+def _experts(path: str, module: MixtureLoRALinear) -> dict[str, Tensor]:
+    """The stacked tensors of a mixture, taken apart; an A that all experts share has a key of its own."""
+    tensors = {}
+    for name in STACKED:
+        tensor = getattr(module, name, None)
+        if tensor is None:
             continue
-        tensors[f"{path}.router.weight"] = module.router.weight.data
-        for e in range(module.lora_A.shape[0]):
-            tensors[f"{path}.experts.{e}.lora_A"] = module.lora_A.data[e]
-            tensors[f"{path}.experts.{e}.lora_B"] = module.lora_B.data[e]
+        if name == "lora_A" and module.settings.shared_lora_A:
+            tensors[f"{path}.shared_lora_A"] = tensor.data[0]
+        else:
+            tensors |= {f"{path}.experts.{e}.{name}": tensor.data[e] for e in range(tensor.shape[0])}
     return tensors
 
 

@@ -1,6 +1,7 @@
 """`lmoe generate`: a prompt in, text out, with a KV cache."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 from lmoe.cli.errors import told
@@ -13,6 +14,7 @@ def run(
     prompt: str | None,
     prompt_file: str | None,
     base_model: str | None,
+    domain: str | None,
     max_new_tokens: int,
     temperature: float,
     top_p: float,
@@ -25,19 +27,21 @@ def run(
         from lmoe.build.announce import quiet_libraries
         from lmoe.inference.generate import stream_answer
         from lmoe.inference.load import load
+        from lmoe.injection.apply import domain as of_domain
 
         quiet_libraries()
         model, tokenizer = load(checkpoint, base_model=base_model)
-        stream_answer(
-            model,
-            tokenizer,
-            text,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-            write=lambda piece: (sys.stdout.write(piece), sys.stdout.flush()),
-        )
+        with nullcontext() if domain is None else of_domain(model, domain):
+            stream_answer(
+                model,
+                tokenizer,
+                text,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                write=lambda piece: (sys.stdout.write(piece), sys.stdout.flush()),
+            )
         sys.stdout.write("\n")
 
     return told(action)

@@ -38,6 +38,7 @@ def generate(
     base_model: Annotated[
         str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")
     ] = None,
+    domain: Annotated[str | None, typer.Option(help="Domain of the prompt, for moe.router=oracle.")] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
     temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
     top_p: Annotated[
@@ -54,6 +55,7 @@ def generate(
             prompt=prompt,
             prompt_file=prompt_file,
             base_model=base_model,
+            domain=domain,
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             top_p=top_p,

@@ -25,8 +25,9 @@ def run(
         from lmoe.data.prepare import prepare
         from lmoe.schema.backbone import BackboneConfig
         from lmoe.schema.data import DataConfig
+        from lmoe.schema.problems import raise_problems
         from lmoe.schema.resources import resource_dir
-        from lmoe.schema.validate import data_problems, raise_problems
+        from lmoe.schema.validate import data_problems
 
         quiet_libraries()
         config = DataConfig(

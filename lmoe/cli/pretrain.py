@@ -6,7 +6,7 @@ from pathlib import Path
 from lmoe.cli.hydra_run import hydra_main
 from lmoe.cli.resume import refuse_existing
 from lmoe.schema.pretrain import PretrainConfig
-from lmoe.schema.validate import raise_problems
+from lmoe.schema.problems import raise_problems
 from lmoe.schema.validate_pretrain import pretrain_problems
 
 

@@ -19,6 +19,7 @@ SAFE = (
     "resume",
     "dry_run",
     "checkpoint",
+    "analysis",
     "trainer.val_every_n_steps",
     "trainer.log_every_n_steps",
     "trainer.enable_progress_bar",

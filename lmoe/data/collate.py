@@ -1,6 +1,6 @@
 """Batches of tokens, labels and masks.
 
-Shapes: B rows (or packed sequences) of T tokens.
+Shapes: B rows (or packed sequences, of at most P rows) of T tokens.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,9 @@ class Collate:
 
     The batch holds input_ids, labels, domain_ids (B, T) int64 and valid_mask (B, T) bool, which is False on padding.
     Labels are not shifted (a Hugging Face model shifts them itself), and the first token of each row has none.
-    domain_ids name the domain of each token's row, 0 on padding. Single rows come with attention_mask (B, T) int64.
+    domain_ids name the domain of each token's row, 0 on padding. row_ids (B, T) int64 number the rows packed into a
+    sequence from 0 (padding: 0), and prompt_mask (B, P, T) bool marks the tokens of each of the P rows before its first
+    label. Single rows come with attention_mask (B, T) int64.
     Packed sequences come with position_ids (B, T) int64 instead, which restart at each row and at the padding: a mask
     beside them would make the rows see each other.
 
@@ -49,12 +51,18 @@ class Collate:
             "domain_ids": torch.zeros(shape, dtype=torch.long),
         }
         position_ids = torch.zeros(shape, dtype=torch.long)
+        most = max(len(rows) for rows in sequences)
+        batch["row_ids"] = torch.zeros(shape, dtype=torch.long)
+        batch["prompt_mask"] = torch.zeros(shape[0], most, length, dtype=torch.bool)
         for index, rows in enumerate(sequences):
             start = 0
-            for row in rows:
+            for number, row in enumerate(rows):
                 place = (index, slice(start, start + len(row)))
+                labels = _labels(row)
                 batch["input_ids"][place] = row.input_ids.long()
-                batch["labels"][place] = _labels(row)
+                batch["labels"][place] = labels
+                batch["row_ids"][place] = number
+                batch["prompt_mask"][index, number, place[1]] = (labels != IGNORE_INDEX).cumsum(0) == 0
                 batch["valid_mask"][place] = True
                 batch["domain_ids"][place] = row.domain
                 position_ids[place] = torch.arange(len(row))

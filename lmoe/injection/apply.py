@@ -1,6 +1,6 @@
 """Carry out a plan: replace Linears in place, freeze the backbone, and keep the record."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -8,17 +8,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmoe.errors import ConfigError, InjectionError
+from lmoe.errors import ConfigError, InjectionError, RoutingError
+from lmoe.injection.build_site import ROUTER, SiteBuilder
 from lmoe.injection.mixture_lora import plan_mixture_lora
-from lmoe.injection.plan import InjectionPlan, SitePlan
+from lmoe.injection.plan import InjectionPlan
+from lmoe.layers.context import RoutingContext, Rows
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
-from lmoe.layers.router import Router
-from lmoe.layers.trace import RoutingTrace
+from lmoe.layers.routers import PromptReader, Router
+from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.schema.defaults import injection_section, moe_section
 from lmoe.schema.injection import InjectionConfig
-from lmoe.schema.moe import LoadBalanceType, MoeConfig
-from lmoe.schema.validate import injection_problems, moe_problems, raise_problems
+from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
+from lmoe.schema.problems import raise_problems
+from lmoe.schema.router_traits import trains_logits
+from lmoe.schema.validate_injection import injection_problems
+from lmoe.schema.validate_moe import moe_problems
 
 RECORD = "lmoe_injected"
 
@@ -31,6 +36,7 @@ class Injected:
     injection: InjectionConfig
     moe: MoeConfig
     trace: RoutingTrace
+    context: RoutingContext
 
 
 def inject(
@@ -59,19 +65,41 @@ def inject(
     injection, moe = _sections(injection, moe)
     raise_problems(injection_problems(injection, moe) + moe_problems(moe))
     plan = plan_mixture_lora(model, injection, moe)
-    balance = moe.load_balance
-    trace = RoutingTrace(
-        aux_loss_coef=float(balance.aux_loss_coef or 0) if balance.type is LoadBalanceType.aux_loss else 0.0,
-        router_z_loss_coef=float(moe.router_z_loss_coef or 0),
-    )
+    trace, context = RoutingTrace(auxiliary_losses(injection, moe)), routing_context(moe)
     model.requires_grad_(False)
+    build = SiteBuilder(model, injection, moe, trace, context)
     for site in plan.sites:
         base_layer = model.get_submodule(site.path)
         # A model in evaluation mode, as from_pretrained returns it, must not start to drop out.
-        wrapper = _wrapped(site, base_layer, injection, moe, trace).train(base_layer.training)
-        model.set_submodule(site.path, wrapper)
-    setattr(model, RECORD, Injected(plan=plan, injection=injection, moe=moe, trace=trace))
+        model.set_submodule(site.path, build.wrapper(site).train(base_layer.training))
+    if moe.router is RouterKind.oracle:
+        model.register_forward_pre_hook(context.forget_before)
+    if moe.router is RouterKind.sequence:
+        model.register_forward_pre_hook(PromptReader(context).read, with_kwargs=True)
+    setattr(model, RECORD, Injected(plan=plan, injection=injection, moe=moe, trace=trace, context=context))
     return plan
+
+
+def routing_context(moe: MoeConfig) -> RoutingContext:
+    """Dials as a model is used with them, where no run turns them: the last temperature, and noise in training mode."""
+    return RoutingContext(
+        temperature=moe.temperature if moe.temperature_end is None else moe.temperature_end,
+        router_noise=moe.router_noise,
+        expert_dropout=moe.expert_dropout,
+    )
+
+
+def auxiliary_losses(injection: InjectionConfig, moe: MoeConfig) -> AuxiliaryLosses:
+    """Kinds and weights of the auxiliary losses on routers."""
+    balance = moe.load_balance
+    assert balance.type is not None
+    with_loss = balance.type in (LoadBalanceType.aux_loss, LoadBalanceType.importance_cv)
+    return AuxiliaryLosses(
+        balance=balance.type,
+        aux_loss_coef=float(balance.aux_loss_coef or 0) if with_loss else 0.0,
+        router_z_loss_coef=float(moe.router_z_loss_coef or 0) if trains_logits(moe) else 0.0,
+        l1_top_k=injection.top_k if moe.router is RouterKind.relu else None,
+    )
 
 
 def _sections(
@@ -96,37 +124,6 @@ def _sections(
     return injection, moe
 
 
-def _wrapped(
-    site: SitePlan, base_layer: nn.Module, injection: InjectionConfig, moe: MoeConfig, trace: RoutingTrace
-) -> nn.Module:
-    assert isinstance(base_layer, nn.Linear)
-    if not site.num_experts:
-        return LoRALinear(
-            base_layer, lora_r=site.lora_r, scaling=site.scaling, dropout=injection.lora_dropout, lora_B_std=0.0
-        )
-    assert moe.router is not None
-    router = Router(
-        site.in_features,
-        site.num_experts,
-        kind=moe.router,
-        top_k=injection.top_k,
-        temperature=moe.temperature,
-        renormalise=injection.top_k >= 2 if moe.norm_topk_prob is None else moe.norm_topk_prob,
-        dtype=getattr(torch, moe.router_dtype.value),
-        device=base_layer.weight.device,
-    )
-    return MixtureLoRALinear(
-        base_layer,
-        router,
-        lora_r=site.lora_r,
-        scaling=site.scaling,
-        dropout=injection.lora_dropout,
-        lora_B_std=injection.lora_B_std or 0.0,
-        site=site.path,
-        trace=trace,
-    )
-
-
 def injected(model: nn.Module) -> Injected:
     """The record of what was put into a model.
 
@@ -147,16 +144,71 @@ def sites(model: nn.Module) -> Iterator[tuple[str, LoRALinear | MixtureLoRALinea
         yield site.path, module
 
 
+def routers(model: nn.Module) -> Iterator[tuple[str, Router]]:
+    """Every router of an injected model by the name of its site, in the order of the plan."""
+    for name in injected(model).plan.routers:
+        router = model.get_submodule(f"{name}.{ROUTER}")
+        assert isinstance(router, Router)
+        yield name, router
+
+
 @contextmanager
-def trace(model: nn.Module, *, attention_mask: Tensor) -> Iterator[RoutingTrace]:
+def trace(
+    model: nn.Module,
+    *,
+    attention_mask: Tensor,
+    domains: Sequence[str] | None = None,
+    prompt_mask: Tensor | None = None,
+) -> Iterator[RoutingTrace]:
     """Routing of the forwards inside the block.
 
     Args:
         model: an injected model.
         attention_mask: (B, T) bool or 0/1; padding counts for no loss and no statistic.
+        domains: B names, for moe.router=oracle.
+        prompt_mask: (B, T) bool or 0/1, for moe.router=sequence: the tokens that the decision is made from; None: those
+            that the attention mask keeps, up to the first label.
+
+    Raises:
+        RoutingError: a domain that no expert has, another number of names than rows, or facts that the router of this
+            model does not use.
     """
-    with injected(model).trace.recording(attention_mask) as recording:
+    record = injected(model)
+    experts = None
+    if prompt_mask is not None and record.moe.router is not RouterKind.sequence:
+        raise RoutingError(f"prompt_mask is for moe.router=sequence; this model has moe.router={record.moe.router}")
+    if domains is not None:
+        if len(domains) != len(attention_mask):
+            raise RoutingError(f"{len(domains)} domains for {len(attention_mask)} rows; give one name for each row")
+        experts = torch.tensor([expert_of(record.moe, name) for name in domains], device=attention_mask.device)[:, None]
+    rows = None if prompt_mask is None else Rows.single(prompt_mask.bool() & attention_mask.bool())
+    with record.context.about(expert_of_token=experts, rows=rows), record.trace.recording(attention_mask) as recording:
         yield recording
+
+
+@contextmanager
+def domain(model: nn.Module, name: str) -> Iterator[None]:
+    """Every token inside the block belongs to one domain: for generation with moe.router=oracle.
+
+    Raises:
+        RoutingError: no expert has this domain.
+    """
+    record = injected(model)
+    with record.context.about(expert_of_token=torch.tensor(expert_of(record.moe, name))):
+        yield
+
+
+def expert_of(moe: MoeConfig, name: str) -> int:
+    """Number of the oracle's expert for a domain.
+
+    Raises:
+        RoutingError: none.
+    """
+    if moe.router is not RouterKind.oracle:
+        raise RoutingError(f"domains are for moe.router=oracle; this model has moe.router={moe.router}")
+    if name not in (moe.domains or []):
+        raise RoutingError(f"moe.router=oracle has no expert for the domain {name!r}; it has {moe.domains}")
+    return (moe.domains or []).index(name)
 
 
 @contextmanager

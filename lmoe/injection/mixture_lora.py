@@ -1,6 +1,8 @@
 """Strategy mixture_lora: each chosen Linear becomes a mixture of LoRA experts; attention may carry a single LoRA."""
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 from torch import nn
 
@@ -8,8 +10,9 @@ from lmoe.backbones.layout import LayerLayout, default_attention_keywords, layou
 from lmoe.errors import InjectionError
 from lmoe.injection.plan import InjectionPlan, SitePlan
 from lmoe.schema.injection import InjectionConfig
-from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
+from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind, RouterScope
 from lmoe.schema.phase import Role
+from lmoe.schema.router_traits import TRAITS, active_experts
 
 
 def plan_mixture_lora(model: nn.Module, injection: InjectionConfig, moe: MoeConfig) -> InjectionPlan:
@@ -32,42 +35,71 @@ def plan_mixture_lora(model: nn.Module, injection: InjectionConfig, moe: MoeConf
             "take it out of one of them"
         )
     _refuse_shared({**mixtures, **singles})
-    depth = {layer.index: position for position, layer in enumerate(chosen)}
-    attention = injection.attn_lora
-    sites = []
-    for layer in chosen:
-        where = depth[layer.index]
+    shared = injection.shared_lora_r
+    attention, sites, routers = injection.attn_lora, [], set()
+    for where, layer in enumerate(chosen):
         num_experts = spread(injection.num_experts_by_layer, where, len(chosen)) or injection.num_experts
         lora_r = spread(injection.lora_r_by_layer, where, len(chosen)) or injection.lora_r
         for path, linear in {**layer.attention, **layer.ffn}.items():
-            if path in mixtures:
-                sites.append(
-                    SitePlan(
-                        path=path,
-                        layer=layer.index,
-                        role=Role.lora,
-                        in_features=linear.in_features,
-                        out_features=linear.out_features,
-                        lora_r=lora_r,
-                        lora_alpha=injection.lora_alpha,
-                        num_experts=num_experts,
-                        active_experts=num_experts if moe.router is RouterKind.soft else injection.top_k,
-                    )
+            single = path not in mixtures
+            if single and path not in singles:
+                continue
+            rank = (attention.lora_r or injection.lora_r) if single else lora_r
+            alpha = injection.lora_alpha
+            if single and attention.lora_alpha is not None:
+                alpha = attention.lora_alpha
+            site = SitePlan(
+                path=path,
+                layer=layer.index,
+                role=Role.attn_lora if single else Role.lora,
+                in_features=linear.in_features,
+                out_features=linear.out_features,
+                lora_r=rank,
+                lora_alpha=alpha,
+                scaling=lora_scaling(alpha, rank, injection.use_rslora),
+                use_dora=single and attention.use_dora,
+            )
+            if not single:
+                router, width = path, linear.in_features
+                if moe.router_scope is RouterScope.block:
+                    router = path.rpartition(".")[0]
+                    width = _block_width(layer, router)
+                site = replace(
+                    site,
+                    num_experts=num_experts,
+                    active_experts=active_experts(moe, injection, num_experts),
+                    router=router,
+                    router_in_features=width,
+                    router_parameters=0 if router in routers else router_parameters(moe, num_experts, width),
+                    shared_lora_r=shared or 0,
+                    shared_scaling=lora_scaling(injection.lora_alpha, shared, injection.use_rslora) if shared else 0.0,
+                    shared_lora_A=injection.shared_lora_A,
                 )
-            elif path in singles:
-                sites.append(
-                    SitePlan(
-                        path=path,
-                        layer=layer.index,
-                        role=Role.attn_lora,
-                        in_features=linear.in_features,
-                        out_features=linear.out_features,
-                        lora_r=attention.lora_r or injection.lora_r,
-                        lora_alpha=injection.lora_alpha if attention.lora_alpha is None else attention.lora_alpha,
-                    )
-                )
+                routers.add(router)
+            sites.append(site)
     warnings += _constant_balance(sites, moe)
     return InjectionPlan(sites=tuple(sites), warnings=tuple(warnings))
+
+
+def _block_width(layer: LayerLayout, block: str) -> int:
+    """Features that go into a block: those of its first Linear."""
+    return next(
+        linear.in_features
+        for path, linear in (*layer.attention.items(), *layer.ffn.items())
+        if path.rpartition(".")[0] == block
+    )
+
+
+def lora_scaling(alpha: float, rank: int, use_rslora: bool) -> float:
+    """alpha / r (2106.09685), or alpha / sqrt(r) (rsLoRA, 2312.03732)."""
+    return alpha / math.sqrt(rank) if use_rslora else alpha / rank
+
+
+def router_parameters(moe: MoeConfig, num_experts: int, in_features: int) -> int:
+    """Parameters of one router."""
+    if moe.router is None or not TRAITS[moe.router].trains:
+        return 0
+    return num_experts * in_features * (2 if moe.router is RouterKind.noisy_top_k else 1)
 
 
 def spread(values: list[int] | None, position: int, length: int) -> int | None:
@@ -109,7 +141,9 @@ def _refuse_shared(linears: dict[str, nn.Linear]) -> None:
 def _constant_balance(sites: list[SitePlan], moe: MoeConfig) -> list[str]:
     """A warning if the load_balancing_loss of a site cannot change: every expert gets every token."""
     balance = moe.load_balance
-    if balance.type is not LoadBalanceType.aux_loss or not balance.aux_loss_coef or moe.router is not RouterKind.top_k:
+    if balance.type is not LoadBalanceType.aux_loss or not balance.aux_loss_coef:
+        return []
+    if moe.router is None or not TRAITS[moe.router].fixed_k:
         return []
     full = [site.path for site in sites if site.num_experts and site.active_experts == site.num_experts]
     if not full:

@@ -17,8 +17,16 @@ class SitePlan:
         in_features, out_features: D and O of the Linear.
         lora_r: rank of each branch.
         lora_alpha: numerator of the scaling.
+        scaling: alpha / r, or alpha / sqrt(r) with rsLoRA.
         num_experts: E; 0 for a single LoRA without router.
         active_experts: experts that work on one token.
+        router: name of the router that decides here: the site's own path, its block's path, or "" for a single LoRA.
+        router_in_features: width of what that router looks at.
+        router_parameters: parameters of that router, 0 at all but the first Linear that it decides for.
+        shared_lora_r: rank of an expert that is always on; 0: none.
+        shared_scaling: scaling of that expert.
+        shared_lora_A: one lora_A for all experts.
+        use_dora: a single LoRA with a magnitude.
     """
 
     path: str
@@ -28,39 +36,40 @@ class SitePlan:
     out_features: int
     lora_r: int
     lora_alpha: float
+    scaling: float
     num_experts: int = 0
     active_experts: int = 0
-
-    @property
-    def scaling(self) -> float:
-        """lora_alpha / lora_r."""
-        return self.lora_alpha / self.lora_r
-
-    @property
-    def branch_parameters(self) -> int:
-        """Parameters of one low-rank branch."""
-        return self.lora_r * (self.in_features + self.out_features)
-
-    @property
-    def router_parameters(self) -> int:
-        """Parameters of the router."""
-        return self.num_experts * self.in_features
+    router: str = ""
+    router_in_features: int = 0
+    router_parameters: int = 0
+    shared_lora_r: int = 0
+    shared_scaling: float = 0.0
+    shared_lora_A: bool = False
+    use_dora: bool = False
 
     @property
     def total_parameters(self) -> int:
         """Parameters added: all branches and the router."""
-        return max(self.num_experts, 1) * self.branch_parameters + self.router_parameters
+        return self._branches(max(self.num_experts, 1)) + self.router_parameters
 
     @property
     def active_parameters(self) -> int:
         """Added parameters that work on one token."""
-        return (self.active_experts if self.num_experts else 1) * self.branch_parameters + self.router_parameters
+        return self._branches(self.active_experts if self.num_experts else 1) + self.router_parameters
+
+    def _branches(self, count: int) -> int:
+        halves_A = 1 if self.shared_lora_A else count
+        routed = self.lora_r * (halves_A * self.in_features + count * self.out_features)
+        shared = self.shared_lora_r * (self.in_features + self.out_features)
+        return routed + shared + self.out_features * self.use_dora
 
     def becomes(self) -> str:
         """In words, for the table."""
         if not self.num_experts:
-            return f"LoRA r={self.lora_r}"
-        return f"{self.num_experts} experts r={self.lora_r}, {self.active_experts} active"
+            return f"{'DoRA' if self.use_dora else 'LoRA'} r={self.lora_r}"
+        shared = f", one shared r={self.shared_lora_r}" if self.shared_lora_r else ""
+        one_A = ", one A" if self.shared_lora_A else ""
+        return f"{self.num_experts} experts r={self.lora_r}{one_A}, {self.active_experts} active{shared}"
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -74,6 +83,11 @@ class InjectionPlan:
 
     sites: tuple[SitePlan, ...]
     warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def routers(self) -> dict[str, int]:
+        """Number of experts that each router chooses from, by the router's name, in the order of the backbone."""
+        return {site.router: site.num_experts for site in self.sites if site.num_experts}
 
     @property
     def total_parameters(self) -> int:

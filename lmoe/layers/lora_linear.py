@@ -1,32 +1,73 @@
-"""A frozen Linear with one low-rank branch beside it."""
+"""A frozen Linear with one low-rank branch beside it.
+
+Shapes: D in, O out, R rank; `...` any leading token dimensions.
+"""
 
 import torch
 from torch import Tensor, nn
 
+from lmoe.ops.dora import weight_row_norms
 from lmoe.ops.lora import kaiming_lora_A, lora_delta
 
 
-def branch_input(x: Tensor, lora_A: Tensor) -> Tensor:
-    """x in the type of the adapters, unless autocast picks the type itself."""
-    return x if torch.is_autocast_enabled(x.device.type) else x.to(lora_A.dtype)
+def branch_dtype(x: Tensor, lora_A: Tensor) -> torch.dtype:
+    """The type that a low-rank branch computes in: that of autocast, or of the adapters."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else lora_A.dtype
 
 
-class LoRALinear(nn.Module):
-    """y = base_layer(x) + scaling * dropout(x) A^T B^T, with float32 A and B.
+class LowRank(nn.Module):
+    """scaling * x A^T B^T, with float32 A and B.
 
     Args:
-        base_layer: the frozen Linear (or a quantised one with in_features and out_features).
+        base_layer: the Linear it stands beside.
         lora_r: R.
-        scaling: alpha / R.
-        dropout: probability on the branch's input.
-        lora_B_std: standard deviation of B at the start; 0 leaves the backbone's function unchanged.
+        scaling: alpha / R or alpha / sqrt(R).
     """
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
 
+    def __init__(self, base_layer: nn.Linear, lora_r: int, scaling: float) -> None:
+        super().__init__()
+        device = base_layer.weight.device
+        self.scaling = scaling
+        self.lora_A = nn.Parameter(kaiming_lora_A((lora_r, base_layer.in_features), device))
+        self.lora_B = nn.Parameter(torch.zeros(base_layer.out_features, lora_r, device=device))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., O)."""
+        return lora_delta(x, self.lora_A, self.lora_B, self.scaling)
+
+
+class LoRALinear(nn.Module):
+    """y = base_layer(x) + scaling * dropout(x) A^T B^T, with float32 A and B.
+
+    With use_dora, y = m / |V| * (W x + scaling * B A dropout(x)) + bias row by row, with V = W + scaling * B A, |V| the
+    lengths of its rows, constant in the backward pass, and m = |W| at the start (DoRA, 2402.09353, equations 5 and 11).
+
+    Args:
+        base_layer: the frozen Linear (or a quantised one with in_features and out_features).
+        lora_r: R.
+        scaling: alpha / R or alpha / sqrt(R).
+        dropout: probability on the branch's input.
+        lora_B_std: standard deviation of B at the start; 0 leaves the backbone's function unchanged.
+        use_dora: learn the row lengths apart from the directions.
+    """
+
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    lora_magnitude: nn.Parameter
+
     def __init__(
-        self, base_layer: nn.Linear, *, lora_r: int, scaling: float, dropout: float, lora_B_std: float
+        self,
+        base_layer: nn.Linear,
+        *,
+        lora_r: int,
+        scaling: float,
+        dropout: float,
+        lora_B_std: float,
+        use_dora: bool = False,
     ) -> None:
         super().__init__()
         self.base_layer, self.scaling, self.enabled = base_layer, scaling, True
@@ -36,12 +77,22 @@ class LoRALinear(nn.Module):
         self.lora_B = nn.Parameter(torch.zeros(base_layer.out_features, lora_r, device=device))
         if lora_B_std:
             nn.init.normal_(self.lora_B, std=lora_B_std)
+        self.use_dora = use_dora
+        if use_dora:
+            lengths = weight_row_norms(base_layer.weight, self.lora_A, self.lora_B, scaling)
+            self.lora_magnitude = nn.Parameter(lengths.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., O), in the type of the base layer's output."""
         y = self.base_layer(x)
         if not self.enabled:
             return y
-        x = self.lora_dropout(branch_input(x, self.lora_A))
-        delta = lora_delta(x, self.lora_A, self.lora_B, self.scaling)
-        return y + delta.to(y.dtype)
+        branch = self.lora_dropout(x.to(branch_dtype(x, self.lora_A)))
+        delta = lora_delta(branch, self.lora_A, self.lora_B, self.scaling).to(y.dtype)
+        if not self.use_dora:
+            return y + delta
+        with torch.autocast(x.device.type, enabled=False):
+            lengths = weight_row_norms(self.base_layer.weight, self.lora_A, self.lora_B, self.scaling)
+        ratio = (self.lora_magnitude / lengths.detach()).to(y.dtype)
+        bias = self.base_layer.bias
+        return ratio * (y + delta) if bias is None else ratio * (y - bias + delta) + bias

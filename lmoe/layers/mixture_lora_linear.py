@@ -1,62 +1,196 @@
-"""A frozen Linear with a mixture of low-rank experts beside it."""
+"""A frozen Linear with a mixture of low-rank experts beside it.
+
+Shapes: D in, O out, R rank, E experts, K chosen; `...` any leading token dimensions.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from lmoe.layers.lora_linear import branch_input
-from lmoe.layers.router import Router
-from lmoe.layers.trace import RoutingTrace
-from lmoe.ops.lora import kaiming_lora_A, stacked_delta
+from lmoe.errors import RoutingError
+from lmoe.layers.block_route import BlockRoute
+from lmoe.layers.lora_linear import LowRank, branch_dtype
+from lmoe.layers.routers import LinearRouter, Router
+from lmoe.layers.trace import Routing
+from lmoe.ops.backend import grouped_is_faster, misaligned
+from lmoe.ops.frozen_linear import frozen_and_down
+from lmoe.ops.grouped import add_grouped
+from lmoe.ops.lora import kaiming_lora_A
+from lmoe.ops.stacked import add_stacked, stacked_delta
+from lmoe.ops.svd_init import svd_slices
+from lmoe.schema.moe import Backend, Mixing
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class MixtureSettings:
+    """What a mixture is made from.
+
+    Args:
+        num_experts: E.
+        lora_r: R of every expert.
+        scaling: alpha / R or alpha / sqrt(R).
+        dropout: probability on the experts' input.
+        lora_B_std: standard deviation of B at the start; 0 leaves the backbone's function unchanged.
+        svd: start each expert at its own slice of the weight's singular directions instead.
+        shared_lora_A: one A for all experts.
+        shared_lora_r: rank of an expert that is always on; None: none.
+        shared_scaling: scaling of that expert.
+        mixing: average the experts' outputs, or their factors.
+        backend: stacked, grouped, or auto: the faster one.
+    """
+
+    num_experts: int
+    lora_r: int
+    scaling: float
+    dropout: float = 0.0
+    lora_B_std: float = 0.0
+    svd: bool = False
+    shared_lora_A: bool = False
+    shared_lora_r: int | None = None
+    shared_scaling: float = 1.0
+    mixing: Mixing = Mixing.outputs
+    backend: Backend = Backend.auto
 
 
 class MixtureLoRALinear(nn.Module):
     """y = base_layer(x) + scaling * sum_e w_e(x) dropout(x) A_e^T B_e^T, with float32 experts and router.
 
-    Dropout is drawn once for all experts; the router sees the input without it.
+    Dropout is drawn once for all experts; the router sees the input without it. With svd the branches' own start is
+    taken off, B_e A_e - B_e0 A_e0, so that the function starts unchanged whatever the router decides (PiSSA and GOAT
+    take a mean start off the frozen weight instead, which is exact for one expert only).
 
     Args:
         base_layer: the frozen Linear (or a quantised one with in_features and out_features).
-        router: decides w.
-        lora_r: R of every expert.
-        scaling: alpha / R.
-        dropout: probability on the experts' input.
-        lora_B_std: standard deviation of B at the start; 0 leaves the backbone's function unchanged.
-        site: name under which the trace keeps the routing.
-        trace: the model's trace.
+        router: the site's own router, or the decision of its block's.
+        settings: what the mixture is made from.
     """
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
+    lora_A_start: Tensor
+    lora_B_start: Tensor
 
-    def __init__(
-        self,
-        base_layer: nn.Linear,
-        router: Router,
-        *,
-        lora_r: int,
-        scaling: float,
-        dropout: float,
-        lora_B_std: float,
-        site: str,
-        trace: RoutingTrace,
-    ) -> None:
+    def __init__(self, base_layer: nn.Linear, router: Router | BlockRoute, settings: MixtureSettings) -> None:
         super().__init__()
-        self.base_layer, self.router, self.scaling = base_layer, router, scaling
-        self.site, self.trace, self.enabled = site, trace, True
-        num_experts, device = router.weight.shape[0], base_layer.weight.device
-        self.lora_dropout = nn.Dropout(dropout)
-        self.lora_A = nn.Parameter(kaiming_lora_A((num_experts, lora_r, base_layer.in_features), device))
-        self.lora_B = nn.Parameter(torch.zeros(num_experts, base_layer.out_features, lora_r, device=device))
-        if lora_B_std:
-            nn.init.normal_(self.lora_B, std=lora_B_std)
+        self.base_layer, self.settings, self.enabled = base_layer, settings, True
+        self.router = router if isinstance(router, Router) else None
+        self.block_route = router if isinstance(router, BlockRoute) else None
+        device, experts, rank = base_layer.weight.device, settings.num_experts, settings.lora_r
+        self.lora_dropout = nn.Dropout(settings.dropout)
+        shape_A = (1 if settings.shared_lora_A else experts, rank, base_layer.in_features)
+        self.lora_A = nn.Parameter(kaiming_lora_A(shape_A, device))
+        # NOTE memory holds B as (E, R, O): so [B_1 .. B_E] is a view of it, and its gradient needs no copy.
+        stored = torch.zeros(experts, rank, base_layer.out_features, device=device)
+        self.lora_B = nn.Parameter(stored.transpose(1, 2))
+        if settings.lora_B_std:
+            nn.init.normal_(self.lora_B, std=settings.lora_B_std)
+        if settings.svd:
+            self._start_from_singular_directions()
+        self.shared_expert = (
+            LowRank(base_layer, settings.shared_lora_r, settings.shared_scaling) if settings.shared_lora_r else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., O), in the type of the base layer's output."""
-        y = self.base_layer(x)
         if not self.enabled:
-            return y
-        routing = self.router(x)
-        self.trace.record(self.site, routing)
-        x = self.lora_dropout(branch_input(x, self.lora_A))
-        delta = stacked_delta(x, self.lora_A, self.lora_B, routing.routing_weights, self.scaling)
-        return y + delta.to(y.dtype)
+            return self.base_layer(x)
+        lora_A, lora_B = self._factors()
+        dtype = branch_dtype(x, self.lora_A)
+        if self._groups(x, dtype, lora_A):
+            y, branch = self.base_layer(x), self.lora_dropout(x.to(dtype))
+            y = self._grouped(y, branch, lora_A, lora_B, self._routing(x))
+        elif self._passes_through_one_function(x, dtype):
+            base, branch, own = self.base_layer, x, self._token_router()
+            weight = None if own is None else own.weight.to(own.settings.dtype)
+            y, hidden, logits = frozen_and_down(x, base.weight, base.bias, lora_A.flatten(0, 1), weight, dtype)
+            y = self._stacked(y, hidden, lora_A, lora_B, self._routing(x, logits))
+        else:
+            y, branch = self.base_layer(x), self.lora_dropout(x.to(dtype))
+            y = self._stacked(y, linear(branch, lora_A.flatten(0, 1)), lora_A, lora_B, self._routing(x))
+        return y if self.shared_expert is None else y + self.shared_expert(branch.to(dtype)).to(y.dtype)
+
+    def _routing(self, x: Tensor, router_logits: Tensor | None = None) -> Routing:
+        if self.router is not None:
+            return self.router(x, router_logits)
+        assert self.block_route is not None
+        return self.block_route.decision()
+
+    def _token_router(self) -> LinearRouter | None:
+        """The site's router, if it looks at each token by itself."""
+        router = self.router
+        return router if isinstance(router, LinearRouter) and router.reads_every_token() else None
+
+    def _passes_through_one_function(self, x: Tensor, dtype: torch.dtype) -> bool:
+        """Whether base layer, router and experts may share a forward and a backward: a plain frozen Linear without
+        hooks, one input for all (no dropout), one type, and no compiler, which fuses by itself."""
+        base = self.base_layer
+        plain = type(base) is nn.Linear and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks)
+        if not plain or base.weight.requires_grad or torch.compiler.is_compiling():
+            return False
+        dropping = self.training and self.settings.dropout > 0
+        one_type = torch.is_autocast_enabled(x.device.type) or base.weight.dtype == x.dtype == dtype
+        return one_type and not dropping
+
+    def _groups(self, x: Tensor, dtype: torch.dtype, lora_A: Tensor) -> bool:
+        """Whether the grouped backend computes this forward.
+
+        Raises:
+            RoutingError: it was asked for and cannot.
+        """
+        settings, top_k, device = self.settings, self._fixed_k(), x.device.type
+        if settings.backend is Backend.stacked or top_k is None or settings.mixing is Mixing.factors:
+            return False
+        experts, rank, width = lora_A.shape
+        if settings.backend is Backend.auto and not grouped_is_faster(
+            num_experts=settings.num_experts, rank=rank, top_k=top_k, device=device, dtype=dtype
+        ):
+            return False
+        why = misaligned({"lora_r": rank, "in_features": width, "out_features": self.lora_B.shape[1]}, device, dtype)
+        if experts != settings.num_experts:
+            why = "injection.shared_lora_A=true leaves one lora_A for all experts"
+        if why and settings.backend is Backend.grouped:
+            raise RoutingError(f"moe.backend=grouped cannot compute this site: {why}. Use stacked or auto")
+        return why is None
+
+    def _fixed_k(self) -> int | None:
+        router = self.router if self.router is not None else self.block_route.router  # type: ignore[union-attr]
+        return router.settings.top_k if router.settings.fixed_k else None
+
+    def _stacked(self, y: Tensor, hidden: Tensor, lora_A: Tensor, lora_B: Tensor, routing: Routing) -> Tensor:
+        gates = routing.routing_weights if self.settings.mixing is Mixing.factors else self._gates(routing)
+        hidden = hidden.unflatten(-1, lora_A.shape[:2])
+        if self.settings.mixing is Mixing.factors:
+            delta = stacked_delta(hidden, lora_B, gates, mixing=Mixing.factors) * self.settings.scaling
+            return y + delta.to(y.dtype)
+        if torch.compiler.is_compiling():  # it fuses by itself what the other path does by hand
+            return y + stacked_delta(hidden, lora_B, gates).to(y.dtype)
+        return add_stacked(y, hidden, lora_B, gates)
+
+    def _grouped(self, y: Tensor, branch: Tensor, lora_A: Tensor, lora_B: Tensor, routing: Routing) -> Tensor:
+        indices = routing.expert_indices
+        assert indices is not None
+        gates = self._gates(routing).gather(-1, indices)
+        K = indices.shape[-1]
+        flat_y, flat_x = y.view(-1, y.shape[-1]), branch.reshape(-1, branch.shape[-1])
+        return add_grouped(flat_y, flat_x, lora_A, lora_B, gates.view(-1, K), indices.view(-1, K)).view_as(y)
+
+    def _gates(self, routing: Routing) -> Tensor:
+        return routing.routing_weights * self.settings.scaling
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of the mixture; with svd [A; A_0] and [B, -B_0], of twice the rank."""
+        if not self.settings.svd:
+            return self.lora_A, self.lora_B
+        lora_A = torch.cat([self.lora_A, self.lora_A_start], dim=1)
+        return lora_A, torch.cat([self.lora_B, -self.lora_B_start], dim=2)
+
+    def _start_from_singular_directions(self) -> None:
+        settings = self.settings
+        slices_A, slices_B = svd_slices(self.base_layer.weight, settings.num_experts, settings.lora_r, settings.scaling)
+        with torch.no_grad():
+            self.lora_A.copy_(slices_A)
+            self.lora_B.copy_(slices_B)
+        self.register_buffer("lora_A_start", self.lora_A.detach().clone())
+        self.register_buffer("lora_B_start", self.lora_B.detach().clone())

@@ -1,14 +1,17 @@
 """Routing statistics of every site, from sums that add up over batches and ranks.
 
-Shapes: S sites, E experts (the most of any site; sites with fewer leave the rest at 0), M domains.
+Shapes: S sites, N tokens, E experts (the most of any site; sites with fewer leave the rest at 0), M domains.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+
+from lmoe.metrics.site_stack import flat_tokens, sites_of_one_shape
 
 DEAD_SHARE = 0.01
 
@@ -17,14 +20,19 @@ class SiteRouting(NamedTuple):
     """Statistics of one site over valid tokens.
 
     Args:
-        load: share of all assignments that each expert got; sums to 1.
+        load: share of all assignments that each expert got; sums to 1 (relu: all 0 where no token had an expert).
         entropy: mean over tokens of the entropy of p, over ln E: 0 certain, 1 undecided.
         effective: mean over tokens of (sum_e w_e)^2 / sum_e w_e^2: how many experts share a token.
+        importance: sum_t w_te over its sum over the experts (1701.06538, equation 6, here as shares); sums to 1. Empty
+            where it was not measured.
+        mean_probs: mean_t p_te; sums to 1. Empty where it was not measured.
     """
 
     load: list[float]
     entropy: float
     effective: float
+    importance: Sequence[float] = ()
+    mean_probs: Sequence[float] = ()
 
     @property
     def cv(self) -> float:
@@ -42,9 +50,41 @@ class SiteRouting(NamedTuple):
         """Experts with less than a hundredth of a uniform load."""
         return sum(share < DEAD_SHARE / len(self.load) for share in self.load)
 
+    @property
+    def dead_share(self) -> float:
+        """dead / E, so that sites with different numbers of experts can be compared."""
+        return self.dead / len(self.load)
+
+    @property
+    def load_entropy(self) -> float:
+        """-sum_e load_e ln load_e, over ln E: 1 balanced, 0 all on one expert; 1 where E = 1, which is balanced."""
+        return _entropy(self.load) / math.log(len(self.load)) if len(self.load) > 1 else 1.0
+
+    @property
+    def information(self) -> float:
+        """What a token tells about its expert: H(mean_t p_t) - mean_t H(p_t), over ln E; 0 where E = 1.
+
+        The mutual information of token and expert (ModuleFormer, 2306.04640, its loss with the sign turned). 0: every
+        token has the same p. 1: every token is certain, and the experts are equally probable over the tokens.
+        """
+        if len(self.mean_probs) < 2:
+            return 0.0
+        return max(0.0, _entropy(self.mean_probs) / math.log(len(self.mean_probs)) - self.entropy)
+
+
+class SiteDecision(Protocol):
+    """What update_all reads of a site's Routing, each (B, T, E)."""
+
+    @property
+    def probs(self) -> Tensor: ...
+    @property
+    def routing_weights(self) -> Tensor: ...
+    @property
+    def assignment(self) -> Tensor: ...
+
 
 class RoutingStats(Metric):
-    """Load, entropy and effective experts of each site, and load by domain.
+    """Load, importance, entropy and effective experts of each site, and load by domain.
 
     Args:
         num_experts: E of each site, by site name, in order.
@@ -53,6 +93,8 @@ class RoutingStats(Metric):
 
     full_state_update = False
     load_sum: Tensor
+    importance_sum: Tensor
+    probs_sum: Tensor
     entropy_sum: Tensor
     effective_sum: Tensor
     tokens: Tensor
@@ -61,42 +103,88 @@ class RoutingStats(Metric):
         super().__init__()
         self.num_experts, self.domains = dict(num_experts), list(domains)
         self._index = {site: i for i, site in enumerate(num_experts)}
-        shape = (len(domains), len(num_experts), max(num_experts.values()))
-        self.add_state("load_sum", torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("entropy_sum", torch.zeros(len(num_experts), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("effective_sum", torch.zeros(len(num_experts), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("tokens", torch.zeros(len(num_experts), dtype=torch.float64), dist_reduce_fx="sum")
+        sites, experts = len(num_experts), max(num_experts.values())
+        shapes = {
+            "load_sum": (len(domains), sites, experts),
+            "importance_sum": (sites, experts),
+            "probs_sum": (sites, experts),
+            "entropy_sum": (sites,),
+            "effective_sum": (sites,),
+            "tokens": (sites,),
+        }
+        for name, shape in shapes.items():
+            self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def update(
-        self, site: str, probs: Tensor, routing_weights: Tensor, assignment: Tensor, valid: Tensor, domain_ids: Tensor
+        self,
+        site: str | Sequence[str],
+        probs: Tensor,
+        routing_weights: Tensor,
+        assignment: Tensor,
+        valid: Tensor,
+        domain_ids: Tensor,
     ) -> None:
-        """Add one site's routing of one batch.
+        """Add one batch of one site, or of several sites with the same number of experts.
 
         Args:
-            site: name.
-            probs, routing_weights, assignment: (B, T, E) as a Routing holds them.
+            site: name, or S names.
+            probs, routing_weights, assignment: (B, T, E) as a Routing holds them, or (S, B, T, E).
+            valid: (B, T) bool, False for padding.
+            domain_ids: (B, T) domain of each token.
+
+        Raises:
+            ValueError: the routing has another number of sites or tokens than the names and the mask.
+        """
+        sites = [site] if isinstance(site, str) else list(site)
+        p_SNE = flat_tokens(probs, sites, valid).float()
+        w_SNE = flat_tokens(routing_weights, sites, valid).float()
+        a_SNE = flat_tokens(assignment, sites, valid)
+        where, experts = self._places(sites), p_SNE.shape[-1]
+        mask_N = valid.reshape(-1).double()
+        domain_MN = (torch.nn.functional.one_hot(domain_ids.reshape(-1), len(self.domains)) * mask_N[:, None]).T
+        self.load_sum[:, where, :experts] += torch.matmul(domain_MN, a_SNE.double()).transpose(0, 1)
+        self.importance_sum[where, :experts] += torch.matmul(mask_N, w_SNE.double())
+        self.probs_sum[where, :experts] += torch.matmul(mask_N, p_SNE.double())
+        if experts > 1:
+            # NOTE not torch.special.entr, which is some ten times slower on CPU; p ln p is 0 at p = 0 here too.
+            plogp_SNE = p_SNE * p_SNE.clamp(min=torch.finfo(torch.float32).tiny).log()
+            self.entropy_sum[where] -= torch.matmul(mask_N, plogp_SNE.double()).sum(-1) / math.log(experts)
+        spread_SN = w_SNE.sum(-1).square() / w_SNE.square().sum(-1).clamp(min=1e-12)
+        self.effective_sum[where] += torch.matmul(spread_SN.double(), mask_N)
+        self.tokens[where] += mask_N.sum()
+
+    def update_all(self, routing: Mapping[str, SiteDecision], valid: Tensor, domain_ids: Tensor) -> None:
+        """Add one batch of every site; sites with the same number of experts are taken together.
+
+        Args:
+            routing: Routing of each site, by site name, as RoutingTrace.routing.
             valid: (B, T) bool, False for padding.
             domain_ids: (B, T) domain of each token.
         """
-        index, mask = self._index[site], valid.reshape(-1)
-        p_NE = probs.detach().reshape(mask.numel(), -1).float()
-        w_NE = routing_weights.detach().reshape(mask.numel(), -1).float()
-        a_NE = assignment.detach().reshape(mask.numel(), -1).double()
-        experts = p_NE.shape[-1]
-        counted = mask.double()
-        self.load_sum[:, index, :experts].index_add_(0, domain_ids.reshape(-1), a_NE * counted[:, None])
-        if experts > 1:
-            self.entropy_sum[index] += counted @ torch.special.entr(p_NE).sum(-1).double() / math.log(experts)
-        spread = w_NE.sum(-1).square() / w_NE.square().sum(-1).clamp(min=1e-12)
-        self.effective_sum[index] += counted @ spread.double()
-        self.tokens[index] += counted.sum()
+        for sites in sites_of_one_shape({site: r.probs for site, r in routing.items()}):
+            group = [routing[site] for site in sites]
+            self.update(
+                sites,
+                torch.stack([r.probs for r in group]),
+                torch.stack([r.routing_weights for r in group]),
+                torch.stack([r.assignment for r in group]),
+                valid,
+                domain_ids,
+            )
+
+    def _places(self, sites: list[str]) -> slice | list[int]:
+        """Where the sites are in the states; a slice, which needs no index on the device, if they are neighbours."""
+        places = [self._index[site] for site in sites]
+        first, last = places[0], places[-1]
+        return slice(first, last + 1) if places == list(range(first, last + 1)) else places
 
     def compute(self) -> dict[str, SiteRouting]:
         """Statistics by site; sites without tokens are left out."""
-        loads = self.load_sum.sum(0).tolist()
         sums = zip(
             self.num_experts.items(),
-            loads,
+            self.load_sum.sum(0).tolist(),
+            self.importance_sum.tolist(),
+            self.probs_sum.tolist(),
             self.entropy_sum.tolist(),
             self.effective_sum.tolist(),
             self.tokens.tolist(),
@@ -104,11 +192,13 @@ class RoutingStats(Metric):
         )
         return {
             site: SiteRouting(
-                load=[value / tokens for value in load[:experts]],
+                load=_shares(load[:experts]),
                 entropy=entropy / tokens,
                 effective=effective / tokens,
+                importance=_shares(importance[:experts]),
+                mean_probs=[value / tokens for value in probs[:experts]],
             )
-            for (site, experts), load, entropy, effective, tokens in sums
+            for (site, experts), load, importance, probs, entropy, effective, tokens in sums
             if tokens
         }
 
@@ -132,17 +222,33 @@ def routing_summary(sites: dict[str, SiteRouting]) -> dict[str, float]:
         "routing/cv": sum(v.cv for v in values) / len(values),
         "routing/max_vio": sum(v.max_vio for v in values) / len(values),
         "routing/dead": float(sum(v.dead for v in values)),
+        "routing/dead_share": sum(v.dead_share for v in values) / len(values),
         "routing/effective": sum(v.effective for v in values) / len(values),
+        "routing/load_entropy": sum(v.load_entropy for v in values) / len(values),
+        "routing/information": sum(v.information for v in values) / len(values),
     }
 
 
 def routing_rows(sites: dict[str, SiteRouting]) -> dict[str, float]:
-    """routing/<site>/load/<e> and the four statistics of each site."""
+    """routing/<site>/load/<e>, routing/<site>/importance/<e> and the six statistics of each site."""
     rows: dict[str, float] = {}
     for site, value in sites.items():
         rows.update({f"routing/{site}/load/{e}": share for e, share in enumerate(value.load)})
+        rows.update({f"routing/{site}/importance/{e}": share for e, share in enumerate(value.importance)})
         rows[f"routing/{site}/entropy"] = value.entropy
         rows[f"routing/{site}/cv"] = value.cv
         rows[f"routing/{site}/max_vio"] = value.max_vio
         rows[f"routing/{site}/effective"] = value.effective
+        rows[f"routing/{site}/load_entropy"] = value.load_entropy
+        rows[f"routing/{site}/information"] = value.information
     return rows
+
+
+def _shares(sums: list[float]) -> list[float]:
+    """Divided by their sum; all 0 where that is 0 (relu: no expert was active for any token)."""
+    total = sum(sums)
+    return [value / total if total else 0.0 for value in sums]
+
+
+def _entropy(shares: Sequence[float]) -> float:
+    return -sum(share * math.log(share) for share in shares if share > 0)

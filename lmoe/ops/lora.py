@@ -1,6 +1,6 @@
 """What low-rank branches add to a frozen Linear.
 
-Shapes: D in, O out, R rank, E experts; `...` any leading token dimensions.
+Shapes: D in, O out, R rank; `...` any leading token dimensions.
 """
 
 import torch
@@ -21,30 +21,6 @@ def lora_delta(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Ten
         (..., O).
     """
     return linear(linear(x, lora_A) * scaling, lora_B)
-
-
-def stacked_delta(x: Tensor, lora_A: Tensor, lora_B: Tensor, weights: Tensor, scaling: float) -> Tensor:
-    """All experts in two matmuls: scaling * sum_e w_e (x A_e^T) B_e^T.
-
-    H = x [A_1; ..; A_E]^T is computed once, each R-wide block of H is scaled by its w_e, and one matmul with
-    [B_1 .. B_E] sums over the experts. Experts with weight 0 are computed and discarded, which beats sorting tokens
-    while E * R is small.
-
-    Args:
-        x: (..., D).
-        lora_A: (E, R, D).
-        lora_B: (E, O, R).
-        weights: (..., E) routing weights, 0 for experts that were not chosen.
-        scaling: alpha / R.
-
-    Returns:
-        (..., O) in the dtype of the matmuls (autocast decides).
-    """
-    num_experts, rank, _ = lora_A.shape
-    hidden = linear(x, lora_A.flatten(0, 1))
-    gates = (weights * scaling).to(hidden.dtype).unsqueeze(-1)
-    hidden = (hidden.unflatten(-1, (num_experts, rank)) * gates).flatten(-2)
-    return linear(hidden, lora_B.permute(1, 0, 2).flatten(1))
 
 
 def kaiming_lora_A(shape: tuple[int, ...], device: torch.device) -> Tensor:

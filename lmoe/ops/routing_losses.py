@@ -1,6 +1,6 @@
-"""Auxiliary losses of one site, over valid tokens only.
+"""Auxiliary losses of a site, over valid tokens only.
 
-Shapes: N tokens of any leading dimensions, E experts.
+Shapes: N tokens of any leading dimensions, E experts, S sites of the same E, which may stand in front and keep apart.
 """
 
 import torch
@@ -13,52 +13,88 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     In float32 at least, whatever autocast says: a bfloat16 mean over thousands of tokens would be off by up to 0.4 %.
 
     Args:
-        values: (*N, E); N may be flattened.
+        values: (*N, E) or (S, *N, E); N may be flattened.
         valid: (*N,) bool.
 
     Returns:
-        (E,) in float32, or float64 for float64 values.
+        (E,) or (S, E) in float32, or float64 for float64 values.
 
     Raises:
         ValueError: the mask has another number of tokens.
     """
-    flat_NE = values.reshape(-1, values.shape[-1])
-    if flat_NE.shape[0] != valid.numel():
-        raise ValueError(f"routing of {flat_NE.shape[0]} tokens, but the mask of valid tokens has {valid.numel()}")
+    before = values.shape[: max(values.dim() - valid.dim() - 1, 0)]
+    flat_NE = values.reshape(*before, -1, values.shape[-1])
+    if flat_NE.shape[-2] != valid.numel():
+        raise ValueError(f"routing of {flat_NE.shape[-2]} tokens, but the mask of valid tokens has {valid.numel()}")
     flat_NE = flat_NE.to(torch.promote_types(values.dtype, torch.float32))
     mask_N = valid.reshape(-1).to(flat_NE.dtype)
     # NOTE no matmul: autocast would turn it into bfloat16.
-    return (flat_NE * mask_N[:, None]).sum(0) / mask_N.sum().clamp(min=1)
+    return (flat_NE * mask_N[:, None]).sum(-2) / mask_N.sum().clamp(min=1)
 
 
-def load_balancing_loss(assignment: Tensor, probs: Tensor, valid: Tensor) -> Tensor:
+def load_balancing_loss(assignment: Tensor, probs: Tensor, valid: Tensor, load: Tensor | None = None) -> Tensor:
     """E * sum_e f_e P_e, with f_e = count_e / (N K) and P_e = mean_t p_te (Switch, 2101.03961, equations 4 to 6).
 
     Uniform routing gives 1. f has no gradient. Soft routing has f = p, so that the loss is E * sum_e P_e^2 with the
     gradient through one factor. Differs from the paper in dividing f by K, so that the value does not grow with it.
 
     Args:
-        assignment: (*N, E) share of each token that each expert gets, sums to 1.
-        probs: (*N, E) router probabilities.
+        assignment: (*N, E) or (S, *N, E) share of each token that each expert gets, sums to 1.
+        probs: (*N, E) or (S, *N, E) router probabilities.
+        valid: (*N,) bool, False for padding.
+        load: (E,) or (S, E) f over more tokens than these (global-batch balance, 2501.11873); None: of these.
+
+    Returns:
+        () or (S,) in float32, or float64 for float64 probs.
+    """
+    f_E = masked_mean(assignment.detach(), valid) if load is None else load
+    P_E = masked_mean(probs, valid)
+    return probs.shape[-1] * (f_E * P_E).sum(-1)
+
+
+def importance_cv_loss(weights: Tensor, valid: Tensor) -> Tensor:
+    """CV(importance)^2 with importance_e = sum_t w_te: the squared coefficient of variation (1701.06538, equation 7).
+
+    Equal importance gives 0, one expert alone E - 1. The variance is that of the population.
+
+    Args:
+        weights: (*N, E) or (S, *N, E) routing weights.
         valid: (*N,) bool, False for padding.
 
     Returns:
-        () in float32, or float64 for float64 probs.
+        () or (S,) in float32, or float64 for float64 weights; 0 where all weights are 0.
     """
-    f_E = masked_mean(assignment.detach(), valid)
-    P_E = masked_mean(probs, valid)
-    return probs.shape[-1] * (f_E * P_E).sum()
+    importance_E = masked_mean(weights, valid)
+    mean = importance_E.mean(-1)
+    return importance_E.var(-1, correction=0) / mean.square().clamp(min=1e-20)
+
+
+def relu_l1(weights: Tensor, assignment: Tensor, valid: Tensor, top_k: int) -> Tensor:
+    """mean_t sum_e f_e w_te with f_e = E / K * mean_t [w_te > 0]: ReMoE's balanced L1 (2412.14711, eq. 8, 9).
+
+    Args:
+        weights: (*N, E) or (S, *N, E) relu of the router logits.
+        assignment: the same shape, above 0 for active experts.
+        valid: (*N,) bool, False for padding.
+        top_k: K, the mean number of active experts that is aimed at.
+
+    Returns:
+        () or (S,) in float32, or float64 for float64 weights.
+    """
+    active_E = masked_mean((assignment > 0).to(weights.dtype), valid)
+    f_E = active_E * weights.shape[-1] / top_k
+    return (f_E * masked_mean(weights, valid)).sum(-1)
 
 
 def router_z_loss(logits: Tensor, valid: Tensor) -> Tensor:
     """mean_t (logsumexp_e z_te)^2 on the logits before the temperature (ST-MoE, 2202.08906, equation 5).
 
     Args:
-        logits: (*N, E) router logits z.
+        logits: (*N, E) or (S, *N, E) router logits z.
         valid: (*N,) bool, False for padding.
 
     Returns:
-        () in float32, or float64 for float64 logits.
+        () or (S,) in float32, or float64 for float64 logits.
     """
     z_NE = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return masked_mean(torch.logsumexp(z_NE, dim=-1, keepdim=True).square(), valid).squeeze(0)
+    return masked_mean(torch.logsumexp(z_NE, dim=-1, keepdim=True).square(), valid).squeeze(-1)

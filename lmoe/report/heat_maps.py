@@ -10,24 +10,18 @@ from collections.abc import Sequence
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from lmoe.report.canvas import new_figure, note, plain
+from lmoe.report.cells import ABSENT, MIN_CELL_INCHES, ROW_INCHES, Ticks, draw_cells, label_rows, write_cell
 from lmoe.report.loads import DEAD_SHARE, domain_distance, group_sites, is_dead, layer_of, mean_loads, site_ticks
 from lmoe.report.summary import RunSummary
-
-Ticks = Sequence[tuple[float, str]]
-"""(position, label) of what has a label."""
 
 LOAD_COLOURS = colormaps["RdBu_r"]
 LOAD_SCALE = Normalize(0.0, 2.0)
 DISTANCE_COLOURS = colormaps["cividis"]
-ABSENT = math.nan
-ROW_INCHES = 0.42
-MIN_CELL_INCHES = 0.38
-"""Narrower cells carry no number."""
 MAX_TICKS = 64
 MIN_INCHES = 3.0
 """A lower picture has no room for the colour scale."""
@@ -96,17 +90,17 @@ def _reading(summary: RunSummary) -> str:
 def _draw_loads(ax: Axes, loads: Sequence[Sequence[float]], ticks: Ticks, cell_inches: tuple[float, float]) -> None:
     widest = max(map(len, loads))
     ratios = [[share * len(row) for share in row] + [ABSENT] * (widest - len(row)) for row in loads]
-    _draw_cells(ax, ratios, LOAD_COLOURS, LOAD_SCALE)
+    draw_cells(ax, ratios, LOAD_COLOURS, LOAD_SCALE)
     for i, row in enumerate(loads):
         for e, share in enumerate(row):
             dead = is_dead(share, len(row))
             text = "x" if dead else f"{100 * share:.1f}" if share < 0.0995 else f"{100 * share:.0f}"
             if dead or (cell_inches[0] >= MIN_CELL_INCHES and cell_inches[1] >= 0.3):
-                _write_cell(ax, e, i, text, LOAD_COLOURS(LOAD_SCALE(share * len(row))))
+                write_cell(ax, e, i, text, LOAD_COLOURS(LOAD_SCALE(share * len(row))))
     every = math.ceil(widest / (32 if cell_inches[0] > 0.3 else 16))
     ax.set_xticks([e + 0.5 for e in range(0, widest, every)], [str(e) for e in range(0, widest, every)], fontsize=12)
     ax.set_xlabel("expert", fontsize=12)
-    _label_rows(ax, ticks)
+    label_rows(ax, ticks)
 
 
 def _draw_distance(fig: Figure, ax: Axes, summary: RunSummary, domains: list[str], sites: list[str]) -> None:
@@ -114,41 +108,22 @@ def _draw_distance(fig: Figure, ax: Axes, summary: RunSummary, domains: list[str
     values = [[distance[domain] for distance in distances] for domain in domains]
     top = max(0.05, max(map(max, values)))
     scale = Normalize(0.0, top)
-    _draw_cells(ax, values, DISTANCE_COLOURS, scale)
+    draw_cells(ax, values, DISTANCE_COLOURS, scale)
     if 12.2 / len(sites) >= MIN_CELL_INCHES:
         for i, row in enumerate(values):
             for j, value in enumerate(row):
-                _write_cell(ax, j, i, f"{100 * value:.0f}", DISTANCE_COLOURS(scale(value)))
+                write_cell(ax, j, i, f"{100 * value:.0f}", DISTANCE_COLOURS(scale(value)))
     places, names = zip(*site_ticks(sites, MAX_TICKS), strict=True)
     ax.set_xticks(places, [plain(name) for name in names], fontsize=11, rotation=90)
-    _label_rows(ax, _domain_ticks(domains))
+    label_rows(ax, _domain_ticks(domains))
     ax.set_title("How far each site tells the domains apart  (% of a domain's assignments routed unlike the mean)",
                  fontsize=13)  # fmt: skip
     percent = FuncFormatter(lambda value, _: f"{100 * value:.0f} %")
     fig.colorbar(ScalarMappable(scale, DISTANCE_COLOURS), ax=ax, format=percent, pad=0.01, fraction=0.03)
 
 
-def _draw_cells(ax: Axes, values: Sequence[Sequence[float]], colours: Colormap, scale: Normalize) -> None:
-    """One cell a value, the first row on top; what is absent shows the hatched ground."""
-    ax.patch.set(facecolor="white", edgecolor="0.6", hatch="////")
-    few = len(values) * len(values[0]) <= 2000
-    ax.pcolormesh(values, cmap=colours, norm=scale, edgecolors="white" if few else "none", linewidth=0.8)
-    ax.invert_yaxis()
-    ax.tick_params(length=0)
-
-
-def _write_cell(ax: Axes, column: int, row: int, text: str, background: tuple[float, float, float, float]) -> None:
-    red, green, blue, _ = background
-    colour = "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
-    ax.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=11, color=colour, in_layout=False)
-
-
 def _domain_ticks(domains: Sequence[str]) -> Ticks:
     return [(row + 0.5, domain) for row, domain in enumerate(domains)]
-
-
-def _label_rows(ax: Axes, ticks: Ticks) -> None:
-    ax.set_yticks([place for place, _ in ticks], [plain(label) for _, label in ticks], fontsize=12)
 
 
 def _load_scale(fig: Figure, axes: list[Axes]) -> None:

@@ -40,6 +40,15 @@ CAPTIONS = {
         "Rows that differ show experts that specialise by domain; experts of different sites are different experts, so "
         "the lower panel, which compares domains within each site, is the surer sign.",
     ),
+    "coactivation": (
+        "Experts that work together",
+        "The diagonal is 100 %. Two experts that always meet do the work of one; with a dense router all of them meet.",
+    ),
+    "knock_out": (
+        "Knock-out",
+        "What silencing an expert does to each domain: red where the loss rises, which says more of what an expert is "
+        "for than how often it is chosen.",
+    ),
 }
 """Picture -> its heading, and how to read it; in the order of the page."""
 
@@ -48,6 +57,8 @@ ROUTING = {
     "cv": "coefficient of variation of the load: 0 where all experts are equally busy",
     "max_vio": "MaxVio, the busiest expert's load over the uniform one, less 1: 0 is perfect balance",
     "dead": f"dead experts, all sites together: share below {100 * DEAD_SHARE:g} % of the uniform one",
+    "load_entropy": "entropy of the load over ln E: 1 balanced, 0 where one expert has it all",
+    "information": "what a token tells about its expert, over ln E: 1 where routers are certain and balanced",
     "effective": "effective number of experts per token, 1 / sum of squared routing weights",
 }
 """Routing metric -> what it says."""

@@ -8,16 +8,25 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lmoe.report.curves import Curves
+from lmoe.report.expert_maps import coactivation, knock_out
 from lmoe.report.files import write_bytes
 from lmoe.report.heat_maps import load_by_domain, load_by_site
 from lmoe.report.loss_picture import loss_curves
 from lmoe.report.summary import RunSummary
 
-__all__ = ["load_by_domain", "load_by_site", "loss_curves", "write_loss_curve", "write_pictures"]
+__all__ = [
+    "coactivation",
+    "knock_out",
+    "load_by_domain",
+    "load_by_site",
+    "loss_curves",
+    "write_loss_curve",
+    "write_pictures",
+]
 
 
 def write_pictures(summary: RunSummary, metrics: Curves, folder: Path) -> dict[str, Path]:
-    """Write load_by_site.png, load_by_domain.png and loss_curves.png.
+    """Write load_by_site, load_by_domain, coactivation, loss_curves, and knock_out where experts were silenced, as PNG.
 
     Returns:
         Name of each picture without `.png` -> its file.
@@ -25,11 +34,14 @@ def write_pictures(summary: RunSummary, metrics: Curves, folder: Path) -> dict[s
     Raises:
         TrainingError: a file cannot be written.
     """
-    figures = {
+    figures: dict[str, Figure] = {
         "load_by_site": load_by_site(summary),
         "load_by_domain": load_by_domain(summary),
+        "coactivation": coactivation(summary),
         "loss_curves": loss_curves(metrics, summary.phases, summary.max_steps),
     }
+    if summary.knock_out:
+        figures["knock_out"] = knock_out(summary)
     return {name: write_bytes(Path(folder) / f"{name}.png", _png(figure)) for name, figure in figures.items()}
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 from lmoe.errors import CheckpointError
@@ -41,6 +41,10 @@ class RunSummary:
     """Hub name or directory of the backbone."""
     collapsed: list[str]
     """Collapse warnings, each naming the site and what to change."""
+    coactivation: dict[str, list[list[float]]] = field(default_factory=dict)
+    """Site -> share of tokens that use both of two experts; the diagonal is the share that uses one."""
+    knock_out: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Silenced expert, as <site>/<e> or "all sites/<e>" -> domain -> change of its loss."""
 
     @property
     def before_mean(self) -> float | None:
@@ -74,8 +78,9 @@ class RunSummary:
             raise CheckpointError(f"{path} cannot be read as the summary of a run: {error}") from None
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} is no summary of a run: expected an object, got {type(content).__name__}")
-        expected = {field.name for field in fields(cls)}
-        if problems := sorted(expected ^ content.keys()):
+        expected = {f.name for f in fields(cls)}
+        optional = {f.name for f in fields(cls) if f.default_factory is not MISSING}
+        if problems := sorted((expected - optional - content.keys()) | (content.keys() - expected)):
             named = ", ".join(f"{key} ({'missing' if key in expected else 'unknown'})" for key in problems)
             raise CheckpointError(f"{path} is no summary of a run that this version reads: {named}")
         return cls(**content)

@@ -9,7 +9,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lmoe.errors import ConfigError
 from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.keys import unknown_keys
-from lmoe.schema.moe import MoeConfig
+from lmoe.schema.moe import MoeConfig, RouterKind
 from lmoe.schema.resources import resource_dir
 
 
@@ -23,12 +23,13 @@ def injection_section(given: Mapping[str, Any]) -> InjectionConfig:
 
 
 def moe_section(given: Mapping[str, Any]) -> MoeConfig:
-    """A moe section; keys left out take the values of conf/moe/top_k.yaml.
+    """A moe section; keys left out take the values of conf/moe/<router>.yaml, or of top_k.yaml.
 
     Raises:
         ConfigError: unknown keys or wrong types.
     """
-    return _section("moe", MoeConfig, "top_k", given)
+    router = str(given.get("router", RouterKind.top_k))
+    return _section("moe", MoeConfig, router if router in tuple(RouterKind) else RouterKind.top_k.value, given)
 
 
 def _section(name: str, schema: type, default: str, given: Mapping[str, Any]) -> Any:

@@ -10,6 +10,13 @@ class InjectionStrategy(StrEnum):
     mixture_lora = "mixture_lora"
 
 
+class InitLora(StrEnum):
+    """How experts start."""
+
+    random = "random"
+    svd = "svd"
+
+
 @dataclass(slots=True, kw_only=True)
 class AttnLoraConfig:
     """Single LoRA (no experts, no router) on attention Linears."""
@@ -22,6 +29,8 @@ class AttnLoraConfig:
     """Rank; null: injection.lora_r."""
     lora_alpha: float | None = None
     """Numerator of the scaling alpha / r; null: injection.lora_alpha."""
+    use_dora: bool = False
+    """Learn the length of each output's weight row apart from its direction (DoRA 2402.09353)."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,7 +48,17 @@ class InjectionConfig:
     num_experts: int = 4
     """Experts at each site."""
     top_k: int = 2
-    """Experts chosen for each token (moe.router=top_k); 1 to num_experts."""
+    """Experts chosen for each token, 1 to num_experts; with moe.router=relu the mean number that its L1 aims at."""
+    use_rslora: bool = False
+    """Scaling alpha / sqrt(r) instead of alpha / r (rsLoRA 2312.03732), for experts and single LoRA."""
+    shared_lora_r: int | None = None
+    """Rank of one more expert at each site that is always on, beside the routed ones; null: none."""
+    shared_lora_A: bool = False
+    """One lora_A for all experts of a site, each with its own lora_B (HydraLoRA 2404.19245)."""
+    init_lora: InitLora = InitLora.random
+    """random: Kaiming-uniform lora_A, lora_B by lora_B_std; svd: each expert starts as its own slice of the weight's
+    singular directions, and its start is taken off the output, so that nothing changes at first (PiSSA 2404.02948,
+    GOAT 2502.16894)."""
     target_keywords: list[str] | None = None
     """Names of the Linears that become mixtures; null: every FFN Linear of the family."""
     start_layer: int = 0

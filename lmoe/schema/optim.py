@@ -40,5 +40,7 @@ class OptimConfig:
     """Shape after the warm-up, over the rest of the phase."""
     min_lr_ratio: float = 0.0
     """Learning rate at the end of a phase, as a share of its peak."""
+    lora_plus_ratio: float = 1.0
+    """Learning rate of every lora_B over that of its lora_A (LoRA+ 2402.12354); above 1 B has a group of its own."""
     roles: dict[str, RoleOptimConfig] = field(default_factory=dict)
     """Overrides by role, e.g. optim.roles.router.lr=1e-3."""

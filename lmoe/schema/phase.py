@@ -29,8 +29,18 @@ class PhaseConfig:
     warmup_steps: int | None = None
     """Warm-up of the phase in optimizer steps, clipped to the phase; null: optim.warmup_steps."""
     auxiliary_loss: bool | None = None
-    """Add the auxiliary losses to the training loss; null: only where the phase trains routers (a frozen router
-    would push its balance into the experts)."""
+    """Default of load_balance and router_z_loss; null: only where the phase trains routers (a frozen router would push
+    its balance into the experts)."""
+    load_balance: bool | None = None
+    """Balance the load, by moe.load_balance and relu's L1; null: auxiliary_loss."""
+    router_z_loss: bool | None = None
+    """Add the router_z_loss; null: auxiliary_loss."""
+    router_noise: bool | None = None
+    """Add moe.router_noise to the logits; null: only where the phase trains routers."""
+    expert_dropout: bool | None = None
+    """Leave experts out by moe.expert_dropout; null: only where the phase trains lora."""
+    diversity: bool | None = None
+    """Add the diversity penalty; null: only where the phase trains lora."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -2,8 +2,11 @@
 
 from itertools import pairwise
 
-from lmoe.schema.injection import InjectionConfig
+from lmoe.schema.injection import InitLora, InjectionConfig
+from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
 from lmoe.schema.phase import PhaseConfig, Role, start_step
+from lmoe.schema.problems import without_effect
+from lmoe.schema.router_traits import TRAITS
 from lmoe.schema.run import RunConfig
 
 TRAINABLE = (Role.router, Role.lora, Role.attn_lora)
@@ -36,7 +39,7 @@ def phase_problems(config: RunConfig) -> list[str]:
                 f"{key}.start={phase.start} is step {start}, but trainer.max_steps={config.trainer.max_steps} ends the "
                 "run before it; start earlier or raise trainer.max_steps"
             )
-        problems += _role_problems(key, phase, config.injection)
+        problems += _role_problems(key, phase, config.injection, config.moe) + _switch_problems(key, phase, config.moe)
         if phase.lr is not None and phase.lr <= 0:
             problems.append(f"{key}.lr is {phase.lr}, must be above 0")
         if phase.warmup_steps is not None and phase.warmup_steps < 0:
@@ -54,7 +57,17 @@ def phase_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def _role_problems(key: str, phase: PhaseConfig, injection: InjectionConfig) -> list[str]:
+def present_roles(injection: InjectionConfig, moe: MoeConfig) -> list[Role]:
+    """Trainable roles that have parameters."""
+    missing = set()
+    if not injection.attn_lora.enabled:
+        missing.add(Role.attn_lora)
+    if moe.router is not None and not TRAITS[moe.router].trains:
+        missing.add(Role.router)
+    return [role for role in TRAINABLE if role not in missing]
+
+
+def _role_problems(key: str, phase: PhaseConfig, injection: InjectionConfig, moe: MoeConfig) -> list[str]:
     problems = [
         f"{key}.trainable: {role} cannot train with injection={injection.strategy}; allowed: {', '.join(TRAINABLE)}"
         for role in phase.trainable
@@ -62,24 +75,48 @@ def _role_problems(key: str, phase: PhaseConfig, injection: InjectionConfig) -> 
     ]
     if not phase.trainable:
         problems.append(f"{key}.trainable is empty, so the phase trains nothing; allowed: {', '.join(TRAINABLE)}")
-    if set(phase.trainable) == {Role.attn_lora} and not injection.attn_lora.enabled:
-        problems.append(f"{key} trains nothing: injection.attn_lora.enabled=false leaves attn_lora without parameters")
+    elif not problems and not set(phase.trainable) & set(present_roles(injection, moe)):
+        why = {
+            Role.attn_lora: "injection.attn_lora.enabled=false leaves attn_lora without parameters",
+            Role.router: f"moe.router={moe.router} has no parameters; use phase=joint",
+        }
+        named = "; ".join(why[role] for role in (Role.attn_lora, Role.router) if role in phase.trainable)
+        problems.append(f"{key} trains nothing: {named}")
     return problems
+
+
+def _switch_problems(key: str, phase: PhaseConfig, moe: MoeConfig) -> list[str]:
+    """Switches of a phase for what `moe` does not have."""
+    balance, relu = moe.load_balance, moe.router is RouterKind.relu
+    balanced = balance.type is not LoadBalanceType.none or relu
+    noisy = moe.router_noise > 0 or bool(moe.router_noise_end)
+    have = {
+        "load_balance": (phase.load_balance, balanced, "moe.load_balance.type=none"),
+        "router_z_loss": (phase.router_z_loss, bool(moe.router_z_loss_coef), "moe.router_z_loss_coef=0"),
+        "router_noise": (phase.router_noise, noisy, "moe.router_noise=0"),
+        "expert_dropout": (phase.expert_dropout, moe.expert_dropout > 0, "moe.expert_dropout=0"),
+        "diversity": (phase.diversity, moe.diversity_coef > 0, "moe.diversity_coef=0"),
+    }
+    return [
+        without_effect(f"{key}.{name}=true", f"with {why}") for name, (on, has, why) in have.items() if on and not has
+    ]
 
 
 def phase_warnings(config: RunConfig) -> list[str]:
     """What is allowed and perhaps not meant; call on a valid config."""
     phases = ordered_phases(config)
     trained = {role for _, _, phase in phases for role in phase.trainable}
-    present = [role for role in TRAINABLE if role is not Role.attn_lora or config.injection.attn_lora.enabled]
+    present = present_roles(config.injection, config.moe)
     warnings = [
         f"role {role} trains in no phase: it stays at its random start; add it to a phase.phases.<name>.trainable"
         for role in present
         if role not in trained
     ]
     for name, _, phase in phases:
-        if Role.attn_lora in phase.trainable and not config.injection.attn_lora.enabled:
+        if Role.attn_lora in phase.trainable and Role.attn_lora not in present:
             warnings.append(f"phase.phases.{name} names attn_lora, but injection.attn_lora.enabled=false")
+        if Role.router in phase.trainable and Role.router not in present:
+            warnings.append(f"phase.phases.{name} names router, but moe.router={config.moe.router} has no parameters")
     return warnings
 
 
@@ -90,5 +127,7 @@ def lora_B_std(config: RunConfig) -> float:
     """
     if config.injection.lora_B_std is not None:
         return config.injection.lora_B_std
+    if config.injection.init_lora is InitLora.svd:
+        return 0.0
     first = ordered_phases(config)[0][2].trainable
     return BREAK_SYMMETRY_STD if Role.router in first and Role.lora not in first else 0.0

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from lmoe.schema.analysis import AnalysisConfig
 from lmoe.schema.backbone import BackboneConfig
 from lmoe.schema.checkpoint import CheckpointConfig
 from lmoe.schema.data import DataConfig
@@ -57,6 +58,7 @@ class RunConfig:
     task: TaskConfig = field(default_factory=TaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
     """More Lightning callbacks by name, each with a _target_ under lightning.pytorch.callbacks."""

@@ -52,5 +52,7 @@ class TrainerConfig:
     """Deterministic kernels: the same seed gives bitwise the same adapters on the same device."""
     compile: bool = False
     """Compile the model with torch.compile: a slow start, then faster steps. Only in pretrain."""
+    stop_on_collapse: bool = False
+    """End the run, with its report, when a router collapses; false: only warn. Not in pretrain."""
     enable_progress_bar: bool = True
     """A live line with loss and phase."""

@@ -2,29 +2,19 @@
 
 from pathlib import Path
 
-from lmoe.errors import ConfigError
 from lmoe.schema.backbone import BackboneConfig
 from lmoe.schema.data import DataConfig
-from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.logger import LoggerConfig, LoggerKind, WandbMode
-from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
 from lmoe.schema.optim import LrSchedule, OptimConfig, RoleOptimConfig
 from lmoe.schema.phase import Role
-from lmoe.schema.phase_rules import TRAINABLE, phase_problems
+from lmoe.schema.phase_rules import TRAINABLE, phase_problems, present_roles
+from lmoe.schema.problems import at_least, raise_problems, without_effect
 from lmoe.schema.run import RunConfig
 from lmoe.schema.trainer import PRECISIONS, Accelerator, Strategy, TrainerConfig
+from lmoe.schema.validate_injection import injection_problems
+from lmoe.schema.validate_moe import moe_problems
 
-DEFAULT_AUX_LOSS_COEF = 0.01
 CALLBACK_PREFIX = "lightning.pytorch.callbacks."
-
-
-def raise_problems(problems: list[str]) -> None:
-    """
-    Raises:
-        ConfigError: if there is any problem; its message lists them all.
-    """
-    if problems:
-        raise ConfigError(problems)
 
 
 def validate(config: RunConfig) -> None:
@@ -43,6 +33,7 @@ def validate(config: RunConfig) -> None:
         + logger_problems(config.logger)
         + _callback_problems(config)
         + _idle_problems(config)
+        + at_least(config.analysis.permutations, 1, "analysis.permutations")
         + at_least(config.checkpoint.every_n_steps, 0, "checkpoint.every_n_steps")
         + seed_problems(config.seed)
     )
@@ -53,9 +44,14 @@ def _idle_problems(config: RunConfig) -> list[str]:
     problems = []
     if config.trainer.compile:
         problems.append("trainer.compile has no effect in train (only in pretrain); leave it out")
+    if config.trainer.stop_on_collapse and Role.router not in present_roles(config.injection, config.moe):
+        problems.append(
+            without_effect("trainer.stop_on_collapse", f"with moe.router={config.moe.router}, which learns nothing")
+        )
     trained = {role.value for phase in config.phase.phases.values() for role in phase.trainable}
-    if not config.injection.attn_lora.enabled:
-        trained.discard(Role.attn_lora.value)
+    if config.optim.lora_plus_ratio != 1 and not trained & {Role.lora.value, Role.attn_lora.value}:
+        problems.append(without_effect("optim.lora_plus_ratio", "where neither lora nor attn_lora trains"))
+    trained &= {role.value for role in present_roles(config.injection, config.moe)}
     problems += [
         f"optim.roles.{role} has no effect: {role} trains in no phase; leave it out or add it to a phase"
         for role, settings in config.optim.roles.items()
@@ -67,101 +63,6 @@ def _idle_problems(config: RunConfig) -> list[str]:
 def seed_problems(seed: int) -> list[str]:
     """Problems of `seed`."""
     return [] if 0 <= seed < 2**32 else [f"seed is {seed}, must be from 0 to {2**32 - 1}"]
-
-
-def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
-    """Problems of `injection`, some of which depend on the router."""
-    default = InjectionConfig()
-    experts = injection.num_experts_by_layer or [injection.num_experts]
-    fewest = min(experts)
-    problems = (
-        at_least(injection.lora_r, 1, "injection.lora_r")
-        + at_least(injection.num_experts, 1, "injection.num_experts")
-        + at_least(injection.top_k, 1, "injection.top_k")
-        + at_least(injection.start_layer, 0, "injection.start_layer")
-        + at_least(injection.num_layers, 0, "injection.num_layers")
-    )
-    if injection.lora_alpha <= 0:
-        problems.append(f"injection.lora_alpha is {injection.lora_alpha}, must be above 0")
-    if not 0 <= injection.lora_dropout < 1:
-        problems.append(f"injection.lora_dropout is {injection.lora_dropout}, must be from 0 to below 1")
-    if injection.lora_B_std is not None and injection.lora_B_std < 0:
-        problems.append(f"injection.lora_B_std is {injection.lora_B_std}, must be null or at least 0")
-    for name, values in (
-        ("num_experts_by_layer", injection.num_experts_by_layer),
-        ("lora_r_by_layer", injection.lora_r_by_layer),
-    ):
-        if values is not None and (not values or min(values) < 1):
-            problems.append(f"injection.{name} is {values}, must be null or a list of numbers of at least 1")
-    if injection.target_keywords == []:
-        problems.append("injection.target_keywords is empty; name Linears, or null for every FFN Linear of the family")
-    if moe.router is RouterKind.top_k and injection.top_k > fewest >= 1:
-        problems.append(
-            f"injection.top_k is {injection.top_k}, more than the {fewest} experts of a site; "
-            f"lower it or raise injection.num_experts"
-        )
-    if injection.num_experts_by_layer and injection.num_experts != default.num_experts:
-        problems.append(
-            "injection.num_experts has no effect beside injection.num_experts_by_layer; leave one of them out"
-        )
-    if moe.router is RouterKind.soft and injection.top_k != default.top_k:
-        problems.append("injection.top_k has no effect with moe.router=soft, which uses every expert; leave it out")
-    if moe.router is RouterKind.top_k and injection.top_k == 1 and moe.norm_topk_prob:
-        problems.append(
-            "moe.norm_topk_prob=true with injection.top_k=1 makes every weight 1 and gives the router no gradient; "
-            "set it to null or false, or top_k to at least 2"
-        )
-    return problems + _attn_lora_problems(injection)
-
-
-def _attn_lora_problems(injection: InjectionConfig) -> list[str]:
-    attention = injection.attn_lora
-    given = {
-        "keywords": attention.keywords,
-        "lora_r": attention.lora_r,
-        "lora_alpha": attention.lora_alpha,
-    }
-    problems = []
-    if not attention.enabled:
-        problems += [
-            f"injection.attn_lora.{name} has no effect with injection.attn_lora.enabled=false; leave it out"
-            for name, value in given.items()
-            if value is not None
-        ]
-    if attention.keywords == []:
-        problems.append("injection.attn_lora.keywords is empty; set injection.attn_lora.enabled=false instead")
-    if attention.lora_r is not None:
-        problems += at_least(attention.lora_r, 1, "injection.attn_lora.lora_r")
-    if attention.lora_alpha is not None and attention.lora_alpha <= 0:
-        problems.append(f"injection.attn_lora.lora_alpha is {attention.lora_alpha}, must be above 0")
-    return problems
-
-
-def moe_problems(moe: MoeConfig) -> list[str]:
-    """Problems of `moe`, missing parts first."""
-    balance = moe.load_balance
-    problems = []
-    if moe.router is None:
-        problems.append(f"moe.router is required: {' or '.join(RouterKind)}")
-    if moe.router_z_loss_coef is None:
-        problems.append("moe.router_z_loss_coef is required: a number, 0 switches the z-loss off (usual: 0.001)")
-    elif moe.router_z_loss_coef < 0:
-        problems.append(f"moe.router_z_loss_coef is {moe.router_z_loss_coef}, must be at least 0")
-    if balance.type is None:
-        problems.append(f"moe.load_balance.type is required: {' or '.join(LoadBalanceType)}")
-    if balance.type is LoadBalanceType.aux_loss and balance.aux_loss_coef is None:
-        problems.append("moe.load_balance.aux_loss_coef is required with type=aux_loss (usual: 0.01)")
-    if balance.aux_loss_coef is not None and balance.aux_loss_coef < 0:
-        problems.append(f"moe.load_balance.aux_loss_coef is {balance.aux_loss_coef}, must be at least 0")
-    if balance.type is LoadBalanceType.none and balance.aux_loss_coef not in (None, 0, DEFAULT_AUX_LOSS_COEF):
-        problems.append(
-            "moe.load_balance.aux_loss_coef has no effect with type=none; leave it out or use type=aux_loss"
-        )
-    if moe.temperature <= 0:
-        problems.append(f"moe.temperature is {moe.temperature}, must be above 0")
-    if moe.router is RouterKind.soft and moe.norm_topk_prob is not None:
-        problems.append("moe.norm_topk_prob has no effect with moe.router=soft, whose weights sum to 1; leave it out")
-    return problems
 
 
 def backbone_problems(backbone: BackboneConfig) -> list[str]:
@@ -197,6 +98,8 @@ def optim_problems(optim: OptimConfig) -> list[str]:
         problems.append(f"optim.lr is {optim.lr}, must be above 0")
     if optim.weight_decay < 0:
         problems.append(f"optim.weight_decay is {optim.weight_decay}, must be at least 0")
+    if optim.lora_plus_ratio < 1:
+        problems.append(f"optim.lora_plus_ratio is {optim.lora_plus_ratio}, must be at least 1 (1: off)")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
         problems.append(f"optim.betas is {optim.betas}, must be two numbers from 0 to below 1")
     if not 0 <= optim.min_lr_ratio <= 1:
@@ -262,8 +165,3 @@ def _callback_problems(config: RunConfig) -> list[str]:
         if not isinstance(target, str) or not target.startswith(CALLBACK_PREFIX):
             problems.append(f"callbacks.{name}._target_ is {target!r}; allowed: {CALLBACK_PREFIX}<class>")
     return problems
-
-
-def at_least(value: float, least: float, key: str) -> list[str]:
-    """One problem if a value is too small."""
-    return [] if value >= least else [f"{key} is {value}, must be at least {least}"]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from lmoe.schema.optim import RoleOptimConfig
 from lmoe.schema.pretrain import PretrainConfig
-from lmoe.schema.validate import at_least, logger_problems, optim_problems, seed_problems, trainer_problems
+from lmoe.schema.problems import at_least, without_effect
+from lmoe.schema.validate import logger_problems, optim_problems, seed_problems, trainer_problems
 
 
 def pretrain_problems(config: PretrainConfig) -> list[str]:
@@ -51,6 +52,10 @@ def pretrain_problems(config: PretrainConfig) -> list[str]:
         problems.append(f"model.vocab_size is {model.vocab_size}, must be at least 300 (256 bytes and special tokens)")
     if config.trainer.gradient_checkpointing:
         problems.append("trainer.gradient_checkpointing has no effect in pretrain; leave it out")
+    if config.trainer.stop_on_collapse:
+        problems.append(without_effect("trainer.stop_on_collapse", "in pretrain, which has no routers"))
+    if config.optim.lora_plus_ratio != 1:
+        problems.append(without_effect("optim.lora_plus_ratio", "in pretrain, which has no lora_B"))
     if config.checkpoint.save_base:
         problems.append("checkpoint.save_base has no effect in pretrain, which writes the whole base; leave it out")
     if any(settings != RoleOptimConfig() for settings in config.optim.roles.values()):

@@ -1,4 +1,4 @@
-"""AdamW with one group a role, and its schedule, for one phase."""
+"""AdamW with one group a role (LoRA+: two), and its schedule, for one phase."""
 
 from collections.abc import Mapping
 from functools import partial
@@ -16,25 +16,39 @@ from lmoe.training.phases import Phase
 NamedParameters = dict[str, nn.Parameter]
 
 
-def trainable_by_role(
-    parameters: NamedParameters, roles: Mapping[str, Role], phase: Phase
-) -> dict[Role, NamedParameters]:
-    """The parameters that train in a phase, by role, in the order of Role and of the model."""
-    return {
-        role: {name: parameter for name, parameter in parameters.items() if roles[name] is role}
-        for role in Role
-        if role in phase.trainable and any(r is role for r in roles.values())
-    }
+LORA_B_GROUP = "_B"
+"""Ending of the group that holds a role's lora_B where LoRA+ sets it apart."""
 
 
-def build_optimizer(groups: dict[Role, NamedParameters], phase: Phase, optim: OptimConfig) -> AdamW:
-    """AdamW (1711.05101) with a named group for each role; parameters carry their names into the state dict."""
+def trainable_groups(
+    parameters: NamedParameters, roles: Mapping[str, Role], phase: Phase, optim: OptimConfig
+) -> dict[str, NamedParameters]:
+    """The parameters that train in a phase, by group, in the order of Role and of the model.
+
+    A group is a role; with LoRA+ lora_B has one of its own, named <role>_B.
+    """
+    apart = optim.lora_plus_ratio != 1
+    groups: dict[str, NamedParameters] = {}
+    for role in Role:
+        if role not in phase.trainable:
+            continue
+        for name, parameter in parameters.items():
+            if roles[name] is role:
+                ending = LORA_B_GROUP if apart and name.endswith(".lora_B") else ""
+                groups.setdefault(role.value + ending, {})[name] = parameter
+    return groups
+
+
+def build_optimizer(groups: dict[str, NamedParameters], phase: Phase, optim: OptimConfig) -> AdamW:
+    """AdamW (1711.05101) with named groups; parameters carry their names into the state dict."""
     entries = []
-    for role, parameters in groups.items():
-        override = optim.roles.get(role.value)
+    for group, parameters in groups.items():
+        override = optim.roles.get(group.removesuffix(LORA_B_GROUP))
         lr = override.lr if override and override.lr is not None else phase.lr
+        if group.endswith(LORA_B_GROUP):
+            lr *= optim.lora_plus_ratio
         decay = override.weight_decay if override and override.weight_decay is not None else optim.weight_decay
-        entries.append({"params": list(parameters.items()), "lr": lr, "weight_decay": decay, "name": role.value})
+        entries.append({"params": list(parameters.items()), "lr": lr, "weight_decay": decay, "name": group})
     beta1, beta2 = optim.betas
     return AdamW(entries, lr=phase.lr, betas=(beta1, beta2), eps=optim.eps)
 

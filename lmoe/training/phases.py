@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import pairwise
 
-from lmoe.schema.phase import Role
+from lmoe.schema.phase import PhaseConfig, Role
 from lmoe.schema.phase_rules import ordered_phases
 from lmoe.schema.run import RunConfig
 
@@ -18,7 +18,7 @@ class Phase:
         trainable: roles that train.
         lr: peak learning rate.
         warmup_steps: steps of warm-up, at most the phase.
-        auxiliary_loss: whether the auxiliary losses are added to the training loss.
+        load_balance, router_z_loss, router_noise, expert_dropout, diversity: whether each is on.
     """
 
     name: str
@@ -27,7 +27,11 @@ class Phase:
     trainable: frozenset[Role]
     lr: float
     warmup_steps: int
-    auxiliary_loss: bool
+    load_balance: bool
+    router_z_loss: bool
+    router_noise: bool
+    expert_dropout: bool
+    diversity: bool
 
     @property
     def steps(self) -> int:
@@ -53,22 +57,7 @@ class PhaseSchedule:
         entries = ordered_phases(config)
         ends = [start for _, start, _ in entries[1:]] + [config.trainer.max_steps]
         return cls(
-            [
-                Phase(
-                    name=name,
-                    start=start,
-                    end=end,
-                    trainable=frozenset(phase.trainable),
-                    lr=config.optim.lr if phase.lr is None else phase.lr,
-                    warmup_steps=min(
-                        config.optim.warmup_steps if phase.warmup_steps is None else phase.warmup_steps, end - start
-                    ),
-                    auxiliary_loss=Role.router in phase.trainable
-                    if phase.auxiliary_loss is None
-                    else phase.auxiliary_loss,
-                )
-                for (name, start, phase), end in zip(entries, ends, strict=True)
-            ]
+            [_phase(name, start, end, phase, config) for (name, start, phase), end in zip(entries, ends, strict=True)]
         )
 
     def phase_at(self, step: int) -> int:
@@ -81,3 +70,27 @@ class PhaseSchedule:
 
     def __getitem__(self, index: int) -> Phase:
         return self.phases[index]
+
+
+def _phase(name: str, start: int, end: int, phase: PhaseConfig, config: RunConfig) -> Phase:
+    """One phase with its defaults filled in."""
+    warmup = config.optim.warmup_steps if phase.warmup_steps is None else phase.warmup_steps
+    routers, experts = Role.router in phase.trainable, Role.lora in phase.trainable
+    auxiliary = _chosen(phase.auxiliary_loss, routers)
+    return Phase(
+        name=name,
+        start=start,
+        end=end,
+        trainable=frozenset(phase.trainable),
+        lr=config.optim.lr if phase.lr is None else phase.lr,
+        warmup_steps=min(warmup, end - start),
+        load_balance=_chosen(phase.load_balance, auxiliary),
+        router_z_loss=_chosen(phase.router_z_loss, auxiliary),
+        router_noise=_chosen(phase.router_noise, routers),
+        expert_dropout=_chosen(phase.expert_dropout, experts),
+        diversity=_chosen(phase.diversity, experts),
+    )
+
+
+def _chosen(setting: bool | None, default: bool) -> bool:
+    return default if setting is None else setting

@@ -9,12 +9,16 @@ from transformers import PreTrainedModel
 
 from lmoe.errors import CheckpointError, TrainingError
 from lmoe.injection.apply import injected
-from lmoe.injection.roles import adapter_parameters, parameter_roles
+from lmoe.injection.roles import adapter_buffers, adapter_parameters, parameter_roles
 from lmoe.metrics.language import DomainLoss, token_losses
 from lmoe.metrics.routing import RoutingStats
 from lmoe.schema.optim import OptimConfig
-from lmoe.training.optimizers import build_optimizer, build_scheduler, state_names, trainable_by_role
+from lmoe.training.auxiliary import Auxiliary
+from lmoe.training.dials import Dials, facts, set_dials
+from lmoe.training.evaluation import RoutingEvaluation
+from lmoe.training.optimizers import build_optimizer, build_scheduler, state_names, trainable_groups
 from lmoe.training.phases import Phase, PhaseSchedule
+from lmoe.training.window_losses import WindowLosses
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 Batch = dict[str, Tensor]
@@ -31,6 +35,7 @@ class SftModule(LightningModule):
         schedule: the phases.
         optim: AdamW and its schedule.
         domains: names, in the order of the domain ids.
+        dials: temperature, noise and expert dropout over the steps.
         window_totals: label tokens and valid tokens of a whole optimizer step, over all micro-batches and ranks.
     """
 
@@ -41,15 +46,17 @@ class SftModule(LightningModule):
         optim: OptimConfig,
         domains: list[str],
         window_totals: WindowTotals,
+        dials: Dials,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # the checkpoint holds adapters only; on_load_checkpoint compares exact keys
         self.model, self.schedule, self.optim, self.window_totals = model, schedule, optim, window_totals
-        self.domains = domains
+        self.domains, self.dials = domains, dials
         self.roles = parameter_roles(model)
-        self.step_routing = RoutingStats(site_experts(model), domains)
-        self.recent_routing = RoutingStats(site_experts(model), domains)
+        self.step_routing = RoutingStats(injected(model).plan.routers, domains)
+        self.recent_routing = RoutingStats(injected(model).plan.routers, domains)
         self.window = WindowLosses()
+        self.auxiliary = Auxiliary(model, self.over_ranks)
         self.phase = 0
         self.set_phase(0)
         self.train()  # NOTE Lightning keeps the mode it finds, and a loaded backbone comes in evaluation mode
@@ -75,19 +82,22 @@ class SftModule(LightningModule):
         by that of ranks, which is undone here.
         """
         label_tokens, valid_tokens = self.window_totals(self.trainer.global_step)
-        trace = injected(self.model).trace
-        with trace.recording(batch["valid_mask"]):
+        record = injected(self.model)
+        set_dials(record, self.dials, self.current, self.trainer.global_step)
+        with facts(record, batch), record.trace.recording(batch["valid_mask"]):
             losses, _ = self.losses(batch)
-            balance, z_loss = trace.load_balancing_loss(), trace.router_z_loss()
-        task = losses.sum() / label_tokens
-        share = batch["valid_mask"].sum() / valid_tokens
-        auxiliary = (trace.aux_loss_coef * balance + trace.router_z_loss_coef * z_loss) * share
+            auxiliary = self.auxiliary.losses(self.current, batch["valid_mask"])
+        task, share = losses.sum() / label_tokens, batch["valid_mask"].sum() / valid_tokens
         self.update_routing(self.step_routing, batch)
         self.update_routing(self.recent_routing, batch)
-        trace.clear()
-        self.window.add(task, balance * share, z_loss * share)
-        loss = task + auxiliary if self.current.auxiliary_loss else task
+        record.trace.clear()
+        self.window.add({"train/loss": task} | {name: loss * share for name, loss in auxiliary.values.items()})
+        loss = task if auxiliary.total is None else task + auxiliary.total * share
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
+
+    def over_ranks(self, values: Tensor) -> Tensor:
+        """The sum over all processes."""
+        return self.trainer.strategy.reduce(values, reduce_op="sum")  # type: ignore[return-value]
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of each predicted token, (B, T - 1) nats, and its labels, (B, T - 1)."""
@@ -98,25 +108,29 @@ class SftModule(LightningModule):
 
     def update_routing(self, stats: RoutingStats, batch: Batch) -> None:
         """Add the routing that the trace holds."""
-        for site, r in injected(self.model).trace.routing.items():
-            stats.update(site, r.probs, r.routing_weights, r.assignment, batch["valid_mask"], batch["domain_ids"])
+        stats.update_all(injected(self.model).trace.routing, batch["valid_mask"], batch["domain_ids"])
 
-    def evaluate(self, batches: Iterable[Batch]) -> tuple[DomainLoss, RoutingStats]:
-        """Losses and routing over validation batches, without gradients and dropout."""
+    def evaluate(self, batches: Iterable[Batch], routing: RoutingEvaluation | None = None) -> DomainLoss:
+        """Losses over validation batches, without gradients and dropout.
+
+        Args:
+            batches: the rows.
+            routing: filled with their routing, if given.
+        """
         loss = DomainLoss(self.domains).to(self.device)
-        routing = RoutingStats(self.step_routing.num_experts, self.domains).to(self.device)
-        training, trace = self.model.training, injected(self.model).trace
+        training, record = self.model.training, injected(self.model)
         self.model.eval()
         with torch.no_grad(), self.trainer.precision_plugin.forward_context():
             for batch in batches:
                 batch = self.transfer_batch_to_device(batch, self.device, 0)
-                with trace.recording(batch["valid_mask"]):
+                with facts(record, batch), record.trace.recording(batch["valid_mask"]):
                     losses, labels = self.losses(batch)
                 loss.update(losses, labels, batch["domain_ids"][:, 1:])
-                self.update_routing(routing, batch)
-        trace.clear()
+                if routing is not None:
+                    routing.update(record.trace.routing, batch)
+        record.trace.clear()
         self.model.train(training)
-        return loss, routing
+        return loss
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         if not self.window.finite():
@@ -127,19 +141,26 @@ class SftModule(LightningModule):
 
     def configure_optimizers(self):
         """A pure function of the phase: NOTE trainer.global_step is 0 here when a run resumes."""
-        groups = trainable_by_role(dict(self.model.named_parameters()), self.roles, self.current)
+        groups = self._groups()
         optimizer = build_optimizer(groups, self.current, self.optim)
         scheduler = build_scheduler(optimizer, self.current, self.optim)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
+    def _groups(self) -> dict[str, dict[str, torch.nn.Parameter]]:
+        return trainable_groups(dict(self.model.named_parameters()), self.roles, self.current, self.optim)
+
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        keep = {f"model.{name}" for name in adapter_parameters(self.model)}
+        keep = self._saved_keys()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
         checkpoint["lmoe_phase"] = self.current.name
 
+    def _saved_keys(self) -> set[str]:
+        """Adapters, routers and what moves with them: trainable or not, by role and not by requires_grad."""
+        return {f"model.{name}" for name in (*adapter_parameters(self.model), *adapter_buffers(self.model))}
+
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Runs before the optimizers are made: restores the phase, and refuses keys that do not fit."""
-        own = {f"model.{name}" for name in adapter_parameters(self.model)}
+        own = self._saved_keys()
         if differing := sorted(own ^ checkpoint["state_dict"].keys()):
             raise CheckpointError(
                 f"the checkpoint holds other adapters than this run; first difference: {differing[0]}"
@@ -148,40 +169,6 @@ class SftModule(LightningModule):
         if checkpoint.get("lmoe_phase") not in names:
             raise CheckpointError(f"the checkpoint is in phase {checkpoint.get('lmoe_phase')!r}; this run has {names}")
         self.set_phase(names.index(checkpoint["lmoe_phase"]))
-        groups = trainable_by_role(dict(self.model.named_parameters()), self.roles, self.current)
+        groups = self._groups()
         if state_names(checkpoint["optimizer_states"][0]) != [list(g) for g in groups.values()]:
             raise CheckpointError(f"the checkpoint's optimizer holds other parameters than phase {self.current.name}")
-
-
-class WindowLosses:
-    """Losses of the current accumulation window, summed over its micro-batches."""
-
-    def __init__(self) -> None:
-        self._sums: Tensor | None = None
-
-    def add(self, task: Tensor, balance: Tensor, z_loss: Tensor) -> None:
-        """Add one micro-batch's shares, each ()."""
-        values = torch.stack([task.detach().float(), balance.detach().float(), z_loss.detach().float()])
-        self._sums = values if self._sums is None else self._sums + values
-
-    def finite(self) -> bool:
-        """Whether every loss of the window is a number."""
-        return self._sums is None or bool(torch.isfinite(self._sums).all())
-
-    def __str__(self) -> str:
-        names = ("task", "load balancing", "router z")
-        values = [] if self._sums is None else self._sums.tolist()
-        return ", ".join(f"{name} {value:.4g}" for name, value in zip(names, values, strict=False))
-
-    def take(self) -> dict[str, float]:
-        """The window's losses under their metric names; starts a new window."""
-        if self._sums is None:
-            return {}
-        values = self._sums.tolist()
-        self._sums = None
-        return dict(zip(("train/loss", "train/load_balancing_loss", "train/router_z_loss"), values, strict=True))
-
-
-def site_experts(model: PreTrainedModel) -> dict[str, int]:
-    """Number of experts of each site with a router."""
-    return {site.path: site.num_experts for site in injected(model).plan.sites if site.num_experts}

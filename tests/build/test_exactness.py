@@ -134,3 +134,38 @@ def test_gradient_checkpointing_changes_memory_not_results(train, finished_run):
     assert (done.code, plain.code) == (0, 0), done.text
     for a, b in zip(losses(done.run), losses(plain.run), strict=True):
         assert a == pytest.approx(b, rel=1e-5, abs=1e-7)
+
+
+BALANCED = {
+    "selection bias": ("moe=sigmoid", "moe.load_balance.bias_update_rate=0.05"),
+    "relu": ("moe=relu", "phase=joint", "moe.l1_start=0.01"),
+    "dials": (
+        "moe.load_balance.scope=global_batch",
+        "moe.router_noise=0.5",
+        "moe.router_noise_end=0.1",
+        "moe.temperature_end=2.0",
+        "moe.expert_dropout=0.3",
+        "moe.diversity_coef=0.1",
+        "optim.lora_plus_ratio=4",
+        "phase.phases.experts.router_noise=true",
+    ),
+    "one decision a prompt": ("moe=sequence", "phase=joint", "injection.shared_lora_r=2", "injection.use_rslora=true"),
+    "svd": ("injection.init_lora=svd", "phase=joint", "injection.attn_lora.use_dora=true"),
+}
+
+
+@pytest.mark.parametrize("settings", BALANCED.values(), ids=BALANCED)
+def test_what_moves_outside_the_optimizer_survives_a_resume(train, monkeypatch, settings):
+    """Selection biases, relu's L1, the loads of a step, dials: a resumed run is the uninterrupted one."""
+    common = ("data.batch_size=2", "trainer.accumulate_grad_batches=2", "trainer.val_every_n_steps=2")
+    every = (*common, "checkpoint.every_n_steps=1", *settings)
+    whole = train(*every, run="whole")
+    assert whole.code == 0, whole.text
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, TrainingError("the test pulled the plug"))
+        broken = train(*every, run="broken")
+    assert broken.code == 1
+    done = train(f"resume={broken.run}", settings=False)
+    assert done.code == 0, done.text
+    assert adapter(broken.run) == adapter(whole.run)
+    assert losses(broken.run) == losses(whole.run)

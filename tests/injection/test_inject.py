@@ -93,7 +93,8 @@ def test_a_coefficient_reaches_the_trace_and_type_none_switches_it_off():
         given = moe | {"load_balance": {"type": kind} | ({"aux_loss_coef": 0.25} if kind == "aux_loss" else {})}
         lmoe.inject(model, moe=given)
         trace = injected(model).trace
-        assert (trace.aux_loss_coef, trace.router_z_loss_coef) == (coefficient, 0.5)
+        assert (trace.losses.balance, trace.losses.aux_loss_coef) == (kind, coefficient)
+        assert trace.losses.router_z_loss_coef == 0.5
 
 
 # --- the plan

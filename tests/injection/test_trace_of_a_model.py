@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 import lmoe
-from lmoe.injection.apply import adapters_off, injected, sites
-from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.injection.apply import adapters_off, injected, routers
 from lmoe.metrics.routing import RoutingStats
 from tests.tiny_models import randomise, tiny_model, tokens
 
@@ -26,7 +25,7 @@ def injected_model(**injection):
 def losses_and_gradients(model, ids: Tensor, mask: Tensor) -> tuple[dict[str, Tensor], dict]:
     """Auxiliary losses, their gradients, and the routing statistics of one forward."""
     model.zero_grad()
-    stats = RoutingStats({s.path: s.num_experts for s in injected(model).plan.sites if s.num_experts}, ["all"])
+    stats = RoutingStats(injected(model).plan.routers, ["all"])
     with lmoe.trace(model, attention_mask=mask) as trace:
         model(input_ids=ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0))
         balance, z_loss = trace.load_balancing_loss(), trace.router_z_loss()
@@ -61,9 +60,9 @@ def test_the_auxiliary_loss_alone_reaches_the_routers_and_through_hidden_states_
     with lmoe.trace(model, attention_mask=torch.ones_like(ids)) as trace:
         model(ids)
         trace.auxiliary_loss().backward()
-    routers = {name: p.grad for name, p in model.named_parameters() if name.endswith("router.weight")}
-    assert len(routers) == MIXTURES
-    assert all(gradient is not None and gradient.any() for gradient in routers.values())
+    gradients = {name: p.grad for name, p in model.named_parameters() if name.endswith("router.weight")}
+    assert len(gradients) == MIXTURES
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
 
 
 def test_a_forward_outside_the_block_leaves_no_tensors_behind():
@@ -88,9 +87,11 @@ def test_a_copy_made_after_a_traced_forward_has_its_own_trace():
         model(ids)
     twin = copy.deepcopy(model)
     assert injected(twin).trace is not trace
-    mixtures = [module for _, module in sites(twin) if isinstance(module, MixtureLoRALinear)]
-    assert len(mixtures) == MIXTURES
-    assert all(module.trace is injected(twin).trace for module in mixtures)
+    own_routers = [router for _, router in routers(twin)]
+    assert len(own_routers) == MIXTURES
+    assert all(router.trace is injected(twin).trace for router in own_routers)
+    assert injected(twin).context is not injected(model).context
+    assert all(router.context is injected(twin).context for router in own_routers)
     with lmoe.trace(twin, attention_mask=torch.ones_like(ids)) as own:
         twin(ids)
     assert len(own.routing) == MIXTURES
@@ -108,7 +109,7 @@ def test_an_exception_inside_the_block_switches_it_off():
 def test_activation_checkpointing_counts_every_token_once():
     model, ids = injected_model().train(), tokens()
     model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-    stats = RoutingStats({s.path: s.num_experts for s in injected(model).plan.sites if s.num_experts}, ["all"])
+    stats = RoutingStats(injected(model).plan.routers, ["all"])
     with lmoe.trace(model, attention_mask=torch.ones_like(ids)) as trace:
         (model(input_ids=ids, labels=ids, use_cache=False).loss + trace.auxiliary_loss()).backward()
         assert len(trace.routing) == MIXTURES

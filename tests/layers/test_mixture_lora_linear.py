@@ -6,12 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from lmoe.layers.context import RoutingContext
 from lmoe.layers.lora_linear import LoRALinear
-from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
-from lmoe.layers.router import Router
-from lmoe.layers.trace import RoutingTrace
-from lmoe.schema.moe import RouterKind
+from lmoe.layers.mixture_lora_linear import MixtureLoRALinear, MixtureSettings
+from lmoe.layers.routers import ROUTERS, RouterSettings
+from lmoe.layers.trace import AuxiliaryLosses, Routing, RoutingTrace
+from lmoe.schema.moe import Backend, LoadBalanceType, MixtureScale, RouterKind
 from tests.reference import dumb
+
+SUM_TO_ONE, RAW = MixtureScale.sum_to_one, MixtureScale.raw
 
 
 def mixture(
@@ -21,32 +24,50 @@ def mixture(
     rank: int = 2,
     width: tuple[int, int] = (6, 5),
     kind: RouterKind = RouterKind.top_k,
-    renormalise: bool = True,
+    scale: MixtureScale = SUM_TO_ONE,
     temperature: float = 1.0,
     dropout: float = 0.0,
     scaling: float = 1.7,
     dtype: torch.dtype = torch.float32,
     router_dtype: torch.dtype | None = None,
+    bias: bool = False,
 ) -> MixtureLoRALinear:
     """A site with random router and experts."""
-    base = nn.Linear(*width, bias=False)
-    router = Router(
-        width[0],
-        experts,
-        kind=kind,
+    base = nn.Linear(*width, bias=bias)
+    settings = RouterSettings(
+        in_features=width[0],
+        num_experts=experts,
         top_k=top_k,
-        temperature=temperature,
-        renormalise=renormalise,
+        top_p=1.0,
+        scale=scale,
         dtype=router_dtype or dtype,
+        selection_bias=False,
+        l1_start=0.0,
+        fixed_k=kind is RouterKind.top_k,
         device=torch.device("cpu"),
     )
-    trace = RoutingTrace(0.01, 0.001)
-    site = MixtureLoRALinear(
-        base, router, lora_r=rank, scaling=scaling, dropout=dropout, lora_B_std=0.5, site="site", trace=trace
+    losses = AuxiliaryLosses(balance=LoadBalanceType.aux_loss, aux_loss_coef=0.01, router_z_loss_coef=0.001)
+    context = RoutingContext(temperature=temperature)
+    router = ROUTERS[kind](settings, site="site", trace=RoutingTrace(losses), context=context)
+    made_from = MixtureSettings(
+        num_experts=experts, lora_r=rank, scaling=scaling, dropout=dropout, lora_B_std=0.5, backend=Backend.stacked
     )
+    site = MixtureLoRALinear(base, router, made_from)
     base.requires_grad_(False)
     nn.init.normal_(router.weight)
     return site.to(dtype)
+
+
+def trace_of(site: MixtureLoRALinear) -> RoutingTrace:
+    assert site.router is not None
+    return site.router.trace
+
+
+def routing_of(site: MixtureLoRALinear, x: torch.Tensor) -> tuple[torch.Tensor, Routing]:
+    """Output of a forward and what the router decided in it."""
+    with trace_of(site).recording(torch.ones(x.shape[:-1], dtype=torch.bool)):
+        y = site(x)
+    return y, trace_of(site).routing["site"]
 
 
 @settings(max_examples=25, derandomize=True, deadline=None, database=None)
@@ -55,15 +76,16 @@ def mixture(
     data=st.data(),
     rank=st.integers(1, 3),
     lead=st.sampled_from([(4,), (2, 3), (1, 1)]),
-    kind=st.sampled_from(RouterKind),
-    renormalise=st.booleans(),
+    kind=st.sampled_from([RouterKind.top_k, RouterKind.soft]),
+    scale=st.sampled_from([SUM_TO_ONE, RAW]),
     temperature=st.sampled_from([0.7, 1.0, 2.0]),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     masked=st.booleans(),
+    bias=st.booleans(),
     seed=st.integers(0, 99),
 )
 def test_outputs_and_gradients_equal_the_loop_over_tokens_and_experts(
-    experts, data, rank, lead, kind, renormalise, temperature, dtype, masked, seed
+    experts, data, rank, lead, kind, scale, temperature, dtype, masked, bias, seed
 ):
     """Gradients of x, the router, A and B, of the output and the balance loss together."""
     torch.manual_seed(seed)
@@ -74,9 +96,10 @@ def test_outputs_and_gradients_equal_the_loop_over_tokens_and_experts(
         top_k=top_k,
         rank=rank,
         kind=kind,
-        renormalise=renormalise,
+        scale=scale,
         temperature=temperature,
         dtype=dtype,
+        bias=bias,
     )
     x = torch.randn(*lead, 6, dtype=dtype, requires_grad=True)
     valid = torch.ones(lead, dtype=torch.bool)
@@ -93,31 +116,34 @@ def test_outputs_and_gradients_equal_the_loop_over_tokens_and_experts(
         scaling=1.7,
         top_k=top_k,
         temperature=temperature,
-        renormalise=renormalise and not soft,
+        renormalise=scale is SUM_TO_ONE and not soft,
     ).view(*lead, 5)
+    if bias:
+        expected = expected + site.base_layer.bias
     z = torch.stack([torch.stack([row @ token for row in site.router.weight]) for token in flat])
     flags = valid.view(-1).tolist()
     # temperature divides the logits of the probabilities, not those of the z-loss
     expected_balance = dumb.load_balancing_loss(z / temperature, flags, top_k=top_k, soft=soft)
     expected_z = dumb.router_z_loss(z, flags)
-    with site.trace.recording(valid):
+    trace = trace_of(site)
+    with trace.recording(valid):
         y = site(x)
     upstream = torch.randn_like(y)
     tolerance = {"atol": 1e-4, "rtol": 1e-4} if dtype is torch.float32 else {"atol": 1e-9, "rtol": 1e-9}
     torch.testing.assert_close(y, expected, **tolerance)
-    ours = (y * upstream).sum() + site.trace.load_balancing_loss() + site.trace.router_z_loss()
+    ours = (y * upstream).sum() + trace.load_balancing_loss() + trace.router_z_loss()
     theirs = (expected * upstream).sum() + expected_balance + expected_z
     for a, b in zip(torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves), strict=True):
         torch.testing.assert_close(a, b, **tolerance)
 
 
 @pytest.mark.parametrize(
-    ("kind", "top_k", "renormalise"),
-    [(RouterKind.soft, 3, False), (RouterKind.top_k, 2, True), (RouterKind.top_k, 3, False)],
+    ("kind", "top_k", "scale"),
+    [(RouterKind.soft, 3, SUM_TO_ONE), (RouterKind.top_k, 2, SUM_TO_ONE), (RouterKind.top_k, 3, RAW)],
 )
-def test_equal_experts_make_routing_irrelevant_where_weights_sum_to_one(kind, top_k, renormalise):
+def test_equal_experts_make_routing_irrelevant_where_weights_sum_to_one(kind, top_k, scale):
     torch.manual_seed(0)
-    site = mixture(kind=kind, top_k=top_k, renormalise=renormalise, dtype=torch.float64)
+    site = mixture(kind=kind, top_k=top_k, scale=scale, dtype=torch.float64)
     with torch.no_grad():
         site.lora_A.copy_(site.lora_A[:1].expand_as(site.lora_A))
         site.lora_B.copy_(site.lora_B[:1].expand_as(site.lora_B))
@@ -130,7 +156,7 @@ def test_equal_experts_make_routing_irrelevant_where_weights_sum_to_one(kind, to
 
 def test_equal_experts_do_not_hide_routing_where_weights_do_not_sum_to_one():
     torch.manual_seed(0)
-    site = mixture(top_k=1, renormalise=False, dtype=torch.float64)
+    site = mixture(top_k=1, scale=RAW, dtype=torch.float64)
     with torch.no_grad():
         site.lora_A.copy_(site.lora_A[:1].expand_as(site.lora_A))
         site.lora_B.copy_(site.lora_B[:1].expand_as(site.lora_B))
@@ -158,28 +184,23 @@ def test_dropout_is_drawn_once_for_all_experts_and_not_for_the_router():
     with torch.no_grad():
         site.lora_A.copy_(site.lora_A[:1].expand_as(site.lora_A))
         site.lora_B.copy_(site.lora_B[:1].expand_as(site.lora_B))
-    x, valid = torch.randn(3, 6), torch.ones(3, dtype=torch.bool)
+    x = torch.randn(3, 6)
     torch.manual_seed(5)
-    with site.trace.recording(valid):
-        y = site.train()(x)
-    training_logits = site.trace.routing["site"].router_logits
+    y, training = routing_of(site.train(), x)
     torch.manual_seed(5)
     dropped = nn.functional.dropout(x, 0.5)
     torch.testing.assert_close(y, site.base_layer(x) + 1.7 * dropped @ (site.lora_B[0] @ site.lora_A[0]).T)
-    with site.trace.recording(valid):
-        site.eval()(x)
-    assert torch.equal(training_logits, site.trace.routing["site"].router_logits)
+    _, evaluation = routing_of(site.eval(), x)
+    assert torch.equal(training.router_logits, evaluation.router_logits)
+    assert torch.equal(training.routing_weights, evaluation.routing_weights)
 
 
 def test_under_bfloat16_autocast_the_router_and_all_gradients_stay_float32():
     torch.manual_seed(0)
     site, x = mixture(), torch.randn(2, 3, 6)
-    valid = torch.ones(2, 3, dtype=torch.bool)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        with site.trace.recording(valid):
-            y = site(x)
-        auxiliary = site.trace.auxiliary_loss()
-    routing = site.trace.routing["site"]
+        y, routing = routing_of(site, x)
+        auxiliary = trace_of(site).auxiliary_loss()
     assert y.dtype == torch.bfloat16
     assert auxiliary.dtype == torch.float32
     assert {routing.router_logits.dtype, routing.probs.dtype, routing.routing_weights.dtype} == {torch.float32}
@@ -211,11 +232,8 @@ def test_router_dtype_bfloat16_rounds_the_logits():
     full = mixture()
     torch.manual_seed(0)
     half = mixture(router_dtype=torch.bfloat16)
-    x, valid = torch.randn(4, 6), torch.ones(4, dtype=torch.bool)
-    for site in (full, half):
-        with site.trace.recording(valid):
-            site(x)
-    z, rounded = (site.trace.routing["site"].router_logits for site in (full, half))
+    x = torch.randn(4, 6)
+    z, rounded = (routing_of(site, x)[1].router_logits for site in (full, half))
     assert rounded.dtype == torch.bfloat16
     assert not torch.equal(z, rounded.float())
     torch.testing.assert_close(z, rounded.float(), atol=0.05, rtol=0.05)

@@ -5,22 +5,35 @@ import copy
 import pytest
 import torch
 
-from lmoe.layers.trace import Routing, RoutingTrace
+from lmoe.layers.trace import AuxiliaryLosses, Routing, RoutingTrace
 from lmoe.ops.gating import top_k_gate
+from lmoe.schema.moe import LoadBalanceType, MixtureScale
 
 VALID = torch.ones(1, 4, dtype=torch.bool)
+
+
+def trace_with(aux_loss_coef: float = 1.0, router_z_loss_coef: float = 1.0) -> RoutingTrace:
+    return RoutingTrace(
+        AuxiliaryLosses(
+            balance=LoadBalanceType.aux_loss, aux_loss_coef=aux_loss_coef, router_z_loss_coef=router_z_loss_coef
+        )
+    )
+
+
+def top_1(logits: torch.Tensor) -> Routing:
+    return Routing.of(logits, top_k_gate(logits, top_k=1, temperature=1.0, scale=MixtureScale.raw))
 
 
 def collapsed_on(expert: int, *, strength: float = 60.0) -> Routing:
     """Four tokens that all choose one of four experts with probability 1."""
     logits = torch.zeros(1, 4, 4)
     logits[..., expert] = strength
-    return Routing.of(logits, top_k_gate(logits, top_k=1, temperature=1.0, renormalise=False))
+    return top_1(logits)
 
 
 def test_layers_collapsed_on_different_experts_give_the_collapsed_value_and_not_one():
     """E * P = 4 for each; pooled over layers the loads would look uniform, as in transformers, and give 1."""
-    trace = RoutingTrace(1.0, 0.0)
+    trace = trace_with(1.0, 0.0)
     with trace.recording(VALID):
         for expert in range(4):
             trace.record(f"layer{expert}", collapsed_on(expert))
@@ -30,7 +43,7 @@ def test_layers_collapsed_on_different_experts_give_the_collapsed_value_and_not_
 
 
 def test_auxiliary_loss_is_the_weighted_sum_of_both_losses():
-    trace = RoutingTrace(0.5, 0.25)
+    trace = trace_with(0.5, 0.25)
     with trace.recording(VALID):
         trace.record("a", collapsed_on(0, strength=1.0))
         trace.record("b", collapsed_on(1, strength=2.0))
@@ -38,16 +51,16 @@ def test_auxiliary_loss_is_the_weighted_sum_of_both_losses():
 
 
 def test_sites_with_different_numbers_of_experts_are_averaged():
-    trace = RoutingTrace(1.0, 0.0)
+    trace = trace_with(1.0, 0.0)
     uniform = torch.eye(2).repeat(1, 2, 1)
     with trace.recording(VALID):
         trace.record("four", collapsed_on(0))
-        trace.record("two", Routing.of(uniform, top_k_gate(uniform, top_k=1, temperature=1.0, renormalise=False)))
+        trace.record("two", top_1(uniform))
     assert trace.load_balancing_loss().item() == pytest.approx((4 + 1) / 2)
 
 
 def test_nothing_is_collected_outside_the_block():
-    trace = RoutingTrace(1.0, 1.0)
+    trace = trace_with()
     trace.record("a", collapsed_on(0))
     assert not trace.routing
     with trace.recording(VALID):
@@ -57,7 +70,7 @@ def test_nothing_is_collected_outside_the_block():
 
 
 def test_a_second_forward_overwrites():
-    trace, second = RoutingTrace(1.0, 1.0), collapsed_on(1)
+    trace, second = trace_with(), collapsed_on(1)
     with trace.recording(VALID):
         trace.record("a", collapsed_on(0))
         trace.record("a", second)
@@ -65,7 +78,7 @@ def test_a_second_forward_overwrites():
 
 
 def test_a_new_block_forgets_the_last_one():
-    trace = RoutingTrace(1.0, 1.0)
+    trace = trace_with()
     with trace.recording(VALID):
         trace.record("a", collapsed_on(0))
     with trace.recording(VALID):
@@ -74,15 +87,15 @@ def test_a_new_block_forgets_the_last_one():
 
 
 def test_an_exception_inside_the_block_switches_the_trace_off():
-    trace = RoutingTrace(1.0, 1.0)
+    trace = trace_with()
     with pytest.raises(RuntimeError, match="inside"), trace.recording(VALID):
         raise RuntimeError("inside")
     assert not trace.on
 
 
-@pytest.mark.parametrize("loss", ["load_balancing_loss", "router_z_loss", "auxiliary_loss"])
+@pytest.mark.parametrize("loss", ["load_balancing_loss", "router_z_loss", "relu_l1", "auxiliary_loss"])
 def test_an_empty_trace_says_what_to_do(loss):
-    trace = RoutingTrace(1.0, 1.0)
+    trace = trace_with()
     with pytest.raises(ValueError, match="the trace is empty: run a forward inside `with lmoe.trace"):
         getattr(trace, loss)()
     with trace.recording(VALID):
@@ -93,10 +106,10 @@ def test_an_empty_trace_says_what_to_do(loss):
 
 
 def test_a_copy_keeps_the_coefficients_and_nothing_of_a_forward():
-    trace = RoutingTrace(0.5, 0.25)
+    trace = trace_with(0.5, 0.25)
     with trace.recording(VALID):
         logits = torch.zeros(1, 4, 4, requires_grad=True) * 2
-        trace.record("a", Routing.of(logits, top_k_gate(logits, top_k=1, temperature=1.0, renormalise=False)))
+        trace.record("a", top_1(logits))
         twin = copy.deepcopy(trace)
-    assert (twin.aux_loss_coef, twin.router_z_loss_coef, twin.routing, twin.on) == (0.5, 0.25, {}, False)
+    assert (twin.losses, twin.routing, twin.valid, twin.on) == (trace.losses, {}, None, False)
     assert list(trace.routing) == ["a"]

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from lmoe.metrics.routing import RoutingStats, SiteRouting, routing_rows, routing_summary
 from lmoe.ops.gating import top_k_gate
+from lmoe.schema.moe import MixtureScale
 from tests.reference import dumb
 
 
 def feed(stats: RoutingStats, site: str, logits, valid, domains, *, top_k: int) -> None:
-    gate = top_k_gate(logits, top_k=top_k, temperature=1.0, renormalise=True)
+    gate = top_k_gate(logits, top_k=top_k, temperature=1.0, scale=MixtureScale.sum_to_one)
     stats.update(site, gate.probs, gate.weights, gate.assignment, valid, domains)
 
 
@@ -100,7 +101,9 @@ def test_one_expert_has_entropy_zero_and_not_nan():
     stats = RoutingStats({"site": 1}, ["all"])
     valid, domains = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.long)
     feed(stats, "site", torch.randn(1, 2, 1), valid, domains, top_k=1)
-    assert stats.compute()["site"] == SiteRouting(load=[1.0], entropy=0.0, effective=1.0)
+    site = stats.compute()["site"]
+    assert site == SiteRouting(load=[1.0], entropy=0.0, effective=1.0, importance=[1.0], mean_probs=[1.0])
+    assert (site.information, site.load_entropy) == (0.0, 1.0)
 
 
 def test_statistics_under_autocast_are_those_without():
@@ -132,13 +135,13 @@ def test_statistics_hold_no_graph():
     stats = RoutingStats({"site": 2}, ["all"])
     logits = torch.randn(1, 2, 2, requires_grad=True)
     feed(stats, "site", logits, torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.long), top_k=1)
-    assert not any(t.requires_grad for t in (stats.load_sum, stats.entropy_sum, stats.effective_sum))
+    assert not any(t.requires_grad for t in stats.metric_state.values())
 
 
 def test_the_summary_takes_means_over_sites_and_the_sum_of_dead_experts():
     sites = {
-        "a": SiteRouting(load=[1.0, 0.0], entropy=0.2, effective=1.0),
-        "b": SiteRouting(load=[0.5, 0.5], entropy=0.4, effective=2.0),
+        "a": SiteRouting([1.0, 0.0], entropy=0.2, effective=1.0, importance=[0.9, 0.1], mean_probs=[0.5, 0.5]),
+        "b": SiteRouting([0.5, 0.5], entropy=0.4, effective=2.0, importance=[0.5, 0.5], mean_probs=[1.0, 0.0]),
     }
     assert routing_summary(sites) == pytest.approx(
         {
@@ -146,12 +149,15 @@ def test_the_summary_takes_means_over_sites_and_the_sum_of_dead_experts():
             "routing/cv": 0.5,
             "routing/max_vio": 0.5,
             "routing/dead": 1.0,
+            "routing/dead_share": 0.25,
             "routing/effective": 1.5,
+            "routing/load_entropy": 0.5,
+            "routing/information": 0.4,
         }
     )
     assert routing_rows(sites)["routing/a/load/0"] == 1.0
+    assert routing_rows(sites)["routing/a/importance/1"] == 0.1
+    names = ("load/0", "load/1", "importance/0", "importance/1", "entropy", "cv", "max_vio", "effective")
     assert set(routing_rows(sites)) == {
-        f"routing/{site}/{name}"
-        for site in sites
-        for name in ("load/0", "load/1", "entropy", "cv", "max_vio", "effective")
+        f"routing/{site}/{name}" for site in sites for name in (*names, "load_entropy", "information")
     }

@@ -10,13 +10,14 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from lmoe.ops.gating import soft_gate, top_k_gate
 from lmoe.ops.routing_losses import load_balancing_loss, masked_mean, router_z_loss
+from lmoe.schema.moe import MixtureScale
 from tests.reference import dumb
 
 FEW = settings(max_examples=25, derandomize=True, deadline=None, database=None)
 
 
 def balance(logits, valid, *, top_k):
-    gate = top_k_gate(logits, top_k=top_k, temperature=1.0, renormalise=True)
+    gate = top_k_gate(logits, top_k=top_k, temperature=1.0, scale=MixtureScale.sum_to_one)
     return load_balancing_loss(gate.assignment, gate.probs, valid)
 
 
@@ -37,7 +38,7 @@ def test_both_losses_and_their_gradients_equal_the_loop_under_any_mask(experts, 
     gate = (
         soft_gate(logits, temperature=1.0)
         if soft
-        else top_k_gate(logits, top_k=top_k, temperature=1.0, renormalise=True)
+        else top_k_gate(logits, top_k=top_k, temperature=1.0, scale=MixtureScale.sum_to_one)
     )
     flat = logits.view(6, experts)
     pairs = (

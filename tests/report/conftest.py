@@ -22,6 +22,11 @@ def summary() -> RunSummary:
         after={"code": 3.0, "math": 4.5, "sql": 6.25},
         site_load={site: [0.4, 0.3, 0.2, 0.1] for site in SITES},
         domain_load={d: {site: [0.4 + tilt[d], 0.3 - tilt[d], 0.2, 0.1] for site in SITES} for d in DOMAINS},
+        coactivation={
+            site: [[0.8, 0.6, 0.1, 0.1], [0.6, 0.6, 0.0, 0.0], [0.1, 0.0, 0.4, 0.3], [0.1, 0.0, 0.3, 0.2]]
+            for site in SITES
+        },
+        knock_out={f"all sites/{e}": {d: 0.01 * e * (i - 1) for i, d in enumerate(DOMAINS)} for e in range(4)},
         phases={"router_warmup": 0, "experts": 15},
         max_steps=150,
         seconds=140.4,

@@ -12,10 +12,10 @@ from matplotlib.lines import Line2D
 from lmoe.errors import TrainingError
 from lmoe.report.curves import Curves
 from lmoe.report.loss_picture import smooth, spread
-from lmoe.report.pictures import load_by_domain, load_by_site, loss_curves, write_pictures
+from lmoe.report.pictures import coactivation, knock_out, load_by_domain, load_by_site, loss_curves, write_pictures
 from lmoe.report.summary import RunSummary
 
-NAMES = ["load_by_site", "load_by_domain", "loss_curves"]
+NAMES = ["load_by_site", "load_by_domain", "coactivation", "loss_curves", "knock_out"]
 
 
 def texts(figure: Figure) -> list[str]:
@@ -49,6 +49,8 @@ def test_each_picture_is_a_png_1600_pixels_wide_that_shows_its_data(
     site = next(iter(summary.site_load))
     summary.site_load[site] = [0.1, 0.2, 0.3, 0.4]
     summary.domain_load["code"][site] = [0.1, 0.2, 0.3, 0.4]
+    summary.coactivation[site] = [[1.0] * 4] * 4
+    summary.knock_out["all sites/1"]["code"] = 0.5
     metrics["val/math/loss"][-1] = (150, 2.0)
     other = write_pictures(summary, metrics, tmp_path / "other")
     for name in NAMES:
@@ -155,9 +157,38 @@ def test_foreign_names_unequal_experts_and_absent_curves_can_be_drawn(summary: R
     summary.domains = ["$x_{", "日本 $a$"]
     loads = {"l.0.$up$": [0.25] * 4, "l.1.$up$": [0.5, 0.5]}
     summary.site_load = loads
+    summary.coactivation = {"l.0.$up$": [[0.25] * 4] * 4, "l.1.$up$": [[0.5, 0.0], [0.0, 0.5]]}
+    summary.knock_out = {"l.0.$up$/3": dict.fromkeys(summary.domains, 0.0)}
     summary.domain_load = dict.fromkeys(summary.domains, loads)
     curves: Curves = {f"val/{domain}/loss": [(0, 3.0)] for domain in summary.domains}
-    assert len(write_pictures(summary, curves, tmp_path)) == 3
+    assert len(write_pictures(summary, curves, tmp_path)) == 5
+
+
+def test_co_activation_is_read_along_the_row_and_averaged_over_sites_of_a_kind(summary: RunSummary) -> None:
+    """Row 0: of the tokens of expert 0, 0.6 / 0.8 use expert 1 too; row 1: all of those of expert 1 use expert 0."""
+    panel = coactivation(summary).axes[0]
+    cells = [text.get_text() for text in panel.texts]
+    assert panel.get_title() == "gate_proj: mean of 2 sites"
+    assert cells[:8] == ["100", "75", "12", "12", "100", "100", "0", "0"]
+    summary.coactivation = {}
+    assert any("No site has several experts" in text for text in texts(coactivation(summary)))
+
+
+def test_a_silenced_expert_is_a_row_of_loss_changes_and_nothing_silenced_is_no_picture(
+    summary: RunSummary, tmp_path: Path
+) -> None:
+    seen = texts(knock_out(summary))
+    assert {"all sites/3", "code", "math", "sql", "-0.030", "+0.030"} <= set(seen)
+    summary.knock_out = {}
+    assert "knock_out" not in write_pictures(summary, {}, tmp_path)
+
+
+def test_of_many_silenced_experts_those_that_matter_most_are_shown_in_their_order(summary: RunSummary) -> None:
+    summary.knock_out = {f"site/{e}": {"code": float(e % 50)} for e in range(100)}
+    rows = [label.get_text() for label in knock_out(summary).axes[0].get_yticklabels()]
+    assert len(rows) == 64
+    assert "site/49" in rows and "site/0" not in rows
+    assert rows == sorted(rows, key=lambda name: int(name.split("/")[1]))
 
 
 def test_a_folder_that_cannot_be_written_is_one_clear_error(summary: RunSummary, tmp_path: Path) -> None:

@@ -6,10 +6,21 @@ import pytest
 
 from lmoe.errors import ConfigError
 from lmoe.schema.data import DataConfig
-from lmoe.schema.injection import InjectionConfig
+from lmoe.schema.injection import InitLora, InjectionConfig
 from lmoe.schema.keys import unknown_key
 from lmoe.schema.logger import LoggerKind, WandbMode
-from lmoe.schema.moe import LoadBalanceConfig, LoadBalanceType, MoeConfig, RouterKind
+from lmoe.schema.moe import (
+    Backend,
+    BalanceScope,
+    LoadBalanceConfig,
+    LoadBalanceType,
+    Mixing,
+    MixtureScale,
+    MoeConfig,
+    RouterDtype,
+    RouterKind,
+    RouterScope,
+)
 from lmoe.schema.optim import LrSchedule, RoleOptimConfig
 from lmoe.schema.phase import PhaseConfig, Role
 from lmoe.schema.run import RunConfig
@@ -76,11 +87,31 @@ SOFT = both(
 )
 CSV = change("logger.kind", LoggerKind.csv)
 
+
+def router(kind: RouterKind, balance: LoadBalanceType = LoadBalanceType.none) -> Change:
+    """Another router with the balance that goes with it."""
+    rate = 0.001 if balance is LoadBalanceType.aux_loss_free else None
+    coefficient = 0.01 if balance in (LoadBalanceType.aux_loss, LoadBalanceType.importance_cv) else None
+    return both(
+        change("moe.router", kind),
+        change("moe.router_z_loss_coef", 0.0),
+        change("moe.load_balance.type", balance),
+        change("moe.load_balance.aux_loss_coef", coefficient),
+        change("moe.load_balance.bias_update_rate", rate),
+    )
+
+
+RELU, SIGMOID = router(RouterKind.relu), router(RouterKind.sigmoid, LoadBalanceType.aux_loss_free)
+TOP_P = both(router(RouterKind.top_p, LoadBalanceType.aux_loss), change("moe.top_p", 0.4))
+JOINT = change("phase.phases", {"joint": PhaseConfig(trainable=[Role.router, Role.lora, Role.attn_lora])})
+UNIFORM, RANDOM = both(router(RouterKind.uniform), JOINT), both(router(RouterKind.random), JOINT)
+ORACLE = both(router(RouterKind.oracle), JOINT)
+
 CASES: list[tuple[Change, list[str]]] = [
     # missing parts of moe
     (change("moe.router", None), ["moe.router is required", "top_k or soft"]),
     (change("moe.router_z_loss_coef", None), ["moe.router_z_loss_coef is required", "0.001"]),
-    (change("moe.load_balance.type", None), ["moe.load_balance.type is required", "aux_loss or none"]),
+    (change("moe.load_balance.type", None), ["moe.load_balance.type is required", " or ".join(LoadBalanceType)]),
     (change("moe.load_balance.aux_loss_coef", None), ["moe.load_balance.aux_loss_coef is required", "0.01"]),
     # the router and its experts
     (change("injection.top_k", 5), ["injection.top_k is 5", "4 experts", "injection.num_experts"]),
@@ -107,7 +138,75 @@ CASES: list[tuple[Change, list[str]]] = [
     (change("moe.temperature", 0.0), ["moe.temperature is 0", "above 0"]),
     (change("moe.router_z_loss_coef", -1.0), ["moe.router_z_loss_coef is -1.0", "at least 0"]),
     (change("moe.load_balance.aux_loss_coef", -1.0), ["moe.load_balance.aux_loss_coef is -1.0", "at least 0"]),
+    (change("injection.shared_lora_r", 0), ["injection.shared_lora_r is 0", "at least 1"]),
+    (change("moe.temperature_end", 0.0), ["moe.temperature_end is 0", "above 0"]),
+    (change("moe.router_noise", -1.0), ["moe.router_noise is -1.0", "at least 0"]),
+    (change("moe.router_noise_end", -1.0), ["moe.router_noise_end is -1.0", "at least 0"]),
+    (
+        both(change("moe.router_noise", 1.0), change("moe.router_noise_end", 0.0), change("moe.anneal_steps", "soon")),
+        ["moe.anneal_steps", "'soon'", "20%"],
+    ),
+    (change("moe.expert_dropout", 1.0), ["moe.expert_dropout is 1.0", "below 1"]),
+    (change("moe.diversity_coef", -1.0), ["moe.diversity_coef is -1.0", "at least 0"]),
+    (both(TOP_P, change("moe.top_p", None)), ["moe.top_p is required", "0.4"]),
+    (both(TOP_P, change("moe.top_p", 1.5)), ["moe.top_p is 1.5", "at most 1"]),
+    (both(RELU, change("moe.l1_start", 0.0)), ["moe.l1_start is 0", "above 0"]),
+    (both(RELU, change("moe.l1_growth", 1.0)), ["moe.l1_growth is 1.0", "above 1"]),
+    (both(ORACLE, change("moe.domains", ["a", "a"])), ["moe.domains is ['a', 'a']", "different names"]),
+    (
+        both(SIGMOID, change("moe.load_balance.bias_update_rate", None)),
+        ["moe.load_balance.bias_update_rate is required", "0.001"],
+    ),
+    (
+        both(SIGMOID, change("moe.load_balance.bias_update_rate", 0.0)),
+        ["moe.load_balance.bias_update_rate is 0", "above 0"],
+    ),
+    (
+        both(
+            change("moe.load_balance.type", LoadBalanceType.importance_cv),
+            change("moe.load_balance.aux_loss_coef", None),
+        ),
+        ["moe.load_balance.aux_loss_coef is required", "importance_cv"],
+    ),
+    # what does not go together
+    (
+        both(change("injection.top_k", 1), change("moe.scale", MixtureScale.sum_to_one)),
+        ["moe.scale=sum_to_one", "injection.top_k=1", "no gradient", "raw or unit"],
+    ),
+    (
+        both(change("moe.scale", MixtureScale.unit), change("moe.norm_topk_prob", False)),
+        ["moe.norm_topk_prob and moe.scale", "leave one of them out"],
+    ),
+    (
+        both(change("injection.init_lora", InitLora.svd), change("injection.shared_lora_A", True)),
+        ["injection.init_lora=svd", "injection.shared_lora_A=true"],
+    ),
+    (
+        both(
+            RELU,
+            change("moe.load_balance", LoadBalanceConfig(type=LoadBalanceType.aux_loss_free, bias_update_rate=0.1)),
+        ),
+        ["moe.load_balance.type=aux_loss_free cannot act on moe.router=relu", "aux_loss, importance_cv, none"],
+    ),
+    (
+        both(RANDOM, change("moe.load_balance", LoadBalanceConfig(type=LoadBalanceType.aux_loss, aux_loss_coef=0.01))),
+        ["moe.load_balance.type=aux_loss cannot act on moe.router=random", "allowed: none"],
+    ),
+    (
+        both(
+            SIGMOID,
+            change("injection.num_experts", 1),
+            change("injection.top_k", 1),
+        ),
+        ["aux_loss_free has nothing to balance with one expert"],
+    ),
+    (both(TOP_P, change("moe.backend", Backend.grouped)), ["moe.backend=grouped", "fixed number", "moe.router=top_p"]),
+    (
+        both(change("moe.backend", Backend.grouped), change("moe.mixing", Mixing.factors)),
+        ["moe.backend=grouped cannot compute moe.mixing=factors"],
+    ),
     # phases
+    (router(RouterKind.random), ["phase.phases.router_warmup trains nothing", "moe.router=random", "phase=joint"]),
     (change("phase.phases.experts.start", "150"), ["phase.phases.experts.start=150", "trainer.max_steps=150"]),
     (change("phase.phases.experts.start", "100%"), ["phase.phases.experts.start=100%", "step 150"]),
     (change("phase.phases.experts.start", "soon"), ["phase.phases.experts.start", "'soon'", "20%"]),
@@ -135,6 +234,7 @@ CASES: list[tuple[Change, list[str]]] = [
     (change("optim.betas", [0.9, 1.0]), ["optim.betas is [0.9, 1.0]"]),
     (change("optim.warmup_steps", -1), ["optim.warmup_steps is -1"]),
     (change("optim.min_lr_ratio", 2.0), ["optim.min_lr_ratio is 2.0"]),
+    (change("optim.lora_plus_ratio", 0.5), ["optim.lora_plus_ratio is 0.5", "at least 1"]),
     (change("optim.roles.routers", RoleOptimConfig(lr=1e-3)), ["optim.roles.routers", "router, lora, attn_lora"]),
     (change("optim.roles.router", RoleOptimConfig(lr=0.0)), ["optim.roles.router.lr is 0.0"]),
     (change("optim.roles.router", RoleOptimConfig(weight_decay=-1.0)), ["optim.roles.router.weight_decay is -1.0"]),
@@ -157,6 +257,75 @@ CASES: list[tuple[Change, list[str]]] = [
     # changed, and without effect
     (both(SOFT, change("injection.top_k", 3)), ["injection.top_k has no effect", "moe.router=soft"]),
     (both(SOFT, change("moe.norm_topk_prob", False)), ["moe.norm_topk_prob has no effect"]),
+    (both(SOFT, change("moe.scale", MixtureScale.raw)), ["moe.scale=raw has no effect", "sum_to_one, unit"]),
+    (
+        both(ORACLE, change("moe.scale", MixtureScale.unit)),
+        ["moe.scale=unit has no effect", "none, its one weight is 1"],
+    ),
+    (both(TOP_P, change("injection.top_k", 3)), ["injection.top_k has no effect", "chooses by moe.top_p"]),
+    (both(ORACLE, change("injection.top_k", 1)), ["injection.top_k has no effect", "chooses one expert"]),
+    (both(RELU, change("moe.temperature", 2.0)), ["moe.temperature has no effect", "moe.router=relu"]),
+    (both(RELU, change("moe.temperature_end", 2.0)), ["moe.temperature_end has no effect", "moe.router=relu"]),
+    (both(UNIFORM, change("moe.router_noise", 1.0)), ["moe.router_noise has no effect", "moe.router=uniform"]),
+    (both(UNIFORM, change("moe.router_noise_end", 1.0)), ["moe.router_noise_end has no effect", "moe.router=uniform"]),
+    (both(UNIFORM, change("moe.expert_dropout", 0.1)), ["moe.expert_dropout has no effect", "moe.router=uniform"]),
+    (
+        both(UNIFORM, change("moe.router_dtype", RouterDtype.bfloat16)),
+        ["moe.router_dtype has no effect", "moe.router=uniform"],
+    ),
+    (
+        both(UNIFORM, change("moe.router_scope", RouterScope.block)),
+        ["moe.router_scope has no effect", "moe.router=uniform"],
+    ),
+    (both(RANDOM, change("moe.router_z_loss_coef", 0.5)), ["moe.router_z_loss_coef has no effect", "random"]),
+    (change("moe.top_p", 0.4), ["moe.top_p has no effect", "moe.router=top_k"]),
+    (change("moe.l1_start", 0.1), ["moe.l1_start has no effect", "moe.router=top_k"]),
+    (change("moe.l1_growth", 1.5), ["moe.l1_growth has no effect", "moe.router=top_k"]),
+    (change("moe.domains", ["a", "b"]), ["moe.domains has no effect", "moe.router=top_k"]),
+    (both(ORACLE, change("moe.mixing", Mixing.factors)), ["moe.mixing has no effect", "moe.router=oracle"]),
+    (change("moe.anneal_steps", "50%"), ["moe.anneal_steps has no effect", "moe.temperature_end"]),
+    (
+        change("moe.load_balance.bias_update_rate", 0.1),
+        ["moe.load_balance.bias_update_rate has no effect", "type=aux_loss_free"],
+    ),
+    (
+        both(SOFT, change("moe.load_balance.scope", BalanceScope.global_batch)),
+        ["moe.load_balance.scope has no effect", "type=none"],
+    ),
+    (
+        both(change("injection.init_lora", InitLora.svd), change("injection.lora_B_std", 0.1)),
+        ["injection.lora_B_std has no effect", "init_lora=svd"],
+    ),
+    (
+        both(
+            change("injection.lora_r", 8),
+            change("injection.lora_r_by_layer", [2, 4]),
+            change("injection.attn_lora.lora_r", 4),
+        ),
+        ["injection.lora_r has no effect", "lora_r_by_layer"],
+    ),
+    (
+        both(change("injection.attn_lora.enabled", False), change("injection.attn_lora.use_dora", True)),
+        ["injection.attn_lora.use_dora has no effect"],
+    ),
+    (
+        both(SOFT, change("phase.phases.experts.load_balance", True)),
+        ["phase.phases.experts.load_balance=true has no effect", "type=none"],
+    ),
+    (
+        both(change("moe.router_z_loss_coef", 0.0), change("phase.phases.experts.router_z_loss", True)),
+        ["phase.phases.experts.router_z_loss=true has no effect"],
+    ),
+    (change("phase.phases.experts.router_noise", True), ["experts.router_noise=true has no effect"]),
+    (change("phase.phases.experts.expert_dropout", True), ["experts.expert_dropout=true has no effect"]),
+    (change("phase.phases.experts.diversity", True), ["experts.diversity=true has no effect"]),
+    (
+        both(
+            change("phase.phases", {"only": PhaseConfig(trainable=[Role.router])}), change("optim.lora_plus_ratio", 4.0)
+        ),
+        ["optim.lora_plus_ratio has no effect"],
+    ),
+    (both(RANDOM, change("trainer.stop_on_collapse", True)), ["trainer.stop_on_collapse has no effect", "random"]),
     (
         both(change("moe.load_balance.type", LoadBalanceType.none), change("moe.load_balance.aux_loss_coef", 0.5)),
         ["moe.load_balance.aux_loss_coef has no effect"],
@@ -211,6 +380,14 @@ def test_a_default_left_standing_that_does_not_apply_is_no_problem():
     validate(config)
     config.moe.load_balance.aux_loss_coef = 0.01
     config.data = DataConfig(path="mine.jsonl", val_path="other.jsonl")
+    validate(config)
+
+
+@pytest.mark.parametrize("kind", RouterKind)
+def test_every_router_is_valid_with_the_balance_that_goes_with_it(kind):
+    """So that each line above comes from the one change that it names."""
+    config = valid()
+    both(JOINT, {RouterKind.top_p: TOP_P, RouterKind.sigmoid: SIGMOID}.get(kind, router(kind)))(config)
     validate(config)
 
 

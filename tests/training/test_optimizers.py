@@ -10,7 +10,7 @@ from lmoe.build.parts import build_parts
 from lmoe.build.trainer import build_trainer
 from lmoe.schema.phase import PhaseConfig, Role
 from lmoe.training.callbacks.phase_switch import PhaseSwitch
-from lmoe.training.optimizers import build_optimizer, carry_state, trainable_by_role
+from lmoe.training.optimizers import build_optimizer, carry_state, trainable_groups
 from tests.conftest import process_state
 from tests.training.conftest import Watched
 
@@ -82,15 +82,35 @@ def test_roles_have_their_own_learning_rate_and_decay(micro, restored):
         "phase=joint", "++optim.roles.router.lr=0.5", "++optim.roles.lora.weight_decay=0.25", "optim.weight_decay=0.1"
     )
     module = parts.module
-    groups = trainable_by_role(dict(parts.model.named_parameters()), module.roles, module.current)
-    optimizer = build_optimizer(groups, module.current, parts.config.optim)
-    lr = parts.config.optim.lr
+    optim = parts.config.optim
+    groups = trainable_groups(dict(parts.model.named_parameters()), module.roles, module.current, optim)
+    optimizer = build_optimizer(groups, module.current, optim)
+    lr = optim.lr
     assert {g["name"]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups} == {
         "router": (0.5, 0.1),
         "lora": (lr, 0.25),
         "attn_lora": (lr, 0.1),
     }
     assert carry_state(optimizer, optimizer) == 0
+
+
+def test_lora_plus_gives_every_lora_B_its_own_group_with_the_ratio_times_the_rate_of_its_role(micro, restored):
+    parts = micro.parts("phase=joint", "optim.lora_plus_ratio=8", "++optim.roles.lora.lr=0.5")
+    module, optim = parts.module, parts.config.optim
+    optimizer = module.configure_optimizers()["optimizer"]
+    assert {g["name"]: g["initial_lr"] for g in optimizer.param_groups} == {
+        "router": optim.lr,
+        "lora": 0.5,
+        "lora_B": 8 * 0.5,
+        "attn_lora": optim.lr,
+        "attn_lora_B": 8 * optim.lr,
+    }
+    held = {g["name"]: g["param_names"] for g in optimizer.param_groups}
+    for group, names in held.items():
+        assert names
+        assert {name.endswith(".lora_B") for name in names} == {group.endswith("_B")}
+    trained = [name for name, role in module.roles.items() if role in module.current.trainable]
+    assert sorted(name for names in held.values() for name in names) == sorted(trained)
 
 
 def test_the_optimizer_settings_reach_adamw(micro, restored):

@@ -1,5 +1,8 @@
 """The phase of a step is a pure function, and every step has exactly one phase."""
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +61,7 @@ def test_a_phase_takes_the_optimizer_settings_unless_it_has_its_own():
     assert (a.start, a.end, b.start, b.end) == (0, 75, 75, 150)
 
 
-def test_auxiliary_losses_act_by_default_only_where_routers_train():
+def test_auxiliary_losses_and_noise_act_by_default_only_where_routers_train():
     config = RunConfig()
     config.phase.phases = {
         "a": PhaseConfig(start="0", trainable=[Role.router]),
@@ -66,4 +69,29 @@ def test_auxiliary_losses_act_by_default_only_where_routers_train():
         "c": PhaseConfig(start="20", trainable=[Role.lora], auxiliary_loss=True),
         "d": PhaseConfig(start="30", trainable=[Role.router], auxiliary_loss=False),
     }
-    assert [phase.auxiliary_loss for phase in PhaseSchedule.of(config).phases] == [True, False, True, False]
+    phases = PhaseSchedule.of(config).phases
+    assert [phase.load_balance for phase in phases] == [True, False, True, False]
+    assert [phase.router_z_loss for phase in phases] == [True, False, True, False]
+    assert [phase.router_noise for phase in phases] == [True, False, False, True]  # auxiliary_loss is not about noise
+
+
+def test_expert_dropout_and_diversity_act_by_default_only_where_experts_train():
+    config = RunConfig()
+    config.phase.phases = {
+        "a": PhaseConfig(start="0", trainable=[Role.router, Role.attn_lora]),
+        "b": PhaseConfig(start="10", trainable=[Role.lora]),
+    }
+    phases = PhaseSchedule.of(config).phases
+    assert [(phase.expert_dropout, phase.diversity) for phase in phases] == [(False, False), (True, True)]
+
+
+@pytest.mark.parametrize("switch", ["load_balance", "router_z_loss", "router_noise", "expert_dropout", "diversity"])
+@pytest.mark.parametrize("on", [False, True])
+def test_each_switch_of_a_phase_overrides_its_default_alone(switch, on):
+    config, usual = RunConfig(), RunConfig()
+    trainable = [Role.attn_lora] if on else [Role.router, Role.lora]
+    config.phase.phases = {"a": PhaseConfig(trainable=trainable, **{switch: on})}
+    usual.phase.phases = {"a": PhaseConfig(trainable=trainable)}
+    (phase,), (default,) = PhaseSchedule.of(config).phases, PhaseSchedule.of(usual).phases
+    assert getattr(default, switch) is not on
+    assert phase == replace(default, **{switch: on})

@@ -51,6 +51,7 @@ def test_the_task_loss_is_the_mean_over_label_tokens(gradients, micro, restored)
 def test_padding_changes_nothing(gradients):
     def wider(batch: dict) -> dict:
         fill = {"input_ids": 5, "labels": IGNORE, "domain_ids": 0, "attention_mask": 0, "valid_mask": False}
+        fill |= {"row_ids": 0, "prompt_mask": False}
         return {name: pad(tensor, (0, 9), value=fill[name]) for name, tensor in batch.items()}
 
     same(gradients(*JOINT), gradients(*JOINT, change=wider))

@@ -8,30 +8,35 @@ from lmoe.metrics.routing import SiteRouting
 from lmoe.training.callbacks.step_metrics import finished_step
 from lmoe.training.sft_module import SftModule
 
-DOMINANT, IN_USE, IN_USE_OF_UNIFORM, FEWEST = 0.8, 0.05, 0.4, 3
+DOMINANT, IN_USE, IN_USE_OF_UNIFORM, FEWEST, LOST_ENTROPY = 0.8, 0.05, 0.4, 3, 0.75
 
 
-def collapse_reason(site: SiteRouting, active: int) -> str | None:
+def collapse_reason(site: SiteRouting, entropy_at_start: float) -> str | None:
     """Why a site counts as collapsed, or None.
 
-    Collapsed: one expert has more than 0.8 of the load, or fewer than min(3, E) experts are in use: have more than
-    0.05 of it, or more than 0.4 / E where there are more than eight experts.
-    A site that sends every token to all of its experts cannot collapse.
+    Collapsed: one expert has more than 0.8 of the routing weight; or fewer than min(3, E) experts are in use: have more
+    than 0.05 of the load, or more than 0.4 / E where there are more than eight; or the entropy of the load has fallen
+    below 0.75 of what it was.
 
     Args:
         site: its statistics.
-        active: experts that each token is sent to.
+        entropy_at_start: load entropy at the start of the phase.
     """
     experts = len(site.load)
-    if experts == 1 or active >= experts:
+    if experts == 1:
         return None
-    top = max(range(experts), key=lambda e: site.load[e])
-    if site.load[top] > DOMINANT:
-        return f"expert {top} gets {site.load[top]:.0%} of the tokens"
+    top = max(range(experts), key=lambda e: site.importance[e])
+    if site.importance[top] > DOMINANT:
+        return f"expert {top} has {site.importance[top]:.0%} of the routing weight"
     least = min(IN_USE, IN_USE_OF_UNIFORM / experts)
     in_use = sum(share > least for share in site.load)
     if in_use < min(FEWEST, experts):
         return f"only {in_use} of {experts} experts get more than {100 * least:.2g}% of the tokens"
+    if site.load_entropy < LOST_ENTROPY * entropy_at_start:
+        return (
+            f"the entropy of the load fell to {site.load_entropy:.2f}, from {entropy_at_start:.2f} at the start of the "
+            "phase"
+        )
     return None
 
 
@@ -39,36 +44,52 @@ class CollapseWatch(Callback):
     """Looks at the routing of the last n optimizer steps, warns once a site and phase.
 
     Args:
-        every_n_steps: optimizer steps between looks.
+        every_n_steps: optimizer steps between looks; the first look of a phase measures its start.
         warn: where the message goes.
-        active_experts: experts that each token is sent to.
         aux_loss_coef: weight of the balance loss, for the advice.
+        stop: end the run at the first warning.
     """
 
     def __init__(
-        self, every_n_steps: int, warn: Callable[[str], None], active_experts: int, aux_loss_coef: float
+        self, every_n_steps: int, warn: Callable[[str], None], aux_loss_coef: float, *, stop: bool = False
     ) -> None:
-        self.every_n_steps, self.warn, self.active_experts = every_n_steps, warn, active_experts
-        self.aux_loss_coef = aux_loss_coef
+        self.every_n_steps, self.warn, self.aux_loss_coef, self.stop = every_n_steps, warn, aux_loss_coef, stop
         self.messages: list[str] = []
         self._warned: set[tuple[str, int]] = set()
+        self._start: dict[str, float] = {}
+        self._phase = -1
 
     def state_dict(self) -> dict:
-        return {"messages": self.messages, "warned": sorted(self._warned)}
+        return {
+            "messages": self.messages,
+            "warned": sorted(self._warned),
+            "entropy_at_start": self._start,
+            "phase": self._phase,
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.messages[:] = state_dict["messages"]
         self._warned = {(site, phase) for site, phase in state_dict["warned"]}
+        self._start = dict(state_dict.get("entropy_at_start", {}))
+        self._phase = state_dict.get("phase", -1)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: SftModule, outputs, batch, batch_idx: int) -> None:
         step = trainer.global_step
-        if finished_step(trainer, batch_idx) and (step % self.every_n_steps == 0 or step == pl_module.current.end):
+        if not finished_step(trainer, batch_idx):
+            return
+        if step % self.every_n_steps == 0 or step == pl_module.current.end:
             self.look(pl_module, step)
+        if self.stop and self.messages:
+            trainer.should_stop = True
 
     def look(self, pl_module: SftModule, step: int) -> None:
         """Judge the sites on the routing since the last look."""
-        for site, statistics in pl_module.recent_routing.compute().items():
-            reason = collapse_reason(statistics, self.active_experts)
+        seen = pl_module.recent_routing.compute()
+        if pl_module.phase != self._phase:
+            self._phase = pl_module.phase
+            self._start = {site: statistics.load_entropy for site, statistics in seen.items()}
+        for site, statistics in seen.items():
+            reason = collapse_reason(statistics, self._start.get(site, 0.0))
             if reason is None or (site, pl_module.phase) in self._warned:
                 continue
             self._warned.add((site, pl_module.phase))

@@ -1,8 +1,9 @@
 """Metrics of each optimizer step.
 
-Logs: train/loss, train/load_balancing_loss, train/router_z_loss, train/phase, lr/<role>, grad_norm/<role>,
-throughput/tokens_per_second, routing/{entropy,cv,max_vio,dead,effective}, routing/<site>/load/<e> and
-routing/<site>/{entropy,cv,max_vio,effective}.
+Logs: train/loss, train/load_balancing_loss, train/router_z_loss, train/relu_l1, train/diversity_penalty, train/phase,
+lr/<role>, grad_norm/<role>, throughput/tokens_per_second,
+routing/{entropy,cv,max_vio,dead,dead_share,effective,load_entropy,information}, routing/<site>/{load,importance}/<e>,
+routing/<site>/{entropy,cv,max_vio,effective,load_entropy,information}.
 """
 
 import time

@@ -1,6 +1,8 @@
 """Validate before the first step with adapters off, every n steps of a phase, and at the end of each phase.
 
-Logs: val/loss, val/<domain>/loss, init/logit_change.
+Logs: val/loss, val/<domain>/loss, init/logit_change, val/routing/{domain_information,domain_information_null,
+domain_information_adjusted,domain_information_p,saturation,expert_cosine}, the same of each site (without the null),
+and val/routing/knock_out/….
 """
 
 from collections.abc import Callable
@@ -9,9 +11,20 @@ from dataclasses import dataclass, field
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from lmoe.injection.apply import adapters_off
+from lmoe.injection.apply import adapters_off, injected
+from lmoe.metrics.knock_out import ALL_SITES
+from lmoe.metrics.saturation import Choices
+from lmoe.schema.analysis import KnockOut
 from lmoe.training.callbacks.step_metrics import finished_step, record
-from lmoe.training.sft_module import SftModule
+from lmoe.training.dials import facts
+from lmoe.training.evaluation import (
+    RoutingEvaluation,
+    cosine_metrics,
+    domain_losses,
+    knock_out,
+    specialisation_metrics,
+)
+from lmoe.training.sft_module import MODEL_INPUTS, SftModule
 
 
 @dataclass(slots=True)
@@ -23,12 +36,16 @@ class ValidationResults:
         after: the latest losses.
         site_load: load of each expert by site in the latest validation.
         domain_load: likewise by domain and site.
+        coactivation: share of tokens that use both of two experts, by site.
+        knock_out: change of each domain's loss by what was silenced.
     """
 
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
     site_load: dict[str, list[float]] = field(default_factory=dict)
     domain_load: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    coactivation: dict[str, list[list[float]]] = field(default_factory=dict)
+    knock_out: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 class Validation(Callback):
@@ -38,24 +55,27 @@ class Validation(Callback):
         every_n_steps: optimizer steps between validations, counted from the start of the phase; 0: only at the end
             of the run.
         announce: told of each result, in words.
+        permutations: of the domains, for the null of their information.
     """
 
-    def __init__(self, every_n_steps: int, announce: Callable[[str], None]) -> None:
-        self.every_n_steps, self.announce = every_n_steps, announce
+    def __init__(self, every_n_steps: int, announce: Callable[[str], None], permutations: int) -> None:
+        self.every_n_steps, self.announce, self.permutations = every_n_steps, announce, permutations
         self.results = ValidationResults()
+        self._choices: list[tuple[int, Choices]] = []  # (step, choices) of the last validation and of the one before
 
     def state_dict(self) -> dict:
-        return {"before": self.results.before}
+        return {"before": self.results.before, "choices": self._choices}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.results.before = state_dict["before"]
+        self._choices = [(step, choices) for step, choices in state_dict.get("choices", [])]
 
     def on_train_start(self, trainer: Trainer, pl_module: SftModule) -> None:
         if trainer.global_step:
             return
         loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
         with adapters_off(pl_module.model):
-            losses, _ = pl_module.evaluate(loader)
+            losses = pl_module.evaluate(loader)
         self.results.before = losses.compute()
         change = self._logit_change(trainer, pl_module, loader)
         record(trainer, {f"val/{k}": v for k, v in self.results.before.items()} | {"init/logit_change": change})
@@ -80,22 +100,46 @@ class Validation(Callback):
         Returns:
             The losses under their metric names.
         """
-        losses, routing = pl_module.evaluate(trainer.datamodule.val_dataloader())  # type: ignore[attr-defined]
+        routing = RoutingEvaluation.of(pl_module.model, pl_module.domains, pl_module.device, self.permutations)
+        losses = pl_module.evaluate(trainer.datamodule.val_dataloader(), routing)  # type: ignore[attr-defined]
         self.results.after = losses.compute()
-        self.results.site_load = {site: value.load for site, value in routing.compute().items()}
-        self.results.domain_load = routing.load_by_domain()
+        self.results.site_load = {site: value.load for site, value in routing.stats.compute().items()}
+        self.results.domain_load = routing.stats.load_by_domain()
+        self.results.coactivation = {site: value.share for site, value in routing.coactivation.compute().items()}
         metrics = {f"val/{name}": value for name, value in self.results.after.items()}
-        record(trainer, metrics)
+        step = trainer.global_step
+        earlier = [
+            entry for entry in self._choices if entry[0] < step
+        ]  # a finished run that is resumed validates again
+        saturated_from = earlier[-1][1] if earlier else None
+        record(trainer, metrics | specialisation_metrics(routing, saturated_from) | cosine_metrics(pl_module.model))
+        self._choices = [*earlier[-1:], (step, routing.chosen.compute())]
         self.announce(f"validation loss {self.results.after['loss']:.3f} after step {trainer.global_step}")
         return metrics
+
+    def knock_out(self, trainer: Trainer, pl_module: SftModule, mode: KnockOut) -> None:
+        """Silence experts one at a time, and log what each domain's loss does."""
+        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        table = knock_out(pl_module.model, lambda: domain_losses(pl_module.evaluate(loader)), mode)
+        self.results.knock_out = {f"{key.site}/{key.expert}": changes for key, changes in table.items()}
+        rows = {f"{key.expert}" if key.site == ALL_SITES else f"{key.site}/{key.expert}": key for key in table}
+        record(
+            trainer,
+            {
+                f"val/routing/knock_out/{name}/{domain}": change
+                for name, key in rows.items()
+                for domain, change in table[key].items()
+            },
+        )
 
     def _logit_change(self, trainer: Trainer, pl_module: SftModule, loader) -> float:
         """Root mean square of the change that fresh adapters make to the logits of one batch."""
         batch = pl_module.transfer_batch_to_device(next(iter(loader)), pl_module.device, 0)
-        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"], "use_cache": False}
+        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch} | {"use_cache": False}
         training = pl_module.model.training
         pl_module.model.eval()
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
+        known = facts(injected(pl_module.model), batch)
+        with torch.no_grad(), trainer.precision_plugin.forward_context(), known:
             with adapters_off(pl_module.model):
                 base = pl_module.model(**inputs).logits.float()
             change = (pl_module.model(**inputs).logits.float() - base)[batch["valid_mask"]]

@@ -1,0 +1,121 @@
+"""Who is timed against whom."""
+
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+
+from benchmarks.experts import Experts
+
+PRIMARY = Experts(8, 16)
+"""The setting of the targets."""
+
+OTHERS = tuple(Experts(*pair) for pair in [(8, 8), (8, 48), (4, 16), (16, 16), (32, 16), (64, 16), (32, 48)])
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Contestant:
+    """One line of a table.
+
+    Args:
+        name: unique within a group; one name means one thing everywhere.
+        peer: module under benchmarks/peers/ that builds it.
+        experts: its setting.
+        reference: name of the contestant in the same group that its ratio is to.
+    """
+
+    name: str
+    peer: str
+    experts: Experts
+    reference: str
+
+    @property
+    def foreign(self) -> bool:
+        """From another project: it may be missing, or fail, without stopping the rest."""
+        return self.peer not in ("frozen", "lmoe_mixture")
+
+    def load(self) -> ModuleType:
+        """The module that builds it.
+
+        Raises:
+            ImportError: the library is not installed.
+        """
+        return import_module(f"benchmarks.peers.{self.peer}")
+
+
+def active_lora(experts: Experts) -> str:
+    """Name of the reference of a setting: the LoRA of rank k*r."""
+    return f"peft lora r={experts.active_rank} (k*r)"
+
+
+def full_lora(experts: Experts) -> str:
+    """Name of the LoRA with as many parameters as the experts of a setting."""
+    return f"peft lora r={experts.full_rank} (E*r)"
+
+
+def mixture(family: str, experts: Experts) -> str:
+    """Name of a family at a setting."""
+    return f"{family} E={experts.num_experts} k={experts.top_k} r={experts.rank}"
+
+
+def _loras(experts: Experts) -> list[Contestant]:
+    reference = active_lora(experts)
+    return [
+        Contestant(name=reference, peer="peft_lora", experts=Experts(1, experts.active_rank, 1), reference=reference),
+        Contestant(
+            name=full_lora(experts), peer="peft_lora", experts=Experts(1, experts.full_rank, 1), reference=reference
+        ),
+    ]
+
+
+def _mixture(family: str, peer: str, experts: Experts) -> Contestant:
+    return Contestant(name=mixture(family, experts), peer=peer, experts=experts, reference=active_lora(experts))
+
+
+def _setting(experts: Experts) -> list[Contestant]:
+    return [
+        *_loras(experts),
+        # X-LoRA has no k: it weighs all E adapters.
+        Contestant(
+            name=f"peft xlora E={experts.num_experts} r={experts.rank}",
+            peer="peft_xlora",
+            experts=experts,
+            reference=active_lora(experts),
+        ),
+        _mixture("eulerforge", "eulerforge_mixture", experts),
+        _mixture("lmoe", "lmoe_mixture", experts),
+    ]
+
+
+def _floor(experts: Experts) -> Contestant:
+    return Contestant(name="frozen base", peer="frozen", experts=Experts(0, 0, 0), reference=active_lora(experts))
+
+
+def step_groups() -> dict[str, list[Contestant]]:
+    """Contestants that are alive together, by the name of the group.
+
+    `grid` holds everything that a target needs: all at the primary setting, and lmoe at every setting. Each other
+    setting has a group of its own, with its own reference.
+    """
+    grid = [_floor(PRIMARY), *_setting(PRIMARY)]
+    for experts in OTHERS:
+        if active_lora(experts) not in {contestant.name for contestant in grid}:
+            grid.append(_loras(experts)[0])
+        grid.append(_mixture("lmoe", "lmoe_mixture", experts))
+    return {"grid": grid, **{f"E={e.num_experts} r={e.rank}": _setting(e) for e in OTHERS}}
+
+
+def layer_contestants() -> list[Contestant]:
+    """One layer; X-LoRA stays out, since its classifier needs a whole model."""
+    return [_floor(PRIMARY), *(c for c in _setting(PRIMARY) if c.peer != "peft_xlora")]
+
+
+def find(name: str) -> Contestant:
+    """
+    Raises:
+        KeyError: no such contestant.
+    """
+    for group in step_groups().values():
+        for contestant in group:
+            if contestant.name == name:
+                return contestant
+    raise KeyError(f"no contestant {name!r}")

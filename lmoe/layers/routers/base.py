@@ -1,0 +1,133 @@
+"""What all routers share: a site's name, the trace they write to, the context they read."""
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from lmoe.layers.context import RoutingContext
+from lmoe.layers.trace import Routing, RoutingTrace
+from lmoe.ops.gating import Gate
+from lmoe.schema.moe import MixtureScale
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class RouterSettings:
+    """What a router is made from.
+
+    Args:
+        in_features: D.
+        num_experts: E.
+        top_k: K, where the router has one.
+        top_p: probability to reach, for top_p.
+        scale: what the weights add up to.
+        dtype: type of the matmul and the gate, whatever autocast says.
+        selection_bias: keep a bias that only chooses.
+        l1_start: weight of the L1 at the start, for relu.
+        fixed_k: every token gets exactly K experts.
+        device: where its tensors live.
+    """
+
+    in_features: int
+    num_experts: int
+    top_k: int
+    top_p: float
+    scale: MixtureScale
+    dtype: torch.dtype
+    selection_bias: bool
+    l1_start: float
+    fixed_k: bool
+    device: torch.device
+
+
+class Router(nn.Module):
+    """Decides the routing weights of one site and writes them into the trace.
+
+    Args:
+        settings: what it is made from.
+        site: name under which the trace keeps its routing.
+        trace, context: those of the model.
+    """
+
+    def __init__(self, settings: RouterSettings, *, site: str, trace: RoutingTrace, context: RoutingContext) -> None:
+        super().__init__()
+        self.settings, self.site, self.trace, self.context = settings, site, trace, context
+
+    def forward(self, x: Tensor, router_logits: Tensor | None = None) -> Routing:
+        """
+        Args:
+            x: (..., D) hidden states.
+            router_logits: (..., E), where the site has computed them together with its experts.
+
+        Returns:
+            Routing of (..., E) tensors.
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            routing = self.route(x, router_logits)
+        silenced = self.context.silenced.get(self.site)
+        if silenced is not None:
+            routing = routing.without(silenced)
+        self.record(routing)
+        return routing
+
+    def record(self, routing: Routing) -> None:
+        """Write into the trace."""
+        self.trace.record(self.site, routing)
+
+    @abstractmethod
+    def route(self, x: Tensor, router_logits: Tensor | None) -> Routing:
+        """The decision, with autocast off."""
+
+
+class LinearRouter(Router):
+    """z = x W^T, noise and expert dropout on z in training, then a gate.
+
+    The logits that the trace gets are the clean ones.
+    """
+
+    weight: nn.Parameter
+    selection_bias: Tensor | None
+
+    def __init__(self, settings: RouterSettings, *, site: str, trace: RoutingTrace, context: RoutingContext) -> None:
+        super().__init__(settings, site=site, trace=trace, context=context)
+        shape = (settings.num_experts, settings.in_features)
+        self.weight = nn.Parameter(torch.empty(shape, dtype=torch.float32, device=settings.device))
+        nn.init.normal_(self.weight, std=0.02)
+        bias = torch.zeros(settings.num_experts, device=settings.device) if settings.selection_bias else None
+        self.register_buffer("selection_bias", bias)
+
+    @abstractmethod
+    def gate(self, logits: Tensor) -> Gate:
+        """Weights from (..., E) logits."""
+
+    def route(self, x: Tensor, router_logits: Tensor | None) -> Routing:
+        logits = self.logits(x) if router_logits is None else router_logits
+        return Routing.of(logits, self.gate(self.perturbed(logits, x)))
+
+    def reads_every_token(self) -> bool:
+        """Whether z = x W^T token by token, so that a site may compute it in one matmul with its experts."""
+        return True
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(..., E) in the router's dtype."""
+        return linear(x.to(self.settings.dtype), self.weight.to(self.settings.dtype))
+
+    def perturbed(self, logits: Tensor, x: Tensor) -> Tensor:
+        """The logits with what training adds to them."""
+        if not self.training:
+            return logits
+        if self.context.router_noise:
+            logits = logits + self.context.router_noise * torch.randn_like(logits)
+        if self.context.expert_dropout:
+            logits = logits.masked_fill(self._left_out(logits), -torch.inf)
+        return logits
+
+    def _left_out(self, logits: Tensor) -> Tensor:
+        """(B, 1, E) or (1, E) bool: experts that sit out, drawn for each row; at least K stay."""
+        shape = (*logits.shape[:1], *(1 for _ in logits.shape[1:-1])) if logits.dim() > 2 else (1,) * (logits.dim() - 1)
+        draw = torch.rand(*shape, logits.shape[-1], device=logits.device)
+        staying = min(self.settings.top_k, logits.shape[-1])
+        least = draw.topk(staying, dim=-1).values[..., -1:]
+        return (draw < self.context.expert_dropout) & (draw < least)

@@ -1,0 +1,120 @@
+"""Only the chosen experts: tokens sorted by expert, then one grouped matmul down and one up.
+
+Shapes: N tokens, D in, O out, R rank, E experts, K chosen.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import grouped_mm
+
+ALIGNMENT = 16
+"""Bytes that a row must be a multiple of in torch's grouped matmul."""
+GROUPED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Groups(NamedTuple):
+    """The (token, choice) pairs in the order of their experts; N * K rows.
+
+    order: (N K,) row of each sorted pair in the flat (N, K).
+    token: (N K,) its token.
+    ends: (E,) int32 end of each expert's rows.
+    """
+
+    order: Tensor
+    token: Tensor
+    ends: Tensor
+
+
+def group_by_expert(expert_indices: Tensor, num_experts: int) -> Groups:
+    """Sort without asking the device how many tokens each expert got.
+
+    Args:
+        expert_indices: (N, K) int64.
+        num_experts: E.
+    """
+    flat = expert_indices.reshape(-1)
+    order = flat.argsort(stable=True)
+    counts = torch.zeros(num_experts, dtype=torch.int32, device=flat.device)
+    counts = counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
+    token = order.div(expert_indices.shape[-1], rounding_mode="floor")
+    return Groups(order, token, counts.cumsum(0, dtype=torch.int32))
+
+
+def compute_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
+    """The type that grouped matmuls run in: float32 on the CPU, where small ones in bfloat16 take twice as long."""
+    return torch.promote_types(dtype, torch.float32) if device == "cpu" else dtype
+
+
+def add_grouped(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor, expert_indices: Tensor) -> Tensor:
+    """y + sum over the chosen experts of g_e B_e A_e x, written into y.
+
+    Args:
+        y: (N, O) output of the frozen layer; changed in place.
+        x: (N, D) in the type of the branch; grouped matmuls run in `compute_dtype` of it.
+        lora_A: (E, R, D).
+        lora_B: (E, O, R); fastest where memory holds it as (E, R, O).
+        gates: (N, K) routing weight times scaling of each chosen expert.
+        expert_indices: (N, K) int64.
+
+    Returns:
+        y.
+    """
+    groups = group_by_expert(expert_indices, lora_A.shape[0])
+    return _AddGrouped.apply(y, x, lora_A, lora_B, gates, *groups)  # type: ignore[return-value]
+
+
+class _AddGrouped(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        x: Tensor,
+        lora_A: Tensor,
+        lora_B: Tensor,
+        gates: Tensor,
+        order: Tensor,
+        token: Tensor,
+        ends: Tensor,
+    ) -> Tensor:
+        dtype = compute_dtype(x.device.type, x.dtype)
+        hidden = grouped_mm(_rows(x, token, dtype), lora_A.to(dtype).transpose(1, 2), offs=ends)
+        ctx.save_for_backward(x, lora_A, lora_B, gates, order, token, ends, hidden)
+        ctx.mark_dirty(y)
+        out = grouped_mm(hidden * _sorted(gates, order, dtype), lora_B.to(dtype).transpose(1, 2), offs=ends)
+        y.index_add_(0, token, out.to(y.dtype))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        x, lora_A, lora_B, gates, order, token, ends, hidden = ctx.saved_tensors
+        dtype = hidden.dtype
+        weights = _sorted(gates, order, dtype)
+        grad_out = _rows(grad_y, token, dtype)
+        grad_x = grad_A = grad_B = grad_gates = None
+        if ctx.needs_input_grad[3]:
+            grad_B = grouped_mm((hidden * weights).t(), grad_out, offs=ends).transpose(1, 2).to(lora_B.dtype)
+        grad_mixed = grouped_mm(grad_out, lora_B.to(dtype), offs=ends)
+        if ctx.needs_input_grad[4]:
+            along = (grad_mixed * hidden).sum(-1, dtype=gates.dtype)
+            grad_gates = torch.empty_like(along).scatter_(0, order, along).view_as(gates)
+        grad_hidden = grad_mixed * weights
+        if ctx.needs_input_grad[2]:
+            grad_A = grouped_mm(grad_hidden.t(), _rows(x, token, dtype), offs=ends).to(lora_A.dtype)
+        if ctx.needs_input_grad[1]:
+            rows = grouped_mm(grad_hidden, lora_A.to(dtype), offs=ends)
+            grad_x = torch.zeros_like(x).index_add_(0, token, rows.to(x.dtype))
+        return grad_y, grad_x, grad_A, grad_B, grad_gates, None, None, None
+
+
+def _rows(values: Tensor, token: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N K, ...) row of each sorted pair; NOTE values[token] would take twice as long on the CPU."""
+    return values.to(dtype).index_select(0, token)
+
+
+def _sorted(gates: Tensor, order: Tensor, dtype: torch.dtype) -> Tensor:
+    """(N K, 1) gate of each sorted pair."""
+    return gates.reshape(-1, 1).index_select(0, order).to(dtype)

@@ -1,0 +1,96 @@
+"""All experts of a site in two matmuls.
+
+Shapes: N tokens, D in, O out, R rank, E experts; `...` any leading token dimensions.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
+
+from lmoe.schema.moe import Mixing
+
+
+def stacked_delta(hidden: Tensor, lora_B: Tensor, gates: Tensor, *, mixing: Mixing = Mixing.outputs) -> Tensor:
+    """sum_e g_e B_e h_e, in plain operations: what `add_stacked` is compared with, and what torch.compile traces.
+
+    Args:
+        hidden: (..., E, R) h_e = A_e x, or (..., 1, R) where all experts share one A.
+        lora_B: (E, O, R).
+        gates: (..., E) routing weight times scaling, 0 for experts that were not chosen.
+        mixing: outputs: sum_e g_e B_e h_e; factors: (sum_e w_e B_e)(sum_e w_e A_e) x with gates w.
+
+    Returns:
+        (..., O) in the dtype of hidden.
+    """
+    return linear(gated(hidden, gates, mixing), lora_B.permute(1, 0, 2).flatten(1).to(hidden.dtype))
+
+
+def gated(hidden: Tensor, gates: Tensor, mixing: Mixing) -> Tensor:
+    """(..., E * R): what the stacked B is multiplied by."""
+    weights = gates.to(hidden.dtype).unsqueeze(-1)
+    if mixing is Mixing.factors:
+        hidden = (hidden * weights).sum(-2, keepdim=True)
+    return (hidden * weights).flatten(-2)
+
+
+def add_stacked(y: Tensor, hidden: Tensor, lora_B: Tensor, gates: Tensor) -> Tensor:
+    """y + sum_e g_e B_e h_e, written into y; saves h and g only, and computes g h again in the backward pass.
+
+    Args:
+        y: (..., O) contiguous output of the frozen layer; changed in place.
+        hidden: (..., E, R), or (..., 1, R) where all experts share one A.
+        lora_B: (E, O, R); fastest where memory holds it as (E, R, O).
+        gates: (..., E) routing weight times scaling.
+
+    Returns:
+        y.
+    """
+    return _AddStacked.apply(y, hidden, lora_B, gates)  # type: ignore[return-value]
+
+
+class _AddStacked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, hidden: Tensor, lora_B: Tensor, gates: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden, lora_B, gates)
+        ctx.mark_dirty(y)
+        mixed = (hidden * gates.to(hidden.dtype).unsqueeze(-1)).reshape(-1, _width(lora_B))
+        y_NO = y.view(-1, y.shape[-1])
+        B_RO = _stacked_B(lora_B, mixed.dtype)
+        if y.dtype == mixed.dtype:
+            y_NO.addmm_(mixed, B_RO)
+        else:
+            y_NO.add_(mixed @ B_RO)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, lora_B, gates = ctx.saved_tensors
+        experts, out, rank = lora_B.shape
+        grad_NO = grad_y.reshape(-1, out).to(hidden.dtype)
+        weights = gates.to(hidden.dtype).unsqueeze(-1)
+        grad_hidden = grad_B = grad_gates = None
+        if ctx.needs_input_grad[2]:
+            mixed = (hidden * weights).reshape(-1, experts * rank)
+            grad_B = (mixed.t() @ grad_NO).view(experts, rank, out).transpose(1, 2).to(lora_B.dtype)
+        if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
+            grad_mixed = (grad_NO @ _stacked_B(lora_B, hidden.dtype).t()).view(*gates.shape, rank)
+            if ctx.needs_input_grad[3]:
+                grad_gates = (grad_mixed * hidden).sum(-1, dtype=gates.dtype)
+            if ctx.needs_input_grad[1]:
+                grad_hidden = grad_mixed.mul_(weights)
+                if hidden.shape[-2] == 1:
+                    grad_hidden = grad_hidden.sum(-2, keepdim=True)
+        return grad_y, grad_hidden, grad_B, grad_gates
+
+
+def _width(lora_B: Tensor) -> int:
+    return lora_B.shape[0] * lora_B.shape[2]
+
+
+def _stacked_B(lora_B: Tensor, dtype: torch.dtype) -> Tensor:
+    """(E * R, O)."""
+    return lora_B.transpose(1, 2).reshape(_width(lora_B), lora_B.shape[1]).to(dtype)

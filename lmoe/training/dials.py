@@ -1,0 +1,66 @@
+"""What training turns on the routers: temperature, noise and expert dropout, by step and phase."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lmoe.injection.apply import Injected
+from lmoe.layers.context import Rows
+from lmoe.schema.moe import RouterKind
+from lmoe.schema.phase import start_step
+from lmoe.schema.run import RunConfig
+from lmoe.training.phases import Phase
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Dials:
+    """Values over the optimizer steps of a run: a straight line from the first to the last, then level.
+
+    Args:
+        temperature, router_noise: (first, last).
+        anneal_steps: optimizer steps that the line takes; 0: the last value from the start.
+        expert_dropout: constant.
+    """
+
+    temperature: tuple[float, float]
+    router_noise: tuple[float, float]
+    anneal_steps: int
+    expert_dropout: float
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Dials":
+        """Those of a validated config."""
+        moe = config.moe
+        return cls(
+            temperature=_ends(moe.temperature, moe.temperature_end),
+            router_noise=_ends(moe.router_noise, moe.router_noise_end),
+            anneal_steps=start_step(moe.anneal_steps or "100%", config.trainer.max_steps),
+            expert_dropout=moe.expert_dropout,
+        )
+
+    def at(self, ends: tuple[float, float], step: int) -> float:
+        """A value at optimizer step `step`, counted from 0."""
+        done = min(step / self.anneal_steps, 1.0) if self.anneal_steps else 1.0
+        return ends[0] + (ends[1] - ends[0]) * done
+
+
+def set_dials(record: Injected, dials: Dials, phase: Phase, step: int) -> None:
+    """Turn the dials of a model to their values at a step."""
+    context = record.context
+    context.temperature = dials.at(dials.temperature, step)
+    context.router_noise = dials.at(dials.router_noise, step) if phase.router_noise else 0.0
+    context.expert_dropout = dials.expert_dropout if phase.expert_dropout else 0.0
+
+
+def facts(record: Injected, batch: dict[str, Tensor]) -> AbstractContextManager[None]:
+    """What a batch tells the routers of its tokens: domains for oracle, prompts for sequence."""
+    oracle, sequence = record.moe.router is RouterKind.oracle, record.moe.router is RouterKind.sequence
+    return record.context.about(
+        expert_of_token=batch["domain_ids"] if oracle else None,
+        rows=Rows(batch["prompt_mask"], batch["row_ids"]) if sequence else None,
+    )
+
+
+def _ends(first: float, last: float | None) -> tuple[float, float]:
+    return first, first if last is None else last

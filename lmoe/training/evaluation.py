@@ -1,0 +1,106 @@
+"""What one pass over the validation rows measures."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lmoe.injection.apply import injected, sites
+from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.layers.trace import Routing
+from lmoe.metrics.coactivation import Coactivation
+from lmoe.metrics.knock_out import ALL_SITES, KnockOutTable, Silenced, knock_out_table
+from lmoe.metrics.language import DomainLoss
+from lmoe.metrics.routing import RoutingStats
+from lmoe.metrics.saturation import Choices, ChosenExperts, routing_saturation
+from lmoe.metrics.specialisation import DomainSpecialisation, specialisation_rows, specialisation_summary
+from lmoe.ops.expert_similarity import mean_expert_cosine
+from lmoe.schema.analysis import KnockOut
+
+
+@dataclass(slots=True, frozen=True)
+class RoutingEvaluation:
+    """Routing metrics of a pass.
+
+    Args:
+        stats: load, importance, entropies.
+        specialisation: mutual information of domain and expert.
+        coactivation: which experts work together.
+        chosen: the experts of every token.
+    """
+
+    stats: RoutingStats
+    specialisation: DomainSpecialisation
+    coactivation: Coactivation
+    chosen: ChosenExperts
+
+    @classmethod
+    def of(cls, model: nn.Module, domains: list[str], device: torch.device, permutations: int) -> "RoutingEvaluation":
+        """Empty metrics for the routers of a model."""
+        experts = injected(model).plan.routers
+        return cls(
+            RoutingStats(experts, domains).to(device),
+            DomainSpecialisation(experts, domains, permutations=permutations).to(device),
+            Coactivation(experts).to(device),
+            ChosenExperts(experts).to(device),
+        )
+
+    def update(self, routing: dict[str, Routing], batch: dict[str, Tensor]) -> None:
+        """Add one batch."""
+        valid, assignment = batch["valid_mask"], {site: r.assignment for site, r in routing.items()}
+        self.stats.update_all(routing, valid, batch["domain_ids"])
+        self.specialisation.update(assignment, valid, batch["row_ids"], batch["domain_ids"])
+        self.coactivation.update(assignment, valid)
+        self.chosen.update(assignment, valid)
+
+
+def specialisation_metrics(evaluation: RoutingEvaluation, earlier: Choices | None) -> dict[str, float]:
+    """val/routing/… of domain information, and of saturation where an earlier pass is known."""
+    found = evaluation.specialisation.compute()
+    metrics = specialisation_summary(found) | specialisation_rows(found)
+    if earlier is not None:
+        metrics |= _by_site("saturation", routing_saturation(earlier, evaluation.chosen.compute()))
+    return metrics
+
+
+@torch.no_grad()
+def cosine_metrics(model: nn.Module) -> dict[str, float]:
+    """val/routing/expert_cosine, and of each Linear with experts."""
+    mixtures = {path: module for path, module in sites(model) if isinstance(module, MixtureLoRALinear)}
+    return _by_site(
+        "expert_cosine", {path: float(mean_expert_cosine(m.lora_A, m.lora_B)) for path, m in mixtures.items()}
+    )
+
+
+def knock_out(model: nn.Module, losses: Callable[[], dict[str, float]], mode: KnockOut) -> KnockOutTable:
+    """Change of each domain's loss when one expert is silenced: specialisation by cause.
+
+    Args:
+        model: an injected model.
+        losses: loss of each domain over the same rows, as the model is.
+        mode: experts: expert e of all sites at once, E passes; sites: of one site at a time, S * E passes.
+    """
+    record = injected(model)
+    experts, passes = record.plan.routers, {}
+    if mode is KnockOut.experts:
+        for e in range(max(experts.values())):
+            passes[Silenced(ALL_SITES, e)] = {site: e for site, count in experts.items() if e < count}
+    elif mode is KnockOut.sites:
+        passes = {Silenced(site, e): {site: e} for site, count in experts.items() for e in range(count)}
+    silenced = {}
+    for key, one in passes.items():
+        with record.context.silence(one):
+            silenced[key] = losses()
+    return knock_out_table(losses(), silenced) if silenced else {}
+
+
+def domain_losses(loss: DomainLoss) -> dict[str, float]:
+    """{domain: loss} without the total."""
+    return {name.removesuffix("/loss"): value for name, value in loss.compute().items() if name != "loss"}
+
+
+def _by_site(name: str, values: dict[str, float]) -> dict[str, float]:
+    """Each site's value under its metric name, and their mean."""
+    rows = {f"val/routing/{site}/{name}": value for site, value in values.items()}
+    return {f"val/routing/{name}": sum(values.values()) / len(values)} | rows if values else {}

@@ -1,0 +1,68 @@
+"""Activation checkpointing changes no gradient."""
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lmoe.injection.apply import injected
+from lmoe.training.dials import facts
+from tests.injection.tiny_injected import ROUTERS, gradients, randomly, tiny_injected
+from tests.tiny_models import tokens
+
+CHECKPOINTED = {"use_reentrant": False}  # as lmoe.build.parts asks for it
+
+
+@pytest.mark.parametrize(
+    ("router", "scope"),
+    [*((name, "linear") for name in ROUTERS), *((name, "block") for name in ("top_k", "noisy_top_k", "sequence"))],
+)
+def test_gradients_of_loss_and_auxiliary_loss_are_the_same(router, scope):
+    """With expert dropout, noise and dropout drawn again as they were."""
+    injection = {"lora_dropout": 0.3}
+    plain = randomly(tiny_injected(router, injection=injection, moe={"router_scope": scope}))
+    expected = gradients(plain)
+    assert expected.keys() == {name for name, p in plain.named_parameters() if p.requires_grad}
+    model = randomly(tiny_injected(router, injection=injection, moe={"router_scope": scope}))
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=CHECKPOINTED)
+    forwards = []
+    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda *_: forwards.append(1))
+    torch.testing.assert_close(gradients(model), expected)
+    assert len(forwards) == 2, "the forward was not run again, so nothing was checkpointed"
+
+
+def test_the_draws_matter_so_that_the_test_above_can_fail():
+    model = randomly(tiny_injected("top_k"))
+    first, second = gradients(model, seed=5), gradients(model, seed=6)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("scope", ["linear", "block"])
+def test_the_trace_holds_one_routing_a_router_after_the_forward_ran_again(scope):
+    model = randomly(tiny_injected("top_k", moe={"router_scope": scope}))
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=CHECKPOINTED)
+    gradients(model)
+    assert list(injected(model).trace.routing) == list(injected(model).plan.routers)
+
+
+def gradients_as_in_training(model: PreTrainedModel) -> dict[str, Tensor]:
+    """As SftModule.training_step: the batch tells the routers its facts, and Lightning runs the backward later."""
+    ids, record = tokens(1, 8), injected(model)
+    prompt = torch.zeros(1, 2, 8, dtype=torch.bool)
+    prompt[0, 0, :2], prompt[0, 1, 4:6] = True, True
+    rows = torch.tensor([[0] * 4 + [1] * 4])
+    batch = {"domain_ids": rows, "prompt_mask": prompt, "row_ids": rows}
+    torch.manual_seed(5)
+    with facts(record, batch), record.trace.recording(torch.ones_like(ids)):
+        loss = model(input_ids=ids, labels=ids).loss + record.trace.auxiliary_loss()
+    record.trace.clear()
+    loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("router", ["oracle", "sequence", "top_k"])
+def test_the_facts_of_a_batch_are_still_known_when_its_forward_runs_again(router):
+    expected = gradients_as_in_training(randomly(tiny_injected(router)))
+    model = randomly(tiny_injected(router))
+    model.activation_checkpointing_enable(activation_checkpointing_kwargs=CHECKPOINTED)
+    torch.testing.assert_close(gradients_as_in_training(model), expected)

@@ -1,0 +1,96 @@
+"""No router and no backend makes the host wait for the device, in forward, losses or backward."""
+
+import pytest
+import torch
+from torch.nn.functional import one_hot
+
+import lmoe
+from lmoe.injection.apply import injected
+from tests.injection.tiny_injected import CAN_GROUP, ROUTERS, gradients, randomly, tiny_injected, traced
+from tests.reference.host_sync import NoHostSync
+from tests.tiny_models import tiny_model, tokens
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.index_put((x > 0,), torch.zeros(())),
+        lambda x: one_hot(x.long().clamp(min=0)),
+        lambda x: x.masked_select(x > 0),
+        lambda x: torch.where(x > 0),
+        lambda x: x.repeat_interleave(x.long().clamp(min=1)),
+    ],
+)
+def test_the_check_itself_catches_reading_a_value(read):
+    with pytest.raises(AssertionError, match="reads a value back to the host"), NoHostSync():
+        read(torch.tensor([1.0, -1.0]))
+
+
+def test_the_check_itself_looks_into_the_backward():
+    class Reads(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * grad.sum().item()
+
+    x = torch.ones(2, requires_grad=True)
+    with pytest.raises(AssertionError, match="_local_scalar_dense reads a value"), NoHostSync():
+        Reads.apply(x).sum().backward()
+
+
+def test_the_bare_backbone_reads_nothing_back_so_that_what_follows_is_ours():
+    """transformers reads an attention mask (is it all ones?), so the tests leave it out."""
+    model, ids = tiny_model().train(), tokens()
+    with NoHostSync():
+        model(input_ids=ids, labels=ids).loss.backward()
+
+
+@pytest.mark.parametrize(
+    ("router", "backend", "scope"),
+    [
+        *((name, "stacked", "linear") for name in ROUTERS),
+        *((name, "grouped", "linear") for name in CAN_GROUP),
+        *((name, backend, "block") for name in ("top_k", "sequence") for backend in ("stacked", "grouped")),
+        ("relu", "stacked", "block"),
+    ],
+)
+def test_a_training_step_reads_nothing_back(router, backend, scope):
+    """With trace, every auxiliary loss, diversity, expert dropout and noise."""
+    balance = "none" if router in ("uniform", "oracle", "random") else "aux_loss"
+    coef = {} if balance == "none" else {"aux_loss_coef": 0.1}
+    moe = {"backend": backend, "router_scope": scope, "load_balance": {"type": balance, **coef}}
+    if router == "sigmoid":
+        moe["load_balance"] = {"type": "aux_loss_free"}
+    model = randomly(tiny_injected(router, moe=moe, injection={"shared_lora_r": 2}))
+    with NoHostSync():
+        assert gradients(model, diversity=0.1)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_loads_and_activity_of_the_trace_read_nothing_back(router):
+    model, ids = tiny_injected(router), tokens()
+    with NoHostSync(), torch.no_grad(), traced(model, torch.ones_like(ids)) as trace:
+        model(input_ids=ids)
+        assert len(trace.loads()) == len(trace.activity()) == 6
+
+
+def test_a_packed_row_of_the_sequence_router_reads_nothing_back():
+    from lmoe.layers.context import Rows
+
+    model, ids = tiny_injected("sequence").train(), tokens(1, 8)
+    prompt = torch.zeros(1, 2, 8, dtype=torch.bool)
+    prompt[0, 0, :2], prompt[0, 1, 4:6] = True, True
+    rows = Rows(prompt, torch.tensor([[0] * 4 + [1] * 4]))
+    with (
+        NoHostSync(),
+        lmoe.trace(model, attention_mask=torch.ones_like(ids)) as trace,
+        injected(model).context.about(rows=rows),
+    ):
+        (model(input_ids=ids, labels=ids).loss + trace.auxiliary_loss()).backward()

@@ -1,0 +1,67 @@
+"""Mutual information: identities, the loop, and a null that keeps rows whole."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lmoe.ops import mutual_information as module
+from lmoe.ops.mutual_information import entropy, mutual_information, permuted_information
+from tests.reference import dumb_metrics as dumb
+
+FEW = settings(max_examples=25, derandomize=True, deadline=None, database=None)
+
+
+def test_an_expert_for_each_domain_tells_the_domain_and_independent_loads_tell_nothing():
+    shares = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+    assert float(mutual_information(torch.diag(shares))) == pytest.approx(float(entropy(shares)))
+    independent = shares[:, None] * torch.tensor([0.1, 0.9], dtype=torch.float64)
+    assert float(mutual_information(independent)) == pytest.approx(0, abs=1e-15)
+
+
+def test_no_weight_at_all_is_zero_and_not_nan():
+    assert mutual_information(torch.zeros(2, 3, 4)).tolist() == [0.0, 0.0]
+
+
+@FEW
+@given(
+    domains=st.lists(st.integers(0, 2), min_size=1, max_size=12),
+    experts=st.integers(1, 4),
+    scale=st.floats(0.1, 1e6),
+    seed=st.integers(0, 99),
+)
+def test_it_equals_the_loop_whatever_the_scale_and_stays_within_its_bounds(domains, experts, scale, seed):
+    generator = torch.Generator().manual_seed(seed)
+    a_NE = torch.rand(len(domains), experts, generator=generator, dtype=torch.float64).softmax(-1)
+    joint = torch.zeros(3, experts, dtype=torch.float64).index_add_(0, torch.tensor(domains), a_NE)
+    found = float(mutual_information(joint * scale))
+    assert found == pytest.approx(dumb.mutual_information(domains, a_NE.tolist()), abs=1e-12)
+    shares = joint / joint.sum()
+    assert 0 <= found <= min(float(entropy(shares.sum(1))), float(entropy(shares.sum(0))), math.log(experts)) + 1e-12
+
+
+@FEW
+@given(rows=st.integers(1, 6), seed=st.integers(0, 99))
+def test_each_permuted_value_is_the_loop_over_rows_with_exchanged_domains(rows, seed):
+    generator = torch.Generator().manual_seed(seed)
+    loads = torch.rand(rows, 2, 3, generator=generator, dtype=torch.float64)
+    domains = torch.randint(0, 2, (rows,), generator=generator)
+    found = permuted_information(loads, domains, 2, permutations=4, seed=seed)
+    orders = torch.Generator().manual_seed(seed)
+    for value_S in found:
+        labels = domains[torch.randperm(rows, generator=orders)]
+        for site in range(2):
+            joint = torch.zeros(2, 3, dtype=torch.float64)
+            for row in range(rows):
+                joint[labels[row]] += loads[row, site]
+            assert float(value_S[site]) == pytest.approx(float(mutual_information(joint)), abs=1e-12)
+
+
+def test_chunks_of_permutations_are_those_of_one_piece(monkeypatch):
+    loads, domains = torch.rand(9, 2, 3), torch.arange(9) % 3
+    whole = permuted_information(loads, domains, 3, permutations=10, seed=1)
+    monkeypatch.setattr(module, "CHUNK_ELEMENTS", 3 * 9 * 3)
+    torch.testing.assert_close(permuted_information(loads, domains, 3, permutations=10, seed=1), whole)
+    assert not torch.equal(permuted_information(loads, domains, 3, permutations=10, seed=2), whole)

@@ -1,0 +1,70 @@
+"""Routing metrics with Python loops over tokens, rows and experts, so that nobody can doubt them.
+
+N tokens, E experts, D in, O out, R rank.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def entropy(shares: Sequence[float]) -> float:
+    """-sum p ln p in nats."""
+    return -sum(p * math.log(p) for p in shares if p > 0)
+
+
+def information(p_NE: Sequence[Sequence[float]]) -> float:
+    """(H(mean_t p_t) - mean_t H(p_t)) / ln E."""
+    tokens, experts = len(p_NE), len(p_NE[0])
+    mean = [sum(row[e] for row in p_NE) / tokens for e in range(experts)]
+    return (entropy(mean) - sum(entropy(row) for row in p_NE) / tokens) / math.log(experts)
+
+
+def importance(w_NE: Sequence[Sequence[float]]) -> list[float]:
+    """Share of the summed routing weights of each expert."""
+    sums = [sum(row[e] for row in w_NE) for e in range(len(w_NE[0]))]
+    return [value / sum(sums) for value in sums]
+
+
+def mutual_information(domains: Sequence[int], a_NE: Sequence[Sequence[float]]) -> float:
+    """sum_{d,e} p(d,e) ln (p(d,e) / (p(d) p(e))) in nats; each token has the weight 1."""
+    tokens, experts, names = len(domains), range(len(a_NE[0])), sorted(set(domains))
+    total = 0.0
+    for d in names:
+        p_d = sum(domain == d for domain in domains) / tokens
+        for e in experts:
+            p_e = sum(row[e] for row in a_NE) / tokens
+            p_de = sum(row[e] for domain, row in zip(domains, a_NE, strict=True) if domain == d) / tokens
+            if p_de > 0:
+                total += p_de * math.log(p_de / (p_d * p_e))
+    return total
+
+
+def coactivation(chosen: Sequence[set[int]], experts: int) -> tuple[list[list[float]], list[list[float]]]:
+    """(share of tokens that use both i and j, share of the tokens of i that use j)."""
+    both = [[sum(i in c and j in c for c in chosen) for j in range(experts)] for i in range(experts)]
+    share = [[count / len(chosen) for count in row] for row in both]
+    conditional = [[both[i][j] / both[i][i] if both[i][i] else 0.0 for j in range(experts)] for i in range(experts)]
+    return share, conditional
+
+
+def saturation(earlier: Sequence[set[int]], later: Sequence[set[int]]) -> float:
+    """Mean over tokens of the share of the later choice that was chosen earlier."""
+    shares = [len(now & then) / len(now) for then, now in zip(earlier, later, strict=True) if now]
+    return sum(shares) / len(shares)
+
+
+def dense_inner_products(lora_A: Tensor, lora_B: Tensor) -> Tensor:
+    """<B_i A_i, B_j A_j>_F from the dense deltas; lora_A of shape (1, R, D) is shared."""
+    experts = lora_B.shape[0]
+    deltas = [lora_B[e] @ lora_A[e if lora_A.shape[0] > 1 else 0] for e in range(experts)]
+    return torch.stack([torch.stack([(one * other).sum() for other in deltas]) for one in deltas])
+
+
+def dense_cosine(lora_A: Tensor, lora_B: Tensor) -> Tensor:
+    """The same over the norms; deltas must not be 0."""
+    products = dense_inner_products(lora_A, lora_B)
+    norms = torch.stack([products[e, e].sqrt() for e in range(products.shape[0])])
+    return torch.stack([products[i] / (norms[i] * norms) for i in range(products.shape[0])])
