@@ -98,18 +98,22 @@ class MixtureLoRALinear(nn.Module):
             return self.base_layer(x)
         lora_A, lora_B = self._factors()
         dtype = branch_dtype(x, self.lora_A)
-        if self._groups(x, dtype, lora_A):
-            y, branch = self.base_layer(x), self.lora_dropout(x.to(dtype))
-            y = self._grouped(y, branch, lora_A, lora_B, self._routing(x))
-        elif self._passes_through_one_function(x, dtype):
-            base, branch, own = self.base_layer, x, self._token_router()
+        grouped, hidden, logits = self._groups(x, dtype, lora_A), None, None
+        if self._passes_through_one_function(x, dtype):
+            base, branch, own = self.base_layer, x.to(dtype), self._token_router()
             weight = None if own is None else own.weight.to(own.settings.dtype)
-            y, hidden, logits = frozen_and_down(x, base.weight, base.bias, lora_A.flatten(0, 1), weight, dtype)
-            y = self._stacked(y, hidden, lora_A, lora_B, self._routing(x, logits))
+            down = None if grouped else lora_A.flatten(0, 1)
+            y, hidden, logits = frozen_and_down(x, base.weight, base.bias, down, weight, dtype)
         else:
             y, branch = self.base_layer(x), self.lora_dropout(x.to(dtype))
-            y = self._stacked(y, linear(branch, lora_A.flatten(0, 1)), lora_A, lora_B, self._routing(x))
-        return y if self.shared_expert is None else y + self.shared_expert(branch.to(dtype)).to(y.dtype)
+            hidden = None if grouped else linear(branch, lora_A.flatten(0, 1))
+        routing = self._routing(x, logits)
+        if grouped:
+            y = self._grouped(y, branch, lora_A, lora_B, routing)
+        else:
+            assert hidden is not None
+            y = self._stacked(y, hidden, lora_A, lora_B, routing)
+        return y if self.shared_expert is None else y + self.shared_expert(branch).to(y.dtype)
 
     def _routing(self, x: Tensor, router_logits: Tensor | None = None) -> Routing:
         if self.router is not None:

@@ -4,13 +4,15 @@ import torch
 
 from lmoe.ops.grouped import ALIGNMENT, GROUPED_TYPES, compute_dtype
 
-GROUPED_FROM = {
-    ("cpu", torch.float32): 512,
-    ("cpu", torch.bfloat16): 512,
-    ("cuda", torch.float32): 512,
-    ("cuda", torch.bfloat16): 512,
+BREAK_EVEN = {
+    ("cpu", torch.float32): (32, 4),
+    ("cpu", torch.bfloat16): (256, 2),
+    ("cuda", torch.float32): (256, 2),
+    ("cuda", torch.bfloat16): (256, 2),
 }
-"""Smallest E * R from which `grouped` was faster, by device and type; CPU measured, see docs/LOG.md."""
+"""(a, b) by device and type: `grouped` was faster from E * R = K * (a + b * R) on. stacked works for E * R columns;
+grouped moves K rows a token, whatever R is (a), and works for K * R columns, less efficiently (b). The CPU's numbers
+are fitted to benchmarks/results/backends_cpu.json; those of CUDA are a guess that nobody has measured."""
 
 
 def grouped_is_faster(*, num_experts: int, rank: int, top_k: int, device: str, dtype: torch.dtype) -> bool:
@@ -21,8 +23,10 @@ def grouped_is_faster(*, num_experts: int, rank: int, top_k: int, device: str, d
         device: type of the device.
         dtype: type of the branch.
     """
-    least = GROUPED_FROM.get((device, dtype))
-    return least is not None and num_experts * rank >= least and 8 * top_k <= num_experts
+    if (device, dtype) not in BREAK_EVEN:
+        return False
+    rows, columns = BREAK_EVEN[device, dtype]
+    return num_experts * rank >= top_k * (rows + columns * rank)
 
 
 def misaligned(widths: dict[str, int], device: str, dtype: torch.dtype) -> str | None:

@@ -54,11 +54,12 @@ def add_stacked(y: Tensor, hidden: Tensor, lora_B: Tensor, gates: Tensor) -> Ten
 class _AddStacked(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, hidden: Tensor, lora_B: Tensor, gates: Tensor) -> Tensor:
-        ctx.save_for_backward(hidden, lora_B, gates)
+        B_RO = _stacked_B(lora_B, hidden.dtype)
+        ctx.save_for_backward(hidden, B_RO, gates)
+        ctx.B_shape, ctx.B_dtype = lora_B.shape, lora_B.dtype
         ctx.mark_dirty(y)
-        mixed = (hidden * gates.to(hidden.dtype).unsqueeze(-1)).reshape(-1, _width(lora_B))
-        y_NO = y.view(-1, y.shape[-1])
-        B_RO = _stacked_B(lora_B, mixed.dtype)
+        mixed, y_NO = _spread(gates, lora_B.shape[2], hidden.dtype), y.view(-1, y.shape[-1])
+        mixed = _times(mixed, hidden)
         if y.dtype == mixed.dtype:
             y_NO.addmm_(mixed, B_RO)
         else:
@@ -68,29 +69,41 @@ class _AddStacked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, lora_B, gates = ctx.saved_tensors
-        experts, out, rank = lora_B.shape
+        hidden, B_RO, gates = ctx.saved_tensors
+        experts, out, rank = ctx.B_shape
         grad_NO = grad_y.reshape(-1, out).to(hidden.dtype)
-        weights = gates.to(hidden.dtype).unsqueeze(-1)
+        spread = _spread(gates, rank, hidden.dtype)
         grad_hidden = grad_B = grad_gates = None
         if ctx.needs_input_grad[2]:
-            mixed = (hidden * weights).reshape(-1, experts * rank)
-            grad_B = (mixed.t() @ grad_NO).view(experts, rank, out).transpose(1, 2).to(lora_B.dtype)
+            grad_B = _times(spread, hidden).t() @ grad_NO
+            grad_B = grad_B.view(experts, rank, out).transpose(1, 2).to(ctx.B_dtype)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            grad_mixed = (grad_NO @ _stacked_B(lora_B, hidden.dtype).t()).view(*gates.shape, rank)
+            grad_mixed = grad_NO @ B_RO.t()
             if ctx.needs_input_grad[3]:
-                grad_gates = (grad_mixed * hidden).sum(-1, dtype=gates.dtype)
+                products = _times(grad_mixed, hidden).view(*gates.shape, rank)
+                grad_gates = products.sum(-1, dtype=gates.dtype)
             if ctx.needs_input_grad[1]:
-                grad_hidden = grad_mixed.mul_(weights)
+                grad_hidden = grad_mixed.mul_(spread)
                 if hidden.shape[-2] == 1:
-                    grad_hidden = grad_hidden.sum(-2, keepdim=True)
+                    grad_hidden = grad_hidden.view(-1, experts, rank).sum(1)
+                grad_hidden = grad_hidden.view(hidden.shape)
         return grad_y, grad_hidden, grad_B, grad_gates
 
 
-def _width(lora_B: Tensor) -> int:
-    return lora_B.shape[0] * lora_B.shape[2]
+def _spread(gates: Tensor, rank: int, dtype: torch.dtype) -> Tensor:
+    """(N, E * R): each gate R times. NOTE multiplying by a broadcast (N, E, 1) takes several times as long on a CPU."""
+    return gates.reshape(-1, gates.shape[-1]).to(dtype).repeat_interleave(rank, dim=1)
+
+
+def _times(values: Tensor, hidden: Tensor) -> Tensor:
+    """(N, E * R) values times hidden (..., E, R), or (..., 1, R) for all experts."""
+    if hidden.shape[-2] == 1:
+        experts = values.shape[-1] // hidden.shape[-1]
+        hidden = hidden.expand(*hidden.shape[:-2], experts, hidden.shape[-1])
+    return values * hidden.reshape(values.shape)
 
 
 def _stacked_B(lora_B: Tensor, dtype: torch.dtype) -> Tensor:
     """(E * R, O)."""
-    return lora_B.transpose(1, 2).reshape(_width(lora_B), lora_B.shape[1]).to(dtype)
+    experts, out, rank = lora_B.shape
+    return lora_B.transpose(1, 2).reshape(experts * rank, out).to(dtype)
