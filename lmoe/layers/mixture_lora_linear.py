@@ -147,9 +147,10 @@ class MixtureLoRALinear(nn.Module):
         if settings.backend is Backend.stacked or top_k is None or settings.mixing is Mixing.factors:
             return False
         experts, rank, width = lora_A.shape
-        if settings.backend is Backend.auto and not grouped_is_faster(
+        faster = not torch.compiler.is_compiling() and grouped_is_faster(
             num_experts=settings.num_experts, rank=rank, top_k=top_k, device=device, dtype=dtype
-        ):
+        )
+        if settings.backend is Backend.auto and not faster:
             return False
         why = misaligned({"lora_r": rank, "in_features": width, "out_features": self.lora_B.shape[1]}, device, dtype)
         if experts != settings.num_experts:

@@ -1,0 +1,70 @@
+"""What a run measures of its routers, and what it does when one collapses."""
+
+import json
+
+import pytest
+
+from tests.metric_names import names, rows
+from tests.wandb_file import records, run_files
+
+
+def test_knock_out_at_the_end_is_logged_by_expert_and_domain_and_kept_for_the_report(train):
+    done = train("analysis.knock_out=experts")
+    assert done.code == 0, done.text
+    assert "silencing experts one at a time" in done.out
+    found = [name for name in names(done.run) if name.startswith("val/routing/knock_out/")]
+    summary = json.loads((done.run / "report" / "summary.json").read_text())
+    domains, experts = summary["domains"], 4
+    assert sorted(found) == sorted(f"val/routing/knock_out/{e}/{d}" for e in range(experts) for d in domains)
+    last = rows(done.run)[-1]
+    assert {f"all sites/{e}": {d: last[f"val/routing/knock_out/{e}/{d}"] for d in domains} for e in range(experts)} == (
+        summary["knock_out"]
+    )
+
+
+def test_validation_logs_what_experts_know_of_domains_beside_what_chance_shows(train):
+    done = train("trainer.val_every_n_steps=2")
+    assert done.code == 0, done.text
+    validated = [row for row in rows(done.run) if "val/loss" in row and row["step"]]
+    assert len(validated) >= 2
+    for number, row in enumerate(validated):
+        assert 0 < row["val/routing/domain_information_p"] <= 1
+        assert row["val/routing/domain_information"] >= 0 and row["val/routing/domain_information_null"] > 0
+        assert -1 <= row["val/routing/expert_cosine"] <= 1
+        assert ("val/routing/saturation" in row) == (number > 0)
+    assert 0.2 < validated[-1]["val/routing/saturation"] <= 1
+
+
+@pytest.fixture
+def collapsing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every site counts as collapsed at the first look, after two steps."""
+    monkeypatch.setattr("lmoe.build.train.LOOK_EVERY_N_STEPS", 2)
+    monkeypatch.setattr(
+        "lmoe.training.callbacks.collapse_watch.collapse_reason", lambda site, start: "the test says so"
+    )
+
+
+def test_a_collapse_ends_the_run_with_its_report_where_that_is_asked_for(train, collapsing):
+    going_on, stopped = train(run="on"), train("trainer.stop_on_collapse=true", run="stopped")
+    assert going_on.code == stopped.code == 0, stopped.text
+    last = max(row["step"] for row in rows(going_on.run))
+    assert max(row["step"] for row in rows(stopped.run)) == 2 < last
+    assert "the test says so" in stopped.out
+    summary = json.loads((stopped.run / "report" / "summary.json").read_text())
+    assert len(summary["collapsed"]) == 6
+
+
+def test_a_collapse_is_a_wandb_alert(train, collapsing):
+    done = train("logger=wandb", "logger.project=tests")
+    assert done.code == 0, done.text
+    (file,) = run_files(done.run / "wandb")
+    alerts = [record.alert for record in records(file) if record.HasField("alert")]
+    assert len(alerts) >= 6
+    assert {alert.title for alert in alerts} == {"routing collapse"}
+    assert all("the test says so" in alert.text for alert in alerts)
+
+
+def test_stopping_on_collapse_with_a_router_that_learns_nothing_is_refused(train):
+    done = train("moe=uniform", "phase=joint", "trainer.stop_on_collapse=true")
+    assert done.code == 1
+    assert "trainer.stop_on_collapse has no effect with moe.router=uniform" in done.text
