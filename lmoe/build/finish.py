@@ -10,6 +10,7 @@ from lmoe.build.loggers import METRICS_FILE, sync_command
 from lmoe.build.memory import peak_memory_mb
 from lmoe.build.parts import Parts
 from lmoe.checkpoint.adapter import save_adapter
+from lmoe.injection.roles import adapter_buffers, adapter_parameters
 from lmoe.report.curves import read_metrics
 from lmoe.report.page import write_page
 from lmoe.report.pictures import write_pictures
@@ -52,10 +53,11 @@ def finish(
 
 def save_base(parts: Parts, folder: Path) -> None:
     """The frozen weights under the backbone's own names, as a Hugging Face model directory."""
+    ours = adapter_parameters(parts.model).keys() | adapter_buffers(parts.model).keys()
     weights = {
         name.replace(".base_layer.", "."): tensor
         for name, tensor in parts.model.state_dict().items()
-        if ".lora_" not in name and ".router." not in name
+        if name not in ours
     }
     parts.model.save_pretrained(folder, state_dict=weights)
     parts.tokenizer.save_pretrained(folder)

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from lmoe.backbones.fingerprint import fingerprint
 from lmoe.errors import CheckpointError
-from lmoe.injection.apply import injected, sites
+from lmoe.injection.apply import Injected, injected, sites
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.schema.backbone import BackbonePrecision
+from lmoe.schema.moe import MoeConfig
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "lmoe_config.json", "adapter.safetensors"
@@ -84,20 +85,34 @@ def save_adapter(model: nn.Module, folder: Path, base_model: dict[str, Any]) -> 
         "format_version": FORMAT_VERSION,
         "base_model": {**base_model, "fingerprint": fingerprint(model)},
         "injection": asdict(record.injection),
-        "moe": asdict(record.moe),
+        "moe": asdict(as_used(record)),
     }
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in adapter_tensors(model).items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # NOTE save_file would make a file that only its owner can read, whatever the umask.
-        (folder / f"{WEIGHTS_FILE}.partial").write_bytes(save(tensors, metadata={"format": "pt"}))
-        os.replace(folder / f"{WEIGHTS_FILE}.partial", folder / WEIGHTS_FILE)
-        partial = folder / f"{CONFIG_FILE}.partial"
-        partial.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, folder / CONFIG_FILE)
+        contents = {
+            WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}),
+            CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode("utf-8"),
+        }
+        for name, content in contents.items():
+            with open(folder / f"{name}.partial", "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in contents:
+            os.replace(folder / f"{name}.partial", folder / name)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} cannot be written: {error}") from None
     return folder
+
+
+def as_used(record: Injected) -> MoeConfig:
+    """The moe section with the temperature that the routers have now: of a run that was cut short, not the last one."""
+    if record.moe.temperature_end is None:
+        return record.moe
+    anneal = record.moe.anneal_steps if record.moe.router_noise_end is not None else None
+    return replace(record.moe, temperature=record.context.temperature, temperature_end=None, anneal_steps=anneal)
 
 
 def read_adapter_config(folder: Path) -> AdapterConfig:

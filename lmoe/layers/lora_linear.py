@@ -93,6 +93,9 @@ class LoRALinear(nn.Module):
             return y + delta
         with torch.autocast(x.device.type, enabled=False):
             lengths = weight_row_norms(self.base_layer.weight, self.lora_A, self.lora_B, self.scaling)
-        ratio = (self.lora_magnitude / lengths.detach()).to(y.dtype)
-        bias = self.base_layer.bias
-        return ratio * (y + delta) if bias is None else ratio * (y - bias + delta) + bias
+        lengths = lengths.detach().clamp(min=torch.finfo(lengths.dtype).tiny)  # a row of zeros stays one
+        ratio = (self.lora_magnitude / lengths).to(y.dtype)
+        if self.base_layer.bias is None:
+            return ratio * (y + delta)
+        bias = self.base_layer.bias.to(y.dtype)
+        return ratio * (y - bias + delta) + bias

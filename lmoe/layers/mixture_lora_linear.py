@@ -96,7 +96,7 @@ class MixtureLoRALinear(nn.Module):
         """(..., D) to (..., O), in the type of the base layer's output."""
         if not self.enabled:
             return self.base_layer(x)
-        lora_A, lora_B = self._factors()
+        lora_A, lora_B = self.factors()
         dtype = branch_dtype(x, self.lora_A)
         grouped, hidden, logits = self._groups(x, dtype, lora_A), None, None
         if self._passes_through_one_function(x, dtype):
@@ -184,7 +184,7 @@ class MixtureLoRALinear(nn.Module):
     def _gates(self, routing: Routing) -> Tensor:
         return routing.routing_weights * self.settings.scaling
 
-    def _factors(self) -> tuple[Tensor, Tensor]:
+    def factors(self) -> tuple[Tensor, Tensor]:
         """A and B of the mixture; with svd [A; A_0] and [B, -B_0], of twice the rank."""
         if not self.settings.svd:
             return self.lora_A, self.lora_B

@@ -14,6 +14,8 @@ from torchmetrics import Metric
 from lmoe.metrics.site_stack import flat_tokens, sites_of_one_shape
 
 DEAD_SHARE = 0.01
+PROBABILITY_SLACK = 0.02
+"""How far from 1 the mean sum of probabilities may be: a bfloat16 router rounds."""
 
 
 class SiteRouting(NamedTuple):
@@ -179,7 +181,11 @@ class RoutingStats(Metric):
         return slice(first, last + 1) if places == list(range(first, last + 1)) else places
 
     def compute(self) -> dict[str, SiteRouting]:
-        """Statistics by site; sites without tokens are left out."""
+        """Statistics by site; sites without tokens are left out.
+
+        Raises:
+            ValueError: probabilities that did not sum to 1.
+        """
         sums = zip(
             self.num_experts.items(),
             self.load_sum.sum(0).tolist(),
@@ -190,6 +196,7 @@ class RoutingStats(Metric):
             self.tokens.tolist(),
             strict=True,
         )
+        self._check_probabilities()
         return {
             site: SiteRouting(
                 load=_shares(load[:experts]),
@@ -201,6 +208,15 @@ class RoutingStats(Metric):
             for (site, experts), load, importance, probs, entropy, effective, tokens in sums
             if tokens
         }
+
+    def _check_probabilities(self) -> None:
+        totals = self.probs_sum.sum(-1) / self.tokens.clamp(min=1)
+        for site, total, tokens in zip(self.num_experts, totals.tolist(), self.tokens.tolist(), strict=True):
+            if tokens and abs(total - 1) > PROBABILITY_SLACK:
+                raise ValueError(
+                    f"{site}: the probabilities of a token sum to {total:.4g} on average, must sum to 1; give the "
+                    "router's probabilities (a Routing's probs), not its logits, scores or weights"
+                )
 
     def load_by_domain(self) -> dict[str, dict[str, list[float]]]:
         """{domain: {site: load of each expert}}; domains without tokens are left out."""

@@ -6,6 +6,8 @@ Shapes: E experts.
 import torch
 from torch import Tensor
 
+from lmoe.schema.validate_moe import L1_LEAST, L1_MOST
+
 
 def moved_bias(bias: Tensor, activity: Tensor, rate: float) -> Tensor:
     """b + u * sign(mean(c) - c): rarely used experts become easier to choose (2408.15664, algorithm 1).
@@ -24,7 +26,8 @@ def moved_bias(bias: Tensor, activity: Tensor, rate: float) -> Tensor:
 def moved_l1(coef: Tensor, active: Tensor, target: float, growth: float) -> Tensor:
     """lambda * alpha ** sign(active - target): more L1 while too many are active (ReMoE, 2412.14711, equation 7).
 
-    The paper writes it with sparsities, 1 - active / E; the sign is the same.
+    The paper writes it with sparsities, 1 - active / E; the sign is the same. Unlike there lambda has bounds: a
+    router that cannot reach K would otherwise wind it up or down for ever.
 
     Args:
         coef: () lambda.
@@ -35,4 +38,5 @@ def moved_l1(coef: Tensor, active: Tensor, target: float, growth: float) -> Tens
     Returns:
         () in the dtype of coef.
     """
-    return coef * growth ** torch.sign(active - target).to(coef.dtype)
+    moved = coef * growth ** torch.sign(active - target).to(coef.dtype)
+    return moved.clamp(L1_LEAST, L1_MOST)

@@ -27,9 +27,9 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     if flat_NE.shape[-2] != valid.numel():
         raise ValueError(f"routing of {flat_NE.shape[-2]} tokens, but the mask of valid tokens has {valid.numel()}")
     flat_NE = flat_NE.to(torch.promote_types(values.dtype, torch.float32))
-    mask_N = valid.reshape(-1).to(flat_NE.dtype)
-    # NOTE no matmul: autocast would turn it into bfloat16.
-    return (flat_NE * mask_N[:, None]).sum(-2) / mask_N.sum().clamp(min=1)
+    mask_N1 = valid.reshape(-1, 1).bool()
+    # NOTE no matmul: autocast would turn it into bfloat16. No product: padding may hold NaN, and 0 * NaN is NaN.
+    return torch.where(mask_N1, flat_NE, 0).sum(-2) / mask_N1.sum().clamp(min=1)
 
 
 def load_balancing_loss(assignment: Tensor, probs: Tensor, valid: Tensor, load: Tensor | None = None) -> Tensor:
@@ -97,4 +97,6 @@ def router_z_loss(logits: Tensor, valid: Tensor) -> Tensor:
         () or (S,) in float32, or float64 for float64 logits.
     """
     z_NE = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    mask = valid.reshape(valid.shape if z_NE.dim() > 2 else (-1,)).bool().unsqueeze(-1)
+    z_NE = torch.where(mask, z_NE, 0)  # before logsumexp, or its gradient at padding could be NaN
     return masked_mean(torch.logsumexp(z_NE, dim=-1, keepdim=True).square(), valid).squeeze(-1)

@@ -6,7 +6,7 @@ from lmoe.schema.injection import InitLora, InjectionConfig
 from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
 from lmoe.schema.phase import PhaseConfig, Role, start_step
 from lmoe.schema.problems import without_effect
-from lmoe.schema.router_traits import TRAITS
+from lmoe.schema.router_traits import TRAITS, trains_logits
 from lmoe.schema.run import RunConfig
 
 TRAINABLE = (Role.router, Role.lora, Role.attn_lora)
@@ -88,11 +88,16 @@ def _role_problems(key: str, phase: PhaseConfig, injection: InjectionConfig, moe
 def _switch_problems(key: str, phase: PhaseConfig, moe: MoeConfig) -> list[str]:
     """Switches of a phase for what `moe` does not have."""
     balance, relu = moe.load_balance, moe.router is RouterKind.relu
-    balanced = balance.type is not LoadBalanceType.none or relu
+    balanced = balance.type is LoadBalanceType.aux_loss_free or bool(balance.aux_loss_coef) or relu
+    balanced &= balance.type is not LoadBalanceType.none or relu
     noisy = moe.router_noise > 0 or bool(moe.router_noise_end)
     have = {
-        "load_balance": (phase.load_balance, balanced, "moe.load_balance.type=none"),
-        "router_z_loss": (phase.router_z_loss, bool(moe.router_z_loss_coef), "moe.router_z_loss_coef=0"),
+        "load_balance": (phase.load_balance, balanced, f"moe.load_balance.type={balance.type}"),
+        "router_z_loss": (
+            phase.router_z_loss,
+            bool(moe.router_z_loss_coef) and trains_logits(moe),
+            f"moe.router_z_loss_coef={moe.router_z_loss_coef} and moe.router={moe.router}",
+        ),
         "router_noise": (phase.router_noise, noisy, "moe.router_noise=0"),
         "expert_dropout": (phase.expert_dropout, moe.expert_dropout > 0, "moe.expert_dropout=0"),
         "diversity": (phase.diversity, moe.diversity_coef > 0, "moe.diversity_coef=0"),
@@ -129,5 +134,9 @@ def lora_B_std(config: RunConfig) -> float:
         return config.injection.lora_B_std
     if config.injection.init_lora is InitLora.svd:
         return 0.0
-    first = ordered_phases(config)[0][2].trainable
-    return BREAK_SYMMETRY_STD if Role.router in first and Role.lora not in first else 0.0
+    for _, _, phase in ordered_phases(config):
+        if Role.lora in phase.trainable:
+            return 0.0
+        if Role.router in phase.trainable:
+            return BREAK_SYMMETRY_STD
+    return 0.0

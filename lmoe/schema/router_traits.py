@@ -41,7 +41,8 @@ TRAITS = {
     RouterKind.soft: RouterTraits(top_k=False, fixed_k=False, scales=DENSE_SCALE, balances=LOSSES),
     RouterKind.top_p: RouterTraits(top_k=False, fixed_k=False, balances=LOSSES),
     RouterKind.sigmoid: RouterTraits(),
-    RouterKind.relu: RouterTraits(fixed_k=False, softmax=False, balances=LOSSES),
+    # sum_to_one would leave its L1 nothing to shrink
+    RouterKind.relu: RouterTraits(fixed_k=False, softmax=False, scales=(Scale.raw, Scale.unit), balances=LOSSES),
     RouterKind.noisy_top_k: RouterTraits(),
     RouterKind.sequence: RouterTraits(),
     RouterKind.uniform: RouterTraits(

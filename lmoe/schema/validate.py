@@ -49,6 +49,11 @@ def _idle_problems(config: RunConfig) -> list[str]:
             without_effect("trainer.stop_on_collapse", f"with moe.router={config.moe.router}, which learns nothing")
         )
     trained = {role.value for phase in config.phase.phases.values() for role in phase.trainable}
+    steps, anneal = config.trainer.max_steps, config.moe.anneal_steps
+    if anneal is not None and anneal.strip().isdecimal() and int(anneal) > steps >= 1:
+        problems.append(
+            f"moe.anneal_steps={anneal} is beyond trainer.max_steps={steps}: the ends would not be reached; lower it"
+        )
     if config.optim.lora_plus_ratio != 1 and not trained & {Role.lora.value, Role.attn_lora.value}:
         problems.append(without_effect("optim.lora_plus_ratio", "where neither lora nor attn_lora trains"))
     trained &= {role.value for role in present_roles(config.injection, config.moe)}

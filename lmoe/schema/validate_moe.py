@@ -16,6 +16,8 @@ from lmoe.schema.router_traits import TRAITS, RouterTraits
 
 DEFAULT_AUX_LOSS_COEF, DEFAULT_Z_LOSS_COEF = 0.01, 0.001  # of conf/moe/top_k.yaml: left standing, they are no mistake
 ORDINARY = MoeConfig()
+L1_LEAST, L1_MOST = 1e-12, 1e4
+"""Bounds of relu's L1 weight, within which it can always find its way back."""
 
 
 def moe_problems(moe: MoeConfig) -> list[str]:
@@ -58,8 +60,9 @@ def _ranges(moe: MoeConfig) -> list[str]:
         above_zero(moe.temperature, "moe.temperature")
         + above_zero(moe.temperature_end, "moe.temperature_end")
         + above_zero(balance.bias_update_rate, "moe.load_balance.bias_update_rate")
-        + above_zero(moe.l1_start, "moe.l1_start")
     )
+    if not L1_LEAST <= moe.l1_start <= L1_MOST:
+        problems.append(f"moe.l1_start is {moe.l1_start}, must be from {L1_LEAST:g} to {L1_MOST:g}")
     if moe.l1_growth <= 1:
         problems.append(f"moe.l1_growth is {moe.l1_growth}, must be above 1")
     if moe.top_p is not None and not 0 < moe.top_p <= 1:
@@ -113,6 +116,8 @@ def _scale_problems(moe: MoeConfig, traits: RouterTraits) -> list[str]:
     problems = []
     if moe.scale is not None and moe.norm_topk_prob is not None:
         problems.append("moe.norm_topk_prob and moe.scale say the same thing; leave one of them out")
+    if moe.norm_topk_prob and MixtureScale.raw in traits.scales and MixtureScale.sum_to_one not in traits.scales:
+        problems.append(f"moe.norm_topk_prob=true cannot act on moe.router={moe.router}; allowed: null or false")
     if moe.norm_topk_prob is not None and MixtureScale.raw not in traits.scales:
         why = f"with moe.router={moe.router}, whose weights sum to 1"
         problems.append(without_effect("moe.norm_topk_prob", why))
@@ -137,6 +142,11 @@ def _balance_problems(moe: MoeConfig) -> list[str]:
     if not uses_coef and balance.aux_loss_coef not in (None, 0, DEFAULT_AUX_LOSS_COEF):
         problems.append(
             f"moe.load_balance.aux_loss_coef has no effect with type={kind}; leave it out or use type=aux_loss"
+        )
+    if kind is LoadBalanceType.importance_cv and moe.router is RouterKind.soft and moe.scale is MixtureScale.unit:
+        problems.append(
+            "moe.load_balance.type=importance_cv has no effect with moe.router=soft and moe.scale=unit, where every "
+            "weight is 1; use scale=sum_to_one or type=none"
         )
     if kind is not LoadBalanceType.aux_loss_free and balance.bias_update_rate is not None:
         problems.append(

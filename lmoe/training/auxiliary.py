@@ -132,4 +132,4 @@ class StepMeans:
 def diversity(model: nn.Module) -> Tensor:
     """() mean over sites of the mean squared cosine between their experts."""
     mixtures = [module for _, module in sites(model) if isinstance(module, MixtureLoRALinear)]
-    return torch.stack([diversity_penalty(module.lora_A, module.lora_B) for module in mixtures]).mean()
+    return torch.stack([diversity_penalty(*module.factors()) for module in mixtures]).mean()

@@ -19,7 +19,7 @@ class Dials:
 
     Args:
         temperature, router_noise: (first, last).
-        anneal_steps: optimizer steps that the line takes; 0: the last value from the start.
+        anneal_steps: optimizer steps that the line takes: the last of them has the last value.
         expert_dropout: constant.
     """
 
@@ -41,7 +41,7 @@ class Dials:
 
     def at(self, ends: tuple[float, float], step: int) -> float:
         """A value at optimizer step `step`, counted from 0."""
-        done = min(step / self.anneal_steps, 1.0) if self.anneal_steps else 1.0
+        done = min(step / (self.anneal_steps - 1), 1.0) if self.anneal_steps > 1 else 1.0
         return ends[0] + (ends[1] - ends[0]) * done
 
 

@@ -68,9 +68,7 @@ def specialisation_metrics(evaluation: RoutingEvaluation, earlier: Choices | Non
 def cosine_metrics(model: nn.Module) -> dict[str, float]:
     """val/routing/expert_cosine, and of each Linear with experts."""
     mixtures = {path: module for path, module in sites(model) if isinstance(module, MixtureLoRALinear)}
-    return _by_site(
-        "expert_cosine", {path: float(mean_expert_cosine(m.lora_A, m.lora_B)) for path, m in mixtures.items()}
-    )
+    return _by_site("expert_cosine", {path: float(mean_expert_cosine(*m.factors())) for path, m in mixtures.items()})
 
 
 def knock_out(model: nn.Module, losses: Callable[[], dict[str, float]], mode: KnockOut) -> KnockOutTable:

@@ -18,6 +18,7 @@ from lmoe.checkpoint.adapter import (
     save_adapter,
 )
 from lmoe.errors import CheckpointError, InjectionError
+from lmoe.injection.apply import injected
 from lmoe.injection.roles import adapter_parameters
 from tests.checkpoint.conftest import BASE, INJECTION
 from tests.tiny_models import tiny_model, tokens
@@ -248,3 +249,15 @@ def test_the_version_in_the_file_is_that_of_the_code(adapter):
 
 def test_what_the_injection_resolved_is_stored(adapter):
     assert read_adapter_config(adapter).injection.items() >= INJECTION.items()
+
+
+def test_an_adapter_of_a_run_cut_short_is_used_with_the_temperature_that_it_had_reached(tmp_path):
+    model = tiny_model()
+    lmoe.inject(model, moe={"temperature": 1.0, "temperature_end": 3.0})
+    injected(model).context.temperature = 1.75
+    lmoe.save(model, tmp_path, base_model="anything")
+    saved = json.loads((tmp_path / "lmoe_config.json").read_text())["moe"]
+    assert (saved["temperature"], saved["temperature_end"]) == (1.75, None)
+    other = tiny_model()
+    lmoe.inject(other, moe=saved)
+    assert injected(other).context.temperature == 1.75

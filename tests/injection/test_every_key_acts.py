@@ -197,8 +197,9 @@ def trained_logits(given: Dials, step: int, **switches: bool) -> torch.Tensor:
 def test_temperature_end_and_anneal_steps_bend_the_temperature_over_the_steps():
     plain, ended = dials(), dials(temperature_end=3.0)
     early = dials(temperature_end=3.0, anneal_steps="50%")
-    assert [ended.at(ended.temperature, step) for step in (0, 50, 100, 120)] == [1.0, 2.0, 3.0, 3.0]
-    assert [early.at(early.temperature, step) for step in (0, 25, 50, 99)] == [1.0, 2.0, 3.0, 3.0]
+    middle = 1.0 + 2.0 * 50 / 99  # of 100 steps the last, number 99, has the end value
+    assert [ended.at(ended.temperature, step) for step in (0, 50, 99, 120)] == pytest.approx([1.0, middle, 3.0, 3.0])
+    assert [early.at(early.temperature, step) for step in (0, 49, 50, 99)] == pytest.approx([1.0, 3.0, 3.0, 3.0])
     assert torch.equal(trained_logits(ended, 0), trained_logits(plain, 0))
     for step in (50, 100):
         assert not torch.equal(trained_logits(ended, step), trained_logits(plain, step))

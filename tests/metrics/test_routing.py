@@ -161,3 +161,11 @@ def test_the_summary_takes_means_over_sites_and_the_sum_of_dead_experts():
     assert set(routing_rows(sites)) == {
         f"routing/{site}/{name}" for site in sites for name in (*names, "load_entropy", "information")
     }
+
+
+def test_probabilities_that_do_not_sum_to_one_are_refused_by_the_name_of_their_site():
+    stats = RoutingStats({"site": 3}, ["all"])
+    scores = torch.full((1, 4, 3), 0.5)
+    stats.update("site", scores, scores, scores, torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4).long())
+    with pytest.raises(ValueError, match=r"site: the probabilities of a token sum to 1\.5 .*must sum to 1; give the"):
+        stats.compute()

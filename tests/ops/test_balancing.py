@@ -70,3 +70,14 @@ def test_the_l1_drives_the_mean_number_of_active_experts_to_top_k(top_k):
         history.append(float(active))
     assert sum(history[:20]) / 20 > 3
     assert sum(history[-200:]) / 200 == pytest.approx(top_k, rel=0.15)
+
+
+def test_the_weight_of_the_l1_stays_where_it_can_find_its_way_back():
+    coef = torch.tensor(1e-8)
+    for _ in range(1000):
+        coef = moved_l1(coef, torch.tensor(1.0), 2.0, 1.2)
+    assert 0 < float(coef) == pytest.approx(1e-12)
+    for _ in range(1000):
+        coef = moved_l1(coef, torch.tensor(3.0), 2.0, 1.2)
+    assert float(coef) == pytest.approx(1e4)
+    assert float(moved_l1(coef, torch.tensor(1.0), 2.0, 1.2)) < 1e4

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from lmoe.ops.gating import soft_gate, top_k_gate
-from lmoe.ops.routing_losses import load_balancing_loss, masked_mean, router_z_loss
+from lmoe.ops.routing_losses import importance_cv_loss, load_balancing_loss, masked_mean, relu_l1, router_z_loss
 from lmoe.schema.moe import MixtureScale
 from tests.reference import dumb
 
@@ -165,3 +165,23 @@ def test_flattened_tokens_meet_a_mask_of_rows_and_columns():
 def test_a_mask_of_another_length_is_refused():
     with pytest.raises(ValueError, match="routing of 4 tokens, but the mask of valid tokens has 8"):
         masked_mean(torch.zeros(1, 4, 4), torch.ones(1, 8, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("loss", ["balance", "z", "cv", "l1"])
+def test_padding_that_holds_nan_reaches_no_loss_and_no_gradient_of_a_valid_token(loss):
+    torch.manual_seed(0)
+    logits = torch.randn(2, 4, 3)
+    valid = torch.ones(2, 4, dtype=torch.bool)
+    valid[1, 2:] = False
+    logits[1, 2:] = torch.nan
+    logits.requires_grad_()
+    gate = top_k_gate(logits, top_k=2, temperature=1.0, scale=MixtureScale.sum_to_one)
+    value = {
+        "balance": lambda: load_balancing_loss(gate.assignment, gate.probs, valid),
+        "z": lambda: router_z_loss(logits, valid),
+        "cv": lambda: importance_cv_loss(gate.weights, valid),
+        "l1": lambda: relu_l1(torch.relu(logits), gate.assignment, valid, 2),
+    }[loss]()
+    (gradient,) = torch.autograd.grad(value, logits)
+    assert value.isfinite()
+    assert gradient[valid].isfinite().all()

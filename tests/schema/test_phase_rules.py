@@ -96,3 +96,12 @@ def test_a_chosen_lora_B_std_is_kept(chosen):
     config = with_phases(**ROUTER_FIRST)
     config.injection.lora_B_std = chosen
     assert lora_B_std(config) == chosen
+
+
+def test_lora_B_starts_random_wherever_routers_train_alone_before_experts():
+    attention = PhaseConfig(start="0", trainable=[Role.attn_lora])
+    router = PhaseConfig(start="5", trainable=[Role.router])
+    experts = PhaseConfig(start="9", trainable=[Role.lora])
+    assert lora_B_std(with_phases(a=attention, b=router, c=experts)) == 0.01
+    both = PhaseConfig(start="5", trainable=[Role.router, Role.lora])
+    assert lora_B_std(with_phases(a=attention, b=both)) == 0.0

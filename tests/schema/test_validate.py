@@ -150,7 +150,7 @@ CASES: list[tuple[Change, list[str]]] = [
     (change("moe.diversity_coef", -1.0), ["moe.diversity_coef is -1.0", "at least 0"]),
     (both(TOP_P, change("moe.top_p", None)), ["moe.top_p is required", "0.4"]),
     (both(TOP_P, change("moe.top_p", 1.5)), ["moe.top_p is 1.5", "at most 1"]),
-    (both(RELU, change("moe.l1_start", 0.0)), ["moe.l1_start is 0", "above 0"]),
+    (both(RELU, change("moe.l1_start", 0.0)), ["moe.l1_start is 0", "1e-12 to 10000"]),
     (both(RELU, change("moe.l1_growth", 1.0)), ["moe.l1_growth is 1.0", "above 1"]),
     (both(ORACLE, change("moe.domains", ["a", "a"])), ["moe.domains is ['a', 'a']", "different names"]),
     (

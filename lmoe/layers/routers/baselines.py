@@ -40,5 +40,5 @@ class OracleRouter(Router):
                 "moe.router=oracle does not know the domain of these tokens: name it with "
                 "`with lmoe.trace(model, attention_mask=…, domains=[…])`, or `lmoe generate --domain NAME`"
             )
-        gate = oracle_gate(expert.expand(x.shape[:-1]), self.settings.num_experts, self.settings.dtype)
+        gate = oracle_gate(expert.to(x.device).expand(x.shape[:-1]), self.settings.num_experts, self.settings.dtype)
         return Routing.of(torch.zeros_like(gate.probs), gate)
