@@ -18,6 +18,7 @@ from lmoe.injection.apply import injected
 from lmoe.injection.roles import role_table
 from lmoe.schema.phase import Role
 from lmoe.schema.run import RunConfig
+from lmoe.training.dials import facts
 from lmoe.training.sft_module import SftModule
 
 
@@ -138,15 +139,16 @@ def forward_backward(module: SftModule, trainer: Trainer, batch: dict[str, Tenso
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    trace = injected(model).trace
+    record = injected(model)
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         trainer.precision_plugin.forward_context(),
-        trace.recording(batch["valid_mask"]),
+        facts(record, batch),
+        record.trace.recording(batch["valid_mask"]),
     ):
         losses, labels = module.losses(batch)
-        loss = losses.sum() / (labels != -100).sum() + trace.auxiliary_loss()
-    trace.clear()
+        loss = losses.sum() / (labels != -100).sum() + record.trace.auxiliary_loss()
+    record.trace.clear()
     loss.backward()
     return loss.detach(), float(sum(kept.values()))
 

@@ -5,6 +5,7 @@ import pytest
 from lmoe.build.parts import build_parts
 from lmoe.build.preflight import MemoryEstimate, check_phases
 from lmoe.errors import ConfigError
+from lmoe.schema.moe import RouterKind
 from lmoe.schema.phase import PhaseConfig, Role
 
 
@@ -22,6 +23,14 @@ def test_preflight_prints_plan_phases_loss_and_estimate_and_leaves_no_folder(tra
     ):
         assert words in done.text
     assert not done.run.exists()
+
+
+@pytest.mark.parametrize("router", RouterKind)
+def test_preflight_tells_every_router_what_it_must_know_of_the_batch(train, router):
+    done = train("dry_run=preflight", f"moe={router}", "phase=joint")
+    assert done.code == 0, done.text
+    assert "preflight: ready" in done.text
+    assert "got no gradient" not in done.text
 
 
 def test_preflight_reports_a_role_that_trains_in_no_phase(train):
