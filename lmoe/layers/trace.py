@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lmoe.ops.gating import Gate
 from lmoe.ops.routing_losses import importance_cv_loss, load_balancing_loss, masked_mean, relu_l1, router_z_loss
+from lmoe.ops.site_groups import sites_of_one_shape
 from lmoe.schema.moe import LoadBalanceType
 
 
@@ -124,8 +125,9 @@ class RoutingTrace:
 
     def _means(self, of: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         valid, result = self._valid(), {}
-        for names, group in self._stacks():
-            result |= dict(zip(names, masked_mean(of(group.assignment.detach()), valid), strict=True))
+        for names, group in self._groups():
+            assignment = torch.stack([r.assignment for r in group]).detach()
+            result |= dict(zip(names, masked_mean(of(assignment), valid), strict=True))
         return result
 
     def load_balancing_loss(self, loads: Mapping[str, Tensor] | None = None) -> Tensor:
@@ -135,27 +137,31 @@ class RoutingTrace:
             loads: (E,) share of each expert over more tokens than this forward's, by site; None: of this forward.
         """
         valid, parts = self._valid(), []
-        for names, group in self._stacks():
+        for names, group in self._groups():
             if self.losses.balance is LoadBalanceType.importance_cv:
-                parts.append(importance_cv_loss(group.routing_weights, valid))
+                parts.append(importance_cv_loss(torch.stack([r.routing_weights for r in group]), valid))
             else:
                 load = None if loads is None else torch.stack([loads[name] for name in names])
-                parts.append(load_balancing_loss(group.assignment, group.probs, valid, load))
+                assignment, probs = torch.stack([r.assignment for r in group]), torch.stack([r.probs for r in group])
+                parts.append(load_balancing_loss(assignment, probs, valid, load))
         return torch.cat(parts).mean()
 
     def router_z_loss(self) -> Tensor:
         """() mean over sites."""
         valid = self._valid()
-        return torch.cat([router_z_loss(group.router_logits, valid) for _, group in self._stacks()]).mean()
+        logits = [torch.stack([r.router_logits for r in group]) for _, group in self._groups()]
+        return torch.cat([router_z_loss(stacked, valid) for stacked in logits]).mean()
 
     def relu_l1(self) -> Tensor:
         """() mean over sites of coefficient times L1; 0 for routers other than relu."""
         valid, parts = self._valid(), []
         if self.losses.l1_top_k is None:
             return torch.zeros((), device=valid.device)
-        for names, group in self._stacks():
+        for names, group in self._groups():
             coefs = torch.stack([self.l1_coefs[name] for name in names])
-            parts.append(coefs * relu_l1(group.routing_weights, group.assignment, valid, self.losses.l1_top_k))
+            weights = torch.stack([r.routing_weights for r in group])
+            assignment = torch.stack([r.assignment for r in group])
+            parts.append(coefs * relu_l1(weights, assignment, valid, self.losses.l1_top_k))
         return torch.cat(parts).mean()
 
     def auxiliary_loss(self) -> Tensor:
@@ -170,22 +176,10 @@ class RoutingTrace:
             total = total + losses.router_z_loss_coef * self.router_z_loss()
         return total if losses.l1_top_k is None else total + self.relu_l1()
 
-    def _stacks(self) -> Iterator[tuple[list[str], Routing]]:
-        """Sites with equally shaped routing, stacked to (S, ..., E): one operation for all instead of one each."""
-        groups: dict[tuple[int, ...], list[str]] = {}
-        for name, routing in self.routing.items():
-            groups.setdefault(tuple(routing.probs.shape), []).append(name)
-        for names in groups.values():
-            members = [self.routing[name] for name in names]
-            yield (
-                names,
-                Routing(
-                    router_logits=torch.stack([r.router_logits for r in members]),
-                    probs=torch.stack([r.probs for r in members]),
-                    routing_weights=torch.stack([r.routing_weights for r in members]),
-                    assignment=torch.stack([r.assignment for r in members]),
-                ),
-            )
+    def _groups(self) -> Iterator[tuple[list[str], list[Routing]]]:
+        """Sites with equally shaped routing: what is needed of them stacks to (S, ..., E)."""
+        for names in sites_of_one_shape({name: routing.probs for name, routing in self.routing.items()}):
+            yield names, [self.routing[name] for name in names]
 
     def _valid(self) -> Tensor:
         if self.valid is None or not self.routing:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lmoe.metrics.site_stack import flat_tokens, sites_of_one_shape
+from lmoe.metrics.site_stack import flat_tokens
+from lmoe.ops.site_groups import sites_of_one_shape
 
 DEAD_SHARE = 0.01
 PROBABILITY_SLACK = 0.02

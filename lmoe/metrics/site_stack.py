@@ -8,13 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-
-def sites_of_one_shape(tensors: Mapping[str, Tensor]) -> list[list[str]]:
-    """Names of the sites, those with equal shapes in one list; in the order of the mapping."""
-    groups: dict[torch.Size, list[str]] = {}
-    for site, tensor in tensors.items():
-        groups.setdefault(tensor.shape, []).append(site)
-    return list(groups.values())
+from lmoe.ops.site_groups import sites_of_one_shape
 
 
 def flat_tokens(routing: Tensor, sites: Sequence[str], valid: Tensor) -> Tensor:
