@@ -1,4 +1,4 @@
-"""What a gate returns, and what the chosen experts' weights add up to."""
+"""What a gate returns, the choice of the K largest, and what the chosen experts' weights add up to."""
 
 from typing import NamedTuple
 
@@ -44,6 +44,26 @@ def weigh(scores: Tensor, chosen: Tensor, scale: MixtureScale) -> Tensor:
     if scale is MixtureScale.unit:
         return chosen + (kept - kept.detach())  # in this order: exactly 1 or 0
     return kept / kept.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(kept.dtype).tiny)
+
+
+def gate_of_largest(
+    scores: Tensor, probs: Tensor, logits: Tensor, *, top_k: int, scale: MixtureScale, selection_bias: Tensor | None
+) -> Gate:
+    """S = the K largest s + b;  weights from s by `scale`; the chosen experts share the token alike.
+
+    Args:
+        scores: (..., E) s.
+        probs: (..., E) the scores, made to sum to 1.
+        logits: (..., E) router logits z.
+        top_k: K.
+        scale: what the weights add up to.
+        selection_bias: (E,) b, which only chooses; None: 0.
+
+    Raises:
+        ValueError: top_k outside 1 to E.
+    """
+    chosen, expert_indices = top_k_mask(selection(scores, logits, selection_bias), top_k)
+    return Gate(probs, weigh(scores, chosen, scale), chosen / top_k, expert_indices)
 
 
 def selection(scores: Tensor, logits: Tensor, bias: Tensor | None) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lmoe.ops.gating.gate import Gate, selection, top_k_mask, weigh
+from lmoe.ops.gating.gate import Gate, gate_of_largest
 from lmoe.schema.moe import MixtureScale
 
 
@@ -29,6 +29,5 @@ def sigmoid_gate(
         ValueError: top_k outside 1 to E.
     """
     scores = torch.sigmoid(logits / temperature)
-    chosen, expert_indices = top_k_mask(selection(scores, logits, selection_bias), top_k)
     probs = scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
-    return Gate(probs, weigh(scores, chosen, scale), chosen / top_k, expert_indices)
+    return gate_of_largest(scores, probs, logits, top_k=top_k, scale=scale, selection_bias=selection_bias)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from lmoe.ops.gating.gate import Gate, selection, top_k_mask, weigh
+from lmoe.ops.gating.gate import Gate, gate_of_largest
 from lmoe.schema.moe import MixtureScale
 
 
@@ -29,5 +29,4 @@ def top_k_gate(
         ValueError: top_k outside 1 to E.
     """
     probs = torch.softmax(logits / temperature, dim=-1)
-    chosen, expert_indices = top_k_mask(selection(probs, logits, selection_bias), top_k)
-    return Gate(probs, weigh(probs, chosen, scale), chosen / top_k, expert_indices)
+    return gate_of_largest(probs, probs, logits, top_k=top_k, scale=scale, selection_bias=selection_bias)
