@@ -6,6 +6,9 @@ The fields without a neutral value have no default here: a `moe` section must sa
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+L1_LEAST, L1_MOST = 1e-12, 1e4
+"""Bounds of relu's L1 weight, within which it can always find its way back."""
+
 
 class RouterKind(StrEnum):
     """How experts are chosen and weighted."""

@@ -1,6 +1,8 @@
 """Problems of `moe`: what is missing, out of range, or cannot act with the chosen router."""
 
 from lmoe.schema.moe import (
+    L1_LEAST,
+    L1_MOST,
     Backend,
     BalanceScope,
     LoadBalanceType,
@@ -16,8 +18,6 @@ from lmoe.schema.router_traits import TRAITS, RouterTraits
 
 DEFAULT_AUX_LOSS_COEF, DEFAULT_Z_LOSS_COEF = 0.01, 0.001  # of conf/moe/top_k.yaml: left standing, they are no mistake
 ORDINARY = MoeConfig()
-L1_LEAST, L1_MOST = 1e-12, 1e4
-"""Bounds of relu's L1 weight, within which it can always find its way back."""
 
 
 def moe_problems(moe: MoeConfig) -> list[str]:
