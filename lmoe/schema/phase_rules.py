@@ -87,9 +87,9 @@ def _role_problems(key: str, phase: PhaseConfig, injection: InjectionConfig, moe
 
 def _switch_problems(key: str, phase: PhaseConfig, moe: MoeConfig) -> list[str]:
     """Switches of a phase for what `moe` does not have."""
-    balance, relu = moe.load_balance, moe.router is RouterKind.relu
-    balanced = balance.type is LoadBalanceType.aux_loss_free or bool(balance.aux_loss_coef) or relu
-    balanced &= balance.type is not LoadBalanceType.none or relu
+    balance = moe.load_balance
+    by_loss = balance.type is not LoadBalanceType.none and bool(balance.aux_loss_coef)
+    balanced = moe.router is RouterKind.relu or balance.type is LoadBalanceType.aux_loss_free or by_loss
     noisy = moe.router_noise > 0 or bool(moe.router_noise_end)
     have = {
         "load_balance": (phase.load_balance, balanced, f"moe.load_balance.type={balance.type}"),
