@@ -108,9 +108,8 @@ class Validation(Callback):
         self.results.coactivation = {site: value.share for site, value in routing.coactivation.compute().items()}
         metrics = {f"val/{name}": value for name, value in self.results.after.items()}
         step = trainer.global_step
-        earlier = [
-            entry for entry in self._choices if entry[0] < step
-        ]  # a finished run that is resumed validates again
+        # A finished run that is resumed validates its last step again, and must not be compared with itself.
+        earlier = [(past, choices) for past, choices in self._choices if past < step]
         saturated_from = earlier[-1][1] if earlier else None
         record(trainer, metrics | specialisation_metrics(routing, saturated_from) | cosine_metrics(pl_module.model))
         self._choices = [*earlier[-1:], (step, routing.chosen.compute())]
