@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lmoe.backbones.fingerprint import fingerprint
 from lmoe.errors import CheckpointError
-from lmoe.injection.apply import Injected, injected, sites
+from lmoe.injection.apply import Injected, injected, mixtures
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.schema.backbone import BackbonePrecision
@@ -44,10 +44,9 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Adapters and routers under the keys of the file: experts one by one, everything else as it is; views."""
     tensors: dict[str, Tensor] = {}
     stacked: set[str] = set()
-    for path, module in sites(model):
-        if isinstance(module, MixtureLoRALinear):
-            tensors |= _experts(path, module)
-            stacked |= {f"{path}.{name}" for name in STACKED}
+    for path, module in mixtures(model):
+        tensors |= _experts(path, module)
+        stacked |= {f"{path}.{name}" for name in STACKED}
     for name, tensor in (*adapter_parameters(model).items(), *adapter_buffers(model).items()):
         if name not in stacked:
             tensors[name] = tensor.data

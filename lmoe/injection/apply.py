@@ -144,6 +144,13 @@ def sites(model: nn.Module) -> Iterator[tuple[str, LoRALinear | MixtureLoRALinea
         yield site.path, module
 
 
+def mixtures(model: nn.Module) -> Iterator[tuple[str, MixtureLoRALinear]]:
+    """Every wrapper with experts of an injected model with its path, in the order of the plan."""
+    for path, module in sites(model):
+        if isinstance(module, MixtureLoRALinear):
+            yield path, module
+
+
 def routers(model: nn.Module) -> Iterator[tuple[str, Router]]:
     """Every router of an injected model by the name of its site, in the order of the plan."""
     for name in injected(model).plan.routers:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lmoe.injection.apply import injected, routers, sites
-from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.injection.apply import injected, mixtures, routers
 from lmoe.layers.routers import LinearRouter, ReluRouter
 from lmoe.ops.balancing import moved_bias, moved_l1
 from lmoe.ops.expert_similarity import diversity_penalty
@@ -131,5 +130,4 @@ class StepMeans:
 
 def diversity(model: nn.Module) -> Tensor:
     """() mean over sites of the mean squared cosine between their experts."""
-    mixtures = [module for _, module in sites(model) if isinstance(module, MixtureLoRALinear)]
-    return torch.stack([diversity_penalty(*module.factors()) for module in mixtures]).mean()
+    return torch.stack([diversity_penalty(*module.factors()) for _, module in mixtures(model)]).mean()

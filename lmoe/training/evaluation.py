@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lmoe.injection.apply import injected, sites
-from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.injection.apply import injected, mixtures
 from lmoe.layers.trace import Routing
 from lmoe.metrics.coactivation import Coactivation
 from lmoe.metrics.knock_out import ALL_SITES, KnockOutTable, Silenced, knock_out_table
@@ -67,8 +66,8 @@ def specialisation_metrics(evaluation: RoutingEvaluation, earlier: Choices | Non
 @torch.no_grad()
 def cosine_metrics(model: nn.Module) -> dict[str, float]:
     """val/routing/expert_cosine, and of each Linear with experts."""
-    mixtures = {path: module for path, module in sites(model) if isinstance(module, MixtureLoRALinear)}
-    return _by_site("expert_cosine", {path: float(mean_expert_cosine(*m.factors())) for path, m in mixtures.items()})
+    cosines = {path: float(mean_expert_cosine(*module.factors())) for path, module in mixtures(model)}
+    return _by_site("expert_cosine", cosines)
 
 
 def knock_out(model: nn.Module, losses: Callable[[], dict[str, float]], mode: KnockOut) -> KnockOutTable:

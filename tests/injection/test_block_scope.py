@@ -8,8 +8,7 @@ from torch import nn
 
 import lmoe
 from lmoe.errors import RoutingError
-from lmoe.injection.apply import injected, routers, sites
-from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.injection.apply import injected, mixtures, routers
 from tests.injection.tiny_injected import gradients, tiny_injected
 from tests.reference import dumb_gates
 from tests.tiny_models import tiny_model, tokens
@@ -28,9 +27,8 @@ def trace_of(model, ids):
 def test_each_block_has_one_routing_by_its_path_and_each_mixture_uses_it(router):
     """gate, up and down: their three outputs are those of the loop with the block's weights and their own experts."""
     model, ids, seen = tiny_injected(router, moe=BLOCK), tokens(), {}
-    for path, site in sites(model):
-        if isinstance(site, MixtureLoRALinear):
-            site.register_forward_hook(lambda _, args, y, path=path: seen.update({path: (args[0], y)}))
+    for path, site in mixtures(model):
+        site.register_forward_hook(lambda _, args, y, path=path: seen.update({path: (args[0], y)}))
     _, trace = trace_of(model, ids)
     assert list(trace.routing) == ["model.layers.0.mlp", "model.layers.1.mlp"] == [name for name, _ in routers(model)]
     assert len(seen) == 6

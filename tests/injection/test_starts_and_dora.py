@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 import lmoe
 from lmoe.errors import InjectionError
-from lmoe.injection.apply import sites
+from lmoe.injection.apply import mixtures
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.dora import weight_row_norms
 from lmoe.ops.svd_init import svd_slices
@@ -132,9 +132,8 @@ def test_an_svd_start_leaves_the_backbones_logits_and_gives_every_expert_a_gradi
     with torch.no_grad(), traced(model, torch.ones_like(ids)):
         torch.testing.assert_close(model(input_ids=ids).logits, before, atol=2e-4, rtol=1e-3)
     grads = gradients(model)
-    mixtures = [(path, site) for path, site in sites(model) if isinstance(site, MixtureLoRALinear)]
-    assert len(mixtures) == 6
-    for path, site in mixtures:
+    assert len(list(mixtures(model))) == 6
+    for path, site in mixtures(model):
         assert site.lora_B.any() and grads[f"{path}.lora_A"].any() and grads[f"{path}.lora_B"].any()
 
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import lmoe
-from lmoe.injection.apply import injected, sites
-from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.injection.apply import injected, mixtures
 from lmoe.layers.trace import RoutingTrace
 from lmoe.ops.expert_similarity import diversity_penalty
 from lmoe.schema.moe import RouterKind
@@ -70,7 +69,6 @@ def gradients(model: PreTrainedModel, *, seed: int = 5, diversity: float = 0.0) 
         # NOTE no attention mask for the model, whose own code would read it back to the host.
         loss = model(input_ids=ids, labels=labels).loss + trace.auxiliary_loss()
         if diversity:
-            mixtures = [site for _, site in sites(model) if isinstance(site, MixtureLoRALinear)]
-            loss = loss + diversity * sum(diversity_penalty(site.lora_A, site.lora_B) for site in mixtures)
+            loss = loss + diversity * sum(diversity_penalty(site.lora_A, site.lora_B) for _, site in mixtures(model))
         loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}

@@ -4,8 +4,7 @@ import pytest
 import torch
 
 import lmoe
-from lmoe.injection.apply import injected, sites
-from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.injection.apply import injected, mixtures
 from lmoe.metrics.knock_out import ALL_SITES, Silenced, specialisation_of
 from lmoe.schema.analysis import KnockOut
 from lmoe.training.evaluation import knock_out
@@ -58,7 +57,7 @@ def test_sites_are_silenced_one_at_a_time_and_nothing_stays_silenced():
     model, losses = planted()
     intact = losses()
     table = knock_out(model, losses, KnockOut.sites)
-    paths = [path for path, module in sites(model) if isinstance(module, MixtureLoRALinear)]
+    paths = [path for path, _ in mixtures(model)]
     assert list(table) == [Silenced(path, e) for path in paths for e in range(3)]
     with injected(model).context.silence({paths[0]: 0}):
         one = losses()
