@@ -34,7 +34,7 @@ def coactivation(summary: RunSummary) -> Figure:
     axes, scale = [], Normalize(0.0, 1.0)
     for i, (title, members) in enumerate(groups.items()):
         ax = fig.add_subplot(rows, columns, i + 1)
-        values = _mean([_conditional(found[site]) for site in members])
+        values = _mean([found[site] for site in members])
         _numbered(ax, values, SHARE_COLOURS, scale, numbers=len(values) <= LARGEST_NUMBERED, percent=True)
         every = math.ceil(len(values) / 16)
         ticks = [(e + 0.5, str(e)) for e in range(0, len(values), every)]
@@ -78,10 +78,6 @@ def _numbered(
         for j, value in enumerate(row):
             text = f"{100 * value:.0f}" if percent else f"{value:+.3f}"
             write_cell(ax, j, i, text, colours(scale(value)))
-
-
-def _conditional(share: Sequence[Sequence[float]]) -> list[list[float]]:
-    return [[both / row[i] if row[i] else 0.0 for both in row] for i, row in enumerate(share)]
 
 
 def _mean(matrices: Sequence[Sequence[Sequence[float]]]) -> list[list[float]]:

@@ -42,7 +42,7 @@ class RunSummary:
     collapsed: list[str]
     """Collapse warnings, each naming the site and what to change."""
     coactivation: dict[str, list[list[float]]] = field(default_factory=dict)
-    """Site -> share of tokens that use both of two experts; the diagonal is the share that uses one."""
+    """Site -> row i: share of the tokens of expert i that use j too; 1 for j = i, and 0 where no token uses i."""
     knock_out: dict[str, dict[str, float]] = field(default_factory=dict)
     """Silenced expert, as <site>/<e> or "all sites/<e>" -> domain -> change of its loss."""
 

@@ -22,6 +22,16 @@ def test_knock_out_at_the_end_is_logged_by_expert_and_domain_and_kept_for_the_re
     )
 
 
+def test_the_report_says_how_often_the_tokens_of_one_expert_use_another_too(finished_run):
+    """top_k = 2: each token of an expert uses itself and one other, so that a row adds up to 2."""
+    summary = json.loads((finished_run / "report" / "summary.json").read_text())
+    assert len(summary["coactivation"]) == 6
+    rows_of_used = [(e, row) for site in summary["coactivation"].values() for e, row in enumerate(site) if any(row)]
+    assert len(rows_of_used) > 12
+    for e, row in rows_of_used:
+        assert row[e] == 1 and sum(row) == pytest.approx(2)
+
+
 def test_validation_logs_what_experts_know_of_domains_beside_what_chance_shows(train):
     done = train("trainer.val_every_n_steps=2")
     assert done.code == 0, done.text

@@ -23,7 +23,7 @@ def summary() -> RunSummary:
         site_load={site: [0.4, 0.3, 0.2, 0.1] for site in SITES},
         domain_load={d: {site: [0.4 + tilt[d], 0.3 - tilt[d], 0.2, 0.1] for site in SITES} for d in DOMAINS},
         coactivation={
-            site: [[0.8, 0.6, 0.1, 0.1], [0.6, 0.6, 0.0, 0.0], [0.1, 0.0, 0.4, 0.3], [0.1, 0.0, 0.3, 0.2]]
+            site: [[1.0, 0.75, 0.125, 0.125], [1.0, 1.0, 0.0, 0.0], [0.25, 0.0, 1.0, 0.5], [0.5, 0.0, 1.0, 1.0]]
             for site in SITES
         },
         knock_out={f"all sites/{e}": {d: 0.01 * e * (i - 1) for i, d in enumerate(DOMAINS)} for e in range(4)},

@@ -157,7 +157,7 @@ def test_foreign_names_unequal_experts_and_absent_curves_can_be_drawn(summary: R
     summary.domains = ["$x_{", "日本 $a$"]
     loads = {"l.0.$up$": [0.25] * 4, "l.1.$up$": [0.5, 0.5]}
     summary.site_load = loads
-    summary.coactivation = {"l.0.$up$": [[0.25] * 4] * 4, "l.1.$up$": [[0.5, 0.0], [0.0, 0.5]]}
+    summary.coactivation = {"l.0.$up$": [[1.0] * 4] * 4, "l.1.$up$": [[1.0, 0.0], [0.0, 1.0]]}
     summary.knock_out = {"l.0.$up$/3": dict.fromkeys(summary.domains, 0.0)}
     summary.domain_load = dict.fromkeys(summary.domains, loads)
     curves: Curves = {f"val/{domain}/loss": [(0, 3.0)] for domain in summary.domains}
@@ -165,7 +165,7 @@ def test_foreign_names_unequal_experts_and_absent_curves_can_be_drawn(summary: R
 
 
 def test_co_activation_is_read_along_the_row_and_averaged_over_sites_of_a_kind(summary: RunSummary) -> None:
-    """Row 0: of the tokens of expert 0, 0.6 / 0.8 use expert 1 too; row 1: all of those of expert 1 use expert 0."""
+    """Row 0: of the tokens of expert 0, 75 % use expert 1 too; row 1: all of those of expert 1 use expert 0."""
     panel = coactivation(summary).axes[0]
     cells = [text.get_text() for text in panel.texts]
     assert panel.get_title() == "gate_proj: mean of 2 sites"

@@ -36,7 +36,7 @@ class ValidationResults:
         after: the latest losses.
         site_load: load of each expert by site in the latest validation.
         domain_load: likewise by domain and site.
-        coactivation: share of tokens that use both of two experts, by site.
+        coactivation: share of the tokens of one expert (row) that use another too, by site.
         knock_out: change of each domain's loss by what was silenced.
     """
 
@@ -105,7 +105,7 @@ class Validation(Callback):
         self.results.after = losses.compute()
         self.results.site_load = {site: value.load for site, value in routing.stats.compute().items()}
         self.results.domain_load = routing.stats.load_by_domain()
-        self.results.coactivation = {site: value.share for site, value in routing.coactivation.compute().items()}
+        self.results.coactivation = {site: value.conditional for site, value in routing.coactivation.compute().items()}
         metrics = {f"val/{name}": value for name, value in self.results.after.items()}
         step = trainer.global_step
         # A finished run that is resumed validates its last step again, and must not be compared with itself.
