@@ -79,6 +79,7 @@ def run_summary(
         domain_load=results.domain_load,
         coactivation=results.coactivation,
         knock_out=results.knock_out,
+        specialisation=results.specialisation,
         phases=parts.module.schedule.starts(),
         max_steps=parts.config.trainer.max_steps,
         seconds=seconds,

@@ -10,7 +10,7 @@ from lmoe.report.curves import Curves
 from lmoe.report.files import write_bytes
 from lmoe.report.loads import DEAD_SHARE
 from lmoe.report.summary import RunSummary
-from lmoe.report.wording import RUN_FILES, duration, experts, generate_command, loss_rows, memory
+from lmoe.report.wording import RUN_FILES, duration, experts, generate_command, loss_rows, memory, specialists
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
@@ -80,6 +80,7 @@ def write_page(summary: RunSummary, metrics: Curves, pictures: Mapping[str, Path
             "<h2>Validation loss by domain</h2>",
             _losses(summary),
             _figures(pictures, folder),
+            _specialists(summary),
             _routing(metrics),
             "<h2>Where things are</h2>",
             _files(summary),
@@ -137,6 +138,15 @@ def _figures(pictures: Mapping[str, Path], folder: Path) -> str:
             f'<img src="{link}" alt="{escape(title)}"></a></figure>'
         )
     return "\n".join(parts)
+
+
+def _specialists(summary: RunSummary) -> str:
+    if not summary.specialisation:
+        return ""
+    return (
+        "<h2>What each expert is for</h2>\n<p>An expert stands with the domain whose loss rises most without it, "
+        "by so many nats per label token.</p>\n" + _text_table(specialists(summary))
+    )
 
 
 def _routing(metrics: Curves) -> str:

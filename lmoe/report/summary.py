@@ -45,6 +45,8 @@ class RunSummary:
     """Site -> row i: share of the tokens of expert i that use j too; 1 for j = i, and 0 where no token uses i."""
     knock_out: dict[str, dict[str, float]] = field(default_factory=dict)
     """Silenced expert, as <site>/<e> or "all sites/<e>" -> domain -> change of its loss."""
+    specialisation: dict[str, str | None] = field(default_factory=dict)
+    """Silenced expert -> the domain whose loss rises most without it; None: no domain's does."""
 
     @property
     def before_mean(self) -> float | None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from lmoe.report.summary import RunSummary
 
 NOT_MEASURED = "-"
+MOST_EXPERTS = 12
+"""Of more experts that matter for one domain, the rest is only counted."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,6 +88,26 @@ def experts(summary: RunSummary) -> str:
     if len(counts) > 1:
         return f"{counts[0]} to {counts[-1]} experts at {sites} sites"
     return f"{counts[0]} experts at 1 site" if sites == 1 else f"{counts[0]} experts at each of {sites} sites"
+
+
+def specialists(summary: RunSummary) -> dict[str, str]:
+    """Domain -> the experts that matter most for it, and the change of its loss without each, the largest first.
+
+    The last row, `no domain`, is there where an expert matters for none.
+    """
+    rows = {}
+    for domain in summary.domains:
+        changes = {e: summary.knock_out[e][domain] for e, best in summary.specialisation.items() if best == domain}
+        largest = sorted(changes, key=lambda e: -changes[e])
+        rows[domain] = _listed([f"{e} {changes[e]:+.3f}" for e in largest]) or "no expert"
+    if useless := [e for e, best in summary.specialisation.items() if best is None]:
+        rows["no domain"] = _listed(useless)
+    return rows
+
+
+def _listed(names: list[str]) -> str:
+    more = [f"and {len(names) - MOST_EXPERTS} more"] if len(names) > MOST_EXPERTS else []
+    return ", ".join(names[:MOST_EXPERTS] + more)
 
 
 def generate_command(run_dir: str) -> str:

@@ -20,6 +20,10 @@ def test_knock_out_at_the_end_is_logged_by_expert_and_domain_and_kept_for_the_re
     assert {f"all sites/{e}": {d: last[f"val/routing/knock_out/{e}/{d}"] for d in domains} for e in range(experts)} == (
         summary["knock_out"]
     )
+    most = {expert: max(changes, key=lambda d: changes[d]) for expert, changes in summary["knock_out"].items()}
+    needed = {expert: domain if summary["knock_out"][expert][domain] > 0 else None for expert, domain in most.items()}
+    assert summary["specialisation"] == needed
+    assert "What each expert is for" in (done.run / "report" / "index.html").read_text(encoding="utf-8")
 
 
 def test_the_report_says_how_often_the_tokens_of_one_expert_use_another_too(finished_run):

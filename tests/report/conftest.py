@@ -27,6 +27,7 @@ def summary() -> RunSummary:
             for site in SITES
         },
         knock_out={f"all sites/{e}": {d: 0.01 * e * (i - 1) for i, d in enumerate(DOMAINS)} for e in range(4)},
+        specialisation={"all sites/0": None} | dict.fromkeys([f"all sites/{e}" for e in (1, 2, 3)], "sql"),
         phases={"router_warmup": 0, "experts": 15},
         max_steps=150,
         seconds=140.4,

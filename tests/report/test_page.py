@@ -82,10 +82,27 @@ def test_names_cannot_inject_markup(summary: RunSummary, metrics: Curves, tmp_pa
     summary.before = summary.after = {evil: 1.0}
     summary.phases = {evil: 0}
     summary.collapsed = [evil]
+    summary.knock_out, summary.specialisation = {evil: {evil: 1.0}}, {evil: evil}
     page = render(summary, metrics, tmp_path)
     assert "script" not in page.tags
     assert "".join(page.text).count(evil) >= 5
     assert [evil, "1.000", "1.000", "+0.000", "+0.0%"] in page.rows
+
+
+def test_an_expert_stands_with_the_domain_that_needs_it_most(summary: RunSummary, tmp_path: Path) -> None:
+    page = render(summary, {}, tmp_path)
+    assert ["code", "no expert"] in page.rows and ["math", "no expert"] in page.rows
+    assert ["sql", "all sites/3 +0.030, all sites/2 +0.020, all sites/1 +0.010"] in page.rows
+    assert ["no domain", "all sites/0"] in page.rows
+    summary.specialisation = {}
+    assert "What each expert is for" not in render(summary, {}, tmp_path).text
+
+
+def test_of_many_experts_for_one_domain_the_most_needed_are_named(summary: RunSummary, tmp_path: Path) -> None:
+    summary.knock_out = {f"site/{e}": {"code": 0.001 * e} for e in range(100)}
+    summary.specialisation = dict.fromkeys(summary.knock_out, "code")
+    (row,) = [row for row in render(summary, {}, tmp_path).rows if row[-1].startswith("site/99 +0.099, ")]
+    assert row[0] == "code" and row[1].endswith(", site/88 +0.088, and 88 more")
 
 
 def test_collapse_is_on_the_page(summary: RunSummary, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from lmoe.injection.apply import adapters_off, injected
-from lmoe.metrics.knock_out import ALL_SITES
+from lmoe.metrics.knock_out import ALL_SITES, specialisation_of
 from lmoe.metrics.saturation import Choices
 from lmoe.schema.analysis import KnockOut
 from lmoe.training.callbacks.step_metrics import finished_step, record
@@ -38,6 +38,7 @@ class ValidationResults:
         domain_load: likewise by domain and site.
         coactivation: share of the tokens of one expert (row) that use another too, by site.
         knock_out: change of each domain's loss by what was silenced.
+        specialisation: the domain that each silenced expert matters most for, or None.
     """
 
     before: dict[str, float] = field(default_factory=dict)
@@ -46,6 +47,7 @@ class ValidationResults:
     domain_load: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     coactivation: dict[str, list[list[float]]] = field(default_factory=dict)
     knock_out: dict[str, dict[str, float]] = field(default_factory=dict)
+    specialisation: dict[str, str | None] = field(default_factory=dict)
 
 
 class Validation(Callback):
@@ -120,7 +122,9 @@ class Validation(Callback):
         """Silence experts one at a time, and log what each domain's loss does."""
         loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
         table = knock_out(pl_module.model, lambda: domain_losses(pl_module.evaluate(loader)), mode)
-        self.results.knock_out = {f"{key.site}/{key.expert}": changes for key, changes in table.items()}
+        names = {key: f"{key.site}/{key.expert}" for key in table}
+        self.results.knock_out = {names[key]: changes for key, changes in table.items()}
+        self.results.specialisation = {names[key]: domain for key, domain in specialisation_of(table).items()}
         rows = {f"{key.expert}" if key.site == ALL_SITES else f"{key.site}/{key.expert}": key for key in table}
         record(
             trainer,
