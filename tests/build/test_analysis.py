@@ -68,6 +68,16 @@ def test_a_collapse_ends_the_run_with_its_report_where_that_is_asked_for(train, 
     assert len(summary["collapsed"]) == 6
 
 
+def test_a_run_that_a_collapse_ends_between_validations_reports_the_losses_of_its_end(train, collapsing, monkeypatch):
+    monkeypatch.setattr("lmoe.build.train.LOOK_EVERY_N_STEPS", 4)
+    stopped = train("trainer.stop_on_collapse=true", "trainer.val_every_n_steps=3", "phase=joint")
+    assert stopped.code == 0, stopped.text
+    validated = [row for row in rows(stopped.run) if "val/code/loss" in row]
+    assert [row["step"] for row in validated] == [0, 3, 4]
+    summary = json.loads((stopped.run / "report" / "summary.json").read_text())
+    assert summary["after"]["code"] == validated[-1]["val/code/loss"]
+
+
 def test_a_collapse_is_a_wandb_alert(train, collapsing):
     done = train("logger=wandb", "logger.project=tests")
     assert done.code == 0, done.text

@@ -34,6 +34,7 @@ class ValidationResults:
     Args:
         before: losses by name with the adapters off, e.g. {"loss": …, "code/loss": …}.
         after: the latest losses.
+        step: optimizer step after which they were measured; None: no validation yet.
         site_load: load of each expert by site in the latest validation.
         domain_load: likewise by domain and site.
         coactivation: share of the tokens of one expert (row) that use another too, by site.
@@ -43,6 +44,7 @@ class ValidationResults:
 
     before: dict[str, float] = field(default_factory=dict)
     after: dict[str, float] = field(default_factory=dict)
+    step: int | None = None
     site_load: dict[str, list[float]] = field(default_factory=dict)
     domain_load: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     coactivation: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -104,7 +106,7 @@ class Validation(Callback):
         """
         routing = RoutingEvaluation.of(pl_module.model, pl_module.domains, pl_module.device, self.permutations)
         losses = pl_module.evaluate(trainer.datamodule.val_dataloader(), routing)  # type: ignore[attr-defined]
-        self.results.after = losses.compute()
+        self.results.after, self.results.step = losses.compute(), trainer.global_step
         self.results.site_load = {site: value.load for site, value in routing.stats.compute().items()}
         self.results.domain_load = routing.stats.load_by_domain()
         self.results.coactivation = {site: value.conditional for site, value in routing.coactivation.compute().items()}
