@@ -81,6 +81,7 @@ def train(config: RunConfig, run_dir: Path, overrides: list[str], console: Conso
             with memory_advice(config):
                 checkpoint = last if resume_step is not None else None
                 trainer.fit(parts.module, datamodule=parts.datamodule, ckpt_path=checkpoint, weights_only=True)
+            parts.module.to(trainer.strategy.root_device)  # NOTE Lightning has moved it to the CPU
             if validation.results.step != trainer.global_step:  # stopped early, or resumed after the last step
                 validation.run(trainer, parts.module)
             if config.analysis.knock_out is not KnockOut.none:
