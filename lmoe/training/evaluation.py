@@ -10,7 +10,6 @@ from lmoe.injection.apply import injected, mixtures
 from lmoe.layers.trace import Routing
 from lmoe.metrics.coactivation import Coactivation
 from lmoe.metrics.knock_out import ALL_SITES, KnockOutTable, Silenced, knock_out_table
-from lmoe.metrics.language import DomainLoss
 from lmoe.metrics.routing import RoutingStats
 from lmoe.metrics.saturation import Choices, ChosenExperts, routing_saturation
 from lmoe.metrics.specialisation import DomainSpecialisation, specialisation_rows, specialisation_summary
@@ -70,12 +69,15 @@ def cosine_metrics(model: nn.Module) -> dict[str, float]:
     return _by_site("expert_cosine", cosines)
 
 
-def knock_out(model: nn.Module, losses: Callable[[], dict[str, float]], mode: KnockOut) -> KnockOutTable:
+def knock_out(
+    model: nn.Module, intact: dict[str, float], losses: Callable[[], dict[str, float]], mode: KnockOut
+) -> KnockOutTable:
     """Change of each domain's loss when one expert is silenced: specialisation by cause.
 
     Args:
         model: an injected model.
-        losses: loss of each domain over the same rows, as the model is.
+        intact: loss of each domain with nothing silenced.
+        losses: measures them over the same rows, as the model is.
         mode: experts: expert e of all sites at once, E passes; sites: of one site at a time, S * E passes.
     """
     record = injected(model)
@@ -89,12 +91,12 @@ def knock_out(model: nn.Module, losses: Callable[[], dict[str, float]], mode: Kn
     for key, one in passes.items():
         with record.context.silence(one):
             silenced[key] = losses()
-    return knock_out_table(losses(), silenced) if silenced else {}
+    return knock_out_table(intact, silenced)
 
 
-def domain_losses(loss: DomainLoss) -> dict[str, float]:
-    """{domain: loss} without the total."""
-    return {name.removesuffix("/loss"): value for name, value in loss.compute().items() if name != "loss"}
+def domain_losses(losses: dict[str, float]) -> dict[str, float]:
+    """{domain: loss} without the total, of the losses that DomainLoss computes."""
+    return {name.removesuffix("/loss"): value for name, value in losses.items() if name != "loss"}
 
 
 def _by_site(name: str, values: dict[str, float]) -> dict[str, float]:

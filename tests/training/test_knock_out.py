@@ -32,7 +32,7 @@ def planted():
 
 def test_an_expert_that_only_one_domain_needs_changes_the_loss_of_that_domain_alone():
     model, losses = planted()
-    table = knock_out(model, losses, KnockOut.experts)
+    table = knock_out(model, losses(), losses, KnockOut.experts)
     assert list(table) == [Silenced(ALL_SITES, e) for e in range(3)]
     assert abs(table[Silenced(ALL_SITES, 0)]["code"]) > 1e-3
     assert table[Silenced(ALL_SITES, 0)]["math"] == 0.0
@@ -42,9 +42,21 @@ def test_an_expert_that_only_one_domain_needs_changes_the_loss_of_that_domain_al
     assert specialisation_of(table)[Silenced(ALL_SITES, 2)] is None
 
 
+def test_one_pass_is_made_for_each_silenced_expert_and_none_for_the_intact_model():
+    model, losses = planted()
+    intact, passes = losses(), []
+
+    def counted() -> dict[str, float]:
+        passes.append(1)
+        return losses()
+
+    knock_out(model, intact, counted, KnockOut.experts)
+    assert len(passes) == 3
+
+
 def test_silencing_everything_a_token_has_is_the_backbone_alone():
     model, losses = planted()
-    table = knock_out(model, losses, KnockOut.experts)
+    table = knock_out(model, losses(), losses, KnockOut.experts)
     intact = losses()
     with lmoe.injection.apply.adapters_off(model):
         bare = losses()
@@ -56,7 +68,7 @@ def test_silencing_everything_a_token_has_is_the_backbone_alone():
 def test_sites_are_silenced_one_at_a_time_and_nothing_stays_silenced():
     model, losses = planted()
     intact = losses()
-    table = knock_out(model, losses, KnockOut.sites)
+    table = knock_out(model, losses(), losses, KnockOut.sites)
     paths = [path for path, _ in mixtures(model)]
     assert list(table) == [Silenced(path, e) for path in paths for e in range(3)]
     with injected(model).context.silence({paths[0]: 0}):
@@ -64,4 +76,4 @@ def test_sites_are_silenced_one_at_a_time_and_nothing_stays_silenced():
     assert table[Silenced(paths[0], 0)]["code"] == pytest.approx(one["code"] - intact["code"])
     assert one["math"] == intact["math"]
     assert losses() == intact
-    assert knock_out(model, losses, KnockOut.none) == {}
+    assert knock_out(model, losses(), losses, KnockOut.none) == {}

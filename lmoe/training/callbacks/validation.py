@@ -121,9 +121,13 @@ class Validation(Callback):
         return metrics
 
     def knock_out(self, trainer: Trainer, pl_module: SftModule, mode: KnockOut) -> None:
-        """Silence experts one at a time, and log what each domain's loss does."""
-        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        table = knock_out(pl_module.model, lambda: domain_losses(pl_module.evaluate(loader)), mode)
+        """Silence experts one at a time, and log what each domain's loss does beside that of the validation before.
+
+        NOTE to be called after `run` of the same step, whose losses are those with nothing silenced.
+        """
+        assert self.results.step == trainer.global_step
+        loader, intact = trainer.datamodule.val_dataloader(), domain_losses(self.results.after)  # type: ignore[attr-defined]
+        table = knock_out(pl_module.model, intact, lambda: domain_losses(pl_module.evaluate(loader).compute()), mode)
         names = {key: f"{key.site}/{key.expert}" for key in table}
         self.results.knock_out = {names[key]: changes for key, changes in table.items()}
         self.results.specialisation = {names[key]: domain for key, domain in specialisation_of(table).items()}
