@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from lmoe.inference.load import load as load
     from lmoe.inference.save import save as save
     from lmoe.injection.apply import inject as inject
+    from lmoe.injection.apply import plan as plan
     from lmoe.injection.apply import trace as trace
 
 __version__ = "0.1.0"
@@ -14,11 +15,12 @@ __version__ = "0.1.0"
 # Imported when first used, so that `import lmoe` and the command line do not wait for torch.
 _PUBLIC = {
     "inject": "lmoe.injection.apply",
+    "plan": "lmoe.injection.apply",
     "trace": "lmoe.injection.apply",
     "load": "lmoe.inference.load",
     "save": "lmoe.inference.save",
 }
-__all__ = ["inject", "load", "save", "trace"]
+__all__ = ["inject", "load", "plan", "save", "trace"]
 
 
 def __getattr__(name: str) -> object:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import OmegaConf
-from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, set_seed
 
 from lmoe.build.parts import Parts, build_parts
 from lmoe.data.bpe import PAD, TURN_END, train_bpe
@@ -27,11 +27,13 @@ class Micro:
 
     Args:
         model: directory of the backbone and its tokenizer.
+        native: the same with a backbone that is a mixture of four experts already.
         train, val: folders with a JSONL file a domain.
         cache: of tokenised rows.
     """
 
     model: Path
+    native: Path
     train: Path
     val: Path
     cache: Path
@@ -84,23 +86,27 @@ def make_micro(folder: Path) -> Micro:
     tokenizer = train_bpe(texts, 320, 128)
     tokenizer.save_pretrained(model)
     set_seed(1)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=16,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        initializer_range=0.2,  # logits far from flat, so that a wrong weight shows
-        eos_token_id=tokenizer.convert_tokens_to_ids(TURN_END),
-        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
-        bos_token_id=None,
-    )
-    Qwen3ForCausalLM(config).save_pretrained(model)
-    return Micro(model=model, train=folder / "train", val=folder / "val", cache=folder / "cache")
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 16,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.2,  # logits far from flat, so that a wrong weight shows
+        "eos_token_id": tokenizer.convert_tokens_to_ids(TURN_END),
+        "pad_token_id": tokenizer.convert_tokens_to_ids(PAD),
+        "bos_token_id": None,
+    }
+    Qwen3ForCausalLM(Qwen3Config(**settings)).save_pretrained(model)
+    native = folder / "native"
+    tokenizer.save_pretrained(native)
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    Qwen3MoeForCausalLM(Qwen3MoeConfig(**settings, **experts)).save_pretrained(native)
+    return Micro(model=model, native=native, train=folder / "train", val=folder / "val", cache=folder / "cache")
 
 
 def write_rows(folder: Path, *, rows: int, first: int) -> None:

@@ -22,6 +22,7 @@ from lmoe.schema.moe import MoeConfig, RouterKind
 from lmoe.schema.pretrain import PretrainConfig
 from lmoe.schema.resources import resource_dir
 from lmoe.schema.run import RunConfig
+from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 from lmoe.schema.trainer import TrainerConfig
 from lmoe.schema.validate import validate
 from lmoe.schema.validate_injection import injection_problems
@@ -80,7 +81,10 @@ def test_a_file_of_a_training_composes_validates_and_builds(name, micro, restore
 
     config = compose("train", RunConfig, [*choice(name), *sweep_choices(name)])
     validate(config)
-    backbone = BackboneConfig(model_name=str(micro.model), precision=config.backbone.precision)
+    native = config.injection.strategy is InjectionStrategy.native_moe_expert_lora
+    backbone = BackboneConfig(
+        model_name=str(micro.native if native else micro.model), precision=config.backbone.precision
+    )
     config.backbone = backbone
     config.data = replace(
         config.data, path=str(micro.train), val_path=str(micro.val), max_length=48, cache_dir=str(micro.cache)
@@ -110,7 +114,7 @@ def test_a_file_in_conf_moe_leaves_out_nothing_that_is_required(name):
     moe = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(MoeConfig), given))
     assert isinstance(moe, MoeConfig)
     assert moe.router is RouterKind(Path(name).stem)
-    assert moe_problems(moe) == []
+    assert moe_problems(moe, InjectionConfig()) == []
 
 
 @pytest.mark.parametrize("name", [name for name, needed in REQUIRED.items() if "phase=joint" in needed])
@@ -132,10 +136,12 @@ def test_the_oracle_has_an_expert_for_each_domain_of_the_bundled_rows_with_what_
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("injection/")])
 def test_a_file_in_conf_injection_names_its_strategy_and_is_whole(name):
     given = OmegaConf.load(CONF / name)
+    given.pop("defaults", None)
     injection = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(InjectionConfig), given))
     assert isinstance(injection, InjectionConfig)
     assert injection.strategy is InjectionStrategy(Path(name).stem)
-    assert {"strategy", "lora_r", "lora_alpha", "lora_dropout", "num_experts", "top_k"} <= given.keys()
+    experts = {"num_experts", "top_k"} if STRATEGY_TRAITS[injection.strategy].own_routers else set()
+    assert {"strategy", "lora_r", "lora_alpha", "lora_dropout"} | experts <= given.keys()
     assert injection_problems(injection, moe_section({})) == []
 
 

@@ -6,11 +6,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
+from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.build.loggers import METRICS_FILE, sync_command
 from lmoe.build.memory import peak_memory_mb
 from lmoe.build.parts import Parts
 from lmoe.checkpoint.adapter import save_adapter
-from lmoe.injection.roles import adapter_buffers, adapter_parameters
+from lmoe.injection.roles import ADAPTER_ROLES, adapter_buffers
+from lmoe.layers.expert_ffn import COPIES
 from lmoe.report.curves import read_metrics
 from lmoe.report.page import write_page
 from lmoe.report.pictures import write_pictures
@@ -53,11 +55,11 @@ def finish(
 
 def save_base(parts: Parts, folder: Path) -> None:
     """The frozen weights under the backbone's own names, as a Hugging Face model directory."""
-    ours = adapter_parameters(parts.model).keys() | adapter_buffers(parts.model).keys()
+    roles, buffers = parts.module.roles, adapter_buffers(parts.model)
     weights = {
-        name.replace(".base_layer.", "."): tensor
+        base_parameter_name(name): tensor
         for name, tensor in parts.model.state_dict().items()
-        if name not in ours
+        if roles.get(name) not in ADAPTER_ROLES and name not in buffers and f".{COPIES}." not in name
     }
     parts.model.save_pretrained(folder, state_dict=weights)
     parts.tokenizer.save_pretrained(folder)

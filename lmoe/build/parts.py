@@ -1,22 +1,26 @@
 """The parts of a run from its config: backbone with experts, rows, module, data."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning.pytorch import seed_everything
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmoe.backbones.fingerprint import fingerprint
+from lmoe.backbones.layout import layouts
 from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.data.datamodule import SftDataModule
 from lmoe.data.pack import packing_supported_by_attention
 from lmoe.data.prepare import PreparedData, prepare
 from lmoe.errors import ConfigError, DataError
-from lmoe.injection.apply import inject
+from lmoe.injection.apply import inject, injected
 from lmoe.injection.plan import InjectionPlan
+from lmoe.ops.linear_sizes import sizes
+from lmoe.schema.backbone import BackbonePrecision
 from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.moe import MoeConfig, RouterKind
-from lmoe.schema.phase_rules import lora_B_std, phase_warnings
+from lmoe.schema.phase import Role
+from lmoe.schema.phase_rules import lora_B_std, phase_warnings, trained_base
 from lmoe.schema.resources import resource_dir
 from lmoe.schema.run import RunConfig
 from lmoe.training.dials import Dials
@@ -66,16 +70,19 @@ def build_parts(config: RunConfig) -> Parts:
         packing_model_type=None if leak and config.data.packing is None else model.config.model_type,
     )
     check_context(config, model)
+    check_base_training(config, model)
     base_model = {
         "name": backbone.model_name,
         "revision": backbone.revision,
         "precision": backbone.precision.value,
         "trust_remote_code": backbone.trust_remote_code,
-        "fingerprint": fingerprint(model),
     }
     seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what the cache had to do
     moe = with_domains(config.moe, config.injection, prepared.domains)
-    plan = inject(model, replace(config.injection, lora_B_std=lora_B_std(config)), moe)
+    plan = inject(
+        model, replace(config.injection, lora_B_std=lora_B_std(config)), moe, trained_base=trained_base(config)
+    )
+    base_model["fingerprint"] = injected(model).fingerprint
     if config.trainer.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
@@ -126,6 +133,29 @@ def with_domains(moe: MoeConfig, injection: InjectionConfig, domains: list[str])
     if missing := [name for name in domains if name not in names]:
         raise ConfigError(f"moe.domains names no expert for {', '.join(missing)} of the data; it has {names}")
     return replace(moe, domains=names)
+
+
+def check_base_training(config: RunConfig, model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ConfigError: a phase trains parts of a backbone that is stored in less than float32, where small steps round to
+            nothing; says what float32 would take.
+    """
+    roles, precision = trained_base(config), config.backbone.precision
+    if not roles or precision is BackbonePrecision.float32:
+        return
+    text = model.config.get_text_config()
+    head = text.vocab_size * text.hidden_size if Role.head in roles else 0
+    ffn = 0
+    if Role.base_ffn in roles:
+        for layer in layouts(model):
+            ffn += sum(math.prod(sizes(linear)) for linear in layer.ffn.values())
+    trained = head + ffn
+    raise ConfigError(
+        f"a phase trains {', '.join(sorted(roles))}, and backbone.precision={precision} would round its steps away. "
+        f"{trained:,} parameters would take {4 * trained / 1e9:.2f} GB in float32, and {12 * trained / 1e9:.2f} GB for "
+        "their gradients and AdamW's moments: set backbone.precision=float32, or take these roles out of the phases"
+    )
 
 
 def check_context(config: RunConfig, model: PreTrainedModel) -> None:

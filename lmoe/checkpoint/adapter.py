@@ -12,13 +12,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from lmoe.backbones.fingerprint import fingerprint
+from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.errors import CheckpointError
 from lmoe.injection.apply import Injected, injected, mixtures
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.layers.stacked_lora import StackedLoRA
 from lmoe.schema.backbone import BackbonePrecision
 from lmoe.schema.moe import MoeConfig
+from lmoe.schema.phase_rules import BASE_ROLES
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "lmoe_config.json", "adapter.safetensors"
@@ -33,11 +35,13 @@ class AdapterConfig:
     Args:
         base_model: name, revision, precision and fingerprint of the backbone.
         injection, moe: the sections that rebuild the sites.
+        trained_base: roles of the backbone's own parameters that the file holds too.
     """
 
     base_model: dict[str, Any]
     injection: dict[str, Any]
     moe: dict[str, Any]
+    trained_base: list[str]
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -49,18 +53,20 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
         stacked |= {f"{path}.{name}" for name in STACKED}
     for name, tensor in (*adapter_parameters(model).items(), *adapter_buffers(model).items()):
         if name not in stacked:
-            tensors[name] = tensor.data
+            key = base_parameter_name(name)
+            assert key not in tensors, key
+            tensors[key] = tensor.data
     return tensors
 
 
-def _experts(path: str, module: MixtureLoRALinear) -> dict[str, Tensor]:
+def _experts(path: str, module: MixtureLoRALinear | StackedLoRA) -> dict[str, Tensor]:
     """The stacked tensors of a mixture, taken apart; an A that all experts share has a key of its own."""
     tensors = {}
     for name in STACKED:
         tensor = getattr(module, name, None)
         if tensor is None:
             continue
-        if name == "lora_A" and module.settings.shared_lora_A:
+        if name == "lora_A" and isinstance(module, MixtureLoRALinear) and module.settings.shared_lora_A:
             tensors[f"{path}.shared_lora_A"] = tensor.data[0]
         else:
             tensors |= {f"{path}.experts.{e}.{name}": tensor.data[e] for e in range(tensor.shape[0])}
@@ -82,9 +88,10 @@ def save_adapter(model: nn.Module, folder: Path, base_model: dict[str, Any]) -> 
     record = injected(model)
     config = {
         "format_version": FORMAT_VERSION,
-        "base_model": {**base_model, "fingerprint": fingerprint(model)},
+        "base_model": {**base_model, "fingerprint": record.fingerprint},
         "injection": asdict(record.injection),
         "moe": asdict(as_used(record)),
+        "trained_base": sorted(record.trained_base),
     }
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in adapter_tensors(model).items()}
     try:
@@ -143,7 +150,10 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         raise CheckpointError(f"{path}: base_model needs a fingerprint, and a revision that is text or null")
     if found := next((text for text in _texts([raw["injection"], raw["moe"]]) if "${" in text), None):
         raise CheckpointError(f"{path}: {found!r} is an interpolation; an adapter holds plain values")
-    return AdapterConfig(**{part: raw[part] for part in parts})
+    trained_base = raw.get("trained_base", [])  # which files of lmoe before 0.2 do not say
+    if not isinstance(trained_base, list) or not set(trained_base) <= set(BASE_ROLES):
+        raise CheckpointError(f"{path}: trained_base is {trained_base!r}, must be a list of {', '.join(BASE_ROLES)}")
+    return AdapterConfig(**{part: raw[part] for part in parts}, trained_base=trained_base)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -165,7 +175,7 @@ def load_adapter(model: nn.Module, folder: Path, expected: AdapterConfig) -> Non
     Raises:
         CheckpointError: another base, torn file, missing, unknown or misshapen keys (the first ones are named).
     """
-    wanted_base, found_base = expected.base_model["fingerprint"], fingerprint(model)
+    wanted_base, found_base = expected.base_model["fingerprint"], injected(model).fingerprint
     if wanted_base != found_base:
         raise CheckpointError(
             f"{folder}: the adapter was trained on another base ({expected.base_model['name']}, fingerprint "

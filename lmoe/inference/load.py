@@ -58,7 +58,7 @@ def load(path: str | Path, *, base_model: str | None = None) -> tuple[PreTrained
     )
     model = load_model(backbone)
     try:
-        inject(model, config.injection, config.moe)
+        inject(model, config.injection, config.moe, trained_base=config.trained_base)
     except (ConfigError, InjectionError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} does not fit the base {backbone.model_name}: {error}") from None
     load_adapter(model, folder, config)

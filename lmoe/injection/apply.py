@@ -1,6 +1,6 @@
 """Carry out a plan: replace Linears in place, freeze the backbone, and keep the record."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -8,41 +8,113 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmoe.backbones.fingerprint import fingerprint
+from lmoe.backbones.layout import layouts
 from lmoe.errors import ConfigError, InjectionError, RoutingError
 from lmoe.injection.build_site import ROUTER, SiteBuilder
-from lmoe.injection.mixture_lora import plan_mixture_lora
-from lmoe.injection.plan import InjectionPlan
+from lmoe.injection.choose import chosen_layers
+from lmoe.injection.plan import InjectionPlan, SiteKind
+from lmoe.injection.site_plans import SitePlanner
+from lmoe.injection.strategies import STRATEGIES
 from lmoe.layers.context import RoutingContext, Rows
+from lmoe.layers.expert_ffn import ExpertFFN
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.layers.native_experts import NativeExpertsLoRA
+from lmoe.layers.native_router import NativeRouter
 from lmoe.layers.routers import PromptReader, Router
+from lmoe.layers.stacked_lora import StackedLoRA
 from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.schema.defaults import injection_section, moe_section
 from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
+from lmoe.schema.phase import Role
 from lmoe.schema.problems import raise_problems
 from lmoe.schema.router_traits import trains_logits
+from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 from lmoe.schema.validate_injection import injection_problems
 from lmoe.schema.validate_moe import moe_problems
 
 RECORD = "lmoe_injected"
+Site = LoRALinear | MixtureLoRALinear | ExpertFFN | NativeExpertsLoRA
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Injected:
-    """What was put into a model; kept on the model under the attribute `lmoe_injected`."""
+    """What was put into a model; kept on the model under the attribute `lmoe_injected`.
+
+    Args:
+        plan: the sites.
+        injection, moe: the sections that made it.
+        trace, context: what the routers share.
+        fingerprint: of the backbone as it was found.
+        trained_base: roles of the backbone's own parameters that are trained and saved with the adapters.
+    """
 
     plan: InjectionPlan
     injection: InjectionConfig
     moe: MoeConfig
     trace: RoutingTrace
     context: RoutingContext
+    fingerprint: str
+    trained_base: frozenset[Role]
+
+
+def plan(
+    model: nn.Module,
+    injection: InjectionConfig | Mapping[str, Any] | None = None,
+    moe: MoeConfig | Mapping[str, Any] | None = None,
+) -> InjectionPlan:
+    """What `inject` would do; the model stays as it is, and may be on the meta device.
+
+    Args:
+        model: a Hugging Face causal language model.
+        injection, moe: the sections of a config, as dataclasses or dicts; keys left out take the values of conf/.
+
+    Returns:
+        The plan; print it for a table.
+
+    Raises:
+        ConfigError: unknown keys or values that cannot be.
+        InjectionError: the model has no place for it, or was injected before.
+        BackboneError: no recognisable decoder layers.
+    """
+    return _plan(model, *_checked(model, injection, moe))
+
+
+def _plan(model: nn.Module, injection: InjectionConfig, moe: MoeConfig) -> InjectionPlan:
+    every_layer = layouts(model)
+    planner = SitePlanner(model, chosen_layers(every_layer, injection), injection, moe)
+    sites = STRATEGIES[injection.strategy](planner)
+    blocks = [layer.ffn_block.path for layer in every_layer if layer.ffn_block is not None]
+    native = [layer.native for layer in every_layer if layer.native is not None]
+    return InjectionPlan(
+        sites=tuple(sites),
+        base_ffn=(*blocks, *(layout.block or layout.experts for layout in native)),
+        native_routers=tuple(layout.router for layout in native),
+        warnings=tuple(planner.warnings),
+    )
+
+
+def _checked(
+    model: nn.Module,
+    injection: InjectionConfig | Mapping[str, Any] | None,
+    moe: MoeConfig | Mapping[str, Any] | None,
+) -> tuple[InjectionConfig, MoeConfig]:
+    """Both sections, whole, for a model that carries nothing yet."""
+    if getattr(model, RECORD, None) is not None:
+        raise InjectionError("this model already carries experts; load the backbone anew to inject again")
+    injection, moe = _sections(injection, moe)
+    raise_problems(injection_problems(injection, moe) + moe_problems(moe, injection))
+    return injection, moe
 
 
 def inject(
     model: nn.Module,
     injection: InjectionConfig | Mapping[str, Any] | None = None,
     moe: MoeConfig | Mapping[str, Any] | None = None,
+    *,
+    trained_base: Iterable[str] = (),
 ) -> InjectionPlan:
     """Put LoRA experts and routers into a causal language model, in place.
 
@@ -51,6 +123,8 @@ def inject(
     Args:
         model: a Hugging Face causal language model.
         injection, moe: the sections of a config, as dataclasses or dicts; keys left out take the values of conf/.
+        trained_base: roles of the backbone's own parameters that will train, base_ffn or head: they stay frozen here,
+            and are saved with the adapters.
 
     Returns:
         The plan that was applied; print it for a table.
@@ -60,23 +134,32 @@ def inject(
         InjectionError: the model has no place for it, or was injected before.
         BackboneError: no recognisable decoder layers.
     """
-    if getattr(model, RECORD, None) is not None:
-        raise InjectionError("this model already carries experts; load the backbone anew to inject again")
-    injection, moe = _sections(injection, moe)
-    raise_problems(injection_problems(injection, moe) + moe_problems(moe))
-    plan = plan_mixture_lora(model, injection, moe)
-    trace, context = RoutingTrace(auxiliary_losses(injection, moe)), routing_context(moe)
+    injection, moe = _checked(model, injection, moe)
+    plan = _plan(model, injection, moe)
+    found, context = fingerprint(model), routing_context(moe)
+    trace = RoutingTrace(auxiliary_losses(injection, moe), has_routers=bool(plan.routers))
     model.requires_grad_(False)
-    build = SiteBuilder(model, injection, moe, trace, context)
+    build = SiteBuilder(model, layouts(model), injection, moe, trace, context)
     for site in plan.sites:
         base_layer = model.get_submodule(site.path)
         # A model in evaluation mode, as from_pretrained returns it, must not start to drop out.
         model.set_submodule(site.path, build.wrapper(site).train(base_layer.training))
+        if site.kind is SiteKind.native_experts:
+            model.set_submodule(site.router, build.native_router(site).train(base_layer.training))
     if moe.router is RouterKind.oracle:
         model.register_forward_pre_hook(context.forget_before)
     if moe.router is RouterKind.sequence:
         model.register_forward_pre_hook(PromptReader(context).read, with_kwargs=True)
-    setattr(model, RECORD, Injected(plan=plan, injection=injection, moe=moe, trace=trace, context=context))
+    record = Injected(
+        plan=plan,
+        injection=injection,
+        moe=moe,
+        trace=trace,
+        context=context,
+        fingerprint=found,
+        trained_base=frozenset(Role(role) for role in trained_base),
+    )
+    setattr(model, RECORD, record)
     return plan
 
 
@@ -93,12 +176,14 @@ def auxiliary_losses(injection: InjectionConfig, moe: MoeConfig) -> AuxiliaryLos
     """Kinds and weights of the auxiliary losses on routers."""
     balance = moe.load_balance
     assert balance.type is not None
-    with_loss = balance.type in (LoadBalanceType.aux_loss, LoadBalanceType.importance_cv)
+    traits = STRATEGY_TRAITS[injection.strategy]
+    with_loss = balance.type in (LoadBalanceType.aux_loss, LoadBalanceType.importance_cv) and traits.any_routers
+    logits = trains_logits(moe) if traits.own_routers else traits.any_routers
     return AuxiliaryLosses(
         balance=balance.type,
         aux_loss_coef=float(balance.aux_loss_coef or 0) if with_loss else 0.0,
-        router_z_loss_coef=float(moe.router_z_loss_coef or 0) if trains_logits(moe) else 0.0,
-        l1_top_k=injection.top_k if moe.router is RouterKind.relu else None,
+        router_z_loss_coef=float(moe.router_z_loss_coef or 0) if logits else 0.0,
+        l1_top_k=injection.top_k if traits.own_routers and moe.router is RouterKind.relu else None,
     )
 
 
@@ -136,27 +221,30 @@ def injected(model: nn.Module) -> Injected:
     return record
 
 
-def sites(model: nn.Module) -> Iterator[tuple[str, LoRALinear | MixtureLoRALinear]]:
+def sites(model: nn.Module) -> Iterator[tuple[str, Site]]:
     """Every wrapper of an injected model with its path, in the order of the plan."""
     for site in injected(model).plan.sites:
         module = model.get_submodule(site.path)
-        assert isinstance(module, LoRALinear | MixtureLoRALinear)
+        assert isinstance(module, Site)
         yield site.path, module
 
 
-def mixtures(model: nn.Module) -> Iterator[tuple[str, MixtureLoRALinear]]:
-    """Every wrapper with experts of an injected model with its path, in the order of the plan."""
-    for path, module in sites(model):
-        if isinstance(module, MixtureLoRALinear):
-            yield path, module
+def mixtures(model: nn.Module) -> Iterator[tuple[str, MixtureLoRALinear | StackedLoRA]]:
+    """What holds the stacked factors of several experts, with its path, in the order of the plan."""
+    for path, site in sites(model):
+        if isinstance(site, MixtureLoRALinear):
+            yield path, site
+        for name, child in site.named_children():
+            if isinstance(child, StackedLoRA):
+                yield f"{path}.{name}", child
 
 
 def routers(model: nn.Module) -> Iterator[tuple[str, Router]]:
-    """Every router of an injected model by the name of its site, in the order of the plan."""
+    """Every router that lmoe made, by the name of its site, in the order of the plan; the backbone's own are not."""
     for name in injected(model).plan.routers:
         router = model.get_submodule(f"{name}.{ROUTER}")
-        assert isinstance(router, Router)
-        yield name, router
+        if isinstance(router, Router):
+            yield name, router
 
 
 @contextmanager
@@ -221,7 +309,8 @@ def expert_of(moe: MoeConfig, name: str) -> int:
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """The backbone's own function inside the block."""
-    before = [(module, module.enabled) for _, module in sites(model)]
+    native = [module for module in model.modules() if isinstance(module, NativeRouter)]
+    before = [(module, module.enabled) for module in (*native, *(site for _, site in sites(model)))]
     for module, _ in before:
         module.enabled = False
     try:

@@ -3,14 +3,21 @@
 import torch
 from torch import nn
 
+from lmoe.backbones.layout import LayerLayout
 from lmoe.errors import InjectionError
-from lmoe.injection.plan import SitePlan
+from lmoe.injection.check_ffn import check_ffn
+from lmoe.injection.plan import SiteKind, SitePlan
 from lmoe.layers.block_route import BlockRoute
 from lmoe.layers.context import RoutingContext
+from lmoe.layers.expert_ffn import ExpertFFN, ExpertFfnSettings
 from lmoe.layers.lora_linear import LoRALinear
+from lmoe.layers.mixture_beside import MixtureBeside
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear, MixtureSettings
+from lmoe.layers.native_experts import NativeExpertsLoRA, NativeExpertsSettings
+from lmoe.layers.native_router import NativeRouter
 from lmoe.layers.routers import ROUTERS, Router, RouterSettings
 from lmoe.layers.trace import RoutingTrace
+from lmoe.ops.linear_sizes import weight_OD
 from lmoe.schema.injection import InitLora, InjectionConfig
 from lmoe.schema.moe import LoadBalanceType, MoeConfig
 from lmoe.schema.router_traits import TRAITS, mixture_scale
@@ -24,14 +31,22 @@ class SiteBuilder:
 
     Args:
         model: what the sites are in.
+        layers: its decoder layers.
         injection, moe: checked sections.
         trace, context: what the model's routers share.
     """
 
     def __init__(
-        self, model: nn.Module, injection: InjectionConfig, moe: MoeConfig, trace: RoutingTrace, context: RoutingContext
+        self,
+        model: nn.Module,
+        layers: list[LayerLayout],
+        injection: InjectionConfig,
+        moe: MoeConfig,
+        trace: RoutingTrace,
+        context: RoutingContext,
     ) -> None:
-        self.model, self.injection, self.moe, self.trace, self.context = model, injection, moe, trace, context
+        self.model, self.layers, self.injection, self.moe = model, layers, injection, moe
+        self.trace, self.context = trace, context
         self._blocks: dict[str, BlockRoute] = {}
 
     def wrapper(self, site: SitePlan) -> nn.Module:
@@ -40,36 +55,98 @@ class SiteBuilder:
         Raises:
             InjectionError: a quantised weight where its numbers are needed, or a block with a router of its own.
         """
-        base_layer = self.model.get_submodule(site.path)
-        assert isinstance(base_layer, nn.Linear)
-        svd = self.injection.init_lora is InitLora.svd
-        if site.use_dora or (svd and site.num_experts):
-            self._needs_numbers(base_layer, site, "injection.attn_lora.use_dora" if site.use_dora else "init_lora=svd")
-        if not site.num_experts:
-            return LoRALinear(
-                base_layer,
-                lora_r=site.lora_r,
-                scaling=site.scaling,
-                dropout=self.injection.lora_dropout,
-                lora_B_std=0.0,
-                use_dora=site.use_dora,
-            )
-        settings = MixtureSettings(
+        build = {
+            SiteKind.single: self._single,
+            SiteKind.mixture: self._mixture,
+            SiteKind.beside: self._beside,
+            SiteKind.expert_ffn: self._expert_ffn,
+            SiteKind.native_experts: self._native_experts,
+        }
+        return build[site.kind](site, self.model.get_submodule(site.path))
+
+    def _single(self, site: SitePlan, base_layer: nn.Module) -> nn.Module:
+        if site.use_dora:
+            self._needs_numbers(base_layer, site, "injection.attn_lora.use_dora")
+        return LoRALinear(
+            base_layer,
+            lora_r=site.lora_r,
+            scaling=site.scaling,
+            dropout=self.injection.lora_dropout,
+            lora_B_std=0.0,
+            use_dora=site.use_dora,
+        )
+
+    def _mixture(self, site: SitePlan, base_layer: nn.Module) -> nn.Module:
+        settings = self._mixture_settings(site)
+        if settings.svd:
+            self._needs_numbers(base_layer, site, "init_lora=svd")
+            self._needs_directions(site)
+        return MixtureLoRALinear(base_layer, self._deciding(site, base_layer), settings)
+
+    def _beside(self, site: SitePlan, base_layer: nn.Module) -> nn.Module:
+        settings = self._mixture_settings(site)
+        if settings.svd:
+            raise InjectionError(f"injection.init_lora=svd needs the weight of a Linear, and {site.path} is a block")
+        return MixtureBeside(base_layer, self._router(site, base_layer), settings, site.in_features)
+
+    def _mixture_settings(self, site: SitePlan) -> MixtureSettings:
+        return MixtureSettings(
             num_experts=site.num_experts,
             lora_r=site.lora_r,
             scaling=site.scaling,
             dropout=self.injection.lora_dropout,
             lora_B_std=self.injection.lora_B_std or 0.0,
-            svd=svd,
+            svd=self.injection.init_lora is InitLora.svd,
             shared_lora_A=site.shared_lora_A,
             shared_lora_r=site.shared_lora_r or None,
             shared_scaling=site.shared_scaling,
             mixing=self.moe.mixing,
             backend=self.moe.backend,
         )
-        return MixtureLoRALinear(base_layer, self._deciding(site, base_layer), settings)
 
-    def _deciding(self, site: SitePlan, base_layer: nn.Linear) -> Router | BlockRoute:
+    def _expert_ffn(self, site: SitePlan, base_layer: nn.Module) -> nn.Module:
+        names = next(
+            layer.ffn_block.names
+            for layer in self.layers
+            if layer.ffn_block is not None and layer.ffn_block.path == site.path
+        )
+        settings = ExpertFfnSettings(
+            num_experts=site.num_experts,
+            lora_r=site.lora_r,
+            scaling=site.scaling,
+            dropout=self.injection.lora_dropout,
+            lora_B_std=self.injection.lora_B_std or 0.0,
+            adapted=tuple(site.branches or ()),
+            share_base=self.injection.share_base,
+        )
+        check_ffn(base_layer, names, site.path)
+        try:
+            return ExpertFFN(base_layer, names, self._router(site, base_layer), settings)
+        except ValueError as error:
+            raise InjectionError(
+                f"injection.share_base=false copies weights, and {site.path}: {error}; {site.num_experts} copies would "
+                f"take {4 * site.num_experts * site.copied_parameters / 1e9:.2f} GB in float32. Use share_base=true"
+            ) from None
+
+    def _native_experts(self, site: SitePlan, base_layer: nn.Module) -> nn.Module:
+        settings = NativeExpertsSettings(
+            num_experts=site.num_experts,
+            lora_r=site.lora_r,
+            scaling=site.scaling,
+            dropout=self.injection.lora_dropout,
+            lora_B_std=self.injection.lora_B_std or 0.0,
+            fused=site.branches or {},
+        )
+        return NativeExpertsLoRA(base_layer, settings)
+
+    def native_router(self, site: SitePlan) -> nn.Module:
+        """The trainable stand-in of a router that the backbone brings along."""
+        native = (layer.native for layer in self.layers if layer.native is not None)
+        scores = next(layout.scores for layout in native if layout.router == site.router)
+        base_layer = self.model.get_submodule(site.router)
+        return NativeRouter(base_layer, scores=scores, site=site.router, trace=self.trace, context=self.context)
+
+    def _deciding(self, site: SitePlan, base_layer: nn.Module) -> Router | BlockRoute:
         """The site's own router, or its block's, which the block's first site makes."""
         if site.router == site.path:
             return self._router(site, base_layer)
@@ -83,7 +160,7 @@ class SiteBuilder:
             self._blocks[site.router].attach(block)
         return self._blocks[site.router]
 
-    def _router(self, site: SitePlan, base_layer: nn.Linear) -> Router:
+    def _router(self, site: SitePlan, base_layer: nn.Module) -> Router:
         moe, injection = self.moe, self.injection
         assert moe.router is not None
         settings = RouterSettings(
@@ -96,18 +173,20 @@ class SiteBuilder:
             selection_bias=moe.load_balance.type is LoadBalanceType.aux_loss_free,
             l1_start=moe.l1_start,
             fixed_k=TRAITS[moe.router].fixed_k,
-            device=base_layer.weight.device,
+            device=next(base_layer.parameters()).device,
         )
         return ROUTERS[moe.router](settings, site=site.router, trace=self.trace, context=self.context)
 
-    def _needs_numbers(self, base_layer: nn.Linear, site: SitePlan, what: str) -> None:
-        shape = (site.out_features, site.in_features)
-        if not base_layer.weight.is_floating_point() or base_layer.weight.shape != shape:
-            raise InjectionError(f"{what} needs the numbers of the weight, and {site.path} is quantised")
-        fits = site.num_experts * site.lora_r <= min(shape)
-        if not fits and not site.use_dora:
+    def _needs_numbers(self, base_layer: nn.Module, site: SitePlan, what: str) -> None:
+        try:
+            weight_OD(base_layer)
+        except ValueError:
+            raise InjectionError(f"{what} needs the numbers of the weight, and {site.path} is quantised") from None
+
+    def _needs_directions(self, site: SitePlan) -> None:
+        wanted, there = site.num_experts * site.lora_r, min(site.in_features, site.out_features)
+        if wanted > there:
             raise InjectionError(
-                f"injection.init_lora=svd: {site.num_experts} experts of rank {site.lora_r} need "
-                f"{site.num_experts * site.lora_r} singular directions, and {site.path} has {min(shape)}; "
-                "lower injection.lora_r or num_experts"
+                f"injection.init_lora=svd: {site.num_experts} experts of rank {site.lora_r} need {wanted} singular "
+                f"directions, and {site.path} has {there}; lower injection.lora_r or num_experts"
             )

@@ -2,41 +2,59 @@
 
 import re
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from lmoe.schema.phase import Role
 
 
+class SiteKind(StrEnum):
+    """What a module becomes."""
+
+    single = "single"
+    mixture = "mixture"
+    beside = "beside"
+    expert_ffn = "expert_ffn"
+    native_experts = "native_experts"
+
+
 @dataclass(slots=True, frozen=True, kw_only=True)
 class SitePlan:
-    """One Linear and what it becomes.
+    """One module and what it becomes.
 
     Args:
         path: module path in the backbone.
         layer: index of its decoder layer.
-        role: lora (a mixture of experts) or attn_lora (a single LoRA).
-        in_features, out_features: D and O of the Linear.
+        role: lora, or attn_lora for a single LoRA on attention.
+        kind: single: a Linear with one LoRA; mixture: a Linear with E; beside: a block with E beside it;
+            expert_ffn: an FFN that becomes E; native_experts: experts of the backbone, each with LoRA.
+        in_features, out_features: D and O of the module as a whole.
         lora_r: rank of each branch.
         lora_alpha: numerator of the scaling.
         scaling: alpha / r, or alpha / sqrt(r) with rsLoRA.
+        branches: (D, O) of each weight that carries branches, by its name inside the module; None: the module itself.
         num_experts: E; 0 for a single LoRA without router.
         active_experts: experts that work on one token.
-        router: name of the router that decides here: the site's own path, its block's path, or "" for a single LoRA.
+        router: name of the router that decides here: the site's own path, its block's path, that of the backbone's
+            router, or "" for a single LoRA.
         router_in_features: width of what that router looks at.
         router_parameters: parameters of that router, 0 at all but the first Linear that it decides for.
         shared_lora_r: rank of an expert that is always on; 0: none.
         shared_scaling: scaling of that expert.
         shared_lora_A: one lora_A for all experts.
         use_dora: a single LoRA with a magnitude.
+        copied_parameters: parameters of an FFN that each expert gets a copy of; 0: all share one.
     """
 
     path: str
     layer: int
     role: Role
+    kind: SiteKind
     in_features: int
     out_features: int
     lora_r: int
     lora_alpha: float
     scaling: float
+    branches: dict[str, tuple[int, int]] | None = None
     num_experts: int = 0
     active_experts: int = 0
     router: str = ""
@@ -46,6 +64,7 @@ class SitePlan:
     shared_scaling: float = 0.0
     shared_lora_A: bool = False
     use_dora: bool = False
+    copied_parameters: int = 0
 
     @property
     def total_parameters(self) -> int:
@@ -58,10 +77,11 @@ class SitePlan:
         return self._branches(self.active_experts if self.num_experts else 1) + self.router_parameters
 
     def _branches(self, count: int) -> int:
+        sizes = [(self.in_features, self.out_features)] if self.branches is None else self.branches.values()
         halves_A = 1 if self.shared_lora_A else count
-        routed = self.lora_r * (halves_A * self.in_features + count * self.out_features)
+        routed = sum(self.lora_r * (halves_A * width + count * out) for width, out in sizes)
         shared = self.shared_lora_r * (self.in_features + self.out_features)
-        return routed + shared + self.out_features * self.use_dora
+        return routed + shared + self.out_features * self.use_dora + count * self.copied_parameters
 
     def becomes(self) -> str:
         """In words, for the table."""
@@ -69,7 +89,15 @@ class SitePlan:
             return f"{'DoRA' if self.use_dora else 'LoRA'} r={self.lora_r}"
         shared = f", one shared r={self.shared_lora_r}" if self.shared_lora_r else ""
         one_A = ", one A" if self.shared_lora_A else ""
-        return f"{self.num_experts} experts r={self.lora_r}{one_A}, {self.active_experts} active{shared}"
+        what = {
+            SiteKind.mixture: "experts",
+            SiteKind.beside: "experts beside it",
+            SiteKind.expert_ffn: "FFN experts",
+            SiteKind.native_experts: "native experts",
+        }[self.kind]
+        on = "" if self.branches is None else f" on {', '.join(self.branches) or 'nothing'}"
+        copies = ", base copied" if self.copied_parameters else ""
+        return f"{self.num_experts} {what} r={self.lora_r}{on}{one_A}{copies}, {self.active_experts} active{shared}"
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -77,11 +105,15 @@ class InjectionPlan:
     """Every site, in the order of the backbone, and what the user should know about the choice.
 
     Args:
-        sites: one entry a Linear.
+        sites: one entry a module that is replaced.
+        base_ffn: paths of the feed-forward blocks in the backbone, whose parameters have the role base_ffn.
+        native_routers: paths of the routers that the backbone brings along, whoever trains them.
         warnings: half-matched keywords and the like.
     """
 
     sites: tuple[SitePlan, ...]
+    base_ffn: tuple[str, ...] = ()
+    native_routers: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())
 
     @property

@@ -2,9 +2,10 @@
 
 from torch import Tensor, nn
 
-from lmoe.backbones.layout import FFN_NAMES
+from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.injection.apply import injected, routers, sites
 from lmoe.injection.build_site import ROUTER
+from lmoe.layers.expert_ffn import COPIES
 from lmoe.schema.phase import Role
 
 ADAPTER_ROLES = (Role.router, Role.lora, Role.attn_lora)
@@ -15,20 +16,27 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
     plan = injected(model).plan
     owners = {f"{site.path}.": site.role for site in plan.sites}
     routers = {f"{name}.{ROUTER}." for name in plan.routers}
-    return {name: _role(name, owners, routers) for name, _ in model.named_parameters()}
+    blocks = tuple(f"{path}." for path in plan.base_ffn)
+    replaced = tuple(f"{site.path}.base_layer." for site in plan.sites if site.copied_parameters)
+    native = tuple(f"{path}." for path in plan.native_routers)
 
+    def role(name: str) -> Role:
+        above = [name[: i + 1] for i, letter in enumerate(name) if letter == "."]
+        if any(prefix in routers for prefix in above):
+            return Role.router
+        if f".{COPIES}." in name:
+            return Role.base_ffn
+        owner = next((prefix for prefix in above if prefix in owners), None)
+        if owner is not None and not name.startswith(f"{owner}base_layer."):
+            return owners[owner]
+        if "lm_head" in name.split("."):
+            return Role.head
+        original = base_parameter_name(name)
+        if name.startswith(replaced) or original.startswith(native):  # routers train as their copies, FFNs as theirs
+            return Role.backbone
+        return Role.base_ffn if original.startswith(blocks) else Role.backbone
 
-def _role(name: str, owners: dict[str, Role], routers: set[str]) -> Role:
-    above = [name[: i + 1] for i, letter in enumerate(name) if letter == "."]
-    if any(prefix in routers for prefix in above):
-        return Role.router
-    owner = next((prefix for prefix in above if prefix in owners), None)
-    if owner is not None and not name.startswith(f"{owner}base_layer."):
-        return owners[owner]
-    parts = name.split(".")
-    if "lm_head" in parts:
-        return Role.head
-    return Role.base_ffn if any(part in FFN_NAMES for part in parts) else Role.backbone
+    return {name: role(name) for name, _ in model.named_parameters()}
 
 
 def role_table(model: nn.Module) -> list[tuple[Role, int, int]]:
@@ -43,9 +51,9 @@ def role_table(model: nn.Module) -> list[tuple[Role, int, int]]:
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Adapters and routers by name, trainable or not."""
-    roles = parameter_roles(model)
-    return {name: p for name, p in model.named_parameters() if roles[name] in ADAPTER_ROLES}
+    """What is saved, by name, trainable or not: adapters, routers, and what of the backbone some phase trains."""
+    roles, saved = parameter_roles(model), {*ADAPTER_ROLES, *injected(model).trained_base}
+    return {name: p for name, p in model.named_parameters() if roles[name] in saved}
 
 
 def adapter_buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe.ops.dora import weight_row_norms
+from lmoe.ops.linear_sizes import sizes, weight_OD
 from lmoe.ops.lora import kaiming_lora_A, lora_delta
 
 
@@ -20,20 +21,20 @@ class LowRank(nn.Module):
     """scaling * x A^T B^T, with float32 A and B.
 
     Args:
-        base_layer: the Linear it stands beside.
+        in_features, out_features: D and O.
         lora_r: R.
         scaling: alpha / R or alpha / sqrt(R).
+        device: where its tensors live.
     """
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
 
-    def __init__(self, base_layer: nn.Linear, lora_r: int, scaling: float) -> None:
+    def __init__(self, in_features: int, out_features: int, lora_r: int, scaling: float, device: torch.device) -> None:
         super().__init__()
-        device = base_layer.weight.device
         self.scaling = scaling
-        self.lora_A = nn.Parameter(kaiming_lora_A((lora_r, base_layer.in_features), device))
-        self.lora_B = nn.Parameter(torch.zeros(base_layer.out_features, lora_r, device=device))
+        self.lora_A = nn.Parameter(kaiming_lora_A((lora_r, in_features), device))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, lora_r, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., O)."""
@@ -47,7 +48,7 @@ class LoRALinear(nn.Module):
     lengths of its rows, constant in the backward pass, and m = |W| at the start (DoRA, 2402.09353, equations 5 and 11).
 
     Args:
-        base_layer: the frozen Linear (or a quantised one with in_features and out_features).
+        base_layer: the frozen Linear, a quantised one or a Conv1D.
         lora_r: R.
         scaling: alpha / R or alpha / sqrt(R).
         dropout: probability on the branch's input.
@@ -61,7 +62,7 @@ class LoRALinear(nn.Module):
 
     def __init__(
         self,
-        base_layer: nn.Linear,
+        base_layer: nn.Module,
         *,
         lora_r: int,
         scaling: float,
@@ -71,15 +72,15 @@ class LoRALinear(nn.Module):
     ) -> None:
         super().__init__()
         self.base_layer, self.scaling, self.enabled = base_layer, scaling, True
-        device = base_layer.weight.device
+        (in_features, out_features), device = sizes(base_layer), next(base_layer.parameters()).device
         self.lora_dropout = nn.Dropout(dropout)
-        self.lora_A = nn.Parameter(kaiming_lora_A((lora_r, base_layer.in_features), device))
-        self.lora_B = nn.Parameter(torch.zeros(base_layer.out_features, lora_r, device=device))
+        self.lora_A = nn.Parameter(kaiming_lora_A((lora_r, in_features), device))
+        self.lora_B = nn.Parameter(torch.zeros(out_features, lora_r, device=device))
         if lora_B_std:
             nn.init.normal_(self.lora_B, std=lora_B_std)
         self.use_dora = use_dora
         if use_dora:
-            lengths = weight_row_norms(base_layer.weight, self.lora_A, self.lora_B, scaling)
+            lengths = weight_row_norms(weight_OD(base_layer), self.lora_A, self.lora_B, scaling)
             self.lora_magnitude = nn.Parameter(lengths.detach().clone())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ class LoRALinear(nn.Module):
         if not self.use_dora:
             return y + delta
         with torch.autocast(x.device.type, enabled=False):
-            lengths = weight_row_norms(self.base_layer.weight, self.lora_A, self.lora_B, self.scaling)
+            lengths = weight_row_norms(weight_OD(self.base_layer), self.lora_A, self.lora_B, self.scaling)
         lengths = lengths.detach().clamp(min=torch.finfo(lengths.dtype).tiny)  # a row of zeros stays one
         ratio = (self.lora_magnitude / lengths).to(y.dtype)
         if self.base_layer.bias is None:

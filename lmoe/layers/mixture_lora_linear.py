@@ -17,6 +17,7 @@ from lmoe.layers.trace import Routing
 from lmoe.ops.backend import grouped_is_faster, misaligned
 from lmoe.ops.frozen_linear import frozen_and_down
 from lmoe.ops.grouped import add_grouped
+from lmoe.ops.linear_sizes import sizes, weight_OD
 from lmoe.ops.lora import kaiming_lora_A
 from lmoe.ops.stacked import add_stacked, stacked_delta
 from lmoe.ops.svd_init import svd_slices
@@ -62,9 +63,10 @@ class MixtureLoRALinear(nn.Module):
     take a mean start off the frozen weight instead, which is exact for one expert only).
 
     Args:
-        base_layer: the frozen Linear (or a quantised one with in_features and out_features).
+        base_layer: the frozen Linear, a quantised one or a Conv1D.
         router: the site's own router, or the decision of its block's.
         settings: what the mixture is made from.
+        shape: (D, O) where the base layer is no Linear.
     """
 
     lora_A: nn.Parameter
@@ -72,46 +74,69 @@ class MixtureLoRALinear(nn.Module):
     lora_A_start: Tensor
     lora_B_start: Tensor
 
-    def __init__(self, base_layer: nn.Linear, router: Router | BlockRoute, settings: MixtureSettings) -> None:
+    def __init__(
+        self,
+        base_layer: nn.Module,
+        router: Router | BlockRoute,
+        settings: MixtureSettings,
+        shape: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
         self.base_layer, self.settings, self.enabled = base_layer, settings, True
         self.router = router if isinstance(router, Router) else None
         self.block_route = router if isinstance(router, BlockRoute) else None
-        device, experts, rank = base_layer.weight.device, settings.num_experts, settings.lora_r
+        (in_features, out_features), device = shape or sizes(base_layer), next(base_layer.parameters()).device
+        experts, rank = settings.num_experts, settings.lora_r
         self.lora_dropout = nn.Dropout(settings.dropout)
-        shape_A = (1 if settings.shared_lora_A else experts, rank, base_layer.in_features)
+        shape_A = (1 if settings.shared_lora_A else experts, rank, in_features)
         self.lora_A = nn.Parameter(kaiming_lora_A(shape_A, device))
         # NOTE memory holds B as (E, R, O): so [B_1 .. B_E] is a view of it, and its gradient needs no copy.
-        stored = torch.zeros(experts, rank, base_layer.out_features, device=device)
+        stored = torch.zeros(experts, rank, out_features, device=device)
         self.lora_B = nn.Parameter(stored.transpose(1, 2))
         if settings.lora_B_std:
             nn.init.normal_(self.lora_B, std=settings.lora_B_std)
         if settings.svd:
             self._start_from_singular_directions()
         self.shared_expert = (
-            LowRank(base_layer, settings.shared_lora_r, settings.shared_scaling) if settings.shared_lora_r else None
+            LowRank(in_features, out_features, settings.shared_lora_r, settings.shared_scaling, device)
+            if settings.shared_lora_r
+            else None
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., O), in the type of the base layer's output."""
         if not self.enabled:
             return self.base_layer(x)
-        lora_A, lora_B = self.factors()
         dtype = branch_dtype(x, self.lora_A)
-        grouped, hidden, logits = self._groups(x, dtype, lora_A), None, None
-        if self._passes_through_one_function(x, dtype):
-            base, branch, own = self.base_layer, x.to(dtype), self._token_router()
-            weight = None if own is None else own.weight.to(own.settings.dtype)
-            down = None if grouped else lora_A.flatten(0, 1)
-            y, hidden, logits = frozen_and_down(x, base.weight, base.bias, down, weight, dtype)
-        else:
-            y, branch = self.base_layer(x), self.lora_dropout(x.to(dtype))
-            hidden = None if grouped else linear(branch, lora_A.flatten(0, 1))
-        routing = self._routing(x, logits)
-        if grouped:
+        if not self._passes_through_one_function(x, dtype):
+            return self.add_experts(self.base_layer(x), x)
+        lora_A, lora_B = self.factors()
+        grouped, base, own = self._groups(x, dtype, lora_A), self.base_layer, self._token_router()
+        assert isinstance(base, nn.Linear)
+        weight = None if own is None else own.weight.to(own.settings.dtype)
+        down = None if grouped else lora_A.flatten(0, 1)
+        y, hidden, logits = frozen_and_down(x, base.weight, base.bias, down, weight, dtype)
+        return self._add(y, x.to(dtype), None if grouped else hidden, lora_A, lora_B, self._routing(x, logits))
+
+    def add_experts(self, y: Tensor, x: Tensor) -> Tensor:
+        """The output of the base layer with the experts' beside it.
+
+        Args:
+            y: (..., O); may be changed in place.
+            x: (..., D).
+        """
+        lora_A, lora_B = self.factors()
+        branch = self.lora_dropout(x.to(branch_dtype(x, self.lora_A)))
+        hidden = None if self._groups(x, branch.dtype, lora_A) else linear(branch, lora_A.flatten(0, 1))
+        return self._add(y, branch, hidden, lora_A, lora_B, self._routing(x))
+
+    def _add(
+        self, y: Tensor, branch: Tensor, hidden: Tensor | None, lora_A: Tensor, lora_B: Tensor, routing: Routing
+    ) -> Tensor:
+        """y with the experts; without (..., E * R) `hidden` through the grouped backend."""
+        if hidden is None:
             y = self._grouped(y, branch, lora_A, lora_B, routing)
         else:
-            assert hidden is not None
             y = self._stacked(y, hidden, lora_A, lora_B, routing)
         return y if self.shared_expert is None else y + self.shared_expert(branch).to(y.dtype)
 
@@ -193,7 +218,8 @@ class MixtureLoRALinear(nn.Module):
 
     def _start_from_singular_directions(self) -> None:
         settings = self.settings
-        slices_A, slices_B = svd_slices(self.base_layer.weight, settings.num_experts, settings.lora_r, settings.scaling)
+        weight = weight_OD(self.base_layer)
+        slices_A, slices_B = svd_slices(weight, settings.num_experts, settings.lora_r, settings.scaling)
         with torch.no_grad():
             self.lora_A.copy_(slices_A)
             self.lora_B.copy_(slices_B)

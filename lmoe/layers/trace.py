@@ -67,10 +67,11 @@ class RoutingTrace:
 
     Args:
         losses: kinds and weights of the auxiliary losses.
+        has_routers: whether the model has any; without one there is nothing to record, and no auxiliary loss.
     """
 
-    def __init__(self, losses: AuxiliaryLosses) -> None:
-        self.losses = losses
+    def __init__(self, losses: AuxiliaryLosses, *, has_routers: bool = True) -> None:
+        self.losses, self.has_routers = losses, has_routers
         self.routing: dict[str, Routing] = {}
         self.l1_coefs: dict[str, Tensor] = {}
         self.valid: Tensor | None = None
@@ -92,7 +93,7 @@ class RoutingTrace:
 
     def __deepcopy__(self, memo: dict) -> "RoutingTrace":
         """An empty trace with the same losses: what a forward left is not copied, and its graph cannot be."""
-        copy = RoutingTrace(self.losses)
+        copy = RoutingTrace(self.losses, has_routers=self.has_routers)
         memo[id(self)] = copy
         return copy
 
@@ -182,6 +183,6 @@ class RoutingTrace:
             yield names, [self.routing[name] for name in names]
 
     def _valid(self) -> Tensor:
-        if self.valid is None or not self.routing:
+        if self.valid is None or (self.has_routers and not self.routing):
             raise ValueError("the trace is empty: run a forward inside `with lmoe.trace(model, attention_mask=…)`")
         return self.valid

@@ -106,7 +106,7 @@ class RoutingStats(Metric):
         super().__init__()
         self.num_experts, self.domains = dict(num_experts), list(domains)
         self._index = {site: i for i, site in enumerate(num_experts)}
-        sites, experts = len(num_experts), max(num_experts.values())
+        sites, experts = len(num_experts), max(num_experts.values(), default=0)
         shapes = {
             "load_sum": (len(domains), sites, experts),
             "importance_sum": (sites, experts),

@@ -21,11 +21,13 @@ class Groups(NamedTuple):
     order: (N K,) row of each sorted pair in the flat (N, K).
     token: (N K,) its token.
     ends: (E,) int32 end of each expert's rows.
+    expert: (N K,) its expert.
     """
 
     order: Tensor
     token: Tensor
     ends: Tensor
+    expert: Tensor
 
 
 def group_by_expert(expert_indices: Tensor, num_experts: int) -> Groups:
@@ -36,11 +38,11 @@ def group_by_expert(expert_indices: Tensor, num_experts: int) -> Groups:
         num_experts: E.
     """
     flat = expert_indices.reshape(-1)
-    order = flat.argsort(stable=True)
+    expert, order = flat.sort(stable=True)
     counts = torch.zeros(num_experts, dtype=torch.int32, device=flat.device)
     counts = counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
     token = order.div(expert_indices.shape[-1], rounding_mode="floor")
-    return Groups(order, token, counts.cumsum(0, dtype=torch.int32))
+    return Groups(order, token, counts.cumsum(0, dtype=torch.int32), expert)
 
 
 def compute_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
@@ -62,8 +64,8 @@ def add_grouped(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Ten
     Returns:
         y.
     """
-    groups = group_by_expert(expert_indices, lora_A.shape[0])
-    return _AddGrouped.apply(y, x, lora_A, lora_B, gates, *groups)  # type: ignore[return-value]
+    order, token, ends, _ = group_by_expert(expert_indices, lora_A.shape[0])
+    return _AddGrouped.apply(y, x, lora_A, lora_B, gates, order, token, ends)  # type: ignore[return-value]
 
 
 class _AddGrouped(torch.autograd.Function):

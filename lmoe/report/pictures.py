@@ -26,7 +26,7 @@ __all__ = [
 
 
 def write_pictures(summary: RunSummary, metrics: Curves, folder: Path) -> dict[str, Path]:
-    """Write load_by_site, load_by_domain, coactivation, loss_curves, and knock_out where experts were silenced, as PNG.
+    """Write the pictures as PNG: loss_curves, with routers their maps, and knock_out where experts were silenced.
 
     Returns:
         Name of each picture without `.png` -> its file.
@@ -34,12 +34,12 @@ def write_pictures(summary: RunSummary, metrics: Curves, folder: Path) -> dict[s
     Raises:
         TrainingError: a file cannot be written.
     """
-    figures: dict[str, Figure] = {
-        "load_by_site": load_by_site(summary),
-        "load_by_domain": load_by_domain(summary),
-        "coactivation": coactivation(summary),
-        "loss_curves": loss_curves(metrics, summary.phases, summary.max_steps),
-    }
+    figures: dict[str, Figure] = {}
+    if summary.site_load:
+        figures["load_by_site"] = load_by_site(summary)
+        figures["load_by_domain"] = load_by_domain(summary)
+        figures["coactivation"] = coactivation(summary)
+    figures["loss_curves"] = loss_curves(metrics, summary.phases, summary.max_steps)
     if summary.knock_out:
         figures["knock_out"] = knock_out(summary)
     return {name: write_bytes(Path(folder) / f"{name}.png", _png(figure)) for name, figure in figures.items()}

@@ -83,7 +83,7 @@ def experts(summary: RunSummary) -> str:
     """`8 experts at each of 18 sites`."""
     counts = sorted({len(loads) for loads in summary.site_load.values()})
     if not counts:
-        return "no site recorded its load"
+        return "no routers"
     sites = len(summary.site_load)
     if len(counts) > 1:
         return f"{counts[0]} to {counts[-1]} experts at {sites} sites"

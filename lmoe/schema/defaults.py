@@ -3,23 +3,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lmoe.errors import ConfigError
-from lmoe.schema.injection import InjectionConfig
+from lmoe.schema.injection import InjectionConfig, InjectionStrategy
 from lmoe.schema.keys import unknown_keys
 from lmoe.schema.moe import MoeConfig, RouterKind
 from lmoe.schema.resources import resource_dir
 
 
 def injection_section(given: Mapping[str, Any]) -> InjectionConfig:
-    """An injection section; keys left out take the values of conf/injection/mixture_lora.yaml.
+    """An injection section; keys left out take the values of conf/injection/<strategy>.yaml, or of mixture_lora.yaml.
 
     Raises:
         ConfigError: unknown keys or wrong types.
     """
-    return _section("injection", InjectionConfig, "mixture_lora", given)
+    strategy = str(given.get("strategy", InjectionStrategy.mixture_lora))
+    shipped = strategy if strategy in tuple(InjectionStrategy) else InjectionStrategy.mixture_lora.value
+    return _section("injection", InjectionConfig, shipped, given)
 
 
 def moe_section(given: Mapping[str, Any]) -> MoeConfig:
@@ -36,6 +38,8 @@ def _section(name: str, schema: type, default: str, given: Mapping[str, Any]) ->
     if problems := unknown_keys(schema, given, prefix=name):
         raise ConfigError(problems)
     shipped = OmegaConf.load(resource_dir("conf") / name / f"{default}.yaml")
+    assert isinstance(shipped, DictConfig)
+    shipped.pop("defaults", None)  # for Hydra
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), shipped, dict(given)))
     except OmegaConfBaseException as error:

@@ -7,7 +7,10 @@ from enum import StrEnum
 class InjectionStrategy(StrEnum):
     """How experts are put into the backbone."""
 
+    dense_lora = "dense_lora"
     mixture_lora = "mixture_lora"
+    moe_expert_lora = "moe_expert_lora"
+    native_moe_expert_lora = "native_moe_expert_lora"
 
 
 class InitLora(StrEnum):
@@ -38,7 +41,9 @@ class InjectionConfig:
     """Low-rank experts (2106.09685) and their places."""
 
     strategy: InjectionStrategy = InjectionStrategy.mixture_lora
-    """mixture_lora: every chosen FFN Linear becomes a mixture of LoRA experts with its own router."""
+    """dense_lora: a single LoRA on each chosen Linear; mixture_lora: each chosen Linear becomes a mixture of LoRA
+    experts with its own router; moe_expert_lora: each FFN becomes experts that are the whole FFN with LoRA, behind one
+    router (MixLoRA 2404.15159); native_moe_expert_lora: LoRA on each expert of a backbone that is a mixture already."""
     lora_r: int = 16
     """Rank of each expert."""
     lora_alpha: float = 32.0
@@ -60,11 +65,19 @@ class InjectionConfig:
     singular directions, and its start is taken off the output, so that nothing changes at first (PiSSA 2404.02948,
     GOAT 2502.16894)."""
     target_keywords: list[str] | None = None
-    """Names of the Linears that become mixtures; null: every FFN Linear of the family."""
+    """Names of the Linears that are adapted; null: every FFN Linear of the family (native_moe_expert_lora: both fused
+    tensors). moe_expert_lora: which Linears of the FFN carry LoRA. dense_lora: [] leaves the FFN alone."""
+    share_base: bool = True
+    """moe_expert_lora: true: one frozen FFN for all experts; false: each expert has a copy of its own, which a phase
+    that trains base_ffn needs."""
     start_layer: int = 0
     """First decoder layer that gets experts."""
     num_layers: int = 0
-    """How many decoder layers get experts, from start_layer on; 0: all the rest."""
+    """How many decoder layers, from start_layer on, are considered; 0: all the rest."""
+    stride: int = 1
+    """Of these layers every stride-th gets experts."""
+    layer_indices: list[int] | None = None
+    """The decoder layers that get experts, by number, in place of start_layer, num_layers and stride."""
     num_experts_by_layer: list[int] | None = None
     """Experts by depth, spread evenly over the chosen layers (MoLA 2402.08562), e.g. [2,4,6,8]; null: num_experts."""
     lora_r_by_layer: list[int] | None = None

@@ -16,6 +16,13 @@ class Role(StrEnum):
     head = "head"
 
 
+class PhaseMode(StrEnum):
+    """How a phase's roles stand to those of the phase before."""
+
+    replace = "replace"  # type: ignore[assignment]  # NOTE hides str.replace, which nobody needs of a mode
+    add = "add"
+
+
 @dataclass(slots=True, kw_only=True)
 class PhaseConfig:
     """One phase; its optimizer and learning-rate schedule are its own."""
@@ -23,7 +30,9 @@ class PhaseConfig:
     start: str = "0"
     """First optimizer step, or a share of trainer.max_steps such as 20%, rounded up."""
     trainable: list[Role] = field(default_factory=list)
-    """Roles that train: router, lora, attn_lora. Everything else is frozen."""
+    """Roles that train: router, lora, attn_lora, base_ffn, head. Everything else is frozen."""
+    mode: PhaseMode = PhaseMode.replace
+    """replace: these roles alone; add: these and those that trained in the phase before."""
     lr: float | None = None
     """Peak learning rate of the phase; null: optim.lr."""
     warmup_steps: int | None = None

@@ -1,27 +1,44 @@
 """What the phases of a run must satisfy, and what follows from them."""
 
+from dataclasses import replace
 from itertools import pairwise
 
-from lmoe.schema.injection import InitLora, InjectionConfig
+from lmoe.schema.injection import InitLora, InjectionConfig, InjectionStrategy
 from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
-from lmoe.schema.phase import PhaseConfig, Role, start_step
+from lmoe.schema.phase import PhaseConfig, PhaseMode, Role, start_step
 from lmoe.schema.problems import without_effect
 from lmoe.schema.router_traits import TRAITS, trains_logits
 from lmoe.schema.run import RunConfig
+from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 
-TRAINABLE = (Role.router, Role.lora, Role.attn_lora)
+TRAINABLE = (Role.router, Role.lora, Role.attn_lora, Role.base_ffn, Role.head)
+BASE_ROLES = (Role.base_ffn, Role.head)
+"""Parts of the backbone that a phase may train."""
 BREAK_SYMMETRY_STD = 0.01
 
 
 def ordered_phases(config: RunConfig) -> list[tuple[str, int, PhaseConfig]]:
-    """(name, first optimizer step, phase), by start.
+    """(name, first optimizer step, phase), by start; `trainable` holds all roles of a phase, whatever its mode.
 
     Raises:
         ValueError: a start that is neither a step nor a share.
     """
     steps = config.trainer.max_steps
     entries = [(name, start_step(phase.start, steps), phase) for name, phase in config.phase.phases.items()]
-    return sorted(entries, key=lambda entry: entry[1])
+    before: list[Role] = []
+    resolved = []
+    for name, start, phase in sorted(entries, key=lambda entry: entry[1]):
+        if phase.mode is PhaseMode.add:
+            added = [role for role in phase.trainable if role not in before]
+            phase = replace(phase, trainable=[*before, *added], mode=PhaseMode.replace)
+        before = phase.trainable
+        resolved.append((name, start, phase))
+    return resolved
+
+
+def trained_base(config: RunConfig) -> frozenset[Role]:
+    """Roles of the backbone's own parameters that some phase trains."""
+    return frozenset(role for phase in config.phase.phases.values() for role in phase.trainable if role in BASE_ROLES)
 
 
 def phase_problems(config: RunConfig) -> list[str]:
@@ -62,8 +79,12 @@ def present_roles(injection: InjectionConfig, moe: MoeConfig) -> list[Role]:
     missing = set()
     if not injection.attn_lora.enabled:
         missing.add(Role.attn_lora)
-    if moe.router is not None and not TRAITS[moe.router].trains:
+    strategy = STRATEGY_TRAITS[injection.strategy]
+    routers_train = TRAITS[moe.router].trains if strategy.own_routers and moe.router else strategy.any_routers
+    if not routers_train:
         missing.add(Role.router)
+    if injection.target_keywords == []:
+        missing.add(Role.lora)
     return [role for role in TRAINABLE if role not in missing]
 
 
@@ -73,16 +94,31 @@ def _role_problems(key: str, phase: PhaseConfig, injection: InjectionConfig, moe
         for role in phase.trainable
         if role not in TRAINABLE
     ]
+    one_ffn = injection.strategy is InjectionStrategy.moe_expert_lora and injection.share_base
+    if Role.base_ffn in phase.trainable and one_ffn:
+        problems.append(
+            f"{key}.trainable: base_ffn cannot train with injection.share_base=true, where all experts share one FFN; "
+            "set injection.share_base=false"
+        )
+    if phase.mode is PhaseMode.add:
+        return problems
     if not phase.trainable:
         problems.append(f"{key}.trainable is empty, so the phase trains nothing; allowed: {', '.join(TRAINABLE)}")
     elif not problems and not set(phase.trainable) & set(present_roles(injection, moe)):
         why = {
             Role.attn_lora: "injection.attn_lora.enabled=false leaves attn_lora without parameters",
-            Role.router: f"moe.router={moe.router} has no parameters; use phase=joint",
+            Role.router: f"{_what_has_no_router(injection, moe)}; use phase=joint",
+            Role.lora: "injection.target_keywords=[] leaves lora without parameters",
         }
-        named = "; ".join(why[role] for role in (Role.attn_lora, Role.router) if role in phase.trainable)
+        named = "; ".join(text for role, text in why.items() if role in phase.trainable)
         problems.append(f"{key} trains nothing: {named}")
     return problems
+
+
+def _what_has_no_router(injection: InjectionConfig, moe: MoeConfig) -> str:
+    if STRATEGY_TRAITS[injection.strategy].any_routers:
+        return f"moe.router={moe.router} has no parameters"
+    return f"injection={injection.strategy} has no routers"
 
 
 def _switch_problems(key: str, phase: PhaseConfig, moe: MoeConfig) -> list[str]:
@@ -115,25 +151,27 @@ def phase_warnings(config: RunConfig) -> list[str]:
     warnings = [
         f"role {role} trains in no phase: it stays at its random start; add it to a phase.phases.<name>.trainable"
         for role in present
-        if role not in trained
+        if role not in trained and role not in BASE_ROLES
     ]
     for name, _, phase in phases:
         if Role.attn_lora in phase.trainable and Role.attn_lora not in present:
             warnings.append(f"phase.phases.{name} names attn_lora, but injection.attn_lora.enabled=false")
         if Role.router in phase.trainable and Role.router not in present:
-            warnings.append(f"phase.phases.{name} names router, but moe.router={config.moe.router} has no parameters")
+            warnings.append(
+                f"phase.phases.{name} names router, but {_what_has_no_router(config.injection, config.moe)}"
+            )
     return warnings
 
 
-def lora_B_std(config: RunConfig) -> float:
+def lora_B_std(config: RunConfig) -> float | None:
     """The setting, or its default: 0, or 0.01 where a phase trains routers before experts.
 
     With all lora_B at zero the experts add nothing, and a router that trains alone gets exactly no task gradient.
     """
-    if config.injection.lora_B_std is not None:
+    if config.injection.lora_B_std is not None or not STRATEGY_TRAITS[config.injection.strategy].any_routers:
         return config.injection.lora_B_std
-    if config.injection.init_lora is InitLora.svd:
-        return 0.0
+    if config.injection.init_lora is InitLora.svd or not STRATEGY_TRAITS[config.injection.strategy].own_routers:
+        return 0.0  # a router of the backbone chooses between experts that differ already
     for _, _, phase in ordered_phases(config):
         if Role.lora in phase.trainable:
             return 0.0

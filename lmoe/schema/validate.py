@@ -24,7 +24,7 @@ def validate(config: RunConfig) -> None:
     """
     raise_problems(
         injection_problems(config.injection, config.moe)
-        + moe_problems(config.moe)
+        + moe_problems(config.moe, config.injection)
         + phase_problems(config)
         + backbone_problems(config.backbone)
         + data_problems(config.data)

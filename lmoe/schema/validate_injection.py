@@ -1,9 +1,10 @@
 """Problems of `injection`, some of which depend on the router."""
 
-from lmoe.schema.injection import InitLora, InjectionConfig
+from lmoe.schema.injection import InitLora, InjectionConfig, InjectionStrategy
 from lmoe.schema.moe import Backend, LoadBalanceType, MixtureScale, MoeConfig, RouterKind
 from lmoe.schema.problems import above_zero, at_least, without_effect
 from lmoe.schema.router_traits import TRAITS, mixture_scale
+from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 
 
 def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
@@ -26,7 +27,8 @@ def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
     ):
         if values is not None and (not values or min(values) < 1):
             problems.append(f"injection.{name} is {values}, must be null or a list of numbers of at least 1")
-    if injection.target_keywords == []:
+    problems += at_least(injection.stride, 1, "injection.stride") + _layer_problems(injection)
+    if injection.target_keywords == [] and injection.strategy is not InjectionStrategy.dense_lora:
         problems.append("injection.target_keywords is empty; name Linears, or null for every FFN Linear of the family")
     if injection.num_experts_by_layer and injection.num_experts != InjectionConfig().num_experts:
         problems.append(
@@ -34,7 +36,40 @@ def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
         )
     if injection.lora_r_by_layer and injection.lora_r != InjectionConfig().lora_r and not _default_rank_acts(injection):
         problems.append("injection.lora_r has no effect beside injection.lora_r_by_layer; leave one of them out")
-    return problems + _init_problems(injection) + _choice_problems(injection, moe) + _attn_lora_problems(injection)
+    problems += _idle_problems(injection) + _init_problems(injection) + _attn_lora_problems(injection)
+    return problems + (_choice_problems(injection, moe) if STRATEGY_TRAITS[injection.strategy].own_routers else [])
+
+
+def _layer_problems(injection: InjectionConfig) -> list[str]:
+    indices, usual = injection.layer_indices, InjectionConfig()
+    if indices is None:
+        return []
+    if not indices or min(indices) < 0 or len(set(indices)) < len(indices):
+        return [f"injection.layer_indices is {indices}, must be null or a list of different numbers from 0"]
+    return [
+        without_effect(f"injection.{key}", "beside injection.layer_indices")
+        for key in ("start_layer", "num_layers", "stride")
+        if getattr(injection, key) != getattr(usual, key)
+    ]
+
+
+def _idle_problems(injection: InjectionConfig) -> list[str]:
+    """Settings that the user changed and that the strategy has no use for."""
+    usual, strategy = InjectionConfig(), injection.strategy
+    problems = [
+        without_effect(f"injection.{key}", f"with injection={strategy}")
+        for key in STRATEGY_TRAITS[strategy].idle
+        if getattr(injection, key) != getattr(usual, key)
+    ]
+    if strategy is InjectionStrategy.dense_lora and injection.target_keywords == []:
+        if not injection.attn_lora.enabled:
+            problems.append(
+                "injection.target_keywords=[] and injection.attn_lora.enabled=false leave nothing to adapt; "
+                "set one of them"
+            )
+        if injection.lora_r_by_layer:
+            problems.append(without_effect("injection.lora_r_by_layer", "with injection.target_keywords=[]"))
+    return problems
 
 
 def _default_rank_acts(injection: InjectionConfig) -> bool:

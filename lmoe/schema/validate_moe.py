@@ -1,5 +1,9 @@
 """Problems of `moe`: what is missing, out of range, or cannot act with the chosen router."""
 
+from dataclasses import asdict
+
+from lmoe.schema.defaults import moe_section
+from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.moe import (
     L1_LEAST,
     L1_MOST,
@@ -15,17 +19,45 @@ from lmoe.schema.moe import (
 from lmoe.schema.phase import start_step
 from lmoe.schema.problems import above_zero, without_effect
 from lmoe.schema.router_traits import TRAITS, RouterTraits
+from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 
 DEFAULT_AUX_LOSS_COEF, DEFAULT_Z_LOSS_COEF = 0.01, 0.001  # of conf/moe/top_k.yaml: left standing, they are no mistake
 ORDINARY = MoeConfig()
 
 
-def moe_problems(moe: MoeConfig) -> list[str]:
+def moe_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
     """Problems of `moe`, missing parts first."""
     problems = _missing(moe) + _ranges(moe)
+    if not problems and (idle := _strategy_problems(moe, injection)):
+        return idle
     if moe.router is not None:
         problems += _idle_settings(moe, TRAITS[moe.router]) + _scale_problems(moe, TRAITS[moe.router])
     return problems + _balance_problems(moe)
+
+
+def _strategy_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
+    """Settings that differ from conf/ and that the strategy of the injection has no use for."""
+    traits, usual = STRATEGY_TRAITS[injection.strategy], moe_section({})
+    given, left = _leaves(moe), _leaves(usual)
+    acting = set(given) - set(traits.idle_moe) if traits.own_routers else set(traits.native_moe)
+    problems = [
+        without_effect(f"moe.{key}", f"with injection={injection.strategy}")
+        for key, value in given.items()
+        if value != left[key] and key not in acting
+    ]
+    if not problems and not traits.own_routers and moe.load_balance.type is LoadBalanceType.aux_loss_free:
+        problems.append(
+            f"moe.load_balance.type=aux_loss_free cannot act with injection={injection.strategy}: the backbone's "
+            "routers choose without a bias of ours; allowed: aux_loss, importance_cv, none"
+        )
+    return problems
+
+
+def _leaves(moe: MoeConfig) -> dict[str, object]:
+    """Values by dotted key."""
+    flat = asdict(moe)
+    balance = flat.pop("load_balance")
+    return flat | {f"load_balance.{key}": value for key, value in balance.items()}
 
 
 def _missing(moe: MoeConfig) -> list[str]:

@@ -53,6 +53,8 @@ class Auxiliary:
             phase: whose switches count.
             valid: (B, T) bool.
         """
+        if not self.record.plan.routers:
+            return MicroBatchLosses(values={}, total=None)
         trace, tokens, loads = self.record.trace, valid.sum(), None
         if self.whole_step:
             self.loads.add(trace.loads(), tokens)

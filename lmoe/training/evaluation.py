@@ -83,7 +83,7 @@ def knock_out(
     record = injected(model)
     experts, passes = record.plan.routers, {}
     if mode is KnockOut.experts:
-        for e in range(max(experts.values())):
+        for e in range(max(experts.values(), default=0)):
             passes[Silenced(ALL_SITES, e)] = {site: e for site, count in experts.items() if e < count}
     elif mode is KnockOut.sites:
         passes = {Silenced(site, e): {site: e} for site, count in experts.items() for e in range(count)}

@@ -4,16 +4,24 @@ import torch
 
 import lmoe
 from lmoe.backbones.fingerprint import fingerprint
+from lmoe.injection.apply import injected
 from tests.tiny_models import randomise, tiny_model
 
 
-def test_injection_and_training_of_adapters_leave_it_as_it_was():
+def test_an_injected_model_remembers_that_of_its_base_whatever_is_trained():
     model = tiny_model()
     before = fingerprint(model)
-    lmoe.inject(model, injection={"lora_B_std": 0.1})
-    assert fingerprint(model) == before
+    lmoe.inject(model, injection={"lora_B_std": 0.1}, trained_base=["base_ffn"])
     randomise(model)
-    assert fingerprint(model) == before
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.base_layer.weight.mul_(1.5)
+    assert injected(model).fingerprint == before
+
+
+def test_a_model_on_the_meta_device_has_one_of_names_and_shapes():
+    with torch.device("meta"):
+        prints = {fingerprint(tiny_model()), fingerprint(tiny_model(seed=1)), fingerprint(tiny_model(hidden_size=48))}
+    assert len(prints) == 2
 
 
 def test_another_storage_precision_leaves_it_as_it_was():

@@ -95,7 +95,7 @@ def test_keys_are_those_of_the_format(adapter):
     assert stored["model.layers.0.mlp.gate_proj.experts.1.lora_B"].shape == (48, 2)
     assert stored["model.layers.0.mlp.gate_proj.router.weight"].shape == (3, 32)
     config = json.loads((adapter / CONFIG_FILE).read_text())
-    assert list(config) == ["format_version", "base_model", "injection", "moe"]
+    assert list(config) == ["format_version", "base_model", "injection", "moe", "trained_base"]
     assert config["base_model"].keys() >= {"name", "fingerprint"}
     assert config["injection"]["num_experts"] == 3 and config["moe"]["router"] == "top_k"
 

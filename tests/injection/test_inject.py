@@ -9,8 +9,8 @@ from torch import nn
 import lmoe
 from lmoe.errors import ConfigError, InjectionError
 from lmoe.injection.apply import injected, sites
-from lmoe.injection.mixture_lora import spread
-from lmoe.injection.plan import spans
+from lmoe.injection.choose import spread
+from lmoe.injection.plan import SiteKind, spans
 from lmoe.injection.roles import ADAPTER_ROLES, adapter_parameters, parameter_roles, role_table
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
@@ -183,9 +183,10 @@ def test_a_default_keyword_that_is_in_some_layers_only_warns_with_the_share():
     assert "warning: injection.attn_lora.keywords: 'v_proj' is in 1 of 4 layers" in str(plan)
 
 
-def test_dense_layers_among_native_experts_warn_with_the_share():
+def test_dense_layers_among_native_experts_get_mixtures_and_the_others_one_beside_the_block():
     plan = lmoe.inject(tiny_model("qwen3_moe", mlp_only_layers=[1]))
-    assert "injection.target_keywords: 1 of 2 layers have such Linears; layers [0] stay without" in plan.warnings
+    assert [w for w in plan.warnings if "the experts of 1 layers are fused, first model.layers.0.mlp" in w]
+    assert [site.path for site in plan.sites if site.kind is SiteKind.beside] == ["model.layers.0.mlp"]
 
 
 @pytest.mark.parametrize(("coefficient", "warned"), [(0.01, True), (0.0, False)])
@@ -266,6 +267,7 @@ def test_a_linear_named_by_both_keys_is_refused():
 @pytest.mark.parametrize(
     ("given", "text"),
     [
+        ({"layer_indices": [0, 2]}, "injection.layer_indices names [2], but the backbone has layers 0 to 1"),
         ({"start_layer": 2}, "injection.start_layer=2, but the backbone has layers 0 to 1"),
         ({"start_layer": 1, "num_layers": 2}, "reach beyond the last layer, 1"),
         ({"num_experts_by_layer": [2, 3, 4]}, "injection.num_experts_by_layer has 3 values for 2 layers"),
@@ -277,10 +279,8 @@ def test_layers_that_do_not_exist_are_refused(given, text):
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
-def test_native_experts_refuse_a_mixture_on_the_ffn_and_take_one_on_attention(family):
+def test_native_mixtures_take_a_mixture_on_attention(family):
     model = tiny_model(family)
-    text = "already a mixture: its experts are fused in model.layers.0.mlp.experts"
-    refused(InjectionError, text, model=model)
     ids = tokens()
     before = model(ids).logits
     plan = lmoe.inject(model, injection={"target_keywords": ["q_proj", "v_proj"], "attn_lora": {"enabled": False}})

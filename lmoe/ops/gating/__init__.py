@@ -5,6 +5,7 @@ Shapes: E experts, K chosen experts; `...` any leading token dimensions.
 
 from lmoe.ops.gating.constant import oracle_gate, uniform_gate
 from lmoe.ops.gating.gate import Gate, weigh
+from lmoe.ops.gating.native import NativeScores, native_gate
 from lmoe.ops.gating.noisy_top_k import noisy_logits
 from lmoe.ops.gating.relu import relu_gate
 from lmoe.ops.gating.sigmoid import sigmoid_gate
@@ -14,6 +15,8 @@ from lmoe.ops.gating.top_p import top_p_gate
 
 __all__ = [
     "Gate",
+    "NativeScores",
+    "native_gate",
     "noisy_logits",
     "oracle_gate",
     "relu_gate",

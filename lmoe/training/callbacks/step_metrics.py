@@ -71,7 +71,7 @@ class StepMetrics(Callback):
             self._forget()
             return
         now = time.perf_counter()
-        sites = pl_module.step_routing.compute()
+        sites = pl_module.step_routing.compute() if pl_module.step_routing.num_experts else {}
         pl_module.step_routing.reset()
         record(
             trainer,

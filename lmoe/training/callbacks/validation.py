@@ -104,21 +104,26 @@ class Validation(Callback):
         Returns:
             The losses under their metric names.
         """
-        routing = RoutingEvaluation.of(pl_module.model, pl_module.domains, pl_module.device, self.permutations)
+        routing = None
+        if injected(pl_module.model).plan.routers:
+            routing = RoutingEvaluation.of(pl_module.model, pl_module.domains, pl_module.device, self.permutations)
         losses = pl_module.evaluate(trainer.datamodule.val_dataloader(), routing)  # type: ignore[attr-defined]
         self.results.after, self.results.step = losses.compute(), trainer.global_step
+        metrics = {f"val/{name}": value for name, value in self.results.after.items()}
+        record(trainer, metrics | ({} if routing is None else self._routing(trainer.global_step, pl_module, routing)))
+        self.announce(f"validation loss {self.results.after['loss']:.3f} after step {trainer.global_step}")
+        return metrics
+
+    def _routing(self, step: int, pl_module: SftModule, routing: RoutingEvaluation) -> dict[str, float]:
+        """Keep for the report what the routers did, and return it under its metric names."""
         self.results.site_load = {site: value.load for site, value in routing.stats.compute().items()}
         self.results.domain_load = routing.stats.load_by_domain()
         self.results.coactivation = {site: value.conditional for site, value in routing.coactivation.compute().items()}
-        metrics = {f"val/{name}": value for name, value in self.results.after.items()}
-        step = trainer.global_step
         # A finished run that is resumed validates its last step again, and must not be compared with itself.
         earlier = [(past, choices) for past, choices in self._choices if past < step]
         saturated_from = earlier[-1][1] if earlier else None
-        record(trainer, metrics | specialisation_metrics(routing, saturated_from) | cosine_metrics(pl_module.model))
         self._choices = [*earlier[-1:], (step, routing.chosen.compute())]
-        self.announce(f"validation loss {self.results.after['loss']:.3f} after step {trainer.global_step}")
-        return metrics
+        return specialisation_metrics(routing, saturated_from) | cosine_metrics(pl_module.model)
 
     def knock_out(self, trainer: Trainer, pl_module: SftModule, mode: KnockOut) -> None:
         """Silence experts one at a time, and log what each domain's loss does beside that of the validation before.

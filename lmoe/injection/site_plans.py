@@ -1,0 +1,118 @@
+"""The plan of one site: what the strategies have in common."""
+
+import math
+from dataclasses import replace
+
+from torch import nn
+
+from lmoe.backbones.layout import LayerLayout
+from lmoe.errors import InjectionError
+from lmoe.injection.choose import attention_linears, spread
+from lmoe.injection.plan import SiteKind, SitePlan
+from lmoe.ops.linear_sizes import sizes
+from lmoe.schema.injection import InjectionConfig
+from lmoe.schema.moe import MoeConfig, RouterKind
+from lmoe.schema.phase import Role
+from lmoe.schema.router_traits import TRAITS, active_experts
+
+
+class SitePlanner:
+    """Plans single sites of a model by the sections of a config.
+
+    Args:
+        model: the backbone.
+        layers: the chosen decoder layers.
+        injection, moe: checked sections.
+    """
+
+    def __init__(self, model: nn.Module, layers: list[LayerLayout], injection: InjectionConfig, moe: MoeConfig) -> None:
+        self.model, self.layers, self.injection, self.moe = model, layers, injection, moe
+        self.warnings: list[str] = []
+        self.attention = attention_linears(model, layers, injection, self.warnings)
+
+    def refuse_twice(self, targets: dict[str, nn.Module]) -> None:
+        """
+        Raises:
+            InjectionError: a Linear that both target_keywords and attn_lora.keywords name.
+        """
+        if both := sorted(targets.keys() & self.attention.keys()):
+            raise InjectionError(
+                f"{both[0]} is named by both injection.target_keywords and injection.attn_lora.keywords; "
+                "take it out of one of them"
+            )
+
+    def rank(self, where: int) -> int:
+        """Rank in the layer at position `where` of the chosen ones."""
+        return spread(self.injection.lora_r_by_layer, where, len(self.layers)) or self.injection.lora_r
+
+    def num_experts(self, where: int) -> int:
+        """Experts in the layer at position `where` of the chosen ones."""
+        return spread(self.injection.num_experts_by_layer, where, len(self.layers)) or self.injection.num_experts
+
+    def site(self, path: str, layer: LayerLayout, shape: tuple[int, int], kind: SiteKind, lora_r: int) -> SitePlan:
+        """A site with the role lora and the section's scaling, without experts so far."""
+        injection = self.injection
+        return SitePlan(
+            path=path,
+            layer=layer.index,
+            role=Role.lora,
+            kind=kind,
+            in_features=shape[0],
+            out_features=shape[1],
+            lora_r=lora_r,
+            lora_alpha=injection.lora_alpha,
+            scaling=lora_scaling(injection.lora_alpha, lora_r, injection.use_rslora),
+        )
+
+    def single(self, path: str, layer: LayerLayout, linear: nn.Module, where: int) -> SitePlan:
+        """A Linear with one LoRA, with the role lora."""
+        return self.site(path, layer, sizes(linear), SiteKind.single, self.rank(where))
+
+    def attention_sites(self, layer: LayerLayout) -> list[SitePlan]:
+        """Single LoRA on what injection.attn_lora names in a layer."""
+        settings, injection = self.injection.attn_lora, self.injection
+        rank = settings.lora_r or injection.lora_r
+        alpha = injection.lora_alpha if settings.lora_alpha is None else settings.lora_alpha
+        return [
+            replace(
+                self.site(path, layer, sizes(linear), SiteKind.single, rank),
+                role=Role.attn_lora,
+                lora_alpha=alpha,
+                scaling=lora_scaling(alpha, rank, injection.use_rslora),
+                use_dora=settings.use_dora,
+            )
+            for path, linear in self.attention.items()
+            if path.startswith(f"{layer.path}.")
+        ]
+
+    def routed(self, site: SitePlan, where: int, *, router: str, router_in_features: int, owner: bool) -> SitePlan:
+        """The site with E experts.
+
+        Args:
+            site: without experts.
+            where: position of its layer among the chosen ones.
+            router: name of the router.
+            router_in_features: what the router looks at.
+            owner: whether the router's parameters are counted here.
+        """
+        num_experts = self.num_experts(where)
+        return replace(
+            site,
+            num_experts=num_experts,
+            active_experts=active_experts(self.moe, self.injection, num_experts),
+            router=router,
+            router_in_features=router_in_features,
+            router_parameters=router_parameters(self.moe, num_experts, router_in_features) if owner else 0,
+        )
+
+
+def lora_scaling(alpha: float, rank: int, use_rslora: bool) -> float:
+    """alpha / r (2106.09685), or alpha / sqrt(r) (rsLoRA, 2312.03732)."""
+    return alpha / math.sqrt(rank) if use_rslora else alpha / rank
+
+
+def router_parameters(moe: MoeConfig, num_experts: int, in_features: int) -> int:
+    """Parameters of one router."""
+    if moe.router is None or not TRAITS[moe.router].trains:
+        return 0
+    return num_experts * in_features * (2 if moe.router is RouterKind.noisy_top_k else 1)

@@ -1,0 +1,172 @@
+"""A feed-forward block that has become E experts: the same frozen block, each time with other low-rank branches.
+
+Shapes: N tokens, K chosen, S = N * K rows sorted by expert, D hidden, I inner, E experts, O out.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lmoe.layers.lora_linear import branch_dtype
+from lmoe.layers.routers import Router
+from lmoe.layers.stacked_lora import StackedLoRA
+from lmoe.layers.trace import Routing
+from lmoe.ops.expert_rows import grouped_linear, sum_over_choices
+from lmoe.ops.ffn_names import FfnNames
+from lmoe.ops.grouped import Groups, group_by_expert
+from lmoe.ops.linear_sizes import sizes, weight_OD
+
+COPIES = "base_copies"
+"""Name of the experts' own copies of the block under it."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ExpertFfnSettings:
+    """What the experts are made from.
+
+    Args:
+        num_experts: E.
+        lora_r: R of every branch.
+        scaling: alpha / R or alpha / sqrt(R).
+        dropout: probability on the branches' input.
+        lora_B_std: standard deviation of B at the start; 0 leaves the backbone's function unchanged.
+        adapted: Linears of the block that carry branches.
+        share_base: one frozen block for all experts; else each expert has a copy, which a phase may train.
+    """
+
+    num_experts: int
+    lora_r: int
+    scaling: float
+    dropout: float
+    lora_B_std: float
+    adapted: tuple[str, ...]
+    share_base: bool
+
+
+class ExpertFFN(nn.Module):
+    """y = sum_e w_e(x) FFN_e(x), where FFN_e has W + scaling * B_e A_e in place of each W of the block.
+
+    With share_base the frozen products are taken once for all experts: those of x, because every expert reads the same
+    x (MixLoRA, 2404.15159), and the one of the last Linear, because it is linear: sum_e w_e W h_e = W sum_e w_e h_e.
+    Only activations and branches are per expert.
+
+    Args:
+        base_layer: the frozen block.
+        names: its parts.
+        router: one for the block.
+        settings: what the experts are made from.
+    """
+
+    def __init__(self, base_layer: nn.Module, names: FfnNames, router: Router, settings: ExpertFfnSettings) -> None:
+        super().__init__()
+        self.base_layer, self.names, self.router, self.settings = base_layer, names, router, settings
+        self.enabled = True
+        self.lora_dropout = nn.Dropout(settings.dropout)
+        for name in settings.adapted:
+            linear = base_layer.get_submodule(name)
+            branch = StackedLoRA(
+                settings.num_experts,
+                settings.lora_r,
+                *sizes(linear),
+                scaling=settings.scaling,
+                lora_B_std=settings.lora_B_std,
+                device=linear.weight.device,  # type: ignore[arg-type]
+            )
+            self.add_module(name, branch)
+        self.base_copies = (
+            None
+            if settings.share_base
+            else nn.ModuleDict({n: Copies(base_layer.get_submodule(n), settings.num_experts) for n in names.linears})
+        )
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """(..., D) to (..., D), in the type of the block's output."""
+        if not self.enabled:
+            return self.base_layer(hidden_states)
+        x = hidden_states.reshape(-1, hidden_states.shape[-1])
+        indices, gates = chosen(self.router(hidden_states))
+        groups = group_by_expert(indices, self.settings.num_experts)
+        inner = self._inner(x, groups)
+        y = self._down(inner, gates.to(inner.dtype), groups)
+        dropout = self.names.dropout
+        y = y if dropout is None else self.base_layer.get_submodule(dropout)(y)
+        return y.view(*hidden_states.shape[:-1], -1)
+
+    def _inner(self, x: Tensor, groups: Groups) -> Tensor:
+        """(S, I): what goes into the last Linear of each expert."""
+        names, activation = self.names, self.base_layer.get_submodule(self.names.activation)
+        branch = self.lora_dropout(x.to(branch_dtype(x, self._lora_A()))).index_select(0, groups.token)
+        up = self._first(names.up, x, branch, groups)
+        if names.gate is not None:
+            return activation(self._first(names.gate, x, branch, groups)) * up
+        if names.fused:
+            gate, up = up.chunk(2, dim=-1)
+            return activation(gate) * up
+        return activation(up)
+
+    def _first(self, name: str, x: Tensor, branch: Tensor, groups: Groups) -> Tensor:
+        """(S, I): a Linear that reads x."""
+        if self.base_copies is None:
+            y = self.base_layer.get_submodule(name)(x).index_select(0, groups.token)
+        else:
+            y = self.base_copies[name](x.index_select(0, groups.token), groups)
+        lora = getattr(self, name, None)
+        return y if lora is None else y.add_(lora(branch, groups))
+
+    def _down(self, inner: Tensor, gates: Tensor, groups: Groups) -> Tensor:
+        """(N, D): the last Linear of each expert, weighted and summed."""
+        name = self.names.down
+        if self.base_copies is None:
+            linear = self.base_layer.get_submodule(name)
+            y, bias = linear(sum_over_choices(inner, gates, groups)), linear.bias
+            if isinstance(bias, Tensor):  # which counts as often as the weights sum to
+                y = y + (gates.sum(-1, keepdim=True) - 1).to(y.dtype) * bias.to(y.dtype)
+        else:
+            y = sum_over_choices(self.base_copies[name](inner, groups), gates, groups)
+        lora = getattr(self, name, None)
+        if lora is None:
+            return y
+        return y + sum_over_choices(lora(self.lora_dropout(inner), groups), gates, groups).to(y.dtype)
+
+    def _lora_A(self) -> Tensor:
+        """A parameter of the branches, which tells the type that they compute in without autocast."""
+        return getattr(self, self.settings.adapted[0]).lora_A
+
+
+class Copies(nn.Module):
+    """E trainable copies of a Linear.
+
+    Args:
+        linear: what is copied, with its numbers readable.
+        num_experts: E.
+
+    Raises:
+        ValueError: the weight is quantised.
+    """
+
+    bias: nn.Parameter | None
+
+    def __init__(self, linear: nn.Module, num_experts: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight_OD(linear).detach().expand(num_experts, -1, -1).clone())
+        bias = linear.bias
+        copied = nn.Parameter(bias.detach().expand(num_experts, -1).clone()) if isinstance(bias, Tensor) else None
+        self.register_parameter("bias", copied)
+
+    def forward(self, rows: Tensor, groups: Groups) -> Tensor:
+        """(S, D) to (S, O)."""
+        device = rows.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else self.weight.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
+        return grouped_linear(rows, self.weight.to(dtype), groups, bias)
+
+
+def chosen(routing: Routing) -> tuple[Tensor, Tensor]:
+    """(N, K) experts and weights of each token; all E where the number of chosen experts varies."""
+    weights = routing.routing_weights.flatten(0, -2)
+    if routing.expert_indices is None:
+        everyone = torch.arange(weights.shape[-1], device=weights.device)
+        return everyone.expand(weights.shape), weights
+    indices = routing.expert_indices.flatten(0, -2)
+    return indices, weights.gather(-1, indices)

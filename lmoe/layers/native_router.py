@@ -1,0 +1,64 @@
+"""A router that the backbone brings along, made trainable, seen by the trace.
+
+Shapes: N tokens (B sequences of T), E experts, K chosen.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from lmoe.layers.context import RoutingContext
+from lmoe.layers.trace import Routing, RoutingTrace
+from lmoe.ops.gating import NativeScores, native_gate
+
+
+class NativeRouter(nn.Module):
+    """A float32 copy of a native router that trains in its stead; `base_layer` keeps what it was.
+
+    Args:
+        base_layer: the native router, which returns (logits or probabilities (N, E), weights (N, K), indices (N, K)).
+        scores: what its first output is.
+        site: name under which the trace keeps its routing.
+        trace, context: those of the model.
+    """
+
+    def __init__(
+        self, base_layer: nn.Module, *, scores: NativeScores, site: str, trace: RoutingTrace, context: RoutingContext
+    ) -> None:
+        super().__init__()
+        self.base_layer, self.scores, self.site, self.enabled = base_layer, scores, site, True
+        self.trace, self.context = trace, context
+        self.router = copy.deepcopy(base_layer).float()
+
+    def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """What the native router returns."""
+        if not self.enabled:
+            return self.base_layer(*args, **kwargs)
+        # NOTE the copy computes in the types of the original: Transformers multiplies what it is given.
+        types = {name: value.dtype for name, value in self.base_layer.named_parameters()}
+        cast = {name: value.to(types[name]) for name, value in self.router.named_parameters()}
+        output, weights, indices = functional_call(self.router, cast, args, kwargs)
+        silenced = self.context.silenced.get(self.site)
+        if silenced is not None:
+            weights = weights.masked_fill(indices == silenced, 0)
+        if self.trace.on or torch.is_grad_enabled():  # a checkpoint that is computed again must save the same tensors
+            self.trace.record(self.site, self._routing(output, weights, indices))
+        return output, weights, indices
+
+    def _routing(self, output: Tensor, weights: Tensor, indices: Tensor) -> Routing:
+        """With the leading dimensions of the tokens, which native routers have flattened."""
+        valid = self.trace.valid
+        logits, gate = native_gate(output, weights, indices, self.scores)
+        if valid is not None and valid.numel() == logits.shape[0]:
+            shape = valid.shape
+            logits = logits.unflatten(0, shape)
+            gate = gate._replace(
+                probs=gate.probs.unflatten(0, shape),
+                weights=gate.weights.unflatten(0, shape),
+                assignment=gate.assignment.unflatten(0, shape),
+                expert_indices=indices.unflatten(0, shape),
+            )
+        return Routing.of(logits, gate)

@@ -1,0 +1,36 @@
+"""Sizes and numbers of the layers that count as a Linear, whatever they call them.
+
+Shapes: D in, O out.
+"""
+
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether y = x W^T + b is all that a module computes: nn.Linear, quantised ones, and GPT-2's Conv1D."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def sizes(linear: nn.Module) -> tuple[int, int]:
+    """(D, O). NOTE a quantised weight does not have this shape, and that of Conv1D is (D, O)."""
+    if isinstance(linear, Conv1D):
+        return linear.nx, linear.nf
+    assert isinstance(linear, nn.Linear)
+    return linear.in_features, linear.out_features
+
+
+def weight_OD(linear: nn.Module) -> Tensor:
+    """The numbers of W, (O, D); a view.
+
+    Raises:
+        ValueError: the weight is packed, so that it has no numbers of this shape.
+    """
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    if isinstance(linear, Conv1D):
+        weight = weight.t()
+    in_features, out_features = sizes(linear)
+    if not weight.is_floating_point() or weight.shape != (out_features, in_features):
+        raise ValueError("the weight is quantised")
+    return weight
