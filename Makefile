@@ -27,8 +27,9 @@ check: $(READY)  ## lint, formatting, types, import order and generated pages
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m lmoe.schema.describe --check
 
-docs: $(READY)  ## write docs/CONFIG.md from the schemas and conf/
+docs: $(READY)  ## write docs/CONFIG.md from the schemas and conf/, docs/BACKBONES.md from tiny models
 	@$(BIN)/python -m lmoe.schema.describe
+	@$(BIN)/python -m tests.backbones.write_table
 
 bench: bench-default bench-step bench-layer  ## run all benchmarks
 

@@ -60,7 +60,8 @@ class LayerLayout:
         path: of the layer.
         ffn: Linears of the dense FFN.
         attention: Linears of the attention blocks (linear attention included).
-        other: further Linears: shared experts, and what stands beside FFN and attention.
+        shared: Linears of the FFN that is always on beside the backbone's own mixture.
+        other: further Linears, beside FFN and attention.
         ffn_block: the dense FFN as a whole; None in a layer that has a mixture instead.
         native: the backbone's own mixture, or None.
     """
@@ -69,6 +70,7 @@ class LayerLayout:
     path: str
     ffn: Linears
     attention: Linears
+    shared: Linears
     other: Linears
     ffn_block: FfnLayout | None
     native: NativeLayout | None
@@ -137,16 +139,19 @@ def _layout(path: str, index: int, layer: nn.Module, family: Family) -> LayerLay
     linears = {name: module for name, module in modules.items() if is_linear(module)}
     ffn = {n: m for n, m in linears.items() if dense and n.startswith(f"{family.ffn}.")}
     attention = {n: m for n, m in linears.items() if n.startswith(tuple(f"{block}." for block in family.attention))}
+    beside = native.shared if native is not None else None
+    shared = {n: m for n, m in linears.items() if beside is not None and n.startswith(f"{beside}.")}
     other = {
         n: m
         for n, m in linears.items()
-        if n not in ffn and n not in attention and not (native and n.startswith(f"{native.router}."))
+        if n not in ffn | attention | shared and not (native and n.startswith(f"{native.router}."))
     }
     return LayerLayout(
         index=index,
         path=path,
         ffn={f"{path}.{n}": m for n, m in ffn.items()},
         attention={f"{path}.{n}": m for n, m in attention.items()},
+        shared={f"{path}.{n}": m for n, m in shared.items()},
         other={f"{path}.{n}": m for n, m in other.items()},
         ffn_block=_ffn_layout(path, modules, family) if dense else None,
         native=None

@@ -1,16 +1,29 @@
 """Load a backbone and its tokenizer from the hub, a local directory, or what ships with lmoe."""
 
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from lmoe.errors import BackboneError
-from lmoe.schema.backbone import BackboneConfig
+from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
 from lmoe.schema.resources import resource_dir
 
 TINY = "tiny"
+REPACKS = "support_avx512bf16_for_cpu"
+"""What a 4-bit Linear of bitsandbytes asks before it repacks its weights for inference."""
+QUANTISED = (BackbonePrecision.int8, BackbonePrecision.nf4)
 
 
 def model_source(model_name: str) -> str:
@@ -83,14 +96,62 @@ def load_model(config: BackboneConfig) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_pretrained(
             source,
             revision=config.revision,
-            dtype=getattr(torch, config.precision.value),
+            **storage(config.precision),
             attn_implementation=config.attn_implementation,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
         )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise _explain(config, "model", error) from None
+    stay_trainable(model)
     return model.requires_grad_(False).eval()
+
+
+def stay_trainable(model: nn.Module) -> None:
+    """Keep 4-bit Linears of bitsandbytes from repacking their weights for inference.
+
+    NOTE on CPUs with AVX512-BF16 their first forward in evaluation mode does so for good, and every later forward, in
+    training too, goes through a kernel without a backward pass: gradients would silently lack the frozen layers.
+    """
+    for module in model.modules():
+        if hasattr(module, REPACKS):
+            setattr(module, REPACKS, False)
+
+
+def storage(precision: BackbonePrecision) -> dict[str, Any]:
+    """What from_pretrained is told about the type of the weights.
+
+    Raises:
+        BackboneError: bitsandbytes is needed and missing.
+    """
+    if precision not in QUANTISED:
+        return {"dtype": getattr(torch, precision.value)}
+    if find_spec("bitsandbytes") is None:
+        raise BackboneError(
+            f"backbone.precision={precision} needs bitsandbytes, which is not installed: "
+            "pip install 'lmoe[quantised]', or choose bfloat16"
+        )
+    if precision is BackbonePrecision.int8:
+        quantised = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        quantised = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    return {"dtype": torch.bfloat16, "quantization_config": quantised}
+
+
+def precision_of(model: nn.Module) -> BackbonePrecision:
+    """How the weights of a loaded model are stored."""
+    quantised = getattr(getattr(model, "config", None), "quantization_config", None)
+    if getattr(quantised, "load_in_8bit", False):
+        return BackbonePrecision.int8
+    if getattr(quantised, "load_in_4bit", False):
+        return BackbonePrecision.nf4
+    dtype = str(getattr(model, "dtype", "float32")).removeprefix("torch.")
+    return BackbonePrecision(dtype) if dtype in tuple(BackbonePrecision) else BackbonePrecision.float32
 
 
 def model_type(config: BackboneConfig) -> str | None:

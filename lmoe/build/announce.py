@@ -35,7 +35,7 @@ def describe_plan(parts: Parts, console: Console) -> None:
 
 def quiet_libraries() -> None:
     """Messages of the libraries that tell the user of lmoe nothing."""
-    for name in ("lightning.pytorch", "lightning.fabric", "transformers"):
+    for name in ("lightning.pytorch", "lightning.fabric", "transformers", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
     transformers_logging.disable_progress_bar()

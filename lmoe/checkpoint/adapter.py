@@ -1,7 +1,6 @@
 """The adapter format: lmoe_config.json and adapter.safetensors (docs/CHECKPOINT.md)."""
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lmoe.backbones.fingerprint import base_parameter_name
+from lmoe.checkpoint.write import write_whole
 from lmoe.errors import CheckpointError
 from lmoe.injection.apply import Injected, injected, mixtures
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
@@ -94,22 +94,12 @@ def save_adapter(model: nn.Module, folder: Path, base_model: dict[str, Any]) -> 
         "trained_base": sorted(record.trained_base),
     }
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in adapter_tensors(model).items()}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    contents = {
         # NOTE save_file would make a file that only its owner can read, whatever the umask.
-        contents = {
-            WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}),
-            CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode("utf-8"),
-        }
-        for name, content in contents.items():
-            with open(folder / f"{name}.partial", "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-        for name in contents:
-            os.replace(folder / f"{name}.partial", folder / name)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} cannot be written: {error}") from None
+        WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}),
+        CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode("utf-8"),
+    }
+    write_whole(folder, contents)
     return folder
 
 

@@ -1,6 +1,7 @@
 """`lmoe`: one thin file a verb."""
 
 import sys
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -92,6 +93,30 @@ def prepare(
             seed=seed,
         )
     )
+
+
+class ExportFormat(StrEnum):
+    """What `lmoe export` writes."""
+
+    peft = "peft"
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[str, typer.Option(help="Run directory or adapter directory.")],
+    output: Annotated[str, typer.Option(help="Directory to write; must not exist, or be empty.")],
+    format: Annotated[
+        ExportFormat, typer.Option(help="peft: one PEFT adapter, of dense_lora or native_moe_expert_lora.")
+    ] = ExportFormat.peft,
+    base_model: Annotated[
+        str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")
+    ] = None,
+) -> None:
+    """Write a trained run in a format that other tools read."""
+    from lmoe.cli.export import run
+
+    assert format is ExportFormat.peft
+    raise typer.Exit(run(checkpoint, output=output, base_model=base_model))
 
 
 def main() -> None:

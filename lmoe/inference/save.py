@@ -5,9 +5,8 @@ from pathlib import Path
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from lmoe.backbones.load import TINY
+from lmoe.backbones.load import TINY, precision_of
 from lmoe.checkpoint.adapter import save_adapter
-from lmoe.schema.backbone import BackbonePrecision
 from lmoe.schema.resources import resource_dir
 
 
@@ -35,8 +34,7 @@ def save(
     """
     own_name = str(getattr(model, "name_or_path", "") or "")
     name = base_model or (TINY if own_name == str(resource_dir("data/tiny")) else own_name)
-    dtype = str(getattr(model, "dtype", "float32")).removeprefix("torch.")
-    precision = dtype if dtype in tuple(BackbonePrecision) else BackbonePrecision.float32.value
+    precision = precision_of(model).value
     target = save_adapter(model, Path(folder), {"name": name, "revision": None, "precision": precision})
     if tokenizer is not None:
         tokenizer.save_pretrained(target)

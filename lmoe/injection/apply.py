@@ -138,8 +138,10 @@ def inject(
     plan = _plan(model, injection, moe)
     found, context = fingerprint(model), routing_context(moe)
     trace = RoutingTrace(auxiliary_losses(injection, moe), has_routers=bool(plan.routers))
-    model.requires_grad_(False)
     build = SiteBuilder(model, layouts(model), injection, moe, trace, context)
+    for site in plan.sites:
+        build.check(site)
+    model.requires_grad_(False)
     for site in plan.sites:
         base_layer = model.get_submodule(site.path)
         # A model in evaluation mode, as from_pretrained returns it, must not start to drop out.

@@ -17,6 +17,7 @@ from lmoe.layers.native_experts import NativeExpertsLoRA, NativeExpertsSettings
 from lmoe.layers.native_router import NativeRouter
 from lmoe.layers.routers import ROUTERS, Router, RouterSettings
 from lmoe.layers.trace import RoutingTrace
+from lmoe.ops.ffn_names import FfnNames
 from lmoe.ops.linear_sizes import weight_OD
 from lmoe.schema.injection import InitLora, InjectionConfig
 from lmoe.schema.moe import LoadBalanceType, MoeConfig
@@ -49,12 +50,32 @@ class SiteBuilder:
         self.trace, self.context = trace, context
         self._blocks: dict[str, BlockRoute] = {}
 
-    def wrapper(self, site: SitePlan) -> nn.Module:
-        """What stands at the site's path from now on.
+    def check(self, site: SitePlan) -> None:
+        """To be called for every site before the first wrapper is made.
 
         Raises:
-            InjectionError: a quantised weight where its numbers are needed, or a block with a router of its own.
+            InjectionError: a quantised weight where its numbers are needed, too few singular directions, a block with a
+                router of its own, or one that computes something else than its parts suggest.
         """
+        module, svd = self.model.get_submodule(site.path), self.injection.init_lora is InitLora.svd
+        if site.use_dora:
+            self._needs_numbers(module, site, "injection.attn_lora.use_dora")
+        if site.kind is SiteKind.mixture and svd:
+            self._needs_numbers(module, site, "init_lora=svd")
+            self._needs_directions(site)
+        if site.kind is SiteKind.beside and svd:
+            raise InjectionError(f"injection.init_lora=svd needs the weight of a Linear, and {site.path} is a block")
+        by_block = site.kind is SiteKind.mixture and site.router != site.path
+        if by_block and hasattr(self.model.get_submodule(site.router), ROUTER):
+            raise InjectionError(f"{site.router} has a {ROUTER} of its own; use moe.router_scope=linear")
+        if site.kind is SiteKind.expert_ffn:
+            check_ffn(module, self._ffn_names(site), site.path)
+            if not self.injection.share_base:
+                for name in self._ffn_names(site).linears:
+                    self._needs_numbers(module.get_submodule(name), site, f"injection.share_base=false ({name})")
+
+    def wrapper(self, site: SitePlan) -> nn.Module:
+        """What stands at the site's path from now on."""
         build = {
             SiteKind.single: self._single,
             SiteKind.mixture: self._mixture,
@@ -65,8 +86,6 @@ class SiteBuilder:
         return build[site.kind](site, self.model.get_submodule(site.path))
 
     def _single(self, site: SitePlan, base_layer: nn.Module) -> nn.Module:
-        if site.use_dora:
-            self._needs_numbers(base_layer, site, "injection.attn_lora.use_dora")
         return LoRALinear(
             base_layer,
             lora_r=site.lora_r,
@@ -77,17 +96,10 @@ class SiteBuilder:
         )
 
     def _mixture(self, site: SitePlan, base_layer: nn.Module) -> nn.Module:
-        settings = self._mixture_settings(site)
-        if settings.svd:
-            self._needs_numbers(base_layer, site, "init_lora=svd")
-            self._needs_directions(site)
-        return MixtureLoRALinear(base_layer, self._deciding(site, base_layer), settings)
+        return MixtureLoRALinear(base_layer, self._deciding(site, base_layer), self._mixture_settings(site))
 
     def _beside(self, site: SitePlan, base_layer: nn.Module) -> nn.Module:
-        settings = self._mixture_settings(site)
-        if settings.svd:
-            raise InjectionError(f"injection.init_lora=svd needs the weight of a Linear, and {site.path} is a block")
-        return MixtureBeside(base_layer, self._router(site, base_layer), settings, site.in_features)
+        return MixtureBeside(base_layer, self._router(site, base_layer), self._mixture_settings(site), site.in_features)
 
     def _mixture_settings(self, site: SitePlan) -> MixtureSettings:
         return MixtureSettings(
@@ -105,11 +117,6 @@ class SiteBuilder:
         )
 
     def _expert_ffn(self, site: SitePlan, base_layer: nn.Module) -> nn.Module:
-        names = next(
-            layer.ffn_block.names
-            for layer in self.layers
-            if layer.ffn_block is not None and layer.ffn_block.path == site.path
-        )
         settings = ExpertFfnSettings(
             num_experts=site.num_experts,
             lora_r=site.lora_r,
@@ -119,14 +126,11 @@ class SiteBuilder:
             adapted=tuple(site.branches or ()),
             share_base=self.injection.share_base,
         )
-        check_ffn(base_layer, names, site.path)
-        try:
-            return ExpertFFN(base_layer, names, self._router(site, base_layer), settings)
-        except ValueError as error:
-            raise InjectionError(
-                f"injection.share_base=false copies weights, and {site.path}: {error}; {site.num_experts} copies would "
-                f"take {4 * site.num_experts * site.copied_parameters / 1e9:.2f} GB in float32. Use share_base=true"
-            ) from None
+        return ExpertFFN(base_layer, self._ffn_names(site), self._router(site, base_layer), settings)
+
+    def _ffn_names(self, site: SitePlan) -> FfnNames:
+        blocks = (layer.ffn_block for layer in self.layers if layer.ffn_block is not None)
+        return next(block.names for block in blocks if block.path == site.path)
 
     def _native_experts(self, site: SitePlan, base_layer: nn.Module) -> nn.Module:
         settings = NativeExpertsSettings(
@@ -152,8 +156,6 @@ class SiteBuilder:
             return self._router(site, base_layer)
         if site.router not in self._blocks:
             block = self.model.get_submodule(site.router)
-            if hasattr(block, ROUTER):
-                raise InjectionError(f"{site.router} has a {ROUTER} of its own; use moe.router_scope=linear")
             router = self._router(site, base_layer).train(block.training)
             block.add_module(ROUTER, router)
             self._blocks[site.router] = BlockRoute(router)
@@ -181,7 +183,10 @@ class SiteBuilder:
         try:
             weight_OD(base_layer)
         except ValueError:
-            raise InjectionError(f"{what} needs the numbers of the weight, and {site.path} is quantised") from None
+            raise InjectionError(
+                f"{what} needs the numbers of the weight, and {site.path} is quantised; choose another setting, or "
+                "backbone.precision=bfloat16"
+            ) from None
 
     def _needs_directions(self, site: SitePlan) -> None:
         wanted, there = site.num_experts * site.lora_r, min(site.in_features, site.out_features)

@@ -86,7 +86,7 @@ def target_linears(
 
 def every_linear(layer: LayerLayout) -> dict[str, nn.Module]:
     """All Linears of a layer."""
-    return {**layer.attention, **layer.ffn, **layer.other}
+    return {**layer.attention, **layer.ffn, **layer.shared, **layer.other}
 
 
 def matching(

@@ -109,7 +109,9 @@ class MixtureLoRALinear(nn.Module):
             return self.base_layer(x)
         dtype = branch_dtype(x, self.lora_A)
         if not self._passes_through_one_function(x, dtype):
-            return self.add_experts(self.base_layer(x), x)
+            y = self.base_layer(x)
+            # What another layer returns may be kept by it for its backward pass.
+            return self.add_experts(y if type(self.base_layer) is nn.Linear else y.clone(), x)
         lora_A, lora_B = self.factors()
         grouped, base, own = self._groups(x, dtype, lora_A), self.base_layer, self._token_router()
         assert isinstance(base, nn.Linear)

@@ -10,6 +10,8 @@ class BackbonePrecision(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    int8 = "int8"
+    nf4 = "nf4"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,7 +21,8 @@ class BackboneConfig:
     model_name: str = "tiny"
     """Hub name, local directory, or tiny (the base that ships with lmoe)."""
     precision: BackbonePrecision = BackbonePrecision.float32
-    """float32, bfloat16 or float16: how the frozen weights are stored."""
+    """How the frozen weights are stored: float32, bfloat16 or float16; int8 (LLM.int8 2208.07339) or nf4 (QLoRA
+    2305.14314): their Linears quantised by bitsandbytes (pip install lmoe[quantised]), the rest in bfloat16."""
     revision: str | None = None
     """Branch, tag or commit on the hub; null: the default branch."""
     attn_implementation: str | None = None

@@ -22,9 +22,9 @@ def test_every_linear_of_every_decoder_layer_is_found_once(family):
     assert [layout.index for layout in found] == list(range(len(layers)))
     linears = 0
     for layout in found:
-        parts = [layout.ffn, layout.attention, layout.other]
+        parts = [layout.ffn, layout.attention, layout.shared, layout.other]
         assert layout.attention
-        for name, linear in {**parts[0], **parts[1], **parts[2]}.items():
+        for name, linear in (item for part in parts for item in part.items()):
             assert name.startswith(f"{path}.{layout.index}.")
             assert model.get_submodule(name) is linear
         linears += sum(len(part) for part in parts)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmoe.backbones.load import load_model, load_tokenizer, model_source, model_type, tokenizer_in
+from lmoe.backbones.load import QUANTISED, load_model, load_tokenizer, model_source, model_type, tokenizer_in
 from lmoe.data.bpe import train_bpe
 from lmoe.errors import BackboneError
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("precision", BackbonePrecision)
+@pytest.mark.parametrize("precision", [kind for kind in BackbonePrecision if kind not in QUANTISED])
 def test_a_local_directory_loads_frozen_in_evaluation_mode_in_the_precision_asked_for(folder, precision):
     model = load_model(BackboneConfig(model_name=str(folder), precision=precision))
     assert not model.training

@@ -94,9 +94,10 @@ def test_the_parts_of_the_family_are_found(pair):
     singles = {site.path.rsplit(".", 1)[-1] for site in pair.plan.sites if site.role is Role.attn_lora}
     ffn = {site.path.rsplit(".", 1)[-1] for site in pair.plan.sites if site.role is Role.lora and not site.num_experts}
     linears, native = EXPECTED_FFN.get(pair.family, GATED), pair.family in NATIVE_FAMILIES
+    shared = GATED if pair.family in ("qwen2_moe", "qwen3_5_moe_text", "deepseek_v3") else set()
     dense_layers = {"deepseek_v3": GATED, "gemma4_moe": GATED}.get(pair.family, set()) if native else linears
     expected = {
-        InjectionStrategy.dense_lora: (set(), dense_layers),
+        InjectionStrategy.dense_lora: (set(), dense_layers | shared),
         InjectionStrategy.mixture_lora: (
             dense_layers | ({"mlp"} if native and pair.family != "gemma4_moe" else set()),
             set(),

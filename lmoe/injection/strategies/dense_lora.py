@@ -13,7 +13,7 @@ def plan_dense_lora(planner: SitePlanner) -> list[SitePlan]:
         InjectionError: a keyword that matches nothing, a Linear named twice, or nothing left to adapt.
     """
     layers, warnings = planner.layers, planner.warnings
-    targets = target_linears(layers, planner.injection, lambda layer: layer.ffn, warnings)
+    targets = target_linears(layers, planner.injection, lambda layer: {**layer.ffn, **layer.shared}, warnings)
     if not targets and planner.injection.target_keywords is None:
         native = next((layer.native.experts for layer in layers if layer.native), None)
         if native is None or not planner.attention:

@@ -1,0 +1,29 @@
+"""Write several files of one directory so that a reader finds the old or the new ones, never a torn one."""
+
+import os
+from pathlib import Path
+
+from lmoe.errors import CheckpointError
+
+
+def write_whole(folder: Path, contents: dict[str, bytes]) -> None:
+    """Each file under another name first, on the disk, then renamed.
+
+    Args:
+        folder: made if missing; files of the same names are replaced.
+        contents: by file name, in the order in which they are renamed.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in contents.items():
+            with open(folder / f"{name}.partial", "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        for name in contents:
+            os.replace(folder / f"{name}.partial", folder / name)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error}") from None
