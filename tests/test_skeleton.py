@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -161,3 +162,11 @@ def test_the_continuous_integration_runs_check_and_test():
     assert script.stat().st_mode & 0o100
     lines = script.read_text().splitlines()
     assert {"make check", "make test"} <= set(lines)
+
+
+def test_every_folder_of_tests_is_collected(request):
+    """pytest leaves folders with some names out, `build` among them, unless it is told otherwise."""
+    ignored = request.config.getini("norecursedirs")
+    folders = {path.parent for path in (ROOT / "tests").rglob("test_*.py")} - {ROOT / "tests"}
+    assert len(folders) >= 12
+    assert not [folder for folder in folders if any(fnmatch(folder.name, pattern) for pattern in ignored)]

@@ -39,7 +39,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_good_checkpoi
     spoil(monkeypatch, 3, lambda module, values: values + value)
     done = train(*SAVING)
     assert done.code == 1
-    assert f"a loss of step 3 is not finite (task {value}" in done.text
+    assert f"a loss of step 3 is not finite (train/loss {value}" in done.text
     assert "optim.lr" in done.text
     assert "Traceback" not in done.text
     saved = last(done.run)
@@ -145,8 +145,8 @@ def test_a_forced_collapse_is_told_with_the_site_and_what_to_change(train, monke
 
     site, real = "model.layers.1.mlp.up_proj", parts.inject
 
-    def inject(model, injection, moe):
-        plan = real(model, injection, moe)
+    def inject(model, injection, moe, **options):
+        plan = real(model, injection, moe, **options)
         weight = model.get_submodule(site).router.weight.data
         weight.zero_()
         weight[0], weight[1] = 1.0, -1.0

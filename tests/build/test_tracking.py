@@ -50,10 +50,10 @@ def test_charts_are_drawn_over_optimizer_steps(tracked):
     )
 
 
-def test_the_three_pictures_of_the_report_are_in_the_wandb_file(tracked):
+def test_the_pictures_of_the_report_are_in_the_wandb_file(tracked):
     run, file = tracked
     pictures = {path.stem for path in (run / "report").glob("*.png")}
-    assert pictures == {"loss_curves", "load_by_site", "load_by_domain"}
+    assert pictures == {"loss_curves", "load_by_site", "load_by_domain", "coactivation"}
     images: dict[str, dict] = {}
     for name, value in ((n, v) for row in history(file) for n, v in row.items() if n.startswith("report/")):
         picture, _, detail = name.partition(".")
@@ -61,7 +61,7 @@ def test_the_three_pictures_of_the_report_are_in_the_wandb_file(tracked):
     assert images.keys() == {f"report/{name}" for name in pictures}
     assert all(value["_type"].startswith("image") for value in images.values())
     stored = [path.name for path in file.parent.rglob("*.png")]
-    assert len(stored) == 3
+    assert len(stored) == 4
 
 
 def test_the_config_and_the_settings_of_the_section_are_recorded(tracked):
@@ -136,7 +136,7 @@ def test_a_multirun_makes_a_run_a_job_and_a_failing_job_spoils_nothing(train, tm
         steps = {int(row["trainer/global_step"]) for row in history(file) if "trainer/global_step" in row}
         assert steps == {0, 1, 2}
         loads = {
-            name for row in history(file) for name in row if name.startswith("routing/model.layers.0.mlp.up_proj/load")
+            name for row in history(file) for name in row if name.startswith("routing/model.layers.0.mlp.up_proj/load/")
         }
         assert len(loads) == experts
     assert len(ids) == 2
