@@ -91,7 +91,7 @@ class ExpertFFN(nn.Module):
         y = self._down(inner, gates.to(inner.dtype), groups)
         dropout = self.names.dropout
         y = y if dropout is None else self.base_layer.get_submodule(dropout)(y)
-        return y.view(*hidden_states.shape[:-1], -1)
+        return y.view(*hidden_states.shape[:-1], y.shape[-1])
 
     def _inner(self, x: Tensor, groups: Groups) -> Tensor:
         """(S, I): what goes into the last Linear of each expert."""
