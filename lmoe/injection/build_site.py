@@ -154,11 +154,15 @@ class SiteBuilder:
             block = self.model.get_submodule(site.router)
             if hasattr(block, ROUTER):
                 raise InjectionError(f"{site.router} has a {ROUTER} of its own; use moe.router_scope=linear")
-            router = self._router(site, base_layer).train(block.training)
-            block.add_module(ROUTER, router)
-            self._blocks[site.router] = BlockRoute(router)
-            self._blocks[site.router].attach(block)
+            self._blocks[site.router] = BlockRoute(self._router(site, base_layer))
         return self._blocks[site.router]
+
+    def attach_block_routers(self) -> None:
+        """Put the routers that blocks share into their blocks; the last step, because only then the model changes."""
+        for path, route in self._blocks.items():
+            block = self.model.get_submodule(path)
+            block.add_module(ROUTER, route.router.train(block.training))
+            route.attach(block)
 
     def _router(self, site: SitePlan, base_layer: nn.Module) -> Router:
         moe, injection = self.moe, self.injection
