@@ -1,13 +1,11 @@
 """The parts of a run from its config: backbone with experts, rows, module, data."""
 
-import math
 from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning.pytorch import seed_everything
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmoe.backbones.layout import layouts
 from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.build.memory import MB
 from lmoe.data.datamodule import SftDataModule
@@ -15,8 +13,8 @@ from lmoe.data.pack import packing_supported_by_attention
 from lmoe.data.prepare import PreparedData, prepare
 from lmoe.errors import ConfigError, DataError
 from lmoe.injection.apply import inject, injected
+from lmoe.injection.apply import plan as make_plan
 from lmoe.injection.plan import InjectionPlan
-from lmoe.ops.linear_sizes import sizes
 from lmoe.schema.backbone import BackbonePrecision
 from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.moe import MoeConfig, RouterKind
@@ -146,16 +144,26 @@ def check_base_training(config: RunConfig, model: PreTrainedModel) -> None:
     if not roles or precision is BackbonePrecision.float32:
         return
     text = model.config.get_text_config()
-    head = text.vocab_size * text.hidden_size if Role.head in roles else 0
-    ffn = 0
+    trained = text.vocab_size * text.hidden_size if Role.head in roles else 0
     if Role.base_ffn in roles:
-        for layer in layouts(model):
-            ffn += sum(math.prod(sizes(linear)) for linear in layer.ffn.values())
-    trained = head + ffn
+        trained += base_ffn_parameters(model, make_plan(model, config.injection, config.moe))
     raise ConfigError(
         f"a phase trains {', '.join(sorted(roles))}, and backbone.precision={precision} would round its steps away. "
         f"{trained:,} parameters would take {4 * trained / MB:,.0f} MB in float32, and {12 * trained / MB:,.0f} MB for "
         "their gradients and AdamW's moments: set backbone.precision=float32, or take these roles out of the phases"
+    )
+
+
+def base_ffn_parameters(model: PreTrainedModel, plan: InjectionPlan) -> int:
+    """Parameters with the role base_ffn once the plan is applied: copies count in place of what they copy."""
+    copied = {site.path: site.num_experts * site.copied_parameters for site in plan.sites if site.copied_parameters}
+    blocks = [path for path in plan.base_ffn if path not in copied]
+    routers = tuple(f"{path}." for path in plan.native_routers)
+    return sum(copied.values()) + sum(
+        parameter.numel()
+        for path in blocks
+        for name, parameter in model.get_submodule(path).named_parameters()
+        if not f"{path}.{name}".startswith(routers)
     )
 
 

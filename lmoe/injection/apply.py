@@ -86,6 +86,11 @@ def _plan(model: nn.Module, injection: InjectionConfig, moe: MoeConfig) -> Injec
     every_layer = layouts(model)
     planner = SitePlanner(model, chosen_layers(every_layer, injection), injection, moe)
     sites = STRATEGIES[injection.strategy](planner)
+    if moe.diversity_coef and not any(site.num_experts and site.branches != {} for site in sites):
+        raise InjectionError(
+            "moe.diversity_coef has no effect where no experts carry low-rank branches; leave it out, or name the "
+            "experts' weights in injection.target_keywords"
+        )
     blocks = [layer.ffn_block.path for layer in every_layer if layer.ffn_block is not None]
     native = [layer.native for layer in every_layer if layer.native is not None]
     return InjectionPlan(
@@ -139,15 +144,15 @@ def inject(
     found, context = fingerprint(model), routing_context(moe)
     trace = RoutingTrace(auxiliary_losses(injection, moe), has_routers=bool(plan.routers))
     build = SiteBuilder(model, layouts(model), injection, moe, trace, context)
-    for site in plan.sites:
-        build.check(site)
+    wrappers = [build.wrapper(site) for site in plan.sites]  # a refusal here leaves the model as it was
     model.requires_grad_(False)
-    for site in plan.sites:
+    for site, wrapper in zip(plan.sites, wrappers, strict=True):
         base_layer = model.get_submodule(site.path)
         # A model in evaluation mode, as from_pretrained returns it, must not start to drop out.
-        model.set_submodule(site.path, build.wrapper(site).train(base_layer.training))
+        model.set_submodule(site.path, wrapper.train(base_layer.training))
         if site.kind is SiteKind.native_experts:
             model.set_submodule(site.router, build.native_router(site).train(base_layer.training))
+    build.attach_block_routers()
     if moe.router is RouterKind.oracle:
         model.register_forward_pre_hook(context.forget_before)
     if moe.router is RouterKind.sequence:

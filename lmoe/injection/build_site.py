@@ -50,9 +50,8 @@ class SiteBuilder:
         self.trace, self.context = trace, context
         self._blocks: dict[str, BlockRoute] = {}
 
-    def check(self, site: SitePlan) -> None:
-        """To be called for every site before the first wrapper is made.
-
+    def _check(self, site: SitePlan) -> None:
+        """
         Raises:
             InjectionError: a quantised weight where its numbers are needed, too few singular directions, a block with a
                 router of its own, or one that computes something else than its parts suggest.
@@ -75,7 +74,12 @@ class SiteBuilder:
                     self._needs_numbers(module.get_submodule(name), site, f"injection.share_base=false ({name})")
 
     def wrapper(self, site: SitePlan) -> nn.Module:
-        """What stands at the site's path from now on."""
+        """What is to stand at the site's path; the model stays as it is.
+
+        Raises:
+            InjectionError: a site that cannot become what the plan says.
+        """
+        self._check(site)
         build = {
             SiteKind.single: self._single,
             SiteKind.mixture: self._mixture,
@@ -155,12 +159,15 @@ class SiteBuilder:
         if site.router == site.path:
             return self._router(site, base_layer)
         if site.router not in self._blocks:
-            block = self.model.get_submodule(site.router)
-            router = self._router(site, base_layer).train(block.training)
-            block.add_module(ROUTER, router)
-            self._blocks[site.router] = BlockRoute(router)
-            self._blocks[site.router].attach(block)
+            self._blocks[site.router] = BlockRoute(self._router(site, base_layer))
         return self._blocks[site.router]
+
+    def attach_block_routers(self) -> None:
+        """Put the routers that blocks share into their blocks; the last step, because only then the model changes."""
+        for path, route in self._blocks.items():
+            block = self.model.get_submodule(path)
+            block.add_module(ROUTER, route.router.train(block.training))
+            route.attach(block)
 
     def _router(self, site: SitePlan, base_layer: nn.Module) -> Router:
         moe, injection = self.moe, self.injection

@@ -1,6 +1,7 @@
 """The plan of one site: what the strategies have in common."""
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 
 from torch import nn
@@ -40,6 +41,18 @@ class SitePlanner:
                 f"{both[0]} is named by both injection.target_keywords and injection.attn_lora.keywords; "
                 "take it out of one of them"
             )
+
+    def refuse_inside(self, blocks: Iterable[str]) -> None:
+        """
+        Raises:
+            InjectionError: attn_lora.keywords names a Linear inside a block that becomes experts as a whole.
+        """
+        for block in blocks:
+            if inside := [path for path in self.attention if path.startswith(f"{block}.")]:
+                raise InjectionError(
+                    f"injection.attn_lora.keywords names {inside[0]}, and {block} becomes experts as a whole; name "
+                    "Linears of attention"
+                )
 
     def rank(self, where: int) -> int:
         """Rank in the layer at position `where` of the chosen ones."""

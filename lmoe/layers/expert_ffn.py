@@ -91,7 +91,7 @@ class ExpertFFN(nn.Module):
         y = self._down(inner, gates.to(inner.dtype), groups)
         dropout = self.names.dropout
         y = y if dropout is None else self.base_layer.get_submodule(dropout)(y)
-        return y.view(*hidden_states.shape[:-1], -1)
+        return y.view(*hidden_states.shape[:-1], y.shape[-1])
 
     def _inner(self, x: Tensor, groups: Groups) -> Tensor:
         """(S, I): what goes into the last Linear of each expert."""
@@ -135,7 +135,7 @@ class ExpertFFN(nn.Module):
 
 
 class Copies(nn.Module):
-    """E trainable copies of a Linear.
+    """E copies of a Linear, as frozen as the rest of the backbone until a phase trains them.
 
     Args:
         linear: what is copied, with its numbers readable.
@@ -153,6 +153,7 @@ class Copies(nn.Module):
         bias = linear.bias
         copied = nn.Parameter(bias.detach().expand(num_experts, -1).clone()) if isinstance(bias, Tensor) else None
         self.register_parameter("bias", copied)
+        self.requires_grad_(False)
 
     def forward(self, rows: Tensor, groups: Groups) -> Tensor:
         """(S, D) to (S, O)."""

@@ -31,7 +31,7 @@ class NativeRouter(nn.Module):
         super().__init__()
         self.base_layer, self.scores, self.site, self.enabled = base_layer, scores, site, True
         self.trace, self.context = trace, context
-        self.router = copy.deepcopy(base_layer).float()
+        self.router = copy.deepcopy(base_layer).float().requires_grad_()
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor]:
         """What the native router returns."""

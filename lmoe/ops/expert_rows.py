@@ -60,4 +60,4 @@ def sum_over_choices(rows: Tensor, weights: Tensor, groups: Groups) -> Tensor:
     """
     back = torch.empty_like(groups.order)
     back[groups.order] = torch.arange(groups.order.numel(), device=back.device)
-    return (rows.index_select(0, back).view(*weights.shape, -1) * weights.unsqueeze(-1)).sum(1)
+    return (rows.index_select(0, back).view(*weights.shape, rows.shape[-1]) * weights.unsqueeze(-1)).sum(1)

@@ -14,6 +14,8 @@ from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 TRAINABLE = (Role.router, Role.lora, Role.attn_lora, Role.base_ffn, Role.head)
 BASE_ROLES = (Role.base_ffn, Role.head)
 """Parts of the backbone that a phase may train."""
+SWITCHES = ("auxiliary_loss", "load_balance", "router_z_loss", "router_noise", "expert_dropout", "diversity")
+"""What a phase may switch on of its routers and their experts."""
 BREAK_SYMMETRY_STD = 0.01
 
 
@@ -56,7 +58,8 @@ def phase_problems(config: RunConfig) -> list[str]:
                 f"{key}.start={phase.start} is step {start}, but trainer.max_steps={config.trainer.max_steps} ends the "
                 "run before it; start earlier or raise trainer.max_steps"
             )
-        problems += _role_problems(key, phase, config.injection, config.moe) + _switch_problems(key, phase, config.moe)
+        problems += _role_problems(key, phase, config.injection, config.moe)
+        problems += _switch_problems(key, phase, config.injection, config.moe)
         if phase.lr is not None and phase.lr <= 0:
             problems.append(f"{key}.lr is {phase.lr}, must be above 0")
         if phase.warmup_steps is not None and phase.warmup_steps < 0:
@@ -68,6 +71,8 @@ def phase_problems(config: RunConfig) -> list[str]:
     starts = [(name, start) for name, start, _ in ordered_phases(config)]
     if starts[0][1] != 0:
         problems.append(f"phase.phases.{starts[0][0]}.start is step {starts[0][1]}; the first phase must start at 0")
+    if config.phase.phases[starts[0][0]].mode is PhaseMode.add:
+        problems.append(without_effect(f"phase.phases.{starts[0][0]}.mode=add", "in the first phase"))
     for (first, a), (second, b) in pairwise(starts):
         if a == b:
             problems.append(f"phase.phases.{first} and phase.phases.{second} both start at step {a}")
@@ -121,8 +126,14 @@ def _what_has_no_router(injection: InjectionConfig, moe: MoeConfig) -> str:
     return f"injection={injection.strategy} has no routers"
 
 
-def _switch_problems(key: str, phase: PhaseConfig, moe: MoeConfig) -> list[str]:
-    """Switches of a phase for what `moe` does not have."""
+def _switch_problems(key: str, phase: PhaseConfig, injection: InjectionConfig, moe: MoeConfig) -> list[str]:
+    """Switches of a phase for what the strategy or `moe` does not have."""
+    if not STRATEGY_TRAITS[injection.strategy].any_routers:
+        return [
+            without_effect(f"{key}.{name}=true", f"with injection={injection.strategy}, which has no routers")
+            for name in SWITCHES
+            if getattr(phase, name)
+        ]
     balance = moe.load_balance
     by_loss = balance.type is not LoadBalanceType.none and bool(balance.aux_loss_coef)
     balanced = moe.router is RouterKind.relu or balance.type is LoadBalanceType.aux_loss_free or by_loss

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lmoe.schema.analysis import AnalysisConfig, KnockOut
 from lmoe.schema.backbone import BackboneConfig
 from lmoe.schema.data import DataConfig
 from lmoe.schema.logger import LoggerConfig, LoggerKind, WandbMode
@@ -10,6 +11,7 @@ from lmoe.schema.phase import Role
 from lmoe.schema.phase_rules import TRAINABLE, phase_problems, present_roles
 from lmoe.schema.problems import at_least, raise_problems, without_effect
 from lmoe.schema.run import RunConfig
+from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 from lmoe.schema.trainer import PRECISIONS, Accelerator, Strategy, TrainerConfig
 from lmoe.schema.validate_injection import injection_problems
 from lmoe.schema.validate_moe import moe_problems
@@ -44,7 +46,16 @@ def _idle_problems(config: RunConfig) -> list[str]:
     problems = []
     if config.trainer.compile:
         problems.append("trainer.compile has no effect in train (only in pretrain); leave it out")
-    if config.trainer.stop_on_collapse and Role.router not in present_roles(config.injection, config.moe):
+    strategy = config.injection.strategy
+    if not STRATEGY_TRAITS[strategy].any_routers:
+        changed = {
+            "trainer.stop_on_collapse": config.trainer.stop_on_collapse,
+            "analysis.knock_out": config.analysis.knock_out is not KnockOut.none,
+            "analysis.permutations": config.analysis.permutations != AnalysisConfig().permutations,
+        }
+        why = f"with injection={strategy}, which has no routers"
+        problems += [without_effect(key, why) for key, given in changed.items() if given]
+    elif config.trainer.stop_on_collapse and Role.router not in present_roles(config.injection, config.moe):
         problems.append(
             without_effect("trainer.stop_on_collapse", f"with moe.router={config.moe.router}, which learns nothing")
         )

@@ -1,8 +1,6 @@
 """A site with every router, mixing and backend against the loop over tokens and experts; and what follows from it."""
 
-from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -14,62 +12,12 @@ from lmoe.errors import RoutingError
 from lmoe.layers.context import Rows
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.stacked import add_stacked, stacked_delta
-from lmoe.schema.moe import RouterKind
+from tests.layers.loop_routing import ROUTERS, known, loop_choices, scales, told
 from tests.layers.small_site import D, O, Site, router_of, trained
 from tests.reference import dumb, dumb_gates, dumb_layer
 
-ROUTERS = [kind.value for kind in RouterKind]
-SOFTMAX_FREE = ("uniform", "oracle")
-SCALES = {"soft": ["sum_to_one", "unit"], "uniform": ["sum_to_one", "unit"], "oracle": ["sum_to_one"]}
 CAN_GROUP = ("top_k", "sigmoid", "noisy_top_k", "random", "sequence")
 TOLERANCE = {torch.float32: {"atol": 3e-4, "rtol": 3e-4}, torch.float64: {"atol": 1e-9, "rtol": 1e-9}}
-
-
-def scales(router: str) -> list[str]:
-    return SCALES.get(router, ["sum_to_one", "unit", "raw"])
-
-
-def told(site: MixtureLoRALinear, x: Tensor, valid: Tensor, *, seed: int = 0) -> dict[str, Any]:
-    """What the router must be told of these tokens beside them: prompts, or domains."""
-    generator = torch.Generator().manual_seed(seed)
-    if site_kind(site) == "sequence":
-        prompt = (torch.rand(x.shape[:2], generator=generator) < 0.6) & valid
-        prompt[:, :1] = True  # without a prompt all logits are 0, and the choice is a tie
-        return {"rows": Rows.single(prompt)}
-    if site_kind(site) == "oracle":
-        return {"expert_of_token": torch.randint(site.settings.num_experts, x.shape[:-1], generator=generator)}
-    return {}
-
-
-def known(site: MixtureLoRALinear, x: Tensor, valid: Tensor) -> AbstractContextManager[None]:
-    """Forwards inside the block know it."""
-    return router_of(site).context.about(**told(site, x, valid))
-
-
-def site_kind(site: MixtureLoRALinear) -> str:
-    """The config's word for the site's router."""
-    name = type(router_of(site)).__name__.removesuffix("Router")
-    return {"TopK": "top_k", "TopP": "top_p", "NoisyTopK": "noisy_top_k"}.get(name, name.lower())
-
-
-def loop_choices(
-    made: Site, site: MixtureLoRALinear, x: Tensor, facts: dict[str, Any]
-) -> tuple[Tensor | None, list[dumb_gates.Choice]]:
-    """(N, E) logits and the choice of each token."""
-    router, flat = router_of(site), x.reshape(-1, D)
-    if made.router == "uniform":
-        return None, [dumb_gates.uniform(x.new_zeros(()), made.experts, scale=made.scale)] * len(flat)
-    if made.router == "oracle":
-        wanted = facts["expert_of_token"].flatten().tolist()
-        return None, [dumb_gates.oracle(x.new_zeros(()), expert, made.experts) for expert in wanted]
-    weight, looked_at = router.weight, flat
-    if made.router == "sequence":
-        prompt = facts["rows"].prompt
-        means = [dumb_layer.pooled(x[b], prompt[b, 0].tolist()) for b in range(x.shape[0])]
-        looked_at = torch.stack([means[b] for b in range(x.shape[0]) for _ in range(x.shape[1])])
-    z = dumb_layer.logits(looked_at, weight)
-    given = {"k": made.top_k, "p": made.top_p, "temperature": made.temperature, "scale": made.scale}
-    return z, [dumb_gates.choose(made.router, row, **given, bias=router.selection_bias) for row in z]
 
 
 def loop_output(made: Site, site: MixtureLoRALinear, x: Tensor, choices: list[dumb_gates.Choice]) -> Tensor:
@@ -140,10 +88,10 @@ def test_outputs_losses_and_all_gradients_equal_the_loop(router, data, lead, mas
     valid = torch.ones(lead, dtype=torch.bool)
     if masked and valid.numel() > 1:
         valid.view(-1)[-1] = False
-    trace, facts = router_of(site).trace, told(site, x, valid, seed=made.seed)
+    trace, facts = router_of(site).trace, told(router_of(site), x, valid, seed=made.seed)
     with router_of(site).context.about(**facts), trace.recording(valid):
         y = site(x)
-    z, choices = loop_choices(made, site, x, facts)
+    z, choices = loop_choices(made, router_of(site), x, facts)
     expected = loop_output(made, site, x, choices)
     torch.testing.assert_close(y, expected, **TOLERANCE[made.dtype])
     weights = torch.stack([torch.stack(choice.weights) for choice in choices]).view(*lead, made.experts)
@@ -204,7 +152,7 @@ def test_permuting_the_experts_permutes_the_routing_and_leaves_the_output(router
     x, valid = torch.randn(2, 3, D), torch.ones(2, 3, dtype=torch.bool)
     seen = []
     for one in (site, twin):
-        with known(one, x, valid), router_of(one).trace.recording(valid) as trace:
+        with known(router_of(one), x, valid), router_of(one).trace.recording(valid) as trace:
             seen.append((one(x), trace.routing["site"], trace.auxiliary_loss()))
     torch.testing.assert_close(seen[0][0], seen[1][0])
     torch.testing.assert_close(seen[0][2], seen[1][2])
@@ -242,7 +190,7 @@ def test_equal_experts_make_routing_irrelevant_where_weights_sum_to_one(router, 
         for factor in (site.lora_A, site.lora_B):
             factor.copy_(factor[:1].clone().expand_as(factor))
     x, valid = torch.randn(2, 3, D), torch.ones(2, 3, dtype=torch.bool)
-    with known(site, x, valid):
+    with known(router_of(site), x, valid):
         y = site(x)
     torch.testing.assert_close(y, site.base_layer(x) + 1.7 * x @ (site.lora_B[0] @ site.lora_A[0]).T)
     weight = getattr(site.router, "weight", None)
@@ -270,7 +218,7 @@ def test_transposed_expanded_and_empty_inputs_are_taken_as_they_are(router, back
     site = Site(router=router, backend=backend).make()
     for x in (torch.randn(3, 2, D).transpose(0, 1), torch.randn(1, 1, D).expand(2, 3, D), torch.randn(0, 3, D)):
         valid = torch.ones(x.shape[:2], dtype=torch.bool)
-        with known(site, x, valid):
+        with known(router_of(site), x, valid):
             torch.testing.assert_close(site(x), site(x.contiguous()))
 
 
@@ -291,7 +239,7 @@ def test_bfloat16_autocast_is_close_and_gradients_and_parameters_stay_float32(ro
     }[special]
     site, x, valid = made.make(), torch.randn(2, 3, D, requires_grad=True), torch.ones(2, 3, dtype=torch.bool)
     before = {name: p.dtype for name, p in site.named_parameters()}
-    with known(site, x, valid):
+    with known(router_of(site), x, valid):
         exact = site(x)
         with torch.autocast("cpu", dtype=torch.bfloat16), router_of(site).trace.recording(valid) as trace:
             rounded = site(x)
@@ -340,7 +288,7 @@ def test_neither_input_nor_parameters_are_edited_in_place(router, training):
     site, x = Site(router=router, dropout=0.3 if training else 0.0).make(), torch.randn(2, 3, D)
     router_of(site).context.expert_dropout, router_of(site).context.router_noise = 0.5, 0.5
     before = x.clone(), {name: values.clone() for name, values in site.state_dict().items()}
-    with known(site, x, torch.ones(2, 3, dtype=torch.bool)):
+    with known(router_of(site), x, torch.ones(2, 3, dtype=torch.bool)):
         site.train(training)(x)
     assert torch.equal(x, before[0])
     assert all(torch.equal(values, before[1][name]) for name, values in site.state_dict().items())

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmoe.schema.phase import PhaseConfig, Role, start_step
-from lmoe.schema.phase_rules import lora_B_std, ordered_phases, phase_warnings
+from lmoe.schema.phase import PhaseConfig, PhaseMode, Role, start_step
+from lmoe.schema.phase_rules import lora_B_std, ordered_phases, phase_problems, phase_warnings, trained_base
 from lmoe.schema.run import RunConfig
+from lmoe.training.phases import PhaseSchedule
 
 
 def with_phases(**phases: PhaseConfig) -> RunConfig:
@@ -105,3 +106,86 @@ def test_lora_B_starts_random_wherever_routers_train_alone_before_experts():
     assert lora_B_std(with_phases(a=attention, b=router, c=experts)) == 0.01
     both = PhaseConfig(start="5", trainable=[Role.router, Role.lora])
     assert lora_B_std(with_phases(a=attention, b=both)) == 0.0
+
+
+# --- mode
+
+
+def trainable(**phases: PhaseConfig) -> dict[str, list[Role]]:
+    """Resolved roles by phase, in order."""
+    return {name: phase.trainable for name, _, phase in ordered_phases(with_phases(**phases))}
+
+
+ADD = PhaseMode.add
+
+
+def test_a_phase_that_adds_trains_what_the_phase_before_trained_too():
+    """The one before by its start, and not by its place in the config."""
+    assert trainable(
+        last=PhaseConfig(start="50%", trainable=[Role.attn_lora], mode=ADD),
+        first=PhaseConfig(start="0", trainable=[Role.router]),
+        second=PhaseConfig(start="10%", trainable=[Role.lora], mode=ADD),
+    ) == {
+        "first": [Role.router],
+        "second": [Role.router, Role.lora],
+        "last": [Role.router, Role.lora, Role.attn_lora],
+    }
+
+
+def test_a_phase_that_replaces_forgets_what_was_added_before():
+    assert trainable(
+        a=PhaseConfig(start="0", trainable=[Role.router]),
+        b=PhaseConfig(start="1", trainable=[Role.lora], mode=ADD),
+        c=PhaseConfig(start="2", trainable=[Role.attn_lora]),
+        d=PhaseConfig(start="3", trainable=[Role.head], mode=ADD),
+    ) == {
+        "a": [Role.router],
+        "b": [Role.router, Role.lora],
+        "c": [Role.attn_lora],
+        "d": [Role.attn_lora, Role.head],
+    }
+
+
+def test_adding_what_trains_already_or_nothing_names_each_role_once():
+    phases = {"a": PhaseConfig(start="0", trainable=[Role.router, Role.lora])}
+    for added in ([], [Role.lora], [Role.lora, Role.router]):
+        found = trainable(**phases, b=PhaseConfig(start="1", trainable=added, mode=ADD))
+        assert found["b"] == [Role.router, Role.lora]
+
+
+def test_resolving_leaves_the_config_as_it_was_and_says_replace():
+    config = with_phases(
+        a=PhaseConfig(start="0", trainable=[Role.router]), b=PhaseConfig(start="1", trainable=[Role.lora], mode=ADD)
+    )
+    assert ordered_phases(config) == ordered_phases(config)
+    assert [phase.mode for _, _, phase in ordered_phases(config)] == [PhaseMode.replace] * 2
+    assert config.phase.phases["b"] == PhaseConfig(start="1", trainable=[Role.lora], mode=ADD)
+
+
+def test_the_schedule_of_a_run_trains_the_resolved_roles_and_warms_lora_B_up_for_them():
+    config = with_phases(
+        a=PhaseConfig(start="0", trainable=[Role.router]), b=PhaseConfig(start="1", trainable=[Role.lora], mode=ADD)
+    )
+    first, second = PhaseSchedule.of(config).phases
+    assert (first.trainable, second.trainable) == ({Role.router}, {Role.router, Role.lora})
+    assert second.load_balance and second.router_noise  # because routers still train
+    assert lora_B_std(config) == 0.01
+    assert phase_warnings(config) == [
+        "role attn_lora trains in no phase: it stays at its random start; add it to a phase.phases.<name>.trainable"
+    ]
+
+
+def test_adding_in_the_first_phase_has_no_effect():
+    """Whichever place it has in the config."""
+    config = with_phases(
+        b=PhaseConfig(start="1", trainable=[Role.lora]), a=PhaseConfig(start="0", trainable=[Role.router], mode=ADD)
+    )
+    assert phase_problems(config) == ["phase.phases.a.mode=add has no effect in the first phase; leave it out"]
+
+
+def test_parts_of_the_backbone_that_some_phase_trains_are_found_whatever_its_mode():
+    config = with_phases(a=PhaseConfig(trainable=[Role.lora]))
+    assert trained_base(config) == frozenset()
+    config.phase.phases["b"] = PhaseConfig(start="1", trainable=[Role.base_ffn], mode=ADD)
+    config.phase.phases["c"] = PhaseConfig(start="2", trainable=[Role.head, Role.lora])
+    assert trained_base(config) == {Role.base_ffn, Role.head}

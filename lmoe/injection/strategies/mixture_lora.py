@@ -33,7 +33,9 @@ def plan_mixture_lora(planner: SitePlanner) -> list[SitePlan]:
             "injection=native_moe_expert_lora for the fused experts"
         )
     planner.refuse_twice(targets)
-    refuse_shared({**targets, **planner.attention})
+    planner.refuse_inside(blocks.values())
+    whole = {path: planner.model.get_submodule(path) for path in blocks.values()}
+    refuse_shared({**targets, **whole, **planner.attention})
     sites: list[SitePlan] = []
     for where, layer in enumerate(layers):
         own = {path: linear for path, linear in targets.items() if path.startswith(f"{layer.path}.")}

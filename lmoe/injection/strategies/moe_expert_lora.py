@@ -3,6 +3,8 @@
 import math
 from dataclasses import replace
 
+from torch import Tensor, nn
+
 from lmoe.backbones.layout import LayerLayout
 from lmoe.errors import InjectionError
 from lmoe.injection.choose import refuse_shared
@@ -11,11 +13,15 @@ from lmoe.injection.site_plans import SitePlanner
 from lmoe.ops.linear_sizes import sizes
 from lmoe.schema.injection import InjectionStrategy
 
+WHOLE_UNIT = 8
+"""Numbers of two bytes that fill the 16 bytes that rows of a grouped matmul are made of."""
+
 
 def plan_moe_expert_lora(planner: SitePlanner) -> list[SitePlan]:
     """
     Raises:
-        InjectionError: the backbone is a mixture already, an FFN has unknown parts, or a keyword matches nothing.
+        InjectionError: the backbone is a mixture already, an FFN has unknown parts or sizes, or a keyword matches
+            nothing.
     """
     layers = planner.layers
     native = next((layer.native for layer in layers if layer.native), None)
@@ -29,7 +35,8 @@ def plan_moe_expert_lora(planner: SitePlanner) -> list[SitePlan]:
     sites: list[SitePlan] = []
     adapted = _adapted(planner)
     blocks = [layer.ffn_block.path for layer in layers if layer.ffn_block is not None]
-    refuse_shared({path: planner.model.get_submodule(path) for path in blocks})
+    planner.refuse_inside(blocks)
+    refuse_shared({**{path: planner.model.get_submodule(path) for path in blocks}, **planner.attention})
     for where, layer in enumerate(layers):
         sites += planner.attention_sites(layer)
         sites.append(_site(planner, layer, where, adapted))
@@ -46,11 +53,23 @@ def _site(planner: SitePlanner, layer: LayerLayout, where: int, adapted: set[str
         )
     linears = {name: planner.model.get_submodule(f"{block.path}.{name}") for name in block.names.linears}
     branches = {name: sizes(linear) for name, linear in linears.items() if adapted is None or name in adapted}
+    for name, linear in linears.items():
+        if any(size % WHOLE_UNIT for size in sizes(linear)):
+            raise InjectionError(
+                f"{block.path}.{name} is {' -> '.join(map(str, sizes(linear)))}, and grouped matmuls need multiples of "
+                f"{WHOLE_UNIT}; use injection={InjectionStrategy.mixture_lora}"
+            )
     width, out = sizes(linears[block.names.up])[0], sizes(linears[block.names.down])[1]
     site = planner.site(block.path, layer, (width, out), SiteKind.expert_ffn, planner.rank(where))
-    copied = 0 if planner.injection.share_base else sum(math.prod(sizes(linear)) for linear in linears.values())
+    copied = 0 if planner.injection.share_base else sum(_numbers(linear) for linear in linears.values())
     site = replace(site, branches=branches, copied_parameters=copied)
     return planner.routed(site, where, router=block.path, router_in_features=width, owner=True)
+
+
+def _numbers(linear: nn.Module) -> int:
+    """Weight and bias; NOTE a quantised weight has fewer elements than numbers."""
+    bias = linear.bias
+    return math.prod(sizes(linear)) + (bias.numel() if isinstance(bias, Tensor) else 0)
 
 
 def _adapted(planner: SitePlanner) -> set[str] | None:

@@ -39,7 +39,8 @@ def plan_native_moe_expert_lora(planner: SitePlanner) -> list[SitePlan]:
         targets = {path: module for path, module in found.items() if path not in fused}
         fused = {path: size for path, size in fused.items() if path in found}
     planner.refuse_twice(targets)
-    refuse_shared({**targets, **planner.attention})
+    paths = [layer.native.experts for layer in native if layer.native is not None]
+    refuse_shared({**targets, **{path: planner.model.get_submodule(path) for path in paths}, **planner.attention})
     sites: list[SitePlan] = []
     for where, layer in enumerate(layers):
         sites += planner.attention_sites(layer)
