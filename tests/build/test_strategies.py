@@ -129,7 +129,7 @@ def test_the_command_line_generates_from_the_run(ended, restored, capsys):
     assert code == 0 and capsys.readouterr().out.strip()
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", ["dense_lora", "moe_expert_lora with copies", "native_moe_expert_lora"])
 def test_preflight_finds_a_gradient_for_every_parameter_that_trains(train, micro, name):
     backbone, *overrides = RUNS[name]
     done = train("dry_run=preflight", f"backbone.model_name={getattr(micro, backbone)}", *overrides)
@@ -194,15 +194,3 @@ def test_less_usual_settings_run_validate_and_load(train, micro, monkeypatch, ca
         loaded = logits(model)
     with nullcontext() if case != "oracle" else domain(kept[0], "math"):
         assert torch.equal(loaded, logits(kept[0].eval()))
-
-
-@pytest.mark.parametrize("name", ["moe_expert_lora with copies", "native_moe_expert_lora"])
-def test_gradient_checkpointing_changes_memory_and_not_results(train, micro, name):
-    backbone, *overrides = RUNS[name]
-    given = (f"backbone.model_name={getattr(micro, backbone)}", *overrides, *FAST, "trainer.max_steps=2")
-    plain = train(*given, run="kept")
-    again = train(*given, "trainer.gradient_checkpointing=true", run="recomputed")
-    assert (plain.code, again.code) == (0, 0), again.text
-    for a, b in zip(rows(plain.run), rows(again.run), strict=True):
-        for key in (key for key in a if not key.startswith("throughput")):
-            assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-6), key
