@@ -1,6 +1,7 @@
 """Sections of a config from plain dicts, completed from conf/."""
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -37,11 +38,20 @@ def moe_section(given: Mapping[str, Any]) -> MoeConfig:
 def _section(name: str, schema: type, default: str, given: Mapping[str, Any]) -> Any:
     if problems := unknown_keys(schema, given, prefix=name):
         raise ConfigError(problems)
-    shipped = OmegaConf.load(resource_dir("conf") / name / f"{default}.yaml")
-    assert isinstance(shipped, DictConfig)
-    shipped.pop("defaults", None)  # for Hydra
+    shipped = _shipped(name, schema, default)
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), shipped, dict(given)))
+        return OmegaConf.to_object(OmegaConf.merge(shipped, dict(given)) if given else shipped)
     except OmegaConfBaseException as error:
         where = f"{name}.{error.full_key}" if error.full_key else name
         raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None
+
+
+@cache
+def _shipped(name: str, schema: type, default: str) -> DictConfig:
+    """A section as conf/ has it, read once; NOTE what is merged into it goes into a copy."""
+    shipped = OmegaConf.load(resource_dir("conf") / name / f"{default}.yaml")
+    assert isinstance(shipped, DictConfig)
+    shipped.pop("defaults", None)  # for Hydra
+    merged = OmegaConf.merge(OmegaConf.structured(schema), shipped)
+    assert isinstance(merged, DictConfig)
+    return merged

@@ -151,6 +151,13 @@ BALANCED = {
     ),
     "one decision a prompt": ("moe=sequence", "phase=joint", "injection.shared_lora_r=2", "injection.use_rslora=true"),
     "svd": ("injection.init_lora=svd", "phase=joint", "injection.attn_lora.use_dora=true"),
+    "copies of the FFN": (
+        "injection=moe_expert_lora",
+        "injection.share_base=false",
+        "injection.lora_dropout=0.2",
+        "phase.phases.experts.mode=add",
+        "phase.phases.experts.trainable=[lora,base_ffn]",
+    ),
 }
 
 
