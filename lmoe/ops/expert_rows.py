@@ -3,11 +3,14 @@
 Shapes: N tokens, K chosen, S = N * K rows, D in, O out, R rank, E experts.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import grouped_mm, pad
 
-from lmoe.ops.grouped import ALIGNMENT, Groups, compute_dtype
+from lmoe.ops.grouped import ALIGNMENT, Groups
 
 
 def grouped_linear(rows: Tensor, weight_EOD: Tensor, groups: Groups, bias_EO: Tensor | None = None) -> Tensor:
@@ -37,9 +40,9 @@ def grouped_lora(rows: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, g
         groups: of the rows.
 
     Returns:
-        (S, O) in the type that grouped matmuls run in.
+        (S, O) in the type of the rows.
     """
-    dtype = compute_dtype(rows.device.type, rows.dtype)
+    dtype = rows.dtype
     missing = -lora_A.shape[1] % (ALIGNMENT // dtype.itemsize)
     if missing:  # a row of hidden values must fill whole units of memory; zeros change nothing
         lora_A, lora_B = pad(lora_A, (0, 0, 0, missing)), pad(lora_B, (0, missing))
@@ -58,6 +61,30 @@ def sum_over_choices(rows: Tensor, weights: Tensor, groups: Groups) -> Tensor:
     Returns:
         (N, O) in the type of rows and weights together.
     """
-    back = torch.empty_like(groups.order)
-    back[groups.order] = torch.arange(groups.order.numel(), device=back.device)
-    return (rows.index_select(0, back).view(*weights.shape, rows.shape[-1]) * weights.unsqueeze(-1)).sum(1)
+    return _SumOverChoices.apply(rows, weights, groups.order, groups.token)  # type: ignore[return-value]
+
+
+class _SumOverChoices(torch.autograd.Function):
+    """Saves the rows, and moves each of them once forward and once backward."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weights: Tensor, order: Tensor, token: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, weights, order, token)
+        where = torch.empty_like(order)
+        where[order] = torch.arange(order.numel(), device=order.device)
+        where_KN = where.view(weights.shape).t()
+        y = rows.index_select(0, where_KN[0]) * weights[:, :1]
+        for k in range(1, weights.shape[1]):
+            y.addcmul_(rows.index_select(0, where_KN[k]).to(y.dtype), weights[:, k : k + 1].to(y.dtype))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weights, order, token = ctx.saved_tensors
+        grad_rows, grad_weights = grad_y.index_select(0, token), None
+        if ctx.needs_input_grad[1]:
+            along = torch.linalg.vecdot(grad_rows, rows.to(grad_rows.dtype)).to(weights.dtype)
+            grad_weights = torch.empty_like(along).scatter_(0, order, along).view_as(weights)
+        sorted_weights = weights.reshape(-1).index_select(0, order).to(grad_rows.dtype)
+        return grad_rows.mul_(sorted_weights.unsqueeze(-1)).to(rows.dtype), grad_weights, None, None

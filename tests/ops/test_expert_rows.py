@@ -88,8 +88,8 @@ def test_grouped_branches_and_their_gradients_equal_the_loop_over_rows(groups, r
     loop = dumb_experts.rows_of_expert(
         rows, groups.expert.tolist(), lambda row, e: 1.7 * (lora_B[e] @ lora_A[e] @ row.float())
     )
-    # bfloat16 rows: their gradient is rounded to bfloat16, and on the CPU nothing else is
-    agree(ours, loop, [rows, lora_A, kept], tolerance=1e-5 if dtype == torch.float32 else 0.01)
+    # bfloat16 rows: every matmul rounds to bfloat16, as torch's own under autocast
+    agree(ours, loop, [rows, lora_A, kept], tolerance=1e-5 if dtype == torch.float32 else 0.06)
 
 
 @pytest.mark.parametrize("rank", UNALIGNED)
