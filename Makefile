@@ -7,7 +7,7 @@ PYTHON ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check docs bench bench-default bench-step bench-layer bench-backends clean
+.PHONY: help setup train test check docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,13 +31,19 @@ docs: $(READY)  ## write docs/CONFIG.md from the schemas and conf/, docs/BACKBON
 	@$(BIN)/python -m lmoe.schema.describe
 	@$(BIN)/python -m tests.backbones.write_table
 
-bench: bench-default bench-step bench-layer  ## run all benchmarks
+bench: bench-default bench-step bench-layer bench-experts bench-native  ## run all benchmarks
 
 bench-default: $(READY)  ## time, memory and losses of the default job
 	@$(BIN)/python -m benchmarks.default_job $(ARGS)
 
 bench-step: $(READY)  ## training steps beside PEFT and other peers; ARGS="--size micro" changes what is run
 	@$(BIN)/python -m benchmarks.train_step $(ARGS)
+
+bench-experts: $(READY)  ## one FFN turned into experts beside MixLoRA and EulerForge
+	@$(BIN)/python -m benchmarks.expert_ffn $(ARGS)
+
+bench-native: $(READY)  ## LoRA on native experts beside PEFT's target_parameters, time and memory
+	@$(BIN)/python -m benchmarks.native_experts $(ARGS)
 
 bench-backends: $(READY)  ## where the grouped backend overtakes the stacked one
 	@$(BIN)/python -m benchmarks.backends $(ARGS)

@@ -31,7 +31,7 @@ class Contestant:
     @property
     def foreign(self) -> bool:
         """From another project: it may be missing, or fail, without stopping the rest."""
-        return self.peer not in ("frozen", "lmoe_mixture")
+        return self.peer != "frozen" and not self.peer.startswith("lmoe_")
 
     def load(self) -> ModuleType:
         """The module that builds it.
@@ -107,6 +107,30 @@ def step_groups() -> dict[str, list[Contestant]]:
 def layer_contestants() -> list[Contestant]:
     """One layer; X-LoRA stays out, since its classifier needs a whole model."""
     return [_floor(PRIMARY), *(c for c in _setting(PRIMARY) if c.peer != "peft_xlora")]
+
+
+def expert_ffn_contestants(experts: Experts) -> list[Contestant]:
+    """One FFN turned into experts that are whole FFNs."""
+    families = {"lmoe": "lmoe_expert_ffn", "mixlora": "mixlora_expert_ffn", "eulerforge": "eulerforge_expert_ffn"}
+    peers = {"frozen FFN": ("frozen", Experts(0, 0, 0))}
+    peers |= {mixture(f"{family} FFN", experts): (peer, experts) for family, peer in families.items()}
+    return [
+        Contestant(name=name, peer=peer, experts=setting, reference="frozen FFN")
+        for name, (peer, setting) in peers.items()
+    ]
+
+
+def native_contestants(experts: Experts) -> list[Contestant]:
+    """LoRA on the experts of a model that has E of its own."""
+    reference = f"frozen model E={experts.num_experts}"
+    families = {"lmoe native": "lmoe_native", "peft target_parameters": "peft_target_parameters"}
+    return [
+        Contestant(name=reference, peer="frozen", experts=Experts(0, 0, 0), reference=reference),
+        *(
+            Contestant(name=mixture(family, experts), peer=peer, experts=experts, reference=reference)
+            for family, peer in families.items()
+        ),
+    ]
 
 
 def find(name: str) -> Contestant:

@@ -1,4 +1,4 @@
-"""The flags that both benchmarks share."""
+"""The flags that the benchmarks share."""
 
 import argparse
 from pathlib import Path

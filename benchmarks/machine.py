@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-PACKAGES = ("torch", "transformers", "peft", "eulerforge", "lmoe")
+PACKAGES = ("torch", "transformers", "peft", "eulerforge", "mixlora", "lmoe")
 
 
 def facts(device: torch.device) -> dict[str, str | int]:

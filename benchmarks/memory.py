@@ -10,14 +10,16 @@ import json
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from benchmarks.contestants import Contestant, find
 from benchmarks.experts import Experts
-from benchmarks.models import SIZES, random_batch, random_model, sharing_copy
+from benchmarks.models import SIZES, Batch, random_batch, random_model, sharing_copy
 from benchmarks.peers import frozen
 from benchmarks.step import DTYPES, TrainStep
 
@@ -52,9 +54,17 @@ def measure(
     Raises:
         RuntimeError: the process failed; with the last line of what it said.
     """
-    command = [sys.executable, "-m", "benchmarks.memory", contestant.name, "--size", size, "--dtype", dtype]
-    command += ["--tokens", f"{tokens[0]}x{tokens[1]}", "--device", device, "--threads", str(threads)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    words = [contestant.name, "--size", size, "--dtype", dtype, "--tokens", f"{tokens[0]}x{tokens[1]}"]
+    return in_own_process("benchmarks.memory", *words, "--device", device, "--threads", str(threads))
+
+
+def in_own_process(module: str, *words: str) -> Peak:
+    """Run a module that prints a Peak as JSON on its last line.
+
+    Raises:
+        RuntimeError: the process failed; with the last line of what it said.
+    """
+    done = subprocess.run([sys.executable, "-m", module, *words], cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError((done.stderr.strip().splitlines() or ["no message"])[-1])
     return Peak(**json.loads(done.stdout.splitlines()[-1]))
@@ -65,13 +75,28 @@ def run_here(contestant: Contestant, size: str, dtype: str, tokens: tuple[int, i
     peer = contestant.load()
     model = random_model(SIZES[size], DTYPES[dtype], device)
     batch = random_batch(SIZES[size], tokens, device)
+
+    def build() -> TrainStep:
+        return TrainStep(peer.attach(model, contestant.experts), batch, DTYPES[dtype])
+
+    return peak_of(build, model, batch)
+
+
+def peak_of(build: Callable[[], TrainStep], model: PreTrainedModel, batch: Batch) -> Peak:
+    """
+    Args:
+        build: makes the step of a contestant from the model.
+        model: the base.
+        batch: of every step.
+    """
+    device = batch.input_ids.device
     # Kernels, lazy imports (AdamW's are large) and the allocator's arenas come with the first step; they are nobody's.
-    TrainStep(frozen.attach(sharing_copy(model), Experts(0, 0, 0)), batch, DTYPES[dtype])()
+    TrainStep(frozen.attach(sharing_copy(model), Experts(0, 0, 0)), batch, model.dtype)()
     parameter = torch.nn.Parameter(torch.zeros(1, device=device))
     parameter.grad = torch.zeros_like(parameter)
     torch.optim.AdamW([parameter]).step()
     base = _settle(device)
-    step = TrainStep(peer.attach(model, contestant.experts), batch, DTYPES[dtype])
+    step = build()
     for _ in range(STEPS):
         step()
     return Peak(base=base, peak=_peak(device))

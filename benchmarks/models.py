@@ -1,4 +1,4 @@
-"""Qwen3 models with random weights, copies that share them, and batches of random tokens."""
+"""Qwen3 and Qwen3-MoE models with random weights, copies that share them, and batches of random tokens."""
 
 import copy
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config
+from transformers import AutoModelForCausalLM, PreTrainedModel, Qwen3Config, Qwen3MoeConfig
 
 FFN_LINEARS = ("gate_proj", "up_proj", "down_proj")
 """The sites of every contestant."""
@@ -17,6 +17,9 @@ class Size:
     """Shape of a model.
 
     Args:
+        ffn: inner width; of each expert where there are experts.
+        experts: E of each layer; 0: a dense model.
+        top_k: experts that a native router chooses for each token.
         needs_accelerator: too large to be timed on a CPU.
     """
 
@@ -27,6 +30,8 @@ class Size:
     kv_heads: int
     head_dim: int
     vocab: int
+    experts: int = 0
+    top_k: int = 0
     needs_accelerator: bool = False
 
 
@@ -42,6 +47,13 @@ SIZES = {
     ),
 }
 
+NATIVE_SIZES = {
+    "micro": Size(hidden=32, ffn=16, layers=2, heads=4, kv_heads=2, head_dim=8, vocab=64, experts=4, top_k=2),
+    # The output layer has a share of the multiplications like that of Qwen3-30B-A3B: a sixth of what the experts have.
+    "54m": Size(hidden=512, ffn=256, layers=4, heads=8, kv_heads=4, head_dim=64, vocab=2048, experts=32, top_k=4),
+}
+"""Mixtures by nature."""
+
 
 @dataclass(slots=True, frozen=True)
 class Batch:
@@ -53,20 +65,27 @@ class Batch:
 
 def random_model(size: Size, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
     """A frozen causal language model with SDPA attention, in training mode and without dropout."""
-    config = Qwen3Config(
-        vocab_size=size.vocab,
-        hidden_size=size.hidden,
-        intermediate_size=size.ffn,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        head_dim=size.head_dim,
-        tie_word_embeddings=True,
-        use_cache=False,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-    )
+    shape = {
+        "vocab_size": size.vocab,
+        "hidden_size": size.hidden,
+        "intermediate_size": size.ffn,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.kv_heads,
+        "head_dim": size.head_dim,
+        "tie_word_embeddings": True,
+        "use_cache": False,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    mixture = {
+        "moe_intermediate_size": size.ffn,
+        "num_experts": size.experts,
+        "num_experts_per_tok": size.top_k,
+        "norm_topk_prob": True,
+    }
+    config = Qwen3MoeConfig(**shape, **mixture) if size.experts else Qwen3Config(**shape)
     torch.manual_seed(0)
     with device:
         model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")

@@ -5,7 +5,13 @@ from pathlib import Path
 
 from lmoe.report.canvas import new_figure
 
-COLOURS = {"lmoe": "#1b6ca8", "eulerforge": "#d1603d", "peft xlora": "#8a5a9e", "peft lora": "#7a8b8b"}
+COLOURS = {
+    "lmoe": "#1b6ca8",
+    "eulerforge": "#d1603d",
+    "mixlora": "#c99a2e",
+    "peft xlora": "#8a5a9e",
+    "peft": "#7a8b8b",
+}
 FLOOR = "#c8c8c8"
 
 
@@ -24,8 +30,8 @@ class Bar:
     parts: tuple[float, ...]
 
 
-def draw(bars: list[Bar], parts: tuple[str, ...], *, title: str, path: Path) -> None:
-    """Write a PNG; the first part is solid, the others are lighter."""
+def draw(bars: list[Bar], parts: tuple[str, ...], *, title: str, reference: str, path: Path) -> None:
+    """Write a PNG; the first part is solid, the others are lighter; `reference` says what the ratio is to."""
     several = len({bar.group for bar in bars}) > 1
     labels = [f"{bar.name}   [{bar.group}]" if several else bar.name for bar in bars]
     fig = new_figure(1.6 + 0.32 * len(bars))
@@ -41,7 +47,7 @@ def draw(bars: list[Bar], parts: tuple[str, ...], *, title: str, path: Path) -> 
     axes.set_yticks(range(len(bars)), labels, fontsize=10)
     axes.invert_yaxis()
     axes.axvline(1.0, color="0.2", linewidth=1, linestyle="--")
-    axes.set_xlabel(f"time over that of a PEFT LoRA of rank k*r ({parts[0]}; {', '.join(parts[1:])} lighter)")
+    axes.set_xlabel(f"time over that of {reference} ({parts[0]}; {', '.join(parts[1:])} lighter)")
     axes.set_title(title)
     axes.spines[["top", "right"]].set_visible(False)
     fig.savefig(path)

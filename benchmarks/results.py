@@ -52,6 +52,7 @@ class Report:
         machine: see benchmarks/machine.py.
         work: what a step was.
         parts: of a step, in order; the ratio of the first one is shown beside that of the whole.
+        reference: what the ratios of the picture are to, in words.
     """
 
     title: str
@@ -62,6 +63,7 @@ class Report:
     rows: list[Row]
     skipped: list[Skip]
     targets: list[Judged]
+    reference: str = "a PEFT LoRA of rank k*r"
 
     @property
     def missed(self) -> bool:
@@ -80,7 +82,7 @@ def write(report: Report, folder: Path, stem: str) -> None:
         for row in report.rows
         if (value := row.ratio()) is not None
     ]
-    draw(bars, report.parts, title=report.title, path=folder / f"{stem}.png")
+    draw(bars, report.parts, title=report.title, reference=report.reference, path=folder / f"{stem}.png")
 
 
 def as_json(report: Report) -> dict[str, Any]:

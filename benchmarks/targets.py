@@ -110,6 +110,45 @@ LAYER_TARGETS = (
 )
 
 
+def expert_ffn_targets(experts: Experts) -> tuple[Target, ...]:
+    """Of one FFN turned into experts."""
+    bounds = {"mixlora FFN": 2.0, "eulerforge FFN": 3.0}
+    return tuple(
+        Target(
+            what=f"forward and backward, {family} to lmoe FFN",
+            mine=mixture(family, experts),
+            theirs=mixture("lmoe FFN", experts),
+            limit=limit,
+            at_least=True,
+        )
+        for family, limit in bounds.items()
+    )
+
+
+def native_targets(experts: Experts, more: Experts) -> tuple[Target, ...]:
+    """Of LoRA on native experts; `more` are more of them with as many adapter parameters."""
+    faster = (
+        Target(
+            what=f"step, PEFT target_parameters to lmoe with {setting.num_experts} experts",
+            mine=mixture("peft target_parameters", setting),
+            theirs=mixture("lmoe native", setting),
+            limit=2.0,
+            at_least=True,
+        )
+        for setting in (experts, more)
+    )
+    return (
+        *faster,
+        Target(
+            what=f"memory beyond the base, lmoe with {more.num_experts} experts to {experts.num_experts}",
+            mine=mixture("lmoe native", more),
+            theirs=mixture("lmoe native", experts),
+            memory=True,
+            limit=1.1,
+        ),
+    )
+
+
 def judge(targets: tuple[Target, ...], times: Mapping[str, Timed], peaks: Mapping[str, Peak]) -> list[Judged]:
     """Every target with its measurement."""
     return [Judged(target=target, measured=_measured(target, times, peaks)) for target in targets]

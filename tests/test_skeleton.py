@@ -25,6 +25,8 @@ TARGETS = {
     "bench-default",
     "bench-step",
     "bench-layer",
+    "bench-experts",
+    "bench-native",
     "bench-backends",
     "clean",
 }

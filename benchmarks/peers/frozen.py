@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from benchmarks.agreement import Factors, Read
 from benchmarks.experts import Experts
 from benchmarks.models import Batch
 from benchmarks.peers.trainee import Trainee
@@ -23,3 +24,14 @@ def wrap(linear: nn.Linear, experts: Experts) -> nn.Module:
     """The Linear as it is."""
     assert experts.num_experts == 0
     return linear
+
+
+def expand(block: nn.Module, experts: Experts) -> nn.Module:
+    """The FFN as it is."""
+    assert experts.num_experts == 0
+    return block
+
+
+def factors(module: nn.Module, read: Read) -> Factors:
+    """None."""
+    return {}

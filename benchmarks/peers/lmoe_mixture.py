@@ -1,19 +1,15 @@
 """This project's mixture of LoRA experts, with both auxiliary losses."""
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from benchmarks.experts import Experts
 from benchmarks.models import FFN_LINEARS, Batch
+from benchmarks.peers.lmoe_router import top_k_router
 from benchmarks.peers.trainee import Trainee, language_model_loss
 from lmoe.injection.apply import inject, trace
-from lmoe.layers.context import RoutingContext
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear, MixtureSettings
-from lmoe.layers.routers import RouterSettings
-from lmoe.layers.routers.linear import TopKRouter
-from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
-from lmoe.schema.moe import Backend, LoadBalanceType, MixtureScale
+from lmoe.schema.moe import Backend
 
 
 def attach(model: PreTrainedModel, experts: Experts) -> Trainee:
@@ -41,20 +37,7 @@ def attach(model: PreTrainedModel, experts: Experts) -> Trainee:
 
 def wrap(linear: nn.Linear, experts: Experts, backend: Backend = Backend.auto) -> nn.Module:
     """A mixture on one Linear; its trace is off."""
-    settings = RouterSettings(
-        in_features=linear.in_features,
-        num_experts=experts.num_experts,
-        top_k=experts.top_k,
-        top_p=1.0,
-        scale=MixtureScale.sum_to_one,
-        dtype=torch.float32,
-        selection_bias=False,
-        l1_start=0.0,
-        fixed_k=True,
-        device=linear.weight.device,
-    )
-    losses = AuxiliaryLosses(balance=LoadBalanceType.none, aux_loss_coef=0.0, router_z_loss_coef=0.0)
-    router = TopKRouter(settings, site="layer", trace=RoutingTrace(losses), context=RoutingContext())
+    router = top_k_router(experts, linear.in_features, linear.weight.device)
     mixture = MixtureSettings(
         num_experts=experts.num_experts,
         lora_r=experts.rank,
