@@ -15,6 +15,7 @@ from lmoe.errors import ConfigError, DataError
 from lmoe.injection.apply import inject, injected
 from lmoe.injection.apply import plan as make_plan
 from lmoe.injection.plan import InjectionPlan
+from lmoe.injection.roles import parameter_roles
 from lmoe.schema.backbone import BackbonePrecision
 from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.moe import MoeConfig, RouterKind
@@ -82,6 +83,7 @@ def build_parts(config: RunConfig) -> Parts:
         model, replace(config.injection, lora_B_std=lora_B_std(config)), moe, trained_base=trained_base(config)
     )
     base_model["fingerprint"] = injected(model).fingerprint
+    check_roles(config, model)
     if config.trainer.gradient_checkpointing:
         model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
         model.enable_input_require_grads()
@@ -165,6 +167,17 @@ def base_ffn_parameters(model: PreTrainedModel, plan: InjectionPlan) -> int:
         for name, parameter in model.get_submodule(path).named_parameters()
         if not f"{path}.{name}".startswith(routers)
     )
+
+
+def check_roles(config: RunConfig, model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ConfigError: a phase trains a part of the backbone that has no parameters of its own.
+    """
+    there = set(parameter_roles(model).values())
+    if missing := sorted(trained_base(config) - there):
+        why = "it shares its weights with the input embeddings" if Role.head in missing else "it has none"
+        raise ConfigError(f"a phase trains {missing[0]}, of which this backbone has no parameters: {why}; leave it out")
 
 
 def check_context(config: RunConfig, model: PreTrainedModel) -> None:

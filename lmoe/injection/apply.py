@@ -14,7 +14,7 @@ from lmoe.errors import ConfigError, InjectionError, RoutingError
 from lmoe.injection.build_site import ROUTER, SiteBuilder
 from lmoe.injection.choose import chosen_layers
 from lmoe.injection.plan import InjectionPlan, SiteKind
-from lmoe.injection.site_plans import SitePlanner
+from lmoe.injection.site_plans import SitePlanner, constant_balance
 from lmoe.injection.strategies import STRATEGIES
 from lmoe.layers.context import RoutingContext, Rows
 from lmoe.layers.expert_ffn import ExpertFFN
@@ -29,6 +29,7 @@ from lmoe.schema.defaults import injection_section, moe_section
 from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
 from lmoe.schema.phase import Role
+from lmoe.schema.phase_rules import BASE_ROLES
 from lmoe.schema.problems import raise_problems
 from lmoe.schema.router_traits import trains_logits
 from lmoe.schema.strategy_traits import STRATEGY_TRAITS
@@ -91,13 +92,15 @@ def _plan(model: nn.Module, injection: InjectionConfig, moe: MoeConfig) -> Injec
             "moe.diversity_coef has no effect where no experts carry low-rank branches; leave it out, or name the "
             "experts' weights in injection.target_keywords"
         )
+    if not sites:
+        raise InjectionError("nothing of the chosen layers is adapted; name other Linears or layers")
     blocks = [layer.ffn_block.path for layer in every_layer if layer.ffn_block is not None]
     native = [layer.native for layer in every_layer if layer.native is not None]
     return InjectionPlan(
         sites=tuple(sites),
         base_ffn=(*blocks, *(layout.block or layout.experts for layout in native)),
         native_routers=tuple(layout.router for layout in native),
-        warnings=tuple(planner.warnings),
+        warnings=(*planner.warnings, *constant_balance(sites, injection, moe)),
     )
 
 
@@ -135,11 +138,14 @@ def inject(
         The plan that was applied; print it for a table.
 
     Raises:
-        ConfigError: unknown keys or values that cannot be.
+        ConfigError: unknown keys or roles, or values that cannot be.
         InjectionError: the model has no place for it, or was injected before.
         BackboneError: no recognisable decoder layers.
     """
     injection, moe = _checked(model, injection, moe)
+    base_roles = list(trained_base)
+    if wrong := [role for role in base_roles if role not in BASE_ROLES]:
+        raise ConfigError(f"trained_base names {wrong[0]!r}; allowed: {', '.join(BASE_ROLES)}")
     plan = _plan(model, injection, moe)
     found, context = fingerprint(model), routing_context(moe)
     trace = RoutingTrace(auxiliary_losses(injection, moe), has_routers=bool(plan.routers))
@@ -164,7 +170,7 @@ def inject(
         trace=trace,
         context=context,
         fingerprint=found,
-        trained_base=frozenset(Role(role) for role in trained_base),
+        trained_base=frozenset(Role(role) for role in base_roles),
     )
     setattr(model, RECORD, record)
     return plan

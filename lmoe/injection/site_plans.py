@@ -12,9 +12,10 @@ from lmoe.injection.choose import attention_linears, spread
 from lmoe.injection.plan import SiteKind, SitePlan
 from lmoe.ops.linear_sizes import sizes
 from lmoe.schema.injection import InjectionConfig
-from lmoe.schema.moe import MoeConfig, RouterKind
+from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
 from lmoe.schema.phase import Role
 from lmoe.schema.router_traits import TRAITS, active_experts
+from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 
 
 class SitePlanner:
@@ -129,3 +130,20 @@ def router_parameters(moe: MoeConfig, num_experts: int, in_features: int) -> int
     if moe.router is None or not TRAITS[moe.router].trains:
         return 0
     return num_experts * in_features * (2 if moe.router is RouterKind.noisy_top_k else 1)
+
+
+def constant_balance(sites: list[SitePlan], injection: InjectionConfig, moe: MoeConfig) -> list[str]:
+    """A warning if the load_balancing_loss of a site cannot change: every expert gets every token."""
+    balance = moe.load_balance
+    if balance.type is not LoadBalanceType.aux_loss or not balance.aux_loss_coef:
+        return []
+    own_routers = STRATEGY_TRAITS[injection.strategy].own_routers
+    if own_routers and (moe.router is None or not TRAITS[moe.router].fixed_k):
+        return []
+    full = [site.path for site in sites if site.num_experts and site.active_experts == site.num_experts]
+    if not full:
+        return []
+    return [
+        f"moe.load_balance.aux_loss_coef has no effect at {len(full)} sites, first {full[0]}: "
+        "top_k is the number of experts, so every load is equal"
+    ]

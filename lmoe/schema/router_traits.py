@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lmoe.schema.injection import InjectionConfig
+from lmoe.schema.injection import InjectionConfig, InjectionStrategy
 from lmoe.schema.moe import LoadBalanceType, MixtureScale, MoeConfig, RouterKind
 
 Balance, Scale = LoadBalanceType, MixtureScale
@@ -62,6 +62,8 @@ def mixture_scale(moe: MoeConfig, injection: InjectionConfig) -> MixtureScale:
     if moe.scale is not None:
         return moe.scale
     one = moe.router is not None and TRAITS[moe.router].fixed_k and injection.top_k == 1
+    if one and injection.strategy is InjectionStrategy.moe_expert_lora:
+        return MixtureScale.unit  # a weight below 1 would shrink the whole FFN
     return MixtureScale.raw if one or moe.router is RouterKind.relu else MixtureScale.sum_to_one
 
 

@@ -117,6 +117,7 @@ def _choice_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
         problems.append(without_effect("moe.diversity_coef", "on a site with one expert"))
     if moe.backend is Backend.grouped and injection.shared_lora_A:
         problems.append("moe.backend=grouped cannot compute injection.shared_lora_A=true; use stacked or auto")
+    problems += _whole_ffn_problems(injection, moe)
     if not traits.fixed_k or injection.top_k != 1:
         return problems
     if mixture_scale(moe, injection) is MixtureScale.sum_to_one:
@@ -130,6 +131,20 @@ def _choice_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
     if fewest == 1 and moe.load_balance.type is LoadBalanceType.aux_loss_free:
         problems.append("moe.load_balance.type=aux_loss_free has nothing to balance with one expert; use type=none")
     return problems
+
+
+def _whole_ffn_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
+    """moe_expert_lora weighs the whole FFN, so that weights which do not sum to 1 would scale the backbone itself."""
+    if injection.strategy is not InjectionStrategy.moe_expert_lora or moe.router is None:
+        return []
+    scale, one = mixture_scale(moe, injection), TRAITS[moe.router].fixed_k and injection.top_k == 1
+    if moe.router is RouterKind.oracle or scale is MixtureScale.sum_to_one or (one and scale is MixtureScale.unit):
+        return []
+    return [
+        f"injection=moe_expert_lora needs routing weights that sum to 1, which those of moe.router={moe.router} with "
+        f"scale={scale} do not: they would scale the frozen FFN. Use scale=sum_to_one (with top_k=1 unit), or "
+        "injection=mixture_lora"
+    ]
 
 
 def _attn_lora_problems(injection: InjectionConfig) -> list[str]:

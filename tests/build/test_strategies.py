@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import lmoe
 from lmoe.checkpoint.adapter import adapter_tensors, read_adapter_config
+from lmoe.errors import ConfigError
 from lmoe.injection.apply import adapters_off, domain
 from lmoe.schema.injection import InjectionStrategy
 from tests.build.ended import FAST, keep_model, logits
@@ -173,7 +174,7 @@ LESS_USUAL = {
         "moe.load_balance.scope=global_batch",
     ),
     "selection bias": ("model", "injection=moe_expert_lora", "moe=sigmoid", "phase=joint"),
-    "relu": ("model", "injection=moe_expert_lora", "moe=relu", "phase=joint", "moe.diversity_coef=0.1"),
+    "diversity": ("model", "injection=moe_expert_lora", "moe=soft", "phase=joint", "moe.diversity_coef=0.1"),
     "one decision a prompt": ("model", "injection=moe_expert_lora", "moe=sequence", "phase=joint"),
     "oracle": ("model", "injection=moe_expert_lora", "moe=oracle", "phase=joint"),
     "attention alone": ("model", "injection=dense_lora", "injection.target_keywords=[]", "phase=adapters"),
@@ -194,3 +195,8 @@ def test_less_usual_settings_run_validate_and_load(train, micro, monkeypatch, ca
         loaded = logits(model)
     with nullcontext() if case != "oracle" else domain(kept[0], "math"):
         assert torch.equal(loaded, logits(kept[0].eval()))
+
+
+def test_a_head_that_is_tied_to_the_embeddings_cannot_train(micro, restored):
+    with pytest.raises(ConfigError, match="trains head, of which .* no parameters: it shares its weights"):
+        micro.parts("phase=joint", "phase.phases.joint.trainable=[lora,head]")

@@ -249,3 +249,31 @@ def test_too_few_singular_directions_leave_the_model_as_it_was(scope):
     model, given = tiny_model(), {"strategy": "mixture_lora", "init_lora": "svd", "lora_r": 9}
     refused(model, given, "4 experts of rank 9 need 36 singular directions", {"router_scope": scope})
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def test_a_base_role_that_does_not_exist_is_refused_before_the_model_is_touched():
+    model = tiny_model()
+    before = dict(model.named_modules())
+    with pytest.raises(ConfigError, match="trained_base names 'ffn'; allowed: base_ffn, head"):
+        lmoe.inject(model, trained_base=["ffn"])
+    assert dict(model.named_modules()) == before
+
+
+def test_choices_that_leave_nothing_to_adapt_are_refused():
+    given = {"strategy": "dense_lora", "target_keywords": [], "layer_indices": [0]}
+    with pytest.raises(InjectionError, match="nothing of the chosen layers is adapted"):
+        lmoe.inject(tiny_model("qwen3_5_text"), given)
+
+
+@pytest.mark.parametrize("strategy", ["mixture_lora", "moe_expert_lora"])
+def test_loads_that_cannot_differ_are_reported_for_every_strategy(strategy):
+    plan = lmoe.plan(tiny_model(), {"strategy": strategy, "num_experts": 2})
+    assert [warning for warning in plan.warnings if "aux_loss_coef has no effect" in warning]
+
+
+def test_experts_with_a_forward_of_their_own_are_refused_and_take_a_mixture_beside_them():
+    model = tiny_model("mixtral")
+    del model.model.layers[0].mlp.experts.has_gate
+    with pytest.raises(InjectionError, match=r"MixtralExperts\) has a forward of its own.* injection=mixture_lora"):
+        lmoe.inject(model, {"strategy": "native_moe_expert_lora"})
+    assert lmoe.inject(model).routers

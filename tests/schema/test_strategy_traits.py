@@ -22,6 +22,7 @@ from lmoe.schema.moe import (
 )
 from lmoe.schema.phase import PhaseConfig, PhaseMode, Role
 from lmoe.schema.phase_rules import SWITCHES, lora_B_std, phase_problems, present_roles
+from lmoe.schema.router_traits import mixture_scale
 from lmoe.schema.run import RunConfig
 from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 from lmoe.schema.validate import validate
@@ -209,10 +210,32 @@ def test_moe_expert_lora_has_no_use_for_how_linears_are_mixed(key):
     assert moe_problems(moe(key), injection(MIXTURE)) == []
 
 
-@pytest.mark.parametrize("router", RouterKind)
-def test_moe_expert_lora_takes_every_router_as_it_ships(router):
+@pytest.mark.parametrize("router", [kind for kind in RouterKind if kind is not RouterKind.relu])
+def test_moe_expert_lora_takes_every_router_as_it_ships_whose_weights_sum_to_1(router):
     given = moe_section({"router": router.value})
     assert injection_problems(injection(FFN), given) + moe_problems(given, injection(FFN)) == []
+
+
+SOFT_UNIT = {"router": "soft", "scale": "unit"}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"router": "relu"}, {"scale": "unit"}, {"scale": "raw"}, {"norm_topk_prob": False}, SOFT_UNIT],
+    ids=str,
+)
+def test_weights_that_would_scale_the_frozen_ffn_are_refused_for_moe_expert_lora_alone(given):
+    section = moe_section(given)
+    (line,) = [line for line in injection_problems(injection(FFN), section) if "sum to 1" in line]
+    assert "they would scale the frozen FFN" in line
+    assert injection_problems(injection(MIXTURE), section) == []
+
+
+def test_one_expert_of_full_weight_is_the_default_of_moe_expert_lora_with_top_k_1():
+    one = injection(FFN)
+    one.top_k = 1
+    assert mixture_scale(moe_section({}), one) is MixtureScale.unit
+    assert injection_problems(one, moe_section({})) == []
 
 
 def test_a_selection_bias_needs_routers_of_ours():

@@ -9,10 +9,8 @@ from lmoe.errors import InjectionError
 from lmoe.injection.choose import every_linear, nothing_found, refuse_shared, target_linears
 from lmoe.injection.plan import SiteKind, SitePlan
 from lmoe.injection.site_plans import SitePlanner, lora_scaling
-from lmoe.layers.native_experts import fused_sizes
 from lmoe.ops.linear_sizes import sizes
-from lmoe.schema.moe import LoadBalanceType, RouterScope
-from lmoe.schema.router_traits import TRAITS
+from lmoe.schema.moe import RouterScope
 
 
 def plan_mixture_lora(planner: SitePlanner) -> list[SitePlan]:
@@ -43,7 +41,6 @@ def plan_mixture_lora(planner: SitePlanner) -> list[SitePlan]:
         sites += _mixtures(planner, layer, own, where)
         if layer.index in blocks:
             sites.append(_beside(planner, layer, blocks[layer.index], where))
-    planner.warnings += _constant_balance(sites, planner)
     return sites
 
 
@@ -80,7 +77,7 @@ def _beside(planner: SitePlanner, layer: LayerLayout, block: str, where: int) ->
     """A mixture beside a block that is no Linear."""
     assert layer.native is not None
     injection, shared = planner.injection, planner.injection.shared_lora_r
-    width, _ = next(iter(fused_sizes(planner.model.get_submodule(layer.native.experts)).values()))
+    width = int(planner.model.config.get_text_config().hidden_size)  # type: ignore[union-attr,operator]
     site = planner.site(block, layer, (width, width), SiteKind.beside, planner.rank(where))
     return replace(
         planner.routed(site, where, router=block, router_in_features=width, owner=True),
@@ -93,20 +90,3 @@ def _beside(planner: SitePlanner, layer: LayerLayout, block: str, where: int) ->
 def _block_width(layer: LayerLayout, block: str) -> int:
     """Features that go into a block: those of its first Linear."""
     return next(sizes(linear)[0] for path, linear in every_linear(layer).items() if path.rpartition(".")[0] == block)
-
-
-def _constant_balance(sites: list[SitePlan], planner: SitePlanner) -> list[str]:
-    """A warning if the load_balancing_loss of a site cannot change: every expert gets every token."""
-    moe = planner.moe
-    balance = moe.load_balance
-    if balance.type is not LoadBalanceType.aux_loss or not balance.aux_loss_coef:
-        return []
-    if moe.router is None or not TRAITS[moe.router].fixed_k:
-        return []
-    full = [site.path for site in sites if site.num_experts and site.active_experts == site.num_experts]
-    if not full:
-        return []
-    return [
-        f"moe.load_balance.aux_loss_coef has no effect at {len(full)} sites, first {full[0]}: "
-        "top_k is the number of experts, so every load is equal"
-    ]

@@ -28,6 +28,11 @@ def plan_native_moe_expert_lora(planner: SitePlanner) -> list[SitePlan]:
             f"{type(planner.model).__name__} is a dense backbone: none of the chosen layers has experts of its own. "
             f"Use injection={InjectionStrategy.mixture_lora} or injection={InjectionStrategy.moe_expert_lora}"
         )
+    if other := [layer.native.experts for layer in native if layer.native and not _grouped(planner.model, layer)]:
+        raise InjectionError(
+            f"{other[0]} ({type(planner.model.get_submodule(other[0])).__name__}) has a forward of its own, that takes "
+            f"other than tokens, indices and weights; use injection={InjectionStrategy.mixture_lora}, beside the block"
+        )
     fused = {path: size for layer in native for path, size in _fused(planner.model, layer).items()}
     if keywords is None:
         targets: dict[str, nn.Module] = {}
@@ -71,6 +76,13 @@ def _site(planner: SitePlanner, layer: LayerLayout, where: int, fused: dict[str,
         router_in_features=width,
         router_parameters=sum(p.numel() for p in native_router.parameters()),
     )
+
+
+def _grouped(model: nn.Module, layer: LayerLayout) -> bool:
+    """Whether the experts follow the interface of Transformers that grouped forwards share."""
+    assert layer.native is not None
+    experts = model.get_submodule(layer.native.experts)
+    return all(hasattr(experts, name) for name in ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm"))
 
 
 def chosen_by(model: nn.Module, layer: LayerLayout) -> int:
