@@ -140,7 +140,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         raise CheckpointError(f"{path}: base_model needs a fingerprint, and a revision that is text or null")
     if found := next((text for text in _texts([raw["injection"], raw["moe"]]) if "${" in text), None):
         raise CheckpointError(f"{path}: {found!r} is an interpolation; an adapter holds plain values")
-    trained_base = raw.get("trained_base", [])  # which files of lmoe before 0.2 do not say
+    trained_base = raw.get("trained_base", [])  # files from before a phase could train it do not say
     if not isinstance(trained_base, list) or not set(trained_base) <= set(BASE_ROLES):
         raise CheckpointError(f"{path}: trained_base is {trained_base!r}, must be a list of {', '.join(BASE_ROLES)}")
     return AdapterConfig(**{part: raw[part] for part in parts}, trained_base=trained_base)
