@@ -7,7 +7,6 @@ from lightning.pytorch import seed_everything
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.load import load_model, load_tokenizer
-from lmoe.build.memory import MB
 from lmoe.data.datamodule import SftDataModule
 from lmoe.data.pack import packing_supported_by_attention
 from lmoe.data.prepare import PreparedData, prepare
@@ -151,7 +150,7 @@ def check_base_training(config: RunConfig, model: PreTrainedModel) -> None:
         trained += base_ffn_parameters(model, make_plan(model, config.injection, config.moe))
     raise ConfigError(
         f"a phase trains {', '.join(sorted(roles))}, and backbone.precision={precision} would round its steps away. "
-        f"{trained:,} parameters would take {4 * trained / MB:,.0f} MB in float32, and {12 * trained / MB:,.0f} MB for "
+        f"{trained:,} parameters would take {4 * trained / 1e9:.2f} GB in float32, and {12 * trained / 1e9:.2f} GB for "
         "their gradients and AdamW's moments: set backbone.precision=float32, or take these roles out of the phases"
     )
 
