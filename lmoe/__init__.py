@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from lmoe.inference.save import save as save
     from lmoe.injection.apply import inject as inject
     from lmoe.injection.apply import plan as plan
-    from lmoe.injection.apply import trace as trace
+    from lmoe.injection.tracing import trace as trace
 
 __version__ = "0.1.0"
 
@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "inject": "lmoe.injection.apply",
     "plan": "lmoe.injection.apply",
-    "trace": "lmoe.injection.apply",
+    "trace": "lmoe.injection.tracing",
     "load": "lmoe.inference.load",
     "save": "lmoe.inference.save",
 }

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 import lmoe
 from lmoe.cli.main import app
-from lmoe.injection.apply import adapters_off
+from lmoe.injection.tracing import adapters_off
 from tests.metric_names import rows
 from tests.micro import ROOT, finished, start
 from tests.wandb_file import history, run_files

@@ -7,7 +7,8 @@ from benchmarks.experts import Experts
 from benchmarks.models import FFN_LINEARS, Batch
 from benchmarks.peers.lmoe_router import top_k_router
 from benchmarks.peers.trainee import Trainee, language_model_loss
-from lmoe.injection.apply import inject, trace
+from lmoe.injection.apply import inject
+from lmoe.injection.tracing import trace
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear, MixtureSettings
 from lmoe.schema.moe import Backend
 

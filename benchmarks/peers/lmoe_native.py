@@ -8,7 +8,8 @@ from transformers import PreTrainedModel
 from benchmarks.agreement import Factors, Read
 from benchmarks.experts import Experts
 from benchmarks.peers.trainee import Trainee, language_model_loss
-from lmoe.injection.apply import inject, mixtures
+from lmoe.injection.apply import inject
+from lmoe.injection.record import mixtures
 from lmoe.layers.stacked_lora import StackedLoRA
 
 

@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.loggers.logger import Logger
 from omegaconf import OmegaConf
 
+from lmoe.checkpoint.run_files import Found
 from lmoe.errors import ConfigError
 from lmoe.schema.logger import LoggerConfig, LoggerKind, WandbMode
+from lmoe.schema.pretrain import PretrainConfig
+from lmoe.schema.run import RunConfig
 from lmoe.training.metrics_csv import MetricsCsv
 
 if TYPE_CHECKING:
@@ -18,22 +21,23 @@ if TYPE_CHECKING:
 METRICS_FILE, WANDB_ID_FILE = "metrics.csv", "wandb/run_id"
 
 
-def build_loggers(
-    logger: LoggerConfig, run_dir: Path, *, name: str, config: dict[str, Any], resume_step: int | None
-) -> list[Logger]:
+def build_loggers(config: RunConfig | PretrainConfig, run_dir: Path, found: Found | None) -> list[Logger]:
     """The loggers of a run.
 
     Args:
-        logger: the section of the config.
+        config: of the run; recorded by W&B.
         run_dir: holds metrics.csv and wandb/.
-        name: of the W&B run.
-        config: the resolved config as plain values, recorded by W&B.
-        resume_step: step of the checkpoint that the run continues from; None for a new run.
+        found: the checkpoint that the run continues from; None for a new run.
     """
-    loggers: list[Logger] = [MetricsCsv(run_dir / METRICS_FILE, resume_step)]
-    if logger.kind is LoggerKind.wandb:
-        loggers.append(_wandb(logger, run_dir, name, config, resumed=resume_step is not None))
+    loggers: list[Logger] = [MetricsCsv(run_dir / METRICS_FILE, None if found is None else found.step)]
+    if config.logger.kind is LoggerKind.wandb:
+        loggers.append(_wandb(config, run_dir, found))
     return loggers
+
+
+def wandb_run_id(loggers: list[Logger]) -> str | None:
+    """Id of the W&B run among the loggers."""
+    return next((str(logger.version) for logger in loggers if not isinstance(logger, MetricsCsv)), None)
 
 
 def plain_values(config: Any) -> dict[str, Any]:
@@ -85,22 +89,25 @@ def _has_api_key() -> bool:
         return False
 
 
-def _wandb(logger: LoggerConfig, run_dir: Path, name: str, config: dict[str, Any], *, resumed: bool) -> "WandbLogger":
+def _wandb(config: RunConfig | PretrainConfig, run_dir: Path, found: Found | None) -> "WandbLogger":
     import wandb  # slow to import, and only this kind needs it
     from lightning.pytorch.loggers import WandbLogger
 
-    mode, id_file = wandb_mode(logger.mode), run_dir / WANDB_ID_FILE
-    first_id = id_file.read_text(encoding="utf-8").strip() if resumed and id_file.exists() else None
+    logger, id_file = config.logger, run_dir / WANDB_ID_FILE
+    mode = wandb_mode(logger.mode)
+    first_id = None
+    if found is not None:
+        first_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else found.wandb_id
     # NOTE wandb ignores an offline resume with the same id: an offline continuation is a run of its own, linked by id.
     continued = {"continues_run": first_id} if first_id and mode != "online" else {}
     run = wandb.init(
         project=logger.project,
         entity=logger.entity,
         group=logger.group or first_id,
-        name=name,
+        name=f"{config.name}/{run_dir.name}",
         tags=logger.tags,
         dir=str(run_dir),
-        config={**config, **continued},
+        config={**plain_values(config), **continued},
         mode=mode,  # type: ignore[arg-type]
         id=first_id if mode == "online" else None,
         resume="allow" if first_id and mode == "online" else None,
@@ -110,9 +117,9 @@ def _wandb(logger: LoggerConfig, run_dir: Path, name: str, config: dict[str, Any
     # Lightning does this only for runs that it starts itself: without it the x-axis counts log calls, not steps.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    if first_id is None and mode != "disabled":
+    if not id_file.exists() and mode != "disabled":
         id_file.parent.mkdir(parents=True, exist_ok=True)
-        id_file.write_text(run.id + "\n", encoding="utf-8")
+        id_file.write_text((first_id or run.id) + "\n", encoding="utf-8")
     return WandbLogger(experiment=run)
 
 

@@ -11,10 +11,11 @@ from lmoe.data.datamodule import SftDataModule
 from lmoe.data.pack import packing_supported_by_attention
 from lmoe.data.prepare import PreparedData, prepare
 from lmoe.errors import ConfigError, DataError
-from lmoe.injection.apply import inject, injected
+from lmoe.injection.apply import inject
 from lmoe.injection.apply import plan as make_plan
 from lmoe.injection.plan import InjectionPlan
-from lmoe.injection.roles import parameter_roles
+from lmoe.injection.record import injected
+from lmoe.injection.roles import parameter_layers, parameter_roles
 from lmoe.schema.backbone import BackbonePrecision
 from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.moe import MoeConfig, RouterKind
@@ -171,12 +172,27 @@ def base_ffn_parameters(model: PreTrainedModel, plan: InjectionPlan) -> int:
 def check_roles(config: RunConfig, model: PreTrainedModel) -> None:
     """
     Raises:
-        ConfigError: a phase trains a part of the backbone that has no parameters of its own.
+        ConfigError: a phase trains a part of the backbone that has no parameters of its own, or layers without any.
     """
     there = set(parameter_roles(model).values())
     if missing := sorted(trained_base(config) - there):
         why = "it shares its weights with the input embeddings" if Role.head in missing else "it has none"
         raise ConfigError(f"a phase trains {missing[0]}, of which this backbone has no parameters: {why}; leave it out")
+    roles, layers = parameter_roles(model), parameter_layers(model)
+    count, problems = len(injected(model).plan.layers), []
+    for phase in PhaseSchedule.of(config).phases:
+        key = f"phase.phases.{phase.name}.target_layers"
+        if wrong := [layer for layer in phase.layers or () if not -count <= layer < count]:
+            problems.append(
+                f"{key} names layer {wrong[0]}; the backbone has {count}: 0 to {count - 1}, or -{count} to -1"
+            )
+        elif phase.layers is not None and not any(
+            roles[name] in phase.trainable and layers[name] is not None and phase.trains_layer(layers[name], count)
+            for name in roles
+        ):
+            problems.append(f"{key}={list(phase.layers)}: nothing of {', '.join(sorted(phase.trainable))} is there")
+    if problems:
+        raise ConfigError(problems)
 
 
 def check_context(config: RunConfig, model: PreTrainedModel) -> None:

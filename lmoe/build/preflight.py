@@ -14,7 +14,7 @@ from lmoe.build.memory import MB, memory_advice, resident_mb
 from lmoe.build.parts import Parts, build_parts
 from lmoe.build.trainer import build_trainer
 from lmoe.errors import ConfigError, TrainingError
-from lmoe.injection.apply import injected
+from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
 from lmoe.schema.phase import Role
 from lmoe.schema.run import RunConfig

@@ -5,45 +5,52 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import seed_everything
-from omegaconf import OmegaConf
 from rich.console import Console
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
 from lmoe.build.announce import quiet_libraries
 from lmoe.build.base_card import card_text, chat_losses, held_out_figures, write_card
-from lmoe.build.loggers import METRICS_FILE, build_loggers, check_logger, plain_values
-from lmoe.build.train import CHECKPOINTS, finish_wandb
-from lmoe.build.trainer import build_trainer, checkpoint_step
+from lmoe.build.loggers import METRICS_FILE, build_loggers, check_logger, wandb_run_id
+from lmoe.build.provenance import add_provenance, provenance
+from lmoe.build.records import write_config
+from lmoe.build.train import finish_wandb
+from lmoe.build.trainer import build_trainer
+from lmoe.checkpoint.run_files import FOLDER, found_in, set_aside
 from lmoe.data.bpe import END_OF_TEXT, PAD, TURN_END, train_bpe
 from lmoe.data.corpus import DomainText, Windows, chats_within, encode_stream, read_chats, read_corpus
 from lmoe.data.order import ResumableLoader, SeededBatches
 from lmoe.data.rows import Row
-from lmoe.errors import TrainingError
 from lmoe.report.curves import read_metrics
 from lmoe.report.pictures import write_loss_curve
 from lmoe.schema.pretrain import PretrainConfig
-from lmoe.schema.run_folder import CONFIG_FILE
+from lmoe.schema.trainer import max_seconds
 from lmoe.training.callbacks.pretrain_progress import PretrainProgress
 from lmoe.training.callbacks.progress_line import ProgressLine
 from lmoe.training.callbacks.rng_state import RngState
-from lmoe.training.callbacks.run_checkpoint import LAST, RunCheckpoint
+from lmoe.training.callbacks.run_checkpoint import RunCheckpoint
+from lmoe.training.callbacks.stop_request import StopRequest
 from lmoe.training.pretrain_module import PretrainModule
+from lmoe.training.stopping import Stopped, StopSignals
 
 BASE = "base"
 
 
-def pretrain(config: PretrainConfig, run_dir: Path, overrides: list[str], console: Console) -> None:
+def pretrain(
+    config: PretrainConfig, run_dir: Path, overrides: list[str], console: Console, signals: StopSignals, run_id: str
+) -> None:
     """Train from scratch, or on from checkpoints/last.ckpt, and write the base with its card.
 
     Raises:
         LmoeError: text that cannot be read, a folder that cannot be written, a checkpoint that does not fit.
+        Stopped: a signal ended the run, and its checkpoint is written.
     """
     quiet_libraries()
     check_logger(config.logger)
     seed_everything(config.seed, verbose=False)
     corpus, loop = config.corpus, config.trainer
-    write_config(config, run_dir)
+    folder = run_dir / FOLDER
+    found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
     texts = read_corpus(str(corpus.path), corpus.held_out_share, corpus.held_out_min_bytes)
     tokenizer = tokenizer_of(run_dir, texts, config)
     windows, counts = training_windows(texts, tokenizer, config)
@@ -53,10 +60,10 @@ def pretrain(config: PretrainConfig, run_dir: Path, overrides: list[str], consol
     val_loader = DataLoader(held_out, batch_size=16, generator=torch.Generator())
     domains = [text.name for text in texts]
     module = PretrainModule(model, config.optim, loop.max_steps, domains, val_loader, compile_model=loop.compile)
-    last = run_dir / CHECKPOINTS / LAST
-    resume_step = checkpoint_step(last) if config.resume and last.exists() else None
-    name = f"{config.name}/{run_dir.name}"
-    loggers = build_loggers(config.logger, run_dir, name=name, config=plain_values(config), resume_step=resume_step)
+    if found is not None:
+        set_aside(folder, found)
+    write_records(config, run_dir, overrides)
+    loggers = build_loggers(config, run_dir, found)
     batches = SeededBatches(len(windows), corpus.batch_size, loop.max_steps * loop.accumulate_grad_batches, config.seed)
     failed = True
     try:
@@ -64,31 +71,36 @@ def pretrain(config: PretrainConfig, run_dir: Path, overrides: list[str], consol
             callbacks = [
                 RngState(),
                 PretrainProgress(loop.log_every_n_steps, loop.val_every_n_steps, line),
-                RunCheckpoint(run_dir / CHECKPOINTS, config.checkpoint.every_n_steps),
+                RunCheckpoint(folder, run_id, config.checkpoint, wandb_run_id(loggers)),
+                StopRequest(signals, max_seconds(loop.max_time), line.say),
             ]
             trainer = build_trainer(loop, run_dir, loggers, callbacks)
-            checkpoint = last if resume_step is not None else None
-            loader = ResumableLoader(windows, batches, generator=torch.Generator())
-            trainer.fit(module, loader, ckpt_path=checkpoint, weights_only=True)
-        folder = write_base(config, run_dir, model, tokenizer, texts, held_out, counts, overrides)
+            loader, path = (
+                ResumableLoader(windows, batches, generator=torch.Generator()),
+                None if found is None else found.path,
+            )
+            with signals.deferred():
+                trainer.fit(module, loader, ckpt_path=path, weights_only=True)
+        if trainer.global_step < loop.max_steps:
+            console.print(f"no base is written before step {loop.max_steps}; resume={run_dir} goes on", soft_wrap=True)
+            return
+        base = write_base(config, run_dir, model, tokenizer, texts, held_out, counts, overrides)
         failed = False
-        console.print(f"base and card: {folder}", highlight=False, soft_wrap=True)
+        console.print(f"base and card: {base}", highlight=False, soft_wrap=True)
+    except Stopped as stopped:
+        console.print(f"{stopped}; resume={run_dir} goes on", markup=False, highlight=False, soft_wrap=True)
+        raise
     finally:
         for logger in loggers:
             logger.finalize("failed" if failed else "success")
         finish_wandb(exit_code=int(failed))
 
 
-def write_config(config: PretrainConfig, run_dir: Path) -> None:
-    """
-    Raises:
-        TrainingError: the folder cannot be written.
-    """
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        (run_dir / CONFIG_FILE).write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
-    except OSError as error:
-        raise TrainingError(f"{run_dir} cannot be written: {error.strerror or error}") from None
+def write_records(config: PretrainConfig, run_dir: Path, overrides: list[str]) -> None:
+    """config.yaml, with what a continuation changed, and one more record in provenance.json."""
+    write_config(config, run_dir)
+    record = provenance(verb="pretrain", seed=config.seed, overrides=overrides, data={}, backbone={})
+    add_provenance(run_dir, record)
 
 
 def tokenizer_of(run_dir: Path, texts: list[DomainText], config: PretrainConfig) -> PreTrainedTokenizerBase:

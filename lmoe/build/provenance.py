@@ -9,10 +9,15 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lmoe.checkpoint.write import write_whole
+from lmoe.schema.run_folder import PROVENANCE_FILE
+
 PACKAGES = ("lmoe", "torch", "lightning", "transformers", "datasets", "hydra-core", "omegaconf", "wandb", "safetensors")
 
 
-def provenance(*, seed: int, overrides: list[str], data: dict[str, str], backbone: dict[str, Any]) -> dict[str, Any]:
+def provenance(
+    *, seed: int, overrides: list[str], data: dict[str, str], backbone: dict[str, Any], verb: str = "train"
+) -> dict[str, Any]:
     """What is needed to make the run again.
 
     Args:
@@ -20,9 +25,10 @@ def provenance(*, seed: int, overrides: list[str], data: dict[str, str], backbon
         overrides: as given on the command line.
         data: SHA-256 of every data file by path.
         backbone: name, revision, fingerprint, trust_remote_code.
+        verb: of the command.
     """
     return {
-        "command": ["lmoe", "train", *overrides],
+        "command": ["lmoe", verb, *overrides],
         "seed": seed,
         "data": data,
         "backbone": backbone,
@@ -34,10 +40,18 @@ def provenance(*, seed: int, overrides: list[str], data: dict[str, str], backbon
     }
 
 
-def write_provenance(path: Path, record: dict[str, Any]) -> None:
-    """Add a record: a resumed run has one a start."""
-    records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    path.write_text(json.dumps([*records, record], indent=2) + "\n", encoding="utf-8")
+def add_provenance(run_dir: Path, record: dict[str, Any]) -> None:
+    """Add a record to provenance.json: a resumed run has one a start.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    path = run_dir / PROVENANCE_FILE
+    try:
+        records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    except ValueError:
+        records = []  # somebody has spoiled it; what is known of this start is worth more than a refusal
+    write_whole(run_dir, {PROVENANCE_FILE: (json.dumps([*records, record], indent=2) + "\n").encode()})
 
 
 def _version(name: str) -> str | None:

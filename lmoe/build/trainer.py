@@ -9,10 +9,11 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
-from lmoe.errors import CheckpointError, ConfigError
+from lmoe.errors import ConfigError
 from lmoe.schema.trainer import Accelerator, TrainerConfig
 from lmoe.schema.trainer import Strategy as StrategyName
 from lmoe.schema.validate import CALLBACK_PREFIX
+from lmoe.training.sharded import ShardedStrategy
 
 
 def build_trainer(loop: TrainerConfig, run_dir: Path, loggers: list[Logger], callbacks: list[Callback]) -> Trainer:
@@ -29,7 +30,7 @@ def build_trainer(loop: TrainerConfig, run_dir: Path, loggers: list[Logger], cal
         accelerator=loop.accelerator.value,
         devices=loop.devices,
         num_nodes=loop.num_nodes,
-        strategy=_strategy(loop.strategy),
+        strategy=_strategy(loop),
         precision=loop.precision,  # type: ignore[arg-type]
         max_steps=loop.max_steps,
         accumulate_grad_batches=loop.accumulate_grad_batches,
@@ -67,19 +68,11 @@ def extra_callbacks(settings: dict[str, Any]) -> list[Callback]:
     return made
 
 
-def checkpoint_step(path: Path) -> int:
-    """Optimizer steps done at a checkpoint.
-
-    Raises:
-        CheckpointError: it cannot be read.
-    """
-    try:
-        return int(torch.load(path, weights_only=True, mmap=True, map_location="cpu")["global_step"])
-    except Exception as error:  # a torn file fails in many ways: zip, pickle, key, type, value errors
-        raise CheckpointError(
-            f"{path}: cannot be read ({type(error).__name__}: {error}); is best.ckpt intact?"
-        ) from None
-
-
-def _strategy(name: StrategyName) -> str | Strategy:
-    return DDPStrategy(gradient_as_bucket_view=True) if name is StrategyName.ddp else "auto"
+def _strategy(loop: TrainerConfig) -> str | Strategy:
+    match loop.strategy:
+        case StrategyName.ddp:
+            return DDPStrategy(gradient_as_bucket_view=True)
+        case StrategyName.fsdp2:
+            return ShardedStrategy(loop.devices * loop.num_nodes)
+        case _:
+            return "auto"

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import CheckpointError
-from lmoe.injection.apply import Injected, injected, mixtures
+from lmoe.injection.record import Injected, injected, low_rank, mixtures
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.layers.stacked_lora import StackedLoRA
+from lmoe.ops.lora import faded
 from lmoe.schema.backbone import BackbonePrecision
 from lmoe.schema.moe import MoeConfig
 from lmoe.schema.phase_rules import BASE_ROLES
@@ -56,6 +57,21 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
             key = base_parameter_name(name)
             assert key not in tensors, key
             tensors[key] = tensor.data
+    return tensors | _faded(model)
+
+
+def _faded(model: nn.Module) -> dict[str, Tensor]:
+    """lora_B of branches that a run has faded: the file holds them as they work, and nobody has to know of the fade."""
+    tensors = {}
+    for path, _, module in low_rank(model):
+        if isinstance(module.fade, float) and module.fade == 1.0:
+            continue
+        for name in ("lora_B", "lora_B_start"):
+            if (tensor := getattr(module, name, None)) is not None:
+                scaled = faded(tensor.data, module.fade)
+                stacked = scaled.ndim == 3
+                tensors |= {f"{path}.experts.{e}.{name}": scaled[e] for e in range(len(scaled)) if stacked}
+                tensors |= {} if stacked else {base_parameter_name(f"{path}.{name}"): scaled}
     return tensors
 
 

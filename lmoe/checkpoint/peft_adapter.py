@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from lmoe.checkpoint.peft_layout import native_routers, peft_parts, peft_tensors, read_peft_tensors
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import CheckpointError
-from lmoe.injection.apply import injected
+from lmoe.injection.record import injected
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.stacked_lora import StackedLoRA
 

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lmoe.errors import CheckpointError
-from lmoe.injection.apply import injected
 from lmoe.injection.plan import SiteKind, SitePlan
+from lmoe.injection.record import injected
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.native_experts import NativeExpertsLoRA
 from lmoe.layers.native_router import NativeRouter
 from lmoe.layers.stacked_lora import StackedLoRA
+from lmoe.ops.lora import faded
 from lmoe.schema.injection import InjectionStrategy
 
 PREFIX = "base_model.model."
@@ -74,7 +75,7 @@ def peft_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The tensors of the adapter file under PEFT's names; native routers whole, as modules_to_save."""
     tensors: dict[str, Tensor] = {}
     for part in peft_parts(model):
-        lora_A, lora_B = part.owner.lora_A.data, part.owner.lora_B.data
+        lora_A, lora_B = part.owner.lora_A.data, faded(part.owner.lora_B.data, part.owner.fade)
         if isinstance(part.owner, StackedLoRA):
             lora_A, lora_B = lora_A.flatten(0, 1), lora_B.permute(1, 2, 0).flatten(1)
         tensors[f"{PREFIX}{part.key}.lora_A.weight"], tensors[f"{PREFIX}{part.key}.lora_B.weight"] = lora_A, lora_B

@@ -27,7 +27,7 @@ def run(
         from lmoe.build.announce import quiet_libraries
         from lmoe.inference.generate import stream_answer
         from lmoe.inference.load import load
-        from lmoe.injection.apply import domain as of_domain
+        from lmoe.injection.tracing import domain as of_domain
 
         quiet_libraries()
         model, tokenizer = load(checkpoint, base_model=base_model)

@@ -17,10 +17,12 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmoe.cli.resume import merge_saved, run_to_resume
+from lmoe.cli.resume import AUTO, merge_saved, run_to_resume
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.schema.keys import near, unknown_key
 from lmoe.schema.resources import resource_dir
+from lmoe.schema.run_folder import CONFIG_FILE
+from lmoe.training.stopping import Stopped
 
 Job = Callable[[Any, Path, list[str]], None]
 
@@ -36,7 +38,7 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
         entry: file that runs the verb; Lightning starts it again for each further process of a run.
 
     Returns:
-        The exit code: 0, or 1 after a message on stderr.
+        The exit code: 0, 1 after a message on stderr, or 128 + the signal that ended it.
     """
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to us instead of printing a traceback
@@ -46,7 +48,12 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
         runtime = HydraConfig.get()
         overrides, folder = list(runtime.overrides.task), Path(runtime.runtime.output_dir)
         try:
+            if composed.get("resume") == AUTO:
+                composed.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
             job(to_object(composed, schema, overrides), folder, overrides)
+        except Stopped:
+            drop_empty(folder)
+            raise
         except LmoeError as error:
             drop_empty(folder)
             if runtime.mode is None or runtime.mode.name != "MULTIRUN":
@@ -62,6 +69,8 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
         hydra.main(version_base="1.3", config_path=str(resource_dir("conf")), config_name=config_name)(task)()
     except LmoeError as error:
         return _say(str(error))
+    except Stopped as stopped:
+        return stopped.exit_code
     except (HydraException, OmegaConfBaseException) as error:
         return _say(f"config: {_hydra_message(error)}")
     except OSError as error:
@@ -97,7 +106,7 @@ def checked_arguments(argv: list[str], schema: type) -> list[str]:
     multirun = [arg for arg in argv if arg in ("-m", "--multirun")]
     arguments = multirun[:1] + [arg for arg in argv if arg not in multirun]
     run = run_to_resume(overrides)
-    if run is None:
+    if run is None:  # a new run, or resume=auto
         return arguments
     if multirun:
         raise ConfigError("resume continues one run, so it cannot be part of a multirun; leave out -m")

@@ -3,11 +3,14 @@
 import sys
 from pathlib import Path
 
+from lmoe.build.claim import claimed
+from lmoe.build.records import begun
 from lmoe.cli.hydra_run import hydra_main
 from lmoe.cli.resume import refuse_existing
 from lmoe.schema.pretrain import PretrainConfig
 from lmoe.schema.problems import raise_problems
 from lmoe.schema.validate_pretrain import pretrain_problems
+from lmoe.training.stopping import StopSignals
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,10 +21,12 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: PretrainConfig, run_dir: Path, overrides: list[str]) -> None:
     """One pre-training, or the continuation of one."""
     raise_problems(pretrain_problems(config))
-    if not config.resume:
-        refuse_existing(run_dir)
-    from rich.console import Console
+    with StopSignals() as signals, claimed(run_dir) as run_id:
+        if not config.resume:
+            refuse_existing(run_dir)
+        with begun(config, run_dir):
+            from rich.console import Console
 
-    from lmoe.build.pretrain import pretrain
+            from lmoe.build.pretrain import pretrain
 
-    pretrain(config, run_dir, overrides, Console())
+            pretrain(config, run_dir, overrides, Console(), signals, run_id)

@@ -1,4 +1,4 @@
-"""`resume=<run directory>`: the saved config, and which changes to it are safe."""
+"""`resume=<run directory>`: the saved config, and the overrides of this command on top of it."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -10,34 +10,22 @@ from yaml import YAMLError
 
 from lmoe.errors import ConfigError
 from lmoe.schema.resources import resource_dir
+from lmoe.schema.resume_rules import LENGTH, PER_STEP, kept_steps, refused
 from lmoe.schema.run_folder import CONFIG_FILE
 
-# Neither the weights nor the order of the data depends on these.
-SAFE = (
-    "logger",
-    "name",
-    "resume",
-    "dry_run",
-    "checkpoint",
-    "analysis",
-    "trainer.val_every_n_steps",
-    "trainer.log_every_n_steps",
-    "trainer.enable_progress_bar",
-    "data.num_workers",
-    "data.cache_dir",
-    "output",
-    "eval_sft",
-)
+AUTO = "auto"
+OWN_KEYS_ONLY = ("trainer",)
+"""Groups whose choice, on resume, changes what its file says and nothing else."""
 
 
 def run_to_resume(overrides: list[Override]) -> Path | None:
-    """The folder named by resume=…, or None.
+    """The folder named by resume=…; None without it, and for auto, where the folder is known only when composed.
 
     Raises:
         ConfigError: it holds no run.
     """
     value = next((o.value() for o in reversed(overrides) if o.key_or_group == "resume"), None)
-    if value is None:
+    if value in (None, AUTO):
         return None
     run = Path(str(value)).expanduser().resolve()
     if not (run / CONFIG_FILE).is_file():
@@ -63,22 +51,41 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
         ConfigError: every override that would make another run of it, with both values.
     """
     saved = OmegaConf.merge(OmegaConf.structured(schema), _load(Path(composed.resume).expanduser() / CONFIG_FILE))
-    problems: list[str] = []
-    for name, key in _set_by(overrides, schema):
-        group = (resource_dir("conf") / name).is_dir()
-        for path, new, old in _differences(OmegaConf.select(composed, key), OmegaConf.select(saved, key), key):
-            if not path.startswith(SAFE):
-                whose = f" (from {name}=…)" if group else ""
-                problems.append(
-                    f"{path} is {new!r}{whose}, but the run was started with {old!r}; it cannot change on resume"
-                )
-        if not problems:
-            OmegaConf.update(saved, key, OmegaConf.select(composed, key), force_add=True)
-    if problems:
-        raise ConfigError(problems)
-    saved.resume = composed.resume
     assert isinstance(saved, DictConfig)
+    changes: dict[str, tuple[Any, Any]] = {}
+    whose: dict[str, str] = {}
+    given = _set_by(overrides, schema)
+    for name, key in given:
+        for path, new, old in _differences(OmegaConf.select(composed, key), OmegaConf.select(saved, key), key):
+            changes[path] = (new, old)
+            whose[path] = f" (from {name}=…)" if (resource_dir("conf") / name).is_dir() else ""
+    values = {key: value for key in PER_STEP if (value := OmegaConf.select(saved, key)) is not None}
+    if reasons := refused(changes, values):
+        raise ConfigError(
+            [
+                f"{key} is {changes[key][0]!r}{whose[key]}, but the run was started with {changes[key][1]!r}; {why}"
+                for key, why in reasons.items()
+            ]
+        )
+    if LENGTH in changes:
+        _keep_boundaries(saved)
+    for _, key in given:
+        if key.startswith("phase") and LENGTH in changes:
+            continue  # the same phases, whose starts are steps now
+        OmegaConf.update(saved, key, OmegaConf.select(composed, key), force_add=True)
+    saved.resume = composed.resume
     return saved
+
+
+def _keep_boundaries(saved: DictConfig) -> None:
+    """A run that is made longer keeps the steps at which its phases start and its dials arrive."""
+    steps = saved.trainer.max_steps
+    for phase in (OmegaConf.select(saved, "phase.phases") or {}).values():
+        phase.start = kept_steps(phase.start, steps)
+    if OmegaConf.select(saved, "moe") is not None and (
+        saved.moe.temperature_end is not None or saved.moe.router_noise_end is not None
+    ):
+        saved.moe.anneal_steps = kept_steps(saved.moe.anneal_steps or "100%", steps)
 
 
 def _load(file: Path) -> Any:
@@ -91,8 +98,17 @@ def _load(file: Path) -> Any:
 def _set_by(overrides: list[str], schema: type) -> list[tuple[str, str]]:
     """(override's name, key that it may set): itself, or every section where it is a group such as experiment."""
     sections = [field.name for field in fields(schema)]
-    names = dict.fromkeys(override.lstrip("+~").split("=", 1)[0] for override in overrides)
-    return [(name, key) for name in names for key in ([name] if name.split(".")[0] in sections else sections)]
+    pairs = []
+    for override in overrides:
+        name, _, value = override.lstrip("+~").partition("=")
+        if name in OWN_KEYS_ONLY:
+            own = OmegaConf.load(resource_dir("conf") / name / f"{value}.yaml")
+            pairs += [(name, f"{name}.{key}") for key in own]
+        elif name.split(".")[0] in sections:
+            pairs.append((name, name))
+        else:
+            pairs += [(name, section) for section in sections]
+    return list(dict.fromkeys(pairs))
 
 
 def _differences(new: Any, old: Any, path: str) -> list[tuple[str, Any, Any]]:

@@ -1,14 +1,17 @@
 """`lmoe train`, the same as `python train.py`: compose, validate, build, run."""
 
-import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
+from lmoe.build.claim import claimed, is_first_process
+from lmoe.build.records import begun
 from lmoe.cli.hydra_run import drop_empty, hydra_main
 from lmoe.cli.resume import refuse_existing
 from lmoe.schema.phase_rules import phase_warnings
 from lmoe.schema.run import DryRun, RunConfig
 from lmoe.schema.validate import validate
+from lmoe.training.stopping import StopSignals
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -25,22 +28,27 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
         sys.stdout.write("config: no problems\n")
         drop_empty(run_dir)
         return
-    first = os.environ.get("LOCAL_RANK", "0") == "0"  # further processes of one run meet its config.yaml
-    if first and not config.resume and config.dry_run is DryRun.none:
-        refuse_existing(run_dir)
-    # Heavy imports wait until the config is known to be good.
-    from rich.console import Console
+    with ExitStack() as stack:
+        signals, run_id = stack.enter_context(StopSignals()), None
+        first = is_first_process()  # further processes of one run meet its folder, and write nothing
+        if first and config.dry_run is DryRun.none:
+            run_id = stack.enter_context(claimed(run_dir))
+            if not config.resume:
+                refuse_existing(run_dir)
+            stack.enter_context(begun(config, run_dir))
+        # Heavy imports wait until the config is known to be good.
+        from rich.console import Console
 
-    console = Console(quiet=not first)
-    if config.dry_run is DryRun.preflight:
-        from lmoe.build.preflight import preflight
+        console = Console(quiet=not first)
+        if config.dry_run is DryRun.preflight:
+            from lmoe.build.preflight import preflight
 
-        preflight(config, console)
-        drop_empty(run_dir)
-        return
-    from lmoe.build.train import train
+            preflight(config, console)
+            drop_empty(run_dir)
+            return
+        from lmoe.build.train import train
 
-    train(config, run_dir, overrides, console)
+        train(config, run_dir, overrides, console, signals, run_id)
 
 
 if __name__ == "__main__":  # how Lightning starts the further processes of a run

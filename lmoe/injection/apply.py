@@ -1,29 +1,21 @@
-"""Carry out a plan: replace Linears in place, freeze the backbone, and keep the record."""
+"""Make a plan and carry it out: replace Linears in place, freeze the backbone, and keep the record."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lmoe.backbones.fingerprint import fingerprint
 from lmoe.backbones.layout import layouts
-from lmoe.errors import ConfigError, InjectionError, RoutingError
-from lmoe.injection.build_site import ROUTER, SiteBuilder
+from lmoe.errors import ConfigError, InjectionError
+from lmoe.injection.build_site import SiteBuilder
 from lmoe.injection.choose import chosen_layers
 from lmoe.injection.plan import InjectionPlan, SiteKind
+from lmoe.injection.record import RECORD, Injected
 from lmoe.injection.site_plans import SitePlanner, constant_balance
 from lmoe.injection.strategies import STRATEGIES
-from lmoe.layers.context import RoutingContext, Rows
-from lmoe.layers.expert_ffn import ExpertFFN
-from lmoe.layers.lora_linear import LoRALinear
-from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
-from lmoe.layers.native_experts import NativeExpertsLoRA
-from lmoe.layers.native_router import NativeRouter
-from lmoe.layers.routers import PromptReader, Router
-from lmoe.layers.stacked_lora import StackedLoRA
+from lmoe.layers.context import RoutingContext
+from lmoe.layers.routers import PromptReader
 from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.schema.defaults import injection_section, moe_section
 from lmoe.schema.injection import InjectionConfig
@@ -35,30 +27,6 @@ from lmoe.schema.router_traits import trains_logits
 from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 from lmoe.schema.validate_injection import injection_problems
 from lmoe.schema.validate_moe import moe_problems
-
-RECORD = "lmoe_injected"
-Site = LoRALinear | MixtureLoRALinear | ExpertFFN | NativeExpertsLoRA
-
-
-@dataclass(slots=True, frozen=True, kw_only=True)
-class Injected:
-    """What was put into a model; kept on the model under the attribute `lmoe_injected`.
-
-    Args:
-        plan: the sites.
-        injection, moe: the sections that made it.
-        trace, context: what the routers share.
-        fingerprint: of the backbone as it was found.
-        trained_base: roles of the backbone's own parameters that are trained and saved with the adapters.
-    """
-
-    plan: InjectionPlan
-    injection: InjectionConfig
-    moe: MoeConfig
-    trace: RoutingTrace
-    context: RoutingContext
-    fingerprint: str
-    trained_base: frozenset[Role]
 
 
 def plan(
@@ -100,6 +68,7 @@ def _plan(model: nn.Module, injection: InjectionConfig, moe: MoeConfig) -> Injec
         sites=tuple(sites),
         base_ffn=(*blocks, *(layout.block or layout.experts for layout in native)),
         native_routers=tuple(layout.router for layout in native),
+        layers=tuple(layer.path for layer in every_layer),
         warnings=(*planner.warnings, *constant_balance(sites, injection, moe)),
     )
 
@@ -220,114 +189,3 @@ def _sections(
     raise_problems(problems)
     assert isinstance(injection, InjectionConfig) and isinstance(moe, MoeConfig)
     return injection, moe
-
-
-def injected(model: nn.Module) -> Injected:
-    """The record of what was put into a model.
-
-    Raises:
-        InjectionError: nothing was.
-    """
-    record = getattr(model, RECORD, None)
-    if record is None:
-        raise InjectionError("this model carries no experts; call lmoe.inject(model, …) or lmoe.load(…) first")
-    return record
-
-
-def sites(model: nn.Module) -> Iterator[tuple[str, Site]]:
-    """Every wrapper of an injected model with its path, in the order of the plan."""
-    for site in injected(model).plan.sites:
-        module = model.get_submodule(site.path)
-        assert isinstance(module, Site)
-        yield site.path, module
-
-
-def mixtures(model: nn.Module) -> Iterator[tuple[str, MixtureLoRALinear | StackedLoRA]]:
-    """What holds the stacked factors of several experts, with its path, in the order of the plan."""
-    for path, site in sites(model):
-        if isinstance(site, MixtureLoRALinear):
-            yield path, site
-        for name, child in site.named_children():
-            if isinstance(child, StackedLoRA):
-                yield f"{path}.{name}", child
-
-
-def routers(model: nn.Module) -> Iterator[tuple[str, Router]]:
-    """Every router that lmoe made, by the name of its site, in the order of the plan; the backbone's own are not."""
-    for name in injected(model).plan.routers:
-        router = model.get_submodule(f"{name}.{ROUTER}")
-        if isinstance(router, Router):
-            yield name, router
-
-
-@contextmanager
-def trace(
-    model: nn.Module,
-    *,
-    attention_mask: Tensor,
-    domains: Sequence[str] | None = None,
-    prompt_mask: Tensor | None = None,
-) -> Iterator[RoutingTrace]:
-    """Routing of the forwards inside the block.
-
-    Args:
-        model: an injected model.
-        attention_mask: (B, T) bool or 0/1; padding counts for no loss and no statistic.
-        domains: B names, for moe.router=oracle.
-        prompt_mask: (B, T) bool or 0/1, for moe.router=sequence: the tokens that the decision is made from; None: those
-            that the attention mask keeps, up to the first label.
-
-    Raises:
-        RoutingError: a domain that no expert has, another number of names than rows, or facts that the router of this
-            model does not use.
-    """
-    record = injected(model)
-    experts = None
-    if prompt_mask is not None and record.moe.router is not RouterKind.sequence:
-        raise RoutingError(f"prompt_mask is for moe.router=sequence; this model has moe.router={record.moe.router}")
-    if domains is not None:
-        if len(domains) != len(attention_mask):
-            raise RoutingError(f"{len(domains)} domains for {len(attention_mask)} rows; give one name for each row")
-        experts = torch.tensor([expert_of(record.moe, name) for name in domains], device=attention_mask.device)[:, None]
-    rows = None if prompt_mask is None else Rows.single(prompt_mask.bool() & attention_mask.bool())
-    with record.context.about(expert_of_token=experts, rows=rows), record.trace.recording(attention_mask) as recording:
-        yield recording
-
-
-@contextmanager
-def domain(model: nn.Module, name: str) -> Iterator[None]:
-    """Every token inside the block belongs to one domain: for generation with moe.router=oracle.
-
-    Raises:
-        RoutingError: no expert has this domain.
-    """
-    record = injected(model)
-    with record.context.about(expert_of_token=torch.tensor(expert_of(record.moe, name))):
-        yield
-
-
-def expert_of(moe: MoeConfig, name: str) -> int:
-    """Number of the oracle's expert for a domain.
-
-    Raises:
-        RoutingError: none.
-    """
-    if moe.router is not RouterKind.oracle:
-        raise RoutingError(f"domains are for moe.router=oracle; this model has moe.router={moe.router}")
-    if name not in (moe.domains or []):
-        raise RoutingError(f"moe.router=oracle has no expert for the domain {name!r}; it has {moe.domains}")
-    return (moe.domains or []).index(name)
-
-
-@contextmanager
-def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The backbone's own function inside the block."""
-    native = [module for module in model.modules() if isinstance(module, NativeRouter)]
-    before = [(module, module.enabled) for module in (*native, *(site for _, site in sites(model)))]
-    for module, _ in before:
-        module.enabled = False
-    try:
-        yield
-    finally:
-        for module, enabled in before:
-            module.enabled = enabled

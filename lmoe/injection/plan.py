@@ -108,12 +108,14 @@ class InjectionPlan:
         sites: one entry a module that is replaced.
         base_ffn: paths of the feed-forward blocks in the backbone, whose parameters have the role base_ffn.
         native_routers: paths of the routers that the backbone brings along, whoever trains them.
+        layers: paths of all decoder layers.
         warnings: half-matched keywords and the like.
     """
 
     sites: tuple[SitePlan, ...]
     base_ffn: tuple[str, ...] = ()
     native_routers: tuple[str, ...] = ()
+    layers: tuple[str, ...] = ()
     warnings: tuple[str, ...] = field(default=())
 
     @property

@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from lmoe.backbones.fingerprint import base_parameter_name
-from lmoe.injection.apply import injected, routers, sites
 from lmoe.injection.build_site import ROUTER
+from lmoe.injection.record import injected, routers, sites
 from lmoe.layers.expert_ffn import COPIES
 from lmoe.schema.phase import Role
 
@@ -37,6 +37,17 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
         return Role.base_ffn if original.startswith(blocks) else Role.backbone
 
     return {name: role(name) for name, _ in model.named_parameters()}
+
+
+def parameter_layers(model: nn.Module) -> dict[str, int | None]:
+    """Index of the decoder layer that each parameter of an injected model is in, by name; None: in none."""
+    prefixes = {f"{path}.": index for index, path in enumerate(injected(model).plan.layers)}
+
+    def layer(name: str) -> int | None:
+        above = (name[: i + 1] for i, letter in enumerate(name) if letter == ".")
+        return next((prefixes[prefix] for prefix in above if prefix in prefixes), None)
+
+    return {name: layer(name) for name, _ in model.named_parameters()}
 
 
 def role_table(model: nn.Module) -> list[tuple[Role, int, int]]:

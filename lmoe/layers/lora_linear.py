@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lmoe.ops.dora import weight_row_norms
 from lmoe.ops.linear_sizes import sizes, weight_OD
-from lmoe.ops.lora import kaiming_lora_A, lora_delta
+from lmoe.ops.lora import faded, kaiming_lora_A, lora_delta
 
 
 def branch_dtype(x: Tensor, lora_A: Tensor) -> torch.dtype:
@@ -18,7 +18,7 @@ def branch_dtype(x: Tensor, lora_A: Tensor) -> torch.dtype:
 
 
 class LowRank(nn.Module):
-    """scaling * x A^T B^T, with float32 A and B.
+    """scaling * x A^T B^T, with float32 A and B; `fade` scales it further, see training/handoff.py.
 
     Args:
         in_features, out_features: D and O.
@@ -32,13 +32,13 @@ class LowRank(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, lora_r: int, scaling: float, device: torch.device) -> None:
         super().__init__()
-        self.scaling = scaling
+        self.scaling, self.fade = scaling, 1.0
         self.lora_A = nn.Parameter(kaiming_lora_A((lora_r, in_features), device))
         self.lora_B = nn.Parameter(torch.zeros(out_features, lora_r, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., O)."""
-        return lora_delta(x, self.lora_A, self.lora_B, self.scaling)
+        return lora_delta(x, self.lora_A, faded(self.lora_B, self.fade), self.scaling)
 
 
 class LoRALinear(nn.Module):
@@ -71,7 +71,7 @@ class LoRALinear(nn.Module):
         use_dora: bool = False,
     ) -> None:
         super().__init__()
-        self.base_layer, self.scaling, self.enabled = base_layer, scaling, True
+        self.base_layer, self.scaling, self.enabled, self.fade = base_layer, scaling, True, 1.0
         (in_features, out_features), device = sizes(base_layer), next(base_layer.parameters()).device
         self.lora_dropout = nn.Dropout(dropout)
         self.lora_A = nn.Parameter(kaiming_lora_A((lora_r, in_features), device))
@@ -89,11 +89,12 @@ class LoRALinear(nn.Module):
         if not self.enabled:
             return y
         branch = self.lora_dropout(x.to(branch_dtype(x, self.lora_A)))
-        delta = lora_delta(branch, self.lora_A, self.lora_B, self.scaling).to(y.dtype)
+        lora_B = faded(self.lora_B, self.fade)
+        delta = lora_delta(branch, self.lora_A, lora_B, self.scaling).to(y.dtype)
         if not self.use_dora:
             return y + delta
         with torch.autocast(x.device.type, enabled=False):
-            lengths = weight_row_norms(weight_OD(self.base_layer), self.lora_A, self.lora_B, self.scaling)
+            lengths = weight_row_norms(weight_OD(self.base_layer), self.lora_A, lora_B, self.scaling)
         lengths = lengths.detach().clamp(min=torch.finfo(lengths.dtype).tiny)  # a row of zeros stays one
         ratio = (self.lora_magnitude / lengths).to(y.dtype)
         if self.base_layer.bias is None:

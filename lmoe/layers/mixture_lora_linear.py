@@ -18,7 +18,7 @@ from lmoe.ops.backend import grouped_is_faster, misaligned
 from lmoe.ops.frozen_linear import frozen_and_down
 from lmoe.ops.grouped import add_grouped
 from lmoe.ops.linear_sizes import sizes, weight_OD
-from lmoe.ops.lora import kaiming_lora_A
+from lmoe.ops.lora import faded, kaiming_lora_A
 from lmoe.ops.stacked import add_stacked, stacked_delta
 from lmoe.ops.svd_init import svd_slices
 from lmoe.schema.moe import Backend, Mixing
@@ -83,6 +83,7 @@ class MixtureLoRALinear(nn.Module):
     ) -> None:
         super().__init__()
         self.base_layer, self.settings, self.enabled = base_layer, settings, True
+        self.fade: float | Tensor = 1.0
         self.router = router if isinstance(router, Router) else None
         self.block_route = router if isinstance(router, BlockRoute) else None
         (in_features, out_features), device = shape or sizes(base_layer), next(base_layer.parameters()).device
@@ -214,9 +215,9 @@ class MixtureLoRALinear(nn.Module):
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B of the mixture; with svd [A; A_0] and [B, -B_0], of twice the rank."""
         if not self.settings.svd:
-            return self.lora_A, self.lora_B
+            return self.lora_A, faded(self.lora_B, self.fade)
         lora_A = torch.cat([self.lora_A, self.lora_A_start], dim=1)
-        return lora_A, torch.cat([self.lora_B, -self.lora_B_start], dim=2)
+        return lora_A, faded(torch.cat([self.lora_B, -self.lora_B_start], dim=2), self.fade)
 
     def _start_from_singular_directions(self) -> None:
         settings = self.settings

@@ -35,7 +35,7 @@ class DomainLoss(Metric):
     token_sum: Tensor
 
     def __init__(self, domains: list[str]) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # every rank validates all rows
         self.domains = list(domains)
         self.add_state("loss_sum", torch.zeros(len(domains), dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("token_sum", torch.zeros(len(domains), dtype=torch.float64), dist_reduce_fx="sum")

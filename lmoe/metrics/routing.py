@@ -5,7 +5,7 @@ Shapes: S sites, N tokens, E experts (the most of any site; sites with fewer lea
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -92,6 +92,7 @@ class RoutingStats(Metric):
     Args:
         num_experts: E of each site, by site name, in order.
         domains: names, in the order of the domain ids.
+        over_ranks: sum over the processes when computing; False where each of them sees all rows.
     """
 
     full_state_update = False
@@ -102,8 +103,8 @@ class RoutingStats(Metric):
     effective_sum: Tensor
     tokens: Tensor
 
-    def __init__(self, num_experts: dict[str, int], domains: list[str]) -> None:
-        super().__init__()
+    def __init__(self, num_experts: dict[str, int], domains: list[str], *, over_ranks: bool = True) -> None:
+        super().__init__(sync_on_compute=over_ranks)
         self.num_experts, self.domains = dict(num_experts), list(domains)
         self._index = {site: i for i, site in enumerate(num_experts)}
         sites, experts = len(num_experts), max(num_experts.values(), default=0)
@@ -174,6 +175,11 @@ class RoutingStats(Metric):
                 valid,
                 domain_ids,
             )
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the sums of another one of the same sites and domains, or a saved `metric_state`."""
+        super().merge_state(incoming_state)
+        self._update_count, self._computed = self._update_count + 1, None  # NOTE the library counts updates only
 
     def _places(self, sites: list[str]) -> slice | list[int]:
         """Where the sites are in the states; a slice, which needs no index on the device, if they are neighbours."""

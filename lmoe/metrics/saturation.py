@@ -41,7 +41,7 @@ class ChosenExperts(Metric):
     bits: list[Tensor]
 
     def __init__(self, num_experts: dict[str, int]) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # every rank validates all rows
         self.num_experts = dict(num_experts)
         self._index = {site: i for i, site in enumerate(num_experts)}
         self.add_state("bits", [], dist_reduce_fx="cat")

@@ -91,7 +91,7 @@ class DomainSpecialisation(Metric):
     row_domains: list[Tensor]
 
     def __init__(self, num_experts: dict[str, int], domains: list[str], permutations: int = 200, seed: int = 0) -> None:
-        super().__init__()
+        super().__init__(sync_on_compute=False)  # every rank validates all rows
         if permutations < 1:
             raise ValueError(f"permutations is {permutations}, must be 1 or more; 200 tells p-values down to 0.005")
         self.num_experts, self.domains = dict(num_experts), list(domains)

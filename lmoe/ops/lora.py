@@ -23,6 +23,18 @@ def lora_delta(x: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Ten
     return linear(linear(x, lora_A) * scaling, lora_B)
 
 
+def faded(lora_B: Tensor, fade: float | Tensor) -> Tensor:
+    """lora_B with the scale of its branch, or of each expert's.
+
+    Args:
+        lora_B: (O, R), or (E, O, R).
+        fade: 1 leaves it as it is; or (E,).
+    """
+    if isinstance(fade, Tensor):
+        return lora_B * fade[:, None, None]
+    return lora_B if fade == 1.0 else lora_B * fade
+
+
 def kaiming_lora_A(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """lora_A at the start: uniform in ±1/sqrt(D), which is kaiming_uniform with a = sqrt(5), as PEFT has it.
 

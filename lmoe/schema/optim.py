@@ -10,6 +10,7 @@ class LrSchedule(StrEnum):
     cosine = "cosine"
     linear = "linear"
     constant = "constant"
+    wsd = "wsd"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,7 +38,9 @@ class OptimConfig:
     warmup_steps: int = 10
     """Linear warm-up of each phase, in optimizer steps; clipped to the phase."""
     schedule: LrSchedule = LrSchedule.cosine
-    """Shape after the warm-up, over the rest of the phase."""
+    """Shape after the warm-up, over the rest of the phase: cosine, linear, constant, or wsd: constant, then down."""
+    decay_share: float = 0.2
+    """wsd: share of the phase, after its warm-up, in which the learning rate goes down linearly."""
     min_lr_ratio: float = 0.0
     """Learning rate at the end of a phase, as a share of its peak."""
     lora_plus_ratio: float = 1.0

@@ -5,7 +5,8 @@ from itertools import pairwise
 
 from lmoe.schema.injection import InitLora, InjectionConfig, InjectionStrategy
 from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
-from lmoe.schema.phase import PhaseConfig, PhaseMode, Role, start_step
+from lmoe.schema.phase import PLATEAU, PhaseConfig, PhaseMode, Role, planned_start
+from lmoe.schema.phase_options import option_problems
 from lmoe.schema.problems import without_effect
 from lmoe.schema.router_traits import TRAITS, trains_logits
 from lmoe.schema.run import RunConfig
@@ -26,7 +27,7 @@ def ordered_phases(config: RunConfig) -> list[tuple[str, int, PhaseConfig]]:
         ValueError: a start that is neither a step nor a share.
     """
     steps = config.trainer.max_steps
-    entries = [(name, start_step(phase.start, steps), phase) for name, phase in config.phase.phases.items()]
+    entries = [(name, planned_start(phase, steps), phase) for name, phase in config.phase.phases.items()]
     before: list[Role] = []
     resolved = []
     for name, start, phase in sorted(entries, key=lambda entry: entry[1]):
@@ -49,13 +50,13 @@ def phase_problems(config: RunConfig) -> list[str]:
     for name, phase in config.phase.phases.items():
         key = f"phase.phases.{name}"
         try:
-            start = start_step(phase.start, config.trainer.max_steps)
+            start = planned_start(phase, config.trainer.max_steps)
         except ValueError as error:
-            problems.append(f"{key}.start: {error}")
+            problems.append(f"{start_key(key, phase)}: {error}")
             continue
         if start >= config.trainer.max_steps >= 1:
             problems.append(
-                f"{key}.start={phase.start} is step {start}, but trainer.max_steps={config.trainer.max_steps} ends the "
+                f"{start_key(key, phase)} is step {start}, but trainer.max_steps={config.trainer.max_steps} ends the "
                 "run before it; start earlier or raise trainer.max_steps"
             )
         problems += _role_problems(key, phase, config.injection, config.moe)
@@ -71,12 +72,22 @@ def phase_problems(config: RunConfig) -> list[str]:
     starts = [(name, start) for name, start, _ in ordered_phases(config)]
     if starts[0][1] != 0:
         problems.append(f"phase.phases.{starts[0][0]}.start is step {starts[0][1]}; the first phase must start at 0")
+    if config.phase.phases[starts[0][0]].start == PLATEAU:
+        problems.append(f"phase.phases.{starts[0][0]}.start=plateau: the first phase must start at 0")
+    for name, _, phase in ordered_phases(config):
+        written = config.phase.phases[name]
+        problems += option_problems(f"phase.phases.{name}", written, phase.trainable, config)
     if config.phase.phases[starts[0][0]].mode is PhaseMode.add:
         problems.append(without_effect(f"phase.phases.{starts[0][0]}.mode=add", "in the first phase"))
     for (first, a), (second, b) in pairwise(starts):
         if a == b:
             problems.append(f"phase.phases.{first} and phase.phases.{second} both start at step {a}")
     return problems
+
+
+def start_key(key: str, phase: PhaseConfig) -> str:
+    """The setting that says when a phase starts, with its value."""
+    return f"{key}.plateau.latest={phase.plateau.latest}" if phase.start == PLATEAU else f"{key}.start={phase.start}"
 
 
 def present_roles(injection: InjectionConfig, moe: MoeConfig) -> list[Role]:
@@ -135,14 +146,16 @@ def _switch_problems(key: str, phase: PhaseConfig, injection: InjectionConfig, m
             if getattr(phase, name)
         ]
     balance = moe.load_balance
-    by_loss = balance.type is not LoadBalanceType.none and bool(balance.aux_loss_coef)
+    coef = balance.aux_loss_coef if phase.aux_loss_coef is None else phase.aux_loss_coef
+    z_coef = moe.router_z_loss_coef if phase.router_z_loss_coef is None else phase.router_z_loss_coef
+    by_loss = balance.type is not LoadBalanceType.none and bool(coef)
     balanced = moe.router is RouterKind.relu or balance.type is LoadBalanceType.aux_loss_free or by_loss
     noisy = moe.router_noise > 0 or bool(moe.router_noise_end)
     have = {
         "load_balance": (phase.load_balance, balanced, f"moe.load_balance.type={balance.type}"),
         "router_z_loss": (
             phase.router_z_loss,
-            bool(moe.router_z_loss_coef) and trains_logits(moe),
+            bool(z_coef) and trains_logits(moe),
             f"moe.router_z_loss_coef={moe.router_z_loss_coef} and moe.router={moe.router}",
         ),
         "router_noise": (phase.router_noise, noisy, "moe.router_noise=0"),

@@ -1,5 +1,8 @@
 """Problems of a config: collected as text, raised together."""
 
+from dataclasses import fields
+from typing import Any
+
 from lmoe.errors import ConfigError
 
 
@@ -25,3 +28,8 @@ def above_zero(value: float | None, key: str) -> list[str]:
 def without_effect(key: str, why: str) -> str:
     """The problem of a setting that the user changed and that cannot act."""
     return f"{key} has no effect {why}; leave it out"
+
+
+def changed_keys(settings: Any, default: Any) -> list[str]:
+    """Names of the fields in which a dataclass differs from another one of its type."""
+    return [f.name for f in fields(settings) if getattr(settings, f.name) != getattr(default, f.name)]

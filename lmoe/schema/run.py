@@ -47,7 +47,7 @@ class RunConfig:
     seed: int = 0
     """Seed of initial weights, data order, split and dropout."""
     resume: str | None = None
-    """Run directory to continue, with its saved config."""
+    """Run directory to continue, with its saved config; auto: hydra.run.dir, where it holds a run, else a new one."""
     dry_run: DryRun = DryRun.none
     """config: validate only; preflight: build everything, one forward and backward, memory estimate, plan."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)

@@ -17,6 +17,15 @@ class Strategy(StrEnum):
 
     auto = "auto"
     ddp = "ddp"
+    fsdp2 = "fsdp2"
+    deepspeed = "deepspeed"
+
+
+class NonFinite(StrEnum):
+    """What happens where a loss or a gradient is no number."""
+
+    stop = "stop"
+    skip = "skip"
 
 
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
@@ -33,7 +42,8 @@ class TrainerConfig:
     num_nodes: int = 1
     """Machines."""
     strategy: Strategy = Strategy.auto
-    """auto or ddp."""
+    """auto: one process; ddp: the whole model in each; fsdp2: the frozen backbone sharded, adapters whole in each.
+    (deepspeed is refused, with the reason.)"""
     precision: str = "bf16-mixed"
     """32-true, bf16-mixed or 16-mixed: the autocast type. Adapters and routers stay float32."""
     max_steps: int = 150
@@ -54,5 +64,26 @@ class TrainerConfig:
     """Compile the model with torch.compile: a slow start, then faster steps. Only in pretrain."""
     stop_on_collapse: bool = False
     """End the run, with its report, when a router collapses; false: only warn. Not in pretrain."""
+    nonfinite: NonFinite = NonFinite.stop
+    """Where a loss or a gradient is NaN or infinite. stop: end the run; skip: leave the step out, count it in
+    train/skipped_steps, and stop after ten in a row. The weights never take such a step. pretrain always stops."""
+    max_time: str | None = None
+    """End the run after this wall time, as days:hours:minutes:seconds (00:11:45:00), with adapter and report; resume
+    goes on, with the same time again. null: no limit."""
     enable_progress_bar: bool = True
     """A live line with loss and phase."""
+
+
+def max_seconds(max_time: str | None) -> float | None:
+    """Seconds of `max_time`.
+
+    Raises:
+        ValueError: it is not days:hours:minutes:seconds, or nothing.
+    """
+    if max_time is None:
+        return None
+    parts = str(max_time).split(":")
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts) or not any(int(part) for part in parts):
+        raise ValueError(f"got {max_time!r}; allowed: days:hours:minutes:seconds, such as 00:11:45:00")
+    days, hours, minutes, seconds = map(int, parts)
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)

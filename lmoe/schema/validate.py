@@ -3,16 +3,18 @@
 from pathlib import Path
 
 from lmoe.schema.analysis import AnalysisConfig, KnockOut
-from lmoe.schema.backbone import BackboneConfig
+from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
+from lmoe.schema.checkpoint import CheckpointConfig
 from lmoe.schema.data import DataConfig
 from lmoe.schema.logger import LoggerConfig, LoggerKind, WandbMode
-from lmoe.schema.optim import LrSchedule, OptimConfig, RoleOptimConfig
+from lmoe.schema.optim import OptimConfig, RoleOptimConfig
 from lmoe.schema.phase import Role
-from lmoe.schema.phase_rules import TRAINABLE, phase_problems, present_roles
+from lmoe.schema.phase_options import schedule_problems
+from lmoe.schema.phase_rules import TRAINABLE, phase_problems, present_roles, trained_base
 from lmoe.schema.problems import at_least, raise_problems, without_effect
 from lmoe.schema.run import RunConfig
 from lmoe.schema.strategy_traits import STRATEGY_TRAITS
-from lmoe.schema.trainer import PRECISIONS, Accelerator, Strategy, TrainerConfig
+from lmoe.schema.trainer import PRECISIONS, Accelerator, Strategy, TrainerConfig, max_seconds
 from lmoe.schema.validate_injection import injection_problems
 from lmoe.schema.validate_moe import moe_problems
 
@@ -31,12 +33,14 @@ def validate(config: RunConfig) -> None:
         + backbone_problems(config.backbone)
         + data_problems(config.data)
         + optim_problems(config.optim)
+        + schedule_problems(config)
         + trainer_problems(config.trainer)
         + logger_problems(config.logger)
+        + sharding_problems(config)
         + _callback_problems(config)
         + _idle_problems(config)
         + at_least(config.analysis.permutations, 1, "analysis.permutations")
-        + at_least(config.checkpoint.every_n_steps, 0, "checkpoint.every_n_steps")
+        + checkpoint_problems(config.checkpoint, config.resume)
         + seed_problems(config.seed)
     )
 
@@ -120,8 +124,6 @@ def optim_problems(optim: OptimConfig) -> list[str]:
         problems.append(f"optim.betas is {optim.betas}, must be two numbers from 0 to below 1")
     if not 0 <= optim.min_lr_ratio <= 1:
         problems.append(f"optim.min_lr_ratio is {optim.min_lr_ratio}, must be from 0 to 1")
-    if optim.schedule is LrSchedule.constant and optim.min_lr_ratio:
-        problems.append("optim.min_lr_ratio has no effect with optim.schedule=constant; leave it out")
     for role, settings in optim.roles.items():
         if role not in {r.value for r in TRAINABLE}:
             problems.append(f"optim.roles.{role}: no such trainable role; allowed: {', '.join(TRAINABLE)}")
@@ -148,8 +150,50 @@ def trainer_problems(trainer: TrainerConfig) -> list[str]:
         problems.append(f"trainer.precision is {trainer.precision!r}; allowed: {', '.join(PRECISIONS)}")
     if trainer.precision == "16-mixed" and trainer.accelerator is Accelerator.cpu:
         problems.append("trainer.precision=16-mixed needs a GPU; use bf16-mixed or 32-true on the CPU")
+    try:
+        max_seconds(trainer.max_time)
+    except ValueError as error:
+        problems.append(f"trainer.max_time: {error}")
     if trainer.strategy is Strategy.auto and trainer.devices * trainer.num_nodes > 1:
-        problems.append("several devices need trainer=ddp (or trainer.strategy=ddp)")
+        problems.append("several devices need trainer=ddp or trainer=fsdp2 (or trainer.strategy=ddp)")
+    if trainer.strategy is Strategy.deepspeed:
+        problems.append(
+            "trainer.strategy=deepspeed: DeepSpeed is told only at its start which parameters train, so phases cannot "
+            "change them; use trainer=ddp, or trainer=fsdp2 where the backbone does not fit one device"
+        )
+    return problems
+
+
+def sharding_problems(config: RunConfig) -> list[str]:
+    """What trainer.strategy=fsdp2 cannot do."""
+    if config.trainer.strategy is not Strategy.fsdp2:
+        return []
+    problems = []
+    if roles := sorted(trained_base(config)):
+        problems.append(
+            f"trainer.strategy=fsdp2 shards the backbone as frozen, so {', '.join(roles)} cannot train; use trainer=ddp"
+        )
+    if config.backbone.precision in (BackbonePrecision.int8, BackbonePrecision.nf4):
+        problems.append(
+            f"trainer.strategy=fsdp2 cannot shard backbone.precision={config.backbone.precision}; use bfloat16, or "
+            "trainer=ddp"
+        )
+    if config.checkpoint.save_base:
+        problems.append("checkpoint.save_base=true cannot gather a backbone that trainer.strategy=fsdp2 has sharded")
+    if config.trainer.precision == "16-mixed":
+        problems.append("trainer.precision=16-mixed does not work with trainer.strategy=fsdp2; use bf16-mixed")
+    return problems
+
+
+def checkpoint_problems(checkpoint: CheckpointConfig, resume: str | None) -> list[str]:
+    """Problems of `checkpoint`."""
+    problems = at_least(checkpoint.every_n_steps, 0, "checkpoint.every_n_steps")
+    problems += at_least(checkpoint.keep_last, 1, "checkpoint.keep_last")
+    name = checkpoint.resume_from
+    if name is not None and resume is None:
+        problems.append(without_effect("checkpoint.resume_from", "in a new run, without resume"))
+    if name is not None and (Path(name).name != name or not name.endswith(".ckpt")):
+        problems.append(f"checkpoint.resume_from={name}: must be the name of a file in checkpoints/, such as best.ckpt")
     return problems
 
 

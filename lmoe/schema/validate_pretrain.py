@@ -3,10 +3,11 @@
 from dataclasses import fields
 from pathlib import Path
 
-from lmoe.schema.optim import RoleOptimConfig
+from lmoe.schema.optim import LrSchedule, RoleOptimConfig
 from lmoe.schema.pretrain import PretrainConfig
 from lmoe.schema.problems import at_least, without_effect
-from lmoe.schema.validate import logger_problems, optim_problems, seed_problems, trainer_problems
+from lmoe.schema.trainer import NonFinite
+from lmoe.schema.validate import checkpoint_problems, logger_problems, optim_problems, seed_problems, trainer_problems
 
 
 def pretrain_problems(config: PretrainConfig) -> list[str]:
@@ -17,7 +18,7 @@ def pretrain_problems(config: PretrainConfig) -> list[str]:
         + trainer_problems(config.trainer)
         + logger_problems(config.logger)
         + seed_problems(config.seed)
-        + at_least(config.checkpoint.every_n_steps, 0, "checkpoint.every_n_steps")
+        + checkpoint_problems(config.checkpoint, config.resume)
         + at_least(corpus.batch_size, 1, "corpus.batch_size")
         + at_least(corpus.sequence_length, 1, "corpus.sequence_length")
     )
@@ -50,6 +51,10 @@ def pretrain_problems(config: PretrainConfig) -> list[str]:
         )
     if model.vocab_size < 300:
         problems.append(f"model.vocab_size is {model.vocab_size}, must be at least 300 (256 bytes and special tokens)")
+    if config.optim.schedule is LrSchedule.constant and config.optim.min_lr_ratio:
+        problems.append(without_effect("optim.min_lr_ratio", "with optim.schedule=constant"))
+    if config.trainer.nonfinite is not NonFinite.stop:
+        problems.append(without_effect("trainer.nonfinite", "in pretrain, which always stops"))
     if config.trainer.gradient_checkpointing:
         problems.append("trainer.gradient_checkpointing has no effect in pretrain; leave it out")
     if config.trainer.stop_on_collapse:

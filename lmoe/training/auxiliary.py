@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lmoe.injection.apply import injected, mixtures, routers
+from lmoe.injection.record import injected, mixtures, routers
 from lmoe.layers.routers import LinearRouter, ReluRouter
 from lmoe.ops.balancing import moved_bias, moved_l1
 from lmoe.ops.expert_similarity import diversity_penalty
@@ -64,10 +64,12 @@ class Auxiliary:
         balance, z_loss = trace.load_balancing_loss(loads), trace.router_z_loss()
         values = {"train/load_balancing_loss": balance, "train/router_z_loss": z_loss}
         terms = []
-        if phase.load_balance and trace.losses.aux_loss_coef:
-            terms.append(trace.losses.aux_loss_coef * balance)
-        if phase.router_z_loss and trace.losses.router_z_loss_coef:
-            terms.append(trace.losses.router_z_loss_coef * z_loss)
+        balance_coef = _own_or(phase.aux_loss_coef, trace.losses.aux_loss_coef)
+        if phase.load_balance and balance_coef:
+            terms.append(balance_coef * balance)
+        z_coef = _own_or(phase.router_z_loss_coef, trace.losses.router_z_loss_coef)
+        if phase.router_z_loss and z_coef:
+            terms.append(z_coef * z_loss)
         if self.relu:
             values["train/relu_l1"] = l1 = trace.relu_l1()
             terms += [l1] if phase.load_balance else []
@@ -81,6 +83,10 @@ class Auxiliary:
         """Move selection biases and relu's L1 by the step that is done, and start the next one."""
         if phase.load_balance and (self.bias_free or self.relu):
             self._move(self.activity.means())
+        self.start_step()
+
+    def start_step(self) -> None:
+        """Forget what the micro-batches of the step before left."""
         self.activity.reset()
         self.loads.reset()
 
@@ -96,6 +102,10 @@ class Auxiliary:
                 assert isinstance(router, ReluRouter)
                 target = float(self.record.injection.top_k)
                 router.l1_coef.copy_(moved_l1(router.l1_coef, mean_active, target, moe.l1_growth))
+
+
+def _own_or(own: float | None, default: float) -> float:
+    return default if own is None else own
 
 
 class StepMeans:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lmoe.injection.apply import Injected
+from lmoe.injection.record import Injected
 from lmoe.layers.context import Rows
 from lmoe.schema.moe import RouterKind
 from lmoe.schema.phase import start_step

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lmoe.injection.apply import injected, mixtures
+from lmoe.injection.record import injected, mixtures
 from lmoe.layers.trace import Routing
 from lmoe.metrics.coactivation import Coactivation
 from lmoe.metrics.knock_out import ALL_SITES, KnockOutTable, Silenced, knock_out_table
@@ -38,7 +38,7 @@ class RoutingEvaluation:
         """Empty metrics for the routers of a model."""
         experts = injected(model).plan.routers
         return cls(
-            RoutingStats(experts, domains).to(device),
+            RoutingStats(experts, domains, over_ranks=False).to(device),
             DomainSpecialisation(experts, domains, permutations=permutations).to(device),
             Coactivation(experts).to(device),
             ChosenExperts(experts).to(device),

@@ -1,7 +1,6 @@
 """AdamW with one group a role (LoRA+: two), and its schedule, for one phase."""
 
 from collections.abc import Mapping
-from functools import partial
 
 import torch
 from torch import nn
@@ -10,7 +9,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from lmoe.schema.optim import OptimConfig
 from lmoe.schema.phase import Role
-from lmoe.training.lr_schedule import lr_factor
 from lmoe.training.phases import Phase
 
 NamedParameters = dict[str, nn.Parameter]
@@ -21,19 +19,17 @@ LORA_B_GROUP = "_B"
 
 
 def trainable_groups(
-    parameters: NamedParameters, roles: Mapping[str, Role], phase: Phase, optim: OptimConfig
+    parameters: NamedParameters, roles: Mapping[str, Role], optim: OptimConfig
 ) -> dict[str, NamedParameters]:
-    """The parameters that train in a phase, by group, in the order of Role and of the model.
+    """The parameters that require gradients, by group, in the order of Role and of the model.
 
     A group is a role; with LoRA+ lora_B has one of its own, named <role>_B.
     """
     apart = optim.lora_plus_ratio != 1
     groups: dict[str, NamedParameters] = {}
     for role in Role:
-        if role not in phase.trainable:
-            continue
         for name, parameter in parameters.items():
-            if roles[name] is role:
+            if roles[name] is role and parameter.requires_grad:
                 ending = LORA_B_GROUP if apart and name.endswith(".lora_B") else ""
                 groups.setdefault(role.value + ending, {})[name] = parameter
     return groups
@@ -53,16 +49,15 @@ def build_optimizer(groups: dict[str, NamedParameters], phase: Phase, optim: Opt
     return AdamW(entries, lr=phase.lr, betas=(beta1, beta2), eps=optim.eps)
 
 
-def build_scheduler(optimizer: AdamW, phase: Phase, optim: OptimConfig) -> LambdaLR:
-    """Warm-up and decay over the phase; step 0 is the first step of the phase."""
-    factor = partial(
-        lr_factor,
-        warmup=phase.warmup_steps,
-        total=phase.steps,
-        schedule=optim.schedule,
-        min_ratio=optim.min_lr_ratio,
-    )
-    return LambdaLR(optimizer, factor)
+def build_scheduler(optimizer: AdamW, phase: Phase) -> LambdaLR:
+    """Warm-up and decay over the phase; step 0 is the first step of the phase. A handoff ramps base_ffn in."""
+    handoff = phase.handoff
+
+    def ramped(step: int) -> float:
+        return phase.lr_factor(step) * (1.0 if handoff is None else handoff.ramp(step))
+
+    is_base = [group["name"] == Role.base_ffn.value for group in optimizer.param_groups]
+    return LambdaLR(optimizer, [ramped if base else phase.lr_factor for base in is_base])
 
 
 def carry_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> int:

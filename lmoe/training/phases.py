@@ -1,11 +1,14 @@
 """Which phase a step belongs to: a pure function, asked by everyone."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from lmoe.schema.phase import PhaseConfig, Role
+from lmoe.schema.phase import PLATEAU, HandoffConfig, PhaseConfig, PlateauConfig, Role
 from lmoe.schema.phase_rules import ordered_phases
 from lmoe.schema.run import RunConfig
+from lmoe.training.handoff import Fades, Handoff
+from lmoe.training.lr_schedule import LrShape, lr_factor
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -17,8 +20,14 @@ class Phase:
         start, end: first step, and the first step after it.
         trainable: roles that train.
         lr: peak learning rate.
-        warmup_steps: steps of warm-up, at most the phase.
+        warmup: steps of warm-up that are asked for.
         load_balance, router_z_loss, router_noise, expert_dropout, diversity: whether each is on.
+        lr_shape: what the learning rate does after the warm-up.
+        aux_loss_coef, router_z_loss_coef: weights of the auxiliary losses; None: those of the model.
+        layers: decoder layers whose parameters train, negative ones from the end; None: all.
+        handoff_config: branches that fade out.
+        waits_for: the plateau that starts it before its `start`, which is then the latest; None: it has none, or has
+            begun.
     """
 
     name: str
@@ -26,17 +35,41 @@ class Phase:
     end: int
     trainable: frozenset[Role]
     lr: float
-    warmup_steps: int
+    warmup: int
     load_balance: bool
     router_z_loss: bool
     router_noise: bool
     expert_dropout: bool
     diversity: bool
+    lr_shape: LrShape = field(default_factory=LrShape)
+    aux_loss_coef: float | None = None
+    router_z_loss_coef: float | None = None
+    layers: tuple[int, ...] | None = None
+    handoff_config: HandoffConfig = field(default_factory=HandoffConfig)
+    waits_for: PlateauConfig | None = None
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps of warm-up, at most the phase."""
+        return min(self.warmup, self.steps)
 
     @property
     def steps(self) -> int:
         """Length of the phase in optimizer steps."""
         return self.end - self.start
+
+    @property
+    def handoff(self) -> Handoff | None:
+        """The branches that fade out in it."""
+        return Handoff.of(self.handoff_config, self.steps)
+
+    def trains_layer(self, layer: int | None, layers: int) -> bool:
+        """Whether parameters in a decoder layer (None: outside all) of a model with so many train."""
+        return self.layers is None or layer is None or layer in self.layers or layer - layers in self.layers
+
+    def lr_factor(self, step: int) -> float:
+        """Share of the peak learning rate at a step of the phase."""
+        return lr_factor(step, warmup=self.warmup_steps, total=self.steps, shape=self.lr_shape)
 
 
 class PhaseSchedule:
@@ -64,6 +97,27 @@ class PhaseSchedule:
         """Index of the phase that optimizer step `step` (from 0) belongs to; the last one after the end."""
         return max(index for index, phase in enumerate(self.phases) if step >= phase.start)
 
+    def fades_at(self, step: int) -> Fades:
+        """Scales of faded branches at optimizer step `step`; empty where no phase so far has a handoff."""
+        fades: Fades = {}
+        for phase in self.phases[: self.phase_at(step) + 1]:
+            if (handoff := phase.handoff) is not None:
+                scale = handoff.scale(min(step, phase.end - 1) - phase.start)
+                experts = [None] if handoff.experts is None else handoff.experts
+                fades[handoff.role] = (fades.get(handoff.role, {}) if handoff.experts else {}) | dict.fromkeys(
+                    experts, scale
+                )
+        return fades
+
+    def begun_at(self, starts: Mapping[str, int]) -> "PhaseSchedule":
+        """The schedule with phases that waited for a plateau begun, at steps by name."""
+        moved = [
+            replace(phase, start=starts[phase.name], waits_for=None) if phase.name in starts else phase
+            for phase in self.phases
+        ]
+        ends = [phase.start for phase in moved[1:]] + [moved[-1].end]
+        return PhaseSchedule([replace(phase, end=end) for phase, end in zip(moved, ends, strict=True)])
+
     def starts(self) -> dict[str, int]:
         """First step of each phase by name."""
         return {phase.name: phase.start for phase in self.phases}
@@ -74,16 +128,24 @@ class PhaseSchedule:
 
 def _phase(name: str, start: int, end: int, phase: PhaseConfig, config: RunConfig) -> Phase:
     """One phase with its defaults filled in."""
-    warmup = config.optim.warmup_steps if phase.warmup_steps is None else phase.warmup_steps
+    optim = config.optim
     routers, experts = Role.router in phase.trainable, Role.lora in phase.trainable
     auxiliary = _chosen(phase.auxiliary_loss, routers)
     return Phase(
         name=name,
         start=start,
         end=end,
+        waits_for=phase.plateau if phase.start == PLATEAU else None,
         trainable=frozenset(phase.trainable),
-        lr=config.optim.lr if phase.lr is None else phase.lr,
-        warmup_steps=min(warmup, end - start),
+        layers=None if phase.target_layers is None else tuple(phase.target_layers),
+        lr=optim.lr if phase.lr is None else phase.lr,
+        lr_shape=LrShape(
+            schedule=phase.schedule or optim.schedule, min_ratio=optim.min_lr_ratio, decay_share=optim.decay_share
+        ),
+        warmup=optim.warmup_steps if phase.warmup_steps is None else phase.warmup_steps,
+        handoff_config=phase.lora_handoff,
+        aux_loss_coef=phase.aux_loss_coef,
+        router_z_loss_coef=phase.router_z_loss_coef,
         load_balance=_chosen(phase.load_balance, auxiliary),
         router_z_loss=_chosen(phase.router_z_loss, auxiliary),
         router_noise=_chosen(phase.router_noise, routers),

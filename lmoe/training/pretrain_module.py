@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lmoe.metrics.language import IGNORE, DomainLoss, token_losses
 from lmoe.schema.optim import OptimConfig
-from lmoe.training.lr_schedule import lr_factor
+from lmoe.training.lr_schedule import LrShape, lr_factor
 
 
 class PretrainModule(LightningModule):
@@ -68,14 +68,12 @@ class PretrainModule(LightningModule):
         beta1, beta2 = self.optim.betas
         optimizer = torch.optim.AdamW(groups, lr=self.optim.lr, betas=(beta1, beta2), eps=self.optim.eps)
 
+        shape = LrShape(
+            schedule=self.optim.schedule, min_ratio=self.optim.min_lr_ratio, decay_share=self.optim.decay_share
+        )
+
         def factor(step: int) -> float:
-            return lr_factor(
-                step,
-                warmup=self.optim.warmup_steps,
-                total=self.max_steps,
-                schedule=self.optim.schedule,
-                min_ratio=self.optim.min_lr_ratio,
-            )
+            return lr_factor(step, warmup=self.optim.warmup_steps, total=self.max_steps, shape=shape)
 
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -7,17 +7,19 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmoe.errors import CheckpointError, TrainingError
-from lmoe.injection.apply import injected
-from lmoe.injection.roles import adapter_buffers, adapter_parameters, parameter_roles
+from lmoe.injection.record import injected
+from lmoe.injection.roles import parameter_layers, parameter_roles
 from lmoe.metrics.language import DomainLoss, token_losses
 from lmoe.metrics.routing import RoutingStats
 from lmoe.schema.optim import OptimConfig
 from lmoe.training.auxiliary import Auxiliary
 from lmoe.training.dials import Dials, facts, set_dials
 from lmoe.training.evaluation import RoutingEvaluation
-from lmoe.training.optimizers import build_optimizer, build_scheduler, state_names, trainable_groups
+from lmoe.training.handoff import set_fades
+from lmoe.training.module_state import load_state, save_state
+from lmoe.training.optimizers import build_optimizer, build_scheduler, trainable_groups
 from lmoe.training.phases import Phase, PhaseSchedule
+from lmoe.training.sharded import ShardedStrategy, shard_backbone
 from lmoe.training.window_losses import WindowLosses
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
@@ -28,7 +30,9 @@ WindowTotals = Callable[[int], tuple[int, int]]
 class SftModule(LightningModule):
     """Trains the adapters and routers of an injected model.
 
-    `step_routing` and `recent_routing` gather the routing of training batches; the callbacks that read them reset them.
+    `step_routing` and `recent_routing` gather the routing of finished steps; the callbacks that read them reset them.
+    `skip_step` is set where the step under way is to be left out; `last_loss` and `grad_norms` are those of the step;
+    `begun` holds the first steps of phases that waited for a plateau.
 
     Args:
         model: an injected causal language model.
@@ -52,25 +56,41 @@ class SftModule(LightningModule):
         self.strict_loading = False  # the checkpoint holds adapters only; on_load_checkpoint compares exact keys
         self.model, self.schedule, self.optim, self.window_totals = model, schedule, optim, window_totals
         self.domains, self.dials = domains, dials
-        self.roles = parameter_roles(model)
-        self.step_routing = RoutingStats(injected(model).plan.routers, domains)
-        self.recent_routing = RoutingStats(injected(model).plan.routers, domains)
-        self.window = WindowLosses()
+        self.roles, self.layers = parameter_roles(model), parameter_layers(model)
+        experts = injected(model).plan.routers
+        self.window_routing, self.step_routing = RoutingStats(experts, domains), RoutingStats(experts, domains)
+        self.recent_routing = RoutingStats(experts, domains)
+        self.window, self.skip_step = WindowLosses(), False
+        self.grad_norms: dict[str, Tensor] = {}
+        self.last_loss = float("nan")
         self.auxiliary = Auxiliary(model, self.over_ranks)
+        self.begun: dict[str, int] = {}
         self.phase = 0
         self.set_phase(0)
         self.train()  # NOTE Lightning keeps the mode it finds, and a loaded backbone comes in evaluation mode
+
+    def configure_model(self) -> None:
+        """Lightning's place for sharding: before the checkpoint is read and the optimizer made."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedStrategy):
+            shard_backbone(self.model, strategy.device_mesh["data_parallel"])
 
     @property
     def current(self) -> Phase:
         """The phase that trains now."""
         return self.schedule[self.phase]
 
+    def begin(self, starts: dict[str, int]) -> None:
+        """Phases that waited for a plateau start at steps by name; the switch itself follows before that step."""
+        self.begun = {**self.begun, **starts}
+        self.schedule = self.schedule.begun_at(self.begun)
+
     def set_phase(self, index: int) -> None:
         """Train the roles of a phase and freeze the rest; NOTE a stale .grad would still count when clipping."""
-        self.phase = index
+        self.phase, count = index, len(injected(self.model).plan.layers)
         for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(self.roles[name] in self.schedule[index].trainable)
+            here = self.current.trains_layer(self.layers[name], count)
+            parameter.requires_grad_(here and self.roles[name] in self.current.trainable)
             if not parameter.requires_grad:
                 parameter.grad = None
 
@@ -84,12 +104,12 @@ class SftModule(LightningModule):
         label_tokens, valid_tokens = self.window_totals(self.trainer.global_step)
         record = injected(self.model)
         set_dials(record, self.dials, self.current, self.trainer.global_step)
+        set_fades(self.model, self.schedule.fades_at(self.trainer.global_step))
         with facts(record, batch), record.trace.recording(batch["valid_mask"]):
             losses, _ = self.losses(batch)
             auxiliary = self.auxiliary.losses(self.current, batch["valid_mask"])
         task, share = losses.sum() / label_tokens, batch["valid_mask"].sum() / valid_tokens
-        self.update_routing(self.step_routing, batch)
-        self.update_routing(self.recent_routing, batch)
+        self.window_routing.update_all(record.trace.routing, batch["valid_mask"], batch["domain_ids"])
         record.trace.clear()
         self.window.add({"train/loss": task} | {name: loss * share for name, loss in auxiliary.values.items()})
         loss = task if auxiliary.total is None else task + auxiliary.total * share
@@ -106,16 +126,29 @@ class SftModule(LightningModule):
         labels = batch["labels"][:, 1:]
         return token_losses(logits[:, :-1], labels), labels
 
-    def update_routing(self, stats: RoutingStats, batch: Batch) -> None:
-        """Add the routing that the trace holds."""
-        stats.update_all(injected(self.model).trace.routing, batch["valid_mask"], batch["domain_ids"])
+    def close_window(self) -> None:
+        """An optimizer step is done: what its micro-batches left counts, unless the step was skipped."""
+        if self.skip_step:
+            self.auxiliary.start_step()
+        else:
+            self.auxiliary.after_step(self.current)
+            self.step_routing.merge_state(self.window_routing)
+            self.recent_routing.merge_state(self.window_routing)
+        self.window_routing.reset()
+        self.skip_step = False
 
-    def evaluate(self, batches: Iterable[Batch], routing: RoutingEvaluation | None = None) -> DomainLoss:
+    def evaluate(
+        self,
+        batches: Iterable[Batch],
+        routing: RoutingEvaluation | None = None,
+        between: Callable[[], None] = lambda: None,
+    ) -> DomainLoss:
         """Losses over validation batches, without gradients and dropout.
 
         Args:
             batches: the rows.
             routing: filled with their routing, if given.
+            between: called after each batch; may raise to break off.
         """
         loss = DomainLoss(self.domains).to(self.device)
         training, record = self.model.training, injected(self.model)
@@ -128,47 +161,24 @@ class SftModule(LightningModule):
                 loss.update(losses, labels, batch["domain_ids"][:, 1:])
                 if routing is not None:
                     routing.update(record.trace.routing, batch)
+                between()
         record.trace.clear()
         self.model.train(training)
         return loss
 
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        if not self.window.finite():
-            raise TrainingError(
-                f"a loss of step {self.trainer.global_step} is not finite ({self.window}); stopped before the weights "
-                "took it. Lower optim.lr, check trainer.gradient_clip_val and the data; what checkpoints/ holds is good"
-            )
-
     def configure_optimizers(self):
         """A pure function of the phase: NOTE trainer.global_step is 0 here when a run resumes."""
-        groups = self._groups()
+        groups = self.groups()
         optimizer = build_optimizer(groups, self.current, self.optim)
-        scheduler = build_scheduler(optimizer, self.current, self.optim)
+        scheduler = build_scheduler(optimizer, self.current)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _groups(self) -> dict[str, dict[str, torch.nn.Parameter]]:
-        return trainable_groups(dict(self.model.named_parameters()), self.roles, self.current, self.optim)
+    def groups(self) -> dict[str, dict[str, torch.nn.Parameter]]:
+        """The parameters that train now, by the name of their optimizer group."""
+        return trainable_groups(dict(self.model.named_parameters()), self.roles, self.optim)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        keep = self._saved_keys()
-        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
-        checkpoint["lmoe_phase"] = self.current.name
-
-    def _saved_keys(self) -> set[str]:
-        """Adapters, routers and what moves with them: trainable or not, by role and not by requires_grad."""
-        return {f"model.{name}" for name in (*adapter_parameters(self.model), *adapter_buffers(self.model))}
+        save_state(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Runs before the optimizers are made: restores the phase, and refuses keys that do not fit."""
-        own = self._saved_keys()
-        if differing := sorted(own ^ checkpoint["state_dict"].keys()):
-            raise CheckpointError(
-                f"the checkpoint holds other adapters than this run; first difference: {differing[0]}"
-            )
-        names = [phase.name for phase in self.schedule.phases]
-        if checkpoint.get("lmoe_phase") not in names:
-            raise CheckpointError(f"the checkpoint is in phase {checkpoint.get('lmoe_phase')!r}; this run has {names}")
-        self.set_phase(names.index(checkpoint["lmoe_phase"]))
-        groups = self._groups()
-        if state_names(checkpoint["optimizer_states"][0]) != [list(g) for g in groups.values()]:
-            raise CheckpointError(f"the checkpoint's optimizer holds other parameters than phase {self.current.name}")
+        load_state(self, checkpoint)  # before the optimizers are made

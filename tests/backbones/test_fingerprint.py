@@ -4,7 +4,7 @@ import torch
 
 import lmoe
 from lmoe.backbones.fingerprint import fingerprint
-from lmoe.injection.apply import injected
+from lmoe.injection.record import injected
 from tests.tiny_models import randomise, tiny_model
 
 

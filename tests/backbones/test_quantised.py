@@ -10,7 +10,7 @@ import lmoe
 from lmoe.backbones.load import load_model, precision_of
 from lmoe.checkpoint.adapter import load_adapter, read_adapter_config, save_adapter
 from lmoe.errors import BackboneError, InjectionError
-from lmoe.injection.apply import adapters_off
+from lmoe.injection.tracing import adapters_off
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
 from tests.tiny_models import randomise, tiny_model, tokens
 

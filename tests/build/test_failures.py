@@ -135,8 +135,11 @@ def test_a_torn_checkpoint_is_named(train, own_run):
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     done = train(f"resume={own_run}", settings=False)
     assert done.code == 1
-    assert "last.ckpt: cannot be read" in done.text
-    assert "best.ckpt" in done.text
+    assert "last.ckpt: torn, or not written by lmoe: its checksum is missing" in done.text
+    assert "best.ckpt (step 6) is whole: add checkpoint.resume_from=best.ckpt" in done.text
+    done = train(f"resume={own_run}", "checkpoint.resume_from=best.ckpt", settings=False)
+    assert done.code == 0, done.text
+    assert "set aside: last.ckpt" in done.text
 
 
 def test_a_forced_collapse_is_told_with_the_site_and_what_to_change(train, monkeypatch):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import lmoe
 from lmoe.checkpoint.adapter import adapter_tensors, read_adapter_config
 from lmoe.errors import ConfigError
-from lmoe.injection.apply import adapters_off, domain
+from lmoe.injection.tracing import adapters_off, domain
 from lmoe.schema.injection import InjectionStrategy
 from tests.build.ended import FAST, keep_model, logits
 from tests.conftest import process_state

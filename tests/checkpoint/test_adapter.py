@@ -18,7 +18,7 @@ from lmoe.checkpoint.adapter import (
     save_adapter,
 )
 from lmoe.errors import CheckpointError, InjectionError
-from lmoe.injection.apply import injected
+from lmoe.injection.record import injected
 from lmoe.injection.roles import adapter_parameters
 from tests.checkpoint.conftest import BASE, INJECTION
 from tests.tiny_models import tiny_model, tokens

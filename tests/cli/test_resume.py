@@ -11,7 +11,9 @@ from tests.micro import saved_config
         ("seed=5", ["seed is 5", "started with 0"]),
         ("injection.num_experts=8", ["injection.num_experts is 8", "started with 4"]),
         ("data.path=/other/rows.jsonl", ["data.path is '/other/rows.jsonl'", "train'"]),
-        ("trainer.max_steps=99", ["trainer.max_steps is 99", "started with 6"]),
+        ("trainer.max_steps=5", ["trainer.max_steps is 5", "started with 6", "can only be made longer"]),
+        ("data.batch_size=8", ["data.batch_size is 8", "8 samples instead of 4", "so that their product stays"]),
+        ("trainer=ddp", ["trainer.devices is 2 (from trainer=…)", "8 samples instead of 4"]),
         ("optim.lr=0.5", ["optim.lr is 0.5", "started with 0.003"]),
         ("trainer.precision=bf16-mixed", ["trainer.precision is 'bf16-mixed'", "started with '32-true'"]),
         ("phase=joint", ["phase.phases.joint is", "from phase=", "phase.phases.experts is None"]),
@@ -24,7 +26,7 @@ def test_a_change_that_makes_another_run_is_refused_with_both_values(train, own_
     assert done.code == 1
     for words in said:
         assert words in done.text
-    assert "cannot change on resume" in done.text
+    assert "but the run was started with" in done.text
     assert "Traceback" not in done.text
 
 

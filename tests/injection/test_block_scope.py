@@ -8,7 +8,7 @@ from torch import nn
 
 import lmoe
 from lmoe.errors import RoutingError
-from lmoe.injection.apply import injected, mixtures, routers
+from lmoe.injection.record import injected, mixtures, routers
 from tests.injection.tiny_injected import gradients, tiny_injected
 from tests.reference import dumb_gates
 from tests.tiny_models import tiny_model, tokens

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmoe.injection.apply import injected
+from lmoe.injection.record import injected
 from lmoe.training.dials import facts
 from tests.injection.tiny_injected import ROUTERS, gradients, randomly, tiny_injected
 from tests.tiny_models import tokens

@@ -9,7 +9,7 @@ import torch
 
 import lmoe
 from lmoe.errors import ConfigError, RoutingError
-from lmoe.injection.apply import injected, routers
+from lmoe.injection.record import injected, routers
 from lmoe.schema.defaults import moe_section
 from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.keys import leaf_keys
@@ -176,7 +176,7 @@ def phase(**changes: bool) -> Phase:
         end=100,
         trainable=frozenset({Role.router, Role.lora}),
         lr=1e-3,
-        warmup_steps=0,
+        warmup=0,
         **{name: changes.get(name, True) for name in switches},
     )
 

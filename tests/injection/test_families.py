@@ -12,8 +12,9 @@ from transformers import PreTrainedModel
 import lmoe
 from lmoe.checkpoint.adapter import load_adapter, read_adapter_config, save_adapter
 from lmoe.errors import InjectionError
-from lmoe.injection.apply import adapters_off, injected
+from lmoe.injection.record import injected
 from lmoe.injection.roles import adapter_parameters, parameter_roles
+from lmoe.injection.tracing import adapters_off
 from lmoe.schema.injection import InjectionStrategy
 from lmoe.schema.phase import Role
 from tests.injection.pairs import PAIRS, WORKING, why_refused

@@ -8,9 +8,9 @@ from torch import nn
 
 import lmoe
 from lmoe.errors import ConfigError, InjectionError
-from lmoe.injection.apply import injected, sites
 from lmoe.injection.choose import spread
 from lmoe.injection.plan import SiteKind, spans
+from lmoe.injection.record import injected, sites
 from lmoe.injection.roles import ADAPTER_ROLES, adapter_parameters, parameter_roles, role_table
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear

@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import one_hot
 
 import lmoe
-from lmoe.injection.apply import injected
+from lmoe.injection.record import injected
 from tests.injection.tiny_injected import CAN_GROUP, ROUTERS, gradients, randomly, tiny_injected, traced
 from tests.reference.host_sync import NoHostSync
 from tests.tiny_models import tiny_model, tokens

@@ -6,7 +6,8 @@ from torch import Tensor
 
 import lmoe
 from lmoe.errors import ConfigError, RoutingError
-from lmoe.injection.apply import domain, injected
+from lmoe.injection.record import injected
+from lmoe.injection.tracing import domain
 from lmoe.layers.context import Rows
 from tests.injection.tiny_injected import DOMAINS, tiny_injected
 from tests.tiny_models import tiny_model, tokens

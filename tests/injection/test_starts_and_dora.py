@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 
 import lmoe
 from lmoe.errors import InjectionError
-from lmoe.injection.apply import mixtures
+from lmoe.injection.record import mixtures
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.dora import weight_row_norms
 from lmoe.ops.svd_init import svd_slices

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 import lmoe
-from lmoe.injection.apply import adapters_off, injected, routers
+from lmoe.injection.record import injected, routers
+from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.routing import RoutingStats
 from tests.tiny_models import randomise, tiny_model, tokens
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import lmoe
-from lmoe.injection.apply import injected, mixtures
+from lmoe.injection.record import injected, mixtures
 from lmoe.layers.trace import RoutingTrace
 from lmoe.ops.expert_similarity import diversity_penalty
 from lmoe.schema.moe import RouterKind

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import lmoe
-from lmoe.injection.apply import adapters_off, injected
+from lmoe.injection.record import injected
+from lmoe.injection.tracing import adapters_off
 from lmoe.layers.mixture_beside import MixtureBeside
 from lmoe.layers.mixture_lora_linear import MixtureSettings
 from lmoe.schema.moe import Backend, Mixing

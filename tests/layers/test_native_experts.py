@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 import lmoe
-from lmoe.injection.apply import adapters_off, mixtures
+from lmoe.injection.record import mixtures
+from lmoe.injection.tracing import adapters_off
 from lmoe.layers.native_experts import DOWN, fused_sizes, fused_up, is_expert_parallel, weights_dtype, whole_units
 from tests.layers.small_native import FUSED, KINDS, E, experts, make, routed, whole_experts
 from tests.reference import dumb_experts

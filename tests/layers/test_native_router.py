@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 import lmoe
-from lmoe.injection.apply import adapters_off, injected
+from lmoe.injection.record import injected
 from lmoe.injection.roles import parameter_roles
+from lmoe.injection.tracing import adapters_off
 from lmoe.layers.native_experts import NativeExpertsLoRA
 from lmoe.layers.native_router import NativeRouter
 from lmoe.schema.phase import Role

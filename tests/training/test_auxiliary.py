@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import lmoe
-from lmoe.injection.apply import injected, routers
+from lmoe.injection.record import injected, routers
 from lmoe.schema.phase import Role
 from lmoe.training.auxiliary import Auxiliary, StepMeans, diversity
 from lmoe.training.phases import Phase
@@ -18,7 +18,7 @@ PHASE = Phase(
     end=10,
     trainable=frozenset({Role.router, Role.lora}),
     lr=1e-3,
-    warmup_steps=0,
+    warmup=0,
     load_balance=True,
     router_z_loss=True,
     router_noise=True,

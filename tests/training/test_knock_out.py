@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import lmoe
-from lmoe.injection.apply import injected, mixtures
+from lmoe.injection.record import injected, mixtures
+from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.knock_out import ALL_SITES, Silenced, specialisation_of
 from lmoe.schema.analysis import KnockOut
 from lmoe.training.evaluation import knock_out
@@ -58,7 +59,7 @@ def test_silencing_everything_a_token_has_is_the_backbone_alone():
     model, losses = planted()
     table = knock_out(model, losses(), losses, KnockOut.experts)
     intact = losses()
-    with lmoe.injection.apply.adapters_off(model):
+    with adapters_off(model):
         bare = losses()
     for e, domain in enumerate(DOMAINS):
         change = table[Silenced(ALL_SITES, e)][domain]

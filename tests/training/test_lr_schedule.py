@@ -1,19 +1,18 @@
 """Warm-up, shape and end of the learning rate."""
 
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmoe.schema.optim import LrSchedule
-from lmoe.training.lr_schedule import lr_factor
+from lmoe.training.lr_schedule import LrShape, lr_factor
 
 
-def factors(*, warmup: int, total: int, schedule=LrSchedule.cosine, min_ratio=0.0) -> list[float]:
-    return [
-        lr_factor(step, warmup=warmup, total=total, schedule=schedule, min_ratio=min_ratio) for step in range(total)
-    ]
+def factors(*, warmup: int, total: int, **shape: Any) -> list[float]:
+    return [lr_factor(step, warmup=warmup, total=total, shape=LrShape(**shape)) for step in range(total)]
 
 
 @settings(deadline=None)  # a slow machine is no failure
@@ -35,15 +34,20 @@ def test_cosine_by_hand():
     assert values == pytest.approx([1.0, (1 + math.sqrt(0.5)) / 2, 0.5, (1 - math.sqrt(0.5)) / 2])
 
 
-@pytest.mark.parametrize("schedule", [LrSchedule.cosine, LrSchedule.linear])
+@pytest.mark.parametrize("schedule", [LrSchedule.cosine, LrSchedule.linear, LrSchedule.wsd])
 def test_the_end_of_the_phase_is_the_smallest_ratio(schedule):
-    at_end = lr_factor(100, warmup=10, total=100, schedule=schedule, min_ratio=0.1)
-    assert at_end == pytest.approx(0.1)
-    assert lr_factor(500, warmup=10, total=100, schedule=schedule, min_ratio=0.1) == pytest.approx(0.1)
+    shape = LrShape(schedule=schedule, min_ratio=0.1)
+    assert lr_factor(100, warmup=10, total=100, shape=shape) == pytest.approx(0.1)
+    assert lr_factor(500, warmup=10, total=100, shape=shape) == pytest.approx(0.1)
 
 
 def test_constant_stays_at_the_peak():
     assert factors(warmup=2, total=5, schedule=LrSchedule.constant) == [0.5, 1.0, 1.0, 1.0, 1.0]
+
+
+def test_wsd_stays_at_the_peak_and_goes_down_over_its_last_share():
+    values = factors(warmup=2, total=12, schedule=LrSchedule.wsd, decay_share=0.4, min_ratio=0.2)
+    assert values == pytest.approx([0.5, *[1.0] * 8, 0.8, 0.6, 0.4])
 
 
 def test_a_warm_up_longer_than_the_phase_is_clipped_to_it():

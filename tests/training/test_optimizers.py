@@ -83,7 +83,7 @@ def test_roles_have_their_own_learning_rate_and_decay(micro, restored):
     )
     module = parts.module
     optim = parts.config.optim
-    groups = trainable_groups(dict(parts.model.named_parameters()), module.roles, module.current, optim)
+    groups = trainable_groups(dict(parts.model.named_parameters()), module.roles, optim)
     optimizer = build_optimizer(groups, module.current, optim)
     lr = optim.lr
     assert {g["name"]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups} == {

@@ -59,7 +59,7 @@ def test_padding_changes_nothing(gradients):
 
 def test_auxiliary_losses_are_weighted_by_valid_tokens(gradients, micro, restored):
     """The window's value is sum_i (valid_i / valid) * loss_i over its micro-batches."""
-    from lmoe.injection.apply import injected
+    from lmoe.injection.record import injected
     from tests.training.conftest import randomise
 
     overrides = (*JOINT, "data.batch_size=2", "trainer.accumulate_grad_batches=2")
@@ -121,8 +121,13 @@ def test_a_checkpoint_of_other_adapters_is_refused(micro, restored):
 def test_a_checkpoint_of_an_unknown_phase_or_other_optimizer_is_refused(micro, restored):
     module = micro.parts().module
     held = {f"model.{n}": p for n, p in module.model.named_parameters() if "lora_" in n or "router" in n}
+    saved = {
+        "state_dict": held,
+        "lmoe_begun": {},
+        "global_step": 1,
+        "optimizer_states": [{"param_groups": [{"param_names": ["a"]}]}],
+    }
     with pytest.raises(CheckpointError, match="phase 'nowhere'"):
-        module.on_load_checkpoint({"state_dict": held, "lmoe_phase": "nowhere"})
-    groups = {"optimizer_states": [{"param_groups": [{"param_names": ["a"]}]}]}
+        module.on_load_checkpoint(saved | {"lmoe_phase": "nowhere"})
     with pytest.raises(CheckpointError, match="other parameters than phase router_warmup"):
-        module.on_load_checkpoint({"state_dict": held, "lmoe_phase": "router_warmup", **groups})
+        module.on_load_checkpoint(saved | {"lmoe_phase": "router_warmup"})

@@ -83,7 +83,9 @@ class CollapseWatch(Callback):
             trainer.should_stop = True
 
     def look(self, pl_module: SftModule, step: int) -> None:
-        """Judge the sites on the routing since the last look."""
+        """Judge the sites on the routing since the last look; nothing where every step since was skipped."""
+        if not pl_module.recent_routing.update_called:
+            return
         seen = pl_module.recent_routing.compute()
         if pl_module.phase != self._phase:
             self._phase = pl_module.phase

@@ -1,14 +1,17 @@
 """Switch to the next phase at an accumulation boundary."""
 
+import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from torch.nn.parallel import DistributedDataParallel
 
+from lmoe.training.callbacks.run_checkpoint import RunCheckpoint
 from lmoe.training.optimizers import carry_state
 from lmoe.training.sft_module import SftModule
 
 
 class PhaseSwitch(Callback):
-    """Before the first micro-batch of a phase: roles, stale gradients, DDP, optimizer, scheduler."""
+    """Before the first micro-batch of a phase: roles, stale gradients, DDP, optimizer, scheduler, best values."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: SftModule, batch, batch_idx: int) -> None:
         phase = pl_module.schedule.phase_at(trainer.global_step)
@@ -22,3 +25,14 @@ class PhaseSwitch(Callback):
         old = trainer.optimizers[0]
         strategy.setup_optimizers(trainer)
         carry_state(old, trainer.optimizers[0])
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            start_anew(callback)
+
+
+def start_anew(callback: Callback) -> None:
+    """What looks for a best value forgets that of the phase before."""
+    if isinstance(callback, RunCheckpoint):
+        callback.best = None
+    if isinstance(callback, EarlyStopping):
+        callback.wait_count = 0
+        callback.best_score = torch.tensor(torch.inf if callback.mode == "min" else -torch.inf)

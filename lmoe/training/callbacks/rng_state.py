@@ -4,7 +4,12 @@ import random
 
 import numpy as np
 import torch
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, Trainer
+
+from lmoe.training.callbacks.step_metrics import finished_step
+
+ENTRY = "lmoe_rng"
+"""Entry of a checkpoint: the state of every rank."""
 
 
 def rng_state() -> dict:
@@ -35,21 +40,37 @@ def set_rng_state(state: dict) -> None:
 
 
 class RngState(Callback):
-    """Saves the generators and restores them on the first batch.
+    """Saves the generators of every rank as they were at the start of the accumulation window, which is where a resumed
+    run starts, and restores them on the first batch.
 
     NOTE not on_train_start: iter(DataLoader) draws a seed from the global generator after it.
     """
 
     def __init__(self) -> None:
         self._pending: dict | None = None
+        self._window_start: dict | None = None
 
-    def state_dict(self) -> dict:
-        return rng_state()
+    def on_save_checkpoint(self, trainer: Trainer, pl_module, checkpoint: dict) -> None:
+        own = self._window_start or rng_state()
+        states = [own] * trainer.world_size
+        if trainer.world_size > 1:
+            torch.distributed.all_gather_object(states, own)
+        checkpoint[ENTRY] = states
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        self._pending = state_dict
+    def on_load_checkpoint(self, trainer: Trainer, pl_module, checkpoint: dict) -> None:
+        states, rank = checkpoint[ENTRY], trainer.global_rank
+        self._pending = states[min(rank, len(states) - 1)]
+        if rank >= len(states):  # more processes than wrote it: each further one draws numbers of its own
+            generator = torch.Generator().manual_seed(trainer.global_step * trainer.world_size + rank)
+            self._pending = {**states[0], "torch": generator.get_state()}
 
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module, batch, batch_idx: int) -> None:
         if self._pending is not None:
             set_rng_state(self._pending)
             self._pending = None
+        if batch_idx % trainer.accumulate_grad_batches == 0 and trainer.accumulate_grad_batches > 1:
+            self._window_start = rng_state()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        if finished_step(trainer, batch_idx):
+            self._window_start = None

@@ -11,9 +11,7 @@ from collections.abc import Callable
 
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import Tensor
 
-from lmoe.errors import TrainingError
 from lmoe.metrics.routing import routing_rows, routing_summary
 from lmoe.training.sft_module import SftModule
 
@@ -39,7 +37,6 @@ class StepMetrics(Callback):
 
     def __init__(self, every_n_steps: int, on_step: Callable[[int, str, float], None]) -> None:
         self.every_n_steps, self.on_step = every_n_steps, on_step
-        self._norms: dict[str, Tensor] = {}
         self._lrs: dict[str, float] = {}
         self._tokens, self._since = 0, time.perf_counter()
 
@@ -47,18 +44,7 @@ class StepMetrics(Callback):
         self._tokens, self._since = 0, time.perf_counter()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: SftModule, optimizer) -> None:
-        for group in optimizer.param_groups:
-            grads = [p.grad for p in group["params"] if p.grad is not None]
-            norms = torch.stack(torch._foreach_norm(grads)) if grads else torch.zeros(1)
-            self._norms[group["name"]] = norms.norm()
-            self._lrs[group["name"]] = group["lr"]
-        if not pl_module.window.finite():
-            return  # the module's own hook, which comes next, names the loss
-        if trainer.precision != "16-mixed" and not all(torch.isfinite(n) for n in self._norms.values()):
-            raise TrainingError(
-                f"a gradient of step {trainer.global_step} is not finite: stopped before the weights took it. "
-                "Lower optim.lr or use trainer.precision=32-true; what checkpoints/ holds is good"
-            )
+        self._lrs = {group["name"]: group["lr"] for group in optimizer.param_groups}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: SftModule, outputs, batch, batch_idx: int) -> None:
         self._tokens += int(batch["valid_mask"].sum()) * trainer.world_size
@@ -66,12 +52,12 @@ class StepMetrics(Callback):
             return
         shares, step = pl_module.window.take(), trainer.global_step
         losses = {name: float(trainer.strategy.reduce(torch.tensor(v), reduce_op="sum")) for name, v in shares.items()}
-        self.on_step(step, pl_module.current.name, losses["train/loss"])
+        pl_module.last_loss = losses["train/loss"]
+        self.on_step(step, pl_module.current.name, pl_module.last_loss)
         if step % self.every_n_steps and step not in (1, trainer.max_steps):
-            self._forget()
             return
         now = time.perf_counter()
-        sites = pl_module.step_routing.compute() if pl_module.step_routing.num_experts else {}
+        sites = pl_module.step_routing.compute() if pl_module.step_routing.update_called else {}
         pl_module.step_routing.reset()
         record(
             trainer,
@@ -80,13 +66,9 @@ class StepMetrics(Callback):
                 "train/phase": float(pl_module.phase),
                 "throughput/tokens_per_second": self._tokens / (now - self._since),
                 **{f"lr/{role}": lr for role, lr in self._lrs.items()},
-                **{f"grad_norm/{role}": float(norm) for role, norm in self._norms.items()},
+                **{f"grad_norm/{role}": float(norm) for role, norm in pl_module.grad_norms.items()},
                 **routing_summary(sites),
                 **routing_rows(sites),
             },
         )
         self._tokens, self._since = 0, now
-        self._forget()
-
-    def _forget(self) -> None:
-        self._norms, self._lrs = {}, {}

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from lmoe.injection.apply import adapters_off, injected
+from lmoe.injection.record import injected
+from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.knock_out import ALL_SITES, specialisation_of
 from lmoe.metrics.saturation import Choices
 from lmoe.schema.analysis import KnockOut
@@ -25,6 +26,7 @@ from lmoe.training.evaluation import (
     specialisation_metrics,
 )
 from lmoe.training.sft_module import MODEL_INPUTS, SftModule
+from lmoe.training.stopping import StopSignals
 
 
 @dataclass(slots=True)
@@ -60,26 +62,35 @@ class Validation(Callback):
             of the run.
         announce: told of each result, in words.
         permutations: of the domains, for the null of their information.
+        signals: break a validation off; the run that goes on makes it up.
     """
 
-    def __init__(self, every_n_steps: int, announce: Callable[[str], None], permutations: int) -> None:
+    def __init__(
+        self, every_n_steps: int, announce: Callable[[str], None], permutations: int, signals: StopSignals
+    ) -> None:
         self.every_n_steps, self.announce, self.permutations = every_n_steps, announce, permutations
+        self.signals = signals
         self.results = ValidationResults()
+        self._validated: int | None = None
         self._choices: list[tuple[int, Choices]] = []  # (step, choices) of the last validation and of the one before
 
     def state_dict(self) -> dict:
-        return {"before": self.results.before, "choices": self._choices}
+        return {"before": self.results.before, "choices": self._choices, "validated": self.results.step}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.results.before = state_dict["before"]
-        self._choices = [(step, choices) for step, choices in state_dict.get("choices", [])]
+        self._choices = [(step, choices) for step, choices in state_dict["choices"]]
+        self._validated = state_dict["validated"]
 
     def on_train_start(self, trainer: Trainer, pl_module: SftModule) -> None:
-        if trainer.global_step:
+        step = trainer.global_step
+        if step:
+            if step < trainer.max_steps and step != self._validated and self.due(step, pl_module):
+                self.validate(trainer, pl_module)  # a signal had broken it off
             return
         loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
         with adapters_off(pl_module.model):
-            losses = pl_module.evaluate(loader)
+            losses = pl_module.evaluate(loader, between=self._between(trainer))
         self.results.before = losses.compute()
         change = self._logit_change(trainer, pl_module, loader)
         record(trainer, {f"val/{k}": v for k, v in self.results.before.items()} | {"init/logit_change": change})
@@ -87,9 +98,18 @@ class Validation(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: SftModule, outputs, batch, batch_idx: int) -> None:
         if finished_step(trainer, batch_idx) and self.due(trainer.global_step, pl_module):
-            pl_module.log_dict(self.run(trainer, pl_module), logger=False)
-            for callback in trainer.callbacks:  # type: ignore[attr-defined]
-                callback.on_validation_end(trainer, pl_module)  # early stopping and the best checkpoint watch it
+            self.validate(trainer, pl_module)
+
+    def validate(self, trainer: Trainer, pl_module: SftModule) -> None:
+        """Evaluate, log, and tell the callbacks that watch: early stopping, the best checkpoint, a plateau."""
+        losses = self.run(trainer, pl_module)
+        trainer.callback_metrics.update({name: torch.tensor(value) for name, value in losses.items()})
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            callback.on_validation_end(trainer, pl_module)
+
+    def _between(self, trainer: Trainer) -> Callable[[], None]:
+        """Listens to signals between batches; of several processes all stop after the same step instead."""
+        return self.signals.check if trainer.world_size == 1 else lambda: None
 
     def due(self, step: int, pl_module: SftModule) -> bool:
         """Whether a validation follows optimizer step `step` (counted from 1)."""
@@ -107,7 +127,8 @@ class Validation(Callback):
         routing = None
         if injected(pl_module.model).plan.routers:
             routing = RoutingEvaluation.of(pl_module.model, pl_module.domains, pl_module.device, self.permutations)
-        losses = pl_module.evaluate(trainer.datamodule.val_dataloader(), routing)  # type: ignore[attr-defined]
+        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        losses = pl_module.evaluate(loader, routing, self._between(trainer))
         self.results.after, self.results.step = losses.compute(), trainer.global_step
         metrics = {f"val/{name}": value for name, value in self.results.after.items()}
         record(trainer, metrics | ({} if routing is None else self._routing(trainer.global_step, pl_module, routing)))

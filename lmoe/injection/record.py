@@ -1,0 +1,95 @@
+"""What was put into a model, kept on the model, and its modules in the order of the plan."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from lmoe.errors import InjectionError
+from lmoe.injection.build_site import ROUTER
+from lmoe.injection.plan import InjectionPlan
+from lmoe.layers.context import RoutingContext
+from lmoe.layers.expert_ffn import ExpertFFN
+from lmoe.layers.lora_linear import LoRALinear, LowRank
+from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.layers.native_experts import NativeExpertsLoRA
+from lmoe.layers.routers import Router
+from lmoe.layers.stacked_lora import StackedLoRA
+from lmoe.layers.trace import RoutingTrace
+from lmoe.schema.injection import InjectionConfig
+from lmoe.schema.moe import MoeConfig
+from lmoe.schema.phase import Role
+
+RECORD = "lmoe_injected"
+Site = LoRALinear | MixtureLoRALinear | ExpertFFN | NativeExpertsLoRA
+LowRankModule = LoRALinear | MixtureLoRALinear | StackedLoRA | LowRank
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Injected:
+    """What was put into a model; kept on the model under the attribute `lmoe_injected`.
+
+    Args:
+        plan: the sites.
+        injection, moe: the sections that made it.
+        trace, context: what the routers share.
+        fingerprint: of the backbone as it was found.
+        trained_base: roles of the backbone's own parameters that are trained and saved with the adapters.
+    """
+
+    plan: InjectionPlan
+    injection: InjectionConfig
+    moe: MoeConfig
+    trace: RoutingTrace
+    context: RoutingContext
+    fingerprint: str
+    trained_base: frozenset[Role]
+
+
+def injected(model: nn.Module) -> Injected:
+    """The record of what was put into a model.
+
+    Raises:
+        InjectionError: nothing was.
+    """
+    record = getattr(model, RECORD, None)
+    if record is None:
+        raise InjectionError("this model carries no experts; call lmoe.inject(model, …) or lmoe.load(…) first")
+    return record
+
+
+def sites(model: nn.Module) -> Iterator[tuple[str, Site]]:
+    """Every wrapper of an injected model with its path, in the order of the plan."""
+    for site in injected(model).plan.sites:
+        module = model.get_submodule(site.path)
+        assert isinstance(module, Site)
+        yield site.path, module
+
+
+def mixtures(model: nn.Module) -> Iterator[tuple[str, MixtureLoRALinear | StackedLoRA]]:
+    """What holds the stacked factors of several experts, with its path, in the order of the plan."""
+    for path, site in sites(model):
+        if isinstance(site, MixtureLoRALinear):
+            yield path, site
+        for name, child in site.named_children():
+            if isinstance(child, StackedLoRA):
+                yield f"{path}.{name}", child
+
+
+def low_rank(model: nn.Module) -> Iterator[tuple[str, Role, LowRankModule]]:
+    """What holds a lora_B, one or stacked, with its path and role, in the order of the plan."""
+    roles = {site.path: site.role for site in injected(model).plan.sites}
+    for path, site in sites(model):
+        if isinstance(site, LoRALinear | MixtureLoRALinear):
+            yield path, roles[path], site
+        for name, child in site.named_children():
+            if isinstance(child, StackedLoRA | LowRank):
+                yield f"{path}.{name}", roles[path], child
+
+
+def routers(model: nn.Module) -> Iterator[tuple[str, Router]]:
+    """Every router that lmoe made, by the name of its site, in the order of the plan; the backbone's own are not."""
+    for name in injected(model).plan.routers:
+        router = model.get_submodule(f"{name}.{ROUTER}")
+        if isinstance(router, Router):
+            yield name, router

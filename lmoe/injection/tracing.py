@@ -1,0 +1,87 @@
+"""Look at the routing of a forward, tell it its domain, or switch the adapters off; each inside a `with`."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lmoe.errors import RoutingError
+from lmoe.injection.record import injected, sites
+from lmoe.layers.context import Rows
+from lmoe.layers.native_router import NativeRouter
+from lmoe.layers.trace import RoutingTrace
+from lmoe.schema.moe import MoeConfig, RouterKind
+
+
+@contextmanager
+def trace(
+    model: nn.Module,
+    *,
+    attention_mask: Tensor,
+    domains: Sequence[str] | None = None,
+    prompt_mask: Tensor | None = None,
+) -> Iterator[RoutingTrace]:
+    """Routing of the forwards inside the block.
+
+    Args:
+        model: an injected model.
+        attention_mask: (B, T) bool or 0/1; padding counts for no loss and no statistic.
+        domains: B names, for moe.router=oracle.
+        prompt_mask: (B, T) bool or 0/1, for moe.router=sequence: the tokens that the decision is made from; None: those
+            that the attention mask keeps, up to the first label.
+
+    Raises:
+        RoutingError: a domain that no expert has, another number of names than rows, or facts that the router of this
+            model does not use.
+    """
+    record = injected(model)
+    experts = None
+    if prompt_mask is not None and record.moe.router is not RouterKind.sequence:
+        raise RoutingError(f"prompt_mask is for moe.router=sequence; this model has moe.router={record.moe.router}")
+    if domains is not None:
+        if len(domains) != len(attention_mask):
+            raise RoutingError(f"{len(domains)} domains for {len(attention_mask)} rows; give one name for each row")
+        experts = torch.tensor([expert_of(record.moe, name) for name in domains], device=attention_mask.device)[:, None]
+    rows = None if prompt_mask is None else Rows.single(prompt_mask.bool() & attention_mask.bool())
+    with record.context.about(expert_of_token=experts, rows=rows), record.trace.recording(attention_mask) as recording:
+        yield recording
+
+
+@contextmanager
+def domain(model: nn.Module, name: str) -> Iterator[None]:
+    """Every token inside the block belongs to one domain: for generation with moe.router=oracle.
+
+    Raises:
+        RoutingError: no expert has this domain.
+    """
+    record = injected(model)
+    with record.context.about(expert_of_token=torch.tensor(expert_of(record.moe, name))):
+        yield
+
+
+def expert_of(moe: MoeConfig, name: str) -> int:
+    """Number of the oracle's expert for a domain.
+
+    Raises:
+        RoutingError: none.
+    """
+    if moe.router is not RouterKind.oracle:
+        raise RoutingError(f"domains are for moe.router=oracle; this model has moe.router={moe.router}")
+    if name not in (moe.domains or []):
+        raise RoutingError(f"moe.router=oracle has no expert for the domain {name!r}; it has {moe.domains}")
+    return (moe.domains or []).index(name)
+
+
+@contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """The backbone's own function inside the block."""
+    native = [module for module in model.modules() if isinstance(module, NativeRouter)]
+    before = [(module, module.enabled) for module in (*native, *(site for _, site in sites(model)))]
+    for module, _ in before:
+        module.enabled = False
+    try:
+        yield
+    finally:
+        for module, enabled in before:
+            module.enabled = enabled

@@ -1,0 +1,76 @@
+"""Never let the weights take a step that is no number.
+
+Logs: train/skipped_steps (only at steps that are skipped).
+"""
+
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from lmoe.errors import TrainingError
+from lmoe.schema.trainer import NonFinite
+from lmoe.training.callbacks.step_metrics import record
+from lmoe.training.sft_module import SftModule
+
+SKIPPED_IN_A_ROW = 10
+"""So many skipped steps one after the other end a run: it does not learn any more."""
+
+
+class FiniteSteps(Callback):
+    """Measures the norm of the gradients of each group before clipping; stops or skips where they or a loss are no
+    numbers. With 16-mixed precision gradients overflow now and then, and its scaler skips those steps.
+
+    Args:
+        policy: what to do.
+        say: told of each skipped step.
+    """
+
+    def __init__(self, policy: NonFinite, say: Callable[[str], None]) -> None:
+        self.policy, self.say = policy, say
+        self.skipped, self._in_a_row = 0, 0
+
+    def state_dict(self) -> dict:
+        return {"skipped": self.skipped, "in_a_row": self._in_a_row}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self.skipped, self._in_a_row = state_dict["skipped"], state_dict["in_a_row"]
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: SftModule, optimizer) -> None:
+        pl_module.grad_norms = {
+            group["name"]: _norm([p.grad for p in group["params"] if p.grad is not None])
+            for group in optimizer.param_groups
+        }
+        reason = self._what_is_wrong(trainer, pl_module)
+        wrong = reason is not None
+        if trainer.world_size > 1:  # all ranks skip the same steps
+            wrong = trainer.strategy.reduce_boolean_decision(wrong, all=False)
+        if not wrong:
+            self._in_a_row = 0
+            return
+        reason = reason or f"a loss of step {trainer.global_step} is not finite on another rank"
+        if self.policy is NonFinite.stop or self._in_a_row + 1 >= SKIPPED_IN_A_ROW:
+            times = f" for the {SKIPPED_IN_A_ROW}th time in a row" if self.policy is NonFinite.skip else ""
+            raise TrainingError(
+                f"{reason}{times}: stopped before the weights took it. Lower optim.lr, check trainer.gradient_clip_val "
+                "and the data, or use trainer.precision=32-true; what checkpoints/ holds is good"
+            )
+        self.skipped, self._in_a_row, pl_module.skip_step = self.skipped + 1, self._in_a_row + 1, True
+        if trainer.precision != "16-mixed":  # its scaler finds the same gradients, and expects some
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None  # AdamW leaves a parameter without gradient, and its moments, as they are
+        record(trainer, {"train/skipped_steps": float(self.skipped)})
+        self.say(f"skipped a step: {reason}; {self.skipped} so far")
+
+    def _what_is_wrong(self, trainer: Trainer, pl_module: SftModule) -> str | None:
+        if not pl_module.window.finite():
+            return f"a loss of step {trainer.global_step} is not finite ({pl_module.window})"
+        if trainer.precision != "16-mixed" and not all(torch.isfinite(n) for n in pl_module.grad_norms.values()):
+            return f"a gradient of step {trainer.global_step} is not finite"
+        return None
+
+
+def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """() of all together; a sharded one is gathered."""
+    return torch.stack(torch._foreach_norm(gradients)).norm() if gradients else torch.zeros(())

@@ -1,0 +1,55 @@
+"""End a run between two batches when a signal has come or its time is over. Logs nothing."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from lmoe.training.callbacks.step_metrics import finished_step
+from lmoe.training.stopping import StopSignals
+
+TIME_OVER = 1
+"""Beside the numbers of signals, of which 1 is not listened to."""
+
+
+class StopRequest(Callback):
+    """NOTE the last of the callbacks: at the end of a step everything else is done, and the checkpoint can be written.
+
+    With several processes all stop after the same step, whichever of them got the signal.
+
+    Args:
+        signals: who listens.
+        max_seconds: wall time from now, after which the run ends as if it were at its last step; None: no limit.
+        say: told of the end of the time.
+    """
+
+    def __init__(self, signals: StopSignals, max_seconds: float | None, say: Callable[[str], None]) -> None:
+        self.signals, self.say = signals, say
+        self._end = None if max_seconds is None else time.monotonic() + max_seconds
+
+    def on_fit_start(self, trainer: Trainer, pl_module) -> None:
+        self.signals.listen()  # Lightning has put its own handlers there
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        stepped = finished_step(trainer, batch_idx)
+        if trainer.world_size > 1:
+            if not stepped:
+                return
+            self.signals.received = int(trainer.strategy.reduce(self._own(trainer), reduce_op="max")) or None
+        elif stepped and self.signals.received is None and self._time_is_over():
+            self.signals.received = TIME_OVER
+        if self.signals.received != TIME_OVER:
+            self.signals.check()
+            return
+        self.signals.received = None
+        trainer.should_stop = True
+        self.say(f"trainer.max_time is over after step {trainer.global_step}")
+
+    def _own(self, trainer: Trainer) -> torch.Tensor:
+        """() number of the signal that this process got, or TIME_OVER, or 0."""
+        own = self.signals.received or (TIME_OVER if self._time_is_over() else 0)
+        return torch.tensor(own, device=trainer.strategy.root_device)
+
+    def _time_is_over(self) -> bool:
+        return self._end is not None and time.monotonic() >= self._end

@@ -1,0 +1,40 @@
+"""Several trainings, one after the other, as one of two processes: what torchrun would start, with one import for all.
+
+Takes a JSON list of trainings, each a list of arguments, and of [source, target, step]: a copy of a run as a kill after
+the checkpoint of that step leaves it.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from lmoe.cli.train import main
+
+
+def cut_back(source: Path, target: Path, step: int) -> None:
+    """The run as a kill after the checkpoint of an optimizer step leaves it."""
+    shutil.copytree(source, target)
+    (target / "checkpoints" / "last.ckpt").unlink()
+    for file in (target / "checkpoints").glob("step-*.ckpt"):
+        if int(file.stem[5:]) > step:
+            file.unlink()
+    shutil.rmtree(target / "adapter")
+
+
+def work(tasks: list[list], rank: int) -> int:
+    """Returns the first exit code that is not 0."""
+    for task in tasks:
+        if isinstance(task[-1], int):
+            if rank == 0:
+                cut_back(Path(task[0]), Path(task[1]), task[2])
+            torch.distributed.barrier()
+        elif code := main(task):
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(work(json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2])))

@@ -1,0 +1,192 @@
+"""Signals and the time limit: the run stops at a safe place, says how to go on, and nothing is lost."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from lmoe.training.callbacks.finite_steps import FiniteSteps
+from lmoe.training.callbacks.stop_request import StopRequest
+from lmoe.training.callbacks.validation import Validation
+from lmoe.training.sft_module import SftModule
+from tests.build.test_exactness import EXACT, adapter, losses
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(micro, tmp_path_factory) -> Path:
+    from lmoe.cli.train import main
+    from tests.conftest import process_state
+
+    base = tmp_path_factory.mktemp("whole")
+    with process_state(base) as patch:
+        patch.setattr("lmoe.build.finish.write_pictures", lambda summary, metrics, report: {})
+        assert main([*micro.changed(*EXACT, "checkpoint.every_n_steps=100"), f"hydra.run.dir={base / 'run'}"]) == 0
+    return base / "run"
+
+
+def send_in_training(monkeypatch: pytest.MonkeyPatch, signum: int, micro_batch: int) -> None:
+    """Send this process a signal in the middle of the forward of a micro-batch, counted from 0."""
+    original = SftModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        if batch_idx == micro_batch:
+            os.kill(os.getpid(), signum)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(SftModule, "training_step", training_step)
+
+
+@pytest.mark.parametrize(
+    ("signum", "code", "micro_batch", "saved_step"),
+    [
+        pytest.param(signal.SIGTERM, 143, 4, 2, id="SIGTERM in the middle of a window"),
+        pytest.param(signal.SIGTERM, 143, 5, 3, id="SIGTERM in the last micro-batch before a phase boundary"),
+        pytest.param(signal.SIGINT, 130, 6, 3, id="SIGINT in the first micro-batch of a phase"),
+        pytest.param(signal.SIGTERM, 143, 11, 6, id="SIGTERM in the last micro-batch of the run"),
+    ],
+)
+def test_a_signal_saves_stops_and_loses_nothing(
+    train, uninterrupted, monkeypatch, signum, code, micro_batch, saved_step
+):
+    before = signal.getsignal(signum)
+    with monkeypatch.context() as patch:
+        send_in_training(patch, signum, micro_batch)
+        stopped = train(*EXACT, "checkpoint.every_n_steps=100")
+    assert stopped.code == code, stopped.text
+    assert f"stopped by {signum.name}; resume={stopped.run} goes on" in stopped.text
+    assert signal.getsignal(signum) is before
+    assert torch.load(stopped.run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == saved_step
+    done = train(f"resume={stopped.run}", settings=False)
+    assert done.code == 0, done.text
+    assert adapter(stopped.run) == adapter(uninterrupted)
+    assert losses(stopped.run) == losses(uninterrupted)
+
+
+def test_a_signal_before_the_first_step_leaves_a_run_that_starts_anew(train, uninterrupted, monkeypatch):
+    with monkeypatch.context() as patch:
+        send_in_training(patch, signal.SIGTERM, 0)
+        stopped = train(*EXACT, "checkpoint.every_n_steps=100")
+    assert stopped.code == 143
+    assert not (stopped.run / "checkpoints").exists()
+    done = train(f"resume={stopped.run}", settings=False)
+    assert done.code == 0, done.text
+    assert losses(stopped.run) == losses(uninterrupted)
+
+
+@pytest.mark.parametrize("nth", [1, 3])
+def test_a_validation_that_a_signal_breaks_off_is_made_up(train, uninterrupted, monkeypatch, nth):
+    """The first one is that of step 0, with the adapters off."""
+    original, calls = SftModule.evaluate, []
+
+    def evaluate(self, *arguments, **options):
+        calls.append(1)
+        if len(calls) == nth:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SftModule, "evaluate", evaluate)
+        stopped = train(*EXACT, "checkpoint.every_n_steps=100")
+    assert stopped.code == 143, stopped.text
+    done = train(f"resume={stopped.run}", settings=False)
+    assert done.code == 0, done.text
+    assert adapter(stopped.run) == adapter(uninterrupted)
+    assert losses(stopped.run) == losses(uninterrupted)
+
+
+def test_a_signal_of_slurm_counts_only_inside_a_job(train, uninterrupted, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("SLURM_JOB_ID", "1")
+        send_in_training(patch, signal.SIGUSR1, 5)
+        stopped = train(*EXACT, "checkpoint.every_n_steps=100")
+    assert stopped.code == 128 + signal.SIGUSR1, stopped.text
+    done = train(f"resume={stopped.run}", settings=False)
+    assert adapter(done.run) == adapter(uninterrupted)
+
+
+def test_after_max_time_there_is_an_adapter_and_the_run_goes_on(train, uninterrupted, monkeypatch):
+    with monkeypatch.context() as patch:
+        looks = iter([False, False, True])
+        patch.setattr(StopRequest, "_time_is_over", lambda self: next(looks))
+        stopped = train(*EXACT, "checkpoint.every_n_steps=100", "trainer.max_time=00:00:00:50")
+    assert stopped.code == 0, stopped.text
+    assert "trainer.max_time is over after step 3" in stopped.text
+    assert (stopped.run / "adapter" / "adapter.safetensors").exists()
+    assert (stopped.run / "report" / "index.html").exists()
+    done = train(f"resume={stopped.run}", "trainer.max_time=null", settings=False)
+    assert done.code == 0, done.text
+    assert adapter(stopped.run) == adapter(uninterrupted)
+
+
+def test_resume_auto_starts_a_run_and_goes_on_with_it(train, uninterrupted, monkeypatch, tmp_path):
+    run = tmp_path / "run"
+    auto = (*EXACT, "checkpoint.every_n_steps=100", "resume=auto", f"hydra.run.dir={run}")
+    with monkeypatch.context() as patch:
+        send_in_training(patch, signal.SIGTERM, 7)
+        assert train(*auto).code == 143
+    done = train(*auto)
+    assert done.code == 0, done.text
+    assert adapter(run) == adapter(uninterrupted)
+
+
+def test_a_second_run_in_the_same_folder_is_refused_while_the_first_holds_it(train, micro, tmp_path):
+    from tests.micro import start
+
+    holding = (
+        "import sys, time; from pathlib import Path; from lmoe.build.claim import claimed\n"
+        "with claimed(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(60)"
+    )
+    import sys
+
+    process = start(sys.executable, "-c", holding, tmp_path / "run", cwd=tmp_path)
+    try:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        done = train()
+        assert done.code == 1
+        assert f"{done.run} is in use: process {process.pid} on " in done.text
+        assert sorted(p.name for p in done.run.iterdir()) == ["run.lock"]
+    finally:
+        process.kill()
+        process.communicate()
+    assert train().code == 0  # the lock goes with the process, however it ends
+
+
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_step_that_is_no_number_is_skipped_and_counted(train, monkeypatch, what):
+    original = SftModule.losses
+
+    def losses_of(self, batch):
+        values, labels = original(self, batch)
+        if self.model.training and self.trainer.global_step == 3:
+            parameter = next(p for p in self.model.parameters() if p.requires_grad)
+            values = values + (torch.sqrt((parameter * 0).sum()) if what == "gradient" else float("nan"))
+        return values, labels
+
+    monkeypatch.setattr(SftModule, "losses", losses_of)
+    done = train("trainer.nonfinite=skip", "checkpoint.every_n_steps=1", "checkpoint.keep_last=10", "phase=joint")
+    assert done.code == 0, done.text
+    assert "1 so far" in done.text and f"skipped a step: a {what} of step 3 is not finite" in done.text
+    folder = done.run / "checkpoints"
+    names = ["step-00000003.ckpt", "step-00000004.ckpt", "step-00000005.ckpt", "last.ckpt"]
+    third, fourth, fifth, end = (torch.load(folder / name, weights_only=True) for name in names)
+    same = [torch.equal(third["state_dict"][key], fourth["state_dict"][key]) for key in third["state_dict"]]
+    assert all(same)
+    assert not all(torch.equal(fourth["state_dict"][key], fifth["state_dict"][key]) for key in third["state_dict"])
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in end["state_dict"].values())
+    assert end["callbacks"][FiniteSteps.__name__]["skipped"] == 1
+
+
+def test_ten_steps_in_a_row_that_are_no_numbers_end_the_run(train, monkeypatch):
+    original = SftModule.losses
+
+    def losses_of(self, batch):
+        values, labels = original(self, batch)
+        return (values * float("nan") if self.model.training else values), labels
+
+    monkeypatch.setattr(SftModule, "losses", losses_of)
+    monkeypatch.setattr(Validation, "due", lambda self, step, module: False)
+    done = train("trainer.nonfinite=skip", "trainer.max_steps=20", "phase=joint")
+    assert done.code == 1
+    assert "for the 10th time in a row" in done.text
