@@ -51,6 +51,8 @@ def process_state(folder: Path) -> Iterator[pytest.MonkeyPatch]:
         for name in ("HYDRA_FULL_ERROR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS", "WANDB_MODE", "WANDB_RUN_ID"):
             patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "200")
+        # Hydra composes everything once more to ask whether the config chooses a multirun; here only -m does.
+        patch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_self, **_config: None)
         patch.chdir(folder)
         yield patch
     torch.use_deterministic_algorithms(deterministic)
