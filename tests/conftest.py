@@ -99,11 +99,12 @@ def train(restored: None, micro, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.fixture(scope="session")
 def finished_run(micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the micro backbone with everything it leaves, shared: copy it before changing it."""
+    """A finished run of the micro backbone with all it leaves but pictures, shared: copy it before changing it."""
     from lmoe.cli.train import main
 
     base = tmp_path_factory.mktemp("finished")
-    with process_state(base):
+    with process_state(base) as patch:
+        patch.setattr("lmoe.build.finish.write_pictures", lambda summary, metrics, report: {})
         assert main([*micro.changed(), f"hydra.run.dir={base / 'run'}"]) == 0
     return base / "run"
 
