@@ -51,6 +51,8 @@ def process_state(folder: Path) -> Iterator[pytest.MonkeyPatch]:
         for name in ("HYDRA_FULL_ERROR", "PL_GLOBAL_SEED", "PL_SEED_WORKERS", "WANDB_MODE", "WANDB_RUN_ID"):
             patch.delenv(name, raising=False)
         patch.setenv("COLUMNS", "200")
+        # Hydra composes everything once more to ask whether the config chooses a multirun; here only -m does.
+        patch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_self, **_config: None)
         patch.chdir(folder)
         yield patch
     torch.use_deterministic_algorithms(deterministic)
@@ -97,11 +99,12 @@ def train(restored: None, micro, tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 @pytest.fixture(scope="session")
 def finished_run(micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished run of the micro backbone with everything it leaves, shared: copy it before changing it."""
+    """A finished run of the micro backbone with all it leaves but pictures, shared: copy it before changing it."""
     from lmoe.cli.train import main
 
     base = tmp_path_factory.mktemp("finished")
-    with process_state(base):
+    with process_state(base) as patch:
+        patch.setattr("lmoe.build.finish.write_pictures", lambda summary, metrics, report: {})
         assert main([*micro.changed(), f"hydra.run.dir={base / 'run'}"]) == 0
     return base / "run"
 

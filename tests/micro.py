@@ -6,8 +6,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from omegaconf import OmegaConf
-from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM, set_seed
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from lmoe.build.parts import Parts, build_parts
 from lmoe.data.bpe import PAD, TURN_END, train_bpe
@@ -85,7 +86,7 @@ def make_micro(folder: Path) -> Micro:
     texts = [file.read_text(encoding="utf-8") for file in sorted((folder / "train").iterdir())]
     tokenizer = train_bpe(texts, 320, 128)
     tokenizer.save_pretrained(model)
-    set_seed(1)
+    torch.manual_seed(1)
     settings = {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,

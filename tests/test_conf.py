@@ -1,8 +1,6 @@
 """Every file in conf/ and sweeps/ composes, validates and builds; none is forgotten."""
 
-import os
 import re
-import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +28,7 @@ from lmoe.schema.validate_moe import moe_problems
 from lmoe.schema.validate_pretrain import pretrain_problems
 from tests.composing import compose
 from tests.metric_names import names, rows, undocumented
-from tests.micro import ROOT, finished, start
+from tests.micro import ROOT
 
 CONF = resource_dir("conf")
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -235,9 +233,9 @@ def agent_command(spec: dict[str, Any], point: dict[str, Any], patch: pytest.Mon
             started.append(command)
 
     patch.setattr(agent, "AgentProcess", Process)
-    for name, value in (("WANDB_DIR", str(folder)), ("WANDB_SWEEP_ID", "sweep"), ("WANDB_RUN_ID", "")):
+    values = {"WANDB_DIR": str(folder), "WANDB_SWEEP_ID": "sweep", "WANDB_RUN_ID": "", "WANDB_SWEEP_PARAM_PATH": ""}
+    for name, value in values.items():  # the last two the runner sets itself, in the environment of this process
         patch.setenv(name, value)
-    patch.delenv("WANDB_SWEEP_PARAM_PATH", raising=False)
     runner = agent.Agent.__new__(agent.Agent)
     runner._in_jupyter, runner._function, runner._forward_signals = False, None, False
     runner._run_processes, runner._sweep_command = {}, spec["command"]
@@ -246,20 +244,16 @@ def agent_command(spec: dict[str, Any], point: dict[str, Any], patch: pytest.Mon
     return started[0]
 
 
-def test_the_sweep_runners_own_command_lines_run(micro, tmp_path, monkeypatch):
+def test_the_sweep_runners_own_command_lines_run(train, micro, tmp_path, monkeypatch):
     """Two points of the grid, with the settings of the micro backbone appended."""
     spec = sweep(SWEEPS[0])
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    started = []
     for number, point in enumerate(points(spec)):
         with monkeypatch.context() as patch:
             command = agent_command(spec, point, patch, tmp_path)
         chosen = [f"{key}={value}" for key, value in point.items()]
         assert command == ["/usr/bin/env", "python", "train.py", *chosen]
         settings = [o for o in micro.changed(*chosen, "trainer.max_steps=2", "logger=wandb") if o not in chosen]
-        place = f"hydra.run.dir={tmp_path / str(number)}"
-        started.append(start(*command, *settings, place, cwd=ROOT, env={"PATH": path}))
-    for number, process in enumerate(started):
-        finished(process)
-        assert spec["metric"]["name"] in rows(tmp_path / str(number))[-1]
-        assert list((tmp_path / str(number) / "wandb").glob("offline-run-*"))
+        done = train(*command[3:], *settings, run=str(number), settings=False)
+        assert done.code == 0, done.text
+        assert spec["metric"]["name"] in rows(done.run)[-1]
+        assert list((done.run / "wandb").glob("offline-run-*"))

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lmoe.injection.roles import parameter_roles
 from lmoe.schema.phase import Role
@@ -117,7 +117,7 @@ def tiny_model(family: str = "qwen3", *, seed: int = 0, **changes) -> PreTrained
     if family.startswith("qwen3_5"):
         settings |= LINEAR_ATTENTION
     settings |= OWN_SETTINGS.get(family, {}) | changes
-    set_seed(seed)
+    torch.manual_seed(seed)
     if family == "gemma3":
         config = AutoConfig.for_model(family, text_config=settings, vision_config=VISION, pad_token_id=0)
     else:

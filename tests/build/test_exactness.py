@@ -1,6 +1,7 @@
 """The same seed gives the same bytes; an interrupted and resumed run is the uninterrupted one, bit for bit."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,26 +33,48 @@ def losses(run: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(micro, tmp_path_factory) -> Path:
+    """A whole run; beside it, what there was of it in the first phase and in the second."""
     from lmoe.cli.train import main
     from tests.conftest import process_state
 
     base = tmp_path_factory.mktemp("exact")
     with process_state(base) as patch:
         patch.setattr("lmoe.build.finish.write_pictures", lambda summary, metrics, report: {})
+        keep_as_if_killed(patch, base / "whole", 2, 6)
         assert main([*micro.changed(*EXACT), f"hydra.run.dir={base / 'whole'}"]) == 0
     return base / "whole"
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
-    """Break off when the metrics of an optimizer step are logged, before its checkpoint is written."""
+def at_step_end(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
+    """Do something when the metrics of an optimizer step are logged, before its checkpoint is written."""
     original = StepMetrics.on_train_batch_end
 
-    def stopping(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+    def acting(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         original(self, trainer, pl_module, outputs, batch, batch_idx)
-        if finished_step(trainer, batch_idx) and trainer.global_step == step:
+        if finished_step(trainer, batch_idx):
+            act(trainer.global_step)
+
+    monkeypatch.setattr(StepMetrics, "on_train_batch_end", acting)
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:
+    """Break the run off at the end of a step."""
+
+    def stop(now: int) -> None:
+        if now == step:
             raise error
 
-    monkeypatch.setattr(StepMetrics, "on_train_batch_end", stopping)
+    at_step_end(monkeypatch, stop)
+
+
+def keep_as_if_killed(monkeypatch: pytest.MonkeyPatch, run: Path, *steps: int) -> None:
+    """Copy the run's folder to `killed <step>` beside it: what a process that is killed at that moment leaves."""
+
+    def keep(now: int) -> None:
+        if now in steps:
+            shutil.copytree(run, run.with_name(f"killed {now}"))
+
+    at_step_end(monkeypatch, keep)
 
 
 def test_two_runs_with_one_seed_are_bitwise_equal_and_another_seed_differs(train, uninterrupted):
@@ -63,23 +86,29 @@ def test_two_runs_with_one_seed_are_bitwise_equal_and_another_seed_differs(train
     assert adapter(other.run) != adapter(uninterrupted)
 
 
-@pytest.mark.parametrize(
-    "step",
-    [
-        pytest.param(2, id="in the first phase"),
-        pytest.param(4, id="at the boundary: the checkpoint is of the first phase, the next step of the second"),
-        pytest.param(6, id="in the second phase"),
-    ],
-)
-def test_a_resumed_run_is_the_uninterrupted_one(train, uninterrupted, monkeypatch, step):
+@pytest.mark.parametrize("step", [pytest.param(2, id="in the first phase"), pytest.param(6, id="in the second phase")])
+def test_a_killed_and_resumed_run_is_the_uninterrupted_one(train, uninterrupted, tmp_path, step):
+    run = Path(shutil.copytree(uninterrupted.with_name(f"killed {step}"), tmp_path / "run"))
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == step - 1
+    done = train(f"resume={run}", settings=False)
+    assert done.code == 0, done.text
+    assert adapter(run) == adapter(uninterrupted)
+    assert losses(run) == losses(uninterrupted)
+
+
+def test_a_run_that_failed_at_the_boundary_of_phases_and_resumed_is_the_uninterrupted_one(
+    train, uninterrupted, monkeypatch
+):
+    """The checkpoint is of the first phase, the next step of the second."""
     with monkeypatch.context() as patch:
-        stop_after(patch, step, TrainingError("the test pulled the plug"))
+        stop_after(patch, 4, TrainingError("the test pulled the plug"))
         broken = train(*EXACT)
     assert broken.code == 1
     assert "pulled the plug" in broken.err
     assert not (broken.run / "adapter").exists()
     saved = torch.load(broken.run / "checkpoints" / "last.ckpt", weights_only=True)
-    assert saved["global_step"] == step - 1
+    assert saved["global_step"] == 3
     done = train(f"resume={broken.run}", settings=False)
     assert done.code == 0, done.text
     assert adapter(broken.run) == adapter(uninterrupted)
@@ -162,17 +191,16 @@ BALANCED = {
 
 
 @pytest.mark.parametrize("settings", BALANCED.values(), ids=BALANCED)
-def test_what_moves_outside_the_optimizer_survives_a_resume(train, monkeypatch, settings):
-    """Selection biases, relu's L1, the loads of a step, dials: a resumed run is the uninterrupted one."""
+def test_what_moves_outside_the_optimizer_survives_a_resume(train, tmp_path, monkeypatch, settings):
+    """Selection biases, relu's L1, the loads of a step, dials: a killed and resumed run is the uninterrupted one."""
     common = ("data.batch_size=2", "trainer.accumulate_grad_batches=2", "trainer.val_every_n_steps=2")
-    every = (*common, "checkpoint.every_n_steps=1", *settings)
-    whole = train(*every, run="whole")
-    assert whole.code == 0, whole.text
     with monkeypatch.context() as patch:
-        stop_after(patch, 4, TrainingError("the test pulled the plug"))
-        broken = train(*every, run="broken")
-    assert broken.code == 1
-    done = train(f"resume={broken.run}", settings=False)
+        keep_as_if_killed(patch, tmp_path / "whole", 4)
+        whole = train(*common, "checkpoint.every_n_steps=1", *settings, run="whole")
+    assert whole.code == 0, whole.text
+    killed = tmp_path / "killed 4"
+    assert not (killed / "adapter").exists()
+    done = train(f"resume='{killed}'", settings=False)
     assert done.code == 0, done.text
-    assert adapter(broken.run) == adapter(whole.run)
-    assert losses(broken.run) == losses(whole.run)
+    assert adapter(killed) == adapter(whole.run)
+    assert losses(killed) == losses(whole.run)

@@ -15,11 +15,11 @@ from tests.layers.small_site import D, Site
 from tests.reference import dumb_experts
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
-EVERY_SCALE = [
-    *((router, scale, 2) for router in ROUTERS for scale in scales(router)),
-    *(("top_k", scale, 1) for scale in ("raw", "unit")),
+EVERY_KIND = [
+    *((router, scales(router)[i % len(scales(router))], 2, kind) for router in ROUTERS for i, kind in enumerate(KINDS)),
+    *(("top_k", scale, 1, kind) for scale, kind in zip(("raw", "unit"), KINDS, strict=False)),
 ]
-"""Router, scale and top_k; with top_k = 1 sum_to_one is refused."""
+"""Router, scale, top_k and kind of block: every router with every scale and kind; top_k = 1 takes no sum_to_one."""
 
 
 def batch(*, seed: int = 3) -> tuple[Tensor, Tensor]:
@@ -58,8 +58,12 @@ def agree(ours: Tensor, expected: Tensor, leaves: dict[str, Tensor]) -> None:
 # --- against the loop
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("router", "scale", "top_k"), EVERY_SCALE)
+def test_the_table_has_every_router_with_every_scale_and_every_kind():
+    assert {(router, scale) for router, scale, *_ in EVERY_KIND} == {(r, s) for r in ROUTERS for s in scales(r)}
+    assert {(router, kind) for router, *_, kind in EVERY_KIND} == {(r, k) for r in ROUTERS for k in KINDS}
+
+
+@pytest.mark.parametrize(("router", "scale", "top_k", "kind"), EVERY_KIND)
 def test_outputs_and_all_gradients_equal_the_loop_over_whole_experts(router, scale, top_k, kind):
     """On one base for all, and on copies that have gone ways of their own."""
     made = Site(router=router, scale=scale, top_k=top_k, experts=4)
