@@ -1,10 +1,10 @@
 """`lmoe train`, the same as `python train.py`: compose, validate, build, run."""
 
-import os
 import sys
 from pathlib import Path
 
 from lmoe.cli.hydra_run import drop_empty, hydra_main
+from lmoe.cli.launchers import process_rank
 from lmoe.cli.resume import refuse_existing
 from lmoe.schema.phase_rules import phase_warnings
 from lmoe.schema.run import DryRun, RunConfig
@@ -25,7 +25,7 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
         sys.stdout.write("config: no problems\n")
         drop_empty(run_dir)
         return
-    first = os.environ.get("LOCAL_RANK", "0") == "0"  # further processes of one run meet its config.yaml
+    first = process_rank() == 0  # further processes of one run meet its config.yaml
     if first and not config.resume and config.dry_run is DryRun.none:
         refuse_existing(run_dir)
     # Heavy imports wait until the config is known to be good.
