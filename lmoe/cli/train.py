@@ -32,6 +32,12 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
     from rich.console import Console
 
     console = Console(quiet=not first)
+    if config.dry_run is DryRun.estimate:
+        from lmoe.build.announce_estimate import announce_estimate
+
+        announce_estimate(config, console)
+        drop_empty(run_dir)
+        return
     if config.dry_run is DryRun.preflight:
         from lmoe.build.preflight import preflight
 
