@@ -43,8 +43,8 @@ def layer_shape(model: nn.Module, layout: LayerLayout) -> LayerShape:
     """Sizes of one layer, before injection."""
     text = model.config.get_text_config()  # type: ignore[union-attr]
     heads = text.num_attention_heads
-    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
-    keys = getattr(text, "num_key_value_heads", None) or heads
+    out = {path.rpartition(".")[2]: sizes(linear)[1] for path, linear in layout.attention.items()}
+    query = out.get("q_proj") or int(text.hidden_size)  # a fused qkv is taken for heads as wide together as the model
     layer = model.get_submodule(layout.path)
     inner, gated, top_k = 4 * text.hidden_size, True, 0
     if layout.ffn_block is not None and layout.ffn_block.whole:
@@ -56,8 +56,8 @@ def layer_shape(model: nn.Module, layout: LayerLayout) -> LayerShape:
         inner = getattr(text, "moe_intermediate_size", None) or text.intermediate_size
     return LayerShape(
         hidden=text.hidden_size,
-        query=heads * head_dim,
-        key=keys * head_dim,
+        query=query,
+        key=out.get("k_proj", query),
         heads=heads,
         normed_heads=any(name.endswith("q_norm") for name, _ in layer.named_modules()),
         inner=inner,
@@ -69,10 +69,10 @@ def layer_shape(model: nn.Module, layout: LayerLayout) -> LayerShape:
 
 
 def active_parameters(model: nn.Module, layout: LayerLayout, shape: LayerShape) -> int:
-    """Frozen weights of a layer that work on one token: of fused experts, the chosen ones."""
+    """Frozen weights of a layer, before injection, that work on one token: of fused experts, the chosen ones."""
     if layout.native is None:
         return shape.linear_parameters
-    fused = [p for p in model.get_submodule(layout.native.experts).parameters() if p.dim() == 3 and not p.requires_grad]
+    fused = [p for p in model.get_submodule(layout.native.experts).parameters() if p.dim() == 3]
     experts = max((p.shape[0] for p in fused), default=1)
     idle = sum(p.numel() for p in fused) * (1 - shape.native_top_k / experts)
     return shape.linear_parameters - round(idle)

@@ -111,6 +111,7 @@ def estimate_model(
     shapes = {layout.index: layer_shape(model, layout) for layout in found}
     parts = {f"{layout.path}.": layout.index for layout in found}
     frozen = frozen_bytes(config.backbone.precision, model, parts)
+    active = sum(active_parameters(model, layout, shapes[layout.index]) for layout in found)
     # The start of svd needs the weights' values; its sizes are those of any other.
     settings = replace(config.injection, lora_B_std=lora_B_std(config), init_lora=InitLora.random)
     plan = inject(model, settings, _named_domains(config), trained_base=trained_base(config))
@@ -120,7 +121,7 @@ def estimate_model(
     text = model.config.get_text_config()  # type: ignore[union-attr]
     roles = parameter_roles(model)
     cost = StepCost(
-        frozen=sum(active_parameters(model, layout, shapes[layout.index]) for layout in found)
+        frozen=active
         + sum((site.active_experts - 1) * site.copied_parameters for site in plan.sites if site.copied_parameters),
         head=text.vocab_size * text.hidden_size,
         adapters=computed_adapters(plan, config.moe),

@@ -3,12 +3,18 @@
 import shutil
 
 import pytest
+import torch
 
 from lmoe.backbones.load import bare_model, load_model
 from lmoe.build.cost import StepCost, duration
 from lmoe.build.estimate import estimate, estimate_model
 from lmoe.build.parts import build_parts
 from lmoe.build.preflight import try_step
+from lmoe.schema.injection import InjectionStrategy
+from lmoe.schema.run import RunConfig
+from tests.composing import compose
+from tests.injection.pairs import WORKING
+from tests.tiny_models import tiny_model
 
 STRATEGIES = {
     "mixture_lora": ["injection=mixture_lora"],
@@ -78,6 +84,31 @@ def test_a_frozen_weight_costs_four_operations_and_an_adapter_six():
     assert StepCost(**sizes, checkpointing=False).flops_per_token() == 198
     assert StepCost(**sizes, checkpointing=True).flops_per_token() == 198 + 66
     assert StepCost(**sizes, checkpointing=False).step_seconds(tokens=10, flops_per_second=99) == 20
+
+
+def a_family_is_estimated(family: str, strategy: InjectionStrategy) -> None:
+    """On a tiny model without numbers: all its weights are counted, and not more of them work than there are."""
+    with torch.device("meta"):
+        model = tiny_model(family)
+    routed = strategy in (InjectionStrategy.mixture_lora, InjectionStrategy.moe_expert_lora)
+    phase = "joint" if routed else "adapters"
+    config = compose("train", RunConfig, [f"injection={strategy}", "injection.lora_r=4", f"phase={phase}"])
+    every = sum(p.numel() for p in model.parameters())
+    found = estimate_model(config, model)
+    assert found.memory.weights == pytest.approx(4 * every / 1e6)
+    assert 0 < found.cost.frozen <= every
+    assert found.memory.activations > 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma4_text", "qwen3_moe"])
+def test_unlike_families_are_estimated(restored, family):
+    a_family_is_estimated(family, InjectionStrategy.mixture_lora)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "strategy"), WORKING)
+def test_every_family_is_estimated_with_every_strategy_that_it_takes(restored, family, strategy):
+    a_family_is_estimated(family, strategy)
 
 
 def test_of_a_mixture_the_chosen_experts_count(micro, restored):
