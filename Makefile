@@ -27,9 +27,10 @@ check: $(READY)  ## lint, formatting, types, import order and generated pages
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m lmoe.schema.describe --check
 
-docs: $(READY)  ## write docs/CONFIG.md from the schemas and conf/, docs/BACKBONES.md from tiny models
+docs: $(READY)  ## write docs/CONFIG.md from the schemas and conf/, docs/BACKBONES.md from tiny models, a table of docs/SCALING.md
 	@$(BIN)/python -m lmoe.schema.describe
 	@$(BIN)/python -m tests.backbones.write_table
+	@$(BIN)/python -m benchmarks.scaling
 
 bench: bench-default bench-step bench-layer bench-experts bench-native  ## run all benchmarks
 

@@ -19,6 +19,10 @@ class ConfigError(LmoeError):
         head = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         super().__init__(f"config: {head}\n" + "\n".join(f"  - {p}" for p in self.problems))
 
+    def __reduce__(self) -> tuple[type, tuple[list[str]]]:
+        """Pickled by its problems: an exception is otherwise made anew from its whole message."""
+        return type(self), (self.problems,)
+
 
 class BackboneError(LmoeError):
     """A backbone cannot be loaded, or has no place for what was asked."""

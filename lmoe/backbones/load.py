@@ -107,6 +107,36 @@ def load_model(config: BackboneConfig) -> PreTrainedModel:
     return model.requires_grad_(False).eval()
 
 
+def bare_model(config: BackboneConfig) -> PreTrainedModel:
+    """The backbone on the meta device, from its config alone: sizes without numbers, no weights needed. Quantised
+    Linears are there in the type that they are computed in.
+
+    Raises:
+        BackboneError: no config there, or no network.
+    """
+    dtype = torch.bfloat16 if config.precision in QUANTISED else getattr(torch, config.precision.value)
+    try:
+        settings = AutoConfig.from_pretrained(
+            model_source(config.model_name), revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                settings,
+                dtype=dtype,
+                attn_implementation=config.attn_implementation,
+                trust_remote_code=config.trust_remote_code,
+            )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _explain(config, "config", error) from None
+    return model.requires_grad_(False).eval()
+
+
+def has_weights(config: BackboneConfig) -> bool:
+    """False for a local directory that holds a config and no weights; what the hub has is not asked."""
+    folder = Path(model_source(config.model_name))
+    return not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+
+
 def stay_trainable(model: nn.Module) -> None:
     """Keep 4-bit Linears of bitsandbytes from repacking their weights for inference.
 

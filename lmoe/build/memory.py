@@ -2,13 +2,15 @@
 
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from lmoe.errors import TrainingError
+from lmoe.schema.phase import Role
 from lmoe.schema.run import RunConfig
 
 MB = 1e6
@@ -50,3 +52,8 @@ def resident_mb() -> float:
     if not status.exists():
         return peak_memory_mb()
     return int(status.read_text().split()[1]) * resource.getpagesize() / MB
+
+
+def trained_bytes(model: nn.Module, role_of: Mapping[str, Role], roles: frozenset[Role]) -> int:
+    """Bytes of the parameters with one of the roles."""
+    return sum(p.numel() * p.element_size() for name, p in model.named_parameters() if role_of[name] in roles)

@@ -1,5 +1,7 @@
 """`dry_run=preflight`: build everything, run one forward and backward, estimate the memory of the run."""
 
+import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,14 +11,16 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lmoe.backbones.load import has_weights
 from lmoe.build.announce import describe_plan, quiet_libraries
-from lmoe.build.memory import MB, memory_advice, resident_mb
+from lmoe.build.announce_estimate import announce_estimate
+from lmoe.build.cost import duration
+from lmoe.build.memory import MB, memory_advice, resident_mb, trained_bytes
 from lmoe.build.parts import Parts, build_parts
 from lmoe.build.trainer import build_trainer
 from lmoe.errors import ConfigError, TrainingError
 from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
-from lmoe.schema.phase import Role
 from lmoe.schema.run import RunConfig
 from lmoe.training.dials import facts
 from lmoe.training.sft_module import SftModule
@@ -54,24 +58,36 @@ class MemoryEstimate:
         return ["memory estimate (peak of training)", *rows, f"  {'total':<12}{self.total:>10,.0f} MB"]
 
 
-def preflight(config: RunConfig, console: Console) -> MemoryEstimate:
+def preflight(config: RunConfig, console: Console) -> MemoryEstimate | None:
     """Try a run without training it, and print the plan and the estimate.
+
+    Returns:
+        What was measured; None where there are no weights to try.
 
     Raises:
         ConfigError: a phase that would train nothing.
         LmoeError: whatever building meets.
     """
     quiet_libraries()
+    if not has_weights(config.backbone):
+        console.print(
+            f"{config.backbone.model_name} holds a config and no weights: nothing was tried",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        announce_estimate(config, console)
+        return None
     parts = build_parts(config)
     describe_plan(parts, console)
     check_phases(parts)
     with memory_advice(config):
-        estimate, loss, missing = try_step(parts)
+        estimate, loss, missing, seconds = try_step(parts)
     console.print(f"one forward and backward: loss {loss:.3f}", highlight=False)
     for name in missing:
         console.print(f"warning: {name} got no gradient", markup=False, highlight=False)
-    for line in estimate.lines():
-        console.print(line, highlight=False)
+    for line in [*estimate.lines(), time_line(parts, seconds)]:
+        console.print(line, highlight=False, soft_wrap=True)
     console.print("preflight: ready")
     return estimate
 
@@ -91,11 +107,23 @@ def check_phases(parts: Parts) -> None:
         raise ConfigError(problems)
 
 
-def try_step(parts: Parts) -> tuple[MemoryEstimate, float, list[str]]:
+def time_line(parts: Parts, seconds: float) -> str:
+    """What the run would take if every micro-batch took as long as this one; a forward is a third of the whole."""
+    loop, data = parts.config.trainer, parts.prepared
+    training = seconds * loop.max_steps * loop.accumulate_grad_batches
+    times = 2 + ((loop.max_steps - 1) // loop.val_every_n_steps if loop.val_every_n_steps else 0)
+    batches = math.ceil(len(data.val) / parts.config.data.batch_size)
+    return (
+        f"time estimate, from this one forward and backward ({duration(seconds)}, the first and the largest): "
+        f"{loop.max_steps:,} steps {duration(training)}, {times} validations {duration(seconds / 3 * batches * times)}"
+    )
+
+
+def try_step(parts: Parts) -> tuple[MemoryEstimate, float, list[str], float]:
     """One forward and backward of the run's largest micro-batch with every trainable role on.
 
     Returns:
-        The estimate, the loss, and trainable parameters without gradient.
+        The estimate, the loss, trainable parameters without gradient, and the seconds that it took.
     """
     module, config = parts.module, parts.config
     trainer = build_trainer(config.trainer, Path.cwd(), [], [])
@@ -108,12 +136,15 @@ def try_step(parts: Parts) -> tuple[MemoryEstimate, float, list[str]]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(module.roles[name] in roles)
     before = resident_mb() if device.type == "cpu" else 0.0
+    started = time.perf_counter()
     loss, activations = forward_backward(module, trainer, batch)
-    if not torch.isfinite(loss):
+    finite = bool(torch.isfinite(loss))  # which waits for the device
+    seconds = time.perf_counter() - started
+    if not finite:
         raise TrainingError(f"preflight: the loss of the first forward is {float(loss)}")
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) / MB
-    largest = max(trained_bytes(module, phase.trainable) for phase in module.schedule.phases) / MB
+    largest = max(trained_bytes(model, module.roles, phase.trainable) for phase in module.schedule.phases) / MB
     tokens, vocabulary = batch["input_ids"].numel(), model.config.get_text_config().vocab_size
     compute_bytes = 4 if config.trainer.precision == "32-true" else 2
     estimate = MemoryEstimate(
@@ -124,7 +155,7 @@ def try_step(parts: Parts) -> tuple[MemoryEstimate, float, list[str]]:
         activations=activations / MB,
         logits=tokens * vocabulary * (4 + 4 + compute_bytes) / MB,
     )
-    return estimate, float(loss), missing
+    return estimate, float(loss), missing, seconds
 
 
 def forward_backward(module: SftModule, trainer: Trainer, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
@@ -151,9 +182,3 @@ def forward_backward(module: SftModule, trainer: Trainer, batch: dict[str, Tenso
     record.trace.clear()
     loss.backward()
     return loss.detach(), float(sum(kept.values()))
-
-
-def trained_bytes(module: SftModule, roles: frozenset[Role]) -> int:
-    """Bytes of the parameters with one of the roles."""
-    named = module.model.named_parameters()
-    return sum(p.numel() * p.element_size() for name, p in named if module.roles[name] in roles)

@@ -17,6 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lmoe.cli.launchers import HERE, JobError, check_processes, launcher_problem, lost_job
 from lmoe.cli.resume import AUTO, merge_saved, run_to_resume
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.schema.keys import near, unknown_key
@@ -44,13 +45,16 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to us instead of printing a traceback
     failures: list[LmoeError] = []
 
-    def task(composed: DictConfig) -> None:
+    def task(composed: DictConfig) -> None:  # NOTE it is pickled for a job in another process: so is what it refers to
         runtime = HydraConfig.get()
         overrides, folder = list(runtime.overrides.task), Path(runtime.runtime.output_dir)
+        launcher = str(runtime.runtime.choices["hydra/launcher"])
         try:
             if composed.get("resume") == AUTO:
                 composed.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
-            job(to_object(composed, schema, overrides), folder, overrides)
+            config = to_object(composed, schema, overrides)
+            check_processes(launcher, config.trainer)
+            job(config, folder, overrides)
         except Stopped:
             drop_empty(folder)
             raise
@@ -59,14 +63,19 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
             if runtime.mode is None or runtime.mode.name != "MULTIRUN":
                 failures.append(error)  # raised, it would come with a line of Hydra's above it
                 return
-            # Hydra shows only the first, at the end.
-            sys.stderr.write(f"job {runtime.job.num} failed ({' '.join(overrides)})\n{error}\n")
-            raise
+            # Hydra raises only the first, once all have ended.
+            failed = JobError(f"job {runtime.job.num} failed ({' '.join(overrides)})\n{error}")
+            sys.stderr.write(f"{failed}\n")
+            if launcher == HERE:
+                failures.append(failed)
+            raise failed from None
 
     try:
         arguments = checked_arguments(argv, schema)
         sys.argv = [entry, *arguments]
         hydra.main(version_base="1.3", config_path=str(resource_dir("conf")), config_name=config_name)(task)()
+    except JobError as error:
+        return 1 if failures else _say(str(error))  # a job in another process may have written to a log
     except LmoeError as error:
         return _say(str(error))
     except Stopped as stopped:
@@ -78,6 +87,10 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
             raise
         place = f"{error.filename}: " if error.filename else ""
         return _say(f"{place}{error.strerror}; choose another folder with hydra.run.dir=…, or free space")
+    except Exception as error:
+        if (lost := lost_job(error)) is None:
+            raise
+        return _say(lost)
     return _say(str(failures[0])) if failures else 0
 
 
@@ -100,10 +113,11 @@ def checked_arguments(argv: list[str], schema: type) -> list[str]:
     """
     texts = [arg for arg in argv if "=" in arg and not arg.startswith("-")]
     overrides = [o for text in texts if (o := _parsed(text)) is not None]
+    multirun = [arg for arg in argv if arg in ("-m", "--multirun")]
     problems = [p for override in overrides if (p := _override_problem(override, schema)) is not None]
+    problems += [p for o in overrides if (p := launcher_problem(o, multirun=bool(multirun))) is not None]
     if problems:
         raise ConfigError(problems)
-    multirun = [arg for arg in argv if arg in ("-m", "--multirun")]
     arguments = multirun[:1] + [arg for arg in argv if arg not in multirun]
     run = run_to_resume(overrides)
     if run is None:  # a new run, or resume=auto

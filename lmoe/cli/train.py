@@ -28,6 +28,14 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
         sys.stdout.write("config: no problems\n")
         drop_empty(run_dir)
         return
+    if config.dry_run is DryRun.estimate:
+        from rich.console import Console
+
+        from lmoe.build.announce_estimate import announce_estimate
+
+        announce_estimate(config, Console())
+        drop_empty(run_dir)
+        return
     with ExitStack() as stack:
         signals, run_id = stack.enter_context(StopSignals()), None
         first = is_first_process()  # further processes of one run meet its folder, and write nothing

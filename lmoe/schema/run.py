@@ -27,6 +27,7 @@ class DryRun(StrEnum):
 
     none = "none"
     config = "config"
+    estimate = "estimate"
     preflight = "preflight"
 
 
@@ -49,7 +50,8 @@ class RunConfig:
     resume: str | None = None
     """Run directory to continue, with its saved config; auto: hydra.run.dir, where it holds a run, else a new one."""
     dry_run: DryRun = DryRun.none
-    """config: validate only; preflight: build everything, one forward and backward, memory estimate, plan."""
+    """config: validate only; estimate: plan, memory and time from the backbone's config alone, without weights and
+    data; preflight: build everything, one forward and backward, memory and time, plan."""
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     injection: InjectionConfig = field(default_factory=InjectionConfig)
     moe: MoeConfig = field(default_factory=MoeConfig)

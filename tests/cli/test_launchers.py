@@ -1,0 +1,162 @@
+"""Multiruns whose jobs run elsewhere: one run a job, failures as messages, and what a launcher lacks."""
+
+import pickle
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+
+from lmoe.build.claim import RANKS, is_first_process
+from lmoe.cli import launchers
+from lmoe.cli.launchers import JobError, check_processes, lost_job
+from lmoe.errors import ConfigError, LmoeError
+from lmoe.schema.trainer import TrainerConfig
+from tests.micro import ROOT, Micro, finished, saved_config, start
+from tests.wandb_file import records, run_files
+
+
+def multirun(micro: Micro, folder: Path, *overrides: str) -> tuple[int, str]:
+    """Exit code and text of a multirun in a process of its own."""
+    settings = micro.changed("trainer.max_steps=2", "logger=wandb", *overrides)
+    command = [sys.executable, ROOT / "train.py", "-m", *settings, f"hydra.sweep.dir={folder}"]
+    ray = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    process = start(*command, cwd=folder.parent, env=ray)
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    return process.returncode, out + err
+
+
+def run_id(run: Path) -> str:
+    """Of the one W&B run that a job left."""
+    (file,) = run_files(run / "wandb")
+    return next(r.run.run_id for r in records(file) if r.WhichOneof("record_type") == "run")
+
+
+def test_a_job_that_cannot_be_is_told_and_the_other_runs(micro, tmp_path):
+    """Each job in a process of submitit's; the second has fewer experts than top_k."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    folder = tmp_path / "many"
+    code, said = multirun(micro, folder, "hydra/launcher=submitit_local", "injection.num_experts=2,1")
+    assert code == 1, said
+    assert "job 1 failed (" in said
+    assert said.count("config: 1 problem") == 1
+    assert "injection.top_k is 2, more than the 1 experts" in said
+    assert "Traceback" not in said
+    assert (folder / "0" / "adapter" / "adapter.safetensors").exists()
+    assert run_id(folder / "0")
+    assert not (folder / "1").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("launcher", "settings"),
+    [
+        ("joblib", ["hydra.launcher.n_jobs=2"]),
+        ("submitit_local", []),
+        ("ray", ["+hydra.launcher.ray.init.num_cpus=1", "+hydra.launcher.ray.init.include_dashboard=false"]),
+    ],
+)
+def test_every_job_has_a_folder_and_a_tracked_run_of_its_own(micro, tmp_path, launcher, settings):
+    pytest.importorskip(f"hydra_plugins.{launchers.PLUGINS[launcher]}")
+    folder = tmp_path / "many"
+    code, said = multirun(micro, folder, f"hydra/launcher={launcher}", "injection.num_experts=2,4", *settings)
+    assert code == 0, said
+    assert [saved_config(folder / job)["injection"]["num_experts"] for job in ("0", "1")] == [2, 4]
+    assert len({run_id(folder / job) for job in ("0", "1")}) == 2
+
+
+@pytest.mark.slow
+def test_the_tasks_of_a_slurm_step_are_one_run(micro, tmp_path):
+    """Two processes with the variables that srun sets for each of its tasks."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    step = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "1", "SLURM_NODEID": "0"}
+    step |= {"SLURM_JOB_ID": "17", "SLURM_JOB_NAME": "train", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    settings = micro.changed("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=2")
+    command = [sys.executable, ROOT / "train.py", *settings, f"hydra.run.dir={tmp_path / 'run'}"]
+    tasks = [
+        start(*command, cwd=tmp_path, env=step | {"SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in ("0", "1")
+    ]
+    first, second = (finished(task) for task in tasks)
+    assert "validation loss" in first
+    assert "validation loss" not in second
+    assert (tmp_path / "run" / "adapter" / "adapter.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "error", [JobError("job 1 failed"), LmoeError("a"), ConfigError("a is wrong"), ConfigError(["a", "b"])]
+)
+def test_an_error_arrives_from_another_process_as_it_was(error):
+    arrived = pickle.loads(pickle.dumps(error))
+    assert type(arrived) is type(error)
+    assert str(arrived) == str(error)
+
+
+def test_a_launcher_that_is_not_installed_is_told_with_the_extra(train, monkeypatch):
+    monkeypatch.setattr(launchers, "find_spec", lambda name: None)
+    done = train("-m", "hydra/launcher=submitit_slurm")
+    assert done.code == 1
+    assert "hydra/launcher=submitit_slurm needs hydra-submitit-launcher" in done.text
+    assert "pip install 'lmoe[launchers]'" in done.text
+    assert "Could not" not in done.text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("-m", "hydra/launcher=slurm"), "no such launcher"),
+        (("-m", "hydra/launcher=submitit_slrm"), "did you mean submitit_slurm?"),
+        (("hydra/launcher=joblib",), "has no effect on a single run; add -m"),
+    ],
+)
+def test_a_launcher_that_cannot_act_is_told(train, overrides, said):
+    done = train(*overrides)
+    assert done.code == 1
+    assert said in done.text
+    assert "Traceback" not in done.text
+
+
+@pytest.mark.parametrize(
+    ("launcher", "devices", "refused"), [("basic", 2, False), ("submitit_slurm", 2, False), ("joblib", 2, True),
+                                         ("ray", 2, True), ("submitit_local", 2, True), ("joblib", 1, False)]
+)  # fmt: skip
+def test_a_job_elsewhere_starts_no_further_processes(launcher, devices, refused):
+    trainer = TrainerConfig(devices=devices)
+    if not refused:
+        check_processes(launcher, trainer)
+        return
+    with pytest.raises(ConfigError, match="hydra.launcher.tasks_per_node=2"):
+        check_processes(launcher, trainer)
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"LOCAL_RANK": "1"}, False),
+        ({"RANK": "4", "LOCAL_RANK": "0"}, False),
+        ({"NODE_RANK": "1", "LOCAL_RANK": "0"}, False),
+        ({"SLURM_PROCID": "3", "SLURM_LOCALID": "0"}, False),
+        ({"SLURM_PROCID": "0"}, True),
+    ],
+)
+def test_one_process_of_all_nodes_is_the_first(monkeypatch, variables, first):
+    """On a second node the local rank is 0 again."""
+    for name in (*RANKS, "NODE_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert is_first_process() == first
+
+
+def test_a_killed_job_is_a_message_and_an_error_of_ours_is_none():
+    submitit_utils = pytest.importorskip("submitit.core.utils")
+    said = lost_job(submitit_utils.UncompletedJobError("Job 7 (task: 0) was killed\n\nlog: none"))
+    assert said is not None
+    assert "a job ended without an answer (submitit: UncompletedJobError)" in said
+    assert "was killed" in said
+    assert lost_job(RuntimeError("a bug")) is None
