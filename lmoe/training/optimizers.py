@@ -60,6 +60,14 @@ def build_scheduler(optimizer: AdamW, phase: Phase) -> LambdaLR:
     return LambdaLR(optimizer, [ramped if base else phase.lr_factor for base in is_base])
 
 
+def set_learning_rates(scheduler: LambdaLR) -> None:
+    """Those of the scheduler's own step: what a run without a break would have, to the bit."""
+    for group, base, factor in zip(
+        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    ):
+        group["lr"] = base * factor(scheduler.last_epoch)
+
+
 def carry_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> int:
     """Keep AdamW's moments of parameters that stay trainable across a boundary.
 

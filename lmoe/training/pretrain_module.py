@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lmoe.metrics.language import IGNORE, DomainLoss, token_losses
 from lmoe.schema.optim import OptimConfig
 from lmoe.training.lr_schedule import LrShape, lr_factor
+from lmoe.training.optimizers import set_learning_rates
 
 
 class PretrainModule(LightningModule):
@@ -38,6 +39,11 @@ class PretrainModule(LightningModule):
         self.domains, self.val_batches = domains, val_batches
         self._run_forward = torch.compile(model.forward) if compile_model else model.forward
         self.last_loss = torch.tensor(float("nan"))
+
+    def on_train_start(self) -> None:
+        """A resumed run that was made longer has another schedule than the one its learning rates came from."""
+        for config in self.trainer.lr_scheduler_configs:
+            set_learning_rates(config.scheduler)  # type: ignore[arg-type]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         logits = self._run_forward(input_ids=batch["input_ids"], use_cache=False).logits

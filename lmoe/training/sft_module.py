@@ -17,7 +17,7 @@ from lmoe.training.dials import Dials, facts, set_dials
 from lmoe.training.evaluation import RoutingEvaluation
 from lmoe.training.handoff import set_fades
 from lmoe.training.module_state import load_state, save_state
-from lmoe.training.optimizers import build_optimizer, build_scheduler, trainable_groups
+from lmoe.training.optimizers import build_optimizer, build_scheduler, set_learning_rates, trainable_groups
 from lmoe.training.phases import Phase, PhaseSchedule
 from lmoe.training.sharded import ShardedStrategy, shard_backbone
 from lmoe.training.window_losses import WindowLosses
@@ -93,6 +93,11 @@ class SftModule(LightningModule):
             parameter.requires_grad_(here and self.roles[name] in self.current.trainable)
             if not parameter.requires_grad:
                 parameter.grad = None
+
+    def on_train_start(self) -> None:
+        """A resumed run that was made longer has another schedule than the one its learning rates came from."""
+        for config in self.trainer.lr_scheduler_configs:
+            set_learning_rates(config.scheduler)  # type: ignore[arg-type]
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Summed loss of a micro-batch over the label tokens of the whole window.

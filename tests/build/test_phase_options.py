@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 import lmoe
 import lmoe.build.train
+from lmoe.training.sft_module import SftModule
 from tests.metric_names import rows
 
 
@@ -124,3 +125,27 @@ def test_each_phase_has_its_own_schedule_and_coefficients(train):
     weak = train(*shared, run="weak")
     assert strong.code == weak.code == 0
     assert rows(strong.run)[1]["grad_norm/router"] > 2 * rows(weak.run)[1]["grad_norm/router"]
+
+
+def test_the_best_value_and_early_stopping_start_anew_with_each_phase(train, monkeypatch):
+    """Validations that get worse and worse: only the first of each phase is a best one, and patience is short."""
+    values = iter([9.0, 1.0, 2.0, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0])
+    original = SftModule.evaluate
+
+    def evaluate(self, *arguments, **options):
+        loss = original(self, *arguments, **options)
+        value = next(values)
+        monkeypatch.setattr(loss, "compute", lambda: {"loss": value})
+        return loss
+
+    monkeypatch.setattr(SftModule, "evaluate", evaluate)
+    done = train(
+        "phase.phases.experts.start=2",
+        "trainer.val_every_n_steps=1",
+        "callbacks=early_stopping",
+        "callbacks.early_stopping.patience=2",
+    )
+    assert done.code == 0, done.text
+    assert max(int(row["step"]) for row in rows(done.run)) == 5  # worse twice after the best of the phase, step 3
+    best = torch.load(done.run / "checkpoints" / "best.ckpt", weights_only=True)
+    assert (best["global_step"], best["lmoe_phase"]) == (3, "experts")

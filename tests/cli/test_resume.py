@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.metric_names import rows
 from tests.micro import saved_config
 
 
@@ -44,6 +45,27 @@ def test_safe_changes_are_taken(train, own_run):
     assert saved["logger"]["kind"] == "csv"
     assert (saved["trainer"]["val_every_n_steps"], saved["checkpoint"]["every_n_steps"]) == (2, 2)
     assert saved["trainer"]["max_steps"] == 6
+
+
+def test_a_run_that_is_made_longer_is_the_longer_run(train):
+    """With a constant learning rate nothing but the end changes; the phase that started at 33 % of 6 steps stays."""
+    constant = ("optim.schedule=constant", "injection.lora_dropout=0.1")
+    short = train(*constant, run="short")
+    assert short.code == 0, short.text
+    done = train(f"resume={short.run}", "trainer.max_steps=9", settings=False)
+    assert done.code == 0, done.text
+    assert saved_config(short.run)["phase"]["phases"]["experts"]["start"] == "2"
+    whole = train(*constant, "trainer.max_steps=9", "phase.phases.experts.start=2", run="whole")
+    files = [run / "adapter" / "adapter.safetensors" for run in (short.run, whole.run)]
+    assert files[0].read_bytes() == files[1].read_bytes()
+
+
+def test_a_longer_run_takes_the_learning_rates_of_its_new_schedule_at_once(train):
+    short = train(run="short")
+    assert train(f"resume={short.run}", "trainer.max_steps=12", settings=False).code == 0
+    rates = {int(row["step"]): row["lr/lora"] for row in rows(short.run) if "lr/lora" in row}
+    assert rates[6] < rates[7]  # the seventh of twelve steps, where the short run had come down
+    assert rates[7] > rates[8] > rates[12]
 
 
 def test_the_first_command_with_resume_added_is_no_change(train, micro, own_run):
