@@ -57,3 +57,8 @@ def resident_mb() -> float:
 def trained_bytes(model: nn.Module, role_of: Mapping[str, Role], roles: frozenset[Role]) -> int:
     """Bytes of the parameters with one of the roles."""
     return sum(p.numel() * p.element_size() for name, p in model.named_parameters() if role_of[name] in roles)
+
+
+def used_mb(device: torch.device) -> float:
+    """What is in use now, in MB (10^6 bytes): allocated on the GPU, or resident in this process."""
+    return torch.cuda.memory_allocated() / MB if device.type == "cuda" else resident_mb()

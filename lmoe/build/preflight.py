@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from lmoe.backbones.load import has_weights
 from lmoe.build.announce import describe_plan, quiet_libraries
 from lmoe.build.announce_estimate import announce_estimate
 from lmoe.build.cost import duration
-from lmoe.build.memory import MB, memory_advice, resident_mb, trained_bytes
+from lmoe.build.memory import MB, memory_advice, peak_memory_mb, trained_bytes, used_mb
 from lmoe.build.parts import Parts, build_parts
 from lmoe.build.trainer import build_trainer
 from lmoe.errors import ConfigError, TrainingError
@@ -37,6 +37,7 @@ class MemoryEstimate:
         optimizer: AdamW's two moments of the same parameters, float32.
         activations: what autograd keeps for the backward of the run's largest micro-batch, measured.
         logits: what the loss makes in passing: float32 logits, their gradient and its copy in the compute type.
+        working: what two steps took beyond these, measured: gradients on their way, and what the allocator keeps.
     """
 
     runtime: float
@@ -45,16 +46,16 @@ class MemoryEstimate:
     optimizer: float
     activations: float
     logits: float
+    working: float
 
     @property
     def total(self) -> float:
         """Sum of the parts."""
-        return self.runtime + self.weights + self.gradients + self.optimizer + self.activations + self.logits
+        return sum(getattr(self, part.name) for part in fields(self))
 
     def lines(self) -> list[str]:
         """For the terminal."""
-        parts = ("runtime", "weights", "gradients", "optimizer", "activations", "logits")
-        rows = [f"  {name:<12}{getattr(self, name):>10,.0f} MB" for name in parts]
+        rows = [f"  {part.name:<12}{getattr(self, part.name):>10,.0f} MB" for part in fields(self)]
         return ["memory estimate (peak of training)", *rows, f"  {'total':<12}{self.total:>10,.0f} MB"]
 
 
@@ -114,16 +115,16 @@ def time_line(parts: Parts, seconds: float) -> str:
     times = 2 + ((loop.max_steps - 1) // loop.val_every_n_steps if loop.val_every_n_steps else 0)
     batches = math.ceil(len(data.val) / parts.config.data.batch_size)
     return (
-        f"time estimate, from this one forward and backward ({duration(seconds)}, the first and the largest): "
+        f"time estimate, from the second forward and backward ({duration(seconds)}, of the largest micro-batch): "
         f"{loop.max_steps:,} steps {duration(training)}, {times} validations {duration(seconds / 3 * batches * times)}"
     )
 
 
 def try_step(parts: Parts) -> tuple[MemoryEstimate, float, list[str], float]:
-    """One forward and backward of the run's largest micro-batch with every trainable role on.
+    """Two forwards and backwards of the run's largest micro-batch with every trainable role on.
 
     Returns:
-        The estimate, the loss, trainable parameters without gradient, and the seconds that it took.
+        The estimate, the loss, trainable parameters without gradient, and the seconds that the second took.
     """
     module, config = parts.module, parts.config
     trainer = build_trainer(config.trainer, Path.cwd(), [], [])
@@ -135,25 +136,31 @@ def try_step(parts: Parts) -> tuple[MemoryEstimate, float, list[str], float]:
     roles = {role for phase in module.schedule.phases for role in phase.trainable}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(module.roles[name] in roles)
-    before = resident_mb() if device.type == "cpu" else 0.0
-    started = time.perf_counter()
-    loss, activations = forward_backward(module, trainer, batch)
-    finite = bool(torch.isfinite(loss))  # which waits for the device
-    seconds = time.perf_counter() - started
-    if not finite:
-        raise TrainingError(f"preflight: the loss of the first forward is {float(loss)}")
+    before = used_mb(device)
+    for _ in range(2):  # the first also warms up what the second then takes
+        model.zero_grad()
+        started = time.perf_counter()
+        loss, activations = forward_backward(module, trainer, batch)
+        finite = bool(torch.isfinite(loss))  # which waits for the device
+        seconds = time.perf_counter() - started
+        if not finite:
+            raise TrainingError(f"preflight: the loss of the first forward is {float(loss)}")
+    grown = peak_memory_mb() - before if device.type == "cuda" else used_mb(device) - before
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) / MB
     largest = max(trained_bytes(model, module.roles, phase.trainable) for phase in module.schedule.phases) / MB
     tokens, vocabulary = batch["input_ids"].numel(), model.config.get_text_config().vocab_size
     compute_bytes = 4 if config.trainer.precision == "32-true" else 2
+    logits = tokens * vocabulary * (4 + 4 + compute_bytes) / MB
+    tried = sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None) / MB
     estimate = MemoryEstimate(
-        runtime=max(before - weights, 0.0),
+        runtime=max(before - weights, 0.0) if device.type == "cpu" else 0.0,
         weights=weights,
         gradients=largest,
         optimizer=2 * largest,
         activations=activations / MB,
-        logits=tokens * vocabulary * (4 + 4 + compute_bytes) / MB,
+        logits=logits,
+        working=max(grown - activations / MB - logits - tried, 0.0),
     )
     return estimate, float(loss), missing, seconds
 
