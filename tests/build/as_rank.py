@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
+import lmoe.build.finish
+import lmoe.build.train
+from lmoe.checkpoint.adapter import adapter_tensors
 from lmoe.cli.train import main
 
 
@@ -22,6 +26,19 @@ def cut_back(source: Path, target: Path, step: int) -> None:
         if int(file.stem[5:]) > step:
             file.unlink()
     shutil.rmtree(target / "adapter")
+
+
+def keep_adapters(rank: int) -> None:
+    """Each rank also leaves its own adapters in the run's folder, where lmoe writes those of the first; no pictures."""
+    original = lmoe.build.train.finish
+
+    def finish(parts, run_dir, *arguments):
+        tensors = {name: tensor.contiguous().clone() for name, tensor in adapter_tensors(parts.model).items()}
+        save_file(tensors, run_dir / f"{rank}.safetensors")
+        original(parts, run_dir, *arguments)
+
+    lmoe.build.train.finish = finish
+    lmoe.build.finish.write_pictures = lambda summary, metrics, report: {}
 
 
 def work(tasks: list[list], rank: int) -> int:
@@ -37,4 +54,5 @@ def work(tasks: list[list], rank: int) -> int:
 
 
 if __name__ == "__main__":
+    keep_adapters(int(sys.argv[2]))
     sys.exit(work(json.loads(Path(sys.argv[1]).read_text()), int(sys.argv[2])))

@@ -99,6 +99,12 @@ def test_two_processes_learn_what_one_learns_from_the_same_samples(runs, strateg
             assert both[name] == pytest.approx(one[name], rel=1e-3, abs=0.02 if chosen else 1e-5), name
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_both_processes_hold_the_same_bits_at_the_end_of_the_last_phase(runs, strategy):
+    first, second = (load_file(runs / strategy / f"{rank}.safetensors") for rank in (0, 1))
+    assert_same(second, first, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("step", STEPS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_run_of_two_processes_resumes_exactly_in_every_phase(runs, strategy, step):
