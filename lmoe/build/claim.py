@@ -1,4 +1,4 @@
-"""One process at a time in a run directory, and the run's identity: both in `<run>/run.lock`."""
+"""One process at a time in a run directory, and the run's identity."""
 
 import errno
 import json
@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lmoe.checkpoint.write import write_whole
 from lmoe.errors import TrainingError
 
 try:
@@ -17,20 +18,24 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-LOCK_FILE = "run.lock"
+LOCK_FILE, ID_FILE = "run.lock", "run_id"
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Where launchers tell a process its rank; the first that is set counts, as in Lightning."""
 
 
-def is_first_process() -> bool:
-    """Whether this process writes for all of its run."""
+def is_first_process(processes: int) -> bool:
+    """Whether this process writes for all of its run.
+
+    Args:
+        processes: of the run; one alone writes, whatever the variables of a launcher around it say.
+    """
     rank = next((os.environ[name] for name in RANKS if name in os.environ), "0")
-    return rank == "0" and os.environ.get("NODE_RANK", "0") == "0"
+    return processes == 1 or (rank == "0" and os.environ.get("NODE_RANK", "0") == "0")
 
 
 @contextmanager
-def claimed(run_dir: Path) -> Iterator[str]:
-    """Hold the lock of a run directory inside the block; yields the id of the run, made at its first start.
+def claimed(run_dir: Path) -> Iterator[None]:
+    """Hold the lock of a run directory inside the block.
 
     NOTE lockf, not flock: a flock is inherited by loader workers and outlives a killed run.
 
@@ -43,40 +48,49 @@ def claimed(run_dir: Path) -> Iterator[str]:
     except OSError as error:
         raise TrainingError(f"{run_dir} cannot be written: {error.strerror or error}") from None
     with file:
-        file.seek(0)
-        text = file.read()
         if fcntl is not None:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
-                    raise TrainingError(f"{run_dir} is in use{_holder(text)}; wait for it, or stop it first") from None
+                    file.seek(0)
+                    raise TrainingError(f"{run_dir} is in use{_holder(file.read())}; wait for it, or stop it") from None
                 # Some network file systems have no locks: the run goes on without.
-        run_id = _entries(text).get("run") or uuid.uuid4().hex
-        entries = {
-            "run": run_id,
+        holder = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         file.truncate(0)
-        file.write(json.dumps(entries) + "\n")
+        file.write(json.dumps(holder) + "\n")
         file.flush()
         try:
-            yield run_id
+            yield
         finally:
             if os.listdir(run_dir) == [LOCK_FILE]:  # nothing came of it
                 os.unlink(run_dir / LOCK_FILE)
 
 
-def _entries(text: str) -> dict:
-    try:
-        entries = json.loads(text)
-    except ValueError:
-        return {}
-    return entries if isinstance(entries, dict) else {}
+def stored_id(run_dir: Path) -> str | None:
+    """The run's identity, or None where its file is not there (yet, or any more)."""
+    file = run_dir / ID_FILE
+    return file.read_text(encoding="utf-8").strip() or None if file.is_file() else None
+
+
+def store_id(run_dir: Path, run_id: str | None) -> str:
+    """Write the identity, made anew without one; call it while the folder is claimed.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    run_id = run_id or uuid.uuid4().hex
+    write_whole(run_dir, {ID_FILE: f"{run_id}\n".encode()})
+    return run_id
 
 
 def _holder(text: str) -> str:
-    entries = _entries(text)
-    return f": process {entries['pid']} on {entries['host']} since {entries['since']}" if "pid" in entries else ""
+    try:
+        entries = json.loads(text)
+    except ValueError:
+        return ""
+    return f": process {entries['pid']} on {entries['host']} since {entries['since']}"

@@ -97,7 +97,8 @@ def _wandb(config: RunConfig | PretrainConfig, run_dir: Path, found: Found | Non
     mode = wandb_mode(logger.mode)
     first_id = None
     if found is not None:
-        first_id = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else found.wandb_id
+        stored = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else None
+        first_id = found.wandb_id or stored
     # NOTE wandb ignores an offline resume with the same id: an offline continuation is a run of its own, linked by id.
     continued = {"continues_run": first_id} if first_id and mode != "online" else {}
     run = wandb.init(
@@ -117,7 +118,7 @@ def _wandb(config: RunConfig | PretrainConfig, run_dir: Path, found: Found | Non
     # Lightning does this only for runs that it starts itself: without it the x-axis counts log calls, not steps.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    if not id_file.exists() and mode != "disabled":
+    if mode != "disabled":
         id_file.parent.mkdir(parents=True, exist_ok=True)
         id_file.write_text((first_id or run.id) + "\n", encoding="utf-8")
     return WandbLogger(experiment=run)

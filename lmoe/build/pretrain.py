@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qw
 
 from lmoe.build.announce import quiet_libraries
 from lmoe.build.base_card import card_text, chat_losses, held_out_figures, write_card
+from lmoe.build.claim import store_id, stored_id
 from lmoe.build.loggers import METRICS_FILE, build_loggers, check_logger, wandb_run_id
 from lmoe.build.provenance import add_provenance, provenance
 from lmoe.build.records import write_config
@@ -29,7 +30,7 @@ from lmoe.training.callbacks.pretrain_progress import PretrainProgress
 from lmoe.training.callbacks.progress_line import ProgressLine
 from lmoe.training.callbacks.rng_state import RngState
 from lmoe.training.callbacks.run_checkpoint import RunCheckpoint
-from lmoe.training.callbacks.stop_request import StopRequest
+from lmoe.training.callbacks.stop_request import StopRequest, TakeSignals
 from lmoe.training.pretrain_module import PretrainModule
 from lmoe.training.stopping import Stopped, StopSignals
 
@@ -37,7 +38,7 @@ BASE = "base"
 
 
 def pretrain(
-    config: PretrainConfig, run_dir: Path, overrides: list[str], console: Console, signals: StopSignals, run_id: str
+    config: PretrainConfig, run_dir: Path, overrides: list[str], console: Console, signals: StopSignals
 ) -> None:
     """Train from scratch, or on from checkpoints/last.ckpt, and write the base with its card.
 
@@ -49,7 +50,7 @@ def pretrain(
     check_logger(config.logger)
     seed_everything(config.seed, verbose=False)
     corpus, loop = config.corpus, config.trainer
-    folder = run_dir / FOLDER
+    folder, run_id = run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
     texts = read_corpus(str(corpus.path), corpus.held_out_share, corpus.held_out_min_bytes)
     tokenizer = tokenizer_of(run_dir, texts, config)
@@ -62,6 +63,7 @@ def pretrain(
     module = PretrainModule(model, config.optim, loop.max_steps, domains, val_loader, compile_model=loop.compile)
     if found is not None:
         set_aside(folder, found)
+    run_id = store_id(run_dir, run_id or (None if found is None else found.run_id))
     write_records(config, run_dir, overrides)
     loggers = build_loggers(config, run_dir, found)
     batches = SeededBatches(len(windows), corpus.batch_size, loop.max_steps * loop.accumulate_grad_batches, config.seed)
@@ -69,6 +71,7 @@ def pretrain(
     try:
         with ProgressLine(loop.max_steps, console, enabled=loop.enable_progress_bar) as line:
             callbacks = [
+                TakeSignals(signals),
                 RngState(),
                 PretrainProgress(loop.log_every_n_steps, loop.val_every_n_steps, line),
                 RunCheckpoint(folder, run_id, config.checkpoint, wandb_run_id(loggers)),
@@ -81,6 +84,7 @@ def pretrain(
             )
             with signals.deferred():
                 trainer.fit(module, loader, ckpt_path=path, weights_only=True)
+            signals.check()
         if trainer.global_step < loop.max_steps:
             console.print(f"no base is written before step {loop.max_steps}; resume={run_dir} goes on", soft_wrap=True)
             return

@@ -54,6 +54,21 @@ def add_provenance(run_dir: Path, record: dict[str, Any]) -> None:
     write_whole(run_dir, {PROVENANCE_FILE: (json.dumps([*records, record], indent=2) + "\n").encode()})
 
 
+def changed_since(run_dir: Path, data: dict[str, str], backbone: dict[str, Any]) -> list[str]:
+    """What is no longer as it was at the last start of the run: data files and the backbone's weights."""
+    try:
+        last = json.loads((run_dir / PROVENANCE_FILE).read_text(encoding="utf-8"))[-1]
+        before, fingerprint = last["data"], last["backbone"].get("fingerprint")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return []  # nothing is known of it
+    there, now = set(before.values()), set(data.values())  # files may have moved
+    problems = [f"{path} has changed since the run was started" for path in data if data[path] not in there]
+    problems += [f"{path} is no longer there" for path in before if before[path] not in now and path not in data]
+    if fingerprint is not None and fingerprint != backbone["fingerprint"]:
+        problems.append(f"backbone {backbone['name']} has other weights than when the run was started")
+    return problems
+
+
 def _version(name: str) -> str | None:
     try:
         return version(name)

@@ -1,22 +1,25 @@
 """Run one training from its config to the last table."""
 
+import signal
 import time
 from pathlib import Path
 
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from lmoe.build.announce import describe, quiet_libraries
+from lmoe.build.claim import store_id, stored_id
 from lmoe.build.finish import finish
 from lmoe.build.loggers import build_loggers, check_logger, wandb_run_id
 from lmoe.build.memory import memory_advice
 from lmoe.build.parts import Parts, build_parts
-from lmoe.build.provenance import add_provenance, provenance
+from lmoe.build.provenance import add_provenance, changed_since, provenance
 from lmoe.build.records import write_config
 from lmoe.build.trainer import build_trainer, extra_callbacks
-from lmoe.checkpoint.run_files import FOLDER, found_in, offer, set_aside
-from lmoe.errors import CheckpointError
+from lmoe.checkpoint.run_files import FOLDER, Found, found_in, offer, set_aside
+from lmoe.errors import CheckpointError, ConfigError
 from lmoe.injection.record import injected
 from lmoe.schema.analysis import KnockOut
 from lmoe.schema.phase import Role
@@ -32,7 +35,7 @@ from lmoe.training.callbacks.progress_line import ProgressLine
 from lmoe.training.callbacks.rng_state import RngState
 from lmoe.training.callbacks.run_checkpoint import RunCheckpoint
 from lmoe.training.callbacks.step_metrics import StepMetrics
-from lmoe.training.callbacks.stop_request import StopRequest
+from lmoe.training.callbacks.stop_request import StopRequest, TakeSignals
 from lmoe.training.callbacks.validation import Validation
 from lmoe.training.callbacks.window_end import WindowEnd
 from lmoe.training.stopping import Stopped, StopSignals
@@ -41,12 +44,7 @@ LOOK_EVERY_N_STEPS = 10
 
 
 def train(
-    config: RunConfig,
-    run_dir: Path,
-    overrides: list[str],
-    console: Console,
-    signals: StopSignals,
-    run_id: str | None = None,
+    config: RunConfig, run_dir: Path, overrides: list[str], console: Console, signals: StopSignals, *, writes: bool
 ) -> None:
     """Train, write the adapter and the report, print the table.
 
@@ -56,7 +54,7 @@ def train(
         overrides: as given on the command line, for the provenance.
         console: for messages and the live line.
         signals: those that end the run; they wait for a safe place while it trains.
-        run_id: of the run; None: this process writes nothing.
+        writes: whether this process writes for all of the run, and has claimed its folder.
 
     Raises:
         LmoeError: anything that the user can mend.
@@ -65,18 +63,13 @@ def train(
     quiet_libraries()
     check_logger(config.logger)
     more_callbacks = extra_callbacks(config.callbacks)
-    started, folder = time.monotonic(), run_dir / FOLDER
+    started, folder, run_id = time.monotonic(), run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
     parts = build_parts(config)
     loggers: list[Logger] = []
-    wandb_id = None
-    if run_id is not None:
-        if found is not None and (behind := set_aside(folder, found)):
-            console.print(f"set aside: {', '.join(behind)}", highlight=False)
-        write_records(parts, run_dir, overrides)
-        describe(parts, run_dir, console)
+    if writes:
+        run_id = begin(parts, run_dir, overrides, found, console)
         loggers = build_loggers(config, run_dir, found)
-        wandb_id = wandb_run_id(loggers)
     failed = True
     try:
         with ProgressLine(config.trainer.max_steps, console, enabled=config.trainer.enable_progress_bar) as line:
@@ -84,6 +77,7 @@ def train(
             watch = collapse_watch(parts, line, loggers)
             learns = Role.router in present_roles(config.injection, config.moe)
             callbacks = [
+                TakeSignals(signals),
                 PhaseSwitch(),
                 RngState(),
                 WindowEnd(),
@@ -94,25 +88,27 @@ def train(
                 PlateauStart(line.say),
                 validation,
                 *more_callbacks,
-                RunCheckpoint(folder, run_id or "", config.checkpoint, wandb_id),
+                RunCheckpoint(folder, run_id or "", config.checkpoint, wandb_run_id(loggers)),
                 StopRequest(signals, max_seconds(config.trainer.max_time), line.say),
             ]
             trainer = build_trainer(config.trainer, run_dir, loggers, callbacks)
             with memory_advice(config), signals.deferred():
                 path = None if found is None else found.path
                 trainer.fit(parts.module, datamodule=parts.datamodule, ckpt_path=path, weights_only=True)
+            signals.check()  # one that came after the last step
             parts.module.to(trainer.strategy.root_device)  # NOTE Lightning has moved it to the CPU
-            if validation.results.step != trainer.global_step:  # stopped early, or resumed after the last step
-                validation.run(trainer, parts.module)
+            validation.at_the_end(trainer, parts.module)
             if config.analysis.knock_out is not KnockOut.none:
                 line.say(f"silencing {config.analysis.knock_out} one at a time")
                 validation.knock_out(trainer, parts.module, config.analysis.knock_out)
         finish(parts, run_dir, trainer, validation.results, watch.messages, time.monotonic() - started, console)
         failed = False
     except CheckpointError as error:
-        if found is None or run_id is None:
+        if found is None:
             raise
         raise CheckpointError(f"{found.path}: {error}. {offer(folder, run_id, without=found.path.name)}") from None
+    except SIGTERMException:  # Lightning's, in the moment before our own handler is there
+        raise Stopped(signal.SIGTERM) from None
     except Stopped as stopped:
         console.print(f"{stopped}; resume={run_dir} goes on", markup=False, highlight=False, soft_wrap=True)
         raise
@@ -120,6 +116,28 @@ def train(
         for logger in loggers:
             logger.finalize("failed" if failed else "success")
         finish_wandb(exit_code=int(failed))
+
+
+def begin(parts: Parts, run_dir: Path, overrides: list[str], found: Found | None, console: Console) -> str:
+    """Write what a run leaves at its start, and say what is about to happen.
+
+    Returns:
+        The run's identity: its own, else that of the checkpoint it goes on from, else a new one.
+
+    Raises:
+        ConfigError: data or a backbone that are no longer those of the run.
+    """
+    if found is not None:
+        if changed := changed_since(run_dir, parts.prepared.report.data_hashes, parts.base_model):
+            raise ConfigError(
+                [f"{what}: it would not be the same run; put it back, or start a new one" for what in changed]
+            )
+        if behind := set_aside(run_dir / FOLDER, found):
+            console.print(f"set aside: {', '.join(behind)}", highlight=False)
+    run_id = store_id(run_dir, stored_id(run_dir) or (None if found is None else found.run_id))
+    write_records(parts, run_dir, overrides)
+    describe(parts, run_dir, console)
+    return run_id
 
 
 def collapse_watch(parts: Parts, line: ProgressLine, loggers: list[Logger]) -> CollapseWatch:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
@@ -61,6 +62,13 @@ def extra_callbacks(settings: dict[str, Any]) -> list[Callback]:
         found = vars(importlib.import_module(CALLBACK_PREFIX.rstrip("."))).get(class_name)
         if not (isinstance(found, type) and issubclass(found, Callback)):
             raise ConfigError(f"callbacks.{name}._target_: {CALLBACK_PREFIX}{class_name} is no callback of Lightning")
+        if issubclass(found, EarlyStopping):
+            if arguments.get("check_on_train_epoch_end"):
+                raise ConfigError(
+                    f"callbacks.{name}.check_on_train_epoch_end=true: a run is one epoch, so it would never look; "
+                    "leave it out"
+                )
+            arguments["check_on_train_epoch_end"] = False  # Lightning's own default here would be True
         try:
             made.append(found(**arguments))
         except TypeError as error:

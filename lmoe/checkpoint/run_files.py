@@ -26,11 +26,13 @@ class Found:
     Args:
         path: of the file.
         step: optimizer steps done.
+        run_id: of the run that wrote it.
         wandb_id: of the W&B run that wrote it, or None.
     """
 
     path: Path
     step: int
+    run_id: str
     wandb_id: str | None
 
 
@@ -57,7 +59,7 @@ def found_in(folder: Path, run_id: str | None, *, wanted: str | None = None) -> 
     """
     steps = _step_files(folder)
     if wanted is None:
-        newest = LAST if (folder / LAST).exists() else next(iter(steps), None)
+        newest = next(iter(_names(folder)), None)  # last.ckpt, else the newest before it, else the best
         if newest is None:
             return None
     else:
@@ -93,11 +95,13 @@ def checked(path: Path, run_id: str | None) -> Found:
         raise CheckpointError(f"{path}: holds no {missing[0]}, so it is no checkpoint of a run, or an incomplete one")
     origin, step = content[ORIGIN], int(content["global_step"])
     if run_id is not None and origin["id"] != run_id:
-        raise CheckpointError(f"{path}: belongs to another run (id {origin['id']}, this run is {run_id})")
+        raise CheckpointError(
+            f"{path}: belongs to another run (id {origin['id']}; this run is {run_id}, as its file run_id says)"
+        )
     allowed = {BEST} if origin["written_as"] == BEST else {LAST, step_file(step)}
     if path.name not in allowed:
         raise CheckpointError(f"{path}: was written as {origin['written_as']} after step {step}: swapped files")
-    return Found(path=path, step=step, wandb_id=origin["wandb_id"])
+    return Found(path=path, step=step, run_id=origin["id"], wandb_id=origin["wandb_id"])
 
 
 def offer(folder: Path, run_id: str | None, *, without: str) -> str:
@@ -127,7 +131,8 @@ def set_aside(folder: Path, chosen: Found) -> list[str]:
     for name in _names(folder):
         later = name == LAST or (name != BEST and step_of(name) > chosen.step)
         if name != chosen.path.name and later:
-            os.replace(folder / name, folder / f"{name}{ASIDE}")
+            number = len(list(folder.glob(f"{name}*{ASIDE}")))
+            os.replace(folder / name, folder / f"{name}{f'.{number}' if number else ''}{ASIDE}")
             behind.append(name)
     return behind
 

@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
 def run(config: PretrainConfig, run_dir: Path, overrides: list[str]) -> None:
     """One pre-training, or the continuation of one."""
     raise_problems(pretrain_problems(config))
-    with StopSignals() as signals, claimed(run_dir) as run_id:
+    with StopSignals() as signals, claimed(run_dir):
         if not config.resume:
             refuse_existing(run_dir)
         with begun(config, run_dir):
@@ -29,4 +29,4 @@ def run(config: PretrainConfig, run_dir: Path, overrides: list[str]) -> None:
 
             from lmoe.build.pretrain import pretrain
 
-            pretrain(config, run_dir, overrides, Console(), signals, run_id)
+            pretrain(config, run_dir, overrides, Console(), signals)

@@ -9,8 +9,9 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from lmoe.errors import ConfigError
+from lmoe.schema.phase import PLATEAU
 from lmoe.schema.resources import resource_dir
-from lmoe.schema.resume_rules import LENGTH, PER_STEP, kept_steps, refused
+from lmoe.schema.resume_rules import LENGTH, PER_STEP, refused
 from lmoe.schema.run_folder import CONFIG_FILE
 
 AUTO = "auto"
@@ -57,35 +58,32 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
     given = _set_by(overrides, schema)
     for name, key in given:
         for path, new, old in _differences(OmegaConf.select(composed, key), OmegaConf.select(saved, key), key):
+            if path == "phase.of_steps" and new is None:
+                continue  # the first length of a run that was made longer; the command need not know it
             changes[path] = (new, old)
             whose[path] = f" (from {name}=…)" if (resource_dir("conf") / name).is_dir() else ""
     values = {key: value for key in PER_STEP if (value := OmegaConf.select(saved, key)) is not None}
-    if reasons := refused(changes, values):
+    if reasons := refused(changes, values, watched=_validations_decide(saved)):
         raise ConfigError(
             [
                 f"{key} is {changes[key][0]!r}{whose[key]}, but the run was started with {changes[key][1]!r}; {why}"
                 for key, why in reasons.items()
             ]
         )
-    if LENGTH in changes:
-        _keep_boundaries(saved)
+    if LENGTH in changes and OmegaConf.select(saved, "phase.phases") and saved.phase.of_steps is None:
+        saved.phase.of_steps = saved.trainer.max_steps
+    first_length = OmegaConf.select(saved, "phase.of_steps")
     for _, key in given:
-        if key.startswith("phase") and LENGTH in changes:
-            continue  # the same phases, whose starts are steps now
         OmegaConf.update(saved, key, OmegaConf.select(composed, key), force_add=True)
+    if first_length is not None:
+        saved.phase.of_steps = first_length  # also where the whole section was named again
     saved.resume = composed.resume
     return saved
 
 
-def _keep_boundaries(saved: DictConfig) -> None:
-    """A run that is made longer keeps the steps at which its phases start and its dials arrive."""
-    steps = saved.trainer.max_steps
-    for phase in (OmegaConf.select(saved, "phase.phases") or {}).values():
-        phase.start = kept_steps(phase.start, steps)
-    if OmegaConf.select(saved, "moe") is not None and (
-        saved.moe.temperature_end is not None or saved.moe.router_noise_end is not None
-    ):
-        saved.moe.anneal_steps = kept_steps(saved.moe.anneal_steps or "100%", steps)
+def _validations_decide(saved: DictConfig) -> bool:
+    phases = OmegaConf.select(saved, "phase.phases") or {}
+    return bool(OmegaConf.select(saved, "callbacks")) or any(phase.start == PLATEAU for phase in phases.values())
 
 
 def _load(file: Path) -> Any:

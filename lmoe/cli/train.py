@@ -37,10 +37,10 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
         drop_empty(run_dir)
         return
     with ExitStack() as stack:
-        signals, run_id = stack.enter_context(StopSignals()), None
-        first = is_first_process()  # further processes of one run meet its folder, and write nothing
+        signals = stack.enter_context(StopSignals())
+        first = is_first_process(config.trainer.devices * config.trainer.num_nodes)  # the others write nothing
         if first and config.dry_run is DryRun.none:
-            run_id = stack.enter_context(claimed(run_dir))
+            stack.enter_context(claimed(run_dir))
             if not config.resume:
                 refuse_existing(run_dir)
             stack.enter_context(begun(config, run_dir))
@@ -56,7 +56,7 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
             return
         from lmoe.build.train import train
 
-        train(config, run_dir, overrides, console, signals, run_id)
+        train(config, run_dir, overrides, console, signals, writes=first)
 
 
 if __name__ == "__main__":  # how Lightning starts the further processes of a run

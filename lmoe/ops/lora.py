@@ -31,7 +31,7 @@ def faded(lora_B: Tensor, fade: float | Tensor) -> Tensor:
         fade: 1 leaves it as it is; or (E,).
     """
     if isinstance(fade, Tensor):
-        return lora_B * fade[:, None, None]
+        return lora_B * fade.to(lora_B.device)[:, None, None]
     return lora_B if fade == 1.0 else lora_B * fade
 
 

@@ -117,6 +117,9 @@ class PhaseScheduleConfig:
 
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
     """By name, so that phase.phases.experts.start=500 works."""
+    of_steps: int | None = None
+    """Optimizer steps that shares of phases and moe.anneal_steps are of; null: trainer.max_steps. A run that is made
+    longer keeps its first length here, so that nothing that has begun moves."""
 
 
 def start_step(start: str, max_steps: int) -> int:

@@ -26,7 +26,7 @@ def ordered_phases(config: RunConfig) -> list[tuple[str, int, PhaseConfig]]:
     Raises:
         ValueError: a start that is neither a step nor a share.
     """
-    steps = config.trainer.max_steps
+    steps = share_base(config)
     entries = [(name, planned_start(phase, steps), phase) for name, phase in config.phase.phases.items()]
     before: list[Role] = []
     resolved = []
@@ -39,6 +39,11 @@ def ordered_phases(config: RunConfig) -> list[tuple[str, int, PhaseConfig]]:
     return resolved
 
 
+def share_base(config: RunConfig) -> int:
+    """Optimizer steps that a share such as 20% is of."""
+    return config.trainer.max_steps if config.phase.of_steps is None else config.phase.of_steps
+
+
 def trained_base(config: RunConfig) -> frozenset[Role]:
     """Roles of the backbone's own parameters that some phase trains."""
     return frozenset(role for phase in config.phase.phases.values() for role in phase.trainable if role in BASE_ROLES)
@@ -47,10 +52,12 @@ def trained_base(config: RunConfig) -> frozenset[Role]:
 def phase_problems(config: RunConfig) -> list[str]:
     """Problems of `phase`, alone and against trainer.max_steps and the injection."""
     problems = []
+    if (of_steps := config.phase.of_steps) is not None and not 1 <= of_steps <= config.trainer.max_steps:
+        problems.append(f"phase.of_steps is {of_steps}, must be from 1 to trainer.max_steps={config.trainer.max_steps}")
     for name, phase in config.phase.phases.items():
         key = f"phase.phases.{name}"
         try:
-            start = planned_start(phase, config.trainer.max_steps)
+            start = planned_start(phase, share_base(config))
         except ValueError as error:
             problems.append(f"{start_key(key, phase)}: {error}")
             continue

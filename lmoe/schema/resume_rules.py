@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from lmoe.schema.phase import start_step
-
+LENGTH, VALIDATIONS = "trainer.max_steps", "trainer.val_every_n_steps"
 SAFE = (
     "logger",
     "name",
@@ -13,7 +12,7 @@ SAFE = (
     "dry_run",
     "checkpoint",
     "analysis",
-    "trainer.val_every_n_steps",
+    VALIDATIONS,
     "trainer.log_every_n_steps",
     "trainer.enable_progress_bar",
     "trainer.max_time",
@@ -25,7 +24,7 @@ SAFE = (
     "output",
     "eval_sft",
 )
-"""Neither the weights nor the order of the data depends on these, but for the rounding of another device."""
+"""Neither the weights nor the order of the data depends on these, but for rounding and random numbers elsewhere."""
 PER_STEP = (
     "data.batch_size",
     "corpus.batch_size",
@@ -34,23 +33,26 @@ PER_STEP = (
     "trainer.num_nodes",
 )
 """These may change together where a step takes the same samples as before."""
-LENGTH = "trainer.max_steps"
 Changes = Mapping[str, tuple[Any, Any]]
 """By key: the new value and the old one."""
 
 
-def refused(changes: Changes, values: Mapping[str, Any]) -> dict[str, str]:
+def refused(changes: Changes, values: Mapping[str, Any], *, watched: bool) -> dict[str, str]:
     """Why each key that may not change may not, by key.
 
     Args:
         changes: of this command.
         values: the saved values of PER_STEP by key, as far as the run has them.
+        watched: whether validations decide something: when a phase begins, or when the run ends.
     """
     reasons = {}
     before = math.prod(values.values())
     after = math.prod(changes[key][0] if key in changes else value for key, value in values.items())
     for key, (new, old) in changes.items():
-        if key.startswith(SAFE):
+        if key == VALIDATIONS and watched:
+            reasons[key] = "a plateau or a callback looks at the validations, so it cannot change on resume"
+            continue
+        if any(key == safe or key.startswith(f"{safe}.") for safe in SAFE):
             continue
         if key == LENGTH and isinstance(new, int) and new > old:
             continue
@@ -64,8 +66,3 @@ def refused(changes: Changes, values: Mapping[str, Any]) -> dict[str, str]:
                 "product stays"
             )
     return reasons
-
-
-def kept_steps(start: str, old_max_steps: int) -> str:
-    """A start, or the end of an annealing, as the step that it was in the shorter run."""
-    return str(start_step(start, old_max_steps)) if str(start).strip().endswith("%") else start

@@ -9,6 +9,7 @@ from lmoe.injection.record import Injected
 from lmoe.layers.context import Rows
 from lmoe.schema.moe import RouterKind
 from lmoe.schema.phase import start_step
+from lmoe.schema.phase_rules import share_base
 from lmoe.schema.run import RunConfig
 from lmoe.training.phases import Phase
 
@@ -35,7 +36,7 @@ class Dials:
         return cls(
             temperature=_ends(moe.temperature, moe.temperature_end),
             router_noise=_ends(moe.router_noise, moe.router_noise_end),
-            anneal_steps=start_step(moe.anneal_steps or "100%", config.trainer.max_steps),
+            anneal_steps=start_step(moe.anneal_steps or "100%", share_base(config)),
             expert_dropout=moe.expert_dropout,
         )
 

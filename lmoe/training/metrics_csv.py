@@ -1,6 +1,7 @@
 """metrics.csv: one row a logged step, one column a metric, kept when a run resumes."""
 
 import csv
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ class MetricsCsv(Logger):
         if same_step or len(self._columns) != known or not self.path.exists():
             self._write_all()
         else:
-            self._write([self._rows[-1]], "a")
+            self._write(self.path, [self._rows[-1]], "a")
 
     def _extend_columns(self, rows: list[dict[str, Any]]) -> None:
         known = set(self._columns)
@@ -68,11 +69,16 @@ class MetricsCsv(Logger):
             known.update(fresh)
 
     def _write_all(self) -> None:
-        self._write(self._rows, "w")
-
-    def _write(self, rows: list[dict[str, Any]], mode: str) -> None:
+        partial = self.path.with_suffix(".partial")
+        self._write(partial, self._rows, "w")
         try:
-            with open(self.path, mode, newline="", encoding="utf-8") as out:
+            os.replace(partial, self.path)  # a kill leaves the old rows or the new ones
+        except OSError as error:
+            raise TrainingError(f"{self.path} cannot be written: {error.strerror or error}") from None
+
+    def _write(self, path: Path, rows: list[dict[str, Any]], mode: str) -> None:
+        try:
+            with open(path, mode, newline="", encoding="utf-8") as out:
                 writer = csv.DictWriter(out, self._columns, restval="")
                 if mode == "w":
                     writer.writeheader()

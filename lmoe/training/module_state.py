@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmoe.errors import CheckpointError
+from lmoe.injection.record import injected
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
+from lmoe.training.dials import set_dials
 from lmoe.training.handoff import set_fades
 from lmoe.training.optimizers import state_names
 
@@ -41,7 +43,9 @@ def load_state(module: "SftModule", checkpoint: dict[str, Any]) -> None:
     if phase not in names:
         raise CheckpointError(f"the checkpoint is in phase {phase!r}; this run has {names}")
     module.set_phase(names.index(phase))
-    set_fades(module.model, module.schedule.fades_at(max(checkpoint["global_step"] - 1, 0)))
+    last = max(checkpoint["global_step"] - 1, 0)
+    set_fades(module.model, module.schedule.fades_at(last))
+    set_dials(injected(module.model), module.dials, module.current, last)
     if state_names(checkpoint["optimizer_states"][0]) != [list(group) for group in module.groups().values()]:
         raise CheckpointError(f"the checkpoint's optimizer holds other parameters than phase {phase}")
     if module.trainer.global_rank == 0:  # they are sums over all ranks

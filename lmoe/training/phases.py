@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from lmoe.schema.phase import PLATEAU, HandoffConfig, PhaseConfig, PlateauConfig, Role
-from lmoe.schema.phase_rules import ordered_phases
+from lmoe.schema.phase import PLATEAU, PhaseConfig, PlateauConfig, Role
+from lmoe.schema.phase_rules import ordered_phases, share_base
 from lmoe.schema.run import RunConfig
 from lmoe.training.handoff import Fades, Handoff
 from lmoe.training.lr_schedule import LrShape, lr_factor
@@ -25,7 +25,7 @@ class Phase:
         lr_shape: what the learning rate does after the warm-up.
         aux_loss_coef, router_z_loss_coef: weights of the auxiliary losses; None: those of the model.
         layers: decoder layers whose parameters train, negative ones from the end; None: all.
-        handoff_config: branches that fade out.
+        handoff: branches that fade out, over steps that a plateau or a longer run do not change.
         waits_for: the plateau that starts it before its `start`, which is then the latest; None: it has none, or has
             begun.
     """
@@ -45,7 +45,7 @@ class Phase:
     aux_loss_coef: float | None = None
     router_z_loss_coef: float | None = None
     layers: tuple[int, ...] | None = None
-    handoff_config: HandoffConfig = field(default_factory=HandoffConfig)
+    handoff: Handoff | None = None
     waits_for: PlateauConfig | None = None
 
     @property
@@ -57,11 +57,6 @@ class Phase:
     def steps(self) -> int:
         """Length of the phase in optimizer steps."""
         return self.end - self.start
-
-    @property
-    def handoff(self) -> Handoff | None:
-        """The branches that fade out in it."""
-        return Handoff.of(self.handoff_config, self.steps)
 
     def trains_layer(self, layer: int | None, layers: int) -> bool:
         """Whether parameters in a decoder layer (None: outside all) of a model with so many train."""
@@ -89,8 +84,12 @@ class PhaseSchedule:
         """The schedule of a validated config."""
         entries = ordered_phases(config)
         ends = [start for _, start, _ in entries[1:]] + [config.trainer.max_steps]
+        planned = [*ends[:-1], share_base(config)]
         return cls(
-            [_phase(name, start, end, phase, config) for (name, start, phase), end in zip(entries, ends, strict=True)]
+            [
+                _phase(name, start, end, Handoff.of(phase.lora_handoff, max(until - start, 1)), phase, config)
+                for (name, start, phase), end, until in zip(entries, ends, planned, strict=True)
+            ]
         )
 
     def phase_at(self, step: int) -> int:
@@ -126,7 +125,7 @@ class PhaseSchedule:
         return self.phases[index]
 
 
-def _phase(name: str, start: int, end: int, phase: PhaseConfig, config: RunConfig) -> Phase:
+def _phase(name: str, start: int, end: int, handoff: Handoff | None, phase: PhaseConfig, config: RunConfig) -> Phase:
     """One phase with its defaults filled in."""
     optim = config.optim
     routers, experts = Role.router in phase.trainable, Role.lora in phase.trainable
@@ -143,7 +142,7 @@ def _phase(name: str, start: int, end: int, phase: PhaseConfig, config: RunConfi
             schedule=phase.schedule or optim.schedule, min_ratio=optim.min_lr_ratio, decay_share=optim.decay_share
         ),
         warmup=optim.warmup_steps if phase.warmup_steps is None else phase.warmup_steps,
-        handoff_config=phase.lora_handoff,
+        handoff=handoff,
         aux_loss_coef=phase.aux_loss_coef,
         router_z_loss_coef=phase.router_z_loss_coef,
         load_balance=_chosen(phase.load_balance, auxiliary),

@@ -21,10 +21,11 @@ class Stopped(BaseException):
 
     Args:
         signum: number of the signal.
+        at_once: it came wherever the run was, so what is in memory is between two states and must not be saved.
     """
 
-    def __init__(self, signum: int) -> None:
-        self.signum = signum
+    def __init__(self, signum: int, *, at_once: bool = False) -> None:
+        self.signum, self.at_once = signum, at_once
         super().__init__(f"stopped by {signal.Signals(signum).name}")
 
     @property
@@ -79,7 +80,7 @@ class StopSignals:
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         self.received, self._times = signum, self._times + 1
         if not self._deferring or self._times >= AT_ONCE_AFTER:
-            raise Stopped(signum)
+            raise Stopped(signum, at_once=True)
 
 
 def _signals() -> list[int]:

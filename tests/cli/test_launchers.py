@@ -150,7 +150,8 @@ def test_one_process_of_all_nodes_is_the_first(monkeypatch, variables, first):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert is_first_process() == first
+    assert is_first_process(2) == first
+    assert is_first_process(1)
 
 
 def test_a_killed_job_is_a_message_and_an_error_of_ours_is_none():

@@ -1,5 +1,6 @@
 """Begin a phase when a metric no longer falls. Logs nothing; train/phase shows it."""
 
+import math
 from collections.abc import Callable
 
 from lightning.pytorch import Callback, Trainer
@@ -33,25 +34,24 @@ class PlateauStart(Callback):
         self._losses = list(state_dict["losses"])
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: SftModule, outputs, batch, batch_idx: int) -> None:
-        waiting = _waiting(pl_module)
+        waiting = self._waiting(pl_module)
         if waiting is None or waiting[1].monitor != TRAIN_LOSS or not finished_step(trainer, batch_idx):
             return
-        self._losses.append(pl_module.last_loss)
+        if math.isfinite(pl_module.last_loss):  # else the step was skipped
+            self._losses.append(pl_module.last_loss)
         if len(self._losses) == waiting[1].every_n_steps:
             mean = sum(self._losses) / len(self._losses)
             self._losses = []
             self._look(trainer, pl_module, *waiting, mean)
 
     def on_validation_end(self, trainer: Trainer, pl_module: SftModule) -> None:
-        waiting = _waiting(pl_module)
+        waiting = self._waiting(pl_module)
         if waiting is not None and waiting[1].monitor != TRAIN_LOSS and trainer.global_step:
             self._look(trainer, pl_module, *waiting, float(trainer.callback_metrics[waiting[1].monitor]))
 
     def _look(
         self, trainer: Trainer, pl_module: SftModule, following: Phase, plateau: PlateauConfig, value: float
     ) -> None:
-        if pl_module.phase != self._phase:
-            self._forget(pl_module.phase)
         if self._best is None or value < self._best - plateau.min_delta:
             self._best, self._bad = value, 0
             return
@@ -64,13 +64,14 @@ class PlateauStart(Callback):
                 f"{self._best:.4g} in {self._bad} looks"
             )
 
+    def _waiting(self, pl_module: SftModule) -> tuple[Phase, PlateauConfig] | None:
+        """The next phase and what it waits for; what was seen in another phase is forgotten."""
+        if pl_module.phase != self._phase:
+            self._forget(pl_module.phase)
+        phases = pl_module.schedule.phases
+        following = phases[pl_module.phase + 1] if pl_module.phase + 1 < len(phases) else None
+        return None if following is None or following.waits_for is None else (following, following.waits_for)
+
     def _forget(self, phase: int) -> None:
         self._phase, self._best, self._bad = phase, None, 0
         self._losses: list[float] = []
-
-
-def _waiting(pl_module: SftModule) -> tuple[Phase, PlateauConfig] | None:
-    """The next phase and what it waits for."""
-    phases = pl_module.schedule.phases
-    following = phases[pl_module.phase + 1] if pl_module.phase + 1 < len(phases) else None
-    return None if following is None or following.waits_for is None else (following, following.waits_for)

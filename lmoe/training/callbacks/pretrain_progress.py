@@ -43,5 +43,7 @@ class PretrainProgress(Callback):
         if (every and step % every == 0) or step == trainer.max_steps:
             losses = {f"val/{name}": value for name, value in pl_module.evaluate().items()}
             record(trainer, losses)
-            pl_module.log_dict(losses, logger=False)
+            trainer.callback_metrics.update({name: torch.tensor(value) for name, value in losses.items()})
+            for callback in trainer.callbacks:  # type: ignore[attr-defined]
+                callback.on_validation_end(trainer, pl_module)  # the best checkpoint watches it
             self.line.say(f"validation loss {losses['val/loss']:.3f} after step {step}")

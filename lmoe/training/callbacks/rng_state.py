@@ -51,7 +51,7 @@ class RngState(Callback):
         self._window_start: dict | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module, checkpoint: dict) -> None:
-        own = self._window_start or rng_state()
+        own = self._pending or self._window_start or rng_state()
         states = [own] * trainer.world_size
         if trainer.world_size > 1:
             torch.distributed.all_gather_object(states, own)

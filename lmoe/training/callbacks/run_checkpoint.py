@@ -64,7 +64,7 @@ class RunCheckpoint(Callback):
         self._save_last(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module, exception: BaseException) -> None:
-        if isinstance(exception, Stopped):
+        if isinstance(exception, Stopped) and not exception.at_once:
             self._save_last(trainer)
 
     def _save_last(self, trainer: Trainer) -> None:

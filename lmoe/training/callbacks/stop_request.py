@@ -13,6 +13,20 @@ TIME_OVER = 1
 """Beside the numbers of signals, of which 1 is not listened to."""
 
 
+class TakeSignals(Callback):
+    """NOTE the first of the callbacks: Lightning puts its own handlers there between on_fit_start and on_train_start.
+
+    Args:
+        signals: who listens.
+    """
+
+    def __init__(self, signals: StopSignals) -> None:
+        self.signals = signals
+
+    def on_train_start(self, trainer: Trainer, pl_module) -> None:
+        self.signals.listen()
+
+
 class StopRequest(Callback):
     """NOTE the last of the callbacks: at the end of a step everything else is done, and the checkpoint can be written.
 
@@ -28,15 +42,14 @@ class StopRequest(Callback):
         self.signals, self.say = signals, say
         self._end = None if max_seconds is None else time.monotonic() + max_seconds
 
-    def on_fit_start(self, trainer: Trainer, pl_module) -> None:
-        self.signals.listen()  # Lightning has put its own handlers there
-
     def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         stepped = finished_step(trainer, batch_idx)
         if trainer.world_size > 1:
             if not stepped:
                 return
-            self.signals.received = int(trainer.strategy.reduce(self._own(trainer), reduce_op="max")) or None
+            agreed = int(trainer.strategy.reduce(self._own(trainer), reduce_op="max"))
+            if agreed:  # NOTE else a signal that came in the meantime waits for the next step
+                self.signals.received = agreed
         elif stepped and self.signals.received is None and self._time_is_over():
             self.signals.received = TIME_OVER
         if self.signals.received != TIME_OVER:

@@ -107,6 +107,16 @@ class Validation(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             callback.on_validation_end(trainer, pl_module)
 
+    def at_the_end(self, trainer: Trainer, pl_module: SftModule) -> None:
+        """After the last step, where that was not validated: a run that stopped early, or was resumed when done."""
+        step = trainer.global_step
+        if self.results.step == step:
+            return
+        if step == trainer.max_steps and self._validated != step:
+            self.validate(trainer, pl_module)  # a signal had broken it off
+        else:
+            self.run(trainer, pl_module)
+
     def _between(self, trainer: Trainer) -> Callable[[], None]:
         """Listens to signals between batches; of several processes all stop after the same step instead."""
         return self.signals.check if trainer.world_size == 1 else lambda: None
