@@ -1,12 +1,17 @@
 """Several trainings, one after the other, as one of two processes: what torchrun would start, with one import for all.
 
 Takes a JSON list of trainings, each a list of arguments, and of [source, target, step]: a copy of a run as a kill after
-the checkpoint of that step leaves it.
+the checkpoint of that step leaves it. A training that begins with "signal" is stopped by SIGTERM, which only the second
+process gets, in the first micro-batch of step 2.
 """
 
 import json
+import os
 import shutil
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -16,6 +21,7 @@ import lmoe.build.finish
 import lmoe.build.train
 from lmoe.checkpoint.adapter import adapter_tensors
 from lmoe.cli.train import main
+from lmoe.training.sft_module import SftModule
 
 
 def cut_back(source: Path, target: Path, step: int) -> None:
@@ -41,6 +47,23 @@ def keep_adapters(rank: int) -> None:
     lmoe.build.finish.write_pictures = lambda summary, metrics, report: {}
 
 
+@contextmanager
+def signalled(rank: int) -> Iterator[None]:
+    """The second process gets SIGTERM inside a window; the first must not run ahead."""
+    original = SftModule.training_step
+
+    def training_step(self, batch, batch_idx):
+        if rank == 1 and batch_idx == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    SftModule.training_step = training_step
+    try:
+        yield
+    finally:
+        SftModule.training_step = original
+
+
 def work(tasks: list[list], rank: int) -> int:
     """Returns the first exit code that is not 0."""
     for task in tasks:
@@ -48,6 +71,11 @@ def work(tasks: list[list], rank: int) -> int:
             if rank == 0:
                 cut_back(Path(task[0]), Path(task[1]), task[2])
             torch.distributed.barrier()
+        elif task[0] == "signal":
+            with signalled(rank):
+                code = main(task[1:])
+            if code != 128 + signal.SIGTERM:
+                return code or 1
         elif code := main(task):
             return code
     return 0

@@ -51,6 +51,9 @@ def runs(micro, tmp_path_factory) -> Path:
         for step in STEPS:
             tasks.append([str(whole), f"{whole}_killed_{step}", step])
             tasks.append([f"resume={whole}_killed_{step}"])
+        stopped = f"{whole}_stopped"
+        tasks.append(["signal", *common, *two(strategy), f"hydra.run.dir={stopped}", "checkpoint.every_n_steps=0"])
+        tasks.append([f"resume={stopped}"])
         tasks.append([str(folder / "one"), f"{whole}_from_one", 3])
         tasks.append([f"resume={whole}_from_one", *two(strategy)])
     (folder / "tasks.json").write_text(json.dumps(tasks))
@@ -113,6 +116,12 @@ def test_a_run_of_two_processes_resumes_exactly_in_every_phase(runs, strategy, s
     assert_same(adapter(resumed), adapter(runs / strategy), rtol=0, atol=0)
     for a, b in zip(rows(resumed), rows(runs / strategy), strict=True):
         assert {k: v for k, v in a.items() if k != SPEED} == {k: v for k, v in b.items() if k != SPEED}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_signal_to_one_process_saves_and_stops_both(runs, strategy):
+    """With exit code 143, which the runner of the processes has looked at; nothing is lost."""
+    assert_same(adapter(runs / f"{strategy}_stopped"), adapter(runs / strategy), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
