@@ -39,19 +39,20 @@ def claimed(run_dir: Path) -> Iterator[str]:
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = open(run_dir / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115, closed below: that frees the lock
+        # NOTE neither "a+", which writes at the end only, nor "w+", which empties the file.
+        file = os.fdopen(os.open(run_dir / LOCK_FILE, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8")
     except OSError as error:
         raise TrainingError(f"{run_dir} cannot be written: {error.strerror or error}") from None
     with file:
-        file.seek(0)
-        text = file.read()
         if fcntl is not None:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
-                    raise TrainingError(f"{run_dir} is in use{_holder(text)}; wait for it, or stop it first") from None
+                    holder = _holder(file.read())
+                    raise TrainingError(f"{run_dir} is in use{holder}; wait for it, or stop it first") from None
                 # Some network file systems have no locks: the run goes on without.
+        text = file.read()
         run_id = _entries(text).get("run") or uuid.uuid4().hex
         entries = {
             "run": run_id,
@@ -59,9 +60,11 @@ def claimed(run_dir: Path) -> Iterator[str]:
             "host": socket.gethostname(),
             "since": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        file.truncate(0)
-        file.write(json.dumps(entries) + "\n")
+        # NOTE at no moment is the file empty or torn: a kill or a full disk must not take the run's id.
+        file.seek(0)
+        file.write(json.dumps(entries).ljust(len(text) - 1) + "\n")
         file.flush()
+        os.fsync(file.fileno())
         try:
             yield run_id
         finally:
