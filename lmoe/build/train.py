@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+import torch
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
@@ -15,7 +16,7 @@ from lmoe.build.parts import Parts, build_parts
 from lmoe.build.provenance import add_provenance, provenance
 from lmoe.build.records import write_config
 from lmoe.build.trainer import build_trainer, extra_callbacks
-from lmoe.checkpoint.run_files import FOLDER, found_in, offer, set_aside
+from lmoe.checkpoint.run_files import FOLDER, Found, found_in, offer, set_aside
 from lmoe.errors import CheckpointError
 from lmoe.injection.record import injected
 from lmoe.schema.analysis import KnockOut
@@ -35,6 +36,7 @@ from lmoe.training.callbacks.step_metrics import StepMetrics
 from lmoe.training.callbacks.stop_request import StopRequest
 from lmoe.training.callbacks.validation import Validation
 from lmoe.training.callbacks.window_end import WindowEnd
+from lmoe.training.module_state import restore_phase
 from lmoe.training.stopping import Stopped, StopSignals
 
 LOOK_EVERY_N_STEPS = 10
@@ -68,6 +70,8 @@ def train(
     started, folder = time.monotonic(), run_dir / FOLDER
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
     parts = build_parts(config)
+    if found is not None:
+        check_fit(parts, found, folder, run_id)  # before anything of the run is touched
     loggers: list[Logger] = []
     wandb_id = None
     if run_id is not None:
@@ -109,10 +113,6 @@ def train(
                 validation.knock_out(trainer, parts.module, config.analysis.knock_out)
         finish(parts, run_dir, trainer, validation.results, watch.messages, time.monotonic() - started, console)
         failed = False
-    except CheckpointError as error:
-        if found is None or run_id is None:
-            raise
-        raise CheckpointError(f"{found.path}: {error}. {offer(folder, run_id, without=found.path.name)}") from None
     except Stopped as stopped:
         console.print(f"{stopped}; resume={run_dir} goes on", markup=False, highlight=False, soft_wrap=True)
         raise
@@ -120,6 +120,17 @@ def train(
         for logger in loggers:
             logger.finalize("failed" if failed else "success")
         finish_wandb(exit_code=int(failed))
+
+
+def check_fit(parts: Parts, found: Found, folder: Path, run_id: str | None) -> None:
+    """
+    Raises:
+        CheckpointError: the checkpoint is of another model or another configuration; names one that is whole.
+    """
+    try:
+        restore_phase(parts.module, torch.load(found.path, weights_only=True, mmap=True, map_location="cpu"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{found.path}: {error}. {offer(folder, run_id, without=found.path.name)}") from None
 
 
 def collapse_watch(parts: Parts, line: ProgressLine, loggers: list[Logger]) -> CollapseWatch:
