@@ -7,7 +7,7 @@ PYTHON ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends clean
+.PHONY: help setup train test check docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends torture clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench-backends: $(READY)  ## where the grouped backend overtakes the stacked one
 
 bench-layer: $(READY)  ## one layer beside those of the peers
 	@$(BIN)/python -m benchmarks.layer $(ARGS)
+
+torture: $(READY)  ## kill runs, spoil checkpoints, fill the disk: nothing is lost; ARGS="--part kills --kills 20" chooses
+	@$(BIN)/python -m benchmarks.torture $(ARGS)
 
 clean:  ## remove caches and build products, but neither .venv nor outputs
 	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -64,6 +64,7 @@ def claimed(run_dir: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(json.dumps(holder) + "\n")
         file.flush()
+        os.fsync(file.fileno())
         try:
             yield
         finally:

@@ -4,6 +4,7 @@ import signal
 import time
 from pathlib import Path
 
+import torch
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -38,6 +39,7 @@ from lmoe.training.callbacks.step_metrics import StepMetrics
 from lmoe.training.callbacks.stop_request import StopRequest, TakeSignals
 from lmoe.training.callbacks.validation import Validation
 from lmoe.training.callbacks.window_end import WindowEnd
+from lmoe.training.module_state import restore_phase
 from lmoe.training.stopping import Stopped, StopSignals
 
 LOOK_EVERY_N_STEPS = 10
@@ -66,6 +68,8 @@ def train(
     started, folder, run_id = time.monotonic(), run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
     parts = build_parts(config)
+    if found is not None:
+        check_fit(parts, found, folder, run_id)  # before anything of the run is touched
     loggers: list[Logger] = []
     if writes:
         run_id = begin(parts, run_dir, overrides, found, console)
@@ -103,10 +107,6 @@ def train(
                 validation.knock_out(trainer, parts.module, config.analysis.knock_out)
         finish(parts, run_dir, trainer, validation.results, watch.messages, time.monotonic() - started, console)
         failed = False
-    except CheckpointError as error:
-        if found is None:
-            raise
-        raise CheckpointError(f"{found.path}: {error}. {offer(folder, run_id, without=found.path.name)}") from None
     except SIGTERMException:  # Lightning's, in the moment before our own handler is there
         raise Stopped(signal.SIGTERM) from None
     except Stopped as stopped:
@@ -138,6 +138,17 @@ def begin(parts: Parts, run_dir: Path, overrides: list[str], found: Found | None
     write_records(parts, run_dir, overrides)
     describe(parts, run_dir, console)
     return run_id
+
+
+def check_fit(parts: Parts, found: Found, folder: Path, run_id: str | None) -> None:
+    """
+    Raises:
+        CheckpointError: the checkpoint is of another model or another configuration; names one that is whole.
+    """
+    try:
+        restore_phase(parts.module, torch.load(found.path, weights_only=True, mmap=True, map_location="cpu"))
+    except CheckpointError as error:
+        raise CheckpointError(f"{found.path}: {error}. {offer(folder, run_id, without=found.path.name)}") from None
 
 
 def collapse_watch(parts: Parts, line: ProgressLine, loggers: list[Logger]) -> CollapseWatch:

@@ -14,6 +14,7 @@ from lmoe.errors import ConfigError
 from lmoe.schema.trainer import Accelerator, TrainerConfig
 from lmoe.schema.trainer import Strategy as StrategyName
 from lmoe.schema.validate import CALLBACK_PREFIX
+from lmoe.training.checkpoint_io import DirectCheckpointIO
 from lmoe.training.sharded import ShardedStrategy
 
 
@@ -42,6 +43,7 @@ def build_trainer(loop: TrainerConfig, run_dir: Path, loggers: list[Logger], cal
         use_distributed_sampler=False,
         logger=loggers,
         callbacks=callbacks,
+        plugins=[DirectCheckpointIO()],
         enable_checkpointing=False,
         enable_model_summary=False,
         enable_progress_bar=False,

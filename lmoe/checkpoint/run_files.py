@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from lmoe.checkpoint.contents import CONTENTS, differing
 from lmoe.checkpoint.seal import check_seal
 from lmoe.errors import CheckpointError
 
@@ -16,7 +17,7 @@ ASIDE = ".aside"
 """Ending of files that a run leaves behind when it goes on from an earlier one."""
 ORIGIN = "lmoe_run"
 """Entry that says which run a checkpoint belongs to, and as what it was written."""
-ENTRIES = ("state_dict", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers", ORIGIN)
+ENTRIES = ("state_dict", "global_step", "loops", "callbacks", "optimizer_states", "lr_schedulers", ORIGIN, CONTENTS)
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def found_in(folder: Path, run_id: str | None, *, wanted: str | None = None) -> 
             return None
     else:
         newest = wanted
-        if not (folder / wanted).is_file():
+        if wanted not in _names(folder):
             raise CheckpointError(f"{folder / wanted}: no such file; there are {', '.join(_names(folder)) or 'none'}")
     path = folder / newest
     try:
@@ -93,6 +94,8 @@ def checked(path: Path, run_id: str | None) -> Found:
     missing = [name for name in ENTRIES if not isinstance(content, dict) or name not in content]
     if missing:
         raise CheckpointError(f"{path}: holds no {missing[0]}, so it is no checkpoint of a run, or an incomplete one")
+    if changed := differing(content):
+        raise CheckpointError(f"{path}: incomplete: its {changed[0]} is not built as it was when it was written")
     origin, step = content[ORIGIN], int(content["global_step"])
     if run_id is not None and origin["id"] != run_id:
         raise CheckpointError(

@@ -2,6 +2,8 @@
 
 import csv
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +61,7 @@ class MetricsCsv(Logger):
         if same_step or len(self._columns) != known or not self.path.exists():
             self._write_all()
         else:
-            self._write(self.path, [self._rows[-1]], "a")
+            self._append(self._rows[-1])
 
     def _extend_columns(self, rows: list[dict[str, Any]]) -> None:
         known = set(self._columns)
@@ -69,20 +71,27 @@ class MetricsCsv(Logger):
             known.update(fresh)
 
     def _write_all(self) -> None:
+        """NOTE under another name first: a kill or a full disk must not take the rows of the past."""
         partial = self.path.with_suffix(".partial")
-        self._write(partial, self._rows, "w")
-        try:
-            os.replace(partial, self.path)  # a kill leaves the old rows or the new ones
-        except OSError as error:
-            raise TrainingError(f"{self.path} cannot be written: {error.strerror or error}") from None
+        with self._named_errors():
+            self._write(partial, "w", self._rows)
+            os.replace(partial, self.path)
 
-    def _write(self, path: Path, rows: list[dict[str, Any]], mode: str) -> None:
+    def _append(self, row: dict[str, Any]) -> None:
+        with self._named_errors():
+            self._write(self.path, "a", [row])
+
+    def _write(self, path: Path, mode: str, rows: list[dict[str, Any]]) -> None:
+        with open(path, mode, newline="", encoding="utf-8") as out:
+            writer = csv.DictWriter(out, self._columns, restval="")
+            if mode == "w":
+                writer.writeheader()
+            writer.writerows(rows)
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
         try:
-            with open(path, mode, newline="", encoding="utf-8") as out:
-                writer = csv.DictWriter(out, self._columns, restval="")
-                if mode == "w":
-                    writer.writeheader()
-                writer.writerows(rows)
+            yield
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be written: {error.strerror or error}") from None
 

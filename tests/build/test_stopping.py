@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from lmoe.training.callbacks.finite_steps import FiniteSteps
 from lmoe.training.callbacks.stop_request import StopRequest
 from lmoe.training.callbacks.validation import Validation
 from lmoe.training.sft_module import SftModule
@@ -151,31 +150,6 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_holds_it(tra
         process.kill()
         process.communicate()
     assert train().code == 0  # the lock goes with the process, however it ends
-
-
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_step_that_is_no_number_is_skipped_and_counted(train, monkeypatch, what):
-    original = SftModule.losses
-
-    def losses_of(self, batch):
-        values, labels = original(self, batch)
-        if self.model.training and self.trainer.global_step == 3:
-            parameter = next(p for p in self.model.parameters() if p.requires_grad)
-            values = values + (torch.sqrt((parameter * 0).sum()) if what == "gradient" else float("nan"))
-        return values, labels
-
-    monkeypatch.setattr(SftModule, "losses", losses_of)
-    done = train("trainer.nonfinite=skip", "checkpoint.every_n_steps=1", "checkpoint.keep_last=10", "phase=joint")
-    assert done.code == 0, done.text
-    assert "1 so far" in done.text and f"skipped a step: a {what} of step 3 is not finite" in done.text
-    folder = done.run / "checkpoints"
-    names = ["step-00000003.ckpt", "step-00000004.ckpt", "step-00000005.ckpt", "last.ckpt"]
-    third, fourth, fifth, end = (torch.load(folder / name, weights_only=True) for name in names)
-    same = [torch.equal(third["state_dict"][key], fourth["state_dict"][key]) for key in third["state_dict"]]
-    assert all(same)
-    assert not all(torch.equal(fourth["state_dict"][key], fifth["state_dict"][key]) for key in third["state_dict"])
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in end["state_dict"].values())
-    assert end["callbacks"][FiniteSteps.__name__]["skipped"] == 1
 
 
 def test_ten_steps_in_a_row_that_are_no_numbers_end_the_run(train, monkeypatch):
