@@ -100,6 +100,12 @@ def test_the_data_page_covers_every_domain_and_every_source():
     assert {file.stem for file in files} == set(DOMAINS)
     assert not [domain for domain in DOMAINS if f"| `{domain}` | 1,000 | 100 |" not in text]
     sources = set()
+    questions = sorted((ROOT / "data/eval").glob("*.jsonl"))
+    assert len(questions) == 5
+    for file in questions:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        assert f"| `{file.stem}` | {len(rows)} |" in text
+        sources |= {row["source"].split(":")[0] for row in rows}
     for file in files:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         assert len(rows) == {"train": 1000, "val": 100}[file.parent.name], file

@@ -19,10 +19,10 @@ from lmoe.build.memory import MB, memory_advice, peak_memory_mb, trained_bytes, 
 from lmoe.build.parts import Parts, build_parts
 from lmoe.build.trainer import build_trainer
 from lmoe.errors import ConfigError, TrainingError
+from lmoe.injection.facts import facts
 from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
 from lmoe.schema.run import RunConfig
-from lmoe.training.dials import facts
 from lmoe.training.sft_module import SftModule
 
 
@@ -181,7 +181,7 @@ def forward_backward(module: SftModule, trainer: Trainer, batch: dict[str, Tenso
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         trainer.precision_plugin.forward_context(),
-        facts(record, batch),
+        facts(record, batch, module.domains),
         record.trace.recording(batch["valid_mask"]),
     ):
         losses, labels = module.losses(batch)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from lmoe.schema.evaluate import MAX_NEW_TOKENS, Prompts
+
 app = typer.Typer(
     name="lmoe",
     help="Fine-tune a language model with a mixture of LoRA experts, and see what its routers do.",
@@ -93,6 +95,68 @@ def prepare(
             seed=seed,
         )
     )
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[str, typer.Option(help="Run directory or adapter directory.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="Rows for losses and samples: JSONL file, folder, bundled, or none; without: the run's own."),
+    ] = None,
+    choices: Annotated[
+        str | None, typer.Option(help="Multiple-choice questions: JSONL file, folder of them, or bundled.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=0, help="Prompts of each domain to answer.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of a sample, in tokens.")] = MAX_NEW_TOKENS,
+    tasks: Annotated[
+        str | None, typer.Option(help="Tasks of the LM evaluation harness, separated by commas (lmoe[eval]).")
+    ] = None,
+    task_path: Annotated[str | None, typer.Option(help="Folder with more tasks for the harness, as YAML.")] = None,
+    prompts: Annotated[
+        Prompts, typer.Option(help="auto: choices by the chat template where there is one, tasks as bare text.")
+    ] = Prompts.auto,
+    domain: Annotated[
+        str | None, typer.Option(help="Domain of all questions and tasks, for moe.router=oracle.")
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 16,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Rows of each domain and task, the first ones; without: all.")
+    ] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=2, help="Longest row, in tokens; without: the run's, or 512.")
+    ] = None,
+    chat_template: Annotated[str | None, typer.Option(help="File with a Jinja chat template.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the few-shot examples of tasks.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; without: a GPU where there is one.")] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder of the results; without: evaluation/ of the run or adapter.")
+    ] = None,
+    wandb: Annotated[bool, typer.Option("--wandb", help="Also as a W&B run with tables.")] = False,
+) -> None:
+    """Measure a trained mixture beside its base: losses, multiple choice, samples, benchmarks."""
+    from lmoe.cli.evaluate import run
+
+    settings = {
+        "checkpoint": checkpoint,
+        "base_model": base_model,
+        "data": data,
+        "choices": choices,
+        "prompts": prompts,
+        "samples": samples,
+        "max_new_tokens": max_new_tokens,
+        "task_path": task_path,
+        "domain": domain,
+        "batch_size": batch_size,
+        "max_length": max_length,
+        "chat_template": chat_template,
+        "seed": seed,
+        "device": device,
+    }
+    raise typer.Exit(run(settings, tasks=tasks, limit=limit, output=output, wandb=wandb))
 
 
 class ExportFormat(StrEnum):

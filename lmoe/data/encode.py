@@ -50,21 +50,28 @@ def token_labels(offsets: Sequence[Span], spans: Sequence[Span]) -> Tensor:
     """Whether each token shares at least one character with a span, (n,) bool.
 
     So a token across the start of a span (such as Llama 2's " Hello", whose space belongs to the template) is a label
-    token, as in transformers' own assistant mask: nothing else could start the turn. Tokenizers that trim white space
-    from offsets would lose such a character, so a token starts where the one before it ended. The bytes of one
-    character are several tokens with the same offsets.
+    token, as in transformers' own assistant mask: nothing else could start the turn.
 
     Args:
         offsets: (start, end) characters of each of n tokens.
         spans: the characters to be learnt.
     """
-    places = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
-    starts, ends = places[:, 0], places[:, 1]
-    starts = np.minimum(starts, np.concatenate([[0], np.maximum.accumulate(ends)[:-1]])[: len(starts)])
-    labels = np.zeros(len(places), dtype=bool)
+    starts, ends = token_places(offsets)
+    labels = np.zeros(len(starts), dtype=bool)
     for start, end in spans:
         labels |= (starts < end) & (ends > start) & (starts < ends)
     return torch.from_numpy(labels)
+
+
+def token_places(offsets: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
+    """First character of each of n tokens, and the one behind its last, each (n,) int64.
+
+    Tokenizers that trim white space from offsets would lose such a character, so a token starts where the one before it
+    ended. The bytes of one character are several tokens with the same offsets.
+    """
+    places = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
+    starts, ends = places[:, 0], places[:, 1]
+    return np.minimum(starts, np.concatenate([[0], np.maximum.accumulate(ends)[:-1]])[: len(starts)]), ends
 
 
 class Encoder:

@@ -1,24 +1,17 @@
 """From a data config to tokenised training and validation rows, and a report of what became of them."""
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from lmoe.data.cache import cache_file, cache_folder, cache_key, load_source, save_source
-from lmoe.data.encode import EncodedSource, Encoder, cut_reason
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.pack import PackedRows, packing_supported
-from lmoe.data.report import PrepareReport, SourceReport, split_report
-from lmoe.data.rows import Row, data_files, read_rows
+from lmoe.data.reader import BUNDLED, Reader
+from lmoe.data.report import PrepareReport, split_report
 from lmoe.data.split import first_of_each, split_rows
-from lmoe.data.template import ChatTemplate
 from lmoe.errors import DataError
 from lmoe.schema.data import DataConfig
-
-BUNDLED = "bundled"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -57,7 +50,7 @@ def prepare(
         DataError: rows that cannot be read or masked, nothing left to learn, or packing that the backbone refuses.
     """
     packing = _packs(config.packing, packing_model_type)
-    reader = _Reader(config, tokenizer)
+    reader = Reader(config, tokenizer)
     source = reader.read(str(bundled / "train") if config.path == BUNDLED else config.path, "data.path")
     val_path = config.val_path or (BUNDLED if config.path == BUNDLED else None)
     if val_path is None:
@@ -94,69 +87,3 @@ def _packs(asked: bool | None, model_type: str | None) -> bool:
     if asked and model_type and (reason := packing_supported(model_type)):
         raise DataError(f"data.packing=true: {reason}; set data.packing=false")
     return asked
-
-
-class _Reader:
-    """Reads sources, and keeps account of them."""
-
-    def __init__(self, config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.config, self.tokenizer = config, tokenizer
-        self.template = ChatTemplate.of(tokenizer, config.chat_template)
-        self.reports: list[SourceReport] = []
-        self.hashes: dict[str, str] = {}
-
-    def read(self, path: str, key_name: str) -> EncodedSource:
-        """The usable rows of one source, from the cache if they are there."""
-        rows, content = self._content(path)
-        key = cache_key(content, self.tokenizer, self.template.source, self.config.max_length)
-        file = cache_file(cache_folder(self.config.cache_dir), key)
-        source = load_source(file, key)
-        hit, stored = source is not None, True
-        if source is None:
-            encoder = Encoder(self.tokenizer, self.template, self.config.max_length)
-            source = encoder.encode(read_rows(path) if rows is None else rows)
-            self._check(source, path, key_name)
-            stored = save_source(source, file, key)
-        self.reports.append(
-            SourceReport(
-                path=path,
-                read=source.read,
-                kept=len(source.rows),
-                dropped=source.dropped,
-                truncated=source.truncated,
-                cache_hit=hit,
-                cache_path=str(file) if stored else None,
-            )
-        )
-        return source
-
-    def _content(self, path: str) -> tuple[list[Row] | None, str]:
-        """Digest of the rows: of local files without parsing them, of a hub data set after reading it."""
-        local = Path(path).expanduser()
-        if not local.exists():
-            rows = read_rows(path)
-            parts = [{**asdict(row), "where": None} for row in rows]
-            self.hashes[path] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-            return rows, self.hashes[path]
-        digests = []
-        for file in data_files(local):
-            self.hashes[str(file)] = _file_digest(file)
-            digests.append((file.name if local.is_dir() else "", self.hashes[str(file)]))
-        return None, hashlib.sha256(json.dumps(digests).encode()).hexdigest()
-
-    def _check(self, source: EncodedSource, path: str, key_name: str) -> None:
-        if len(source.rows):
-            return
-        counts = "; ".join(f"{count} {reason}" for reason, count in source.dropped.items())
-        remedy = "change the rows"
-        if cut_reason(self.config.max_length) in source.dropped:
-            remedy = f"raise data.max_length (now {self.config.max_length}), or shorten the rows"
-        raise DataError(f"{key_name}={path}: all {source.read} rows were dropped ({counts}); {remedy}")
-
-
-def _file_digest(file: Path) -> str:
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None

@@ -70,17 +70,27 @@ def read_rows(source: str) -> list[Row]:
 
 def _file_rows(file: Path, *, by_name: bool) -> Iterator[Row]:
     default_domain = file.name.split(".")[0] if by_name else DEFAULT_DOMAIN
+    for record, where in json_records(file):
+        yield row_from(record, default_domain, where)
+
+
+def json_records(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Every object of a JSONL file, with file and line for messages to the user; blank lines are passed over.
+
+    Raises:
+        DataError: a file that cannot be read, or a line that holds no JSON object.
+    """
     opener = gzip.open if file.suffix == ".gz" else open
     try:
         with opener(file, "rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip(BLANK):
-                    yield _parse(line, default_domain, f"{file}:{number}")
+                    yield _parse(line, f"{file}:{number}"), f"{file}:{number}"
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{file}: cannot be read: {error}") from None
 
 
-def _parse(line: bytes, default_domain: str, where: str) -> Row:
+def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line.decode("utf-8-sig"))
         json.dumps(record, ensure_ascii=False).encode()
@@ -92,7 +102,7 @@ def _parse(line: bytes, default_domain: str, where: str) -> Row:
         raise DataError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff) is no character") from None
     if not isinstance(record, dict):
         raise DataError(f"{where}: a row must be a JSON object, got {type(record).__name__}")
-    return row_from(record, default_domain, where)
+    return record
 
 
 def _hub_rows(name: str) -> Iterable[Row]:

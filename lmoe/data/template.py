@@ -67,6 +67,15 @@ class ChatTemplate:
         eos = self._map.get("eos_token")
         return Rendered(text, [with_turn_end(text, span, self._special, eos) for span in spans])
 
+    def render_answer(self, messages: Sequence[Message], where: str) -> Rendered:
+        """Render a conversation and find the characters of its assistant contents, without the token that ends a turn.
+
+        Raises:
+            DataError: as `render`.
+        """
+        text = self._run(messages, where)[0]
+        return Rendered(text, content_spans(text, messages, lambda probe: self._run(probe, where)[0], where))
+
     def _run(self, messages: Sequence[Message], where: str) -> tuple[str, list[Span]]:
         if self.source is None:
             raise DataError(

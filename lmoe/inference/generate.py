@@ -39,7 +39,7 @@ def stream_answer(
     seed: int,
     write: Callable[[str], object],
 ) -> str:
-    """Generate with a KV cache, handing over each piece of text as soon as it is whole.
+    """Answer one user turn, handing over each piece of text as soon as it is whole.
 
     Args:
         temperature: 0 takes the likeliest token; above 0 samples.
@@ -53,25 +53,67 @@ def stream_answer(
     Raises:
         DataError: the prompt leaves no room in the backbone's context.
     """
-    ids = prompt_ids(tokenizer, prompt).to(model.device)
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    pieces: list[str] = []
+    streamer = _Pieces(tokenizer, lambda piece: (pieces.append(piece), write(piece)))
+    ids = prompt_ids(tokenizer, prompt)
+    continue_ids(
+        model,
+        tokenizer,
+        ids,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        seed=seed,
+        to=streamer,
+    )
+    return "".join(pieces)
+
+
+def continue_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: torch.Tensor,
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    to: TextStreamer | None = None,
+) -> torch.Tensor:
+    """Generate with a KV cache.
+
+    Args:
+        ids: (1, T) tokens of the prompt.
+        to: gets the tokens as they come.
+
+    Returns:
+        (N,) the new tokens, at most as many as the context has room for.
+
+    Raises:
+        DataError: the prompt leaves no room in the backbone's context.
+    """
+    limit = context_length(model)
     if limit is not None and ids.shape[1] >= limit:
         raise DataError(f"the prompt has {ids.shape[1]} tokens; the backbone's context holds {limit}. Shorten it")
     room = max_new_tokens if limit is None else min(max_new_tokens, limit - ids.shape[1])
-    pieces: list[str] = []
-    streamer = _Pieces(tokenizer, lambda piece: (pieces.append(piece), write(piece)))
     sampling = (
         {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
     )
+    ids = ids.to(model.device)
     torch.manual_seed(seed)
     with torch.no_grad():
-        model.generate(  # type: ignore[operator]
+        whole = model.generate(  # type: ignore[operator]
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=room,
             use_cache=True,
-            streamer=streamer,
+            streamer=to,
             pad_token_id=tokenizer.pad_token_id,
             **sampling,
         )
-    return "".join(pieces)
+    return whole[0, ids.shape[1] :]
+
+
+def context_length(model: PreTrainedModel) -> int | None:
+    """Tokens that the backbone's positions reach; None: it does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

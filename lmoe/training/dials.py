@@ -1,13 +1,8 @@
 """What training turns on the routers: temperature, noise and expert dropout, by step and phase."""
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from lmoe.injection.record import Injected
-from lmoe.layers.context import Rows
-from lmoe.schema.moe import RouterKind
 from lmoe.schema.phase import start_step
 from lmoe.schema.phase_rules import share_base
 from lmoe.schema.run import RunConfig
@@ -52,15 +47,6 @@ def set_dials(record: Injected, dials: Dials, phase: Phase, step: int) -> None:
     context.temperature = dials.at(dials.temperature, step)
     context.router_noise = dials.at(dials.router_noise, step) if phase.router_noise else 0.0
     context.expert_dropout = dials.expert_dropout if phase.expert_dropout else 0.0
-
-
-def facts(record: Injected, batch: dict[str, Tensor]) -> AbstractContextManager[None]:
-    """What a batch tells the routers of its tokens: domains for oracle, prompts for sequence."""
-    oracle, sequence = record.moe.router is RouterKind.oracle, record.moe.router is RouterKind.sequence
-    return record.context.about(
-        expert_of_token=batch["domain_ids"] if oracle else None,
-        rows=Rows(batch["prompt_mask"], batch["row_ids"]) if sequence else None,
-    )
 
 
 def _ends(first: float, last: float | None) -> tuple[float, float]:

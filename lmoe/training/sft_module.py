@@ -7,13 +7,15 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lmoe.injection.facts import facts
 from lmoe.injection.record import injected
 from lmoe.injection.roles import parameter_layers, parameter_roles
-from lmoe.metrics.language import DomainLoss, token_losses
+from lmoe.metrics.language import DomainLoss
+from lmoe.metrics.measure import Batch, measured, predicted_losses
 from lmoe.metrics.routing import RoutingStats
 from lmoe.schema.optim import OptimConfig
 from lmoe.training.auxiliary import Auxiliary
-from lmoe.training.dials import Dials, facts, set_dials
+from lmoe.training.dials import Dials, set_dials
 from lmoe.training.evaluation import RoutingEvaluation
 from lmoe.training.handoff import set_fades
 from lmoe.training.module_state import load_state, save_state
@@ -22,8 +24,6 @@ from lmoe.training.phases import Phase, PhaseSchedule
 from lmoe.training.sharded import ShardedStrategy, shard_backbone
 from lmoe.training.window_losses import WindowLosses
 
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
-Batch = dict[str, Tensor]
 WindowTotals = Callable[[int], tuple[int, int]]
 
 
@@ -110,7 +110,7 @@ class SftModule(LightningModule):
         record = injected(self.model)
         set_dials(record, self.dials, self.current, self.trainer.global_step)
         set_fades(self.model, self.schedule.fades_at(self.trainer.global_step))
-        with facts(record, batch), record.trace.recording(batch["valid_mask"]):
+        with facts(record, batch, self.domains), record.trace.recording(batch["valid_mask"]):
             losses, _ = self.losses(batch)
             auxiliary = self.auxiliary.losses(self.current, batch["valid_mask"])
         task, share = losses.sum() / label_tokens, batch["valid_mask"].sum() / valid_tokens
@@ -126,10 +126,7 @@ class SftModule(LightningModule):
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of each predicted token, (B, T - 1) nats, and its labels, (B, T - 1)."""
-        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-        logits = self.model(**inputs, use_cache=False).logits
-        labels = batch["labels"][:, 1:]
-        return token_losses(logits[:, :-1], labels), labels
+        return predicted_losses(self.model, batch)
 
     def close_window(self) -> None:
         """An optimizer step is done: what its micro-batches left counts, unless the step was skipped."""
@@ -155,21 +152,16 @@ class SftModule(LightningModule):
             routing: filled with their routing, if given.
             between: called after each batch; may raise to break off.
         """
-        loss = DomainLoss(self.domains).to(self.device)
-        training, record = self.model.training, injected(self.model)
-        self.model.eval()
-        with torch.no_grad(), self.trainer.precision_plugin.forward_context():
-            for batch in batches:
-                batch = self.transfer_batch_to_device(batch, self.device, 0)
-                with facts(record, batch), record.trace.recording(batch["valid_mask"]):
-                    losses, labels = self.losses(batch)
-                loss.update(losses, labels, batch["domain_ids"][:, 1:])
-                if routing is not None:
-                    routing.update(record.trace.routing, batch)
-                between()
-        record.trace.clear()
-        self.model.train(training)
-        return loss
+        moved = (self.transfer_batch_to_device(batch, self.device, 0) for batch in batches)
+        with self.trainer.precision_plugin.forward_context():
+            return measured(
+                self.model,
+                moved,
+                self.domains,
+                device=self.device,
+                routing=None if routing is None else routing.update,
+                between=between,
+            )
 
     def configure_optimizers(self):
         """A pure function of the phase: NOTE trainer.global_step is 0 here when a run resumes."""

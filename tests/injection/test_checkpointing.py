@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lmoe.injection.facts import facts
 from lmoe.injection.record import injected
-from lmoe.training.dials import facts
-from tests.injection.tiny_injected import ROUTERS, gradients, randomly, tiny_injected
+from tests.injection.tiny_injected import DOMAINS, ROUTERS, gradients, randomly, tiny_injected
 from tests.tiny_models import tokens
 
 CHECKPOINTED = {"use_reentrant": False}  # as lmoe.build.parts asks for it
@@ -53,7 +53,7 @@ def gradients_as_in_training(model: PreTrainedModel) -> dict[str, Tensor]:
     rows = torch.tensor([[0] * 4 + [1] * 4])
     batch = {"domain_ids": rows, "prompt_mask": prompt, "row_ids": rows}
     torch.manual_seed(5)
-    with facts(record, batch), record.trace.recording(torch.ones_like(ids)):
+    with facts(record, batch, DOMAINS), record.trace.recording(torch.ones_like(ids)):
         loss = model(input_ids=ids, labels=ids).loss + record.trace.auxiliary_loss()
     record.trace.clear()
     loss.backward()

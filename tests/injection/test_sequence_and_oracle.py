@@ -6,6 +6,7 @@ from torch import Tensor
 
 import lmoe
 from lmoe.errors import ConfigError, RoutingError
+from lmoe.injection.facts import facts
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain
 from lmoe.layers.context import Rows
@@ -263,3 +264,14 @@ def test_a_prompt_mask_for_another_router_is_refused():
 def test_the_oracle_needs_an_expert_for_each_domain():
     with pytest.raises(ConfigError, match="domains"):
         lmoe.inject(tiny_model(), {"num_experts": 2}, {"router": "oracle", "domains": ["a", "b", "c"]})
+
+
+def test_domain_ids_of_a_batch_go_by_their_names_whatever_the_order_of_the_experts():
+    model = tiny_injected("oracle")
+    record = injected(model)
+    batch = {"domain_ids": torch.tensor([[0, 0], [1, 1]])}
+    for names, experts in ((DOMAINS, [0, 1]), (DOMAINS[::-1], [1, 0])):
+        with facts(record, batch, names):
+            assert record.context.known.expert_of_token[:, 0].tolist() == experts
+    with pytest.raises(RoutingError, match="no expert for the domain 'law'"):
+        facts(record, batch, ["maths", "law"])

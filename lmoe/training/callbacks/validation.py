@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from lmoe.injection.facts import facts
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.knock_out import ALL_SITES, specialisation_of
+from lmoe.metrics.measure import MODEL_INPUTS
 from lmoe.metrics.saturation import Choices
 from lmoe.schema.analysis import KnockOut
 from lmoe.training.callbacks.step_metrics import finished_step, record
-from lmoe.training.dials import facts
 from lmoe.training.evaluation import (
     RoutingEvaluation,
     cosine_metrics,
@@ -25,7 +26,7 @@ from lmoe.training.evaluation import (
     knock_out,
     specialisation_metrics,
 )
-from lmoe.training.sft_module import MODEL_INPUTS, SftModule
+from lmoe.training.sft_module import SftModule
 from lmoe.training.stopping import StopSignals
 
 
@@ -183,7 +184,7 @@ class Validation(Callback):
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch} | {"use_cache": False}
         training = pl_module.model.training
         pl_module.model.eval()
-        known = facts(injected(pl_module.model), batch)
+        known = facts(injected(pl_module.model), batch, pl_module.domains)
         with torch.no_grad(), trainer.precision_plugin.forward_context(), known:
             with adapters_off(pl_module.model):
                 base = pl_module.model(**inputs).logits.float()

@@ -1,0 +1,68 @@
+"""`lmoe evaluate`: what a trained mixture does better than its base."""
+
+from pathlib import Path
+from typing import Any
+
+from lmoe.cli.errors import told
+from lmoe.errors import ConfigError
+
+FOLDER = "evaluation"
+
+
+def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, output: str | None, wandb: bool) -> int:
+    """Returns the exit code.
+
+    Args:
+        settings: fields of EvaluateSettings that the command line gives as they are.
+        tasks: names, separated by commas.
+        output: folder of the results; None: evaluation/ of the run or adapter.
+    """
+
+    def action() -> None:
+        from rich.console import Console
+
+        from lmoe.build.announce import quiet_libraries
+        from lmoe.build.evaluation_wandb import log_evaluation
+        from lmoe.build.finish import shown
+        from lmoe.build.loggers import sync_command, wandb_mode
+        from lmoe.inference.evaluate import evaluate
+        from lmoe.inference.load import adapter_folder
+        from lmoe.inference.run_data import run_folder
+        from lmoe.report.evaluation_tables import evaluation_tables
+        from lmoe.schema.evaluate import EvaluateSettings
+        from lmoe.schema.logger import WandbMode
+
+        quiet_libraries()
+        console = Console()
+        adapter = adapter_folder(settings["checkpoint"])
+        run_dir = run_folder(adapter)
+        folder = Path(output).expanduser() if output else (run_dir or adapter) / FOLDER
+        if folder.exists() and not folder.is_dir():
+            raise ConfigError(f"--output {folder}: a file is there; name a folder")
+        if wandb:
+            wandb_mode(WandbMode.auto)  # before anything takes time
+        found = evaluate(
+            EvaluateSettings(**settings, tasks=split(tasks), limit=limit or 0),
+            say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+        )
+        files = found.write(folder)
+        console.print(evaluation_tables(found))
+        console.print(f"\nIn {shown(folder)}: {', '.join(file.name for file in files)}", markup=False, highlight=False)
+        if wandb and log_evaluation(found, folder, run_dir) == "offline" and (command := sync_command(folder)):
+            console.print(command, markup=False, highlight=False, soft_wrap=True)
+
+    return told(action)
+
+
+def split(tasks: str | None) -> tuple[str, ...]:
+    """Names between commas, each once.
+
+    Raises:
+        ConfigError: none.
+    """
+    if tasks is None:
+        return ()
+    names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
+    if not names:
+        raise ConfigError(f"--tasks {tasks!r} names no task; give one or more, separated by commas")
+    return names

@@ -1,0 +1,41 @@
+"""Which rows a run validated on: the data section of its config.yaml."""
+
+import json
+from pathlib import Path
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError, safe_load
+
+from lmoe.errors import CheckpointError
+from lmoe.inference.load import ADAPTER_DIR
+from lmoe.schema.data import DataConfig
+from lmoe.schema.run_folder import CONFIG_FILE
+
+UNREADABLE = (OSError, YAMLError, OmegaConfBaseException, AttributeError, TypeError, ValueError)
+
+
+def run_folder(adapter: Path) -> Path | None:
+    """The run directory that an adapter folder lies in, or None for an adapter on its own."""
+    run = adapter.parent
+    return run if adapter.name == ADAPTER_DIR and (run / CONFIG_FILE).exists() else None
+
+
+def run_data(run: Path) -> tuple[DataConfig, int]:
+    """The data section of a run, and the seed of its split.
+
+    Raises:
+        CheckpointError: config.yaml cannot be read, or holds something else.
+    """
+    file = run / CONFIG_FILE
+    try:
+        saved = safe_load(file.read_text(encoding="utf-8"))
+        section, seed = saved.get("data") or {}, int(saved.get("seed", 0))
+        if "${" in json.dumps(section):
+            raise ValueError("an interpolation where plain values are expected")
+        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), section))
+    except UNREADABLE as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{file}: its data section cannot be read ({reason}); name rows with --data") from None
+    assert isinstance(config, DataConfig)
+    return config, seed

@@ -1,0 +1,35 @@
+"""What a batch tells the routers of its tokens."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from lmoe.injection.record import Injected
+from lmoe.injection.tracing import expert_of
+from lmoe.layers.context import Rows
+from lmoe.schema.moe import RouterKind
+
+
+def facts(record: Injected, batch: dict[str, Tensor], domains: Sequence[str]) -> AbstractContextManager[None]:
+    """Domains for oracle, prompts for sequence, for the forwards inside the block.
+
+    Args:
+        record: of the model.
+        batch: as `Collate` describes it.
+        domains: names, in the order of the batch's domain ids, which need not be that of the oracle's experts.
+
+    Raises:
+        RoutingError: the oracle has no expert for one of the domains.
+    """
+    oracle, sequence = record.moe.router is RouterKind.oracle, record.moe.router is RouterKind.sequence
+    return record.context.about(
+        expert_of_token=_experts(record, batch["domain_ids"], domains) if oracle else None,
+        rows=Rows(batch["prompt_mask"], batch["row_ids"]) if sequence else None,
+    )
+
+
+def _experts(record: Injected, domain_ids: Tensor, domains: Sequence[str]) -> Tensor:
+    experts = [expert_of(record.moe, name) for name in domains]
+    return torch.tensor(experts, device=domain_ids.device)[domain_ids]

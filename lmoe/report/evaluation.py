@@ -1,0 +1,156 @@
+"""What an evaluation found, as plain numbers with the adapters off and on, and the files that keep them."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lmoe.report.files import write_bytes
+
+JSON_FILE = "evaluation.json"
+TABLES = ("losses", "choices", "samples", "tasks")
+"""Parts of an evaluation that become a CSV file and a W&B table of that name."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class DomainLosses:
+    """Loss in nats per label token, and perplexity = exp(loss)."""
+
+    domain: str
+    """A domain, or one of the two sums over domains, which are in brackets."""
+    label_tokens: int
+    """Tokens that the loss is taken on."""
+    off_loss: float
+    """With the adapters off."""
+    on_loss: float
+    """With the adapters on."""
+    off_perplexity: float
+    """exp(off_loss)."""
+    on_perplexity: float
+    """exp(on_loss)."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ChoiceAccuracy:
+    """Multiple choice: log-likelihood a character (normalised) and in sum (plain)."""
+
+    task: str
+    """Name of the file."""
+    questions: int
+    """Number answered."""
+    too_long: int
+    """Number left out because they pass the longest row."""
+    random: float
+    """Expected accuracy of guessing."""
+    majority: float
+    """Accuracy of the index that is right most often."""
+    off_normalised: float
+    """Accuracy with the adapters off."""
+    off_normalised_stderr: float | None
+    """Its standard error."""
+    on_normalised: float
+    """Accuracy with the adapters on."""
+    on_normalised_stderr: float | None
+    """Its standard error."""
+    off_plain: float
+    """As above, by the plain log-likelihood."""
+    off_plain_stderr: float | None
+    """Its standard error."""
+    on_plain: float
+    """As above, by the plain log-likelihood."""
+    on_plain_stderr: float | None
+    """Its standard error."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Sample:
+    """A prompt of the rows, and what follows it."""
+
+    domain: str
+    """The row's."""
+    prompt: str
+    """Everything before the first label token, special tokens written out."""
+    reference: str
+    """What the row says next."""
+    off: str
+    """What the model writes with the adapters off."""
+    on: str
+    """What it writes with the adapters on."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class TaskScore:
+    """One metric of a task of the LM evaluation harness."""
+
+    task: str
+    """Task or group."""
+    metric: str
+    """Name as the harness gives it, with its filter: acc,none."""
+    off: float
+    """With the adapters off."""
+    off_stderr: float | None
+    """Its standard error; None: the harness gives none."""
+    on: float
+    """With the adapters on."""
+    on_stderr: float | None
+    """Its standard error."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Evaluation:
+    """Everything that was measured."""
+
+    settings: dict[str, Any]
+    """What was asked for, with the defaults that were filled in."""
+    notes: list[str] = field(default_factory=list)
+    """What a reader has to know about the numbers."""
+    losses: list[DomainLosses] = field(default_factory=list)
+    """One a domain, then the sums."""
+    choices: list[ChoiceAccuracy] = field(default_factory=list)
+    """One a task."""
+    samples: list[Sample] = field(default_factory=list)
+    """Prompts in the order of the domains."""
+    tasks: list[TaskScore] = field(default_factory=list)
+    """One a task and metric."""
+
+    def write(self, folder: Path) -> list[Path]:
+        """evaluation.json and a CSV file for each part that was measured; files of an earlier evaluation go.
+
+        Raises:
+            TrainingError: a file cannot be written.
+        """
+        text = json.dumps(without_infinity(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
+        written = [write_bytes(folder / JSON_FILE, (text + "\n").encode("utf-8"))]
+        for name in TABLES:
+            if rows := getattr(self, name):
+                written.append(write_bytes(folder / f"{name}.csv", as_csv(rows)))
+            else:
+                (folder / f"{name}.csv").unlink(missing_ok=True)
+        return written
+
+
+def columns(rows: Sequence[Any]) -> list[str]:
+    """Names of the fields of a part's rows."""
+    return [f.name for f in fields(rows[0])]
+
+
+def as_csv(rows: Sequence[Any]) -> bytes:
+    """A table with a heading; what was not measured is an empty cell."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns(rows), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue().encode("utf-8")
+
+
+def without_infinity(value: Any) -> Any:
+    """Nested lists and dicts with None in place of what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: without_infinity(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_infinity(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
