@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmoe.errors import CheckpointError
+from lmoe.injection.record import injected, tell_of_experts
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
 from lmoe.training.handoff import set_fades
 from lmoe.training.optimizers import state_names
@@ -19,6 +20,8 @@ def save_state(module: "SftModule", checkpoint: dict[str, Any]) -> None:
     checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
     checkpoint["lmoe_phase"] = module.current.name
     checkpoint["lmoe_begun"] = module.begun
+    record = injected(module.model)
+    checkpoint["lmoe_experts"] = {"names": list(record.expert_names), "kept": record.kept_experts}
     fades = module.schedule.fades_at(max(checkpoint["global_step"] - 1, 0))  # for the reader: they follow from the step
     checkpoint["lmoe_fades"] = {role.value: {str(e): f for e, f in scales.items()} for role, scales in fades.items()}
     checkpoint["lmoe_routing"] = {
@@ -37,6 +40,8 @@ def load_state(module: "SftModule", checkpoint: dict[str, Any]) -> None:
     if differing := sorted(own ^ checkpoint["state_dict"].keys()):
         raise CheckpointError(f"the checkpoint holds other adapters than this run; first difference: {differing[0]}")
     module.begin(checkpoint["lmoe_begun"])
+    experts = checkpoint.get("lmoe_experts", {"names": [], "kept": 0})  # checkpoints from before models could grow
+    tell_of_experts(module.model, experts["names"], experts["kept"])
     names, phase = [phase.name for phase in module.schedule.phases], checkpoint.get("lmoe_phase")
     if phase not in names:
         raise CheckpointError(f"the checkpoint is in phase {phase!r}; this run has {names}")
