@@ -119,8 +119,8 @@ def build_parts(config: RunConfig, *, fill_experts: bool = True) -> Parts:
 
 
 def with_domains(moe: MoeConfig, injection: InjectionConfig, domains: list[str]) -> MoeConfig:
-    """The section, with the oracle's experts named by the domains of the data where it does not name them; in the order of
-    injection.experts_from, where adapters are named like domains.
+    """The section, with the oracle's experts named by the domains of the data where it does not name them, in the order
+    of injection.experts_from where adapters are named like domains.
 
     Raises:
         ConfigError: an oracle without domains, with too few experts, or with other domains than the data.

@@ -103,8 +103,8 @@ def _check(folder: Path, config: AdapterConfig, record: Injected) -> int:
     domains = record.moe.domains or []
     if moe.domains and domains[: len(moe.domains)] != moe.domains:
         raise CheckpointError(
-            f"injection.experts_from={folder} has experts for the domains {moe.domains}, in this order; name them first "
-            f"in moe.domains, which is {domains}"
+            f"injection.experts_from={folder} has experts for the domains {moe.domains}, in this order; name them "
+            f"first in moe.domains, which is {domains}"
         )
     return theirs.num_experts
 
@@ -146,7 +146,9 @@ def _places(
         raise CheckpointError(f"{folder}: {len(missing)} keys missing, first {missing[0]}")
     for name, tensor in stored.items():
         if name not in places or name in new:
-            raise CheckpointError(f"{folder}: {name} has no place in this model; is {CONFIG_FILE} that of these weights?")
+            raise CheckpointError(
+                f"{folder}: {name} has no place in this model; is {CONFIG_FILE} that of these weights?"
+            )
         if tensor.shape != places[name].shape:
             raise CheckpointError(
                 f"{folder}: {name} has shape {tuple(tensor.shape)}, expected {tuple(places[name].shape)}"

@@ -14,7 +14,7 @@ ROUTER_ROWS = ("weight", "noise_weight", "selection_bias")
 
 
 def kept_rows(model: nn.Module) -> dict[str, int]:
-    """How many of the first rows of each parameter and buffer of the adapters are kept, by name; empty where nothing is.
+    """How many of the first rows of each parameter and buffer of the adapters are kept, by name; {} where nothing is.
 
     Of what has a row for each expert, those of the kept experts; of all else (attention LoRA, a shared expert, a shared
     lora_A, relu's l1_coef), everything, because the kept experts rest on it.

@@ -60,7 +60,9 @@ def _shape_problems(given: object) -> list[str]:
         if not (isinstance(name, str) and NAME.fullmatch(name))
     ]
     folded = [str(name).casefold() for name in given]
-    problems += [f"{KEY} names {name} twice but for case" for name in sorted({n for n in folded if folded.count(n) > 1})]
+    problems += [
+        f"{KEY} names {name} twice but for case" for name in sorted({n for n in folded if folded.count(n) > 1})
+    ]
     return problems + [
         f"{KEY}.{name} is {place!r}, must be a directory"
         for name, place in given.items()

@@ -86,7 +86,7 @@ class InjectionConfig:
     lora_B_std: float | None = None
     """Standard deviation of lora_B at the start; null: 0, or 0.01 where a phase trains routers before experts."""
     experts_from: Any = None
-    """mixture_lora: what the first experts are. {code: DIR, chat: DIR}: adapters by name, each a PEFT adapter or a
-    dense_lora run, one expert each, behind routers that start anew. A run of mixture_lora: all that it has is kept as it
-    is, and only the experts beyond its own train, with their router rows. null: all experts start anew."""
+    """mixture_lora: what the first experts are. {code: DIR, chat: DIR}: adapters by name, one expert each, from PEFT or
+    a dense_lora run, behind routers that start anew. A run of mixture_lora: what it has is kept as it is, and only
+    experts beyond its own train, with their router rows. null: all experts start anew."""
     attn_lora: AttnLoraConfig = field(default_factory=AttnLoraConfig)
