@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lmoe.checkpoint.import_experts import import_experts as import_experts
+    from lmoe.inference.blend import Blend as Blend
     from lmoe.inference.load import load as load
     from lmoe.inference.save import save as save
     from lmoe.injection.apply import inject as inject
@@ -16,6 +17,7 @@ __version__ = "0.1.0"
 
 # Imported when first used, so that `import lmoe` and the command line do not wait for torch.
 _PUBLIC = {
+    "Blend": "lmoe.inference.blend",
     "inject": "lmoe.injection.apply",
     "plan": "lmoe.injection.apply",
     "trace": "lmoe.injection.tracing",
@@ -24,7 +26,7 @@ _PUBLIC = {
     "import_experts": "lmoe.checkpoint.import_experts",
     "masked_experts": "lmoe.injection.masked",
 }
-__all__ = ["import_experts", "inject", "load", "masked_experts", "plan", "save", "trace"]
+__all__ = ["Blend", "import_experts", "inject", "load", "masked_experts", "plan", "save", "trace"]
 
 
 def __getattr__(name: str) -> object:
