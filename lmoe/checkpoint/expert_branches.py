@@ -3,12 +3,10 @@
 Shapes: D in, O out, R rank.
 """
 
-from dataclasses import dataclass
+from torch import nn
 
-from torch import Tensor, nn
-
+from lmoe.checkpoint.expert_file import Branch
 from lmoe.errors import CheckpointError
-from lmoe.injection.kept import STACKED
 from lmoe.injection.plan import SiteKind
 from lmoe.injection.record import injected, sites
 from lmoe.layers.lora_linear import LoRALinear
@@ -17,29 +15,9 @@ from lmoe.ops.lora import faded
 from lmoe.ops.merge import side_by_side
 from lmoe.schema.injection import InjectionStrategy
 
-LORA_A, LORA_B, LORA_A_START, LORA_B_START = STACKED
 
-
-@dataclass(slots=True, frozen=True, kw_only=True)
-class SiteBranch:
-    """One branch on one Linear.
-
-    Args:
-        path: of the Linear in the backbone.
-        lora_A, lora_B: (R, D) and (O, R).
-        scaling: of their product.
-        base_layer: the Linear.
-    """
-
-    path: str
-    lora_A: Tensor
-    lora_B: Tensor
-    scaling: float
-    base_layer: nn.Module
-
-
-def expert_branches(model: nn.Module, expert: int) -> list[SiteBranch]:
-    """What the model computes with when every routing weight is 1 on one expert and 0 elsewhere.
+def expert_branches(model: nn.Module, expert: int) -> dict[str, Branch]:
+    """By module path, what the model computes with when every routing weight is 1 on one expert and 0 elsewhere.
 
     Attention's single LoRA and a shared expert are part of it; of init_lora=svd the start is taken off.
 
@@ -51,26 +29,26 @@ def expert_branches(model: nn.Module, expert: int) -> list[SiteBranch]:
         CheckpointError: another strategy, a trained backbone, DoRA, or a mixture beside a block.
     """
     refuse_what_is_no_branch(model)
-    found = []
+    found = {}
     for path, site in sites(model):
         if isinstance(site, LoRALinear):
-            A, B, scaling = site.lora_A.data, faded(site.lora_B.data, site.fade), site.scaling
+            found[path] = Branch(site.lora_A.data, faded(site.lora_B.data, site.fade), site.scaling)
         else:
             assert isinstance(site, MixtureLoRALinear)
             if expert >= site.settings.num_experts:
                 continue
-            A, B, scaling = _of_mixture(site, expert)
-        found.append(SiteBranch(path=path, lora_A=A, lora_B=B, scaling=scaling, base_layer=site.base_layer))
+            found[path] = _of_mixture(site, expert)
     return found
 
 
-def _of_mixture(site: MixtureLoRALinear, expert: int) -> tuple[Tensor, Tensor, float]:
+def _of_mixture(site: MixtureLoRALinear, expert: int) -> Branch:
     lora_A, lora_B = (factor.detach() for factor in site.factors())
     scaling, shared = site.settings.scaling, site.shared_expert
     A, B = lora_A[0 if len(lora_A) == 1 else expert], lora_B[expert]
     if shared is None:
-        return A, B, scaling
-    return *side_by_side([(A, B, scaling), (shared.lora_A.data, shared.lora_B.data, shared.scaling)], scaling), scaling
+        return Branch(A, B, scaling)
+    always = (shared.lora_A.data, faded(shared.lora_B.data, shared.fade), shared.scaling)
+    return Branch(*side_by_side([(A, B, scaling), always], scaling), scaling)
 
 
 def refuse_what_is_no_branch(model: nn.Module) -> None:

@@ -72,7 +72,8 @@ def _branch(site: LoRALinear | MixtureLoRALinear) -> tuple[Tensor, Tensor, float
     lora_A, lora_B = average_branch(*site.factors())
     if shared is None:
         return lora_A, lora_B, scaling
-    return *side_by_side([(lora_A, lora_B, scaling), (shared.lora_A, shared.lora_B, shared.scaling)], scaling), scaling
+    always = (shared.lora_A, faded(shared.lora_B, shared.fade), shared.scaling)
+    return *side_by_side([(lora_A, lora_B, scaling), always], scaling), scaling
 
 
 def _weight(path: str, base_layer: torch.nn.Module) -> Tensor:
