@@ -23,7 +23,7 @@ from lmoe.schema.router_traits import mixture_scale
 
 OWN_CHOICE = {"experts_from", "num_experts", "lora_dropout", "lora_B_std"}
 """Keys of `injection` that a model which grows may set otherwise than the run that it grows from."""
-SAME_MOE = ("router", "router_scope", "router_dtype", "top_p", "mixing")
+SAME_MOE = ("router", "router_scope", "router_dtype", "router_bias", "top_p", "mixing")
 SHOWN_KEYS = 8
 
 

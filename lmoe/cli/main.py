@@ -136,6 +136,20 @@ def export(
     )
 
 
+@app.command()
+def convert(
+    checkpoint: Annotated[str, typer.Option(help="Run or checkpoint directory of EulerForge (mixture_lora).")],
+    output: Annotated[str, typer.Option(help="Directory to write; must not exist, or be empty.")],
+    base_model: Annotated[
+        str | None, typer.Option(help="Backbone to use instead of the one the checkpoint names.")
+    ] = None,
+) -> None:
+    """Make an adapter of a mixture that EulerForge has trained."""
+    from lmoe.cli.convert import run
+
+    raise typer.Exit(run(checkpoint, output=output, base_model=base_model))
+
+
 def main() -> None:
     """Entry point of the `lmoe` command."""
     app(prog_name="lmoe", args=sys.argv[1:])

@@ -9,7 +9,7 @@ from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 
 STACKED = ("lora_A", "lora_B", "lora_A_start", "lora_B_start")
 """Tensors of a mixture whose first dimension is the expert."""
-ROUTER_ROWS = ("weight", "noise_weight", "selection_bias")
+ROUTER_ROWS = ("weight", "bias", "noise_weight", "selection_bias")
 """Tensors of a router whose first dimension is the expert."""
 
 
