@@ -195,6 +195,9 @@ def load_adapter(model: nn.Module, folder: Path, expected: AdapterConfig) -> Non
             f"{folder}: the adapter was trained on another base ({expected.base_model['name']}, fingerprint "
             f"{wanted_base}); this one has {found_base}"
         )
+    most = max(injected(model).plan.routers.values(), default=0)
+    if expected.expert_names and len(expected.expert_names) != most:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {len(expected.expert_names)} expert_names for {most} experts")
     own, stored = adapter_tensors(model), read_tensors(folder)
     if missing := sorted(own.keys() - stored.keys()):
         raise CheckpointError(f"{folder / WEIGHTS_FILE}: {len(missing)} keys missing, first {missing[0]}")

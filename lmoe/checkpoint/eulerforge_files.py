@@ -86,9 +86,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / SAFE).exists():
         return read_tensors(folder / SAFE, list(tensor_shapes(folder / SAFE)))
     if not (folder / PICKLED).exists():
-        raise CheckpointError(
-            f"{folder}: neither {SAFE} nor {PICKLED} is there; shards are not read, save it in one file"
-        )
+        raise CheckpointError(f"{folder}: neither {SAFE} nor {PICKLED} is there; shards are not read")
     try:
         loaded = torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
