@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lmoe.inference.blend import Blend as Blend
     from lmoe.inference.load import load as load
     from lmoe.inference.save import save as save
     from lmoe.injection.apply import inject as inject
@@ -14,13 +15,14 @@ __version__ = "0.1.0"
 
 # Imported when first used, so that `import lmoe` and the command line do not wait for torch.
 _PUBLIC = {
+    "Blend": "lmoe.inference.blend",
     "inject": "lmoe.injection.apply",
     "plan": "lmoe.injection.apply",
     "trace": "lmoe.injection.tracing",
     "load": "lmoe.inference.load",
     "save": "lmoe.inference.save",
 }
-__all__ = ["inject", "load", "plan", "save", "trace"]
+__all__ = ["Blend", "inject", "load", "plan", "save", "trace"]
 
 
 def __getattr__(name: str) -> object:
