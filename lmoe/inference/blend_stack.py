@@ -37,6 +37,8 @@ class BlendStack:
         self.headers = dict(headers)
         self._group_of = site_groups(model, dtype)
         self._directions: dict[SiteGroup, Arrow] = {}
+        self._active: tuple[bool, ...] | None = None
+        self._shown: dict[tuple[Ranks, torch.device], list[Live]] = {}
         groups = self._groups_of(self.headers.values())
         try:
             for first in range(0, len(groups), GROUPS_AT_ONCE):
@@ -66,7 +68,7 @@ class BlendStack:
         for group in touched:
             group.build([*(group.branches(e) for e in range(last)), _inside(group, branches)])
         self.headers[name] = header
-        self._directions.clear()
+        self._changed()
 
     def remove(self, name: str) -> None:
         """Take an expert out; the others' numbers are copied as they are."""
@@ -74,7 +76,7 @@ class BlendStack:
         for group in groups:
             group.build([group.branches(e) for e in range(len(self.headers)) if e != gone])
         del self.headers[name]
-        self._directions.clear()
+        self._changed()
 
     def replace(self, name: str, header: ExpertHeader) -> None:
         """Another expert in the place of one; it is read before anything changes."""
@@ -84,7 +86,7 @@ class BlendStack:
             kept = {e: group.branches(e) for e in others}
             group.build([kept.get(e, {}) if e != which else _inside(group, branches) for e in range(len(self.headers))])
         self.headers[name] = header
-        self._directions.clear()
+        self._changed()
 
     def rename(self, old: str, new: str) -> None:
         """Another name in the same place."""
@@ -93,6 +95,11 @@ class BlendStack:
     def show(self, weights_BE: Tensor, *, by_row: bool) -> None:
         """From now on weights of the model (1, E), or of the rows (B, E); experts silent everywhere are left out."""
         active = tuple((weights_BE.abs() >= SILENT).any(0).tolist())
+        if active == self._active:  # the same slices with other gates, which most layers share
+            for lives in self._shown.values():
+                for live in lives:
+                    live.gates = _gates(live.run, weights_BE, live.gates, by_row=by_row)
+            return
         made: dict[tuple[Ranks, torch.device], list[Live]] = {}
         for group in self.groups:
             assert group.group is not None
@@ -101,6 +108,7 @@ class BlendStack:
             if key not in made:
                 made[key] = [_live(run, weights_BE, lora_A, by_row=by_row) for run in _runs(key[0], active)]
             group.show(made[key])
+        self._active, self._shown = active, made
 
     def show_arrow(self, top_k: int, temperature: float) -> None:
         """Each token decides at each site from now on."""
@@ -117,7 +125,7 @@ class BlendStack:
         """Leave all experts out for a while."""
         for group in self.groups:
             assert group.group is not None
-            group.group.silent = silent
+            group.group.shown.silent = silent
 
     def blended(self, weights: Mapping[str, float]) -> dict[str, list[Branch]]:
         """By site the branches that take part, each with weight * scaling as its scaling."""
@@ -140,6 +148,11 @@ class BlendStack:
         for group in self.groups:
             group.attach()
 
+    def _changed(self) -> None:
+        """Nothing that was made of the experts before holds any longer."""
+        self._active = None
+        self._directions.clear()
+
     def close(self) -> None:
         """The model's own Linears back in their places."""
         for group in self._groups_of(self.headers.values()):
@@ -160,9 +173,13 @@ def _runs(ranks: Ranks, active: tuple[bool, ...]) -> list[Run]:
 
 
 def _live(run: Run, weights_BE: Tensor, lora_A: Tensor, *, by_row: bool) -> Live:
+    return Live(run, _gates(run, weights_BE, lora_A, by_row=by_row), _on(run.order, lora_A))
+
+
+def _gates(run: Run, weights_BE: Tensor, like: Tensor, *, by_row: bool) -> Tensor:
+    """(R,) or (B, 1, R) weight times scaling."""
     gates = weights_BE[:, run.expert_of] * run.scaling
-    gates = gates.unsqueeze(1) if by_row else gates[0]
-    return Live(run, gates.to(lora_A.device, lora_A.dtype), _on(run.order, lora_A))
+    return (gates.unsqueeze(1) if by_row else gates[0]).to(like.device, like.dtype)
 
 
 def _arrow_live(run: Run, count: int, lora_A: Tensor) -> Live:

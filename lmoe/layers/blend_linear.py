@@ -3,6 +3,7 @@
 Shapes: N tokens, D in, O out, R ranks of all experts together, E experts, S sites that read one input.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -34,13 +35,13 @@ class Arrow:
     temperature: float
 
 
-@dataclass(slots=True, frozen=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Live:
-    """A run of experts that takes part.
+    """A run of experts that takes part; shared by all groups that have the same ranks.
 
     Args:
         run: where it lies.
-        gates: weight times scaling of each rank, (R,) or (B, 1, R); with Arrow (R,) the scaling alone.
+        gates: weight times scaling of each rank, (R,) or (B, 1, R); with Arrow (R,) the scaling alone. May be set anew.
         order: as in the run, on the device.
         pair: (R,) site * E + expert of each rank, for Arrow.
     """
@@ -49,6 +50,29 @@ class Live:
     gates: Tensor
     order: Tensor | None
     pair: Tensor | None = None
+
+    def move(self, fn: Callable[[Tensor], Tensor]) -> None:
+        """To another device or type; moving twice changes nothing more."""
+        self.gates = fn(self.gates)
+        self.order = None if self.order is None else fn(self.order)
+        self.pair = None if self.pair is None else fn(self.pair)
+
+
+@dataclass(slots=True, eq=False)
+class Shown:
+    """What changes in a group while it is in use. NOTE an attribute of a module is slow to set.
+
+    Args:
+        live: rows of lora_A of each run that takes part, and the run.
+        arrow: who decides; None: the gates of the runs.
+        shared: an input, what it gave, and the site that comes next.
+        silent: no expert takes part for a while.
+    """
+
+    live: list[tuple[Tensor, Live]]
+    arrow: Arrow | None = None
+    shared: tuple[Tensor, list[Sequence[Tensor]], int] | None = None
+    silent: bool = False
 
 
 class BlendGroup(nn.Module):
@@ -64,13 +88,12 @@ class BlendGroup(nn.Module):
     def __init__(self, lora_A: Tensor, ranks: Ranks) -> None:
         super().__init__()
         self.register_buffer("lora_A", lora_A, persistent=False)
-        self.ranks, self.silent, self.arrow = ranks, False, None
-        self.live: list[tuple[Tensor, Live]] = []
-        self._shared: tuple[Tensor, list[list[Tensor]], int] | None = None
+        self.ranks, self.sites, self.shown = ranks, len(ranks.ranks[0]), Shown([])
 
     def show(self, live: list[Live], arrow: Arrow | None = None) -> None:
         """Which runs take part from now on, with what gates."""
-        self.live, self.arrow, self._shared = [(self.lora_A[part.run.rows], part) for part in live], arrow, None
+        lora_A, shown = self.lora_A, self.shown
+        shown.live, shown.arrow, shown.shared = [(lora_A[part.run.rows], part) for part in live], arrow, None
 
     def parts(self, x: Tensor, place: int) -> list[Tensor]:
         """Gated h = x A^T of one site, (N, R) for each run that takes part.
@@ -85,30 +108,31 @@ class BlendGroup(nn.Module):
         Raises:
             BlendError: weights for another number of rows than x has.
         """
-        sites = len(self.ranks.ranks[0])
-        if self.silent or not self.live:
+        shown, sites = self.shown, self.sites
+        if shown.silent or not shown.live:
             return []
         if sites == 1:
-            return [hidden for part in self._hidden(x) for hidden in part]
-        shared = self._shared
+            return [part[0] for part in self._hidden(x)]
+        shared = shown.shared
         if shared is None or shared[0] is not x or shared[2] != place:
             computed = self._hidden(x)
         else:
             computed = shared[1]
-        self._shared = None if place == sites - 1 else (x, computed, place + 1)
+        shown.shared = None if place == sites - 1 else (x, computed, place + 1)
         return [part[place] for part in computed]
 
-    def _hidden(self, x: Tensor) -> list[list[Tensor]]:
+    def _hidden(self, x: Tensor) -> list[Sequence[Tensor]]:
         """[run][site] (N, R)."""
-        x = x if x.dtype == self.lora_A.dtype else x.to(self.lora_A.dtype)
-        found = []
-        shares = None
-        if self.arrow is not None:
-            arrow = self.arrow
+        shown, found, shares = self.shown, [], None
+        dtype = shown.live[0][0].dtype
+        if x.dtype != dtype:
+            x = x.to(dtype)
+        if shown.arrow is not None:
+            arrow = shown.arrow
             shares = arrow_weights(
                 x, arrow.directions, arrow.present, top_k=arrow.top_k, temperature=arrow.temperature
             ).flatten(-2)
-        for lora_A, live in self.live:
+        for lora_A, live in shown.live:
             hidden = linear(x, lora_A)
             if live.order is not None:
                 hidden = hidden.index_select(-1, live.order)
@@ -118,19 +142,19 @@ class BlendGroup(nn.Module):
                 gates = (shares.index_select(-1, live.pair) * gates).to(hidden.dtype)
             elif gates.dim() == 3:
                 gates = _of_rows(gates, hidden)
-            hidden = hidden.mul_(gates).flatten(0, -2)
-            places = live.run.places
-            found.append([hidden] if len(places) == 1 else [hidden[:, place] for place in places])
+            hidden = hidden.mul_(gates).view(-1, hidden.shape[-1])
+            found.append([hidden] if self.sites == 1 else hidden.split_with_sizes(live.run.widths, 1))
         return found
 
-    def _apply(self, fn, recurse: bool = True) -> "BlendGroup":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BlendGroup":
         """What moves the model moves the views and gates too."""
         super()._apply(fn, recurse)
-        live = [part for _, part in self.live]
-        arrow = self.arrow
+        live, arrow = [part for _, part in self.shown.live], self.shown.arrow
         if arrow is not None:
             arrow = replace(arrow, directions=fn(arrow.directions), present=fn(arrow.present))
-        self.show([_moved(part, fn) for part in live], arrow)
+        for part in live:
+            part.move(fn)
+        self.show(live, arrow)
         return self
 
 
@@ -153,32 +177,27 @@ class BlendLinear(nn.Module):
         self.base_layer, self.group, self.place = base_layer, group, place
         self.register_buffer("lora_B", lora_B, persistent=False)
         self.fresh = type(base_layer) in (nn.Linear, Conv1D)  # what another layer returns may be kept by it
-        self.live: list[Tensor] = []
+        self.factors: list[Tensor] = []
 
     def show(self, live: list[Live]) -> None:
         """Which runs take part from now on."""
-        self.columns = [part.run.columns[self.place] for part in live]
-        self.live = [self.lora_B[:, columns].t() for columns in self.columns]
+        lora_B, place = self.lora_B, self.place
+        self.factors[:] = [lora_B[:, part.run.columns[place]].t() for part in live]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., O), in the type of the base layer's output."""
         y = self.base_layer(x)
-        for hidden, B_RO in zip(self.group.parts(x, self.place), self.live, strict=False):
+        for hidden, B_RO in zip(self.group.parts(x, self.place), self.factors, strict=False):
             if self.fresh and y.dtype == hidden.dtype == B_RO.dtype and not torch.is_grad_enabled():
                 y.view(-1, y.shape[-1]).addmm_(hidden, B_RO)
             else:
                 y = y + (hidden @ B_RO).view(y.shape).to(y.dtype)
         return y
 
-    def _apply(self, fn, recurse: bool = True) -> "BlendLinear":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BlendLinear":
         super()._apply(fn, recurse)
-        self.live = [self.lora_B[:, columns].t() for columns in self.columns] if self.live else []
+        self.show([live for _, live in self.group.shown.live])
         return self
-
-
-def _moved(live: Live, fn) -> Live:
-    pair = None if live.pair is None else fn(live.pair)
-    return Live(live.run, fn(live.gates), None if live.order is None else fn(live.order), pair)
 
 
 def _of_rows(gates: Tensor, hidden: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Run:
         rows: slice of lora_A.
         columns: [site] slice of lora_B.
         order: (R,) that sorts h = x A^T by site, or None where it is sorted already.
-        places: [site] slice of the sorted h.
+        widths: [site] ranks in the sorted h.
         expert_of, site_of: (R,) of each sorted rank.
         scaling: (R,) of each sorted rank, float32.
     """
@@ -54,7 +54,7 @@ class Run:
     rows: slice
     columns: tuple[slice, ...]
     order: Tensor | None
-    places: tuple[slice, ...]
+    widths: list[int]
     expert_of: Tensor
     site_of: Tensor
     scaling: Tensor
@@ -82,16 +82,11 @@ def _run(ranks: Ranks, first: int, last: int) -> Run:
     site_of = torch.tensor([s for _, s in cells]).repeat_interleave(counts)
     scaling = torch.tensor([ranks.scalings[e][s] for e, s in cells]).repeat_interleave(counts)
     order = torch.argsort(site_of, stable=True)
-    start, places = 0, []
-    for site in sites:
-        width = sum(ranks.ranks[e][site] for e in experts)
-        places.append(slice(start, start + width))
-        start += width
     return Run(
         rows=slice(ranks.rows(first)[0], ranks.rows(last - 1)[1]),
         columns=tuple(slice(ranks.columns(first, s)[0], ranks.columns(last - 1, s)[1]) for s in sites),
         order=None if torch.equal(order, torch.arange(len(order))) else order,
-        places=tuple(places),
+        widths=[sum(ranks.ranks[e][site] for e in experts) for site in sites],
         expert_of=expert_of[order],
         site_of=site_of[order],
         scaling=scaling[order],
