@@ -4,23 +4,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lmoe.checkpoint.import_experts import import_experts as import_experts
+    from lmoe.inference.blend import Blend as Blend
     from lmoe.inference.load import load as load
     from lmoe.inference.save import save as save
     from lmoe.injection.apply import inject as inject
     from lmoe.injection.apply import plan as plan
+    from lmoe.injection.masked import masked_experts as masked_experts
     from lmoe.injection.tracing import trace as trace
 
 __version__ = "0.1.0"
 
 # Imported when first used, so that `import lmoe` and the command line do not wait for torch.
 _PUBLIC = {
+    "Blend": "lmoe.inference.blend",
     "inject": "lmoe.injection.apply",
     "plan": "lmoe.injection.apply",
     "trace": "lmoe.injection.tracing",
     "load": "lmoe.inference.load",
     "save": "lmoe.inference.save",
+    "import_experts": "lmoe.checkpoint.import_experts",
+    "masked_experts": "lmoe.injection.masked",
 }
-__all__ = ["inject", "load", "plan", "save", "trace"]
+__all__ = ["Blend", "import_experts", "inject", "load", "masked_experts", "plan", "save", "trace"]
 
 
 def __getattr__(name: str) -> object:

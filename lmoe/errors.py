@@ -46,3 +46,7 @@ class CheckpointError(LmoeError):
 
 class TrainingError(LmoeError):
     """A run cannot go on: non-finite loss, no memory, no space."""
+
+
+class BlendError(LmoeError):
+    """Experts cannot be blended as asked: an unknown name, a weight that is no number, a model that is taken."""

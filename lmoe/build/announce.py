@@ -8,7 +8,9 @@ from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
 from lmoe.build.parts import Parts, data_notes
+from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
+from lmoe.schema.experts_from import grown_run, named_adapters
 
 
 def describe(parts: Parts, run_dir: Path, console: Console) -> None:
@@ -23,6 +25,7 @@ def describe_plan(parts: Parts, console: Console) -> None:
     frozen = sum(count for _, count, _ in role_table(parts.model)) - parts.plan.total_parameters
     report = parts.prepared.report
     lines = [f"backbone {parts.config.backbone.model_name}: {frozen:,} parameters, frozen"]
+    lines += expert_lines(parts)
     for phase in parts.module.schedule.phases:
         lines.append(
             f"phase {phase.name}: steps {phase.start + 1} to {phase.end} train {', '.join(sorted(phase.trainable))}"
@@ -31,6 +34,19 @@ def describe_plan(parts: Parts, console: Console) -> None:
     lines.append(f"data: {report.train.rows:,} rows to learn, {report.val.rows:,} to validate, {domains} domains")
     for line in [*lines, *data_notes(parts.prepared), *(f"warning: {warning}" for warning in parts.warnings)]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def expert_lines(parts: Parts) -> list[str]:
+    """Where experts come from that do not start anew."""
+    injection, record = parts.config.injection, injected(parts.model)
+    if (run := grown_run(injection)) is not None:
+        if not record.kept_experts:  # a run that goes on, whose checkpoint will say
+            return [f"experts of {run} are kept as they are; only those beyond them train"]
+        old, total = record.kept_experts, injection.num_experts
+        return [
+            f"experts 0 to {old - 1} of {run} are kept as they are; new: {old} to {total - 1}, with their router rows"
+        ]
+    return [f"expert {e} {name}: {place}" for e, (name, place) in enumerate(named_adapters(injection).items())]
 
 
 def quiet_libraries() -> None:

@@ -22,6 +22,7 @@ from lmoe.injection.apply import inject
 from lmoe.injection.plan import InjectionPlan, SiteKind
 from lmoe.injection.record import injected
 from lmoe.injection.roles import ADAPTER_ROLES, parameter_roles
+from lmoe.schema.experts_from import without_source
 from lmoe.schema.injection import InitLora
 from lmoe.schema.moe import Backend, MoeConfig, RouterKind
 from lmoe.schema.phase_rules import lora_B_std, trained_base
@@ -114,7 +115,7 @@ def estimate_model(
     frozen = frozen_bytes(config.backbone.precision, model, parts)
     active = sum(active_parameters(model, layout, shapes[layout.index]) for layout in found)
     # The start of svd needs the weights' values; its sizes are those of any other.
-    settings = replace(config.injection, lora_B_std=lora_B_std(config), init_lora=InitLora.random)
+    settings = replace(without_source(config.injection), lora_B_std=lora_B_std(config), init_lora=InitLora.random)
     plan = inject(model, settings, _named_domains(config), trained_base=trained_base(config))
     shapes = {i: replace(s, sites=tuple(t for t in plan.sites if t.layer == i)) for i, s in shapes.items()}
     layers = [shapes[layout.index] for layout in found]

@@ -6,14 +6,12 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
-from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.build.loggers import METRICS_FILE, sync_command
 from lmoe.build.memory import peak_memory_mb
 from lmoe.build.parts import Parts
 from lmoe.checkpoint.adapter import save_adapter
-from lmoe.injection.build_site import ROUTER
-from lmoe.injection.roles import ADAPTER_ROLES, adapter_buffers
-from lmoe.layers.expert_ffn import COPIES
+from lmoe.injection.backbone_state import backbone_state
+from lmoe.injection.record import injected
 from lmoe.report.curves import read_metrics
 from lmoe.report.page import write_page
 from lmoe.report.pictures import write_pictures
@@ -56,17 +54,7 @@ def finish(
 
 def save_base(parts: Parts, folder: Path) -> None:
     """The frozen weights under the backbone's own names, as a Hugging Face model directory."""
-    roles, buffers = parts.module.roles, adapter_buffers(parts.model)
-    routers = tuple(f"{name}.{ROUTER}." for name in parts.plan.routers)
-    weights = {
-        base_parameter_name(name): tensor
-        for name, tensor in parts.model.state_dict().items()
-        if roles.get(name) not in ADAPTER_ROLES
-        and name not in buffers
-        and f".{COPIES}." not in name
-        and not name.startswith(routers)
-    }
-    parts.model.save_pretrained(folder, state_dict=weights)
+    parts.model.save_pretrained(folder, state_dict=backbone_state(parts.model))
     parts.tokenizer.save_pretrained(folder)
 
 
@@ -96,6 +84,7 @@ def run_summary(
         ),
         backbone=parts.config.backbone.model_name,
         collapsed=collapsed,
+        expert_names=list(injected(parts.model).expert_names),
     )
 
 

@@ -7,6 +7,7 @@ from lightning.pytorch import seed_everything
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.load import load_model, load_tokenizer
+from lmoe.checkpoint.import_experts import import_experts
 from lmoe.data.datamodule import SftDataModule
 from lmoe.data.pack import packing_supported_by_attention
 from lmoe.data.prepare import PreparedData, prepare
@@ -17,6 +18,7 @@ from lmoe.injection.plan import InjectionPlan
 from lmoe.injection.record import injected
 from lmoe.injection.roles import parameter_layers, parameter_roles
 from lmoe.schema.backbone import BackbonePrecision
+from lmoe.schema.experts_from import named_adapters, without_source
 from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.moe import MoeConfig, RouterKind
 from lmoe.schema.phase import Role
@@ -49,8 +51,12 @@ class Parts:
     base_model: dict[str, Any]
 
 
-def build_parts(config: RunConfig) -> Parts:
+def build_parts(config: RunConfig, *, fill_experts: bool = True) -> Parts:
     """Build what a validated config describes.
+
+    Args:
+        config: validated.
+        fill_experts: read what injection.experts_from names; a run that goes on has it in its checkpoint.
 
     Raises:
         LmoeError: a backbone, rows or a plan that cannot be had.
@@ -79,9 +85,10 @@ def build_parts(config: RunConfig) -> Parts:
     }
     seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what the cache had to do
     moe = with_domains(config.moe, config.injection, prepared.domains)
-    plan = inject(
-        model, replace(config.injection, lora_B_std=lora_B_std(config)), moe, trained_base=trained_base(config)
-    )
+    settings = replace(without_source(config.injection), lora_B_std=lora_B_std(config))
+    plan = inject(model, settings, moe, trained_base=trained_base(config))
+    if fill_experts and config.injection.experts_from is not None:
+        import_experts(model, config.injection.experts_from)
     base_model["fingerprint"] = injected(model).fingerprint
     check_roles(config, model)
     if config.trainer.gradient_checkpointing:
@@ -112,7 +119,8 @@ def build_parts(config: RunConfig) -> Parts:
 
 
 def with_domains(moe: MoeConfig, injection: InjectionConfig, domains: list[str]) -> MoeConfig:
-    """The section, with the oracle's experts named by the domains of the data where it does not name them.
+    """The section, with the oracle's experts named by the domains of the data where it does not name them, in the order
+    of injection.experts_from where adapters are named like domains.
 
     Raises:
         ConfigError: an oracle without domains, with too few experts, or with other domains than the data.
@@ -125,7 +133,9 @@ def with_domains(moe: MoeConfig, injection: InjectionConfig, domains: list[str])
             'field "domain", or use another router'
         )
     fewest = min(injection.num_experts_by_layer or [injection.num_experts])
-    names = list(domains) if moe.domains is None else moe.domains
+    imported = list(named_adapters(injection))
+    default = imported if set(domains) <= set(imported) else list(domains)
+    names = default if moe.domains is None else moe.domains
     if fewest < len(names):
         raise ConfigError(
             f"moe.router=oracle needs an expert for each of the {len(names)} domains ({', '.join(names)}), and a site "

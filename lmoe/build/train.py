@@ -30,6 +30,7 @@ from lmoe.schema.trainer import max_seconds
 from lmoe.training.callbacks.collapse_watch import CollapseWatch
 from lmoe.training.callbacks.finite_steps import FiniteSteps
 from lmoe.training.callbacks.gradient_average import GradientAverage
+from lmoe.training.callbacks.kept_experts import KeptExperts
 from lmoe.training.callbacks.phase_switch import PhaseSwitch
 from lmoe.training.callbacks.plateau_start import PlateauStart
 from lmoe.training.callbacks.progress_line import ProgressLine
@@ -67,7 +68,7 @@ def train(
     more_callbacks = extra_callbacks(config.callbacks)
     started, folder, run_id = time.monotonic(), run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
-    parts = build_parts(config)
+    parts = build_parts(config, fill_experts=found is None)
     if found is not None:
         check_fit(parts, found, folder, run_id)  # before anything of the run is touched
     loggers: list[Logger] = []
@@ -85,6 +86,7 @@ def train(
                 PhaseSwitch(),
                 RngState(),
                 WindowEnd(),
+                KeptExperts(),
                 GradientAverage(),
                 FiniteSteps(config.trainer.nonfinite, line.say),
                 StepMetrics(config.trainer.log_every_n_steps, line.step),

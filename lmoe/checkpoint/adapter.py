@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,19 @@ from torch import Tensor, nn
 from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import CheckpointError
-from lmoe.injection.record import Injected, injected, low_rank, mixtures
+from lmoe.injection.kept import STACKED
+from lmoe.injection.record import Injected, injected, low_rank, mixtures, tell_of_experts
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.layers.stacked_lora import StackedLoRA
 from lmoe.ops.lora import faded
 from lmoe.schema.backbone import BackbonePrecision
+from lmoe.schema.experts_from import NAME
 from lmoe.schema.moe import MoeConfig
 from lmoe.schema.phase_rules import BASE_ROLES
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "lmoe_config.json", "adapter.safetensors"
-STACKED = ("lora_A", "lora_B", "lora_A_start", "lora_B_start")
-"""Tensors of a mixture whose first dimension is the expert."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -37,12 +37,14 @@ class AdapterConfig:
         base_model: name, revision, precision and fingerprint of the backbone.
         injection, moe: the sections that rebuild the sites.
         trained_base: roles of the backbone's own parameters that the file holds too.
+        expert_names: of the experts in their order; [] where they have none.
     """
 
     base_model: dict[str, Any]
     injection: dict[str, Any]
     moe: dict[str, Any]
     trained_base: list[str]
+    expert_names: list[str] = field(default_factory=list)
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -105,9 +107,10 @@ def save_adapter(model: nn.Module, folder: Path, base_model: dict[str, Any]) -> 
     config = {
         "format_version": FORMAT_VERSION,
         "base_model": {**base_model, "fingerprint": record.fingerprint},
-        "injection": asdict(record.injection),
+        "injection": {key: value for key, value in asdict(record.injection).items() if key != "experts_from"},
         "moe": asdict(as_used(record)),
         "trained_base": sorted(record.trained_base),
+        **({"expert_names": list(record.expert_names)} if record.expert_names else {}),
     }
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in adapter_tensors(model).items()}
     contents = {
@@ -159,7 +162,12 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     trained_base = raw.get("trained_base", [])  # files from before a phase could train it do not say
     if not isinstance(trained_base, list) or not set(trained_base) <= set(BASE_ROLES):
         raise CheckpointError(f"{path}: trained_base is {trained_base!r}, must be a list of {', '.join(BASE_ROLES)}")
-    return AdapterConfig(**{part: raw[part] for part in parts}, trained_base=trained_base)
+    names = raw.get("expert_names", [])
+    if not isinstance(names, list) or not all(isinstance(n, str) and NAME.fullmatch(n) for n in names):
+        raise CheckpointError(f"{path}: expert_names is {names!r}, must be a list of names of experts")
+    if len({name.casefold() for name in names}) < len(names):
+        raise CheckpointError(f"{path}: expert_names names an expert twice: {names}")
+    return AdapterConfig(**{part: raw[part] for part in parts}, trained_base=trained_base, expert_names=names)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -187,12 +195,10 @@ def load_adapter(model: nn.Module, folder: Path, expected: AdapterConfig) -> Non
             f"{folder}: the adapter was trained on another base ({expected.base_model['name']}, fingerprint "
             f"{wanted_base}); this one has {found_base}"
         )
-    own = adapter_tensors(model)
-    try:
-        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from None
+    most = max(injected(model).plan.routers.values(), default=0)
+    if expected.expert_names and len(expected.expert_names) != most:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {len(expected.expert_names)} expert_names for {most} experts")
+    own, stored = adapter_tensors(model), read_tensors(folder)
     if missing := sorted(own.keys() - stored.keys()):
         raise CheckpointError(f"{folder / WEIGHTS_FILE}: {len(missing)} keys missing, first {missing[0]}")
     if unknown := sorted(stored.keys() - own.keys()):
@@ -205,3 +211,17 @@ def load_adapter(model: nn.Module, folder: Path, expected: AdapterConfig) -> Non
     with torch.no_grad():
         for name, tensor in stored.items():
             own[name].copy_(tensor)
+    tell_of_experts(model, expected.expert_names)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Everything in adapter.safetensors.
+
+    Raises:
+        CheckpointError: missing, torn, or no safetensors.
+    """
+    try:
+        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from None

@@ -1,11 +1,11 @@
 """`lmoe`: one thin file a verb."""
 
 import sys
-from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from lmoe.cli.export import ExportFormat
 from lmoe.schema.evaluate import MAX_NEW_TOKENS, Prompts
 
 app = typer.Typer(
@@ -159,27 +159,57 @@ def evaluate(
     raise typer.Exit(run(settings, tasks=tasks, limit=limit, output=output, wandb=wandb))
 
 
-class ExportFormat(StrEnum):
-    """What `lmoe export` writes."""
-
-    peft = "peft"
-
-
 @app.command()
 def export(
     checkpoint: Annotated[str, typer.Option(help="Run directory or adapter directory.")],
     output: Annotated[str, typer.Option(help="Directory to write; must not exist, or be empty.")],
     format: Annotated[
-        ExportFormat, typer.Option(help="peft: one PEFT adapter, of dense_lora or native_moe_expert_lora.")
+        ExportFormat,
+        typer.Option(
+            help="peft: one PEFT adapter, of dense_lora or native_moe_expert_lora; peft-experts: one for each expert "
+            "of mixture_lora; merged: a Hugging Face model; lmoe: an adapter without --without-expert."
+        ),
     ] = ExportFormat.peft,
     base_model: Annotated[
         str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")
+    ] = None,
+    without_expert: Annotated[
+        str | None, typer.Option(help="lmoe: number or name of the expert of mixture_lora to leave out.")
+    ] = None,
+    average_experts: Annotated[
+        bool, typer.Option("--average-experts", help="merged: the average of the experts, without routing.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(help="merged: validation rows to measure the loss on, before and after.")
     ] = None,
 ) -> None:
     """Write a trained run in a format that other tools read."""
     from lmoe.cli.export import run
 
-    assert format is ExportFormat.peft
+    raise typer.Exit(
+        run(
+            checkpoint,
+            output=output,
+            format=format,
+            base_model=base_model,
+            without_expert=without_expert,
+            average_experts=average_experts,
+            data=data,
+        )
+    )
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[str, typer.Option(help="Run or checkpoint directory of EulerForge (mixture_lora).")],
+    output: Annotated[str, typer.Option(help="Directory to write; must not exist, or be empty.")],
+    base_model: Annotated[
+        str | None, typer.Option(help="Backbone to use instead of the one the checkpoint names.")
+    ] = None,
+) -> None:
+    """Make an adapter of a mixture that EulerForge has trained."""
+    from lmoe.cli.convert import run
+
     raise typer.Exit(run(checkpoint, output=output, base_model=base_model))
 
 

@@ -1,10 +1,20 @@
 """Turn a trained run or adapter into files that other tools read."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
 from lmoe.checkpoint.peft_adapter import save_peft
+from lmoe.checkpoint.peft_experts import save_peft_experts
+from lmoe.checkpoint.place import adapter_folder
+from lmoe.checkpoint.without_expert import write_without_expert
 from lmoe.errors import CheckpointError
 from lmoe.inference.load import load
+from lmoe.inference.merge import merge_adapters, merge_average
+from lmoe.inference.val_loss import val_loss, validation_rows
 
 
 def export_peft(checkpoint: str | Path, output: str | Path, base_model: str | None = None) -> Path:
@@ -19,10 +29,99 @@ def export_peft(checkpoint: str | Path, output: str | Path, base_model: str | No
         CheckpointError: no adapter there, something in the way, or what a PEFT adapter cannot hold.
         BackboneError: the base cannot be loaded.
     """
-    folder = Path(output).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not an empty directory; name another --output")
+    folder = empty_folder(output)
     model, tokenizer = load(checkpoint, base_model=base_model)
     save_peft(model, folder, base_model=str(model.name_or_path))
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def export_peft_experts(checkpoint: str | Path, output: str | Path, base_model: str | None = None) -> dict[str, Path]:
+    """Write each expert of a mixture_lora as a PEFT adapter under its name; attention LoRA is part of each.
+
+    Args, Raises: as export_peft.
+
+    Returns:
+        The folders by name.
+    """
+    folder = empty_folder(output)
+    model, _ = load(checkpoint, base_model=base_model)
+    return save_peft_experts(model, folder, base_model=str(model.name_or_path))
+
+
+def export_without_expert(checkpoint: str | Path, output: str | Path, expert: str) -> Path:
+    """Write an adapter of lmoe without one expert of mixture_lora; the backbone is not loaded.
+
+    Args:
+        expert: its number or name.
+
+    Raises:
+        CheckpointError: no adapter there, no such expert, or something in the way.
+    """
+    return write_without_expert(adapter_folder(checkpoint), empty_folder(output), expert)
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Merged:
+    """A merged model.
+
+    Args:
+        folder: where it is.
+        loss_before, loss_after: mean loss over validation rows of the adapters and of the merged model; None: not
+            measured.
+    """
+
+    folder: Path
+    loss_before: float | None
+    loss_after: float | None
+
+
+def export_merged(
+    checkpoint: str | Path,
+    output: str | Path,
+    base_model: str | None = None,
+    *,
+    average: bool = False,
+    data: str | None = None,
+) -> Merged:
+    """Write a Hugging Face model with the adapters in its weights, and its tokenizer.
+
+    Args:
+        checkpoint, output, base_model: as export_peft.
+        average: merge the average of a mixture's experts, which is another model; else only dense_lora is merged.
+        data: validation rows to measure both models on; None: do not.
+
+    Raises:
+        CheckpointError: no adapter there, something in the way, or what cannot be merged.
+        BackboneError: the base cannot be loaded.
+        DataError: rows that cannot be read.
+    """
+    folder, merge = empty_folder(output), merge_average if average else merge_adapters
+    model, tokenizer = load(checkpoint, base_model=base_model)
+    rows = None if data is None else validation_rows(data, model, tokenizer)
+    before = None if rows is None else val_loss(model, tokenizer, rows)
+    _save(model, folder, merge)
+    tokenizer.save_pretrained(folder)
+    if rows is None:
+        return Merged(folder=folder, loss_before=None, loss_after=None)
+    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).eval()
+    return Merged(folder=folder, loss_before=before, loss_after=val_loss(saved, tokenizer, rows))
+
+
+def _save(model: PreTrainedModel, folder: Path, merge: Callable[[PreTrainedModel], dict[str, Tensor]]) -> None:
+    weights = merge(model)
+    try:
+        model.save_pretrained(folder, state_dict=weights)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from None
+
+
+def empty_folder(output: str | Path) -> Path:
+    """
+    Raises:
+        CheckpointError: it exists and is not an empty directory.
+    """
+    folder = Path(output).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not an empty directory; name another --output")
     return folder

@@ -6,36 +6,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
 from lmoe.checkpoint.adapter import CONFIG_FILE, load_adapter, read_adapter_config
+from lmoe.checkpoint.place import adapter_folder, weights_folder
 from lmoe.errors import CheckpointError, ConfigError, InjectionError
+from lmoe.inference.average import merge_without_config
 from lmoe.injection.apply import inject
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
-from lmoe.schema.run_folder import CONFIG_FILE as RUN_CONFIG_FILE
-
-ADAPTER_DIR = "adapter"
 
 
-def adapter_folder(path: str | Path) -> Path:
-    """The adapter folder behind a run directory or an adapter directory.
-
-    Raises:
-        CheckpointError: neither.
-    """
-    folder = Path(path).expanduser()
-    for candidate in (folder, folder / ADAPTER_DIR):
-        if (candidate / CONFIG_FILE).exists():
-            return candidate
-    if not folder.exists():
-        raise CheckpointError(f"{folder}: no such run or adapter directory")
-    unfinished = " (the run has not finished: resume=<run> continues it)" if (folder / RUN_CONFIG_FILE).exists() else ""
-    raise CheckpointError(f"{folder}: neither a finished run nor an adapter: no {CONFIG_FILE}{unfinished}")
-
-
-def load(path: str | Path, *, base_model: str | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def load(
+    path: str | Path, *, base_model: str | None = None, average_without_config: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Rebuild backbone, routers and experts exactly.
 
     Args:
         path: a run directory or an adapter directory.
         base_model: hub name or directory of the backbone; None: the one that the adapter names.
+        average_without_config: for an adapter whose lmoe_config.json is lost: merge the average of its experts into
+            base_model, with a warning, because it is another model than the one that was trained.
 
     Returns:
         The model in evaluation mode, ready for model.generate, and its tokenizer.
@@ -44,6 +31,8 @@ def load(path: str | Path, *, base_model: str | None = None) -> tuple[PreTrained
         CheckpointError: no adapter there, a torn file, or a base that does not fit.
         BackboneError: the base cannot be loaded.
     """
+    if average_without_config:
+        return _average(path, base_model)
     folder = adapter_folder(path)
     config = read_adapter_config(folder)
     stored = config.base_model
@@ -62,4 +51,20 @@ def load(path: str | Path, *, base_model: str | None = None) -> tuple[PreTrained
     except (ConfigError, InjectionError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} does not fit the base {backbone.model_name}: {error}") from None
     load_adapter(model, folder, config)
+    return model.eval(), tokenizer_in(folder) or load_tokenizer(backbone)
+
+
+def _average(path: str | Path, base_model: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """
+    Raises:
+        CheckpointError: a config that is there after all, no weights, or no name of the base.
+    """
+    folder = weights_folder(path)
+    if (folder / CONFIG_FILE).exists():
+        raise CheckpointError(f"{folder} has its {CONFIG_FILE}, so average_without_config has no effect; leave it out")
+    if base_model is None:
+        raise CheckpointError(f"{folder}: without {CONFIG_FILE} nothing names the base; give base_model")
+    backbone = BackboneConfig(model_name=base_model)
+    model = load_model(backbone)
+    merge_without_config(model, folder)
     return model.eval(), tokenizer_in(folder) or load_tokenizer(backbone)

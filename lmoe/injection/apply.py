@@ -112,6 +112,11 @@ def inject(
         BackboneError: no recognisable decoder layers.
     """
     injection, moe = _checked(model, injection, moe)
+    if injection.experts_from is not None:
+        raise InjectionError(
+            "injection.experts_from is read by lmoe train; here leave it out, and call lmoe.import_experts(model, …) "
+            "after lmoe.inject"
+        )
     base_roles = list(trained_base)
     if wrong := [role for role in base_roles if role not in BASE_ROLES]:
         raise ConfigError(f"trained_base names {wrong[0]!r}; allowed: {', '.join(BASE_ROLES)}")

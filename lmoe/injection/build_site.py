@@ -183,6 +183,7 @@ class SiteBuilder:
             l1_start=moe.l1_start,
             fixed_k=TRAITS[moe.router].fixed_k,
             device=next(base_layer.parameters()).device,
+            bias=moe.router_bias,
         )
         return ROUTERS[moe.router](settings, site=site.router, trace=self.trace, context=self.context)
 

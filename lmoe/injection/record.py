@@ -1,7 +1,7 @@
 """What was put into a model, kept on the model, and its modules in the order of the plan."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -35,6 +35,8 @@ class Injected:
         trace, context: what the routers share.
         fingerprint: of the backbone as it was found.
         trained_base: roles of the backbone's own parameters that are trained and saved with the adapters.
+        expert_names: of the experts in their order, at every site; () where they have none.
+        kept_experts: so many of the first experts, and all that they share, are not to change in training.
     """
 
     plan: InjectionPlan
@@ -44,6 +46,8 @@ class Injected:
     context: RoutingContext
     fingerprint: str
     trained_base: frozenset[Role]
+    expert_names: tuple[str, ...] = ()
+    kept_experts: int = 0
 
 
 def injected(model: nn.Module) -> Injected:
@@ -56,6 +60,11 @@ def injected(model: nn.Module) -> Injected:
     if record is None:
         raise InjectionError("this model carries no experts; call lmoe.inject(model, …) or lmoe.load(…) first")
     return record
+
+
+def tell_of_experts(model: nn.Module, names: Sequence[str], kept: int = 0) -> None:
+    """Record where a model's experts come from: their names, and how many of the first are kept as they are."""
+    setattr(model, RECORD, replace(injected(model), expert_names=tuple(names), kept_experts=kept))
 
 
 def sites(model: nn.Module) -> Iterator[tuple[str, Site]]:

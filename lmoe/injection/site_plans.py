@@ -129,7 +129,7 @@ def router_parameters(moe: MoeConfig, num_experts: int, in_features: int) -> int
     """Parameters of one router."""
     if moe.router is None or not TRAITS[moe.router].trains:
         return 0
-    return num_experts * in_features * (2 if moe.router is RouterKind.noisy_top_k else 1)
+    return num_experts * (in_features * (2 if moe.router is RouterKind.noisy_top_k else 1) + moe.router_bias)
 
 
 def constant_balance(sites: list[SitePlan], injection: InjectionConfig, moe: MoeConfig) -> list[str]:

@@ -35,6 +35,20 @@ def faded(lora_B: Tensor, fade: float | Tensor) -> Tensor:
     return lora_B if fade == 1.0 else lora_B * fade
 
 
+def rescaled_lora_B(lora_B: Tensor, own_scaling: float, scaling: float) -> Tensor:
+    """own_scaling / scaling * B, so that scaling * B' A = own_scaling * B A; computed in float64, rounded once.
+
+    Args:
+        lora_B: (O, R).
+        own_scaling: that it was trained with.
+        scaling: that it will be used with, not 0.
+
+    Returns:
+        (O, R) float32.
+    """
+    return (lora_B.double() * (own_scaling / scaling)).float()
+
+
 def kaiming_lora_A(shape: tuple[int, ...], device: torch.device) -> Tensor:
     """lora_A at the start: uniform in ±1/sqrt(D), which is kaiming_uniform with a = sqrt(5), as PEFT has it.
 

@@ -48,6 +48,9 @@ class RunSummary:
     specialisation: dict[str, str | None] = field(default_factory=dict)
     """Silenced expert -> the domain whose loss rises most without it; None: no domain's does."""
 
+    expert_names: list[str] = field(default_factory=list)
+    """Names of the experts in their order; empty where they have none."""
+
     @property
     def before_mean(self) -> float | None:
         """Mean of `before` over the measured domains; None without any."""
@@ -57,6 +60,10 @@ class RunSummary:
     def after_mean(self) -> float | None:
         """Mean of `after` over the measured domains; None without any."""
         return _mean(self.after, self.domains)
+
+    def expert_label(self, expert: int) -> str:
+        """How tables call an expert: its number, and its name where it has one."""
+        return f"{expert} {self.expert_names[expert]}" if expert < len(self.expert_names) else str(expert)
 
     def to_json(self, path: Path) -> Path:
         """Write the summary.

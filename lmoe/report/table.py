@@ -59,7 +59,14 @@ def load_table(summary: RunSummary) -> Table:
     for load in _listed(loads):
         bar = "#" * round(BAR_WIDTH * load.mean / longest) if longest > 0 else ""
         dead = Text(f"{load.dead_sites} of {load.sites} sites", style="bold red" if load.dead_sites else "")
-        table.add_row(str(load.expert), percent(load.mean), bar, percent(load.lowest), percent(load.highest), dead)
+        table.add_row(
+            summary.expert_label(load.expert),
+            percent(load.mean),
+            bar,
+            percent(load.lowest),
+            percent(load.highest),
+            dead,
+        )
     uniform = sorted({1 / len(shares) for shares in summary.site_load.values()})
     table.caption = f"uniform: {' or '.join(map(percent, uniform[:4]))}; dead: below {DEAD_SHARE:g} of uniform"
     if len(loads) > MAX_EXPERTS:

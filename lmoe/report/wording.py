@@ -80,7 +80,12 @@ def memory(megabytes: float | None) -> str:
 
 
 def experts(summary: RunSummary) -> str:
-    """`8 experts at each of 18 sites`."""
+    """`8 experts at each of 18 sites`, with their names where they have some."""
+    named = f" ({', '.join(summary.expert_names)})" if summary.expert_names else ""
+    return _count(summary) + named
+
+
+def _count(summary: RunSummary) -> str:
     counts = sorted({len(loads) for loads in summary.site_load.values()})
     if not counts:
         return "no routers"

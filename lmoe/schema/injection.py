@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 
 class InjectionStrategy(StrEnum):
@@ -84,4 +85,8 @@ class InjectionConfig:
     """Rank by depth, spread like num_experts_by_layer; the scaling is lora_alpha over the rank of the layer."""
     lora_B_std: float | None = None
     """Standard deviation of lora_B at the start; null: 0, or 0.01 where a phase trains routers before experts."""
+    experts_from: Any = None
+    """mixture_lora: what the first experts are. {code: DIR, chat: DIR}: adapters by name, one expert each, from PEFT or
+    a dense_lora run, behind routers that start anew. A run of mixture_lora: what it has is kept as it is, and only
+    experts beyond its own train, with their router rows. null: all experts start anew."""
     attn_lora: AttnLoraConfig = field(default_factory=AttnLoraConfig)

@@ -110,6 +110,8 @@ class MoeConfig:
     """linear: a router for each Linear; block: one for all Linears of a block (gate, up and down; or q, k and v)."""
     router_dtype: RouterDtype = RouterDtype.float32
     """float32 or bfloat16: type of the router's matmul and softmax, whatever autocast says."""
+    router_bias: bool = False
+    """Add a learnt bias to the router logits, zero at the start; for routers with logits that learn."""
     temperature: float = 1.0
     """Divides the router logits; above 1 is flatter."""
     temperature_end: float | None = None

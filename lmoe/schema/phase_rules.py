@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 
+from lmoe.schema.experts_from import grown_run
 from lmoe.schema.injection import InitLora, InjectionConfig, InjectionStrategy
 from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
 from lmoe.schema.phase import PLATEAU, PhaseConfig, PhaseMode, Role, planned_start
@@ -54,6 +55,12 @@ def phase_problems(config: RunConfig) -> list[str]:
     problems = []
     if (of_steps := config.phase.of_steps) is not None and not 1 <= of_steps <= config.trainer.max_steps:
         problems.append(f"phase.of_steps is {of_steps}, must be from 1 to trainer.max_steps={config.trainer.max_steps}")
+    grown = grown_run(config.injection)
+    if grown is not None and (trained := trained_base(config)):
+        problems.append(
+            f"injection.experts_from={grown} keeps experts as they are, and they rest on the backbone: no phase may "
+            f"train {', '.join(sorted(trained))}; take it out of phase.phases.<name>.trainable"
+        )
     for name, phase in config.phase.phases.items():
         key = f"phase.phases.{name}"
         try:
@@ -98,9 +105,9 @@ def start_key(key: str, phase: PhaseConfig) -> str:
 
 
 def present_roles(injection: InjectionConfig, moe: MoeConfig) -> list[Role]:
-    """Trainable roles that have parameters."""
+    """Trainable roles with parameters that may train."""
     missing = set()
-    if not injection.attn_lora.enabled:
+    if not injection.attn_lora.enabled or grown_run(injection) is not None:  # kept experts rest on it
         missing.add(Role.attn_lora)
     strategy = STRATEGY_TRAITS[injection.strategy]
     routers_train = TRAITS[moe.router].trains if strategy.own_routers and moe.router else strategy.any_routers
@@ -129,13 +136,19 @@ def _role_problems(key: str, phase: PhaseConfig, injection: InjectionConfig, moe
         problems.append(f"{key}.trainable is empty, so the phase trains nothing; allowed: {', '.join(TRAINABLE)}")
     elif not problems and not set(phase.trainable) & set(present_roles(injection, moe)):
         why = {
-            Role.attn_lora: "injection.attn_lora.enabled=false leaves attn_lora without parameters",
+            Role.attn_lora: _why_no_attn_lora(injection),
             Role.router: f"{_what_has_no_router(injection, moe)}; use phase=joint",
             Role.lora: "injection.target_keywords=[] leaves lora without parameters",
         }
         named = "; ".join(text for role, text in why.items() if role in phase.trainable)
         problems.append(f"{key} trains nothing: {named}")
     return problems
+
+
+def _why_no_attn_lora(injection: InjectionConfig) -> str:
+    if not injection.attn_lora.enabled:
+        return "injection.attn_lora.enabled=false leaves attn_lora without parameters"
+    return "attn_lora stays as it is, because the experts kept by injection.experts_from rest on it"
 
 
 def _what_has_no_router(injection: InjectionConfig, moe: MoeConfig) -> str:
@@ -178,15 +191,15 @@ def phase_warnings(config: RunConfig) -> list[str]:
     """What is allowed and perhaps not meant; call on a valid config."""
     phases = ordered_phases(config)
     trained = {role for _, _, phase in phases for role in phase.trainable}
-    present = present_roles(config.injection, config.moe)
+    present, imported = present_roles(config.injection, config.moe), bool(config.injection.experts_from)
     warnings = [
         f"role {role} trains in no phase: it stays at its random start; add it to a phase.phases.<name>.trainable"
         for role in present
-        if role not in trained and role not in BASE_ROLES
+        if role not in trained and role not in BASE_ROLES and not (role is Role.lora and imported)
     ]
     for name, _, phase in phases:
         if Role.attn_lora in phase.trainable and Role.attn_lora not in present:
-            warnings.append(f"phase.phases.{name} names attn_lora, but injection.attn_lora.enabled=false")
+            warnings.append(f"phase.phases.{name} names attn_lora, but {_why_no_attn_lora(config.injection)}")
         if Role.router in phase.trainable and Role.router not in present:
             warnings.append(
                 f"phase.phases.{name} names router, but {_what_has_no_router(config.injection, config.moe)}"
@@ -201,6 +214,8 @@ def lora_B_std(config: RunConfig) -> float | None:
     """
     if config.injection.lora_B_std is not None or not STRATEGY_TRAITS[config.injection.strategy].any_routers:
         return config.injection.lora_B_std
+    if config.injection.experts_from:
+        return 0.0  # a router between experts that differ has a gradient
     if config.injection.init_lora is InitLora.svd or not STRATEGY_TRAITS[config.injection.strategy].own_routers:
         return 0.0  # a router of the backbone chooses between experts that differ already
     for _, _, phase in ordered_phases(config):

@@ -1,5 +1,6 @@
 """Problems of `injection`, some of which depend on the router."""
 
+from lmoe.schema.experts_from import experts_from_problems
 from lmoe.schema.injection import InitLora, InjectionConfig, InjectionStrategy
 from lmoe.schema.moe import Backend, LoadBalanceType, MixtureScale, MoeConfig, RouterKind
 from lmoe.schema.problems import above_zero, at_least, without_effect
@@ -37,6 +38,7 @@ def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
     if injection.lora_r_by_layer and injection.lora_r != InjectionConfig().lora_r and not _default_rank_acts(injection):
         problems.append("injection.lora_r has no effect beside injection.lora_r_by_layer; leave one of them out")
     problems += _idle_problems(injection) + _init_problems(injection) + _attn_lora_problems(injection)
+    problems += experts_from_problems(injection)
     return problems + (_choice_problems(injection, moe) if STRATEGY_TRAITS[injection.strategy].own_routers else [])
 
 

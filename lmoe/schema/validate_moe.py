@@ -120,6 +120,7 @@ def _idle_settings(moe: MoeConfig, traits: RouterTraits) -> list[str]:
         "router_noise_end": (moe.router_noise_end is not None, traits.logits),
         "expert_dropout": (moe.expert_dropout > 0, traits.logits),
         "router_dtype": (moe.router_dtype is not ORDINARY.router_dtype, traits.logits),
+        "router_bias": (moe.router_bias, traits.logits and traits.trains),
         "router_z_loss_coef": (
             moe.router_z_loss_coef not in (None, 0, DEFAULT_Z_LOSS_COEF),
             traits.logits and traits.trains,

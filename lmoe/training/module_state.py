@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lmoe.errors import CheckpointError
-from lmoe.injection.record import injected
+from lmoe.injection.record import injected, tell_of_experts
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
 from lmoe.training.dials import set_dials
 from lmoe.training.handoff import set_fades
@@ -22,6 +22,8 @@ def save_state(module: "SftModule", checkpoint: dict[str, Any]) -> None:
     checkpoint["lmoe_base"] = injected(module.model).fingerprint
     checkpoint["lmoe_phase"] = module.current.name
     checkpoint["lmoe_begun"] = module.begun
+    record = injected(module.model)
+    checkpoint["lmoe_experts"] = {"names": list(record.expert_names), "kept": record.kept_experts}
     fades = module.schedule.fades_at(max(checkpoint["global_step"] - 1, 0))  # for the reader: they follow from the step
     checkpoint["lmoe_fades"] = {role.value: {str(e): f for e, f in scales.items()} for role, scales in fades.items()}
     checkpoint["lmoe_routing"] = {
@@ -63,6 +65,8 @@ def restore_phase(module: "SftModule", checkpoint: dict[str, Any]) -> None:
             f"the checkpoint was trained on another backbone (fingerprint {checkpoint.get('lmoe_base')}, not {base})"
         )
     module.begin(checkpoint["lmoe_begun"])
+    experts = checkpoint["lmoe_experts"]
+    tell_of_experts(module.model, experts["names"], experts["kept"])  # what is kept does not train
     names, phase = [phase.name for phase in module.schedule.phases], checkpoint.get("lmoe_phase")
     if phase not in names:
         raise CheckpointError(f"the checkpoint is in phase {phase!r}; this run has {names}")

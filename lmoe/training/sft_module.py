@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from lmoe.injection.facts import facts
+from lmoe.injection.kept import wholly_kept
 from lmoe.injection.record import injected
 from lmoe.injection.roles import parameter_layers, parameter_roles
 from lmoe.metrics.language import DomainLoss
@@ -87,9 +88,9 @@ class SftModule(LightningModule):
 
     def set_phase(self, index: int) -> None:
         """Train the roles of a phase and freeze the rest; NOTE a stale .grad would still count when clipping."""
-        self.phase, count = index, len(injected(self.model).plan.layers)
+        self.phase, count, kept = index, len(injected(self.model).plan.layers), wholly_kept(self.model)
         for name, parameter in self.model.named_parameters():
-            here = self.current.trains_layer(self.layers[name], count)
+            here = name not in kept and self.current.trains_layer(self.layers[name], count)
             parameter.requires_grad_(here and self.roles[name] in self.current.trainable)
             if not parameter.requires_grad:
                 parameter.grad = None

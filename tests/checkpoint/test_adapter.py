@@ -52,6 +52,11 @@ def refused(folder: Path, text: str) -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in adapter_tensors(model).items())
 
 
+def load_into_fresh(folder: Path) -> None:
+    model, config = fresh(folder)
+    load_adapter(model, folder, config)
+
+
 # --- identities
 
 
@@ -200,6 +205,21 @@ def test_a_base_model_that_says_too_little_is_refused(adapter, change):
     edit(adapter, change)
     with pytest.raises(CheckpointError, match="base_model needs a"):
         read_adapter_config(adapter)
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ("code", "must be a list of names"),
+        (["../x"], "must be a list of names"),
+        (["a", "A"], "names an expert twice"),
+        (["a", "b"], "2 expert_names for 3 experts"),
+    ],
+)
+def test_names_of_experts_that_cannot_be_are_refused(adapter, names, text):
+    edit(adapter, lambda c: c.update(expert_names=names))
+    with pytest.raises(CheckpointError, match=text):
+        load_into_fresh(adapter)
 
 
 @pytest.mark.parametrize("value", ["${oc.env:HOME}", ["q_proj", "${injection.lora_r}"]])

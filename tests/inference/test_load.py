@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 import lmoe
 from lmoe.checkpoint.adapter import CONFIG_FILE, WEIGHTS_FILE
 from lmoe.errors import BackboneError, CheckpointError, LmoeError
-from tests.tiny_models import tiny_model, tokens
+from tests.tiny_models import randomise, tiny_model, tokens
 
 
 def edited(adapter: Path, target: Path, change) -> Path:
@@ -131,3 +133,42 @@ def test_code_of_a_base_is_not_run_because_an_adapter_names_it(trained, tmp_path
     with pytest.raises(BackboneError, match="cannot be loaded"):
         lmoe.load(given)
     assert not marker.exists()
+
+
+# --- a config that is lost
+
+
+def test_weights_without_config_give_the_average_only_when_asked_and_with_a_warning(trained, tmp_path):
+    """Under a router that weighs every expert alike the average of the experts is the mixture."""
+    model = AutoModelForCausalLM.from_pretrained(trained.base)
+    lmoe.inject(model, {"lora_r": 4, "num_experts": 3}, {"router": "uniform"})
+    randomise(model, std=0.2)
+    lmoe.save(model, tmp_path / "lost", tokenizer=trained.tokenizer)
+    with pytest.raises(CheckpointError, match=r"has its lmoe_config.json, so average_without_config has no effect"):
+        lmoe.load(tmp_path / "lost", average_without_config=True)
+    (tmp_path / "lost" / CONFIG_FILE).unlink()
+    with pytest.raises(CheckpointError, match=r"lmoe.load\(…, base_model=…, average_without_config=True\)"):
+        lmoe.load(tmp_path / "lost")
+    with pytest.raises(CheckpointError, match="nothing names the base; give base_model"):
+        lmoe.load(tmp_path / "lost", average_without_config=True)
+    with pytest.warns(UserWarning, match="no router decides, 10 Linears have the average .* lora_alpha=32 is a guess"):
+        averaged, _ = lmoe.load(tmp_path / "lost", base_model=str(trained.base), average_without_config=True)
+    with torch.no_grad():
+        torch.testing.assert_close(averaged(tokens()).logits, model.eval()(tokens()).logits, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("model.layers.0.mlp.up_proj.lora_magnitude", "what .*lora_magnitude does cannot be known"),
+        ("model.layers.0.mlp.up_proj.experts.0.lora_A_start", "what .*lora_A_start does cannot be known"),
+        ("model.layers.7.mlp.up_proj.lora_A", "do not belong together"),
+    ],
+)
+def test_what_an_average_cannot_explain_is_refused(trained, tmp_path, key, reason):
+    shutil.copytree(trained.adapter, tmp_path / "lost")
+    (tmp_path / "lost" / CONFIG_FILE).unlink()
+    tensors = load_file(tmp_path / "lost" / WEIGHTS_FILE)
+    save_file(tensors | {key: torch.zeros(4, 4)}, tmp_path / "lost" / WEIGHTS_FILE)
+    with pytest.raises(CheckpointError, match=reason):
+        lmoe.load(tmp_path / "lost", base_model=str(trained.base), average_without_config=True)

@@ -63,6 +63,7 @@ CASES = {
     "injection.attn_lora.use_dora": Case(True, {"plan", "gradients"}),
     "moe.router": Case("soft", {"plan", "logits", "gradients"}),
     "moe.router_dtype": Case("bfloat16", {"logits", "gradients"}),
+    "moe.router_bias": Case(True, {"plan", "gradients"}),
     "moe.temperature": Case(3.0, {"logits", "gradients"}),
     "moe.router_scope": Case("block", {"plan", "logits", "gradients"}),
     "moe.top_p": Case(0.9, {"logits", "gradients"}, {"moe.router": "top_p"}),
@@ -87,6 +88,7 @@ IN_TRAINING = {
     "moe.load_balance.bias_update_rate",
 }
 ELSEWHERE = {
+    "injection.experts_from",  # acts on what training starts from: tests/build/test_experts_from.py and test_growing.py
     "moe.domains",  # acts on what lmoe.trace is told
     "moe.backend",  # acts on how, and not on what
 }
@@ -135,7 +137,7 @@ def test_the_table_covers_exactly_the_keys_of_injection_and_moe():
     keys |= {f"moe.{key}" for key, _ in leaf_keys(MoeConfig)}
     groups = [set(CASES), IN_TRAINING, ELSEWHERE]
     assert set().union(*groups) == keys
-    assert sum(len(group) for group in groups) == len(keys) == 47
+    assert sum(len(group) for group in groups) == len(keys) == 49
 
 
 def test_observing_twice_gives_the_same_bits(unchanged):

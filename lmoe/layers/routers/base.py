@@ -27,6 +27,7 @@ class RouterSettings:
         selection_bias: keep a bias that only chooses.
         l1_start: weight of the L1 at the start, for relu.
         fixed_k: every token gets exactly K experts.
+        bias: add a learnt bias to the logits.
         device: where its tensors live.
     """
 
@@ -40,6 +41,7 @@ class RouterSettings:
     l1_start: float
     fixed_k: bool
     device: torch.device
+    bias: bool = False
 
 
 class Router(nn.Module):
@@ -82,12 +84,13 @@ class Router(nn.Module):
 
 
 class LinearRouter(Router):
-    """z = x W^T, noise and expert dropout on z in training, then a gate.
+    """z = x W^T (+ b with router_bias), noise and expert dropout on z in training, then a gate.
 
     The logits that the trace gets are the clean ones.
     """
 
     weight: nn.Parameter
+    bias: nn.Parameter | None
     selection_bias: Tensor | None
 
     def __init__(self, settings: RouterSettings, *, site: str, trace: RoutingTrace, context: RoutingContext) -> None:
@@ -95,15 +98,16 @@ class LinearRouter(Router):
         shape = (settings.num_experts, settings.in_features)
         self.weight = nn.Parameter(torch.empty(shape, dtype=torch.float32, device=settings.device))
         nn.init.normal_(self.weight, std=0.02)
-        bias = torch.zeros(settings.num_experts, device=settings.device) if settings.selection_bias else None
-        self.register_buffer("selection_bias", bias)
+        zeros = torch.zeros(settings.num_experts, device=settings.device)
+        self.bias = nn.Parameter(zeros) if settings.bias else None
+        self.register_buffer("selection_bias", zeros.clone() if settings.selection_bias else None)
 
     @abstractmethod
     def gate(self, logits: Tensor) -> Gate:
         """Weights from (..., E) logits."""
 
     def route(self, x: Tensor, router_logits: Tensor | None) -> Routing:
-        logits = self.logits(x) if router_logits is None else router_logits
+        logits = self.logits(x) if router_logits is None else self.biased(router_logits)
         return Routing.of(logits, self.gate(self.perturbed(logits, x)))
 
     def reads_every_token(self) -> bool:
@@ -112,7 +116,11 @@ class LinearRouter(Router):
 
     def logits(self, x: Tensor) -> Tensor:
         """(..., E) in the router's dtype."""
-        return linear(x.to(self.settings.dtype), self.weight.to(self.settings.dtype))
+        return self.biased(linear(x.to(self.settings.dtype), self.weight.to(self.settings.dtype)))
+
+    def biased(self, logits: Tensor) -> Tensor:
+        """x W^T with the bias, where there is one."""
+        return logits if self.bias is None else logits + self.bias.to(logits.dtype)
 
     def perturbed(self, logits: Tensor, x: Tensor) -> Tensor:
         """The logits with what training adds to them."""

@@ -1,0 +1,127 @@
+"""Which options of an adapter_config.json leave a plain LoRA plain, and why the others are refused."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from lmoe.errors import CheckpointError
+
+HARMLESS = frozenset(
+    (
+        *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
+        *("inference_mode", "r", "target_modules", "exclude_modules", "lora_alpha", "lora_dropout", "fan_in_fan_out"),
+        *("bias", "use_rslora", "init_lora_weights", "layers_to_transform", "layers_pattern", "rank_pattern"),
+        *("alpha_pattern", "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config"),
+        *("runtime_config", "qalora_group_size", "velora_config", "ensure_weight_tying"),
+    )
+)
+"""They say where the tensors came from, or where they go, which the tensors' names say too."""
+REFUSED = {
+    "use_dora": "DoRA rescales the frozen weight's rows by a learnt magnitude, which does not add up over experts; "
+    "merge it into a base of its own with PEFT's merge_and_unload, or train without use_dora",
+    "modules_to_save": "it brings whole modules of its own, which cannot be blended; train without modules_to_save",
+    "target_parameters": "it adapts fused experts, and blending takes Linears: `lmoe generate --checkpoint` runs what "
+    "lmoe trained with injection=native_moe_expert_lora, PEFT runs its own",
+    "trainable_token_indices": "it changes rows of the embedding; train without it",
+    "layer_replication": "it repeats layers, so that its module paths are of another model",
+    "lora_bias": "its branches have biases; train with lora_bias=false",
+    "alora_invocation_tokens": "activated LoRA is off before its invocation tokens, and a blend is on for all tokens",
+    "use_qalora": "QA-LoRA averages groups of inputs before lora_A",
+    "use_bdlora": "its factors are block-diagonal",
+    "kasa_config": "KaSA has singular values between lora_A and lora_B",
+    "monteclora_config": "MonteCLoRA has sampled factors",
+    "arrow_config": "it is a router over other adapters; give these, with router=arrow",
+    "megatron_config": "it is for Megatron's parallel Linears",
+}
+PLAIN_STARTS = (True, None, "gaussian", "eva", "orthogonal")
+"""Starts that leave the frozen weight as it is; False (a random lora_B) does too."""
+MAX_PATTERN = 512
+QUANTIFIED_GROUP = re.compile(r"\)[*+?{]")
+
+
+def refuse_options(config: Mapping[str, Any], where: str) -> None:
+    """
+    Args:
+        config: an adapter_config.json.
+        where: its path, for the message.
+
+    Raises:
+        CheckpointError: the adapter is more than a plain LoRA on Linears; says which option and what to do.
+    """
+    if config.get("peft_type") != "LORA":
+        raise CheckpointError(f"{where}: peft_type is {config.get('peft_type')!r}; only LORA can be blended")
+    for key, reason in REFUSED.items():
+        if config.get(key):
+            raise CheckpointError(f"{where}: {key} is set: {reason}")
+    if config.get("bias", "none") != "none":
+        raise CheckpointError(
+            f"{where}: bias is {config['bias']!r}: it brings biases of the base; train with bias=none"
+        )
+    start = config.get("init_lora_weights", True)
+    if not isinstance(start, bool) and start not in PLAIN_STARTS:
+        raise CheckpointError(
+            f"{where}: init_lora_weights is {start!r}, which changes more than the branches; convert it with "
+            "PEFT: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+        )
+    for key, value in config.items():
+        if key not in HARMLESS and key not in REFUSED and value not in (None, False, [], {}, ""):
+            raise CheckpointError(
+                f"{where}: {key!r} is an option that this version does not know, so it may change what the adapter "
+                "computes; remove it if it does not"
+            )
+
+
+class Scalings:
+    """Rank and scaling of each module as PEFT finds them: the first pattern that matches the end of its path.
+
+    Args:
+        config: an adapter_config.json that was not refused.
+        where: its path, for messages.
+
+    Raises:
+        CheckpointError: numbers or patterns that cannot be.
+    """
+
+    def __init__(self, config: Mapping[str, Any], where: str) -> None:
+        self.where, self.rslora = where, bool(config.get("use_rslora"))
+        self.rank = _number(config.get("r", 8), "r", where)
+        self.alpha = _number(config.get("lora_alpha", 8), "lora_alpha", where)
+        self.ranks = _patterns(config.get("rank_pattern"), "rank_pattern", where)
+        self.alphas = _patterns(config.get("alpha_pattern"), "alpha_pattern", where)
+
+    def of(self, path: str, rank: int) -> float:
+        """
+        Raises:
+            CheckpointError: the tensors have another rank than the config.
+        """
+        wanted = _first(self.ranks, path, self.rank)
+        if wanted != rank:
+            raise CheckpointError(f"{self.where}: {path} should have rank {wanted:g}, and its tensors have {rank}")
+        return _first(self.alphas, path, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+
+
+def _first(patterns: list[tuple[re.Pattern[str], float]], path: str, usual: float) -> float:
+    return next((value for pattern, value in patterns if pattern.match(path)), usual)
+
+
+def _patterns(given: object, key: str, where: str) -> list[tuple[re.Pattern[str], float]]:
+    """NOTE a regular expression from a stranger can run for ever: repeated groups and long runs of stars do that."""
+    if given is not None and not isinstance(given, dict):
+        raise CheckpointError(f"{where}: {key} must map patterns to numbers, is {type(given).__name__}")
+    found = []
+    for pattern, value in (given or {}).items():
+        if len(pattern) > MAX_PATTERN or QUANTIFIED_GROUP.search(pattern) or sum(map(pattern.count, "*+{")) > 2:
+            raise CheckpointError(f"{where}: {key}: {pattern[:80]!r} is no simple pattern; name modules by their path")
+        try:
+            compiled = re.compile(rf"(?:.*\.)?(?:{pattern})$")
+        except re.error as error:
+            raise CheckpointError(f"{where}: {key}: {pattern!r} is no pattern: {error}") from None
+        found.append((compiled, _number(value, f"{key}[{pattern!r}]", where)))
+    return found
+
+
+def _number(value: object, key: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e9:
+        raise CheckpointError(f"{where}: {key} must be a number up to 1e9, is {value!r}")
+    return float(value)

@@ -1,0 +1,188 @@
+"""Read one LoRA expert: a PEFT adapter from a directory or the hub, or what lmoe wrote with injection=dense_lora.
+
+Only JSON and safetensors are opened, each within limits, and shapes are compared with the model before any tensor is
+read. A local directory never touches the network.
+"""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from torch import nn
+
+from lmoe.backbones.families import FAMILIES
+from lmoe.checkpoint.adapter import CONFIG_FILE as LMOE_CONFIG
+from lmoe.checkpoint.adapter import WEIGHTS_FILE as LMOE_WEIGHTS
+from lmoe.checkpoint.adapter import AdapterConfig, read_adapter_config
+from lmoe.checkpoint.expert_file import Branch, BranchShape, ExpertFile, ExpertHeader, check_fits, paired
+from lmoe.checkpoint.peft_adapter import CONFIG_FILE as PEFT_CONFIG
+from lmoe.checkpoint.peft_adapter import WEIGHTS_FILE as PEFT_WEIGHTS
+from lmoe.checkpoint.peft_layout import PREFIX
+from lmoe.checkpoint.peft_options import Scalings, refuse_options
+from lmoe.checkpoint.tensor_file import read_json, read_tensors, tensor_shapes
+from lmoe.errors import CheckpointError
+
+CENTROID_FILE = "centroid.safetensors"
+"""Where a blend keeps what its encoder knows of an expert, beside it."""
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+PICKLED = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
+
+
+def read_expert(place: str | Path, model: nn.Module | None = None, *, fingerprint: str | None = None) -> ExpertFile:
+    """One expert, in memory.
+
+    Args:
+        place: a PEFT adapter directory, its name on the hub, or an adapter or run directory of lmoe (dense_lora).
+        model: the backbone; given, shapes are compared with it before any tensor is read.
+        fingerprint: of the backbone, where it is known already.
+
+    Raises:
+        CheckpointError: no expert there, unreadable files, what a blend cannot do, or a model that it does not fit.
+    """
+    header = read_header(place, model, fingerprint=fingerprint)
+    return ExpertFile(header=header, branches=read_branches(header))
+
+
+def read_header(place: str | Path, model: nn.Module | None = None, *, fingerprint: str | None = None) -> ExpertHeader:
+    """What read_expert knows of an expert before it reads a tensor; the same arguments and errors."""
+    folder = expert_folder(place)
+    header = _lmoe_header(folder) if (folder / LMOE_CONFIG).exists() else _peft_header(folder)
+    if model is not None:
+        check_fits(header, model, known_fingerprint=fingerprint)
+    return header
+
+
+def read_branches(header: ExpertHeader, paths: Iterable[str] | None = None) -> dict[str, Branch]:
+    """Some of an expert's branches, or all of them.
+
+    Args:
+        header: of the expert.
+        paths: module paths; those without a branch are left out. None: all.
+
+    Raises:
+        CheckpointError: a torn file, or values that are not finite.
+    """
+    wanted = {
+        path: header.branches[path] for path in (header.branches if paths is None else paths) if path in header.branches
+    }
+    if not wanted:
+        return {}
+    keys = [key for shape in wanted.values() for key in (shape.key_A, shape.key_B)]
+    tensors = read_tensors(header.weights, keys)
+    return {path: Branch(tensors[b.key_A], tensors[b.key_B], b.scaling) for path, b in wanted.items()}
+
+
+def expert_folder(place: str | Path) -> Path:
+    """The local directory of an expert, downloaded where it is a name on the hub.
+
+    Raises:
+        CheckpointError: neither a directory with an adapter nor a name that the hub knows.
+    """
+    folder = Path(place).expanduser()
+    for candidate in (folder, folder / "adapter"):
+        if (candidate / LMOE_CONFIG).exists() or (candidate / PEFT_CONFIG).exists():
+            return candidate
+    if folder.is_dir():
+        raise CheckpointError(f"{folder}: neither {PEFT_CONFIG} nor {LMOE_CONFIG} is there, so this is no expert")
+    name = str(place)
+    if folder.exists() or isinstance(place, Path) or name.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(name):
+        raise CheckpointError(f"{name}: no such directory; give a PEFT adapter, an lmoe adapter or run, or a hub name")
+    try:
+        files = [PEFT_CONFIG, PEFT_WEIGHTS, LMOE_CONFIG, LMOE_WEIGHTS, CENTROID_FILE]
+        return expert_folder(Path(snapshot_download(name, allow_patterns=files)))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CheckpointError(f"{name}: no such directory, and the hub does not give it: {reason}") from None
+
+
+def _peft_header(folder: Path) -> ExpertHeader:
+    config, where = read_json(folder / PEFT_CONFIG), str(folder / PEFT_CONFIG)
+    refuse_options(config, where)
+    weights = folder / PEFT_WEIGHTS
+    if not weights.exists() and (pickled := next((name for name in PICKLED if (folder / name).exists()), None)):
+        raise CheckpointError(
+            f"{folder / pickled}: a pickle can run any code when it is read, so it is not; load the adapter with PEFT "
+            "where you trust it and save it with safe_serialization=True"
+        )
+    shapes = tensor_shapes(weights)
+    for key in shapes:
+        if ".lora_embedding_" in key:
+            raise CheckpointError(f"{weights}: {key} is LoRA of an embedding; only Linears can be blended")
+        if not key.startswith(PREFIX):
+            raise CheckpointError(f"{weights}: {key!r} does not begin with {PREFIX}, as PEFT's keys do")
+    scalings = Scalings(config, where)
+    branches = {
+        path: BranchShape(
+            in_features=width,
+            out_features=out,
+            rank=rank,
+            scaling=scalings.of(path, rank),
+            key_A=f"{PREFIX}{path}.lora_A.weight",
+            key_B=f"{PREFIX}{path}.lora_B.weight",
+        )
+        for path, (width, out, rank) in paired(
+            {key.removeprefix(PREFIX): shape for key, shape in shapes.items()}, weights, ".weight"
+        ).items()
+    }
+    base = config.get("base_model_name_or_path")
+    return ExpertHeader(
+        folder=folder,
+        weights=weights,
+        branches=branches,
+        base_model=base if isinstance(base, str) else None,
+        fingerprint=None,
+    )
+
+
+def _lmoe_header(folder: Path) -> ExpertHeader:
+    read_json(folder / LMOE_CONFIG)  # which limits its size
+    config, where = read_adapter_config(folder), folder / LMOE_CONFIG
+    strategy = config.injection.get("strategy")
+    if strategy != "dense_lora":
+        raise CheckpointError(
+            f"{where}: injection={strategy} chooses its experts by itself; lmoe.load runs it, and only dense_lora "
+            "can be one expert of a blend"
+        )
+    if config.trained_base:
+        raise CheckpointError(
+            f"{where}: {', '.join(config.trained_base)} of the backbone was trained too; use lmoe.load"
+        )
+    weights = folder / LMOE_WEIGHTS
+    shapes = tensor_shapes(weights)
+    if magnitude := next((key for key in shapes if key.endswith(".lora_magnitude")), None):
+        raise CheckpointError(f"{weights}: {magnitude}: DoRA rescales the frozen weight; train with use_dora=false")
+    branches = {
+        path: BranchShape(
+            in_features=width,
+            out_features=out,
+            rank=rank,
+            scaling=_lmoe_scaling(config, path, rank),
+            key_A=f"{path}.lora_A",
+            key_B=f"{path}.lora_B",
+        )
+        for path, (width, out, rank) in paired(shapes, weights, "").items()
+    }
+    return ExpertHeader(
+        folder=folder,
+        weights=weights,
+        branches=branches,
+        base_model=config.base_model["name"],
+        fingerprint=config.base_model["fingerprint"],
+    )
+
+
+def _lmoe_scaling(config: AdapterConfig, path: str, rank: int) -> float:
+    """alpha / R; attention has an alpha of its own where the config gives one."""
+    injection: dict[str, Any] = config.injection
+    attention: dict[str, Any] = injection.get("attn_lora") or {}
+    own, alpha = attention.get("lora_alpha"), injection.get("lora_alpha", 32.0)
+    names = {block for family in FAMILIES.values() for block in family.attention}
+    inside = any(f".{block}." in f".{path}" for block in names) or "attn" in path or "attention" in path
+    by_name = path.rsplit(".", 1)[-1] in (injection.get("target_keywords") or ())
+    if own is not None and attention.get("enabled", True) and inside and not by_name:
+        alpha = own
+    where = str(config.base_model["name"])
+    return Scalings({"r": rank, "lora_alpha": alpha, "use_rslora": injection.get("use_rslora")}, where).of(path, rank)

@@ -1,0 +1,332 @@
+"""Blend LoRA experts over one loaded base, with weights that may change at any time (docs/BLENDING.md)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lmoe.backbones.fingerprint import fingerprint
+from lmoe.checkpoint.expert_file import ExpertHeader
+from lmoe.checkpoint.peft_reader import read_header
+from lmoe.errors import BlendError
+from lmoe.inference.blend_export import Export, Method, empty_folder, export_peft
+from lmoe.inference.blend_routers import ArrowRouter, BlendRouter, Router, Static, checked_settings
+from lmoe.inference.blend_stack import BlendStack
+from lmoe.inference.blend_taken import experts_dtype, refuse_taken
+from lmoe.inference.blend_weights import Weights, checked_name, checked_weights
+from lmoe.inference.fold import Fold, Folded, Keep
+from lmoe.inference.prompt_encoder import EncoderRouter, fitted, save_centroids
+from lmoe.layers.blend_linear import BLEND
+
+Place = str | Path
+
+
+class Blend:
+    """Experts beside the Linears of a model, in place: y = W x + sum_e w_e s_e B_e A_e x at every site.
+
+    The base's tensors are never written, but by `fold`. Generation with a KV cache, batches, padding, static caches and
+    torch.compile work as without a blend. For inference: nothing of it trains.
+
+    Args:
+        model: a Hugging Face causal language model, plain or quantised, without other adapters.
+        experts: by name: a PEFT adapter (directory or hub name), or an lmoe adapter or run of dense_lora.
+        weights: by name; names left out are 0. None: 1 / E each. Negative ones and any sum work.
+        router: weighted (weights may be set), static (they may not), arrow (each token at each site decides, without
+            training), encoder (the prompt decides, see `fit_centroids`).
+        top_k: arrow and encoder: experts that take part; None: 3 with arrow, all with encoder.
+        temperature: arrow and encoder: of the softmax; None: 1 with arrow, 0.1 with encoder.
+        dtype: of the experts' tensors; None: that of the base, so that nothing is converted at each token.
+
+    Raises:
+        BlendError: weights, names or settings that cannot be, or a model that carries adapters already.
+        CheckpointError: an expert that cannot be read or does not fit this model, which is left as it was.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        experts: Mapping[str, Place],
+        weights: Weights | None = None,
+        router: BlendRouter | str = BlendRouter.weighted,
+        *,
+        top_k: int | None = None,
+        temperature: float | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        kind = checked_settings(router, top_k, temperature)
+        refuse_taken(model)
+        if not isinstance(experts, Mapping) or not experts:
+            raise BlendError(f"experts must be a dict of names and places, with at least one, got {experts!r}")
+        names = [checked_name(name, ()) for name in experts]
+        if weights is not None and kind in (BlendRouter.arrow, BlendRouter.encoder):
+            raise BlendError(f"weights have no effect with router={kind}, which decides by itself; leave them out")
+        given = dict.fromkeys(names, 1.0 / len(names)) if weights is None else weights
+        self._rows, self._by_row = checked_weights(given, names), not isinstance(given, Mapping)
+        self.model, self._fingerprint, self._closed = model, fingerprint(model), False
+        self._folded: Folded | None = None
+        self._stack = BlendStack(
+            model, {name: self._header(place) for name, place in experts.items()}, dtype or experts_dtype(model)
+        )
+        setattr(model, BLEND, self)
+        try:
+            self._router = self._made_router(kind, top_k, temperature)
+        except Exception:
+            self._release()
+            raise
+        self._show()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the experts, in their order."""
+        return list(self._stack.headers)
+
+    @property
+    def sites(self) -> list[str]:
+        """Module paths that carry at least one expert."""
+        return list(self._stack.sites)
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Where each expert was read from."""
+        return {name: header.folder for name, header in self._stack.headers.items()}
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether the blend is in the weights now."""
+        return self._folded is not None
+
+    @property
+    def weights(self) -> dict[str, float] | list[dict[str, float]]:
+        """By name, or one dict for each row of the batch. Setting replaces all: names left out are 0.
+
+        With router=encoder what the last prompt got.
+
+        Raises:
+            BlendError: unknown names, numbers that are not finite, a router that decides by itself, or a folded blend.
+        """
+        if self._router.per_token:
+            raise BlendError("router=arrow weighs every token at every site by itself: there are no weights to read")
+        return [dict(row) for row in self._rows] if self._by_row else dict(self._rows[0])
+
+    @weights.setter
+    def weights(self, given: Weights) -> None:
+        self._ready()
+        rows = checked_weights(given, self.names)
+        self._router.refuse_weights()
+        self._rows, self._by_row = rows, not isinstance(given, Mapping)
+        self._show()
+
+    def add(self, name: str, place: Place) -> None:
+        """One more expert, with weight 0; neither the base nor the other experts change.
+
+        Raises:
+            BlendError: the name is taken, or the blend is folded.
+            CheckpointError: it cannot be read or does not fit; nothing has changed.
+        """
+        self._ready()
+        self._stack.add(checked_name(name, self.names), self._header(place))
+        self._changed([{**row, name: 0.0} for row in self._rows])
+
+    def remove(self, name: str) -> None:
+        """Take an expert off; the others keep their weights.
+
+        Raises:
+            BlendError: no such expert, or the blend is folded.
+        """
+        self._ready(name)
+        self._stack.remove(name)
+        self._changed([{other: w for other, w in row.items() if other != name} for row in self._rows])
+
+    def replace(self, name: str, place: Place) -> None:
+        """Another expert under a name that is there, with its weight.
+
+        Raises:
+            BlendError: no such expert, or the blend is folded.
+            CheckpointError: it cannot be read or does not fit; nothing has changed.
+        """
+        self._ready(name)
+        self._stack.replace(name, self._header(place))
+        self._router.forget(name)
+        self._changed(self._rows)
+
+    def rename(self, old: str, new: str) -> None:
+        """Another name for an expert.
+
+        Raises:
+            BlendError: no such expert, or a name that is taken.
+        """
+        self._ready(old)
+        self._stack.rename(old, checked_name(new, self.names))
+        self._router.renamed(old, new)
+        self._changed([{new if name == old else name: w for name, w in row.items()} for row in self._rows])
+
+    def fold(self, keep: Keep = "copy") -> Fold:
+        """Add the blend to the weights: from now on a token costs what it costs the base.
+
+        Args:
+            keep: copy: the originals stay in memory for `unfold`; reread: they are read again from the base's files.
+
+        Raises:
+            BlendError: weights by row or by token, a quantised or shared weight, files that differ, or folded already.
+        """
+        self._ready()
+        blended = self._stack.blended(self._fixed("fold"))
+        self._stack.detach()
+        try:
+            folded = Folded(self.model, blended, keep)
+        except Exception:
+            self._stack.attach()
+            raise
+        self._folded = folded
+        return folded.report
+
+    def unfold(self) -> None:
+        """The base's weights as they were, bit by bit, and the experts beside them again.
+
+        Raises:
+            BlendError: not folded, or (keep=reread) the base's files are gone or have changed.
+        """
+        if self._folded is None:
+            raise BlendError("the blend is not folded")
+        self._folded.unfold()
+        self._folded = None
+        self._stack.attach()
+
+    def export(self, folder: Place, method: Method = "cat", rank: int | None = None) -> Export:
+        """Write the blend as it is now as one PEFT adapter.
+
+        Args:
+            folder: made if missing; must be empty.
+            method: cat: all ranks side by side, exact; svd: the nearest adapter of a rank, with its error by site.
+            rank: of svd.
+
+        Raises:
+            BlendError: no fixed weights, all 0, a rank that cannot be, or something in the way.
+            CheckpointError: the folder cannot be written.
+        """
+        self._ready()
+        blended, name = self._stack.blended(self._fixed("export")), str(self.model.name_or_path)
+        return export_peft(self.model, blended, folder, method=method, rank=rank, base_model=name)
+
+    def save_merged(self, folder: Place, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
+        """Write base and blend as one Hugging Face model; the blend stays as it is.
+
+        Raises:
+            BlendError: as `fold`, or something in the way.
+        """
+        target = empty_folder(folder)
+        folded_here = self._folded is None
+        if folded_here:
+            self.fold()
+        try:
+            self.model.save_pretrained(target)
+        finally:
+            if folded_here:
+                self.unfold()
+        if tokenizer is not None:
+            tokenizer.save_pretrained(target)
+        return target
+
+    def fit_centroids(self, texts: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Tell router=encoder what each expert is for, by some texts of its kind.
+
+        Raises:
+            BlendError: another router, unknown names, or no texts.
+        """
+        self._ready()
+        self._encoder().centroids |= fitted(self, texts, tokenizer)
+
+    def save_centroids(self) -> list[Path]:
+        """Write what `fit_centroids` found beside each expert, from where the next blend reads it.
+
+        Raises:
+            BlendError: another router.
+            CheckpointError: a folder that cannot be written.
+        """
+        return save_centroids(self._encoder().centroids, self.folders)
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """The base alone, for a while."""
+        self._stack.silence(True)
+        try:
+            yield
+        finally:
+            self._stack.silence(False)
+
+    def decided(self, rows: list[dict[str, float]]) -> None:
+        """What a router has decided for the rows of the batch."""
+        self._rows, self._by_row = rows, True
+        self._show()
+
+    def close(self) -> None:
+        """Take everything off: the model is the base again, bit by bit. A closed blend cannot be used again."""
+        if self._closed:
+            return
+        if self._folded is not None:
+            self.unfold()
+        self._router.detach()
+        self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Blend({', '.join(self.names)}; {len(self.sites)} sites)"
+
+    def _header(self, place: Place) -> ExpertHeader:
+        return read_header(place, self.model, fingerprint=self._fingerprint)
+
+    def _made_router(self, kind: BlendRouter, top_k: int | None, temperature: float | None) -> Router:
+        if kind is BlendRouter.arrow:
+            return ArrowRouter(self, top_k or ArrowRouter.TOP_K, temperature or 1.0)
+        if kind is BlendRouter.encoder:
+            return EncoderRouter(self, top_k, temperature or EncoderRouter.TEMPERATURE)
+        return Static(self) if kind is BlendRouter.static else Router(self)
+
+    def _encoder(self) -> EncoderRouter:
+        if not isinstance(self._router, EncoderRouter):
+            raise BlendError("only router=encoder has centroids; make the blend with router='encoder'")
+        return self._router
+
+    def _fixed(self, what: str) -> dict[str, float]:
+        """The weights of the model, where there are any."""
+        if self._router.per_token or self._by_row:
+            by = "token" if self._router.per_token else "row"
+            raise BlendError(
+                f"cannot {what} a blend whose weights differ by {by}; set one dict of weights for the model"
+            )
+        return self._rows[0]
+
+    def _ready(self, *names: str) -> None:
+        if self._closed:
+            raise BlendError("this blend is closed; make a new one")
+        if self._folded is not None:
+            raise BlendError("the blend is folded into the weights; call unfold() first")
+        for name in names:
+            if name not in self._stack.headers:
+                raise BlendError(f"no expert {name!r}; there are {', '.join(self.names)}")
+
+    def _changed(self, rows: list[dict[str, float]]) -> None:
+        self._rows = rows
+        self._router.experts_changed()
+        self._show()
+
+    def _show(self) -> None:
+        if isinstance(self._router, ArrowRouter):
+            self._stack.show_arrow(self._router.top_k, self._router.temperature)
+        else:
+            weights_BE = torch.tensor([[row[name] for name in self.names] for row in self._rows])
+            self._stack.show(weights_BE.view(len(self._rows), -1), by_row=self._by_row)
+
+    def _release(self) -> None:
+        self._stack.close()
+        delattr(self.model, BLEND)
+        self._closed = True

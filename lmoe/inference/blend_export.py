@@ -1,0 +1,99 @@
+"""A fixed blend as one PEFT adapter.
+
+Shapes: D in, O out, R ranks of all experts together.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from lmoe.checkpoint.expert_file import Branch
+from lmoe.checkpoint.peft_writer import write_expert
+from lmoe.errors import BlendError
+from lmoe.ops.low_rank import truncated
+
+Method = Literal["cat", "svd"]
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Export:
+    """What was written.
+
+    Args:
+        folder: where.
+        ranks: by site.
+        errors: by site: |exact - written| / |exact| (Frobenius); 0 for cat.
+    """
+
+    folder: Path
+    ranks: dict[str, int]
+    errors: dict[str, float]
+
+
+def empty_folder(folder: str | Path) -> Path:
+    """
+    Raises:
+        BlendError: something is there.
+    """
+    path = Path(folder).expanduser()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise BlendError(f"{path} exists and is not an empty directory; name another one")
+    return path
+
+
+def export_peft(
+    model: nn.Module,
+    blended: Mapping[str, list[Branch]],
+    folder: str | Path,
+    *,
+    method: Method,
+    rank: int | None,
+    base_model: str,
+) -> Export:
+    """
+    Args:
+        model: the backbone, blending.
+        blended: by site, with weight times scaling as scaling.
+        folder: made if missing; must be empty.
+        method: cat: all ranks side by side, exact; svd: the nearest adapter of a rank.
+        rank: of svd.
+        base_model: hub name or directory of the backbone.
+
+    Raises:
+        BlendError: a rank that cannot be, nothing to export, or something in the way.
+        CheckpointError: the folder cannot be written.
+    """
+    if method not in ("cat", "svd"):
+        raise BlendError(f"method={method!r}; allowed: cat (exact), svd (with rank=…)")
+    if method == "cat" and rank is not None:
+        raise BlendError(f"rank={rank} has no effect with method=cat, whose rank is the sum of the experts'; use svd")
+    if method == "svd" and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise BlendError(f"method=svd needs a rank from 1 on, got {rank!r}")
+    sites = {path: parts for path, parts in blended.items() if parts}
+    if not sites:
+        raise BlendError("every weight is 0, so the blend is the base; set weights first")
+    target, errors = empty_folder(folder), dict.fromkeys(sites, 0.0)
+    branches = {}
+    for path, parts in sites.items():
+        branches[path] = stacked(parts)
+        if rank is not None:
+            whole = branches[path]
+            lora_A, lora_B, errors[path] = truncated(whole.lora_A, whole.lora_B * whole.scaling, rank)
+            branches[path] = Branch(lora_A, lora_B, 1.0)
+    conv1d = any(isinstance(getattr(model.get_submodule(path), "base_layer", None), Conv1D) for path in sites)
+    write_expert(branches, target, base_model=base_model, fan_in_fan_out=conv1d)
+    return Export(folder=target, ranks={path: b.lora_A.shape[0] for path, b in branches.items()}, errors=errors)
+
+
+def stacked(parts: list[Branch]) -> Branch:
+    """One branch that does what several do; where their scalings agree, it is its own and no number changes."""
+    if len({part.scaling for part in parts}) == 1 and parts[0].scaling > 0:
+        lora_A, lora_B = torch.cat([p.lora_A for p in parts]), torch.cat([p.lora_B for p in parts], dim=1)
+        return Branch(lora_A, lora_B, parts[0].scaling)
+    lora_A = torch.cat([part.lora_A.float() for part in parts])
+    return Branch(lora_A, torch.cat([part.lora_B.float() * part.scaling for part in parts], dim=1), 1.0)

@@ -1,0 +1,140 @@
+"""Put experts beside the Linears of a model, group by group of Linears that read one input, and take them off again.
+
+Shapes: D in, O out, R ranks of all experts together, E experts.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from lmoe.backbones.siblings import siblings
+from lmoe.checkpoint.expert_file import Branch
+from lmoe.errors import BackboneError
+from lmoe.layers.blend_linear import Arrow, BlendGroup, BlendLinear, Live
+from lmoe.ops.linear_sizes import sizes
+from lmoe.ops.low_rank import top_direction
+from lmoe.ops.rank_layout import Ranks
+
+Branches = dict[str, Branch]
+"""Of one expert at the sites of a group, by module path."""
+
+
+class SiteGroup:
+    """Sites that read one input; those where some expert has a branch carry a BlendLinear.
+
+    Args:
+        model: the backbone.
+        paths: module paths of all Linears that may become sites, in the order in which they are called.
+        dtype: of the experts.
+    """
+
+    def __init__(self, model: nn.Module, paths: tuple[str, ...], dtype: torch.dtype) -> None:
+        self.model, self.paths, self.dtype = model, paths, dtype
+        self.bases = {path: model.get_submodule(path) for path in paths}
+        self.group: BlendGroup | None = None
+        self.linears: dict[str, BlendLinear] = {}
+
+    def branches(self, expert: int) -> Branches:
+        """What an expert has here; views of the stacked tensors."""
+        found: Branches = {}
+        if self.group is None:
+            return found
+        ranks = self.group.ranks
+        row = ranks.rows(expert)[0]
+        for site, (path, linear) in enumerate(self.linears.items()):
+            width = ranks.ranks[expert][site]
+            if width:
+                columns = slice(*ranks.columns(expert, site))
+                scaling = ranks.scalings[expert][site]
+                found[path] = Branch(self.group.lora_A[row : row + width], linear.lora_B[:, columns], scaling)
+            row += width
+        return found
+
+    def build(self, experts: Sequence[Branches]) -> None:
+        """Stack the branches of all experts, and put BlendLinears where there are any."""
+        there = [path for path in self.paths if any(path in own for own in experts)]
+        if not there:
+            return self.remove()
+        shape = [[own[path].lora_A.shape[0] if path in own else 0 for path in there] for own in experts]
+        scalings = [[own[path].scaling if path in own else 0.0 for path in there] for own in experts]
+        ranks = Ranks(tuple(map(tuple, shape)), tuple(map(tuple, scalings)))
+        device = next(self.bases[there[0]].parameters()).device
+        lora_A = torch.empty(sum(map(sum, shape)), sizes(self.bases[there[0]])[0], dtype=self.dtype, device=device)
+        rows = iter(lora_A.split([width for own in shape for width in own if width]))
+        for own in experts:
+            for path in there:
+                if path in own:
+                    next(rows).copy_(own[path].lora_A)
+        stacked_B = {path: self._stacked_B([own.get(path) for own in experts], path) for path in there}
+        self.group = BlendGroup(lora_A, ranks)
+        self.linears = {
+            path: BlendLinear(self.bases[path], stacked_B[path], self.group, place) for place, path in enumerate(there)
+        }
+        self.attach()
+
+    def attach(self) -> None:
+        """Put the BlendLinears into the model, and the Linears themselves where there is none."""
+        for path, base in self.bases.items():
+            linear = self.linears.get(path)
+            self.model.set_submodule(path, base if linear is None else linear.train(base.training))
+
+    def detach(self) -> None:
+        """Put the Linears themselves back; the experts stay here."""
+        for path, base in self.bases.items():
+            self.model.set_submodule(path, base)
+
+    def remove(self) -> None:
+        """Put the Linears back and drop the experts."""
+        self.detach()
+        self.group, self.linears = None, {}
+
+    def show(self, live: list[Live], arrow: Arrow | None = None) -> None:
+        """Which runs of experts take part from now on."""
+        if self.group is not None:
+            self.group.show(live, arrow)
+            for linear in self.linears.values():
+                linear.show(live)
+
+    def arrow(self, num_experts: int, top_k: int, temperature: float) -> Arrow:
+        """Directions of all experts here, see ops/arrow.py."""
+        assert self.group is not None
+        group, found = self.group, [self.branches(expert) for expert in range(num_experts)]
+        directions = torch.zeros(len(self.linears), num_experts, group.lora_A.shape[1], device=group.lora_A.device)
+        present = torch.zeros(len(self.linears), num_experts, dtype=torch.bool, device=group.lora_A.device)
+        for expert, own in enumerate(found):
+            for site, path in enumerate(self.linears):
+                if path in own:
+                    directions[site, expert] = top_direction(own[path].lora_A, own[path].lora_B)
+                    present[site, expert] = True
+        return Arrow(directions.to(group.lora_A.dtype), present, top_k, temperature)
+
+    def _stacked_B(self, branches: list[Branch | None], path: str) -> Tensor:
+        """(O, R). NOTE for one token on a CPU, float32 is faster where memory holds it as (R, O)."""
+        base, there = self.bases[path], [branch.lora_B for branch in branches if branch is not None]
+        (out, total), device = (sizes(base)[1], sum(B.shape[1] for B in there)), next(base.parameters()).device
+        if self.dtype == torch.float32:
+            stacked = torch.empty(total, out, dtype=self.dtype, device=device).t()
+        else:
+            stacked = torch.empty(out, total, dtype=self.dtype, device=device)
+        for part, B in zip(stacked.split([B.shape[1] for B in there], 1), there, strict=True):
+            part.copy_(B)
+        return stacked
+
+
+def site_groups(model: nn.Module, dtype: torch.dtype) -> Callable[[str], SiteGroup]:
+    """A function from a module path to its group, which is made when first asked for."""
+    try:
+        together = {path: group for group in siblings(model) for path in group}
+    except BackboneError:  # sharing a matmul is all that the layout is for
+        together = {}
+    made: dict[str, SiteGroup] = {}
+
+    def group_of(path: str) -> SiteGroup:
+        if path not in made:
+            paths = together.get(path, (path,))
+            group = SiteGroup(model, paths, dtype)
+            made.update(dict.fromkeys(paths, group))
+        return made[path]
+
+    return group_of

@@ -1,0 +1,183 @@
+"""Weights from the prompt: near which experts' texts it lies, decided once, so that a KV cache stays valid.
+
+Shapes: B rows of T tokens, D hidden, E experts.
+"""
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from transformers import PreTrainedTokenizerBase
+
+from lmoe.checkpoint.peft_reader import CENTROID_FILE
+from lmoe.checkpoint.tensor_file import read_tensors, tensor_shapes
+from lmoe.checkpoint.write import write_whole
+from lmoe.errors import BlendError
+from lmoe.inference.blend_routers import Router
+
+if TYPE_CHECKING:
+    from lmoe.inference.blend import Blend
+
+TEXTS_AT_ONCE = 8
+
+
+class EncoderRouter(Router):
+    """softmax over the top_k experts of cos(prompt - m, centroid_e - m) / temperature, m the mean of the centroids.
+
+    A prompt is the mean of the base's last hidden states over its valid tokens, with all experts off: one more forward
+    of the prompt, none for the tokens that follow. m is taken off because all hidden states of a language model share
+    one large direction, next to which texts hardly differ; with a single expert m is 0.
+
+    Args:
+        blend: whose weights are decided.
+        top_k: experts that take part; None: all.
+        temperature: of the softmax.
+    """
+
+    TEMPERATURE = 0.1
+
+    def __init__(self, blend: "Blend", top_k: int | None, temperature: float) -> None:
+        super().__init__(blend)
+        self.top_k, self.temperature = top_k, temperature
+        self.centroids: dict[str, Tensor] = {}
+        self._prompt: Tensor | None = None
+        self.experts_changed()
+        self._hook = blend.model.register_forward_pre_hook(self._read, with_kwargs=True)
+
+    def refuse_weights(self) -> None:
+        raise BlendError("router=encoder sets the weights from each prompt; use router=weighted to set them")
+
+    def experts_changed(self) -> None:
+        """Read the centroids of experts that have one beside them."""
+        folders = self.blend.folders
+        self.centroids = {name: centroid for name, centroid in self.centroids.items() if name in folders}
+        for name, folder in folders.items():
+            if name not in self.centroids and (folder / CENTROID_FILE).exists():
+                self.centroids[name] = _read_centroid(folder / CENTROID_FILE, _width(self.blend.model))
+        self._prompt = None
+
+    def forget(self, name: str) -> None:
+        self.centroids.pop(name, None)
+
+    def renamed(self, old: str, new: str) -> None:
+        if old in self.centroids:
+            self.centroids[new] = self.centroids.pop(old)
+
+    def detach(self) -> None:
+        self._hook.remove()
+
+    def decide(self, prompts_BD: Tensor) -> list[dict[str, float]]:
+        """Weights of each row.
+
+        Raises:
+            BlendError: an expert has no centroid yet.
+        """
+        names = self.blend.names
+        if missing := [name for name in names if name not in self.centroids]:
+            raise BlendError(
+                f"router=encoder knows no centroid of {', '.join(missing)}: call "
+                "blend.fit_centroids({name: [texts]}, tokenizer) first; blend.save_centroids() keeps them"
+            )
+        centroids = torch.stack([self.centroids[name] for name in names]).to(prompts_BD.device)
+        middle = centroids.mean(0) if len(names) > 1 else torch.zeros_like(centroids[0])
+        scores = normalize(prompts_BD - middle, dim=-1) @ normalize(centroids - middle, dim=-1).t() / self.temperature
+        kept = scores.topk(min(self.top_k or len(names), len(names)), dim=-1)
+        shares = torch.zeros_like(scores).scatter(-1, kept.indices, kept.values.softmax(-1))
+        return [dict(zip(names, row, strict=True)) for row in shares.tolist()]
+
+    def _read(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before each forward of the whole model: a new prompt, or the tokens after one."""
+        past = kwargs.get("past_key_values")
+        if self.blend.is_folded or (past is not None and int(past.get_seq_length()) > 0):
+            return
+        ids, embeds = args[0] if args else kwargs.get("input_ids"), kwargs.get("inputs_embeds")
+        given = ids if ids is not None else embeds
+        if given is None:
+            return
+        if kwargs.get("use_cache") is False and ids is not None and self._goes_on(ids):
+            return
+        mask = kwargs.get("attention_mask")
+        if mask is None or mask.dim() != 2:
+            mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+        with self.blend.silenced():
+            prompts = encoded(model, mask, **{"inputs_embeds" if ids is None else "input_ids": given})
+        self.blend.decided(self.decide(prompts))
+        self._prompt = ids
+
+    def _goes_on(self, ids: Tensor) -> bool:
+        """Whether these tokens are the last prompt and what came after it, generated without a cache."""
+        before = self._prompt
+        if before is None or before.shape[0] != ids.shape[0] or before.shape[1] >= ids.shape[1]:
+            return False
+        return torch.equal(ids[:, : before.shape[1]], before)
+
+
+@torch.no_grad()
+def encoded(model: nn.Module, mask: Tensor, **inputs: Tensor) -> Tensor:
+    """(B, D) in float32: the mean of the last hidden states over valid tokens.
+
+    Args:
+        model: a causal language model, experts off.
+        mask: (B, T) 1 for valid tokens.
+        inputs: input_ids (B, T) or inputs_embeds.
+    """
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model  # type: ignore[operator]
+    assert isinstance(decoder, nn.Module)
+    if "position_ids" in inspect.signature(decoder.forward).parameters:
+        inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
+    hidden = decoder(attention_mask=mask, use_cache=False, **inputs).last_hidden_state.float()
+    valid = mask.bool().unsqueeze(-1)
+    return hidden.masked_fill(~valid, 0).sum(1) / valid.sum(1).clamp(min=1)
+
+
+def fitted(blend: "Blend", texts: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """(D,) the mean of the encoded texts of each expert.
+
+    Raises:
+        BlendError: unknown names, or an expert without texts.
+    """
+    found = {}
+    for name, own in texts.items():
+        if name not in blend.names:
+            raise BlendError(f"no expert {name!r}; there are {', '.join(blend.names)}")
+        if isinstance(own, str) or not own or not all(isinstance(text, str) and text.strip() for text in own):
+            raise BlendError(f"{name}: texts must be a list of non-empty texts")
+        rows = []
+        for first in range(0, len(own), TEXTS_AT_ONCE):
+            batch = tokenizer(
+                list(own[first : first + TEXTS_AT_ONCE]), return_tensors="pt", padding=True, truncation=True
+            )
+            ids, mask = (batch[key].to(blend.model.device) for key in ("input_ids", "attention_mask"))
+            with blend.silenced():
+                rows.append(encoded(blend.model, mask, input_ids=ids))
+        found[name] = torch.cat(rows).mean(0).cpu()
+    return found
+
+
+def save_centroids(centroids: Mapping[str, Tensor], folders: Mapping[str, Path]) -> list[Path]:
+    """Each beside its expert.
+
+    Raises:
+        CheckpointError: a folder that cannot be written.
+    """
+    for name, centroid in centroids.items():
+        write_whole(
+            folders[name], {CENTROID_FILE: save({"centroid": centroid.contiguous()}, metadata={"format": "pt"})}
+        )
+    return [folders[name] / CENTROID_FILE for name in centroids]
+
+
+def _read_centroid(path: Path, width: int) -> Tensor:
+    shapes = tensor_shapes(path)
+    if shapes != {"centroid": (width,)}:
+        raise BlendError(f"{path}: holds {shapes}, and this base needs a centroid of {width}; fit the centroids anew")
+    return read_tensors(path, ["centroid"])["centroid"].float()
+
+
+def _width(model: nn.Module) -> int:
+    return model.get_input_embeddings().weight.shape[1]  # type: ignore[operator, union-attr]
