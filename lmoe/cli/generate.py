@@ -1,50 +1,33 @@
 """`lmoe generate`: a prompt in, text out, with a KV cache."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from lmoe.cli.errors import told
+from lmoe.cli.speak import SpeakerFlags, open_speaker
 from lmoe.errors import ConfigError
 
 
-def run(
-    checkpoint: str,
-    *,
-    prompt: str | None,
-    prompt_file: str | None,
-    base_model: str | None,
-    domain: str | None,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
-) -> int:
+def run(flags: SpeakerFlags, sampling: dict[str, Any], *, prompt: str | None, prompt_file: str | None) -> int:
     """Returns the exit code."""
 
     def action() -> None:
         text = read_prompt(prompt, prompt_file)
-        from lmoe.build.announce import quiet_libraries
-        from lmoe.inference.generate import stream_answer
-        from lmoe.inference.load import load
-        from lmoe.injection.tracing import domain as of_domain
+        from lmoe.inference.generate import Sampling
 
-        quiet_libraries()
-        model, tokenizer = load(checkpoint, base_model=base_model)
-        with nullcontext() if domain is None else of_domain(model, domain):
-            stream_answer(
-                model,
-                tokenizer,
-                text,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                seed=seed,
-                write=lambda piece: (sys.stdout.write(piece), sys.stdout.flush()),
-            )
+        open_speaker(flags).answer(
+            text, Sampling(**sampling), lambda piece: (sys.stdout.write(piece), sys.stdout.flush())
+        )
         sys.stdout.write("\n")
 
     return told(action)
+
+
+def write(text: str) -> None:
+    """At once, also where the terminal is a pipe."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 def read_prompt(prompt: str | None, prompt_file: str | None) -> str:

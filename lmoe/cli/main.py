@@ -1,12 +1,16 @@
 """`lmoe`: one thin file a verb."""
 
 import sys
-from typing import Annotated
+from dataclasses import fields
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from lmoe.cli.export import ExportFormat
 from lmoe.schema.evaluate import MAX_NEW_TOKENS, Prompts
+
+if TYPE_CHECKING:
+    from lmoe.cli.speak import SpeakerFlags
 
 app = typer.Typer(
     name="lmoe",
@@ -33,38 +37,90 @@ def pretrain(context: typer.Context) -> None:
     raise typer.Exit(run(context.args))
 
 
+Checkpoint = Annotated[str | None, typer.Option(help="Run directory or adapter directory.")]
+BaseModel = Annotated[str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")]
+Domain = Annotated[str | None, typer.Option(help="Domain of the prompt, for moe.router=oracle.")]
+Model = Annotated[str | None, typer.Option(help="Base to blend experts over: hub name, local directory, or tiny.")]
+Experts = Annotated[str | None, typer.Option(help="code=DIR,chat=DIR: PEFT adapters, or runs of dense_lora.")]
+Weights = Annotated[str | None, typer.Option(help="0.7,0.3 in the order of --experts, or code=0.7,chat=0.3.")]
+Router = Annotated[str | None, typer.Option(help="weighted, static, encoder (by the prompt) or arrow (by the token).")]
+ExpertsTopK = Annotated[int | None, typer.Option(min=1, help="Experts that encoder and arrow choose.")]
+RouterTemperature = Annotated[float | None, typer.Option(min=0.0, help="Of the choice of encoder and arrow.")]
+Precision = Annotated[str | None, typer.Option(help="Of --model: float32, bfloat16, float16, int8 or nf4.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")]
+TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")]
+TopK = Annotated[int, typer.Option(min=0, help="Sample from so many of the likeliest tokens; 0: from all.")]
+Penalty = Annotated[float, typer.Option(min=0.1, help="Above 1: tokens that were there before become less likely.")]
+Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
+
+
 @app.command()
 def generate(
-    checkpoint: Annotated[str, typer.Option(help="Run directory or adapter directory.")],
+    context: typer.Context,
+    checkpoint: Checkpoint = None,
     prompt: Annotated[str | None, typer.Option(help="What the user says.")] = None,
     prompt_file: Annotated[str | None, typer.Option(help="File with the prompt; - reads standard input.")] = None,
-    base_model: Annotated[
-        str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")
-    ] = None,
-    domain: Annotated[str | None, typer.Option(help="Domain of the prompt, for moe.router=oracle.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0,
-    top_p: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")
-    ] = 1.0,
-    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0,
+    base_model: BaseModel = None,
+    domain: Domain = None,
+    model: Model = None,
+    experts: Experts = None,
+    weights: Weights = None,
+    router: Router = None,
+    experts_top_k: ExpertsTopK = None,
+    router_temperature: RouterTemperature = None,
+    precision: Precision = None,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = 0,
 ) -> None:
-    """Write text with a trained mixture."""
+    """Write text with a trained mixture, or with a base and experts blended over it."""
     from lmoe.cli.generate import run
 
-    raise typer.Exit(
-        run(
-            checkpoint,
-            prompt=prompt,
-            prompt_file=prompt_file,
-            base_model=base_model,
-            domain=domain,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            seed=seed,
-        )
-    )
+    given = context.params
+    raise typer.Exit(run(_flags(given), _sampling(given), prompt=prompt, prompt_file=prompt_file))
+
+
+@app.command()
+def chat(
+    context: typer.Context,
+    checkpoint: Checkpoint = None,
+    base_model: BaseModel = None,
+    domain: Domain = None,
+    model: Model = None,
+    experts: Experts = None,
+    weights: Weights = None,
+    router: Router = None,
+    experts_top_k: ExpertsTopK = None,
+    router_temperature: RouterTemperature = None,
+    precision: Precision = None,
+    max_new_tokens: MaxNewTokens = 128,
+    temperature: Temperature = 0.0,
+    top_p: TopP = 1.0,
+    top_k: TopK = 0,
+    repetition_penalty: Penalty = 1.0,
+    seed: Seed = 0,
+) -> None:
+    """Talk to a trained mixture or a blend; /weights code=0.7 chat=0.3 turns the knobs in between."""
+    from lmoe.cli.chat import run
+
+    raise typer.Exit(run(_flags(context.params), _sampling(context.params)))
+
+
+def _flags(given: dict[str, Any]) -> "SpeakerFlags":
+    """Those that say which model speaks."""
+    from lmoe.cli.speak import SpeakerFlags
+
+    return SpeakerFlags(**{field.name: given[field.name] for field in fields(SpeakerFlags)})
+
+
+def _sampling(given: dict[str, Any]) -> dict[str, Any]:
+    """Those that say how tokens are chosen."""
+    names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
+    return {name: given[name] for name in names}
 
 
 @app.command()

@@ -7,7 +7,7 @@ from torch import Tensor
 from lmoe.data.encoded import EncodedRow
 from lmoe.data.evaluation_rows import EvaluationRows
 from lmoe.data.split import first_of_each
-from lmoe.inference.generate import context_length, continue_ids
+from lmoe.inference.generate import Sampling, context_length, continue_ids
 from lmoe.inference.subject import Subject
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
@@ -47,7 +47,7 @@ def _sample(subject: Subject, row: EncodedRow, domain: str, max_new_tokens: int)
         return str(tokenizer.decode(tokens, skip_special_tokens=True))
 
     def answer() -> str:
-        return text(continue_ids(model, tokenizer, ids, max_new_tokens=max_new_tokens))
+        return text(continue_ids(model, tokenizer, ids, Sampling(max_new_tokens=max_new_tokens)))
 
     oracle = injected(model).moe.router is RouterKind.oracle
     with of_domain(model, domain) if oracle else nullcontext():

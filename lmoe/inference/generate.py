@@ -1,11 +1,49 @@
-"""Answer a prompt token by token."""
+"""Answer a prompt or a conversation token by token."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from lmoe.errors import DataError
+
+Turn = dict[str, str]
+"""{"role": system, user or assistant, "content": text}."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Args:
+        max_new_tokens: longest answer.
+        temperature: 0 takes the likeliest token; above 0 samples.
+        top_p: mass of the tokens to sample from.
+        top_k: number of the tokens to sample from; 0: all.
+        repetition_penalty: divides the scores of tokens that were there before (CTRL, 1909.05858); 1: none.
+        seed: of the sampling.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def options(self) -> dict[str, object]:
+        """As `generate` of Transformers takes them."""
+        penalty = {"repetition_penalty": self.repetition_penalty}
+        if self.temperature == 0:
+            return {"do_sample": False, **penalty}
+        return {
+            "do_sample": True,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            **penalty,
+        }
 
 
 class _Pieces(TextStreamer):
@@ -19,11 +57,15 @@ class _Pieces(TextStreamer):
         self._write(text)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
-    """(1, T) token ids of one user turn under the chat template; of the bare text where there is no template."""
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Turn]) -> torch.Tensor:
+    """(1, T) token ids of a conversation, or of one user turn, under the chat template.
+
+    Without a template the texts stand one after the other, as they are.
+    """
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if tokenizer.chat_template is None:
-        return tokenizer(prompt, return_tensors="pt")["input_ids"]  # type: ignore[return-value]
-    turns = [{"role": "user", "content": prompt}]
+        text = "\n".join(turn["content"] for turn in turns)
+        return tokenizer(text, return_tensors="pt")["input_ids"]  # type: ignore[return-value]
     encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     return encoded["input_ids"]  # type: ignore[index, return-value]
 
@@ -31,41 +73,26 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str) -> torch.Tensor:
 def stream_answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompt: str,
-    *,
-    max_new_tokens: int,
-    temperature: float,
-    top_p: float,
-    seed: int,
+    prompt: str | Sequence[Turn],
+    sampling: Sampling,
     write: Callable[[str], object],
 ) -> str:
     """Answer one user turn, handing over each piece of text as soon as it is whole.
 
     Args:
-        temperature: 0 takes the likeliest token; above 0 samples.
-        top_p: mass of the tokens to sample from.
-        seed: of the sampling.
+        prompt: what the user says, or a conversation.
+        sampling: how.
         write: gets the pieces.
 
     Returns:
         The whole answer.
 
     Raises:
-        DataError: the prompt leaves no room in the backbone's context.
+        DataError: the prompt is empty, or leaves no room in the backbone's context.
     """
     pieces: list[str] = []
     streamer = _Pieces(tokenizer, lambda piece: (pieces.append(piece), write(piece)))
-    ids = prompt_ids(tokenizer, prompt)
-    continue_ids(
-        model,
-        tokenizer,
-        ids,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        seed=seed,
-        to=streamer,
-    )
+    continue_ids(model, tokenizer, prompt_ids(tokenizer, prompt), sampling, to=streamer)
     return "".join(pieces)
 
 
@@ -73,34 +100,31 @@ def continue_ids(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     ids: torch.Tensor,
+    sampling: Sampling,
     *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    seed: int = 0,
     to: TextStreamer | None = None,
 ) -> torch.Tensor:
     """Generate with a KV cache.
 
     Args:
         ids: (1, T) tokens of the prompt.
+        sampling: how.
         to: gets the tokens as they come.
 
     Returns:
         (N,) the new tokens, at most as many as the context has room for.
 
     Raises:
-        DataError: the prompt leaves no room in the backbone's context.
+        DataError: the prompt is empty, or leaves no room in the backbone's context.
     """
+    if ids.shape[1] == 0:
+        raise DataError("the prompt is empty")
     limit = context_length(model)
     if limit is not None and ids.shape[1] >= limit:
         raise DataError(f"the prompt has {ids.shape[1]} tokens; the backbone's context holds {limit}. Shorten it")
-    room = max_new_tokens if limit is None else min(max_new_tokens, limit - ids.shape[1])
-    sampling = (
-        {"do_sample": True, "temperature": temperature, "top_p": top_p} if temperature > 0 else {"do_sample": False}
-    )
+    room = sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - ids.shape[1])
     ids = ids.to(model.device)
-    torch.manual_seed(seed)
+    torch.manual_seed(sampling.seed)
     with torch.no_grad():
         whole = model.generate(  # type: ignore[operator]
             input_ids=ids,
@@ -109,7 +133,7 @@ def continue_ids(
             use_cache=True,
             streamer=to,
             pad_token_id=tokenizer.pad_token_id,
-            **sampling,
+            **sampling.options(),
         )
     return whole[0, ids.shape[1] :]
 

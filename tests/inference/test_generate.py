@@ -5,16 +5,17 @@ import torch
 
 from lmoe.data.bpe import train_bpe
 from lmoe.errors import DataError
-from lmoe.inference.generate import prompt_ids, stream_answer
+from lmoe.inference.generate import Sampling, prompt_ids, stream_answer
 from tests.inference.conftest import CONTEXT, VOCAB
 
-SETTINGS = {"max_new_tokens": 12, "temperature": 0.0, "top_p": 1.0, "seed": 0}
+SETTINGS = {"max_new_tokens": 12}
 
 
 def answer(trained, prompt: str, **changes) -> tuple[str, list[str]]:
     """The whole answer and its pieces."""
     pieces: list[str] = []
-    text = stream_answer(trained.model.eval(), trained.tokenizer, prompt, **(SETTINGS | changes), write=pieces.append)
+    sampling = Sampling(**(SETTINGS | changes))
+    text = stream_answer(trained.model.eval(), trained.tokenizer, prompt, sampling, pieces.append)
     return text, pieces
 
 

@@ -1,0 +1,50 @@
+"""`lmoe chat`: a conversation in the terminal."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from lmoe.cli.errors import told
+from lmoe.cli.generate import write
+from lmoe.cli.speak import SpeakerFlags, open_speaker
+
+
+def run(flags: SpeakerFlags, sampling: dict[str, Any]) -> int:
+    """Returns the exit code."""
+
+    def action() -> None:
+        from lmoe.inference.chat import Chat
+        from lmoe.inference.generate import Sampling
+
+        speaker = open_speaker(flags)
+        chat = Chat(speaker=speaker, sampling=Sampling(**sampling), write=write)
+        if sys.stdin.isatty():
+            write("/help lists the commands, Ctrl-C breaks an answer off, Ctrl-D ends.\n")
+        for line in lines():
+            try:
+                if not chat.line(line):
+                    return
+            except KeyboardInterrupt:
+                write("\n")
+
+    return told(action)
+
+
+def lines() -> Iterator[str]:
+    """What the user types, until the end of the input or Ctrl-C at the prompt; echoed where it is not typed."""
+    typed = sys.stdin.isatty()
+    with suppress(ImportError):  # not on every system
+        if typed:
+            import readline  # noqa: F401 - gives input() a history
+    while True:
+        try:
+            line = input("> ") if typed else sys.stdin.readline()
+        except (EOFError, KeyboardInterrupt):
+            write("\n")
+            return
+        if not typed:
+            if not line:
+                return
+            write(f"> {line.rstrip()}\n")
+        yield line

@@ -1,0 +1,83 @@
+"""What `lmoe generate` and `lmoe chat` share: which model speaks, from their flags."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmoe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from lmoe.inference.speaker import Speaker
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class SpeakerFlags:
+    """As they were given.
+
+    Args:
+        checkpoint, base_model, domain: a trained run, and what it runs on.
+        model, experts, weights, router, top_k, router_temperature, precision: a base with experts blended over it.
+    """
+
+    checkpoint: str | None = None
+    base_model: str | None = None
+    domain: str | None = None
+    model: str | None = None
+    experts: str | None = None
+    weights: str | None = None
+    router: str | None = None
+    experts_top_k: int | None = None
+    router_temperature: float | None = None
+    precision: str | None = None
+
+    def problems(self) -> list[str]:
+        """Flags that cannot stand together."""
+        if (self.checkpoint is None) == (self.model is None):
+            return ["give --checkpoint RUN (a trained mixture) or --model BASE (with --experts name=DIR,…)"]
+        of_run = {"--base-model": self.base_model, "--domain": self.domain}
+        of_blend = {
+            "--experts": self.experts,
+            "--weights": self.weights,
+            "--router": self.router,
+            "--experts-top-k": self.experts_top_k,
+            "--router-temperature": self.router_temperature,
+            "--precision": self.precision,
+        }
+        if self.checkpoint is not None:
+            wrong, why = of_blend, "with --checkpoint; it goes with --model"
+        elif self.experts is None:
+            needs_experts = {name: value for name, value in of_blend.items() if name != "--precision"}
+            wrong, why = of_run | needs_experts, "without --experts"
+        else:
+            wrong, why = of_run, "with --model; it goes with --checkpoint"
+        return [f"{name} has no effect {why}; leave it out" for name, value in wrong.items() if value is not None]
+
+
+def open_speaker(flags: SpeakerFlags) -> "Speaker":
+    """Load what the flags say.
+
+    Raises:
+        ConfigError: flags that cannot be.
+        LmoeError: whatever loading meets.
+    """
+    if problems := flags.problems():
+        raise ConfigError(problems)
+    from lmoe.build.announce import quiet_libraries
+    from lmoe.inference.speaker import blended, named_places, named_weights, trained
+    from lmoe.schema.backbone import BackbonePrecision
+
+    quiet_libraries()
+    if flags.checkpoint is not None:
+        return trained(flags.checkpoint, base_model=flags.base_model, domain=flags.domain)
+    assert flags.model is not None
+    if flags.precision is not None and flags.precision not in list(BackbonePrecision):
+        raise ConfigError(f"--precision {flags.precision}: allowed: {', '.join(BackbonePrecision)}")
+    experts = named_places(flags.experts)
+    return blended(
+        flags.model,
+        experts,
+        named_weights(flags.weights, list(experts)),
+        router=flags.router or "weighted",
+        precision=BackbonePrecision(flags.precision or BackbonePrecision.float32),
+        top_k=flags.experts_top_k,
+        router_temperature=flags.router_temperature,
+    )

@@ -1,0 +1,136 @@
+"""`lmoe generate --model … --experts …` and `lmoe chat`: experts blended over a base, turned up and down."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
+
+from lmoe.cli.main import app
+from lmoe.cli.speak import SpeakerFlags
+from lmoe.errors import ConfigError
+from lmoe.inference.speaker import named_places, named_weights
+
+
+@pytest.fixture(scope="module")
+def experts(micro, tmp_path_factory) -> dict[str, Path]:
+    """Two PEFT adapters that change what the micro model says."""
+    folder, made = tmp_path_factory.mktemp("experts"), {}
+    for seed, name in enumerate(("code", "chat")):
+        torch.manual_seed(seed)
+        base = AutoModelForCausalLM.from_pretrained(micro.model)
+        model = get_peft_model(
+            base, LoraConfig(r=4, target_modules=["gate_proj", "down_proj"], init_lora_weights=False)
+        )
+        model.save_pretrained(folder / name)
+        made[name] = folder / name
+    return made
+
+
+def blended(micro, experts, *arguments: str, verb: str = "generate", text: str | None = None):
+    places = ",".join(f"{name}={place}" for name, place in experts.items())
+    given = [verb, "--model", str(micro.model), "--experts", places, "--max-new-tokens", "8", *arguments]
+    return CliRunner().invoke(app, given, input=text)
+
+
+def test_weights_decide_what_a_blend_says(restored, micro, experts):
+    said = {}
+    for weights in ("1,0", "0,1", "code=0.7,chat=0.3", "0,0"):
+        done = blended(micro, experts, "--weights", weights, "--prompt", "red")
+        assert done.exit_code == 0, done.output
+        said[weights] = done.stdout
+    bare = CliRunner().invoke(
+        app, ["generate", "--model", str(micro.model), "--max-new-tokens", "8", "--prompt", "red"]
+    )
+    assert said["0,0"] == bare.stdout
+    assert len(set(said.values())) >= 3
+
+
+def test_the_knobs_turn_in_the_middle_of_a_conversation(restored, micro, experts, tmp_path):
+    lines = [
+        "/weights",
+        "red",
+        "/weights code=0 chat=2",
+        "/reset",
+        "red",
+        f"/add third={experts['code']}",
+        "/rename third last",
+        "/remove last",
+        "/experts",
+        "/sampling temperature=0.5 top_k=3",
+        "/nonsense",
+        "/weights nobody=1",
+        "/quit",
+        "never read",
+    ]
+    done = blended(micro, experts, verb="chat", text="\n".join(lines) + "\n")
+    assert done.exit_code == 0, done.output
+    said = done.stdout
+    assert "code=0.5  chat=0.5" in said
+    assert "code=0  chat=2" in said
+    assert "code, chat\n" in said
+    assert "temperature=0.5" in said and "top_k=3" in said
+    assert "/nonsense: no such command; /help lists them" in said
+    assert "no expert 'nobody'; there are code, chat" in said
+    assert "never read" not in said
+    answers = [block.split("\n")[1] for block in said.split("> red")[1:]]
+    assert answers[0] != answers[1]
+    alone = blended(micro, experts, "--weights", "0,2", "--prompt", "red")
+    assert answers[1].strip() == alone.stdout.split("\n")[0].strip()
+
+
+def test_a_trained_run_chats_too_and_has_no_weights_to_turn(restored, finished_run):
+    done = CliRunner().invoke(
+        app, ["chat", "--checkpoint", str(finished_run), "--max-new-tokens", "4"], input="a\n/weights\n"
+    )
+    assert done.exit_code == 0, done.output
+    assert "no experts are blended here; start with --model and --experts" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({}, "give --checkpoint RUN"),
+        ({"checkpoint": "a", "model": "b"}, "give --checkpoint RUN"),
+        ({"checkpoint": "a", "weights": "1"}, "--weights has no effect with --checkpoint"),
+        ({"model": "a", "router": "arrow"}, "--router has no effect without --experts"),
+        ({"model": "a", "experts": "b=c", "domain": "code"}, "--domain has no effect with --model"),
+    ],
+)
+def test_flags_that_cannot_stand_together_are_named(flags, said):
+    (problem,) = SpeakerFlags(**flags).problems()
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("code", "'code' is not name=place"), ("a=b,a=c", "a is named twice"), ("=b", "'=b' is not name=place")],
+)
+def test_experts_are_named_places(text, said):
+    with pytest.raises(ConfigError, match=said):
+        named_places(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("1", "1 numbers for 2 experts"),
+        ("1,nan", "chat=nan is no finite number"),
+        ("code=x", "code=x is no finite number"),
+        ("code=1,2", "'2' has no name"),
+        ("", "none given"),
+    ],
+)
+def test_weights_are_numbers_for_all_or_by_name(text, said):
+    with pytest.raises(ConfigError, match=said):
+        named_weights(text, ["code", "chat"])
+
+
+def test_a_bad_expert_is_one_message(restored, micro, tmp_path):
+    done = CliRunner().invoke(
+        app, ["generate", "--model", str(micro.model), "--experts", f"a={tmp_path}", "--prompt", "x"]
+    )
+    assert done.exit_code == 1
+    assert str(tmp_path) in done.output and "Traceback" not in done.output
