@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import pad
 
 from lmoe.errors import CheckpointError
+from lmoe.injection.record import injected
 from lmoe.metrics.language import IGNORE
 
 JOINT = ("phase=joint", "injection.attn_lora.enabled=true")
@@ -118,15 +119,18 @@ def test_a_checkpoint_of_other_adapters_is_refused(micro, restored):
         module.on_load_checkpoint(checkpoint)
 
 
-def test_a_checkpoint_of_an_unknown_phase_or_other_optimizer_is_refused(micro, restored):
+def test_a_checkpoint_of_another_backbone_phase_or_optimizer_is_refused(micro, restored):
     module = micro.parts().module
     held = {f"model.{n}": p for n, p in module.model.named_parameters() if "lora_" in n or "router" in n}
     saved = {
         "state_dict": held,
+        "lmoe_base": injected(module.model).fingerprint,
         "lmoe_begun": {},
         "global_step": 1,
         "optimizer_states": [{"param_groups": [{"param_names": ["a"]}]}],
     }
+    with pytest.raises(CheckpointError, match="another backbone"):
+        module.on_load_checkpoint(saved | {"lmoe_base": "other"})
     with pytest.raises(CheckpointError, match="phase 'nowhere'"):
         module.on_load_checkpoint(saved | {"lmoe_phase": "nowhere"})
     with pytest.raises(CheckpointError, match="other parameters than phase router_warmup"):
