@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError, safe_load
 
+from lmoe.checkpoint.place import ADAPTER_DIR
 from lmoe.errors import CheckpointError
-from lmoe.inference.load import ADAPTER_DIR
 from lmoe.schema.data import DataConfig
 from lmoe.schema.run_folder import CONFIG_FILE
 
