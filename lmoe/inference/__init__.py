@@ -1,1 +1,1 @@
-"""Load a trained mixture and generate with it."""
+"""Load a trained mixture and generate with it; blend experts over one base."""

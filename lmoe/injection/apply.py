@@ -14,6 +14,7 @@ from lmoe.injection.plan import InjectionPlan, SiteKind
 from lmoe.injection.record import RECORD, Injected
 from lmoe.injection.site_plans import SitePlanner, constant_balance
 from lmoe.injection.strategies import STRATEGIES
+from lmoe.layers.blend_linear import BLEND
 from lmoe.layers.context import RoutingContext
 from lmoe.layers.routers import PromptReader
 from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
@@ -81,6 +82,8 @@ def _checked(
     """Both sections, whole, for a model that carries nothing yet."""
     if getattr(model, RECORD, None) is not None:
         raise InjectionError("this model already carries experts; load the backbone anew to inject again")
+    if getattr(model, BLEND, None) is not None:
+        raise InjectionError("this model blends experts; close() its blend to inject")
     injection, moe = _sections(injection, moe)
     raise_problems(injection_problems(injection, moe) + moe_problems(moe, injection))
     return injection, moe

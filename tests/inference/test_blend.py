@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from transformers import StaticCache
 
 import lmoe
-from lmoe.errors import BlendError, CheckpointError
+from lmoe.errors import BlendError, CheckpointError, InjectionError
 from lmoe.layers.blend_linear import BlendLinear
 from tests.inference.peft_experts import LINEARS, logits, peft_blend, three, write_peft
 from tests.tiny_models import tiny_model, tokens
@@ -206,6 +206,8 @@ def test_a_model_is_taken_once(model, places, base):
     lmoe.Blend(model, places)
     with pytest.raises(BlendError, match=r"this model blends already.*close\(\) it first"):
         lmoe.Blend(model, places)
+    with pytest.raises(InjectionError, match=r"this model blends experts; close\(\) its blend to inject"):
+        lmoe.inject(model)
     injected = copy.deepcopy(base)
     lmoe.inject(injected)
     with pytest.raises(BlendError, match="this model carries injected experts; load the backbone anew"):
