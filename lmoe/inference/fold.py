@@ -110,9 +110,10 @@ def _weight(model: nn.Module, path: str) -> Tensor:
 
 def _files(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Path]:
     """The file of each weight, compared."""
-    source = Path(str(getattr(model, "name_or_path", "") or "")).expanduser()
-    if not source.is_dir():
-        raise BlendError(f"keep=reread: the base came from {str(source)!r}, which is no local directory; use keep=copy")
+    name = str(getattr(model, "name_or_path", "") or "")
+    source = Path(name).expanduser()
+    if not name or not source.is_dir():
+        raise BlendError(f"keep=reread: the base came from {name!r}, which is no local directory; use keep=copy")
     found: dict[str, Path] = {}
     for file in sorted(source.glob("*.safetensors")):
         try:

@@ -11,7 +11,9 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM
 
 import lmoe
+from lmoe.checkpoint.expert_file import Branch
 from lmoe.checkpoint.peft_reader import read_expert
+from lmoe.checkpoint.peft_writer import write_expert
 from lmoe.errors import BlendError
 from lmoe.layers.blend_linear import BlendLinear
 from tests.inference.peft_experts import logits, three, write_peft
@@ -75,7 +77,8 @@ def test_the_originals_can_be_read_again_from_the_bases_files(tmp_path):
 
 def test_folding_refuses_what_it_cannot_undo_or_what_is_not_fixed(tmp_path):
     base = tiny_model(tie_word_embeddings=True)
-    place = write_peft(tiny_model(), tmp_path / "head", target_modules=["lm_head"])
+    head = {"lm_head": Branch(torch.randn(2, 32), torch.randn(64, 2), 1.0)}
+    place = write_expert(head, tmp_path / "head", base_model="", fan_in_fan_out=False)
     blend = lmoe.Blend(copy.deepcopy(base), {"head": place})
     with pytest.raises(BlendError, match=r"lm_head shares its weight with model.embed_tokens.weight"):
         blend.fold()
