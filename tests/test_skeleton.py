@@ -27,6 +27,8 @@ TARGETS = {
     "bench-layer",
     "bench-experts",
     "bench-native",
+    "bench-decode",
+    "torture",
     "bench-backends",
     "clean",
 }
