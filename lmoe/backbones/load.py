@@ -184,6 +184,11 @@ def precision_of(model: nn.Module) -> BackbonePrecision:
     return BackbonePrecision(dtype) if dtype in tuple(BackbonePrecision) else BackbonePrecision.float32
 
 
+def context_length(model: PreTrainedModel) -> int | None:
+    """Tokens that the backbone's positions reach; None: it does not say."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
 def model_type(config: BackboneConfig) -> str | None:
     """The family in config.json, or None if there is no config."""
     try:

@@ -10,18 +10,19 @@ from transformers.utils import logging as transformers_logging
 from lmoe.build.parts import Parts, data_notes
 from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
+from lmoe.report.say import say
 from lmoe.schema.experts_from import grown_run, named_adapters
 
 
 def describe(parts: Parts, run_dir: Path, console: Console) -> None:
     """What is about to happen: plan, phases, data, folder."""
     describe_plan(parts, console)
-    console.print(f"run directory: {run_dir}", markup=False, highlight=False, soft_wrap=True)
+    say(console, f"run directory: {run_dir}")
 
 
 def describe_plan(parts: Parts, console: Console) -> None:
     """The injection plan, the phases, the data, and what may not be meant."""
-    console.print(str(parts.plan), markup=False, highlight=False, soft_wrap=True)
+    say(console, str(parts.plan))
     frozen = sum(count for _, count, _ in role_table(parts.model)) - parts.plan.total_parameters
     report = parts.prepared.report
     lines = [f"backbone {parts.config.backbone.model_name}: {frozen:,} parameters, frozen"]
@@ -33,7 +34,7 @@ def describe_plan(parts: Parts, console: Console) -> None:
     domains = len(parts.prepared.domains)
     lines.append(f"data: {report.train.rows:,} rows to learn, {report.val.rows:,} to validate, {domains} domains")
     for line in [*lines, *data_notes(parts.prepared), *(f"warning: {warning}" for warning in parts.warnings)]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def expert_lines(parts: Parts) -> list[str]:

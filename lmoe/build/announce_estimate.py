@@ -5,6 +5,7 @@ from rich.console import Console
 from lmoe.build.announce import quiet_libraries
 from lmoe.build.cost import UTILISATION, duration, rates
 from lmoe.build.estimate import SHARDING, Estimate, estimate
+from lmoe.report.say import say
 from lmoe.schema.run import RunConfig
 
 
@@ -17,7 +18,7 @@ def announce_estimate(config: RunConfig, console: Console) -> Estimate:
     quiet_libraries()
     found = estimate(config)
     for line in [str(found.plan), *lines(config, found)]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     return found
 
 

@@ -10,6 +10,7 @@ from lmoe.build.loggers import METRICS_FILE, sync_command
 from lmoe.build.memory import peak_memory_mb
 from lmoe.build.parts import Parts
 from lmoe.checkpoint.adapter import save_adapter
+from lmoe.checkpoint.place import ADAPTER_DIR
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected
 from lmoe.report.curves import read_metrics
@@ -19,7 +20,7 @@ from lmoe.report.summary import RunSummary
 from lmoe.report.table import final_tables
 from lmoe.training.callbacks.validation import ValidationResults
 
-ADAPTER, REPORT = "adapter", "report"
+REPORT = "report"
 
 
 def finish(
@@ -34,7 +35,7 @@ def finish(
     """Write adapter/ and report/, send the pictures to W&B, print the table."""
     if not trainer.is_global_zero:
         return
-    adapter = save_adapter(parts.model, run_dir / ADAPTER, parts.base_model)
+    adapter = save_adapter(parts.model, run_dir / ADAPTER_DIR, parts.base_model)
     parts.tokenizer.save_pretrained(adapter)
     if parts.config.checkpoint.save_base:
         save_base(parts, run_dir / "base")

@@ -6,7 +6,7 @@ from typing import Any
 from lightning.pytorch import seed_everything
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmoe.backbones.load import load_model, load_tokenizer
+from lmoe.backbones.load import context_length, load_model, load_tokenizer
 from lmoe.checkpoint.import_experts import import_experts
 from lmoe.data.datamodule import SftDataModule
 from lmoe.data.pack import packing_supported_by_attention
@@ -210,7 +210,7 @@ def check_context(config: RunConfig, model: PreTrainedModel) -> None:
     Raises:
         DataError: data.max_length beyond what the backbone's positions reach.
     """
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = context_length(model)
     if limit is not None and config.data.max_length > limit:
         raise DataError(f"data.max_length={config.data.max_length} is beyond the backbone's context of {limit} tokens")
 

@@ -22,6 +22,8 @@ from lmoe.errors import ConfigError, TrainingError
 from lmoe.injection.facts import facts
 from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
+from lmoe.ops.labels import IGNORE
+from lmoe.report.say import say
 from lmoe.schema.run import RunConfig
 from lmoe.training.sft_module import SftModule
 
@@ -71,12 +73,7 @@ def preflight(config: RunConfig, console: Console) -> MemoryEstimate | None:
     """
     quiet_libraries()
     if not has_weights(config.backbone):
-        console.print(
-            f"{config.backbone.model_name} holds a config and no weights: nothing was tried",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(console, f"{config.backbone.model_name} holds a config and no weights: nothing was tried")
         announce_estimate(config, console)
         return None
     parts = build_parts(config)
@@ -84,12 +81,12 @@ def preflight(config: RunConfig, console: Console) -> MemoryEstimate | None:
     check_phases(parts)
     with memory_advice(config):
         estimate, loss, missing, seconds = try_step(parts)
-    console.print(f"one forward and backward: loss {loss:.3f}", highlight=False)
+    say(console, f"one forward and backward: loss {loss:.3f}")
     for name in missing:
-        console.print(f"warning: {name} got no gradient", markup=False, highlight=False)
+        say(console, f"warning: {name} got no gradient")
     for line in [*estimate.lines(), time_line(parts, seconds)]:
-        console.print(line, highlight=False, soft_wrap=True)
-    console.print("preflight: ready")
+        say(console, line)
+    say(console, "preflight: ready")
     return estimate
 
 
@@ -185,7 +182,7 @@ def forward_backward(module: SftModule, trainer: Trainer, batch: dict[str, Tenso
         record.trace.recording(batch["valid_mask"]),
     ):
         losses, labels = module.losses(batch)
-        loss = losses.sum() / (labels != -100).sum() + record.trace.auxiliary_loss()
+        loss = losses.sum() / (labels != IGNORE).sum() + record.trace.auxiliary_loss()
     record.trace.clear()
     loss.backward()
     return loss.detach(), float(sum(kept.values()))

@@ -13,9 +13,8 @@ from lmoe.build.announce import quiet_libraries
 from lmoe.build.base_card import card_text, chat_losses, held_out_figures, write_card
 from lmoe.build.claim import store_id, stored_id
 from lmoe.build.loggers import METRICS_FILE, build_loggers, check_logger, wandb_run_id
-from lmoe.build.provenance import add_provenance, provenance
-from lmoe.build.records import write_config
-from lmoe.build.train import finish_wandb
+from lmoe.build.records import write_records
+from lmoe.build.run_end import logged_to_the_end
 from lmoe.build.trainer import build_trainer
 from lmoe.checkpoint.run_files import FOLDER, found_in, set_aside
 from lmoe.data.bpe import END_OF_TEXT, PAD, TURN_END, train_bpe
@@ -24,6 +23,7 @@ from lmoe.data.order import ResumableLoader, SeededBatches
 from lmoe.data.rows import Row
 from lmoe.report.curves import read_metrics
 from lmoe.report.pictures import write_loss_curve
+from lmoe.report.say import say
 from lmoe.schema.pretrain import PretrainConfig
 from lmoe.schema.trainer import max_seconds
 from lmoe.training.callbacks.pretrain_progress import PretrainProgress
@@ -32,7 +32,7 @@ from lmoe.training.callbacks.rng_state import RngState
 from lmoe.training.callbacks.run_checkpoint import RunCheckpoint
 from lmoe.training.callbacks.stop_request import StopRequest, TakeSignals
 from lmoe.training.pretrain_module import PretrainModule
-from lmoe.training.stopping import Stopped, StopSignals
+from lmoe.training.stopping import StopSignals
 
 BASE = "base"
 
@@ -56,7 +56,7 @@ def pretrain(
     tokenizer = tokenizer_of(run_dir, texts, config)
     windows, counts = training_windows(texts, tokenizer, config)
     held_out = held_out_windows(texts, tokenizer, corpus.sequence_length)
-    console.print(f"corpus: {sum(counts.values()):,} tokens in {len(counts)} parts, {len(held_out)} windows held out")
+    say(console, f"corpus: {sum(counts.values()):,} tokens in {len(counts)} parts, {len(held_out)} windows held out")
     model = base_model(config, tokenizer)
     val_loader = DataLoader(held_out, batch_size=16, generator=torch.Generator())
     domains = [text.name for text in texts]
@@ -64,11 +64,10 @@ def pretrain(
     if found is not None:
         set_aside(folder, found)
     run_id = store_id(run_dir, run_id or (None if found is None else found.run_id))
-    write_records(config, run_dir, overrides)
+    write_records(config, run_dir, overrides, verb="pretrain", data={}, backbone={})
     loggers = build_loggers(config, run_dir, found)
     batches = SeededBatches(len(windows), corpus.batch_size, loop.max_steps * loop.accumulate_grad_batches, config.seed)
-    failed = True
-    try:
+    with logged_to_the_end(loggers, run_dir, console):
         with ProgressLine(loop.max_steps, console, enabled=loop.enable_progress_bar) as line:
             callbacks = [
                 TakeSignals(signals),
@@ -86,25 +85,10 @@ def pretrain(
                 trainer.fit(module, loader, ckpt_path=path, weights_only=True)
             signals.check()
         if trainer.global_step < loop.max_steps:
-            console.print(f"no base is written before step {loop.max_steps}; resume={run_dir} goes on", soft_wrap=True)
+            say(console, f"no base is written before step {loop.max_steps}; resume={run_dir} goes on")
             return
         base = write_base(config, run_dir, model, tokenizer, texts, held_out, counts, overrides)
-        failed = False
-        console.print(f"base and card: {base}", highlight=False, soft_wrap=True)
-    except Stopped as stopped:
-        console.print(f"{stopped}; resume={run_dir} goes on", markup=False, highlight=False, soft_wrap=True)
-        raise
-    finally:
-        for logger in loggers:
-            logger.finalize("failed" if failed else "success")
-        finish_wandb(exit_code=int(failed))
-
-
-def write_records(config: PretrainConfig, run_dir: Path, overrides: list[str]) -> None:
-    """config.yaml, with what a continuation changed, and one more record in provenance.json."""
-    write_config(config, run_dir)
-    record = provenance(verb="pretrain", seed=config.seed, overrides=overrides, data={}, backbone={})
-    add_provenance(run_dir, record)
+        say(console, f"base and card: {base}")
 
 
 def tokenizer_of(run_dir: Path, texts: list[DomainText], config: PretrainConfig) -> PreTrainedTokenizerBase:

@@ -1,12 +1,14 @@
-"""config.yaml of a run: what makes its folder a run."""
+"""config.yaml of a run, which makes its folder a run, and the record of each start."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 
+from lmoe.build.provenance import add_provenance, provenance
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import LmoeError
 from lmoe.schema.pretrain import PretrainConfig
@@ -22,6 +24,28 @@ def write_config(config: RunConfig | PretrainConfig, run_dir: Path) -> None:
     """
     kept = replace(config, resume=None, checkpoint=replace(config.checkpoint, resume_from=None))
     write_whole(run_dir, {CONFIG_FILE: OmegaConf.to_yaml(OmegaConf.structured(kept)).encode()})
+
+
+def write_records(
+    config: RunConfig | PretrainConfig,
+    run_dir: Path,
+    overrides: list[str],
+    *,
+    data: dict[str, str],
+    backbone: dict[str, Any],
+    verb: str = "train",
+) -> None:
+    """config.yaml, with what a continuation changed, and one more record in provenance.json.
+
+    Args:
+        overrides, data, backbone, verb: as `provenance` takes them.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    write_config(config, run_dir)
+    record = provenance(seed=config.seed, overrides=overrides, data=data, backbone=backbone, verb=verb)
+    add_provenance(run_dir, record)
 
 
 @contextmanager

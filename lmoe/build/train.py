@@ -1,13 +1,11 @@
 """Run one training from its config to the last table."""
 
-import signal
 import time
 from pathlib import Path
 
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from lmoe.build.announce import describe, quiet_libraries
@@ -16,12 +14,14 @@ from lmoe.build.finish import finish
 from lmoe.build.loggers import build_loggers, check_logger, wandb_run_id
 from lmoe.build.memory import memory_advice
 from lmoe.build.parts import Parts, build_parts
-from lmoe.build.provenance import add_provenance, changed_since, provenance
-from lmoe.build.records import write_config
+from lmoe.build.provenance import changed_since
+from lmoe.build.records import write_records
+from lmoe.build.run_end import logged_to_the_end
 from lmoe.build.trainer import build_trainer, extra_callbacks
 from lmoe.checkpoint.run_files import FOLDER, Found, found_in, offer, set_aside
 from lmoe.errors import CheckpointError, ConfigError
 from lmoe.injection.record import injected
+from lmoe.report.say import say
 from lmoe.schema.analysis import KnockOut
 from lmoe.schema.phase import Role
 from lmoe.schema.phase_rules import present_roles
@@ -41,7 +41,7 @@ from lmoe.training.callbacks.stop_request import StopRequest, TakeSignals
 from lmoe.training.callbacks.validation import Validation
 from lmoe.training.callbacks.window_end import WindowEnd
 from lmoe.training.module_state import restore_phase
-from lmoe.training.stopping import Stopped, StopSignals
+from lmoe.training.stopping import StopSignals
 
 LOOK_EVERY_N_STEPS = 10
 
@@ -75,8 +75,7 @@ def train(
     if writes:
         run_id = begin(parts, run_dir, overrides, found, console)
         loggers = build_loggers(config, run_dir, found)
-    failed = True
-    try:
+    with logged_to_the_end(loggers, run_dir, console):
         with ProgressLine(config.trainer.max_steps, console, enabled=config.trainer.enable_progress_bar) as line:
             validation = Validation(config.trainer.val_every_n_steps, line.say, config.analysis.permutations, signals)
             watch = collapse_watch(parts, line, loggers)
@@ -108,16 +107,6 @@ def train(
                 line.say(f"silencing {config.analysis.knock_out} one at a time")
                 validation.knock_out(trainer, parts.module, config.analysis.knock_out)
         finish(parts, run_dir, trainer, validation.results, watch.messages, time.monotonic() - started, console)
-        failed = False
-    except SIGTERMException:  # Lightning's, in the moment before our own handler is there
-        raise Stopped(signal.SIGTERM) from None
-    except Stopped as stopped:
-        console.print(f"{stopped}; resume={run_dir} goes on", markup=False, highlight=False, soft_wrap=True)
-        raise
-    finally:
-        for logger in loggers:
-            logger.finalize("failed" if failed else "success")
-        finish_wandb(exit_code=int(failed))
 
 
 def begin(parts: Parts, run_dir: Path, overrides: list[str], found: Found | None, console: Console) -> str:
@@ -135,9 +124,9 @@ def begin(parts: Parts, run_dir: Path, overrides: list[str], found: Found | None
                 [f"{what}: it would not be the same run; put it back, or start a new one" for what in changed]
             )
         if behind := set_aside(run_dir / FOLDER, found):
-            console.print(f"set aside: {', '.join(behind)}", highlight=False)
+            say(console, f"set aside: {', '.join(behind)}")
     run_id = store_id(run_dir, stored_id(run_dir) or (None if found is None else found.run_id))
-    write_records(parts, run_dir, overrides)
+    write_records(parts.config, run_dir, overrides, data=parts.prepared.report.data_hashes, backbone=parts.base_model)
     describe(parts, run_dir, console)
     return run_id
 
@@ -168,23 +157,3 @@ def collapse_watch(parts: Parts, line: ProgressLine, loggers: list[Logger]) -> C
         aux_loss_coef=injected(parts.model).trace.losses.aux_loss_coef,
         stop=parts.config.trainer.stop_on_collapse,
     )
-
-
-def write_records(parts: Parts, run_dir: Path, overrides: list[str]) -> None:
-    """config.yaml, with what a continuation changed, and one more record in provenance.json."""
-    write_config(parts.config, run_dir)
-    record = provenance(
-        seed=parts.config.seed,
-        overrides=overrides,
-        data=parts.prepared.report.data_hashes,
-        backbone=parts.base_model,
-    )
-    add_provenance(run_dir, record)
-
-
-def finish_wandb(*, exit_code: int) -> None:
-    """End the W&B run, or the next job of a multirun would log into it."""
-    import sys
-
-    if (wandb := sys.modules.get("wandb")) is not None and wandb.run is not None:
-        wandb.finish(exit_code=exit_code)

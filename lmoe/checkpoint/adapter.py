@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from lmoe.backbones.fingerprint import base_parameter_name
+from lmoe.checkpoint.tensor_file import stored_tensors
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import CheckpointError
 from lmoe.injection.kept import STACKED
@@ -220,8 +220,4 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: missing, torn, or no safetensors.
     """
-    try:
-        with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be read: {error}") from None
+    return stored_tensors(folder / WEIGHTS_FILE)

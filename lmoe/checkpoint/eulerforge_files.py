@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmoe.checkpoint.tensor_file import read_json, read_tensors, tensor_shapes
+from lmoe.checkpoint.tensor_file import finite_tensors, read_json, tensor_shapes
 from lmoe.errors import CheckpointError
 
 CONFIG_FILE, SAFE, PICKLED = "resolved_config.json", "model.safetensors", "pytorch_model.bin"
@@ -84,7 +84,7 @@ def read_eulerforge(place: str | Path) -> EulerForge:
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
     if (folder / SAFE).exists():
-        return read_tensors(folder / SAFE, list(tensor_shapes(folder / SAFE)))
+        return finite_tensors(folder / SAFE, list(tensor_shapes(folder / SAFE)))
     if not (folder / PICKLED).exists():
         raise CheckpointError(f"{folder}: neither {SAFE} nor {PICKLED} is there; shards are not read")
     try:

@@ -3,7 +3,7 @@
 Shapes: D in, O out, R rank.
 """
 
-from torch import nn
+from torch import Tensor, nn
 
 from lmoe.checkpoint.expert_file import Branch
 from lmoe.errors import CheckpointError
@@ -43,12 +43,22 @@ def expert_branches(model: nn.Module, expert: int) -> dict[str, Branch]:
 
 def _of_mixture(site: MixtureLoRALinear, expert: int) -> Branch:
     lora_A, lora_B = (factor.detach() for factor in site.factors())
+    return with_shared(site, lora_A[0 if len(lora_A) == 1 else expert], lora_B[expert])
+
+
+def with_shared(site: MixtureLoRALinear, lora_A: Tensor, lora_B: Tensor) -> Branch:
+    """A branch beside the shared expert of its site, if it has one.
+
+    Args:
+        site: the mixture.
+        lora_A: (R, D).
+        lora_B: (O, R), at the scaling of the site's experts.
+    """
     scaling, shared = site.settings.scaling, site.shared_expert
-    A, B = lora_A[0 if len(lora_A) == 1 else expert], lora_B[expert]
     if shared is None:
-        return Branch(A, B, scaling)
+        return Branch(lora_A, lora_B, scaling)
     always = (shared.lora_A.data, faded(shared.lora_B.data, shared.fade), shared.scaling)
-    return Branch(*side_by_side([(A, B, scaling), always], scaling), scaling)
+    return Branch(*side_by_side([(lora_A, lora_B, scaling), always], scaling), scaling)
 
 
 def refuse_what_is_no_branch(model: nn.Module) -> None:

@@ -18,11 +18,12 @@ from lmoe.checkpoint.adapter import CONFIG_FILE as LMOE_CONFIG
 from lmoe.checkpoint.adapter import WEIGHTS_FILE as LMOE_WEIGHTS
 from lmoe.checkpoint.adapter import AdapterConfig, read_adapter_config
 from lmoe.checkpoint.expert_file import Branch, BranchShape, ExpertFile, ExpertHeader, check_fits, paired
-from lmoe.checkpoint.peft_adapter import CONFIG_FILE as PEFT_CONFIG
-from lmoe.checkpoint.peft_adapter import WEIGHTS_FILE as PEFT_WEIGHTS
+from lmoe.checkpoint.peft_files import CONFIG_FILE as PEFT_CONFIG
+from lmoe.checkpoint.peft_files import WEIGHTS_FILE as PEFT_WEIGHTS
 from lmoe.checkpoint.peft_layout import PREFIX
 from lmoe.checkpoint.peft_options import Scalings, refuse_options
-from lmoe.checkpoint.tensor_file import read_json, read_tensors, tensor_shapes
+from lmoe.checkpoint.place import ADAPTER_DIR
+from lmoe.checkpoint.tensor_file import finite_tensors, read_json, tensor_shapes
 from lmoe.errors import CheckpointError
 
 CENTROID_FILE = "centroid.safetensors"
@@ -71,7 +72,7 @@ def read_branches(header: ExpertHeader, paths: Iterable[str] | None = None) -> d
     if not wanted:
         return {}
     keys = [key for shape in wanted.values() for key in (shape.key_A, shape.key_B)]
-    tensors = read_tensors(header.weights, keys)
+    tensors = finite_tensors(header.weights, keys)
     return {path: Branch(tensors[b.key_A], tensors[b.key_B], b.scaling) for path, b in wanted.items()}
 
 
@@ -82,7 +83,7 @@ def expert_folder(place: str | Path) -> Path:
         CheckpointError: neither a directory with an adapter nor a name that the hub knows.
     """
     folder = Path(place).expanduser()
-    for candidate in (folder, folder / "adapter"):
+    for candidate in (folder, folder / ADAPTER_DIR):
         if (candidate / LMOE_CONFIG).exists() or (candidate / PEFT_CONFIG).exists():
             return candidate
     if folder.is_dir():

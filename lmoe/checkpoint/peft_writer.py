@@ -1,17 +1,11 @@
 """Write one LoRA expert as a PEFT adapter."""
 
-import json
-import re
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save
-
 from lmoe.checkpoint.expert_file import Branch
-from lmoe.checkpoint.peft_adapter import CONFIG_FILE, WEIGHTS_FILE
+from lmoe.checkpoint.peft_files import lora_config, write_peft
 from lmoe.checkpoint.peft_layout import PREFIX
-from lmoe.checkpoint.write import write_whole
 
 
 def write_expert(branches: Mapping[str, Branch], folder: Path, *, base_model: str, fan_in_fan_out: bool) -> Path:
@@ -28,32 +22,17 @@ def write_expert(branches: Mapping[str, Branch], folder: Path, *, base_model: st
     """
     ranks = {path: branch.lora_A.shape[0] for path, branch in branches.items()}
     alphas = {path: _tidy(branch.scaling * ranks[path]) for path, branch in branches.items()}
-    usual_r, usual_alpha = (Counter(values.values()).most_common(1)[0][0] for values in (ranks, alphas))
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "r": usual_r,
-        "lora_alpha": usual_alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "fan_in_fan_out": fan_in_fan_out,
+    config = lora_config(ranks, alphas, base_model=base_model, fan_in_fan_out=fan_in_fan_out) | {
         "use_rslora": False,
         "target_modules": list(branches),
-        "rank_pattern": {re.escape(path): rank for path, rank in ranks.items() if rank != usual_r},
-        "alpha_pattern": {re.escape(path): alpha for path, alpha in alphas.items() if alpha != usual_alpha},
-        "inference_mode": True,
     }
     tensors = {}
     for path, branch in branches.items():
-        for half, values in (("lora_A", branch.lora_A), ("lora_B", branch.lora_B)):
-            tensors[f"{PREFIX}{path}.{half}.weight"] = values.detach().cpu().contiguous().clone()
-    contents = {
-        WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}),
-        CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode(),
-    }
-    write_whole(folder, contents)
-    return folder
+        tensors |= {
+            f"{PREFIX}{path}.lora_A.weight": branch.lora_A,
+            f"{PREFIX}{path}.lora_B.weight": branch.lora_B,
+        }
+    return write_peft(folder, config, tensors)
 
 
 def _tidy(alpha: float) -> float:

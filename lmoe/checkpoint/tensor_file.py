@@ -6,6 +6,7 @@ Nothing here unpickles, evaluates, or follows a path that a file names.
 import json
 import math
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,16 +68,25 @@ def tensor_shapes(path: Path) -> dict[str, Shape]:
     return shapes
 
 
-def read_tensors(path: Path, names: list[str]) -> dict[str, Tensor]:
+def stored_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, Tensor]:
+    """Some of a file's tensors, or all of them, whatever their values.
+
+    Raises:
+        CheckpointError: missing, torn, or no safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
+def finite_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
     """
     Raises:
         CheckpointError: torn, or with values that are not finite.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    tensors = stored_tensors(path, names)
     for name, tensor in tensors.items():
         # A sum is not finite if a value is not; that it may overflow by itself is why the values are asked then.
         if not math.isfinite(tensor.sum().item()) and not isfinite(tensor).all():

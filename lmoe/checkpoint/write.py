@@ -6,6 +6,11 @@ from pathlib import Path
 from lmoe.errors import CheckpointError
 
 
+def is_free(folder: Path) -> bool:
+    """Whether nothing would be overwritten there: no such path, or an empty directory."""
+    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+
+
 def write_whole(folder: Path, contents: dict[str, bytes]) -> None:
     """Each file under another name first, on the disk, then renamed.
 

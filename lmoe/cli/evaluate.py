@@ -29,6 +29,7 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
         from lmoe.inference.load import adapter_folder
         from lmoe.inference.run_data import run_folder
         from lmoe.report.evaluation_tables import evaluation_tables
+        from lmoe.report.say import say
         from lmoe.schema.evaluate import EvaluateSettings
         from lmoe.schema.logger import WandbMode
 
@@ -43,13 +44,13 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
             wandb_mode(WandbMode.auto)  # before anything takes time
         found = evaluate(
             EvaluateSettings(**settings, tasks=split(tasks), limit=limit or 0),
-            say=lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+            say=lambda line: say(console, line),
         )
         files = found.write(folder)
         console.print(evaluation_tables(found))
-        console.print(f"\nIn {shown(folder)}: {', '.join(file.name for file in files)}", markup=False, highlight=False)
+        say(console, f"\nIn {shown(folder)}: {', '.join(file.name for file in files)}")
         if wandb and log_evaluation(found, folder, run_dir) == "offline" and (command := sync_command(folder)):
-            console.print(command, markup=False, highlight=False, soft_wrap=True)
+            say(console, command)
 
     return told(action)
 

@@ -23,6 +23,7 @@ def run(
         from lmoe.backbones.load import load_tokenizer, model_type
         from lmoe.build.announce import quiet_libraries
         from lmoe.data.prepare import prepare
+        from lmoe.report.say import say
         from lmoe.schema.backbone import BackboneConfig
         from lmoe.schema.data import DataConfig
         from lmoe.schema.problems import raise_problems
@@ -53,6 +54,6 @@ def run(
             table.add_row(*row)
         console.print(table)
         for line in prepared.report.lines():
-            console.print(line, markup=False, highlight=False, soft_wrap=True)
+            say(console, line)
 
     return told(action)

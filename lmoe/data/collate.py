@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from lmoe.data.encoded import EncodedRow
+from lmoe.ops.labels import IGNORE
 
-IGNORE_INDEX = -100
-"""Label of what is not to be learnt, as in Hugging Face."""
 MULTIPLE = 8
 """T is rounded up to a multiple of this."""
 
@@ -46,7 +45,7 @@ class Collate:
         shape = (len(sequences), length)
         batch = {
             "input_ids": torch.full(shape, self.pad_token_id, dtype=torch.long),
-            "labels": torch.full(shape, IGNORE_INDEX, dtype=torch.long),
+            "labels": torch.full(shape, IGNORE, dtype=torch.long),
             "valid_mask": torch.zeros(shape, dtype=torch.bool),
             "domain_ids": torch.zeros(shape, dtype=torch.long),
         }
@@ -62,7 +61,7 @@ class Collate:
                 batch["input_ids"][place] = row.input_ids.long()
                 batch["labels"][place] = labels
                 batch["row_ids"][place] = number
-                batch["prompt_mask"][index, number, place[1]] = (labels != IGNORE_INDEX).cumsum(0) == 0
+                batch["prompt_mask"][index, number, place[1]] = (labels != IGNORE).cumsum(0) == 0
                 batch["valid_mask"][place] = True
                 batch["domain_ids"][place] = row.domain
                 position_ids[place] = torch.arange(len(row))
@@ -76,6 +75,6 @@ class Collate:
 
 
 def _labels(row: EncodedRow) -> Tensor:
-    labels = row.input_ids.long().masked_fill(~row.is_label, IGNORE_INDEX)
-    labels[0] = IGNORE_INDEX
+    labels = row.input_ids.long().masked_fill(~row.is_label, IGNORE)
+    labels[0] = IGNORE
     return labels

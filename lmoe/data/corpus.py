@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from lmoe.data.rows import Row, read_rows
 from lmoe.errors import DataError
+from lmoe.ops.labels import IGNORE
 
 Encode = Callable[[str], list[int]]
 
@@ -117,5 +118,5 @@ class Windows(Dataset):
         ids = torch.from_numpy(self.streams[domain][start : start + self.length + 1].astype(np.int64))
         missing = self.length + 1 - len(ids)
         inputs = torch.nn.functional.pad(ids, (0, missing))[:-1]
-        labels = torch.nn.functional.pad(ids, (0, missing), value=-100)[1:]
+        labels = torch.nn.functional.pad(ids, (0, missing), value=IGNORE)[1:]
         return {"input_ids": inputs, "labels": labels, "domain": torch.tensor(domain)}

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lmoe.checkpoint.expert_file import Branch
 from lmoe.checkpoint.peft_writer import write_expert
+from lmoe.checkpoint.write import is_free
 from lmoe.errors import BlendError
 from lmoe.ops.low_rank import truncated
+from lmoe.ops.merge import side_by_side
 
 Method = Literal["cat", "svd"]
 
@@ -41,7 +42,7 @@ def empty_folder(folder: str | Path) -> Path:
         BlendError: something is there.
     """
     path = Path(folder).expanduser()
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if not is_free(path):
         raise BlendError(f"{path} exists and is not an empty directory; name another one")
     return path
 
@@ -92,8 +93,8 @@ def export_peft(
 
 def stacked(parts: list[Branch]) -> Branch:
     """One branch that does what several do; where their scalings agree, it is its own and no number changes."""
-    if len({part.scaling for part in parts}) == 1 and parts[0].scaling > 0:
-        lora_A, lora_B = torch.cat([p.lora_A for p in parts]), torch.cat([p.lora_B for p in parts], dim=1)
-        return Branch(lora_A, lora_B, parts[0].scaling)
-    lora_A = torch.cat([part.lora_A.float() for part in parts])
-    return Branch(lora_A, torch.cat([part.lora_B.float() * part.scaling for part in parts], dim=1), 1.0)
+    first = parts[0].scaling
+    if first > 0 and all(part.scaling == first for part in parts):
+        return Branch(*side_by_side([(part.lora_A, part.lora_B, first) for part in parts], first), first)
+    exact = [(part.lora_A.float(), part.lora_B.float(), part.scaling) for part in parts]
+    return Branch(*side_by_side(exact, 1.0), 1.0)

@@ -4,10 +4,11 @@ from contextlib import nullcontext
 
 from torch import Tensor
 
+from lmoe.backbones.load import context_length
 from lmoe.data.encoded import EncodedRow
 from lmoe.data.evaluation_rows import EvaluationRows
 from lmoe.data.split import first_of_each
-from lmoe.inference.generate import Sampling, context_length, continue_ids
+from lmoe.inference.generate import Sampling, continue_ids
 from lmoe.inference.subject import Subject
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off

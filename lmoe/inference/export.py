@@ -11,6 +11,7 @@ from lmoe.checkpoint.peft_adapter import save_peft
 from lmoe.checkpoint.peft_experts import save_peft_experts
 from lmoe.checkpoint.place import adapter_folder
 from lmoe.checkpoint.without_expert import write_without_expert
+from lmoe.checkpoint.write import is_free
 from lmoe.errors import CheckpointError
 from lmoe.inference.load import load
 from lmoe.inference.merge import merge_adapters, merge_average
@@ -122,6 +123,6 @@ def empty_folder(output: str | Path) -> Path:
         CheckpointError: it exists and is not an empty directory.
     """
     folder = Path(output).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not is_free(folder):
         raise CheckpointError(f"{folder} exists and is not an empty directory; name another --output")
     return folder

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
+from lmoe.backbones.load import context_length
 from lmoe.errors import DataError
 
 Turn = dict[str, str]
@@ -136,8 +137,3 @@ def continue_ids(
             **sampling.options(),
         )
     return whole[0, ids.shape[1] :]
-
-
-def context_length(model: PreTrainedModel) -> int | None:
-    """Tokens that the backbone's positions reach; None: it does not say."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)

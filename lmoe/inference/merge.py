@@ -1,13 +1,11 @@
-"""Fold adapters into the backbone's weights, in place: exactly, or as the average of experts.
-
-Shapes: D in, O out, R rank.
-"""
+"""Fold adapters into the backbone's weights, in place: exactly, or as the average of experts."""
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from lmoe.checkpoint.expert_branches import refuse_what_is_no_branch
+from lmoe.checkpoint.expert_branches import refuse_what_is_no_branch, with_shared
+from lmoe.checkpoint.expert_file import Branch
 from lmoe.errors import CheckpointError
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected, sites
@@ -15,7 +13,7 @@ from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.linear_sizes import weight_OD
 from lmoe.ops.lora import faded
-from lmoe.ops.merge import average_branch, merged_weight, side_by_side
+from lmoe.ops.merge import average_branch, merged_weight
 from lmoe.schema.injection import InjectionStrategy
 
 INSTEAD = {
@@ -58,22 +56,18 @@ def _merged(model: PreTrainedModel) -> dict[str, Tensor]:
     with torch.no_grad():
         for path, site in sites(model):
             assert isinstance(site, LoRALinear | MixtureLoRALinear)
-            lora_A, lora_B, scaling = _branch(site)
+            branch = _branch(site)
             magnitude = site.lora_magnitude if isinstance(site, LoRALinear) and site.use_dora else None
-            found[path].copy_(merged_weight(found[path], lora_A, lora_B, scaling, magnitude))
+            merged = merged_weight(found[path], branch.lora_A, branch.lora_B, branch.scaling, magnitude)
+            found[path].copy_(merged)
     return backbone_state(model)
 
 
-def _branch(site: LoRALinear | MixtureLoRALinear) -> tuple[Tensor, Tensor, float]:
-    """(R, D), (O, R) and scaling of what a site adds; of a mixture the average."""
+def _branch(site: LoRALinear | MixtureLoRALinear) -> Branch:
+    """What a site adds; of a mixture the average."""
     if isinstance(site, LoRALinear):
-        return site.lora_A, faded(site.lora_B, site.fade), site.scaling
-    scaling, shared = site.settings.scaling, site.shared_expert
-    lora_A, lora_B = average_branch(*site.factors())
-    if shared is None:
-        return lora_A, lora_B, scaling
-    always = (shared.lora_A, faded(shared.lora_B, shared.fade), shared.scaling)
-    return *side_by_side([(lora_A, lora_B, scaling), always], scaling), scaling
+        return Branch(site.lora_A, faded(site.lora_B, site.fade), site.scaling)
+    return with_shared(site, *average_branch(*site.factors()))
 
 
 def _weight(path: str, base_layer: torch.nn.Module) -> Tensor:

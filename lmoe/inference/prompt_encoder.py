@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.checkpoint.peft_reader import CENTROID_FILE
-from lmoe.checkpoint.tensor_file import read_tensors, tensor_shapes
+from lmoe.checkpoint.tensor_file import finite_tensors, tensor_shapes
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import BlendError
 from lmoe.inference.blend_routers import Router
@@ -176,7 +176,7 @@ def _read_centroid(path: Path, width: int) -> Tensor:
     shapes = tensor_shapes(path)
     if shapes != {"centroid": (width,)}:
         raise BlendError(f"{path}: holds {shapes}, and this base needs a centroid of {width}; fit the centroids anew")
-    return read_tensors(path, ["centroid"])["centroid"].float()
+    return finite_tensors(path, ["centroid"])["centroid"].float()
 
 
 def _width(model: nn.Module) -> int:

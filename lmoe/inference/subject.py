@@ -7,16 +7,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmoe.backbones.load import QUANTISED, precision_of
+from lmoe.backbones.load import QUANTISED, context_length, precision_of
 from lmoe.data.by_length import batches_by_length
 from lmoe.data.encoded import EncodedRows
 from lmoe.errors import ConfigError
-from lmoe.inference.generate import context_length
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Subject:
-    """An injected model in evaluation mode.
+    """A model, and how its rows are laid into batches.
 
     Args:
         model: on the device where it computes.

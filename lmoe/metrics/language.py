@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-IGNORE = -100
+from lmoe.ops.labels import IGNORE
 
 
 def token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:

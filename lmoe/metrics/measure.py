@@ -1,13 +1,14 @@
-"""Losses of an injected model over batches: the one way, for validation in training and for evaluation afterwards."""
+"""Losses of a model over batches: the one way, for validation in training and for evaluation afterwards."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from lmoe.injection.facts import facts
-from lmoe.injection.record import injected
+from lmoe.injection.record import RECORD, Injected
 from lmoe.layers.trace import Routing
 from lmoe.metrics.language import DomainLoss, token_losses
 
@@ -35,24 +36,32 @@ def measured(
     """Losses over batches, without gradients and dropout; the model's mode is put back.
 
     Args:
-        model: an injected model.
+        model: bare or injected.
         batches: on the device.
         domains: names, in the order of the batches' domain ids.
         device: of the batches.
-        routing: gets the routing of each batch.
+        routing: gets the routing of each batch; a bare model has none.
         between: called after each batch; may raise to break off.
     """
     loss = DomainLoss(list(domains)).to(device)
-    training, record = model.training, injected(model)
+    training, record = model.training, getattr(model, RECORD, None)
     model.eval()
     with torch.no_grad():
         for batch in batches:
-            with facts(record, batch, domains), record.trace.recording(batch["valid_mask"]):
+            with nullcontext() if record is None else _told(record, batch, domains):
                 losses, labels = predicted_losses(model, batch)
             loss.update(losses, labels, batch["domain_ids"][:, 1:])
-            if routing is not None:
+            if record is not None and routing is not None:
                 routing(record.trace.routing, batch)
             between()
-    record.trace.clear()
+    if record is not None:
+        record.trace.clear()
     model.train(training)
     return loss
+
+
+@contextmanager
+def _told(record: Injected, batch: Batch, domains: Sequence[str]) -> Iterator[None]:
+    """What the routers have to know of the batch, and their decisions recorded."""
+    with facts(record, batch, domains), record.trace.recording(batch["valid_mask"]):
+        yield

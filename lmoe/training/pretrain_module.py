@@ -6,7 +6,8 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from lmoe.metrics.language import IGNORE, DomainLoss, token_losses
+from lmoe.metrics.language import DomainLoss, token_losses
+from lmoe.ops.labels import IGNORE
 from lmoe.schema.optim import OptimConfig
 from lmoe.training.lr_schedule import LrShape, lr_factor
 from lmoe.training.optimizers import set_learning_rates

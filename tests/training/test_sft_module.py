@@ -6,7 +6,7 @@ from torch.nn.functional import pad
 
 from lmoe.errors import CheckpointError
 from lmoe.injection.record import injected
-from lmoe.metrics.language import IGNORE
+from lmoe.ops.labels import IGNORE
 
 JOINT = ("phase=joint", "injection.attn_lora.enabled=true")
 LINEAR = ("moe.load_balance.type=none", "moe.load_balance.aux_loss_coef=null", "moe.router_z_loss_coef=0.1")

@@ -14,6 +14,7 @@ from lmoe.layers.context import RoutingContext, Rows
 from lmoe.layers.routers.linear import TopKRouter
 from lmoe.layers.trace import Routing
 from lmoe.ops.gating import Gate
+from lmoe.ops.labels import IGNORE
 
 
 class SequenceRouter(TopKRouter):
@@ -92,7 +93,7 @@ class PromptReader:
 
 def before_labels(labels: Tensor) -> Tensor:
     """(B, T) bool: tokens before the first label of their sequence; all of them where there is no label."""
-    return (labels != -100).long().cumsum(-1) == 0
+    return (labels != IGNORE).long().cumsum(-1) == 0
 
 
 def _pooled(x: Tensor, prompt: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from lmoe.report.say import say
+
 PLAIN_EVERY_SECONDS = 10.0
 
 
@@ -53,4 +55,4 @@ class ProgressLine:
 
     def say(self, message: str) -> None:
         """A line above the live one."""
-        self.console.print(message, markup=False, highlight=False)
+        say(self.console, message)
