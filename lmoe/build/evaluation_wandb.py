@@ -35,7 +35,7 @@ def log_evaluation(evaluation: Evaluation, folder: Path, run: Path | None) -> st
         group=group,
         job_type="evaluation",
         name=f"evaluation/{(run or folder).name}",
-        dir=str(folder),
+        dir=str(folder.resolve()),  # NOTE W&B's service may have been started in another working folder
         config=without_infinity(evaluation.settings),
         mode=mode,  # type: ignore[arg-type]
         settings=wandb.Settings(silent=True, console="off"),

@@ -21,12 +21,12 @@ def adapter_folder(path: str | Path) -> Path:
             return candidate
     if not folder.exists():
         raise CheckpointError(f"{folder}: no such run or adapter directory")
+    unfinished = " (the run has not finished: resume=<run> continues it)" if (folder / RUN_CONFIG_FILE).exists() else ""
     if any((candidate / WEIGHTS_FILE).exists() for candidate in (folder, folder / ADAPTER_DIR)):
         raise CheckpointError(
-            f"{folder}: {WEIGHTS_FILE} is there, and {CONFIG_FILE} is not; restore it, or take the average of the "
-            "experts with lmoe.load(…, base_model=…, average_without_config=True)"
+            f"{folder}: {WEIGHTS_FILE} is there, and {CONFIG_FILE} is not{unfinished}; restore it, or take the average "
+            "of the experts with lmoe.load(…, base_model=…, average_without_config=True)"
         )
-    unfinished = " (the run has not finished: resume=<run> continues it)" if (folder / RUN_CONFIG_FILE).exists() else ""
     raise CheckpointError(f"{folder}: neither a finished run nor an adapter: no {CONFIG_FILE}{unfinished}")
 
 

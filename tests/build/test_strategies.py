@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
+from typer.testing import CliRunner
 
 import lmoe
 from lmoe.checkpoint.adapter import adapter_tensors, read_adapter_config
+from lmoe.cli.main import app
 from lmoe.errors import ConfigError
 from lmoe.injection.tracing import adapters_off, domain
 from lmoe.schema.injection import InjectionStrategy
@@ -122,12 +124,10 @@ def test_a_loaded_run_generates_with_and_without_cache_what_the_run_would_have(e
     assert written.shape[1] > prompt["input_ids"].shape[1]
 
 
-def test_the_command_line_generates_from_the_run(ended, restored, capsys):
-    from lmoe.cli.generate import run
-
-    sampling = {"max_new_tokens": 4, "temperature": 0.0, "top_p": 1.0, "seed": 0}
-    code = run(str(ended.folder), prompt="code 1: say", prompt_file=None, base_model=None, domain=None, **sampling)
-    assert code == 0 and capsys.readouterr().out.strip()
+def test_the_command_line_generates_from_the_run(ended, restored):
+    asked = ["generate", "--checkpoint", str(ended.folder), "--prompt", "code 1: say", "--max-new-tokens", "4"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0 and done.stdout.strip()
 
 
 @pytest.mark.parametrize("name", ["dense_lora", "moe_expert_lora with copies", "native_moe_expert_lora"])

@@ -1,7 +1,6 @@
 """Changing any key of `injection` or `moe` changes plan, output or gradient of a tiny model, or its training."""
 
 from dataclasses import dataclass, field
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +14,7 @@ from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.keys import leaf_keys
 from lmoe.schema.moe import MoeConfig
 from lmoe.schema.phase import Role
+from lmoe.schema.run import RunConfig
 from lmoe.training.auxiliary import Auxiliary
 from lmoe.training.dials import Dials, set_dials
 from lmoe.training.phases import Phase
@@ -185,8 +185,9 @@ def phase(**changes: bool) -> Phase:
 
 def dials(**moe: Any) -> Dials:
     """Those of a run of 100 optimizer steps."""
-    config = SimpleNamespace(moe=moe_section({"router": "top_k", **moe}), trainer=SimpleNamespace(max_steps=100))
-    return Dials.of(config)  # type: ignore[arg-type]
+    config = RunConfig(moe=moe_section({"router": "top_k", **moe}))
+    config.trainer.max_steps = 100
+    return Dials.of(config)
 
 
 def trained_logits(given: Dials, step: int, **switches: bool) -> torch.Tensor:

@@ -47,6 +47,7 @@ MOE: dict[str, Any] = {
     "router": RouterKind.soft,
     "router_scope": RouterScope.block,
     "router_dtype": RouterDtype.bfloat16,
+    "router_bias": True,
     "temperature": 2.0,
     "temperature_end": 2.0,
     "router_noise": 0.5,
@@ -125,7 +126,7 @@ def test_the_tables_here_change_every_key_and_no_key_is_idle_that_does_not_exist
     assert {key for traits in STRATEGY_TRAITS.values() for key in traits.idle} == set(INJECTION)
     assert all(getattr(usual, key) != value for key, value in INJECTION.items())
     keys = {key for key, _ in leaf_keys(MoeConfig)}
-    assert set(MOE) == keys and len(keys) == 23
+    assert set(MOE) == keys and len(keys) == 24
     for key, value in MOE.items():
         owner = shipped.load_balance if key.startswith("load_balance.") else shipped
         assert getattr(owner, key.rpartition(".")[2]) != value, key

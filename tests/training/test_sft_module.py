@@ -126,6 +126,7 @@ def test_a_checkpoint_of_another_backbone_phase_or_optimizer_is_refused(micro, r
         "state_dict": held,
         "lmoe_base": injected(module.model).fingerprint,
         "lmoe_begun": {},
+        "lmoe_experts": {"names": [], "kept": 0},
         "global_step": 1,
         "optimizer_states": [{"param_groups": [{"param_names": ["a"]}]}],
     }
