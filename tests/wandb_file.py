@@ -5,6 +5,7 @@ The Python reader that wandb shipped went away with the move to its Go service; 
 
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,29 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 HEADER, BLOCK = 7, 32768
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
+PATIENCE = 10.0
+"""Seconds."""
 
 
-def records(path: Path) -> Iterator[Record]:
-    """Every record of a .wandb file, checksums verified."""
-    data = path.read_bytes()
+def records(path: Path) -> list[Record]:
+    """Every record of a .wandb file, checksums verified.
+
+    NOTE W&B's service goes on writing for a moment after a run was finished: the record of its exit is the last one.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            found = list(_parsed(path.read_bytes()))
+            if found and found[-1].WhichOneof("record_type") == "exit":
+                return found
+        except (AssertionError, struct.error):
+            if time.monotonic() > until:
+                raise
+        assert time.monotonic() < until, f"{path} has no end"
+        time.sleep(0.05)
+
+
+def _parsed(data: bytes) -> Iterator[Record]:
     identifier, magic, version = struct.unpack("<4sHB", data[:HEADER])
     assert (identifier, magic, version) == (b":W&B", 0xBEE1, 0)
     at, parts = HEADER, b""

@@ -1,5 +1,6 @@
 """A run that is killed at any moment, as often as may be, ends with the bytes of the run that nobody killed."""
 
+import contextlib
 import csv
 import random
 import shutil
@@ -9,12 +10,14 @@ from pathlib import Path
 
 from benchmarks.torture.outcome import Outcome
 from benchmarks.torture.pieces import micro_overrides
-from benchmarks.torture.process import Ended, Way, run
+from benchmarks.torture.process import Ended, Kill, Way, run
 from benchmarks.torture.settings import RUNS, command_line
 
 CLAIM = "killed runs of the micro model end with the bytes of the run that nobody killed"
 STARTS = 12
 """So often a run may be started before it counts as lost."""
+AIMED = 1 / 3
+"""Share of the kills of runs with slow writes that wait for a checkpoint to be written."""
 WRITES = ("*.partial", "checkpoints/*.partial", "adapter/*.partial", "cache/*.partial")
 
 
@@ -81,17 +84,17 @@ def new_run(job: Job, folder: Path) -> list[str]:
 
 
 def kill_and_resume(job: Job, way: Way, whole: Whole, folder: Path, rng: random.Random, outcome: Outcome) -> None:
-    """One run: up to three kills, each uniform over the life of an uninterrupted one, then left to end."""
+    """One run: up to three kills, uniform over the life of an uninterrupted one, some aimed; then left to end."""
     reference, life = whole.run_of(job), whole.life_of(job, way)
     kills, wanted = 0, rng.choice((1, 1, 2, 3))
     case = f"{job.name} in {folder.name}"
     ended, missed = None, 0
     for _ in range(STARTS):
         before = stamps(folder)
-        moment = rng.uniform(0, life) if kills < wanted else None
+        kill = next_kill(folder, before, life, way, rng) if kills < wanted else None
         here = (folder / "config.yaml").exists()
         started = [f"resume='{folder}'"] if here and rng.random() < 0.5 else new_run(job, folder)
-        ended = run(way, started, folder.parent, moment)
+        ended = run(way, started, folder.parent, kill)
         if ended.killed:
             kills += 1
             outcome.count(place_of(folder, before))
@@ -105,6 +108,14 @@ def kill_and_resume(job: Job, way: Way, whole: Whole, folder: Path, rng: random.
     outcome.count("kills", kills)
     outcome.judge(case, verdict(ended, kills, folder, reference))
     outcome.count("of them fresh processes", int(way.fresh))
+
+
+def next_kill(folder: Path, before: dict[Path, int], life: float, way: Way, rng: random.Random) -> Kill:
+    """At any moment, or inside the next write of a checkpoint after it."""
+    aimed = way.slow and rng.random() < AIMED
+    if not aimed:
+        return Kill(after=rng.uniform(0, life))
+    return Kill(after=rng.uniform(0, life / 2), once=lambda: _in_checkpoint(folder, before))
 
 
 def verdict(ended: Ended | None, kills: int, folder: Path, reference: Path) -> str | None:
@@ -146,18 +157,30 @@ def _number(text: str) -> str:
 
 def stamps(folder: Path) -> dict[Path, int]:
     """Files that a write leaves when it is broken off, with their times; an earlier kill may have left some."""
-    return {path: path.stat().st_mtime_ns for pattern in WRITES for path in folder.glob(pattern)}
+    found = {}
+    for path in (path for pattern in WRITES for path in folder.glob(pattern)):
+        with contextlib.suppress(FileNotFoundError):  # it has its name by now
+            found[path] = path.stat().st_mtime_ns
+    return found
+
+
+def fresh(folder: Path, before: dict[Path, int]) -> list[Path]:
+    """Half-written files that were not there, or were older."""
+    return [path for path, time in stamps(folder).items() if before.get(path) != time]
+
+
+def _in_checkpoint(folder: Path, before: dict[Path, int]) -> bool:
+    return any(path.parent.name == "checkpoints" for path in fresh(folder, before))
 
 
 def place_of(folder: Path, before: dict[Path, int]) -> str:
     """Where a kill fell, as far as the folder shows it."""
-    fresh = [path for path, time in stamps(folder).items() if before.get(path) != time]
     checkpoints = folder / "checkpoints"
-    if any(path.parent == checkpoints for path in fresh):
+    if _in_checkpoint(folder, before):
         return "inside a checkpoint write"
     if list(checkpoints.glob("step-*.ckpt")) and not (checkpoints / "last.ckpt").exists():
         return "between the renames of a checkpoint"
-    if fresh:
+    if fresh(folder, before):
         return "inside another write"
     if not (folder / "config.yaml").exists():
         return "before config.yaml"

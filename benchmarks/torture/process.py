@@ -44,6 +44,19 @@ class Ended:
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
+class Kill:
+    """When SIGKILL comes.
+
+    Args:
+        after: so many seconds after the start at the earliest.
+        once: and then as soon as this holds.
+    """
+
+    after: float
+    once: Callable[[], bool] = lambda: True
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
 class Way:
     """How a process is started.
 
@@ -56,10 +69,10 @@ class Way:
     slow: bool = False
 
 
-def run(way: Way, arguments: list[str], folder: Path, kill_after: float | None = None) -> Ended:
-    """`python -m lmoe.cli.train` with arguments, in a working directory; killed with SIGKILL after some seconds."""
+def run(way: Way, arguments: list[str], folder: Path, kill: Kill | None = None) -> Ended:
+    """`python -m lmoe.cli.train` with arguments, in a working directory; killed with SIGKILL, or left to end."""
     if way.fresh:
-        return _run_fresh(way, arguments, folder, kill_after)
+        return _run_fresh(way, arguments, folder, kill)
 
     def train() -> int:
         from lmoe.cli.train import main
@@ -69,10 +82,10 @@ def run(way: Way, arguments: list[str], folder: Path, kill_after: float | None =
         sys.argv = ["train"]
         return main(arguments)
 
-    return forked(train, folder, kill_after)
+    return forked(train, folder, kill)
 
 
-def forked(job: Callable[[], int | None], folder: Path, kill_after: float | None = None) -> Ended:
+def forked(job: Callable[[], int | None], folder: Path, kill: Kill | None = None) -> Ended:
     """A function in a fork of this process."""
     log, started = folder / f"log-{random.getrandbits(32):08x}", time.monotonic()
     sys.stdout.flush()
@@ -80,7 +93,7 @@ def forked(job: Callable[[], int | None], folder: Path, kill_after: float | None
     child = os.fork()
     if child == 0:
         _as_child(job, folder, log)
-    end = _wait(lambda: _waited(child), lambda: os.kill(child, signal.SIGKILL), started, kill_after)
+    end = _wait(lambda: _waited(child), lambda: os.kill(child, signal.SIGKILL), started, kill)
     return _ended(end, started, log)
 
 
@@ -108,7 +121,7 @@ def _as_child(job: Callable[[], int | None], folder: Path, log: Path) -> None:
         os._exit(code)
 
 
-def _run_fresh(way: Way, arguments: list[str], folder: Path, kill_after: float | None) -> Ended:
+def _run_fresh(way: Way, arguments: list[str], folder: Path, kill: Kill | None) -> Ended:
     module = "benchmarks.torture.slow_writes" if way.slow else "lmoe.cli.train"
     log, started = folder / f"log-{random.getrandbits(32):08x}", time.monotonic()
     with open(log, "wb") as out:
@@ -120,7 +133,7 @@ def _run_fresh(way: Way, arguments: list[str], folder: Path, kill_after: float |
             stdout=out,
             stderr=out,
         )
-    return _ended(_wait(process.poll, process.kill, started, kill_after), started, log)
+    return _ended(_wait(process.poll, process.kill, started, kill), started, log)
 
 
 def environment() -> dict[str, str]:
@@ -140,11 +153,11 @@ def _waited(child: int) -> int | None:
     return os.waitstatus_to_exitcode(status) if done else None
 
 
-def _wait(poll: Callable[[], int | None], kill: Callable[[], None], started: float, kill_after: float | None) -> int:
+def _wait(poll: Callable[[], int | None], end: Callable[[], None], started: float, kill: Kill | None) -> int:
     while (code := poll()) is None:
         age = time.monotonic() - started
-        if age > (LIMIT if kill_after is None else kill_after):
-            kill()
+        if age > LIMIT or (kill is not None and age > kill.after and kill.once()):
+            end()
         time.sleep(POLL)
     return code
 

@@ -13,19 +13,18 @@ from lmoe.backbones.fingerprint import fingerprint
 from lmoe.checkpoint.expert_file import ExpertHeader
 from lmoe.checkpoint.peft_reader import read_header
 from lmoe.errors import BlendError
-from lmoe.inference.blend_export import Export, Method, empty_folder, export_peft
+from lmoe.inference.blend_fixed import FixedBlend
 from lmoe.inference.blend_routers import ArrowRouter, BlendRouter, Router, Static, checked_settings
 from lmoe.inference.blend_stack import BlendStack
 from lmoe.inference.blend_taken import experts_dtype, refuse_taken
 from lmoe.inference.blend_weights import Weights, checked_name, checked_weights
-from lmoe.inference.fold import Fold, Folded, Keep
 from lmoe.inference.prompt_encoder import EncoderRouter, fitted, save_centroids
 from lmoe.layers.blend_linear import BLEND
 
 Place = str | Path
 
 
-class Blend:
+class Blend(FixedBlend):
     """Experts beside the Linears of a model, in place: y = W x + sum_e w_e s_e B_e A_e x at every site.
 
     The base's tensors are never written, but by `fold`. Generation with a KV cache, batches, padding, static caches and
@@ -67,7 +66,6 @@ class Blend:
         given = dict.fromkeys(names, 1.0 / len(names)) if weights is None else weights
         self._rows, self._by_row = checked_weights(given, names), not isinstance(given, Mapping)
         self.model, self._fingerprint, self._closed = model, fingerprint(model), False
-        self._folded: Folded | None = None
         self._stack = BlendStack(
             model, {name: self._header(place) for name, place in experts.items()}, dtype or experts_dtype(model)
         )
@@ -93,11 +91,6 @@ class Blend:
     def folders(self) -> dict[str, Path]:
         """Where each expert was read from."""
         return {name: header.folder for name, header in self._stack.headers.items()}
-
-    @property
-    def is_folded(self) -> bool:
-        """Whether the blend is in the weights now."""
-        return self._folded is not None
 
     @property
     def weights(self) -> dict[str, float] | list[dict[str, float]]:
@@ -164,73 +157,6 @@ class Blend:
         self._router.renamed(old, new)
         self._changed([{new if name == old else name: w for name, w in row.items()} for row in self._rows])
 
-    def fold(self, keep: Keep = "copy") -> Fold:
-        """Add the blend to the weights: from now on a token costs what it costs the base.
-
-        Args:
-            keep: copy: the originals stay in memory for `unfold`; reread: they are read again from the base's files.
-
-        Raises:
-            BlendError: weights by row or by token, a quantised or shared weight, files that differ, or folded already.
-        """
-        self._ready()
-        blended = self._stack.blended(self._fixed("fold"))
-        self._stack.detach()
-        try:
-            folded = Folded(self.model, blended, keep)
-        except Exception:
-            self._stack.attach()
-            raise
-        self._folded = folded
-        return folded.report
-
-    def unfold(self) -> None:
-        """The base's weights as they were, bit by bit, and the experts beside them again.
-
-        Raises:
-            BlendError: not folded, or (keep=reread) the base's files are gone or have changed.
-        """
-        if self._folded is None:
-            raise BlendError("the blend is not folded")
-        self._folded.unfold()
-        self._folded = None
-        self._stack.attach()
-
-    def export(self, folder: Place, method: Method = "cat", rank: int | None = None) -> Export:
-        """Write the blend as it is now as one PEFT adapter.
-
-        Args:
-            folder: made if missing; must be empty.
-            method: cat: all ranks side by side, exact; svd: the nearest adapter of a rank, with its error by site.
-            rank: of svd.
-
-        Raises:
-            BlendError: no fixed weights, all 0, a rank that cannot be, or something in the way.
-            CheckpointError: the folder cannot be written.
-        """
-        self._ready()
-        blended, name = self._stack.blended(self._fixed("export")), str(self.model.name_or_path)
-        return export_peft(self.model, blended, folder, method=method, rank=rank, base_model=name)
-
-    def save_merged(self, folder: Place, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
-        """Write base and blend as one Hugging Face model; the blend stays as it is.
-
-        Raises:
-            BlendError: as `fold`, or something in the way.
-        """
-        target = empty_folder(folder)
-        folded_here = self._folded is None
-        if folded_here:
-            self.fold()
-        try:
-            self.model.save_pretrained(target)
-        finally:
-            if folded_here:
-                self.unfold()
-        if tokenizer is not None:
-            tokenizer.save_pretrained(target)
-        return target
-
     def fit_centroids(self, texts: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> None:
         """Tell router=encoder what each expert is for, by some texts of its kind.
 
@@ -248,6 +174,23 @@ class Blend:
             CheckpointError: a folder that cannot be written.
         """
         return save_centroids(self._encoder().centroids, self.folders)
+
+    @contextmanager
+    def watched(self) -> Iterator[dict[str, float]]:
+        """By name, filled when the block ends: each expert's part of all the weight that router=arrow has given inside
+        it, over tokens (those of the padding too) and sites.
+
+        Raises:
+            BlendError: another router, whose weights can be read, or a folded blend.
+        """
+        self._ready()
+        if not self._router.per_token:
+            raise BlendError("only router=arrow weighs by token; read blend.weights")
+        shares: dict[str, float] = {}
+        with self._stack.watched() as given:
+            yield shares
+        total = torch.stack([part.cpu() for part in given]).sum(0)
+        shares |= dict(zip(self.names, (total / total.sum().clamp(min=1e-30)).tolist(), strict=True))
 
     @contextmanager
     def silenced(self) -> Iterator[None]:

@@ -3,7 +3,8 @@
 Shapes: B rows of a batch, E experts, S sites that read one input, R ranks.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
@@ -120,6 +121,18 @@ class BlendStack:
             lora_A = group.group.lora_A
             live = [_arrow_live(run, count, lora_A) for run in _runs(group.group.ranks, (True,) * count)]
             group.show(live, self._directions[group])
+
+    @contextmanager
+    def watched(self) -> Iterator[list[Tensor]]:
+        """(E,) of each group: what Arrow gives the experts inside the block, summed over tokens and sites."""
+        inside = [group.group for group in self.groups if group.group is not None]
+        for group in inside:
+            group.shown.seen = torch.zeros(len(self.headers), device=group.lora_A.device)
+        try:
+            yield [group.shown.seen for group in inside if group.shown.seen is not None]
+        finally:
+            for group in inside:
+                group.shown.seen = None
 
     def silence(self, silent: bool) -> None:
         """Leave all experts out for a while."""

@@ -67,12 +67,14 @@ class Shown:
         arrow: who decides; None: the gates of the runs.
         shared: an input, what it gave, and the site that comes next.
         silent: no expert takes part for a while.
+        seen: (E,) gets what Arrow gives each expert, summed over tokens and sites; None: nobody looks.
     """
 
     live: list[tuple[Tensor, Live]]
     arrow: Arrow | None = None
     shared: tuple[Tensor, list[Sequence[Tensor]], int] | None = None
     silent: bool = False
+    seen: Tensor | None = None
 
 
 class BlendGroup(nn.Module):
@@ -129,9 +131,12 @@ class BlendGroup(nn.Module):
             x = x.to(dtype)
         if shown.arrow is not None:
             arrow = shown.arrow
-            shares = arrow_weights(
+            weights = arrow_weights(
                 x, arrow.directions, arrow.present, top_k=arrow.top_k, temperature=arrow.temperature
-            ).flatten(-2)
+            )
+            if shown.seen is not None:
+                shown.seen += weights.reshape(-1, weights.shape[-1]).sum(0)
+            shares = weights.flatten(-2)
         for lora_A, live in shown.live:
             hidden = linear(x, lora_A)
             if live.order is not None:

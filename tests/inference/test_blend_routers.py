@@ -62,6 +62,32 @@ def test_one_expert_under_arrow_is_that_expert(base, model, places):
         blend.fold()
 
 
+def test_what_arrow_gives_each_expert_can_be_seen(base, model, places):
+    blend = lmoe.Blend(model, places, router="arrow", top_k=2)
+    experts, inputs = [read_expert(place) for place in places.values()], {}
+    hooks = [
+        model.get_submodule(path).register_forward_pre_hook(lambda _, args, path=path: inputs.update({path: args[0]}))
+        for path in blend.sites
+    ]
+    with blend.watched() as shares:
+        seen = logits(model, tokens())
+        assert shares == {}
+    for hook in hooks:
+        hook.remove()
+    total = torch.zeros(len(experts))
+    for path, x in inputs.items():
+        branches = [expert.branches.get(path) for expert in experts]
+        plain = [None if b is None else (b.lora_A, b.lora_B, b.scaling) for b in branches]
+        total += dumb_arrow(x.flatten(0, 1), plain, 2, 1.0)[1].sum(0)
+    assert list(shares) == list(places)
+    assert_close(torch.tensor(list(shares.values())), total / total.sum(), **CLOSE)
+    assert torch.equal(logits(model, tokens()), seen)
+    blend.close()
+    weighted = lmoe.Blend(model, places)
+    with pytest.raises(BlendError, match=r"only router=arrow weighs by token; read blend\.weights"), weighted.watched():
+        pass
+
+
 def test_arrow_follows_experts_that_come_and_go_and_generates_with_a_cache(base, model, places):
     blend = lmoe.Blend(model, {"code": places["code"], "chat": places["chat"]}, router="arrow", top_k=2)
     before = logits(model, tokens())
