@@ -1,7 +1,7 @@
 """Tokens a second of blends beside the base, PEFT, X-LoRA and a loop: `make bench-decode`.
 
 Batch 1, a KV cache, random weights. All contestants of a type live in one process around the same frozen weights, and
-take turns; memory is measured in processes of their own.
+take turns, token by token; memory is measured in processes of their own.
 """
 
 import argparse
@@ -9,31 +9,32 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import lmoe
 from benchmarks import decode_entrants as peers
 from benchmarks import machine, memory
-from benchmarks.decode_entrants import PARTS, Entrant, timed, write_experts
+from benchmarks.decode_entrants import Entrant, decode, prefill, write_experts
 from benchmarks.decode_results import DecodeReport, Line
 from benchmarks.flags import positive, shared_flags
 from benchmarks.models import SIZES, random_model
 from benchmarks.runs import Say
 from benchmarks.step import DTYPES
 from benchmarks.targets import Judged, Target
-from benchmarks.timing import Timed, interleave, ratio
+from benchmarks.timing import Laps, Timed, interleave, ratio
 
 SHAPE = ("hidden", "ffn", "layers", "heads", "kv_heads", "head_dim", "vocab")
 COUNTS = (1, 2, 4, 8, 16)
 PEERS = 4
 """Experts of the other contestants."""
+SLOW = "base, beside those without a cache"
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
@@ -42,7 +43,9 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="0.6b")
     parser.add_argument("--layers", type=positive, help="default: those of the size")
     parser.add_argument("--rank", type=positive, default=32)
-    parser.add_argument("--steps", type=positive, default=8, help="tokens after the prompt, a repeat")
+    parser.add_argument(
+        "--steps", type=positive, default=8, help="tokens after the prompt, a repeat; without a cache 1"
+    )
     parser.add_argument("--no-memory", action="store_true", help="time only")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     flags = parser.parse_args(given)
@@ -92,14 +95,13 @@ def measure(flags: argparse.Namespace, dtype: str, say: Say) -> DecodeReport:
     with TemporaryDirectory() as folder:
         places = write_experts(base, Path(folder), max(COUNTS), flags.rank)
         found, skipped = entrants(base, places, flags.only)
-        runs = {entrant.name: timed(entrant, prompt, flags.steps) for entrant in found}
-        times = interleave(runs, PARTS, warmup=flags.warmup, repeats=flags.repeats, progress=say)
+        times = samples(found, prompt, flags, say)
         lines = []
         for entrant in found:
             line = Line(
                 name=entrant.name,
                 timed=times[entrant.name],
-                base=times["base"],
+                base=times["base" if entrant.cached else SLOW],
                 tokens=prompt.numel(),
                 limit=read / (read + entrant.expert_bytes),
             )
@@ -129,6 +131,30 @@ def measure(flags: argparse.Namespace, dtype: str, say: Say) -> DecodeReport:
     )
 
 
+def samples(found: list[Entrant], prompt: Tensor, flags: argparse.Namespace, say: Say) -> dict[str, Timed]:
+    """By contestant: as many prompts as repeats, and so many times `steps` tokens.
+
+    A turn is one token, so that a slow moment of the machine meets all. Who has no cache takes turns with the base
+    alone, which is in the result a second time for that, as SLOW.
+    """
+
+    def turns(part: str, some: list[Entrant], make: Callable[[Entrant, Tensor], Callable[[], Laps]], repeats: int):
+        runs = {entrant.name: make(entrant, prompt) for entrant in some}
+        named = lambda text: say(f"{part}: {text}") if "warm" in text or repeats == flags.repeats else None  # noqa: E731
+        return interleave(runs, (part,), warmup=flags.warmup, repeats=repeats, progress=named)
+
+    prefills = turns("prefill", found, prefill, flags.repeats)
+    cached = [entrant for entrant in found if entrant.cached]
+    decodes = turns("decode", cached, decode, flags.repeats * flags.steps)
+    if len(cached) < len(found):
+        slow = turns(
+            "decode", [cached[0], *(entrant for entrant in found if not entrant.cached)], decode, flags.repeats
+        )
+        decodes[SLOW] = slow.pop(cached[0].name)
+        decodes, prefills[SLOW] = decodes | slow, prefills[cached[0].name]
+    return {name: Timed({**prefills[name].parts, **decodes[name].parts}) for name in decodes}
+
+
 def changes(blend: "lmoe.Blend") -> tuple[float, float]:
     """Median milliseconds of new weights for all experts, and of another set of experts; then all are on again."""
     weights, sets = [], []
@@ -152,6 +178,14 @@ def memory_of(flags: argparse.Namespace, dtype: str, count: int, expert_bytes: i
     return peak.peak / (peak.base + expert_bytes / memory.MB)
 
 
+def answer(entrant: Entrant, prompt: Tensor) -> None:
+    """The prompt and two tokens."""
+    prefill(entrant, prompt)()
+    step = decode(entrant, prompt)
+    for _ in range(2):
+        step()
+
+
 def print_peak(flags: argparse.Namespace) -> None:
     """The memory of one blend, in this process, which must be a fresh one."""
     torch.set_num_threads(flags.threads)
@@ -160,10 +194,10 @@ def print_peak(flags: argparse.Namespace) -> None:
     prompt = torch.randint(3, flags.shape.vocab, flags.tokens, generator=torch.Generator().manual_seed(0))
     with TemporaryDirectory() as folder:
         places = write_experts(base, Path(folder), flags.memory_of, flags.rank)
-        timed(Entrant(name="base", model=base), prompt, 2)()
+        answer(Entrant(name="base", model=base), prompt)
         before = memory._settle(torch.device("cpu"))
         lmoe.Blend(base, places)
-        timed(Entrant(name="blend", model=base), prompt, 2)()
+        answer(Entrant(name="blend", model=base), prompt)
         peak = memory.Peak(base=before, peak=memory._peak(torch.device("cpu")))
     sys.stdout.write(json.dumps(asdict(peak)) + "\n")
 

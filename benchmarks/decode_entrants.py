@@ -19,7 +19,6 @@ from lmoe.checkpoint.peft_reader import read_expert
 from lmoe.checkpoint.peft_writer import write_expert
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-PARTS = ("prefill", "decode")
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -136,22 +135,33 @@ def loop(base: PreTrainedModel, places: dict[str, Path], count: int) -> Entrant:
     return Entrant(name=f"loop {count}", model=model.eval(), expert_bytes=read)
 
 
-def timed(entrant: Entrant, prompt: Tensor, steps: int) -> Callable[[], Laps]:
-    """Milliseconds of the prompt, and of one token after it."""
+def prefill(entrant: Entrant, prompt: Tensor) -> Callable[[], Laps]:
+    """Milliseconds of the prompt."""
+    return lambda: (_forward(entrant, prompt, DynamicCache() if entrant.cached else None),)
 
-    @torch.no_grad()
+
+def decode(entrant: Entrant, prompt: Tensor) -> Callable[[], Laps]:
+    """Milliseconds of one more token after the prompt and the tokens of the calls before."""
+    cache, ids = DynamicCache() if entrant.cached else None, prompt
+
     def run() -> Laps:
-        count = steps if entrant.cached else 1
-        settings = {"past_key_values": DynamicCache()} if entrant.cached else {"use_cache": False}
-        start = time.perf_counter()
-        entrant.model(input_ids=prompt, **settings)
-        middle, ids = time.perf_counter(), prompt
-        for _ in range(count):
-            ids = prompt[:, :1] if entrant.cached else torch.cat([ids, ids[:, :1]], 1)
-            entrant.model(input_ids=ids, **settings)
-        return 1000 * (middle - start), 1000 * (time.perf_counter() - middle) / count
+        nonlocal ids
+        if cache is None:
+            ids = torch.cat([ids, ids[:, :1]], 1)
+            return (_forward(entrant, ids, None),)
+        if cache.get_seq_length() == 0:
+            _forward(entrant, prompt, cache)
+        return (_forward(entrant, prompt[:, :1], cache),)
 
     return run
+
+
+@torch.no_grad()
+def _forward(entrant: Entrant, ids: Tensor, cache: DynamicCache | None) -> float:
+    settings = {"use_cache": False} if cache is None else {"past_key_values": cache}
+    start = time.perf_counter()
+    entrant.model(input_ids=ids, **settings)
+    return 1000 * (time.perf_counter() - start)
 
 
 def _lora_bytes(model: nn.Module) -> int:

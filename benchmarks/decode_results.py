@@ -72,6 +72,7 @@ HEADS = (
     "byte limit",
     "weights ms",
     "sets ms",
+    "memory",
 )
 
 
@@ -115,9 +116,14 @@ class DecodeReport:
         lines += [", ".join(f"{name} {value}" for name, value in facts.items()) for facts in (self.machine, self.work)]
         lines += [
             "",
-            "Medians; `of base` is the median over the repeats of the ratio within one repeat. Byte limit: what",
+            "Medians; `of base` is the median over the turns of the ratio within one turn. Byte limit: what",
         ]
-        lines += ["is left if reading weights were all: base / (base + experts) bytes a token.", "", "## Targets", ""]
+        lines += [
+            "is left if reading weights were all: base / (base + experts) bytes a token. Memory:",
+            "peak over base + experts.",
+            "",
+        ]
+        lines += ["## Targets", ""]
         lines += ["| what | limit | aim | measured | verdict |", "|---|---:|---:|---:|---|"]
         for judged in self.targets:
             target, found = judged.target, "" if judged.measured is None else f"{judged.measured:.3f}"

@@ -5,6 +5,7 @@ Shapes: D in, O out, R rank.
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from lmoe.backbones.fingerprint import fingerprint
 from lmoe.errors import CheckpointError
 from lmoe.ops.linear_sizes import is_linear, sizes
+from lmoe.ops.merge import side_by_side
 
 MAX_RANK = 8192
 """Beyond it an adapter is larger than most weights that it changes."""
@@ -69,6 +71,15 @@ class Branch:
     lora_A: Tensor
     lora_B: Tensor
     scaling: float
+
+
+def stacked(parts: Sequence[Branch]) -> Branch:
+    """One branch that does what several do; where their scalings agree, it is its own and no number changes."""
+    first = parts[0].scaling
+    if first > 0 and all(part.scaling == first for part in parts):
+        return Branch(*side_by_side([(part.lora_A, part.lora_B, first) for part in parts], first), first)
+    exact = [(part.lora_A.float(), part.lora_B.float(), part.scaling) for part in parts]
+    return Branch(*side_by_side(exact, 1.0), 1.0)
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

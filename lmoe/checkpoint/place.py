@@ -22,22 +22,18 @@ def adapter_folder(path: str | Path) -> Path:
     if not folder.exists():
         raise CheckpointError(f"{folder}: no such run or adapter directory")
     unfinished = " (the run has not finished: resume=<run> continues it)" if (folder / RUN_CONFIG_FILE).exists() else ""
-    if any((candidate / WEIGHTS_FILE).exists() for candidate in (folder, folder / ADAPTER_DIR)):
+    if lost_config(folder) is not None:
         raise CheckpointError(
-            f"{folder}: {WEIGHTS_FILE} is there, and {CONFIG_FILE} is not{unfinished}; restore it, or take the average "
-            "of the experts with lmoe.load(…, base_model=…, average_without_config=True)"
+            f"{folder}: {WEIGHTS_FILE} is there, and {CONFIG_FILE} is not{unfinished}; restore it, or name the base "
+            "(base_model, --base-model) to load it with the average of the experts, without routing"
         )
     raise CheckpointError(f"{folder}: neither a finished run nor an adapter: no {CONFIG_FILE}{unfinished}")
 
 
-def weights_folder(path: str | Path) -> Path:
-    """The folder of adapter.safetensors behind a run directory or an adapter directory, with or without a config.
-
-    Raises:
-        CheckpointError: there is none.
-    """
+def lost_config(path: str | Path) -> Path | None:
+    """The folder behind a run or adapter directory that has adapter.safetensors and no lmoe_config.json."""
     folder = Path(path).expanduser()
     for candidate in (folder, folder / ADAPTER_DIR):
-        if (candidate / WEIGHTS_FILE).exists():
+        if (candidate / WEIGHTS_FILE).exists() and not (candidate / CONFIG_FILE).exists():
             return candidate
-    raise CheckpointError(f"{folder}: no {WEIGHTS_FILE} there")
+    return None

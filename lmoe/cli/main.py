@@ -114,7 +114,7 @@ def _flags(given: dict[str, Any]) -> "SpeakerFlags":
     """Those that say which model speaks."""
     from lmoe.cli.speak import SpeakerFlags
 
-    return SpeakerFlags(**{field.name: given[field.name] for field in fields(SpeakerFlags)})
+    return SpeakerFlags(**{field.name: given.get(field.name) for field in fields(SpeakerFlags)})
 
 
 def _sampling(given: dict[str, Any]) -> dict[str, Any]:
@@ -217,17 +217,23 @@ def evaluate(
 
 @app.command()
 def export(
-    checkpoint: Annotated[str, typer.Option(help="Run directory or adapter directory.")],
+    context: typer.Context,
     output: Annotated[str, typer.Option(help="Directory to write; must not exist, or be empty.")],
+    checkpoint: Checkpoint = None,
     format: Annotated[
         ExportFormat,
         typer.Option(
-            help="peft: one PEFT adapter, of dense_lora or native_moe_expert_lora; peft-experts: one for each expert "
-            "of mixture_lora; merged: a Hugging Face model; lmoe: an adapter without --without-expert."
+            help="peft: one PEFT adapter, of dense_lora, native_moe_expert_lora or a blend; peft-experts: one for each "
+            "expert of mixture_lora; merged: a Hugging Face model; lmoe: an adapter without --without-expert."
         ),
     ] = ExportFormat.peft,
-    base_model: Annotated[
-        str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")
+    base_model: BaseModel = None,
+    model: Model = None,
+    experts: Experts = None,
+    weights: Weights = None,
+    precision: Precision = None,
+    rank: Annotated[
+        int | None, typer.Option(min=1, help="peft, of a blend: the nearest adapter of this rank; without: exact.")
     ] = None,
     without_expert: Annotated[
         str | None, typer.Option(help="lmoe: number or name of the expert of mixture_lora to leave out.")
@@ -236,23 +242,17 @@ def export(
         bool, typer.Option("--average-experts", help="merged: the average of the experts, without routing.")
     ] = False,
     data: Annotated[
-        str | None, typer.Option(help="merged: validation rows to measure the loss on, before and after.")
+        str | None,
+        typer.Option(
+            help="merged: rows to measure the loss on, before and after, or none; without: of an average the run's own."
+        ),
     ] = None,
 ) -> None:
-    """Write a trained run in a format that other tools read."""
-    from lmoe.cli.export import run
+    """Write a trained run, or experts blended over a base, in a format that other tools read."""
+    from lmoe.cli.export import ExportFlags, run
 
-    raise typer.Exit(
-        run(
-            checkpoint,
-            output=output,
-            format=format,
-            base_model=base_model,
-            without_expert=without_expert,
-            average_experts=average_experts,
-            data=data,
-        )
-    )
+    wanted = ExportFlags(**{field.name: context.params[field.name] for field in fields(ExportFlags)})
+    raise typer.Exit(run(_flags(context.params), wanted))
 
 
 @app.command()

@@ -11,12 +11,11 @@ from typing import Literal
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lmoe.checkpoint.expert_file import Branch
+from lmoe.checkpoint.expert_file import Branch, stacked
 from lmoe.checkpoint.peft_writer import write_expert
 from lmoe.checkpoint.write import is_free
 from lmoe.errors import BlendError
 from lmoe.ops.low_rank import truncated
-from lmoe.ops.merge import side_by_side
 
 Method = Literal["cat", "svd"]
 
@@ -89,12 +88,3 @@ def export_peft(
     conv1d = any(isinstance(getattr(model.get_submodule(path), "base_layer", None), Conv1D) for path in sites)
     write_expert(branches, target, base_model=base_model, fan_in_fan_out=conv1d)
     return Export(folder=target, ranks={path: b.lora_A.shape[0] for path, b in branches.items()}, errors=errors)
-
-
-def stacked(parts: list[Branch]) -> Branch:
-    """One branch that does what several do; where their scalings agree, it is its own and no number changes."""
-    first = parts[0].scaling
-    if first > 0 and all(part.scaling == first for part in parts):
-        return Branch(*side_by_side([(part.lora_A, part.lora_B, first) for part in parts], first), first)
-    exact = [(part.lora_A.float(), part.lora_B.float(), part.scaling) for part in parts]
-    return Branch(*side_by_side(exact, 1.0), 1.0)

@@ -16,6 +16,7 @@ from lmoe.errors import CheckpointError
 from lmoe.inference.load import load
 from lmoe.inference.merge import merge_adapters, merge_average
 from lmoe.inference.val_loss import val_loss, validation_rows
+from lmoe.schema.evaluate import NO_DATA
 
 
 def export_peft(checkpoint: str | Path, output: str | Path, base_model: str | None = None) -> Path:
@@ -90,7 +91,8 @@ def export_merged(
     Args:
         checkpoint, output, base_model: as export_peft.
         average: merge the average of a mixture's experts, which is another model; else only dense_lora is merged.
-        data: validation rows to measure both models on; None: do not.
+        data: validation rows to measure both models on, or `none`; None: of an average the run's own (of an adapter on
+            its own the bundled ones), and none where the merge is exact.
 
     Raises:
         CheckpointError: no adapter there, something in the way, or what cannot be merged.
@@ -99,7 +101,8 @@ def export_merged(
     """
     folder, merge = empty_folder(output), merge_average if average else merge_adapters
     model, tokenizer = load(checkpoint, base_model=base_model)
-    rows = None if data is None else validation_rows(data, model, tokenizer)
+    measures = average if data is None else data != NO_DATA
+    rows = validation_rows(data, checkpoint, model, tokenizer) if measures else None
     before = None if rows is None else val_loss(model, tokenizer, rows)
     _save(model, folder, merge)
     tokenizer.save_pretrained(folder)

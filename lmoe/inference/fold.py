@@ -1,7 +1,4 @@
-"""Fold a blend into the weights, and get the originals back bit by bit.
-
-Shapes: D in, O out, R ranks of all experts together.
-"""
+"""Fold a blend into the weights, and get the originals back bit by bit."""
 
 import time
 from collections.abc import Mapping
@@ -13,9 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from lmoe.checkpoint.expert_file import Branch
+from lmoe.checkpoint.expert_file import Branch, stacked
 from lmoe.errors import BlendError
 from lmoe.ops.linear_sizes import weight_OD
+from lmoe.ops.merge import merged_weight
 
 Keep = Literal["copy", "reread"]
 
@@ -60,8 +58,8 @@ class Folded:
         self.kept = {} if keep == "reread" else {path: weight.clone() for path, weight in weights.items()}
         with torch.no_grad():
             for path in self.paths:
-                weight = weight_OD(model.get_submodule(path))
-                weight.copy_((weight.float() + delta(branches[path])).to(weight.dtype))
+                weight, blend = weight_OD(model.get_submodule(path)), stacked(branches[path])
+                weight.copy_(merged_weight(weight, blend.lora_A, blend.lora_B, blend.scaling))
         self.report = Fold(
             sites=len(weights),
             bytes_changed=sum(weight.nbytes for weight in weights.values()),
@@ -79,13 +77,6 @@ class Folded:
             for path in self.paths:
                 weight = _weight(self.model, path)
                 weight.copy_(self.kept[path] if path in self.kept else _stored(self.files[path], path, weight))
-
-
-def delta(branches: list[Branch]) -> Tensor:
-    """(O, D) sum_e w_e s_e B_e A_e in float32."""
-    lora_A = torch.cat([branch.lora_A.float() for branch in branches])
-    lora_B = torch.cat([branch.lora_B.float() * branch.scaling for branch in branches], dim=1)
-    return lora_B @ lora_A
 
 
 def _weight(model: nn.Module, path: str) -> Tensor:

@@ -6,7 +6,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
 from lmoe.checkpoint.adapter import CONFIG_FILE, load_adapter, read_adapter_config
-from lmoe.checkpoint.place import adapter_folder, weights_folder
+from lmoe.checkpoint.place import adapter_folder, lost_config
 from lmoe.errors import CheckpointError, ConfigError, InjectionError
 from lmoe.inference.average import merge_without_config
 from lmoe.injection.apply import inject
@@ -14,7 +14,7 @@ from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
 
 
 def load(
-    path: str | Path, *, base_model: str | None = None, average_without_config: bool = False
+    path: str | Path, *, base_model: str | None = None, average_without_config: bool = True
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Rebuild backbone, routers and experts exactly.
 
@@ -22,7 +22,8 @@ def load(
         path: a run directory or an adapter directory.
         base_model: hub name or directory of the backbone; None: the one that the adapter names.
         average_without_config: for an adapter whose lmoe_config.json is lost: merge the average of its experts into
-            base_model, with a warning, because it is another model than the one that was trained.
+            base_model, which must be given, with a warning, because it is another model than the one that was trained.
+            False: refuse it.
 
     Returns:
         The model in evaluation mode, ready for model.generate, and its tokenizer.
@@ -31,8 +32,9 @@ def load(
         CheckpointError: no adapter there, a torn file, or a base that does not fit.
         BackboneError: the base cannot be loaded.
     """
-    if average_without_config:
-        return _average(path, base_model)
+    lost = lost_config(path)
+    if lost is not None and base_model is not None and average_without_config:
+        return _average(lost, base_model)
     folder = adapter_folder(path)
     config = read_adapter_config(folder)
     stored = config.base_model
@@ -54,16 +56,7 @@ def load(
     return model.eval(), tokenizer_in(folder) or load_tokenizer(backbone)
 
 
-def _average(path: str | Path, base_model: str | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """
-    Raises:
-        CheckpointError: a config that is there after all, no weights, or no name of the base.
-    """
-    folder = weights_folder(path)
-    if (folder / CONFIG_FILE).exists():
-        raise CheckpointError(f"{folder} has its {CONFIG_FILE}, so average_without_config has no effect; leave it out")
-    if base_model is None:
-        raise CheckpointError(f"{folder}: without {CONFIG_FILE} nothing names the base; give base_model")
+def _average(folder: Path, base_model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     backbone = BackboneConfig(model_name=base_model)
     model = load_model(backbone)
     merge_without_config(model, folder)

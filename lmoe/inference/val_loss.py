@@ -1,9 +1,14 @@
 """Mean loss of a model over validation rows, with or without experts in it."""
 
+from dataclasses import replace
+from pathlib import Path
+
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.load import context_length
+from lmoe.checkpoint.place import adapter_folder
 from lmoe.data.evaluation_rows import EvaluationRows, prepare_evaluation
+from lmoe.inference.run_data import run_data, run_folder
 from lmoe.inference.subject import Subject
 from lmoe.metrics.measure import measured
 from lmoe.schema.data import DataConfig
@@ -12,15 +17,27 @@ from lmoe.schema.resources import resource_dir
 BATCH_SIZE = 8
 
 
-def validation_rows(path: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> EvaluationRows:
+def validation_rows(
+    path: str | None, checkpoint: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> EvaluationRows:
     """All rows of a JSONL file, a folder of them or a hub data set; of `bundled` its validation rows.
+
+    Args:
+        path: None: those that the run validated on, or of an adapter on its own the bundled ones.
+        checkpoint: the run or adapter.
 
     Raises:
         DataError: rows that cannot be read, or none with a label.
+        CheckpointError: the config of the run cannot be read.
     """
-    config = DataConfig(path=path, val_path=path, max_length=_max_length(model))
+    run = run_folder(adapter_folder(checkpoint))
+    config, seed = (DataConfig(), 0) if run is None else run_data(run)
+    if path is not None:
+        config = DataConfig(path=path, val_path=path)
+    longest = min(config.max_length, context_length(model) or config.max_length)
+    config = replace(config, packing=False, max_length=longest)
     return prepare_evaluation(
-        config, tokenizer, seed=0, bundled=resource_dir("data/sft"), named=("--data", "data.max_length")
+        config, tokenizer, seed=seed, bundled=resource_dir("data/sft"), named=("--data", "data.max_length")
     )
 
 
@@ -30,11 +47,7 @@ def val_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: E
     Args:
         model: bare or injected; a mixture is told the domains and prompts of the rows.
     """
-    subject = Subject(model=model, tokenizer=tokenizer, batch_size=BATCH_SIZE, max_length=_max_length(model))
+    longest = int(data.rows.lengths.max())
+    subject = Subject(model=model, tokenizer=tokenizer, batch_size=BATCH_SIZE, max_length=longest)
     batches = (batch for _, batch in subject.batches(data.rows))
     return measured(model, batches, data.domains, device=model.device).compute()["loss"]
-
-
-def _max_length(model: PreTrainedModel) -> int:
-    usual = DataConfig().max_length
-    return min(usual, context_length(model) or usual)

@@ -115,6 +115,18 @@ def test_weights_by_row_equal_separate_runs(family, tmp_path):
     assert_close(logits(model, ids[:1]), apart[0], **CLOSE)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_expert_for_each_row_equals_pefts_mixed_batches(family, tmp_path):
+    base, ids = tiny_model(family), tokens(4)
+    places, model = three(base, tmp_path), copy.deepcopy(base)
+    lmoe.Blend(model, places).weights = [{"sql": 1.0}, {"code": 1.0}, {}, {"chat": 1.0}]
+    peft = PeftModel.from_pretrained(copy.deepcopy(base), places["code"], adapter_name="code")
+    for name in ("chat", "sql"):
+        peft.load_adapter(places[name], name)
+    names = ["sql", "code", "__base__", "chat"]
+    assert_close(logits(model, ids), logits(peft.eval(), ids, adapter_names=names), **CLOSE)
+
+
 def generated(model, ids, mask=None, **settings):
     mask = torch.ones_like(ids) if mask is None else mask
     with torch.no_grad():

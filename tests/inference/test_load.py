@@ -138,21 +138,18 @@ def test_code_of_a_base_is_not_run_because_an_adapter_names_it(trained, tmp_path
 # --- a config that is lost
 
 
-def test_weights_without_config_give_the_average_only_when_asked_and_with_a_warning(trained, tmp_path):
+def test_weights_without_config_give_the_average_on_a_base_that_is_named_and_with_a_warning(trained, tmp_path):
     """Under a router that weighs every expert alike the average of the experts is the mixture."""
     model = AutoModelForCausalLM.from_pretrained(trained.base)
     lmoe.inject(model, {"lora_r": 4, "num_experts": 3}, {"router": "uniform"})
     randomise(model, std=0.2)
     lmoe.save(model, tmp_path / "lost", tokenizer=trained.tokenizer)
-    with pytest.raises(CheckpointError, match=r"has its lmoe_config.json, so average_without_config has no effect"):
-        lmoe.load(tmp_path / "lost", average_without_config=True)
     (tmp_path / "lost" / CONFIG_FILE).unlink()
-    with pytest.raises(CheckpointError, match=r"lmoe.load\(…, base_model=…, average_without_config=True\)"):
-        lmoe.load(tmp_path / "lost")
-    with pytest.raises(CheckpointError, match="nothing names the base; give base_model"):
-        lmoe.load(tmp_path / "lost", average_without_config=True)
+    for given in ({}, {"base_model": str(trained.base), "average_without_config": False}):
+        with pytest.raises(CheckpointError, match=r"restore it, or name the base \(base_model, --base-model\)"):
+            lmoe.load(tmp_path / "lost", **given)
     with pytest.warns(UserWarning, match="no router decides, 10 Linears have the average .* lora_alpha=32 is a guess"):
-        averaged, _ = lmoe.load(tmp_path / "lost", base_model=str(trained.base), average_without_config=True)
+        averaged, _ = lmoe.load(tmp_path / "lost", base_model=str(trained.base))
     with torch.no_grad():
         torch.testing.assert_close(averaged(tokens()).logits, model.eval()(tokens()).logits, atol=1e-4, rtol=1e-4)
 
@@ -171,4 +168,4 @@ def test_what_an_average_cannot_explain_is_refused(trained, tmp_path, key, reaso
     tensors = load_file(tmp_path / "lost" / WEIGHTS_FILE)
     save_file(tensors | {key: torch.zeros(4, 4)}, tmp_path / "lost" / WEIGHTS_FILE)
     with pytest.raises(CheckpointError, match=reason):
-        lmoe.load(tmp_path / "lost", base_model=str(trained.base), average_without_config=True)
+        lmoe.load(tmp_path / "lost", base_model=str(trained.base))
