@@ -93,7 +93,8 @@ def measure(flags: argparse.Namespace, dtype: str, say: Say) -> DecodeReport:
     prompt = torch.randint(3, flags.shape.vocab, flags.tokens, generator=torch.Generator().manual_seed(0))
     read = sum(m.weight.nbytes for m in base.modules() if isinstance(m, nn.Linear))
     with TemporaryDirectory() as folder:
-        places = write_experts(base, Path(folder), max(COUNTS), flags.rank)
+        places = write_experts(base, Path(folder), max(COUNTS) + 1, flags.rank)
+        *_, spare = places.values()
         found, skipped = entrants(base, places, flags.only)
         times = samples(found, prompt, flags, say)
         lines = []
@@ -107,7 +108,8 @@ def measure(flags: argparse.Namespace, dtype: str, say: Say) -> DecodeReport:
             )
             if entrant.blend is not None:
                 weights_ms, sets_ms = changes(entrant.blend)
-                line = replace(line, weights_ms=weights_ms, sets_ms=sets_ms)
+                add_ms, remove_ms = comings(entrant.blend, spare)
+                line = replace(line, weights_ms=weights_ms, sets_ms=sets_ms, add_ms=add_ms, remove_ms=remove_ms)
                 if not flags.no_memory:
                     say(f"memory of {entrant.name}")
                     line = replace(line, memory=memory_of(flags, dtype, len(entrant.blend.names), entrant.expert_bytes))
@@ -169,6 +171,19 @@ def changes(blend: "lmoe.Blend") -> tuple[float, float]:
             kept.append(1000 * (time.perf_counter() - start))
     blend.weights = dict.fromkeys(blend.names, 1.0)
     return statistics.median(weights), statistics.median(sets)
+
+
+def comings(blend: "lmoe.Blend", spare: Path) -> tuple[float, float]:
+    """Median milliseconds to add one more expert to a live model, read from its files, and to remove it again."""
+    added, removed = [], []
+    for _ in range(5):
+        start = time.perf_counter()
+        blend.add("spare", spare)
+        middle = time.perf_counter()
+        blend.remove("spare")
+        added.append(1000 * (middle - start))
+        removed.append(1000 * (time.perf_counter() - middle))
+    return statistics.median(added), statistics.median(removed)
 
 
 def memory_of(flags: argparse.Namespace, dtype: str, count: int, expert_bytes: int) -> float:

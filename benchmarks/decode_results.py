@@ -17,6 +17,7 @@ class Line:
         tokens: of its prompt.
         limit: base bytes / (base + experts' bytes): what its speed could be if reading were all.
         weights_ms, sets_ms: to change weights; to change which experts take part. None: it cannot.
+        add_ms, remove_ms: one expert more, read from its files, and off again. None: it cannot.
         memory: peak / (base + experts' bytes), or None if not measured.
     """
 
@@ -27,6 +28,8 @@ class Line:
     limit: float
     weights_ms: float | None = None
     sets_ms: float | None = None
+    add_ms: float | None = None
+    remove_ms: float | None = None
     memory: float | None = None
 
     def speed(self, part: str) -> float:
@@ -42,6 +45,8 @@ class Line:
             "byte_limit": self.limit,
             "weights_ms": self.weights_ms,
             "sets_ms": self.sets_ms,
+            "add_ms": self.add_ms,
+            "remove_ms": self.remove_ms,
             "memory_of_base_and_experts": self.memory,
             "samples_ms": {part: [round(s, 3) for s in samples] for part, samples in self.timed.parts.items()},
         }
@@ -51,7 +56,7 @@ class Line:
 
     def cells(self) -> list[str]:
         """Of the table."""
-        optional = (self.weights_ms, self.sets_ms, self.memory)
+        optional = (self.weights_ms, self.sets_ms, self.add_ms, self.remove_ms, self.memory)
         return [
             self.name,
             f"{self._rate('prefill'):.1f}",
@@ -72,6 +77,8 @@ HEADS = (
     "byte limit",
     "weights ms",
     "sets ms",
+    "add ms",
+    "remove ms",
     "memory",
 )
 

@@ -1,6 +1,7 @@
 """The adapter format: lmoe_config.json and adapter.safetensors (docs/CHECKPOINT.md)."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,10 +12,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lmoe.backbones.fingerprint import base_parameter_name
-from lmoe.checkpoint.tensor_file import stored_tensors
+from lmoe.checkpoint.tensor_file import read_json, stored_tensors, tensor_shapes
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import CheckpointError
 from lmoe.injection.kept import STACKED
+from lmoe.injection.plan import InjectionPlan
 from lmoe.injection.record import Injected, injected, low_rank, mixtures, tell_of_experts
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
@@ -137,14 +139,9 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         CheckpointError: missing, malformed, or of a version that this lmoe does not read.
     """
     path = folder / CONFIG_FILE
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder}: no {CONFIG_FILE}, so this is no lmoe adapter") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{path}: must hold an object, holds {type(raw).__name__}")
+    if not path.exists():
+        raise CheckpointError(f"{folder}: no {CONFIG_FILE}, so this is no lmoe adapter")
+    raw = read_json(path)
     if raw.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: format_version is {raw.get('format_version')!r}; this lmoe reads {FORMAT_VERSION}"
@@ -181,6 +178,20 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list):
         for item in value:
             yield from _texts(item)
+
+
+def check_sizes(folder: Path, plan: InjectionPlan) -> None:
+    """Compare what a config asks for with what its file holds, before memory is taken for it.
+
+    Raises:
+        CheckpointError: the file holds fewer numbers than the plan has, or cannot be read.
+    """
+    held = sum(math.prod(shape) for shape in tensor_shapes(folder / WEIGHTS_FILE).values())
+    if plan.total_parameters > held:
+        raise CheckpointError(
+            f"{folder}: {CONFIG_FILE} describes {plan.total_parameters:,} parameters, and {WEIGHTS_FILE} holds "
+            f"{held:,} numbers: they do not belong together"
+        )
 
 
 def load_adapter(model: nn.Module, folder: Path, expected: AdapterConfig) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmoe.checkpoint.tensor_file import finite_tensors, read_json, tensor_shapes
+from lmoe.checkpoint.tensor_file import check_finite, finite_tensors, read_json, tensor_shapes
 from lmoe.errors import CheckpointError
 
 CONFIG_FILE, SAFE, PICKLED = "resolved_config.json", "model.safetensors", "pytorch_model.bin"
@@ -90,7 +90,10 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{folder / PICKLED}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise CheckpointError(
+            f"{folder / PICKLED}: cannot be read: {str(error).partition(chr(10))[0] or type(error).__name__}"
+        ) from None
     if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
         raise CheckpointError(f"{folder / PICKLED}: must hold tensors by name")
+    check_finite(folder / PICKLED, loaded)
     return loaded

@@ -12,13 +12,14 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from lmoe.backbones.fingerprint import fingerprint
+from lmoe.backbones.load import QUANTISED, precision_of
 from lmoe.errors import CheckpointError
 from lmoe.ops.linear_sizes import is_linear, sizes
 from lmoe.ops.merge import side_by_side
 
 MAX_RANK = 8192
 """Beyond it an adapter is larger than most weights that it changes."""
-MODULE_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*")
+MODULE_PATH, MAX_PATH = re.compile(r"[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*"), 256
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -119,8 +120,11 @@ def paired(shapes: dict[str, tuple[int, ...]], weights: Path, suffix: str) -> di
             raise CheckpointError(
                 f"{weights}: {key!r} is no part of a LoRA on a Linear (lora_A{suffix}, lora_B{suffix})"
             )
-        if not MODULE_PATH.fullmatch(path):
-            raise CheckpointError(f"{weights}: {key!r} names no module: {path!r} is no path of names and dots")
+        if len(path) > MAX_PATH or not MODULE_PATH.fullmatch(path):
+            raise CheckpointError(
+                f"{weights}: {key[:MAX_PATH]!r} names no module: {path[:MAX_PATH]!r} is no path of names "
+                f"and dots of at most {MAX_PATH} characters"
+            )
         halves.setdefault(path, {})[half] = shape
     for path, pair in halves.items():
         if len(pair) != 2:
@@ -145,7 +149,8 @@ def check_fits(expert: ExpertHeader | ExpertFile, model: nn.Module, *, known_fin
         known_fingerprint: of the backbone; None: computed where the expert names one.
 
     Raises:
-        CheckpointError: names the first module that is missing, no Linear, or of another shape, or another base.
+        CheckpointError: names the first module that is missing, no Linear, or of another shape, or another base (of a
+            quantised one only names and sizes can be compared).
     """
     header = expert if isinstance(expert, ExpertHeader) else expert.header
     where, base = header.folder, f"(trained on {header.base_model or 'a base that it does not name'})"
@@ -166,7 +171,9 @@ def check_fits(expert: ExpertHeader | ExpertFile, model: nn.Module, *, known_fin
                 f"{where} {base}: {path} was trained for {wanted[0]} in, {wanted[1]} out; here it has {found[0]} in, "
                 f"{found[1]} out. Load the base that it was trained on"
             )
-    if header.fingerprint is not None and header.fingerprint != (own := known_fingerprint or fingerprint(model)):
+    if header.fingerprint is None or precision_of(model) in QUANTISED:  # whose weights have another fingerprint
+        return
+    if header.fingerprint != (own := known_fingerprint or fingerprint(model)):
         raise CheckpointError(
             f"{where} {base}: trained on another base, fingerprint {header.fingerprint}; this one has {own}"
         )

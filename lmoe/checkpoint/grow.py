@@ -65,7 +65,13 @@ def grow_from(model: nn.Module, place: str | Path) -> int:
 
 def new_names(names: list[str] | tuple[str, ...], total: int) -> list[str]:
     """Names of experts that nobody named, `expert<e>`, beside those that have one."""
-    return [f"expert{e}" if f"expert{e}" not in names else f"expert{e}_new" for e in range(len(names), total)]
+    every = list(names)
+    for number in range(len(names), total):
+        name = f"expert{number}"
+        while name.casefold() in {other.casefold() for other in every}:
+            name += "_new"
+        every.append(name)
+    return every[len(names) :]
 
 
 def _check(folder: Path, config: AdapterConfig, record: Injected) -> int:

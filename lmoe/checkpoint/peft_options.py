@@ -38,6 +38,10 @@ PLAIN_STARTS = (True, None, "gaussian", "eva", "orthogonal")
 """Starts that leave the frozen weight as it is; False (a random lora_B) does too."""
 MAX_PATTERN = 512
 QUANTIFIED_GROUP = re.compile(r"\)[*+?{]")
+QUANTIFIER, CHOICES = re.compile(r"(?<!\\)[*+{]|(?<![\\(])\?"), 8
+"""One that repeats, which a pattern may have two of; and so many alternatives."""
+MAX_REPEATING = 16
+"""Patterns that repeat something."""
 
 
 def refuse_options(config: Mapping[str, Any], where: str) -> None:
@@ -106,12 +110,15 @@ def _first(patterns: list[tuple[re.Pattern[str], float]], path: str, usual: floa
 
 
 def _patterns(given: object, key: str, where: str) -> list[tuple[re.Pattern[str], float]]:
-    """NOTE a regular expression from a stranger can run for ever: repeated groups and long runs of stars do that."""
+    """NOTE a regular expression from a stranger can run for ever: what repeats does that, and many alternatives."""
     if given is not None and not isinstance(given, dict):
         raise CheckpointError(f"{where}: {key} must map patterns to numbers, is {type(given).__name__}")
-    found = []
+    found, repeating = [], 0
     for pattern, value in (given or {}).items():
-        if len(pattern) > MAX_PATTERN or QUANTIFIED_GROUP.search(pattern) or sum(map(pattern.count, "*+{")) > 2:
+        count = len(QUANTIFIER.findall(pattern))
+        repeating += count > 0
+        repeats = count > 2 or repeating > MAX_REPEATING or QUANTIFIED_GROUP.search(pattern)
+        if len(pattern) > MAX_PATTERN or repeats or pattern.count("|") > CHOICES:
             raise CheckpointError(f"{where}: {key}: {pattern[:80]!r} is no simple pattern; name modules by their path")
         try:
             compiled = re.compile(rf"(?:.*\.)?(?:{pattern})$")

@@ -7,7 +7,6 @@ read. A local directory never touches the network.
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
@@ -16,7 +15,7 @@ from torch import nn
 from lmoe.backbones.families import FAMILIES
 from lmoe.checkpoint.adapter import CONFIG_FILE as LMOE_CONFIG
 from lmoe.checkpoint.adapter import WEIGHTS_FILE as LMOE_WEIGHTS
-from lmoe.checkpoint.adapter import AdapterConfig, read_adapter_config
+from lmoe.checkpoint.adapter import read_adapter_config
 from lmoe.checkpoint.expert_file import Branch, BranchShape, ExpertFile, ExpertHeader, check_fits, paired
 from lmoe.checkpoint.peft_files import CONFIG_FILE as PEFT_CONFIG
 from lmoe.checkpoint.peft_files import WEIGHTS_FILE as PEFT_WEIGHTS
@@ -24,7 +23,10 @@ from lmoe.checkpoint.peft_layout import PREFIX
 from lmoe.checkpoint.peft_options import Scalings, refuse_options
 from lmoe.checkpoint.place import ADAPTER_DIR
 from lmoe.checkpoint.tensor_file import finite_tensors, read_json, tensor_shapes
-from lmoe.errors import CheckpointError
+from lmoe.errors import CheckpointError, ConfigError
+from lmoe.injection.site_plans import lora_scaling
+from lmoe.schema.defaults import injection_section
+from lmoe.schema.injection import InjectionConfig
 
 CENTROID_FILE = "centroid.safetensors"
 """Where a blend keeps what its encoder knows of an expert, beside it."""
@@ -139,7 +141,6 @@ def _peft_header(folder: Path) -> ExpertHeader:
 
 
 def _lmoe_header(folder: Path) -> ExpertHeader:
-    read_json(folder / LMOE_CONFIG)  # which limits its size
     config, where = read_adapter_config(folder), folder / LMOE_CONFIG
     strategy = config.injection.get("strategy")
     if strategy != "dense_lora":
@@ -151,6 +152,10 @@ def _lmoe_header(folder: Path) -> ExpertHeader:
         raise CheckpointError(
             f"{where}: {', '.join(config.trained_base)} of the backbone was trained too; use lmoe.load"
         )
+    try:
+        injection = injection_section(config.injection)
+    except ConfigError as error:
+        raise CheckpointError(f"{where}: {error}") from None
     weights = folder / LMOE_WEIGHTS
     shapes = tensor_shapes(weights)
     if magnitude := next((key for key in shapes if key.endswith(".lora_magnitude")), None):
@@ -160,7 +165,7 @@ def _lmoe_header(folder: Path) -> ExpertHeader:
             in_features=width,
             out_features=out,
             rank=rank,
-            scaling=_lmoe_scaling(config, path, rank),
+            scaling=_lmoe_scaling(injection, path, rank),
             key_A=f"{path}.lora_A",
             key_B=f"{path}.lora_B",
         )
@@ -175,15 +180,24 @@ def _lmoe_header(folder: Path) -> ExpertHeader:
     )
 
 
-def _lmoe_scaling(config: AdapterConfig, path: str, rank: int) -> float:
+def _lmoe_scaling(injection: InjectionConfig, path: str, rank: int) -> float:
     """alpha / R; attention has an alpha of its own where the config gives one."""
-    injection: dict[str, Any] = config.injection
-    attention: dict[str, Any] = injection.get("attn_lora") or {}
-    own, alpha = attention.get("lora_alpha"), injection.get("lora_alpha", 32.0)
+    own, alpha = injection.attn_lora.lora_alpha, injection.lora_alpha
+    if own is not None and _by_attn_lora(injection, path):
+        alpha = own
+    return lora_scaling(alpha, rank, injection.use_rslora)
+
+
+def _by_attn_lora(injection: InjectionConfig, path: str) -> bool:
+    """Whether injection.attn_lora has named a Linear; where it names none itself, those of attention."""
+    if not injection.attn_lora.enabled:
+        return False
+    if injection.attn_lora.keywords is not None:
+        return _ends(path, injection.attn_lora.keywords)
     names = {block for family in FAMILIES.values() for block in family.attention}
     inside = any(f".{block}." in f".{path}" for block in names) or "attn" in path or "attention" in path
-    by_name = path.rsplit(".", 1)[-1] in (injection.get("target_keywords") or ())
-    if own is not None and attention.get("enabled", True) and inside and not by_name:
-        alpha = own
-    where = str(config.base_model["name"])
-    return Scalings({"r": rank, "lora_alpha": alpha, "use_rslora": injection.get("use_rslora")}, where).of(path, rank)
+    return inside and not _ends(path, injection.target_keywords or [])
+
+
+def _ends(path: str, keywords: list[str]) -> bool:
+    return any(f".{path}".endswith(f".{keyword}") for keyword in keywords)

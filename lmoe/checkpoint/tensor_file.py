@@ -6,7 +6,7 @@ Nothing here unpickles, evaluates, or follows a path that a file names.
 import json
 import math
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,17 +81,38 @@ def stored_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, 
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
 
 
+def stored_metadata(path: Path) -> dict[str, str]:
+    """The texts in a file's header.
+
+    Raises:
+        CheckpointError: missing, torn, or no safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
 def finite_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
     """
     Raises:
         CheckpointError: torn, or with values that are not finite.
     """
     tensors = stored_tensors(path, names)
+    check_finite(path, tensors)
+    return tensors
+
+
+def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """
+    Raises:
+        CheckpointError: a tensor with a value that is not finite.
+    """
     for name, tensor in tensors.items():
         # A sum is not finite if a value is not; that it may overflow by itself is why the values are asked then.
         if not math.isfinite(tensor.sum().item()) and not isfinite(tensor).all():
             raise CheckpointError(f"{path}: {name} holds NaN or infinity; a blend would spread it. Train it anew")
-    return tensors
 
 
 def _size(path: Path) -> int:

@@ -18,6 +18,10 @@ from lmoe.schema.injection import InjectionConfig, InjectionStrategy
 from lmoe.schema.moe import MoeConfig
 from lmoe.schema.router_traits import TRAITS
 
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
 EXPERT_KEY = re.compile(rf"(?P<path>.*)\.experts\.(?P<expert>\d+)\.(?P<tensor>{'|'.join(STACKED)})")
 ROWS_KEY = re.compile(rf".*\.{ROUTER}\.({'|'.join(ROUTER_ROWS)})")
 
@@ -27,7 +31,7 @@ def write_without_expert(folder: Path, output: Path, expert: str) -> Path:
 
     Args:
         folder: an adapter directory of mixture_lora.
-        output: where the new one goes; files that are neither weights nor config (the tokenizer) are copied.
+        output: where the new one goes; the files of the tokenizer are copied.
         expert: number or name.
 
     Raises:
@@ -44,13 +48,16 @@ def write_without_expert(folder: Path, output: Path, expert: str) -> Path:
     if moe.domains and number < len(moe.domains):
         raw["moe"]["domains"] = [name for e, name in enumerate(moe.domains) if e != number]
     tensors = without_expert(read_tensors(folder), number)
-    others = {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.is_file() and p.name not in OWN_FILES}
+    others = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if _is_own(folder, name)}
     weights = {WEIGHTS_FILE: save(tensors, metadata={"format": "pt"})}
     write_whole(output, {**others, **weights, CONFIG_FILE: (json.dumps(raw, indent=2) + "\n").encode("utf-8")})
     return output
 
 
-OWN_FILES = {WEIGHTS_FILE, CONFIG_FILE}
+def _is_own(folder: Path, name: str) -> bool:
+    """NOTE an adapter from elsewhere may hold links to anything; the hub's cache links to the blobs beside it."""
+    place, root = (folder / name).resolve(), folder.resolve()
+    return place.is_file() and (root in place.parents or place.parent == root.parents[1] / "blobs")
 
 
 def without_expert(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:

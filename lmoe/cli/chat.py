@@ -17,8 +17,8 @@ def run(flags: SpeakerFlags, sampling: dict[str, Any]) -> int:
         from lmoe.inference.chat import Chat
         from lmoe.inference.generate import Sampling
 
-        speaker = open_speaker(flags)
-        chat = Chat(speaker=speaker, sampling=Sampling(**sampling), write=write)
+        chosen = Sampling(**sampling)  # before a model is loaded
+        chat = Chat(speaker=open_speaker(flags), sampling=chosen, write=write)
         if sys.stdin.isatty():
             write("/help lists the commands, Ctrl-C breaks an answer off, Ctrl-D ends.\n")
         for line in lines():

@@ -16,9 +16,8 @@ def run(flags: SpeakerFlags, sampling: dict[str, Any], *, prompt: str | None, pr
         text = read_prompt(prompt, prompt_file)
         from lmoe.inference.generate import Sampling
 
-        open_speaker(flags).answer(
-            text, Sampling(**sampling), lambda piece: (sys.stdout.write(piece), sys.stdout.flush())
-        )
+        chosen = Sampling(**sampling)  # before a model is loaded
+        open_speaker(flags).answer(text, chosen, write)
         sys.stdout.write("\n")
 
     return told(action)

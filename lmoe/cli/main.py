@@ -46,7 +46,9 @@ Weights = Annotated[str | None, typer.Option(help="0.7,0.3 in the order of --exp
 Router = Annotated[str | None, typer.Option(help="weighted, static, encoder (by the prompt) or arrow (by the token).")]
 ExpertsTopK = Annotated[int | None, typer.Option(min=1, help="Experts that encoder and arrow choose.")]
 RouterTemperature = Annotated[float | None, typer.Option(min=0.0, help="Of the choice of encoder and arrow.")]
+Fit = Annotated[str | None, typer.Option(help="code=ROWS,…: prompts that tell encoder what an expert is for; kept.")]
 Precision = Annotated[str | None, typer.Option(help="Of --model: float32, bfloat16, float16, int8 or nf4.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; without: a GPU where there is one.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")]
@@ -69,7 +71,9 @@ def generate(
     router: Router = None,
     experts_top_k: ExpertsTopK = None,
     router_temperature: RouterTemperature = None,
+    fit: Fit = None,
     precision: Precision = None,
+    device: Device = None,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -96,7 +100,9 @@ def chat(
     router: Router = None,
     experts_top_k: ExpertsTopK = None,
     router_temperature: RouterTemperature = None,
+    fit: Fit = None,
     precision: Precision = None,
+    device: Device = None,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -187,7 +193,7 @@ def evaluate(
     ] = None,
     chat_template: Annotated[str | None, typer.Option(help="File with a Jinja chat template.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the few-shot examples of tasks.")] = 0,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, …; without: a GPU where there is one.")] = None,
+    device: Device = None,
     output: Annotated[
         str | None, typer.Option(help="Folder of the results; without: evaluation/ of the run or adapter.")
     ] = None,

@@ -15,7 +15,9 @@ class SpeakerFlags:
 
     Args:
         checkpoint, base_model, domain: a trained run, and what it runs on.
-        model, experts, weights, router, top_k, router_temperature, precision: a base with experts blended over it.
+        model, experts, weights, router, experts_top_k, router_temperature, fit, precision: a base with experts blended
+            over it.
+        device: where either computes.
     """
 
     checkpoint: str | None = None
@@ -27,7 +29,9 @@ class SpeakerFlags:
     router: str | None = None
     experts_top_k: int | None = None
     router_temperature: float | None = None
+    fit: str | None = None
     precision: str | None = None
+    device: str | None = None
 
     def problems(self) -> list[str]:
         """Flags that cannot stand together."""
@@ -40,6 +44,7 @@ class SpeakerFlags:
             "--router": self.router,
             "--experts-top-k": self.experts_top_k,
             "--router-temperature": self.router_temperature,
+            "--fit": self.fit,
             "--precision": self.precision,
         }
         if self.checkpoint is not None:
@@ -49,7 +54,10 @@ class SpeakerFlags:
             wrong, why = of_run | needs_experts, "without --experts"
         else:
             wrong, why = of_run, "with --model; it goes with --checkpoint"
-        return [f"{name} has no effect {why}; leave it out" for name, value in wrong.items() if value is not None]
+        problems = [f"{name} has no effect {why}; leave it out" for name, value in wrong.items() if value is not None]
+        if not problems and self.fit is not None and self.router != "encoder":
+            problems.append("--fit has no effect without --router encoder; leave it out")
+        return problems
 
 
 def open_speaker(flags: SpeakerFlags) -> "Speaker":
@@ -67,7 +75,7 @@ def open_speaker(flags: SpeakerFlags) -> "Speaker":
 
     quiet_libraries()
     if flags.checkpoint is not None:
-        return trained(flags.checkpoint, base_model=flags.base_model, domain=flags.domain)
+        return trained(flags.checkpoint, base_model=flags.base_model, domain=flags.domain, device=flags.device)
     assert flags.model is not None
     if flags.precision is not None and flags.precision not in list(BackbonePrecision):
         raise ConfigError(f"--precision {flags.precision}: allowed: {', '.join(BackbonePrecision)}")
@@ -80,4 +88,6 @@ def open_speaker(flags: SpeakerFlags) -> "Speaker":
         precision=BackbonePrecision(flags.precision or BackbonePrecision.float32),
         top_k=flags.experts_top_k,
         router_temperature=flags.router_temperature,
+        fit=named_places(flags.fit, "fit"),
+        device=flags.device,
     )

@@ -65,17 +65,17 @@ class Blend(FixedBlend):
             raise BlendError(f"weights have no effect with router={kind}, which decides by itself; leave them out")
         given = dict.fromkeys(names, 1.0 / len(names)) if weights is None else weights
         self._rows, self._by_row = checked_weights(given, names), not isinstance(given, Mapping)
-        self.model, self._fingerprint, self._closed = model, fingerprint(model), False
+        self.model, self.fingerprint, self._closed = model, fingerprint(model), False
         self._stack = BlendStack(
             model, {name: self._header(place) for name, place in experts.items()}, dtype or experts_dtype(model)
         )
         setattr(model, BLEND, self)
         try:
             self._router = self._made_router(kind, top_k, temperature)
-        except Exception:
+            self._show()
+        except BaseException:
             self._release()
             raise
-        self._show()
 
     @property
     def names(self) -> list[str]:
@@ -96,13 +96,15 @@ class Blend(FixedBlend):
     def weights(self) -> dict[str, float] | list[dict[str, float]]:
         """By name, or one dict for each row of the batch. Setting replaces all: names left out are 0.
 
-        With router=encoder what the last prompt got.
+        With router=encoder what the last prompts got, by row.
 
         Raises:
             BlendError: unknown names, numbers that are not finite, a router that decides by itself, or a folded blend.
         """
         if self._router.per_token:
             raise BlendError("router=arrow weighs every token at every site by itself: there are no weights to read")
+        if self._router.per_prompt and not self._by_row:
+            raise BlendError("router=encoder sets the weights from each prompt, and there was none yet")
         return [dict(row) for row in self._rows] if self._by_row else dict(self._rows[0])
 
     @weights.setter
@@ -121,7 +123,9 @@ class Blend(FixedBlend):
             CheckpointError: it cannot be read or does not fit; nothing has changed.
         """
         self._ready()
-        self._stack.add(checked_name(name, self.names), self._header(place))
+        name, header = checked_name(name, self.names), self._header(place)
+        self._router.check(header.folder)
+        self._stack.add(name, header)
         self._changed([{**row, name: 0.0} for row in self._rows])
 
     def remove(self, name: str) -> None:
@@ -142,7 +146,9 @@ class Blend(FixedBlend):
             CheckpointError: it cannot be read or does not fit; nothing has changed.
         """
         self._ready(name)
-        self._stack.replace(name, self._header(place))
+        header = self._header(place)
+        self._router.check(header.folder)
+        self._stack.replace(name, header)
         self._router.forget(name)
         self._changed(self._rows)
 
@@ -173,7 +179,7 @@ class Blend(FixedBlend):
             BlendError: another router.
             CheckpointError: a folder that cannot be written.
         """
-        return save_centroids(self._encoder().centroids, self.folders)
+        return save_centroids(self._encoder().centroids, self.folders, self.fingerprint)
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, float]]:
@@ -194,12 +200,28 @@ class Blend(FixedBlend):
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
-        """The base alone, for a while."""
+        """The base alone, for a while.
+
+        Raises:
+            BlendError: the blend is folded.
+        """
+        self._ready()
+        before = self.is_silent
         self._stack.silence(True)
         try:
             yield
         finally:
-            self._stack.silence(False)
+            self._stack.silence(before)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the base alone computes now."""
+        return self._stack.is_silent
+
+    @property
+    def unfitted(self) -> list[str]:
+        """Experts that router=encoder cannot choose before `fit_centroids` tells it of them."""
+        return self._encoder().unfitted
 
     def decided(self, rows: list[dict[str, float]]) -> None:
         """What a router has decided for the rows of the batch."""
@@ -225,7 +247,7 @@ class Blend(FixedBlend):
         return f"Blend({', '.join(self.names)}; {len(self.sites)} sites)"
 
     def _header(self, place: Place) -> ExpertHeader:
-        return read_header(place, self.model, fingerprint=self._fingerprint)
+        return read_header(place, self.model, fingerprint=self.fingerprint)
 
     def _made_router(self, kind: BlendRouter, top_k: int | None, temperature: float | None) -> Router:
         if kind is BlendRouter.arrow:
@@ -241,10 +263,11 @@ class Blend(FixedBlend):
 
     def _fixed(self, what: str) -> dict[str, float]:
         """The weights of the model, where there are any."""
-        if self._router.per_token or self._by_row:
-            by = "token" if self._router.per_token else "row"
+        if self._router.per_token or self._router.per_prompt or self._by_row:
+            by = "token" if self._router.per_token else "prompt" if self._router.per_prompt else "row"
             raise BlendError(
-                f"cannot {what} a blend whose weights differ by {by}; set one dict of weights for the model"
+                f"cannot {what} a blend whose weights differ by {by}; set one dict of weights for the model, with "
+                "router=weighted"
             )
         return self._rows[0]
 

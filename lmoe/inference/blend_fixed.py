@@ -45,7 +45,7 @@ class FixedBlend(ABC):
         self._stack.detach()
         try:
             folded = Folded(self.model, blended, keep)
-        except Exception:
+        except BaseException:
             self._stack.attach()
             raise
         self._folded = folded

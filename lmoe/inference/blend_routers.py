@@ -1,6 +1,7 @@
 """Who decides the weights of a blend: the user, the tokens, or the prompt."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lmoe.errors import BlendError
@@ -27,6 +28,8 @@ class Router:
 
     per_token = False
     """Whether each site weighs each token by itself."""
+    per_prompt = False
+    """Whether each prompt has weights of its own."""
 
     def __init__(self, blend: "Blend") -> None:
         self.blend = blend
@@ -36,6 +39,14 @@ class Router:
 
         Raises:
             BlendError: weights are not the user's to set now.
+        """
+
+    def check(self, folder: Path) -> None:
+        """An expert from this folder is about to come.
+
+        Raises:
+            BlendError: what lies beside it cannot be used; nothing has changed.
+            CheckpointError: it cannot be read.
         """
 
     def experts_changed(self) -> None:

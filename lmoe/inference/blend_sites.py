@@ -4,6 +4,7 @@ Shapes: D in, O out, R ranks of all experts together, E experts.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,19 @@ from lmoe.ops.rank_layout import Ranks
 
 Branches = dict[str, Branch]
 """Of one expert at the sites of a group, by module path."""
+
+
+@dataclass(slots=True, frozen=True)
+class Built:
+    """The experts of a group, stacked; without any, no group.
+
+    Args:
+        group: their lora_A.
+        linears: by module path, around the model's own.
+    """
+
+    group: BlendGroup | None
+    linears: dict[str, BlendLinear]
 
 
 class SiteGroup:
@@ -51,11 +65,16 @@ class SiteGroup:
             row += width
         return found
 
-    def build(self, experts: Sequence[Branches]) -> None:
-        """Stack the branches of all experts, and put BlendLinears where there are any."""
+    @property
+    def built(self) -> Built:
+        """What is in use."""
+        return Built(self.group, self.linears)
+
+    def build(self, experts: Sequence[Branches]) -> Built:
+        """Stack the branches of all experts, in BlendLinears where there are any; the model stays as it is."""
         there = [path for path in self.paths if any(path in own for own in experts)]
         if not there:
-            return self.remove()
+            return Built(None, {})
         shape = [[own[path].lora_A.shape[0] if path in own else 0 for path in there] for own in experts]
         scalings = [[own[path].scaling if path in own else 0.0 for path in there] for own in experts]
         ranks = Ranks(tuple(map(tuple, shape)), tuple(map(tuple, scalings)))
@@ -67,16 +86,23 @@ class SiteGroup:
                 if path in own:
                     next(rows).copy_(own[path].lora_A)
         stacked_B = {path: self._stacked_B([own.get(path) for own in experts], path) for path in there}
-        self.group = BlendGroup(lora_A, ranks)
-        self.linears = {
-            path: BlendLinear(self.bases[path], stacked_B[path], self.group, place) for place, path in enumerate(there)
+        group = BlendGroup(lora_A, ranks)
+        linears = {
+            path: BlendLinear(self.bases[path], stacked_B[path], group, place) for place, path in enumerate(there)
         }
+        return Built(group, linears)
+
+    def use(self, built: Built) -> None:
+        """Put what was built into the model."""
+        self.group, self.linears = built.group, built.linears
         self.attach()
 
     def attach(self) -> None:
-        """Put the BlendLinears into the model, and the Linears themselves where there is none."""
+        """Put the BlendLinears into the model, where its Linears are, and these themselves where there is none."""
         for path, base in self.bases.items():
             linear = self.linears.get(path)
+            if linear is not None and linear.lora_B.device != (device := next(base.parameters()).device):
+                linear.to(device)  # the model has moved while they were off
             self.model.set_submodule(path, base if linear is None else linear.train(base.training))
 
     def detach(self) -> None:
@@ -86,8 +112,7 @@ class SiteGroup:
 
     def remove(self) -> None:
         """Put the Linears back and drop the experts."""
-        self.detach()
-        self.group, self.linears = None, {}
+        self.use(Built(None, {}))
 
     def show(self, live: list[Live], arrow: Arrow | None = None) -> None:
         """Which runs of experts take part from now on."""
@@ -107,7 +132,7 @@ class SiteGroup:
                 if path in own:
                     directions[site, expert] = top_direction(own[path].lora_A, own[path].lora_B)
                     present[site, expert] = True
-        return Arrow(directions.to(group.lora_A.dtype), present, top_k, temperature)
+        return Arrow(directions, present, top_k, temperature)
 
     def _stacked_B(self, branches: list[Branch | None], path: str) -> Tensor:
         """(O, R). NOTE for one token on a CPU, float32 is faster where memory holds it as (R, O)."""

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from lmoe.checkpoint.expert_file import Branch, ExpertHeader
 from lmoe.checkpoint.peft_reader import read_branches
-from lmoe.errors import LmoeError
-from lmoe.inference.blend_sites import SiteGroup, site_groups
+from lmoe.inference.blend_sites import Built, SiteGroup, site_groups
 from lmoe.inference.blend_weights import SILENT
 from lmoe.layers.blend_linear import Arrow, Live
 from lmoe.ops.rank_layout import Ranks, Run, runs
@@ -47,8 +46,8 @@ class BlendStack:
                 paths = [path for group in some for path in group.paths]
                 read = [read_branches(header, paths) for header in self.headers.values()]
                 for group in some:
-                    group.build([_inside(group, branches) for branches in read])
-        except LmoeError:
+                    group.use(group.build([_inside(group, branches) for branches in read]))
+        except BaseException:
             self.close()
             raise
 
@@ -63,39 +62,49 @@ class BlendStack:
         return {path: group for group in self.groups for path in group.linears}
 
     def add(self, name: str, header: ExpertHeader) -> None:
-        """One more expert, at the end; it is read before anything changes."""
-        branches, last = read_branches(header), len(self.headers)
-        touched = self._groups_of([*self.headers.values(), header])
-        for group in touched:
-            group.build([*(group.branches(e) for e in range(last)), _inside(group, branches)])
-        self.headers[name] = header
-        self._changed()
+        """One more expert, at the end."""
+        branches, last = read_branches(header), range(len(self.headers))
+        groups = self._groups_of([*self.headers.values(), header])
+        built = {g: g.build([*(g.branches(e) for e in last), _inside(g, branches)]) for g in groups}
+        self._use(built, self.headers | {name: header})
 
     def remove(self, name: str) -> None:
         """Take an expert out; the others' numbers are copied as they are."""
-        gone, groups = list(self.headers).index(name), self.groups
-        for group in groups:
-            group.build([group.branches(e) for e in range(len(self.headers)) if e != gone])
-        del self.headers[name]
-        self._changed()
+        kept = [e for e, other in enumerate(self.headers) if other != name]
+        built = {g: g.build([g.branches(e) for e in kept]) for g in self.groups}
+        self._use(built, {other: header for other, header in self.headers.items() if other != name})
 
     def replace(self, name: str, header: ExpertHeader) -> None:
-        """Another expert in the place of one; it is read before anything changes."""
-        branches, which = read_branches(header), list(self.headers).index(name)
-        others = [e for e in range(len(self.headers)) if e != which]
-        for group in self._groups_of([*self.headers.values(), header]):
-            kept = {e: group.branches(e) for e in others}
-            group.build([kept.get(e, {}) if e != which else _inside(group, branches) for e in range(len(self.headers))])
-        self.headers[name] = header
-        self._changed()
+        """Another expert in the place of one."""
+        branches, names = read_branches(header), list(self.headers)
+        groups = self._groups_of([*self.headers.values(), header])
+        built = {
+            g: g.build([_inside(g, branches) if other == name else g.branches(e) for e, other in enumerate(names)])
+            for g in groups
+        }
+        self._use(built, self.headers | {name: header})
 
     def rename(self, old: str, new: str) -> None:
         """Another name in the same place."""
         self.headers = {new if name == old else name: header for name, header in self.headers.items()}
 
+    def _use(self, built: Mapping[SiteGroup, Built], headers: dict[str, ExpertHeader]) -> None:
+        """Take all groups as they were built, or none."""
+        before = {group: group.built for group in built}
+        try:
+            for group, new in built.items():
+                group.use(new)
+        except BaseException:
+            for group, old in before.items():
+                group.use(old)
+            raise
+        self.headers, self._active = headers, None  # nothing that was made of the experts before holds any longer
+        self._directions.clear()
+
     def show(self, weights_BE: Tensor, *, by_row: bool) -> None:
         """From now on weights of the model (1, E), or of the rows (B, E); experts silent everywhere are left out."""
-        active = tuple((weights_BE.abs() >= SILENT).any(0).tolist())
+        weights_BE = weights_BE.masked_fill(weights_BE.abs() < SILENT, 0.0)
+        active = tuple((weights_BE != 0).any(0).tolist())
         if active == self._active:  # the same slices with other gates, which most layers share
             for lives in self._shown.values():
                 for live in lives:
@@ -116,9 +125,9 @@ class BlendStack:
         count = len(self.headers)
         for group in self.groups:
             assert group.group is not None
-            if group not in self._directions:
+            lora_A, known = group.group.lora_A, self._directions.get(group)
+            if known is None or known.directions.device != lora_A.device:
                 self._directions[group] = group.arrow(count, top_k, temperature)
-            lora_A = group.group.lora_A
             live = [_arrow_live(run, count, lora_A) for run in _runs(group.group.ranks, (True,) * count)]
             group.show(live, self._directions[group])
 
@@ -133,6 +142,11 @@ class BlendStack:
         finally:
             for group in inside:
                 group.shown.seen = None
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether all experts are left out now."""
+        return any(group.group is not None and group.group.shown.silent for group in self.groups)
 
     def silence(self, silent: bool) -> None:
         """Leave all experts out for a while."""
@@ -160,11 +174,6 @@ class BlendStack:
         """The experts beside the Linears again."""
         for group in self.groups:
             group.attach()
-
-    def _changed(self) -> None:
-        """Nothing that was made of the experts before holds any longer."""
-        self._active = None
-        self._directions.clear()
 
     def close(self) -> None:
         """The model's own Linears back in their places."""

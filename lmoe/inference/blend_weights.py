@@ -1,13 +1,13 @@
 """Weights of experts as users give them, checked."""
 
-import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 
 from lmoe.errors import BlendError
 
 SILENT = 1e-3
-"""An expert whose weight is nearer to 0 than this everywhere is not computed."""
+"""A weight nearer to 0 than this is 0."""
+LARGEST = 3.4e38
 Weights = Mapping[str, float] | Sequence[Mapping[str, float]]
 
 
@@ -44,8 +44,16 @@ def checked_weights(given: Weights, names: Sequence[str]) -> list[dict[str, floa
         problems += [
             f"{where}{name}={value!r} is no finite number"
             for name, value in row.items()
-            if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value)
+            if isinstance(value, bool) or not isinstance(value, Real) or not _is_finite(value)
         ]
     if problems:
         raise BlendError("weights: " + "; ".join(problems))
     return [{name: float(row.get(name, 0.0)) for name in names} for row in rows]
+
+
+def _is_finite(value: Real) -> bool:
+    """In float32 too, in which it works."""
+    try:
+        return abs(float(value)) <= LARGEST
+    except OverflowError:
+        return False

@@ -58,18 +58,18 @@ class Chat:
             case "/weights":
                 self._weights(rest)
             case "/experts":
-                self.write(f"{', '.join(self._blend().names) or 'none'}\n")
+                self._experts()
             case "/add":
                 for expert, place in named_places(rest).items():
                     self._blend().add(expert, place)
-                self._weights("")
+                self._experts()
             case "/remove":
                 self._blend().remove(rest)
-                self._weights("")
+                self._experts()
             case "/rename":
                 old, _, new = rest.partition(" ")
                 self._blend().rename(old, new.strip())
-                self._weights("")
+                self._experts()
             case "/sampling":
                 self._set_sampling(rest)
             case "/system":
@@ -92,8 +92,11 @@ class Chat:
         if rest:
             blend.weights = named_weights(rest, list(blend.names)) or {}
         weights = blend.weights
-        assert isinstance(weights, dict)
-        self.write("  ".join(f"{name}={weight:g}" for name, weight in weights.items()) + "\n")
+        for row in [weights] if isinstance(weights, dict) else weights:
+            self.write("  ".join(f"{name}={weight:g}" for name, weight in row.items()) + "\n")
+
+    def _experts(self) -> None:
+        self.write(f"{', '.join(self._blend().names) or 'none'}\n")
 
     def _set_sampling(self, rest: str) -> None:
         known = {entry.name: type(getattr(self.sampling, entry.name)) for entry in fields(self.sampling)}

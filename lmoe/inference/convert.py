@@ -13,7 +13,7 @@ from lmoe.checkpoint.eulerforge_files import CONFIG_FILE, EulerForge, read_euler
 from lmoe.errors import CheckpointError, ConfigError, InjectionError
 from lmoe.inference.export import empty_folder
 from lmoe.inference.save import save
-from lmoe.injection.apply import inject
+from lmoe.injection.apply import inject, plan
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.schema.backbone import BackboneConfig
 
@@ -40,6 +40,9 @@ def convert_eulerforge(checkpoint: str | Path, output: str | Path, base_model: s
     model = load_model(backbone)
     injection, moe = sections(given)
     try:
+        described, held = plan(model, injection, moe).total_parameters, sum(map(Tensor.numel, given.adapters.values()))
+        if described > held:
+            raise CheckpointError(f"{given.folder}: describes {described:,} parameters, and holds {held:,} numbers")
         inject(model, injection, moe)
     except (ConfigError, InjectionError) as error:
         raise CheckpointError(f"{given.folder} does not fit the base {name}: {error}") from None

@@ -1,5 +1,6 @@
 """Fold a blend into the weights, and get the originals back bit by bit."""
 
+import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -55,11 +56,19 @@ class Folded:
         self.model, self.paths = model, [path for path, parts in branches.items() if parts]
         weights = {path: _weight(model, path) for path in self.paths}
         self.files = _files(model, weights) if keep == "reread" else {}
+        self.digests = {path: _digest(weights[path]) for path in self.files}
         self.kept = {} if keep == "reread" else {path: weight.clone() for path, weight in weights.items()}
-        with torch.no_grad():
-            for path in self.paths:
-                weight, blend = weight_OD(model.get_submodule(path)), stacked(branches[path])
-                weight.copy_(merged_weight(weight, blend.lora_A, blend.lora_B, blend.scaling))
+        changed = []
+        try:
+            with torch.no_grad():
+                for path in self.paths:
+                    weight, blend = weight_OD(model.get_submodule(path)), stacked(branches[path])
+                    merged = merged_weight(weight, blend.lora_A, blend.lora_B, blend.scaling)
+                    changed.append(path)
+                    weight.copy_(merged)
+        except BaseException:
+            self._restore(changed)
+            raise
         self.report = Fold(
             sites=len(weights),
             bytes_changed=sum(weight.nbytes for weight in weights.values()),
@@ -71,12 +80,23 @@ class Folded:
         """The originals, bit by bit.
 
         Raises:
-            BlendError: a file of the base that was there when the blend was folded is gone or has changed.
+            BlendError: a file of the base that was there when the blend was folded is gone or has changed; nothing is
+                changed then.
         """
-        with torch.no_grad():
-            for path in self.paths:
-                weight = _weight(self.model, path)
-                weight.copy_(self.kept[path] if path in self.kept else _stored(self.files[path], path, weight))
+        for path, file in self.files.items():
+            if _digest(_stored(file, path, _weight(self.model, path))) != self.digests[path]:
+                raise BlendError(f"{file}: {path}.weight is another one than when the blend was folded; put it back")
+        self._restore(self.paths)
+
+    @torch.no_grad()
+    def _restore(self, paths: list[str]) -> None:
+        for path in paths:
+            weight = _weight(self.model, path)
+            weight.copy_(self.kept[path] if path in self.kept else _stored(self.files[path], path, weight))
+
+
+def _digest(weight: Tensor) -> bytes:
+    return hashlib.sha256(weight.detach().cpu().contiguous().view(torch.uint8).numpy()).digest()
 
 
 def _weight(model: nn.Module, path: str) -> Tensor:

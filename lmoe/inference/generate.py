@@ -1,5 +1,6 @@
 """Answer a prompt or a conversation token by token."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from lmoe.backbones.load import context_length
-from lmoe.errors import DataError
+from lmoe.errors import ConfigError, DataError
 
 Turn = dict[str, str]
 """{"role": system, user or assistant, "content": text}."""
@@ -24,6 +25,9 @@ class Sampling:
         top_k: number of the tokens to sample from; 0: all.
         repetition_penalty: divides the scores of tokens that were there before (CTRL, 1909.05858); 1: none.
         seed: of the sampling.
+
+    Raises:
+        ConfigError: values that cannot be, or that have no effect at temperature 0.
     """
 
     max_new_tokens: int = 128
@@ -32,6 +36,28 @@ class Sampling:
     top_k: int = 0
     repetition_penalty: float = 1.0
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature < math.inf, "0 or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
+            "top_k": (self.top_k >= 0, "0 or more"),
+            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
+        }
+        problems = [
+            f"{name}={getattr(self, name)} must be {bound}" for name, (good, bound) in bounds.items() if not good
+        ]
+        if self.temperature == 0:
+            idle = {"top_p": self.top_p != 1, "top_k": self.top_k != 0, "seed": self.seed != 0}
+            problems += [
+                f"{name}={getattr(self, name)} has no effect at temperature=0, which always takes the likeliest token; "
+                "raise temperature, or leave it out"
+                for name, changed in idle.items()
+                if changed
+            ]
+        if problems:
+            raise ConfigError(problems)
 
     def options(self) -> dict[str, object]:
         """As `generate` of Transformers takes them."""

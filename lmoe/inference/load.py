@@ -5,11 +5,11 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
-from lmoe.checkpoint.adapter import CONFIG_FILE, load_adapter, read_adapter_config
+from lmoe.checkpoint.adapter import CONFIG_FILE, check_sizes, load_adapter, read_adapter_config
 from lmoe.checkpoint.place import adapter_folder, lost_config
 from lmoe.errors import CheckpointError, ConfigError, InjectionError
 from lmoe.inference.average import merge_without_config
-from lmoe.injection.apply import inject
+from lmoe.injection.apply import inject, plan
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
 
 
@@ -49,6 +49,7 @@ def load(
     )
     model = load_model(backbone)
     try:
+        check_sizes(folder, plan(model, config.injection, config.moe))
         inject(model, config.injection, config.moe, trained_base=config.trained_base)
     except (ConfigError, InjectionError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} does not fit the base {backbone.model_name}: {error}") from None

@@ -15,15 +15,18 @@ from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.checkpoint.peft_reader import CENTROID_FILE
-from lmoe.checkpoint.tensor_file import finite_tensors, tensor_shapes
+from lmoe.checkpoint.tensor_file import finite_tensors, stored_metadata, tensor_shapes
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import BlendError
 from lmoe.inference.blend_routers import Router
+from lmoe.layers.token_mask import valid_tokens
 
 if TYPE_CHECKING:
     from lmoe.inference.blend import Blend
 
 TEXTS_AT_ONCE = 8
+BASE = "base_fingerprint"
+"""In the metadata of a centroid's file."""
 
 
 class EncoderRouter(Router):
@@ -40,6 +43,7 @@ class EncoderRouter(Router):
     """
 
     TEMPERATURE = 0.1
+    per_prompt = True
 
     def __init__(self, blend: "Blend", top_k: int | None, temperature: float) -> None:
         super().__init__(blend)
@@ -52,13 +56,22 @@ class EncoderRouter(Router):
     def refuse_weights(self) -> None:
         raise BlendError("router=encoder sets the weights from each prompt; use router=weighted to set them")
 
+    @property
+    def unfitted(self) -> list[str]:
+        """Experts without a centroid."""
+        return [name for name in self.blend.names if name not in self.centroids]
+
+    def check(self, folder: Path) -> None:
+        if (folder / CENTROID_FILE).exists():
+            self._read_centroid(folder)
+
     def experts_changed(self) -> None:
         """Read the centroids of experts that have one beside them."""
         folders = self.blend.folders
         self.centroids = {name: centroid for name, centroid in self.centroids.items() if name in folders}
         for name, folder in folders.items():
             if name not in self.centroids and (folder / CENTROID_FILE).exists():
-                self.centroids[name] = _read_centroid(folder / CENTROID_FILE, _width(self.blend.model))
+                self.centroids[name] = self._read_centroid(folder)
         self._prompt = None
 
     def forget(self, name: str) -> None:
@@ -78,7 +91,7 @@ class EncoderRouter(Router):
             BlendError: an expert has no centroid yet.
         """
         names = self.blend.names
-        if missing := [name for name in names if name not in self.centroids]:
+        if missing := self.unfitted:
             raise BlendError(
                 f"router=encoder knows no centroid of {', '.join(missing)}: call "
                 "blend.fit_centroids({name: [texts]}, tokenizer) first; blend.save_centroids() keeps them"
@@ -93,7 +106,7 @@ class EncoderRouter(Router):
     def _read(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before each forward of the whole model: a new prompt, or the tokens after one."""
         past = kwargs.get("past_key_values")
-        if self.blend.is_folded or (past is not None and int(past.get_seq_length()) > 0):
+        if self.blend.is_folded or self.blend.is_silent or (past is not None and int(past.get_seq_length()) > 0):
             return
         ids, embeds = args[0] if args else kwargs.get("input_ids"), kwargs.get("inputs_embeds")
         given = ids if ids is not None else embeds
@@ -101,13 +114,14 @@ class EncoderRouter(Router):
             return
         if kwargs.get("use_cache") is False and ids is not None and self._goes_on(ids):
             return
-        mask = kwargs.get("attention_mask")
-        if mask is None or mask.dim() != 2:
-            mask = torch.ones(given.shape[:2], dtype=torch.long, device=given.device)
+        mask = valid_tokens(kwargs.get("attention_mask"), given)
         with self.blend.silenced():
             prompts = encoded(model, mask, **{"inputs_embeds" if ids is None else "input_ids": given})
         self.blend.decided(self.decide(prompts))
         self._prompt = ids
+
+    def _read_centroid(self, folder: Path) -> Tensor:
+        return read_centroid(folder / CENTROID_FILE, _width(self.blend.model), self.blend.fingerprint)
 
     def _goes_on(self, ids: Tensor) -> bool:
         """Whether these tokens are the last prompt and what came after it, generated without a cache."""
@@ -123,7 +137,7 @@ def encoded(model: nn.Module, mask: Tensor, **inputs: Tensor) -> Tensor:
 
     Args:
         model: a causal language model, experts off.
-        mask: (B, T) 1 for valid tokens.
+        mask: (B, T) bool or 1 for valid tokens.
         inputs: input_ids (B, T) or inputs_embeds.
     """
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model  # type: ignore[operator]
@@ -159,23 +173,35 @@ def fitted(blend: "Blend", texts: Mapping[str, Sequence[str]], tokenizer: PreTra
     return found
 
 
-def save_centroids(centroids: Mapping[str, Tensor], folders: Mapping[str, Path]) -> list[Path]:
-    """Each beside its expert.
+def save_centroids(centroids: Mapping[str, Tensor], folders: Mapping[str, Path], fingerprint: str) -> list[Path]:
+    """Each beside its expert, with the base whose hidden states it is a mean of.
 
     Raises:
+        BlendError: two names for one folder.
         CheckpointError: a folder that cannot be written.
     """
+    if len({folders[name] for name in centroids}) < len(centroids):
+        raise BlendError("two experts come from one folder, which has room for one centroid; copy it")
+    about = {"format": "pt", BASE: fingerprint}
     for name, centroid in centroids.items():
-        write_whole(
-            folders[name], {CENTROID_FILE: save({"centroid": centroid.contiguous()}, metadata={"format": "pt"})}
-        )
+        write_whole(folders[name], {CENTROID_FILE: save({"centroid": centroid.contiguous()}, metadata=about)})
     return [folders[name] / CENTROID_FILE for name in centroids]
 
 
-def _read_centroid(path: Path, width: int) -> Tensor:
+def read_centroid(path: Path, width: int, fingerprint: str) -> Tensor:
+    """(D,) what `save_centroids` wrote.
+
+    Raises:
+        BlendError: it is of another base.
+        CheckpointError: it cannot be read.
+    """
     shapes = tensor_shapes(path)
     if shapes != {"centroid": (width,)}:
         raise BlendError(f"{path}: holds {shapes}, and this base needs a centroid of {width}; fit the centroids anew")
+    if (found := stored_metadata(path).get(BASE)) != fingerprint:
+        raise BlendError(
+            f"{path}: fitted on another base, fingerprint {found}; this one has {fingerprint}. Remove it, and fit anew"
+        )
     return finite_tensors(path, ["centroid"])["centroid"].float()
 
 

@@ -1,19 +1,25 @@
 """What speaks: a trained run, or a base with experts blended over it; the same for a prompt and for a chat."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.load import load_model, load_tokenizer
-from lmoe.errors import ConfigError
+from lmoe.data.rows import read_rows
+from lmoe.errors import ConfigError, DataError
 from lmoe.inference.blend import Blend
+from lmoe.inference.blend_routers import BlendRouter
 from lmoe.inference.generate import Sampling, Turn, stream_answer
 from lmoe.inference.load import load
+from lmoe.inference.subject import placed
 from lmoe.injection.tracing import domain as of_domain
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
+
+FITTED_PROMPTS = 64
+"""Enough for a mean."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,14 +47,17 @@ class Speaker:
             yield
 
 
-def trained(checkpoint: str, *, base_model: str | None, domain: str | None) -> Speaker:
+def trained(checkpoint: str, *, base_model: str | None, domain: str | None, device: str | None = None) -> Speaker:
     """A run or an adapter, routers and all.
 
+    Args:
+        device: where it computes; None: a GPU where there is one.
+
     Raises:
-        LmoeError: as lmoe.load.
+        LmoeError: as lmoe.load, or no such device.
     """
     model, tokenizer = load(checkpoint, base_model=base_model)
-    return Speaker(model=model, tokenizer=tokenizer, domain=domain)
+    return Speaker(model=placed(model, device), tokenizer=tokenizer, domain=domain)
 
 
 def blended(
@@ -60,22 +69,52 @@ def blended(
     precision: BackbonePrecision,
     top_k: int | None = None,
     router_temperature: float | None = None,
+    fit: Mapping[str, str] | None = None,
+    device: str | None = None,
 ) -> Speaker:
     """A base with experts over it; without any, the base.
 
+    Args:
+        fit: rows by the name of an expert, whose prompts tell router=encoder what it is for; that is kept beside it.
+        device: where it computes; None: a GPU where there is one.
+
     Raises:
-        LmoeError: a base that cannot be loaded, experts that do not fit, weights that cannot be.
+        LmoeError: a base that cannot be loaded, experts that do not fit, weights that cannot be, no such device.
     """
+    texts = {name: prompts(place) for name, place in (fit or {}).items()}
     backbone = BackboneConfig(model_name=model_name, precision=precision)
-    model, tokenizer = load_model(backbone).eval(), load_tokenizer(backbone)
+    model, tokenizer = placed(load_model(backbone), device), load_tokenizer(backbone)
     blend = None
     if experts:
         blend = Blend(model, experts, weights, router, top_k=top_k, temperature=router_temperature)
+        if texts:
+            blend.fit_centroids(texts, tokenizer)
+            blend.save_centroids()
+        if router == BlendRouter.encoder and blend.unfitted:
+            raise ConfigError(
+                f"--router encoder does not know yet what {', '.join(blend.unfitted)} is for: give --fit "
+                f"{blend.unfitted[0]}=ROWS,… once, rows with prompts of its kind"
+            )
     return Speaker(model=model, tokenizer=tokenizer, blend=blend)
 
 
-def named_places(text: str | None) -> dict[str, str]:
+def prompts(place: str) -> list[str]:
+    """The first user turns of the first rows of a JSONL file or a folder of them.
+
+    Raises:
+        DataError: rows that cannot be read, or none with a prompt.
+    """
+    turns = [row.messages[0]["content"] for row in read_rows(place) if row.messages]
+    if not turns:
+        raise DataError(f"{place}: no row has a prompt")
+    return turns[:FITTED_PROMPTS]
+
+
+def named_places(text: str | None, what: str = "experts") -> dict[str, str]:
     """`code=DIR,chat=DIR` by name.
+
+    Args:
+        what: these are, for messages.
 
     Raises:
         ConfigError: something without a name or a place, or a name twice.
@@ -85,9 +124,9 @@ def named_places(text: str | None) -> dict[str, str]:
         name, separator, place = part.partition("=")
         name, place = name.strip(), place.strip()
         if not separator or not name or not place:
-            raise ConfigError(f"experts: {part!r} is not name=place; write code=DIR,chat=DIR")
+            raise ConfigError(f"{what}: {part!r} is not name=place; write code=PLACE,chat=PLACE")
         if name in places:
-            raise ConfigError(f"experts: {name} is named twice")
+            raise ConfigError(f"{what}: {name} is named twice")
         places[name] = place
     return places
 
@@ -106,8 +145,10 @@ def named_weights(text: str | None, names: list[str]) -> dict[str, float] | None
         if len(parts) != len(names):
             raise ConfigError(f"weights: {len(parts)} numbers for {len(names)} experts ({', '.join(names)})")
         named = [(name, "=", part) for name, part in zip(names, parts, strict=True)]
-    weights = {}
+    weights: dict[str, float] = {}
     for name, separator, value in named:
+        if name in weights:
+            raise ConfigError(f"weights: {name} is named twice")
         if not separator:
             raise ConfigError(f"weights: {name!r} has no name, and others have; write code=0.7,chat=0.3")
         try:

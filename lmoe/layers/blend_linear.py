@@ -24,7 +24,7 @@ class Arrow:
     """Weights of each token at each site, in place of given ones; see ops/arrow.py.
 
     Args:
-        directions: (S, E, D).
+        directions: (S, E, D) float32.
         present: (S, E) bool.
         top_k, temperature: of the softmax.
     """
@@ -156,7 +156,7 @@ class BlendGroup(nn.Module):
         super()._apply(fn, recurse)
         live, arrow = [part for _, part in self.shown.live], self.shown.arrow
         if arrow is not None:
-            arrow = replace(arrow, directions=fn(arrow.directions), present=fn(arrow.present))
+            arrow = replace(arrow, directions=fn(arrow.directions).float(), present=fn(arrow.present))
         for part in live:
             part.move(fn)
         self.show(live, arrow)

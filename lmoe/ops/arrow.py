@@ -17,7 +17,7 @@ def arrow_weights(x: Tensor, directions: Tensor, present: Tensor, *, top_k: int,
 
     Args:
         x: (..., D).
-        directions: (S, E, D) of length 1.
+        directions: (S, E, D) of length 1, float32.
         present: (S, E) bool; False leaves an expert out at a site.
         top_k: experts of each token; more than a site has means all of them.
         temperature: above 0.
@@ -26,7 +26,7 @@ def arrow_weights(x: Tensor, directions: Tensor, present: Tensor, *, top_k: int,
         (..., S, E) in float32; rows of a site without experts are 0.
     """
     sites, experts, width = directions.shape
-    scores = linear(x.to(directions.dtype), directions.view(sites * experts, width)).float().abs()
+    scores = linear(x.float(), directions.view(sites * experts, width)).abs()
     scores = scores.unflatten(-1, (sites, experts)).masked_fill(~present, -torch.inf)
     kept = scores.topk(min(top_k, experts), dim=-1)
     shares = torch.softmax(kept.values / temperature, dim=-1).masked_fill(kept.values == -torch.inf, 0.0)

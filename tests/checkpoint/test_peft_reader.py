@@ -15,7 +15,7 @@ from lmoe.checkpoint.expert_file import check_fits
 from lmoe.checkpoint.peft_reader import read_expert
 from lmoe.errors import CheckpointError
 from tests.inference.peft_experts import write_peft
-from tests.tiny_models import tiny_model
+from tests.tiny_models import randomise, tiny_model, tokens
 
 A, B = (f"base_model.model.model.layers.0.mlp.up_proj.lora_{half}.weight" for half in "AB")
 PATH = "model.layers.0.mlp.up_proj"
@@ -101,6 +101,9 @@ def test_the_scaling_is_pefts(adapter, config, scaling):
         ({"lora_alpha": 1e99}, ["lora_alpha must be a number up to 1e9"]),
         ({"alpha_pattern": {"(a+)+": 1}}, ["'(a+)+' is no simple pattern"]),
         ({"alpha_pattern": {".*.*.*up": 1}}, ["is no simple pattern"]),
+        ({"alpha_pattern": {f".*{number}": 1 for number in range(20)}}, ["is no simple pattern"]),
+        ({"alpha_pattern": {"a?" * 100 + "a" * 100: 1}}, ["is no simple pattern"]),
+        ({"alpha_pattern": {"(a|aa)" * 50: 1}}, ["is no simple pattern"]),
         ({"rank_pattern": {"(": 1}}, ["'(' is no pattern"]),
         ({"rank_pattern": [1]}, ["rank_pattern must map patterns to numbers, is list"]),
     ],
@@ -148,7 +151,7 @@ def test_tensors_that_are_no_branches_are_refused(tmp_path, tensors, words):
 
 
 @pytest.mark.parametrize(
-    "name", ["../../../etc/passwd", "/etc/passwd", "a..b", "model.__class__ ", "a;b", "${oc.env:HOME}"]
+    "name", ["../../../etc/passwd", "/etc/passwd", "a..b", "model.__class__ ", "a;b", "${oc.env:HOME}", "a" * 300]
 )
 def test_names_that_are_no_module_paths_are_refused_and_open_nothing(tmp_path, name):
     tensors = {f"base_model.model.{name}.lora_{half}.weight": torch.ones(4, 4) for half in "AB"}
@@ -276,3 +279,33 @@ def test_reading_changes_no_number(base, tmp_path):
     for path, branch in expert.branches.items():
         assert torch.equal(branch.lora_A, stored[f"base_model.model.{path}.lora_A.weight"])
         assert torch.equal(branch.lora_B, stored[f"base_model.model.{path}.lora_B.weight"])
+
+
+@pytest.mark.parametrize(
+    "injection",
+    [
+        {"target_keywords": ["attn.c_proj", "mlp.c_fc"], "attn_lora": {"lora_alpha": 8.0}},
+        {"target_keywords": ["mlp.c_fc"], "attn_lora": {"keywords": ["mlp.c_proj"], "lora_alpha": 8.0}},
+        {"attn_lora": {"lora_alpha": 8.0}},
+    ],
+    ids=["a dotted keyword on attention", "a keyword of attn_lora on the FFN", "no keywords"],
+)
+def test_each_branch_of_an_lmoe_adapter_has_the_scaling_that_it_was_trained_with(injection, tmp_path):
+    base, model = tiny_model("gpt2"), tiny_model("gpt2")
+    lmoe.inject(model, injection={"strategy": "dense_lora", "lora_r": 2, **injection})
+    randomise(model)
+    lmoe.save(model, tmp_path / "adapter", base_model="some/base")
+    lmoe.Blend(base, {"only": tmp_path / "adapter"})
+    with torch.no_grad():
+        torch.testing.assert_close(base(tokens()).logits, model.eval()(tokens()).logits, atol=2e-5, rtol=1e-4)
+
+
+def test_sections_that_are_none_are_one_message(tmp_path):
+    model = tiny_model()
+    lmoe.inject(model, injection={"strategy": "dense_lora"})
+    lmoe.save(model, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "lmoe_config.json"
+    raw = json.loads(file.read_text())
+    raw["injection"]["attn_lora"] = [1]
+    file.write_text(json.dumps(raw))
+    refused(tmp_path / "adapter", "lmoe_config.json", "list is not a subclass of AttnLoraConfig")

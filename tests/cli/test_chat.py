@@ -1,5 +1,7 @@
 """`lmoe generate --model … --experts …` and `lmoe chat`: experts blended over a base, turned up and down."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,26 @@ def test_a_bad_expert_is_one_message(restored, micro, tmp_path):
     )
     assert done.exit_code == 1
     assert str(tmp_path) in done.output and "Traceback" not in done.output
+
+
+def test_the_encoder_is_fitted_once_and_chats(restored, micro, experts, tmp_path):
+    places = {name: shutil.copytree(place, tmp_path / name) for name, place in experts.items()}
+    unfitted = blended(micro, places, "--router", "encoder", "--prompt", "red")
+    assert unfitted.exit_code == 1
+    assert "does not know yet what code, chat is for: give --fit code=ROWS" in " ".join(unfitted.output.split())
+    for name in places:
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": f"{name} it", "response": "red"}) + "\n")
+    fit = ",".join(f"{name}={tmp_path / name}.jsonl" for name in places)
+    done = blended(micro, places, "--router", "encoder", "--fit", fit, "--prompt", "red")
+    assert done.exit_code == 0, done.output
+    lines = ["/weights", "red", "/weights", f"/add third={places['code']}", "/experts"]
+    again = blended(micro, places, "--router", "encoder", verb="chat", text="\n".join(lines) + "\n")
+    assert again.exit_code == 0, again.output
+    assert "there was none yet" in again.stdout and "code=" in again.stdout and "code, chat, third" in again.stdout
+
+
+def test_sampling_that_cannot_be_is_said_and_the_old_one_stays(restored, micro, experts):
+    lines = ["/sampling temperature=-1", "/sampling max_new_tokens=0", "red"]
+    done = blended(micro, experts, verb="chat", text="\n".join(lines) + "\n")
+    assert done.exit_code == 0, done.output
+    assert "temperature=-1.0 must be 0 or more" in done.stdout and "max_new_tokens=0 must be at least 1" in done.stdout

@@ -10,6 +10,7 @@ from transformers import StaticCache
 
 import lmoe
 from lmoe.errors import BlendError, CheckpointError, InjectionError
+from lmoe.inference.blend_sites import SiteGroup
 from lmoe.layers.blend_linear import BlendLinear
 from tests.inference.peft_experts import LINEARS, logits, peft_blend, three, write_peft
 from tests.tiny_models import tiny_model, tokens
@@ -306,3 +307,75 @@ def test_moving_the_model_moves_the_blend(model, places):
     expected = logits(model, tokens())
     model.double()
     assert_close(logits(model, tokens()).float(), expected, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("gone", ["code", "chat", "sql"])
+def test_an_active_expert_taken_off_leaves_what_a_blend_without_it_computes(base, model, places, gone):
+    blend = lmoe.Blend(model, places, WEIGHTS)
+    blend.remove(gone)
+    fresh = copy.deepcopy(base)
+    rest = {name: place for name, place in places.items() if name != gone}
+    lmoe.Blend(fresh, rest, {name: WEIGHTS[name] for name in rest})
+    assert torch.equal(logits(model, tokens()), logits(fresh, tokens()))
+
+
+@pytest.mark.parametrize("by_row", [False, True], ids=["model", "row"])
+@pytest.mark.parametrize("weak", ["code", "chat", "sql"])
+def test_a_weight_below_the_threshold_is_zero_wherever_it_stands(model, places, weak, by_row):
+    def computed(value: float):
+        weights = dict.fromkeys(places, 1.0) | {weak: value}
+        blend.weights = [weights, dict.fromkeys(places, 1.0)] if by_row else weights
+        return logits(model, tokens())
+
+    blend = lmoe.Blend(model, places)
+    assert torch.equal(computed(0.0009), computed(0.0))
+    assert not torch.equal(computed(0.002), computed(0.0))
+
+
+@pytest.mark.parametrize("change", ["add", "replace", "remove"])
+def test_a_change_that_breaks_off_in_the_middle_changes_nothing(model, places, change, monkeypatch):
+    two = {name: places[name] for name in ("code", "chat")}
+    blend = lmoe.Blend(model, two, {"code": 0.7, "chat": -0.3})
+    before, used = logits(model, tokens()), []
+
+    def breaks(group, built):
+        used.append(group)
+        if len(used) == 3:
+            raise KeyboardInterrupt
+        use(group, built)
+
+    use = SiteGroup.use
+    monkeypatch.setattr(SiteGroup, "use", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        {
+            "add": lambda: blend.add("sql", places["sql"]),
+            "replace": lambda: blend.replace("chat", places["sql"]),
+            "remove": lambda: blend.remove("chat"),
+        }[change]()
+    monkeypatch.undo()
+    assert blend.names == ["code", "chat"] and torch.equal(logits(model, tokens()), before)
+    blend.weights = {"code": 0.1}
+    blend.weights = {"code": 0.7, "chat": -0.3}
+    assert torch.equal(logits(model, tokens()), before)
+
+
+def test_a_blend_that_cannot_be_made_leaves_the_base(base, model, places, monkeypatch):
+    monkeypatch.setattr(SiteGroup, "build", lambda *_: (_ for _ in ()).throw(MemoryError))
+    with pytest.raises(MemoryError):
+        lmoe.Blend(model, places)
+    monkeypatch.undo()
+    assert [name for name, _ in model.named_modules()] == [name for name, _ in base.named_modules()]
+    lmoe.Blend(model, places)
+
+
+def test_the_base_alone_for_a_while(base, model, places):
+    blend = lmoe.Blend(model, places, WEIGHTS)
+    before = logits(model, tokens())
+    with blend.silenced():
+        with blend.silenced():
+            pass
+        assert torch.equal(logits(model, tokens()), logits(base, tokens()))
+    assert torch.equal(logits(model, tokens()), before)
+    blend.fold()
+    with pytest.raises(BlendError, match=r"folded into the weights; call unfold\(\) first"), blend.silenced():
+        pass

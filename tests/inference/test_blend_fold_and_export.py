@@ -16,6 +16,7 @@ from lmoe.checkpoint.peft_reader import read_expert
 from lmoe.checkpoint.peft_writer import write_expert
 from lmoe.errors import BlendError
 from lmoe.layers.blend_linear import BlendLinear
+from lmoe.ops.merge import merged_weight
 from tests.inference.peft_experts import logits, three, write_peft
 from tests.tiny_models import tiny_model, tokens
 
@@ -161,3 +162,37 @@ def test_a_merged_model_loads_by_itself_and_the_blend_goes_on(case, tmp_path):
     assert_close(logits(merged, tokens()), before, **CLOSE)
     assert not blend.is_folded and torch.equal(logits(model, tokens()), before)
     assert same(model, base)
+
+
+def test_folding_that_breaks_off_restores_every_bit(case, monkeypatch):
+    base, model, blend = case
+    before, made = logits(model, tokens()), []
+
+    def breaks(*given):
+        made.append(given)
+        if len(made) == 4:
+            raise MemoryError
+        return merged_weight(*given)
+
+    monkeypatch.setattr("lmoe.inference.fold.merged_weight", breaks)
+    with pytest.raises(MemoryError):
+        blend.fold()
+    monkeypatch.undo()
+    assert not blend.is_folded and same(model, base) and torch.equal(logits(model, tokens()), before)
+
+
+def test_a_base_that_was_written_anew_meanwhile_is_not_taken_for_the_original(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "base")
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    blend = lmoe.Blend(model, three(base, tmp_path / "experts"), WEIGHTS)
+    before = logits(model, tokens())
+    blend.fold(keep="reread")
+    tiny_model(seed=3).save_pretrained(tmp_path / "base")
+    folded = logits(model, tokens())
+    with pytest.raises(BlendError, match=r"is another one than when the blend was folded; put it back"):
+        blend.unfold()
+    assert blend.is_folded and torch.equal(logits(model, tokens()), folded)
+    base.save_pretrained(tmp_path / "base")
+    blend.unfold()
+    assert torch.equal(logits(model, tokens()), before)

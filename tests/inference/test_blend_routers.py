@@ -203,3 +203,55 @@ def test_only_the_encoder_has_centroids(model, two, tokenizer):
     for call in (lambda: blend.fit_centroids(TEXTS, tokenizer), blend.save_centroids):
         with pytest.raises(BlendError, match="only router=encoder has centroids"):
             call()
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_the_encoder_reads_the_prompt_and_no_padding_where_the_cache_is_static(family, tmp_path, tokenizer):
+    base = tiny_model(family, vocab_size=300)
+    two = dict(list(three(base, tmp_path).items())[:2])
+    blend = lmoe.Blend(base, two, router="encoder", temperature=0.5)
+    blend.fit_centroids(TEXTS, tokenizer)
+    ids = torch.cat([torch.zeros(2, 3, dtype=torch.long), tokens(2, 6)], 1)
+    settings = {"attention_mask": (torch.arange(9) >= 3).long().expand(2, -1), "max_new_tokens": 4, "do_sample": False}
+    expected = base.generate(ids, **settings)
+    rows = blend.weights
+    found = base.generate(ids, cache_implementation="static", disable_compile=True, **settings)
+    assert torch.equal(found, expected)
+    assert [pytest.approx(row, abs=1e-5) for row in rows] == blend.weights
+
+
+def test_before_the_first_prompt_the_encoder_has_no_weights_and_never_fixed_ones(model, two, tokenizer, tmp_path):
+    blend = lmoe.Blend(model, two, router="encoder")
+    assert blend.unfitted == ["code", "chat"]
+    with pytest.raises(BlendError, match="from each prompt, and there was none yet"):
+        _ = blend.weights
+    for fixed in (blend.fold, lambda: blend.export(tmp_path / "out")):
+        with pytest.raises(BlendError, match="a blend whose weights differ by prompt"):
+            fixed()
+    blend.fit_centroids(TEXTS, tokenizer)
+    assert blend.unfitted == []
+    with blend.silenced():
+        logits(model, tokens())
+
+
+def test_a_centroid_of_another_base_is_refused_before_anything_changes(model, two, tokenizer, base, tmp_path):
+    other = tiny_model(vocab_size=300, seed=7)
+    blend = lmoe.Blend(other, {"code": shutil.copytree(two["code"], tmp_path / "other")}, router="encoder")
+    blend.fit_centroids({"code": TEXTS["code"]}, tokenizer)
+    blend.save_centroids()
+    mine = lmoe.Blend(model, {"chat": two["chat"]}, router="encoder")
+    mine.fit_centroids({"chat": TEXTS["chat"]}, tokenizer)
+    before = logits(model, tokens())
+    with pytest.raises(BlendError, match="fitted on another base, fingerprint"):
+        mine.add("code", tmp_path / "other")
+    assert mine.names == ["chat"] and torch.equal(logits(model, tokens()), before)
+
+
+def test_arrow_follows_a_model_that_moves_and_experts_that_are_renamed(base, model, places):
+    blend = lmoe.Blend(model, places, router="arrow")
+    model.to(torch.float64)
+    blend.rename("code", "python")
+    found = logits(model, tokens())
+    fresh = copy.deepcopy(base).to(torch.float64)
+    lmoe.Blend(fresh, {"python": places["code"], "chat": places["chat"], "sql": places["sql"]}, router="arrow")
+    assert_close(found, logits(fresh, tokens()), atol=1e-5, rtol=1e-4)

@@ -1,6 +1,7 @@
 """Experts leave a mixture as adapters, as one merged model, or one of them leaves it; the logits prove it."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,14 @@ def test_names_of_experts_are_those_of_their_folders(trained, tmp_path):
     dense(trained, {}, tmp_path / "dense")
     with pytest.raises(CheckpointError, match="injection=dense_lora has no experts that are adapters"):
         export_peft_experts(tmp_path / "dense", tmp_path / "none")
+
+
+def test_files_from_elsewhere_are_not_taken_along(trained, tmp_path):
+    adapter, secret = shutil.copytree(trained.adapter, tmp_path / "adapter"), tmp_path / "secret"
+    secret.write_text("key")
+    (adapter / "notes.txt").symlink_to(secret)
+    (adapter / "merges.txt").unlink(missing_ok=True)
+    (adapter / "merges.txt").symlink_to(secret)
+    folder = export_without_expert(adapter, tmp_path / "less", "1")
+    assert (folder / "tokenizer.json").exists()
+    assert not (folder / "notes.txt").exists() and not (folder / "merges.txt").exists()

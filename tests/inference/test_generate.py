@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lmoe.data.bpe import train_bpe
-from lmoe.errors import DataError
+from lmoe.errors import ConfigError, DataError
 from lmoe.inference.generate import Sampling, prompt_ids, stream_answer
 from tests.inference.conftest import CONTEXT, VOCAB
 
@@ -69,3 +69,19 @@ def test_sampling_follows_its_seed(trained):
     texts = {seed: answer(trained, "hello", seed=seed, **sample)[0] for seed in (1, 2, 3)}
     assert len(set(texts.values())) > 1
     assert answer(trained, "hello", seed=2, **sample)[0] == texts[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"top_p": 0.9}, "top_p=0.9 has no effect at temperature=0"),
+        ({"top_k": 5, "seed": 1}, "top_k=5 has no effect.*seed=1 has no effect"),
+        ({"temperature": -1.0}, "temperature=-1.0 must be 0 or more"),
+        ({"temperature": float("nan")}, "temperature=nan must be 0 or more"),
+        ({"temperature": 1.0, "top_p": 2.0}, "top_p=2.0 must be above 0, at most 1"),
+        ({"max_new_tokens": 0, "repetition_penalty": 0.0}, "max_new_tokens=0 must.*repetition_penalty=0.0 must be"),
+    ],
+)
+def test_sampling_that_cannot_be_or_has_no_effect_is_refused(given, words):
+    with pytest.raises(ConfigError, match=f"(?s){words}"):
+        Sampling(**given)

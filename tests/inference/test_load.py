@@ -1,6 +1,7 @@
 """lmoe.load and lmoe.save: from a run or an adapter back to the same model."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -169,3 +170,30 @@ def test_what_an_average_cannot_explain_is_refused(trained, tmp_path, key, reaso
     save_file(tensors | {key: torch.zeros(4, 4)}, tmp_path / "lost" / WEIGHTS_FILE)
     with pytest.raises(CheckpointError, match=reason):
         lmoe.load(tmp_path / "lost", base_model=str(trained.base))
+
+
+# --- files that ask for more than they hold
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"lora_r": 5_000_000}, {"num_experts": 3_000_000}, {"shared_lora_r": 5_000_000}],
+    ids=lambda change: next(iter(change)),
+)
+def test_sizes_beyond_the_file_are_refused_before_memory_is_taken(trained, tmp_path, change, monkeypatch):
+    given = edited(trained.adapter, tmp_path / "adapter", lambda c: c["injection"].update(change))
+    monkeypatch.setattr("lmoe.inference.load.inject", lambda *_, **__: pytest.fail("it was built"))
+    with pytest.raises(CheckpointError, match="they do not belong together|must be"):
+        lmoe.load(given)
+
+
+def test_a_config_that_is_too_large_or_no_file_is_refused(trained, tmp_path):
+    shutil.copytree(trained.adapter, tmp_path / "adapter")
+    config = tmp_path / "adapter" / CONFIG_FILE
+    config.write_text(" " * 5_000_000 + config.read_text())
+    with pytest.raises(CheckpointError, match="a config has at most"):
+        lmoe.load(tmp_path / "adapter")
+    config.unlink()
+    os.mkfifo(config)
+    with pytest.raises(CheckpointError, match="is no ordinary file"):
+        lmoe.load(tmp_path / "adapter")

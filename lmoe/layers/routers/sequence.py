@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lmoe.errors import RoutingError
 from lmoe.layers.context import RoutingContext, Rows
 from lmoe.layers.routers.linear import TopKRouter
+from lmoe.layers.token_mask import valid_tokens
 from lmoe.layers.trace import Routing
 from lmoe.ops.gating import Gate
 from lmoe.ops.labels import IGNORE
@@ -82,10 +83,7 @@ class PromptReader:
         given = next((t for t in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if t is not None), None)
         if given is None:
             return
-        prompt = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device)
-        mask, labels = kwargs.get("attention_mask"), kwargs.get("labels")
-        if mask is not None and mask.dim() == 2:
-            prompt &= mask.bool()
+        prompt, labels = valid_tokens(kwargs.get("attention_mask"), given).clone(), kwargs.get("labels")
         if labels is not None:
             prompt &= before_labels(labels)
         self.context.read_rows = Rows.single(prompt)
