@@ -49,14 +49,14 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-memory", action="store_true", help="time only")
     parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     flags = parser.parse_args(given)
-    flags.device = "cpu"
+    flags.device = flags.device or ("cuda" if torch.cuda.is_available() else "cpu")
     flags.shape = replace(SIZES[flags.size], layers=flags.layers or SIZES[flags.size].layers)
     return flags
 
 
 def base_model(flags: argparse.Namespace, dtype: str) -> PreTrainedModel:
     """In evaluation mode, with its cache on."""
-    model = random_model(flags.shape, DTYPES[dtype], torch.device("cpu")).eval()
+    model = random_model(flags.shape, DTYPES[dtype], torch.device(flags.device)).eval()
     model.config.use_cache = True
     return model
 
@@ -90,7 +90,9 @@ def measure(flags: argparse.Namespace, dtype: str, say: Say) -> DecodeReport:
     """All contestants in one type."""
     torch.set_num_threads(flags.threads)
     base = base_model(flags, dtype)
-    prompt = torch.randint(3, flags.shape.vocab, flags.tokens, generator=torch.Generator().manual_seed(0))
+    prompt = torch.randint(3, flags.shape.vocab, flags.tokens, generator=torch.Generator().manual_seed(0)).to(
+        base.device
+    )
     read = sum(m.weight.nbytes for m in base.modules() if isinstance(m, nn.Linear))
     with TemporaryDirectory() as folder:
         places = write_experts(base, Path(folder), max(COUNTS) + 1, flags.rank)
@@ -115,9 +117,9 @@ def measure(flags: argparse.Namespace, dtype: str, say: Say) -> DecodeReport:
                     line = replace(line, memory=memory_of(flags, dtype, len(entrant.blend.names), entrant.expert_bytes))
             lines.append(line)
     return DecodeReport(
-        title=f"Decoding, {flags.size} with {flags.shape.layers} layers, {dtype}, cpu",
+        title=f"Decoding, {flags.size} with {flags.shape.layers} layers, {dtype}, {flags.device}",
         command=command(flags, dtype),
-        machine=machine.facts(torch.device("cpu")),
+        machine=machine.facts(torch.device(flags.device)),
         work={
             **{
                 name: value for name, value in asdict(flags.shape).items() if name not in ("needs_accelerator", "top_k")
@@ -188,7 +190,17 @@ def comings(blend: "lmoe.Blend", spare: Path) -> tuple[float, float]:
 
 def memory_of(flags: argparse.Namespace, dtype: str, count: int, expert_bytes: int) -> float:
     """Peak of a process that makes a blend and answers, over the base's memory and the experts' bytes."""
-    words = [*_shape(flags), "--dtype", dtype, "--threads", str(flags.threads), "--memory-of", str(count)]
+    words = [
+        *_shape(flags),
+        "--device",
+        flags.device,
+        "--dtype",
+        dtype,
+        "--threads",
+        str(flags.threads),
+        "--memory-of",
+        str(count),
+    ]
     peak = memory.in_own_process("benchmarks.decode", *words)
     return peak.peak / (peak.base + expert_bytes / memory.MB)
 
@@ -204,16 +216,18 @@ def answer(entrant: Entrant, prompt: Tensor) -> None:
 def print_peak(flags: argparse.Namespace) -> None:
     """The memory of one blend, in this process, which must be a fresh one."""
     torch.set_num_threads(flags.threads)
-    dtype = flags.dtype[0]
+    dtype, device = flags.dtype[0], torch.device(flags.device)
     base = base_model(flags, dtype)
-    prompt = torch.randint(3, flags.shape.vocab, flags.tokens, generator=torch.Generator().manual_seed(0))
+    prompt = torch.randint(3, flags.shape.vocab, flags.tokens, generator=torch.Generator().manual_seed(0)).to(
+        base.device
+    )
     with TemporaryDirectory() as folder:
         places = write_experts(base, Path(folder), flags.memory_of, flags.rank)
         answer(Entrant(name="base", model=base), prompt)
-        before = memory._settle(torch.device("cpu"))
+        before = memory.settle(device)
         lmoe.Blend(base, places)
         answer(Entrant(name="blend", model=base), prompt)
-        peak = memory.Peak(base=before, peak=memory._peak(torch.device("cpu")))
+        peak = memory.Peak(base=before, peak=memory.peak(device))
     sys.stdout.write(json.dumps(asdict(peak)) + "\n")
 
 
@@ -261,7 +275,11 @@ def _shape(flags: argparse.Namespace) -> list[str]:
 
 def command(flags: argparse.Namespace, dtype: str) -> str:
     """What to type for the same again."""
-    words = ["python -m benchmarks.decode", *_shape(flags), f"--dtype {dtype} --threads {flags.threads}"]
+    words = [
+        "python -m benchmarks.decode",
+        *_shape(flags),
+        f"--device {flags.device} --dtype {dtype} --threads {flags.threads}",
+    ]
     words += [f"--repeats {flags.repeats} --steps {flags.steps}", *(f'--only "{name}"' for name in flags.only or ())]
     return " ".join([*words, *(["--no-memory"] if flags.no_memory else [])])
 
@@ -275,7 +293,7 @@ def main(given: Sequence[str] | None = None) -> int:
     missed = False
     for dtype in dict.fromkeys(flags.dtype or DTYPES):
         report = measure(flags, dtype, lambda text: print(text, file=sys.stderr, flush=True))
-        sys.stdout.write(report.write(flags.output_dir, f"decode_cpu_{flags.size}_{dtype}") + "\n")
+        sys.stdout.write(report.write(flags.output_dir, f"decode_{flags.device}_{flags.size}_{dtype}") + "\n")
         missed |= any(judged.verdict == "missed" for judged in report.targets)
     return int(missed)
 

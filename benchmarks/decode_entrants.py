@@ -1,7 +1,6 @@
 """Who answers token by token: the base, blends, PEFT, and a plain loop; all around the same frozen weights."""
 
 import copy
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 import lmoe
 from benchmarks.models import sharing_copy
-from benchmarks.timing import Laps
+from benchmarks.timing import Clock, Laps
 from lmoe.checkpoint.expert_file import Branch
 from lmoe.checkpoint.peft_reader import read_expert
 from lmoe.checkpoint.peft_writer import write_expert
@@ -159,9 +158,10 @@ def decode(entrant: Entrant, prompt: Tensor) -> Callable[[], Laps]:
 @torch.no_grad()
 def _forward(entrant: Entrant, ids: Tensor, cache: DynamicCache | None) -> float:
     settings = {"use_cache": False} if cache is None else {"past_key_values": cache}
-    start = time.perf_counter()
+    clock = Clock(ids.device)
     entrant.model(input_ids=ids, **settings)
-    return 1000 * (time.perf_counter() - start)
+    clock.mark()
+    return clock.laps()[0]
 
 
 def _lora_bytes(model: nn.Module) -> int:

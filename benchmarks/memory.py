@@ -95,14 +95,14 @@ def peak_of(build: Callable[[], TrainStep], model: PreTrainedModel, batch: Batch
     parameter = torch.nn.Parameter(torch.zeros(1, device=device))
     parameter.grad = torch.zeros_like(parameter)
     torch.optim.AdamW([parameter]).step()
-    base = _settle(device)
+    base = settle(device)
     step = build()
     for _ in range(STEPS):
         step()
-    return Peak(base=base, peak=_peak(device))
+    return Peak(base=base, peak=peak(device))
 
 
-def _settle(device: torch.device) -> float:
+def settle(device: torch.device) -> float:
     """Give back what is free, start the count of the peak anew, and return the memory in use in MB."""
     gc.collect()
     if device.type == "cuda":
@@ -110,7 +110,7 @@ def _settle(device: torch.device) -> float:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / MB
     if not sys.platform.startswith("linux"):
-        return _peak(device)  # the peak so far: the system has no other count
+        return peak(device)  # the peak so far: the system has no other count
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:  # glibc's
         trim(0)
@@ -118,7 +118,7 @@ def _settle(device: torch.device) -> float:
     return _status("VmRSS")
 
 
-def _peak(device: torch.device) -> float:
+def peak(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated() / MB
     if sys.platform.startswith("linux"):

@@ -41,7 +41,7 @@ def convert_eulerforge(checkpoint: str | Path, output: str | Path, base_model: s
     injection, moe = sections(given)
     try:
         described, held = plan(model, injection, moe).total_parameters, sum(map(Tensor.numel, given.adapters.values()))
-        if described > held:
+        if described > 2 * held:  # smaller differences are named below, before that no memory is taken
             raise CheckpointError(f"{given.folder}: describes {described:,} parameters, and holds {held:,} numbers")
         inject(model, injection, moe)
     except (ConfigError, InjectionError) as error:
