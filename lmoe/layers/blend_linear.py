@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lmoe.errors import BlendError
 from lmoe.ops.arrow import arrow_weights
+from lmoe.ops.one_token import directly, is_one_token
 from lmoe.ops.rank_layout import Ranks, Run
 
 BLEND = "lmoe_blend"
@@ -137,8 +138,9 @@ class BlendGroup(nn.Module):
             if shown.seen is not None:
                 shown.seen += weights.reshape(-1, weights.shape[-1]).sum(0)
             shares = weights.flatten(-2)
+        alone = is_one_token(x)
         for lora_A, live in shown.live:
-            hidden = linear(x, lora_A)
+            hidden = directly(linear, x, lora_A) if alone else linear(x, lora_A)
             if live.order is not None:
                 hidden = hidden.index_select(-1, live.order)
             gates = live.gates
@@ -194,7 +196,11 @@ class BlendLinear(nn.Module):
         y = self.base_layer(x)
         for hidden, B_RO in zip(self.group.parts(x, self.place), self.factors, strict=False):
             if self.fresh and y.dtype == hidden.dtype == B_RO.dtype and not torch.is_grad_enabled():
-                y.view(-1, y.shape[-1]).addmm_(hidden, B_RO)
+                rows = y.view(-1, y.shape[-1])
+                if is_one_token(y):
+                    directly(rows.addmm_, hidden, B_RO)
+                else:
+                    rows.addmm_(hidden, B_RO)
             else:
                 y = y + (hidden @ B_RO).view(y.shape).to(y.dtype)
         return y
