@@ -34,17 +34,20 @@ def test_the_switch_is_off_inside_and_on_again_whatever_happens():
 
     def product(x):
         seen.append(torch._C._get_mkldnn_enabled())
-        raise ValueError
+        raise RuntimeError("it broke")
 
-    with pytest.raises(ValueError):
+    with pytest.raises(RuntimeError, match="it broke"):
         directly(product, torch.ones(1))
     assert seen == [False] and torch._C._get_mkldnn_enabled()
 
 
 def test_who_has_switched_it_off_finds_it_off():
-    with torch.backends.mkldnn.flags(enabled=False):
+    torch._C._set_mkldnn_enabled(False)
+    try:
         directly(linear, torch.ones(1, 4), torch.ones(2, 4))
         assert not torch._C._get_mkldnn_enabled()
+    finally:
+        torch._C._set_mkldnn_enabled(True)
 
 
 def test_without_the_switch_the_product_is_as_usual(monkeypatch):
