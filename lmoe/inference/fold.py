@@ -96,7 +96,7 @@ class Folded:
 
 
 def _digest(weight: Tensor) -> bytes:
-    return hashlib.sha256(memoryview(weight.detach().cpu().contiguous().view(torch.uint8).numpy())).digest()
+    return hashlib.sha256(weight.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()).digest()
 
 
 def _weight(model: nn.Module, path: str) -> Tensor:

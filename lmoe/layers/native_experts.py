@@ -5,7 +5,6 @@ Shapes: N tokens, K chosen, S = N * K rows sorted by expert, D hidden, I inner, 
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from lmoe.layers.stacked_lora import StackedLoRA
@@ -110,8 +109,3 @@ def whole_units(experts: nn.Module) -> bool:
 def is_expert_parallel(experts: nn.Module) -> bool:
     """Whether a plan of Transformers has spread the experts over devices."""
     return bool(getattr(experts, "_is_expert_parallel", False))
-
-
-def weights_dtype(experts: nn.Module) -> torch.dtype:
-    """Type of the fused weights."""
-    return experts.get_parameter(DOWN).dtype

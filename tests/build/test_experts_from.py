@@ -50,6 +50,17 @@ def test_only_the_routers_train_and_experts_keep_their_names_and_their_weights(t
     assert "1 math" in done.out
 
 
+def test_with_a_phase_that_trains_them_the_experts_go_on_learning(train, adapters):
+    done = train(written(adapters), *CHEAP[:2], "phase=joint")
+    assert done.code == 0, done.text
+    tensors, path = read_tensors(done.run / "adapter"), "model.layers.1.mlp.up_proj"
+    for expert, name in enumerate(adapters):
+        given = load_file(adapters[name] / "adapter_model.safetensors")[f"base_model.model.{path}.lora_B.weight"]
+        learnt = tensors[f"{path}.experts.{expert}.lora_B"][:, : given.shape[1]]
+        assert not torch.equal(learnt, given) and torch.allclose(learnt, given, atol=0.1)
+    assert tensors[f"{path}.experts.2.lora_B"].any()
+
+
 def test_experts_go_by_the_domains_that_they_are_named_after(micro, adapters):
     """The oracle's order is that of the adapters, not of the alphabet; a domain without an adapter has none."""
     named = {name: str(adapters["math"]) for name in ("words", "math", "code")}
