@@ -187,9 +187,11 @@ def check_sizes(folder: Path, plan: InjectionPlan) -> None:
         CheckpointError: the file holds fewer numbers than the plan has, or cannot be read.
     """
     held = sum(math.prod(shape) for shape in tensor_shapes(folder / WEIGHTS_FILE).values())
-    if plan.total_parameters > held:
+    copies = sum(site.num_experts * site.copied_parameters for site in plan.sites)  # of the backbone, not in the file
+    described = plan.total_parameters - copies
+    if described > held:
         raise CheckpointError(
-            f"{folder}: {CONFIG_FILE} describes {plan.total_parameters:,} parameters, and {WEIGHTS_FILE} holds "
+            f"{folder}: {CONFIG_FILE} describes {described:,} parameters, and {WEIGHTS_FILE} holds "
             f"{held:,} numbers: they do not belong together"
         )
 
