@@ -11,7 +11,7 @@ from torch import Tensor
 import lmoe
 from lmoe.injection.record import mixtures
 from lmoe.injection.tracing import adapters_off
-from lmoe.layers.native_experts import DOWN, fused_sizes, fused_up, is_expert_parallel, weights_dtype, whole_units
+from lmoe.layers.native_experts import DOWN, fused_sizes, fused_up, is_expert_parallel, whole_units
 from tests.layers.small_native import FUSED, KINDS, E, experts, make, routed, whole_experts
 from tests.reference import dumb_experts
 from tests.reference.large_tensors import NothingLarger
@@ -250,7 +250,6 @@ def test_sizes_are_those_of_the_input_and_the_output_whichever_way_the_weights_l
     base = experts(kind)
     assert fused_up(base) == "gate_up_proj"
     assert fused_sizes(base) == {"gate_up_proj": (8, 32), "down_proj": (16, 8)}
-    assert weights_dtype(base.bfloat16()) == torch.bfloat16
     assert not is_expert_parallel(base)
     base._is_expert_parallel = True
     assert is_expert_parallel(base)
