@@ -144,8 +144,9 @@ def samples(found: list[Entrant], prompt: Tensor, flags: argparse.Namespace, say
 
     def turns(part: str, some: list[Entrant], make: Callable[[Entrant, Tensor], Callable[[], Laps]], repeats: int):
         runs = {entrant.name: make(entrant, prompt) for entrant in some}
-        named = lambda text: say(f"{part}: {text}") if "warm" in text or repeats == flags.repeats else None  # noqa: E731
-        return interleave(runs, (part,), warmup=flags.warmup, repeats=repeats, progress=named)
+        return interleave(
+            runs, (part,), warmup=flags.warmup, repeats=repeats, progress=lambda text: say(f"{part}: {text}")
+        )
 
     prefills = turns("prefill", found, prefill, flags.repeats)
     cached = [entrant for entrant in found if entrant.cached]

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import lmoe
 from benchmarks.flags import positive
 from lmoe.backbones.load import load_model, load_tokenizer
-from lmoe.data.rows import read_rows
 from lmoe.inference.generate import prompt_ids
+from lmoe.inference.speaker import prompts
 from lmoe.schema.backbone import BackboneConfig
 from lmoe.schema.resources import resource_dir
 
@@ -39,21 +39,20 @@ class Routed:
     weight: float
 
 
-def prompts(part: str, domain: str, count: int) -> list[str]:
-    """The first user turns of the first bundled rows of a domain.
+def bundled(part: str, domain: str, count: int) -> list[str]:
+    """Prompts of a bundled domain.
 
     Args:
         part: train or val.
     """
-    rows = read_rows(str(resource_dir("data/sft") / part / f"{domain}.jsonl"))
-    return [row.messages[0]["content"] for row in rows if row.messages][:count]
+    return prompts(str(resource_dir("data/sft") / part / f"{domain}.jsonl"), count)
 
 
 def routed(
     blend: lmoe.Blend, tokenizer: PreTrainedTokenizerBase, count: int, shares: Callable[[lmoe.Blend, Tensor], Shares]
 ) -> Routed:
     """Where the held-out prompts of all domains go."""
-    tried = [(name, prompt) for name in blend.names for prompt in prompts("val", name, count)]
+    tried = [(name, prompt) for name in blend.names for prompt in bundled("val", name, count)]
     right, weight = 0, 0.0
     for name, prompt in tried:
         given = shares(blend, prompt_ids(tokenizer, prompt))
@@ -84,7 +83,7 @@ def measure(
     """By router."""
     found = {}
     with lmoe.Blend(model, experts, router="encoder") as blend:
-        blend.fit_centroids({name: prompts("train", name, fit) for name in blend.names}, tokenizer)
+        blend.fit_centroids({name: bundled("train", name, fit) for name in blend.names}, tokenizer)
         found["encoder"] = routed(blend, tokenizer, count, of_encoder)
     for top_k in range(1, len(experts) + 1):
         with lmoe.Blend(model, experts, router="arrow", top_k=top_k) as blend:

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -187,11 +187,9 @@ def check_sizes(folder: Path, plan: InjectionPlan) -> None:
         CheckpointError: the file holds fewer numbers than the plan has, or cannot be read.
     """
     held = sum(math.prod(shape) for shape in tensor_shapes(folder / WEIGHTS_FILE).values())
-    copies = sum(site.num_experts * site.copied_parameters for site in plan.sites)  # of the backbone, not in the file
-    described = plan.total_parameters - copies
-    if described > held:
+    if plan.stored_parameters > held:
         raise CheckpointError(
-            f"{folder}: {CONFIG_FILE} describes {described:,} parameters, and {WEIGHTS_FILE} holds "
+            f"{folder}: {CONFIG_FILE} describes {plan.stored_parameters:,} parameters, and {WEIGHTS_FILE} holds "
             f"{held:,} numbers: they do not belong together"
         )
 
@@ -216,15 +214,29 @@ def load_adapter(model: nn.Module, folder: Path, expected: AdapterConfig) -> Non
         raise CheckpointError(f"{folder / WEIGHTS_FILE}: {len(missing)} keys missing, first {missing[0]}")
     if unknown := sorted(stored.keys() - own.keys()):
         raise CheckpointError(f"{folder / WEIGHTS_FILE}: {len(unknown)} unknown keys, first {unknown[0]}")
+    fill(own, stored, str(folder / WEIGHTS_FILE))
+    tell_of_experts(model, expected.expert_names)
+
+
+def fill(places: Mapping[str, Tensor], stored: Mapping[str, Tensor], where: str) -> None:
+    """Copy tensors to their places, all of them or none.
+
+    Args:
+        places: tensors of a model, or views of them; more than are stored stay as they are.
+        stored: by the same names.
+        where: they were read, for the message.
+
+    Raises:
+        CheckpointError: another shape.
+    """
     for name, tensor in stored.items():
-        if tensor.shape != own[name].shape:
+        if tensor.shape != places[name].shape:
             raise CheckpointError(
-                f"{folder / WEIGHTS_FILE}: {name} has shape {tuple(tensor.shape)}, expected {tuple(own[name].shape)}"
+                f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(places[name].shape)}"
             )
     with torch.no_grad():
         for name, tensor in stored.items():
-            own[name].copy_(tensor)
-    tell_of_experts(model, expected.expert_names)
+            places[name].copy_(tensor)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmoe.checkpoint.adapter import CONFIG_FILE, AdapterConfig, adapter_tensors, read_adapter_config, read_tensors
+from lmoe.checkpoint.adapter import CONFIG_FILE, AdapterConfig, adapter_tensors, fill, read_adapter_config, read_tensors
 from lmoe.checkpoint.place import adapter_folder
 from lmoe.errors import CheckpointError
 from lmoe.injection.build_site import ROUTER
@@ -49,9 +49,8 @@ def grow_from(model: nn.Module, place: str | Path) -> int:
     own, stored = adapter_tensors(model), read_tensors(folder)
     rows = {f"{name}.{ROUTER}.{tensor}" for name, _ in routers(model) for tensor in ROUTER_ROWS}
     places = _places(folder, own, stored, rows, kept)
+    fill(places, stored, str(folder))
     with torch.no_grad():
-        for name, tensor in stored.items():
-            places[name].copy_(tensor)
         for name, router in routers(model):
             for tensor in ROUTER_ROWS:
                 key = f"{name}.{ROUTER}.{tensor}"
@@ -150,14 +149,10 @@ def _places(
     new = {name for name in own for e in (name.rpartition(".experts.")[2].partition(".")[0],) if _is_new(e, kept)}
     if missing := sorted(own.keys() - new - stored.keys()):
         raise CheckpointError(f"{folder}: {len(missing)} keys missing, first {missing[0]}")
-    for name, tensor in stored.items():
+    for name in stored:
         if name not in places or name in new:
             raise CheckpointError(
                 f"{folder}: {name} has no place in this model; is {CONFIG_FILE} that of these weights?"
-            )
-        if tensor.shape != places[name].shape:
-            raise CheckpointError(
-                f"{folder}: {name} has shape {tuple(tensor.shape)}, expected {tuple(places[name].shape)}"
             )
     return places
 

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from lmoe.checkpoint.peft_files import CONFIG_FILE, WEIGHTS_FILE, lora_config, write_peft
+from lmoe.checkpoint.peft_files import CONFIG_FILE, WEIGHTS_FILE, are_conv1d, lora_config, write_peft
 from lmoe.checkpoint.peft_layout import native_routers, peft_parts, peft_tensors, read_peft_tensors
 from lmoe.checkpoint.tensor_file import read_json, stored_tensors
 from lmoe.errors import CheckpointError
@@ -36,7 +35,7 @@ def peft_config(model: nn.Module, base_model: str) -> dict[str, Any]:
         CheckpointError: a strategy that PEFT cannot express.
     """
     injection, parts = injected(model).injection, peft_parts(model)
-    conv1d = any(isinstance(p.owner, LoRALinear) and isinstance(p.owner.base_layer, Conv1D) for p in parts)
+    conv1d = are_conv1d(p.owner.base_layer for p in parts if isinstance(p.owner, LoRALinear))
     ranks, alphas = {p.target: p.lora_r for p in parts}, {p.target: p.lora_alpha for p in parts}
     return lora_config(ranks, alphas, base_model=base_model, fan_in_fan_out=conv1d) | {
         "use_rslora": injection.use_rslora,

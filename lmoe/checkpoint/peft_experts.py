@@ -3,10 +3,10 @@
 from pathlib import Path
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from lmoe.checkpoint.expert_branches import expert_branches, refuse_what_is_no_branch
 from lmoe.checkpoint.grow import new_names
+from lmoe.checkpoint.peft_files import are_conv1d
 from lmoe.checkpoint.peft_writer import write_expert
 from lmoe.injection.record import injected, sites
 
@@ -28,7 +28,7 @@ def save_peft_experts(model: nn.Module, folder: Path, *, base_model: str) -> dic
     refuse_what_is_no_branch(model)
     record = injected(model)
     names = list(record.expert_names) or new_names([], max(record.plan.routers.values()))
-    conv1d = any(isinstance(site.base_layer, Conv1D) for _, site in sites(model))
+    conv1d = are_conv1d(site.base_layer for _, site in sites(model))
     return {
         name: write_expert(expert_branches(model, expert), folder / name, base_model=base_model, fan_in_fan_out=conv1d)
         for expert, name in enumerate(names)

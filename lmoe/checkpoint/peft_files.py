@@ -3,12 +3,13 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from lmoe.checkpoint.write import write_whole
 
@@ -39,6 +40,11 @@ def lora_config(
         "alpha_pattern": {re.escape(target): alpha for target, alpha in alphas.items() if alpha != usual_alpha},
         "inference_mode": True,
     }
+
+
+def are_conv1d(linears: Iterable[object]) -> bool:
+    """fan_in_fan_out of an adapter on these: whether any of them is a Conv1D."""
+    return any(isinstance(linear, Conv1D) for linear in linears)
 
 
 def write_peft(folder: Path, config: dict[str, Any], tensors: Mapping[str, Tensor]) -> Path:

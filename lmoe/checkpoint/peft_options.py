@@ -1,11 +1,11 @@
 """Which options of an adapter_config.json leave a plain LoRA plain, and why the others are refused."""
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from lmoe.errors import CheckpointError
+from lmoe.injection.site_plans import lora_scaling
 
 HARMLESS = frozenset(
     (
@@ -102,7 +102,7 @@ class Scalings:
         wanted = _first(self.ranks, path, self.rank)
         if wanted != rank:
             raise CheckpointError(f"{self.where}: {path} should have rank {wanted:g}, and its tensors have {rank}")
-        return _first(self.alphas, path, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+        return lora_scaling(_first(self.alphas, path, self.alpha), rank, self.rslora)
 
 
 def _first(patterns: list[tuple[re.Pattern[str], float]], path: str, usual: float) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.data.encoded import EncodedRows
-from lmoe.data.reader import BUNDLED, Reader
+from lmoe.data.reader import Reader, val_source
 from lmoe.data.report import SourceReport
 from lmoe.data.split import first_of_each, split_rows
 from lmoe.schema.data import DataConfig
@@ -41,13 +41,13 @@ def prepare_evaluation(
         DataError: rows that cannot be read or masked, or none of them usable.
     """
     reader = Reader(config, tokenizer, length_name=named[1])
-    val_path = config.val_path or (BUNDLED if config.path == BUNDLED else None)
+    val_path = val_source(config, bundled)
     if val_path is None:
         whole = reader.read(config.path, named[0])
         names = [whole.domains[i] for i in whole.rows.domains.tolist()]
         rows, domains = whole.rows.subset(split_rows(names, config.val_fraction, seed)[1]), whole.domains
     else:
-        source = reader.read(str(bundled / "val") if val_path == BUNDLED else val_path, named[0])
+        source = reader.read(val_path, named[0])
         rows, domains = source.rows, source.domains
     if config.val_rows_per_domain:
         rows = rows.subset(first_of_each(rows.domains.tolist(), config.val_rows_per_domain))

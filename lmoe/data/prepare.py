@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.pack import PackedRows, packing_supported
-from lmoe.data.reader import BUNDLED, Reader
+from lmoe.data.reader import BUNDLED, Reader, val_source
 from lmoe.data.report import PrepareReport, split_report
 from lmoe.data.split import first_of_each, split_rows
 from lmoe.errors import DataError
@@ -52,13 +52,13 @@ def prepare(
     packing = _packs(config.packing, packing_model_type)
     reader = Reader(config, tokenizer)
     source = reader.read(str(bundled / "train") if config.path == BUNDLED else config.path, "data.path")
-    val_path = config.val_path or (BUNDLED if config.path == BUNDLED else None)
+    val_path = val_source(config, bundled)
     if val_path is None:
         names = [source.domains[i] for i in source.rows.domains.tolist()]
         chosen, held_out = split_rows(names, config.val_fraction, seed)
         train, val, domains = source.rows.subset(chosen), source.rows.subset(held_out), source.domains
     else:
-        other = reader.read(str(bundled / "val") if val_path == BUNDLED else val_path, "data.val_path")
+        other = reader.read(val_path, "data.val_path")
         domains = sorted({*source.domains, *other.domains})
         train, val = (s.rows.with_domains([domains.index(d) for d in s.domains]) for s in (source, other))
     if config.val_rows_per_domain:

@@ -19,6 +19,16 @@ BUNDLED = "bundled"
 """What data.path calls the rows that ship with lmoe."""
 
 
+def val_source(config: DataConfig, bundled: Path) -> str | None:
+    """Where the validation rows of a config are; None: they are split off its training rows.
+
+    Args:
+        bundled: folder with val/, what path "bundled" means.
+    """
+    path = config.val_path or (BUNDLED if config.path == BUNDLED else None)
+    return str(bundled / "val") if path == BUNDLED else path
+
+
 class Reader:
     """Reads sources, and keeps account of them.
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from lmoe.checkpoint.expert_file import Branch, stacked
+from lmoe.checkpoint.peft_files import are_conv1d
 from lmoe.checkpoint.peft_writer import write_expert
 from lmoe.checkpoint.write import is_free
 from lmoe.errors import BlendError
@@ -85,6 +85,6 @@ def export_peft(
             whole = branches[path]
             lora_A, lora_B, errors[path] = truncated(whole.lora_A, whole.lora_B * whole.scaling, rank)
             branches[path] = Branch(lora_A, lora_B, 1.0)
-    conv1d = any(isinstance(getattr(model.get_submodule(path), "base_layer", None), Conv1D) for path in sites)
+    conv1d = are_conv1d(getattr(model.get_submodule(path), "base_layer", None) for path in sites)
     write_expert(branches, target, base_model=base_model, fan_in_fan_out=conv1d)
     return Export(folder=target, ranks={path: b.lora_A.shape[0] for path, b in branches.items()}, errors=errors)

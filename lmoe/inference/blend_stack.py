@@ -37,6 +37,7 @@ class BlendStack:
         self.headers = dict(headers)
         self._group_of = site_groups(model, dtype)
         self._directions: dict[SiteGroup, Arrow] = {}
+        self.is_silent = False
         self._active: tuple[bool, ...] | None = None
         self._shown: dict[tuple[Ranks, torch.device], list[Live]] = {}
         groups = self._groups_of(self.headers.values())
@@ -143,13 +144,9 @@ class BlendStack:
             for group in inside:
                 group.shown.seen = None
 
-    @property
-    def is_silent(self) -> bool:
-        """Whether all experts are left out now."""
-        return any(group.group is not None and group.group.shown.silent for group in self.groups)
-
     def silence(self, silent: bool) -> None:
         """Leave all experts out for a while."""
+        self.is_silent = silent
         for group in self.groups:
             assert group.group is not None
             group.group.shown.silent = silent

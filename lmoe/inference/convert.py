@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe.backbones.load import load_model, load_tokenizer
-from lmoe.checkpoint.adapter import adapter_tensors
+from lmoe.checkpoint.adapter import adapter_tensors, fill
 from lmoe.checkpoint.eulerforge_files import CONFIG_FILE, EulerForge, read_eulerforge
 from lmoe.errors import CheckpointError, ConfigError, InjectionError
 from lmoe.inference.export import empty_folder
@@ -40,7 +40,7 @@ def convert_eulerforge(checkpoint: str | Path, output: str | Path, base_model: s
     model = load_model(backbone)
     injection, moe = sections(given)
     try:
-        described, held = plan(model, injection, moe).total_parameters, sum(map(Tensor.numel, given.adapters.values()))
+        described, held = plan(model, injection, moe).stored_parameters, sum(map(Tensor.numel, given.adapters.values()))
         if described > 2 * held:  # smaller differences are named below, before that no memory is taken
             raise CheckpointError(f"{given.folder}: describes {described:,} parameters, and holds {held:,} numbers")
         inject(model, injection, moe)
@@ -51,14 +51,7 @@ def convert_eulerforge(checkpoint: str | Path, output: str | Path, base_model: s
     if differing := sorted(own.keys() ^ given.adapters.keys()):
         where = "no place for" if differing[0] in given.adapters else "no tensor for"
         raise CheckpointError(f"{given.folder}: {where} {differing[0]} (of {len(differing)} differences)")
-    for key, tensor in given.adapters.items():
-        if tensor.shape != own[key].shape:
-            raise CheckpointError(
-                f"{given.folder}: {key} has shape {tuple(tensor.shape)}, expected {tuple(own[key].shape)}"
-            )
-    with torch.no_grad():
-        for key, tensor in given.adapters.items():
-            own[key].copy_(tensor)
+    fill(own, given.adapters, str(given.folder))
     return save(model, target, tokenizer=load_tokenizer(backbone), base_model=name)
 
 

@@ -24,7 +24,6 @@ from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain as of_domain
 from lmoe.injection.tracing import expert_of
 from lmoe.report.evaluation import Evaluation
-from lmoe.schema.data import DataConfig
 from lmoe.schema.evaluate import NO_DATA, EvaluateSettings, Prompts, check_settings
 from lmoe.schema.resources import resource_dir
 
@@ -43,7 +42,7 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
     adapter = adapter_folder(settings.checkpoint)
     check_settings(settings, str(read_adapter_config(adapter).moe.get("router", "")))
     run = run_folder(adapter)
-    own = DataConfig() if run is None else run_data(run)[0]
+    own, _ = run_data(run)
     # Before the model, which may take long: what can be wrong with questions and tasks.
     source, folder = settings.choices, resource_dir("data/eval")
     questions = {} if source is None else read_choices(source, folder, settings.limit)

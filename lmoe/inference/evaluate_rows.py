@@ -9,7 +9,6 @@ from lmoe.data.evaluation_rows import EvaluationRows, prepare_evaluation
 from lmoe.data.reader import BUNDLED
 from lmoe.errors import DataError
 from lmoe.inference.run_data import run_data
-from lmoe.schema.data import DataConfig
 from lmoe.schema.evaluate import EvaluateSettings
 from lmoe.schema.moe import MoeConfig, RouterKind
 from lmoe.schema.resources import resource_dir
@@ -35,7 +34,7 @@ def evaluation_rows(
         DataError: rows that cannot be read, and for moe.router=oracle rows of a domain without an expert.
         CheckpointError: the config of the run cannot be read.
     """
-    own, seed = (DataConfig(), 0) if run is None else run_data(run)
+    own, seed = run_data(run)
     config = replace(own, packing=False, max_length=max_length, chat_template=chat_template)
     if settings.data is not None:
         config = replace(config, path=settings.data, val_path=settings.data, val_rows_per_domain=settings.limit)

@@ -21,12 +21,14 @@ def run_folder(adapter: Path) -> Path | None:
     return run if adapter.name == ADAPTER_DIR and (run / CONFIG_FILE).exists() else None
 
 
-def run_data(run: Path) -> tuple[DataConfig, int]:
-    """The data section of a run, and the seed of its split.
+def run_data(run: Path | None) -> tuple[DataConfig, int]:
+    """The data section of a run, and the seed of its split; of an adapter on its own the defaults.
 
     Raises:
         CheckpointError: config.yaml cannot be read, or holds something else.
     """
+    if run is None:
+        return DataConfig(), 0
     file = run / CONFIG_FILE
     try:
         saved = safe_load(file.read_text(encoding="utf-8"))

@@ -98,8 +98,11 @@ def blended(
     return Speaker(model=model, tokenizer=tokenizer, blend=blend)
 
 
-def prompts(place: str) -> list[str]:
+def prompts(place: str, count: int = FITTED_PROMPTS) -> list[str]:
     """The first user turns of the first rows of a JSONL file or a folder of them.
+
+    Args:
+        count: at most.
 
     Raises:
         DataError: rows that cannot be read, or none with a prompt.
@@ -107,7 +110,7 @@ def prompts(place: str) -> list[str]:
     turns = [row.messages[0]["content"] for row in read_rows(place) if row.messages]
     if not turns:
         raise DataError(f"{place}: no row has a prompt")
-    return turns[:FITTED_PROMPTS]
+    return turns[:count]
 
 
 def named_places(text: str | None, what: str = "experts") -> dict[str, str]:

@@ -30,8 +30,7 @@ def validation_rows(
         DataError: rows that cannot be read, or none with a label.
         CheckpointError: the config of the run cannot be read.
     """
-    run = run_folder(adapter_folder(checkpoint))
-    config, seed = (DataConfig(), 0) if run is None else run_data(run)
+    config, seed = run_data(run_folder(adapter_folder(checkpoint)))
     if path is not None:
         config = DataConfig(path=path, val_path=path)
     longest = min(config.max_length, context_length(model) or config.max_length)

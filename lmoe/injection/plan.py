@@ -129,6 +129,11 @@ class InjectionPlan:
         return sum(site.total_parameters for site in self.sites)
 
     @property
+    def stored_parameters(self) -> int:
+        """Of these, what an adapter's file holds: all but copies of the backbone."""
+        return self.total_parameters - sum(site.num_experts * site.copied_parameters for site in self.sites)
+
+    @property
     def active_parameters(self) -> int:
         """Added parameters that work on one token."""
         return sum(site.active_parameters for site in self.sites)

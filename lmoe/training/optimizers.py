@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -60,12 +61,15 @@ def build_scheduler(optimizer: AdamW, phase: Phase) -> LambdaLR:
     return LambdaLR(optimizer, [ramped if base else phase.lr_factor for base in is_base])
 
 
-def set_learning_rates(scheduler: LambdaLR) -> None:
-    """Those of the scheduler's own step: what a run without a break would have, to the bit."""
-    for group, base, factor in zip(
-        scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
-    ):
-        group["lr"] = base * factor(scheduler.last_epoch)
+def set_learning_rates(trainer: Trainer) -> None:
+    """Those of the schedulers' own step: what a run without a break would have, to the bit."""
+    for config in trainer.lr_scheduler_configs:
+        scheduler = config.scheduler
+        assert isinstance(scheduler, LambdaLR)
+        for group, base, factor in zip(
+            scheduler.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+        ):
+            group["lr"] = base * factor(scheduler.last_epoch)
 
 
 def carry_state(old: torch.optim.Optimizer, new: torch.optim.Optimizer) -> int:

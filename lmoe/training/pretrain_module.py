@@ -43,8 +43,7 @@ class PretrainModule(LightningModule):
 
     def on_train_start(self) -> None:
         """A resumed run that was made longer has another schedule than the one its learning rates came from."""
-        for config in self.trainer.lr_scheduler_configs:
-            set_learning_rates(config.scheduler)  # type: ignore[arg-type]
+        set_learning_rates(self.trainer)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         logits = self._run_forward(input_ids=batch["input_ids"], use_cache=False).logits

@@ -97,8 +97,7 @@ class SftModule(LightningModule):
 
     def on_train_start(self) -> None:
         """A resumed run that was made longer has another schedule than the one its learning rates came from."""
-        for config in self.trainer.lr_scheduler_configs:
-            set_learning_rates(config.scheduler)  # type: ignore[arg-type]
+        set_learning_rates(self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Summed loss of a micro-batch over the label tokens of the whole window.
