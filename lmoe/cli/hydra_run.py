@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lmoe.cli.launchers import HERE, JobError, check_processes, launcher_problem, lost_job
+from lmoe.cli.new_phases import store_empty_phase, typed, with_empty_phases
 from lmoe.cli.resume import AUTO, merge_saved, run_to_resume
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.schema.keys import near, unknown_key
@@ -42,12 +43,13 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
         The exit code: 0, 1 after a message on stderr, or 128 + the signal that ended it.
     """
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+    store_empty_phase()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to us instead of printing a traceback
     failures: list[LmoeError] = []
 
     def task(composed: DictConfig) -> None:  # NOTE it is pickled for a job in another process: so is what it refers to
         runtime = HydraConfig.get()
-        overrides, folder = list(runtime.overrides.task), Path(runtime.runtime.output_dir)
+        overrides, folder = typed(runtime.overrides.task), Path(runtime.runtime.output_dir)
         launcher = str(runtime.runtime.choices["hydra/launcher"])
         try:
             if composed.get("resume") == AUTO:
@@ -118,7 +120,7 @@ def checked_arguments(argv: list[str], schema: type) -> list[str]:
     problems += [p for o in overrides if (p := launcher_problem(o, multirun=bool(multirun))) is not None]
     if problems:
         raise ConfigError(problems)
-    arguments = multirun[:1] + [arg for arg in argv if arg not in multirun]
+    arguments = multirun[:1] + with_empty_phases(arg for arg in argv if arg not in multirun)
     run = run_to_resume(overrides)
     if run is None:  # a new run, or resume=auto
         return arguments

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.micro import saved_config
+
 BAD: list[tuple[tuple[str, ...], list[str]]] = [
     # keys and choices
     (
@@ -147,3 +149,27 @@ def test_a_run_directory_with_spaces_and_quotes_works_and_resumes(train, tmp_pat
     done = train(rf"resume='{tmp_path}/it\'s a run'", settings=False)
     assert done.code == 0, done.text
     assert (place / "adapter" / "adapter.safetensors").exists()
+
+
+def test_a_phase_more_from_the_command_line(train):
+    more = ("+phase.phases.last.start=5", "+phase.phases.last.trainable=[router]", "+phase.phases.experts.lr=0.002")
+    done = train(*more, run="more")
+    assert done.code == 0, done.text
+    phases = saved_config(done.run)["phase"]["phases"]
+    assert list(phases)[-1] == "last"
+    assert (phases["last"]["start"], phases["last"]["trainable"]) == ("5", ["router"])
+    assert (phases["experts"]["lr"], phases["experts"]["trainable"]) == (0.002, ["lora", "attn_lora"])
+    assert "phase last: steps 6 to 6 train router" in done.text
+    assert "phase/new" not in done.text
+    again = train(*more, "resume=auto", run="more")
+    assert again.code == 0, again.text
+    other = train("+phase.phases.last.start=4", f"resume={done.run}", settings=False)
+    assert "phase.phases.last.start is '4', but the run was started with '5'" in other.text
+
+
+@pytest.mark.parametrize("override", ["+phase.phases.last=3", "+phase.phases.last.strt=3", "phase.phases.last.start=3"])
+def test_a_phase_more_that_is_none(train, override):
+    done = train(override)
+    assert done.code == 1
+    assert "phase.phases.last" in done.text
+    assert "Traceback" not in done.text
