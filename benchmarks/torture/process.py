@@ -88,6 +88,7 @@ def run(way: Way, arguments: list[str], folder: Path, kill: Kill | None = None) 
 def forked(job: Callable[[], int | None], folder: Path, kill: Kill | None = None) -> Ended:
     """A function in a fork of this process."""
     log, started = folder / f"log-{random.getrandbits(32):08x}", time.monotonic()
+    log.touch()  # a kill may come before the child has done anything
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
