@@ -23,6 +23,11 @@ RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Where launchers tell a process its rank; the first that is set counts, as in Lightning."""
 
 
+def started_by_others() -> bool:
+    """Whether a launcher around this process has started it as one of several."""
+    return any(name in os.environ for name in RANKS)
+
+
 def is_first_process(processes: int) -> bool:
     """Whether this process writes for all of its run.
 
@@ -54,7 +59,10 @@ def claimed(run_dir: Path) -> Iterator[None]:
             except OSError as error:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     file.seek(0)
-                    raise TrainingError(f"{run_dir} is in use{_holder(file.read())}; wait for it, or stop it") from None
+                    raise TrainingError(
+                        f"{run_dir} is in use{_holder(file.read())}; wait for it, stop it, or give this run another "
+                        "folder with hydra.run.dir=…"
+                    ) from None
                 # Some network file systems have no locks: the run goes on without.
         holder = {
             "pid": os.getpid(),

@@ -4,7 +4,7 @@ import os
 from dataclasses import astuple
 from pathlib import Path
 
-from lmoe.build.loggers import WANDB_ID_FILE, wandb_mode
+from lmoe.build.loggers import wandb_mode, wandb_run_id
 from lmoe.report.evaluation import TABLES, Evaluation, columns, without_infinity
 from lmoe.schema.logger import WandbMode
 
@@ -27,12 +27,10 @@ def log_evaluation(evaluation: Evaluation, folder: Path, run: Path | None) -> st
     import wandb  # slow to import, and only --wandb needs it
 
     mode = wandb_mode(WandbMode.auto)
-    id_file = None if run is None else run / WANDB_ID_FILE
-    group = id_file.read_text(encoding="utf-8").strip() if id_file is not None and id_file.exists() else None
     folder.mkdir(parents=True, exist_ok=True)
     logged = wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
-        group=group,
+        group=None if run is None else wandb_run_id(run),
         job_type="evaluation",
         name=f"evaluation/{(run or folder).name}",
         dir=str(folder.resolve()),  # NOTE W&B's service may have been started in another working folder

@@ -1,5 +1,6 @@
 """What a run leaves when it ends: the adapter to use, pictures, a page, and a table with the next command."""
 
+import shlex
 from pathlib import Path
 
 from lightning.pytorch import Trainer
@@ -18,6 +19,7 @@ from lmoe.report.page import write_page
 from lmoe.report.pictures import write_pictures
 from lmoe.report.summary import RunSummary
 from lmoe.report.table import final_tables
+from lmoe.schema.run_folder import resume_setting
 from lmoe.training.callbacks.validation import ValidationResults
 
 REPORT = "report"
@@ -92,10 +94,10 @@ def run_summary(
 def next_commands(parts: Parts, run_dir: Path) -> list[str]:
     """What a user would do now."""
     place = shown(run_dir)
-    commands = [f'lmoe generate --checkpoint {place} --prompt "How can I sleep better?"']
-    commands.append(f"python train.py resume={place}")
-    if (sync := sync_command(run_dir)) is not None:
-        commands.append(sync.replace(str(run_dir), place))
+    commands = [f'lmoe generate --checkpoint {shlex.quote(place)} --prompt "How can I sleep better?"']
+    commands.append(f"python train.py {resume_setting(place)}")
+    if (sync := sync_command(Path(place))) is not None:
+        commands.append(sync)
     return commands
 
 

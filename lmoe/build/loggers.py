@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,9 +36,10 @@ def build_loggers(config: RunConfig | PretrainConfig, run_dir: Path, found: Foun
     return loggers
 
 
-def wandb_run_id(loggers: list[Logger]) -> str | None:
-    """Id of the W&B run among the loggers."""
-    return next((str(logger.version) for logger in loggers if not isinstance(logger, MetricsCsv)), None)
+def wandb_run_id(run_dir: Path) -> str | None:
+    """Id of the W&B run that a run began with; what goes on offline has others, linked to it."""
+    file = run_dir / WANDB_ID_FILE
+    return file.read_text(encoding="utf-8").strip() if file.exists() else None
 
 
 def plain_values(config: Any) -> dict[str, Any]:
@@ -95,10 +97,7 @@ def _wandb(config: RunConfig | PretrainConfig, run_dir: Path, found: Found | Non
 
     logger, id_file = config.logger, run_dir / WANDB_ID_FILE
     mode = wandb_mode(logger.mode)
-    first_id = None
-    if found is not None:
-        stored = id_file.read_text(encoding="utf-8").strip() if id_file.exists() else None
-        first_id = found.wandb_id or stored
+    first_id = None if found is None else wandb_run_id(run_dir) or found.wandb_id
     # NOTE wandb ignores an offline resume with the same id: an offline continuation is a run of its own, linked by id.
     continued = {"continues_run": first_id} if first_id and mode != "online" else {}
     run = wandb.init(
@@ -127,4 +126,4 @@ def _wandb(config: RunConfig | PretrainConfig, run_dir: Path, found: Found | Non
 def sync_command(run_dir: Path) -> str | None:
     """How to upload an offline run, or None if there is nothing to upload."""
     folders = sorted((run_dir / "wandb").glob("offline-run-*"))
-    return f"wandb sync {' '.join(str(f) for f in folders)}" if folders else None
+    return shlex.join(["wandb", "sync", *map(str, folders)]) if folders else None

@@ -7,6 +7,7 @@ from lightning.pytorch import seed_everything
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.load import context_length, load_model, load_tokenizer
+from lmoe.build.monitors import check_monitors
 from lmoe.checkpoint.import_experts import import_experts
 from lmoe.data.datamodule import SftDataModule
 from lmoe.data.pack import packing_supported_by_attention
@@ -75,6 +76,7 @@ def build_parts(config: RunConfig, *, fill_experts: bool = True) -> Parts:
         bundled=resource_dir("data/sft"),
         packing_model_type=None if leak and config.data.packing is None else model.config.model_type,
     )
+    check_monitors(config, prepared)
     check_context(config, model)
     check_base_training(config, model)
     base_model = {

@@ -15,6 +15,7 @@ from lmoe.backbones.load import has_weights
 from lmoe.build.announce import describe_plan, quiet_libraries
 from lmoe.build.announce_estimate import announce_estimate
 from lmoe.build.cost import duration
+from lmoe.build.devices import check_devices
 from lmoe.build.memory import MB, memory_advice, peak_memory_mb, trained_bytes, used_mb
 from lmoe.build.parts import Parts, build_parts
 from lmoe.build.trainer import build_trainer
@@ -25,6 +26,7 @@ from lmoe.injection.roles import role_table
 from lmoe.ops.labels import IGNORE
 from lmoe.report.say import say
 from lmoe.schema.run import RunConfig
+from lmoe.schema.trainer import Strategy
 from lmoe.training.sft_module import SftModule
 
 
@@ -65,13 +67,19 @@ def preflight(config: RunConfig, console: Console) -> MemoryEstimate | None:
     """Try a run without training it, and print the plan and the estimate.
 
     Returns:
-        What was measured; None where there are no weights to try.
+        What was measured; None where one process cannot try it, or there are no weights.
 
     Raises:
         ConfigError: a phase that would train nothing.
         LmoeError: whatever building meets.
     """
     quiet_libraries()
+    check_devices(config.trainer)
+    if config.trainer.strategy is Strategy.fsdp2:
+        devices = config.trainer.devices * config.trainer.num_nodes
+        say(console, f"trainer.strategy=fsdp2 shards the base over {devices} devices: one process cannot try it")
+        announce_estimate(config, console)
+        return None
     if not has_weights(config.backbone):
         say(console, f"{config.backbone.model_name} holds a config and no weights: nothing was tried")
         announce_estimate(config, console)

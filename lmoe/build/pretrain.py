@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qw
 from lmoe.build.announce import quiet_libraries
 from lmoe.build.base_card import card_text, chat_losses, held_out_figures, write_card
 from lmoe.build.claim import store_id, stored_id
+from lmoe.build.devices import check_devices
 from lmoe.build.loggers import METRICS_FILE, build_loggers, check_logger, wandb_run_id
 from lmoe.build.records import write_records
 from lmoe.build.run_end import logged_to_the_end
@@ -25,6 +26,7 @@ from lmoe.report.curves import read_metrics
 from lmoe.report.pictures import write_loss_curve
 from lmoe.report.say import say
 from lmoe.schema.pretrain import PretrainConfig
+from lmoe.schema.run_folder import resume_setting
 from lmoe.schema.trainer import max_seconds
 from lmoe.training.callbacks.pretrain_progress import PretrainProgress
 from lmoe.training.callbacks.progress_line import ProgressLine
@@ -48,6 +50,7 @@ def pretrain(
     """
     quiet_libraries()
     check_logger(config.logger)
+    check_devices(config.trainer)
     seed_everything(config.seed, verbose=False)
     corpus, loop = config.corpus, config.trainer
     folder, run_id = run_dir / FOLDER, stored_id(run_dir)
@@ -73,7 +76,7 @@ def pretrain(
                 TakeSignals(signals),
                 RngState(),
                 PretrainProgress(loop.log_every_n_steps, loop.val_every_n_steps, line),
-                RunCheckpoint(folder, run_id, config.checkpoint, wandb_run_id(loggers)),
+                RunCheckpoint(folder, run_id, config.checkpoint, wandb_run_id(run_dir)),
                 StopRequest(signals, max_seconds(loop.max_time), line.say),
             ]
             trainer = build_trainer(loop, run_dir, loggers, callbacks)
@@ -85,7 +88,7 @@ def pretrain(
                 trainer.fit(module, loader, ckpt_path=path, weights_only=True)
             signals.check()
         if trainer.global_step < loop.max_steps:
-            say(console, f"no base is written before step {loop.max_steps}; resume={run_dir} goes on")
+            say(console, f"no base is written before step {loop.max_steps}; {resume_setting(run_dir)} goes on")
             return
         base = write_base(config, run_dir, model, tokenizer, texts, held_out, counts, overrides)
         say(console, f"base and card: {base}")

@@ -24,7 +24,7 @@ def provenance(
         seed: of the run.
         overrides: as given on the command line.
         data: SHA-256 of every data file by path.
-        backbone: name, revision, fingerprint, trust_remote_code.
+        backbone: name, revision, fingerprint, tokenizer, trust_remote_code.
         verb: of the command.
     """
     return {
@@ -55,17 +55,21 @@ def add_provenance(run_dir: Path, record: dict[str, Any]) -> None:
 
 
 def changed_since(run_dir: Path, data: dict[str, str], backbone: dict[str, Any]) -> list[str]:
-    """What is no longer as it was at the last start of the run: data files and the backbone's weights."""
+    """What is no longer as it was at the last start of the run: data files, the backbone's weights, its tokenizer. All
+    may be in another folder, under the same file names, which give domains and order."""
     try:
         last = json.loads((run_dir / PROVENANCE_FILE).read_text(encoding="utf-8"))[-1]
-        before, fingerprint = last["data"], last["backbone"].get("fingerprint")
+        before = {path: (Path(path).name, digest) for path, digest in last["data"].items()}
+        base = {key: last["backbone"].get(key) for key in ("fingerprint", "tokenizer")}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []  # nothing is known of it
-    there, now = set(before.values()), set(data.values())  # files may have moved
-    problems = [f"{path} has changed since the run was started" for path in data if data[path] not in there]
-    problems += [f"{path} is no longer there" for path in before if before[path] not in now and path not in data]
-    if fingerprint is not None and fingerprint != backbone["fingerprint"]:
-        problems.append(f"backbone {backbone['name']} has other weights than when the run was started")
+    now = {path: (Path(path).name, digest) for path, digest in data.items()}
+    there, here = set(before.values()), set(now.values())
+    problems = [f"{path} has changed since the run was started" for path, file in now.items() if file not in there]
+    problems += [f"{path} is no longer there" for path in before if before[path] not in here and path not in now]
+    for key, what in (("fingerprint", "weights"), ("tokenizer", "tokens")):
+        if base[key] is not None and base[key] != backbone[key]:
+            problems.append(f"backbone {backbone['name']} has other {what} than when the run was started")
     return problems
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from lmoe.report.say import say
+from lmoe.schema.run_folder import resume_setting
 from lmoe.training.stopping import Stopped
 
 
@@ -28,7 +29,7 @@ def logged_to_the_end(loggers: list[Logger], run_dir: Path, console: Console) ->
         failed = False
     except (Stopped, SIGTERMException) as error:
         stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
-        say(console, f"{stopped}; resume={run_dir} goes on")
+        say(console, f"{stopped}; {resume_setting(run_dir)} goes on")
         raise stopped from None
     finally:
         for logger in loggers:

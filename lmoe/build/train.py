@@ -1,5 +1,6 @@
 """Run one training from its config to the last table."""
 
+import json
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rich.console import Console
 
 from lmoe.build.announce import describe, quiet_libraries
 from lmoe.build.claim import store_id, stored_id
+from lmoe.build.devices import check_devices
 from lmoe.build.finish import finish
 from lmoe.build.loggers import build_loggers, check_logger, wandb_run_id
 from lmoe.build.memory import memory_advice
@@ -19,6 +21,7 @@ from lmoe.build.records import write_records
 from lmoe.build.run_end import logged_to_the_end
 from lmoe.build.trainer import build_trainer, extra_callbacks
 from lmoe.checkpoint.run_files import FOLDER, Found, found_in, offer, set_aside
+from lmoe.data.cache import tokenizer_digest
 from lmoe.errors import CheckpointError, ConfigError
 from lmoe.injection.record import injected
 from lmoe.report.say import say
@@ -28,6 +31,7 @@ from lmoe.schema.phase_rules import present_roles
 from lmoe.schema.run import RunConfig
 from lmoe.schema.trainer import max_seconds
 from lmoe.training.callbacks.collapse_watch import CollapseWatch
+from lmoe.training.callbacks.ended_early import EndedEarly
 from lmoe.training.callbacks.finite_steps import FiniteSteps
 from lmoe.training.callbacks.gradient_average import GradientAverage
 from lmoe.training.callbacks.kept_experts import KeptExperts
@@ -65,6 +69,7 @@ def train(
     """
     quiet_libraries()
     check_logger(config.logger)
+    check_devices(config.trainer)
     more_callbacks = extra_callbacks(config.callbacks)
     started, folder, run_id = time.monotonic(), run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
@@ -93,7 +98,8 @@ def train(
                 PlateauStart(line.say),
                 validation,
                 *more_callbacks,
-                RunCheckpoint(folder, run_id or "", config.checkpoint, wandb_run_id(loggers)),
+                EndedEarly(ending_rules(config), line.say),
+                RunCheckpoint(folder, run_id or "", config.checkpoint, wandb_run_id(run_dir)),
                 StopRequest(signals, max_seconds(config.trainer.max_time), line.say),
             ]
             trainer = build_trainer(config.trainer, run_dir, loggers, callbacks)
@@ -118,15 +124,16 @@ def begin(parts: Parts, run_dir: Path, overrides: list[str], found: Found | None
     Raises:
         ConfigError: data or a backbone that are no longer those of the run.
     """
+    backbone = parts.base_model | {"tokenizer": tokenizer_digest(parts.tokenizer)}
     if found is not None:
-        if changed := changed_since(run_dir, parts.prepared.report.data_hashes, parts.base_model):
+        if changed := changed_since(run_dir, parts.prepared.report.data_hashes, backbone):
             raise ConfigError(
                 [f"{what}: it would not be the same run; put it back, or start a new one" for what in changed]
             )
         if behind := set_aside(run_dir / FOLDER, found):
             say(console, f"set aside: {', '.join(behind)}")
     run_id = store_id(run_dir, stored_id(run_dir) or (None if found is None else found.run_id))
-    write_records(parts.config, run_dir, overrides, data=parts.prepared.report.data_hashes, backbone=parts.base_model)
+    write_records(parts.config, run_dir, overrides, data=parts.prepared.report.data_hashes, backbone=backbone)
     describe(parts, run_dir, console)
     return run_id
 
@@ -140,6 +147,12 @@ def check_fit(parts: Parts, found: Found, folder: Path, run_id: str | None) -> N
         restore_phase(parts.module, torch.load(found.path, weights_only=True, mmap=True, map_location="cpu"))
     except CheckpointError as error:
         raise CheckpointError(f"{found.path}: {error}. {offer(folder, run_id, without=found.path.name)}") from None
+
+
+def ending_rules(config: RunConfig) -> str:
+    """What may end a run before its last step by what it has seen, as text."""
+    rules = {"callbacks": config.callbacks, "stop_on_collapse": config.trainer.stop_on_collapse}
+    return json.dumps(rules, sort_keys=True, default=str)
 
 
 def collapse_watch(parts: Parts, line: ProgressLine, loggers: list[Logger]) -> CollapseWatch:

@@ -9,23 +9,19 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lmoe.errors import ConfigError
+from lmoe.schema.callback_rules import PREFIX
 from lmoe.schema.trainer import Accelerator, TrainerConfig
 from lmoe.schema.trainer import Strategy as StrategyName
-from lmoe.schema.validate import CALLBACK_PREFIX
 from lmoe.training.checkpoint_io import DirectCheckpointIO
 from lmoe.training.sharded import ShardedStrategy
 
 
 def build_trainer(loop: TrainerConfig, run_dir: Path, loggers: list[Logger], callbacks: list[Callback]) -> Trainer:
-    """A Trainer that leaves validation, checkpoints and progress to our callbacks.
-
-    Raises:
-        ConfigError: an accelerator that this machine lacks.
-    """
-    if loop.accelerator is Accelerator.gpu and not torch.cuda.is_available():
-        raise ConfigError("trainer.accelerator=gpu, but torch sees no GPU; use trainer=cpu")
+    """A Trainer that leaves validation, checkpoints and progress to our callbacks, on devices that are there
+    (build/devices.py)."""
     on_cpu = loop.accelerator is Accelerator.cpu or not torch.cuda.is_available()
     deterministic: Any = loop.deterministic if on_cpu or not loop.deterministic else "warn"
     return Trainer(
@@ -60,10 +56,10 @@ def extra_callbacks(settings: dict[str, Any]) -> list[Callback]:
     made = []
     for name, entry in settings.items():
         arguments = {key: value for key, value in entry.items() if key != "_target_"}
-        class_name = entry["_target_"].removeprefix(CALLBACK_PREFIX)
-        found = vars(importlib.import_module(CALLBACK_PREFIX.rstrip("."))).get(class_name)
+        class_name = entry["_target_"].removeprefix(PREFIX)
+        found = vars(importlib.import_module(PREFIX.rstrip("."))).get(class_name)
         if not (isinstance(found, type) and issubclass(found, Callback)):
-            raise ConfigError(f"callbacks.{name}._target_: {CALLBACK_PREFIX}{class_name} is no callback of Lightning")
+            raise ConfigError(f"callbacks.{name}._target_: {PREFIX}{class_name} is no callback of Lightning")
         if issubclass(found, EarlyStopping):
             if arguments.get("check_on_train_epoch_end"):
                 raise ConfigError(
@@ -73,7 +69,7 @@ def extra_callbacks(settings: dict[str, Any]) -> list[Callback]:
             arguments["check_on_train_epoch_end"] = False  # Lightning's own default here would be True
         try:
             made.append(found(**arguments))
-        except TypeError as error:
+        except (TypeError, ValueError, MisconfigurationException) as error:
             raise ConfigError(f"callbacks.{name}: {error}") from None
     return made
 

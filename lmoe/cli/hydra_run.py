@@ -17,16 +17,29 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmoe.cli.launchers import HERE, JobError, check_processes, launcher_problem, lost_job
+from lmoe.cli.launchers import (
+    HERE,
+    JobError,
+    check_processes,
+    hand_on,
+    in_own_process,
+    launcher_problem,
+    lost_job,
+    several_processes_here,
+)
 from lmoe.cli.new_phases import store_empty_phase, typed, with_empty_phases
 from lmoe.cli.resume import AUTO, merge_saved, run_to_resume
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.schema.keys import near, unknown_key
 from lmoe.schema.resources import resource_dir
-from lmoe.schema.run_folder import CONFIG_FILE
+from lmoe.schema.run_folder import CONFIG_FILE, hydra_quoted
 from lmoe.training.stopping import Stopped
 
 Job = Callable[[Any, Path, list[str]], None]
+OWN_FOLDERS = ("--config-dir", "-cd", "hydra.searchpath=")
+"""Arguments that name folders with more choices for a group."""
+WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
+"""Options of Hydra that the next argument belongs to."""
 
 
 def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, entry: str) -> int:
@@ -51,18 +64,23 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
         runtime = HydraConfig.get()
         overrides, folder = typed(runtime.overrides.task), Path(runtime.runtime.output_dir)
         launcher = str(runtime.runtime.choices["hydra/launcher"])
+        multirun = runtime.mode is not None and runtime.mode.name == "MULTIRUN"
         try:
             if composed.get("resume") == AUTO:
                 composed.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
             config = to_object(composed, schema, overrides)
             check_processes(launcher, config.trainer)
-            job(config, folder, overrides)
-        except Stopped:
+            if multirun and several_processes_here(launcher, config.trainer):
+                in_own_process(entry, overrides, folder)
+            else:
+                job(config, folder, overrides)
+        except Stopped as stopped:
             drop_empty(folder)
+            hand_on(stopped.signum)
             raise
         except LmoeError as error:
             drop_empty(folder)
-            if runtime.mode is None or runtime.mode.name != "MULTIRUN":
+            if not multirun:
                 failures.append(error)  # raised, it would come with a line of Hydra's above it
                 return
             # Hydra raises only the first, once all have ended.
@@ -108,26 +126,36 @@ def drop_empty(run_dir: Path) -> None:
 
 
 def checked_arguments(argv: list[str], schema: type) -> list[str]:
-    """The arguments for Hydra: -m in front, as it may not stand between overrides; a resumed run's own folder.
+    """The arguments for Hydra: options in front, as they may not stand between overrides; a resumed run's own folder.
 
     Raises:
         ConfigError: every override whose key or group choice does not exist, with the nearest that does.
     """
     texts = [arg for arg in argv if "=" in arg and not arg.startswith("-")]
     overrides = [o for text in texts if (o := _parsed(text)) is not None]
-    multirun = [arg for arg in argv if arg in ("-m", "--multirun")]
-    problems = [p for override in overrides if (p := _override_problem(override, schema)) is not None]
-    problems += [p for o in overrides if (p := launcher_problem(o, multirun=bool(multirun))) is not None]
+    multirun = "-m" in argv or "--multirun" in argv
+    more_folders = any(arg.lstrip("+").startswith(OWN_FOLDERS) for arg in argv)
+    problems = [p for o in overrides if (p := _override_problem(o, schema, all_known=not more_folders)) is not None]
+    problems += [p for o in overrides if (p := launcher_problem(o, multirun=multirun)) is not None]
     if problems:
         raise ConfigError(problems)
-    arguments = multirun[:1] + with_empty_phases(arg for arg in argv if arg not in multirun)
     run = run_to_resume(overrides)
+    arguments = with_empty_phases(options_first(argv), resumes=run is not None)
     if run is None:  # a new run, or resume=auto
         return arguments
     if multirun:
         raise ConfigError("resume continues one run, so it cannot be part of a multirun; leave out -m")
-    quoted = str(run).replace("'", r"\'")
-    return [*arguments, f"hydra.run.dir='{quoted}'"]
+    return [*arguments, f"hydra.run.dir={hydra_quoted(run)}"]
+
+
+def options_first(argv: list[str]) -> list[str]:
+    """The same arguments, those of the overrides last."""
+    words, options, overrides = iter(argv), [], []
+    for word in words:
+        (options if word.startswith("-") else overrides).append(word)
+        if word in WITH_VALUE:
+            options += [value for value in (next(words, None),) if value is not None]
+    return options + overrides
 
 
 def to_object(composed: DictConfig, schema: type, overrides: list[str]) -> Any:
@@ -150,7 +178,8 @@ def _parsed(text: str) -> Override | None:
         return None  # Hydra says it itself, with a pointer to the place
 
 
-def _override_problem(override: Override, schema: type) -> str | None:
+def _override_problem(override: Override, schema: type, *, all_known: bool) -> str | None:
+    """Of one override; of a choice only where all choices are those of conf/."""
     key = override.key_or_group
     if key.split(".")[0] == "hydra" or key.startswith("hydra/"):
         return None
@@ -158,7 +187,7 @@ def _override_problem(override: Override, schema: type) -> str | None:
     if "." not in key and group.is_dir():
         choices = sorted(file.stem for file in group.glob("*.yaml"))
         values = str(override.value()).split(",") if isinstance(override.value(), str) else []
-        unknown = [value for value in values if value not in choices]
+        unknown = [value for value in values if value not in choices and all_known]
         return f"{key}={unknown[0]}: no such choice; {near(unknown[0], choices)}" if unknown else None
     return unknown_key(schema, key.split("."))
 

@@ -1,21 +1,28 @@
 """Where the jobs of a multirun run: `hydra/launcher=…`, what each needs, and what is said when a job is lost."""
 
+import shutil
+import signal
+import subprocess
+import sys
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import Override
 
+from lmoe.build.claim import started_by_others
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.schema.keys import near
+from lmoe.schema.run_folder import hydra_quoted
+from lmoe.training.stopping import Stopped
 
-HERE = "basic"
-"""Hydra's own launcher: one job after the other, in this process."""
+HERE, SLURM = "basic", "submitit_slurm"
+"""Hydra's own launcher: one job after the other, in this process; the one whose jobs may be of several processes."""
 PLUGINS = {
     "joblib": "hydra_joblib_launcher",
     "submitit_local": "hydra_submitit_launcher",
     "submitit_slurm": "hydra_submitit_launcher",
     "ray": "hydra_ray_launcher",
-    "ray_aws": "hydra_ray_launcher",
 }
 """Module under hydra_plugins by the name of the launcher."""
 LIBRARIES = ("joblib", "ray", "submitit")
@@ -40,10 +47,12 @@ def launcher_problem(override: Override, *, multirun: bool) -> str | None:
         return f"hydra/launcher={name}: no such launcher; {near(name, [HERE, *PLUGINS])}"
     if not multirun:
         return f"hydra/launcher={name} has no effect on a single run; add -m for a multirun, or leave it out"
-    if name == HERE or _installed(PLUGINS[name]):
-        return None
-    plugin = PLUGINS[name].replace("_", "-")
-    return f"hydra/launcher={name} needs {plugin}, which is not installed: pip install 'lmoe[launchers]'"
+    if name != HERE and not _installed(PLUGINS[name]):
+        plugin = PLUGINS[name].replace("_", "-")
+        return f"hydra/launcher={name} needs {plugin}, which is not installed: pip install 'lmoe[launchers]'"
+    if name == SLURM and shutil.which("srun") is None:
+        return f"hydra/launcher={name}: there is no srun here; start it where SLURM is, or try submitit_local"
+    return None
 
 
 def check_processes(launcher: str, trainer: Any) -> None:
@@ -56,13 +65,50 @@ def check_processes(launcher: str, trainer: Any) -> None:
         ConfigError: a job would have to start the further processes of its run, which Lightning can only do where the
             command itself runs; SLURM starts them, one a task.
     """
-    if launcher in (HERE, "submitit_slurm") or trainer.devices * trainer.num_nodes == 1:
+    if launcher in (HERE, SLURM) or trainer.devices * trainer.num_nodes == 1:
         return
     raise ConfigError(
         f"trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes}, but a job of "
         f"hydra/launcher={launcher} is one process on one device; leave them at 1, or use "
         f"hydra/launcher=submitit_slurm with hydra.launcher.tasks_per_node={trainer.devices}"
     )
+
+
+def several_processes_here(launcher: str, trainer: Any) -> bool:
+    """Whether Lightning starts the further processes of a job; torchrun and SLURM have started them already."""
+    return launcher == HERE and trainer.devices * trainer.num_nodes > 1 and not started_by_others()
+
+
+def in_own_process(entry: str, overrides: list[str], folder: Path) -> None:
+    """One job of a multirun as a run of its own: Lightning can start the processes of one run in a process, not of two.
+
+    Raises:
+        Stopped: a signal has ended it.
+        JobError: it failed, and has said why.
+    """
+    job = subprocess.Popen([sys.executable, entry, *overrides, f"hydra.run.dir={hydra_quoted(folder)}"])
+    # Ctrl-C reaches all processes of a terminal; what is sent to this one alone is passed on.
+    before = {
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda signum, frame: job.send_signal(signum)),
+    }
+    try:
+        code = job.wait()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        raise Stopped(code - 128)
+    if code:
+        raise JobError(f"its run ended with exit code {code}")
+
+
+def hand_on(signum: int) -> None:
+    """Call what listened to a signal before the run, which it has ended and which is saved: submitit puts the job into
+    the queue again."""
+    handler = signal.getsignal(signum)
+    if callable(handler) and handler is not signal.default_int_handler:
+        handler(signum, None)
 
 
 def lost_job(error: Exception) -> str | None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from hydra.core.config_store import ConfigStore
 
-PHASES = "phase.phases."
+PHASES, CALLBACKS = "phase.phases.", "callbacks."
 GROUP, EMPTY = "phase/new", "phase"
 
 
@@ -16,9 +16,14 @@ def store_empty_phase() -> None:
     ConfigStore.instance().store(group=GROUP, name=EMPTY, node={})
 
 
-def with_empty_phases(arguments: Iterable[str]) -> list[str]:
-    """The arguments, and such as make the phases that those with a + add; a phase that is there stays as it is."""
-    given = [f"+{text}" if text.startswith(f"+{PHASES}") else text for text in arguments]  # ++: of a key that is there
+def with_empty_phases(arguments: Iterable[str], *, resumes: bool) -> list[str]:
+    """The arguments, and such as make the phases that those with a + add; a phase that is there stays as it is.
+
+    Args:
+        resumes: a run goes on, whose phases and callbacks Hydra does not know: what is set of them is added too.
+    """
+    added = (f"+{PHASES}", *((PHASES, CALLBACKS) if resumes else ()))
+    given = [f"++{text.lstrip('+')}" if text.startswith(added) else text for text in arguments]
     keys = [text.removeprefix(f"++{PHASES}").split("=")[0] for text in given if text.startswith(f"++{PHASES}")]
     names = dict.fromkeys(key.split(".")[0] for key in keys)
     return [*given, *(f"+{GROUP}@{PHASES}{name}={EMPTY}" for name in names)]

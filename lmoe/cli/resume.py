@@ -1,5 +1,6 @@
 """`resume=<run directory>`: the saved config, and the overrides of this command on top of it."""
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from lmoe.errors import ConfigError
 from lmoe.schema.phase import PLATEAU
 from lmoe.schema.resources import resource_dir
 from lmoe.schema.resume_rules import LENGTH, PER_STEP, refused
-from lmoe.schema.run_folder import CONFIG_FILE
+from lmoe.schema.run_folder import CONFIG_FILE, resume_setting
 
 AUTO = "auto"
 OWN_KEYS_ONLY = ("trainer",)
@@ -41,7 +42,8 @@ def refuse_existing(run_dir: Path) -> None:
     """
     if (run_dir / CONFIG_FILE).exists():
         raise ConfigError(
-            f"{run_dir} already holds a run; resume={run_dir} continues it, another hydra.run.dir starts a new one"
+            f"{run_dir} already holds a run; {resume_setting(run_dir)} continues it, another hydra.run.dir starts a "
+            "new one"
         )
 
 
@@ -66,7 +68,8 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
     if reasons := refused(changes, values, watched=_validations_decide(saved)):
         raise ConfigError(
             [
-                f"{key} is {changes[key][0]!r}{whose[key]}, but the run was started with {changes[key][1]!r}; {why}"
+                f"{key} is {_shown(changes[key][0])}{whose[key]}, but the run was started with "
+                f"{_shown(changes[key][1])}; {why}"
                 for key, why in reasons.items()
             ]
         )
@@ -74,11 +77,18 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
         saved.phase.of_steps = saved.trainer.max_steps
     first_length = OmegaConf.select(saved, "phase.of_steps")
     for _, key in given:
-        OmegaConf.update(saved, key, OmegaConf.select(composed, key), force_add=True)
+        OmegaConf.update(saved, key, OmegaConf.select(composed, key), merge=False, force_add=True)
     if first_length is not None:
         saved.phase.of_steps = first_length  # also where the whole section was named again
     saved.resume = composed.resume
     return saved
+
+
+def _shown(value: Any) -> str:
+    """As it is written in a config."""
+    if OmegaConf.is_config(value):
+        value = OmegaConf.to_container(value, enum_to_str=True)
+    return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else str(value)
 
 
 def _validations_decide(saved: DictConfig) -> bool:
@@ -99,9 +109,9 @@ def _set_by(overrides: list[str], schema: type) -> list[tuple[str, str]]:
     pairs = []
     for override in overrides:
         name, _, value = override.lstrip("+~").partition("=")
-        if name in OWN_KEYS_ONLY:
-            own = OmegaConf.load(resource_dir("conf") / name / f"{value}.yaml")
-            pairs += [(name, f"{name}.{key}") for key in own]
+        file = resource_dir("conf") / name / f"{value}.yaml"
+        if name in OWN_KEYS_ONLY and file.exists():
+            pairs += [(name, f"{name}.{key}") for key in OmegaConf.load(file)]
         elif name.split(".")[0] in sections:
             pairs.append((name, name))
         else:

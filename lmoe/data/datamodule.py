@@ -1,5 +1,7 @@
 """The LightningDataModule of fine-tuning: resumable training batches, validation batches with little padding."""
 
+import signal
+
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
@@ -54,6 +56,7 @@ class SftDataModule(LightningDataModule):
             collate_fn=self._collate(packed=isinstance(train, PackedRows)),
             num_workers=self.config.num_workers,
             persistent_workers=self.config.num_workers > 0,
+            worker_init_fn=_ignore_signals,
         )
 
     def val_dataloader(self) -> DataLoader:
@@ -66,6 +69,7 @@ class SftDataModule(LightningDataModule):
             collate_fn=self._collate(packed=False),
             num_workers=self.config.num_workers,
             persistent_workers=self.config.num_workers > 0,
+            worker_init_fn=_ignore_signals,
         )
 
     def window_totals(self, step: int) -> tuple[int, int]:
@@ -86,3 +90,14 @@ class SftDataModule(LightningDataModule):
 
     def _collate(self, *, packed: bool) -> Collate:
         return Collate(pad_token_id=self.pad_token_id, max_length=self.config.max_length, packed=packed)
+
+
+def _ignore_signals(worker: int) -> None:
+    """A signal to all processes of a run is for the main one, which may need more batches; workers end with it.
+
+    NOTE it ends workers that hang by SIGTERM, twice, and then waits for them: the second one counts.
+    """
+    for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))

@@ -107,7 +107,8 @@ def _sections(schema: type, config: DictConfig | None, prefix: str, intro: str, 
             nested.append((hint, config[f.name] if config is not None else None, f"{key}.", docs.get(f.name, ""), ""))
         elif is_dataclass(element):
             entries = OmegaConf.to_container(config[f.name]) if config is not None else {}
-            default = f" By default: {_names(entries)}." if entries else " By default: none."
+            usual = OmegaConf.to_container(OmegaConf.structured(element))
+            default = f" By default: {_names(entries, usual)}." if entries else " By default: none."
             nested.append((element, None, f"{key}.<name>.", docs.get(f.name, ""), default))
         else:
             shown = _default(config, f.name, unset)
@@ -128,9 +129,10 @@ def _plain(text: str) -> str:
     return re.sub(r"([<|*]|\b_|_\b)", r"\\\1", text)
 
 
-def _names(entries: Any) -> str:
+def _names(entries: Any, usual: Any) -> str:
+    """Each entry with what it has otherwise than an empty one."""
     return ", ".join(
-        f"`{name}` ({', '.join(f'{k}: {_value(v)}' for k, v in e.items() if v is not None)})"
+        f"`{name}` ({', '.join(f'{k}: {_value(v)}' for k, v in e.items() if v != usual[k])})"
         for name, e in entries.items()
     )
 

@@ -18,7 +18,7 @@ class RoleOptimConfig:
     """What one role overrides; null takes the value of `optim`."""
 
     lr: float | None = None
-    """Peak learning rate of the role's parameters; null: optim.lr."""
+    """Peak learning rate of the role's parameters, in every phase; null: that of the phase, else optim.lr."""
     weight_decay: float | None = None
     """Decoupled weight decay of the role's parameters; null: optim.weight_decay."""
 

@@ -83,7 +83,7 @@ class PhaseConfig:
     mode: PhaseMode = PhaseMode.replace
     """replace: these roles alone; add: these and those that trained in the phase before."""
     lr: float | None = None
-    """Peak learning rate of the phase; null: optim.lr."""
+    """Peak learning rate of the phase, for roles without one of their own in optim.roles; null: optim.lr."""
     warmup_steps: int | None = None
     """Warm-up of the phase in optimizer steps, clipped to the phase; null: optim.warmup_steps."""
     schedule: LrSchedule | None = None

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from lmoe.schema.injection import InjectionConfig
 from lmoe.schema.moe import LoadBalanceType, MoeConfig
-from lmoe.schema.optim import LrSchedule
+from lmoe.schema.optim import LrSchedule, OptimConfig
 from lmoe.schema.phase import PLATEAU, HandoffConfig, PhaseConfig, PlateauConfig, Role, start_step
 from lmoe.schema.problems import at_least, changed_keys, without_effect
 from lmoe.schema.run import RunConfig
@@ -13,21 +13,44 @@ from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 TRAIN_LOSS = "train/loss"
 
 
-def option_problems(key: str, phase: PhaseConfig, trained: Iterable[Role], config: RunConfig) -> list[str]:
+def option_problems(key: str, phase: PhaseConfig, trained: Iterable[Role], steps: int, config: RunConfig) -> list[str]:
     """Problems of one phase.
 
     Args:
         key: of the phase.
         phase: as written.
         trained: all roles that train in it, whatever its mode.
+        steps: of it, as planned.
         config: of the run.
     """
+    roles = set(trained)
     return (
-        _plateau_problems(key, phase, config)
+        _lr_problems(f"{key}.lr", phase.lr, roles, config.optim)
+        + _plateau_problems(key, phase, config)
         + _layer_problems(f"{key}.target_layers", phase.target_layers)
-        + _coefficient_problems(key, phase, config.moe, config.injection)
-        + _handoff_problems(f"{key}.lora_handoff", phase.lora_handoff, set(trained), config.injection)
+        + _coefficient_problems(key, phase, roles, config.moe, config.injection)
+        + _handoff_problems(f"{key}.lora_handoff", phase.lora_handoff, roles, steps, config.injection)
     )
+
+
+def handoff_order_problems(phases: Iterable[tuple[str, PhaseConfig]]) -> list[str]:
+    """Problems of handoffs in their order: what has faded in one phase stays so, and cannot fade in another one.
+
+    Args:
+        phases: (key, phase) by start.
+    """
+    problems, faded = [], []
+    for key, phase in phases:
+        handoff = phase.lora_handoff
+        if handoff.role is None:
+            continue
+        for before, role, experts in faded:
+            if role is handoff.role and _share_experts(experts, handoff.experts):
+                problems.append(
+                    f"{key}.lora_handoff fades {role}, which {before}.lora_handoff has faded already; leave one out"
+                )
+        faded.append((key, handoff.role, handoff.experts))
+    return problems
 
 
 def schedule_problems(config: RunConfig) -> list[str]:
@@ -41,6 +64,13 @@ def schedule_problems(config: RunConfig) -> list[str]:
     if used == {LrSchedule.constant} and config.optim.min_lr_ratio:
         problems.append(without_effect("optim.min_lr_ratio", "with optim.schedule=constant"))
     return problems
+
+
+def _lr_problems(key: str, lr: float | None, trained: set[Role], optim: OptimConfig) -> list[str]:
+    own = {role for role, settings in optim.roles.items() if settings.lr is not None}
+    if lr is None or not {role.value for role in trained} <= own:
+        return []
+    return [without_effect(key, "where optim.roles.<role>.lr is set for every role that trains in the phase")]
 
 
 def _plateau_problems(key: str, phase: PhaseConfig, config: RunConfig) -> list[str]:
@@ -75,7 +105,9 @@ def _layer_problems(key: str, layers: list[int] | None) -> list[str]:
     return [f"{key} names layer {min(layers)} twice"] if len(set(layers)) < len(layers) else []
 
 
-def _coefficient_problems(key: str, phase: PhaseConfig, moe: MoeConfig, injection: InjectionConfig) -> list[str]:
+def _coefficient_problems(
+    key: str, phase: PhaseConfig, trained: set[Role], moe: MoeConfig, injection: InjectionConfig
+) -> list[str]:
     has_loss = moe.load_balance.type in (LoadBalanceType.aux_loss, LoadBalanceType.importance_cv)
     routers = STRATEGY_TRAITS[injection.strategy].any_routers
     on_by_default = phase.auxiliary_loss is not False
@@ -98,14 +130,20 @@ def _coefficient_problems(key: str, phase: PhaseConfig, moe: MoeConfig, injectio
             problems.append(without_effect(f"{key}.{name}", why))
         elif switch is False or (switch is None and not on_by_default):
             problems.append(without_effect(f"{key}.{name}", "in a phase that switches this loss off"))
-        elif switch is None and phase.auxiliary_loss is None and Role.router not in phase.trainable:
+        elif switch is None and phase.auxiliary_loss is None and Role.router not in trained:
             problems.append(
                 without_effect(f"{key}.{name}", "in a phase that trains no routers and does not set auxiliary_loss")
             )
     return problems
 
 
-def _handoff_problems(key: str, handoff: HandoffConfig, trained: set[Role], injection: InjectionConfig) -> list[str]:
+def _share_experts(some: list[int] | None, others: list[int] | None) -> bool:
+    return some is None or others is None or bool(set(some) & set(others))
+
+
+def _handoff_problems(
+    key: str, handoff: HandoffConfig, trained: set[Role], steps: int, injection: InjectionConfig
+) -> list[str]:
     if handoff.role is None:
         return [
             without_effect(f"{key}.{name}", f"without {key}.role") for name in changed_keys(handoff, HandoffConfig())
@@ -122,6 +160,8 @@ def _handoff_problems(key: str, handoff: HandoffConfig, trained: set[Role], inje
     try:
         if start_step(handoff.steps, 100) < 1:
             problems.append(f"{key}.steps is {handoff.steps}, must be above 0")
+        elif start_step(handoff.steps, steps) > steps:
+            problems.append(f"{key}.steps is {handoff.steps}, beyond the {steps} steps of the phase: it would not end")
     except ValueError as error:
         problems.append(f"{key}.steps: {error}")
     if handoff.experts is not None:

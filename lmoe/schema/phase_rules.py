@@ -7,7 +7,7 @@ from lmoe.schema.experts_from import grown_run
 from lmoe.schema.injection import InitLora, InjectionConfig, InjectionStrategy
 from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
 from lmoe.schema.phase import PLATEAU, PhaseConfig, PhaseMode, Role, planned_start
-from lmoe.schema.phase_options import option_problems
+from lmoe.schema.phase_options import handoff_order_problems, option_problems
 from lmoe.schema.problems import without_effect
 from lmoe.schema.router_traits import TRAITS, trains_logits
 from lmoe.schema.run import RunConfig
@@ -88,9 +88,11 @@ def phase_problems(config: RunConfig) -> list[str]:
         problems.append(f"phase.phases.{starts[0][0]}.start is step {starts[0][1]}; the first phase must start at 0")
     if config.phase.phases[starts[0][0]].start == PLATEAU:
         problems.append(f"phase.phases.{starts[0][0]}.start=plateau: the first phase must start at 0")
-    for name, _, phase in ordered_phases(config):
+    ends = [start for _, start in starts[1:]] + [share_base(config)]
+    for (name, start, phase), end in zip(ordered_phases(config), ends, strict=True):
         written = config.phase.phases[name]
-        problems += option_problems(f"phase.phases.{name}", written, phase.trainable, config)
+        problems += option_problems(f"phase.phases.{name}", written, phase.trainable, end - start, config)
+    problems += handoff_order_problems((f"phase.phases.{name}", config.phase.phases[name]) for name, _ in starts)
     if config.phase.phases[starts[0][0]].mode is PhaseMode.add:
         problems.append(without_effect(f"phase.phases.{starts[0][0]}.mode=add", "in the first phase"))
     for (first, a), (second, b) in pairwise(starts):

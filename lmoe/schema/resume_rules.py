@@ -21,10 +21,16 @@ SAFE = (
     "trainer.accelerator",
     "data.num_workers",
     "data.cache_dir",
+    "data.path",
+    "data.val_path",
+    "backbone.model_name",
+    "callbacks",
+    "trainer.stop_on_collapse",
     "output",
     "eval_sft",
 )
-"""Neither the weights nor the order of the data depends on these, but for rounding and random numbers elsewhere."""
+"""Neither the weights nor the order of the data depends on these, but for rounding and random numbers elsewhere. Data
+and backbone may be in another place: what is there is compared with what was (build/provenance.py)."""
 PER_STEP = (
     "data.batch_size",
     "corpus.batch_size",

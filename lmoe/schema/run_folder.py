@@ -1,6 +1,25 @@
-"""Names in a run directory that more than one room reads."""
+"""Names in a run directory that more than one room reads, and how a command names the directory."""
+
+import re
+import shlex
+from pathlib import Path
 
 CONFIG_FILE = "config.yaml"
 """The resolved config; a folder that has it holds a run."""
 PROVENANCE_FILE = "provenance.json"
 """Versions, data and command of each start."""
+
+PLAIN = re.compile(r"[\w./@+~-]+")
+
+
+def resume_setting(run_dir: str | Path) -> str:
+    """`resume=<run_dir>` as a shell and Hydra take it."""
+    place = str(run_dir)
+    if PLAIN.fullmatch(place):
+        return f"resume={place}"
+    return shlex.quote(f"resume={hydra_quoted(place)}")
+
+
+def hydra_quoted(text: str | Path) -> str:
+    """In quotes of Hydra's grammar."""
+    return "'" + str(text).replace("'", r"\'") + "'"

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from lmoe.schema.analysis import AnalysisConfig, KnockOut
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
+from lmoe.schema.callback_rules import callback_problems
 from lmoe.schema.checkpoint import CheckpointConfig
 from lmoe.schema.data import DataConfig
 from lmoe.schema.logger import LoggerConfig, LoggerKind, WandbMode
@@ -11,14 +12,12 @@ from lmoe.schema.optim import OptimConfig, RoleOptimConfig
 from lmoe.schema.phase import Role
 from lmoe.schema.phase_options import schedule_problems
 from lmoe.schema.phase_rules import TRAINABLE, phase_problems, present_roles, trained_base
-from lmoe.schema.problems import at_least, raise_problems, without_effect
+from lmoe.schema.problems import above_zero, at_least, not_finite, raise_problems, without_effect
 from lmoe.schema.run import RunConfig
 from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 from lmoe.schema.trainer import PRECISIONS, Accelerator, Strategy, TrainerConfig, max_seconds
 from lmoe.schema.validate_injection import injection_problems
 from lmoe.schema.validate_moe import moe_problems
-
-CALLBACK_PREFIX = "lightning.pytorch.callbacks."
 
 
 def validate(config: RunConfig) -> None:
@@ -27,7 +26,8 @@ def validate(config: RunConfig) -> None:
         ConfigError: with every problem of the config.
     """
     raise_problems(
-        injection_problems(config.injection, config.moe)
+        not_finite(config)
+        + injection_problems(config.injection, config.moe)
         + moe_problems(config.moe, config.injection)
         + phase_problems(config)
         + backbone_problems(config.backbone)
@@ -37,7 +37,7 @@ def validate(config: RunConfig) -> None:
         + trainer_problems(config.trainer)
         + logger_problems(config.logger)
         + sharding_problems(config)
-        + _callback_problems(config)
+        + callback_problems(config)
         + _idle_problems(config)
         + at_least(config.analysis.permutations, 1, "analysis.permutations")
         + checkpoint_problems(config.checkpoint, config.resume)
@@ -113,7 +113,7 @@ def data_problems(data: DataConfig) -> list[str]:
 
 def optim_problems(optim: OptimConfig) -> list[str]:
     """Problems of `optim`."""
-    problems = at_least(optim.warmup_steps, 0, "optim.warmup_steps")
+    problems = at_least(optim.warmup_steps, 0, "optim.warmup_steps") + above_zero(optim.eps, "optim.eps")
     if optim.lr <= 0:
         problems.append(f"optim.lr is {optim.lr}, must be above 0")
     if optim.weight_decay < 0:
@@ -216,12 +216,3 @@ def logger_problems(logger: LoggerConfig) -> list[str]:
     return [
         f"logger.{name} has no effect with logger={logger.kind}; leave it out or use logger=wandb" for name in changed
     ]
-
-
-def _callback_problems(config: RunConfig) -> list[str]:
-    problems = []
-    for name, settings in config.callbacks.items():
-        target = settings.get("_target_") if isinstance(settings, dict) else None
-        if not isinstance(target, str) or not target.startswith(CALLBACK_PREFIX):
-            problems.append(f"callbacks.{name}._target_ is {target!r}; allowed: {CALLBACK_PREFIX}<class>")
-    return problems

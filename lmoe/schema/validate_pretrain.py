@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lmoe.schema.optim import LrSchedule, RoleOptimConfig
 from lmoe.schema.pretrain import PretrainConfig
-from lmoe.schema.problems import at_least, without_effect
-from lmoe.schema.trainer import NonFinite
+from lmoe.schema.problems import at_least, not_finite, without_effect
+from lmoe.schema.trainer import NonFinite, Strategy
 from lmoe.schema.validate import checkpoint_problems, logger_problems, optim_problems, seed_problems, trainer_problems
 
 
@@ -14,7 +14,8 @@ def pretrain_problems(config: PretrainConfig) -> list[str]:
     """Every problem that shows without reading the text."""
     corpus, model = config.corpus, config.model
     problems = (
-        optim_problems(config.optim)
+        not_finite(config)
+        + optim_problems(config.optim)
         + trainer_problems(config.trainer)
         + logger_problems(config.logger)
         + seed_problems(config.seed)
@@ -22,6 +23,12 @@ def pretrain_problems(config: PretrainConfig) -> list[str]:
         + at_least(corpus.batch_size, 1, "corpus.batch_size")
         + at_least(corpus.sequence_length, 1, "corpus.sequence_length")
     )
+    loop = config.trainer
+    if loop.devices * loop.num_nodes > 1 or loop.strategy not in (Strategy.auto, Strategy.deepspeed):
+        problems.append(
+            f"trainer.strategy={loop.strategy}, devices={loop.devices}, num_nodes={loop.num_nodes}: pretrain works on "
+            "one device; leave them out"
+        )
     for field in fields(model):
         if field.name != "vocab_size":
             problems += at_least(getattr(model, field.name), 1, f"model.{field.name}")

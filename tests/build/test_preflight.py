@@ -53,3 +53,13 @@ def test_the_estimate_is_the_sum_of_its_parts():
     estimate = MemoryEstimate(runtime=1, weights=2, gradients=3, optimizer=4, activations=5, logits=6, working=7)
     assert estimate.total == 28
     assert estimate.lines()[-1].split() == ["total", "28", "MB"]
+
+
+def test_a_sharded_base_is_estimated_and_not_tried(train):
+    done = train(
+        "trainer=fsdp2", "trainer.devices=4", "trainer.accelerator=cpu", "data.batch_size=1", "dry_run=preflight"
+    )
+    assert done.code == 0, done.text
+    assert "fsdp2 shards the base over 4 devices: one process cannot try it" in done.text
+    assert "4 devices" in done.text and "gathered" in done.text
+    assert "one forward and backward" not in done.text

@@ -112,6 +112,9 @@ def test_a_base_can_be_fine_tuned(pretrain, train, tmp_path):
         ("corpus.path=/nowhere/corpus", "corpus.path=/nowhere/corpus: no such folder"),
         ("model.hidden_sise=3", "did you mean hidden_size?"),
         ("model.vocab_size=20", "model.vocab_size is 20"),
+        ("trainer=ddp", "pretrain works on one device"),
+        ("trainer.num_nodes=2", "pretrain works on one device"),
+        ("optim.lr=nan", "optim.lr is nan, must be a finite number"),
     ],
 )
 def test_bad_values_are_told(pretrain, override, said):

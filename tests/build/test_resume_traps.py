@@ -1,5 +1,6 @@
 """What a resumed run could get wrong without anybody noticing."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,8 +11,10 @@ import torch
 
 from lmoe.schema.phase import PhaseConfig, PlateauConfig, Role
 from lmoe.training.callbacks.plateau_start import PlateauStart
+from lmoe.training.callbacks.validation import Validation
 from lmoe.training.phases import PhaseSchedule
 from lmoe.training.sft_module import SftModule
+from lmoe.training.stopping import StopSignals
 from tests.build.test_exactness import EXACT, adapter, losses
 from tests.metric_names import rows
 from tests.micro import saved_config
@@ -133,6 +136,23 @@ def test_a_handoff_keeps_its_pace_when_the_next_phase_comes_early_or_the_run_is_
     assert early.fades_at(7) == early.fades_at(3)
 
 
+def test_a_handoff_that_a_plateau_cuts_is_told(train):
+    done = train(
+        "injection=moe_expert_lora",
+        "injection.share_base=false",
+        "trainer.val_every_n_steps=1",
+        "trainer.max_steps=8",
+        "phase.phases.router_warmup.trainable=[lora,base_ffn]",
+        "phase.phases.router_warmup.lora_handoff.role=lora",
+        "phase.phases.experts.start=plateau",
+        "phase.phases.experts.trainable=[router]",
+        "phase.phases.experts.plateau.min_delta=100",
+        "phase.phases.experts.plateau.patience=1",
+    )
+    assert done.code == 0, done.text
+    assert "phase router_warmup ends after 2 of the 4 steps of its handoff: the scale stays at 0.5" in done.text
+
+
 def test_skipped_steps_and_other_phases_do_not_count_as_looks_at_the_training_loss(micro):
     config = micro.config()
     config.phase.phases["experts"].start = "plateau"
@@ -157,3 +177,40 @@ def test_skipped_steps_and_other_phases_do_not_count_as_looks_at_the_training_lo
         trainer.global_step, module.last_loss = step, loss
         watch.on_train_batch_end(trainer, module, None, None, step - 1)
     assert said == []
+
+
+def test_a_checkpoint_before_the_next_validation_remembers_the_last_one():
+    validation = Validation(2, print, 1, StopSignals())
+    known = {"before": {}, "choices": [], "validated": 4}
+    validation.load_state_dict(known)
+    assert validation.state_dict() == known
+
+
+def test_data_in_another_folder_are_the_same_data_and_renamed_ones_are_not(train, micro, tmp_path):
+    first, second = (Path(shutil.copytree(micro.train, tmp_path / name)) for name in ("first", "second"))
+    run = train(f"data.path={first}", "trainer.max_steps=2").run
+    shutil.rmtree(first)
+    done = train(f"resume={run}", f"data.path={second}", "trainer.max_steps=3", settings=False)
+    assert done.code == 0, done.text
+    assert saved_config(run)["data"]["path"] == str(second)
+    whole = train("trainer.max_steps=2", run="whole")
+    assert train(f"resume={whole.run}", "trainer.max_steps=3", settings=False).code == 0
+    assert adapter(run) == adapter(whole.run)
+    (second / "code.jsonl").rename(second / "zebra.jsonl")
+    done = train(f"resume={run}", "trainer.max_steps=4", settings=False)
+    assert done.code == 1
+    assert f"{second / 'zebra.jsonl'} has changed since the run was started" in done.text
+
+
+def test_a_backbone_in_another_folder_is_the_same_and_another_tokenizer_is_not(train, micro, tmp_path):
+    moved = Path(shutil.copytree(micro.model, tmp_path / "moved"))
+    run = train("trainer.max_steps=2").run
+    done = train(f"resume={run}", f"backbone.model_name={moved}", "trainer.max_steps=3", settings=False)
+    assert done.code == 0, done.text
+    file = moved / "tokenizer.json"
+    content = json.loads(file.read_text(encoding="utf-8"))
+    content["normalizer"] = {"type": "Lowercase"}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    done = train(f"resume={run}", "trainer.max_steps=4", settings=False)
+    assert done.code == 1
+    assert f"backbone {moved} has other tokens than when the run was started" in done.text

@@ -105,6 +105,24 @@ def test_a_signal_of_slurm_counts_only_inside_a_job(train, uninterrupted, monkey
     assert adapter(done.run) == adapter(uninterrupted)
 
 
+def test_what_listened_to_a_signal_before_hears_of_it_once_the_run_is_saved(train, monkeypatch, tmp_path):
+    """As submitit does, which then puts the job into the queue again."""
+    heard = []
+
+    def before(signum, frame):
+        heard.append((signum, (tmp_path / "run" / "checkpoints" / "last.ckpt").exists()))
+
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    own = signal.signal(signal.SIGUSR2, before)
+    try:
+        send_in_training(monkeypatch, signal.SIGUSR2, 5)
+        stopped = train(*EXACT, "checkpoint.every_n_steps=100")
+    finally:
+        signal.signal(signal.SIGUSR2, own)
+    assert stopped.code == 128 + signal.SIGUSR2
+    assert heard == [(signal.SIGUSR2, True)]
+
+
 def test_after_max_time_there_is_an_adapter_and_the_run_goes_on(train, uninterrupted, monkeypatch):
     with monkeypatch.context() as patch:
         looks = iter([False, False, True])

@@ -1,7 +1,11 @@
 """W&B offline, read back from its own file; never a prompt, never another run's metrics."""
 
-import pytest
+import json
 
+import pytest
+import torch
+
+from lmoe.build.loggers import wandb_run_id
 from tests.metric_names import names, rows
 from tests.wandb_file import history, records, run_files
 
@@ -79,6 +83,24 @@ def test_the_end_tells_how_to_upload(tracked):
     from lmoe.build.loggers import sync_command
 
     assert str(sync_command(run)).startswith("wandb sync ")
+
+
+def test_what_goes_on_offline_is_linked_to_the_first_part_however_often(train):
+    """wandb cannot append to a run offline: each part is a run of its own."""
+    run = train("logger=wandb", "trainer.max_steps=2").run
+    known = wandb_run_id(run)
+    for steps in (3, 4):
+        assert train(f"resume={run}", f"trainer.max_steps={steps}", settings=False).code == 0
+        assert wandb_run_id(run) == known
+        checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+        assert checkpoint["lmoe_run"]["wandb_id"] == known
+    first, *others = sorted(run_files(run / "wandb"), key=lambda file: file.stat().st_mtime_ns)
+    starts = [next(r.run for r in records(file) if r.WhichOneof("record_type") == "run") for file in (first, *others)]
+    assert [start.run_id == known for start in starts] == [True, False, False]
+    assert [start.run_group for start in starts] == ["", known, known]
+    for start in starts[1:]:
+        values = {entry.key: json.loads(entry.value_json) for entry in start.config.update}
+        assert values["continues_run"] == known
 
 
 def test_online_without_a_key_is_an_error_before_anything_is_built(train):

@@ -69,6 +69,22 @@ def test_every_job_has_a_folder_and_a_tracked_run_of_its_own(micro, tmp_path, la
 
 
 @pytest.mark.slow
+def test_jobs_of_two_processes_one_after_the_other(micro, tmp_path):
+    """The first fails before it trains, and the others have their two processes all the same."""
+    folder = tmp_path / "many"
+    processes = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=2")
+    code, said = multirun(micro, folder, *processes, "injection.num_experts=1,4,2")
+    assert code == 1, said
+    assert said.count("injection.top_k is 2, more than the 1 experts") == 1
+    assert "job 0 failed (" in said
+    assert not (folder / "0").exists()
+    assert [saved_config(folder / job)["injection"]["num_experts"] for job in ("1", "2")] == [4, 2]
+    assert all((folder / job / "adapter" / "adapter.safetensors").exists() for job in ("1", "2"))
+    assert len({run_id(folder / job) for job in ("1", "2")}) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["many"]
+
+
+@pytest.mark.slow
 def test_the_tasks_of_a_slurm_step_are_one_run(micro, tmp_path):
     """Two processes with the variables that srun sets for each of its tasks."""
     with socket.socket() as free:
@@ -109,6 +125,7 @@ def test_a_launcher_that_is_not_installed_is_told_with_the_extra(train, monkeypa
     ("overrides", "said"),
     [
         (("-m", "hydra/launcher=slurm"), "no such launcher"),
+        (("-m", "hydra/launcher=ray_aws"), "did you mean ray?"),
         (("-m", "hydra/launcher=submitit_slrm"), "did you mean submitit_slurm?"),
         (("hydra/launcher=joblib",), "has no effect on a single run; add -m"),
     ],
@@ -118,6 +135,14 @@ def test_a_launcher_that_cannot_act_is_told(train, overrides, said):
     assert done.code == 1
     assert said in done.text
     assert "Traceback" not in done.text
+
+
+def test_slurm_that_is_not_there_is_told(train, monkeypatch):
+    monkeypatch.setattr(launchers, "find_spec", lambda name: object())
+    monkeypatch.setattr(launchers.shutil, "which", lambda name: None)
+    done = train("-m", "hydra/launcher=submitit_slurm")
+    assert done.code == 1
+    assert "there is no srun here" in done.text
 
 
 @pytest.mark.parametrize(

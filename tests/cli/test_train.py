@@ -1,6 +1,7 @@
 """`lmoe train` for users who err: one message that names key, file or line, no traceback, nothing half made."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from tests.micro import saved_config
 
+LOOKS = "trainer.val_every_n_steps=1"
 BAD: list[tuple[tuple[str, ...], list[str]]] = [
     # keys and choices
     (
@@ -27,7 +29,24 @@ BAD: list[tuple[tuple[str, ...], list[str]]] = [
     (("phase.phases.experts.start=99",), ["phase.phases.experts.start=99", "trainer.max_steps=6"]),
     (("+callbacks.mine._target_=os.system",), ["callbacks.mine._target_ is 'os.system'"]),
     (("+callbacks.mine._target_=lightning.pytorch.callbacks.Nope",), ["callbacks.mine", "no callback of Lightning"]),
-    (("callbacks=early_stopping", "+callbacks.early_stopping.nope=1"), ["callbacks.early_stopping", "nope"]),
+    ((LOOKS, "callbacks=early_stopping", "+callbacks.early_stopping.nope=1"), ["callbacks.early_stopping", "nope"]),
+    (
+        (LOOKS, "callbacks=early_stopping", "callbacks.early_stopping.monitor=val/lss"),
+        ["monitor=val/lss", "mean val/loss?"],
+    ),
+    (
+        (LOOKS, "callbacks=early_stopping", "+callbacks.early_stopping.mode=up"),
+        ["early_stopping: `mode` can be min"],
+    ),
+    (("callbacks=early_stopping", "trainer.val_every_n_steps=0"), ["callbacks.early_stopping", "val_every_n_steps"]),
+    (("+callbacks.mine._target_=lightning.pytorch.callbacks.ModelCheckpoint",), ["callbacks.mine: ModelCheckpoint"]),
+    (
+        (LOOKS, "phase.phases.experts.start=plateau", "phase.phases.experts.plateau.monitor=val/nope/loss"),
+        ["phase.phases.experts.plateau.monitor=val/nope/loss: no validation measures it", "val/code/loss"],
+    ),
+    (("optim.eps=0",), ["optim.eps is 0.0, must be above 0"]),
+    (("optim.lr=nan", "++optim.roles.router.lr=inf"), ["optim.lr is nan", "optim.roles.router.lr is inf", "finite"]),
+    (("optim.betas=[0.9,nan]",), ["optim.betas[1] is nan, must be a finite number"]),
     # backbones
     (("backbone.model_name=nobody/nothing",), ["backbone.model_name=nobody/nothing", "network"]),
     (("backbone.model_name=/nowhere/model",), ["backbone.model_name=/nowhere/model", "no such model directory"]),
@@ -146,7 +165,10 @@ def test_a_run_directory_with_spaces_and_quotes_works_and_resumes(train, tmp_pat
     place = tmp_path / "it's a run"
     done = train(rf"hydra.run.dir='{tmp_path}/it\'s a run'", "trainer.max_steps=1", "phase=joint")
     assert done.code == 0, done.text
-    done = train(rf"resume='{tmp_path}/it\'s a run'", settings=False)
+    command = next(line for line in done.out.splitlines() if "train.py resume" in line or "train.py 'resume" in line)
+    _, _, setting = shlex.split(command)
+    assert setting == r"resume='it\'s a run'"
+    done = train(setting, settings=False)
     assert done.code == 0, done.text
     assert (place / "adapter" / "adapter.safetensors").exists()
 
@@ -164,7 +186,7 @@ def test_a_phase_more_from_the_command_line(train):
     again = train(*more, "resume=auto", run="more")
     assert again.code == 0, again.text
     other = train("+phase.phases.last.start=4", f"resume={done.run}", settings=False)
-    assert "phase.phases.last.start is '4', but the run was started with '5'" in other.text
+    assert "phase.phases.last.start is 4, but the run was started with 5" in other.text
 
 
 @pytest.mark.parametrize("override", ["+phase.phases.last=3", "+phase.phases.last.strt=3", "phase.phases.last.start=3"])
@@ -173,3 +195,13 @@ def test_a_phase_more_that_is_none(train, override):
     assert done.code == 1
     assert "phase.phases.last" in done.text
     assert "Traceback" not in done.text
+
+
+def test_a_folder_of_ones_own_has_more_choices(train, tmp_path):
+    (tmp_path / "own" / "phase").mkdir(parents=True)
+    (tmp_path / "own" / "phase" / "mine.yaml").write_text("phases:\n  all: {start: 0, trainable: [router, lora]}\n")
+    done = train(f"--config-dir={tmp_path / 'own'}", "phase=mine", "dry_run=config")
+    assert done.code == 0, done.text
+    assert "no choice" not in done.text
+    done = train("phase=mine", "dry_run=config")
+    assert "phase=mine: no such choice" in done.text

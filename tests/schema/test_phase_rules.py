@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmoe.schema.phase import PhaseConfig, PhaseMode, Role, start_step
+from lmoe.schema.injection import InjectionStrategy
+from lmoe.schema.optim import RoleOptimConfig
+from lmoe.schema.phase import HandoffConfig, PhaseConfig, PhaseMode, Role, start_step
 from lmoe.schema.phase_rules import lora_B_std, ordered_phases, phase_problems, phase_warnings, trained_base
 from lmoe.schema.run import RunConfig
 from lmoe.training.phases import PhaseSchedule
@@ -173,6 +175,58 @@ def test_the_schedule_of_a_run_trains_the_resolved_roles_and_warms_lora_B_up_for
     assert phase_warnings(config) == [
         "role attn_lora trains in no phase: it stays at its random start; add it to a phase.phases.<name>.trainable"
     ]
+
+
+def test_coefficients_act_in_a_phase_that_adds_to_one_with_routers():
+    config = with_phases(
+        first=PhaseConfig(start="0", trainable=[Role.router]),
+        second=PhaseConfig(start="50%", trainable=[Role.lora], mode=PhaseMode.add, router_z_loss_coef=0.5),
+    )
+    assert phase_problems(config) == []
+    config.phase.phases["second"].mode = PhaseMode.replace
+    assert "router_z_loss_coef has no effect in a phase that trains no routers" in phase_problems(config)[0]
+
+
+def test_a_learning_rate_that_no_role_of_the_phase_takes_is_a_problem():
+    config = with_phases(
+        first=PhaseConfig(start="0", trainable=[Role.router]),
+        second=PhaseConfig(start="50%", trainable=[Role.lora, Role.attn_lora], lr=0.5),
+    )
+    config.optim.roles["lora"] = RoleOptimConfig(lr=0.1)
+    assert phase_problems(config) == []
+    config.optim.roles["attn_lora"] = RoleOptimConfig(lr=0.1)
+    assert "phase.phases.second.lr has no effect" in phase_problems(config)[0]
+
+
+def handing_over(*handoffs: HandoffConfig) -> list[str]:
+    """Problems of phases of 50 steps, each with a handoff."""
+    roles, starts = [Role.lora, Role.base_ffn], ["0", "50", "100"]
+    phases = {
+        f"p{number}": PhaseConfig(start=starts[number], trainable=roles, lora_handoff=handoff)
+        for number, handoff in enumerate(handoffs)
+    }
+    config = with_phases(**phases)
+    config.injection.strategy = InjectionStrategy.moe_expert_lora
+    config.injection.share_base = False
+    return [problem for problem in phase_problems(config) if "lora_handoff" in problem]
+
+
+def test_a_handoff_that_the_phase_is_too_short_for_is_a_problem():
+    last = HandoffConfig()
+    assert handing_over(HandoffConfig(role=Role.lora, steps="50"), last) == []
+    assert "steps is 51, beyond the 50 steps" in handing_over(HandoffConfig(role=Role.lora, steps="51"), last)[0]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "wrong"), [(None, None, True), ([0], None, True), ([0, 1], [1], True), ([0], [1], False)]
+)
+def test_what_has_faded_cannot_fade_again(first, second, wrong):
+    found = handing_over(
+        HandoffConfig(role=Role.lora, experts=first, end_scale=0.5), HandoffConfig(role=Role.lora, experts=second)
+    )
+    assert bool(found) is wrong
+    if wrong:
+        assert "phase.phases.p1.lora_handoff fades lora, which phase.phases.p0" in found[0]
 
 
 def test_adding_in_the_first_phase_has_no_effect():

@@ -125,3 +125,17 @@ def test_clipping_bounds_the_norm_of_all_gradients_together(fit):
     _, clipped = fit("trainer.gradient_clip_val=0.001", "trainer.max_steps=2")
     assert free.steps[0].norm > 0.01
     assert clipped.steps[0].norm == pytest.approx(0.001, rel=1e-3)
+
+
+def test_biases_and_magnitudes_do_not_decay(micro, restored):
+    parts = micro.parts("phase=joint", "moe.router_bias=true", "injection.attn_lora.use_dora=true")
+    groups = {g["name"]: g for g in parts.module.configure_optimizers()["optimizer"].param_groups}
+    assert sorted(groups) == ["attn_lora", "attn_lora_vectors", "lora", "router", "router_vectors"]
+    assert {name: group["weight_decay"] for name, group in groups.items() if name.endswith("_vectors")} == {
+        "attn_lora_vectors": 0.0,
+        "router_vectors": 0.0,
+    }
+    assert groups["router"]["weight_decay"] == parts.config.optim.weight_decay > 0
+    vectors = {name for name, p in parts.model.named_parameters() if p.requires_grad and p.dim() < 2}
+    held = [name for group in ("router_vectors", "attn_lora_vectors") for name in groups[group]["param_names"]]
+    assert sorted(vectors) == sorted(held)

@@ -58,7 +58,13 @@ class PlateauStart(Callback):
         self._bad += 1
         step = trainer.global_step
         if self._bad >= plateau.patience and pl_module.current.start < step < following.start:
+            current = pl_module.current
             pl_module.begin({following.name: step})
+            if (handoff := current.handoff) is not None and (done := step - current.start) < handoff.steps:
+                self.say(
+                    f"phase {current.name} ends after {done} of the {handoff.steps} steps of its handoff: the scale "
+                    f"stays at {handoff.scale(done - 1):.3g}"
+                )
             self.say(
                 f"phase {following.name} begins after step {step}: {plateau.monitor} has not fallen below "
                 f"{self._best:.4g} in {self._bad} looks"

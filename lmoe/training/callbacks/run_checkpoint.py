@@ -9,6 +9,7 @@ from lmoe.checkpoint.run_files import BEST, LAST, ORIGIN, keep_newest, origin_of
 from lmoe.checkpoint.seal import seal
 from lmoe.errors import TrainingError
 from lmoe.schema.checkpoint import CheckpointConfig
+from lmoe.schema.run_folder import resume_setting
 from lmoe.training.callbacks.step_metrics import finished_step
 from lmoe.training.resume_position import stand_at_step
 from lmoe.training.stopping import Stopped
@@ -86,7 +87,7 @@ class RunCheckpoint(Callback):
             before = "The previous checkpoint is intact" if target.exists() else "No checkpoint was written before"
             raise TrainingError(
                 f"{target} cannot be written: {error.strerror or error}. {before}. Free space or mend the rights, then "
-                f"resume={self.folder.parent}"
+                f"{resume_setting(self.folder.parent)}"
             ) from None
 
     def _put_in_place(self, partial: Path, target: Path) -> None:

@@ -76,7 +76,8 @@ class Validation(Callback):
         self._choices: list[tuple[int, Choices]] = []  # (step, choices) of the last validation and of the one before
 
     def state_dict(self) -> dict:
-        return {"before": self.results.before, "choices": self._choices, "validated": self.results.step}
+        validated = self._validated if self.results.step is None else self.results.step
+        return {"before": self.results.before, "choices": self._choices, "validated": validated}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.results.before = state_dict["before"]

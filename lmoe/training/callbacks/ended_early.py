@@ -1,0 +1,38 @@
+"""A run that a rule of its own has ended stays ended when it is resumed. Logs nothing."""
+
+from collections.abc import Callable
+
+from lightning.pytorch import Callback, Trainer
+
+from lmoe.training.callbacks.step_metrics import finished_step
+
+
+class EndedEarly(Callback):
+    """NOTE after what may end a run by what it has seen, and before RunCheckpoint; what ends by time goes on.
+
+    Args:
+        rules: what may end the run, in any wording; a run that goes on with others is not ended by the old ones.
+        say: told that there is nothing to train.
+    """
+
+    def __init__(self, rules: str, say: Callable[[str], None]) -> None:
+        self.rules, self.say = rules, say
+        self._ended_by: str | None = None
+
+    def state_dict(self) -> dict:
+        return {"ended_by": self._ended_by}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self._ended_by = state_dict["ended_by"]
+
+    def on_train_start(self, trainer: Trainer, pl_module) -> None:
+        if self._ended_by == self.rules:
+            trainer.should_stop = True
+            self.say(
+                f"the run was ended after step {trainer.global_step} by its callbacks or trainer.stop_on_collapse; "
+                "it goes on with others, such as callbacks=none"
+            )
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+        if finished_step(trainer, batch_idx):
+            self._ended_by = self.rules if trainer.should_stop else None
