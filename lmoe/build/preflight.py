@@ -74,7 +74,6 @@ def preflight(config: RunConfig, console: Console) -> MemoryEstimate | None:
         LmoeError: whatever building meets.
     """
     quiet_libraries()
-    check_devices(config.trainer)
     if config.trainer.strategy is Strategy.fsdp2:
         devices = config.trainer.devices * config.trainer.num_nodes
         say(console, f"trainer.strategy=fsdp2 shards the base over {devices} devices: one process cannot try it")
@@ -84,6 +83,7 @@ def preflight(config: RunConfig, console: Console) -> MemoryEstimate | None:
         say(console, f"{config.backbone.model_name} holds a config and no weights: nothing was tried")
         announce_estimate(config, console)
         return None
+    check_devices(config.trainer)
     parts = build_parts(config)
     describe_plan(parts, console)
     check_phases(parts)

@@ -67,7 +67,7 @@ def pretrain(
     if found is not None:
         set_aside(folder, found)
     run_id = store_id(run_dir, run_id or (None if found is None else found.run_id))
-    write_records(config, run_dir, overrides, verb="pretrain", data={}, backbone={})
+    write_records(config, run_dir, overrides, verb="pretrain", data={}, rows=[], backbone={})
     loggers = build_loggers(config, run_dir, found)
     batches = SeededBatches(len(windows), corpus.batch_size, loop.max_steps * loop.accumulate_grad_batches, config.seed)
     with logged_to_the_end(loggers, run_dir, console):

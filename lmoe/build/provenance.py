@@ -16,7 +16,13 @@ PACKAGES = ("lmoe", "torch", "lightning", "transformers", "datasets", "hydra-cor
 
 
 def provenance(
-    *, seed: int, overrides: list[str], data: dict[str, str], backbone: dict[str, Any], verb: str = "train"
+    *,
+    seed: int,
+    overrides: list[str],
+    data: dict[str, str],
+    rows: list[str],
+    backbone: dict[str, Any],
+    verb: str = "train",
 ) -> dict[str, Any]:
     """What is needed to make the run again.
 
@@ -24,13 +30,15 @@ def provenance(
         seed: of the run.
         overrides: as given on the command line.
         data: SHA-256 of every data file by path.
-        backbone: name, revision, fingerprint, tokenizer, trust_remote_code.
+        rows: digest of the tokenised rows of each source.
+        backbone: name, revision, fingerprint, trust_remote_code.
         verb: of the command.
     """
     return {
         "command": ["lmoe", verb, *overrides],
         "seed": seed,
         "data": data,
+        "rows": rows,
         "backbone": backbone,
         "versions": {name: _version(name) for name in PACKAGES},
         "python": sys.version.split()[0],
@@ -54,22 +62,28 @@ def add_provenance(run_dir: Path, record: dict[str, Any]) -> None:
     write_whole(run_dir, {PROVENANCE_FILE: (json.dumps([*records, record], indent=2) + "\n").encode()})
 
 
-def changed_since(run_dir: Path, data: dict[str, str], backbone: dict[str, Any]) -> list[str]:
-    """What is no longer as it was at the last start of the run: data files, the backbone's weights, its tokenizer. All
-    may be in another folder, under the same file names, which give domains and order."""
+def changed_since(run_dir: Path, data: dict[str, str], rows: list[str], backbone: dict[str, Any]) -> list[str]:
+    """What is no longer as it was at the last start of the run: rows, wherever they are, and the backbone's weights.
+
+    Args:
+        data, rows, backbone: as for `provenance`.
+    """
     try:
         last = json.loads((run_dir / PROVENANCE_FILE).read_text(encoding="utf-8"))[-1]
-        before = {path: (Path(path).name, digest) for path, digest in last["data"].items()}
-        base = {key: last["backbone"].get(key) for key in ("fingerprint", "tokenizer")}
+        before, known, fingerprint = last["data"], last.get("rows"), last["backbone"].get("fingerprint")
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return []  # nothing is known of it
-    now = {path: (Path(path).name, digest) for path, digest in data.items()}
-    there, here = set(before.values()), set(now.values())
-    problems = [f"{path} has changed since the run was started" for path, file in now.items() if file not in there]
-    problems += [f"{path} is no longer there" for path in before if before[path] not in here and path not in now]
-    for key, what in (("fingerprint", "weights"), ("tokenizer", "tokens")):
-        if base[key] is not None and base[key] != backbone[key]:
-            problems.append(f"backbone {backbone['name']} has other {what} than when the run was started")
+    problems = [
+        f"{path} has changed since the run was started" for path in data if before.get(path, data[path]) != data[path]
+    ]
+    problems += [f"{path} is no longer there" for path in before if path not in data and not Path(path).exists()]
+    if known == rows:
+        problems = []
+    elif not problems and (known is not None or before != data):
+        places = ", ".join(dict.fromkeys(str(Path(path).parent) for path in before))
+        problems = [f"rows, domains or tokens are others than when the run was started (from {places})"]
+    if fingerprint is not None and fingerprint != backbone["fingerprint"]:
+        problems.append(f"backbone {backbone['name']} has other weights than when the run was started")
     return problems
 
 

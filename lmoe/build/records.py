@@ -32,19 +32,20 @@ def write_records(
     overrides: list[str],
     *,
     data: dict[str, str],
+    rows: list[str],
     backbone: dict[str, Any],
     verb: str = "train",
 ) -> None:
     """config.yaml, with what a continuation changed, and one more record in provenance.json.
 
     Args:
-        overrides, data, backbone, verb: as `provenance` takes them.
+        overrides, data, rows, backbone, verb: as `provenance` takes them.
 
     Raises:
         CheckpointError: the folder cannot be written.
     """
     write_config(config, run_dir)
-    record = provenance(seed=config.seed, overrides=overrides, data=data, backbone=backbone, verb=verb)
+    record = provenance(seed=config.seed, overrides=overrides, data=data, rows=rows, backbone=backbone, verb=verb)
     add_provenance(run_dir, record)
 
 

@@ -21,7 +21,6 @@ from lmoe.build.records import write_records
 from lmoe.build.run_end import logged_to_the_end
 from lmoe.build.trainer import build_trainer, extra_callbacks
 from lmoe.checkpoint.run_files import FOLDER, Found, found_in, offer, set_aside
-from lmoe.data.cache import tokenizer_digest
 from lmoe.errors import CheckpointError, ConfigError
 from lmoe.injection.record import injected
 from lmoe.report.say import say
@@ -124,16 +123,16 @@ def begin(parts: Parts, run_dir: Path, overrides: list[str], found: Found | None
     Raises:
         ConfigError: data or a backbone that are no longer those of the run.
     """
-    backbone = parts.base_model | {"tokenizer": tokenizer_digest(parts.tokenizer)}
+    data, rows = parts.prepared.report.data_hashes, [source.key for source in parts.prepared.report.sources]
     if found is not None:
-        if changed := changed_since(run_dir, parts.prepared.report.data_hashes, backbone):
+        if changed := changed_since(run_dir, data, rows, parts.base_model):
             raise ConfigError(
                 [f"{what}: it would not be the same run; put it back, or start a new one" for what in changed]
             )
         if behind := set_aside(run_dir / FOLDER, found):
             say(console, f"set aside: {', '.join(behind)}")
     run_id = store_id(run_dir, stored_id(run_dir) or (None if found is None else found.run_id))
-    write_records(parts.config, run_dir, overrides, data=parts.prepared.report.data_hashes, backbone=backbone)
+    write_records(parts.config, run_dir, overrides, data=data, rows=rows, backbone=parts.base_model)
     describe(parts, run_dir, console)
     return run_id
 

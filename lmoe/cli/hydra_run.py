@@ -36,10 +36,8 @@ from lmoe.schema.run_folder import CONFIG_FILE, hydra_quoted
 from lmoe.training.stopping import Stopped
 
 Job = Callable[[Any, Path, list[str]], None]
-OWN_FOLDERS = ("--config-dir", "-cd", "hydra.searchpath=")
-"""Arguments that name folders with more choices for a group."""
-WITH_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn", "--package", "-p")
-"""Options of Hydra that the next argument belongs to."""
+CONFIG_DIR, SEARCHPATH = ("--config-dir", "-cd"), "hydra.searchpath="
+"""How a command names folders with more choices for a group."""
 
 
 def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, entry: str) -> int:
@@ -71,7 +69,7 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
             config = to_object(composed, schema, overrides)
             check_processes(launcher, config.trainer)
             if multirun and several_processes_here(launcher, config.trainer):
-                in_own_process(entry, overrides, folder)
+                in_own_process([entry, *own_folders(sys.argv), *overrides], folder)
             else:
                 job(config, folder, overrides)
         except Stopped as stopped:
@@ -131,11 +129,12 @@ def checked_arguments(argv: list[str], schema: type) -> list[str]:
     Raises:
         ConfigError: every override whose key or group choice does not exist, with the nearest that does.
     """
+    argv = typed(argv)  # Lightning starts further processes with what was made of it here
     texts = [arg for arg in argv if "=" in arg and not arg.startswith("-")]
     overrides = [o for text in texts if (o := _parsed(text)) is not None]
     multirun = "-m" in argv or "--multirun" in argv
-    more_folders = any(arg.lstrip("+").startswith(OWN_FOLDERS) for arg in argv)
-    problems = [p for o in overrides if (p := _override_problem(o, schema, all_known=not more_folders)) is not None]
+    all_known = not own_folders(argv)
+    problems = [p for o in overrides if (p := _override_problem(o, schema, all_known=all_known)) is not None]
     problems += [p for o in overrides if (p := launcher_problem(o, multirun=multirun)) is not None]
     if problems:
         raise ConfigError(problems)
@@ -149,13 +148,23 @@ def checked_arguments(argv: list[str], schema: type) -> list[str]:
 
 
 def options_first(argv: list[str]) -> list[str]:
-    """The same arguments, those of the overrides last."""
-    words, options, overrides = iter(argv), [], []
-    for word in words:
-        (options if word.startswith("-") else overrides).append(word)
-        if word in WITH_VALUE:
-            options += [value for value in (next(words, None),) if value is not None]
-    return options + overrides
+    """The same arguments, with -m and folders of choices in front."""
+    first = [*(arg for arg in argv if arg in ("-m", "--multirun")), *own_folders(argv)]
+    rest = list(argv)
+    for arg in first:
+        rest.remove(arg)
+    return first + rest
+
+
+def own_folders(argv: list[str]) -> list[str]:
+    """The arguments that name folders with more choices for a group."""
+    found = []
+    for number, arg in enumerate(argv):
+        if arg in CONFIG_DIR:
+            found += argv[number : number + 2]
+        elif arg.startswith(f"{CONFIG_DIR[0]}=") or arg.lstrip("+").startswith(SEARCHPATH):
+            found.append(arg)
+    return found
 
 
 def to_object(composed: DictConfig, schema: type, overrides: list[str]) -> Any:

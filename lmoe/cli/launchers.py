@@ -6,6 +6,7 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -79,26 +80,34 @@ def several_processes_here(launcher: str, trainer: Any) -> bool:
     return launcher == HERE and trainer.devices * trainer.num_nodes > 1 and not started_by_others()
 
 
-def in_own_process(entry: str, overrides: list[str], folder: Path) -> None:
+def in_own_process(command: list[str], folder: Path) -> None:
     """One job of a multirun as a run of its own: Lightning can start the processes of one run in a process, not of two.
 
+    Args:
+        command: file that runs the verb, and arguments.
+        folder: of the run.
+
     Raises:
-        Stopped: a signal has ended it.
+        Stopped: a signal has ended it, and all jobs.
         JobError: it failed, and has said why.
     """
-    job = subprocess.Popen([sys.executable, entry, *overrides, f"hydra.run.dir={hydra_quoted(folder)}"])
-    # Ctrl-C reaches all processes of a terminal; what is sent to this one alone is passed on.
-    before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda signum, frame: job.send_signal(signum)),
-    }
+    received: list[int] = []
+
+    def passed_on(signum: int, frame: FrameType | None) -> None:
+        received.append(signum)
+        if signum != signal.SIGINT:  # Ctrl-C reaches all processes of a terminal by itself
+            job.send_signal(signum)
+
+    job = subprocess.Popen([sys.executable, *command, f"hydra.run.dir={hydra_quoted(folder)}"])
+    before = {signum: signal.signal(signum, passed_on) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = job.wait()
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-    if code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
-        raise Stopped(code - 128)
+    stopped = {128 + signum: signum for signum in before} | {-signum: signum for signum in before}
+    if received or code in stopped:
+        raise Stopped(received[0] if received else stopped[code])
     if code:
         raise JobError(f"its run ended with exit code {code}")
 

@@ -13,7 +13,7 @@ from lmoe.errors import ConfigError
 from lmoe.schema.phase import PLATEAU
 from lmoe.schema.resources import resource_dir
 from lmoe.schema.resume_rules import LENGTH, PER_STEP, refused
-from lmoe.schema.run_folder import CONFIG_FILE, resume_setting
+from lmoe.schema.run_folder import CONFIG_FILE, PROVENANCE_FILE, resume_setting
 
 AUTO = "auto"
 OWN_KEYS_ONLY = ("trainer",)
@@ -57,15 +57,19 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
     assert isinstance(saved, DictConfig)
     changes: dict[str, tuple[Any, Any]] = {}
     whose: dict[str, str] = {}
+    meant: set[str] = set()
     given = _set_by(overrides, schema)
     for name, key in given:
         for path, new, old in _differences(OmegaConf.select(composed, key), OmegaConf.select(saved, key), key):
             if path == "phase.of_steps" and new is None:
                 continue  # the first length of a run that was made longer; the command need not know it
             changes[path] = (new, old)
+            if name.split(".")[0] == path.split(".")[0]:
+                meant.add(path)
             whose[path] = f" (from {name}=…)" if (resource_dir("conf") / name).is_dir() else ""
     values = {key: value for key in PER_STEP if (value := OmegaConf.select(saved, key)) is not None}
-    if reasons := refused(changes, values, watched=_validations_decide(saved)):
+    recorded = (Path(composed.resume).expanduser() / PROVENANCE_FILE).is_file()
+    if reasons := refused(changes, values, meant=meant, watched=_validations_decide(saved), recorded=recorded):
         raise ConfigError(
             [
                 f"{key} is {_shown(changes[key][0])}{whose[key]}, but the run was started with "

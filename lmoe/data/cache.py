@@ -45,15 +45,14 @@ def cache_key(content: str, tokenizer: PreTrainedTokenizerBase, template: str | 
     parts = {
         "format_version": FORMAT_VERSION,
         "content": content,
-        "tokenizer": tokenizer_digest(tokenizer),
+        "tokenizer": _tokenizer_digest(tokenizer),
         "template": template,
         "max_length": max_length,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of all that decides which tokens a text becomes."""
+def _tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     if isinstance(tokenizer, PreTrainedTokenizerFast):
         backend = json.loads(tokenizer.backend_tokenizer.to_str())
         del backend["padding"], backend["truncation"]

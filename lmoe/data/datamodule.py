@@ -1,6 +1,8 @@
 """The LightningDataModule of fine-tuning: resumable training batches, validation batches with little padding."""
 
+import os
 import signal
+import threading
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -93,11 +95,17 @@ class SftDataModule(LightningDataModule):
 
 
 def _ignore_signals(worker: int) -> None:
-    """A signal to all processes of a run is for the main one, which may need more batches; workers end with it.
-
-    NOTE it ends workers that hang by SIGTERM, twice, and then waits for them: the second one counts.
-    """
+    """A signal to all processes of a run is for the main one, which may need more batches; workers end with it."""
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda signum, frame: signal.signal(signum, signal.SIG_DFL))
+    if hasattr(signal, "sigwaitinfo"):  # else there is no telling who has sent it
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_for_the_main_process, daemon=True).start()
+
+
+def _end_for_the_main_process() -> None:
+    """It ends by SIGTERM the workers that are there when it ends itself, and waits for them."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

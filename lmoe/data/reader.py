@@ -61,6 +61,7 @@ class Reader:
         self.reports.append(
             SourceReport(
                 path=path,
+                key=key,
                 read=source.read,
                 kept=len(source.rows),
                 dropped=source.dropped,

@@ -15,6 +15,8 @@ class SourceReport:
 
     Args:
         path: as given, or where the bundled rows are.
+        key: digest of all that its tokenised rows depend on: the rows of its files in their order, tokenizer, template
+            and length; not where they are.
         read: rows read.
         kept: rows that can be learnt from.
         dropped: rows left out, by reason.
@@ -24,6 +26,7 @@ class SourceReport:
     """
 
     path: str
+    key: str
     read: int
     kept: int
     dropped: dict[str, int]

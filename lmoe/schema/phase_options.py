@@ -13,14 +13,16 @@ from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 TRAIN_LOSS = "train/loss"
 
 
-def option_problems(key: str, phase: PhaseConfig, trained: Iterable[Role], steps: int, config: RunConfig) -> list[str]:
+def option_problems(
+    key: str, phase: PhaseConfig, trained: Iterable[Role], steps: int | None, config: RunConfig
+) -> list[str]:
     """Problems of one phase.
 
     Args:
         key: of the phase.
         phase: as written.
         trained: all roles that train in it, whatever its mode.
-        steps: of it, as planned.
+        steps: of it; None: a plateau decides.
         config: of the run.
     """
     roles = set(trained)
@@ -142,7 +144,7 @@ def _share_experts(some: list[int] | None, others: list[int] | None) -> bool:
 
 
 def _handoff_problems(
-    key: str, handoff: HandoffConfig, trained: set[Role], steps: int, injection: InjectionConfig
+    key: str, handoff: HandoffConfig, trained: set[Role], steps: int | None, injection: InjectionConfig
 ) -> list[str]:
     if handoff.role is None:
         return [
@@ -160,7 +162,7 @@ def _handoff_problems(
     try:
         if start_step(handoff.steps, 100) < 1:
             problems.append(f"{key}.steps is {handoff.steps}, must be above 0")
-        elif start_step(handoff.steps, steps) > steps:
+        elif steps is not None and start_step(handoff.steps, steps) > steps:
             problems.append(f"{key}.steps is {handoff.steps}, beyond the {steps} steps of the phase: it would not end")
     except ValueError as error:
         problems.append(f"{key}.steps: {error}")

@@ -91,7 +91,8 @@ def phase_problems(config: RunConfig) -> list[str]:
     ends = [start for _, start in starts[1:]] + [share_base(config)]
     for (name, start, phase), end in zip(ordered_phases(config), ends, strict=True):
         written = config.phase.phases[name]
-        problems += option_problems(f"phase.phases.{name}", written, phase.trainable, end - start, config)
+        steps = None if written.start == PLATEAU else end - start
+        problems += option_problems(f"phase.phases.{name}", written, phase.trainable, steps, config)
     problems += handoff_order_problems((f"phase.phases.{name}", config.phase.phases[name]) for name, _ in starts)
     if config.phase.phases[starts[0][0]].mode is PhaseMode.add:
         problems.append(without_effect(f"phase.phases.{starts[0][0]}.mode=add", "in the first phase"))

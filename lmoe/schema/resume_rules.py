@@ -1,7 +1,7 @@
 """Which keys of a run may change when it is resumed."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 LENGTH, VALIDATIONS = "trainer.max_steps", "trainer.val_every_n_steps"
@@ -21,16 +21,14 @@ SAFE = (
     "trainer.accelerator",
     "data.num_workers",
     "data.cache_dir",
-    "data.path",
-    "data.val_path",
-    "backbone.model_name",
-    "callbacks",
-    "trainer.stop_on_collapse",
     "output",
     "eval_sft",
 )
-"""Neither the weights nor the order of the data depends on these, but for rounding and random numbers elsewhere. Data
-and backbone may be in another place: what is there is compared with what was (build/provenance.py)."""
+"""Neither the weights nor the order of the data depends on these, but for rounding and random numbers elsewhere."""
+ENDS = ("callbacks", "trainer.stop_on_collapse")
+PLACES = ("data.path", "data.val_path", "backbone.model_name")
+"""Safe where the command means them: when the run ends, and where the rows and the backbone are, whose contents are
+compared with those of the start (build/provenance.py)."""
 PER_STEP = (
     "data.batch_size",
     "corpus.batch_size",
@@ -43,12 +41,16 @@ Changes = Mapping[str, tuple[Any, Any]]
 """By key: the new value and the old one."""
 
 
-def refused(changes: Changes, values: Mapping[str, Any], *, watched: bool) -> dict[str, str]:
+def refused(
+    changes: Changes, values: Mapping[str, Any], *, meant: Collection[str], watched: bool, recorded: bool
+) -> dict[str, str]:
     """Why each key that may not change may not, by key.
 
     Args:
         changes: of this command.
         values: the saved values of PER_STEP by key, as far as the run has them.
+        meant: keys of changes that the command names, themselves or their section; others come from an experiment.
+        recorded: whether the run has a record of its contents.
         watched: whether validations decide something: when a phase begins, or when the run ends.
     """
     reasons = {}
@@ -58,7 +60,8 @@ def refused(changes: Changes, values: Mapping[str, Any], *, watched: bool) -> di
         if key == VALIDATIONS and watched:
             reasons[key] = "a plateau or a callback looks at the validations, so it cannot change on resume"
             continue
-        if any(key == safe or key.startswith(f"{safe}.") for safe in SAFE):
+        safe = SAFE + (ENDS + PLACES * recorded) * (key in meant)
+        if any(key == name or key.startswith(f"{name}.") for name in safe):
             continue
         if key == LENGTH and isinstance(new, int) and new > old:
             continue

@@ -9,7 +9,8 @@ CONFIG_FILE = "config.yaml"
 PROVENANCE_FILE = "provenance.json"
 """Versions, data and command of each start."""
 
-PLAIN = re.compile(r"[\w./@+~-]+")
+PLAIN = re.compile(r"[\w.-]*/[\w./-]*", re.ASCII)
+"""A path that neither a shell nor Hydra takes for something else."""
 
 
 def resume_setting(run_dir: str | Path) -> str:
@@ -21,5 +22,5 @@ def resume_setting(run_dir: str | Path) -> str:
 
 
 def hydra_quoted(text: str | Path) -> str:
-    """In quotes of Hydra's grammar."""
-    return "'" + str(text).replace("'", r"\'") + "'"
+    """In quotes of Hydra's grammar, where a backslash counts as such but before a quote."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), str(text)) + "'"

@@ -57,7 +57,7 @@ def test_the_estimate_is_the_sum_of_its_parts():
 
 def test_a_sharded_base_is_estimated_and_not_tried(train):
     done = train(
-        "trainer=fsdp2", "trainer.devices=4", "trainer.accelerator=cpu", "data.batch_size=1", "dry_run=preflight"
+        "trainer=fsdp2", "trainer.devices=4", "trainer.accelerator=gpu", "data.batch_size=1", "dry_run=preflight"
     )
     assert done.code == 0, done.text
     assert "fsdp2 shards the base over 4 devices: one process cannot try it" in done.text

@@ -199,7 +199,13 @@ def test_data_in_another_folder_are_the_same_data_and_renamed_ones_are_not(train
     (second / "code.jsonl").rename(second / "zebra.jsonl")
     done = train(f"resume={run}", "trainer.max_steps=4", settings=False)
     assert done.code == 1
-    assert f"{second / 'zebra.jsonl'} has changed since the run was started" in done.text
+    assert f"{second / 'code.jsonl'} is no longer there" in done.text
+    (second / "zebra.jsonl").rename(second / "code.jsonl")
+    done = train(f"resume={run}", f"data.path={micro.val}", f"data.val_path={micro.train}", settings=False)
+    assert "rows, domains or tokens are others than when the run was started" in done.text
+    (run / "provenance.json").unlink()
+    done = train(f"resume={run}", f"data.path={micro.val}", settings=False)
+    assert "data.path is" in done.text and "it cannot change on resume" in done.text
 
 
 def test_a_backbone_in_another_folder_is_the_same_and_another_tokenizer_is_not(train, micro, tmp_path):
@@ -213,4 +219,4 @@ def test_a_backbone_in_another_folder_is_the_same_and_another_tokenizer_is_not(t
     file.write_text(json.dumps(content), encoding="utf-8")
     done = train(f"resume={run}", "trainer.max_steps=4", settings=False)
     assert done.code == 1
-    assert f"backbone {moved} has other tokens than when the run was started" in done.text
+    assert "rows, domains or tokens are others than when the run was started" in done.text

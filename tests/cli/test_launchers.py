@@ -1,6 +1,8 @@
 """Multiruns whose jobs run elsewhere: one run a job, failures as messages, and what a launcher lacks."""
 
+import contextlib
 import pickle
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -12,6 +14,7 @@ from lmoe.cli import launchers
 from lmoe.cli.launchers import JobError, check_processes, lost_job
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.schema.trainer import TrainerConfig
+from lmoe.training.stopping import Stopped
 from tests.micro import ROOT, Micro, finished, saved_config, start
 from tests.wandb_file import records, run_files
 
@@ -72,7 +75,9 @@ def test_every_job_has_a_folder_and_a_tracked_run_of_its_own(micro, tmp_path, la
 def test_jobs_of_two_processes_one_after_the_other(micro, tmp_path):
     """The first fails before it trains, and the others have their two processes all the same."""
     folder = tmp_path / "many"
-    processes = ("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", "data.batch_size=2")
+    (tmp_path / "own" / "trainer").mkdir(parents=True)
+    (tmp_path / "own" / "trainer" / "two.yaml").write_text("accelerator: cpu\nstrategy: ddp\ndevices: 2\n")
+    processes = ("trainer=two", f"--config-dir={tmp_path / 'own'}", "data.batch_size=2", "+phase.phases.experts.lr=0.1")
     code, said = multirun(micro, folder, *processes, "injection.num_experts=1,4,2")
     assert code == 1, said
     assert said.count("injection.top_k is 2, more than the 1 experts") == 1
@@ -81,7 +86,8 @@ def test_jobs_of_two_processes_one_after_the_other(micro, tmp_path):
     assert [saved_config(folder / job)["injection"]["num_experts"] for job in ("1", "2")] == [4, 2]
     assert all((folder / job / "adapter" / "adapter.safetensors").exists() for job in ("1", "2"))
     assert len({run_id(folder / job) for job in ("1", "2")}) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["many"]
+    assert saved_config(folder / "1")["phase"]["phases"]["experts"]["lr"] == 0.1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many", "own"]
 
 
 @pytest.mark.slow
@@ -186,3 +192,23 @@ def test_a_killed_job_is_a_message_and_an_error_of_ours_is_none():
     assert "a job ended without an answer (submitit: UncompletedJobError)" in said
     assert "was killed" in said
     assert lost_job(RuntimeError("a bug")) is None
+
+
+@pytest.mark.parametrize(
+    ("does", "ends"),
+    [
+        ("os.kill(os.getppid(), signal.SIGINT); time.sleep(0.5); sys.exit(1)", Stopped),
+        ("os.kill(os.getppid(), signal.SIGTERM); time.sleep(60)", Stopped),
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)", Stopped),
+        ("sys.exit(130)", Stopped),
+        ("sys.exit(1)", JobError),
+        ("", None),
+    ],
+)
+def test_a_job_in_its_own_process_ends_all_by_a_signal_and_itself_by_an_error(tmp_path, does, ends):
+    script = tmp_path / "job.py"
+    script.write_text(f"import os, signal, sys, time\n{does}\n")
+    handlers = [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)]
+    with contextlib.nullcontext() if ends is None else pytest.raises(ends):
+        launchers.in_own_process([str(script)], tmp_path)
+    assert [signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)] == handlers

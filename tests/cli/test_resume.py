@@ -38,6 +38,12 @@ def test_all_refused_changes_are_named_at_once(train, own_run):
     assert "3 problems" in done.text
 
 
+def test_an_experiment_takes_no_callbacks_away(train):
+    run = train("callbacks=early_stopping", "trainer.val_every_n_steps=3").run
+    done = train(f"resume={run}", "experiment=soft_routing", settings=False)
+    assert "callbacks.early_stopping is null (from experiment=…)" in done.text
+
+
 def test_safe_changes_are_taken(train, own_run):
     done = train(
         f"resume={own_run}", "logger=csv", "trainer.val_every_n_steps=2", "checkpoint.every_n_steps=2", settings=False

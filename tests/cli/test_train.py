@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmoe.cli.hydra_run import checked_arguments
+from lmoe.schema.run import RunConfig
 from tests.micro import saved_config
 
 LOOKS = "trainer.val_every_n_steps=1"
@@ -202,6 +204,24 @@ def test_a_folder_of_ones_own_has_more_choices(train, tmp_path):
     (tmp_path / "own" / "phase" / "mine.yaml").write_text("phases:\n  all: {start: 0, trainable: [router, lora]}\n")
     done = train(f"--config-dir={tmp_path / 'own'}", "phase=mine", "dry_run=config")
     assert done.code == 0, done.text
-    assert "no choice" not in done.text
+    assert "no such choice" not in done.text
     done = train("phase=mine", "dry_run=config")
     assert "phase=mine: no such choice" in done.text
+
+
+def test_arguments_that_were_made_ready_once_stay_as_they_are():
+    """Lightning starts further processes with them."""
+    given = ["seed=1", "+phase.phases.last.start=5", "-m", "--config-dir", "/own", "phase=mine", "--cfg", "job"]
+    ready = checked_arguments(given, RunConfig)
+    assert ready == [
+        "-m",
+        "--config-dir",
+        "/own",
+        "seed=1",
+        "++phase.phases.last.start=5",
+        "phase=mine",
+        "--cfg",
+        "job",
+        "+phase/new@phase.phases.last=phase",
+    ]
+    assert checked_arguments(ready, RunConfig) == ready

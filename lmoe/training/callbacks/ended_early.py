@@ -35,4 +35,10 @@ class EndedEarly(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         if finished_step(trainer, batch_idx):
-            self._ended_by = self.rules if trainer.should_stop else None
+            self._look(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module) -> None:
+        self._look(trainer)  # before best.ckpt is written
+
+    def _look(self, trainer: Trainer) -> None:
+        self._ended_by = self.rules if trainer.should_stop else None

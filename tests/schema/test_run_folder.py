@@ -1,0 +1,30 @@
+"""Commands that name a run directory, as a shell and then Hydra read them."""
+
+import shlex
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from lmoe.schema.run_folder import resume_setting
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "outputs/sft/default/2026-11-22_10-00-00",
+        "/runs/a b=c,d",
+        "it's",
+        "/home/é/日",
+        "runs/a~1",
+        "1e3",
+        "null",
+        r"C:\runs\new",
+        "ends\\",
+        "a\\'b",
+        "${now}",
+        "[a](b){c}",
+    ],
+)
+def test_any_path_arrives_as_it_is(place):
+    (word,) = shlex.split(resume_setting(place))
+    assert OverridesParser.create().parse_override(word).value() == place
