@@ -3,6 +3,7 @@
 import multiprocessing
 import signal
 import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -104,3 +105,19 @@ def test_a_signal_to_all_processes_leaves_the_workers_at_work_until_the_main_one
     worker.terminate()
     worker.join(10)
     assert worker.exitcode == 0
+
+
+def test_workers_let_a_run_end_that_fails_between_two_batches():
+    script = """
+from torch.utils.data import DataLoader
+from lmoe.data.datamodule import _ignore_signals
+
+def fails():
+    for batch in DataLoader(range(9), num_workers=1, persistent_workers=True, worker_init_fn=_ignore_signals):
+        raise RuntimeError("in a validation")
+
+fails()
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1
+    assert "in a validation" in ended.stderr
