@@ -1,8 +1,11 @@
 """The LightningDataModule of fine-tuning: resumable training batches, validation batches with little padding."""
 
+import atexit
+import mmap
+import multiprocessing
 import os
 import signal
-import threading
+from types import FrameType
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -95,17 +98,23 @@ class SftDataModule(LightningDataModule):
 
 
 def _ignore_signals(worker: int) -> None:
-    """A signal to all processes of a run is for the main one, which may need more batches; workers end with it."""
+    """A signal to all processes of a run is for the main one, which may need more batches; workers end with it.
+
+    NOTE handlers hold for all threads, and W&B starts some in each fork; masks do not.
+    """
     for name in ("SIGINT", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # else there is no telling who has sent it
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_for_the_main_process, daemon=True).start()
+    if multiprocessing.get_start_method() == "fork":
+        signal.signal(signal.SIGTERM, _end_with_the_main_process)
 
 
-def _end_for_the_main_process() -> None:
+def _end_with_the_main_process(signum: int, frame: FrameType | None) -> None:
     """It ends by SIGTERM the workers that are there when it ends itself, and waits for them."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+    if _main_ends[0]:
+        os._exit(0)
+
+
+_main_ends = mmap.mmap(-1, 1)
+"""One byte that forks share with the process that they were made by."""
+atexit.register(_main_ends.__setitem__, 0, 1)  # after multiprocessing's, so it runs before that one
