@@ -101,6 +101,7 @@ class BlendStack:
             raise
         self.headers, self._active = headers, None  # nothing that was made of the experts before holds any longer
         self._directions.clear()
+        self.silence(self.is_silent)
 
     def show(self, weights_BE: Tensor, *, by_row: bool) -> None:
         """From now on weights of the model (1, E), or of the rows (B, E); experts silent everywhere are left out."""

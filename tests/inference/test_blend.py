@@ -368,6 +368,14 @@ def test_a_blend_that_cannot_be_made_leaves_the_base(base, model, places, monkey
     lmoe.Blend(model, places)
 
 
+def test_an_expert_that_comes_while_the_base_is_alone_waits_too(base, model, places):
+    blend = lmoe.Blend(model, {"code": places["code"]}, {"code": 1.0})
+    with blend.silenced():
+        blend.add("chat", places["chat"])
+        assert torch.equal(logits(model, tokens()), logits(base, tokens()))
+    assert not torch.equal(logits(model, tokens()), logits(base, tokens()))
+
+
 def test_the_base_alone_for_a_while(base, model, places):
     blend = lmoe.Blend(model, places, WEIGHTS)
     before = logits(model, tokens())
