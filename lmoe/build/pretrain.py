@@ -14,6 +14,7 @@ from lmoe.build.base_card import card_text, chat_losses, held_out_figures, write
 from lmoe.build.claim import store_id, stored_id
 from lmoe.build.devices import check_devices
 from lmoe.build.loggers import METRICS_FILE, build_loggers, check_logger, wandb_run_id
+from lmoe.build.provenance import provenance
 from lmoe.build.records import write_records
 from lmoe.build.run_end import logged_to_the_end
 from lmoe.build.trainer import build_trainer
@@ -67,7 +68,8 @@ def pretrain(
     if found is not None:
         set_aside(folder, found)
     run_id = store_id(run_dir, run_id or (None if found is None else found.run_id))
-    write_records(config, run_dir, overrides, verb="pretrain", data={}, rows=[], backbone={})
+    record = provenance(seed=config.seed, overrides=overrides, verb="pretrain", data={}, rows=[], backbone={})
+    write_records(config, run_dir, record)
     loggers = build_loggers(config, run_dir, found)
     batches = SeededBatches(len(windows), corpus.batch_size, loop.max_steps * loop.accumulate_grad_batches, config.seed)
     with logged_to_the_end(loggers, run_dir, console):

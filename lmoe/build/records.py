@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from lmoe.build.provenance import add_provenance, provenance
+from lmoe.build.provenance import add_provenance
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import LmoeError
 from lmoe.schema.pretrain import PretrainConfig
@@ -26,26 +26,16 @@ def write_config(config: RunConfig | PretrainConfig, run_dir: Path) -> None:
     write_whole(run_dir, {CONFIG_FILE: OmegaConf.to_yaml(OmegaConf.structured(kept)).encode()})
 
 
-def write_records(
-    config: RunConfig | PretrainConfig,
-    run_dir: Path,
-    overrides: list[str],
-    *,
-    data: dict[str, str],
-    rows: list[str],
-    backbone: dict[str, Any],
-    verb: str = "train",
-) -> None:
+def write_records(config: RunConfig | PretrainConfig, run_dir: Path, record: dict[str, Any]) -> None:
     """config.yaml, with what a continuation changed, and one more record in provenance.json.
 
     Args:
-        overrides, data, rows, backbone, verb: as `provenance` takes them.
+        record: of this start, see `provenance`.
 
     Raises:
         CheckpointError: the folder cannot be written.
     """
     write_config(config, run_dir)
-    record = provenance(seed=config.seed, overrides=overrides, data=data, rows=rows, backbone=backbone, verb=verb)
     add_provenance(run_dir, record)
 
 

@@ -16,7 +16,7 @@ from lmoe.build.finish import finish
 from lmoe.build.loggers import build_loggers, check_logger, wandb_run_id
 from lmoe.build.memory import memory_advice
 from lmoe.build.parts import Parts, build_parts
-from lmoe.build.provenance import changed_since
+from lmoe.build.provenance import changed_since, provenance
 from lmoe.build.records import write_records
 from lmoe.build.run_end import logged_to_the_end
 from lmoe.build.trainer import build_trainer, extra_callbacks
@@ -132,7 +132,8 @@ def begin(parts: Parts, run_dir: Path, overrides: list[str], found: Found | None
         if behind := set_aside(run_dir / FOLDER, found):
             say(console, f"set aside: {', '.join(behind)}")
     run_id = store_id(run_dir, stored_id(run_dir) or (None if found is None else found.run_id))
-    write_records(parts.config, run_dir, overrides, data=data, rows=rows, backbone=parts.base_model)
+    record = provenance(seed=parts.config.seed, overrides=overrides, data=data, rows=rows, backbone=parts.base_model)
+    write_records(parts.config, run_dir, record)
     describe(parts, run_dir, console)
     return run_id
 

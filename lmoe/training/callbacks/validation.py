@@ -76,8 +76,7 @@ class Validation(Callback):
         self._choices: list[tuple[int, Choices]] = []  # (step, choices) of the last validation and of the one before
 
     def state_dict(self) -> dict:
-        validated = self._validated if self.results.step is None else self.results.step
-        return {"before": self.results.before, "choices": self._choices, "validated": validated}
+        return {"before": self.results.before, "choices": self._choices, "validated": self._validated}
 
     def load_state_dict(self, state_dict: dict) -> None:
         self.results.before = state_dict["before"]
@@ -142,6 +141,7 @@ class Validation(Callback):
         loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
         losses = pl_module.evaluate(loader, routing, self._between(trainer))
         self.results.after, self.results.step = losses.compute(), trainer.global_step
+        self._validated = trainer.global_step
         metrics = {f"val/{name}": value for name, value in self.results.after.items()}
         record(trainer, metrics | ({} if routing is None else self._routing(trainer.global_step, pl_module, routing)))
         self.announce(f"validation loss {self.results.after['loss']:.3f} after step {trainer.global_step}")
