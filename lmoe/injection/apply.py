@@ -139,7 +139,7 @@ def inject(
     if moe.router is RouterKind.oracle:
         model.register_forward_pre_hook(context.forget_before)
     if moe.router is RouterKind.sequence:
-        model.register_forward_pre_hook(PromptReader(context).read, with_kwargs=True)
+        PromptReader(context).attach(model)
     record = Injected(
         plan=plan,
         injection=injection,

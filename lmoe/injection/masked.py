@@ -41,7 +41,8 @@ def masked_experts(model: nn.Module, experts: Iterable[int]) -> Iterator[None]:
     modules += [(router, staying[name]) for name, router in routers(model)]
     before = [(module, module.settings, _tensors(module)) for module, _ in modules]
     fades = [(module, module.fade) for module, _ in modules if isinstance(module, MixtureLoRALinear)]
-    record.context.decided.clear()
+    context, masked_before = record.context, record.context.masked
+    context.masked = frozenset(masked)
     try:
         for module, kept in modules:
             _narrow(module, kept)
@@ -53,7 +54,7 @@ def masked_experts(model: nn.Module, experts: Iterable[int]) -> Iterator[None]:
                 setattr(module, name, tensor)
         for module, fade in fades:
             module.fade = fade
-        record.context.decided.clear()
+        context.masked = masked_before
 
 
 def _staying(site: str, count: int, masked: set[int]) -> list[int]:

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from lmoe.errors import RoutingError
+from lmoe.layers.per_call import PerCall
 from lmoe.layers.routers import Router
 from lmoe.layers.trace import Routing
 
@@ -18,7 +20,8 @@ class BlockRoute:
 
     def __init__(self, router: Router) -> None:
         self.router = router
-        self._decision: Routing | None = None
+        self._decision: PerCall[Routing] = PerCall()
+        self._compiled: Routing | None = None  # of compiled code, which serves one thread
 
     def attach(self, block: nn.Module) -> None:
         """Decide before each forward of the block, and forget after it."""
@@ -30,12 +33,19 @@ class BlockRoute:
         Raises:
             RoutingError: outside a forward of the block.
         """
-        if self._decision is None:
+        decision = self._compiled if torch.compiler.is_compiling() else self._decision.get()
+        if decision is None:
             raise RoutingError(f"{self.router.site}: a Linear of the block was called without the block")
-        return self._decision
+        return decision
 
     def _decide(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._decision = self.router(args[0] if args else kwargs["hidden_states"])
+        self._hold(self.router(args[0] if args else kwargs["hidden_states"]))
 
     def _forget(self, block: nn.Module, args: Any, output: Any) -> None:
-        self._decision = None
+        self._hold(None)
+
+    def _hold(self, decision: Routing | None) -> None:
+        if torch.compiler.is_compiling():
+            self._compiled = decision
+        else:
+            self._decision.set(decision)

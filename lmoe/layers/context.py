@@ -10,7 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from lmoe.layers.per_call import PerCall
 from lmoe.ops.gating import Gate
+
+SiteDecisions = dict[str, tuple[Tensor, Gate]]
+"""Logits and gate, (B, 1, E), by site."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -48,45 +52,93 @@ class Known:
     rows: Rows | None = None
 
 
+@dataclass(slots=True, frozen=True)
+class PromptDecisions:
+    """What a sequence router decided for the prompts of one forward, at every site.
+
+    Args:
+        sites: by site; filled while the forward runs.
+        masked: experts that were left out by then, see `masked_experts`.
+    """
+
+    sites: SiteDecisions = field(default_factory=dict)
+    masked: frozenset[int] = frozenset()
+
+
+@dataclass(slots=True, frozen=True)
+class RunningForward:
+    """What a sequence router reads of the forward that it is in; made once, before the forward.
+
+    Args:
+        rows: the prompts; None: the model's inputs do not tell them.
+        kept: the decisions that the KV cache came with, which stand; None: a new prompt.
+        made: gets the decisions of a new prompt.
+    """
+
+    rows: Rows | None
+    kept: PromptDecisions | None
+    made: PromptDecisions
+
+
 @dataclass(slots=True)
 class RoutingContext:
-    """Shared by the routers of one model; set around a forward, never by a forward.
+    """Shared by the routers of one model. What a block or a forward says holds for the thread that it runs in.
 
     Args:
         temperature: divides the router logits.
         router_noise: standard deviation of the noise on the logits, in training.
         expert_dropout: probability with which an expert is left out of a row, in training.
-        known: what the block around this forward says of its tokens.
-        known_before: what the last block said: NOTE activation checkpointing runs a forward again in the backward pass,
-            when its block is over. Only a router in training mode may fall back on it.
-        read_rows: sequence: the prompts as the model's own inputs tell them.
-        going_on: sequence: whether this forward goes on from a KV cache, so that the decision stands.
-        decided: sequence: logits and gate, (B, 1, E), of each site for the generation that goes on.
         silenced: expert whose weight is set to 0, by site.
+        masked: experts that `masked_experts` leaves out now.
+        blocks: what the open blocks of all threads say.
+        compiled: what the block opened last says, for compiled code, which serves one thread.
+        known_before: what the last block said: NOTE activation checkpointing runs a forward again in the backward pass,
+            when its block is over, and on a GPU in another thread. Only a router in training mode may fall back on it.
+        forward_before: sequence: the last forward in training, for the same reason.
     """
 
     temperature: float = 1.0
     router_noise: float = 0.0
     expert_dropout: float = 0.0
-    known: Known = Known()
-    known_before: Known = Known()
-    read_rows: Rows | None = None
-    going_on: bool = False
-    decided: dict[str, tuple[Tensor, Gate]] = field(default_factory=dict)
     silenced: dict[str, int] = field(default_factory=dict)
+    masked: frozenset[int] = frozenset()
+    blocks: list[Known] = field(default_factory=list)
+    compiled: Known = Known()
+    known_before: Known = Known()
+    forward_before: RunningForward | None = None
+    prompt_length: PerCall[int] = field(default_factory=PerCall)
+    _said: PerCall[Known] = field(default_factory=PerCall)
+    _forward: PerCall[RunningForward] = field(default_factory=PerCall)
+
+    @property
+    def known(self) -> Known:
+        """What the innermost block of this thread says; a thread without one hears the only block that is open."""
+        if torch.compiler.is_compiling():
+            return self.compiled
+        said = self._said.get()
+        if said is not None:
+            return said
+        return self.blocks[0] if len(self.blocks) == 1 else Known()
 
     @contextmanager
     def about(self, *, expert_of_token: Tensor | None = None, rows: Rows | None = None) -> Iterator[None]:
         """What is known of the tokens of the forwards inside the block; what is left out stays as it was."""
-        before = self.known
-        self.known = Known(
+        before, compiled = self.known, self.compiled
+        known = Known(
             before.expert_of_token if expert_of_token is None else expert_of_token,
             before.rows if rows is None else rows,
         )
+        inner = self._said.get() is not None
+        self.compiled = known
+        if not inner:
+            self.blocks.append(known)
         try:
-            yield
+            with self._said.holding(known):
+                yield
         finally:
-            self.known, self.known_before = before, self.known
+            self.compiled, self.known_before = compiled, known
+            if not inner:
+                self.blocks[:] = [block for block in self.blocks if block is not known]
 
     def forget_before(self, *model_inputs: object) -> None:
         """A forward pre-hook of the whole model: what an earlier block said is not about this forward."""
@@ -94,14 +146,33 @@ class RoutingContext:
 
     def expert_of_token(self, *, training: bool) -> Tensor | None:
         """What the oracle goes by."""
-        again = self.known_before.expert_of_token if training else None
-        return again if self.known.expert_of_token is None else self.known.expert_of_token
+        known = self.known.expert_of_token
+        return self.known_before.expert_of_token if known is None and training else known
+
+    def running(self, *, training: bool) -> RunningForward | None:
+        """The forward of the whole model that a sequence router is in."""
+        forward = self._forward.get()
+        return self.forward_before if forward is None and training else forward
+
+    def begin(self, forward: RunningForward, *, training: bool) -> None:
+        """A forward of the whole model begins."""
+        self.forward_before = forward if training else None
+        self._forward.set(forward)
+
+    def end(self) -> RunningForward | None:
+        """It is over; returns it."""
+        forward = self._forward.get()
+        self._forward.set(None)
+        return forward
 
     def rows(self, *, training: bool) -> Rows | None:
         """What a sequence router goes by: the block's word, or what the model's inputs say."""
         if self.known.rows is not None:
             return self.known.rows
-        return self.known_before.rows if training and self.known_before.rows is not None else self.read_rows
+        if training and self.known_before.rows is not None:
+            return self.known_before.rows
+        forward = self.running(training=training)
+        return None if forward is None else forward.rows
 
     @contextmanager
     def silence(self, experts: dict[str, int]) -> Iterator[None]:

@@ -1,5 +1,7 @@
 """Routers that are told of their tokens: sequence, one decision a prompt; oracle, the expert of a domain."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -158,15 +160,21 @@ def test_left_padding_changes_neither_routing_nor_answer(scope):
 
 
 def test_a_decode_without_its_prefill_says_so():
-    """The cache was filled while other sequences were decided, or on another model."""
+    """The cache was filled on another model, by other sequences, or is cut inside the prompt."""
     model, ids = tiny_injected("sequence"), tokens(3, 5)
     with torch.no_grad():
+        foreign = tiny_model()(input_ids=ids, use_cache=True).past_key_values
+        with pytest.raises(RoutingError, match="has no decision for these 3 sequences at .*been filled by a forward"):
+            model(input_ids=ids[:, :1], past_key_values=foreign)
         cache = model(input_ids=ids, use_cache=True).past_key_values
-        injected(model).context.decided.clear()
-        with pytest.raises(RoutingError, match="has no decision for these 3 sequences at .*filled the KV cache"):
+        two = copy.deepcopy(cache)
+        two.batch_select_indices(torch.tensor([0, 1]))
+        with pytest.raises(RoutingError, match="has no decision for these 2 sequences"):
+            model(input_ids=ids[:2, :1], past_key_values=two)
+        with lmoe.masked_experts(model, [0]), pytest.raises(RoutingError, match="with the same experts"):
             model(input_ids=ids[:, :1], past_key_values=cache)
-        model(input_ids=ids[:2])
-        with pytest.raises(RoutingError, match="has no decision for these 3 sequences"):
+        cache.crop(3)
+        with pytest.raises(RoutingError, match="cut to 3 tokens.*from the first 5"):
             model(input_ids=ids[:, :1], past_key_values=cache)
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lmoe.errors import RoutingError
-from lmoe.layers.context import RoutingContext, Rows
+from lmoe.layers.context import PromptDecisions, RoutingContext, Rows, RunningForward
+from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, keep_with
 from lmoe.layers.routers.linear import TopKRouter
-from lmoe.layers.token_mask import valid_tokens
 from lmoe.layers.trace import Routing
 from lmoe.ops.gating import Gate
 from lmoe.ops.labels import IGNORE
@@ -21,9 +21,9 @@ from lmoe.ops.labels import IGNORE
 class SequenceRouter(TopKRouter):
     """top_k of the mean hidden state of a row's prompt tokens, the same for all tokens of the row.
 
-    The prompt is all that comes before the first label, and in generation what the KV cache starts with; later
-    forwards with that cache keep the decision. Prompt tokens see later prompt tokens through it, answers see nothing
-    that a user would not have at that time.
+    The prompt is all that comes before the first label, in `generate` its input, and else what fills the KV cache. The
+    decision travels with that cache: later forwards with it, or with a copy, keep it. Prompt tokens see later prompt
+    tokens through it, answers see nothing that a user would not have at that time.
     """
 
     def route(self, x: Tensor, router_logits: Tensor | None) -> Routing:
@@ -31,8 +31,9 @@ class SequenceRouter(TopKRouter):
             raise RoutingError(
                 f"moe.router=sequence needs (B, T, D) hidden states at {self.site}, got {tuple(x.shape)}"
             )
-        if self.context.going_on:
-            logits, gate = self._decided(x.shape[0])
+        forward = self.context.running(training=self.training)
+        if forward is not None and forward.kept is not None:
+            logits, gate = self._decided(forward.kept, x.shape[0])
             row_ids = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
         else:
             rows = self.context.rows(training=self.training)
@@ -44,26 +45,26 @@ class SequenceRouter(TopKRouter):
             logits = self.logits(_pooled(x, rows.prompt))
             gate = self.gate(self.perturbed(logits, x))
             row_ids = rows.row_ids
-            if not self.training and rows.prompt.shape[1] == 1:
-                self.context.decided[self.site] = (logits.detach(), _map(gate, Tensor.detach))
+            if forward is not None and not self.training and rows.prompt.shape[1] == 1:
+                forward.made.sites[self.site] = (logits.detach(), _map(gate, Tensor.detach))
         spread = row_ids.unsqueeze(-1)
         return Routing.of(_of_row(logits, spread), _map(gate, lambda values: _of_row(values, spread)))
 
     def reads_every_token(self) -> bool:
         return False
 
-    def _decided(self, batch: int) -> tuple[Tensor, Gate]:
-        kept = self.context.decided.get(self.site)
-        if kept is None or kept[0].shape[0] != batch:
+    def _decided(self, kept: PromptDecisions, batch: int) -> tuple[Tensor, Gate]:
+        decided = kept.sites.get(self.site)
+        if decided is None or decided[0].shape[0] != batch or kept.masked != self.context.masked:
             raise RoutingError(
-                f"moe.router=sequence has no decision for these {batch} sequences at {self.site}: the forward that "
-                "filled the KV cache must run on the same model, just before"
+                f"moe.router=sequence has no decision for these {batch} sequences at {self.site}: the KV cache must have "
+                "been filled by a forward of the same sequences through this model, with the same experts"
             )
-        return kept
+        return decided
 
 
 class PromptReader:
-    """Reads from a model's inputs which tokens are the prompt, before each forward.
+    """Reads from a model's inputs, before each forward, which tokens are the prompt, or what was decided for it.
 
     Args:
         context: the model's, which it writes to.
@@ -72,21 +73,46 @@ class PromptReader:
     def __init__(self, context: RoutingContext) -> None:
         self.context = context
 
-    def read(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pre-hook of the whole model."""
-        self.context.forget_before()
-        past = kwargs.get("past_key_values")
-        self.context.going_on = past is not None and int(past.get_seq_length()) > 0
-        if self.context.going_on or self.context.known.rows is not None:
+    def attach(self, model: nn.Module) -> None:
+        """Read before each forward of the whole model, and leave the decision with its KV cache after it."""
+        model.register_forward_pre_hook(self.begin, with_kwargs=True)
+        model.register_forward_hook(self.end, with_kwargs=True, always_call=True)
+        PromptedGenerate(model, self.context.prompt_length).attach()
+
+    def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of the whole model.
+
+        Raises:
+            RoutingError: the prompts of these inputs cannot be told.
+        """
+        context, inputs = self.context, ForwardInputs.of(model, args, kwargs)
+        context.forget_before()
+        made, cached = PromptDecisions(masked=context.masked), inputs.cached_tokens
+        if inputs.cache is not None and cached:
+            kept = decision_in(inputs.cache, cached)
+            context.begin(RunningForward(None, kept if isinstance(kept, PromptDecisions) else made, made), training=model.training)
             return
-        self.context.decided.clear()
-        given = next((t for t in (*args, kwargs.get("input_ids"), kwargs.get("inputs_embeds")) if t is not None), None)
-        if given is None:
-            return
-        prompt, labels = valid_tokens(kwargs.get("attention_mask"), given).clone(), kwargs.get("labels")
-        if labels is not None:
-            prompt &= before_labels(labels)
-        self.context.read_rows = Rows.single(prompt)
+        rows = context.known.rows
+        if rows is None and inputs.tokens is not None:
+            if inputs.flattened:
+                raise RoutingError(
+                    "moe.router=sequence does not know the prompts of rows that lie one behind the other (continuous "
+                    "batching, padding-free batches): call the model, or generate, with one row a sequence"
+                )
+            prompt = inputs.prompt(context.prompt_length.get())
+            if inputs.labels is not None:
+                prompt = prompt & before_labels(inputs.labels)
+            rows = Rows.single(prompt)
+        context.begin(RunningForward(rows, None, made), training=model.training)
+
+    def end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """A forward hook of the whole model, called also after a forward that failed."""
+        forward = self.context.end()
+        cache = cache_of(output)
+        if forward is not None and forward.kept is None and forward.made.sites and cache is not None:
+            inputs = ForwardInputs.of(model, args, kwargs)
+            length = 0 if inputs.tokens is None else inputs.tokens.shape[1]
+            keep_with(cache, forward.made, min(length, self.context.prompt_length.get() or length))
 
 
 def before_labels(labels: Tensor) -> Tensor:

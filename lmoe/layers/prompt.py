@@ -1,0 +1,156 @@
+"""What the prompt of a forward is, and what was decided for it, which travels with the KV cache.
+
+Shapes: B sequences of T tokens.
+"""
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+
+from lmoe.errors import RoutingError
+from lmoe.layers.per_call import PerCall
+from lmoe.layers.token_mask import valid_tokens
+
+DECISION = "lmoe_decision"
+"""Attribute of a KV cache."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ForwardInputs:
+    """What a forward of a whole causal language model was given, by name or by place.
+
+    Args:
+        tokens: input_ids (B, T), or inputs_embeds (B, T, D).
+        attention_mask: in any of the forms that `valid_tokens` reads.
+        labels: (B, T).
+        cache: the KV cache, empty or filled.
+        flattened: rows lie one behind the other in one sequence, as in continuous batching.
+    """
+
+    tokens: Tensor | None
+    attention_mask: object
+    labels: Tensor | None
+    cache: Cache | None
+    flattened: bool
+
+    @classmethod
+    def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "ForwardInputs":
+        """
+        Args:
+            model: whose forward gets them.
+            args, kwargs: as a forward pre-hook gets them.
+        """
+        given = kwargs
+        if args:
+            given = {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
+        ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
+        return cls(
+            tokens=embeds if ids is None else ids,
+            attention_mask=given.get("attention_mask"),
+            labels=given.get("labels"),
+            cache=given.get("past_key_values"),
+            flattened=given.get("cu_seq_lens_q") is not None,
+        )
+
+    @property
+    def cached_tokens(self) -> int:
+        """How many tokens the KV cache holds before this forward."""
+        return 0 if self.cache is None else int(self.cache.get_seq_length())
+
+    def prompt(self, stated_length: int | None) -> Tensor:
+        """(B, T) bool: the tokens of the prompt, of a forward that begins with an empty cache.
+
+        Args:
+            stated_length: of the prompt, padding included, where the caller has said it; None: all tokens.
+
+        Raises:
+            RoutingError: a prompt in pieces, or an attention mask that does not tell the padding.
+        """
+        assert self.tokens is not None
+        prompt, length = valid_tokens(self.attention_mask, self.tokens), self.tokens.shape[1]
+        if stated_length is None:
+            return prompt
+        if length < stated_length:
+            raise RoutingError(
+                f"the prompt of {stated_length} tokens comes in pieces, the first of {length}, and the decision needs "
+                "all of it at once: leave prefill_chunk_size out"
+            )
+        return prompt & (torch.arange(length, device=prompt.device) < stated_length)
+
+
+@dataclass(slots=True, frozen=True)
+class Decision:
+    """What was decided for the prompts that a KV cache begins with.
+
+    Args:
+        value: the decision, of B rows.
+        prompt_length: tokens of the cache, padding included, that it was made from.
+    """
+
+    value: Any
+    prompt_length: int
+
+
+def decision_in(cache: Cache, cached_tokens: int) -> Any:
+    """The decision that a filled KV cache, or the one that it is a copy of, came with; None where it has none.
+
+    Raises:
+        RoutingError: the cache was cut inside the prompt.
+    """
+    decision = getattr(cache, DECISION, None)
+    if decision is None:
+        return None
+    if cached_tokens < decision.prompt_length:
+        raise RoutingError(
+            f"the KV cache was cut to {cached_tokens} tokens, and a routing decision was made from the first "
+            f"{decision.prompt_length}: start with an empty cache"
+        )
+    return decision.value
+
+
+def keep_with(cache: Cache, value: Any, prompt_length: int) -> None:
+    """Let a decision travel with the KV cache that its prompt has filled; copies of the cache take it along."""
+    setattr(cache, DECISION, Decision(value, prompt_length))
+
+
+def cache_of(output: Any) -> Cache | None:
+    """The KV cache that a forward returns."""
+    found = getattr(output, "past_key_values", None)
+    if found is None and isinstance(output, tuple):
+        found = next((part for part in output if isinstance(part, Cache)), None)
+    return found
+
+
+class PromptedGenerate:
+    """`generate` of a model that decides by prompt: its input is the prompt, however its forwards read that.
+
+    Assisted decoding hands the candidates over together with the prompt, and generation without a cache the answer so
+    far; a forward cannot tell them apart. Lies on the model in place of its method, which it calls.
+
+    Args:
+        model: with `generate`.
+        stated_length: gets the number of tokens of the prompt while it generates.
+    """
+
+    def __init__(self, model: nn.Module, stated_length: PerCall[int]) -> None:
+        self.model, self.stated_length = model, stated_length
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        given = kwargs.get("inputs_embeds")
+        given = ids if given is None else given
+        with self.stated_length.holding(given.shape[1] if isinstance(given, Tensor) and given.dim() > 1 else None):
+            return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[attr-defined]
+
+    def attach(self) -> None:
+        """Take the place of the model's method."""
+        if hasattr(type(self.model), "generate"):
+            self.model.generate = self  # type: ignore[assignment]
+
+    def detach(self) -> None:
+        """Give the model its own method back."""
+        vars(self.model).pop("generate", None)
