@@ -4,22 +4,24 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.fingerprint import fingerprint
 from lmoe.checkpoint.expert_file import ExpertHeader
 from lmoe.checkpoint.peft_reader import read_header
 from lmoe.errors import BlendError
+from lmoe.inference.blend_calls import ModelGate
 from lmoe.inference.blend_fixed import FixedBlend
 from lmoe.inference.blend_routers import ArrowRouter, BlendRouter, Router, Static, checked_settings
 from lmoe.inference.blend_stack import BlendStack
 from lmoe.inference.blend_taken import experts_dtype, refuse_taken
 from lmoe.inference.blend_weights import Weights, checked_name, checked_weights
 from lmoe.inference.prompt_encoder import EncoderRouter, fitted, save_centroids
-from lmoe.layers.blend_linear import BLEND
+from lmoe.layers.blend_linear import BLEND, Setting
 
 Place = str | Path
 
@@ -28,7 +30,9 @@ class Blend(FixedBlend):
     """Experts beside the Linears of a model, in place: y = W x + sum_e w_e s_e B_e A_e x at every site.
 
     The base's tensors are never written, but by `fold`. Generation with a KV cache, batches, padding, static caches and
-    torch.compile work as without a blend. For inference: nothing of it trains.
+    torch.compile work as without a blend. Threads may share the model: each forward reads one setting of all weights
+    when it begins, and experts come and go between forwards (compiled models serve one thread). A copy or a pickle of
+    the model is a blend of its own. For inference: nothing of it trains.
 
     Args:
         model: a Hugging Face causal language model, plain or quantised, without other adapters.
@@ -64,18 +68,23 @@ class Blend(FixedBlend):
         if weights is not None and kind in (BlendRouter.arrow, BlendRouter.encoder):
             raise BlendError(f"weights have no effect with router={kind}, which decides by itself; leave them out")
         given = dict.fromkeys(names, 1.0 / len(names)) if weights is None else weights
-        self._rows, self._by_row = checked_weights(given, names), not isinstance(given, Mapping)
+        setting = Setting(checked_weights(given, names), not isinstance(given, Mapping))
         self.model, self.fingerprint, self._closed = model, fingerprint(model), False
-        self._stack = BlendStack(
-            model, {name: self._header(place) for name, place in experts.items()}, dtype or experts_dtype(model)
-        )
+        self._gate = ModelGate()
+        headers = {name: self._header(place) for name, place in experts.items()}
+        arrow = (top_k or ArrowRouter.TOP_K, temperature or 1.0) if kind is BlendRouter.arrow else None
+        self._stack = BlendStack(model, headers, dtype or experts_dtype(model), setting, arrow)
         setattr(model, BLEND, self)
+        self._hooks = [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            model.register_forward_hook(self._end, with_kwargs=True, always_call=True),
+        ]
         try:
             self._router = self._made_router(kind, top_k, temperature)
-            self._show()
         except BaseException:
             self._release()
             raise
+        self._router.attach()
 
     @property
     def names(self) -> list[str]:
@@ -96,24 +105,40 @@ class Blend(FixedBlend):
     def weights(self) -> dict[str, float] | list[dict[str, float]]:
         """By name, or one dict for each row of the batch. Setting replaces all: names left out are 0.
 
-        With router=encoder what the last prompts got, by row.
+        Inside `using` those of the block; setting then is for all others, and for after it. With router=encoder what
+        the last prompts got, by row.
 
         Raises:
             BlendError: unknown names, numbers that are not finite, a router that decides by itself, or a folded blend.
         """
         if self._router.per_token:
             raise BlendError("router=arrow weighs every token at every site by itself: there are no weights to read")
-        if self._router.per_prompt and not self._by_row:
+        setting = self._stack.settings.current
+        if self._router.per_prompt and not setting.by_row:
             raise BlendError("router=encoder sets the weights from each prompt, and there was none yet")
-        return [dict(row) for row in self._rows] if self._by_row else dict(self._rows[0])
+        rows = [{name: row.get(name, 0.0) for name in self.names} for row in setting.rows]
+        return rows if setting.by_row else rows[0]
 
     @weights.setter
     def weights(self, given: Weights) -> None:
-        self._ready()
-        rows = checked_weights(given, self.names)
-        self._router.refuse_weights()
-        self._rows, self._by_row = rows, not isinstance(given, Mapping)
-        self._show()
+        self._stack.use(self._setting(given))
+
+    @contextmanager
+    def using(self, weights: Weights) -> Iterator[None]:
+        """These weights for the forwards of this thread or asyncio task inside the block; others keep theirs.
+
+        A thread that is started inside the block has the model's weights: open the block in the thread.
+
+        Args:
+            weights: by name, or one dict for each row; names left out are 0.
+
+        Raises:
+            BlendError: as setting `weights`.
+        """
+        setting = self._setting(weights)
+        self._stack.warm(setting)
+        with self._stack.settings.inside(setting):
+            yield
 
     def add(self, name: str, place: Place) -> None:
         """One more expert, with weight 0; neither the base nor the other experts change.
@@ -125,8 +150,9 @@ class Blend(FixedBlend):
         self._ready()
         name, header = checked_name(name, self.names), self._header(place)
         self._router.check(header.folder)
-        self._stack.add(name, header)
-        self._changed([{**row, name: 0.0} for row in self._rows])
+        with self._gate.changing():
+            self._stack.add(name, header)
+            self._changed()
 
     def remove(self, name: str) -> None:
         """Take an expert off; the others keep their weights.
@@ -135,8 +161,9 @@ class Blend(FixedBlend):
             BlendError: no such expert, or the blend is folded.
         """
         self._ready(name)
-        self._stack.remove(name)
-        self._changed([{other: w for other, w in row.items() if other != name} for row in self._rows])
+        with self._gate.changing():
+            self._stack.remove(name)
+            self._changed()
 
     def replace(self, name: str, place: Place) -> None:
         """Another expert under a name that is there, with its weight.
@@ -148,9 +175,10 @@ class Blend(FixedBlend):
         self._ready(name)
         header = self._header(place)
         self._router.check(header.folder)
-        self._stack.replace(name, header)
-        self._router.forget(name)
-        self._changed(self._rows)
+        with self._gate.changing():
+            self._stack.replace(name, header)
+            self._router.forget(name)
+            self._changed()
 
     def rename(self, old: str, new: str) -> None:
         """Another name for an expert.
@@ -159,9 +187,11 @@ class Blend(FixedBlend):
             BlendError: no such expert, or a name that is taken.
         """
         self._ready(old)
-        self._stack.rename(old, checked_name(new, self.names))
-        self._router.renamed(old, new)
-        self._changed([{new if name == old else name: w for name, w in row.items()} for row in self._rows])
+        checked = checked_name(new, self.names)
+        with self._gate.changing():
+            self._stack.rename(old, checked)
+            self._router.renamed(old, new)
+            self._changed({old: new})
 
     def fit_centroids(self, texts: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> None:
         """Tell router=encoder what each expert is for, by some texts of its kind.
@@ -184,7 +214,7 @@ class Blend(FixedBlend):
     @contextmanager
     def watched(self) -> Iterator[dict[str, float]]:
         """By name, filled when the block ends: each expert's part of all the weight that router=arrow has given inside
-        it, over tokens (those of the padding too) and sites.
+        it in this thread, over tokens (those of the padding too) and sites.
 
         Raises:
             BlendError: another router, whose weights can be read, or a folded blend.
@@ -193,40 +223,32 @@ class Blend(FixedBlend):
         if not self._router.per_token:
             raise BlendError("only router=arrow weighs by token; read blend.weights")
         shares: dict[str, float] = {}
-        with self._stack.watched() as given:
+        setting = Setting(self._stack.settings.current.rows, watched=True)
+        with self._stack.settings.inside(setting):
             yield shares
-        total = torch.stack([part.cpu() for part in given]).sum(0)
+        total = self._stack.seen(setting)
         shares |= dict(zip(self.names, (total / total.sum().clamp(min=1e-30)).tolist(), strict=True))
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
-        """The base alone, for a while.
+        """The base alone, for the forwards of this thread inside the block.
 
         Raises:
             BlendError: the blend is folded.
         """
         self._ready()
-        before = self.is_silent
-        self._stack.silence(True)
-        try:
+        with self._stack.settings.inside(Setting((), silent=True)):
             yield
-        finally:
-            self._stack.silence(before)
 
     @property
     def is_silent(self) -> bool:
-        """Whether the base alone computes now."""
-        return self._stack.is_silent
+        """Whether the base alone computes now, in this thread."""
+        return self._stack.settings.current.silent
 
     @property
     def unfitted(self) -> list[str]:
         """Experts that router=encoder cannot choose before `fit_centroids` tells it of them."""
         return self._encoder().unfitted
-
-    def decided(self, rows: list[dict[str, float]]) -> None:
-        """What a router has decided for the rows of the batch."""
-        self._rows, self._by_row = rows, True
-        self._show()
 
     def close(self) -> None:
         """Take everything off: the model is the base again, bit by bit. A closed blend cannot be used again."""
@@ -234,8 +256,9 @@ class Blend(FixedBlend):
             return
         if self._folded is not None:
             self.unfold()
-        self._router.detach()
-        self._release()
+        with self._gate.changing():
+            self._router.detach()
+            self._release()
 
     def __enter__(self) -> Self:
         return self
@@ -251,7 +274,7 @@ class Blend(FixedBlend):
 
     def _made_router(self, kind: BlendRouter, top_k: int | None, temperature: float | None) -> Router:
         if kind is BlendRouter.arrow:
-            return ArrowRouter(self, top_k or ArrowRouter.TOP_K, temperature or 1.0)
+            return ArrowRouter(self)
         if kind is BlendRouter.encoder:
             return EncoderRouter(self, top_k, temperature or EncoderRouter.TEMPERATURE)
         return Static(self) if kind is BlendRouter.static else Router(self)
@@ -263,13 +286,45 @@ class Blend(FixedBlend):
 
     def _fixed(self, what: str) -> dict[str, float]:
         """The weights of the model, where there are any."""
-        if self._router.per_token or self._router.per_prompt or self._by_row:
+        setting = self._stack.settings.of_model
+        if self._router.per_token or self._router.per_prompt or setting.by_row:
             by = "token" if self._router.per_token else "prompt" if self._router.per_prompt else "row"
             raise BlendError(
                 f"cannot {what} a blend whose weights differ by {by}; set one dict of weights for the model, with "
                 "router=weighted"
             )
-        return self._rows[0]
+        return {name: setting.rows[0].get(name, 0.0) for name in self.names}
+
+    def _setting(self, given: Weights) -> Setting:
+        """Weights that the user gives, checked."""
+        self._ready()
+        rows = checked_weights(given, self.names)
+        self._router.refuse_weights()
+        return Setting(rows, not isinstance(given, Mapping))
+
+    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before each forward of the whole model: from here on it reads one setting."""
+        if torch.compiler.is_compiling():
+            return
+        self._gate.enter()
+        settings = self._stack.settings
+        settings.end()  # of a forward that was interrupted
+        if self._folded is not None:
+            return
+        setting = settings.current
+        if not setting.silent and (decision := self._router.decide(args, kwargs)) is not None:
+            setting = decision
+            self._stack.use(setting)
+        settings.begin(setting)
+
+    def _end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """After each forward of the whole model, also one that failed."""
+        if torch.compiler.is_compiling():
+            return
+        setting = self._stack.settings.end()
+        self._gate.leave()
+        if setting is not None and not setting.silent:
+            self._router.keep(setting, args, kwargs, output)
 
     def _ready(self, *names: str) -> None:
         if self._closed:
@@ -280,19 +335,17 @@ class Blend(FixedBlend):
             if name not in self._stack.headers:
                 raise BlendError(f"no expert {name!r}; there are {', '.join(self.names)}")
 
-    def _changed(self, rows: list[dict[str, float]]) -> None:
-        self._rows = rows
+    def _changed(self, renamed: Mapping[str, str] | None = None) -> None:
+        """Other experts: the model's weights of those that are still there."""
+        before, names = self._stack.settings.of_model, self.names
+        old = {new: name for name, new in (renamed or {}).items()}
+        rows = [{name: row.get(old.get(name, name), 0.0) for name in names} for row in before.rows]
         self._router.experts_changed()
-        self._show()
-
-    def _show(self) -> None:
-        if isinstance(self._router, ArrowRouter):
-            self._stack.show_arrow(self._router.top_k, self._router.temperature)
-        else:
-            weights_BE = torch.tensor([[row[name] for name in self.names] for row in self._rows])
-            self._stack.show(weights_BE.view(len(self._rows), -1), by_row=self._by_row)
+        self._stack.use(Setting(rows, before.by_row))
 
     def _release(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
         self._stack.close()
         delattr(self.model, BLEND)
         self._closed = True

@@ -2,9 +2,10 @@
 
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lmoe.errors import BlendError
+from lmoe.layers.blend_linear import Setting
 
 if TYPE_CHECKING:
     from lmoe.inference.blend import Blend
@@ -58,6 +59,22 @@ class Router:
     def renamed(self, old: str, new: str) -> None:
         """An expert has another name now."""
 
+    def decide(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Setting | None:
+        """The weights of a forward of the whole model, before it begins; None: those that are set.
+
+        Args:
+            args, kwargs: of the forward.
+
+        Raises:
+            BlendError: no decision can be made for it.
+        """
+
+    def keep(self, setting: Setting, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """A forward is over that has read this setting."""
+
+    def attach(self) -> None:
+        """The blend is in the model."""
+
     def detach(self) -> None:
         """The blend is taken off."""
 
@@ -74,16 +91,10 @@ class ArrowRouter(Router):
 
     Args:
         blend: whose weights are decided.
-        top_k: experts of each token.
-        temperature: of the softmax over them.
     """
 
     TOP_K = 3
     per_token = True
-
-    def __init__(self, blend: "Blend", top_k: int, temperature: float) -> None:
-        super().__init__(blend)
-        self.top_k, self.temperature = top_k, temperature
 
     def refuse_weights(self) -> None:
         raise BlendError("router=arrow weighs every token at every site by itself; use router=weighted to set weights")

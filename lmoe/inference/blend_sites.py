@@ -3,8 +3,9 @@
 Shapes: D in, O out, R ranks of all experts together, E experts.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,13 @@ from torch import Tensor, nn
 from lmoe.backbones.siblings import siblings
 from lmoe.checkpoint.expert_file import Branch
 from lmoe.errors import BackboneError
-from lmoe.layers.blend_linear import Arrow, BlendGroup, BlendLinear, Live
+from lmoe.layers.blend_linear import Arrow, BlendGroup, BlendLinear, Settings
 from lmoe.ops.linear_sizes import sizes
 from lmoe.ops.low_rank import top_direction
-from lmoe.ops.rank_layout import Ranks
+from lmoe.ops.rank_layout import Ranks, Run
 
+SLICES_KEPT = 64
+"""Sets of experts whose views of the stacked tensors are kept at a group."""
 Branches = dict[str, Branch]
 """Of one expert at the sites of a group, by module path."""
 
@@ -41,13 +44,19 @@ class SiteGroup:
         model: the backbone.
         paths: module paths of all Linears that may become sites, in the order in which they are called.
         dtype: of the experts.
+        settings: of the blend.
+        number: by which a setting knows the group.
     """
 
-    def __init__(self, model: nn.Module, paths: tuple[str, ...], dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: nn.Module, paths: tuple[str, ...], dtype: torch.dtype, settings: Settings, number: int
+    ) -> None:
         self.model, self.paths, self.dtype = model, paths, dtype
+        self.settings, self.number = settings, number
         self.bases = {path: model.get_submodule(path) for path in paths}
         self.group: BlendGroup | None = None
         self.linears: dict[str, BlendLinear] = {}
+        self._slices: dict[Any, tuple[list[Tensor], list[list[Tensor]]]] = {}
 
     def branches(self, expert: int) -> Branches:
         """What an expert has here; views of the stacked tensors."""
@@ -86,7 +95,7 @@ class SiteGroup:
                 if path in own:
                     next(rows).copy_(own[path].lora_A)
         stacked_B = {path: self._stacked_B([own.get(path) for own in experts], path) for path in there}
-        group = BlendGroup(lora_A, ranks)
+        group = BlendGroup(lora_A, ranks, self.settings, self.number)
         linears = {
             path: BlendLinear(self.bases[path], stacked_B[path], group, place) for place, path in enumerate(there)
         }
@@ -114,12 +123,23 @@ class SiteGroup:
         """Put the Linears back and drop the experts."""
         self.use(Built(None, {}))
 
-    def show(self, live: list[Live], arrow: Arrow | None = None) -> None:
-        """Which runs of experts take part from now on."""
-        if self.group is not None:
-            self.group.show(live, arrow)
-            for linear in self.linears.values():
-                linear.show(live)
+    def slices(self, live: Sequence[Run]) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """What runs of experts need: [run] rows of lora_A, and [site][run] (R, O) of lora_B; views of what is stacked."""
+        assert self.group is not None
+        key = (self.group.version, tuple((run.rows.start, run.rows.stop) for run in live))
+        found = self._slices.get(key)
+        if found is None:
+            lora_A, stacked_B = self.group.lora_A, [linear.lora_B for linear in self.linears.values()]
+            found = (
+                [lora_A[run.rows] for run in live],
+                [[lora_B[:, run.columns[site]].t() for run in live] for site, lora_B in enumerate(stacked_B)],
+            )
+            still = {other: kept for other, kept in self._slices.items() if other[0] == key[0]}
+            self._slices = {key: found} if len(still) > SLICES_KEPT else {**still, key: found}
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_slices": {}}  # views, which a pickle would hold as tensors of their own
 
     def arrow(self, num_experts: int, top_k: int, temperature: float) -> Arrow:
         """Directions of all experts here, see ops/arrow.py."""
@@ -147,19 +167,33 @@ class SiteGroup:
         return stacked
 
 
-def site_groups(model: nn.Module, dtype: torch.dtype) -> Callable[[str], SiteGroup]:
-    """A function from a module path to its group, which is made when first asked for."""
-    try:
-        together = {path: group for group in siblings(model) for path in group}
-    except BackboneError:  # sharing a matmul is all that the layout is for
-        together = {}
-    made: dict[str, SiteGroup] = {}
+class SiteGroups:
+    """The groups of a model, each made when one of its paths is first asked for.
 
-    def group_of(path: str) -> SiteGroup:
-        if path not in made:
-            paths = together.get(path, (path,))
-            group = SiteGroup(model, paths, dtype)
-            made.update(dict.fromkeys(paths, group))
-        return made[path]
+    Args:
+        model: the backbone.
+        dtype: of the experts.
+        settings: of the blend.
+    """
 
-    return group_of
+    def __init__(self, model: nn.Module, dtype: torch.dtype, settings: Settings) -> None:
+        self.model, self.dtype, self.settings = model, dtype, settings
+        try:
+            self._together = {path: group for group in siblings(model) for path in group}
+        except BackboneError:  # sharing a matmul is all that the layout is for
+            self._together = {}
+        self._of_path: dict[str, SiteGroup] = {}
+        self._numbered: list[SiteGroup] = []
+
+    def of(self, path: str) -> SiteGroup:
+        """The group of a module path."""
+        if path not in self._of_path:
+            paths = self._together.get(path, (path,))
+            group = SiteGroup(self.model, paths, self.dtype, self.settings, len(self._numbered))
+            self._numbered.append(group)
+            self._of_path.update(dict.fromkeys(paths, group))
+        return self._of_path[path]
+
+    def numbered(self, number: int) -> SiteGroup:
+        """The group that a setting knows by this number."""
+        return self._numbered[number]

@@ -3,8 +3,7 @@
 Shapes: B rows of a batch, E experts, S sites that read one input, R ranks.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 import torch
@@ -12,9 +11,9 @@ from torch import Tensor, nn
 
 from lmoe.checkpoint.expert_file import Branch, ExpertHeader
 from lmoe.checkpoint.peft_reader import read_branches
-from lmoe.inference.blend_sites import Built, SiteGroup, site_groups
+from lmoe.inference.blend_sites import Built, SiteGroup, SiteGroups
 from lmoe.inference.blend_weights import SILENT
-from lmoe.layers.blend_linear import Arrow, Live
+from lmoe.layers.blend_linear import Arrow, BlendGroup, Live, Setting, Settings, Shown
 from lmoe.ops.rank_layout import Ranks, Run, runs
 
 GROUPS_AT_ONCE = 4
@@ -22,24 +21,31 @@ GROUPS_AT_ONCE = 4
 
 
 class BlendStack:
-    """Experts in a fixed order, and the sites that they have branches at.
+    """Experts in a fixed order, the sites that they have branches at, and what those compute under a setting.
 
     Args:
         model: the backbone; changed in place.
         headers: of the experts by name, which fit the model.
         dtype: of the experts' tensors.
+        setting: of the model at the start.
+        arrow: top_k and temperature where each token decides at each site; None: the setting's weights do.
 
     Raises:
         CheckpointError: tensors that cannot be read; the model is then left as it was.
     """
 
-    def __init__(self, model: nn.Module, headers: Mapping[str, ExpertHeader], dtype: torch.dtype) -> None:
-        self.headers = dict(headers)
-        self._group_of = site_groups(model, dtype)
+    def __init__(
+        self,
+        model: nn.Module,
+        headers: Mapping[str, ExpertHeader],
+        dtype: torch.dtype,
+        setting: Setting,
+        arrow: tuple[int, float] | None,
+    ) -> None:
+        self.headers, self._arrow = dict(headers), arrow
+        self.settings = Settings(self._shown, setting)
+        self._site_groups = SiteGroups(model, dtype, self.settings)
         self._directions: dict[SiteGroup, Arrow] = {}
-        self.is_silent = False
-        self._active: tuple[bool, ...] | None = None
-        self._shown: dict[tuple[Ranks, torch.device], list[Live]] = {}
         groups = self._groups_of(self.headers.values())
         try:
             for first in range(0, len(groups), GROUPS_AT_ONCE):
@@ -51,6 +57,7 @@ class BlendStack:
         except BaseException:
             self.close()
             raise
+        self.warm(setting)
 
     @property
     def groups(self) -> list[SiteGroup]:
@@ -99,58 +106,56 @@ class BlendStack:
             for group, old in before.items():
                 group.use(old)
             raise
-        self.headers, self._active = headers, None  # nothing that was made of the experts before holds any longer
+        self.headers = headers
         self._directions.clear()
-        self.silence(self.is_silent)
+        self.warm(self.settings.of_model)
 
-    def show(self, weights_BE: Tensor, *, by_row: bool) -> None:
-        """From now on weights of the model (1, E), or of the rows (B, E); experts silent everywhere are left out."""
-        weights_BE = weights_BE.masked_fill(weights_BE.abs() < SILENT, 0.0)
-        active = tuple((weights_BE != 0).any(0).tolist())
-        if active == self._active:  # the same slices with other gates, which most layers share
-            for lives in self._shown.values():
-                for live in lives:
-                    live.gates = _gates(live.run, weights_BE, live.gates, by_row=by_row)
-            return
-        made: dict[tuple[Ranks, torch.device], list[Live]] = {}
+    def use(self, setting: Setting) -> None:
+        """The setting of the model from now on."""
+        self.warm(setting)
+        self.settings.set(setting)
+
+    def warm(self, setting: Setting) -> None:
+        """Make what every group shows under a setting before the first forward needs it."""
         for group in self.groups:
             assert group.group is not None
-            lora_A = group.group.lora_A
-            key = (group.group.ranks, lora_A.device)
-            if key not in made:
-                made[key] = [_live(run, weights_BE, lora_A, by_row=by_row) for run in _runs(key[0], active)]
-            group.show(made[key])
-        self._active, self._shown = active, made
+            if group.number not in setting.groups or setting.groups[group.number].version != group.group.version:
+                setting.groups[group.number] = self._shown(setting, group.group)
 
-    def show_arrow(self, top_k: int, temperature: float) -> None:
-        """Each token decides at each site from now on."""
-        count = len(self.headers)
-        for group in self.groups:
-            assert group.group is not None
-            lora_A, known = group.group.lora_A, self._directions.get(group)
-            if known is None or known.directions.device != lora_A.device:
-                self._directions[group] = group.arrow(count, top_k, temperature)
-            live = [_arrow_live(run, count, lora_A) for run in _runs(group.group.ranks, (True,) * count)]
-            group.show(live, self._directions[group])
+    def seen(self, setting: Setting) -> Tensor:
+        """(E,) what Arrow gave the experts under a watched setting, summed over tokens and sites."""
+        parts = [shown.seen.cpu() for shown in setting.groups.values() if shown.seen is not None]
+        return torch.stack(parts).sum(0) if parts else torch.zeros(len(self.headers))
 
-    @contextmanager
-    def watched(self) -> Iterator[list[Tensor]]:
-        """(E,) of each group: what Arrow gives the experts inside the block, summed over tokens and sites."""
-        inside = [group.group for group in self.groups if group.group is not None]
-        for group in inside:
-            group.shown.seen = torch.zeros(len(self.headers), device=group.lora_A.device)
-        try:
-            yield [group.shown.seen for group in inside if group.shown.seen is not None]
-        finally:
-            for group in inside:
-                group.shown.seen = None
+    def _shown(self, setting: Setting, group: BlendGroup) -> Shown:
+        """What a group computes under a setting; experts silent in all rows are left out."""
+        site_group, lora_A, count = self._site_groups.numbered(group.number), group.lora_A, len(self.headers)
+        if setting.silent:
+            return Shown(group.version, (), ((),) * group.sites)
+        arrow = seen = None
+        if self._arrow is not None:
+            arrow = self._directions.get(site_group)
+            if arrow is None or arrow.directions.device != lora_A.device:
+                arrow = self._directions[site_group] = site_group.arrow(count, *self._arrow)
+            seen = torch.zeros(count, device=lora_A.device) if setting.watched else None
+            live = [_arrow_live(run, count, lora_A) for run in _runs(group.ranks, (True,) * count)]
+        else:
+            live = self._weighted(setting, group)
+        lora_A_parts, factors = site_group.slices([part.run for part in live])
+        return Shown(group.version, list(zip(lora_A_parts, live, strict=True)), factors, arrow, seen)
 
-    def silence(self, silent: bool) -> None:
-        """Leave all experts out for a while."""
-        self.is_silent = silent
-        for group in self.groups:
-            assert group.group is not None
-            group.group.shown.silent = silent
+    def _weighted(self, setting: Setting, group: BlendGroup) -> list[Live]:
+        """The runs that take part, which most layers share."""
+        names, lora_A = tuple(self.headers), group.lora_A
+        key = (names, group.ranks, lora_A.device, lora_A.dtype)
+        if key not in setting.lives:
+            weights_BE = torch.tensor([[row.get(name, 0.0) for name in names] for row in setting.rows])
+            weights_BE = weights_BE.view(len(setting.rows), -1)
+            weights_BE = weights_BE.masked_fill(weights_BE.abs() < SILENT, 0.0)
+            active = tuple((weights_BE != 0).any(0).tolist())
+            runs_here = _runs(group.ranks, active)
+            setting.lives[key] = [_live(run, weights_BE, lora_A, by_row=setting.by_row) for run in runs_here]
+        return setting.lives[key]
 
     def blended(self, weights: Mapping[str, float]) -> dict[str, list[Branch]]:
         """By site the branches that take part, each with weight * scaling as its scaling."""
@@ -178,9 +183,9 @@ class BlendStack:
         for group in self._groups_of(self.headers.values()):
             group.remove()
 
-    def _groups_of(self, headers: Sequence[ExpertHeader] | object) -> list[SiteGroup]:
+    def _groups_of(self, headers: Iterable[ExpertHeader]) -> list[SiteGroup]:
         """In the order in which the paths come, each once."""
-        return list(dict.fromkeys(self._group_of(path) for header in headers for path in header.branches))  # type: ignore[attr-defined]
+        return list(dict.fromkeys(self._site_groups.of(path) for header in headers for path in header.branches))
 
 
 def _inside(group: SiteGroup, branches: Mapping[str, Branch]) -> dict[str, Branch]:

@@ -19,7 +19,9 @@ from lmoe.checkpoint.tensor_file import finite_tensors, stored_metadata, tensor_
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import BlendError
 from lmoe.inference.blend_routers import Router
-from lmoe.layers.token_mask import valid_tokens
+from lmoe.layers.blend_linear import Setting
+from lmoe.layers.per_call import PerCall
+from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, decision_of, keep_with
 
 if TYPE_CHECKING:
     from lmoe.inference.blend import Blend
@@ -49,9 +51,9 @@ class EncoderRouter(Router):
         super().__init__(blend)
         self.top_k, self.temperature = top_k, temperature
         self.centroids: dict[str, Tensor] = {}
-        self._prompt: Tensor | None = None
+        self.prompt_length: PerCall[int] = PerCall()
+        self._generate = PromptedGenerate(blend.model, self.prompt_length)
         self.experts_changed()
-        self._hook = blend.model.register_forward_pre_hook(self._read, with_kwargs=True)
 
     def refuse_weights(self) -> None:
         raise BlendError("router=encoder sets the weights from each prompt; use router=weighted to set them")
@@ -72,7 +74,6 @@ class EncoderRouter(Router):
         for name, folder in folders.items():
             if name not in self.centroids and (folder / CENTROID_FILE).exists():
                 self.centroids[name] = self._read_centroid(folder)
-        self._prompt = None
 
     def forget(self, name: str) -> None:
         self.centroids.pop(name, None)
@@ -81,10 +82,58 @@ class EncoderRouter(Router):
         if old in self.centroids:
             self.centroids[new] = self.centroids.pop(old)
 
-    def detach(self) -> None:
-        self._hook.remove()
+    def attach(self) -> None:
+        self._generate.attach()
 
-    def decide(self, prompts_BD: Tensor) -> list[dict[str, float]]:
+    def detach(self) -> None:
+        self._generate.detach()
+
+    def decide(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Setting | None:
+        """Weights by row: those that the KV cache came with, or of a new prompt."""
+        inputs = ForwardInputs.of(self.blend.model, args, kwargs)
+        cached = inputs.cached_tokens
+        if inputs.cache is not None and cached:
+            return self._kept(decision_in(inputs.cache, cached))
+        if inputs.tokens is None:
+            return None
+        if inputs.flattened:
+            raise BlendError(
+                "router=encoder does not know the prompts of rows that lie one behind the other (continuous batching): "
+                "generate with one row a sequence, or set weights with router=weighted"
+            )
+        stated = self.prompt_length.get()
+        prompt, tokens = inputs.prompt(stated)[:, :stated], inputs.tokens[:, :stated]
+        with self.blend.silenced():
+            states = encoded(
+                self.blend.model, prompt, **{"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
+            )
+        return Setting(self.weigh(states), by_row=True)
+
+    def keep(self, setting: Setting, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """Let the decision travel with the KV cache that its prompt has filled."""
+        cache = cache_of(output)
+        if cache is None or decision_of(cache) is setting:
+            return
+        inputs = ForwardInputs.of(self.blend.model, args, kwargs)
+        if inputs.tokens is not None:
+            length = inputs.tokens.shape[1]
+            keep_with(cache, setting, min(length, self.prompt_length.get() or length))
+
+    def _kept(self, decision: object) -> Setting:
+        if not isinstance(decision, Setting):
+            raise BlendError(
+                "router=encoder has no decision for this KV cache: it must have been filled by a forward of this model "
+                "while it blends"
+            )
+        names = self.blend.names
+        if gone := sorted({name for row in decision.rows for name, w in row.items() if w and name not in names}):
+            raise BlendError(
+                f"the experts of this KV cache were chosen when there was {gone[0]!r}; now there are {', '.join(names)}. "
+                "Start with an empty cache"
+            )
+        return decision
+
+    def weigh(self, prompts_BD: Tensor) -> list[dict[str, float]]:
         """Weights of each row.
 
         Raises:
@@ -103,32 +152,8 @@ class EncoderRouter(Router):
         shares = torch.zeros_like(scores).scatter(-1, kept.indices, kept.values.softmax(-1))
         return [dict(zip(names, row, strict=True)) for row in shares.tolist()]
 
-    def _read(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before each forward of the whole model: a new prompt, or the tokens after one."""
-        past = kwargs.get("past_key_values")
-        if self.blend.is_folded or self.blend.is_silent or (past is not None and int(past.get_seq_length()) > 0):
-            return
-        ids, embeds = args[0] if args else kwargs.get("input_ids"), kwargs.get("inputs_embeds")
-        given = ids if ids is not None else embeds
-        if given is None:
-            return
-        if kwargs.get("use_cache") is False and ids is not None and self._goes_on(ids):
-            return
-        mask = valid_tokens(kwargs.get("attention_mask"), given)
-        with self.blend.silenced():
-            prompts = encoded(model, mask, **{"inputs_embeds" if ids is None else "input_ids": given})
-        self.blend.decided(self.decide(prompts))
-        self._prompt = ids
-
     def _read_centroid(self, folder: Path) -> Tensor:
         return read_centroid(folder / CENTROID_FILE, _width(self.blend.model), self.blend.fingerprint)
-
-    def _goes_on(self, ids: Tensor) -> bool:
-        """Whether these tokens are the last prompt and what came after it, generated without a cache."""
-        before = self._prompt
-        if before is None or before.shape[0] != ids.shape[0] or before.shape[1] >= ids.shape[1]:
-            return False
-        return torch.equal(ids[:, : before.shape[1]], before)
 
 
 @torch.no_grad()

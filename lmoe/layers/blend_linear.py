@@ -3,8 +3,10 @@
 Shapes: N tokens, D in, O out, R ranks of all experts together, E experts, S sites that read one input.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +14,7 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from lmoe.errors import BlendError
+from lmoe.layers.per_call import PerCall
 from lmoe.ops.arrow import arrow_weights
 from lmoe.ops.one_token import directly, is_one_token
 from lmoe.ops.rank_layout import Ranks, Run
@@ -36,13 +39,13 @@ class Arrow:
     temperature: float
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, frozen=True, eq=False)
 class Live:
     """A run of experts that takes part; shared by all groups that have the same ranks.
 
     Args:
         run: where it lies.
-        gates: weight times scaling of each rank, (R,) or (B, 1, R); with Arrow (R,) the scaling alone. May be set anew.
+        gates: weight times scaling of each rank, (R,) or (B, 1, R); with Arrow (R,) the scaling alone.
         order: as in the run, on the device.
         pair: (R,) site * E + expert of each rank, for Arrow.
     """
@@ -52,30 +55,114 @@ class Live:
     order: Tensor | None
     pair: Tensor | None = None
 
-    def move(self, fn: Callable[[Tensor], Tensor]) -> None:
-        """To another device or type; moving twice changes nothing more."""
-        self.gates = fn(self.gates)
-        self.order = None if self.order is None else fn(self.order)
-        self.pair = None if self.pair is None else fn(self.pair)
 
-
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, frozen=True, eq=False)
 class Shown:
-    """What changes in a group while it is in use. NOTE an attribute of a module is slow to set.
+    """What the sites of one group compute under one setting.
 
     Args:
+        version: of the group's tensors that this was made from.
         live: rows of lora_A of each run that takes part, and the run.
+        factors: [site][run] (R, O) of lora_B.
         arrow: who decides; None: the gates of the runs.
-        shared: an input, what it gave, and the site that comes next.
-        silent: no expert takes part for a while.
         seen: (E,) gets what Arrow gives each expert, summed over tokens and sites; None: nobody looks.
     """
 
-    live: list[tuple[Tensor, Live]]
+    version: int
+    live: Sequence[tuple[Tensor, Live]]
+    factors: Sequence[Sequence[Tensor]]
     arrow: Arrow | None = None
-    shared: tuple[Tensor, list[Sequence[Tensor]], int] | None = None
-    silent: bool = False
     seen: Tensor | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Setting:
+    """The weights of a whole blend. A forward reads one setting, whatever others set meanwhile.
+
+    Copies and pickles make what the groups show anew, from their own tensors.
+
+    Args:
+        rows: weight of each expert by name, for the model or for each row; names left out are 0.
+        by_row: whether each row of the batch has its own.
+        silent: no expert takes part.
+        watched: whether to sum up what Arrow gives.
+        groups: what each group shows, by its number; made when first asked for.
+        lives: the runs that groups with the same ranks share.
+    """
+
+    rows: Sequence[Mapping[str, float]]
+    by_row: bool = False
+    silent: bool = False
+    watched: bool = False
+    groups: dict[int, Shown] = field(default_factory=dict)
+    lives: dict[Any, list[Live]] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.rows, self.by_row, self.silent, self.watched)
+
+
+class Settings:
+    """Which setting a forward reads: that of its own thread, or that of the model.
+
+    Args:
+        make: what a group shows under a setting.
+        of_model: the setting of all who have none of their own.
+    """
+
+    def __init__(self, make: Callable[["Setting", "BlendGroup"], Shown], of_model: Setting) -> None:
+        self.make, self.of_model = make, of_model
+        self.compiled = of_model  # what compiled code reads, which serves one thread
+        self._own: PerCall[Setting] = PerCall()
+        self._forward: PerCall[Setting] = PerCall()
+        self._version = 0
+
+    def new_version(self) -> int:
+        """A number for tensors that were not there before."""
+        self._version += 1
+        return self._version
+
+    @property
+    def current(self) -> Setting:
+        """The setting that the next forward of this thread reads."""
+        own = self._own.get()
+        return self.of_model if own is None else own
+
+    def set(self, setting: Setting) -> None:
+        """The setting of the model from now on."""
+        self.of_model = self.compiled = setting
+
+    @contextmanager
+    def inside(self, setting: Setting) -> Iterator[None]:
+        """This thread's own setting inside the block."""
+        compiled, self.compiled = self.compiled, setting
+        self.end()  # of a forward that was interrupted
+        try:
+            with self._own.holding(setting):
+                yield
+        finally:
+            self.compiled = compiled
+
+    def begin(self, setting: Setting) -> None:
+        """A forward of this thread reads this setting, until `end`."""
+        self._forward.set(setting)
+
+    def end(self) -> Setting | None:
+        """The forward is over; returns what it has read."""
+        setting = self._forward.get()
+        self._forward.set(None)
+        return setting
+
+    def shown(self, group: "BlendGroup") -> Shown:
+        """What a group computes now."""
+        if torch.compiler.is_compiling():
+            setting = self.compiled
+        else:
+            forward = self._forward.get()
+            setting = self.current if forward is None else forward
+        shown = setting.groups.get(group.number)
+        if shown is None or shown.version != group.version:
+            shown = setting.groups[group.number] = self.make(setting, group)
+        return shown
 
 
 class BlendGroup(nn.Module):
@@ -84,21 +171,21 @@ class BlendGroup(nn.Module):
     Args:
         lora_A: (R, D), see ops/rank_layout.py.
         ranks: of every expert at every site.
+        settings: of the blend.
+        number: by which a setting knows the group.
     """
 
     lora_A: Tensor
 
-    def __init__(self, lora_A: Tensor, ranks: Ranks) -> None:
+    def __init__(self, lora_A: Tensor, ranks: Ranks, settings: Settings, number: int) -> None:
         super().__init__()
         self.register_buffer("lora_A", lora_A, persistent=False)
-        self.ranks, self.sites, self.shown = ranks, len(ranks.ranks[0]), Shown([])
+        self.ranks, self.sites = ranks, len(ranks.ranks[0])
+        self.settings, self.number, self.version = settings, number, settings.new_version()
+        # NOTE an attribute of a module is slow to set. Written and read whole, so that threads may meet here.
+        self.shared: list[tuple[Tensor, Shown, list[Sequence[Tensor]], int] | None] = [None]
 
-    def show(self, live: list[Live], arrow: Arrow | None = None) -> None:
-        """Which runs take part from now on, with what gates."""
-        lora_A, shown = self.lora_A, self.shown
-        shown.live, shown.arrow, shown.shared = [(lora_A[part.run.rows], part) for part in live], arrow, None
-
-    def parts(self, x: Tensor, place: int) -> list[Tensor]:
+    def parts(self, x: Tensor, place: int, shown: Shown) -> list[Tensor]:
         """Gated h = x A^T of one site, (N, R) for each run that takes part.
 
         What the first site computes serves the others, in their order, as long as they get the very same tensor; it is
@@ -107,26 +194,27 @@ class BlendGroup(nn.Module):
         Args:
             x: (..., D).
             place: of the site in the group.
+            shown: under the setting of this forward.
 
         Raises:
             BlendError: weights for another number of rows than x has.
         """
-        shown, sites = self.shown, self.sites
-        if shown.silent or not shown.live:
+        sites = self.sites
+        if not shown.live:
             return []
         if sites == 1:
-            return [part[0] for part in self._hidden(x)]
-        shared = shown.shared
-        if shared is None or shared[0] is not x or shared[2] != place:
-            computed = self._hidden(x)
+            return [part[0] for part in self._hidden(x, shown)]
+        shared = self.shared[0]
+        if shared is None or shared[0] is not x or shared[1] is not shown or shared[3] != place:
+            computed = self._hidden(x, shown)
         else:
-            computed = shared[1]
-        shown.shared = None if place == sites - 1 else (x, computed, place + 1)
+            computed = shared[2]
+        self.shared[0] = None if place == sites - 1 else (x, shown, computed, place + 1)
         return [part[place] for part in computed]
 
-    def _hidden(self, x: Tensor) -> list[Sequence[Tensor]]:
+    def _hidden(self, x: Tensor, shown: Shown) -> list[Sequence[Tensor]]:
         """[run][site] (N, R)."""
-        shown, found, shares = self.shown, [], None
+        found, shares = [], None
         dtype = shown.live[0][0].dtype
         if x.dtype != dtype:
             x = x.to(dtype)
@@ -136,7 +224,7 @@ class BlendGroup(nn.Module):
                 x, arrow.directions, arrow.present, top_k=arrow.top_k, temperature=arrow.temperature
             )
             if shown.seen is not None:
-                shown.seen += weights.reshape(-1, weights.shape[-1]).sum(0)
+                shown.seen.add_(weights.reshape(-1, weights.shape[-1]).sum(0))
             shares = weights.flatten(-2)
         alone = is_one_token(x)
         for lora_A, live in shown.live:
@@ -154,14 +242,10 @@ class BlendGroup(nn.Module):
         return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BlendGroup":
-        """What moves the model moves the views and gates too."""
+        """What moves the model moves what every setting shows: it is made anew from the tensors that have moved."""
         super()._apply(fn, recurse)
-        live, arrow = [part for _, part in self.shown.live], self.shown.arrow
-        if arrow is not None:
-            arrow = replace(arrow, directions=fn(arrow.directions).float(), present=fn(arrow.present))
-        for part in live:
-            part.move(fn)
-        self.show(live, arrow)
+        self.version = self.settings.new_version()
+        self.shared[0] = None
         return self
 
 
@@ -184,17 +268,12 @@ class BlendLinear(nn.Module):
         self.base_layer, self.group, self.place = base_layer, group, place
         self.register_buffer("lora_B", lora_B, persistent=False)
         self.fresh = type(base_layer) in (nn.Linear, Conv1D)  # what another layer returns may be kept by it
-        self.factors: list[Tensor] = []
-
-    def show(self, live: list[Live]) -> None:
-        """Which runs take part from now on."""
-        lora_B, place = self.lora_B, self.place
-        self.factors[:] = [lora_B[:, part.run.columns[place]].t() for part in live]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., O), in the type of the base layer's output."""
+        shown = self.group.settings.shown(self.group)
         y = self.base_layer(x)
-        for hidden, B_RO in zip(self.group.parts(x, self.place), self.factors, strict=False):
+        for hidden, B_RO in zip(self.group.parts(x, self.place, shown), shown.factors[self.place], strict=False):
             if self.fresh and y.dtype == hidden.dtype == B_RO.dtype and not torch.is_grad_enabled():
                 rows = y.view(-1, y.shape[-1])
                 if is_one_token(y):
@@ -204,11 +283,6 @@ class BlendLinear(nn.Module):
             else:
                 y = y + (hidden @ B_RO).view(y.shape).to(y.dtype)
         return y
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BlendLinear":
-        super()._apply(fn, recurse)
-        self.show([live for _, live in self.group.shown.live])
-        return self
 
 
 def _of_rows(gates: Tensor, hidden: Tensor) -> Tensor:

@@ -112,6 +112,12 @@ def decision_in(cache: Cache, cached_tokens: int) -> Any:
     return decision.value
 
 
+def decision_of(cache: Cache) -> Any:
+    """The decision that lies with a KV cache, whatever the cache holds."""
+    decision = getattr(cache, DECISION, None)
+    return None if decision is None else decision.value
+
+
 def keep_with(cache: Cache, value: Any, prompt_length: int) -> None:
     """Let a decision travel with the KV cache that its prompt has filled; copies of the cache take it along."""
     setattr(cache, DECISION, Decision(value, prompt_length))

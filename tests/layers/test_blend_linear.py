@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from lmoe.errors import BlendError
-from lmoe.layers.blend_linear import BlendGroup, BlendLinear, Live
+from lmoe.layers.blend_linear import BlendGroup, BlendLinear, Live, Setting, Settings, Shown
 from lmoe.ops.rank_layout import Ranks, runs
 
 D, OUTS = 6, (5, 4, 7)
@@ -25,19 +25,24 @@ class Sites:
         self.A = [[torch.randn(r, D) for r in own] for own in RANKS.ranks]
         self.B = [[torch.randn(out, r) for r, out in zip(own, OUTS, strict=True)] for own in RANKS.ranks]
         self.bases = [nn.Linear(D, out) for out in OUTS]
-        group = BlendGroup(torch.cat([A for own in self.A for A in own]), RANKS)
         stacked = [torch.cat([own[site] for own in self.B], 1) for site in range(3)]
-        self.group = group
-        self.linears = [BlendLinear(self.bases[site], stacked[site], group, site) for site in range(3)]
+        self.live: list[Live] = []
+        self.settings = Settings(self.made, Setting(()))
+        self.group = BlendGroup(torch.cat([A for own in self.A for A in own]), RANKS, self.settings, 0)
+        self.linears = [BlendLinear(self.bases[site], stacked[site], self.group, site) for site in range(3)]
+
+    def made(self, _setting: Setting, group: BlendGroup) -> Shown:
+        factors = [
+            [linear.lora_B[:, part.run.columns[linear.place]].t() for part in self.live] for linear in self.linears
+        ]
+        return Shown(group.version, [(group.lora_A[part.run.rows], part) for part in self.live], factors)
 
     def weigh(self, rows: list[list[float]]) -> None:
         weights = torch.tensor(rows)
         active = tuple((weights.abs() > 0).any(0).tolist())
         gates = [(run, weights[:, run.expert_of] * run.scaling) for run in runs(RANKS, active)]
-        live = [Live(run, gate.unsqueeze(1) if len(rows) > 1 else gate[0], run.order) for run, gate in gates]
-        self.group.show(live)
-        for linear in self.linears:
-            linear.show(live)
+        self.live = [Live(run, gate.unsqueeze(1) if len(rows) > 1 else gate[0], run.order) for run, gate in gates]
+        self.settings.set(Setting(()))
 
     def dumb(self, site: int, x: Tensor, weights: list[float]) -> Tensor:
         y = self.bases[site](x)
@@ -76,7 +81,7 @@ def test_an_input_that_is_written_over_between_calls_is_computed_anew():
             x.normal_()
             for site, linear in enumerate(sites.linears):
                 assert_close(linear(x), sites.dumb(site, x, weights), atol=1e-5, rtol=1e-4)
-    assert sites.group.shown.shared is None
+    assert sites.group.shared == [None]
 
 
 def test_rows_have_their_own_weights_also_where_the_backbone_has_flattened_them():
@@ -100,7 +105,6 @@ def test_the_base_layers_output_is_not_written_where_somebody_may_keep_it():
     sites = Sites()
     base = Keeps(D, OUTS[0])
     linear = BlendLinear(base, sites.linears[0].lora_B, sites.group, 0)
-    sites.linears.append(linear)
     sites.weigh([[1.0, 1.0, 1.0, 1.0]])
     with torch.no_grad():
         x = torch.randn(2, D)

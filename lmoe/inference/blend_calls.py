@@ -1,0 +1,68 @@
+"""Who works on a blending model: forwards side by side, and what changes its modules alone."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from lmoe.errors import BlendError
+
+PATIENCE = 120.0
+"""Seconds that a change of the experts waits for the forwards that run."""
+
+
+class ModelGate:
+    """Lets forwards of any number of threads through, or one change of the model's modules.
+
+    Copies and pickles are of a model that nobody works on.
+    """
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._forwards: dict[int, int] = {}
+        self._changing: int | None = None
+
+    def enter(self) -> None:
+        """A forward of this thread begins; waits while another thread changes the model."""
+        me = threading.get_ident()
+        with self._free:
+            self._free.wait_for(lambda: self._changing in (None, me))
+            self._forwards[me] = self._forwards.get(me, 0) + 1
+
+    def leave(self) -> None:
+        """It is over."""
+        me = threading.get_ident()
+        with self._free:
+            left = self._forwards.pop(me, 1) - 1
+            if left > 0:
+                self._forwards[me] = left
+            self._free.notify_all()
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Alone inside the block: the forwards of other threads have ended, and new ones wait.
+
+        Raises:
+            BlendError: another thread has been at work for too long.
+        """
+        me = threading.get_ident()
+        with self._free:
+            outer = self._changing == me
+            if not self._free.wait_for(lambda: self._changing in (None, me) and not self._others(me), PATIENCE):
+                raise BlendError(f"another thread has used this model for {PATIENCE:.0f} s; the experts stay as they are")
+            self._changing = me
+        try:
+            yield
+        finally:
+            if not outer:
+                with self._free:
+                    self._changing = None
+                    self._free.notify_all()
+
+    def _others(self, me: int) -> bool:
+        """Whether a forward of another thread runs; an interrupted one ends with its thread."""
+        alive = {thread.ident for thread in threading.enumerate()}
+        return any(thread in alive for thread in self._forwards if thread != me)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
