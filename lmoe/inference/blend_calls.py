@@ -19,7 +19,7 @@ class ModelGate:
 
     def __init__(self) -> None:
         self._free = threading.Condition()
-        self._forwards: dict[int, int] = {}
+        self._threads: set[int] = set()  # an interrupted forward leaves its thread here until that thread's next one
         self._changing: int | None = None
 
     def enter(self) -> None:
@@ -27,15 +27,12 @@ class ModelGate:
         me = threading.get_ident()
         with self._free:
             self._free.wait_for(lambda: self._changing in (None, me))
-            self._forwards[me] = self._forwards.get(me, 0) + 1
+            self._threads.add(me)
 
     def leave(self) -> None:
         """It is over."""
-        me = threading.get_ident()
         with self._free:
-            left = self._forwards.pop(me, 1) - 1
-            if left > 0:
-                self._forwards[me] = left
+            self._threads.discard(threading.get_ident())
             self._free.notify_all()
 
     @contextmanager
@@ -49,7 +46,9 @@ class ModelGate:
         with self._free:
             outer = self._changing == me
             if not self._free.wait_for(lambda: self._changing in (None, me) and not self._others(me), PATIENCE):
-                raise BlendError(f"another thread has used this model for {PATIENCE:.0f} s; the experts stay as they are")
+                raise BlendError(
+                    f"another thread has used this model for {PATIENCE:.0f} s; the experts stay as they are"
+                )
             self._changing = me
         try:
             yield
@@ -60,9 +59,9 @@ class ModelGate:
                     self._free.notify_all()
 
     def _others(self, me: int) -> bool:
-        """Whether a forward of another thread runs; an interrupted one ends with its thread."""
+        """Whether a forward of another thread runs."""
         alive = {thread.ident for thread in threading.enumerate()}
-        return any(thread in alive for thread in self._forwards if thread != me)
+        return bool((self._threads & alive) - {me})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()

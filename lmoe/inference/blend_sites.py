@@ -124,7 +124,7 @@ class SiteGroup:
         self.use(Built(None, {}))
 
     def slices(self, live: Sequence[Run]) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """What runs of experts need: [run] rows of lora_A, and [site][run] (R, O) of lora_B; views of what is stacked."""
+        """Views of what is stacked, for runs of experts: [run] rows of lora_A, and [site][run] (R, O) of lora_B."""
         assert self.group is not None
         key = (self.group.version, tuple((run.rows.start, run.rows.stop) for run in live))
         found = self._slices.get(key)

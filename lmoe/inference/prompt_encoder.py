@@ -128,8 +128,8 @@ class EncoderRouter(Router):
         names = self.blend.names
         if gone := sorted({name for row in decision.rows for name, w in row.items() if w and name not in names}):
             raise BlendError(
-                f"the experts of this KV cache were chosen when there was {gone[0]!r}; now there are {', '.join(names)}. "
-                "Start with an empty cache"
+                f"the experts of this KV cache were chosen when there was {gone[0]!r}; now there are "
+                f"{', '.join(names)}. Start with an empty cache"
             )
         return decision
 

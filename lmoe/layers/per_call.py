@@ -11,7 +11,7 @@ T = TypeVar("T")
 class PerCall(Generic[T]):
     """A value for the calls of one thread or asyncio task; other threads and tasks have their own, or none.
 
-    `asyncio.to_thread` takes it along, a new `threading.Thread` starts without. Copies and pickles come without a value.
+    `asyncio.to_thread` takes it along, a new `threading.Thread` starts without. Copies and pickles have no value.
     """
 
     def __init__(self) -> None:

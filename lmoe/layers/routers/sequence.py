@@ -57,8 +57,8 @@ class SequenceRouter(TopKRouter):
         decided = kept.sites.get(self.site)
         if decided is None or decided[0].shape[0] != batch or kept.masked != self.context.masked:
             raise RoutingError(
-                f"moe.router=sequence has no decision for these {batch} sequences at {self.site}: the KV cache must have "
-                "been filled by a forward of the same sequences through this model, with the same experts"
+                f"moe.router=sequence has no decision for these {batch} sequences at {self.site}: the KV cache must "
+                "have been filled by a forward of the same sequences through this model, with the same experts"
             )
         return decided
 
@@ -90,7 +90,8 @@ class PromptReader:
         made, cached = PromptDecisions(masked=context.masked), inputs.cached_tokens
         if inputs.cache is not None and cached:
             kept = decision_in(inputs.cache, cached)
-            context.begin(RunningForward(None, kept if isinstance(kept, PromptDecisions) else made, made), training=model.training)
+            kept = kept if isinstance(kept, PromptDecisions) else PromptDecisions()
+            context.begin(RunningForward(None, kept, made), training=model.training)
             return
         rows = context.known.rows
         if rows is None and inputs.tokens is not None:
