@@ -11,7 +11,7 @@ from lmoe.errors import ConfigError, InjectionError
 from lmoe.injection.build_site import SiteBuilder
 from lmoe.injection.choose import chosen_layers
 from lmoe.injection.plan import InjectionPlan, SiteKind
-from lmoe.injection.record import RECORD, Injected
+from lmoe.injection.record import RECORD, Injected, mixtures
 from lmoe.injection.site_plans import SitePlanner, constant_balance
 from lmoe.injection.strategies import STRATEGIES
 from lmoe.layers.blend_linear import BLEND
@@ -150,6 +150,7 @@ def inject(
         trained_base=frozenset(Role(role) for role in base_roles),
     )
     setattr(model, RECORD, record)
+    trace.mixtures = [module for _, module in mixtures(model)]
     return plan
 
 
@@ -174,6 +175,7 @@ def auxiliary_losses(injection: InjectionConfig, moe: MoeConfig) -> AuxiliaryLos
         aux_loss_coef=float(balance.aux_loss_coef or 0) if with_loss else 0.0,
         router_z_loss_coef=float(moe.router_z_loss_coef or 0) if logits else 0.0,
         l1_top_k=injection.top_k if traits.own_routers and moe.router is RouterKind.relu else None,
+        diversity_coef=float(moe.diversity_coef or 0),
     )
 
 

@@ -1,4 +1,4 @@
-"""What the processes of a run tell one another: every reduction of lmoe passes through here."""
+"""What the processes of a run tell one another: every reduction of a run passes through here."""
 
 from typing import Literal
 
@@ -36,8 +36,3 @@ def from_every_rank(trainer: Trainer, value: object) -> list[object]:
     if trainer.world_size > 1:
         torch.distributed.all_gather_object(values, value)
     return values
-
-
-def sum_in_place(values: Tensor) -> None:
-    """Replace values by their sum over all processes; they must be on the device of the run, as gradients are."""
-    torch.distributed.all_reduce(values)

@@ -117,7 +117,9 @@ class SftModule(LightningModule):
         task, share = losses.sum() / label_tokens, batch["valid_mask"].sum() / valid_tokens
         self.window_routing.update_all(record.trace.routing, batch["valid_mask"], batch["domain_ids"])
         record.trace.clear()
-        self.window.add({"train/loss": task} | {name: loss * share for name, loss in auxiliary.values.items()})
+        self.window.add(
+            {"train/loss": task} | {f"train/{name}": loss * share for name, loss in auxiliary.values.items()}
+        )
         loss = task if auxiliary.total is None else task + auxiliary.total * share
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 

@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lmoe.injection.record import injected
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
-from lmoe.training.ranks import sum_in_place
+from lmoe.ops.processes import sum_in_place
 
 
 def shard_backbone(model: nn.Module, mesh: DeviceMesh) -> None:

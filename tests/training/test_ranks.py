@@ -97,8 +97,8 @@ def test_a_step_that_is_not_finite_elsewhere_is_agreed_upon_on_the_device_of_the
     assert module.skip_step and "not finite on another rank" in skipped[0]
 
 
-def test_no_file_but_one_talks_to_other_processes():
-    """What a process group can take is known in lmoe/training/ranks.py alone."""
+def test_no_other_file_talks_to_other_processes():
+    """Runs do it in lmoe/training/ranks.py; what is on the model's device anyway is summed in lmoe/ops/processes.py."""
     talks = re.compile(
         r"strategy\.(reduce|broadcast|barrier|all_gather)|all_(reduce|gather)|dist(ributed)?\.\w*(reduce|gather|broadcast|barrier)"
     )
@@ -106,4 +106,4 @@ def test_no_file_but_one_talks_to_other_processes():
     files = sorted(root.rglob("*.py"))
     assert len(files) > 150
     found = {str(file.relative_to(root)) for file in files if talks.search(file.read_text(encoding="utf-8"))}
-    assert found == {"training/ranks.py"}
+    assert found == {"training/ranks.py", "ops/processes.py"}
