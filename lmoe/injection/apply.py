@@ -7,6 +7,7 @@ from torch import nn
 
 from lmoe.backbones.fingerprint import fingerprint
 from lmoe.backbones.layout import layouts
+from lmoe.backbones.offload import refuse_offloaded
 from lmoe.errors import ConfigError, InjectionError
 from lmoe.injection.build_site import SiteBuilder
 from lmoe.injection.choose import chosen_layers
@@ -112,9 +113,10 @@ def inject(
     Raises:
         ConfigError: unknown keys or roles, or values that cannot be.
         InjectionError: the model has no place for it, or was injected before.
-        BackboneError: no recognisable decoder layers.
+        BackboneError: no recognisable decoder layers, or weights that accelerate has offloaded.
     """
     injection, moe = _checked(model, injection, moe)
+    refuse_offloaded(model, "injecting experts")
     if injection.experts_from is not None:
         raise InjectionError(
             "injection.experts_from is read by lmoe train; here leave it out, and call lmoe.import_experts(model, …) "
