@@ -1,4 +1,4 @@
-"""Find weights that are not in memory: what accelerate has put on a disk or in the CPU's memory, to fetch in a forward."""
+"""Find weights that are not in memory where they are used: accelerate fetches them from a disk or the CPU."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from lmoe.errors import BackboneError
 
 
 def refuse_offloaded(model: nn.Module, what: str) -> None:
-    """Nothing, where all weights can be read; a model wholly on the meta device without hooks, as planning uses, passes.
+    """Nothing, where all weights can be read, or where a model is wholly on the meta device, as for planning.
 
     NOTE accelerate leaves tensors of the meta device in place of such weights: reading them gives zeros or what was in
     memory before, without an error.
@@ -23,9 +23,9 @@ def refuse_offloaded(model: nn.Module, what: str) -> None:
     path = first_offloaded(model)
     if path is not None:
         raise BackboneError(
-            f"{what} needs the weights in memory, and those of {path or type(model).__name__} are offloaded (device_map "
-            "or accelerate.cpu_offload). Load the base without offloading: on one device, over several GPUs, or "
-            "quantised (nf4 takes about a quarter of bfloat16)"
+            f"{what} needs the weights in memory, and those of {path or type(model).__name__} are offloaded "
+            "(device_map or accelerate.cpu_offload). Load the base without offloading: on one device, on several GPUs, "
+            "or quantised (nf4 takes about a quarter of bfloat16)"
         )
 
 
