@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lmoe.inference.save import save as save
     from lmoe.injection.apply import inject as inject
     from lmoe.injection.apply import plan as plan
+    from lmoe.injection.balance import balance as balance
     from lmoe.injection.masked import masked_experts as masked_experts
     from lmoe.injection.tracing import trace as trace
 
@@ -21,12 +22,13 @@ _PUBLIC = {
     "inject": "lmoe.injection.apply",
     "plan": "lmoe.injection.apply",
     "trace": "lmoe.injection.tracing",
+    "balance": "lmoe.injection.balance",
     "load": "lmoe.inference.load",
     "save": "lmoe.inference.save",
     "import_experts": "lmoe.checkpoint.import_experts",
     "masked_experts": "lmoe.injection.masked",
 }
-__all__ = ["Blend", "import_experts", "inject", "load", "masked_experts", "plan", "save", "trace"]
+__all__ = ["Blend", "balance", "import_experts", "inject", "load", "masked_experts", "plan", "save", "trace"]
 
 
 def __getattr__(name: str) -> object:

@@ -5,6 +5,8 @@ import json
 
 from torch import nn
 
+from lmoe.backbones.offload import refuse_offloaded
+
 
 def base_parameter_name(name: str) -> str:
     """A parameter's name before injection: wrappers keep the original under base_layer."""
@@ -20,7 +22,11 @@ def fingerprint(model: nn.Module) -> str:
 
     Args:
         model: the backbone, before injection.
+
+    Raises:
+        BackboneError: weights that accelerate has offloaded, which cannot be read.
     """
+    refuse_offloaded(model, "telling which base this is")
     digest = hashlib.sha256()
     entries = dict(model.named_parameters())
     for name in sorted(entries):

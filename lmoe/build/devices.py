@@ -21,8 +21,13 @@ def check_devices(loop: TrainerConfig) -> None:
     if loop.accelerator is Accelerator.gpu and not cuda:
         raise ConfigError("trainer.accelerator=gpu, but torch sees no GPU; use trainer=cpu")
     on_gpu = cuda and loop.accelerator is not Accelerator.cpu
-    if on_gpu and (there := torch.cuda.device_count()) < loop.devices:
+    there = torch.cuda.device_count() if on_gpu else 0
+    if on_gpu and there < loop.devices:
         raise ConfigError(f"trainer.devices={loop.devices}, but torch sees {there} GPU{'s' * (there > 1)}")
+    if loop.device_ids is not None and not on_gpu:
+        raise ConfigError(f"trainer.device_ids={loop.device_ids} names GPUs, and torch sees none; leave it out")
+    if on_gpu and (beyond := [number for number in loop.device_ids or () if number >= there]):
+        raise ConfigError(f"trainer.device_ids={loop.device_ids}, but torch sees GPUs 0 to {there - 1}: no {beyond[0]}")
     if not on_gpu and loop.precision == "16-mixed":
         raise ConfigError("trainer.precision=16-mixed needs a GPU, and torch sees none; use bf16-mixed or 32-true")
     if loop.devices * loop.num_nodes > 1:

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import seed_everything
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lmoe.backbones.checkpointing import recompute_activations
 from lmoe.backbones.load import context_length, load_model, load_tokenizer
 from lmoe.build.monitors import check_monitors
 from lmoe.checkpoint.import_experts import import_experts
@@ -94,8 +95,7 @@ def build_parts(config: RunConfig, *, fill_experts: bool = True) -> Parts:
     base_model["fingerprint"] = injected(model).fingerprint
     check_roles(config, model)
     if config.trainer.gradient_checkpointing:
-        model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
+        recompute_activations(model)
     datamodule = SftDataModule(
         prepared,
         config.data,

@@ -22,11 +22,12 @@ from lmoe.training.sharded import ShardedStrategy
 def build_trainer(loop: TrainerConfig, run_dir: Path, loggers: list[Logger], callbacks: list[Callback]) -> Trainer:
     """A Trainer that leaves validation, checkpoints and progress to our callbacks, on devices that are there
     (build/devices.py)."""
+    # NOTE left to itself Lightning would take Apple's MPS, which has no float64: the routing statistics need it.
     on_cpu = loop.accelerator is Accelerator.cpu or not torch.cuda.is_available()
     deterministic: Any = loop.deterministic if on_cpu or not loop.deterministic else "warn"
     return Trainer(
-        accelerator=loop.accelerator.value,
-        devices=loop.devices,
+        accelerator="cpu" if on_cpu else "gpu",
+        devices=loop.device_ids or loop.devices,
         num_nodes=loop.num_nodes,
         strategy=_strategy(loop),
         precision=loop.precision,  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lmoe.backbones.fingerprint import base_parameter_name
+from lmoe.backbones.offload import refuse_offloaded
 from lmoe.checkpoint.tensor_file import read_json, stored_tensors, tensor_shapes
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import CheckpointError
@@ -50,7 +51,12 @@ class AdapterConfig:
 
 
 def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Adapters and routers under the keys of the file: experts one by one, everything else as it is; views."""
+    """Adapters and routers under the keys of the file: experts one by one, everything else as it is; views.
+
+    Raises:
+        BackboneError: weights that accelerate has offloaded.
+    """
+    refuse_offloaded(model, "reading or writing an adapter")
     tensors: dict[str, Tensor] = {}
     stacked: set[str] = set()
     for path, module in mixtures(model):

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lmoe.backbones.offload import refuse_offloaded
 from lmoe.checkpoint.grow import grow_from, new_names
 from lmoe.checkpoint.peft_reader import Branch, ExpertFile, read_expert
 from lmoe.errors import CheckpointError, ConfigError
@@ -33,8 +34,10 @@ def import_experts(model: nn.Module, experts_from: Mapping[str, str | Path] | st
     Raises:
         ConfigError: names or counts that cannot be.
         CheckpointError: no adapter there, another base, a branch without a place, or a rank that is too large.
+        BackboneError: weights that accelerate has offloaded.
     """
     record = injected(model)
+    refuse_offloaded(model, "importing experts")
     given = dict(experts_from) if isinstance(experts_from, Mapping) else str(experts_from)
     given = {name: str(place) for name, place in given.items()} if isinstance(given, dict) else given
     section = without_source(record.injection)

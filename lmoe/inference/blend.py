@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.fingerprint import fingerprint
+from lmoe.backbones.offload import refuse_offloaded
 from lmoe.checkpoint.expert_file import ExpertHeader
 from lmoe.checkpoint.peft_reader import read_header
 from lmoe.errors import BlendError
@@ -47,6 +48,7 @@ class Blend(FixedBlend):
     Raises:
         BlendError: weights, names or settings that cannot be, or a model that carries adapters already.
         CheckpointError: an expert that cannot be read or does not fit this model, which is left as it was.
+        BackboneError: a model with weights that accelerate has offloaded.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class Blend(FixedBlend):
     ) -> None:
         kind = checked_settings(router, top_k, temperature)
         refuse_taken(model)
+        refuse_offloaded(model, "blending")
         if not isinstance(experts, Mapping) or not experts:
             raise BlendError(f"experts must be a dict of names and places, with at least one, got {experts!r}")
         names = [checked_name(name, ()) for name in experts]

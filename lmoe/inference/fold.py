@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lmoe.backbones.offload import refuse_offloaded
 from lmoe.checkpoint.expert_file import Branch, stacked
 from lmoe.errors import BlendError
 from lmoe.ops.linear_sizes import weight_OD
@@ -52,6 +53,7 @@ class Folded:
     def __init__(self, model: nn.Module, branches: Mapping[str, list[Branch]], keep: Keep) -> None:
         if keep not in ("copy", "reread"):
             raise BlendError(f"keep={keep!r}; allowed: copy, reread")
+        refuse_offloaded(model, "folding a blend")
         start = time.perf_counter()
         self.model, self.paths = model, [path for path, parts in branches.items() if parts]
         weights = {path: _weight(model, path) for path in self.paths}

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lmoe.backbones.offload import refuse_offloaded
 from lmoe.checkpoint.expert_branches import refuse_what_is_no_branch, with_shared
 from lmoe.checkpoint.expert_file import Branch
 from lmoe.errors import CheckpointError
@@ -52,6 +53,7 @@ def merge_average(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 def _merged(model: PreTrainedModel) -> dict[str, Tensor]:
+    refuse_offloaded(model, "merging adapters")
     found = {path: _weight(path, site.base_layer) for path, site in sites(model)}  # a refusal changes nothing
     with torch.no_grad():
         for path, site in sites(model):

@@ -7,11 +7,12 @@ from torch import nn
 
 from lmoe.backbones.fingerprint import fingerprint
 from lmoe.backbones.layout import layouts
+from lmoe.backbones.offload import refuse_offloaded
 from lmoe.errors import ConfigError, InjectionError
 from lmoe.injection.build_site import SiteBuilder
 from lmoe.injection.choose import chosen_layers
 from lmoe.injection.plan import InjectionPlan, SiteKind
-from lmoe.injection.record import RECORD, Injected
+from lmoe.injection.record import RECORD, Injected, mixtures
 from lmoe.injection.site_plans import SitePlanner, constant_balance
 from lmoe.injection.strategies import STRATEGIES
 from lmoe.layers.blend_linear import BLEND
@@ -112,9 +113,10 @@ def inject(
     Raises:
         ConfigError: unknown keys or roles, or values that cannot be.
         InjectionError: the model has no place for it, or was injected before.
-        BackboneError: no recognisable decoder layers.
+        BackboneError: no recognisable decoder layers, or weights that accelerate has offloaded.
     """
     injection, moe = _checked(model, injection, moe)
+    refuse_offloaded(model, "injecting experts")
     if injection.experts_from is not None:
         raise InjectionError(
             "injection.experts_from is read by lmoe train; here leave it out, and call lmoe.import_experts(model, …) "
@@ -150,6 +152,7 @@ def inject(
         trained_base=frozenset(Role(role) for role in base_roles),
     )
     setattr(model, RECORD, record)
+    trace.mixtures = [module for _, module in mixtures(model)]
     return plan
 
 
@@ -174,6 +177,7 @@ def auxiliary_losses(injection: InjectionConfig, moe: MoeConfig) -> AuxiliaryLos
         aux_loss_coef=float(balance.aux_loss_coef or 0) if with_loss else 0.0,
         router_z_loss_coef=float(moe.router_z_loss_coef or 0) if logits else 0.0,
         l1_top_k=injection.top_k if traits.own_routers and moe.router is RouterKind.relu else None,
+        diversity_coef=float(moe.diversity_coef or 0),
     )
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe.errors import RoutingError
+from lmoe.injection.balance import warn_of_missing_balance
 from lmoe.injection.record import injected, sites
 from lmoe.layers.context import Rows
 from lmoe.layers.native_router import NativeRouter
@@ -36,6 +37,7 @@ def trace(
             model does not use.
     """
     record = injected(model)
+    warn_of_missing_balance(model)
     experts = None
     if prompt_mask is not None and record.moe.router is not RouterKind.sequence:
         raise RoutingError(f"prompt_mask is for moe.router=sequence; this model has moe.router={record.moe.router}")

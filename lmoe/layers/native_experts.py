@@ -72,7 +72,7 @@ class NativeExpertsLoRA(nn.Module):
         inner = self._project(fused_up(base), hidden_states.index_select(0, groups.token), groups)
         inner = base._apply_gate(inner) if base.has_gate else base.act_fn(inner)  # type: ignore[operator]
         out = self._project(DOWN, inner, groups)
-        if base.has_post_expert_norm:
+        if getattr(base, "has_post_expert_norm", False):  # Transformers 5.17 has no experts with such a norm
             out = base.post_expert_norm(out)  # type: ignore[operator]
         return sum_over_choices(out, top_k_weights, groups).to(hidden_states.dtype)
 

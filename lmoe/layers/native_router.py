@@ -45,7 +45,7 @@ class NativeRouter(nn.Module):
         if silenced is not None:
             weights = weights.masked_fill(indices == silenced, 0)
         if self.trace.on or torch.is_grad_enabled():  # a checkpoint that is computed again must save the same tensors
-            self.trace.record(self.site, self._routing(output, weights, indices))
+            self.trace.record(self.site, self._routing(output, weights, indices), learning=self.training)
         return output, weights, indices
 
     def _routing(self, output: Tensor, weights: Tensor, indices: Tensor) -> Routing:

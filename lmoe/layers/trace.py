@@ -1,12 +1,17 @@
 """What the routers of one model decided in one forward."""
 
-from collections.abc import Callable, Iterator, Mapping
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from lmoe.errors import RoutingError
+from lmoe.layers.step_means import StepMeans
+from lmoe.ops.expert_similarity import diversity_penalty
 from lmoe.ops.gating import Gate
 from lmoe.ops.routing_losses import importance_cv_loss, load_balancing_loss, masked_mean, relu_l1, router_z_loss
 from lmoe.ops.site_groups import sites_of_one_shape
@@ -52,12 +57,60 @@ class AuxiliaryLosses:
         aux_loss_coef: its weight; 0 where the kind has no loss.
         router_z_loss_coef: weight of the router_z_loss.
         l1_top_k: relu only: the mean number of active experts that its L1 aims at.
+        diversity_coef: weight of the mean squared cosine between a site's experts; 0: there is no such loss.
     """
 
     balance: LoadBalanceType
     aux_loss_coef: float
     router_z_loss_coef: float
     l1_top_k: int | None = None
+    diversity_coef: float = 0.0
+
+    @property
+    def moves_after_step(self) -> bool:
+        """Whether a selection bias or the coefficient of an L1 moves after each optimizer step."""
+        return self.balance is LoadBalanceType.aux_loss_free or self.l1_top_k is not None
+
+    @property
+    def weights(self) -> "LossWeights":
+        """With everything on."""
+        return LossWeights(
+            load_balancing=self.aux_loss_coef, router_z=self.router_z_loss_coef, relu_l1=True, diversity=True
+        )
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class LossWeights:
+    """What counts in one forward.
+
+    Args:
+        load_balancing, router_z: weights; 0: the loss is left out of the sum.
+        relu_l1, diversity: whether they count, with the weights that the model has for them.
+    """
+
+    load_balancing: float
+    router_z: float
+    relu_l1: bool
+    diversity: bool
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ForwardLosses:
+    """Auxiliary losses of one forward.
+
+    Args:
+        values: each loss before its weight, by name.
+        total: what is added to the task loss, or None where nothing counts.
+    """
+
+    values: dict[str, Tensor]
+    total: Tensor | None
+
+
+class StackedExperts(Protocol):
+    """What holds the stacked factors of several experts."""
+
+    def factors(self) -> tuple[Tensor, Tensor]: ...
 
 
 class RoutingTrace:
@@ -68,6 +121,11 @@ class RoutingTrace:
     Args:
         losses: kinds and weights of the auxiliary losses.
         has_routers: whether the model has any; without one there is nothing to record, and no auxiliary loss.
+
+    Attributes:
+        mixtures: whose experts the diversity penalty compares.
+        step_activity: share of the tokens that use each expert, of the step that `lmoe.balance` will balance by.
+        counted_from: version of the weights at the first forward of that step.
     """
 
     def __init__(self, losses: AuxiliaryLosses, *, has_routers: bool = True) -> None:
@@ -76,6 +134,11 @@ class RoutingTrace:
         self.l1_coefs: dict[str, Tensor] = {}
         self.valid: Tensor | None = None
         self.on = False
+        self.mixtures: Sequence[StackedExperts] = ()
+        self.step_activity = StepMeans()
+        self.counted_from = 0
+        self._without_graph: set[str] = set()
+        self._counted = False
 
     @contextmanager
     def recording(self, valid: Tensor) -> Iterator["RoutingTrace"]:
@@ -93,20 +156,27 @@ class RoutingTrace:
 
     def __deepcopy__(self, memo: dict) -> "RoutingTrace":
         """An empty trace with the same losses: what a forward left is not copied, and its graph cannot be."""
-        copy = RoutingTrace(self.losses, has_routers=self.has_routers)
-        memo[id(self)] = copy
-        return copy
+        twin = RoutingTrace(self.losses, has_routers=self.has_routers)
+        memo[id(self)] = twin
+        twin.mixtures = copy.deepcopy(self.mixtures, memo)
+        return twin
 
-    def record(self, site: str, routing: Routing, l1_coef: Tensor | None = None) -> None:
+    def record(self, site: str, routing: Routing, l1_coef: Tensor | None = None, *, learning: bool = False) -> None:
         """Called by a router in its forward; does nothing while the trace is off.
 
         Args:
             site: the router's name.
             routing: what it decided.
             l1_coef: () weight of its L1, for relu.
+            learning: whether the router has weights and is in training mode, so that a loss needs its graph.
         """
         if self.on:
             self.routing[site] = routing
+            self._counted = False
+            if learning and not torch.is_grad_enabled():
+                self._without_graph.add(site)
+            else:
+                self._without_graph.discard(site)
             if l1_coef is not None:
                 self.l1_coefs[site] = l1_coef
 
@@ -114,7 +184,8 @@ class RoutingTrace:
         """Let go of the tensors (and of the graph behind them)."""
         self.routing.clear()
         self.l1_coefs.clear()
-        self.valid = None
+        self._without_graph.clear()
+        self.valid, self._counted = None, False
 
     def loads(self) -> dict[str, Tensor]:
         """(E,) share of all assignments over valid tokens, of each site; without gradient."""
@@ -138,7 +209,7 @@ class RoutingTrace:
             loads: (E,) share of each expert over more tokens than this forward's, by site; None: of this forward.
         """
         valid, parts = self._valid(), []
-        for names, group in self._groups():
+        for names, group in self._differentiable_groups():
             if self.losses.balance is LoadBalanceType.importance_cv:
                 parts.append(importance_cv_loss(torch.stack([r.routing_weights for r in group]), valid))
             else:
@@ -150,7 +221,7 @@ class RoutingTrace:
     def router_z_loss(self) -> Tensor:
         """() mean over sites."""
         valid = self._valid()
-        logits = [torch.stack([r.router_logits for r in group]) for _, group in self._groups()]
+        logits = [torch.stack([r.router_logits for r in group]) for _, group in self._differentiable_groups()]
         return torch.cat([router_z_loss(stacked, valid) for stacked in logits]).mean()
 
     def relu_l1(self) -> Tensor:
@@ -158,24 +229,73 @@ class RoutingTrace:
         valid, parts = self._valid(), []
         if self.losses.l1_top_k is None:
             return torch.zeros((), device=valid.device)
-        for names, group in self._groups():
+        for names, group in self._differentiable_groups():
             coefs = torch.stack([self.l1_coefs[name] for name in names])
             weights = torch.stack([r.routing_weights for r in group])
             assignment = torch.stack([r.assignment for r in group])
             parts.append(coefs * relu_l1(weights, assignment, valid, self.losses.l1_top_k))
         return torch.cat(parts).mean()
 
-    def auxiliary_loss(self) -> Tensor:
-        """() aux_loss_coef * load_balancing_loss + router_z_loss_coef * router_z_loss (relu: + its weighted L1).
+    def diversity_penalty(self) -> Tensor:
+        """() mean over sites of the mean squared cosine between their experts."""
+        return torch.stack([diversity_penalty(*module.factors()) for module in self.mixtures]).mean()
 
-        To be added to the task loss.
+    def auxiliary_loss(self) -> Tensor:
+        """() aux_loss_coef * load_balancing_loss + router_z_loss_coef * router_z_loss, relu: + its weighted L1, and
+        + diversity_coef * diversity_penalty where the model has one.
+
+        To be added to the task loss. Where selection biases or an L1 coefficient balance the experts, this also counts
+        which experts the tokens use, for `lmoe.balance(model)` after the optimizer step.
+
+        Raises:
+            RoutingError: gradients are on, and the forward was recorded without them.
         """
-        losses, total = self.losses, torch.zeros((), device=self._valid().device)
-        if losses.aux_loss_coef:
-            total = total + losses.aux_loss_coef * self.load_balancing_loss()
-        if losses.router_z_loss_coef:
-            total = total + losses.router_z_loss_coef * self.router_z_loss()
-        return total if losses.l1_top_k is None else total + self.relu_l1()
+        found = self.forward_losses(self.losses.weights)
+        if self.has_routers and self.losses.moves_after_step and torch.is_grad_enabled() and not self._counted:
+            self.step_activity.add(self.activity(), self._valid().sum())
+            self._counted = True
+        return torch.zeros((), device=self._valid().device) if found.total is None else found.total
+
+    def forward_losses(self, weights: LossWeights, loads: Mapping[str, Tensor] | None = None) -> ForwardLosses:
+        """All auxiliary losses of the forward that was recorded, and their weighted sum: the one place of this sum.
+
+        Args:
+            weights: what counts.
+            loads: as in load_balancing_loss.
+
+        Raises:
+            RoutingError: gradients are on, and the forward was recorded without them.
+        """
+        self._valid()
+        if not self.has_routers:
+            return ForwardLosses(values={}, total=None)
+        balance, z_loss = self.load_balancing_loss(loads), self.router_z_loss()
+        values, terms = {"load_balancing_loss": balance, "router_z_loss": z_loss}, []
+        if weights.load_balancing:
+            terms.append(weights.load_balancing * balance)
+        if weights.router_z:
+            terms.append(weights.router_z * z_loss)
+        if self.losses.l1_top_k is not None:
+            values["relu_l1"] = l1 = self.relu_l1()
+            terms += [l1] if weights.relu_l1 else []
+        if self.losses.diversity_coef:
+            values["diversity_penalty"] = penalty = self.diversity_penalty()
+            terms += [self.losses.diversity_coef * penalty] if weights.diversity else []
+        return ForwardLosses(values=values, total=torch.stack(terms).sum() if terms else None)
+
+    def _differentiable_groups(self) -> Iterator[tuple[list[str], list[Routing]]]:
+        """Those of a loss.
+
+        Raises:
+            RoutingError: gradients are on, and the forward was recorded without them.
+        """
+        if self._without_graph and torch.is_grad_enabled():
+            raise RoutingError(
+                f"the routing of {min(self._without_graph)} was recorded without gradients, so this loss would train "
+                "nothing: the forward ran under torch.no_grad(), or with reentrant activation checkpointing. Switch "
+                'checkpointing on with {"use_reentrant": False}; to look at the loss only, use torch.no_grad()'
+            )
+        return self._groups()
 
     def _groups(self) -> Iterator[tuple[list[str], list[Routing]]]:
         """Sites with equally shaped routing: what is needed of them stacks to (S, ..., E)."""

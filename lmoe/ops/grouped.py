@@ -3,6 +3,7 @@
 Shapes: N tokens, D in, O out, R rank, E experts, K chosen.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -50,6 +51,33 @@ def compute_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if device == "cpu" else dtype
 
 
+def grouped_matmul(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """torch's grouped_mm; NOTE its rules for compilers know bfloat16 only, so other types are left out of the graph.
+
+    Args:
+        rows: (S, D) sorted by expert; or (D, S), and matrices (S, O), for a product of each expert's columns and rows.
+        matrices: (E, D, O).
+        ends: (E,) int32 end of each expert's rows.
+    """
+    if torch.compiler.is_compiling() and rows.dtype is not torch.bfloat16:
+        return _uncompiled_matmul(rows, matrices, ends)
+    return grouped_mm(rows, matrices, offs=ends)
+
+
+def _outside_the_graph(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The function, which a compiler calls and does not look into; with fullgraph=True it stops with these words."""
+    reason = (
+        "torch compiles grouped matmuls in bfloat16 only: leave fullgraph out, run under bfloat16 autocast on a GPU, "
+        "or, for mixture_lora, choose moe.backend=stacked"
+    )
+    return torch.compiler.disable(function, reason=reason)  # type: ignore[return-value]
+
+
+@_outside_the_graph
+def _uncompiled_matmul(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    return grouped_mm(rows, matrices, offs=ends)
+
+
 def add_grouped(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor, expert_indices: Tensor) -> Tensor:
     """y + sum over the chosen experts of g_e B_e A_e x, written into y.
 
@@ -65,7 +93,16 @@ def add_grouped(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Ten
         y.
     """
     order, token, ends, _ = group_by_expert(expert_indices, lora_A.shape[0])
-    return _AddGrouped.apply(y, x, lora_A, lora_B, gates, order, token, ends)  # type: ignore[return-value]
+    compiled = torch.compiler.is_compiling() and compute_dtype(x.device.type, x.dtype) is not torch.bfloat16
+    add = _uncompiled_add if compiled else _add
+    return add(y, x, lora_A, lora_B, gates, order, token, ends)
+
+
+def _add(*arguments: Tensor) -> Tensor:
+    return _AddGrouped.apply(*arguments)  # type: ignore[return-value]
+
+
+_uncompiled_add = _outside_the_graph(_add)
 
 
 class _AddGrouped(torch.autograd.Function):
@@ -82,10 +119,10 @@ class _AddGrouped(torch.autograd.Function):
         ends: Tensor,
     ) -> Tensor:
         dtype = compute_dtype(x.device.type, x.dtype)
-        hidden = grouped_mm(_rows(x, token, dtype), lora_A.to(dtype).transpose(1, 2), offs=ends)
+        hidden = grouped_matmul(_rows(x, token, dtype), lora_A.to(dtype).transpose(1, 2), ends)
         ctx.save_for_backward(x, lora_A, lora_B, gates, order, token, ends, hidden)
         ctx.mark_dirty(y)
-        out = grouped_mm(hidden * _sorted(gates, order, dtype), lora_B.to(dtype).transpose(1, 2), offs=ends)
+        out = grouped_matmul(hidden * _sorted(gates, order, dtype), lora_B.to(dtype).transpose(1, 2), ends)
         y.index_add_(0, token, out.to(y.dtype))
         return y
 
@@ -98,16 +135,16 @@ class _AddGrouped(torch.autograd.Function):
         grad_out = _rows(grad_y, token, dtype)
         grad_x = grad_A = grad_B = grad_gates = None
         if ctx.needs_input_grad[3]:
-            grad_B = grouped_mm((hidden * weights).t(), grad_out, offs=ends).transpose(1, 2).to(lora_B.dtype)
-        grad_mixed = grouped_mm(grad_out, lora_B.to(dtype), offs=ends)
+            grad_B = grouped_matmul((hidden * weights).t(), grad_out, ends).transpose(1, 2).to(lora_B.dtype)
+        grad_mixed = grouped_matmul(grad_out, lora_B.to(dtype), ends)
         if ctx.needs_input_grad[4]:
             along = (grad_mixed * hidden).sum(-1, dtype=gates.dtype)
             grad_gates = torch.empty_like(along).scatter_(0, order, along).view_as(gates)
         grad_hidden = grad_mixed * weights
         if ctx.needs_input_grad[2]:
-            grad_A = grouped_mm(grad_hidden.t(), _rows(x, token, dtype), offs=ends).to(lora_A.dtype)
+            grad_A = grouped_matmul(grad_hidden.t(), _rows(x, token, dtype), ends).to(lora_A.dtype)
         if ctx.needs_input_grad[1]:
-            rows = grouped_mm(grad_hidden, lora_A.to(dtype), offs=ends)
+            rows = grouped_matmul(grad_hidden, lora_A.to(dtype), ends)
             grad_x = torch.zeros_like(x).index_add_(0, token, rows.to(x.dtype))
         return grad_y, grad_x, grad_A, grad_B, grad_gates, None, None, None
 

@@ -36,9 +36,11 @@ class TrainerConfig:
     """Lightning's Trainer, as far as a run needs it."""
 
     accelerator: Accelerator = Accelerator.auto
-    """auto, cpu or gpu."""
+    """auto: a CUDA GPU where torch sees one, else the CPU; cpu; gpu."""
     devices: int = 1
     """Devices (processes) on each node."""
+    device_ids: list[int] | None = None
+    """Numbers of the GPUs to use, from 0, as many as devices: [1] is the second. null: the first ones."""
     num_nodes: int = 1
     """Machines."""
     strategy: Strategy = Strategy.auto
@@ -59,7 +61,8 @@ class TrainerConfig:
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time. Not in pretrain."""
     deterministic: bool = True
-    """Deterministic kernels: the same seed gives bitwise the same adapters on the same device."""
+    """Deterministic kernels: the same seed gives bitwise the same adapters on the same CPU. On a GPU PyTorch warns of
+    each kernel that has no deterministic form, and takes it all the same."""
     compile: bool = False
     """Compile the model with torch.compile: a slow start, then faster steps. Only in pretrain."""
     stop_on_collapse: bool = False

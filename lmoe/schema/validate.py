@@ -37,6 +37,7 @@ def validate(config: RunConfig) -> None:
         + trainer_problems(config.trainer)
         + logger_problems(config.logger)
         + sharding_problems(config)
+        + quantised_problems(config)
         + callback_problems(config)
         + _idle_problems(config)
         + at_least(config.analysis.permutations, 1, "analysis.permutations")
@@ -141,6 +142,7 @@ def trainer_problems(trainer: TrainerConfig) -> list[str]:
         + at_least(trainer.accumulate_grad_batches, 1, "trainer.accumulate_grad_batches")
         + at_least(trainer.devices, 1, "trainer.devices")
         + at_least(trainer.num_nodes, 1, "trainer.num_nodes")
+        + device_id_problems(trainer)
         + at_least(trainer.val_every_n_steps, 0, "trainer.val_every_n_steps")
         + at_least(trainer.log_every_n_steps, 1, "trainer.log_every_n_steps")
     )
@@ -164,6 +166,42 @@ def trainer_problems(trainer: TrainerConfig) -> list[str]:
     return problems
 
 
+def device_id_problems(trainer: TrainerConfig) -> list[str]:
+    """Problems of `trainer.device_ids`."""
+    ids = trainer.device_ids
+    if ids is None:
+        return []
+    problems = []
+    if trainer.accelerator is Accelerator.cpu:
+        problems.append(without_effect("trainer.device_ids", "with trainer.accelerator=cpu, which has no numbers"))
+    if len(ids) != trainer.devices or len(set(ids)) != len(ids) or any(number < 0 for number in ids):
+        problems.append(
+            f"trainer.device_ids is {ids}, must name as many different GPUs as trainer.devices={trainer.devices}, "
+            "counted from 0"
+        )
+    return problems
+
+
+def quantised_problems(config: RunConfig) -> list[str]:
+    """What several devices cannot do with a quantised backbone: bitsandbytes puts that of every process on GPU 0."""
+    loop, precision = config.trainer, config.backbone.precision
+    several = loop.strategy is Strategy.ddp and loop.devices * loop.num_nodes > 1
+    if (
+        not several
+        or loop.accelerator is Accelerator.cpu
+        or precision
+        not in (
+            BackbonePrecision.int8,
+            BackbonePrecision.nf4,
+        )
+    ):
+        return []
+    return [
+        f"backbone.precision={precision} works on one GPU only: every process would load its base onto GPU 0. Use "
+        "trainer.devices=1 with trainer.strategy=auto, or backbone.precision=bfloat16 on several"
+    ]
+
+
 def sharding_problems(config: RunConfig) -> list[str]:
     """What trainer.strategy=fsdp2 cannot do."""
     if config.trainer.strategy is not Strategy.fsdp2:
@@ -175,8 +213,8 @@ def sharding_problems(config: RunConfig) -> list[str]:
         )
     if config.backbone.precision in (BackbonePrecision.int8, BackbonePrecision.nf4):
         problems.append(
-            f"trainer.strategy=fsdp2 cannot shard backbone.precision={config.backbone.precision}; use bfloat16, or "
-            "trainer=ddp"
+            f"trainer.strategy=fsdp2 cannot shard backbone.precision={config.backbone.precision}; use bfloat16, or one "
+            "device with trainer.strategy=auto"
         )
     if config.checkpoint.save_base:
         problems.append("checkpoint.save_base=true cannot gather a backbone that trainer.strategy=fsdp2 has sharded")

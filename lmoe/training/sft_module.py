@@ -22,6 +22,7 @@ from lmoe.training.handoff import set_fades
 from lmoe.training.module_state import load_state, save_state
 from lmoe.training.optimizers import build_optimizer, build_scheduler, set_learning_rates, trainable_groups
 from lmoe.training.phases import Phase, PhaseSchedule
+from lmoe.training.ranks import over_ranks
 from lmoe.training.sharded import ShardedStrategy, shard_backbone
 from lmoe.training.window_losses import WindowLosses
 
@@ -116,13 +117,15 @@ class SftModule(LightningModule):
         task, share = losses.sum() / label_tokens, batch["valid_mask"].sum() / valid_tokens
         self.window_routing.update_all(record.trace.routing, batch["valid_mask"], batch["domain_ids"])
         record.trace.clear()
-        self.window.add({"train/loss": task} | {name: loss * share for name, loss in auxiliary.values.items()})
+        self.window.add(
+            {"train/loss": task} | {f"train/{name}": loss * share for name, loss in auxiliary.values.items()}
+        )
         loss = task if auxiliary.total is None else task + auxiliary.total * share
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
     def over_ranks(self, values: Tensor) -> Tensor:
         """The sum over all processes."""
-        return self.trainer.strategy.reduce(values, reduce_op="sum")  # type: ignore[return-value]
+        return over_ranks(self.trainer, values)
 
     def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Loss of each predicted token, (B, T - 1) nats, and its labels, (B, T - 1)."""

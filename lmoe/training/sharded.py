@@ -17,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 
 from lmoe.injection.record import injected
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
+from lmoe.ops.processes import sum_in_place
 
 
 def shard_backbone(model: nn.Module, mesh: DeviceMesh) -> None:
@@ -36,7 +37,7 @@ def average_gradients(parameters: list[nn.Parameter], processes: int) -> None:
     """Mean over all processes of the gradients of whole parameters, in one message; no gradient counts as zero."""
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([gradient.flatten() for gradient in gradients]) / processes
-    torch.distributed.all_reduce(flat)
+    sum_in_place(flat)
     parts = flat.split([gradient.numel() for gradient in gradients])
     for parameter, part in zip(parameters, parts, strict=True):
         parameter.grad = part.view_as(parameter).clone()

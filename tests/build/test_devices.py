@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lmoe.build.devices import check_devices
+from lmoe.build.trainer import build_trainer
 from lmoe.errors import ConfigError
 from lmoe.schema.trainer import Accelerator, Strategy, TrainerConfig
 
@@ -78,3 +79,29 @@ def test_a_wrong_number_leaves_no_run_behind(train, monkeypatch):
     assert done.code == 1
     assert "but SLURM has started 2 tasks" in done.text
     assert not done.run.exists()
+
+
+def test_a_mac_computes_on_its_cpu_because_its_gpu_has_no_float64(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("lightning.pytorch.accelerators.mps.MPSAccelerator.is_available", staticmethod(lambda: True))
+    trainer = build_trainer(asked(accelerator=Accelerator.auto, strategy=Strategy.auto), tmp_path, [], [])
+    assert trainer.strategy.root_device == torch.device("cpu")
+
+
+def test_one_card_is_chosen_by_its_number(monkeypatch, tmp_path):
+    made = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr("lmoe.build.trainer.Trainer", lambda **settings: made.append(settings))
+    loop = asked(accelerator=Accelerator.auto, strategy=Strategy.auto, device_ids=[1])
+    check_devices(loop)
+    build_trainer(loop, tmp_path, [], [])
+    assert (made[0]["accelerator"], made[0]["devices"]) == ("gpu", [1])
+    with pytest.raises(ConfigError, match=r"device_ids=\[2\], but torch sees GPUs 0 to 1: no 2"):
+        check_devices(asked(accelerator=Accelerator.auto, strategy=Strategy.auto, device_ids=[2]))
+
+
+def test_the_number_of_a_card_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"device_ids=\[0\] names GPUs, and torch sees none"):
+        check_devices(asked(accelerator=Accelerator.auto, strategy=Strategy.auto, device_ids=[0]))

@@ -1,16 +1,21 @@
 """Activation checkpointing changes no gradient."""
 
+import warnings
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
+import lmoe
+from lmoe.backbones.checkpointing import recompute_activations
+from lmoe.errors import RoutingError
 from lmoe.injection.facts import facts
 from lmoe.injection.record import injected
 from tests.injection.tiny_injected import DOMAINS, ROUTERS, gradients, randomly, tiny_injected
-from tests.tiny_models import tokens
-
-CHECKPOINTED = {"use_reentrant": False}  # as lmoe.build.parts asks for it
+from tests.tiny_models import tiny_model, tokens
 
 
 @pytest.mark.parametrize(
@@ -24,7 +29,7 @@ def test_gradients_of_loss_and_auxiliary_loss_are_the_same(router, scope):
     expected = gradients(plain)
     assert expected.keys() == {name for name, p in plain.named_parameters() if p.requires_grad}
     model = randomly(tiny_injected(router, injection=injection, moe={"router_scope": scope}))
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs=CHECKPOINTED)
+    recompute_activations(model)
     forwards = []
     model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda *_: forwards.append(1))
     torch.testing.assert_close(gradients(model), expected)
@@ -40,7 +45,7 @@ def test_the_draws_matter_so_that_the_test_above_can_fail():
 @pytest.mark.parametrize("scope", ["linear", "block"])
 def test_the_trace_holds_one_routing_a_router_after_the_forward_ran_again(scope):
     model = randomly(tiny_injected("top_k", moe={"router_scope": scope}))
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs=CHECKPOINTED)
+    recompute_activations(model)
     gradients(model)
     assert list(injected(model).trace.routing) == list(injected(model).plan.routers)
 
@@ -64,5 +69,64 @@ def gradients_as_in_training(model: PreTrainedModel) -> dict[str, Tensor]:
 def test_the_facts_of_a_batch_are_still_known_when_its_forward_runs_again(router):
     expected = gradients_as_in_training(randomly(tiny_injected(router)))
     model = randomly(tiny_injected(router))
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs=CHECKPOINTED)
+    recompute_activations(model)
     torch.testing.assert_close(gradients_as_in_training(model), expected)
+
+
+def test_transformers_before_5_23_is_asked_by_its_own_name(monkeypatch):
+    """There is no activation_checkpointing_enable there, and gradient_checkpointing_enable is not deprecated."""
+    model = randomly(tiny_injected("top_k"))
+    expected, asked = gradients(randomly(tiny_injected("top_k"))), []
+
+    def enable(gradient_checkpointing_kwargs):
+        asked.append(gradient_checkpointing_kwargs)
+        for module in model.modules():
+            if hasattr(module, "gradient_checkpointing"):
+                module.gradient_checkpointing = True
+                module._gradient_checkpointing_func = partial(checkpoint, **gradient_checkpointing_kwargs)
+
+    monkeypatch.delattr(PreTrainedModel, "activation_checkpointing_enable", raising=False)
+    monkeypatch.setattr(model, "gradient_checkpointing_enable", enable)
+    recompute_activations(model)
+    torch.testing.assert_close(gradients(model), expected)
+    assert asked == [{"use_reentrant": False}]
+
+
+def reentrant(model: PreTrainedModel) -> None:
+    """What users call, by the name that their Transformers has."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    model.enable_input_require_grads()
+
+
+@pytest.mark.parametrize("router", ["top_k", "sequence", "relu"])
+@pytest.mark.parametrize("scope", ["linear", "block"])
+def test_reentrant_checkpointing_is_refused_where_the_auxiliary_loss_would_train_nothing(router, scope):
+    model = randomly(tiny_injected(router, moe={"router_scope": scope}))
+    reentrant(model)
+    for read in ("auxiliary_loss", "load_balancing_loss", "router_z_loss"):
+        with lmoe.trace(model, attention_mask=torch.ones(2, 7)) as trace:
+            model(input_ids=tokens(), use_cache=False)
+            with pytest.raises(RoutingError, match="use_reentrant"):
+                getattr(trace, read)()
+            with torch.no_grad():
+                assert torch.isfinite(getattr(trace, read)())
+
+
+def test_a_native_router_refuses_reentrant_checkpointing_too():
+    model = tiny_model("qwen3_moe").train()
+    lmoe.inject(model, {"strategy": "native_moe_expert_lora"}, {"load_balance": {"aux_loss_coef": 0.01}})
+    reentrant(model)
+    with lmoe.trace(model, attention_mask=torch.ones(2, 7)) as trace:
+        model(input_ids=tokens(), use_cache=False)
+        with pytest.raises(RoutingError, match="use_reentrant"):
+            trace.auxiliary_loss()
+
+
+def test_a_model_in_evaluation_mode_may_be_looked_at_without_gradients():
+    model = tiny_injected("top_k")
+    with lmoe.trace(model, attention_mask=torch.ones(2, 7)) as trace:
+        with torch.no_grad():
+            model(input_ids=tokens())
+        assert torch.isfinite(trace.auxiliary_loss())

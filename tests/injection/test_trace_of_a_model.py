@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import lmoe
+from lmoe.backbones.checkpointing import recompute_activations
 from lmoe.injection.record import injected, routers
 from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.routing import RoutingStats
@@ -109,7 +110,7 @@ def test_an_exception_inside_the_block_switches_it_off():
 
 def test_activation_checkpointing_counts_every_token_once():
     model, ids = injected_model().train(), tokens()
-    model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+    recompute_activations(model)
     stats = RoutingStats(injected(model).plan.routers, ["all"])
     with lmoe.trace(model, attention_mask=torch.ones_like(ids)) as trace:
         (model(input_ids=ids, labels=ids, use_cache=False).loss + trace.auxiliary_loss()).backward()
@@ -125,7 +126,7 @@ def test_activation_checkpointing_repeats_the_same_dropout():
     def gradients(checkpointing: bool):
         model = injected_model(lora_dropout=0.4).train()
         if checkpointing:
-            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(model)
         torch.manual_seed(7)
         model(input_ids=tokens(), labels=tokens(), use_cache=False).loss.backward()
         return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -4,7 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch.utils.checkpoint import checkpoint
 
+from lmoe.ops.expert_rows import grouped_linear, grouped_lora
+from lmoe.ops.grouped import group_by_expert
 from tests.layers.small_site import D, Site, router_of, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
@@ -17,9 +20,9 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def outputs_and_gradients(site, x, *, compiled: bool, traced: bool):
+def outputs_and_gradients(site, x, *, compiled: bool, traced: bool, fullgraph: bool = True):
     leaf, valid = x.clone().requires_grad_(), torch.ones(x.shape[:-1], dtype=torch.bool)
-    call = torch.compile(site, fullgraph=True, backend="aot_eager") if compiled else site
+    call = torch.compile(site, fullgraph=fullgraph, backend="aot_eager") if compiled else site
     trace = router_of(site).trace
     if traced:
         with trace.recording(valid):
@@ -53,3 +56,47 @@ def test_every_kind_of_mixture_compiles(special):
     site, x = made.make(), torch.randn(2, 3, D)
     plain, compiled = (outputs_and_gradients(site, x, compiled=way, traced=False) for way in (False, True))
     torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by the compiler itself
+def test_the_grouped_backend_is_called_from_a_compiled_site_in_the_types_that_no_compiler_knows():
+    site, x = Site(backend="grouped", rank=4).make(), torch.randn(2, 3, D)
+    plain, compiled = (
+        outputs_and_gradients(site, x, compiled=way, traced=True, fullgraph=False) for way in (False, True)
+    )
+    torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_one_whole_graph_with_the_grouped_backend_in_float32_is_refused_in_words():
+    site = Site(backend="grouped", rank=4).make()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"moe\.backend=stacked"):
+        outputs_and_gradients(site, torch.randn(2, 3, D), compiled=True, traced=False)
+
+
+def test_rows_of_experts_compile_in_float32():
+    """What moe_expert_lora and native experts compute with."""
+    rows, groups = torch.randn(6, 8), group_by_expert(torch.tensor([[0, 1], [1, 2], [2, 0]]), 3)
+    weight, lora_A, lora_B = torch.randn(3, 4, 8), torch.randn(3, 4, 8), torch.randn(3, 4, 4)
+
+    def both(rows):
+        return grouped_linear(rows, weight, groups) + grouped_lora(rows, lora_A, lora_B, 0.5, groups)
+
+    torch.testing.assert_close(torch.compile(both, backend="aot_eager")(rows), both(rows))
+
+
+def test_a_compiled_site_that_is_checkpointed_traces_the_same():
+    """The trace is written inside the region that runs again, for which a compiler breaks its graph."""
+    site, x = Site().make(), torch.randn(2, 3, D)
+
+    class Checkpointed(torch.nn.Module):
+        def forward(self, x):
+            return checkpoint(site, x, use_reentrant=False)
+
+    found = []
+    for call in (Checkpointed(), torch.compile(Checkpointed(), backend="aot_eager")):
+        leaf, trace = x.clone().requires_grad_(), router_of(site).trace
+        with trace.recording(torch.ones(2, 3, dtype=torch.bool)):
+            y = call(leaf)
+            loss = y.square().mean() + trace.auxiliary_loss()
+        found.append((y.detach(), torch.autograd.grad(loss, [leaf, *trained(site).values()])))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from lmoe.errors import ConfigError
+from lmoe.schema.backbone import BackbonePrecision
 from lmoe.schema.data import DataConfig
 from lmoe.schema.injection import InitLora, InjectionConfig
 from lmoe.schema.keys import unknown_key
@@ -24,7 +25,7 @@ from lmoe.schema.moe import (
 from lmoe.schema.optim import LrSchedule, RoleOptimConfig
 from lmoe.schema.phase import PhaseConfig, Role
 from lmoe.schema.run import RunConfig
-from lmoe.schema.trainer import Accelerator
+from lmoe.schema.trainer import Accelerator, Strategy
 from lmoe.schema.validate import validate
 
 
@@ -107,7 +108,28 @@ JOINT = change("phase.phases", {"joint": PhaseConfig(trainable=[Role.router, Rol
 UNIFORM, RANDOM = both(router(RouterKind.uniform), JOINT), both(router(RouterKind.random), JOINT)
 ORACLE = both(router(RouterKind.oracle), JOINT)
 
+TWO_GPUS = both(change("trainer.strategy", Strategy.ddp), change("trainer.devices", 2))
+
 CASES: list[tuple[Change, list[str]]] = [
+    # devices
+    (
+        both(TWO_GPUS, change("backbone.precision", BackbonePrecision.nf4)),
+        ["backbone.precision=nf4 works on one GPU only", "onto GPU 0", "trainer.devices=1"],
+    ),
+    (
+        both(TWO_GPUS, change("backbone.precision", BackbonePrecision.int8)),
+        ["backbone.precision=int8 works on one GPU only", "backbone.precision=bfloat16 on several"],
+    ),
+    (change("trainer.device_ids", [0, 1]), ["trainer.device_ids is [0, 1]", "trainer.devices=1"]),
+    (
+        both(TWO_GPUS, change("trainer.device_ids", [1, 1])),
+        ["trainer.device_ids is [1, 1]", "different GPUs", "trainer.devices=2"],
+    ),
+    (change("trainer.device_ids", [-1]), ["trainer.device_ids is [-1]", "counted from 0"]),
+    (
+        both(change("trainer.accelerator", Accelerator.cpu), change("trainer.device_ids", [0])),
+        ["trainer.device_ids has no effect", "trainer.accelerator=cpu"],
+    ),
     # missing parts of moe
     (change("moe.router", None), ["moe.router is required", "top_k or soft"]),
     (change("moe.router_z_loss_coef", None), ["moe.router_z_loss_coef is required", "0.001"]),
@@ -431,3 +453,13 @@ def test_an_unknown_key_is_told_the_near_one(key, suggested):
 )
 def test_a_known_key_is_no_problem(key):
     assert unknown_key(RunConfig, key.split(".")) is None
+
+
+@pytest.mark.parametrize("precision", [BackbonePrecision.nf4, BackbonePrecision.int8])
+def test_a_quantised_base_trains_on_one_gpu_and_on_several_cpu_processes(precision):
+    config = valid()
+    config.backbone.precision = precision
+    validate(config)
+    config.trainer.strategy, config.trainer.devices = Strategy.ddp, 2
+    config.trainer.accelerator = Accelerator.cpu
+    validate(config)

@@ -7,8 +7,9 @@ import torch
 
 import lmoe
 from lmoe.injection.record import injected, routers
+from lmoe.layers.step_means import StepMeans
 from lmoe.schema.phase import Role
-from lmoe.training.auxiliary import Auxiliary, StepMeans, diversity
+from lmoe.training.auxiliary import Auxiliary
 from lmoe.training.phases import Phase
 from tests.tiny_models import randomise, tiny_model, tokens
 
@@ -75,11 +76,11 @@ def test_global_batch_balance_takes_the_load_of_the_step_so_far_and_the_probabil
         both = torch.cat([first[site][0][short], routing.assignment[second_valid]])
         load, probs = both.mean(0), routing.probs[second_valid].mean(0)
         expected.append(4 * (load * probs).sum())
-    found = auxiliary.losses(PHASE, second_valid).values["train/load_balancing_loss"]
+    found = auxiliary.losses(PHASE, second_valid).values["load_balancing_loss"]
     torch.testing.assert_close(found, torch.stack(expected).mean())
     auxiliary.after_step(PHASE)
     traced(model, 1)
-    alone_again = auxiliary.losses(PHASE, second_valid).values["train/load_balancing_loss"]
+    alone_again = auxiliary.losses(PHASE, second_valid).values["load_balancing_loss"]
     assert not torch.isclose(alone_again, found), "a new step starts without the loads of the last"
 
 
@@ -87,23 +88,23 @@ def test_switches_of_a_phase_take_losses_out_of_the_total_but_not_out_of_the_met
     model, auxiliary = made({"diversity_coef": 0.5})
     valid = traced(model, 0)
     on, off = auxiliary.losses(PHASE, valid), auxiliary.losses(OFF, valid)
-    names = {"train/load_balancing_loss", "train/router_z_loss", "train/diversity_penalty"}
+    names = {"load_balancing_loss", "router_z_loss", "diversity_penalty"}
     assert on.values.keys() == off.values.keys() == names
     assert off.total is None
     expected = (
-        0.01 * on.values["train/load_balancing_loss"]
-        + 0.001 * on.values["train/router_z_loss"]
-        + 0.5 * on.values["train/diversity_penalty"]
+        0.01 * on.values["load_balancing_loss"]
+        + 0.001 * on.values["router_z_loss"]
+        + 0.5 * on.values["diversity_penalty"]
     )
     assert on.total is not None
     torch.testing.assert_close(on.total, expected)
     only_z = auxiliary.losses(replace(OFF, router_z_loss=True), valid)
-    torch.testing.assert_close(only_z.total, 0.001 * on.values["train/router_z_loss"])
+    torch.testing.assert_close(only_z.total, 0.001 * on.values["router_z_loss"])
 
 
 def test_the_diversity_penalty_pushes_equal_experts_apart_through_their_gradient():
     model, _ = made({"diversity_coef": 0.5})
-    penalty = diversity(model)
+    penalty = injected(model).trace.diversity_penalty()
     penalty.backward()
     gradients = [p.grad for name, p in model.named_parameters() if "mlp" in name and name.endswith("lora_B")]
     assert len(gradients) == 6
@@ -112,7 +113,7 @@ def test_the_diversity_penalty_pushes_equal_experts_apart_through_their_gradient
         for name, parameter in model.named_parameters():
             if "mlp" in name and name.endswith(("lora_A", "lora_B")):
                 parameter -= 0.5 * (parameter.grad if parameter.grad is not None else 0)
-    assert diversity(model).item() < penalty.item()
+    assert injected(model).trace.diversity_penalty().item() < penalty.item()
 
 
 @pytest.mark.parametrize("on", [True, False])
@@ -150,6 +151,6 @@ def test_relu_l1_joins_the_loss_with_its_coefficient_and_reaches_the_routers():
     valid = traced(model, 0)
     found = auxiliary.losses(PHASE, valid)
     assert found.total is not None
-    torch.testing.assert_close(found.total, found.values["train/relu_l1"])
+    torch.testing.assert_close(found.total, found.values["relu_l1"])
     found.total.backward()
     assert all(router.weight.grad is not None and router.weight.grad.any() for _, router in routers(model))

@@ -82,7 +82,7 @@ def _grouped(model: nn.Module, layer: LayerLayout) -> bool:
     """Whether the experts follow the interface of Transformers that grouped forwards share."""
     assert layer.native is not None
     experts = model.get_submodule(layer.native.experts)
-    return all(hasattr(experts, name) for name in ("has_gate", "has_bias", "is_transposed", "has_post_expert_norm"))
+    return all(hasattr(experts, name) for name in ("has_gate", "has_bias", "is_transposed"))
 
 
 def chosen_by(model: nn.Module, layer: LayerLayout) -> int:

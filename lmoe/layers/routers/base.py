@@ -76,7 +76,11 @@ class Router(nn.Module):
 
     def record(self, routing: Routing) -> None:
         """Write into the trace."""
-        self.trace.record(self.site, routing)
+        self.trace.record(self.site, routing, learning=self.learning())
+
+    def learning(self) -> bool:
+        """Whether this router has weights and is in training mode."""
+        return self.training and next(self.parameters(), None) is not None
 
     @abstractmethod
     def route(self, x: Tensor, router_logits: Tensor | None) -> Routing:

@@ -22,4 +22,4 @@ class ReluRouter(LinearRouter):
         return relu_gate(logits, scale=self.settings.scale)
 
     def record(self, routing: Routing) -> None:
-        self.trace.record(self.site, routing, self.l1_coef)
+        self.trace.record(self.site, routing, self.l1_coef, learning=self.learning())

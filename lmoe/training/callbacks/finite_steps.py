@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from lmoe.errors import TrainingError
 from lmoe.schema.trainer import NonFinite
 from lmoe.training.callbacks.step_metrics import record
+from lmoe.training.ranks import any_rank
 from lmoe.training.sft_module import SftModule
 
 SKIPPED_IN_A_ROW = 10
@@ -44,7 +45,7 @@ class FiniteSteps(Callback):
         reason = self._what_is_wrong(trainer, pl_module)
         wrong = reason is not None
         if trainer.world_size > 1:  # all ranks skip the same steps
-            wrong = trainer.strategy.reduce_boolean_decision(wrong, all=False)
+            wrong = any_rank(trainer, wrong)
         if not wrong:
             self._in_a_row = 0
             return

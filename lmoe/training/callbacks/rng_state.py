@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from lmoe.training.callbacks.step_metrics import finished_step
+from lmoe.training.ranks import from_every_rank
 
 ENTRY = "lmoe_rng"
 """Entry of a checkpoint: the state of every rank."""
@@ -52,10 +53,7 @@ class RngState(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module, checkpoint: dict) -> None:
         own = self._pending or self._window_start or rng_state()
-        states = [own] * trainer.world_size
-        if trainer.world_size > 1:
-            torch.distributed.all_gather_object(states, own)
-        checkpoint[ENTRY] = states
+        checkpoint[ENTRY] = from_every_rank(trainer, own)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module, checkpoint: dict) -> None:
         states, rank = checkpoint[ENTRY], trainer.global_rank

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from lmoe.metrics.routing import routing_rows, routing_summary
+from lmoe.training.ranks import over_ranks
 from lmoe.training.sft_module import SftModule
 
 
@@ -51,7 +52,7 @@ class StepMetrics(Callback):
         if not finished_step(trainer, batch_idx):
             return
         shares, step = pl_module.window.take(), trainer.global_step
-        losses = {name: float(trainer.strategy.reduce(torch.tensor(v), reduce_op="sum")) for name, v in shares.items()}
+        losses = {name: float(over_ranks(trainer, torch.tensor(v))) for name, v in shares.items()}
         pl_module.last_loss = losses["train/loss"]
         self.on_step(step, pl_module.current.name, pl_module.last_loss)
         if step % self.every_n_steps and step not in (1, trainer.max_steps):

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from lmoe.training.callbacks.step_metrics import finished_step
+from lmoe.training.ranks import over_ranks
 from lmoe.training.stopping import StopSignals
 
 TIME_OVER = 1
@@ -47,7 +48,7 @@ class StopRequest(Callback):
         if trainer.world_size > 1:
             if not stepped:
                 return
-            agreed = int(trainer.strategy.reduce(self._own(trainer), reduce_op="max"))
+            agreed = int(over_ranks(trainer, torch.tensor(self._own()), "max"))
             if agreed:  # NOTE else a signal that came in the meantime waits for the next step
                 self.signals.received = agreed
         elif stepped and self.signals.received is None and self._time_is_over():
@@ -59,10 +60,9 @@ class StopRequest(Callback):
         trainer.should_stop = True
         self.say(f"trainer.max_time is over after step {trainer.global_step}")
 
-    def _own(self, trainer: Trainer) -> torch.Tensor:
-        """() number of the signal that this process got, or TIME_OVER, or 0."""
-        own = self.signals.received or (TIME_OVER if self._time_is_over() else 0)
-        return torch.tensor(own, device=trainer.strategy.root_device)
+    def _own(self) -> int:
+        """Number of the signal that this process got, or TIME_OVER, or 0."""
+        return self.signals.received or (TIME_OVER if self._time_is_over() else 0)
 
     def _time_is_over(self) -> bool:
         return self._end is not None and time.monotonic() >= self._end

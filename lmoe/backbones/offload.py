@@ -1,0 +1,47 @@
+"""Find weights that are not in memory where they are used: accelerate fetches them from a disk or the CPU."""
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from lmoe.errors import BackboneError
+
+
+def refuse_offloaded(model: nn.Module, what: str) -> None:
+    """Nothing, where all weights can be read, or where a model is wholly on the meta device, as for planning.
+
+    NOTE accelerate leaves tensors of the meta device in place of such weights: reading them gives zeros or what was in
+    memory before, without an error.
+
+    Args:
+        model: bare, injected or blending.
+        what: is about to happen, as the subject of "needs".
+
+    Raises:
+        BackboneError: weights are offloaded; names the first such module.
+    """
+    path = first_offloaded(model)
+    if path is not None:
+        raise BackboneError(
+            f"{what} needs the weights in memory, and those of {path or type(model).__name__} are offloaded "
+            "(device_map or accelerate.cpu_offload). Load the base without offloading: on one device, on several GPUs, "
+            "or quantised (nf4 takes about a quarter of bfloat16)"
+        )
+
+
+def first_offloaded(model: nn.Module) -> str | None:
+    """Path of the first module whose weights accelerate fetches when it runs ("" is the model itself), or None."""
+    for path, module in model.named_modules():
+        if any(getattr(hook, "offload", False) for hook in _hooks(module)):
+            return path
+    parameters = list(model.named_parameters())
+    meta = [name for name, parameter in parameters if parameter.is_meta]
+    return meta[0].rpartition(".")[0] if meta and len(meta) < len(parameters) else None
+
+
+def _hooks(module: nn.Module) -> Iterator[object]:
+    """What accelerate runs around a module's forward; it may chain several."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        yield hook
+        yield from getattr(hook, "hooks", ())

@@ -1,0 +1,109 @@
+"""What processes tell one another reaches a process group that knows the run's device only, as nccl does."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+from torch.testing._internal.distributed.fake_pg import FakeProcessGroup
+
+import lmoe
+from lmoe.training.callbacks.finite_steps import FiniteSteps
+from lmoe.training.callbacks.step_metrics import StepMetrics
+from lmoe.training.callbacks.stop_request import StopRequest
+from lmoe.training.ranks import any_rank, over_ranks
+from lmoe.training.sft_module import SftModule
+from lmoe.training.stopping import StopSignals
+from lmoe.training.window_losses import WindowLosses
+
+ELSEWHERE = "meta"
+"""Stands for cuda: a device other than the CPU that every machine has."""
+
+
+class StrategyElsewhere(DDPStrategy):
+    """On a device whose numbers cannot be read: in their place ones come back."""
+
+    root_device = torch.device(ELSEWHERE)
+
+    def reduce(self, tensor, group=None, reduce_op="mean"):
+        assert super().reduce(tensor, group, reduce_op).device == self.root_device
+        return torch.ones(tensor.shape)
+
+    def reduce_boolean_decision(self, decision: bool, all: bool = True) -> bool:
+        return bool(self.reduce(torch.tensor(decision, device=self.root_device), reduce_op="sum"))
+
+
+def fake_group(common, options) -> FakeProcessGroup:
+    """Sends nothing, and is asked only for the devices that it is registered for."""
+    return FakeProcessGroup._create_internal(common.group_rank, common.group_size, options)
+
+
+@pytest.fixture
+def trainer(monkeypatch) -> Iterator[SimpleNamespace]:
+    """What callbacks ask of a Trainer after an optimizer step, as one of two processes of a group without the CPU."""
+    if "elsewhere" not in dist.Backend.backend_list:
+        dist.Backend.register_backend("elsewhere", fake_group, extended_api=True, devices=[ELSEWHERE])
+    dist.init_process_group("elsewhere", rank=0, world_size=2, store=dist.HashStore())
+    monkeypatch.setattr(dist, "barrier", lambda *_, **__: None)  # nccl's needs no tensor of ours
+    yield SimpleNamespace(
+        strategy=StrategyElsewhere(), world_size=2, global_step=2, max_steps=9, accumulate_grad_batches=1, loggers=[]
+    )
+    dist.destroy_process_group()
+
+
+def test_the_group_of_these_tests_refuses_a_tensor_of_the_cpu(trainer):
+    with pytest.raises(RuntimeError, match="No backend type associated with device type cpu"):
+        trainer.strategy.reduce(torch.ones(2), reduce_op="sum")
+
+
+def test_values_of_the_cpu_are_reduced_on_the_device_of_the_run(trainer):
+    assert over_ranks(trainer, torch.zeros(2)).tolist() == [1, 1]
+    assert over_ranks(trainer, torch.tensor(0), "max") == 1
+    assert any_rank(trainer, False)
+
+
+def test_the_losses_of_a_step_are_reduced_on_the_device_of_the_run(trainer):
+    told, window = [], WindowLosses()
+    window.add({"train/loss": torch.tensor(7.0), "train/router_z_loss": torch.tensor(8.0)})
+    module = SimpleNamespace(window=window, current=SimpleNamespace(name="joint"))
+    metrics = StepMetrics(5, lambda *step: told.append(step))
+    metrics.on_train_batch_end(trainer, module, None, {"valid_mask": torch.ones(1, 2)}, 0)  # type: ignore[arg-type]
+    assert told == [(2, "joint", 1.0)]
+    assert module.last_loss == 1.0
+
+
+def test_a_request_to_stop_is_reduced_on_the_device_of_the_run(trainer):
+    request = StopRequest(StopSignals(), None, lambda text: None)
+    request.on_train_batch_end(trainer, None, None, None, 0)
+    assert trainer.should_stop, "the other process asked for the end of the time"
+
+
+def test_loads_activity_and_the_routing_in_a_checkpoint_are_reduced_on_the_device_of_the_run(trainer):
+    """All three pass through SftModule.over_ranks."""
+    assert SftModule.over_ranks(SimpleNamespace(trainer=trainer), torch.zeros(3)).tolist() == [1] * 3  # type: ignore[arg-type]
+
+
+def test_a_step_that_is_not_finite_elsewhere_is_agreed_upon_on_the_device_of_the_run(trainer):
+    skipped, window = [], WindowLosses()
+    trainer.precision = "32-true"
+    module = SimpleNamespace(window=window, skip_step=False)
+    FiniteSteps("skip", skipped.append).on_before_optimizer_step(  # type: ignore[arg-type]
+        trainer, module, SimpleNamespace(param_groups=[])
+    )
+    assert module.skip_step and "not finite on another rank" in skipped[0]
+
+
+def test_no_other_file_talks_to_other_processes():
+    """Runs do it in lmoe/training/ranks.py; what is on the model's device anyway is summed in lmoe/ops/processes.py."""
+    talks = re.compile(
+        r"strategy\.(reduce|broadcast|barrier|all_gather)|all_(reduce|gather)|dist(ributed)?\.\w*(reduce|gather|broadcast|barrier)"
+    )
+    root = Path(lmoe.__file__).parent
+    files = sorted(root.rglob("*.py"))
+    assert len(files) > 150
+    found = {str(file.relative_to(root)) for file in files if talks.search(file.read_text(encoding="utf-8"))}
+    assert found == {"training/ranks.py", "ops/processes.py"}
