@@ -1,6 +1,7 @@
 """What the routers of one model decided in one forward."""
 
 import copy
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -134,6 +135,7 @@ class RoutingTrace:
         self.l1_coefs: dict[str, Tensor] = {}
         self.valid: Tensor | None = None
         self.on = False
+        self._thread = 0
         self.mixtures: Sequence[StackedExperts] = ()
         self.step_activity = StepMeans()
         self.counted_from = 0
@@ -142,13 +144,21 @@ class RoutingTrace:
 
     @contextmanager
     def recording(self, valid: Tensor) -> Iterator["RoutingTrace"]:
-        """Collect the forwards inside the block.
+        """Collect the forwards of this thread inside the block.
 
         Args:
             valid: (B, T) bool or 0/1, False for padding.
+
+        Raises:
+            RoutingError: another thread collects.
         """
+        me = threading.get_ident()
+        if self.on and self._thread != me:
+            raise RoutingError(
+                "another thread traces this model, which keeps the routing of one forward: let one thread trace at a time"
+            )
         self.clear()
-        self.valid, self.on = valid.bool(), True
+        self.valid, self.on, self._thread = valid.bool(), True, me
         try:
             yield self
         finally:
@@ -170,7 +180,7 @@ class RoutingTrace:
             l1_coef: () weight of its L1, for relu.
             learning: whether the router has weights and is in training mode, so that a loss needs its graph.
         """
-        if self.on:
+        if self.on and (torch.compiler.is_compiling() or self._thread == threading.get_ident()):
             self.routing[site] = routing
             self._counted = False
             if learning and not torch.is_grad_enabled():

@@ -1,6 +1,7 @@
 """The trace of a whole model: padding, other models, copies, activation checkpointing, autocast."""
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 import lmoe
 from lmoe.backbones.checkpointing import recompute_activations
+from lmoe.errors import RoutingError
 from lmoe.injection.record import injected, routers
 from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.routing import RoutingStats
@@ -184,3 +186,25 @@ def test_a_mask_that_does_not_fit_the_forward_is_refused():
         model(ids)
         with pytest.raises(ValueError, match="routing of 8 tokens, but the mask of valid tokens has 16"):
             trace.auxiliary_loss()
+
+
+def test_a_trace_keeps_the_forwards_of_its_own_thread_and_one_thread_traces_at_a_time():
+    model, ids, other = injected_model(), tokens(2, 4), tokens(2, 4, seed=9)
+    refused: list[str] = []
+
+    def elsewhere() -> None:
+        model(other)
+        try:
+            with lmoe.trace(model, attention_mask=torch.ones_like(other)):
+                pass
+        except RoutingError as error:
+            refused.append(str(error))
+
+    with lmoe.trace(model, attention_mask=torch.ones_like(ids)) as trace:
+        model(ids)
+        before = {site: routing.probs.clone() for site, routing in trace.routing.items()}
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join()
+        assert all(torch.equal(routing.probs, before[site]) for site, routing in trace.routing.items())
+    assert len(before) == MIXTURES and "another thread traces this model" in refused[0]
