@@ -155,7 +155,7 @@ class RoutingTrace:
         me = threading.get_ident()
         if self.on and self._thread != me:
             raise RoutingError(
-                "another thread traces this model, which keeps the routing of one forward: let one thread trace at a time"
+                "another thread traces this model, which keeps the routing of one forward: let one trace at a time"
             )
         self.clear()
         self.valid, self.on, self._thread = valid.bool(), True, me

@@ -52,7 +52,8 @@ def test_padding_changes_neither_losses_nor_gradients_nor_statistics(side):
     )
     assert plain.keys() == padded.keys()
     for name, value in plain.items():
-        torch.testing.assert_close(padded[name], value, atol=1e-5, rtol=1e-4, msg=name)
+        scale = value.abs().max().clamp(min=1)  # gradients are in the thousands here
+        torch.testing.assert_close(padded[name] / scale, value / scale, atol=1e-5, rtol=1e-4, msg=name)
     for site, value in statistics.items():
         assert padded_statistics[site].load == pytest.approx(value.load)
         assert padded_statistics[site].entropy == pytest.approx(value.entropy, abs=1e-5)
