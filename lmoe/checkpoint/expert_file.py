@@ -11,8 +11,9 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from lmoe.backbones.fingerprint import fingerprint
+from lmoe.backbones.fingerprint import BaseFingerprint, base_fingerprint
 from lmoe.backbones.load import QUANTISED, precision_of
+from lmoe.checkpoint.stored_base import check_base
 from lmoe.errors import CheckpointError
 from lmoe.ops.linear_sizes import is_linear, sizes
 from lmoe.ops.merge import side_by_side
@@ -49,14 +50,14 @@ class ExpertHeader:
         weights: its safetensors file.
         branches: by module path in the backbone.
         base_model: name of the backbone, as the file has it; never opened.
-        fingerprint: of the backbone, or None where the file does not say.
+        bases: fingerprints of the backbone; none where the file does not say.
     """
 
     folder: Path
     weights: Path
     branches: dict[str, BranchShape]
     base_model: str | None
-    fingerprint: str | None
+    bases: tuple[BaseFingerprint, ...] = ()
 
 
 @dataclass(slots=True, frozen=True)
@@ -103,7 +104,7 @@ class ExpertFile:
     @property
     def fingerprint(self) -> str | None:
         """Of the backbone, or None where the file does not say."""
-        return self.header.fingerprint
+        return self.header.bases[0].digest if self.header.bases else None
 
 
 def paired(shapes: dict[str, tuple[int, ...]], weights: Path, suffix: str) -> dict[str, tuple[int, int, int]]:
@@ -140,13 +141,13 @@ def paired(shapes: dict[str, tuple[int, ...]], weights: Path, suffix: str) -> di
     return found
 
 
-def check_fits(expert: ExpertHeader | ExpertFile, model: nn.Module, *, known_fingerprint: str | None = None) -> None:
+def check_fits(expert: ExpertHeader | ExpertFile, model: nn.Module, *, known: BaseFingerprint | None = None) -> None:
     """Whether every branch has its Linear; sizes of quantised ones too.
 
     Args:
         expert: read, or only its header.
         model: the backbone; what wraps a Linear must keep it as `base_layer`.
-        known_fingerprint: of the backbone; None: computed where the expert names one.
+        known: fingerprint of the backbone; None: computed where the expert names one.
 
     Raises:
         CheckpointError: names the first module that is missing, no Linear, or of another shape, or another base (of a
@@ -171,9 +172,6 @@ def check_fits(expert: ExpertHeader | ExpertFile, model: nn.Module, *, known_fin
                 f"{where} {base}: {path} was trained for {wanted[0]} in, {wanted[1]} out; here it has {found[0]} in, "
                 f"{found[1]} out. Load the base that it was trained on"
             )
-    if header.fingerprint is None or precision_of(model) in QUANTISED:  # whose weights have another fingerprint
+    if not header.bases or precision_of(model) in QUANTISED:  # whose weights have another fingerprint
         return
-    if header.fingerprint != (own := known_fingerprint or fingerprint(model)):
-        raise CheckpointError(
-            f"{where} {base}: trained on another base, fingerprint {header.fingerprint}; this one has {own}"
-        )
+    check_base(f"{where} {base}:", None, header.bases, known or base_fingerprint(model))

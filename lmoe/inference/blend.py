@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmoe.backbones.fingerprint import fingerprint
+from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.checkpoint.expert_file import ExpertHeader
 from lmoe.checkpoint.peft_reader import read_header
 from lmoe.errors import BlendError
@@ -65,7 +65,7 @@ class Blend(FixedBlend):
             raise BlendError(f"weights have no effect with router={kind}, which decides by itself; leave them out")
         given = dict.fromkeys(names, 1.0 / len(names)) if weights is None else weights
         self._rows, self._by_row = checked_weights(given, names), not isinstance(given, Mapping)
-        self.model, self.fingerprint, self._closed = model, fingerprint(model), False
+        self.model, self.base, self._closed = model, base_fingerprint(model), False
         self._stack = BlendStack(
             model, {name: self._header(place) for name, place in experts.items()}, dtype or experts_dtype(model)
         )
@@ -86,6 +86,11 @@ class Blend(FixedBlend):
     def sites(self) -> list[str]:
         """Module paths that carry at least one expert."""
         return list(self._stack.sites)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the base."""
+        return self.base.digest
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -179,7 +184,7 @@ class Blend(FixedBlend):
             BlendError: another router.
             CheckpointError: a folder that cannot be written.
         """
-        return save_centroids(self._encoder().centroids, self.folders, self.fingerprint)
+        return save_centroids(self._encoder().centroids, self.folders, self.base)
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, float]]:
@@ -247,7 +252,7 @@ class Blend(FixedBlend):
         return f"Blend({', '.join(self.names)}; {len(self.sites)} sites)"
 
     def _header(self, place: Place) -> ExpertHeader:
-        return read_header(place, self.model, fingerprint=self.fingerprint)
+        return read_header(place, self.model, base=self.base)
 
     def _made_router(self, kind: BlendRouter, top_k: int | None, temperature: float | None) -> Router:
         if kind is BlendRouter.arrow:

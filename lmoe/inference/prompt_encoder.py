@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase
 
+from lmoe.backbones.fingerprint import BaseFingerprint
 from lmoe.checkpoint.peft_reader import CENTROID_FILE
+from lmoe.checkpoint.stored_base import KINDS
 from lmoe.checkpoint.tensor_file import finite_tensors, stored_metadata, tensor_shapes
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import BlendError
@@ -121,7 +123,7 @@ class EncoderRouter(Router):
         self._prompt = ids
 
     def _read_centroid(self, folder: Path) -> Tensor:
-        return read_centroid(folder / CENTROID_FILE, _width(self.blend.model), self.blend.fingerprint)
+        return read_centroid(folder / CENTROID_FILE, _width(self.blend.model), self.blend.base)
 
     def _goes_on(self, ids: Tensor) -> bool:
         """Whether these tokens are the last prompt and what came after it, generated without a cache."""
@@ -173,7 +175,7 @@ def fitted(blend: "Blend", texts: Mapping[str, Sequence[str]], tokenizer: PreTra
     return found
 
 
-def save_centroids(centroids: Mapping[str, Tensor], folders: Mapping[str, Path], fingerprint: str) -> list[Path]:
+def save_centroids(centroids: Mapping[str, Tensor], folders: Mapping[str, Path], base: BaseFingerprint) -> list[Path]:
     """Each beside its expert, with the base whose hidden states it is a mean of.
 
     Raises:
@@ -182,13 +184,14 @@ def save_centroids(centroids: Mapping[str, Tensor], folders: Mapping[str, Path],
     """
     if len({folders[name] for name in centroids}) < len(centroids):
         raise BlendError("two experts come from one folder, which has room for one centroid; copy it")
-    about = {"format": "pt", BASE: fingerprint}
+    rounded = {f"base_{kind}": value for kind in KINDS if (value := getattr(base, kind)) is not None}
+    about = {"format": "pt", BASE: base.digest, **rounded}
     for name, centroid in centroids.items():
         write_whole(folders[name], {CENTROID_FILE: save({"centroid": centroid.contiguous()}, metadata=about)})
     return [folders[name] / CENTROID_FILE for name in centroids]
 
 
-def read_centroid(path: Path, width: int, fingerprint: str) -> Tensor:
+def read_centroid(path: Path, width: int, base: BaseFingerprint) -> Tensor:
     """(D,) what `save_centroids` wrote.
 
     Raises:
@@ -198,9 +201,12 @@ def read_centroid(path: Path, width: int, fingerprint: str) -> Tensor:
     shapes = tensor_shapes(path)
     if shapes != {"centroid": (width,)}:
         raise BlendError(f"{path}: holds {shapes}, and this base needs a centroid of {width}; fit the centroids anew")
-    if (found := stored_metadata(path).get(BASE)) != fingerprint:
+    about = stored_metadata(path)
+    found = BaseFingerprint(digest=about.get(BASE, "none"), **{kind: about.get(f"base_{kind}") for kind in KINDS})
+    if not found.same_base(base):
         raise BlendError(
-            f"{path}: fitted on another base, fingerprint {found}; this one has {fingerprint}. Remove it, and fit anew"
+            f"{path}: fitted on another base, fingerprint {found.digest}; this one has {base.digest}. Remove it, and "
+            "fit anew"
         )
     return finite_tensors(path, ["centroid"])["centroid"].float()
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from lmoe.backbones.fingerprint import fingerprint
+from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.layout import layouts
 from lmoe.errors import ConfigError, InjectionError
 from lmoe.injection.build_site import SiteBuilder
@@ -124,7 +124,7 @@ def inject(
     if wrong := [role for role in base_roles if role not in BASE_ROLES]:
         raise ConfigError(f"trained_base names {wrong[0]!r}; allowed: {', '.join(BASE_ROLES)}")
     plan = _plan(model, injection, moe)
-    found, context = fingerprint(model), routing_context(moe)
+    found, context = base_fingerprint(model), routing_context(moe)
     trace = RoutingTrace(auxiliary_losses(injection, moe), has_routers=bool(plan.routers))
     build = SiteBuilder(model, layouts(model), injection, moe, trace, context)
     wrappers = [build.wrapper(site) for site in plan.sites]  # a refusal here leaves the model as it was
@@ -146,7 +146,7 @@ def inject(
         moe=moe,
         trace=trace,
         context=context,
-        fingerprint=found,
+        base=found,
         trained_base=frozenset(Role(role) for role in base_roles),
     )
     setattr(model, RECORD, record)
