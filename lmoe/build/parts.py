@@ -13,7 +13,7 @@ from lmoe.data.datamodule import SftDataModule
 from lmoe.data.pack import packing_supported_by_attention
 from lmoe.data.prepare import PreparedData, prepare
 from lmoe.errors import ConfigError, DataError
-from lmoe.injection.apply import inject
+from lmoe.inference.inject import inject
 from lmoe.injection.apply import plan as make_plan
 from lmoe.injection.plan import InjectionPlan
 from lmoe.injection.record import injected

@@ -12,6 +12,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lmoe.backbones.fingerprint import base_parameter_name
+from lmoe.backbones.load import QUANTISED, precision_of
 from lmoe.checkpoint.stored_base import check_base, check_fields, fingerprints_of, stored_fingerprints
 from lmoe.checkpoint.tensor_file import read_json, stored_tensors, tensor_shapes
 from lmoe.checkpoint.write import write_whole
@@ -219,18 +220,27 @@ def load_adapter(model: nn.Module, folder: Path, expected: AdapterConfig) -> Non
     Raises:
         CheckpointError: another base, torn file, missing, unknown or misshapen keys (the first ones are named).
     """
-    base = expected.base_model
-    check_base(f"{folder}: the adapter was", base["name"], stored_fingerprints(base), injected(model).base)
+    base, precision = expected.base_model, precision_of(model)
+    if precision not in QUANTISED or precision == base["precision"]:  # else its weights have another fingerprint
+        check_base(f"{folder}: the adapter was", base["name"], stored_fingerprints(base), injected(model).base)
     most = max(injected(model).plan.routers.values(), default=0)
     if expected.expert_names and len(expected.expert_names) != most:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {len(expected.expert_names)} expert_names for {most} experts")
     own, stored = adapter_tensors(model), read_tensors(folder)
-    if missing := sorted(own.keys() - stored.keys()):
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: {len(missing)} keys missing, first {missing[0]}")
-    if unknown := sorted(stored.keys() - own.keys()):
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: {len(unknown)} unknown keys, first {unknown[0]}")
+    check_keys(own, stored, str(folder / WEIGHTS_FILE))
     fill(own, stored, str(folder / WEIGHTS_FILE))
     tell_of_experts(model, expected.expert_names)
+
+
+def check_keys(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], where: str) -> None:
+    """
+    Raises:
+        CheckpointError: missing or unknown keys.
+    """
+    if missing := sorted(own.keys() - stored.keys()):
+        raise CheckpointError(f"{where}: {len(missing)} keys missing, first {missing[0]}")
+    if unknown := sorted(stored.keys() - own.keys()):
+        raise CheckpointError(f"{where}: {len(unknown)} unknown keys, first {unknown[0]}")
 
 
 def fill(places: Mapping[str, Tensor], stored: Mapping[str, Tensor], where: str) -> None:

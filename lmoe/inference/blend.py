@@ -19,6 +19,7 @@ from lmoe.inference.blend_stack import BlendStack
 from lmoe.inference.blend_taken import experts_dtype, refuse_taken
 from lmoe.inference.blend_weights import Weights, checked_name, checked_weights
 from lmoe.inference.prompt_encoder import EncoderRouter, fitted, save_centroids
+from lmoe.inference.save_pretrained import refuse_to_save, saves_again
 from lmoe.layers.blend_linear import BLEND
 
 Place = str | Path
@@ -70,6 +71,7 @@ class Blend(FixedBlend):
             model, {name: self._header(place) for name, place in experts.items()}, dtype or experts_dtype(model)
         )
         setattr(model, BLEND, self)
+        refuse_to_save(model)
         try:
             self._router = self._made_router(kind, top_k, temperature)
             self._show()
@@ -300,4 +302,5 @@ class Blend(FixedBlend):
     def _release(self) -> None:
         self._stack.close()
         delattr(self.model, BLEND)
+        saves_again(self.model)
         self._closed = True

@@ -12,8 +12,9 @@ from lmoe.checkpoint.adapter import adapter_tensors, fill
 from lmoe.checkpoint.eulerforge_files import CONFIG_FILE, EulerForge, read_eulerforge
 from lmoe.errors import CheckpointError, ConfigError, InjectionError
 from lmoe.inference.export import empty_folder
+from lmoe.inference.inject import inject
 from lmoe.inference.save import save
-from lmoe.injection.apply import inject, plan
+from lmoe.injection.apply import plan
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.schema.backbone import BackboneConfig
 

@@ -15,6 +15,7 @@ from lmoe.checkpoint.write import is_free
 from lmoe.errors import CheckpointError
 from lmoe.inference.load import load
 from lmoe.inference.merge import merge_adapters, merge_average
+from lmoe.inference.save_pretrained import save_backbone
 from lmoe.inference.val_loss import val_loss, validation_rows
 from lmoe.schema.evaluate import NO_DATA
 
@@ -115,7 +116,7 @@ def export_merged(
 def _save(model: PreTrainedModel, folder: Path, merge: Callable[[PreTrainedModel], dict[str, Tensor]]) -> None:
     weights = merge(model)
     try:
-        model.save_pretrained(folder, state_dict=weights)
+        save_backbone(model, folder, weights)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from None
 

@@ -80,13 +80,21 @@ def _checked(
     moe: MoeConfig | Mapping[str, Any] | None,
 ) -> tuple[InjectionConfig, MoeConfig]:
     """Both sections, whole, for a model that carries nothing yet."""
+    refuse_taken(model)
+    injection, moe = _sections(injection, moe)
+    raise_problems(injection_problems(injection, moe) + moe_problems(moe, injection))
+    return injection, moe
+
+
+def refuse_taken(model: nn.Module) -> None:
+    """
+    Raises:
+        InjectionError: the model carries experts or a blend already.
+    """
     if getattr(model, RECORD, None) is not None:
         raise InjectionError("this model already carries experts; load the backbone anew to inject again")
     if getattr(model, BLEND, None) is not None:
         raise InjectionError("this model blends experts; close() its blend to inject")
-    injection, moe = _sections(injection, moe)
-    raise_problems(injection_problems(injection, moe) + moe_problems(moe, injection))
-    return injection, moe
 
 
 def inject(
