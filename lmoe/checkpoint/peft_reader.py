@@ -33,6 +33,7 @@ from lmoe.schema.injection import InjectionConfig
 CENTROID_FILE = "centroid.safetensors"
 """Where a blend keeps what its encoder knows of an expert, beside it."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+BASE_WEIGHT = re.compile(rf"{re.escape(PREFIX)}(?P<path>[\w.]+?)(\.base_layer)?\.weight")
 PICKLED = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
 
 
@@ -122,6 +123,10 @@ def _peft_header(folder: Path) -> ExpertHeader:
             raise CheckpointError(f"{weights}: {key} is LoRA of an embedding; only Linears can be blended")
         if not key.startswith(PREFIX):
             raise CheckpointError(f"{weights}: {key!r} does not begin with {PREFIX}, as PEFT's keys do")
+    base_weights = {
+        found["path"]: key for key in shapes if (found := BASE_WEIGHT.fullmatch(key)) and "lora_" not in found["path"]
+    }
+    of_branches = {key.removeprefix(PREFIX): s for key, s in shapes.items() if key not in base_weights.values()}
     scalings = Scalings(config, where)
     branches = {
         path: BranchShape(
@@ -132,9 +137,7 @@ def _peft_header(folder: Path) -> ExpertHeader:
             key_A=f"{PREFIX}{path}.lora_A.weight",
             key_B=f"{PREFIX}{path}.lora_B.weight",
         )
-        for path, (width, out, rank) in paired(
-            {key.removeprefix(PREFIX): shape for key, shape in shapes.items()}, weights, ".weight"
-        ).items()
+        for path, (width, out, rank) in paired(of_branches, weights, ".weight").items()
     }
     base = config.get("base_model_name_or_path")
     return ExpertHeader(
@@ -142,6 +145,7 @@ def _peft_header(folder: Path) -> ExpertHeader:
         weights=weights,
         branches=branches,
         base_model=base if isinstance(base, str) else None,
+        base_weights=base_weights,
     )
 
 

@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from lmoe.backbones.load import load_model, load_tokenizer
@@ -16,6 +15,7 @@ from lmoe.inference.inject import inject
 from lmoe.inference.save import save
 from lmoe.injection.apply import plan
 from lmoe.injection.backbone_state import backbone_state
+from lmoe.ops.same_values import same_values
 from lmoe.schema.backbone import BackboneConfig
 
 LAYER = re.compile(r"\.(\d+)\.")
@@ -98,14 +98,8 @@ def _check_backbone(given: EulerForge, model: nn.Module) -> None:
         own = base.get(name)
         if own is None or own.shape != tensor.shape:
             raise CheckpointError(f"{given.folder}: {name} is not in the base, or has another shape there")
-        if not _same(tensor, own):
+        if not same_values(tensor, own):
             raise CheckpointError(
                 f"{given.folder}: {name} is not that of the base: it was trained too, or the base is another one "
                 "(--base-model); an adapter cannot hold it"
             )
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Equal in the coarser of the two types."""
-    dtype = min(one.dtype, other.dtype, key=lambda kind: torch.finfo(kind).bits) if one.is_floating_point() else None
-    return torch.equal(one.to(dtype or other.dtype), other.to(dtype or other.dtype))
