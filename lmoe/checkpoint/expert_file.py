@@ -192,8 +192,12 @@ def _check_base_weights(header: ExpertHeader, modules: Mapping[str, nn.Module]) 
     for path, key in header.base_weights.items():
         module = modules.get(path)
         own = getattr(getattr(module, "base_layer", module), "weight", None)
-        fits = isinstance(own, Tensor) and own.is_floating_point() and shapes[key] == tuple(own.shape)
-        if fits and same_values(stored_tensors(header.weights, [key])[key], own.detach().cpu()):
+        if (
+            isinstance(own, Tensor)
+            and own.is_floating_point()
+            and shapes[key] == tuple(own.shape)
+            and same_values(stored_tensors(header.weights, [key])[key], own.detach().cpu())
+        ):
             continue
         raise CheckpointError(
             f"{header.weights}: {key} is not the weight of {path} in this model; LoRA adds branches, and this replaces "

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lmoe.backbones.load import load_model, load_tokenizer
+from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
 from lmoe.checkpoint.adapter import adapter_tensors, fill
 from lmoe.checkpoint.eulerforge_files import CONFIG_FILE, EulerForge, read_eulerforge
 from lmoe.errors import CheckpointError, ConfigError, InjectionError
@@ -53,7 +53,8 @@ def convert_eulerforge(checkpoint: str | Path, output: str | Path, base_model: s
         where = "no place for" if differing[0] in given.adapters else "no tensor for"
         raise CheckpointError(f"{given.folder}: {where} {differing[0]} (of {len(differing)} differences)")
     fill(own, given.adapters, str(given.folder))
-    return save(model, target, tokenizer=load_tokenizer(backbone), base_model=name)
+    tokenizer = tokenizer_in(given.folder) or load_tokenizer(backbone)
+    return save(model, target, tokenizer=tokenizer, base_model=name)
 
 
 def sections(given: EulerForge) -> tuple[dict[str, Any], dict[str, Any]]:

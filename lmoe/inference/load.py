@@ -11,6 +11,7 @@ from lmoe.checkpoint.adapter import CONFIG_FILE, AdapterConfig, check_sizes, loa
 from lmoe.checkpoint.place import adapter_folder, lost_config
 from lmoe.checkpoint.stored_base import BESIDE
 from lmoe.errors import CheckpointError, ConfigError, InjectionError
+from lmoe.inference.answer_end import answers_end
 from lmoe.inference.average import merge_without_config
 from lmoe.inference.inject import inject
 from lmoe.injection.apply import plan
@@ -32,7 +33,8 @@ def load(
             False: refuse it.
 
     Returns:
-        The model in evaluation mode, ready for model.generate, and its tokenizer.
+        The model in evaluation mode, ready for model.generate, which stops where training ended a turn, and its
+        tokenizer, with the chat template that the run was trained with.
 
     Raises:
         CheckpointError: no adapter there, a torn file, or a base that does not fit.
@@ -57,7 +59,9 @@ def load(
     model = load_model(backbone)
     inject_stored(model, folder, config, f"the base {backbone.model_name}")
     named = replace(backbone, model_name=stored["name"]) if is_beside and stored["name"] else backbone
-    return model.eval(), tokenizer_in(folder) or load_tokenizer(named)
+    tokenizer = tokenizer_in(folder) or load_tokenizer(named)
+    answers_end(model, tokenizer)
+    return model.eval(), tokenizer
 
 
 def inject_stored(model: nn.Module, folder: Path, config: AdapterConfig, named: str) -> InjectionPlan:
@@ -87,4 +91,6 @@ def _average(folder: Path, base_model: str) -> tuple[PreTrainedModel, PreTrained
     backbone = BackboneConfig(model_name=base_model)
     model = load_model(backbone)
     merge_without_config(model, folder)
-    return model.eval(), tokenizer_in(folder) or load_tokenizer(backbone)
+    tokenizer = tokenizer_in(folder) or load_tokenizer(backbone)
+    answers_end(model, tokenizer)
+    return model.eval(), tokenizer
