@@ -12,6 +12,7 @@ from lmoe.data.choices import ChoiceRow, read_choices
 from lmoe.data.encode_choices import encode_choices
 from lmoe.data.template import ChatTemplate, take_template
 from lmoe.errors import DataError
+from lmoe.inference.answer_end import answers_end
 from lmoe.inference.evaluate_choices import choice_accuracy
 from lmoe.inference.evaluate_losses import domain_losses
 from lmoe.inference.evaluate_rows import evaluation_rows, row_notes
@@ -56,6 +57,7 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
     )
     template_file = settings.chat_template or older_template(own, tokenizer, str(model.name_or_path))
     take_template(tokenizer, template_file)  # rows, questions, answers and tasks: all by one template
+    answers_end(model, tokenizer)
     template = ChatTemplate.of(tokenizer, None)
     check_template(settings, template)
     result = Evaluation(

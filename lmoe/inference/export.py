@@ -43,8 +43,7 @@ def export_peft(checkpoint: str | Path, output: str | Path, base_model: str | No
 
 
 def export_peft_experts(checkpoint: str | Path, output: str | Path, base_model: str | None = None) -> dict[str, Path]:
-    """Write each expert of a mixture_lora as a PEFT adapter under its name, and the chat template beside each; attention
-    LoRA is part of each.
+    """Write each expert of a mixture_lora as a PEFT adapter under its name, with attention LoRA and the chat template.
 
     Args, Raises: as export_peft.
 
