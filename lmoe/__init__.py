@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lmoe.checkpoint.import_experts import import_experts as import_experts
+    from lmoe.inference.attach import attach as attach
     from lmoe.inference.blend import Blend as Blend
+    from lmoe.inference.inject import inject as inject
     from lmoe.inference.load import load as load
     from lmoe.inference.save import save as save
-    from lmoe.injection.apply import inject as inject
     from lmoe.injection.apply import plan as plan
     from lmoe.injection.balance import balance as balance
     from lmoe.injection.masked import masked_experts as masked_experts
@@ -19,7 +20,8 @@ __version__ = "0.1.0"
 # Imported when first used, so that `import lmoe` and the command line do not wait for torch.
 _PUBLIC = {
     "Blend": "lmoe.inference.blend",
-    "inject": "lmoe.injection.apply",
+    "attach": "lmoe.inference.attach",
+    "inject": "lmoe.inference.inject",
     "plan": "lmoe.injection.apply",
     "trace": "lmoe.injection.tracing",
     "balance": "lmoe.injection.balance",
@@ -28,7 +30,7 @@ _PUBLIC = {
     "import_experts": "lmoe.checkpoint.import_experts",
     "masked_experts": "lmoe.injection.masked",
 }
-__all__ = ["Blend", "balance", "import_experts", "inject", "load", "masked_experts", "plan", "save", "trace"]
+__all__ = ["Blend", "attach", "balance", "import_experts", "inject", "load", "masked_experts", "plan", "save", "trace"]
 
 
 def __getattr__(name: str) -> object:

@@ -12,6 +12,7 @@ from lmoe.build.memory import peak_memory_mb
 from lmoe.build.parts import Parts
 from lmoe.checkpoint.adapter import save_adapter
 from lmoe.checkpoint.place import ADAPTER_DIR
+from lmoe.inference.save_pretrained import save_backbone
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected
 from lmoe.report.curves import read_metrics
@@ -57,7 +58,7 @@ def finish(
 
 def save_base(parts: Parts, folder: Path) -> None:
     """The frozen weights under the backbone's own names, as a Hugging Face model directory."""
-    parts.model.save_pretrained(folder, state_dict=backbone_state(parts.model))
+    save_backbone(parts.model, folder, backbone_state(parts.model))
     parts.tokenizer.save_pretrained(folder)
 
 

@@ -13,8 +13,9 @@ from lmoe.checkpoint.import_experts import import_experts
 from lmoe.data.datamodule import SftDataModule
 from lmoe.data.pack import packing_supported_by_attention
 from lmoe.data.prepare import PreparedData, prepare
+from lmoe.data.template import take_template
 from lmoe.errors import ConfigError, DataError
-from lmoe.injection.apply import inject
+from lmoe.inference.inject import inject
 from lmoe.injection.apply import plan as make_plan
 from lmoe.injection.plan import InjectionPlan
 from lmoe.injection.record import injected
@@ -66,6 +67,7 @@ def build_parts(config: RunConfig, *, fill_experts: bool = True) -> Parts:
     seed_everything(config.seed, verbose=False)
     backbone = config.backbone
     tokenizer = load_tokenizer(backbone)
+    take_template(tokenizer, config.data.chat_template)  # from here on it is the tokenizer's, which the adapter keeps
     model = load_model(backbone)
     leak = packing_supported_by_attention(backbone.attn_implementation, config.data.batch_size)
     if leak and config.data.packing:

@@ -12,7 +12,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from lmoe.backbones.fingerprint import base_parameter_name
+from lmoe.backbones.load import QUANTISED, precision_of
 from lmoe.backbones.offload import refuse_offloaded
+from lmoe.checkpoint.stored_base import check_base, check_fields, fingerprints_of, stored_fingerprints
 from lmoe.checkpoint.tensor_file import read_json, stored_tensors, tensor_shapes
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import CheckpointError
@@ -50,8 +52,11 @@ class AdapterConfig:
     expert_names: list[str] = field(default_factory=list)
 
 
-def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
+def adapter_tensors(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
     """Adapters and routers under the keys of the file: experts one by one, everything else as it is; views.
+
+    Args:
+        state: a state dict of the whole model, where somebody has gathered it; None: the model's own tensors.
 
     Raises:
         BackboneError: weights that accelerate has offloaded.
@@ -59,14 +64,16 @@ def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
     refuse_offloaded(model, "reading or writing an adapter")
     tensors: dict[str, Tensor] = {}
     stacked: set[str] = set()
+    own = {**adapter_parameters(model), **adapter_buffers(model)}
+    values = {name: (tensor if state is None else state[name]).data for name, tensor in own.items()}
     for path, module in mixtures(model):
-        tensors |= _experts(path, module)
+        tensors |= _experts(path, module, values)
         stacked |= {f"{path}.{name}" for name in STACKED}
-    for name, tensor in (*adapter_parameters(model).items(), *adapter_buffers(model).items()):
+    for name, tensor in values.items():
         if name not in stacked:
             key = base_parameter_name(name)
             assert key not in tensors, key
-            tensors[key] = tensor.data
+            tensors[key] = tensor
     return tensors | _faded(model)
 
 
@@ -85,27 +92,30 @@ def _faded(model: nn.Module) -> dict[str, Tensor]:
     return tensors
 
 
-def _experts(path: str, module: MixtureLoRALinear | StackedLoRA) -> dict[str, Tensor]:
+def _experts(path: str, module: MixtureLoRALinear | StackedLoRA, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The stacked tensors of a mixture, taken apart; an A that all experts share has a key of its own."""
     tensors = {}
     for name in STACKED:
-        tensor = getattr(module, name, None)
+        tensor = values.get(f"{path}.{name}")
         if tensor is None:
             continue
         if name == "lora_A" and isinstance(module, MixtureLoRALinear) and module.settings.shared_lora_A:
-            tensors[f"{path}.shared_lora_A"] = tensor.data[0]
+            tensors[f"{path}.shared_lora_A"] = tensor[0]
         else:
-            tensors |= {f"{path}.experts.{e}.{name}": tensor.data[e] for e in range(tensor.shape[0])}
+            tensors |= {f"{path}.experts.{e}.{name}": tensor[e] for e in range(tensor.shape[0])}
     return tensors
 
 
-def save_adapter(model: nn.Module, folder: Path, base_model: dict[str, Any]) -> Path:
-    """Write both files, each under another name first.
+def save_adapter(
+    model: nn.Module, folder: Path, base_model: dict[str, Any], state: Mapping[str, Tensor] | None = None
+) -> Path:
+    """Write both files, each under another name first; all tensors in float32.
 
     Args:
         model: an injected model.
         folder: made if missing; files of the same names are replaced.
         base_model: name, revision and precision of the backbone; the fingerprint is added here.
+        state: as `adapter_tensors` takes it.
 
     Raises:
         InjectionError: the model carries no experts.
@@ -114,20 +124,28 @@ def save_adapter(model: nn.Module, folder: Path, base_model: dict[str, Any]) -> 
     record = injected(model)
     config = {
         "format_version": FORMAT_VERSION,
-        "base_model": {**base_model, "fingerprint": record.fingerprint},
+        "base_model": {**base_model, **fingerprints_of(model)},
         "injection": {key: value for key, value in asdict(record.injection).items() if key != "experts_from"},
         "moe": asdict(as_used(record)),
         "trained_base": sorted(record.trained_base),
         **({"expert_names": list(record.expert_names)} if record.expert_names else {}),
     }
-    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in adapter_tensors(model).items()}
     contents = {
         # NOTE save_file would make a file that only its owner can read, whatever the umask.
-        WEIGHTS_FILE: save(tensors, metadata={"format": "pt"}),
+        WEIGHTS_FILE: adapter_bytes(model, state),
         CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode("utf-8"),
     }
     write_whole(folder, contents)
     return folder
+
+
+def adapter_bytes(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> bytes:
+    """What adapter.safetensors holds; arguments as `adapter_tensors` has them."""
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous().clone()
+        for name, tensor in adapter_tensors(model, state).items()
+    }
+    return save(tensors, metadata={"format": "pt"})
 
 
 def as_used(record: Injected) -> MoeConfig:
@@ -160,6 +178,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         raise CheckpointError(f"{path}: base_model needs a name and a precision ({', '.join(BackbonePrecision)})")
     if not isinstance(base.get("fingerprint"), str) or not isinstance(base.get("revision"), str | None):
         raise CheckpointError(f"{path}: base_model needs a fingerprint, and a revision that is text or null")
+    check_fields(base, path)
     if found := next((text for text in _texts([raw["injection"], raw["moe"]]) if "${" in text), None):
         raise CheckpointError(f"{path}: {found!r} is an interpolation; an adapter holds plain values")
     trained_base = raw.get("trained_base", [])  # files from before a phase could train it do not say
@@ -206,22 +225,27 @@ def load_adapter(model: nn.Module, folder: Path, expected: AdapterConfig) -> Non
     Raises:
         CheckpointError: another base, torn file, missing, unknown or misshapen keys (the first ones are named).
     """
-    wanted_base, found_base = expected.base_model["fingerprint"], injected(model).fingerprint
-    if wanted_base != found_base:
-        raise CheckpointError(
-            f"{folder}: the adapter was trained on another base ({expected.base_model['name']}, fingerprint "
-            f"{wanted_base}); this one has {found_base}"
-        )
+    base, precision = expected.base_model, precision_of(model)
+    if precision not in QUANTISED or precision == base["precision"]:  # else its weights have another fingerprint
+        check_base(f"{folder}: the adapter was", base["name"], stored_fingerprints(base), injected(model).base)
     most = max(injected(model).plan.routers.values(), default=0)
     if expected.expert_names and len(expected.expert_names) != most:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {len(expected.expert_names)} expert_names for {most} experts")
     own, stored = adapter_tensors(model), read_tensors(folder)
-    if missing := sorted(own.keys() - stored.keys()):
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: {len(missing)} keys missing, first {missing[0]}")
-    if unknown := sorted(stored.keys() - own.keys()):
-        raise CheckpointError(f"{folder / WEIGHTS_FILE}: {len(unknown)} unknown keys, first {unknown[0]}")
+    check_keys(own, stored, str(folder / WEIGHTS_FILE))
     fill(own, stored, str(folder / WEIGHTS_FILE))
     tell_of_experts(model, expected.expert_names)
+
+
+def check_keys(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], where: str) -> None:
+    """
+    Raises:
+        CheckpointError: missing or unknown keys.
+    """
+    if missing := sorted(own.keys() - stored.keys()):
+        raise CheckpointError(f"{where}: {len(missing)} keys missing, first {missing[0]}")
+    if unknown := sorted(stored.keys() - own.keys()):
+        raise CheckpointError(f"{where}: {len(unknown)} unknown keys, first {unknown[0]}")
 
 
 def fill(places: Mapping[str, Tensor], stored: Mapping[str, Tensor], where: str) -> None:

@@ -5,17 +5,20 @@ Shapes: D in, O out, R rank.
 
 import difflib
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from lmoe.backbones.fingerprint import fingerprint
+from lmoe.backbones.fingerprint import BaseFingerprint, base_fingerprint
 from lmoe.backbones.load import QUANTISED, precision_of
+from lmoe.checkpoint.stored_base import check_base
+from lmoe.checkpoint.tensor_file import stored_tensors, tensor_shapes
 from lmoe.errors import CheckpointError
 from lmoe.ops.linear_sizes import is_linear, sizes
 from lmoe.ops.merge import side_by_side
+from lmoe.ops.same_values import same_values
 
 MAX_RANK = 8192
 """Beyond it an adapter is larger than most weights that it changes."""
@@ -49,14 +52,17 @@ class ExpertHeader:
         weights: its safetensors file.
         branches: by module path in the backbone.
         base_model: name of the backbone, as the file has it; never opened.
-        fingerprint: of the backbone, or None where the file does not say.
+        bases: fingerprints of the backbone; none where the file does not say.
+        base_weights: weights of the backbone that the file holds too, keys by the module's path: PEFT stores the output
+            layer with its branch.
     """
 
     folder: Path
     weights: Path
     branches: dict[str, BranchShape]
     base_model: str | None
-    fingerprint: str | None
+    bases: tuple[BaseFingerprint, ...] = ()
+    base_weights: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, frozen=True)
@@ -103,7 +109,7 @@ class ExpertFile:
     @property
     def fingerprint(self) -> str | None:
         """Of the backbone, or None where the file does not say."""
-        return self.header.fingerprint
+        return self.header.bases[0].digest if self.header.bases else None
 
 
 def paired(shapes: dict[str, tuple[int, ...]], weights: Path, suffix: str) -> dict[str, tuple[int, int, int]]:
@@ -140,17 +146,17 @@ def paired(shapes: dict[str, tuple[int, ...]], weights: Path, suffix: str) -> di
     return found
 
 
-def check_fits(expert: ExpertHeader | ExpertFile, model: nn.Module, *, known_fingerprint: str | None = None) -> None:
+def check_fits(expert: ExpertHeader | ExpertFile, model: nn.Module, *, known: BaseFingerprint | None = None) -> None:
     """Whether every branch has its Linear; sizes of quantised ones too.
 
     Args:
         expert: read, or only its header.
         model: the backbone; what wraps a Linear must keep it as `base_layer`.
-        known_fingerprint: of the backbone; None: computed where the expert names one.
+        known: fingerprint of the backbone; None: computed where the expert names one.
 
     Raises:
         CheckpointError: names the first module that is missing, no Linear, or of another shape, or another base (of a
-            quantised one only names and sizes can be compared).
+            quantised one only names and sizes can be compared), or a weight in the file that is not the base's.
     """
     header = expert if isinstance(expert, ExpertHeader) else expert.header
     where, base = header.folder, f"(trained on {header.base_model or 'a base that it does not name'})"
@@ -171,9 +177,31 @@ def check_fits(expert: ExpertHeader | ExpertFile, model: nn.Module, *, known_fin
                 f"{where} {base}: {path} was trained for {wanted[0]} in, {wanted[1]} out; here it has {found[0]} in, "
                 f"{found[1]} out. Load the base that it was trained on"
             )
-    if header.fingerprint is None or precision_of(model) in QUANTISED:  # whose weights have another fingerprint
+    _check_base_weights(header, modules)
+    if not header.bases or precision_of(model) in QUANTISED:  # whose weights have another fingerprint
         return
-    if header.fingerprint != (own := known_fingerprint or fingerprint(model)):
+    check_base(f"{where} {base}:", None, header.bases, known or base_fingerprint(model))
+
+
+def _check_base_weights(header: ExpertHeader, modules: Mapping[str, nn.Module]) -> None:
+    """
+    Raises:
+        CheckpointError: the file brings a weight of the backbone that is another one than the model's.
+    """
+    shapes = tensor_shapes(header.weights) if header.base_weights else {}
+    for path, key in header.base_weights.items():
+        module = modules.get(path)
+        own = getattr(getattr(module, "base_layer", module), "weight", None)
+        if (
+            isinstance(own, Tensor)
+            and own.is_floating_point()
+            and shapes[key] == tuple(own.shape)
+            and same_values(stored_tensors(header.weights, [key])[key], own.detach().cpu())
+        ):
+            continue
         raise CheckpointError(
-            f"{where} {base}: trained on another base, fingerprint {header.fingerprint}; this one has {own}"
+            f"{header.weights}: {key} is not the weight of {path} in this model; LoRA adds branches, and this replaces "
+            "a weight. If it was trained or resized, merge the adapter into a base of its own with PEFT's "
+            "merge_and_unload; else load the base that it was trained on, or save the adapter without it: "
+            "save_pretrained(…, save_embedding_layers=False)"
         )

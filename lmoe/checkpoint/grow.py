@@ -8,8 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmoe.checkpoint.adapter import CONFIG_FILE, AdapterConfig, adapter_tensors, fill, read_adapter_config, read_tensors
+from lmoe.checkpoint.adapter import (
+    CONFIG_FILE,
+    AdapterConfig,
+    adapter_tensors,
+    fill,
+    read_adapter_config,
+    read_tensors,
+)
 from lmoe.checkpoint.place import adapter_folder
+from lmoe.checkpoint.stored_base import check_base, stored_fingerprints
 from lmoe.errors import CheckpointError
 from lmoe.injection.build_site import ROUTER
 from lmoe.injection.kept import ROUTER_ROWS
@@ -86,11 +94,8 @@ def _check(folder: Path, config: AdapterConfig, record: Injected) -> int:
             f"injection.experts_from={folder} trained {', '.join(config.trained_base)} of the backbone too, which its "
             "experts rest on; grow a run that trained adapters alone"
         )
-    if config.base_model["fingerprint"] != record.fingerprint:
-        raise CheckpointError(
-            f"injection.experts_from={folder} was trained on another base ({config.base_model['name']}, fingerprint "
-            f"{config.base_model['fingerprint']}); this one has {record.fingerprint}"
-        )
+    base = config.base_model
+    check_base(f"injection.experts_from={folder} was", base["name"], stored_fingerprints(base), record.base)
     before, now = _comparable(theirs, moe), _comparable(record.injection, record.moe)
     if differing := [f"{key}={_shown(before[key])}" for key in before if before[key] != now[key]]:
         raise CheckpointError(

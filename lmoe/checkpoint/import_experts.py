@@ -50,7 +50,7 @@ def import_experts(model: nn.Module, experts_from: Mapping[str, str | Path] | st
         return
     adapters = named_adapters(section)
     plans = {site.path: site for site in record.plan.sites}
-    files = {name: read_expert(place, model, fingerprint=record.fingerprint) for name, place in adapters.items()}
+    files = {name: read_expert(place, model, base=record.base) for name, place in adapters.items()}
     _check_places(files, plans)  # a refusal leaves the model as it was
     for path, site in sites(model):
         if isinstance(site, MixtureLoRALinear):

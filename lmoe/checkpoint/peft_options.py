@@ -34,12 +34,15 @@ REFUSED = {
     "arrow_config": "it is a router over other adapters; give these, with router=arrow",
     "megatron_config": "it is for Megatron's parallel Linears",
 }
-PLAIN_STARTS = (True, None, "gaussian", "eva", "orthogonal")
+PLAIN_STARTS = (True, None, "gaussian", "eva", "orthogonal", "mica")
 """Starts that leave the frozen weight as it is; False (a random lora_B) does too."""
 MAX_PATTERN = 512
 QUANTIFIED_GROUP = re.compile(r"\)[*+?{]")
 QUANTIFIER, CHOICES = re.compile(r"(?<!\\)[*+{]|(?<![\\(])\?"), 8
-"""One that repeats, which a pattern may have two of; and so many alternatives."""
+"""One that repeats, which a pattern may have two of; and so many choices between two ways that may both match."""
+PLAIN = r"(?:\w|\\\.)+"
+LIST = re.compile(rf"\((?:\?:)?({PLAIN}(?:\|{PLAIN})+)\)")
+r"""Alternatives that are plain names or numbers, as in layers\.(0|1|2)\. for some layers."""
 MAX_REPEATING = 16
 """Patterns that repeat something."""
 
@@ -118,7 +121,7 @@ def _patterns(given: object, key: str, where: str) -> list[tuple[re.Pattern[str]
         count = len(QUANTIFIER.findall(pattern))
         repeating += count > 0
         repeats = count > 2 or repeating > MAX_REPEATING or QUANTIFIED_GROUP.search(pattern)
-        if len(pattern) > MAX_PATTERN or repeats or pattern.count("|") > CHOICES:
+        if len(pattern) > MAX_PATTERN or repeats or _ways(pattern) > 2**CHOICES:
             raise CheckpointError(f"{where}: {key}: {pattern[:80]!r} is no simple pattern; name modules by their path")
         try:
             compiled = re.compile(rf"(?:.*\.)?(?:{pattern})$")
@@ -126,6 +129,19 @@ def _patterns(given: object, key: str, where: str) -> list[tuple[re.Pattern[str]
             raise CheckpointError(f"{where}: {key}: {pattern!r} is no pattern: {error}") from None
         found.append((compiled, _number(value, f"{key}[{pattern!r}]", where)))
     return found
+
+
+def _ways(pattern: str) -> int:
+    """At most so many ways of matching one text have to be tried for a pattern's alternatives.
+
+    In a list of plain names only those that begin with one another can match at one place: of any number of layers two
+    or three, where every other alternative doubles the ways.
+    """
+    ways = 2 ** LIST.sub("", f"({pattern})").count("|")
+    for found in LIST.finditer(f"({pattern})"):
+        names = found[1].split("|")
+        ways *= max(sum(name.startswith(other) for other in names) for name in names)
+    return ways
 
 
 def _number(value: object, key: str, where: str) -> float:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from torch import nn
 
 from lmoe.backbones.families import FAMILIES
+from lmoe.backbones.fingerprint import BaseFingerprint
 from lmoe.checkpoint.adapter import CONFIG_FILE as LMOE_CONFIG
 from lmoe.checkpoint.adapter import WEIGHTS_FILE as LMOE_WEIGHTS
 from lmoe.checkpoint.adapter import read_adapter_config
@@ -22,6 +23,7 @@ from lmoe.checkpoint.peft_files import WEIGHTS_FILE as PEFT_WEIGHTS
 from lmoe.checkpoint.peft_layout import PREFIX
 from lmoe.checkpoint.peft_options import Scalings, refuse_options
 from lmoe.checkpoint.place import ADAPTER_DIR
+from lmoe.checkpoint.stored_base import stored_fingerprints
 from lmoe.checkpoint.tensor_file import finite_tensors, read_json, tensor_shapes
 from lmoe.errors import CheckpointError, ConfigError
 from lmoe.injection.site_plans import lora_scaling
@@ -31,30 +33,35 @@ from lmoe.schema.injection import InjectionConfig
 CENTROID_FILE = "centroid.safetensors"
 """Where a blend keeps what its encoder knows of an expert, beside it."""
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+BASE_WEIGHT = re.compile(rf"{re.escape(PREFIX)}(?P<path>[\w.]+?)(\.base_layer)?\.weight")
 PICKLED = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
 
 
-def read_expert(place: str | Path, model: nn.Module | None = None, *, fingerprint: str | None = None) -> ExpertFile:
+def read_expert(
+    place: str | Path, model: nn.Module | None = None, *, base: BaseFingerprint | None = None
+) -> ExpertFile:
     """One expert, in memory.
 
     Args:
         place: a PEFT adapter directory, its name on the hub, or an adapter or run directory of lmoe (dense_lora).
         model: the backbone; given, shapes are compared with it before any tensor is read.
-        fingerprint: of the backbone, where it is known already.
+        base: fingerprint of the backbone, where it is known already.
 
     Raises:
         CheckpointError: no expert there, unreadable files, what a blend cannot do, or a model that it does not fit.
     """
-    header = read_header(place, model, fingerprint=fingerprint)
+    header = read_header(place, model, base=base)
     return ExpertFile(header=header, branches=read_branches(header))
 
 
-def read_header(place: str | Path, model: nn.Module | None = None, *, fingerprint: str | None = None) -> ExpertHeader:
+def read_header(
+    place: str | Path, model: nn.Module | None = None, *, base: BaseFingerprint | None = None
+) -> ExpertHeader:
     """What read_expert knows of an expert before it reads a tensor; the same arguments and errors."""
     folder = expert_folder(place)
     header = _lmoe_header(folder) if (folder / LMOE_CONFIG).exists() else _peft_header(folder)
     if model is not None:
-        check_fits(header, model, known_fingerprint=fingerprint)
+        check_fits(header, model, known=base)
     return header
 
 
@@ -116,6 +123,10 @@ def _peft_header(folder: Path) -> ExpertHeader:
             raise CheckpointError(f"{weights}: {key} is LoRA of an embedding; only Linears can be blended")
         if not key.startswith(PREFIX):
             raise CheckpointError(f"{weights}: {key!r} does not begin with {PREFIX}, as PEFT's keys do")
+    base_weights = {
+        found["path"]: key for key in shapes if (found := BASE_WEIGHT.fullmatch(key)) and "lora_" not in found["path"]
+    }
+    of_branches = {key.removeprefix(PREFIX): s for key, s in shapes.items() if key not in base_weights.values()}
     scalings = Scalings(config, where)
     branches = {
         path: BranchShape(
@@ -126,9 +137,7 @@ def _peft_header(folder: Path) -> ExpertHeader:
             key_A=f"{PREFIX}{path}.lora_A.weight",
             key_B=f"{PREFIX}{path}.lora_B.weight",
         )
-        for path, (width, out, rank) in paired(
-            {key.removeprefix(PREFIX): shape for key, shape in shapes.items()}, weights, ".weight"
-        ).items()
+        for path, (width, out, rank) in paired(of_branches, weights, ".weight").items()
     }
     base = config.get("base_model_name_or_path")
     return ExpertHeader(
@@ -136,7 +145,7 @@ def _peft_header(folder: Path) -> ExpertHeader:
         weights=weights,
         branches=branches,
         base_model=base if isinstance(base, str) else None,
-        fingerprint=None,
+        base_weights=base_weights,
     )
 
 
@@ -176,7 +185,7 @@ def _lmoe_header(folder: Path) -> ExpertHeader:
         weights=weights,
         branches=branches,
         base_model=config.base_model["name"],
-        fingerprint=config.base_model["fingerprint"],
+        bases=stored_fingerprints(config.base_model),
     )
 
 

@@ -79,6 +79,8 @@ def run(source: SpeakerFlags, wanted: ExportFlags) -> int:
 
 
 def _of_blend(source: SpeakerFlags, wanted: ExportFlags) -> None:
+    from lmoe.inference.answer_end import write_answer_end
+
     speaker = open_speaker(source)
     assert speaker.blend is not None
     if wanted.format is ExportFormat.merged:
@@ -86,6 +88,7 @@ def _of_blend(source: SpeakerFlags, wanted: ExportFlags) -> None:
         return
     done = speaker.blend.export(wanted.output, "cat" if wanted.rank is None else "svd", wanted.rank)
     speaker.tokenizer.save_pretrained(done.folder)
+    write_answer_end(speaker.model, speaker.tokenizer, done.folder)
     print(_blend_line(done))
 
 

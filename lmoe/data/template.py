@@ -13,6 +13,15 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from lmoe.data.spans import Message, Span, content_spans, with_turn_end, without_blank
 from lmoe.errors import DataError
 
+PROBE: list[Message] = [
+    {"role": "user", "content": "Good morning."},
+    {"role": "assistant", "content": "Hello there!"},
+    {"role": "user", "content": "How are you?"},
+    {"role": "assistant", "content": "I am well."},
+]
+"""A conversation that any template can render."""
+TEMPLATE_FILE = "chat_template.jinja"
+"""Where Transformers keeps the template of a tokenizer that it saves."""
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -76,6 +85,20 @@ class ChatTemplate:
         text = self._run(messages, where)[0]
         return Rendered(text, content_spans(text, messages, lambda probe: self._run(probe, where)[0], where))
 
+    def turn_ends(self) -> list[str]:
+        """The special tokens that `render` gives to the assistant's turns as their ends; none where there is no such
+        token, or the template refuses a plain conversation."""
+        ends: list[str] = []
+        for messages in (PROBE[:2], PROBE):
+            try:
+                rendered = self.render(messages, "a conversation to find the end of a turn")
+            except DataError:
+                continue
+            for start, end in rendered.spans:
+                turn = rendered.text[start:end].rstrip()
+                ends += sorted((token for token in self._special if turn.endswith(token)), key=len)[-1:]
+        return list(dict.fromkeys(ends))
+
     def _run(self, messages: Sequence[Message], where: str) -> tuple[str, list[Span]]:
         if self.source is None:
             raise DataError(
@@ -96,10 +119,28 @@ class ChatTemplate:
         return texts[0], [(int(start), int(end)) for start, end in spans]
 
 
+def take_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> None:
+    """Give a tokenizer the template in a file, with which it is then saved; None: it keeps its own.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    if file is not None:
+        tokenizer.chat_template = read_template(file)
+
+
+def read_template(file: str) -> str:
+    """
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        return Path(file).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"data.chat_template={file}: cannot be read: {error}") from None
+
+
 def _source(tokenizer: PreTrainedTokenizerBase, file: str | None) -> str | None:
     if file is not None:
-        try:
-            return Path(file).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"data.chat_template={file}: cannot be read: {error}") from None
+        return read_template(file)
     return tokenizer.get_chat_template() if tokenizer.chat_template else None

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmoe.backbones.fingerprint import fingerprint
+from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.offload import refuse_offloaded
 from lmoe.checkpoint.expert_file import ExpertHeader
 from lmoe.checkpoint.peft_reader import read_header
@@ -22,6 +22,7 @@ from lmoe.inference.blend_stack import BlendStack
 from lmoe.inference.blend_taken import experts_dtype, refuse_taken
 from lmoe.inference.blend_weights import Weights, checked_name, checked_weights
 from lmoe.inference.prompt_encoder import EncoderRouter, fitted, save_centroids
+from lmoe.inference.save_pretrained import refuse_to_save, saves_again
 from lmoe.layers.blend_linear import BLEND, Setting
 
 Place = str | Path
@@ -72,7 +73,7 @@ class Blend(FixedBlend):
             raise BlendError(f"weights have no effect with router={kind}, which decides by itself; leave them out")
         given = dict.fromkeys(names, 1.0 / len(names)) if weights is None else weights
         setting = Setting(checked_weights(given, names), not isinstance(given, Mapping))
-        self.model, self.fingerprint, self._closed = model, fingerprint(model), False
+        self.model, self.base, self._closed = model, base_fingerprint(model), False
         self._gate = ModelGate()
         headers = {name: self._header(place) for name, place in experts.items()}
         arrow = (top_k or ArrowRouter.TOP_K, temperature or 1.0) if kind is BlendRouter.arrow else None
@@ -82,6 +83,7 @@ class Blend(FixedBlend):
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
             model.register_forward_hook(self._end, with_kwargs=True, always_call=True),
         ]
+        refuse_to_save(model)
         try:
             self._router = self._made_router(kind, top_k, temperature)
         except BaseException:
@@ -98,6 +100,11 @@ class Blend(FixedBlend):
     def sites(self) -> list[str]:
         """Module paths that carry at least one expert."""
         return list(self._stack.sites)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the base."""
+        return self.base.digest
 
     @property
     def folders(self) -> dict[str, Path]:
@@ -212,7 +219,7 @@ class Blend(FixedBlend):
             BlendError: another router.
             CheckpointError: a folder that cannot be written.
         """
-        return save_centroids(self._encoder().centroids, self.folders, self.fingerprint)
+        return save_centroids(self._encoder().centroids, self.folders, self.base)
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, float]]:
@@ -273,7 +280,7 @@ class Blend(FixedBlend):
         return f"Blend({', '.join(self.names)}; {len(self.sites)} sites)"
 
     def _header(self, place: Place) -> ExpertHeader:
-        return read_header(place, self.model, fingerprint=self.fingerprint)
+        return read_header(place, self.model, base=self.base)
 
     def _made_router(self, kind: BlendRouter, top_k: int | None, temperature: float | None) -> Router:
         if kind is BlendRouter.arrow:
@@ -351,4 +358,5 @@ class Blend(FixedBlend):
             hook.remove()
         self._stack.close()
         delattr(self.model, BLEND)
+        saves_again(self.model)
         self._closed = True

@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.errors import BlendError
+from lmoe.inference.answer_end import write_answer_end
 from lmoe.inference.blend_export import Export, Method, empty_folder, export_peft
 from lmoe.inference.blend_stack import BlendStack
 from lmoe.inference.fold import Fold, Folded, Keep
@@ -96,4 +97,5 @@ class FixedBlend(ABC):
                 self.unfold()
         if tokenizer is not None:
             tokenizer.save_pretrained(target)
+            write_answer_end(self.model, tokenizer, target)
         return target

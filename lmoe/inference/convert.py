@@ -4,17 +4,18 @@ import re
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from lmoe.backbones.load import load_model, load_tokenizer
+from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
 from lmoe.checkpoint.adapter import adapter_tensors, fill
 from lmoe.checkpoint.eulerforge_files import CONFIG_FILE, EulerForge, read_eulerforge
 from lmoe.errors import CheckpointError, ConfigError, InjectionError
 from lmoe.inference.export import empty_folder
+from lmoe.inference.inject import inject
 from lmoe.inference.save import save
-from lmoe.injection.apply import inject, plan
+from lmoe.injection.apply import plan
 from lmoe.injection.backbone_state import backbone_state
+from lmoe.ops.same_values import same_values
 from lmoe.schema.backbone import BackboneConfig
 
 LAYER = re.compile(r"\.(\d+)\.")
@@ -52,7 +53,8 @@ def convert_eulerforge(checkpoint: str | Path, output: str | Path, base_model: s
         where = "no place for" if differing[0] in given.adapters else "no tensor for"
         raise CheckpointError(f"{given.folder}: {where} {differing[0]} (of {len(differing)} differences)")
     fill(own, given.adapters, str(given.folder))
-    return save(model, target, tokenizer=load_tokenizer(backbone), base_model=name)
+    tokenizer = tokenizer_in(given.folder) or load_tokenizer(backbone)
+    return save(model, target, tokenizer=tokenizer, base_model=name)
 
 
 def sections(given: EulerForge) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -97,14 +99,8 @@ def _check_backbone(given: EulerForge, model: nn.Module) -> None:
         own = base.get(name)
         if own is None or own.shape != tensor.shape:
             raise CheckpointError(f"{given.folder}: {name} is not in the base, or has another shape there")
-        if not _same(tensor, own):
+        if not same_values(tensor, own):
             raise CheckpointError(
                 f"{given.folder}: {name} is not that of the base: it was trained too, or the base is another one "
                 "(--base-model); an adapter cannot hold it"
             )
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    """Equal in the coarser of the two types."""
-    dtype = min(one.dtype, other.dtype, key=lambda kind: torch.finfo(kind).bits) if one.is_floating_point() else None
-    return torch.equal(one.to(dtype or other.dtype), other.to(dtype or other.dtype))

@@ -10,15 +10,16 @@ from transformers import PreTrainedModel
 from lmoe.checkpoint.adapter import read_adapter_config
 from lmoe.data.choices import ChoiceRow, read_choices
 from lmoe.data.encode_choices import encode_choices
-from lmoe.data.template import ChatTemplate
+from lmoe.data.template import ChatTemplate, take_template
 from lmoe.errors import DataError
+from lmoe.inference.answer_end import answers_end
 from lmoe.inference.evaluate_choices import choice_accuracy
 from lmoe.inference.evaluate_losses import domain_losses
 from lmoe.inference.evaluate_rows import evaluation_rows, row_notes
 from lmoe.inference.evaluate_samples import samples
 from lmoe.inference.harness import harness_scores, task_manager
 from lmoe.inference.load import adapter_folder, load
-from lmoe.inference.run_data import run_data, run_folder
+from lmoe.inference.run_data import older_template, run_data, run_folder
 from lmoe.inference.subject import Subject, longest, placed
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain as of_domain
@@ -54,12 +55,15 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
     subject = Subject(
         model=placed(model, settings.device), tokenizer=tokenizer, batch_size=settings.batch_size, max_length=length
     )
-    template_file = settings.chat_template or own.chat_template
-    template = ChatTemplate.of(tokenizer, template_file)
+    template_file = settings.chat_template or older_template(own, tokenizer, str(model.name_or_path))
+    take_template(tokenizer, template_file)  # rows, questions, answers and tasks: all by one template
+    answers_end(model, tokenizer)
+    template = ChatTemplate.of(tokenizer, None)
     check_template(settings, template)
     result = Evaluation(
         settings=asdict(settings)
-        | {"base_model": str(model.name_or_path), "max_length": length, "chat_template": template_file}
+        | {"base_model": str(model.name_or_path), "max_length": length}
+        | {"chat_template": settings.chat_template or own.chat_template}
         | {"device": str(model.device), "prompts": str(settings.prompts), "tasks": list(settings.tasks)},
         notes=model_notes(model),
     )
@@ -79,8 +83,6 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
     _add_choices(result, subject, questions, None if bare else template, settings.domain or "", say)
     if manager is not None:
         say(f"tasks {', '.join(settings.tasks)}")
-        if settings.chat_template is not None:
-            tokenizer.chat_template = template.source
         with nullcontext() if settings.domain is None else of_domain(model, settings.domain):
             result.tasks = harness_scores(
                 *(model, tokenizer, manager, settings.tasks),

@@ -11,10 +11,13 @@ from lmoe.checkpoint.peft_adapter import save_peft
 from lmoe.checkpoint.peft_experts import save_peft_experts
 from lmoe.checkpoint.place import adapter_folder
 from lmoe.checkpoint.without_expert import write_without_expert
-from lmoe.checkpoint.write import is_free
+from lmoe.checkpoint.write import is_free, write_whole
+from lmoe.data.template import TEMPLATE_FILE
 from lmoe.errors import CheckpointError
+from lmoe.inference.answer_end import write_answer_end
 from lmoe.inference.load import load
 from lmoe.inference.merge import merge_adapters, merge_average
+from lmoe.inference.save_pretrained import save_backbone
 from lmoe.inference.val_loss import val_loss, validation_rows
 from lmoe.schema.evaluate import NO_DATA
 
@@ -35,11 +38,12 @@ def export_peft(checkpoint: str | Path, output: str | Path, base_model: str | No
     model, tokenizer = load(checkpoint, base_model=base_model)
     save_peft(model, folder, base_model=str(model.name_or_path))
     tokenizer.save_pretrained(folder)
+    write_answer_end(model, tokenizer, folder)
     return folder
 
 
 def export_peft_experts(checkpoint: str | Path, output: str | Path, base_model: str | None = None) -> dict[str, Path]:
-    """Write each expert of a mixture_lora as a PEFT adapter under its name; attention LoRA is part of each.
+    """Write each expert of a mixture_lora as a PEFT adapter under its name, with attention LoRA and the chat template.
 
     Args, Raises: as export_peft.
 
@@ -47,8 +51,13 @@ def export_peft_experts(checkpoint: str | Path, output: str | Path, base_model: 
         The folders by name.
     """
     folder = empty_folder(output)
-    model, _ = load(checkpoint, base_model=base_model)
-    return save_peft_experts(model, folder, base_model=str(model.name_or_path))
+    model, tokenizer = load(checkpoint, base_model=base_model)
+    written = save_peft_experts(model, folder, base_model=str(model.name_or_path))
+    for place in written.values():
+        write_answer_end(model, tokenizer, place)
+        if isinstance(tokenizer.chat_template, str):  # a whole tokenizer for each expert would outweigh it
+            write_whole(place, {TEMPLATE_FILE: tokenizer.chat_template.encode()})
+    return written
 
 
 def export_without_expert(checkpoint: str | Path, output: str | Path, expert: str) -> Path:
@@ -115,7 +124,7 @@ def export_merged(
 def _save(model: PreTrainedModel, folder: Path, merge: Callable[[PreTrainedModel], dict[str, Tensor]]) -> None:
     weights = merge(model)
     try:
-        model.save_pretrained(folder, state_dict=weights)
+        save_backbone(model, folder, weights)
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from None
 

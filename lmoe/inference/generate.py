@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from lmoe.backbones.load import context_length
 from lmoe.errors import ConfigError, DataError
+from lmoe.inference.answer_end import end_tokens
 
 Turn = dict[str, str]
 """{"role": system, user or assistant, "content": text}."""
@@ -131,7 +132,7 @@ def continue_ids(
     *,
     to: TextStreamer | None = None,
 ) -> torch.Tensor:
-    """Generate with a KV cache.
+    """Generate with a KV cache, until an answer ends (`end_tokens`).
 
     Args:
         ids: (1, T) tokens of the prompt.
@@ -160,6 +161,7 @@ def continue_ids(
             use_cache=True,
             streamer=to,
             pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=end_tokens(model, tokenizer) or None,
             **sampling.options(),
         )
     return whole[0, ids.shape[1] :]

@@ -1,15 +1,21 @@
 """From a run or an adapter folder back to a model that generates."""
 
+from dataclasses import replace
 from pathlib import Path
 
+from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
-from lmoe.checkpoint.adapter import CONFIG_FILE, check_sizes, load_adapter, read_adapter_config
+from lmoe.checkpoint.adapter import CONFIG_FILE, AdapterConfig, check_sizes, load_adapter, read_adapter_config
 from lmoe.checkpoint.place import adapter_folder, lost_config
+from lmoe.checkpoint.stored_base import BESIDE
 from lmoe.errors import CheckpointError, ConfigError, InjectionError
+from lmoe.inference.answer_end import answers_end
 from lmoe.inference.average import merge_without_config
-from lmoe.injection.apply import inject, plan
+from lmoe.inference.inject import inject
+from lmoe.injection.apply import plan
+from lmoe.injection.plan import InjectionPlan
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
 
 
@@ -20,13 +26,15 @@ def load(
 
     Args:
         path: a run directory or an adapter directory.
-        base_model: hub name or directory of the backbone; None: the one that the adapter names.
+        base_model: hub name or directory of the backbone; None: the one that save_pretrained has written beside the
+            adapter, or else the one that the adapter names.
         average_without_config: for an adapter whose lmoe_config.json is lost: merge the average of its experts into
             base_model, which must be given, with a warning, because it is another model than the one that was trained.
             False: refuse it.
 
     Returns:
-        The model in evaluation mode, ready for model.generate, and its tokenizer.
+        The model in evaluation mode, ready for model.generate, which stops where training ended a turn, and its
+        tokenizer, with the chat template that the run was trained with.
 
     Raises:
         CheckpointError: no adapter there, a torn file, or a base that does not fit.
@@ -38,27 +46,51 @@ def load(
     folder = adapter_folder(path)
     config = read_adapter_config(folder)
     stored = config.base_model
-    if not (base_model or stored["name"]):
+    is_beside = base_model is None and bool(stored.get(BESIDE)) and _holds_model(folder)
+    if not (base_model or is_beside or stored["name"]):
         raise CheckpointError(
             f"{folder}: the adapter does not name its base; give base_model (a hub name or directory)"
         )
     backbone = BackboneConfig(
-        model_name=base_model or stored["name"],
-        revision=None if base_model else stored.get("revision"),
+        model_name=base_model or (str(folder) if is_beside else stored["name"]),
+        revision=None if base_model or is_beside else stored.get("revision"),
         precision=BackbonePrecision(stored["precision"]),
     )
     model = load_model(backbone)
+    inject_stored(model, folder, config, f"the base {backbone.model_name}")
+    named = replace(backbone, model_name=stored["name"]) if is_beside and stored["name"] else backbone
+    tokenizer = tokenizer_in(folder) or load_tokenizer(named)
+    answers_end(model, tokenizer)
+    return model.eval(), tokenizer
+
+
+def inject_stored(model: nn.Module, folder: Path, config: AdapterConfig, named: str) -> InjectionPlan:
+    """Inject as an adapter's config says, and load its tensors.
+
+    Args:
+        named: the base, for messages.
+
+    Raises:
+        CheckpointError: a torn file, or a base that does not fit.
+    """
     try:
         check_sizes(folder, plan(model, config.injection, config.moe))
-        inject(model, config.injection, config.moe, trained_base=config.trained_base)
+        done = inject(model, config.injection, config.moe, trained_base=config.trained_base)
     except (ConfigError, InjectionError) as error:
-        raise CheckpointError(f"{folder / CONFIG_FILE} does not fit the base {backbone.model_name}: {error}") from None
+        raise CheckpointError(f"{folder / CONFIG_FILE} does not fit {named}: {error}") from None
     load_adapter(model, folder, config)
-    return model.eval(), tokenizer_in(folder) or load_tokenizer(backbone)
+    return done
+
+
+def _holds_model(folder: Path) -> bool:
+    """Whether the base that save_pretrained wrote is still there."""
+    return (folder / "config.json").exists() and any(folder.glob("model*.safetensors"))
 
 
 def _average(folder: Path, base_model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     backbone = BackboneConfig(model_name=base_model)
     model = load_model(backbone)
     merge_without_config(model, folder)
-    return model.eval(), tokenizer_in(folder) or load_tokenizer(backbone)
+    tokenizer = tokenizer_in(folder) or load_tokenizer(backbone)
+    answers_end(model, tokenizer)
+    return model.eval(), tokenizer

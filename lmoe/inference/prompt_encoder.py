@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import PreTrainedTokenizerBase
 
+from lmoe.backbones.fingerprint import BaseFingerprint
 from lmoe.checkpoint.peft_reader import CENTROID_FILE
+from lmoe.checkpoint.stored_base import KINDS
 from lmoe.checkpoint.tensor_file import finite_tensors, stored_metadata, tensor_shapes
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import BlendError
@@ -52,7 +54,6 @@ class EncoderRouter(Router):
         self.top_k, self.temperature = top_k, temperature
         self.centroids: dict[str, Tensor] = {}
         self.prompt_length: PerCall[int] = PerCall()
-        self._generate = PromptedGenerate(blend.model, self.prompt_length)
         self.experts_changed()
 
     def refuse_weights(self) -> None:
@@ -83,10 +84,10 @@ class EncoderRouter(Router):
             self.centroids[new] = self.centroids.pop(old)
 
     def attach(self) -> None:
-        self._generate.attach()
+        PromptedGenerate(self.blend.model, self.prompt_length).attach()
 
     def detach(self) -> None:
-        self._generate.detach()
+        PromptedGenerate.detach(self.blend.model)
 
     def decide(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Setting | None:
         """Weights by row: those that the KV cache came with, or of a new prompt."""
@@ -153,7 +154,7 @@ class EncoderRouter(Router):
         return [dict(zip(names, row, strict=True)) for row in shares.tolist()]
 
     def _read_centroid(self, folder: Path) -> Tensor:
-        return read_centroid(folder / CENTROID_FILE, _width(self.blend.model), self.blend.fingerprint)
+        return read_centroid(folder / CENTROID_FILE, _width(self.blend.model), self.blend.base)
 
 
 @torch.no_grad()
@@ -198,7 +199,7 @@ def fitted(blend: "Blend", texts: Mapping[str, Sequence[str]], tokenizer: PreTra
     return found
 
 
-def save_centroids(centroids: Mapping[str, Tensor], folders: Mapping[str, Path], fingerprint: str) -> list[Path]:
+def save_centroids(centroids: Mapping[str, Tensor], folders: Mapping[str, Path], base: BaseFingerprint) -> list[Path]:
     """Each beside its expert, with the base whose hidden states it is a mean of.
 
     Raises:
@@ -207,13 +208,14 @@ def save_centroids(centroids: Mapping[str, Tensor], folders: Mapping[str, Path],
     """
     if len({folders[name] for name in centroids}) < len(centroids):
         raise BlendError("two experts come from one folder, which has room for one centroid; copy it")
-    about = {"format": "pt", BASE: fingerprint}
+    rounded = {f"base_{kind}": value for kind in KINDS if (value := getattr(base, kind)) is not None}
+    about = {"format": "pt", BASE: base.digest, **rounded}
     for name, centroid in centroids.items():
         write_whole(folders[name], {CENTROID_FILE: save({"centroid": centroid.contiguous()}, metadata=about)})
     return [folders[name] / CENTROID_FILE for name in centroids]
 
 
-def read_centroid(path: Path, width: int, fingerprint: str) -> Tensor:
+def read_centroid(path: Path, width: int, base: BaseFingerprint) -> Tensor:
     """(D,) what `save_centroids` wrote.
 
     Raises:
@@ -223,9 +225,12 @@ def read_centroid(path: Path, width: int, fingerprint: str) -> Tensor:
     shapes = tensor_shapes(path)
     if shapes != {"centroid": (width,)}:
         raise BlendError(f"{path}: holds {shapes}, and this base needs a centroid of {width}; fit the centroids anew")
-    if (found := stored_metadata(path).get(BASE)) != fingerprint:
+    about = stored_metadata(path)
+    found = BaseFingerprint(digest=about.get(BASE, "none"), **{kind: about.get(f"base_{kind}") for kind in KINDS})
+    if not found.same_base(base):
         raise BlendError(
-            f"{path}: fitted on another base, fingerprint {found}; this one has {fingerprint}. Remove it, and fit anew"
+            f"{path}: fitted on another base, fingerprint {found.digest}; this one has {base.digest}. Remove it, and "
+            "fit anew"
         )
     return finite_tensors(path, ["centroid"])["centroid"].float()
 

@@ -5,10 +5,14 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from transformers import PreTrainedTokenizerBase
 from yaml import YAMLError, safe_load
 
+from lmoe.backbones.load import load_tokenizer
 from lmoe.checkpoint.place import ADAPTER_DIR
-from lmoe.errors import CheckpointError
+from lmoe.data.template import read_template
+from lmoe.errors import BackboneError, CheckpointError, DataError
+from lmoe.schema.backbone import BackboneConfig
 from lmoe.schema.data import DataConfig
 from lmoe.schema.run_folder import CONFIG_FILE
 
@@ -19,6 +23,25 @@ def run_folder(adapter: Path) -> Path | None:
     """The run directory that an adapter folder lies in, or None for an adapter on its own."""
     run = adapter.parent
     return run if adapter.name == ADAPTER_DIR and (run / CONFIG_FILE).exists() else None
+
+
+def older_template(config: DataConfig, tokenizer: PreTrainedTokenizerBase, base_model: str) -> str | None:
+    """data.chat_template of a run whose adapter does not have it, because an older lmoe has saved the base's own there;
+    None: the adapter's tokenizer has the template of the run.
+
+    Args:
+        config: data section of the run.
+        tokenizer: of its adapter.
+        base_model: hub name or directory of the backbone.
+    """
+    file = config.chat_template
+    try:
+        if file is None or read_template(file) == tokenizer.chat_template:
+            return None
+        base = load_tokenizer(BackboneConfig(model_name=base_model))
+    except (DataError, BackboneError):
+        return None
+    return file if base.chat_template == tokenizer.chat_template else None
 
 
 def run_data(run: Path | None) -> tuple[DataConfig, int]:

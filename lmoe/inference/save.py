@@ -1,6 +1,7 @@
 """Write the adapters of a model in the format of docs/CHECKPOINT.md."""
 
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -32,10 +33,18 @@ def save(
         InjectionError: the model carries no experts.
         CheckpointError: the folder cannot be written.
     """
-    own_name = str(getattr(model, "name_or_path", "") or "")
-    name = base_model or (TINY if own_name == str(resource_dir("data/tiny")) else own_name)
-    precision = precision_of(model).value
-    target = save_adapter(model, Path(folder), {"name": name, "revision": None, "precision": precision})
+    target = save_adapter(model, Path(folder), about_base(model, base_model))
     if tokenizer is not None:
         tokenizer.save_pretrained(target)
     return target
+
+
+def about_base(model: nn.Module, base_model: str | None = None) -> dict[str, Any]:
+    """Name, revision and precision of the backbone, as an adapter file records them.
+
+    Args:
+        base_model: its name; None: what the model says of itself.
+    """
+    own_name = str(getattr(model, "name_or_path", "") or "")
+    name = base_model or (TINY if own_name == str(resource_dir("data/tiny")) else own_name)
+    return {"name": name, "revision": None, "precision": precision_of(model).value}

@@ -1,15 +1,19 @@
 """What speaks: a trained run, or a base with experts blended over it; the same for a prompt and for a chat."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.data.rows import read_rows
+from lmoe.data.template import TEMPLATE_FILE, read_template
 from lmoe.errors import ConfigError, DataError
+from lmoe.inference.answer_end import answers_end
 from lmoe.inference.blend import Blend
 from lmoe.inference.blend_routers import BlendRouter
 from lmoe.inference.generate import Sampling, Turn, stream_answer
@@ -95,7 +99,35 @@ def blended(
                 f"--router encoder does not know yet what {', '.join(blend.unfitted)} is for: give --fit "
                 f"{blend.unfitted[0]}=ROWS,… once, rows with prompts of its kind"
             )
+        _take_template(tokenizer, blend)
+    answers_end(model, tokenizer)
     return Speaker(model=model, tokenizer=tokenizer, blend=blend)
+
+
+def _take_template(tokenizer: PreTrainedTokenizerBase, blend: Blend) -> None:
+    """Speak to the experts as they were spoken to in training: by the chat template beside them, where they agree."""
+    found: dict[str, list[str]] = {}
+    for name, folder in blend.folders.items():
+        if (template := stored_template(folder)) is not None:
+            found.setdefault(template, []).append(name)
+    if len(found) > 1:
+        named = "; ".join(", ".join(names) for names in found.values())
+        warnings.warn(
+            f"these experts were trained with different chat templates: {named}; all are asked with the base's own",
+            stacklevel=3,
+        )
+    elif found:
+        tokenizer.chat_template = next(iter(found))
+
+
+def stored_template(folder: Path) -> str | None:
+    """The chat template that was saved with an expert, or None.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    file = folder / TEMPLATE_FILE
+    return read_template(str(file)) if file.is_file() else None
 
 
 def prompts(place: str, count: int = FITTED_PROMPTS) -> list[str]:

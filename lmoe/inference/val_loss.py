@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmoe.backbones.load import context_length
 from lmoe.checkpoint.place import adapter_folder
 from lmoe.data.evaluation_rows import EvaluationRows, prepare_evaluation
-from lmoe.inference.run_data import run_data, run_folder
+from lmoe.inference.run_data import older_template, run_data, run_folder
 from lmoe.inference.subject import Subject
 from lmoe.metrics.measure import measured
 from lmoe.schema.data import DataConfig
@@ -33,6 +33,8 @@ def validation_rows(
     config, seed = run_data(run_folder(adapter_folder(checkpoint)))
     if path is not None:
         config = DataConfig(path=path, val_path=path)
+    else:
+        config = replace(config, chat_template=older_template(config, tokenizer, str(model.name_or_path)))
     longest = min(config.max_length, context_length(model) or config.max_length)
     config = replace(config, packing=False, max_length=longest)
     return prepare_evaluation(

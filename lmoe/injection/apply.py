@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from lmoe.backbones.fingerprint import fingerprint
+from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.layout import layouts
 from lmoe.backbones.offload import refuse_offloaded
 from lmoe.errors import ConfigError, InjectionError
@@ -81,13 +81,21 @@ def _checked(
     moe: MoeConfig | Mapping[str, Any] | None,
 ) -> tuple[InjectionConfig, MoeConfig]:
     """Both sections, whole, for a model that carries nothing yet."""
+    refuse_taken(model)
+    injection, moe = _sections(injection, moe)
+    raise_problems(injection_problems(injection, moe) + moe_problems(moe, injection))
+    return injection, moe
+
+
+def refuse_taken(model: nn.Module) -> None:
+    """
+    Raises:
+        InjectionError: the model carries experts or a blend already.
+    """
     if getattr(model, RECORD, None) is not None:
         raise InjectionError("this model already carries experts; load the backbone anew to inject again")
     if getattr(model, BLEND, None) is not None:
         raise InjectionError("this model blends experts; close() its blend to inject")
-    injection, moe = _sections(injection, moe)
-    raise_problems(injection_problems(injection, moe) + moe_problems(moe, injection))
-    return injection, moe
 
 
 def inject(
@@ -126,7 +134,7 @@ def inject(
     if wrong := [role for role in base_roles if role not in BASE_ROLES]:
         raise ConfigError(f"trained_base names {wrong[0]!r}; allowed: {', '.join(BASE_ROLES)}")
     plan = _plan(model, injection, moe)
-    found, context = fingerprint(model), routing_context(moe)
+    found, context = base_fingerprint(model), routing_context(moe)
     trace = RoutingTrace(auxiliary_losses(injection, moe), has_routers=bool(plan.routers))
     build = SiteBuilder(model, layouts(model), injection, moe, trace, context)
     wrappers = [build.wrapper(site) for site in plan.sites]  # a refusal here leaves the model as it was
@@ -148,7 +156,7 @@ def inject(
         moe=moe,
         trace=trace,
         context=context,
-        fingerprint=found,
+        base=found,
         trained_base=frozenset(Role(role) for role in base_roles),
     )
     setattr(model, RECORD, record)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 from torch import nn
 
+from lmoe.backbones.fingerprint import BaseFingerprint
 from lmoe.errors import InjectionError
 from lmoe.injection.build_site import ROUTER
 from lmoe.injection.plan import InjectionPlan
@@ -33,7 +34,7 @@ class Injected:
         plan: the sites.
         injection, moe: the sections that made it.
         trace, context: what the routers share.
-        fingerprint: of the backbone as it was found.
+        base: fingerprint of the backbone as it was found.
         trained_base: roles of the backbone's own parameters that are trained and saved with the adapters.
         expert_names: of the experts in their order, at every site; () where they have none.
         kept_experts: so many of the first experts, and all that they share, are not to change in training.
@@ -44,10 +45,15 @@ class Injected:
     moe: MoeConfig
     trace: RoutingTrace
     context: RoutingContext
-    fingerprint: str
+    base: BaseFingerprint
     trained_base: frozenset[Role]
     expert_names: tuple[str, ...] = ()
     kept_experts: int = 0
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the backbone as it was found."""
+        return self.base.digest
 
 
 def injected(model: nn.Module) -> Injected:

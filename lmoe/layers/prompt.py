@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from lmoe.errors import RoutingError
+from lmoe.layers.in_place_of import InPlaceOf
 from lmoe.layers.per_call import PerCall
 from lmoe.layers.token_mask import valid_tokens
 
@@ -131,32 +132,29 @@ def cache_of(output: Any) -> Cache | None:
     return found
 
 
-class PromptedGenerate:
+class PromptedGenerate(InPlaceOf):
     """`generate` of a model that decides by prompt: its input is the prompt, however its forwards read that.
 
     Assisted decoding hands the candidates over together with the prompt, and generation without a cache the answer so
-    far; a forward cannot tell them apart. Lies on the model in place of its method, which it calls.
+    far; a forward cannot tell them apart.
 
     Args:
         model: with `generate`.
         stated_length: gets the number of tokens of the prompt while it generates.
     """
 
+    METHOD = "generate"
+
     def __init__(self, model: nn.Module, stated_length: PerCall[int]) -> None:
-        self.model, self.stated_length = model, stated_length
+        super().__init__(model)
+        self.stated_length = stated_length
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         given = kwargs.get("inputs_embeds")
         given = ids if given is None else given
         with self.stated_length.holding(given.shape[1] if isinstance(given, Tensor) and given.dim() > 1 else None):
-            return type(self.model).generate(self.model, *args, **kwargs)  # type: ignore[attr-defined]
+            return self.original(*args, **kwargs)
 
-    def attach(self) -> None:
-        """Take the place of the model's method."""
-        if hasattr(type(self.model), "generate"):
-            self.model.generate = self  # type: ignore[assignment]
-
-    def detach(self) -> None:
-        """Give the model its own method back."""
-        vars(self.model).pop("generate", None)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.model, self.stated_length)

@@ -25,6 +25,6 @@ class DataConfig:
     num_workers: int = 0
     """Processes that load batches; 0: the main process."""
     chat_template: str | None = None
-    """File with a Jinja chat template; null: the tokenizer's own."""
+    """File with a Jinja chat template, which is saved with the adapter; null: the tokenizer's own."""
     cache_dir: str | None = None
     """Folder of tokenised rows; null: $XDG_CACHE_HOME/lmoe or ~/.cache/lmoe."""

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import lmoe
 from lmoe.backbones.load import load_model, precision_of
-from lmoe.checkpoint.adapter import load_adapter, read_adapter_config, save_adapter
+from lmoe.checkpoint.adapter import adapter_tensors, load_adapter, read_adapter_config, save_adapter
 from lmoe.errors import BackboneError, InjectionError
 from lmoe.injection.tracing import adapters_off
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
@@ -116,3 +117,32 @@ def test_without_bitsandbytes_the_error_says_what_to_install(folder, monkeypatch
     monkeypatch.setattr("lmoe.backbones.load.find_spec", lambda name: None)
     with pytest.raises(BackboneError, match=r"precision=nf4 needs bitsandbytes.*pip install 'lmoe\[quantised\]'"):
         loaded(folder, BackbonePrecision.nf4)
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_save_pretrained_writes_the_adapter_alone_which_loads_attaches_and_fills_by_load_state_dict(
+    folder, precision, tmp_path
+):
+    model, other, attached = (loaded(folder, precision) for _ in range(3))
+    lmoe.inject(model, {"lora_r": 4})
+    randomise(model)
+    model.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out" / "config.json").exists()  # from_pretrained would make up what is not there
+    lmoe.inject(other, {"lora_r": 4})
+    other.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"), strict=False)
+    lmoe.attach(attached, tmp_path / "out")
+    with torch.no_grad():
+        expected = model(tokens()).logits
+        assert torch.equal(other(tokens()).logits, expected) and torch.equal(attached(tokens()).logits, expected)
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_an_adapter_of_the_plain_base_attaches_to_a_quantised_one(folder, precision, tmp_path):
+    plain, model = loaded(folder, BackbonePrecision.float32), loaded(folder, precision)
+    lmoe.inject(plain, {"lora_r": 4})
+    randomise(plain, std=0.1)
+    lmoe.attach(model, lmoe.save(plain, tmp_path / "adapter"))
+    own = adapter_tensors(plain)
+    assert all(torch.equal(tensor, own[name]) for name, tensor in adapter_tensors(model).items())
+    with torch.no_grad():
+        assert torch.isfinite(model(tokens()).logits).all()

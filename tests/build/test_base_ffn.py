@@ -85,6 +85,8 @@ def test_the_blocks_train_are_saved_and_load_with_the_logits_of_the_run(train, m
     assert moved == (set() if strategy == "moe_expert_lora" else set(blocks))
     for name in moved:
         assert torch.equal(stored_base[name], blocks[name])
+    over_it, _ = lmoe.load(done.run, base_model=str(done.run / "base"))
+    assert torch.equal(logits(over_it), logits(model))
 
 
 def test_a_phase_that_adds_base_ffn_trains_it_from_there_on_beside_what_trained_before(train):

@@ -1,11 +1,17 @@
 """What a run of the micro backbone leaves (the real default is in tests/test_end_to_end.py)."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
+import lmoe
+from lmoe.data.bpe import CHAT_TEMPLATE
+from lmoe.inference.evaluate import evaluate
+from lmoe.inference.generate import prompt_ids
 from lmoe.injection.roles import adapter_parameters
+from lmoe.schema.evaluate import EvaluateSettings
 from lmoe.schema.run import RunConfig
 from tests.metric_names import names, rows, undocumented
 from tests.micro import saved_config
@@ -95,6 +101,34 @@ def test_the_base_is_stored_when_asked(train, micro):
     stored = AutoModelForCausalLM.from_pretrained(done.run / "base").state_dict()
     assert original.keys() == stored.keys()
     assert all(torch.equal(original[name], stored[name]) for name in original)
+
+
+def test_the_chat_template_of_a_run_is_that_of_its_adapter_and_of_its_evaluation(train, micro, tmp_path):
+    own = "{#- mine -#}" + CHAT_TEMPLATE.replace("message['role'] +", "message['role'] + '!' +")
+    file = tmp_path / "my.jinja"
+    file.write_text(own, encoding="utf-8")
+    done = train(f"data.chat_template={file}", "trainer.max_steps=2")
+    assert done.code == 0, done.text
+    saved = done.run / "adapter" / "chat_template.jinja"
+    assert saved.read_bytes() == file.read_bytes()
+
+    def first_prompt() -> str:
+        settings = EvaluateSettings(checkpoint=str(done.run), samples=1, max_new_tokens=1, limit=1)
+        return evaluate(settings).samples[0].prompt
+
+    _, tokenizer = lmoe.load(done.run)
+    assert tokenizer.decode(prompt_ids(tokenizer, "red")[0]).startswith("<|im_start|>user!\nred")
+    assert first_prompt().startswith("<|im_start|>user!\n")
+    # The file may change or go after the run.
+    file.write_text(CHAT_TEMPLATE.replace("'\\n'", "'?'"), encoding="utf-8")
+    assert first_prompt().startswith("<|im_start|>user!\n")
+    file.unlink()
+    assert first_prompt().startswith("<|im_start|>user!\n")
+    # An older lmoe saved the base's template with the adapter, and its runs are evaluated by the file that they name.
+    shutil.copy(micro.model / "chat_template.jinja", saved)
+    assert first_prompt().startswith("<|im_start|>user\n")
+    file.write_text(own, encoding="utf-8")
+    assert first_prompt().startswith("<|im_start|>user!\n")
 
 
 def test_early_stopping_ends_the_run_and_still_leaves_everything(train):

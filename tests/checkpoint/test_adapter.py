@@ -18,6 +18,7 @@ from lmoe.checkpoint.adapter import (
     save_adapter,
 )
 from lmoe.errors import CheckpointError, InjectionError
+from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected
 from lmoe.injection.roles import adapter_parameters
 from tests.checkpoint.conftest import BASE, INJECTION
@@ -83,6 +84,58 @@ def test_both_files_can_be_read_by_whom_the_umask_lets(adapter):
     modes = {(adapter / name).stat().st_mode for name in (CONFIG_FILE, WEIGHTS_FILE)}
     (adapter / "other").write_text("")
     assert modes == {(adapter / "other").stat().st_mode}
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tensors_are_float32_whatever_the_model_was_made(model, tmp_path, dtype):
+    save_adapter(model.to(dtype), tmp_path / "half", BASE)
+    stored = load_file(tmp_path / "half" / WEIGHTS_FILE)
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float32}
+    own = adapter_tensors(model)
+    assert all(torch.equal(tensor, own[name].float()) for name, tensor in stored.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_adapter_loads_on_its_base_in_another_type(adapter, dtype):
+    config, model = read_adapter_config(adapter), tiny_model().to(dtype)
+    lmoe.inject(model, config.injection, config.moe)
+    load_adapter(model, adapter, config)
+    stored = load_file(adapter / WEIGHTS_FILE)
+    assert all(torch.equal(tensor, stored[name]) for name, tensor in adapter_tensors(model).items())
+
+
+def test_the_base_that_a_phase_has_trained_is_one_that_the_adapter_knows(tmp_path):
+    model = tiny_model()
+    lmoe.inject(model, injection=INJECTION, trained_base=["base_ffn"])
+    with torch.no_grad():
+        model.model.layers[1].mlp.up_proj.base_layer.weight.mul_(1.5)
+    folder = save_adapter(model, tmp_path / "trained", BASE)
+    config, kept = read_adapter_config(folder), backbone_state(model)
+    left, found, other = tiny_model(), tiny_model(), tiny_model(seed=1)
+    left.load_state_dict(kept)
+    for base in (left, found, other):
+        lmoe.inject(base, config.injection, config.moe, trained_base=config.trained_base)
+    for base in (left, found):
+        load_adapter(base, folder, config)
+        assert torch.equal(base(tokens()).logits, model(tokens()).logits)
+    with pytest.raises(CheckpointError, match="trained on another base"):
+        load_adapter(other, folder, config)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rounded": []},
+        {"rounded": {"as_float16": 3}},
+        {"after_training": {"rounded": {}}},
+        {"after_training": "x"},
+        {"beside": "yes"},
+    ],
+)
+def test_fields_about_the_base_that_cannot_be_are_refused(adapter, change):
+    edit(adapter, lambda raw: raw["base_model"].update(change))
+    with pytest.raises(CheckpointError, match="base_model"):
+        read_adapter_config(adapter)
 
 
 def test_keys_are_those_of_the_format(adapter):

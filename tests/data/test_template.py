@@ -4,11 +4,12 @@ from typing import Any
 
 import pytest
 from tokenizers import processors
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
+from lmoe.data.bpe import CHAT_TEMPLATE
 from lmoe.data.encode import Encoder, token_labels
 from lmoe.data.rows import Row
-from lmoe.data.template import ChatTemplate
+from lmoe.data.template import TEMPLATE_FILE, ChatTemplate, take_template
 from lmoe.errors import DataError
 from tests.data.templates import LLAMA2_STYLE, QWEN_STYLE, WITHOUT_GENERATION
 
@@ -188,3 +189,37 @@ def test_a_tokenizer_without_offsets_reads_text_and_refuses_chats() -> None:
     assert row.input_ids[-1] == slow.eos_token_id and len(row) == 4
     with pytest.raises(DataError, match=r"^f:1: ByT5Tokenizer gives no character offsets.*plain text"):
         encoder.encode([Row(messages=chat("a", "b"), text=None, domain="all", where="f:1")])
+
+
+@pytest.mark.parametrize(
+    ("template", "ends"),
+    [
+        (CHAT_TEMPLATE, ["<|im_end|>"]),
+        (WITHOUT_GENERATION, ["<|im_end|>"]),
+        (QWEN_STYLE, ["<|im_end|>"]),
+        (LLAMA2_STYLE, ["<|im_end|>"]),  # the eos token of this tokenizer
+        (LLAMA2_STYLE.replace("eos_token", "'<|endoftext|>'"), []),  # behind a space, and not the eos token: not learnt
+        (CHAT_TEMPLATE.replace("'<|im_end|>' -}}{%- endgen", "'<|endoftext|>\\n' -}}{%- endgen"), ["<|endoftext|>"]),
+        (CHAT_TEMPLATE.replace(" + '<|im_end|>' -}}{%- endgen", " -}}{%- endgen"), []),  # outside of what is learnt
+        ("{{- raise_exception('no') -}}", []),
+    ],
+    ids=range(8),
+)
+def test_the_end_of_a_turn_is_the_special_token_that_training_labels_last(tokenizer, template, ends):
+    tokenizer.chat_template = template
+    assert ChatTemplate.of(tokenizer, None).turn_ends() == ends
+    conversation = chat("What is the capital of France?", "Paris")
+    if "raise_exception('no')" not in template:
+        last = learnt(tokenizer, conversation)[-1].rstrip("\n")
+        assert [token for token in ("<|im_end|>", "<|endoftext|>") if last.endswith(token)] == ends
+
+
+def test_a_tokenizer_takes_the_template_of_a_file_and_saves_it_to_the_byte(tokenizer, tmp_path):
+    given = "{# über #}\n" + QWEN_STYLE
+    (tmp_path / "my.jinja").write_bytes(given.encode())
+    take_template(tokenizer, None)
+    assert tokenizer.chat_template == CHAT_TEMPLATE
+    take_template(tokenizer, str(tmp_path / "my.jinja"))
+    tokenizer.save_pretrained(tmp_path / "saved")
+    assert (tmp_path / "saved" / TEMPLATE_FILE).read_bytes() == given.encode()
+    assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == given

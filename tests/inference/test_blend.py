@@ -4,7 +4,8 @@ import copy
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 from transformers import StaticCache
 
@@ -68,6 +69,53 @@ def test_one_imported_expert_equals_peft(family, changes, tmp_path):
     model = copy.deepcopy(base)
     lmoe.Blend(model, {"only": place})
     assert_close(logits(model, ids), logits(PeftModel.from_pretrained(copy.deepcopy(base), place).eval(), ids), **CLOSE)
+
+
+def test_an_adapter_that_starts_at_minor_components_equals_peft(base, model, tmp_path):
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=LINEARS["qwen3"], init_lora_weights="mica")
+    peft = get_peft_model(copy.deepcopy(base), config)
+    assert_close(logits(peft, tokens()), logits(base, tokens()))
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_A" in name:
+                parameter.normal_(std=0.2, generator=torch.Generator().manual_seed(3))
+    peft.save_pretrained(tmp_path / "mica")
+    lmoe.Blend(model, {"only": tmp_path / "mica"})
+    assert_close(logits(model, tokens()), logits(peft.eval(), tokens()), **CLOSE)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`", "ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_of_the_output_layer_brings_the_bases_weight_and_equals_peft(tied, dtype, tmp_path):
+    base = tiny_model(tie_word_embeddings=tied)
+    place = write_peft(base, tmp_path / "head", target_modules=["q_proj", "lm_head"])
+    assert "base_model.model.lm_head.base_layer.weight" in load_file(place / "adapter_model.safetensors")
+    model = copy.deepcopy(base).to(dtype)
+    lmoe.Blend(model, {"only": place})
+    expected = logits(PeftModel.from_pretrained(copy.deepcopy(base), place).eval(), tokens())
+    tolerance = CLOSE if dtype == torch.float32 else {"atol": 0.2, "rtol": 0.05}
+    assert_close(logits(model, tokens()).float(), expected, **tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+@pytest.mark.parametrize("key", ["model.embed_tokens.weight", "lm_head.weight", "lm_head.base_layer.weight"])
+@pytest.mark.parametrize("resized", [False, True])
+def test_a_weight_of_the_base_is_read_over_where_it_is_equal_and_named_where_it_is_not(
+    key, resized, base, model, tmp_path
+):
+    place = write_peft(base, tmp_path / "expert")
+    tensors, before = load_file(place / "adapter_model.safetensors"), logits(base, tokens())
+    weight = base.get_submodule(key.removesuffix(".weight").removesuffix(".base_layer")).weight.detach()
+    stored = f"base_model.model.{key}"
+    save_file(tensors | {stored: weight.clone()}, place / "adapter_model.safetensors")
+    with lmoe.Blend(model, {"only": place}):
+        assert not torch.equal(logits(model, tokens()), before)
+    other = torch.cat([weight, weight[:1]]) if resized else weight * 1.5
+    save_file(tensors | {stored: other}, place / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"is not the weight of .* save_embedding_layers=False"):
+        lmoe.Blend(model, {"only": place})
+    assert torch.equal(logits(model, tokens()), before)
 
 
 def test_an_lmoe_adapter_and_its_run_are_experts_too(base, model, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lmoe
 from lmoe.checkpoint.adapter import adapter_tensors, read_tensors
@@ -61,6 +61,15 @@ def test_routers_with_their_bias_and_experts_come_over_bitwise(trained, tmp_path
     assert all(torch.equal(read_tensors(folder)[name], t) for name, t in adapter_tensors(model).items())
     with torch.no_grad():
         assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
+
+
+def test_the_tokenizer_and_template_that_lie_in_the_checkpoint_come_over(trained, tmp_path):
+    run = run_directory(tmp_path / "run", mixture(trained.base), trained.base)
+    tokenizer = AutoTokenizer.from_pretrained(trained.base)
+    tokenizer.chat_template = "{#- its own -#}" + tokenizer.chat_template
+    tokenizer.save_pretrained(run / "final")
+    _, found = lmoe.load(convert_eulerforge(run, tmp_path / "out"))
+    assert found.chat_template == tokenizer.chat_template != trained.tokenizer.chat_template
 
 
 def without_bias(tensors):

@@ -1,0 +1,56 @@
+"""What stands on a model in place of one of its methods."""
+
+import weakref
+from typing import Any
+
+from torch import nn
+
+from lmoe.errors import InjectionError
+
+
+class InPlaceOf:
+    """A callable that lies on a model under the name of a method, which it calls; copied and pickled with the model.
+
+    The reference is weak: a strong one would keep a model's memory until the garbage collector comes by.
+
+    Args:
+        model: whose method it is.
+    """
+
+    METHOD = ""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(model)
+
+    @property
+    def model(self) -> nn.Module:
+        """The model.
+
+        Raises:
+            InjectionError: nothing else has held it.
+        """
+        model = self._model()
+        if model is None:
+            raise InjectionError(
+                f"the model of this {self.METHOD} is gone, because nothing else held it: keep it in a variable and call "
+                f"model.{self.METHOD}(…)"
+            )
+        return model
+
+    def attach(self) -> None:
+        """Take the place of the method, where the model has it."""
+        if hasattr(type(self.model), self.METHOD):
+            setattr(self.model, self.METHOD, self)
+
+    def original(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model's own method returns."""
+        model = self.model
+        return getattr(type(model), self.METHOD)(model, *args, **kwargs)
+
+    @classmethod
+    def detach(cls, model: nn.Module) -> None:
+        """Give the model its own method back."""
+        vars(model).pop(cls.METHOD, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.model,)
