@@ -32,8 +32,8 @@ class InPlaceOf:
         model = self._model()
         if model is None:
             raise InjectionError(
-                f"the model of this {self.METHOD} is gone, because nothing else held it: keep it in a variable and call "
-                f"model.{self.METHOD}(…)"
+                f"the model of this {self.METHOD} is gone, because nothing else held it: keep it in a variable and "
+                f"call model.{self.METHOD}(…)"
             )
         return model
 
