@@ -75,7 +75,8 @@ def test_the_blocks_train_are_saved_and_load_with_the_logits_of_the_run(train, m
             assert tensor.shape == before.shape and not torch.equal(tensor, before)
 
     model, tokenizer = lmoe.load(done.run)
-    assert torch.equal(logits(model), logits(kept[0].eval()))
+    trained = kept[0].eval().requires_grad_(False)  # as the loaded base is: a base that trains takes other matmuls
+    assert torch.equal(logits(model), logits(trained))
     assert model.generate(**tokenizer("math 3:", return_tensors="pt"), max_new_tokens=3).shape[1] > 3
 
     base = AutoModelForCausalLM.from_pretrained(done.run / "base")

@@ -191,8 +191,9 @@ def test_dropout_is_drawn_once_for_all_experts_and_not_for_the_router():
     dropped = nn.functional.dropout(x, 0.5)
     torch.testing.assert_close(y, site.base_layer(x) + 1.7 * dropped @ (site.lora_B[0] @ site.lora_A[0]).T)
     _, evaluation = routing_of(site.eval(), x)
-    assert torch.equal(training.router_logits, evaluation.router_logits)
-    assert torch.equal(training.routing_weights, evaluation.routing_weights)
+    # Without dropout the site computes its logits in one matmul with lora_A, which may round otherwise.
+    torch.testing.assert_close(training.router_logits, evaluation.router_logits, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(training.routing_weights, evaluation.routing_weights, atol=1e-6, rtol=1e-5)
 
 
 def test_under_bfloat16_autocast_the_router_and_all_gradients_stay_float32():
