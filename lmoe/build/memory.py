@@ -1,5 +1,6 @@
 """How much memory this process uses."""
 
+import re
 import resource
 import sys
 from collections.abc import Iterator, Mapping
@@ -39,9 +40,17 @@ def memory_advice(config: RunConfig) -> Iterator[None]:
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of the process in MB (10^6 bytes): of the GPU where there is one, else resident."""
+    """Peak memory of the process in MB (10^6 bytes): of the GPU where there is one, else resident.
+
+    NOTE on Linux getrusage counts what the process that started this one had in memory at that time.
+    """
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / MB
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found.group(1)) * 1024 / MB
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
 
