@@ -3,11 +3,16 @@
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.lmoe-setup
+LOWEST := .venv-lowest
+LOWEST_READY := $(LOWEST)/.lmoe-setup
 PYTHON ?=
 ARGS ?=
+# Where the torch of test-lowest comes from: cpu asks PyTorch's own index for a small build without CUDA. Left empty, the
+# package index gives what it has; on Linux that is a build with 3 GB of CUDA libraries.
+TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode torture clean
+.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode torture clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +24,9 @@ train: $(READY)  ## fine-tune 8 LoRA experts on the bundled data; ARGS="key=valu
 
 test: $(READY)  ## run the tests; ARGS="-k name" passes options to pytest
 	@$(BIN)/python -m pytest -n auto $(ARGS)
+
+test-lowest: $(LOWEST_READY)  ## run tests/smoke with the lowest versions that pyproject.toml allows; TORCH_BACKEND=cpu for a small torch
+	@PYTHONPATH=. $(LOWEST)/bin/python -m pytest -o filterwarnings=default tests/smoke $(ARGS)
 
 check: $(READY)  ## lint, formatting, types, import order and generated pages
 	@$(BIN)/ruff check
@@ -55,11 +63,14 @@ bench-backends: $(READY)  ## where the grouped backend overtakes the stacked one
 bench-layer: $(READY)  ## one layer beside those of the peers
 	@$(BIN)/python -m benchmarks.layer $(ARGS)
 
+gpu: $(READY)  ## what a GPU must show first, in ten minutes; without one the same on the CPU in small; ARGS="--part 2" chooses
+	@$(BIN)/python -m benchmarks.gpu_first $(ARGS)
+
 torture: $(READY)  ## kill runs, spoil checkpoints, fill the disk: nothing is lost; ARGS="--part kills --kills 20" chooses
 	@$(BIN)/python -m benchmarks.torture $(ARGS)
 
 clean:  ## remove caches and build products, but neither .venv nor outputs
-	@rm -rf build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
+	@rm -rf $(LOWEST) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
 	@find . -path ./$(VENV) -prune -o -path ./outputs -prune -o -type d -name __pycache__ -exec rm -rf {} +
 
 $(READY): pyproject.toml constraints.txt
@@ -77,4 +88,15 @@ $(READY): pyproject.toml constraints.txt
 	fi
 	@echo "Installing lmoe into $(VENV) (some minutes the first time)"
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-input -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(LOWEST_READY): pyproject.toml
+	@rm -rf $(LOWEST)
+	@$(or $(PYTHON),python3.11) -m venv $(LOWEST)
+	@$(LOWEST)/bin/python -m pip install -qq --no-input --disable-pip-version-check uv
+	@echo "Installing the lowest versions of what lmoe needs into $(LOWEST) (some minutes)"
+	@$(LOWEST)/bin/uv pip compile -q --python $(LOWEST)/bin/python --resolution lowest-direct --extra dev \
+		$(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND)) pyproject.toml -o $(LOWEST)/lowest.txt
+	@$(LOWEST)/bin/uv pip install -q --python $(LOWEST)/bin/python \
+		$(if $(TORCH_BACKEND),--torch-backend $(TORCH_BACKEND)) -r $(LOWEST)/lowest.txt
 	@touch $@

@@ -248,7 +248,7 @@ def test_diversity_coef_weighs_the_similarity_of_experts_where_the_phase_lets_it
             model, auxiliary = with_auxiliary({"diversity_coef": coef})
             losses = step_of(model, tokens(), auxiliary, diversity=on)
             totals[coef, on] = float(losses.total.detach())
-            extra = losses.values.keys() - {"train/load_balancing_loss", "train/router_z_loss"}
+            extra = losses.values.keys() - {"load_balancing_loss", "router_z_loss"}
             assert len(extra) == bool(coef)
     similarity = float(losses.values[extra.pop()].detach())
     assert totals[0.5, True] == pytest.approx(totals[0.0, True] + 0.5 * similarity)
@@ -259,10 +259,10 @@ def test_the_scope_of_the_balance_counts_the_load_of_earlier_micro_batches_too()
     first, second, losses = tokens(), tokens(seed=9), {}
     for scope in ("micro_batch", "global_batch"):
         model, auxiliary = with_auxiliary({"load_balance": {"scope": scope}})
-        balances = [step_of(model, ids, auxiliary).values["train/load_balancing_loss"] for ids in (first, second)]
+        balances = [step_of(model, ids, auxiliary).values["load_balancing_loss"] for ids in (first, second)]
         losses[scope] = [float(balance.detach()) for balance in balances]
         auxiliary.after_step(phase())
-        again = step_of(model, second, auxiliary).values["train/load_balancing_loss"]
+        again = step_of(model, second, auxiliary).values["load_balancing_loss"]
         losses[scope].append(float(again.detach()))
     assert losses["micro_batch"][0] == pytest.approx(losses["global_batch"][0])
     assert losses["micro_batch"][1] != pytest.approx(losses["global_batch"][1])

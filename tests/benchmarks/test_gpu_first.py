@@ -1,0 +1,66 @@
+"""What a GPU must show first runs on a CPU, part by part, and leaves its verdicts whatever a part does."""
+
+import json
+import subprocess
+
+import pytest
+import torch
+
+from benchmarks import gpu_first
+from benchmarks.gpu_first import PARTS, main, run_apart, run_here
+from tests.conftest import process_state
+
+pytestmark = pytest.mark.filterwarnings("default")
+CPU = torch.device("cpu")
+LONGER = (5, 6, 9)
+"""Whole runs and compilers."""
+
+
+def test_every_short_part_passes_on_the_cpu_and_leaves_json_and_a_table(tmp_path, capsys):
+    words = [word for part in PARTS if part not in LONGER for word in ("--part", str(part))]
+    assert main([*words, "--here", "--device", "cpu", "--output-dir", str(tmp_path)]) == 0, capsys.readouterr().out
+    report = json.loads((tmp_path / "gpu_first_cpu.json").read_text())
+    assert [part["verdict"] for part in report["parts"]] == ["PASS"] * 6
+    assert report["versions"]["torch"] and report["versions"]["transformers"]
+    table = (tmp_path / "gpu_first_cpu.md").read_text()
+    assert table.count("| PASS |") == 6 and "| stacked torch.bfloat16 E=64 N=33 |" in table
+    assert capsys.readouterr().out.startswith("date ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", LONGER)
+def test_every_longer_part_passes_on_the_cpu(part, tmp_path):
+    with process_state(tmp_path):
+        result = run_here(part, CPU)
+    assert result["verdict"] == "PASS", result["problems"]
+
+
+def test_a_part_that_raises_is_a_failure_that_says_where(monkeypatch):
+    def broken(place):
+        raise ZeroDivisionError("no kernel\nsecond line")
+
+    monkeypatch.setattr("benchmarks.gpu_parts.kernels.agreement", broken)
+    result = run_here(2, CPU)
+    assert result["verdict"] == "FAIL"
+    assert result["problems"][0].startswith("ZeroDivisionError at test_gpu_first.py:")
+    assert result["problems"][0].endswith(": no kernel")
+
+
+def test_a_part_whose_process_dies_or_takes_too_long_stops_no_other(monkeypatch, tmp_path):
+    def process(command, **given):
+        if command[command.index("--part") + 1] == "2":
+            raise subprocess.TimeoutExpired(command, given["timeout"])
+        return subprocess.CompletedProcess(command, -6, "", "terminate called\nCUDA error: an illegal memory access")
+
+    monkeypatch.setattr(gpu_first.subprocess, "run", process)
+    assert run_apart(2, CPU)["problems"] == [f"not done after {PARTS[2].seconds} s"]
+    assert main(["--part", "1", "--part", "2", "--device", "cpu", "--output-dir", str(tmp_path)]) == 1
+    first, second = json.loads((tmp_path / "gpu_first_cpu.json").read_text())["parts"]
+    assert first["problems"] == ["the process ended with -6: CUDA error: an illegal memory access"]
+    assert second["verdict"] == "FAIL"
+
+
+def test_all_parts_together_may_take_no_more_than_twelve_minutes():
+    """Ten are asked for; each part's own limit is above what it should take."""
+    assert sorted(PARTS) == list(range(1, 10))
+    assert sum(part.seconds for part in PARTS.values()) <= 12 * 60
