@@ -11,6 +11,8 @@ from yaml import YAMLError
 
 from lmoe.errors import ConfigError
 from lmoe.schema.phase import PLATEAU
+from lmoe.schema.problems import raise_problems
+from lmoe.schema.read import read_section
 from lmoe.schema.resources import resource_dir
 from lmoe.schema.resume_rules import LENGTH, PER_STEP, refused
 from lmoe.schema.run_folder import CONFIG_FILE, PROVENANCE_FILE, resume_setting
@@ -53,8 +55,7 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
     Raises:
         ConfigError: every override that would make another run of it, with both values.
     """
-    saved = OmegaConf.merge(OmegaConf.structured(schema), _load(Path(composed.resume).expanduser() / CONFIG_FILE))
-    assert isinstance(saved, DictConfig)
+    saved = _saved(Path(composed.resume).expanduser() / CONFIG_FILE, schema)
     changes: dict[str, tuple[Any, Any]] = {}
     whose: dict[str, str] = {}
     meant: set[str] = set()
@@ -86,6 +87,13 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
         saved.phase.of_steps = first_length  # also where the whole section was named again
     saved.resume = composed.resume
     return saved
+
+
+def _saved(file: Path, schema: type) -> DictConfig:
+    """The config that a run has kept."""
+    config, reading = read_section(schema, _load(file))
+    raise_problems([f"resume: {file}: {problem}" for problem in reading.problems])
+    return OmegaConf.structured(config)
 
 
 def _shown(value: Any) -> str:

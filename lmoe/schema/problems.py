@@ -6,6 +6,10 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from lmoe.errors import ConfigError
+from lmoe.schema.limits import LEAST_SIZE, MOST, MOST_OF_OTHERS, MOST_SIZE, WHY
+
+LONGEST = 60
+"""Characters of a value that a message shows."""
 
 
 def raise_problems(problems: list[str]) -> None:
@@ -27,13 +31,34 @@ def above_zero(value: float | None, key: str) -> list[str]:
     return [] if value is None or value > 0 else [f"{key} is {value}, must be above 0"]
 
 
-def not_finite(config: Any) -> list[str]:
-    """One problem for each number of a config dataclass that is infinite or none."""
-    return [f"{key} is {value}, must be a finite number" for key, value in _numbers(config, "")]
+def number_problems(config: Any, prefix: str = "") -> list[str]:
+    """One problem for each number of a config dataclass that nothing can compute with.
+
+    Args:
+        config: dataclass.
+        prefix: its dotted key.
+    """
+    return [problem for key, value in _numbers(config, prefix) if (problem := _number_problem(key, value))]
+
+
+def _number_problem(key: str, value: float) -> str | None:
+    if isinstance(value, int):
+        name = key.split("[")[0]
+        most = MOST.get(name, MOST_OF_OTHERS)
+        if abs(value) <= most:
+            return None
+        return f"{key} is {shown(value)}, must be at most {most}" + (f": {WHY[name]}" if name in WHY else "")
+    if not math.isfinite(value):
+        return f"{key} is {value}, must be a finite number"
+    if value and not LEAST_SIZE <= abs(value) <= MOST_SIZE:
+        return (
+            f"{key} is {value}, must be 0 or between {LEAST_SIZE:g} and {MOST_SIZE:g} in size, which float32 can hold"
+        )
+    return None
 
 
 def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, int | float) and not isinstance(value, bool):
         yield key, value
     elif is_dataclass(value):
         for f in fields(value):
@@ -44,6 +69,24 @@ def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
     elif isinstance(value, list):
         for number, entry in enumerate(value):
             yield from _numbers(entry, f"{key}[{number}]")
+
+
+def shown(value: Any) -> str:
+    """A value as it is written on the command line, shortened where it is long."""
+    if isinstance(value, int) and abs(value) > 10**LONGEST:
+        return f"a whole number of about {int(math.log10(abs(value))) + 1} digits"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, list | tuple):
+        return _shortened(f"[{','.join(shown(item) for item in value[:LONGEST])}]")
+    if isinstance(value, dict):
+        return _shortened(f"{{{', '.join(f'{name}: {shown(item)}' for name, item in list(value.items())[:LONGEST])}}}")
+    return _shortened(str(value)) or "empty"
+
+
+def _shortened(text: str) -> str:
+    text = text if text.isprintable() else repr(text)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def without_effect(key: str, why: str) -> str:
