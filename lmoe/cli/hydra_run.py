@@ -158,8 +158,8 @@ def composition_problem(error: Exception) -> str:
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={name}: no such choice; {near(name, list(error.options))}"
-    message = _hydra_message(error)
-    return message if isinstance(error, HydraException | OmegaConfBaseException) else f"{type(error).__name__}: {message}"
+    kind = "" if isinstance(error, HydraException | OmegaConfBaseException) else f"{type(error).__name__}: "
+    return kind + _hydra_message(error)
 
 
 def _hydra_message(error: Exception) -> str:

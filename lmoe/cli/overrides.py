@@ -16,8 +16,10 @@ from lmoe.cli.compose import compose_config
 from lmoe.cli.launchers import launcher_problem
 from lmoe.cli.resume import run_to_resume
 from lmoe.errors import ConfigError
-from lmoe.schema.keys import field_type, near, unknown_key
+from lmoe.schema.keys import field_type, is_section, near, target, unknown_key
+from lmoe.schema.places import is_dir
 from lmoe.schema.problems import shown
+from lmoe.schema.read import no_mapping, value_problems
 from lmoe.schema.resources import resource_dir
 from lmoe.schema.run_folder import hydra_quoted
 
@@ -30,6 +32,8 @@ TAKE_A_VALUE = (
     *("--info", "-i"),
 )
 """Options of Hydra with a value behind them."""
+MOST_LEVELS = 20
+"""Of lists in lists in a value."""
 MOST_VALUES = 1000
 """Of one setting of a multirun that are looked at before it starts."""
 
@@ -200,18 +204,28 @@ def _setting(text: str, folders: list[Path] | None) -> Setting:
             f"{shown(text)} cannot be read: {shown(reason)}; text with spaces, commas or = needs quotes, as in "
             "'name=\"a b\"'"
         ) from None
+    if _is_deeper(value, MOST_LEVELS):
+        raise ValueError(f"{shown(text)} is nested more than {MOST_LEVELS} deep, which nothing here needs")
+    choices = _choices(parsed.key_or_group, folders)
     if parsed.is_sweep_override():
         discrete = parsed.is_discrete_sweep() and not isinstance(value, Glob)
         values = tuple(islice(parsed.sweep_iterator(Transformer.encode), MOST_VALUES)) if discrete else ()
     else:
-        values = tuple(value) if isinstance(value, list) else (value,)
-    choices = None
-    if "." not in parsed.key_or_group and any(
-        (f / parsed.key_or_group).is_dir() for f in folders or [resource_dir("conf")]
-    ):
-        files = [file for folder in folders or [] for file in (folder / parsed.key_or_group).glob("*.yaml")]
-        choices = frozenset(file.stem for file in files)
+        values = tuple(value) if isinstance(value, list) and choices is not None else (value,)
     return Setting(text=text, parsed=parsed, values=values, choices=choices)
+
+
+def _choices(key: str, folders: list[Path] | None) -> frozenset[str] | None:
+    """The names of a group's files, none where they are not known; None: no group."""
+    places = [folder / key for folder in folders or [resource_dir("conf")]]
+    if "." in key or not any(is_dir(place) for place in places):
+        return None
+    return frozenset(file.stem for place in places if folders for file in place.glob("*.yaml"))
+
+
+def _is_deeper(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return bool(inner) and (levels == 0 or any(_is_deeper(item, levels - 1) for item in inner))
 
 
 def _problem(setting: Setting, schema: type, *, multirun: bool) -> str | None:
@@ -230,16 +244,23 @@ def _problem(setting: Setting, schema: type, *, multirun: bool) -> str | None:
         return None if parsed.is_delete() else _choice_problem(setting, setting.choices)
     if (unknown := unknown_key(schema, key.split("."))) is not None:
         return unknown
-    if parsed.is_delete() and _entry(schema, key) is None:
-        return f"{shown(setting.text)}: a setting cannot be taken away; give it another value"
-    return None
+    hint = target(schema, key)
+    if parsed.is_delete():
+        may_go = _entry(schema, key) == key or (hint is Any and _is_free(schema, key))
+        return None if may_go else f"{shown(setting.text)}: a setting cannot be taken away; give it another value"
+    wrong = [value for value in setting.values if hint is not Any and isinstance(value, dict) is not is_section(hint)]
+    if is_section(hint):
+        return no_mapping(hint, wrong[0], key) if wrong else None
+    return next(
+        (problem for value in wrong if isinstance(value, dict) for problem in value_problems(hint, value, key)), None
+    )
 
 
 def _choice_problem(setting: Setting, choices: frozenset[str]) -> str | None:
     for value in setting.values:
         name = str(value).strip("'\"") if value is not None else "null"
         if value is None or (choices and name not in choices and setting.parsed.package is None):
-            return f"{setting.key}={name}: no such choice; {near(name, sorted(choices))}"
+            return f"{setting.key}={shown(name)}: no such choice; {near(name, sorted(choices))}"
     return None
 
 
@@ -279,7 +300,8 @@ def _absent_entries(settings: list[Setting], config_name: str, schema: type, pla
     for text, entry in needs.items():
         mapping, _, name = entry.rpartition(".")
         there = OmegaConf.select(base, mapping) or {}
-        if name not in there:
+        gone = text.startswith("~") and OmegaConf.select(base, text[1:].split("=")[0]) is None
+        if name not in there or gone:
             cure = near(name, [str(other) for other in there]) if there else "there is none"
             problems[text] = f"{shown(text)}: there is no {entry}; {cure} (+{entry}.…=… adds one)"
     return problems

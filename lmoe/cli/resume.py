@@ -11,7 +11,8 @@ from yaml import YAMLError
 
 from lmoe.errors import ConfigError
 from lmoe.schema.phase import PLATEAU
-from lmoe.schema.problems import raise_problems
+from lmoe.schema.places import expanded, is_file
+from lmoe.schema.problems import raise_problems, shown
 from lmoe.schema.read import read_section
 from lmoe.schema.resources import resource_dir
 from lmoe.schema.resume_rules import LENGTH, PER_STEP, refused
@@ -31,10 +32,10 @@ def run_to_resume(overrides: list[Override]) -> Path | None:
     value = next((o.value() for o in reversed(overrides) if o.key_or_group == "resume"), None)
     if value in (None, AUTO):
         return None
-    run = Path(str(value)).expanduser().resolve()
-    if not (run / CONFIG_FILE).is_file():
-        raise ConfigError(f"resume={value}: no {CONFIG_FILE} in this folder, so it holds no run")
-    return run
+    run = expanded(str(value))
+    if not is_file(run / CONFIG_FILE):
+        raise ConfigError(f"resume={shown(value)}: no {CONFIG_FILE} in this folder, so it holds no run")
+    return run.resolve()
 
 
 def refuse_existing(run_dir: Path) -> None:

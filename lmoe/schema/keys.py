@@ -51,9 +51,28 @@ def unknown_key(schema: type, parts: list[str], prefix: str = "") -> str | None:
             current = field_type(current, part)
         elif (element := _mapping_element(current)) is not None:
             current = element
-        else:
+        elif current is Any or (get_origin(current) is list and part.isdecimal()):
             return None
+        else:
+            where = ".".join([p for p in (prefix, *parts[:depth]) if p])
+            return f"{where}.{part}: no such key; {where} is one value"
     return None
+
+
+def target(schema: type, key: str) -> Any:
+    """The type of a key that is there: a dataclass, a mapping, or that of a value."""
+    current: Any = schema
+    for part in key.split("."):
+        if is_dataclass(current) and isinstance(current, type):
+            current = field_type(current, part)
+        else:
+            current = _mapping_element(current) or Any
+    return current
+
+
+def is_section(hint: Any) -> bool:
+    """Whether a type holds keys of its own: a dataclass or a mapping."""
+    return (is_dataclass(hint) and isinstance(hint, type)) or get_origin(hint) is dict
 
 
 def field_type(schema: type, name: str) -> Any:

@@ -4,6 +4,8 @@ MOST_OF_OTHERS = 2**31 - 1
 """Of every whole number that is not below."""
 LEAST_SIZE, MOST_SIZE = 1e-30, 1e30
 """Sizes of a number that is not 0; squares and products of settings stay within float32's."""
+MOST_CHARACTERS = 1000
+"""Of a text: no path is longer, and a message can still show it."""
 RANKS, EXPERTS, ROWS = 2**16, 2**16, 2**16
 MOST_BRANCHES = 2**20
 """Experts of a site times their rank."""

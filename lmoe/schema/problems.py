@@ -6,7 +6,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 from lmoe.errors import ConfigError
-from lmoe.schema.limits import LEAST_SIZE, MOST, MOST_OF_OTHERS, MOST_SIZE, WHY
+from lmoe.schema.limits import LEAST_SIZE, MOST, MOST_CHARACTERS, MOST_OF_OTHERS, MOST_SIZE, WHY
 
 LONGEST = 60
 """Characters of a value that a message shows."""
@@ -31,17 +31,20 @@ def above_zero(value: float | None, key: str) -> list[str]:
     return [] if value is None or value > 0 else [f"{key} is {value}, must be above 0"]
 
 
-def number_problems(config: Any, prefix: str = "") -> list[str]:
-    """One problem for each number of a config dataclass that nothing can compute with.
+def size_problems(config: Any, prefix: str = "") -> list[str]:
+    """One problem for each number of a config dataclass that nothing can compute with, and each endless text.
 
     Args:
         config: dataclass.
         prefix: its dotted key.
     """
-    return [problem for key, value in _numbers(config, prefix) if (problem := _number_problem(key, value))]
+    return [problem for key, value in _values(config, prefix) if (problem := _size_problem(key, value))]
 
 
-def _number_problem(key: str, value: float) -> str | None:
+def _size_problem(key: str, value: float | str) -> str | None:
+    if isinstance(value, str):
+        most = f"must have at most {MOST_CHARACTERS}"
+        return None if len(value) <= MOST_CHARACTERS else f"{key} has {len(value)} characters, {most}"
     if isinstance(value, int):
         name = key.split("[")[0]
         most = MOST.get(name, MOST_OF_OTHERS)
@@ -57,18 +60,19 @@ def _number_problem(key: str, value: float) -> str | None:
     return None
 
 
-def _numbers(value: Any, key: str) -> Iterator[tuple[str, float]]:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+def _values(value: Any, key: str) -> Iterator[tuple[str, float | str]]:
+    """The numbers and texts of a config by key."""
+    if isinstance(value, int | float | str) and not isinstance(value, bool):
         yield key, value
     elif is_dataclass(value):
         for f in fields(value):
-            yield from _numbers(getattr(value, f.name), f"{key}.{f.name}" if key else f.name)
+            yield from _values(getattr(value, f.name), f"{key}.{f.name}" if key else f.name)
     elif isinstance(value, dict):
         for name, entry in value.items():
-            yield from _numbers(entry, f"{key}.{name}")
+            yield from _values(entry, f"{key}.{name}")
     elif isinstance(value, list):
         for number, entry in enumerate(value):
-            yield from _numbers(entry, f"{key}[{number}]")
+            yield from _values(entry, f"{key}[{number}]")
 
 
 def shown(value: Any) -> str:

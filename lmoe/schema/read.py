@@ -109,8 +109,7 @@ def _section(schema: type[Section], given: Any, prefix: str, reading: Reading, e
     hints = _hints(schema)
     if not isinstance(given, Mapping):
         if given is not UNREAD:
-            must = f"must be a mapping with keys such as {', '.join(list(hints)[:3])}"
-            reading.refuse(prefix, f"{prefix or 'the config'} is {shown(given)}, {must}", entry=entry)
+            reading.refuse(prefix, no_mapping(schema, given, prefix or "the config"), entry=entry)
         given = {}
     for name in given:
         if name not in hints:
@@ -149,9 +148,23 @@ def _value(hint: Any, given: Any, key: str, spec: Field[Any], reading: Reading, 
         return _default(spec)
 
 
+def value_problems(hint: Any, given: Any, key: str) -> list[str]:
+    """The problems of one value by its type."""
+    reading = Reading()
+    spec: Any = field(default=None)
+    _value(hint, given, key, spec, reading, "")
+    return reading.problems
+
+
+def no_mapping(hint: Any, given: Any, key: str) -> str:
+    """The problem of a section, or of a mapping by name, that is given something else."""
+    such = f"with keys such as {', '.join(list(_hints(hint))[:3])}" if is_dataclass(hint) else "by name: {name: …}"
+    return f"{key} is {shown(given)}, must be a mapping {such}"
+
+
 def _mapping(element: Any, given: Any, key: str, reading: Reading) -> dict[str, Any]:
     if not isinstance(given, Mapping):
-        reading.refuse(key, f"{key} is {shown(given)}, must be a mapping by name, such as {{name: …}}")
+        reading.refuse(key, no_mapping(dict, given, key))
         return {}
     entries = {}
     for name, value in given.items():
