@@ -46,6 +46,7 @@ MOST_ROWS, MOST_BRANCHES, MOST_LENGTH = 64, 512, 128
 """Of a run that is cheap enough to be tried."""
 NOT_RUN = ("data.path", "data.val_path", "backbone.model_name", "data.cache_dir", "trainer.max_steps", "logger")
 """Keys that stay as the micro model has them where a config is to run."""
+GROUPS_THAT_RUN = ("moe=", "phase=", "injection=", "callbacks=")
 
 
 def fuzz(base: Path, count: int, seed: int, outcome: Outcome) -> None:
@@ -62,7 +63,7 @@ def fuzz(base: Path, count: int, seed: int, outcome: Outcome) -> None:
             case = drawn(draw, runs=number % 2 == 0)
             judge(case, outcome, whole=number % WHOLE_EVERY == 0)
         numbers = iter(range(count * 10))
-        while outcome.figures.get("runs of two steps", 0) < wanted and (number := next(numbers, None)) is not None:
+        while int(outcome.figures.get("runs of two steps", 0)) < wanted and (number := next(numbers, None)) is not None:
             draw = random.Random(f"{seed} run {number}")
             settings = [*micro_settings(micro.overrides), *runnable(draw)]
             if (config := accepted(settings)) is not None and is_cheap(config):
@@ -83,9 +84,7 @@ def drawn(draw: random.Random, *, runs: bool) -> tuple[str, list[str]]:
 
 def runnable(draw: random.Random) -> list[str]:
     """Settings that are likely to be taken, and that leave the micro model and its rows alone."""
-    groups = [
-        g for g in group_choices(draw, fitting=1.0) if g.split("=")[0] in ("moe", "phase", "injection", "callbacks")
-    ]
+    groups = [text for text in group_choices(draw, fitting=1.0) if text.startswith(GROUPS_THAT_RUN)]
     keys = [(key, hint) for key, hint in keys_of("train") if not key.startswith((*NOT_RUN, "resume", "dry_run"))]
     return [*groups, *(setting(keys, draw, fitting=1.0) for _ in range(draw.choice((1, 1, 2))))]
 
@@ -148,9 +147,7 @@ def not_named(problems: list[str], case: tuple[str, list[str]]) -> str | None:
     """The first problem that names no key, or the whole where it names none of this case."""
     verb, settings = case
     keys = [re.split(r"[=@]", text.lstrip("+~"))[0] for text in settings]
-    names = {
-        key.rsplit(".", levels)[0] for key in keys for levels in range(3) if levels == 0 or key.count(".") > levels
-    }
+    names = {key.rsplit(".", levels)[0] for key in keys for levels in range(3) if key.count(".") > levels or not levels}
     for problem in problems:
         if "\n" in problem or len(problem) > 2500:
             return f"not one short line: {problem[:200]}"
@@ -220,11 +217,7 @@ def judge_run(settings: list[str], folder: Path, outcome: Outcome) -> None:
         with quiet_run(), redirect_stderr(said), redirect_stdout(said):
             code = main([*settings, f"hydra.run.dir={folder}"])
         ended = (folder / "adapter" / "adapter.safetensors").exists()
-        problem = (
-            None
-            if (code == 0 and ended) or (code == 1 and not ended)
-            else f"exit code {code}: {said.getvalue()[-600:]}"
-        )
+        problem = None if code == int(not ended) else f"exit code {code}: {said.getvalue()[-600:]}"
         if problem is None:
             outcome.count("runs of two steps" if code == 0 else "refused by the model or its rows")
     except Exception:

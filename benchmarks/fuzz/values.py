@@ -35,6 +35,8 @@ NAMES = {
     "optim.roles": ("router", "lora", "attn_lora", "head", "nobody"),
 }
 """Entries of a mapping, some of which are not there."""
+GROUPS = ("backbone", "callbacks", "data", "experiment", "injection", "logger", "moe", "optim", "phase", "trainer")
+WRONG_CHOICES = ("nope", "null", "3", "[[1]]", "''", "top_kk")
 TEXTS = {
     "start": ("0", "1", "20%", "50%", "plateau", "100%"),
     "latest": ("1", "50%"),
@@ -50,7 +52,7 @@ TEXTS = {
 }
 """What fits a text, by the last part of its key."""
 WHOLE = (1, 1, 2, 2, 3, 4, 8)
-NUMBERS = (0.0, 1e-8, 1e-3, 0.01, 0.1, 0.5, 0.9, 1.0, 1.2, 2.0, 16.0)
+NUMBERS = (0.0, 1e-8, 1e-3, 0.01, 0.1, 0.5, 0.9, 1.0, 1.2, 2.0, 16.0, 1e4, 1e30, 1e-30)
 
 
 def settable_keys(schema: type) -> list[tuple[str, Any]]:
@@ -120,12 +122,9 @@ def callback(draw: random.Random, *, fitting: float) -> str:
 
 def group_choices(draw: random.Random, *, fitting: float) -> list[str]:
     """None to two choices of groups of conf/."""
-    folders = [
-        f for f in sorted(resource_dir("conf").iterdir()) if f.is_dir() and f.name not in ("sweep", "model", "corpus")
-    ]
-    chosen = draw.sample(folders, k=draw.choice((0, 1, 1, 2)))
-    wrong = ("nope", "null", "3", "[[1]]", "''", "top_kk")
-    return [
-        f"{folder.name}={draw.choice([f.stem for f in sorted(folder.glob('*.yaml'))] if draw.random() < fitting else wrong)}"
-        for folder in chosen
-    ]
+    folders = [folder for folder in sorted(resource_dir("conf").iterdir()) if folder.name in GROUPS]
+    chosen = []
+    for folder in draw.sample(folders, k=draw.choice((0, 1, 1, 2))):
+        right = [file.stem for file in sorted(folder.glob("*.yaml"))]
+        chosen.append(f"{folder.name}={draw.choice(right if draw.random() < fitting else WRONG_CHOICES)}")
+    return chosen

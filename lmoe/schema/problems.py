@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
-from typing import Any
+from dataclasses import MISSING, fields, is_dataclass, replace
+from typing import Any, TypeVar
 
 from lmoe.errors import ConfigError
 from lmoe.schema.limits import LEAST_SIZE, MOST, MOST_CHARACTERS, MOST_OF_OTHERS, MOST_SIZE, WHY
 
+Section = TypeVar("Section")
 LONGEST = 60
 """Characters of a value that a message shows."""
 
@@ -39,6 +40,31 @@ def size_problems(config: Any, prefix: str = "") -> list[str]:
         prefix: its dotted key.
     """
     return [problem for key, value in _values(config, prefix) if (problem := _size_problem(key, value))]
+
+
+def within_sizes(config: Section, prefix: str = "") -> tuple[list[str], Section]:
+    """The problems of sizes, and the same config with defaults in place of what has one."""
+    problems = size_problems(config, prefix)
+    return problems, _replaced(config, prefix, set(keys_named(problems))) if problems else config
+
+
+def keys_named(problems: list[str]) -> list[str]:
+    """The key that each of size_problems begins with; of an item of a list, that of the list."""
+    return [problem.split(" ")[0].split("[")[0] for problem in problems]
+
+
+def _replaced(config: Any, key: str, bad: set[str]) -> Any:
+    values = {}
+    for spec in fields(config):
+        value, inner = getattr(config, spec.name), f"{key}.{spec.name}" if key else spec.name
+        if inner in bad:
+            value = spec.default_factory() if spec.default_factory is not MISSING else spec.default
+        elif is_dataclass(value):
+            value = _replaced(value, inner, bad)
+        elif isinstance(value, dict):
+            value = {n: _replaced(v, f"{inner}.{n}", bad) if is_dataclass(v) else v for n, v in value.items()}
+        values[spec.name] = value
+    return replace(config, **values)
 
 
 def _size_problem(key: str, value: float | str) -> str | None:

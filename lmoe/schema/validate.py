@@ -18,7 +18,7 @@ from lmoe.schema.phase import Role
 from lmoe.schema.phase_options import schedule_problems
 from lmoe.schema.phase_rules import TRAINABLE, phase_problems, present_roles, trained_base
 from lmoe.schema.places import blocked_folder, exists, expanded, hub_note, missing_file, missing_place
-from lmoe.schema.problems import above_zero, at_least, raise_problems, size_problems, without_effect
+from lmoe.schema.problems import above_zero, at_least, keys_named, raise_problems, within_sizes, without_effect
 from lmoe.schema.read import independent
 from lmoe.schema.run import RunConfig
 from lmoe.schema.strategy_traits import STRATEGY_TRAITS
@@ -37,8 +37,8 @@ def validate(config: RunConfig) -> None:
 
 def run_problems(config: RunConfig) -> list[str]:
     """Every problem of the config, as text."""
-    return with_size_problems(
-        size_problems(config),
+    sizes, config = within_sizes(config)
+    return sizes + independent(
         injection_problems(config.injection, config.moe)
         + moe_problems(config.moe, config.injection)
         + phase_problems(config)
@@ -56,20 +56,16 @@ def run_problems(config: RunConfig) -> list[str]:
         + seed_problems(config.seed)
         + step_problems("data.batch_size", config.data.batch_size, config.trainer)
         + place_problems(config),
+        keys_named(sizes),
     )
 
 
 def section_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
     """Every problem of the two sections that say what is put into a backbone."""
-    return with_size_problems(
-        size_problems(injection, "injection") + size_problems(moe, "moe"),
-        injection_problems(injection, moe) + moe_problems(moe, injection),
-    )
-
-
-def with_size_problems(sizes: list[str], others: list[str]) -> list[str]:
-    """The problems of sizes, and those others that do not come of them."""
-    return sizes + independent(others, [problem.split(" ")[0].split("[")[0] for problem in sizes])
+    of_injection, injection = within_sizes(injection, "injection")
+    of_moe, moe = within_sizes(moe, "moe")
+    sizes = of_injection + of_moe
+    return sizes + independent(injection_problems(injection, moe) + moe_problems(moe, injection), keys_named(sizes))
 
 
 def step_problems(rows_key: str, rows: int, trainer: TrainerConfig) -> list[str]:

@@ -5,7 +5,8 @@ from dataclasses import fields
 from lmoe.schema.optim import LrSchedule, RoleOptimConfig
 from lmoe.schema.places import blocked_folder, exists, expanded, missing_place
 from lmoe.schema.pretrain import PretrainConfig
-from lmoe.schema.problems import at_least, size_problems, without_effect
+from lmoe.schema.problems import at_least, keys_named, within_sizes, without_effect
+from lmoe.schema.read import independent
 from lmoe.schema.trainer import NonFinite, Strategy
 from lmoe.schema.validate import (
     checkpoint_problems,
@@ -14,12 +15,12 @@ from lmoe.schema.validate import (
     seed_problems,
     step_problems,
     trainer_problems,
-    with_size_problems,
 )
 
 
 def pretrain_problems(config: PretrainConfig) -> list[str]:
     """Every problem that shows without reading the text."""
+    sizes, config = within_sizes(config)
     corpus, model = config.corpus, config.model
     problems = (
         optim_problems(config.optim)
@@ -81,4 +82,4 @@ def pretrain_problems(config: PretrainConfig) -> list[str]:
         problems.append("checkpoint.save_base has no effect in pretrain, which writes the whole base; leave it out")
     if any(settings != RoleOptimConfig() for settings in config.optim.roles.values()):
         problems.append("optim.roles has no effect in pretrain, where every parameter trains alike; leave it out")
-    return with_size_problems(size_problems(config), problems)
+    return sizes + independent(problems, keys_named(sizes))
