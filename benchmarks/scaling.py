@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
-from omegaconf import OmegaConf
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lmoe.build.cost import TFLOPS, UTILISATION, duration
 from lmoe.build.estimate import Estimate, estimate_model
-from lmoe.schema.resources import resource_dir
+from lmoe.cli.compose import compose_config
+from lmoe.schema.problems import raise_problems
+from lmoe.schema.read import read_section
 from lmoe.schema.run import RunConfig
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "SCALING.md"
@@ -64,11 +63,9 @@ CASES = (
 
 def estimated(case: Case) -> Estimate:
     """The formulas on the base's shape."""
-    ConfigStore.instance().store(name="train_schema", node=RunConfig)
     chosen = [f"backbone.precision={case.precision}", f"trainer.gradient_checkpointing={case.checkpointing}"]
-    with initialize_config_dir(str(resource_dir("conf").resolve()), version_base="1.3"):
-        config = OmegaConf.to_object(compose("train", overrides=[*SETTINGS, *chosen]))
-    assert isinstance(config, RunConfig)
+    config, reading = read_section(RunConfig, compose_config("train", RunConfig, [*SETTINGS, *chosen]))
+    raise_problems(reading.problems)
     return estimate_model(config, bare(case.base), shards=case.shards)
 
 

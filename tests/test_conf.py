@@ -38,7 +38,7 @@ SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 # What a file leaves to the user.
 REQUIRED = {
     "backbone/custom.yaml": ["backbone.model_name=somebody/model"],
-    "data/custom.yaml": ["data.path=rows.jsonl"],
+    "data/custom.yaml": ["data.path=somebody/rows"],
     # Routers without parameters cannot be warmed up.
     "moe/uniform.yaml": ["phase=joint"],
     "moe/random.yaml": ["phase=joint"],

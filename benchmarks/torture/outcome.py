@@ -83,14 +83,14 @@ def table(outcomes: list[Outcome]) -> str:
     return "\n".join([*lines, *(["", *failures] if failures else [])]) + "\n"
 
 
-def write(outcomes: list[Outcome], machine: dict[str, str | int], folder: Path) -> list[Outcome]:
-    """torture.json and torture.md; claims that were not tried this time keep what they have there.
+def write(outcomes: list[Outcome], machine: dict[str, str | int], folder: Path, name: str = "torture") -> list[Outcome]:
+    """<name>.json and <name>.md; claims that were not tried this time keep what they have there.
 
     Returns:
         All of them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "torture.json"
+    file = folder / f"{name}.json"
     earlier = json.loads(file.read_text(encoding="utf-8"))["claims"] if file.exists() else []
     known = {entry["claim"]: Outcome(**entry) for entry in earlier} | {outcome.claim: outcome for outcome in outcomes}
     every = list(known.values())
@@ -98,6 +98,6 @@ def write(outcomes: list[Outcome], machine: dict[str, str | int], folder: Path) 
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     facts = ", ".join(f"{name} {value}" for name, value in machine.items())
     commands = [f"- {outcome.date} `{outcome.command}`: {outcome.claim}" for outcome in every]
-    page = "\n".join(["# Torture", "", facts, "", table(every), *commands]) + "\n"
-    (folder / "torture.md").write_text(page, encoding="utf-8")
+    page = "\n".join([f"# {name.capitalize()}", "", facts, "", table(every), *commands]) + "\n"
+    (folder / f"{name}.md").write_text(page, encoding="utf-8")
     return every

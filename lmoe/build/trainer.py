@@ -62,11 +62,6 @@ def extra_callbacks(settings: dict[str, Any]) -> list[Callback]:
         if not (isinstance(found, type) and issubclass(found, Callback)):
             raise ConfigError(f"callbacks.{name}._target_: {PREFIX}{class_name} is no callback of Lightning")
         if issubclass(found, EarlyStopping):
-            if arguments.get("check_on_train_epoch_end"):
-                raise ConfigError(
-                    f"callbacks.{name}.check_on_train_epoch_end=true: a run is one epoch, so it would never look; "
-                    "leave it out"
-                )
             arguments["check_on_train_epoch_end"] = False  # Lightning's own default here would be True
         try:
             made.append(found(**arguments))

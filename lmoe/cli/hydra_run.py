@@ -9,64 +9,63 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lmoe.cli.compose import Check, compose_config, problems_of, store_defaults
 from lmoe.cli.launchers import (
     HERE,
     JobError,
     check_processes,
     hand_on,
     in_own_process,
-    launcher_problem,
     lost_job,
     several_processes_here,
 )
-from lmoe.cli.new_phases import store_empty_phase, typed, with_empty_phases
-from lmoe.cli.resume import AUTO, merge_saved, run_to_resume
+from lmoe.cli.overrides import Command, first_point, own_folders, read_command
+from lmoe.cli.resume import AUTO, merge_saved
 from lmoe.errors import ConfigError, LmoeError
-from lmoe.schema.keys import near, unknown_key
+from lmoe.schema.keys import near
+from lmoe.schema.problems import raise_problems
+from lmoe.schema.read import read_section
 from lmoe.schema.resources import resource_dir
-from lmoe.schema.run_folder import CONFIG_FILE, hydra_quoted
+from lmoe.schema.run_folder import CONFIG_FILE
 from lmoe.training.stopping import Stopped
 
 Job = Callable[[Any, Path, list[str]], None]
-CONFIG_DIR, SEARCHPATH = ("--config-dir", "-cd"), "hydra.searchpath="
-"""How a command names folders with more choices for a group."""
 
 
-def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, entry: str) -> int:
+def hydra_main(config_name: str, schema: type, check: Check, job: Job, argv: list[str], *, entry: str) -> int:
     """Compose `conf/<config_name>.yaml` with overrides and run the job, once or as a multirun.
 
     Args:
         config_name: without .yaml.
         schema: dataclass that the config must fit.
-        job: gets the config as an object of the schema, the run directory and the overrides.
+        check: gives the problems of such a config.
+        job: gets a config without problems, the run directory and the overrides.
         argv: arguments of the command.
         entry: file that runs the verb; Lightning starts it again for each further process of a run.
 
     Returns:
         The exit code: 0, 1 after a message on stderr, or 128 + the signal that ended it.
     """
-    ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
-    store_empty_phase()
+    store_defaults(config_name, schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to us instead of printing a traceback
     failures: list[LmoeError] = []
+    composed_once: list[bool] = []
 
     def task(composed: DictConfig) -> None:  # NOTE it is pickled for a job in another process: so is what it refers to
+        composed_once.append(True)
         runtime = HydraConfig.get()
-        overrides, folder = typed(runtime.overrides.task), Path(runtime.runtime.output_dir)
+        overrides, folder = list(runtime.overrides.task), Path(runtime.runtime.output_dir)
         launcher = str(runtime.runtime.choices["hydra/launcher"])
         multirun = runtime.mode is not None and runtime.mode.name == "MULTIRUN"
         try:
             if composed.get("resume") == AUTO:
                 composed.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
-            config = to_object(composed, schema, overrides)
+            config = to_object(composed, schema, overrides, check)
             check_processes(launcher, config.trainer)
             if multirun and several_processes_here(launcher, config.trainer):
                 in_own_process([entry, *own_folders(sys.argv), *overrides], folder)
@@ -88,9 +87,13 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
                 failures.append(failed)
             raise failed from None
 
+    command = None
     try:
-        arguments = checked_arguments(argv, schema)
-        sys.argv = [entry, *arguments]
+        command = read_command(argv, config_name, schema)
+        if command.problems:
+            raise ConfigError(command.problems + _problems_beside(command, config_name, schema, check))
+        sys.argv = [entry, *command.arguments]
+        store_defaults(config_name, schema)
         hydra.main(version_base="1.3", config_path=str(resource_dir("conf")), config_name=config_name)(task)()
     except JobError as error:
         return 1 if failures else _say(str(error))  # a job in another process may have written to a log
@@ -98,18 +101,30 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
         return _say(str(error))
     except Stopped as stopped:
         return stopped.exit_code
-    except (HydraException, OmegaConfBaseException) as error:
-        return _say(f"config: {_hydra_message(error)}")
     except OSError as error:
         if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         place = f"{error.filename}: " if error.filename else ""
         return _say(f"{place}{error.strerror}; choose another folder with hydra.run.dir=…, or free space")
     except Exception as error:
-        if (lost := lost_job(error)) is None:
-            raise
-        return _say(lost)
+        if (lost := lost_job(error)) is not None:
+            return _say(lost)
+        if command is None or (composed_once and not isinstance(error, HydraException | OmegaConfBaseException)):
+            raise  # one of ours
+        found = _problems_beside(command, config_name, schema, check)
+        return _say(str(ConfigError(found or [composition_problem(error)])))
     return _say(str(failures[0])) if failures else 0
+
+
+def _problems_beside(command: Command, config_name: str, schema: type, check: Check) -> list[str]:
+    """What else is wrong with a command that has a problem already, as far as the rest of it can be composed."""
+    try:
+        config = compose_config(config_name, schema, first_point(command))
+    except Exception:  # whatever it is, it is not what is said first
+        return []
+    if config.get("resume"):
+        return read_section(schema, config)[1].problems  # what else is set is in the run's own folder
+    return problems_of(config, schema, check)[1]
 
 
 def drop_empty(run_dir: Path) -> None:
@@ -123,82 +138,28 @@ def drop_empty(run_dir: Path) -> None:
                 break
 
 
-def checked_arguments(argv: list[str], schema: type) -> list[str]:
-    """The arguments for Hydra: options in front, as they may not stand between overrides; a resumed run's own folder.
-
-    Raises:
-        ConfigError: every override whose key or group choice does not exist, with the nearest that does.
-    """
-    argv = typed(argv)  # Lightning starts further processes with what was made of it here
-    texts = [arg for arg in argv if "=" in arg and not arg.startswith("-")]
-    overrides = [o for text in texts if (o := _parsed(text)) is not None]
-    multirun = "-m" in argv or "--multirun" in argv
-    all_known = not own_folders(argv)
-    problems = [p for o in overrides if (p := _override_problem(o, schema, all_known=all_known)) is not None]
-    problems += [p for o in overrides if (p := launcher_problem(o, multirun=multirun)) is not None]
-    if problems:
-        raise ConfigError(problems)
-    run = run_to_resume(overrides)
-    arguments = with_empty_phases(options_first(argv), resumes=run is not None)
-    if run is None:  # a new run, or resume=auto
-        return arguments
-    if multirun:
-        raise ConfigError("resume continues one run, so it cannot be part of a multirun; leave out -m")
-    return [*arguments, f"hydra.run.dir={hydra_quoted(run)}"]
-
-
-def options_first(argv: list[str]) -> list[str]:
-    """The same arguments, with -m and folders of choices in front."""
-    first = [*(arg for arg in argv if arg in ("-m", "--multirun")), *own_folders(argv)]
-    rest = list(argv)
-    for arg in first:
-        rest.remove(arg)
-    return first + rest
-
-
-def own_folders(argv: list[str]) -> list[str]:
-    """The arguments that name folders with more choices for a group."""
-    found = []
-    for number, arg in enumerate(argv):
-        if arg in CONFIG_DIR:
-            found += argv[number : number + 2]
-        elif arg.startswith(f"{CONFIG_DIR[0]}=") or arg.lstrip("+").startswith(SEARCHPATH):
-            found.append(arg)
-    return found
-
-
-def to_object(composed: DictConfig, schema: type, overrides: list[str]) -> Any:
+def to_object(composed: DictConfig, schema: type, overrides: list[str], check: Check) -> Any:
     """The composed config, or on resume the saved one with the overrides, as an object of the schema.
 
     Raises:
-        ConfigError: values that are required and missing, or changes that a resumed run cannot take.
+        ConfigError: every problem of it, or changes that a resumed run cannot take.
     """
     if composed.get("resume"):
-        composed = merge_saved(composed, schema, overrides)
-    if missing := sorted(OmegaConf.missing_keys(composed)):
-        raise ConfigError([f"{key} is required" for key in missing])
-    return OmegaConf.to_object(composed)
+        typed, reading = read_section(schema, composed)
+        raise_problems(reading.problems)
+        composed = merge_saved(OmegaConf.structured(typed), schema, overrides)
+    config, problems = problems_of(composed, schema, check)
+    raise_problems(problems)
+    return config
 
 
-def _parsed(text: str) -> Override | None:
-    try:
-        return OverridesParser.create().parse_override(text)
-    except HydraException:
-        return None  # Hydra says it itself, with a pointer to the place
-
-
-def _override_problem(override: Override, schema: type, *, all_known: bool) -> str | None:
-    """Of one override; of a choice only where all choices are those of conf/."""
-    key = override.key_or_group
-    if key.split(".")[0] == "hydra" or key.startswith("hydra/"):
-        return None
-    group = resource_dir("conf") / key
-    if "." not in key and group.is_dir():
-        choices = sorted(file.stem for file in group.glob("*.yaml"))
-        values = str(override.value()).split(",") if isinstance(override.value(), str) else []
-        unknown = [value for value in values if value not in choices and all_known]
-        return f"{key}={unknown[0]}: no such choice; {near(unknown[0], choices)}" if unknown else None
-    return unknown_key(schema, key.split("."))
+def composition_problem(error: Exception) -> str:
+    """What Hydra could not compose, in our words where it is a choice that a file names."""
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={name}: no such choice; {near(name, list(error.options))}"
+    kind = "" if isinstance(error, HydraException | OmegaConfBaseException) else f"{type(error).__name__}: "
+    return kind + _hydra_message(error)
 
 
 def _hydra_message(error: Exception) -> str:

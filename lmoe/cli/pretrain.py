@@ -8,19 +8,19 @@ from lmoe.build.records import begun
 from lmoe.cli.hydra_run import hydra_main
 from lmoe.cli.resume import refuse_existing
 from lmoe.schema.pretrain import PretrainConfig
-from lmoe.schema.problems import raise_problems
 from lmoe.schema.validate_pretrain import pretrain_problems
 from lmoe.training.stopping import StopSignals
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
-    return hydra_main("pretrain", PretrainConfig, run, sys.argv[1:] if argv is None else argv, entry=__file__)
+    return hydra_main(
+        "pretrain", PretrainConfig, pretrain_problems, run, sys.argv[1:] if argv is None else argv, entry=__file__
+    )
 
 
 def run(config: PretrainConfig, run_dir: Path, overrides: list[str]) -> None:
     """One pre-training, or the continuation of one."""
-    raise_problems(pretrain_problems(config))
     with StopSignals() as signals, claimed(run_dir):
         if not config.resume:
             refuse_existing(run_dir)

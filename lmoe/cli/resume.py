@@ -11,6 +11,9 @@ from yaml import YAMLError
 
 from lmoe.errors import ConfigError
 from lmoe.schema.phase import PLATEAU
+from lmoe.schema.places import expanded, is_file
+from lmoe.schema.problems import raise_problems, shown
+from lmoe.schema.read import read_section
 from lmoe.schema.resources import resource_dir
 from lmoe.schema.resume_rules import LENGTH, PER_STEP, refused
 from lmoe.schema.run_folder import CONFIG_FILE, PROVENANCE_FILE, resume_setting
@@ -29,10 +32,10 @@ def run_to_resume(overrides: list[Override]) -> Path | None:
     value = next((o.value() for o in reversed(overrides) if o.key_or_group == "resume"), None)
     if value in (None, AUTO):
         return None
-    run = Path(str(value)).expanduser().resolve()
-    if not (run / CONFIG_FILE).is_file():
-        raise ConfigError(f"resume={value}: no {CONFIG_FILE} in this folder, so it holds no run")
-    return run
+    run = expanded(str(value))
+    if not is_file(run / CONFIG_FILE):
+        raise ConfigError(f"resume={shown(value)}: no {CONFIG_FILE} in this folder, so it holds no run")
+    return run.resolve()
 
 
 def refuse_existing(run_dir: Path) -> None:
@@ -53,8 +56,7 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
     Raises:
         ConfigError: every override that would make another run of it, with both values.
     """
-    saved = OmegaConf.merge(OmegaConf.structured(schema), _load(Path(composed.resume).expanduser() / CONFIG_FILE))
-    assert isinstance(saved, DictConfig)
+    saved = _saved(Path(composed.resume).expanduser() / CONFIG_FILE, schema)
     changes: dict[str, tuple[Any, Any]] = {}
     whose: dict[str, str] = {}
     meant: set[str] = set()
@@ -86,6 +88,13 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
         saved.phase.of_steps = first_length  # also where the whole section was named again
     saved.resume = composed.resume
     return saved
+
+
+def _saved(file: Path, schema: type) -> DictConfig:
+    """The config that a run has kept."""
+    config, reading = read_section(schema, _load(file))
+    raise_problems([f"resume: {file}: {problem}" for problem in reading.problems])
+    return OmegaConf.structured(config)
 
 
 def _shown(value: Any) -> str:

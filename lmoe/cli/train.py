@@ -10,19 +10,20 @@ from lmoe.cli.hydra_run import drop_empty, hydra_main
 from lmoe.cli.resume import refuse_existing
 from lmoe.schema.phase_rules import phase_warnings
 from lmoe.schema.run import DryRun, RunConfig
-from lmoe.schema.validate import validate
+from lmoe.schema.validate import hub_names, run_problems
 from lmoe.training.stopping import StopSignals
 
 
 def main(argv: list[str] | None = None) -> int:
     """Returns the exit code."""
-    return hydra_main("train", RunConfig, run, sys.argv[1:] if argv is None else argv, entry=__file__)
+    return hydra_main("train", RunConfig, run_problems, run, sys.argv[1:] if argv is None else argv, entry=__file__)
 
 
 def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
     """One job: a dry run, a training or a continued one."""
-    validate(config)
     if config.dry_run is DryRun.config:
+        for note in hub_names(config):
+            sys.stdout.write(f"{note}\n")
         for warning in phase_warnings(config):
             sys.stdout.write(f"warning: {warning}\n")
         sys.stdout.write("config: no problems\n")

@@ -27,8 +27,7 @@ from lmoe.schema.phase_rules import BASE_ROLES
 from lmoe.schema.problems import raise_problems
 from lmoe.schema.router_traits import trains_logits
 from lmoe.schema.strategy_traits import STRATEGY_TRAITS
-from lmoe.schema.validate_injection import injection_problems
-from lmoe.schema.validate_moe import moe_problems
+from lmoe.schema.validate import section_problems
 
 
 def plan(
@@ -83,7 +82,7 @@ def _checked(
     """Both sections, whole, for a model that carries nothing yet."""
     refuse_taken(model)
     injection, moe = _sections(injection, moe)
-    raise_problems(injection_problems(injection, moe) + moe_problems(moe, injection))
+    raise_problems(section_problems(injection, moe))
     return injection, moe
 
 

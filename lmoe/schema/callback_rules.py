@@ -1,11 +1,19 @@
 """Which callbacks of Lightning a run may add."""
 
+from typing import Any
+
+from lmoe.schema.keys import near
+from lmoe.schema.lightning_callbacks import PACKAGE, callback_arguments, exported_callbacks
+from lmoe.schema.problems import shown
 from lmoe.schema.run import RunConfig
 
-PREFIX, EARLY_STOPPING = "lightning.pytorch.callbacks.", "EarlyStopping"
+PREFIX, EARLY_STOPPING = f"{PACKAGE}.", "EarlyStopping"
 _WRITES = "writes checkpoints, which checkpoint=… decides"
 _TRAINS = "decides what trains, which the phases do"
 _STEPS = "changes the batches or the learning rate of a step, which data, trainer, optim and the phases decide"
+_LINE = "draws a progress line, and trainer.enable_progress_bar draws the one of a run"
+_FUNCTIONS = "is made with Python functions, which a config cannot hold"
+_NOTHING = "does nothing by itself"
 _WEIGHTS = "changes weights outside the optimizer, so that a resumed run would be another one"
 REFUSED = {
     "ModelCheckpoint": _WRITES,
@@ -19,6 +27,14 @@ REFUSED = {
     "StochasticWeightAveraging": _WEIGHTS,
     "WeightAveraging": _WEIGHTS,
     "EMAWeightAveraging": _WEIGHTS,
+    "ProgressBar": _LINE,
+    "RichProgressBar": _LINE,
+    "TQDMProgressBar": _LINE,
+    "LambdaCallback": _FUNCTIONS,
+    "ThroughputMonitor": _FUNCTIONS,
+    "BasePredictionWriter": "writes predictions, and a run makes none",
+    "Callback": _NOTHING,
+    "Checkpoint": _NOTHING,
 }
 """Why a callback cannot work here, by class."""
 
@@ -32,10 +48,53 @@ def callback_problems(config: RunConfig) -> list[str]:
             problems.append(f"callbacks.{name}._target_ is {target!r}; allowed: {PREFIX}<class>")
             continue
         class_name = target.removeprefix(PREFIX)
+        known = exported_callbacks()
         if class_name in REFUSED:
             problems.append(f"callbacks.{name}: {class_name} {REFUSED[class_name]}; leave it out")
-        elif class_name == EARLY_STOPPING and config.trainer.val_every_n_steps == 0:
-            problems.append(f"callbacks.{name} looks at validations: set trainer.val_every_n_steps above 0")
+        elif known and class_name not in known:
+            can = [found for found in known if found not in REFUSED]
+            problems.append(f"callbacks.{name}._target_={target}: no such callback; {near(class_name, can)}")
+        elif known:
+            problems += _argument_problems(f"callbacks.{name}", class_name, settings)
+        if class_name == EARLY_STOPPING:
+            problems += _early_stopping_problems(f"callbacks.{name}", settings, config)
+    return problems
+
+
+def _argument_problems(key: str, class_name: str, settings: dict[str, Any]) -> list[str]:
+    """What the constructor would not take."""
+    arguments = callback_arguments(class_name)
+    if arguments is None:
+        return []
+    problems = [
+        f"{key}.{name} is required by {class_name}"
+        for name, argument in arguments.items()
+        if argument.required and name not in settings
+    ]
+    for name, value in settings.items():
+        if name == "_target_":
+            continue
+        if name not in arguments:
+            cure = near(str(name), list(arguments)) if arguments else "it takes none"
+            problems.append(f"{key}.{name}: {class_name} has no such argument; {cure}")
+        elif (must := arguments[name].problem(value)) is not None:
+            problems.append(f"{key}.{name} is {shown(value)}, must be {must}")
+    return problems
+
+
+def _early_stopping_problems(key: str, settings: dict[str, Any], config: RunConfig) -> list[str]:
+    problems = []
+    if config.trainer.val_every_n_steps == 0:
+        problems.append(f"{key} looks at validations: set trainer.val_every_n_steps above 0")
+    patience = settings.get("patience")
+    if isinstance(patience, int) and patience < 0:
+        problems.append(f"{key}.patience is {patience}, must be at least 0")
+    if settings.get("mode", "min") not in ("min", "max"):
+        problems.append(f"{key}.mode is {shown(settings['mode'])}; allowed: min, max")
+    if settings.get("check_on_train_epoch_end"):
+        problems.append(
+            f"{key}.check_on_train_epoch_end=true: a run is one epoch, so it would never look; leave it out"
+        )
     return problems
 
 

@@ -4,13 +4,12 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import OmegaConf
 
-from lmoe.errors import ConfigError
 from lmoe.schema.injection import InjectionConfig, InjectionStrategy
-from lmoe.schema.keys import unknown_keys
 from lmoe.schema.moe import MoeConfig, RouterKind
+from lmoe.schema.problems import raise_problems
+from lmoe.schema.read import Section, read_section
 from lmoe.schema.resources import resource_dir
 
 
@@ -35,23 +34,22 @@ def moe_section(given: Mapping[str, Any]) -> MoeConfig:
     return _section("moe", MoeConfig, router if router in tuple(RouterKind) else RouterKind.top_k.value, given)
 
 
-def _section(name: str, schema: type, default: str, given: Mapping[str, Any]) -> Any:
-    if problems := unknown_keys(schema, given, prefix=name):
-        raise ConfigError(problems)
-    shipped = _shipped(name, schema, default)
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(shipped, dict(given)) if given else shipped)
-    except OmegaConfBaseException as error:
-        where = f"{name}.{error.full_key}" if error.full_key else name
-        raise ConfigError(f"{where}: {str(error).splitlines()[0]}") from None
+def _section(name: str, schema: type[Section], default: str, given: Mapping[str, Any]) -> Section:
+    section, reading = read_section(schema, _merged(_shipped(name, default), given), prefix=name)
+    raise_problems(reading.problems)
+    return section
+
+
+def _merged(usual: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, the given first; mappings are merged. NOTE not by OmegaConf, which would resolve what looks like ${…}."""
+    merged = dict(usual) | dict(given)
+    both = [name for name in given if isinstance(given[name], Mapping) and isinstance(usual.get(name), Mapping)]
+    return merged | {name: _merged(usual[name], given[name]) for name in both}
 
 
 @cache
-def _shipped(name: str, schema: type, default: str) -> DictConfig:
-    """A section as conf/ has it, read once; NOTE what is merged into it goes into a copy."""
-    shipped = OmegaConf.load(resource_dir("conf") / name / f"{default}.yaml")
-    assert isinstance(shipped, DictConfig)
-    shipped.pop("defaults", None)  # for Hydra
-    merged = OmegaConf.merge(OmegaConf.structured(schema), shipped)
-    assert isinstance(merged, DictConfig)
-    return merged
+def _shipped(name: str, default: str) -> dict[str, Any]:
+    """A section as conf/ has it, read once."""
+    shipped = OmegaConf.to_container(OmegaConf.load(resource_dir("conf") / name / f"{default}.yaml"))
+    assert isinstance(shipped, dict)
+    return {str(key): value for key, value in shipped.items() if key != "defaults"}  # those are for Hydra

@@ -75,7 +75,7 @@ def section_doc(section: Any) -> str:
 
 def composed(config_name: str) -> DictConfig:
     """What Hydra makes of conf/<config_name>.yaml without overrides, its own node included."""
-    ConfigStore.instance().store(name=f"{config_name}_schema", node=SCHEMAS[config_name])
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=SCHEMAS[config_name])  # typed, as it is shown
     with initialize_config_dir(str(resource_dir("conf").resolve()), version_base="1.3"):
         return compose(config_name, return_hydra_config=True)
 

@@ -22,6 +22,18 @@ def grown_run(injection: InjectionConfig) -> str | None:
     return injection.experts_from if isinstance(injection.experts_from, str) else None
 
 
+def expert_places(injection: InjectionConfig) -> dict[str, str]:
+    """By key: where the experts are. A run that grows, and a name that the hub cannot have, are marked as paths."""
+    if (run := grown_run(injection)) is not None:
+        return {KEY: _as_path(run)}
+    adapters = {name: place for name, place in named_adapters(injection).items() if isinstance(place, str)}
+    return {f"{KEY}.{name}": place if "/" in place else _as_path(place) for name, place in adapters.items()}
+
+
+def _as_path(place: str) -> str:
+    return place if place.startswith((".", "/", "~")) or not place.strip() else f"./{place}"
+
+
 def without_source(injection: InjectionConfig) -> InjectionConfig:
     """The section of a model whose experts have been filled in, or will be."""
     return replace(injection, experts_from=None)

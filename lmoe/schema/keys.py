@@ -1,41 +1,41 @@
 """Check keys against the dataclasses, all at once, and suggest the near one."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
+from enum import StrEnum
 from typing import Any, get_args, get_origin, get_type_hints
+
+USUAL_NAMES = {
+    "fp32": "float32",
+    "float": "float32",
+    "32": "float32",
+    "fp16": "float16",
+    "half": "float16",
+    "16": "float16",
+    "bf16": "bfloat16",
+    "8bit": "int8",
+    "4bit": "nf4",
+    "int4": "nf4",
+    "fp4": "nf4",
+    "cuda": "gpu",
+    "fsdp": "fsdp2",
+}
+"""What others call a choice of ours."""
+
+
+def near_choice(choices: type[StrEnum], name: str) -> str | None:
+    """The choice that was perhaps meant."""
+    usual = USUAL_NAMES.get(name.lower())
+    if usual in tuple(choices):
+        return usual
+    return next(iter(difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)), None)
 
 
 def near(name: str, allowed: list[str]) -> str:
     """The nearest allowed name as a question, or the list of what is allowed."""
     close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(sorted(allowed))}"
-
-
-def unknown_keys(schema: type, given: Mapping[str, Any], prefix: str) -> list[str]:
-    """One problem for each key of a nested dict that the dataclass does not have."""
-    problems = []
-    for key, value in given.items():
-        problem = unknown_key(schema, [str(key)], prefix)
-        if problem:
-            problems.append(problem)
-        elif isinstance(value, Mapping) and (inner := _field_type(schema, str(key))) is not None:
-            problems += _nested(inner, value, f"{prefix}.{key}" if prefix else str(key))
-    return problems
-
-
-def _nested(inner: Any, value: Mapping[str, Any], prefix: str) -> list[str]:
-    if is_dataclass(inner) and isinstance(inner, type):
-        return unknown_keys(inner, value, prefix)
-    element = _mapping_element(inner)
-    if element is None:
-        return []
-    return [
-        problem
-        for name, item in value.items()
-        if isinstance(item, Mapping)
-        for problem in _nested(element, item, f"{prefix}.{name}")
-    ]
 
 
 def unknown_key(schema: type, parts: list[str], prefix: str = "") -> str | None:
@@ -48,15 +48,35 @@ def unknown_key(schema: type, parts: list[str], prefix: str = "") -> str | None:
                 where = ".".join([p for p in (prefix, *parts[:depth]) if p])
                 full = f"{where}.{part}" if where else part
                 return f"{full}: no such key; {near(part, names)}"
-            current = _field_type(current, part)
+            current = field_type(current, part)
         elif (element := _mapping_element(current)) is not None:
             current = element
-        else:
+        elif current is Any or (get_origin(current) is list and part.isdecimal()):
             return None
+        else:
+            where = ".".join([p for p in (prefix, *parts[:depth]) if p])
+            return f"{where}.{part}: no such key; {where} is one value"
     return None
 
 
-def _field_type(schema: type, name: str) -> Any:
+def target(schema: type, key: str) -> Any:
+    """The type of a key that is there: a dataclass, a mapping, or that of a value."""
+    current: Any = schema
+    for part in key.split("."):
+        if is_dataclass(current) and isinstance(current, type):
+            current = field_type(current, part)
+        else:
+            current = _mapping_element(current) or Any
+    return current
+
+
+def is_section(hint: Any) -> bool:
+    """Whether a type holds keys of its own: a dataclass or a mapping."""
+    return (is_dataclass(hint) and isinstance(hint, type)) or get_origin(hint) is dict
+
+
+def field_type(schema: type, name: str) -> Any:
+    """The type of a field; of one that may be null, the other one."""
     hint = get_type_hints(schema)[name]
     options = [a for a in get_args(hint) if a is not type(None)]
     return options[0] if type(None) in get_args(hint) and len(options) == 1 else hint
@@ -69,7 +89,7 @@ def _mapping_element(hint: Any) -> Any:
 def leaf_keys(schema: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Every dotted key of a tree of dataclasses with its type; a mapping shows as <name>."""
     for f in fields(schema):
-        hint = _field_type(schema, f.name)
+        hint = field_type(schema, f.name)
         path = f"{prefix}{f.name}"
         element = _mapping_element(hint)
         if is_dataclass(hint) and isinstance(hint, type):

@@ -28,6 +28,8 @@ class NonFinite(StrEnum):
     skip = "skip"
 
 
+MOST_DIGITS = 6
+"""Of days, hours, minutes and seconds each."""
 PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 
 
@@ -86,7 +88,9 @@ def max_seconds(max_time: str | None) -> float | None:
     if max_time is None:
         return None
     parts = str(max_time).split(":")
-    if len(parts) != 4 or not all(part.isdecimal() for part in parts) or not any(int(part) for part in parts):
+    if len(parts) != 4 or not all(part.isdecimal() for part in parts) or not max_time.strip("0:"):
         raise ValueError(f"got {max_time!r}; allowed: days:hours:minutes:seconds, such as 00:11:45:00")
+    if any(len(part) > MOST_DIGITS for part in parts):
+        raise ValueError(f"got {max_time!r}; none of its four numbers may have more than {MOST_DIGITS} digits")
     days, hours, minutes, seconds = map(int, parts)
     return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)

@@ -1,5 +1,6 @@
 """Every cross-field problem of a config at once."""
 
+import re
 from pathlib import Path
 
 from lmoe.schema.analysis import AnalysisConfig, KnockOut
@@ -7,12 +8,18 @@ from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
 from lmoe.schema.callback_rules import callback_problems
 from lmoe.schema.checkpoint import CheckpointConfig
 from lmoe.schema.data import DataConfig
+from lmoe.schema.experts_from import expert_places
+from lmoe.schema.injection import InjectionConfig
+from lmoe.schema.limits import MOST_ROWS_OF_A_STEP
 from lmoe.schema.logger import LoggerConfig, LoggerKind, WandbMode
+from lmoe.schema.moe import MoeConfig
 from lmoe.schema.optim import OptimConfig, RoleOptimConfig
 from lmoe.schema.phase import Role
 from lmoe.schema.phase_options import schedule_problems
 from lmoe.schema.phase_rules import TRAINABLE, phase_problems, present_roles, trained_base
-from lmoe.schema.problems import above_zero, at_least, not_finite, raise_problems, without_effect
+from lmoe.schema.places import blocked_folder, exists, expanded, hub_note, missing_file, missing_place
+from lmoe.schema.problems import above_zero, at_least, keys_named, raise_problems, within_sizes, without_effect
+from lmoe.schema.read import independent
 from lmoe.schema.run import RunConfig
 from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 from lmoe.schema.trainer import PRECISIONS, Accelerator, Strategy, TrainerConfig, max_seconds
@@ -25,9 +32,14 @@ def validate(config: RunConfig) -> None:
     Raises:
         ConfigError: with every problem of the config.
     """
-    raise_problems(
-        not_finite(config)
-        + injection_problems(config.injection, config.moe)
+    raise_problems(run_problems(config))
+
+
+def run_problems(config: RunConfig) -> list[str]:
+    """Every problem of the config, as text."""
+    sizes, config = within_sizes(config)
+    return sizes + independent(
+        injection_problems(config.injection, config.moe)
         + moe_problems(config.moe, config.injection)
         + phase_problems(config)
         + backbone_problems(config.backbone)
@@ -43,7 +55,62 @@ def validate(config: RunConfig) -> None:
         + at_least(config.analysis.permutations, 1, "analysis.permutations")
         + checkpoint_problems(config.checkpoint, config.resume)
         + seed_problems(config.seed)
+        + step_problems("data.batch_size", config.data.batch_size, config.trainer)
+        + place_problems(config),
+        keys_named(sizes),
     )
+
+
+def section_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
+    """Every problem of the two sections that say what is put into a backbone."""
+    of_injection, injection = within_sizes(injection, "injection")
+    of_moe, moe = within_sizes(moe, "moe")
+    sizes = of_injection + of_moe
+    return sizes + independent(injection_problems(injection, moe) + moe_problems(moe, injection), keys_named(sizes))
+
+
+def step_problems(rows_key: str, rows: int, trainer: TrainerConfig) -> list[str]:
+    """The problem of an optimizer step that takes more rows than it could ever see."""
+    batches = trainer.accumulate_grad_batches
+    if rows * batches <= MOST_ROWS_OF_A_STEP:
+        return []
+    return [
+        f"{rows_key}={rows} times trainer.accumulate_grad_batches={batches} makes a step of {rows * batches} rows, "
+        f"must be at most {MOST_ROWS_OF_A_STEP}; lower one of them"
+    ]
+
+
+PLACES = {"backbone.model_name": ("tiny",), "data.path": ("bundled",), "data.val_path": ("bundled",)}
+"""Keys that name a local path or something on the hub, and what else each may say."""
+
+
+def place_problems(config: RunConfig) -> list[str]:
+    """Local paths of a config that are not there, or that something else is in the way of."""
+    problems = [
+        problem
+        for key, value in _places(config).items()
+        for problem in missing_place(key, value, names=PLACES.get(key, ()))
+    ]
+    return problems + blocked_folder("data.cache_dir", config.data.cache_dir)
+
+
+def hub_names(config: RunConfig) -> list[str]:
+    """One line for each setting of a valid config that is taken for a name on the hub."""
+    return [note for key, value in _places(config).items() for note in hub_note(key, value, names=PLACES.get(key, ()))]
+
+
+def _places(config: RunConfig) -> dict[str, str | None]:
+    places: dict[str, str | None] = {
+        "backbone.model_name": config.backbone.model_name,
+        "data.path": config.data.path,
+        "data.val_path": config.data.val_path,
+    }
+    if config.resume is None:  # a run that goes on has its experts in its checkpoint
+        places |= expert_places(config.injection)
+    return places
+
+
+ANNEAL_STEPS = re.compile(r"\d{1,18}", re.ASCII)
 
 
 def _idle_problems(config: RunConfig) -> list[str]:
@@ -66,7 +133,7 @@ def _idle_problems(config: RunConfig) -> list[str]:
         )
     trained = {role.value for phase in config.phase.phases.values() for role in phase.trainable}
     steps, anneal = config.trainer.max_steps, config.moe.anneal_steps
-    if anneal is not None and anneal.strip().isdecimal() and int(anneal) > steps >= 1:
+    if anneal is not None and ANNEAL_STEPS.fullmatch(anneal.strip()) and int(anneal) > steps >= 1:
         problems.append(
             f"moe.anneal_steps={anneal} is beyond trainer.max_steps={steps}: the ends would not be reached; lower it"
         )
@@ -107,9 +174,7 @@ def data_problems(data: DataConfig) -> list[str]:
         problems.append(f"data.val_fraction is {data.val_fraction}, must be above 0 and below 1")
     if (data.val_path or data.path == "bundled") and data.val_fraction != DataConfig().val_fraction:
         problems.append("data.val_fraction has no effect where validation rows are given; leave it out")
-    if data.chat_template and not Path(data.chat_template).expanduser().is_file():
-        problems.append(f"data.chat_template={data.chat_template}: no such file")
-    return problems
+    return problems + missing_file("data.chat_template", data.chat_template)
 
 
 def optim_problems(optim: OptimConfig) -> list[str]:
@@ -232,6 +297,8 @@ def checkpoint_problems(checkpoint: CheckpointConfig, resume: str | None) -> lis
         problems.append(without_effect("checkpoint.resume_from", "in a new run, without resume"))
     if name is not None and (Path(name).name != name or not name.endswith(".ckpt")):
         problems.append(f"checkpoint.resume_from={name}: must be the name of a file in checkpoints/, such as best.ckpt")
+    elif name is not None and resume is not None and not exists(expanded(resume) / "checkpoints" / name):
+        problems.append(f"checkpoint.resume_from={name}: no such file in {resume}/checkpoints")
     return problems
 
 

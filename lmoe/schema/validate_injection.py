@@ -2,6 +2,7 @@
 
 from lmoe.schema.experts_from import experts_from_problems
 from lmoe.schema.injection import InitLora, InjectionConfig, InjectionStrategy
+from lmoe.schema.limits import MOST_BRANCHES
 from lmoe.schema.moe import Backend, LoadBalanceType, MixtureScale, MoeConfig, RouterKind
 from lmoe.schema.problems import above_zero, at_least, without_effect
 from lmoe.schema.router_traits import TRAITS, mixture_scale
@@ -29,6 +30,7 @@ def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
         if values is not None and (not values or min(values) < 1):
             problems.append(f"injection.{name} is {values}, must be null or a list of numbers of at least 1")
     problems += at_least(injection.stride, 1, "injection.stride") + _layer_problems(injection)
+    problems += _branch_problems(injection)
     if injection.target_keywords == [] and injection.strategy is not InjectionStrategy.dense_lora:
         problems.append("injection.target_keywords is empty; name Linears, or null for every FFN Linear of the family")
     if injection.num_experts_by_layer and injection.num_experts != InjectionConfig().num_experts:
@@ -40,6 +42,20 @@ def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
     problems += _idle_problems(injection) + _init_problems(injection) + _attn_lora_problems(injection)
     problems += experts_from_problems(injection)
     return problems + (_choice_problems(injection, moe) if STRATEGY_TRAITS[injection.strategy].own_routers else [])
+
+
+def _branch_problems(injection: InjectionConfig) -> list[str]:
+    """The problem of more low-rank branches than a site can hold."""
+    if not STRATEGY_TRAITS[injection.strategy].own_routers:
+        return []
+    experts = max(injection.num_experts_by_layer or [injection.num_experts])
+    rank = max(injection.lora_r_by_layer or [injection.lora_r])
+    if experts * rank <= MOST_BRANCHES:
+        return []
+    return [
+        f"{experts} experts of rank {rank} make {experts * rank} rows of lora_A at a site, must be at most "
+        f"{MOST_BRANCHES}; lower injection.num_experts or injection.lora_r"
+    ]
 
 
 def _layer_problems(injection: InjectionConfig) -> list[str]:

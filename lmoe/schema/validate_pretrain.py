@@ -1,27 +1,36 @@
 """Problems of a pre-training's config."""
 
 from dataclasses import fields
-from pathlib import Path
 
 from lmoe.schema.optim import LrSchedule, RoleOptimConfig
+from lmoe.schema.places import blocked_folder, exists, expanded, missing_place
 from lmoe.schema.pretrain import PretrainConfig
-from lmoe.schema.problems import at_least, not_finite, without_effect
+from lmoe.schema.problems import at_least, keys_named, within_sizes, without_effect
+from lmoe.schema.read import independent
 from lmoe.schema.trainer import NonFinite, Strategy
-from lmoe.schema.validate import checkpoint_problems, logger_problems, optim_problems, seed_problems, trainer_problems
+from lmoe.schema.validate import (
+    checkpoint_problems,
+    logger_problems,
+    optim_problems,
+    seed_problems,
+    step_problems,
+    trainer_problems,
+)
 
 
 def pretrain_problems(config: PretrainConfig) -> list[str]:
     """Every problem that shows without reading the text."""
+    sizes, config = within_sizes(config)
     corpus, model = config.corpus, config.model
     problems = (
-        not_finite(config)
-        + optim_problems(config.optim)
+        optim_problems(config.optim)
         + trainer_problems(config.trainer)
         + logger_problems(config.logger)
         + seed_problems(config.seed)
         + checkpoint_problems(config.checkpoint, config.resume)
         + at_least(corpus.batch_size, 1, "corpus.batch_size")
         + at_least(corpus.sequence_length, 1, "corpus.sequence_length")
+        + step_problems("corpus.batch_size", corpus.batch_size, config.trainer)
     )
     loop = config.trainer
     if loop.devices * loop.num_nodes > 1 or loop.strategy not in (Strategy.auto, Strategy.deepspeed):
@@ -36,8 +45,9 @@ def pretrain_problems(config: PretrainConfig) -> list[str]:
     problems += [
         f"corpus.{name}={value}: no such folder or file"
         for name, value in paths
-        if value is not None and not Path(value).expanduser().exists()
+        if value is not None and not exists(expanded(value))
     ]
+    problems += missing_place("eval_sft", config.eval_sft) + blocked_folder("output", config.output)
     if corpus.path is None:
         problems.append("corpus.path is required: a folder of <domain>.txt or <domain>.txt.gz")
     if corpus.chats_exclude is not None and corpus.chats_path is None:
@@ -72,4 +82,4 @@ def pretrain_problems(config: PretrainConfig) -> list[str]:
         problems.append("checkpoint.save_base has no effect in pretrain, which writes the whole base; leave it out")
     if any(settings != RoleOptimConfig() for settings in config.optim.roles.values()):
         problems.append("optim.roles has no effect in pretrain, where every parameter trains alike; leave it out")
-    return problems
+    return sizes + independent(problems, keys_named(sizes))

@@ -248,7 +248,7 @@ CASES: list[tuple[Change, list[str]]] = [
     (change("data.batch_size", 0), ["data.batch_size is 0"]),
     (change("data.num_workers", -1), ["data.num_workers is -1"]),
     (change("data.val_rows_per_domain", -1), ["data.val_rows_per_domain is -1"]),
-    (both(change("data.path", "x.jsonl"), change("data.val_fraction", 1.0)), ["data.val_fraction is 1.0"]),
+    (both(change("data.path", "some/rows"), change("data.val_fraction", 1.0)), ["data.val_fraction is 1.0"]),
     (change("data.chat_template", "/nowhere/chat.jinja"), ["data.chat_template=/nowhere/chat.jinja", "no such file"]),
     (change("optim.lr", 0.0), ["optim.lr is 0.0"]),
     (change("optim.weight_decay", -1.0), ["optim.weight_decay is -1.0"]),
@@ -401,7 +401,7 @@ def test_a_default_left_standing_that_does_not_apply_is_no_problem():
     assert config.injection.top_k == InjectionConfig().top_k
     validate(config)
     config.moe.load_balance.aux_loss_coef = 0.01
-    config.data = DataConfig(path="mine.jsonl", val_path="other.jsonl")
+    config.data = DataConfig(path="mine/rows", val_path="other/rows")
     validate(config)
 
 

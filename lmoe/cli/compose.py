@@ -1,0 +1,38 @@
+"""What Hydra makes of conf/ and the settings of a command: values without types, which we read ourselves."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig, OmegaConf
+
+from lmoe.schema.read import independent, read_section
+from lmoe.schema.resources import resource_dir
+
+Check = Callable[[Any], list[str]]
+"""Gives the problems of a config."""
+
+
+def store_defaults(config_name: str, schema: type) -> None:
+    """Make the defaults of a schema known to Hydra as the first part of conf/<config_name>.yaml.
+
+    NOTE without their types: with them Hydra would stop at the first value that does not fit, in words of its own.
+    """
+    defaults = OmegaConf.to_container(OmegaConf.structured(schema), enum_to_str=True)
+    ConfigStore.instance().store(name=f"{config_name}_schema", node=defaults)
+
+
+def compose_config(config_name: str, schema: type, overrides: Iterable[str]) -> DictConfig:
+    """What a command with these overrides would compose, without running anything."""
+    store_defaults(config_name, schema)
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(resource_dir("conf").resolve()), version_base="1.3"):
+        return compose(config_name, overrides=list(overrides))
+
+
+def problems_of(config: DictConfig, schema: type, check: Check) -> tuple[Any, list[str]]:
+    """The config as an object of the schema, and every problem of it: what cannot be read, then what cannot be."""
+    read, reading = read_section(schema, config)
+    return read, reading.problems + independent(check(read), reading.unread)
