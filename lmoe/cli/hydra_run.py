@@ -29,6 +29,7 @@ from lmoe.cli.launchers import (
 )
 from lmoe.cli.new_phases import store_empty_phase, typed, with_empty_phases
 from lmoe.cli.resume import AUTO, merge_saved, run_to_resume
+from lmoe.cli.threads import prepare_threads
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.schema.keys import near, unknown_key
 from lmoe.schema.resources import resource_dir
@@ -53,6 +54,7 @@ def hydra_main(config_name: str, schema: type, job: Job, argv: list[str], *, ent
     Returns:
         The exit code: 0, 1 after a message on stderr, or 128 + the signal that ended it.
     """
+    prepare_threads()
     ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
     store_empty_phase()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to us instead of printing a traceback

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmoe.cli.export import ExportFormat
+from lmoe.cli.threads import prepare_threads
 from lmoe.schema.evaluate import MAX_NEW_TOKENS, Prompts
 
 if TYPE_CHECKING:
@@ -277,4 +278,5 @@ def convert(
 
 def main() -> None:
     """Entry point of the `lmoe` command."""
+    prepare_threads()
     app(prog_name="lmoe", args=sys.argv[1:])
