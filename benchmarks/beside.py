@@ -130,7 +130,9 @@ def as_markdown(found: dict[str, Samples], command: str, machine: dict[str, str 
     lines += [", ".join(f"{name} {value}" for name, value in machine.items()), ""]
     lines += ["Seconds for 1,000 tokens, medians; a ratio is the median over the repeats of the ratio within one. Two"]
     lines += ["runs that share the cores fairly take twice their time alone.", ""]
-    lines += ["| setting | alone | beside | beside to alone | alone to libgomp's own | command alone | command beside |"]
+    lines += [
+        "| setting | alone | beside | beside to alone | alone to libgomp's own | command alone | command beside |"
+    ]
     lines += ["|---|---:|---:|---:|---:|---:|---:|"]
     for name, samples in found.items():
         environment = " ".join(f"{key}={value}" for key, value in samples.environment.items())

@@ -167,8 +167,8 @@ def test_a_run_directory_with_spaces_and_quotes_works_and_resumes(train, tmp_pat
     place = tmp_path / "it's a run"
     done = train(rf"hydra.run.dir='{tmp_path}/it\'s a run'", "trainer.max_steps=1", "phase=joint")
     assert done.code == 0, done.text
-    command = next(line for line in done.out.splitlines() if "train.py resume" in line or "train.py 'resume" in line)
-    _, _, setting = shlex.split(command)
+    command = next(line for line in done.text.split("; ") if line.startswith("lmoe train"))
+    _, _, setting, *_ = shlex.split(command)
     assert setting == r"resume='it\'s a run'"
     done = train(setting, settings=False)
     assert done.code == 0, done.text
