@@ -23,6 +23,8 @@ def write_config(config: RunConfig | PretrainConfig, run_dir: Path) -> None:
         CheckpointError: the folder cannot be written.
     """
     kept = replace(config, resume=None, checkpoint=replace(config.checkpoint, resume_from=None))
+    if isinstance(kept, RunConfig):
+        kept = replace(kept, callbacks_from=None)  # trust is given by a command line, not by a file
     write_whole(run_dir, {CONFIG_FILE: OmegaConf.to_yaml(OmegaConf.structured(kept)).encode()})
 
 

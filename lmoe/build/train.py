@@ -69,7 +69,7 @@ def train(
     quiet_libraries()
     check_logger(config.logger)
     check_devices(config.trainer)
-    more_callbacks = extra_callbacks(config.callbacks)
+    more_callbacks = extra_callbacks(config.callbacks, config.callbacks_from)
     started, folder, run_id = time.monotonic(), run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
     parts = build_parts(config, fill_experts=found is None)

@@ -2,6 +2,7 @@
 
 import netrc
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,13 +111,20 @@ def start_wandb(
             reinit="finish_previous",
         )
 
+    before = _folders(folder)
     try:
         return start(mode), mode
     except (WandbError, OSError, ValueError) as error:  # no network, a key that is none, no such team
         if mode != "online":
             raise ConfigError(f"W&B cannot start a run: {_reason(error)}; logger=none leaves it out") from None
         say(f"W&B is not reached ({_reason(error)}): this run is recorded offline, to be uploaded with `wandb sync`")
+    for begun in _folders(folder) - before:  # the try has left an empty run, which nobody is to upload
+        shutil.rmtree(begun, ignore_errors=True)
     return start("offline"), "offline"
+
+
+def _folders(folder: Path) -> set[Path]:
+    return set((folder / "wandb").glob("run-*"))
 
 
 def _reason(error: Exception) -> str:

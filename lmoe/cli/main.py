@@ -231,7 +231,7 @@ def export(
         ExportFormat,
         typer.Option(
             help="peft: one PEFT adapter, of dense_lora, native_moe_expert_lora or a blend; peft-experts: one for each "
-            "expert of mixture_lora; merged: a Hugging Face model; lmoe: an adapter without --without-expert."
+            "expert of mixture_lora; merged: a Hugging Face model; lmoe: an adapter less one expert, --without-expert."
         ),
     ] = ExportFormat.peft,
     base_model: BaseModel = None,
