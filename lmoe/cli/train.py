@@ -8,6 +8,7 @@ from lmoe.build.claim import claimed, is_first_process
 from lmoe.build.records import begun
 from lmoe.cli.hydra_run import drop_empty, hydra_main
 from lmoe.cli.resume import refuse_existing
+from lmoe.errors import ConfigError
 from lmoe.schema.callback_rules import callbacks_from_problems
 from lmoe.schema.phase_rules import phase_warnings
 from lmoe.schema.problems import raise_problems
@@ -23,8 +24,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
     """One job: a dry run, a training or a continued one."""
-    raise_problems(callbacks_from_problems(config, overrides))
-    validate(config)
+    problems = callbacks_from_problems(config, overrides)
+    try:
+        validate(config)
+    except ConfigError as error:
+        problems += error.problems
+    raise_problems(problems)
     if config.dry_run is DryRun.config:
         for warning in phase_warnings(config):
             sys.stdout.write(f"warning: {warning}\n")

@@ -68,7 +68,7 @@ def callbacks_from_problems(config: RunConfig, overrides: list[str]) -> list[str
     given = config.callbacks_from
     if given is None:
         return []
-    if not any(override.startswith("callbacks_from=") for override in overrides):
+    if not any(override.lstrip("+").startswith("callbacks_from=") for override in overrides):
         return [
             f"callbacks_from={given} is set by a file; its code is run only where the command line itself says "
             "callbacks_from=…"
