@@ -19,6 +19,12 @@ class ConfigError(LmoeError):
         head = "1 problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
         super().__init__(f"config: {head}\n" + "\n".join(f"  - {p}" for p in self.problems))
 
+    def without_config(self) -> str:
+        """The message for what is no config, such as flags of a command: a single problem stands alone."""
+        if len(self.problems) == 1:
+            return self.problems[0]
+        return f"{len(self.problems)} problems\n" + "\n".join(f"  - {p}" for p in self.problems)
+
     def __reduce__(self) -> tuple[type, tuple[list[str]]]:
         """Pickled by its problems: an exception is otherwise made anew from its whole message."""
         return type(self), (self.problems,)

@@ -1,22 +1,25 @@
 """An evaluation as a W&B run of its own: a table a part, and its numbers by name."""
 
 import os
+from collections.abc import Callable
 from dataclasses import astuple
 from pathlib import Path
 
-from lmoe.build.loggers import wandb_mode, wandb_run_id
+from lmoe.build.loggers import wandb_run_id
+from lmoe.build.wandb_run import LONGEST_NAME, start_wandb, wandb_mode
 from lmoe.report.evaluation import TABLES, Evaluation, columns, without_infinity
 from lmoe.schema.logger import WandbMode
 
 PROJECT = "lmoe"
 
 
-def log_evaluation(evaluation: Evaluation, folder: Path, run: Path | None) -> str:
+def log_evaluation(evaluation: Evaluation, folder: Path, run: Path | None, say: Callable[[str], object]) -> str:
     """Write the run, offline unless an API key is stored or WANDB_MODE says otherwise.
 
     Args:
         folder: gets wandb/.
         run: the run directory that was evaluated, whose W&B run becomes the group; None: an adapter on its own.
+        say: told where W&B is offline though it was to be online.
 
     Returns:
         How it was written: online, offline or disabled.
@@ -26,19 +29,19 @@ def log_evaluation(evaluation: Evaluation, folder: Path, run: Path | None) -> st
     """
     import wandb  # slow to import, and only --wandb needs it
 
-    mode = wandb_mode(WandbMode.auto)
     folder.mkdir(parents=True, exist_ok=True)
-    logged = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", PROJECT),
-        group=None if run is None else wandb_run_id(run),
-        job_type="evaluation",
-        name=f"evaluation/{(run or folder).name}",
-        dir=str(folder.resolve()),  # NOTE W&B's service may have been started in another working folder
-        config=without_infinity(evaluation.settings),
-        mode=mode,  # type: ignore[arg-type]
-        settings=wandb.Settings(silent=True, console="off"),
-        reinit="finish_previous",
-    )
+
+    def arguments(mode: str) -> dict[str, object]:
+        return {
+            "project": os.environ.get("WANDB_PROJECT", PROJECT),
+            "group": None if run is None else wandb_run_id(run),
+            "job_type": "evaluation",
+            "name": f"evaluation/{(run or folder).name}"[:LONGEST_NAME],
+            "config": without_infinity(evaluation.settings),
+        }
+
+    # NOTE the whole path: W&B's service may have been started in another working folder
+    logged, mode = start_wandb(wandb_mode(WandbMode.auto), arguments, folder.resolve(), say)
     tables = {
         f"evaluation/{name}": wandb.Table(
             columns=list(columns(rows)),  # type: ignore[arg-type]

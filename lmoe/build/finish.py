@@ -1,15 +1,15 @@
 """What a run leaves when it ends: the adapter to use, pictures, a page, and a table with the next command."""
 
-import shlex
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
-from lmoe.build.loggers import METRICS_FILE, sync_command
 from lmoe.build.memory import peak_memory_mb
+from lmoe.build.next_commands import next_commands
 from lmoe.build.parts import Parts
+from lmoe.build.run_end import RunEnd
 from lmoe.checkpoint.adapter import save_adapter
 from lmoe.checkpoint.place import ADAPTER_DIR
 from lmoe.inference.save_pretrained import save_backbone
@@ -20,7 +20,7 @@ from lmoe.report.page import write_page
 from lmoe.report.pictures import write_pictures
 from lmoe.report.summary import RunSummary
 from lmoe.report.table import final_tables
-from lmoe.schema.run_folder import resume_setting
+from lmoe.schema.run_folder import METRICS_FILE
 from lmoe.training.callbacks.validation import ValidationResults
 
 REPORT = "report"
@@ -34,26 +34,33 @@ def finish(
     collapsed: list[str],
     seconds: float,
     console: Console,
+    *,
+    ended: RunEnd,
 ) -> None:
-    """Write adapter/ and report/, send the pictures to W&B, print the table."""
+    """Write adapter/ and report/, send the pictures to W&B, print the table.
+
+    Args:
+        ended: after which step, and why.
+    """
     if not trainer.is_global_zero:
         return
     adapter = save_adapter(parts.model, run_dir / ADAPTER_DIR, parts.base_model)
     parts.tokenizer.save_pretrained(adapter)
     if parts.config.checkpoint.save_base:
         save_base(parts, run_dir / "base")
-    summary = run_summary(parts, run_dir, results, collapsed, seconds)
+    summary = run_summary(parts, run_dir, results, collapsed, seconds, ended)
+    commands = next_commands(parts, Path(summary.run_dir), ended.why, goes_on=ended.goes_on)
     report = run_dir / REPORT
     report.mkdir(exist_ok=True)
     summary.to_json(report / "summary.json")
     metrics = read_metrics(run_dir / METRICS_FILE)
     pictures = write_pictures(summary, metrics, report)
-    write_page(summary, metrics, pictures, report)
+    write_page(summary, metrics, pictures, report, commands)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             for name, path in pictures.items():
                 logger.log_image(key=f"report/{name}", images=[str(path)])
-    console.print(final_tables(summary, next_commands(parts, run_dir)))
+    console.print(final_tables(summary, commands))
 
 
 def save_base(parts: Parts, folder: Path) -> None:
@@ -63,7 +70,7 @@ def save_base(parts: Parts, folder: Path) -> None:
 
 
 def run_summary(
-    parts: Parts, run_dir: Path, results: ValidationResults, collapsed: list[str], seconds: float
+    parts: Parts, run_dir: Path, results: ValidationResults, collapsed: list[str], seconds: float, ended: RunEnd
 ) -> RunSummary:
     """The numbers of the report."""
     domains = parts.prepared.domains
@@ -89,17 +96,9 @@ def run_summary(
         backbone=parts.config.backbone.model_name,
         collapsed=collapsed,
         expert_names=list(injected(parts.model).expert_names),
+        steps=ended.step,
+        ended=ended.why,
     )
-
-
-def next_commands(parts: Parts, run_dir: Path) -> list[str]:
-    """What a user would do now."""
-    place = shown(run_dir)
-    commands = [f'lmoe generate --checkpoint {shlex.quote(place)} --prompt "How can I sleep better?"']
-    commands.append(f"python train.py {resume_setting(place)}")
-    if (sync := sync_command(Path(place))) is not None:
-        commands.append(sync)
-    return commands
 
 
 def shown(run_dir: Path) -> str:

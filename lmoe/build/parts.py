@@ -20,6 +20,7 @@ from lmoe.injection.apply import plan as make_plan
 from lmoe.injection.plan import InjectionPlan
 from lmoe.injection.record import injected
 from lmoe.injection.roles import parameter_layers, parameter_roles
+from lmoe.ops.linear_sizes import parameter_counts
 from lmoe.schema.backbone import BackbonePrecision
 from lmoe.schema.experts_from import named_adapters, without_source
 from lmoe.schema.injection import InjectionConfig
@@ -176,9 +177,9 @@ def base_ffn_parameters(model: PreTrainedModel, plan: InjectionPlan) -> int:
     blocks = [path for path in plan.base_ffn if path not in copied]
     routers = tuple(f"{path}." for path in plan.native_routers)
     return sum(copied.values()) + sum(
-        parameter.numel()
+        count
         for path in blocks
-        for name, parameter in model.get_submodule(path).named_parameters()
+        for name, count in parameter_counts(model.get_submodule(path)).items()
         if not f"{path}.{name}".startswith(routers)
     )
 

@@ -13,10 +13,10 @@ from lmoe.build.announce import quiet_libraries
 from lmoe.build.base_card import card_text, chat_losses, held_out_figures, write_card
 from lmoe.build.claim import store_id, stored_id
 from lmoe.build.devices import check_devices
-from lmoe.build.loggers import METRICS_FILE, build_loggers, check_logger, wandb_run_id
+from lmoe.build.loggers import build_loggers, check_logger, wandb_run_id
 from lmoe.build.provenance import provenance
 from lmoe.build.records import write_records
-from lmoe.build.run_end import logged_to_the_end
+from lmoe.build.run_end import logged_to_the_end, run_end
 from lmoe.build.trainer import build_trainer
 from lmoe.checkpoint.run_files import FOLDER, found_in, set_aside
 from lmoe.data.bpe import END_OF_TEXT, PAD, TURN_END, train_bpe
@@ -27,7 +27,7 @@ from lmoe.report.curves import read_metrics
 from lmoe.report.pictures import write_loss_curve
 from lmoe.report.say import say
 from lmoe.schema.pretrain import PretrainConfig
-from lmoe.schema.run_folder import resume_setting
+from lmoe.schema.run_folder import METRICS_FILE, resume_setting, run_command
 from lmoe.schema.trainer import max_seconds
 from lmoe.training.callbacks.pretrain_progress import PretrainProgress
 from lmoe.training.callbacks.progress_line import ProgressLine
@@ -70,10 +70,12 @@ def pretrain(
     run_id = store_id(run_dir, run_id or (None if found is None else found.run_id))
     record = provenance(seed=config.seed, overrides=overrides, verb="pretrain", data={}, rows=[], backbone={})
     write_records(config, run_dir, record)
-    loggers = build_loggers(config, run_dir, found)
+    loggers = build_loggers(config, run_dir, found, lambda line: say(console, line))
     batches = SeededBatches(len(windows), corpus.batch_size, loop.max_steps * loop.accumulate_grad_batches, config.seed)
-    with logged_to_the_end(loggers, run_dir, console):
-        with ProgressLine(loop.max_steps, console, enabled=loop.enable_progress_bar) as line:
+    line = ProgressLine(loop.max_steps, console, enabled=loop.enable_progress_bar)
+    line.done = 0 if found is None else found.step
+    with logged_to_the_end(loggers, run_dir, console, line, verb="pretrain"):
+        with line:
             callbacks = [
                 TakeSignals(signals),
                 RngState(),
@@ -90,7 +92,12 @@ def pretrain(
                 trainer.fit(module, loader, ckpt_path=path, weights_only=True)
             signals.check()
         if trainer.global_step < loop.max_steps:
-            say(console, f"no base is written before step {loop.max_steps}; {resume_setting(run_dir)} goes on")
+            ended = run_end(trainer)
+            say(
+                console,
+                f"ended after step {ended.step} of {loop.max_steps}: {ended.why}; the base is written after the last "
+                f"step, {run_command('pretrain', resume_setting(run_dir))} goes on",
+            )
             return
         base = write_base(config, run_dir, model, tokenizer, texts, held_out, counts, overrides)
         say(console, f"base and card: {base}")

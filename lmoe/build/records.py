@@ -8,12 +8,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from lmoe.build.claim import ID_FILE
 from lmoe.build.provenance import add_provenance
 from lmoe.checkpoint.write import write_whole
-from lmoe.errors import LmoeError
 from lmoe.schema.pretrain import PretrainConfig
 from lmoe.schema.run import RunConfig
-from lmoe.schema.run_folder import CONFIG_FILE, PROVENANCE_FILE
+from lmoe.schema.run_folder import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE
 
 
 def write_config(config: RunConfig | PretrainConfig, run_dir: Path) -> None:
@@ -23,6 +23,8 @@ def write_config(config: RunConfig | PretrainConfig, run_dir: Path) -> None:
         CheckpointError: the folder cannot be written.
     """
     kept = replace(config, resume=None, checkpoint=replace(config.checkpoint, resume_from=None))
+    if isinstance(kept, RunConfig):
+        kept = replace(kept, callbacks_from=None)  # trust is given by a command line, not by a file
     write_whole(run_dir, {CONFIG_FILE: OmegaConf.to_yaml(OmegaConf.structured(kept)).encode()})
 
 
@@ -43,13 +45,16 @@ def write_records(config: RunConfig | PretrainConfig, run_dir: Path, record: dic
 def begun(config: RunConfig | PretrainConfig, run_dir: Path) -> Iterator[None]:
     """Make the folder a run from the first moment, so that a kill at any later one can be resumed.
 
-    A new run that fails before it has a record of its parts leaves no config.yaml, and the same command works again.
+    A new run that fails, for whatever reason, before it has logged anything leaves neither config.yaml nor a record of
+    its start, and the same command works again.
     """
+    own = [name for name in (CONFIG_FILE, PROVENANCE_FILE, ID_FILE) if not (run_dir / name).exists()]
     if config.resume is None:
         write_config(config, run_dir)
     try:
         yield
-    except LmoeError:
-        if config.resume is None and not (run_dir / PROVENANCE_FILE).exists():
-            (run_dir / CONFIG_FILE).unlink(missing_ok=True)
+    except Exception:
+        if config.resume is None and not (run_dir / METRICS_FILE).exists():
+            for name in own:
+                (run_dir / name).unlink(missing_ok=True)
         raise

@@ -18,7 +18,7 @@ from lmoe.build.memory import memory_advice
 from lmoe.build.parts import Parts, build_parts
 from lmoe.build.provenance import changed_since, provenance
 from lmoe.build.records import write_records
-from lmoe.build.run_end import logged_to_the_end
+from lmoe.build.run_end import logged_to_the_end, run_end
 from lmoe.build.trainer import build_trainer, extra_callbacks
 from lmoe.checkpoint.run_files import FOLDER, Found, found_in, offer, set_aside
 from lmoe.errors import CheckpointError, ConfigError
@@ -69,7 +69,7 @@ def train(
     quiet_libraries()
     check_logger(config.logger)
     check_devices(config.trainer)
-    more_callbacks = extra_callbacks(config.callbacks)
+    more_callbacks = extra_callbacks(config.callbacks, config.callbacks_from)
     started, folder, run_id = time.monotonic(), run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
     parts = build_parts(config, fill_experts=found is None)
@@ -78,9 +78,11 @@ def train(
     loggers: list[Logger] = []
     if writes:
         run_id = begin(parts, run_dir, overrides, found, console)
-        loggers = build_loggers(config, run_dir, found)
-    with logged_to_the_end(loggers, run_dir, console):
-        with ProgressLine(config.trainer.max_steps, console, enabled=config.trainer.enable_progress_bar) as line:
+        loggers = build_loggers(config, run_dir, found, lambda line: say(console, line))
+    line = ProgressLine(config.trainer.max_steps, console, enabled=config.trainer.enable_progress_bar)
+    line.done = 0 if found is None else found.step
+    with logged_to_the_end(loggers, run_dir, console, line, verb="train"):
+        with line:
             validation = Validation(config.trainer.val_every_n_steps, line.say, config.analysis.permutations, signals)
             watch = collapse_watch(parts, line, loggers)
             learns = Role.router in present_roles(config.injection, config.moe)
@@ -111,7 +113,8 @@ def train(
             if config.analysis.knock_out is not KnockOut.none:
                 line.say(f"silencing {config.analysis.knock_out} one at a time")
                 validation.knock_out(trainer, parts.module, config.analysis.knock_out)
-        finish(parts, run_dir, trainer, validation.results, watch.messages, time.monotonic() - started, console)
+        seconds, ended = time.monotonic() - started, run_end(trainer)
+        finish(parts, run_dir, trainer, validation.results, watch.messages, seconds, console, ended=ended)
 
 
 def begin(parts: Parts, run_dir: Path, overrides: list[str], found: Found | None, console: Console) -> str:

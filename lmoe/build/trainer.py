@@ -1,7 +1,10 @@
 """Lightning's Trainer from the config."""
 
 import importlib
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,7 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lmoe.errors import ConfigError
-from lmoe.schema.callback_rules import PREFIX
+from lmoe.schema.callback_rules import PREFIX, REFUSED, own_class, own_module
 from lmoe.schema.trainer import Accelerator, TrainerConfig
 from lmoe.schema.trainer import Strategy as StrategyName
 from lmoe.training.checkpoint_io import DirectCheckpointIO
@@ -48,19 +51,29 @@ def build_trainer(loop: TrainerConfig, run_dir: Path, loggers: list[Logger], cal
     )
 
 
-def extra_callbacks(settings: dict[str, Any]) -> list[Callback]:
-    """Lightning callbacks named in the config; only classes under lightning.pytorch.callbacks are made.
+def extra_callbacks(settings: dict[str, Any], callbacks_from: str | None = None) -> list[Callback]:
+    """Callbacks named in the config; only classes under lightning.pytorch.callbacks and of one module of the user are
+    made.
+
+    Args:
+        settings: by name, each with a _target_.
+        callbacks_from: the user's module or file, which is run.
 
     Raises:
-        ConfigError: no such class, or arguments that it does not take.
+        ConfigError: no such module or class, one that cannot work in a run, or arguments that it does not take.
     """
     made = []
     for name, entry in settings.items():
         arguments = {key: value for key, value in entry.items() if key != "_target_"}
-        class_name = entry["_target_"].removeprefix(PREFIX)
-        found = vars(importlib.import_module(PREFIX.rstrip("."))).get(class_name)
+        target = entry["_target_"]
+        if callbacks_from is not None and (own := own_class(target, callbacks_from)) is not None:
+            found = getattr(_imported(callbacks_from), own, None)
+        else:
+            found = vars(importlib.import_module(PREFIX.rstrip("."))).get(target.removeprefix(PREFIX))
         if not (isinstance(found, type) and issubclass(found, Callback)):
-            raise ConfigError(f"callbacks.{name}._target_: {PREFIX}{class_name} is no callback of Lightning")
+            raise ConfigError(f"callbacks.{name}._target_: {target} is no callback of Lightning")
+        if refused := next((base.__name__ for base in found.__mro__ if base.__name__ in REFUSED), None):
+            raise ConfigError(f"callbacks.{name}: {target} {REFUSED[refused]}; leave it out")
         if issubclass(found, EarlyStopping):
             arguments["check_on_train_epoch_end"] = False  # Lightning's own default here would be True
         try:
@@ -68,6 +81,36 @@ def extra_callbacks(settings: dict[str, Any]) -> list[Callback]:
         except (TypeError, ValueError, MisconfigurationException) as error:
             raise ConfigError(f"callbacks.{name}: {error}") from None
     return made
+
+
+def _imported(callbacks_from: str) -> ModuleType:
+    """The user's module, run once; what goes wrong inside it is shown as it is.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    name = own_module(callbacks_from)
+    if not callbacks_from.endswith(".py"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+                raise  # of a module that it imports itself
+            raise ConfigError(
+                f"callbacks_from={callbacks_from}: no such module; install it, set PYTHONPATH to its folder, or name "
+                "its file, as in callbacks_from=./my_callbacks.py"
+            ) from None
+    file = Path(callbacks_from).expanduser().resolve()
+    known = sys.modules.get(name)
+    if known is not None and getattr(known, "__file__", None) == str(file):
+        return known
+    spec = importlib.util.spec_from_file_location(name, file)
+    if known is not None or spec is None or spec.loader is None or not file.is_file():
+        why = "a module of this name is there already; give it another" if known is not None else "no such file"
+        raise ConfigError(f"callbacks_from={callbacks_from}: {why}")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _strategy(loop: TrainerConfig) -> str | Strategy:

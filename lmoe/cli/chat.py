@@ -1,12 +1,13 @@
 """`lmoe chat`: a conversation in the terminal."""
 
+import io
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 from lmoe.cli.errors import told
-from lmoe.cli.generate import write
+from lmoe.cli.generate import no_text, write
 from lmoe.cli.speak import SpeakerFlags, open_speaker
 
 
@@ -32,8 +33,13 @@ def run(flags: SpeakerFlags, sampling: dict[str, Any]) -> int:
 
 
 def lines() -> Iterator[str]:
-    """What the user types, until the end of the input or Ctrl-C at the prompt; echoed where it is not typed."""
+    """What the user types, until the end of the input or Ctrl-C at the prompt; echoed where it is not typed.
+
+    A line that is no text in the terminal's encoding is said to be none, and left out.
+    """
     typed = sys.stdin.isatty()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
     with suppress(ImportError):  # not on every system
         if typed:
             import readline  # noqa: F401 - gives input() a history
@@ -46,5 +52,8 @@ def lines() -> Iterator[str]:
         if not typed:
             if not line:
                 return
-            write(f"> {line.rstrip()}\n")
+            write(f"> {line.rstrip().encode(errors='replace').decode()}\n")
+        if (problem := no_text(line)) is not None:
+            write(f"this line {problem}; it is left out\n")
+            continue
         yield line

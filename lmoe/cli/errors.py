@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable
 
-from lmoe.errors import LmoeError
+from lmoe.errors import ConfigError, LmoeError
 
 
 def told(action: Callable[[], None]) -> int:
@@ -14,6 +14,9 @@ def told(action: Callable[[], None]) -> int:
     """
     try:
         action()
+    except ConfigError as error:
+        sys.stderr.write(f"{error.without_config()}\n")
+        return 1
     except LmoeError as error:
         sys.stderr.write(f"{error}\n")
         return 1

@@ -24,14 +24,14 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
         from lmoe.build.announce import quiet_libraries
         from lmoe.build.evaluation_wandb import log_evaluation
         from lmoe.build.finish import shown
-        from lmoe.build.loggers import sync_command, wandb_mode
+        from lmoe.build.loggers import check_logger, sync_command
         from lmoe.inference.evaluate import evaluate
         from lmoe.inference.load import adapter_folder
         from lmoe.inference.run_data import run_folder
         from lmoe.report.evaluation_tables import evaluation_tables
         from lmoe.report.say import say
         from lmoe.schema.evaluate import EvaluateSettings
-        from lmoe.schema.logger import WandbMode
+        from lmoe.schema.logger import LoggerConfig
 
         quiet_libraries()
         console = Console()
@@ -41,7 +41,7 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--output {folder}: a file is there; name a folder")
         if wandb:
-            wandb_mode(WandbMode.auto)  # before anything takes time
+            check_logger(LoggerConfig())  # before anything takes time
         found = evaluate(
             EvaluateSettings(**settings, tasks=split(tasks), limit=limit or 0),
             say=lambda line: say(console, line),
@@ -49,8 +49,10 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
         files = found.write(folder)
         console.print(evaluation_tables(found))
         say(console, f"\nIn {shown(folder)}: {', '.join(file.name for file in files)}")
-        if wandb and log_evaluation(found, folder, run_dir) == "offline" and (command := sync_command(folder)):
-            say(console, command)
+        if wandb:
+            mode = log_evaluation(found, folder, run_dir, lambda line: say(console, line))
+            if mode == "offline" and (command := sync_command(folder)):
+                say(console, command)
 
     return told(action)
 

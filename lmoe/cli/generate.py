@@ -33,7 +33,7 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     """The prompt from --prompt, --prompt-file or standard input.
 
     Raises:
-        ConfigError: both given, none given, unreadable, or empty.
+        ConfigError: both given, none given, unreadable, no text, or empty.
     """
     if prompt is not None and prompt_file is not None:
         raise ConfigError("give --prompt or --prompt-file, not both")
@@ -42,13 +42,27 @@ def read_prompt(prompt: str | None, prompt_file: str | None) -> str:
     text = prompt if prompt is not None else _read(prompt_file)
     if not text.strip():
         raise ConfigError("the prompt is empty")
+    if (problem := no_text(text)) is not None:
+        raise ConfigError(f"the prompt {problem}")
     return text
 
 
-def _read(prompt_file: str | None) -> str:
+def no_text(text: str) -> str | None:
+    """What is wrong with text that holds bytes which could not be decoded; None: nothing."""
     try:
-        if prompt_file in (None, "-"):
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"is not UTF-8: character {error.start + 1} cannot be decoded"
+    return None
+
+
+def _read(prompt_file: str | None) -> str:
+    if prompt_file in (None, "-"):
+        try:
             return sys.stdin.read()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"standard input cannot be read: {error}") from None
+    try:
         return Path(prompt_file).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompt-file {prompt_file}: cannot be read: {error}") from None

@@ -26,6 +26,7 @@ from lmoe.cli.launchers import (
 )
 from lmoe.cli.overrides import Command, first_point, own_folders, read_command
 from lmoe.cli.resume import AUTO, merge_saved
+from lmoe.cli.threads import prepare_threads
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.schema.keys import near
 from lmoe.schema.problems import raise_problems
@@ -51,6 +52,7 @@ def hydra_main(config_name: str, schema: type, check: Check, job: Job, argv: lis
     Returns:
         The exit code: 0, 1 after a message on stderr, or 128 + the signal that ended it.
     """
+    prepare_threads()
     store_defaults(config_name, schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to us instead of printing a traceback
     failures: list[LmoeError] = []

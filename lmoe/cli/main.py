@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from lmoe.cli.export import ExportFormat
+from lmoe.cli.threads import prepare_threads
 from lmoe.schema.evaluate import MAX_NEW_TOKENS, Prompts
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ def export(
         ExportFormat,
         typer.Option(
             help="peft: one PEFT adapter, of dense_lora, native_moe_expert_lora or a blend; peft-experts: one for each "
-            "expert of mixture_lora; merged: a Hugging Face model; lmoe: an adapter without --without-expert."
+            "expert of mixture_lora; merged: a Hugging Face model; lmoe: an adapter less one expert, --without-expert."
         ),
     ] = ExportFormat.peft,
     base_model: BaseModel = None,
@@ -277,4 +278,5 @@ def convert(
 
 def main() -> None:
     """Entry point of the `lmoe` command."""
+    prepare_threads()
     app(prog_name="lmoe", args=sys.argv[1:])

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
-from transformers.utils.chat_template_utils import render_jinja_template
 
+from lmoe.data.render_limit import render, render_with_generation
 from lmoe.data.spans import Message, Span, content_spans, with_turn_end, without_blank
 from lmoe.errors import DataError
 
@@ -99,24 +98,30 @@ class ChatTemplate:
                 ends += sorted((token for token in self._special if turn.endswith(token)), key=len)[-1:]
         return list(dict.fromkeys(ends))
 
-    def _run(self, messages: Sequence[Message], where: str) -> tuple[str, list[Span]]:
+    def check(self, messages: Sequence[Message]) -> None:
+        """Render a conversation that an answer is to follow, to see that the template takes it and comes to an end.
+
+        Raises:
+            DataError: no template, or one that refuses the conversation.
+        """
+        self._run(messages, "", answer=True)
+
+    def _run(self, messages: Sequence[Message], where: str, *, answer: bool = False) -> tuple[str, list[Span]]:
+        where = f"{where}: " if where else ""
         if self.source is None:
             raise DataError(
-                f"{where}: the tokenizer has no chat template. Set data.chat_template=FILE, "
+                f"{where}the tokenizer has no chat template. Set data.chat_template=FILE, "
                 "use a tokenizer with a template, or give plain text rows"
             )
+        given = {"messages": [dict(message) for message in messages], "tools": None, "documents": None}
+        variables = {**self._map, **given, "add_generation_prompt": answer}
         try:
-            rendered = render_jinja_template(
-                conversations=[list(messages)],
-                chat_template=self.source,
-                return_assistant_tokens_mask=self.has_generation,
-                **self._map,
-            )
-        except (TemplateError, TypeError) as error:
-            raise DataError(f"{where}: the chat template refuses this conversation: {error}") from None
-        texts, generated = rendered
-        spans = generated[0] if self.has_generation else []
-        return texts[0], [(int(start), int(end)) for start, end in spans]
+            if self.has_generation:
+                return render_with_generation(self.source, variables)
+            return render(self.source, variables), []
+        except Exception as error:  # of the template, which is a program of its own
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"{where}the chat template refuses this conversation: {reason}") from None
 
 
 def take_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> None:

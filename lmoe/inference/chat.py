@@ -41,8 +41,13 @@ class Chat:
             return False
         try:
             self._command(text) if text.startswith("/") else self._answer(text)
+        except ConfigError as error:
+            self.write(f"{error.without_config()}\n")
         except LmoeError as error:
             self.write(f"{error}\n")
+        except (RuntimeError, MemoryError) as error:  # no memory, scores that are no numbers
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            self.write(f"no answer: {reason}\n")
         return True
 
     def _answer(self, text: str) -> None:
@@ -108,6 +113,7 @@ class Chat:
             try:
                 changes[name] = known[name](value)
             except ValueError:
-                raise ConfigError(f"sampling: {name}={value} is no {known[name].__name__}") from None
+                kind = "whole number" if known[name] is int else "number"
+                raise ConfigError(f"sampling: {name}={value} is no {kind}") from None
         self.sampling = replace(self.sampling, **changes)
         self.write("  ".join(f"{name}={getattr(self.sampling, name):g}" for name in known) + "\n")

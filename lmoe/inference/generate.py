@@ -8,9 +8,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from lmoe.backbones.load import context_length
+from lmoe.data.template import ChatTemplate
 from lmoe.errors import ConfigError, DataError
 from lmoe.inference.answer_end import end_tokens
 
+COLDEST, MOST_TOKENS = 1e-6, 1_000_000_000
+"""A lower temperature makes scores infinite; more tokens than any context or vocabulary has."""
 Turn = dict[str, str]
 """{"role": system, user or assistant, "content": text}."""
 
@@ -40,11 +43,15 @@ class Sampling:
 
     def __post_init__(self) -> None:
         bounds = {
-            "max_new_tokens": (self.max_new_tokens >= 1, "at least 1"),
-            "temperature": (0 <= self.temperature < math.inf, "0 or more"),
+            "max_new_tokens": (1 <= self.max_new_tokens <= MOST_TOKENS, f"at least 1, at most {MOST_TOKENS:,}"),
+            "temperature": (
+                self.temperature == 0 or COLDEST <= self.temperature < math.inf,
+                f"0, or {COLDEST:g} or more",
+            ),
             "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
-            "top_k": (self.top_k >= 0, "0 or more"),
-            "repetition_penalty": (0 < self.repetition_penalty < math.inf, "above 0"),
+            "top_k": (0 <= self.top_k <= MOST_TOKENS, f"0 or more, at most {MOST_TOKENS:,}"),
+            "repetition_penalty": (0.01 <= self.repetition_penalty <= 100, "from 0.01 to 100"),
+            "seed": (-(2**63) <= self.seed < 2**64, "from -2^63 to 2^64 - 1"),
         }
         problems = [
             f"{name}={getattr(self, name)} must be {bound}" for name, (good, bound) in bounds.items() if not good
@@ -89,11 +96,15 @@ def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Turn])
     """(1, T) token ids of a conversation, or of one user turn, under the chat template.
 
     Without a template the texts stand one after the other, as they are.
+
+    Raises:
+        DataError: the template refuses the conversation, or does not come to an end.
     """
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if tokenizer.chat_template is None:
         text = "\n".join(turn["content"] for turn in turns)
         return tokenizer(text, return_tensors="pt")["input_ids"]  # type: ignore[return-value]
+    ChatTemplate.of(tokenizer, None).check(turns)
     encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     return encoded["input_ids"]  # type: ignore[index, return-value]
 

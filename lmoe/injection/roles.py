@@ -6,6 +6,7 @@ from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.injection.build_site import ROUTER
 from lmoe.injection.record import injected, routers, sites
 from lmoe.layers.expert_ffn import COPIES
+from lmoe.ops.linear_sizes import parameter_counts
 from lmoe.schema.phase import Role
 
 ADAPTER_ROLES = (Role.router, Role.lora, Role.attn_lora)
@@ -52,12 +53,12 @@ def parameter_layers(model: nn.Module) -> dict[str, int | None]:
 
 def role_table(model: nn.Module) -> list[tuple[Role, int, int]]:
     """(role, parameters, trainable parameters) of every role that the model has."""
-    roles = parameter_roles(model)
+    roles, numbers = parameter_roles(model), parameter_counts(model)
     counts: dict[Role, list[int]] = {}
     for name, parameter in model.named_parameters():
         entry = counts.setdefault(roles[name], [0, 0])
-        entry[0] += parameter.numel()
-        entry[1] += parameter.numel() if parameter.requires_grad else 0
+        entry[0] += numbers[name]
+        entry[1] += numbers[name] if parameter.requires_grad else 0
     return [(role, counts[role][0], counts[role][1]) for role in Role if role in counts]
 
 

@@ -3,6 +3,8 @@
 Shapes: D in, O out.
 """
 
+import math
+
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
@@ -18,6 +20,16 @@ def sizes(linear: nn.Module) -> tuple[int, int]:
         return linear.nx, linear.nf
     assert isinstance(linear, nn.Linear)
     return linear.in_features, linear.out_features
+
+
+def parameter_counts(model: nn.Module) -> dict[str, int]:
+    """Numbers that each parameter stands for, by name: of a quantised weight those before several went into a byte."""
+    counts = {name: parameter.numel() for name, parameter in model.named_parameters()}
+    for path, module in model.named_modules():
+        name = f"{path}.weight" if path else "weight"
+        if is_linear(module) and name in counts:
+            counts[name] = math.prod(sizes(module))
+    return counts
 
 
 def weight_OD(linear: nn.Module) -> Tensor:

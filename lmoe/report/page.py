@@ -1,7 +1,7 @@
 """One HTML page about a run: no script, no external resource, readable from a file share."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -10,7 +10,7 @@ from lmoe.report.curves import Curves
 from lmoe.report.files import write_bytes
 from lmoe.report.loads import DEAD_SHARE
 from lmoe.report.summary import RunSummary
-from lmoe.report.wording import RUN_FILES, duration, experts, generate_command, loss_rows, memory, specialists
+from lmoe.report.wording import RUN_FILES, duration, experts, loss_rows, memory, specialists, steps
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
@@ -64,8 +64,13 @@ ROUTING = {
 """Routing metric -> what it says."""
 
 
-def write_page(summary: RunSummary, metrics: Curves, pictures: Mapping[str, Path], folder: Path) -> Path:
+def write_page(
+    summary: RunSummary, metrics: Curves, pictures: Mapping[str, Path], folder: Path, next_commands: Sequence[str] = ()
+) -> Path:
     """Write `folder`/index.html; pictures are linked by relative path.
+
+    Args:
+        next_commands: what to run next.
 
     Raises:
         TrainingError: the file cannot be written.
@@ -84,8 +89,7 @@ def write_page(summary: RunSummary, metrics: Curves, pictures: Mapping[str, Path
             _routing(metrics),
             "<h2>Where things are</h2>",
             _files(summary),
-            "<h2>Try next</h2>",
-            f"<pre>{escape(generate_command(summary.run_dir))}</pre>",
+            _next(next_commands),
         ]
     )
     page = (
@@ -101,12 +105,17 @@ def _warnings(summary: RunSummary) -> str:
 
 
 def _facts(summary: RunSummary) -> str:
-    phases = ", ".join(f"{name} from step {start:,}" for name, start in summary.phases.items())
+    done = summary.max_steps if summary.steps is None else summary.steps
+    phases = ", ".join(
+        f"{name} from step {start:,}{'' if start < done else ' (not reached)'}"
+        for name, start in summary.phases.items()
+    )
     facts = {
         "backbone": summary.backbone,
         "experts": experts(summary),
         "trainable parameters": f"{summary.trainable_parameters:,}",
-        "optimizer steps": f"{summary.max_steps:,}",
+        "optimizer steps": steps(summary),
+        "ended": summary.ended,
         "phases": phases or "-",
         "time": duration(summary.seconds),
         "peak memory": memory(summary.peak_memory_mb),
@@ -168,6 +177,10 @@ def _routing(metrics: Curves) -> str:
 
 def _files(summary: RunSummary) -> str:
     return f"<p>In <code>{escape(summary.run_dir)}</code>:</p>\n" + _text_table(RUN_FILES)
+
+
+def _next(commands: Sequence[str]) -> str:
+    return "<h2>Try next</h2>\n<pre>" + escape("\n".join(commands)) + "</pre>" if commands else ""
 
 
 def _text_table(rows: Mapping[str, str]) -> str:

@@ -8,6 +8,9 @@ from pathlib import Path
 from lmoe.errors import CheckpointError
 from lmoe.report.files import write_bytes
 
+FINISHED = "all steps done"
+"""Why a run ends that nothing ended before."""
+
 
 @dataclass(slots=True, kw_only=True)
 class RunSummary:
@@ -50,6 +53,10 @@ class RunSummary:
 
     expert_names: list[str] = field(default_factory=list)
     """Names of the experts in their order; empty where they have none."""
+    steps: int | None = None
+    """Optimizer steps done; None: not recorded, by a version that did not yet."""
+    ended: str = FINISHED
+    """Why the run ended."""
 
     @property
     def before_mean(self) -> float | None:
@@ -88,7 +95,7 @@ class RunSummary:
         if not isinstance(content, dict):
             raise CheckpointError(f"{path} is no summary of a run: expected an object, got {type(content).__name__}")
         expected = {f.name for f in fields(cls)}
-        optional = {f.name for f in fields(cls) if f.default_factory is not MISSING}
+        optional = {f.name for f in fields(cls) if f.default_factory is not MISSING or f.default is not MISSING}
         if problems := sorted((expected - optional - content.keys()) | (content.keys() - expected)):
             named = ", ".join(f"{key} ({'missing' if key in expected else 'unknown'})" for key in problems)
             raise CheckpointError(f"{path} is no summary of a run that this version reads: {named}")

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from lmoe.report.loads import DEAD_SHARE, ExpertLoad, expert_loads
-from lmoe.report.summary import RunSummary
-from lmoe.report.wording import RUN_FILES, duration, experts, loss_rows, memory, percent
+from lmoe.report.summary import FINISHED, RunSummary
+from lmoe.report.wording import RUN_FILES, duration, experts, loss_rows, memory, percent, steps
 
 BAR_WIDTH = 20
 """Characters of the longest bar."""
@@ -104,9 +104,10 @@ def _table(title: str, first: str) -> Table:
 
 
 def _what_ran(summary: RunSummary) -> str:
+    ended = "" if summary.ended == FINISHED else f"ended before: {summary.ended}\n"
     return (
-        f"{summary.name}: {summary.max_steps:,} steps in {duration(summary.seconds)}, peak memory "
-        f"{memory(summary.peak_memory_mb)}\n{summary.backbone}, {experts(summary)}, "
+        f"{summary.name}: {steps(summary)} steps in {duration(summary.seconds)}, peak memory "
+        f"{memory(summary.peak_memory_mb)}\n{ended}{summary.backbone}, {experts(summary)}, "
         f"{summary.trainable_parameters:,} trainable parameters"
     )
 

@@ -1,7 +1,6 @@
 """Numbers as a reader wants them, the same in the terminal and on the page. ASCII only, for logs."""
 
 import math
-import shlex
 from dataclasses import dataclass
 
 from lmoe.report.summary import RunSummary
@@ -115,9 +114,11 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:MOST_EXPERTS] + more)
 
 
-def generate_command(run_dir: str) -> str:
-    """The command to try next on a run directory."""
-    return f'lmoe generate --checkpoint {shlex.quote(run_dir)} --prompt "Hello!"'
+def steps(summary: RunSummary) -> str:
+    """Optimizer steps done, and of how many where they are fewer."""
+    if summary.steps is None or summary.steps == summary.max_steps:
+        return f"{summary.max_steps:,}"
+    return f"{summary.steps:,} of {summary.max_steps:,}"
 
 
 RUN_FILES = {

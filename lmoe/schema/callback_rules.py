@@ -1,5 +1,6 @@
-"""Which callbacks of Lightning a run may add."""
+"""Which callbacks a run may add: Lightning's, and those of a module that the command line names."""
 
+from pathlib import PurePath
 from typing import Any
 
 from lmoe.schema.keys import near
@@ -44,8 +45,13 @@ def callback_problems(config: RunConfig) -> list[str]:
     problems = []
     for name, settings in config.callbacks.items():
         target = settings.get("_target_") if isinstance(settings, dict) else None
+        if isinstance(target, str) and own_class(target, config.callbacks_from) is not None:
+            continue
         if not isinstance(target, str) or not target.startswith(PREFIX):
-            problems.append(f"callbacks.{name}._target_ is {target!r}; allowed: {PREFIX}<class>")
+            own = "<module>.<class> with callbacks_from=<module> on this command line"
+            if config.callbacks_from:
+                own = f"{own_module(config.callbacks_from)}.<class>"
+            problems.append(f"callbacks.{name}._target_ is {target!r}; allowed: {PREFIX}<class>, or {own}")
             continue
         class_name = target.removeprefix(PREFIX)
         known = exported_callbacks()
@@ -96,6 +102,42 @@ def _early_stopping_problems(key: str, settings: dict[str, Any], config: RunConf
             f"{key}.check_on_train_epoch_end=true: a run is one epoch, so it would never look; leave it out"
         )
     return problems
+
+
+def own_module(callbacks_from: str) -> str:
+    """Name of the module that callbacks_from names: of a file, its name without .py."""
+    return PurePath(callbacks_from).stem if callbacks_from.endswith(".py") else callbacks_from
+
+
+def own_class(target: str, callbacks_from: str | None) -> str | None:
+    """The class in the user's own module that a _target_ names, or None."""
+    if not callbacks_from:
+        return None
+    module, _, name = target.rpartition(".")
+    return name if module == own_module(callbacks_from) and name.isidentifier() else None
+
+
+def callbacks_from_problems(config: RunConfig, overrides: list[str]) -> list[str]:
+    """Problems of `callbacks_from`, whose code is run: no file may set it, least of all one that came with a run.
+
+    Args:
+        overrides: of this command line.
+    """
+    given = config.callbacks_from
+    if given is None:
+        return []
+    if not any(override.lstrip("+").startswith("callbacks_from=") for override in overrides):
+        return [
+            f"callbacks_from={given} is set by a file; its code is run only where the command line itself says "
+            "callbacks_from=…"
+        ]
+    targets = [entry.get("_target_") for entry in config.callbacks.values() if isinstance(entry, dict)]
+    if not any(isinstance(target, str) and own_class(target, given) for target in targets):
+        return [
+            f"callbacks_from={given} has no effect: no callback is of it; add "
+            f"+callbacks.<name>._target_={own_module(given)}.<class>"
+        ]
+    return []
 
 
 def early_stopping_monitors(config: RunConfig) -> dict[str, str]:

@@ -9,6 +9,7 @@ SAFE = (
     "logger",
     "name",
     "resume",
+    "callbacks_from",
     "dry_run",
     "checkpoint",
     "analysis",

@@ -63,5 +63,8 @@ class RunConfig:
     analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     callbacks: dict[str, Any] = field(default_factory=dict)
-    """More Lightning callbacks by name, each with a _target_ under lightning.pytorch.callbacks."""
+    """More Lightning callbacks by name, each with a _target_ under lightning.pytorch.callbacks or callbacks_from."""
+    callbacks_from: str | None = None
+    """Module, or file my_callbacks.py, whose classes callbacks may name: its code is run, so it counts only where this
+    command line gives it, is not saved, and is given again with resume."""
     logger: LoggerConfig = field(default_factory=LoggerConfig)

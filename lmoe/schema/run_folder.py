@@ -8,6 +8,8 @@ CONFIG_FILE = "config.yaml"
 """The resolved config; a folder that has it holds a run."""
 PROVENANCE_FILE = "provenance.json"
 """Versions, data and command of each start."""
+METRICS_FILE = "metrics.csv"
+"""Every logged metric by step."""
 
 PLAIN = re.compile(r"[\w.-]*/[\w./-]*", re.ASCII)
 """A path that neither a shell nor Hydra takes for something else."""
@@ -24,3 +26,16 @@ def resume_setting(run_dir: str | Path) -> str:
 def hydra_quoted(text: str | Path) -> str:
     """In quotes of Hydra's grammar, where a backslash counts as such but before a quote."""
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), str(text)) + "'"
+
+
+def run_command(verb: str, *settings: str) -> str:
+    """How `train` or `pretrain` is called from the working directory: by train.py where that stands there, else by the
+    installed command.
+
+    Args:
+        settings: key=value, quoted for the shell where they need it.
+    """
+    own = Path(__file__).resolve().parents[2] / "train.py"  # of a checkout; an installed package has none
+    here = Path.cwd() / "train.py"
+    program = "python train.py" if verb == "train" and own.is_file() and here.resolve() == own else f"lmoe {verb}"
+    return " ".join([program, *settings])

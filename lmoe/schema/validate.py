@@ -26,6 +26,9 @@ from lmoe.schema.trainer import PRECISIONS, Accelerator, Strategy, TrainerConfig
 from lmoe.schema.validate_injection import injection_problems
 from lmoe.schema.validate_moe import moe_problems
 
+NOT_IN_PROJECT = "/\\#?%:"
+LONGEST_NAME, LONGEST_TAG = 128, 64
+
 
 def validate(config: RunConfig) -> None:
     """
@@ -306,7 +309,7 @@ def logger_problems(logger: LoggerConfig) -> list[str]:
     """Problems of `logger`."""
     default = LoggerConfig()
     if logger.kind is LoggerKind.wandb:
-        return []
+        return wandb_name_problems(logger)
     changed = [
         name
         for name, value, usual in (
@@ -321,3 +324,25 @@ def logger_problems(logger: LoggerConfig) -> list[str]:
     return [
         f"logger.{name} has no effect with logger={logger.kind}; leave it out or use logger=wandb" for name in changed
     ]
+
+
+def wandb_name_problems(logger: LoggerConfig) -> list[str]:
+    """Names that W&B refuses when a run starts (its SDK's validation of project and tags)."""
+    problems = []
+    named = {"project": logger.project, "entity": logger.entity, "group": logger.group}
+    for name, value in named.items():
+        if value is not None and not value.strip():
+            problems.append(f"logger.{name} is empty; name one{'' if name == 'project' else ', or leave it at null'}")
+        elif value is not None and len(value) > LONGEST_NAME:
+            problems.append(f"logger.{name} has {len(value)} characters; W&B takes at most {LONGEST_NAME}")
+    if bad := [letter for letter in NOT_IN_PROJECT if letter in logger.project]:
+        problems.append(
+            f"logger.project={logger.project}: W&B takes no {' '.join(bad)} in the name of a project; none of "
+            f"{' '.join(NOT_IN_PROJECT)} may be in it"
+        )
+    problems += [
+        f"logger.tags[{number}] has {len(tag)} characters; W&B takes 1 to {LONGEST_TAG}"
+        for number, tag in enumerate(logger.tags)
+        if not 1 <= len(tag) <= LONGEST_TAG
+    ]
+    return problems

@@ -1,8 +1,9 @@
 """metrics.csv: one row a logged step, one column a metric, kept when a run resumes."""
 
 import csv
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,30 +11,33 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lmoe.errors import TrainingError
+from lmoe.errors import CheckpointError, TrainingError
 
 
 class MetricsCsv(Logger):
-    """Appends to metrics.csv; a metric that appears later adds a column.
+    """Appends to metrics.csv; a metric that appears later adds a column, for which alone the file is written anew.
 
     Lightning's CSVLogger deletes the file when it finds it, and a resumed run would lose its past.
 
     Args:
         path: the file.
-        resume_step: rows after this step are dropped (a run that resumes makes them again); None: a new file.
+        resume_step: rows after this step are dropped (a run that resumes makes them again), and so is a last row that a
+            crash has torn; None: a new file.
+
+    Raises:
+        CheckpointError: the rows of the past cannot be read.
     """
 
     def __init__(self, path: Path, resume_step: int | None) -> None:
         super().__init__()
         self.path = path
-        self._rows: list[dict[str, Any]] = []
         self._columns: list[str] = ["step"]
+        self._last: dict[str, Any] | None = None  # row of the latest step, which further metrics of it complete
+        self._last_at = 0  # where it begins in the file, in bytes
+        self._begun = False
         if resume_step is not None and path.exists():
-            with open(path, newline="", encoding="utf-8") as lines:
-                kept = [row for row in csv.DictReader(lines) if _step(row) <= resume_step]
-            self._extend_columns(kept)
-            self._rows = [{k: v for k, v in row.items() if k is not None and v not in ("", None)} for row in kept]
-            self._write_all()
+            self._columns = self._header()
+            self._write_anew(row for row in self._rows() if _step(row) <= resume_step)
 
     @property
     def name(self) -> str:
@@ -51,42 +55,76 @@ class MetricsCsv(Logger):
         values = {k: v for k, v in metrics.items() if k != "epoch"}
         if not values:
             return
-        same_step = bool(self._rows) and _step(self._rows[-1]) == (step or 0)
-        known = len(self._columns)
-        if same_step:
-            self._rows[-1].update(values)
-        else:
-            self._rows.append({"step": step or 0, **values})
-        self._extend_columns([self._rows[-1]])
-        if same_step or len(self._columns) != known or not self.path.exists():
-            self._write_all()
-        else:
-            self._append(self._rows[-1])
-
-    def _extend_columns(self, rows: list[dict[str, Any]]) -> None:
+        same_step = self._last is not None and _step(self._last) == (step or 0)
+        row = (self._last or {}) | values if same_step else {"step": step or 0, **values}
         known = set(self._columns)
-        for row in rows:
-            fresh = [name for name in row if name is not None and name not in known]
-            self._columns += fresh
-            known.update(fresh)
+        fresh = [name for name in row if name not in known]
+        if self._begun and self.path.exists() and not fresh:
+            self._put(row, self._last_at if same_step else None)
+            return
+        self._columns += fresh
+        past = self._rows(self._last_at if same_step else None) if self._begun and self.path.exists() else ()
+        self._write_anew((*past, row))
 
-    def _write_all(self) -> None:
+    @rank_zero_only
+    def forget(self, prefix: str) -> None:
+        """Take metrics back from the row of the latest step; a row of which nothing is left goes."""
+        if self._last is None:
+            return
+        kept = {name: value for name, value in self._last.items() if not name.startswith(prefix)}
+        if len(kept) == len(self._last):
+            return
+        if len(kept) > 1:
+            self._put(kept, self._last_at)
+            return
+        with self._named_errors():
+            os.truncate(self.path, self._last_at)
+        self._last = None
+
+    def _put(self, row: dict[str, Any], at: int | None) -> None:
+        """Write one row over the one that begins `at`, or behind all others.
+
+        NOTE the new bytes go over the old ones before what is left of these is cut off: a kill loses no row.
+        """
+        with self._named_errors(), open(self.path, "r+b") as file:
+            self._last_at = file.seek(0, os.SEEK_END) if at is None else file.seek(at)
+            file.write(self._line(row))
+            file.truncate()
+        self._last = row
+
+    def _write_anew(self, rows: Iterable[dict[str, Any]]) -> None:
         """NOTE under another name first: a kill or a full disk must not take the rows of the past."""
-        partial = self.path.with_suffix(".partial")
+        partial, last, begins = self.path.with_suffix(".partial"), None, 0
         with self._named_errors():
-            self._write(partial, "w", self._rows)
+            with open(partial, "wb") as file:
+                file.write(_text(self._columns))
+                for last in rows:
+                    begins = file.tell()
+                    file.write(self._line(last))
             os.replace(partial, self.path)
+        self._last, self._last_at, self._begun = last, begins, True
 
-    def _append(self, row: dict[str, Any]) -> None:
-        with self._named_errors():
-            self._write(self.path, "a", [row])
+    def _line(self, row: dict[str, Any]) -> bytes:
+        return _text([row.get(name, "") for name in self._columns])
 
-    def _write(self, path: Path, mode: str, rows: list[dict[str, Any]]) -> None:
-        with open(path, mode, newline="", encoding="utf-8") as out:
-            writer = csv.DictWriter(out, self._columns, restval="")
-            if mode == "w":
-                writer.writeheader()
-            writer.writerows(rows)
+    def _header(self) -> list[str]:
+        return next(csv.reader(self._whole_lines(None)), ["step"])
+
+    def _rows(self, end: int | None = None) -> list[dict[str, Any]]:
+        """The rows of the file without their empty cells; those that begin before `end`."""
+        reader = csv.reader(self._whole_lines(end))
+        header = next(reader, [])
+        return [{name: cell for name, cell in zip(header, cells, strict=False) if cell} for cells in reader]
+
+    def _whole_lines(self, end: int | None) -> Iterator[str]:
+        """The lines with a line break at their end: a crash may have torn the last one."""
+        try:
+            content = self.path.read_bytes()[:end].decode("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise CheckpointError(
+                f"{self.path} cannot be read: {error}; move it away, and the run goes on with a new one"
+            ) from None
+        return (line for line in io.StringIO(content, newline="") if line.endswith("\n"))
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -96,8 +134,14 @@ class MetricsCsv(Logger):
             raise TrainingError(f"{self.path} cannot be written: {error.strerror or error}") from None
 
 
+def _text(cells: list[Any]) -> bytes:
+    line = io.StringIO()
+    csv.writer(line).writerow(cells)
+    return line.getvalue().encode("utf-8")
+
+
 def _step(row: dict[str, Any]) -> int:
     try:
         return int(float(row["step"]))
-    except (KeyError, TypeError, ValueError):
-        return 2**62  # a torn last line belongs to no step
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return 2**62  # a damaged line belongs to no step

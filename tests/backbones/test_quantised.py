@@ -9,8 +9,10 @@ from torch import nn
 
 import lmoe
 from lmoe.backbones.load import load_model, precision_of
+from lmoe.build.parts import base_ffn_parameters
 from lmoe.checkpoint.adapter import adapter_tensors, load_adapter, read_adapter_config, save_adapter
 from lmoe.errors import BackboneError, InjectionError
+from lmoe.injection.roles import role_table
 from lmoe.injection.tracing import adapters_off
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
 from tests.tiny_models import randomise, tiny_model, tokens
@@ -42,6 +44,18 @@ def test_the_linears_are_quantised_and_the_function_stays_near(folder, precision
     with torch.no_grad():
         far = (model(ids).logits.float() - plain(ids).logits).std() / plain(ids).logits.std()
     assert 0 < far < 0.5
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_the_parameters_are_counted_as_those_of_the_plain_base(folder, precision):
+    """Two of them share a byte in nf4."""
+    counts = []
+    for stored in (precision, BackbonePrecision.float32):
+        model = loaded(folder, stored)
+        assert base_ffn_parameters(model, lmoe.plan(model, {"lora_r": 4})) == 2 * 3 * 64 * 128
+        lmoe.inject(model, {"lora_r": 4})
+        counts.append(role_table(model))
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize("precision", QUANTISED)

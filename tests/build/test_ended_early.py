@@ -2,6 +2,7 @@
 
 import pytest
 
+from lmoe.report.summary import RunSummary
 from tests.build.test_exactness import adapter
 from tests.metric_names import rows
 from tests.micro import saved_config
@@ -27,12 +28,22 @@ def ended(train):
     return done.run
 
 
+def test_the_report_says_how_far_the_run_came_and_why_it_ended(ended):
+    summary = RunSummary.from_json(ended / "report" / "summary.json")
+    assert (summary.steps, summary.max_steps) == (2, 6)
+    assert summary.ended.startswith("early stopping. Monitored metric val/loss did not improve in the last 1 records")
+    page = (ended / "report" / "index.html").read_text(encoding="utf-8")
+    assert "<td>2 of 6</td>" in page and f"<td>{summary.ended}</td>" in page
+
+
 def test_resuming_changes_nothing(train, ended):
     before = adapter(ended)
     for _ in range(2):
         again = train(f"resume={ended}", settings=False)
         assert again.code == 0, again.text
         assert "the run was ended after step 2" in again.text
+        assert "2 of 6 steps in" in again.text and "ended before: early stopping." in again.text
+        assert "train resume=" not in again.text
     assert (steps(ended), adapter(ended)) == (2, before)
 
 
@@ -55,7 +66,9 @@ def test_the_same_of_a_collapse(train, monkeypatch):
     monkeypatch.setattr("lmoe.build.train.LOOK_EVERY_N_STEPS", 2)
     monkeypatch.setattr("lmoe.training.callbacks.collapse_watch.collapse_reason", lambda site, start: "so it is")
     run = train("trainer.stop_on_collapse=true").run
-    assert train(f"resume={run}", settings=False).code == 0
+    again = train(f"resume={run}", settings=False)
+    assert again.code == 0
+    assert "ended before: routing collapse, with trainer.stop_on_collapse=true" in again.text
     assert steps(run) == 2
     assert train(f"resume={run}", "trainer.stop_on_collapse=false", settings=False).code == 0
     assert steps(run) == 6

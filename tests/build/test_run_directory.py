@@ -88,6 +88,9 @@ def test_the_table_shows_every_domain_expert_and_the_next_command(train):
     assert done.code == 0, done.text
     for words in ("code", "math", "words", "mean over domains", "dead at", "lmoe generate --checkpoint run"):
         assert words in done.text
+    assert "--prompt 'code 100: say eight'" in done.text, "a prompt of the run's own validation rows"
+    assert "lmoe evaluate --checkpoint run" in done.text and "--format peft-experts" in done.text
+    assert "resume=" not in done.text
     assert "phase router_warmup: steps 1 to 2 train router" in done.text
     assert "phase experts: steps 3 to 6 train attn_lora, lora" in done.text
 

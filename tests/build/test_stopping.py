@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from lmoe.report.summary import RunSummary
+from lmoe.schema.run_folder import resume_setting
 from lmoe.training.callbacks.stop_request import StopRequest
 from lmoe.training.callbacks.validation import Validation
 from lmoe.training.sft_module import SftModule
 from tests.build.test_exactness import EXACT, adapter, losses
+from tests.metric_names import rows
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,8 @@ def test_a_signal_saves_stops_and_loses_nothing(
         send_in_training(patch, signum, micro_batch)
         stopped = train(*EXACT, "checkpoint.every_n_steps=100")
     assert stopped.code == code, stopped.text
-    assert f"stopped by {signum.name}; resume={stopped.run} goes on" in stopped.text
+    said = f"stopped by {signum.name} after step {saved_step} of 6; lmoe train resume={stopped.run} goes on"
+    assert said in stopped.text
     assert signal.getsignal(signum) is before
     assert torch.load(stopped.run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == saved_step
     done = train(f"resume={stopped.run}", settings=False)
@@ -68,6 +72,7 @@ def test_a_signal_before_the_first_step_leaves_a_run_that_starts_anew(train, uni
         send_in_training(patch, signal.SIGTERM, 0)
         stopped = train(*EXACT, "checkpoint.every_n_steps=100")
     assert stopped.code == 143
+    assert "stopped by SIGTERM before the end of the first step; lmoe train resume=" in stopped.text
     assert not (stopped.run / "checkpoints").exists()
     done = train(f"resume={stopped.run}", settings=False)
     assert done.code == 0, done.text
@@ -123,18 +128,44 @@ def test_what_listened_to_a_signal_before_hears_of_it_once_the_run_is_saved(trai
     assert heard == [(signal.SIGUSR2, True)]
 
 
-def test_after_max_time_there_is_an_adapter_and_the_run_goes_on(train, uninterrupted, monkeypatch):
+@pytest.mark.parametrize(
+    ("micro_batch", "step"),
+    [
+        pytest.param(6, 3, id="at the end of a step, which is validated"),
+        pytest.param(2, 1, id="at the end of a step, which is not"),
+        pytest.param(11, 5, id="in the middle of a step"),
+    ],
+)
+def test_after_max_time_there_is_an_adapter_and_the_run_goes_on(train, uninterrupted, monkeypatch, micro_batch, step):
+    """And nothing is left of the validation that was made for the report alone."""
     with monkeypatch.context() as patch:
-        looks = iter([False, False, True])
+        looks = iter([False] * (micro_batch - 1) + [True])
         patch.setattr(StopRequest, "_time_is_over", lambda self: next(looks))
-        stopped = train(*EXACT, "checkpoint.every_n_steps=100", "trainer.max_time=00:00:00:50")
+        stopped = train(
+            *EXACT, "checkpoint.every_n_steps=100", "trainer.max_time=00:00:00:50", "analysis.knock_out=experts"
+        )
     assert stopped.code == 0, stopped.text
-    assert "trainer.max_time is over after step 3" in stopped.text
-    assert (stopped.run / "adapter" / "adapter.safetensors").exists()
-    assert (stopped.run / "report" / "index.html").exists()
-    done = train(f"resume={stopped.run}", "trainer.max_time=null", settings=False)
+    assert f"trainer.max_time is over after step {step} of 6" in stopped.text
+    assert f"{step} of 6 steps in" in stopped.text and "ended before: trainer.max_time was over" in stopped.text
+    assert f"Try next: lmoe train {resume_setting('run')} lmoe generate" in stopped.text
+    summary = RunSummary.from_json(stopped.run / "report" / "summary.json")
+    assert (summary.steps, summary.max_steps, summary.ended) == (step, 6, "trainer.max_time was over")
+    page = (stopped.run / "report" / "index.html").read_text(encoding="utf-8")
+    assert f"<td>{step} of 6</td>" in page and "<td>trainer.max_time was over</td>" in page
+    assert f"val/routing/knock_out/0/{summary.domains[0]}" in rows(stopped.run)[-1]
+    done = train(f"resume={stopped.run}", "trainer.max_time=null", "analysis.knock_out=none", settings=False)
     assert done.code == 0, done.text
     assert adapter(stopped.run) == adapter(uninterrupted)
+    assert losses(stopped.run) == losses(uninterrupted)
+
+
+def test_time_that_is_over_before_the_first_step_leaves_the_row_of_the_adapters_off(train, uninterrupted, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "_time_is_over", lambda self: True)
+        stopped = train(*EXACT, "trainer.max_time=00:00:00:50")
+    assert stopped.code == 0, stopped.text
+    assert "0 of 6 steps in" in stopped.text
+    assert losses(stopped.run) == losses(uninterrupted)[:1]
 
 
 def test_resume_auto_starts_a_run_and_goes_on_with_it(train, uninterrupted, monkeypatch, tmp_path):

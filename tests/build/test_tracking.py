@@ -1,11 +1,14 @@
 """W&B offline, read back from its own file; never a prompt, never another run's metrics."""
 
 import json
+import os
 
 import pytest
 import torch
 
-from lmoe.build.loggers import wandb_run_id
+from lmoe.build.loggers import sync_command, wandb_run_id
+from lmoe.build.wandb_run import check_environment, start_wandb, wandb_mode
+from lmoe.schema.logger import WandbMode
 from tests.metric_names import names, rows
 from tests.wandb_file import history, records, run_files
 
@@ -80,8 +83,6 @@ def test_the_config_and_the_settings_of_the_section_are_recorded(tracked):
 
 def test_the_end_tells_how_to_upload(tracked):
     run, _ = tracked
-    from lmoe.build.loggers import sync_command
-
     assert str(sync_command(run)).startswith("wandb sync ")
 
 
@@ -121,18 +122,93 @@ def test_online_without_a_key_is_an_error_before_anything_is_built(train):
         ("auto", False, "disabled", "disabled"),
         ("offline", True, None, "offline"),
         ("offline", True, "online", "offline"),
+        ("auto", True, "dryrun", "offline"),
+        ("auto", True, " ", "online"),
     ],
 )
 def test_the_mode_is_online_only_with_a_key(monkeypatch, mode, key, asked, expected):
-    from lmoe.build.loggers import wandb_mode
-    from lmoe.schema.logger import WandbMode
-
     monkeypatch.delenv("WANDB_MODE", raising=False)
     if key:
         monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     if asked:
         monkeypatch.setenv("WANDB_MODE", asked)
     assert wandb_mode(WandbMode(mode)) == expected
+
+
+@pytest.mark.parametrize("host", ["api.wandb.ai", "api.forge.coreweave.com"])
+def test_a_key_that_wandb_login_has_stored_counts_whatever_it_calls_its_server(monkeypatch, tmp_path, host):
+    (tmp_path / "netrc").write_text(f"machine {host}\n login user\n password {'0' * 40}\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert wandb_mode(WandbMode.auto) == "online"
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    assert wandb_mode(WandbMode.auto) == "offline"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("WANDB_MODE", "of", "WANDB_MODE=of: no such mode of W&B; allowed: online, offline, disabled"),
+        ("WANDB_CONSOLE", "loud", "WANDB_CONSOLE: W&B does not take it (Input should be 'auto'"),
+        ("WANDB_PROJECT", "a/b", "WANDB_PROJECT: W&B does not take it (Invalid project name 'a/b'"),
+    ],
+)
+def test_an_environment_that_wandb_refuses_is_named_before_anything_is_built(train, monkeypatch, name, value, said):
+    monkeypatch.setenv(name, value)
+    monkeypatch.setattr("lmoe.build.train.build_parts", lambda *_, **__: pytest.fail("built"))
+    done = train("logger=wandb")
+    assert done.code == 1
+    assert said in done.text and "Traceback" not in done.text
+    assert not done.run.exists()
+
+
+def test_empty_variables_of_wandb_count_as_unset(monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_TAGS", "WANDB_CONSOLE"):
+        monkeypatch.setenv(name, "")
+    check_environment()
+    assert not {"WANDB_MODE", "WANDB_TAGS", "WANDB_CONSOLE"} & os.environ.keys()
+
+
+def test_a_key_that_is_none_makes_an_offline_run_with_one_line_and_it_goes_on(train, monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", "no key at all")
+    done = train("logger=wandb", "trainer.max_steps=2")
+    assert done.code == 0, done.text
+    (line,) = [line for line in done.out.splitlines() if "W&B is not reached" in line]
+    assert "API key" in line and "no key at all" not in line and "recorded offline" in line
+    assert "wandb sync" in done.text
+    (file,) = run_files(done.run / "wandb")
+    assert file.parent.name.startswith("offline-run-")
+    assert train(f"resume={done.run}", "trainer.max_steps=3", settings=False).code == 0
+
+
+def test_without_a_network_a_run_is_offline_and_does_not_wait_for_long(monkeypatch, tmp_path):
+    """The server's address leads nowhere."""
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    monkeypatch.setattr("lmoe.build.wandb_run.START_SECONDS", 0.5)
+    said, asked = [], []
+
+    def arguments(mode: str) -> dict:
+        asked.append(mode)
+        return {"project": "tests"}
+
+    run, mode = start_wandb("online", arguments, tmp_path, said.append)
+    run.finish()
+    assert (mode, asked) == ("offline", ["online", "offline"])
+    (line,) = said
+    assert line.startswith("W&B is not reached (Timed out") and "\n" not in line
+    assert len(run_files(tmp_path / "wandb")) == 1
+
+
+def test_a_start_that_fails_leaves_no_run_in_the_way(train, monkeypatch):
+    def broken(*_):
+        raise RuntimeError("any bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("lmoe.build.train.build_loggers", broken)
+        with pytest.raises(RuntimeError, match="any bug"):
+            train("trainer.max_steps=1", "phase=joint")
+    assert train("trainer.max_steps=1", "phase=joint").code == 0
 
 
 def test_a_multirun_makes_a_run_a_job_and_a_failing_job_spoils_nothing(train, tmp_path):

@@ -158,4 +158,63 @@ def test_sampling_that_cannot_be_is_said_and_the_old_one_stays(restored, micro, 
     lines = ["/sampling temperature=-1", "/sampling max_new_tokens=0", "red"]
     done = blended(micro, experts, verb="chat", text="\n".join(lines) + "\n")
     assert done.exit_code == 0, done.output
-    assert "temperature=-1.0 must be 0 or more" in done.stdout and "max_new_tokens=0 must be at least 1" in done.stdout
+    assert "temperature=-1.0 must be 0, or 1e-06 or more\n" in done.stdout
+    assert "max_new_tokens=0 must be at least 1" in done.stdout
+
+
+def test_whatever_a_template_refuses_is_one_line_and_the_conversation_goes_on(restored, micro, own_run):
+    """Also one that never comes to an end."""
+    from lmoe.data import render_limit
+
+    template = (own_run / "adapter" / "chat_template.jinja").read_text(encoding="utf-8")
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    endless = (
+        "{% if 'loop' in messages[-1].content %}{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}"
+    )
+    (own_run / "adapter" / "chat_template.jinja").write_text(
+        f"{refusing}{endless}{{% endfor %}}{{% endif %}}{template}"
+    )
+    lines = [
+        "red",
+        "/system be brief",
+        "green",
+        "/system",
+        "loop",
+        "/sampling temperature=1e-300",
+        "/sampling seed=-1e9",
+    ]
+    command = ["chat", "--checkpoint", str(own_run), "--max-new-tokens", "4"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(render_limit, "SECONDS", 0.2)
+        done = CliRunner().invoke(app, command, input="\n".join([*lines, "blue"]) + "\n")
+    assert done.exit_code == 0, done.output
+    said = [block.split("\n", 1)[1] for block in done.stdout.split("> ")[1:]]
+    assert said[2] == "the chat template refuses this conversation: System role not supported\n"
+    assert said[4].startswith("the chat template refuses this conversation: it takes more than 0.2 s")
+    assert said[5] == "temperature=1e-300 must be 0, or 1e-06 or more\n"
+    assert said[6] == "sampling: seed=-1e9 is no whole number\n"
+    again = CliRunner().invoke(app, command, input="red\nblue\n")
+    assert said[7] == again.stdout.split("> blue\n")[1], "the turns before are not those of a chat without errors"
+
+
+@pytest.mark.parametrize("line", [b"caf\xe9", b"\xff\xfe"])
+def test_a_line_that_is_no_text_is_said_and_left_out(restored, finished_run, line):
+    command = ["chat", "--checkpoint", str(finished_run), "--max-new-tokens", "4"]
+    done = CliRunner().invoke(app, command, input=b"hi\n" + line + b"\nred\n")
+    assert done.exit_code == 0, done.output
+    assert "this line is not UTF-8: character" in done.stdout and "; it is left out\n" in done.stdout
+    plain = CliRunner().invoke(app, command, input="hi\nred\n")
+    assert done.stdout.split("> red\n")[1] == plain.stdout.split("> red\n")[1]
+
+
+def test_a_model_that_cannot_answer_ends_no_conversation(restored, finished_run, monkeypatch):
+    from lmoe.inference.speaker import Speaker
+
+    def no_memory(self, *_):
+        raise torch.OutOfMemoryError("out of memory\nwith many details")
+
+    monkeypatch.setattr(Speaker, "answer", no_memory)
+    command = ["chat", "--checkpoint", str(finished_run)]
+    done = CliRunner().invoke(app, command, input="red\n/weights\n")
+    assert done.exit_code == 0, done.output
+    assert "> red\nno answer: out of memory\n> /weights\nno experts are blended here" in done.stdout

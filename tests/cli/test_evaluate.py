@@ -90,6 +90,21 @@ def test_wandb_gets_tables_and_numbers_offline(evaluate, tmp_path):
     assert json.loads(table.read_text("utf-8"))["data"][0][0] == "code"
 
 
+def test_wandb_that_cannot_start_costs_no_evaluation(evaluate, monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "of")
+    with monkeypatch.context() as patch:
+        patch.setattr("lmoe.inference.evaluate.evaluate", lambda *_, **__: pytest.fail("measured"))
+        done = evaluate("--wandb")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("WANDB_MODE=of: no such mode of W&B")
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "none")
+    done = evaluate("--limit", "1", "--wandb")
+    assert done.exit_code == 0, done.output
+    assert "W&B is not reached" in done.stdout and "wandb sync" in done.stdout
+    assert len(run_files(tmp_path / "out")) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

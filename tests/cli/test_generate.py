@@ -71,6 +71,11 @@ def test_sampling_follows_the_seed(generate):
     ("arguments", "text", "said"),
     [
         (("--prompt", "  "), None, "the prompt is empty"),
+        (("--prompt", "caf\udce9"), None, "the prompt is not UTF-8: character 4 cannot be decoded"),
+        ((), b"caf\xe9", "standard input cannot be read: 'utf-8' codec can't decode byte 0xe9"),
+        (("--prompt", "a", "--temperature", "1e-300"), None, "temperature=1e-300 must be 0, or 1e-06 or more"),
+        (("--prompt", "a", "--temperature", "1", "--seed", str(10**30)), None, "must be from -2^63 to 2^64 - 1"),
+        (("--prompt", "a", "--top-k", str(10**30), "--temperature", "1"), None, "at most 1,000,000,000"),
         ((), "", "the prompt is empty"),
         (("--prompt", "a", "--prompt-file", "b"), None, "--prompt or --prompt-file, not both"),
         (("--prompt-file", "/nowhere/prompt.txt"), None, "--prompt-file /nowhere/prompt.txt: cannot be read"),
@@ -82,7 +87,14 @@ def test_an_error_of_the_user_is_one_message(generate, arguments, text, said):
     done = generate(*arguments, text=text)
     assert done.exit_code == 1
     assert said in done.output
-    assert "Traceback" not in done.output
+    assert "Traceback" not in done.output and "config:" not in done.output
+    assert len(done.output.splitlines()) == 1
+
+
+def test_a_flag_that_is_missing_is_no_problem_of_a_config():
+    done = CliRunner().invoke(app, ["generate", "--prompt", "hi"])
+    assert done.exit_code == 1
+    assert done.output == "give --checkpoint RUN (a trained mixture) or --model BASE (with --experts name=DIR,…)\n"
 
 
 def test_a_checkpoint_that_is_none_is_named(generate, own_run, tmp_path):

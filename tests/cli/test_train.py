@@ -167,9 +167,9 @@ def test_a_run_directory_with_spaces_and_quotes_works_and_resumes(train, tmp_pat
     place = tmp_path / "it's a run"
     done = train(rf"hydra.run.dir='{tmp_path}/it\'s a run'", "trainer.max_steps=1", "phase=joint")
     assert done.code == 0, done.text
-    command = next(line for line in done.out.splitlines() if "train.py resume" in line or "train.py 'resume" in line)
-    _, _, setting = shlex.split(command)
-    assert setting == r"resume='it\'s a run'"
+    again = train(rf"hydra.run.dir='{tmp_path}/it\'s a run'", "trainer.max_steps=1", "phase=joint")
+    (setting,) = shlex.split(again.text.split("already holds a run; ")[1].split(" continues it")[0])
+    assert setting == rf"resume='{tmp_path}/it\'s a run'"
     done = train(setting, settings=False)
     assert done.code == 0, done.text
     assert (place / "adapter" / "adapter.safetensors").exists()

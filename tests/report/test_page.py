@@ -43,7 +43,9 @@ class Page(HTMLParser):
 
 def render(summary: RunSummary, metrics: Curves, folder: Path) -> Page:
     pictures = {name: folder / f"{name}.png" for name in ("load_by_site", "load_by_domain", "loss_curves")}
-    path = write_page(summary, metrics, pictures, folder)
+    path = write_page(
+        summary, metrics, pictures, folder, ["lmoe generate --checkpoint x --prompt 'a < b'", "lmoe chat"]
+    )
     assert path == folder / "index.html"
     return Page(path.read_text(encoding="utf-8"))
 
@@ -60,7 +62,8 @@ def test_the_page_has_losses_facts_routing_and_the_next_command(
     assert any(row[:3] == ["routing/entropy", "1.375", "1.125"] for row in page.rows)
     assert any(row[:3] == ["routing/dead", "0.000", "2.000"] for row in page.rows)
     assert not any(row[0] == "routing/cv" for row in page.rows)
-    assert 'lmoe generate --checkpoint outputs/sft/tiny/2025-01-02_03-04-05 --prompt "Hello!"' in page.text
+    assert ["optimizer steps", "150"] in page.rows and ["ended", "all steps done"] in page.rows
+    assert "lmoe generate --checkpoint x --prompt 'a < b'\nlmoe chat" in page.text
     for name in ("adapter/", "checkpoints/", "metrics.csv", "report/"):
         assert any(row[0] == name for row in page.rows)
 

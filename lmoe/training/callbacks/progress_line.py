@@ -15,13 +15,14 @@ class ProgressLine:
     """Told of every optimizer step.
 
     Args:
-        max_steps: length of the run.
+        max_steps: length of the run; `done` are those of which it was told.
         console: where to write.
         enabled: False shows messages only.
     """
 
     def __init__(self, max_steps: int, console: Console, *, enabled: bool) -> None:
         self.max_steps, self.console = max_steps, console
+        self.done = 0
         self._live = enabled and console.is_terminal
         self._plain = enabled and not console.is_terminal
         self._last = time.monotonic()
@@ -47,6 +48,7 @@ class ProgressLine:
 
     def step(self, step: int, phase: str, loss: float) -> None:
         """One optimizer step is done."""
+        self.done = step
         self._progress.update(self._task, completed=step, phase=phase, loss=loss)
         now = time.monotonic()
         if self._plain and (now - self._last >= PLAIN_EVERY_SECONDS or step == self.max_steps):

@@ -31,7 +31,8 @@ class TakeSignals(Callback):
 class StopRequest(Callback):
     """NOTE the last of the callbacks: at the end of a step everything else is done, and the checkpoint can be written.
 
-    With several processes all stop after the same step, whichever of them got the signal.
+    With several processes all stop after the same step, whichever of them got the signal. Time that is over does not
+    wait for the end of a step: what of it is done is left out, as where a signal comes.
 
     Args:
         signals: who listens.
@@ -42,23 +43,23 @@ class StopRequest(Callback):
     def __init__(self, signals: StopSignals, max_seconds: float | None, say: Callable[[str], None]) -> None:
         self.signals, self.say = signals, say
         self._end = None if max_seconds is None else time.monotonic() + max_seconds
+        self.time_over = False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-        stepped = finished_step(trainer, batch_idx)
         if trainer.world_size > 1:
-            if not stepped:
+            if self._end is None and not finished_step(trainer, batch_idx):
                 return
             agreed = int(over_ranks(trainer, torch.tensor(self._own()), "max"))
             if agreed:  # NOTE else a signal that came in the meantime waits for the next step
                 self.signals.received = agreed
-        elif stepped and self.signals.received is None and self._time_is_over():
+        elif self.signals.received is None and self._time_is_over():
             self.signals.received = TIME_OVER
         if self.signals.received != TIME_OVER:
             self.signals.check()
             return
         self.signals.received = None
-        trainer.should_stop = True
-        self.say(f"trainer.max_time is over after step {trainer.global_step}")
+        self.time_over = trainer.should_stop = True
+        self.say(f"trainer.max_time is over after step {trainer.global_step} of {trainer.max_steps}")
 
     def _own(self) -> int:
         """Number of the signal that this process got, or TIME_OVER, or 0."""

@@ -26,6 +26,7 @@ from lmoe.training.evaluation import (
     knock_out,
     specialisation_metrics,
 )
+from lmoe.training.metrics_csv import MetricsCsv
 from lmoe.training.sft_module import SftModule
 from lmoe.training.stopping import StopSignals
 
@@ -86,6 +87,7 @@ class Validation(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: SftModule) -> None:
         step = trainer.global_step
         if step:
+            self._take_back_the_end(trainer, step)
             if step < trainer.max_steps and step != self._validated and self.due(step, pl_module):
                 self.validate(trainer, pl_module)  # a signal had broken it off
             return
@@ -116,7 +118,14 @@ class Validation(Callback):
         if step == trainer.max_steps and self._validated != step:
             self.validate(trainer, pl_module)  # a signal had broken it off
         else:
-            self.run(trainer, pl_module)
+            self.run(trainer, pl_module, log=step > 0)  # row 0 is that of the adapters off
+
+    def _take_back_the_end(self, trainer: Trainer, step: int) -> None:
+        """A run that had ended after this step, and now goes on, had measured what the uninterrupted one does not."""
+        of_the_end = "val/routing/knock_out/" if step == self._validated else "val/"
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCsv):
+                logger.forget(of_the_end)
 
     def _between(self, trainer: Trainer) -> Callable[[], None]:
         """Listens to signals between batches; of several processes all stop after the same step instead."""
@@ -129,8 +138,8 @@ class Validation(Callback):
             return bool(self.every_n_steps) or step == pl_module.schedule.phases[-1].end
         return bool(self.every_n_steps) and (step - phase.start) % self.every_n_steps == 0
 
-    def run(self, trainer: Trainer, pl_module: SftModule) -> dict[str, float]:
-        """Evaluate and log.
+    def run(self, trainer: Trainer, pl_module: SftModule, *, log: bool = True) -> dict[str, float]:
+        """Evaluate and, unless it is only for the report, log.
 
         Returns:
             The losses under their metric names.
@@ -143,7 +152,9 @@ class Validation(Callback):
         self.results.after, self.results.step = losses.compute(), trainer.global_step
         self._validated = trainer.global_step
         metrics = {f"val/{name}": value for name, value in self.results.after.items()}
-        record(trainer, metrics | ({} if routing is None else self._routing(trainer.global_step, pl_module, routing)))
+        of_routing = {} if routing is None else self._routing(trainer.global_step, pl_module, routing)
+        if log:
+            record(trainer, metrics | of_routing)
         self.announce(f"validation loss {self.results.after['loss']:.3f} after step {trainer.global_step}")
         return metrics
 
