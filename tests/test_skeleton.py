@@ -29,6 +29,8 @@ TARGETS = {
     "bench-native",
     "bench-decode",
     "torture",
+    "gpu",
+    "test-lowest",
     "bench-backends",
     "clean",
 }
