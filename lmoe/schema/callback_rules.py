@@ -14,7 +14,6 @@ _TRAINS = "decides what trains, which the phases do"
 _STEPS = "changes the batches or the learning rate of a step, which data, trainer, optim and the phases decide"
 _LINE = "draws a progress line, and trainer.enable_progress_bar draws the one of a run"
 _FUNCTIONS = "is made with Python functions, which a config cannot hold"
-_NOTHING = "does nothing by itself"
 _WEIGHTS = "changes weights outside the optimizer, so that a resumed run would be another one"
 REFUSED = {
     "ModelCheckpoint": _WRITES,
@@ -34,10 +33,10 @@ REFUSED = {
     "LambdaCallback": _FUNCTIONS,
     "ThroughputMonitor": _FUNCTIONS,
     "BasePredictionWriter": "writes predictions, and a run makes none",
-    "Callback": _NOTHING,
-    "Checkpoint": _NOTHING,
 }
-"""Why a callback cannot work here, by class."""
+"""Why a callback cannot work here, nor one that is derived from it, by class."""
+BASES = dict.fromkeys(("Callback", "Checkpoint"), "does nothing by itself")
+"""What callbacks are derived from."""
 
 
 def callback_problems(config: RunConfig) -> list[str]:
@@ -55,10 +54,11 @@ def callback_problems(config: RunConfig) -> list[str]:
             continue
         class_name = target.removeprefix(PREFIX)
         known = exported_callbacks()
-        if class_name in REFUSED:
-            problems.append(f"callbacks.{name}: {class_name} {REFUSED[class_name]}; leave it out")
+        refused = REFUSED | BASES
+        if class_name in refused:
+            problems.append(f"callbacks.{name}: {class_name} {refused[class_name]}; leave it out")
         elif known and class_name not in known:
-            can = [found for found in known if found not in REFUSED]
+            can = [found for found in known if found not in refused]
             problems.append(f"callbacks.{name}._target_={target}: no such callback; {near(class_name, can)}")
         elif known:
             problems += _argument_problems(f"callbacks.{name}", class_name, settings)
