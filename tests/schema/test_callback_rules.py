@@ -24,9 +24,9 @@ STOPPING = {"_target_": f"{PREFIX}EarlyStopping", "monitor": "val/loss"}
         (STOPPING | {"patience": None}, "callbacks.mine.patience is null, must be a whole number"),
         (STOPPING | {"patience": -1}, "callbacks.mine.patience is -1, must be at least 0"),
         (STOPPING | {"patience": [[1]]}, "callbacks.mine.patience is [[1]], must be a whole number"),
-        (STOPPING | {"patienc": 3}, "callbacks.mine.patienc: EarlyStopping has no such argument; did you mean patience?"),
+        (STOPPING | {"patienc": 3}, "callbacks.mine.patienc: EarlyStopping has no such argument; did you mean"),
         (STOPPING | {"mode": "up"}, "callbacks.mine.mode is up; allowed: min, max"),
-        (STOPPING | {"check_on_train_epoch_end": True}, "callbacks.mine.check_on_train_epoch_end=true: a run is one epoch"),
+        (STOPPING | {"check_on_train_epoch_end": True}, "callbacks.mine.check_on_train_epoch_end=true: a run is"),
         (
             {"_target_": f"{PREFIX}LearningRateMonitor", "logging_interval": "hour"},
             "callbacks.mine.logging_interval is hour, must be 'step' or 'epoch' or null",
