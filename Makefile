@@ -12,7 +12,7 @@ ARGS ?=
 TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode torture clean
+.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode torture fuzz clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ gpu: $(READY)  ## what a GPU must show first, in ten minutes; without one the sa
 
 torture: $(READY)  ## kill runs, spoil checkpoints, fill the disk: nothing is lost; ARGS="--part kills --kills 20" chooses
 	@$(BIN)/python -m benchmarks.torture $(ARGS)
+
+fuzz: $(READY)  ## configs and files that nobody meant to write: refused by name or run; ARGS="--seed 1" draws others
+	@$(BIN)/python -m benchmarks.fuzz $(ARGS)
 
 clean:  ## remove caches and build products, but neither .venv nor outputs
 	@rm -rf $(LOWEST) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

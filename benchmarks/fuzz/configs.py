@@ -36,8 +36,8 @@ VERBS: dict[str, tuple[type, Callable[[Any], list[str]]]] = {
     "train": (RunConfig, run_problems),
     "pretrain": (PretrainConfig, pretrain_problems),
 }
-SHARE_OF_RUNS = 1 / 30
-"""Runs of two steps to one case; with the usual number of cases more than sixty."""
+SHARE_OF_RUNS = 1 / 40
+"""Runs of two steps to one case; with the usual number of cases sixty."""
 SHARE_WITH_GROUPS = 0.15
 """Cases that choose files of conf/ too: each choice must be composed, which costs a tenth of a second."""
 WHOLE_EVERY = 40

@@ -103,27 +103,37 @@ def hydra_main(config_name: str, schema: type, check: Check, job: Job, argv: lis
         return _say(str(error))
     except Stopped as stopped:
         return stopped.exit_code
-    except OSError as error:
-        if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        place = f"{error.filename}: " if error.filename else ""
-        return _say(f"{place}{error.strerror}; choose another folder with hydra.run.dir=…, or free space")
     except Exception as error:
         if (lost := lost_job(error)) is not None:
             return _say(lost)
-        if command is None or (composed_once and not isinstance(error, HydraException | OmegaConfBaseException)):
+        of_hydra = isinstance(error, HydraException | OmegaConfBaseException)  # NOTE one of them is an OSError too
+        if isinstance(error, OSError) and not of_hydra:
+            return _say(_place_problem(error))
+        if command is None or (composed_once and not of_hydra):
             raise  # one of ours
         found = _problems_beside(command, config_name, schema, check)
         return _say(str(ConfigError(found or [composition_problem(error)])))
     return _say(str(failures[0])) if failures else 0
 
 
+def _place_problem(error: OSError) -> str:
+    """What to say of a run directory that cannot be had.
+
+    Raises:
+        OSError: it is about something else.
+    """
+    if error.filename is None and error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise error
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror}; choose another folder with hydra.run.dir=…, or free space"
+
+
 def _problems_beside(command: Command, config_name: str, schema: type, check: Check) -> list[str]:
     """What else is wrong with a command that has a problem already, as far as the rest of it can be composed."""
     try:
         config = compose_config(config_name, schema, first_point(command))
-    except Exception:  # whatever it is, it is not what is said first
-        return []
+    except Exception as error:  # whatever stops Hydra is said as a problem of the config, like all others
+        return [composition_problem(error)]
     if config.get("resume"):
         return read_section(schema, config)[1].problems  # what else is set is in the run's own folder
     return problems_of(config, schema, check)[1]
@@ -165,11 +175,14 @@ def composition_problem(error: Exception) -> str:
 
 
 def _hydra_message(error: Exception) -> str:
-    lines = [line.rstrip() for line in str(error).splitlines() if line.strip()]
+    """In one line, with the key that it is about."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if error.__cause__ is not None and str(error.__cause__).splitlines()[:1] not in ([], lines[:1]):
-        lines += [line.rstrip() for line in str(error.__cause__).splitlines()]
-    kept = [line for line in lines if "full_key" not in line and "object_type" not in line and "HYDRA_FULL" not in line]
-    return "\n  ".join(dict.fromkeys(kept))
+        lines += [line.strip() for line in str(error.__cause__).splitlines()]
+    noise = ("full_key", "object_type", "reference_type", "HYDRA_FULL", "provider=", "Config search path")
+    kept = [line for line in lines if not any(part in line for part in noise)]
+    key = getattr(error, "full_key", None)
+    return (f"{key}: " if key else "") + " ".join(dict.fromkeys(kept))
 
 
 def _say(message: str) -> int:

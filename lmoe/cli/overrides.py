@@ -5,12 +5,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, get_origin
 
+import yaml
 from hydra.conf import HydraConf
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, Transformer
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from lmoe.cli.compose import compose_config
 from lmoe.cli.launchers import launcher_problem
@@ -65,13 +67,13 @@ class Setting:
         text: as it was written.
         parsed: by Hydra's grammar.
         values: in a multirun those that it takes, as far as they can be counted; else the one.
-        choices: where its key is a group: the names of its files.
+        choices: where its key is a group: its files by name; none where they are not known.
     """
 
     text: str
     parsed: Override
     values: tuple[Any, ...]
-    choices: frozenset[str] | None
+    choices: dict[str, Path] | None
 
     @property
     def key(self) -> str:
@@ -109,7 +111,9 @@ def read_command(argv: list[str], config_name: str, schema: type) -> Command:
         for number, text in enumerate(arguments)
         if not (text.startswith("-") or text in places or (number and arguments[number - 1] in TAKE_A_VALUE))
     }
-    settings, problems = _read_settings(given, schema, _choice_folders(places), multirun=multirun)
+    folders = _choice_folders(places)
+    settings, problems = _read_settings(given, schema, folders, multirun=multirun)
+    problems += [f"{folder}: no such folder of choices" for folder in folders or [] if not is_dir(folder)]
     run = None
     try:
         run = run_to_resume([setting.parsed for setting in settings.values()])
@@ -215,12 +219,12 @@ def _setting(text: str, folders: list[Path] | None) -> Setting:
     return Setting(text=text, parsed=parsed, values=values, choices=choices)
 
 
-def _choices(key: str, folders: list[Path] | None) -> frozenset[str] | None:
+def _choices(key: str, folders: list[Path] | None) -> dict[str, Path] | None:
     """The names of a group's files, none where they are not known; None: no group."""
     places = [folder / key for folder in folders or [resource_dir("conf")]]
     if "." in key or not any(is_dir(place) for place in places):
         return None
-    return frozenset(file.stem for place in places if folders for file in place.glob("*.yaml"))
+    return {file.stem: file for place in reversed(places) if folders for file in place.glob("*.yaml")}
 
 
 def _is_deeper(value: Any, levels: int) -> bool:
@@ -256,11 +260,22 @@ def _problem(setting: Setting, schema: type, *, multirun: bool) -> str | None:
     )
 
 
-def _choice_problem(setting: Setting, choices: frozenset[str]) -> str | None:
+def _choice_problem(setting: Setting, choices: dict[str, Path]) -> str | None:
     for value in setting.values:
         name = str(value).strip("'\"") if value is not None else "null"
         if value is None or (choices and name not in choices and setting.parsed.package is None):
             return f"{setting.key}={shown(name)}: no such choice; {near(name, sorted(choices))}"
+        if name in choices and (reason := _unreadable(choices[name])) is not None:
+            return f"{setting.key}={name}: {choices[name]} cannot be read: {reason}"
+    return None
+
+
+def _unreadable(file: Path) -> str | None:
+    """Why a file is no YAML, or None."""
+    try:
+        yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError, RecursionError) as error:
+        return " ".join(str(error).split())
     return None
 
 
@@ -310,7 +325,7 @@ def _absent_entries(settings: list[Setting], config_name: str, schema: type, pla
 def searchpath(places: list[str]) -> list[str]:
     """Folders of choices as a setting of Hydra."""
     folders = _choice_folders(places)
-    own = [f"'file://{folder.resolve()}'" for folder in (folders or [])[1:]]
+    own = [f"'file://{folder.resolve()}'" for folder in (folders or [])[1:] if is_dir(folder)]
     return [f"hydra.searchpath=[{','.join(own)}]"] if own else []
 
 

@@ -52,8 +52,9 @@ def trained_base(config: RunConfig) -> frozenset[Role]:
 
 def phase_problems(config: RunConfig) -> list[str]:
     """Problems of `phase`, alone and against trainer.max_steps and the injection."""
-    problems = []
+    problems, laid_out = [], True
     if (of_steps := config.phase.of_steps) is not None and not 1 <= of_steps <= config.trainer.max_steps:
+        laid_out = False
         problems.append(f"phase.of_steps is {of_steps}, must be from 1 to trainer.max_steps={config.trainer.max_steps}")
     grown = grown_run(config.injection)
     if grown is not None and (trained := trained_base(config)):
@@ -66,8 +67,11 @@ def phase_problems(config: RunConfig) -> list[str]:
         try:
             start = planned_start(phase, share_base(config))
         except ValueError as error:
+            laid_out = False
             problems.append(f"{start_key(key, phase)}: {error}")
             continue
+        if start >= config.trainer.max_steps:
+            laid_out = False
         if start >= config.trainer.max_steps >= 1:
             problems.append(
                 f"{start_key(key, phase)} is step {start}, but trainer.max_steps={config.trainer.max_steps} ends the "
@@ -81,7 +85,7 @@ def phase_problems(config: RunConfig) -> list[str]:
             problems.append(f"{key}.warmup_steps is {phase.warmup_steps}, must be at least 0")
     if not config.phase.phases:
         problems.append("phase.phases is empty; choose phase=router_warmup or phase=joint, or name phases")
-    if problems:
+    if not laid_out or not config.phase.phases:  # what follows is about one phase after the other
         return problems
     starts = [(name, start) for name, start, _ in ordered_phases(config)]
     if starts[0][1] != 0:

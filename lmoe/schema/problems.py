@@ -104,7 +104,7 @@ def _values(value: Any, key: str) -> Iterator[tuple[str, float | str]]:
 def shown(value: Any) -> str:
     """A value as it is written on the command line, shortened where it is long."""
     if isinstance(value, int) and abs(value) > 10**LONGEST:
-        return f"a whole number of about {int(math.log10(abs(value))) + 1} digits"
+        return f"a whole number of about {round(math.log10(abs(value)))} digits"
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list | tuple):

@@ -313,4 +313,4 @@ def test_sections_that_are_none_are_one_message(tmp_path):
     raw = json.loads(file.read_text())
     raw["injection"]["attn_lora"] = [1]
     file.write_text(json.dumps(raw))
-    refused(tmp_path / "adapter", "lmoe_config.json", "list is not a subclass of AttnLoraConfig")
+    refused(tmp_path / "adapter", "lmoe_config.json", "injection.attn_lora is [1], must be a mapping")
