@@ -7,7 +7,7 @@ PYTHON ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test check docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode torture clean
+.PHONY: help setup train test check docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside torture clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench-experts: $(READY)  ## one FFN turned into experts beside MixLoRA and Euler
 
 bench-native: $(READY)  ## LoRA on native experts beside PEFT's target_parameters, time and memory
 	@$(BIN)/python -m benchmarks.native_experts $(ARGS)
+
+bench-beside: $(READY)  ## two runs at the same time on two cores, beside one alone; ARGS="--steps 10 --repeats 3" makes it shorter
+	@$(BIN)/python -m benchmarks.beside $(ARGS)
 
 bench-decode: $(READY)  ## tokens a second of blends beside the base, PEFT and X-LoRA; ARGS="--layers 12" makes it shorter
 	@$(BIN)/python -m benchmarks.decode $(ARGS)
