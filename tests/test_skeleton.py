@@ -28,6 +28,7 @@ TARGETS = {
     "bench-experts",
     "bench-native",
     "bench-decode",
+    "bench-beside",
     "torture",
     "gpu",
     "test-lowest",
