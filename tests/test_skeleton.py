@@ -30,6 +30,7 @@ TARGETS = {
     "bench-decode",
     "bench-beside",
     "torture",
+    "fuzz",
     "gpu",
     "test-lowest",
     "bench-backends",
