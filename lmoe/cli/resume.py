@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from yaml import YAMLError
 
 from lmoe.errors import ConfigError
+from lmoe.schema.limits import MOST_CHARACTERS
 from lmoe.schema.phase import PLATEAU
 from lmoe.schema.places import expanded, is_file
 from lmoe.schema.problems import raise_problems, shown
@@ -34,7 +35,9 @@ def run_to_resume(overrides: list[Override]) -> Path | None:
         return None
     run = expanded(str(value))
     if not is_file(run / CONFIG_FILE):
-        raise ConfigError(f"resume={shown(value)}: no {CONFIG_FILE} in this folder, so it holds no run")
+        raise ConfigError(
+            f"resume={shown(value, longest=MOST_CHARACTERS)}: no {CONFIG_FILE} in this folder, so it holds no run"
+        )
     return run.resolve()
 
 

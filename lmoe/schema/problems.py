@@ -101,8 +101,8 @@ def _values(value: Any, key: str) -> Iterator[tuple[str, float | str]]:
             yield from _values(entry, f"{key}[{number}]")
 
 
-def shown(value: Any) -> str:
-    """A value as it is written on the command line, shortened where it is long."""
+def shown(value: Any, *, longest: int = LONGEST) -> str:
+    """A value as it is written on the command line, shortened where it has more than `longest` characters."""
     if isinstance(value, int) and abs(value) > 10**LONGEST:
         return f"a whole number of about {round(math.log10(abs(value)))} digits"
     if value is None or isinstance(value, bool):
@@ -111,12 +111,12 @@ def shown(value: Any) -> str:
         return _shortened(f"[{','.join(shown(item) for item in value[:LONGEST])}]")
     if isinstance(value, dict):
         return _shortened(f"{{{', '.join(f'{name}: {shown(item)}' for name, item in list(value.items())[:LONGEST])}}}")
-    return _shortened(str(value)) or "empty"
+    return _shortened(str(value), longest) or "empty"
 
 
-def _shortened(text: str) -> str:
+def _shortened(text: str, longest: int = LONGEST) -> str:
     text = text if text.isprintable() else repr(text)
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def without_effect(key: str, why: str) -> str:
