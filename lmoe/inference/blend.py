@@ -23,7 +23,8 @@ from lmoe.inference.blend_taken import experts_dtype, refuse_taken
 from lmoe.inference.blend_weights import Weights, checked_name, checked_weights
 from lmoe.inference.prompt_encoder import EncoderRouter, fitted, save_centroids
 from lmoe.inference.save_pretrained import refuse_to_save, saves_again
-from lmoe.layers.blend_linear import BLEND, Setting
+from lmoe.layers.blend_linear import BLEND, Setting, wrong_rows
+from lmoe.layers.prompt import ForwardInputs
 
 Place = str | Path
 
@@ -97,6 +98,11 @@ class Blend(FixedBlend):
         return list(self._stack.headers)
 
     @property
+    def numbers(self) -> dict[str, int]:
+        """By name a number that no other expert has had."""
+        return self._stack.numbers
+
+    @property
     def sites(self) -> list[str]:
         """Module paths that carry at least one expert."""
         return list(self._stack.sites)
@@ -131,13 +137,15 @@ class Blend(FixedBlend):
 
     @weights.setter
     def weights(self, given: Weights) -> None:
-        self._stack.use(self._setting(given))
+        with self._gate.reading():
+            self._stack.use(self._setting(given))
 
     @contextmanager
     def using(self, weights: Weights) -> Iterator[None]:
         """These weights for the forwards of this thread or asyncio task inside the block; others keep theirs.
 
-        A thread that is started inside the block has the model's weights: open the block in the thread.
+        A thread that is started inside the block has the model's weights: open the block in the thread. A
+        generator must not yield inside it.
 
         Args:
             weights: by name, or one dict for each row; names left out are 0.
@@ -145,8 +153,9 @@ class Blend(FixedBlend):
         Raises:
             BlendError: as setting `weights`.
         """
-        setting = self._setting(weights)
-        self._stack.warm(setting)
+        with self._gate.reading():
+            setting = self._setting(weights)
+            self._stack.warm(setting)
         with self._stack.settings.inside(setting):
             yield
 
@@ -158,10 +167,11 @@ class Blend(FixedBlend):
             CheckpointError: it cannot be read or does not fit; nothing has changed.
         """
         self._ready()
-        name, header = checked_name(name, self.names), self._header(place)
+        checked_name(name, self.names)
+        header = self._header(place)
         self._router.check(header.folder)
-        with self._gate.changing():
-            self._stack.add(name, header)
+        with self._changing():
+            self._stack.add(checked_name(name, self.names), header)
             self._changed()
 
     def remove(self, name: str) -> None:
@@ -170,8 +180,7 @@ class Blend(FixedBlend):
         Raises:
             BlendError: no such expert, or the blend is folded.
         """
-        self._ready(name)
-        with self._gate.changing():
+        with self._changing(name):
             self._stack.remove(name)
             self._changed()
 
@@ -185,7 +194,7 @@ class Blend(FixedBlend):
         self._ready(name)
         header = self._header(place)
         self._router.check(header.folder)
-        with self._gate.changing():
+        with self._changing(name):
             self._stack.replace(name, header)
             self._router.forget(name)
             self._changed()
@@ -196,10 +205,8 @@ class Blend(FixedBlend):
         Raises:
             BlendError: no such expert, or a name that is taken.
         """
-        self._ready(old)
-        checked = checked_name(new, self.names)
-        with self._gate.changing():
-            self._stack.rename(old, checked)
+        with self._changing(old):
+            self._stack.rename(old, checked_name(new, self.names))
             self._router.renamed(old, new)
             self._changed({old: new})
 
@@ -233,11 +240,16 @@ class Blend(FixedBlend):
         if not self._router.per_token:
             raise BlendError("only router=arrow weighs by token; read blend.weights")
         shares: dict[str, float] = {}
-        setting = Setting(self._stack.settings.current.rows, watched=True)
+        current, names = self._stack.settings.current, self.names
+        if current.watched:
+            raise BlendError("this thread watches already; one block at a time")
+        setting = Setting(current.rows, silent=current.silent, watched=True, experts=self._stack.numbers)
         with self._stack.settings.inside(setting):
             yield shares
+        if self._closed or self.names != names:
+            raise BlendError("the experts have changed while they were watched")
         total = self._stack.seen(setting)
-        shares |= dict(zip(self.names, (total / total.sum().clamp(min=1e-30)).tolist(), strict=True))
+        shares |= dict(zip(names, (total / total.sum().clamp(min=1e-30)).tolist(), strict=True))
 
     @contextmanager
     def silenced(self) -> Iterator[None]:
@@ -262,11 +274,11 @@ class Blend(FixedBlend):
 
     def close(self) -> None:
         """Take everything off: the model is the base again, bit by bit. A closed blend cannot be used again."""
-        if self._closed:
-            return
-        if self._folded is not None:
-            self.unfold()
         with self._gate.changing():
+            if self._closed:
+                return
+            if self._folded is not None:
+                self.unfold()
             self._router.detach()
             self._release()
 
@@ -310,22 +322,43 @@ class Blend(FixedBlend):
         self._ready()
         rows = checked_weights(given, self.names)
         self._router.refuse_weights()
-        return Setting(rows, not isinstance(given, Mapping))
+        return Setting(rows, not isinstance(given, Mapping), experts=self._stack.numbers)
+
+    @contextmanager
+    def _changing(self, *names: str) -> Iterator[None]:
+        """Alone with the model, for a change of these experts."""
+        with self._gate.changing():
+            self._ready(*names)
+            yield
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before each forward of the whole model: from here on it reads one setting."""
         if torch.compiler.is_compiling():
+            if self._router.per_prompt:  # a prompt is read outside of what is compiled
+                _decide_outside(self._router, self._stack, args, kwargs)
             return
         self._gate.enter()
         settings = self._stack.settings
         settings.end()  # of a forward that was interrupted
+        own = settings.own
         if self._folded is not None:
+            if own is not None:
+                raise BlendError("the blend is folded into the weights: using() and silenced() wait for unfold()")
             return
         setting = settings.current
+        if own is not None and (gone := own.gone(self._stack.numbers)) is not None:
+            raise BlendError(f"using() weighs {gone!r}, which has gone; now there are {', '.join(self.names)}")
+        if setting.by_row and not self._router.per_prompt:
+            self._check_rows(setting, args, kwargs)
         if not setting.silent and (decision := self._router.decide(args, kwargs)) is not None:
             setting = decision
             self._stack.use(setting)
         settings.begin(setting)
+
+    def _check_rows(self, setting: Setting, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = ForwardInputs.of(self.model, args, kwargs).tokens
+        if tokens is not None and len(tokens) != len(setting.rows):
+            raise BlendError(wrong_rows(len(setting.rows), len(tokens)))
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """After each forward of the whole model, also one that failed."""
@@ -351,7 +384,7 @@ class Blend(FixedBlend):
         old = {new: name for name, new in (renamed or {}).items()}
         rows = [{name: row.get(old.get(name, name), 0.0) for name in names} for row in before.rows]
         self._router.experts_changed()
-        self._stack.use(Setting(rows, before.by_row))
+        self._stack.use(Setting(rows, before.by_row, experts=self._stack.numbers))
 
     def _release(self) -> None:
         for hook in self._hooks:
@@ -360,3 +393,12 @@ class Blend(FixedBlend):
         delattr(self.model, BLEND)
         saves_again(self.model)
         self._closed = True
+
+
+def _decide(router: Router, stack: BlendStack, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    decision = router.decide(args, kwargs)
+    if decision is not None:
+        stack.use(decision)
+
+
+_decide_outside: Any = torch.compiler.disable(_decide)

@@ -21,12 +21,13 @@ class ModelGate:
         self._free = threading.Condition()
         self._threads: set[int] = set()  # an interrupted forward leaves its thread here until that thread's next one
         self._changing: int | None = None
+        self._waiting = 0
 
     def enter(self) -> None:
-        """A forward of this thread begins; waits while another thread changes the model."""
+        """A forward of this thread begins; waits while another thread changes the model, or waits to do so."""
         me = threading.get_ident()
         with self._free:
-            self._free.wait_for(lambda: self._changing in (None, me))
+            self._free.wait_for(lambda: self._changing == me or (self._changing is None and not self._waiting))
             self._threads.add(me)
 
     def leave(self) -> None:
@@ -34,6 +35,15 @@ class ModelGate:
         with self._free:
             self._threads.discard(threading.get_ident())
             self._free.notify_all()
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """The experts stay as they are inside the block, which runs no forward."""
+        self.enter()
+        try:
+            yield
+        finally:
+            self.leave()
 
     @contextmanager
     def changing(self) -> Iterator[None]:
@@ -45,11 +55,17 @@ class ModelGate:
         me = threading.get_ident()
         with self._free:
             outer = self._changing == me
-            if not self._free.wait_for(lambda: self._changing in (None, me) and not self._others(me), PATIENCE):
-                raise BlendError(
-                    f"another thread has used this model for {PATIENCE:.0f} s; the experts stay as they are"
-                )
-            self._changing = me
+            self._threads.discard(me)  # nothing runs in a thread that changes the model
+            self._waiting += 1
+            try:
+                if not self._free.wait_for(lambda: self._changing in (None, me) and not self._others(me), PATIENCE):
+                    raise BlendError(
+                        f"another thread has used this model for {PATIENCE:.0f} s; the experts stay as they are"
+                    )
+                self._changing = me
+            finally:
+                self._waiting -= 1
+                self._free.notify_all()
         try:
             yield
         finally:

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.errors import BlendError
 from lmoe.inference.answer_end import write_answer_end
+from lmoe.inference.blend_calls import ModelGate
 from lmoe.inference.blend_export import Export, Method, empty_folder, export_peft
 from lmoe.inference.blend_stack import BlendStack
 from lmoe.inference.fold import Fold, Folded, Keep
@@ -17,6 +18,7 @@ class FixedBlend(ABC):
 
     model: PreTrainedModel
     _stack: BlendStack
+    _gate: ModelGate
     _folded: Folded | None = None
 
     @abstractmethod
@@ -41,16 +43,21 @@ class FixedBlend(ABC):
         Raises:
             BlendError: weights by row or by token, a quantised or shared weight, files that differ, or folded already.
         """
-        self._ready()
-        blended = self._stack.blended(self._fixed("fold"))
-        self._stack.detach()
-        try:
-            folded = Folded(self.model, blended, keep)
-        except BaseException:
-            self._stack.attach()
-            raise
-        self._folded = folded
-        return folded.report
+        with self._gate.changing():
+            self._ready()
+            if self._stack.settings.own is not None:
+                raise BlendError(
+                    "cannot fold inside using(), silenced() or watched(): the weights of the model are folded"
+                )
+            blended = self._stack.blended(self._fixed("fold"))
+            self._stack.detach()
+            try:
+                folded = Folded(self.model, blended, keep)
+            except BaseException:
+                self._stack.attach()
+                raise
+            self._folded = folded
+            return folded.report
 
     def unfold(self) -> None:
         """The base's weights as they were, bit by bit, and the experts beside them again.
@@ -58,11 +65,12 @@ class FixedBlend(ABC):
         Raises:
             BlendError: not folded, or (keep=reread) the base's files are gone or have changed.
         """
-        if self._folded is None:
-            raise BlendError("the blend is not folded")
-        self._folded.unfold()
-        self._folded = None
-        self._stack.attach()
+        with self._gate.changing():
+            if self._folded is None:
+                raise BlendError("the blend is not folded")
+            self._folded.unfold()
+            self._folded = None
+            self._stack.attach()
 
     def export(self, folder: str | Path, method: Method = "cat", rank: int | None = None) -> Export:
         """Write the blend as it is now as one PEFT adapter.
@@ -87,14 +95,15 @@ class FixedBlend(ABC):
             BlendError: as `fold`, or something in the way.
         """
         target = empty_folder(folder)
-        folded_here = self._folded is None
-        if folded_here:
-            self.fold()
-        try:
-            self.model.save_pretrained(target)
-        finally:
+        with self._gate.changing():
+            folded_here = self._folded is None
             if folded_here:
-                self.unfold()
+                self.fold()
+            try:
+                self.model.save_pretrained(target)
+            finally:
+                if folded_here:
+                    self.unfold()
         if tokenizer is not None:
             tokenizer.save_pretrained(target)
             write_answer_end(self.model, tokenizer, target)

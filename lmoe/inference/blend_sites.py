@@ -122,6 +122,7 @@ class SiteGroup:
     def remove(self) -> None:
         """Put the Linears back and drop the experts."""
         self.use(Built(None, {}))
+        self._slices = {}
 
     def slices(self, live: Sequence[Run]) -> tuple[list[Tensor], list[list[Tensor]]]:
         """Views of what is stacked, for runs of experts: [run] rows of lora_A, and [site][run] (R, O) of lora_B."""

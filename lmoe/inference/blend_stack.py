@@ -3,6 +3,7 @@
 Shapes: B rows of a batch, E experts, S sites that read one input, R ranks.
 """
 
+import secrets
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
@@ -43,6 +44,7 @@ class BlendStack:
         arrow: tuple[int, float] | None,
     ) -> None:
         self.headers, self._arrow = dict(headers), arrow
+        self.numbers = {name: _number() for name in headers}
         self.settings = Settings(self._shown, setting)
         self._site_groups = SiteGroups(model, dtype, self.settings)
         self._directions: dict[SiteGroup, Arrow] = {}
@@ -74,7 +76,7 @@ class BlendStack:
         branches, last = read_branches(header), range(len(self.headers))
         groups = self._groups_of([*self.headers.values(), header])
         built = {g: g.build([*(g.branches(e) for e in last), _inside(g, branches)]) for g in groups}
-        self._use(built, self.headers | {name: header})
+        self._use(built, self.headers | {name: header}, name)
 
     def remove(self, name: str) -> None:
         """Take an expert out; the others' numbers are copied as they are."""
@@ -90,14 +92,21 @@ class BlendStack:
             g: g.build([_inside(g, branches) if other == name else g.branches(e) for e, other in enumerate(names)])
             for g in groups
         }
-        self._use(built, self.headers | {name: header})
+        self._use(built, self.headers | {name: header}, name)
 
     def rename(self, old: str, new: str) -> None:
         """Another name in the same place."""
         self.headers = {new if name == old else name: header for name, header in self.headers.items()}
+        self.numbers = {new if name == old else name: number for name, number in self.numbers.items()}
 
-    def _use(self, built: Mapping[SiteGroup, Built], headers: dict[str, ExpertHeader]) -> None:
-        """Take all groups as they were built, or none."""
+    def _use(
+        self, built: Mapping[SiteGroup, Built], headers: dict[str, ExpertHeader], fresh: str | None = None
+    ) -> None:
+        """Take all groups as they were built, or none.
+
+        Args:
+            fresh: name of an expert that was not there before.
+        """
         before = {group: group.built for group in built}
         try:
             for group, new in built.items():
@@ -107,6 +116,7 @@ class BlendStack:
                 group.use(old)
             raise
         self.headers = headers
+        self.numbers = {name: _number() if name == fresh else self.numbers[name] for name in headers}
         self._directions.clear()
         self.warm(self.settings.of_model)
 
@@ -179,13 +189,22 @@ class BlendStack:
             group.attach()
 
     def close(self) -> None:
-        """The model's own Linears back in their places."""
+        """The model's own Linears back in their places, and the experts' tensors let go."""
         for group in self._groups_of(self.headers.values()):
             group.remove()
+        self._directions.clear()
+        for setting in (self.settings.of_model, self.settings.compiled):
+            setting.groups.clear()
+            setting.lives.clear()
 
     def _groups_of(self, headers: Iterable[ExpertHeader]) -> list[SiteGroup]:
         """In the order in which the paths come, each once."""
         return list(dict.fromkeys(self._site_groups.of(path) for header in headers for path in header.branches))
+
+
+def _number() -> int:
+    """That no other expert has, here or on another model."""
+    return secrets.randbits(62)
 
 
 def _inside(group: SiteGroup, branches: Mapping[str, Branch]) -> dict[str, Branch]:

@@ -53,7 +53,7 @@ class EncoderRouter(Router):
         super().__init__(blend)
         self.top_k, self.temperature = top_k, temperature
         self.centroids: dict[str, Tensor] = {}
-        self.prompt_length: PerCall[int] = PerCall()
+        self.prompt: PerCall[Tensor] = PerCall()
         self.experts_changed()
 
     def refuse_weights(self) -> None:
@@ -84,7 +84,7 @@ class EncoderRouter(Router):
             self.centroids[new] = self.centroids.pop(old)
 
     def attach(self) -> None:
-        PromptedGenerate(self.blend.model, self.prompt_length).attach()
+        PromptedGenerate(self.blend.model, self.prompt).attach()
 
     def detach(self) -> None:
         PromptedGenerate.detach(self.blend.model)
@@ -102,13 +102,13 @@ class EncoderRouter(Router):
                 "router=encoder does not know the prompts of rows that lie one behind the other (continuous batching): "
                 "generate with one row a sequence, or set weights with router=weighted"
             )
-        stated = self.prompt_length.get()
-        prompt, tokens = inputs.prompt(stated)[:, :stated], inputs.tokens[:, :stated]
+        length = inputs.prompt_length(self.prompt.get())
+        prompt, tokens = inputs.prompt(self.prompt.get())[:, :length], inputs.tokens[:, :length]
         with self.blend.silenced():
             states = encoded(
                 self.blend.model, prompt, **{"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
             )
-        return Setting(self.weigh(states), by_row=True)
+        return Setting(self.weigh(states), by_row=True, experts=self.blend.numbers)
 
     def keep(self, setting: Setting, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Let the decision travel with the KV cache that its prompt has filled."""
@@ -117,8 +117,7 @@ class EncoderRouter(Router):
             return
         inputs = ForwardInputs.of(self.blend.model, args, kwargs)
         if inputs.tokens is not None:
-            length = inputs.tokens.shape[1]
-            keep_with(cache, setting, min(length, self.prompt_length.get() or length))
+            keep_with(cache, setting, inputs.prompt_length(self.prompt.get()))
 
     def _kept(self, decision: object) -> Setting:
         if not isinstance(decision, Setting):
@@ -126,11 +125,10 @@ class EncoderRouter(Router):
                 "router=encoder has no decision for this KV cache: it must have been filled by a forward of this model "
                 "while it blends"
             )
-        names = self.blend.names
-        if gone := sorted({name for row in decision.rows for name, w in row.items() if w and name not in names}):
+        if (gone := decision.gone(self.blend.numbers)) is not None:
             raise BlendError(
-                f"the experts of this KV cache were chosen when there was {gone[0]!r}; now there are "
-                f"{', '.join(names)}. Start with an empty cache"
+                f"the experts of this KV cache were chosen when there was another {gone!r}; now there are "
+                f"{', '.join(self.blend.names)}. Start with an empty cache"
             )
         return decision
 

@@ -41,7 +41,9 @@ def masked_experts(model: nn.Module, experts: Iterable[int]) -> Iterator[None]:
     modules += [(router, staying[name]) for name, router in routers(model)]
     before = [(module, module.settings, _tensors(module)) for module, _ in modules]
     fades = [(module, module.fade) for module, _ in modules if isinstance(module, MixtureLoRALinear)]
-    context, masked_before = record.context, record.context.masked
+    context = record.context
+    if context.masked:
+        raise InjectionError("experts of this model are masked already, here or in another thread: one block at a time")
     context.masked = frozenset(masked)
     try:
         for module, kept in modules:
@@ -54,7 +56,7 @@ def masked_experts(model: nn.Module, experts: Iterable[int]) -> Iterator[None]:
                 setattr(module, name, tensor)
         for module, fade in fades:
             module.fade = fade
-        context.masked = masked_before
+        context.masked = frozenset()
 
 
 def _staying(site: str, count: int, masked: set[int]) -> list[int]:

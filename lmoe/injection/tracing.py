@@ -1,5 +1,6 @@
 """Look at the routing of a forward, tell it its domain, or switch the adapters off; each inside a `with`."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -13,6 +14,9 @@ from lmoe.layers.context import Rows
 from lmoe.layers.native_router import NativeRouter
 from lmoe.layers.trace import RoutingTrace
 from lmoe.schema.moe import MoeConfig, RouterKind
+
+SWITCH = threading.Lock()
+"""Held while adapters are switched, of whatever model."""
 
 
 @contextmanager
@@ -77,13 +81,19 @@ def expert_of(moe: MoeConfig, name: str) -> int:
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """The backbone's own function inside the block."""
+    """The backbone's own function inside the block, for all threads."""
+    context = injected(model).context
     native = [module for module in model.modules() if isinstance(module, NativeRouter)]
-    before = [(module, module.enabled) for module in (*native, *(site for _, site in sites(model)))]
-    for module, _ in before:
-        module.enabled = False
+    switched = (*native, *(site for _, site in sites(model)))
+    with SWITCH:
+        context.off += 1
+        for module in switched:
+            module.enabled = False
     try:
         yield
     finally:
-        for module, enabled in before:
-            module.enabled = enabled
+        with SWITCH:
+            context.off -= 1
+            if not context.off:
+                for module in switched:
+                    module.enabled = True

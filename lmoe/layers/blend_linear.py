@@ -86,6 +86,7 @@ class Setting:
         by_row: whether each row of the batch has its own.
         silent: no expert takes part.
         watched: whether to sum up what Arrow gives.
+        experts: number of each expert that was there when the setting was made, by name: another expert may get a name.
         groups: what each group shows, by its number; made when first asked for.
         lives: the runs that groups with the same ranks share.
     """
@@ -94,11 +95,17 @@ class Setting:
     by_row: bool = False
     silent: bool = False
     watched: bool = False
+    experts: Mapping[str, int] = field(default_factory=dict)
     groups: dict[int, Shown] = field(default_factory=dict)
     lives: dict[Any, list[Live]] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.rows, self.by_row, self.silent, self.watched)
+        return type(self), (self.rows, self.by_row, self.silent, self.watched, self.experts)
+
+    def gone(self, experts: Mapping[str, int]) -> str | None:
+        """The first expert with a weight that is not there any more under its name, or None."""
+        weighed = {name for row in self.rows for name, weight in row.items() if weight}
+        return next((name for name in sorted(weighed) if experts.get(name) != self.experts.get(name)), None)
 
 
 class Settings:
@@ -122,6 +129,11 @@ class Settings:
         return self._version
 
     @property
+    def own(self) -> Setting | None:
+        """That of the innermost block of this thread."""
+        return self._own.get()
+
+    @property
     def current(self) -> Setting:
         """The setting that the next forward of this thread reads."""
         own = self._own.get()
@@ -129,18 +141,20 @@ class Settings:
 
     def set(self, setting: Setting) -> None:
         """The setting of the model from now on."""
-        self.of_model = self.compiled = setting
+        self._forward.set(None)  # of a forward that was interrupted
+        self.of_model = setting
+        self.compiled = self.current
 
     @contextmanager
     def inside(self, setting: Setting) -> Iterator[None]:
         """This thread's own setting inside the block."""
-        compiled, self.compiled = self.compiled, setting
         self.end()  # of a forward that was interrupted
         try:
             with self._own.holding(setting):
+                self.compiled = setting
                 yield
         finally:
-            self.compiled = compiled
+            self.compiled = self.current
 
     def begin(self, setting: Setting) -> None:
         """A forward of this thread reads this setting, until `end`."""
@@ -296,7 +310,12 @@ def _of_rows(gates: Tensor, hidden: Tensor) -> Tensor:
         return gates
     if hidden.dim() == 2 and found % rows == 0:
         return gates[:, 0].repeat_interleave(found // rows, 0)
-    raise BlendError(
-        f"the batch has {found} rows, and blend.weights were set for {rows}: "
+    raise BlendError(wrong_rows(rows, found))
+
+
+def wrong_rows(weighed: int, found: int) -> str:
+    """What is wrong with weights of another number of rows than the batch has."""
+    return (
+        f"the batch has {found} rows, and blend.weights were set for {weighed}: "
         "set one dict for each row, or one dict for all"
     )

@@ -3,6 +3,7 @@
 Shapes: B sequences of T tokens, P rows packed into one sequence.
 """
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -59,10 +60,12 @@ class PromptDecisions:
     Args:
         sites: by site; filled while the forward runs.
         masked: experts that were left out by then, see `masked_experts`.
+        model_id: whose routers decided.
     """
 
     sites: SiteDecisions = field(default_factory=dict)
     masked: frozenset[int] = frozenset()
+    model_id: int = 0
 
 
 @dataclass(slots=True, frozen=True)
@@ -90,10 +93,13 @@ class RoutingContext:
         expert_dropout: probability with which an expert is left out of a row, in training.
         silenced: expert whose weight is set to 0, by site.
         masked: experts that `masked_experts` leaves out now.
-        blocks: what the open blocks of all threads say.
+        off: how many blocks keep the adapters off now.
+        model_id: of no other model but its copies.
+        prompt: what `generate` was given, in this thread.
         compiled: what the block opened last says, for compiled code, which serves one thread.
-        known_before: what the last block said: NOTE activation checkpointing runs a forward again in the backward pass,
-            when its block is over, and on a GPU in another thread. Only a router in training mode may fall back on it.
+        known_before: what the last block says or has said: NOTE activation checkpointing runs a forward again in the
+            backward pass, when its block is over, and on a GPU in another thread. Only a router in training mode may
+            fall back on it.
         forward_before: sequence: the last forward in training, for the same reason.
     """
 
@@ -102,47 +108,38 @@ class RoutingContext:
     expert_dropout: float = 0.0
     silenced: dict[str, int] = field(default_factory=dict)
     masked: frozenset[int] = frozenset()
-    blocks: list[Known] = field(default_factory=list)
+    off: int = 0
+    model_id: int = field(default_factory=lambda: secrets.randbits(62))
     compiled: Known = Known()
     known_before: Known = Known()
     forward_before: RunningForward | None = None
-    prompt_length: PerCall[int] = field(default_factory=PerCall)
+    prompt: PerCall[Tensor] = field(default_factory=PerCall)
     _said: PerCall[Known] = field(default_factory=PerCall)
     _forward: PerCall[RunningForward] = field(default_factory=PerCall)
 
     @property
     def known(self) -> Known:
-        """What the innermost block of this thread says; a thread without one hears the only block that is open."""
-        if torch.compiler.is_compiling():
-            return self.compiled
-        said = self._said.get()
-        if said is not None:
-            return said
-        return self.blocks[0] if len(self.blocks) == 1 else Known()
+        """What the innermost block of this thread says."""
+        return self.compiled if torch.compiler.is_compiling() else self._said.get() or Known()
 
     @contextmanager
     def about(self, *, expert_of_token: Tensor | None = None, rows: Rows | None = None) -> Iterator[None]:
         """What is known of the tokens of the forwards inside the block; what is left out stays as it was."""
-        before, compiled = self.known, self.compiled
+        before = self.known
         known = Known(
             before.expert_of_token if expert_of_token is None else expert_of_token,
             before.rows if rows is None else rows,
         )
-        inner = self._said.get() is not None
-        self.compiled = known
-        if not inner:
-            self.blocks.append(known)
+        self.compiled = self.known_before = known
         try:
             with self._said.holding(known):
                 yield
         finally:
-            self.compiled, self.known_before = compiled, known
-            if not inner:
-                self.blocks[:] = [block for block in self.blocks if block is not known]
+            self.compiled, self.known_before = self.known, known
 
     def forget_before(self, *model_inputs: object) -> None:
         """A forward pre-hook of the whole model: what an earlier block said is not about this forward."""
-        self.known_before = Known()
+        self.known_before = self.known
 
     def expert_of_token(self, *, training: bool) -> Tensor | None:
         """What the oracle goes by."""

@@ -21,6 +21,7 @@ class InPlaceOf:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(model)
+        self._before = vars(model).get(self.METHOD)  # what a user has put there
 
     @property
     def model(self) -> nn.Module:
@@ -43,14 +44,20 @@ class InPlaceOf:
             setattr(self.model, self.METHOD, self)
 
     def original(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model's own method returns."""
+        """What the model's own method returns, or what a user has put in its place."""
         model = self.model
+        if self._before is not None:
+            return self._before(*args, **kwargs)
         return getattr(type(model), self.METHOD)(model, *args, **kwargs)
 
     @classmethod
     def detach(cls, model: nn.Module) -> None:
-        """Give the model its own method back."""
-        vars(model).pop(cls.METHOD, None)
+        """Give the model back what was there before; what a user has put over it stays."""
+        here = vars(model).get(cls.METHOD)
+        if isinstance(here, InPlaceOf):
+            del vars(model)[cls.METHOD]
+            if here._before is not None:
+                setattr(model, cls.METHOD, here._before)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.model,)

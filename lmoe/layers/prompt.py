@@ -29,6 +29,7 @@ class ForwardInputs:
         attention_mask: in any of the forms that `valid_tokens` reads.
         labels: (B, T).
         cache: the KV cache, empty or filled.
+        position_ids: (B, T), or what a family has in its place.
         flattened: rows lie one behind the other in one sequence, as in continuous batching.
     """
 
@@ -36,6 +37,7 @@ class ForwardInputs:
     attention_mask: object
     labels: Tensor | None
     cache: Cache | None
+    position_ids: Tensor | None
     flattened: bool
 
     @classmethod
@@ -54,6 +56,7 @@ class ForwardInputs:
             attention_mask=given.get("attention_mask"),
             labels=given.get("labels"),
             cache=given.get("past_key_values"),
+            position_ids=given.get("position_ids"),
             flattened=given.get("cu_seq_lens_q") is not None,
         )
 
@@ -62,25 +65,56 @@ class ForwardInputs:
         """How many tokens the KV cache holds before this forward."""
         return 0 if self.cache is None else int(self.cache.get_seq_length())
 
-    def prompt(self, stated_length: int | None) -> Tensor:
+    def prompt_length(self, stated: Tensor | None) -> int:
+        """How many of the tokens, padding included, are the prompt, of a forward that begins with an empty cache.
+
+        Args:
+            stated: what `generate` was given, (B, T) or (B, T, D); None: all that comes is the prompt. It counts where
+                the tokens begin with it: classifier-free guidance and code of the user read other prompts meanwhile.
+
+        Raises:
+            RoutingError: the stated prompt in pieces.
+        """
+        if self.tokens is None:
+            return 0
+        length = self.tokens.shape[1]
+        if stated is None or not _begins_alike(self.tokens, stated):
+            return length
+        if length < stated.shape[1]:
+            raise RoutingError(
+                f"the prompt of {stated.shape[1]} tokens comes in pieces, the first of {length}, and the decision "
+                "needs all of it at once: leave prefill_chunk_size out"
+            )
+        return stated.shape[1]
+
+    def prompt(self, stated: Tensor | None) -> Tensor:
         """(B, T) bool: the tokens of the prompt, of a forward that begins with an empty cache.
 
         Args:
-            stated_length: of the prompt, padding included, where the caller has said it; None: all tokens.
+            stated: as of `prompt_length`.
 
         Raises:
-            RoutingError: a prompt in pieces, or an attention mask that does not tell the padding.
+            RoutingError: a prompt in pieces, packed rows, or an attention mask that does not tell the padding.
         """
         assert self.tokens is not None
-        prompt, length = valid_tokens(self.attention_mask, self.tokens), self.tokens.shape[1]
-        if stated_length is None:
-            return prompt
-        if length < stated_length:
-            raise RoutingError(
-                f"the prompt of {stated_length} tokens comes in pieces, the first of {length}, and the decision needs "
-                "all of it at once: leave prefill_chunk_size out"
-            )
-        return prompt & (torch.arange(length, device=prompt.device) < stated_length)
+        valid, length = valid_tokens(self.attention_mask, self.tokens), self.prompt_length(stated)
+        if self.position_ids is not None and self.position_ids.shape == valid.shape:
+            steps_back = self.position_ids[:, 1:] < self.position_ids[:, :-1]
+            if (steps_back & valid[:, 1:] & valid[:, :-1]).any():
+                raise RoutingError(
+                    "position_ids begin anew inside a sequence: rows that lie one behind the other, whose prompts "
+                    "cannot be told; call the model with one row a sequence"
+                )
+        return valid & (torch.arange(self.tokens.shape[1], device=valid.device) < length)
+
+
+def _begins_alike(tokens: Tensor, stated: Tensor) -> bool:
+    """Whether a forward reads a stated prompt, or the first piece of it; beams and several answers repeat its rows."""
+    common = min(tokens.shape[1], stated.shape[1])
+    if tokens.dim() != stated.dim() or tokens.shape[0] % stated.shape[0]:
+        return False
+    repeated = stated[:, :common].repeat_interleave(tokens.shape[0] // stated.shape[0], 0)
+    return torch.equal(tokens[:, :common].to(repeated.device, repeated.dtype), repeated)
 
 
 @dataclass(slots=True, frozen=True)
@@ -140,21 +174,21 @@ class PromptedGenerate(InPlaceOf):
 
     Args:
         model: with `generate`.
-        stated_length: gets the number of tokens of the prompt while it generates.
+        prompt: gets what it was given, while it generates.
     """
 
     METHOD = "generate"
 
-    def __init__(self, model: nn.Module, stated_length: PerCall[int]) -> None:
+    def __init__(self, model: nn.Module, prompt: PerCall[Tensor]) -> None:
         super().__init__(model)
-        self.stated_length = stated_length
+        self.prompt = prompt
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         ids = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
         given = kwargs.get("inputs_embeds")
         given = ids if given is None else given
-        with self.stated_length.holding(given.shape[1] if isinstance(given, Tensor) and given.dim() > 1 else None):
+        with self.prompt.holding(given if isinstance(given, Tensor) and given.dim() > 1 and given.numel() else None):
             return self.original(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.model, self.stated_length)
+        return type(self), (self.model, self.prompt)

@@ -181,6 +181,8 @@ def test_continuous_batching_gives_each_request_its_own_answer_or_an_error(mixed
     assert len(results) == 2
     if name in BY_PROMPT:
         assert all("rows that lie one behind the other" in result.error for result in results)
+    elif name == "oracle":  # its thread is another one than that of the block
+        assert all("does not know the domain of these tokens" in result.error for result in results)
     elif name == "by_row":
         assert all("weights were set for 2" in result.error for result in results)
     else:

@@ -231,7 +231,7 @@ def test_unknown_keys_of_both_sections_are_listed_at_once_with_the_near_ones():
 
 
 def test_a_value_of_the_wrong_type_names_its_key():
-    refused(ConfigError, "injection.num_experts: ", injection={"num_experts": "many"})
+    refused(ConfigError, "injection.num_experts is many", injection={"num_experts": "many"})
 
 
 def test_several_values_that_cannot_be_are_listed_at_once():

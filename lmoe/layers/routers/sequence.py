@@ -55,12 +55,16 @@ class SequenceRouter(TopKRouter):
 
     def _decided(self, kept: PromptDecisions, batch: int) -> tuple[Tensor, Gate]:
         decided = kept.sites.get(self.site)
-        if decided is None or decided[0].shape[0] != batch or kept.masked != self.context.masked:
+        if decided is None or decided[0].shape[0] != batch or not self._is_mine(kept):
             raise RoutingError(
                 f"moe.router=sequence has no decision for these {batch} sequences at {self.site}: the KV cache must "
                 "have been filled by a forward of the same sequences through this model, with the same experts"
             )
         return decided
+
+    def _is_mine(self, kept: PromptDecisions) -> bool:
+        """Whether routers of this model, or of a copy, have decided with the experts that are there now."""
+        return kept.masked == self.context.masked and kept.model_id == self.context.model_id
 
 
 class PromptReader:
@@ -77,7 +81,7 @@ class PromptReader:
         """Read before each forward of the whole model, and leave the decision with its KV cache after it."""
         model.register_forward_pre_hook(self.begin, with_kwargs=True)
         model.register_forward_hook(self.end, with_kwargs=True, always_call=True)
-        PromptedGenerate(model, self.context.prompt_length).attach()
+        PromptedGenerate(model, self.context.prompt).attach()
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the whole model.
@@ -87,7 +91,7 @@ class PromptReader:
         """
         context, inputs = self.context, ForwardInputs.of(model, args, kwargs)
         context.forget_before()
-        made, cached = PromptDecisions(masked=context.masked), inputs.cached_tokens
+        made, cached = PromptDecisions(masked=context.masked, model_id=context.model_id), inputs.cached_tokens
         if inputs.cache is not None and cached:
             kept = decision_in(inputs.cache, cached)
             kept = kept if isinstance(kept, PromptDecisions) else PromptDecisions()
@@ -100,7 +104,7 @@ class PromptReader:
                     "moe.router=sequence does not know the prompts of rows that lie one behind the other (continuous "
                     "batching, padding-free batches): call the model, or generate, with one row a sequence"
                 )
-            prompt = inputs.prompt(context.prompt_length.get())
+            prompt = inputs.prompt(context.prompt.get())
             if inputs.labels is not None:
                 prompt = prompt & before_labels(inputs.labels)
             rows = Rows.single(prompt)
@@ -112,8 +116,7 @@ class PromptReader:
         cache = cache_of(output)
         if forward is not None and forward.kept is None and forward.made.sites and cache is not None:
             inputs = ForwardInputs.of(model, args, kwargs)
-            length = 0 if inputs.tokens is None else inputs.tokens.shape[1]
-            keep_with(cache, forward.made, min(length, self.context.prompt_length.get() or length))
+            keep_with(cache, forward.made, inputs.prompt_length(self.context.prompt.get()))
 
 
 def before_labels(labels: Tensor) -> Tensor:
