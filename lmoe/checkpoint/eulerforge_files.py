@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmoe.checkpoint.tensor_file import check_finite, finite_tensors, read_json, tensor_shapes
+from lmoe.checkpoint.tensor_file import check_finite, finite_tensors, tensor_shapes
 from lmoe.errors import CheckpointError
+from lmoe.schema.small_file import read_json
 
 CONFIG_FILE, SAFE, PICKLED = "resolved_config.json", "model.safetensors", "pytorch_model.bin"
 FOLDERS = ("final", "checkpoint-best", "checkpoint-latest")
