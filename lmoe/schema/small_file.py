@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, YAMLError, parse
 
 from lmoe.errors import CheckpointError, LmoeError
+from lmoe.schema.problems import INTERPOLATION
 
 BYTES = 4_000_000
 """Of a config, at most."""
@@ -28,8 +29,6 @@ LEVELS = 100
 """Of lists and objects in one another, at most."""
 NO_FILE = "is no ordinary file"
 """A folder, a pipe, a device."""
-INTERPOLATION = "${"
-"""With which OmegaConf would read the environment, or another key."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
