@@ -97,11 +97,11 @@ def checked(path: Path, run_id: str | None) -> Found:
     if changed := differing(content):
         raise CheckpointError(f"{path}: incomplete: its {changed[0]} is not built as it was when it was written")
     origin, step = content[ORIGIN], content["global_step"]
-    texts = [origin.get(key) if isinstance(origin, dict) else None for key in ("id", "written_as", "wandb_id")]
+    known: dict[str, Any] = {"id": str, "written_as": str, "wandb_id": str | None}
     if (
         type(step) is not int
-        or not all(isinstance(text, str) for text in (texts[:2]))
-        or not isinstance(texts[2], str | None)
+        or not isinstance(origin, dict)
+        or not all(key in origin and isinstance(origin[key], kind) for key, kind in known.items())
     ):
         raise CheckpointError(f"{path}: its {ORIGIN} or global_step is none that a run has written")
     if run_id is not None and origin["id"] != run_id:

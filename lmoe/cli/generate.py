@@ -72,4 +72,4 @@ def _read(prompt_file: str | None) -> str:
     try:
         return Reader(error=DataError, what="a prompt").text(place)
     except DataError as error:
-        raise ConfigError(f"--prompt-file {prompt_file}: cannot be read: {error}") from None
+        raise ConfigError(f"--prompt-file {error}") from None

@@ -14,7 +14,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmoe.cli.compose import Check, compose_config, problems_of, store_defaults
+from lmoe.cli.compose import Check, compose_config, problems_of, problems_of_choices, store_defaults
 from lmoe.cli.launchers import (
     HERE,
     JobError,
@@ -98,6 +98,8 @@ def hydra_main(config_name: str, schema: type, check: Check, job: Job, argv: lis
         named += [setting.key for setting in command.settings]
         if command.problems:
             raise ConfigError(command.problems + _problems_beside(command, config_name, schema, check))
+        if command.places:
+            raise_problems(problems_of_choices(config_name, first_point(command), named))
         sys.argv = [entry, *command.arguments]
         store_defaults(config_name, schema)
         hydra.main(version_base="1.3", config_path=str(resource_dir("conf")), config_name=config_name)(task)()

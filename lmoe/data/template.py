@@ -144,7 +144,7 @@ def read_template(file: str) -> str:
     try:
         return reader.text(Path(file).expanduser())
     except DataError as error:
-        raise DataError(f"data.chat_template={file}: cannot be read: {error}") from None
+        raise DataError(f"data.chat_template={error}") from None
 
 
 def _source(tokenizer: PreTrainedTokenizerBase, file: str | None) -> str | None:

@@ -27,6 +27,7 @@ BYTES = 4_000_000
 """Of a config, at most."""
 LEVELS = 100
 """Of lists and objects in one another, at most."""
+WANDB = "wandb"
 NO_FILE = "is no ordinary file"
 """A folder, a pipe, a device."""
 
@@ -214,10 +215,13 @@ def make_way(path: Path) -> None:
 
 def leading_out(folder: Path) -> str | None:
     """The first thing in a folder through which what is written there would land elsewhere, or be waited for: a link to
-    a file outside, a pipe, a device. Links to folders may stay: a large disk elsewhere is a good place for checkpoints.
+    a file outside, a pipe, a device. Links to folders may stay: a large disk elsewhere is a good place for checkpoints;
+    and so may what W&B keeps, which links to its own logs and writes into new folders.
     """
     root = folder.resolve()
-    for place, _, names in os.walk(folder):
+    for place, folders, names in os.walk(folder):
+        if WANDB in folders:
+            folders.remove(WANDB)
         for name in sorted(names):
             path = Path(place, name)
             if path.is_symlink():
