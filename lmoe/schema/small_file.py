@@ -18,7 +18,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, YAMLError, parse
+from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, MappingStartEvent, NodeEvent, YAMLError, parse
 
 from lmoe.errors import CheckpointError, LmoeError
 from lmoe.schema.problems import INTERPOLATION
@@ -157,8 +157,7 @@ class Reader:
             loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
         except (YAMLError, OmegaConfBaseException, RecursionError, ValueError, TypeError, OSError) as error:
             raise self.refusal(path, f"cannot be read: {error or type(error).__name__}") from None
-        if not isinstance(loaded, dict):
-            raise self.refusal(path, f"cannot be read: must hold a mapping, holds {type(loaded).__name__}")
+        assert isinstance(loaded, dict)
         for key, value in texts(loaded):
             if INTERPOLATION in value:
                 raise self.refusal(
@@ -235,17 +234,10 @@ def leading_out(folder: Path) -> str | None:
 def is_deeper(value: Any, levels: int) -> bool:
     """Whether lists and dicts are nested deeper than so many levels; without recursion."""
     layer = [value]
-    for _ in range(levels + 1):
-        layer = [
-            inner
-            for outer in layer
-            if isinstance(outer, dict | list)
-            for inner in (outer.values() if isinstance(outer, dict) else outer)
-        ]
-        layer = [inner for inner in layer if isinstance(inner, dict | list)]
-        if not layer:
-            return False
-    return True
+    for _ in range(levels):
+        outer = [one for one in layer if isinstance(one, dict | list)]
+        layer = [inner for one in outer for inner in (one.values() if isinstance(one, dict) else one)]
+    return any(isinstance(one, dict | list) for one in layer)
 
 
 def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -265,15 +257,19 @@ def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def _check_events(text: str) -> None:
     """
     Raises:
-        ValueError: nested too deeply, or a reference, of which a few lines can make more than any memory holds.
+        ValueError: no mapping, nested too deeply, or a reference, of which a few lines can make more than any memory
+            holds.
     """
-    level = 0
+    level, top = 0, None
     for event in parse(text):
+        top = top or (event if isinstance(event, NodeEvent) else None)
         if isinstance(event, AliasEvent):
             raise ValueError(f"*{event.anchor} refers to another value; a saved config holds plain ones")
         level += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
         if level > LEVELS:
             raise ValueError(f"lists and mappings are nested more than {LEVELS} deep")
+    if not isinstance(top, MappingStartEvent):
+        raise ValueError("must hold a mapping")
 
 
 def unreadable(error: Exception) -> str:
