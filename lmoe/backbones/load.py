@@ -1,5 +1,7 @@
 """Load a backbone and its tokenizer from the hub, a local directory, or what ships with lmoe."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from lmoe.errors import BackboneError
+from lmoe.errors import BackboneError, LmoeError
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
 from lmoe.schema.resources import resource_dir
+from lmoe.schema.small_file import NO_FILE, Reader
 
 TINY = "tiny"
 REPACKS = "support_avx512bf16_for_cpu"
@@ -51,32 +54,26 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     """The backbone's tokenizer, with a padding token.
 
     Raises:
-        BackboneError: no tokenizer there, or no network.
+        BackboneError: no tokenizer there, damaged files, or no network.
     """
     source = model_source(config.model_name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            source, revision=config.revision, trust_remote_code=config.trust_remote_code
+    with _named(config, "tokenizer", source):
+        return _with_padding(
+            AutoTokenizer.from_pretrained(source, revision=config.revision, trust_remote_code=config.trust_remote_code)
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _explain(config, "tokenizer", error) from None
-    return _with_padding(tokenizer)
 
 
-def tokenizer_in(folder: Path) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that was saved in a folder, or None if there is none; code beside it never runs.
+def tokenizer_in(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that was saved in a folder, or None if there is none; code beside it runs only where it is trusted.
 
     Raises:
         BackboneError: there is one that cannot be loaded.
     """
     if not (folder / "tokenizer_config.json").exists():
         return None
-    try:
+    with _named(None, "tokenizer", folder):
         # NOTE left at its default, trust_remote_code asks on the terminal whether to run code from the folder.
-        return _with_padding(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise BackboneError(f"{folder}: the tokenizer cannot be loaded: {reason}") from None
+        return _with_padding(AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code))
 
 
 def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
@@ -91,18 +88,21 @@ def load_model(config: BackboneConfig) -> PreTrainedModel:
     Raises:
         BackboneError: no model there, no network, torn weights, or weights that are not safetensors.
     """
-    source = model_source(config.model_name)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+    source, stored = model_source(config.model_name), storage(config.precision)
+    with _named(config, "model", source):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=config.revision,
-            **storage(config.precision),
+            **stored,
             attn_implementation=config.attn_implementation,
             trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise _explain(config, "model", error) from None
+        model, loading = loaded
+        own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        if config.precision not in QUANTISED and (missing := sorted(own & set(loading["missing_keys"]))):
+            raise ValueError(f"its files lack {len(missing)} weights, which would start at random; first {missing[0]}")
     stay_trainable(model)
     return model.requires_grad_(False).eval()
 
@@ -115,9 +115,10 @@ def bare_model(config: BackboneConfig) -> PreTrainedModel:
         BackboneError: no config there, or no network.
     """
     dtype = torch.bfloat16 if config.precision in QUANTISED else getattr(torch, config.precision.value)
-    try:
+    source = model_source(config.model_name)
+    with _named(config, "config", source):
         settings = AutoConfig.from_pretrained(
-            model_source(config.model_name), revision=config.revision, trust_remote_code=config.trust_remote_code
+            source, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
@@ -126,8 +127,6 @@ def bare_model(config: BackboneConfig) -> PreTrainedModel:
                 attn_implementation=config.attn_implementation,
                 trust_remote_code=config.trust_remote_code,
             )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise _explain(config, "config", error) from None
     return model.requires_grad_(False).eval()
 
 
@@ -190,21 +189,80 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 
 def model_type(config: BackboneConfig) -> str | None:
-    """The family in config.json, or None if there is no config."""
+    """The family in config.json, or None if there is no config that can be loaded."""
     try:
-        return AutoConfig.from_pretrained(
-            model_source(config.model_name), revision=config.revision, trust_remote_code=config.trust_remote_code
-        ).model_type
-    except (OSError, ValueError, KeyError, ImportError):
+        source = model_source(config.model_name)
+        with _named(config, "config", source):
+            return AutoConfig.from_pretrained(
+                source, revision=config.revision, trust_remote_code=config.trust_remote_code
+            ).model_type
+    except BackboneError:
         return None
 
 
-def _explain(config: BackboneConfig, what: str, error: Exception) -> BackboneError:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    remedy = (
-        "check backbone.model_name"
-        if Path(config.model_name).expanduser().exists() or config.model_name == TINY
-        else "give a local directory, or check the name and the network (a download needs the hub once; "
-        "then HF_HUB_OFFLINE=1 works from the cache)"
+SMALL_FILES = (
+    *("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("added_tokens.json", "processor_config.json", "preprocessor_config.json", "chat_template.json"),
+)
+"""JSON objects that Transformers reads itself, in words of its own where they hold something else."""
+MODEL_FILE = Reader(error=BackboneError, most=64_000_000, what="such a file", finite=False)
+TEMPLATE = Reader(error=BackboneError, most=1_000_000, what="a chat template")
+
+
+def check_files(folder: Path) -> None:
+    """Read the small files of a model or a tokenizer before Transformers does.
+
+    Raises:
+        BackboneError: names the first that is damaged, and what is no ordinary file, for which a reader would wait.
+    """
+    for entry in sorted(folder.iterdir()):
+        if entry.exists() and not entry.is_file() and not entry.is_dir():
+            raise BackboneError(f"{entry}: {NO_FILE}; remove it")
+        if entry.name in SMALL_FILES:
+            MODEL_FILE.json(entry)
+        elif entry.name == "chat_template.jinja":
+            TEMPLATE.text(entry)
+
+
+@contextmanager
+def _named(config: BackboneConfig | None, what: str, source: str | Path) -> Iterator[None]:
+    """Around what Transformers loads from a folder or the hub: whatever it meets is an error that names the place.
+
+    Args:
+        config: the place is its backbone; None: it is the tokenizer in a folder.
+
+    Raises:
+        BackboneError: it cannot be loaded.
+    """
+    named = f"backbone.model_name={config.model_name}" if config is not None else str(source)
+    try:
+        if Path(source).is_dir():
+            check_files(Path(source))
+        yield
+    except LmoeError as error:
+        raise BackboneError(f"{named}: the {what} cannot be loaded: {error}") from None
+    except Exception as error:  # of many libraries, for each of which a damaged file is another type
+        reason = f"{_reason(error)}; {_remedy(config, error)}"
+        raise BackboneError(f"{named}: the {what} cannot be loaded: {reason}") from None
+
+
+def _reason(error: Exception) -> str:
+    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+    usual = isinstance(error, OSError | ValueError | ImportError | RuntimeError | SafetensorError)
+    return reason if usual else f"{type(error).__name__}: {reason}"
+
+
+def _remedy(config: BackboneConfig | None, error: Exception) -> str:
+    if "trust_remote_code" in str(error):
+        return (
+            "where you trust its code, say so on this command line or in this call (backbone.trust_remote_code=true, "
+            "--trust-remote-code, trust_remote_code=True)"
+        )
+    if config is None:
+        return "put back the files that were saved there, or remove its tokenizer_config.json to use that of the base"
+    if Path(config.model_name).expanduser().exists() or config.model_name == TINY:
+        return "check backbone.model_name"
+    return (
+        "give a local directory, or check the name and the network (a download needs the hub once; then "
+        "HF_HUB_OFFLINE=1 works from the cache)"
     )
-    return BackboneError(f"backbone.model_name={config.model_name}: the {what} cannot be loaded: {reason}; {remedy}")

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lmoe.checkpoint.write import write_whole
-from lmoe.errors import TrainingError
+from lmoe.errors import LmoeError, TrainingError
+from lmoe.schema.small_file import Reader, leading_out
 
 try:
     import fcntl
@@ -19,6 +20,8 @@ except ImportError:  # Windows
     fcntl = None
 
 LOCK_FILE, ID_FILE = "run.lock", "run_id"
+IDENTITY = Reader(cure="put it back, or remove it to take that of the checkpoint", what="it")
+LONGEST_LOCK = 4096
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 """Where launchers tell a process its rank; the first that is set counts, as in Lightning."""
 
@@ -45,11 +48,14 @@ def claimed(run_dir: Path) -> Iterator[None]:
     NOTE lockf, not flock: a flock is inherited by loader workers and outlives a killed run.
 
     Raises:
-        TrainingError: another process holds it, or the folder cannot be written.
+        TrainingError: another process holds it, the folder cannot be written, or holds what leads out of it.
     """
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
-        file = open(run_dir / LOCK_FILE, "a+", encoding="utf-8")  # noqa: SIM115, closed below: that frees the lock
+        if (problem := leading_out(run_dir)) is not None:
+            raise TrainingError(f"{run_dir} cannot be worked in: {problem}")
+
+        file = open(run_dir / LOCK_FILE, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115
     except OSError as error:
         raise TrainingError(f"{run_dir} cannot be written: {error.strerror or error}") from None
     with file:
@@ -60,8 +66,8 @@ def claimed(run_dir: Path) -> Iterator[None]:
                 if error.errno in (errno.EACCES, errno.EAGAIN):
                     file.seek(0)
                     raise TrainingError(
-                        f"{run_dir} is in use{_holder(file.read())}; wait for it, stop it, or give this run another "
-                        "folder with hydra.run.dir=…"
+                        f"{run_dir} is in use{_holder(file.read(LONGEST_LOCK))}; wait for it, stop it, or give this "
+                        "run another folder with hydra.run.dir=…"
                     ) from None
                 # Some network file systems have no locks: the run goes on without.
         holder = {
@@ -81,9 +87,13 @@ def claimed(run_dir: Path) -> Iterator[None]:
 
 
 def stored_id(run_dir: Path) -> str | None:
-    """The run's identity, or None where its file is not there (yet, or any more)."""
+    """The run's identity, or None where its file is not there (yet, or any more).
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
     file = run_dir / ID_FILE
-    return file.read_text(encoding="utf-8").strip() or None if file.is_file() else None
+    return IDENTITY.word(file) if file.exists() else None
 
 
 def store_id(run_dir: Path, run_id: str | None) -> str:
@@ -99,7 +109,10 @@ def store_id(run_dir: Path, run_id: str | None) -> str:
 
 def _holder(text: str) -> str:
     try:
-        entries = json.loads(text)
-    except ValueError:
+        entries = Reader().parsed(text, LOCK_FILE)
+    except LmoeError:
         return ""
-    return f": process {entries['pid']} on {entries['host']} since {entries['since']}"
+    known = [entries.get(key) if isinstance(entries, dict) else None for key in ("pid", "host", "since")]
+    if not all(isinstance(value, int | str) and str(value).isprintable() for value in known):
+        return ""
+    return ": process {} on {} since {}".format(*known)

@@ -14,12 +14,14 @@ from lmoe.schema.logger import LoggerConfig, LoggerKind
 from lmoe.schema.pretrain import PretrainConfig
 from lmoe.schema.run import RunConfig
 from lmoe.schema.run_folder import METRICS_FILE
+from lmoe.schema.small_file import Reader, make_way
 from lmoe.training.metrics_csv import MetricsCsv
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
 
 WANDB_ID_FILE = "wandb/run_id"
+WANDB_ID = Reader(cure="put it back, or remove it to go on as a new run of W&B", what="it")
 
 
 def build_loggers(
@@ -40,9 +42,13 @@ def build_loggers(
 
 
 def wandb_run_id(run_dir: Path) -> str | None:
-    """Id of the W&B run that a run began with; what goes on offline has others, linked to it."""
+    """Id of the W&B run that a run began with; what goes on offline has others, linked to it.
+
+    Raises:
+        CheckpointError: the file that keeps it is damaged.
+    """
     file = run_dir / WANDB_ID_FILE
-    return file.read_text(encoding="utf-8").strip() if file.exists() else None
+    return WANDB_ID.word(file) if file.exists() else None
 
 
 def plain_values(config: Any) -> dict[str, Any]:
@@ -93,6 +99,7 @@ def _wandb(
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     if mode != "disabled":
         id_file.parent.mkdir(parents=True, exist_ok=True)
+        make_way(id_file)
         id_file.write_text((first_id or run.id) + "\n", encoding="utf-8")
     return WandbLogger(experiment=run)
 

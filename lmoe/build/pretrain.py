@@ -7,13 +7,15 @@ import torch
 from lightning.pytorch import seed_everything
 from rich.console import Console
 from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
+from lmoe.backbones.load import tokenizer_in
 from lmoe.build.announce import quiet_libraries
 from lmoe.build.base_card import card_text, chat_losses, held_out_figures, write_card
 from lmoe.build.claim import store_id, stored_id
 from lmoe.build.devices import check_devices
 from lmoe.build.loggers import build_loggers, check_logger, wandb_run_id
+from lmoe.build.past_records import check_records
 from lmoe.build.provenance import provenance
 from lmoe.build.records import write_records
 from lmoe.build.run_end import logged_to_the_end, run_end
@@ -23,6 +25,7 @@ from lmoe.data.bpe import END_OF_TEXT, PAD, TURN_END, train_bpe
 from lmoe.data.corpus import DomainText, Windows, chats_within, encode_stream, read_chats, read_corpus
 from lmoe.data.order import ResumableLoader, SeededBatches
 from lmoe.data.rows import Row
+from lmoe.errors import CheckpointError
 from lmoe.report.curves import read_metrics
 from lmoe.report.pictures import write_loss_curve
 from lmoe.report.say import say
@@ -54,6 +57,8 @@ def pretrain(
     check_devices(config.trainer)
     seed_everything(config.seed, verbose=False)
     corpus, loop = config.corpus, config.trainer
+    if config.resume:
+        check_records(run_dir)
     folder, run_id = run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
     texts = read_corpus(str(corpus.path), corpus.held_out_share, corpus.held_out_min_bytes)
@@ -109,7 +114,10 @@ def tokenizer_of(run_dir: Path, texts: list[DomainText], config: PretrainConfig)
     if not (folder / "tokenizer.json").exists():
         model = config.model
         train_bpe((t.train for t in texts), model.vocab_size, model.max_position_embeddings).save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    tokenizer = tokenizer_in(folder)
+    if tokenizer is None:
+        raise CheckpointError(f"{folder}: tokenizer_config.json is missing; put it back, or start a new run")
+    return tokenizer
 
 
 def training_windows(

@@ -11,7 +11,13 @@ from typing import Any
 
 from lmoe.checkpoint.write import write_whole
 from lmoe.schema.run_folder import PROVENANCE_FILE
+from lmoe.schema.small_file import Reader
 
+RECORDS = Reader(
+    cure="put it back, or remove it to go on without comparing data and backbone with those of the start",
+    most=100_000_000,
+    what="it",
+)
 PACKAGES = ("lmoe", "torch", "lightning", "transformers", "datasets", "hydra-core", "omegaconf", "wandb", "safetensors")
 
 
@@ -52,14 +58,26 @@ def add_provenance(run_dir: Path, record: dict[str, Any]) -> None:
     """Add a record to provenance.json: a resumed run has one a start.
 
     Raises:
-        CheckpointError: the folder cannot be written.
+        CheckpointError: the folder cannot be written, or provenance.json is damaged.
+    """
+    records = [*provenance_records(run_dir), record]
+    write_whole(run_dir, {PROVENANCE_FILE: (json.dumps(records, indent=2) + "\n").encode()})
+
+
+def provenance_records(run_dir: Path) -> list[dict[str, Any]]:
+    """What was recorded at each start; nothing where there is no record.
+
+    Raises:
+        CheckpointError: provenance.json is damaged: what the run is to be compared with is not known.
     """
     path = run_dir / PROVENANCE_FILE
-    try:
-        records = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
-    except ValueError:
-        records = []  # somebody has spoiled it; what is known of this start is worth more than a refusal
-    write_whole(run_dir, {PROVENANCE_FILE: (json.dumps([*records, record], indent=2) + "\n").encode()})
+    if not path.exists():
+        return []
+    records = RECORDS.json(path, list)
+    for record in records:
+        if not (isinstance(record, dict) and all(isinstance(record.get(key), dict) for key in ("data", "backbone"))):
+            raise RECORDS.refusal(path, "holds what is no record of a start")
+    return records
 
 
 def changed_since(run_dir: Path, data: dict[str, str], rows: list[str], backbone: dict[str, Any]) -> list[str]:
@@ -67,12 +85,15 @@ def changed_since(run_dir: Path, data: dict[str, str], rows: list[str], backbone
 
     Args:
         data, rows, backbone: as for `provenance`.
+
+    Raises:
+        CheckpointError: provenance.json is damaged.
     """
-    try:
-        last = json.loads((run_dir / PROVENANCE_FILE).read_text(encoding="utf-8"))[-1]
-        before, known, fingerprint = last["data"], last.get("rows"), last["backbone"].get("fingerprint")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return []  # nothing is known of it
+    records = provenance_records(run_dir)
+    if not records:
+        return []
+    last = records[-1]
+    before, known, fingerprint = last["data"], last.get("rows"), last["backbone"].get("fingerprint")
     problems = [
         f"{path} has changed since the run was started" for path in data if before.get(path, data[path]) != data[path]
     ]

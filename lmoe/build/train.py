@@ -16,6 +16,7 @@ from lmoe.build.finish import finish
 from lmoe.build.loggers import build_loggers, check_logger, wandb_run_id
 from lmoe.build.memory import memory_advice
 from lmoe.build.parts import Parts, build_parts
+from lmoe.build.past_records import check_records
 from lmoe.build.provenance import changed_since, provenance
 from lmoe.build.records import write_records
 from lmoe.build.run_end import logged_to_the_end, run_end
@@ -70,6 +71,8 @@ def train(
     check_logger(config.logger)
     check_devices(config.trainer)
     more_callbacks = extra_callbacks(config.callbacks, config.callbacks_from)
+    if config.resume:
+        check_records(run_dir)
     started, folder, run_id = time.monotonic(), run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
     parts = build_parts(config, fill_experts=found is None)

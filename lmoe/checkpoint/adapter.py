@@ -15,7 +15,7 @@ from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.backbones.load import QUANTISED, precision_of
 from lmoe.backbones.offload import refuse_offloaded
 from lmoe.checkpoint.stored_base import check_base, check_fields, fingerprints_of, stored_fingerprints
-from lmoe.checkpoint.tensor_file import read_json, stored_tensors, tensor_shapes
+from lmoe.checkpoint.tensor_file import stored_tensors, tensor_shapes
 from lmoe.checkpoint.write import write_whole
 from lmoe.errors import CheckpointError
 from lmoe.injection.kept import STACKED
@@ -29,6 +29,7 @@ from lmoe.schema.backbone import BackbonePrecision
 from lmoe.schema.experts_from import NAME
 from lmoe.schema.moe import MoeConfig
 from lmoe.schema.phase_rules import BASE_ROLES
+from lmoe.schema.small_file import read_json
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "lmoe_config.json", "adapter.safetensors"

@@ -9,7 +9,6 @@ model: the backbone's weights, and beside a wrapped Linear's `<path>.base_layer.
 in model.safetensors or pytorch_model.bin, which is read without unpickling anything but tensors.
 """
 
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmoe.checkpoint.tensor_file import check_finite, finite_tensors, read_json, tensor_shapes
+from lmoe.checkpoint.tensor_file import check_finite, finite_tensors, tensor_shapes
 from lmoe.errors import CheckpointError
+from lmoe.schema.small_file import ordinary_size, read_json
 
 CONFIG_FILE, SAFE, PICKLED = "resolved_config.json", "model.safetensors", "pytorch_model.bin"
 FOLDERS = ("final", "checkpoint-best", "checkpoint-latest")
@@ -88,8 +88,9 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     if not (folder / PICKLED).exists():
         raise CheckpointError(f"{folder}: neither {SAFE} nor {PICKLED} is there; shards are not read")
     try:
+        ordinary_size(folder / PICKLED)
         loaded = torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # zip, pickle, key, type, value errors
         raise CheckpointError(
             f"{folder / PICKLED}: cannot be read: {str(error).partition(chr(10))[0] or type(error).__name__}"
         ) from None

@@ -7,11 +7,12 @@ from torch import nn
 
 from lmoe.checkpoint.peft_files import CONFIG_FILE, WEIGHTS_FILE, are_conv1d, lora_config, write_peft
 from lmoe.checkpoint.peft_layout import native_routers, peft_parts, peft_tensors, read_peft_tensors
-from lmoe.checkpoint.tensor_file import read_json, stored_tensors
+from lmoe.checkpoint.tensor_file import stored_tensors
 from lmoe.errors import CheckpointError
 from lmoe.injection.record import injected
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.stacked_lora import StackedLoRA
+from lmoe.schema.small_file import read_json
 
 
 def save_peft(model: nn.Module, folder: Path, *, base_model: str) -> Path:

@@ -24,11 +24,12 @@ from lmoe.checkpoint.peft_layout import PREFIX
 from lmoe.checkpoint.peft_options import Scalings, refuse_options
 from lmoe.checkpoint.place import ADAPTER_DIR
 from lmoe.checkpoint.stored_base import stored_fingerprints
-from lmoe.checkpoint.tensor_file import finite_tensors, read_json, tensor_shapes
+from lmoe.checkpoint.tensor_file import finite_tensors, tensor_shapes
 from lmoe.errors import CheckpointError, ConfigError
 from lmoe.injection.site_plans import lora_scaling
 from lmoe.schema.defaults import injection_section
 from lmoe.schema.injection import InjectionConfig
+from lmoe.schema.small_file import read_json
 
 CENTROID_FILE = "centroid.safetensors"
 """Where a blend keeps what its encoder knows of an expert, beside it."""

@@ -96,7 +96,14 @@ def checked(path: Path, run_id: str | None) -> Found:
         raise CheckpointError(f"{path}: holds no {missing[0]}, so it is no checkpoint of a run, or an incomplete one")
     if changed := differing(content):
         raise CheckpointError(f"{path}: incomplete: its {changed[0]} is not built as it was when it was written")
-    origin, step = content[ORIGIN], int(content["global_step"])
+    origin, step = content[ORIGIN], content["global_step"]
+    known: dict[str, Any] = {"id": str, "written_as": str, "wandb_id": str | None}
+    if (
+        type(step) is not int
+        or not isinstance(origin, dict)
+        or not all(key in origin and isinstance(origin[key], kind) for key, kind in known.items())
+    ):
+        raise CheckpointError(f"{path}: its {ORIGIN} or global_step is none that a run has written")
     if run_id is not None and origin["id"] != run_id:
         raise CheckpointError(
             f"{path}: belongs to another run (id {origin['id']}; this run is {run_id}, as its file run_id says)"

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from lmoe.errors import CheckpointError
+from lmoe.schema.small_file import ordinary_size
 
 TAG = b"lmoe sha256 "
 HEX_DIGITS = 64
@@ -42,7 +43,7 @@ def check_seal(path: Path) -> None:
         CheckpointError: the file cannot be read, is torn, or differs from what was written.
     """
     try:
-        content = path.stat().st_size - HEX_DIGITS
+        content = ordinary_size(path) - HEX_DIGITS
         with open(path, "rb") as file:
             if content < len(TAG) + END_RECORD_BYTES:
                 raise CheckpointError(f"{path}: torn: only {content + HEX_DIGITS} bytes are left of it")

@@ -1,12 +1,11 @@
-"""Read what strangers wrote: JSON and safetensors, with limits that hold before anything is allocated.
+"""Read the safetensors that strangers wrote, with limits that hold before anything is allocated.
 
 Nothing here unpickles, evaluates, or follows a path that a file names.
 """
 
-import json
 import math
-import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,28 +13,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, isfinite
 
 from lmoe.errors import CheckpointError
+from lmoe.schema.small_file import ordinary_size, unreadable
 
-JSON_LIMIT, HEADER_LIMIT = 4_000_000, 100_000_000
-"""Bytes of a config, and of the header of a safetensors file."""
+HEADER_LIMIT = 100_000_000
+"""Bytes of the header of a safetensors file."""
 FLOATS = ("F64", "F32", "F16", "BF16")
 Shape = tuple[int, ...]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """
-    Raises:
-        CheckpointError: missing, too large, not JSON, not an object, or with a number that is not finite.
-    """
-    size = _size(path)
-    if size > JSON_LIMIT:
-        raise CheckpointError(f"{path}: {size:,} bytes; a config has at most {JSON_LIMIT:,}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {str(error) or type(error).__name__}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: must hold an object, holds {type(content).__name__}")
-    return content
 
 
 def tensor_shapes(path: Path) -> dict[str, Shape]:
@@ -45,26 +28,26 @@ def tensor_shapes(path: Path) -> dict[str, Shape]:
         CheckpointError: missing, torn, with a header beyond the limit, or with tensors that are no floats.
     """
     size = _size(path)
+    shapes: dict[str, Shape] = {}
     try:
         with open(path, "rb") as file:
             claimed = int.from_bytes(file.read(8), "little")
-        if size < 8 or claimed > min(HEADER_LIMIT, size - 8):
-            raise CheckpointError(
-                f"{path}: claims a header of {claimed:,} bytes in a file of {size:,}; torn, or no safetensors file "
-                f"(at most {HEADER_LIMIT:,} are read)"
-            )
-        shapes: dict[str, Shape] = {}
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is no dict
-                part = file.get_slice(name)
-                if part.get_dtype() not in FLOATS:
-                    raise CheckpointError(
-                        f"{path}: {name} has type {part.get_dtype()}; allowed: {', '.join(FLOATS)}. Save the adapter "
-                        "unquantised"
-                    )
-                shapes[name] = tuple(part.get_shape())
-    except (OSError, SafetensorError, OverflowError) as error:
+    except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    if size < 8 or claimed > min(HEADER_LIMIT, size - 8):
+        raise CheckpointError(
+            f"{path}: claims a header of {claimed:,} bytes in a file of {size:,}; torn, or no safetensors file "
+            f"(at most {HEADER_LIMIT:,} are read)"
+        )
+    with _opened(path) as file:
+        for name in file.keys():  # noqa: SIM118 - safe_open is no dict
+            part = file.get_slice(name)
+            if part.get_dtype() not in FLOATS:
+                raise CheckpointError(
+                    f"{path}: {name} has type {part.get_dtype()}; allowed: {', '.join(FLOATS)}. Save the adapter "
+                    "unquantised"
+                )
+            shapes[name] = tuple(part.get_shape())
     return shapes
 
 
@@ -74,11 +57,8 @@ def stored_tensors(path: Path, names: Sequence[str] | None = None) -> dict[str, 
     Raises:
         CheckpointError: missing, torn, or no safetensors.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in (file.keys() if names is None else names)}
 
 
 def stored_metadata(path: Path) -> dict[str, str]:
@@ -87,11 +67,8 @@ def stored_metadata(path: Path) -> dict[str, str]:
     Raises:
         CheckpointError: missing, torn, or no safetensors.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+    with _opened(path) as file:
+        return file.metadata() or {}
 
 
 def finite_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
@@ -115,17 +92,19 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
             raise CheckpointError(f"{path}: {name} holds NaN or infinity; a blend would spread it. Train it anew")
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """A safetensors file; a pipe in its place would be waited for without end."""
+    _size(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (OSError, SafetensorError, OverflowError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+
+
 def _size(path: Path) -> int:
     try:
-        found = path.stat()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: no such file") from None
+        return ordinary_size(path)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    if not stat.S_ISREG(found.st_mode):
-        raise CheckpointError(f"{path}: is no ordinary file")
-    return found.st_size
-
-
-def _refuse(constant: str) -> Any:
-    raise ValueError(f"{constant} is no finite number")
+        raise CheckpointError(f"{path}: {unreadable(error)}") from None

@@ -17,6 +17,7 @@ from lmoe.schema.defaults import injection_section, moe_section
 from lmoe.schema.injection import InjectionConfig, InjectionStrategy
 from lmoe.schema.moe import MoeConfig
 from lmoe.schema.router_traits import TRAITS
+from lmoe.schema.small_file import read_json
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -41,7 +42,7 @@ def write_without_expert(folder: Path, output: Path, expert: str) -> Path:
     injection, moe = injection_section(config.injection), moe_section(config.moe)
     number = _number(folder, expert, config.expert_names, injection)
     _check_rest(folder, injection, moe)
-    raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    raw = read_json(folder / CONFIG_FILE)
     raw["injection"]["num_experts"] = injection.num_experts - 1
     if config.expert_names:
         raw["expert_names"] = [name for e, name in enumerate(config.expert_names) if e != number]

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from lmoe.errors import CheckpointError
+from lmoe.schema.small_file import make_way
 
 
 def is_free(folder: Path) -> bool:
@@ -24,6 +25,7 @@ def write_whole(folder: Path, contents: dict[str, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
+            make_way(folder / f"{name}.partial")
             with open(folder / f"{name}.partial", "wb") as file:
                 file.write(content)
                 file.flush()

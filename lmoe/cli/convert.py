@@ -3,7 +3,7 @@
 from lmoe.cli.errors import told
 
 
-def run(checkpoint: str, *, output: str, base_model: str | None) -> int:
+def run(checkpoint: str, *, output: str, base_model: str | None, trust_remote_code: bool) -> int:
     """Returns the exit code."""
 
     def action() -> None:
@@ -11,6 +11,7 @@ def run(checkpoint: str, *, output: str, base_model: str | None) -> int:
         from lmoe.inference.convert import convert_eulerforge
 
         quiet_libraries()
-        print(f"adapter in {convert_eulerforge(checkpoint, output, base_model)}")
+        done = convert_eulerforge(checkpoint, output, base_model, trust_remote_code=trust_remote_code)
+        print(f"adapter in {done}")
 
     return told(action)

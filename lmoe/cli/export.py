@@ -54,6 +54,8 @@ class ExportFlags:
             problems.append("--format lmoe writes an adapter with an expert less: name it with --without-expert")
         if self.format is ExportFormat.lmoe and source.base_model is not None:
             problems.append(without_effect("--base-model", f"{with_format}, which loads no backbone"))
+        if self.format is ExportFormat.lmoe and source.trust_remote_code:
+            problems.append(without_effect("--trust-remote-code", f"{with_format}, which loads no backbone"))
         if self.format is not ExportFormat.lmoe and self.without_expert is not None:
             problems.append(without_effect("--without-expert", f"{with_format}; use --format lmoe"))
         if blend or self.format is not ExportFormat.merged:
@@ -73,7 +75,7 @@ def run(source: SpeakerFlags, wanted: ExportFlags) -> int:
         if source.checkpoint is None:
             _of_blend(source, wanted)
         else:
-            _of_checkpoint(source.checkpoint, source.base_model, wanted)
+            _of_checkpoint(source.checkpoint, source, wanted)
 
     return told(action)
 
@@ -92,24 +94,27 @@ def _of_blend(source: SpeakerFlags, wanted: ExportFlags) -> None:
     print(_blend_line(done))
 
 
-def _of_checkpoint(checkpoint: str, base_model: str | None, wanted: ExportFlags) -> None:
+def _of_checkpoint(checkpoint: str, source: SpeakerFlags, wanted: ExportFlags) -> None:
     from lmoe.build.announce import quiet_libraries
     from lmoe.inference import export
 
     quiet_libraries()
-    output = wanted.output
+    output, base_model, trust = wanted.output, source.base_model, source.trust_remote_code
     match wanted.format:
         case ExportFormat.peft:
-            print(f"PEFT adapter in {export.export_peft(checkpoint, output, base_model)}")
+            print(f"PEFT adapter in {export.export_peft(checkpoint, output, base_model, trust_remote_code=trust)}")
         case ExportFormat.peft_experts:
-            for name, folder in export.export_peft_experts(checkpoint, output, base_model).items():
+            folders = export.export_peft_experts(checkpoint, output, base_model, trust_remote_code=trust)
+            for name, folder in folders.items():
                 print(f"PEFT adapter of expert {name} in {folder}")
         case ExportFormat.lmoe:
             assert wanted.without_expert is not None
             print(f"adapter in {export.export_without_expert(checkpoint, output, wanted.without_expert)}")
         case ExportFormat.merged:
             average = wanted.average_experts
-            merged = export.export_merged(checkpoint, output, base_model, average=average, data=wanted.data)
+            merged = export.export_merged(
+                *(checkpoint, output, base_model), average=average, data=wanted.data, trust_remote_code=trust
+            )
             print(_merged_lines(merged, average=average))
 
 

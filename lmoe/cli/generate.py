@@ -6,7 +6,8 @@ from typing import Any
 
 from lmoe.cli.errors import told
 from lmoe.cli.speak import SpeakerFlags, open_speaker
-from lmoe.errors import ConfigError
+from lmoe.errors import ConfigError, DataError
+from lmoe.schema.small_file import Reader
 
 
 def run(flags: SpeakerFlags, sampling: dict[str, Any], *, prompt: str | None, prompt_file: str | None) -> int:
@@ -62,7 +63,13 @@ def _read(prompt_file: str | None) -> str:
             return sys.stdin.read()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"standard input cannot be read: {error}") from None
+    place = Path(prompt_file).expanduser()
     try:
-        return Path(prompt_file).expanduser().read_text(encoding="utf-8")
+        if place.is_fifo():  # such as <(command) in a shell
+            return place.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--prompt-file {prompt_file}: cannot be read: {error}") from None
+    try:
+        return Reader(error=DataError, what="a prompt").text(place)
+    except DataError as error:
+        raise ConfigError(f"--prompt-file {error}") from None

@@ -14,7 +14,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lmoe.cli.compose import Check, compose_config, problems_of, store_defaults
+from lmoe.cli.compose import Check, compose_config, problems_of, problems_of_choices, store_defaults
 from lmoe.cli.launchers import (
     HERE,
     JobError,
@@ -33,6 +33,7 @@ from lmoe.schema.problems import raise_problems
 from lmoe.schema.read import read_section
 from lmoe.schema.resources import resource_dir
 from lmoe.schema.run_folder import CONFIG_FILE
+from lmoe.schema.trust import trust_problems
 from lmoe.training.stopping import Stopped
 
 Job = Callable[[Any, Path, list[str]], None]
@@ -57,6 +58,7 @@ def hydra_main(config_name: str, schema: type, check: Check, job: Job, argv: lis
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to us instead of printing a traceback
     failures: list[LmoeError] = []
     composed_once: list[bool] = []
+    named: list[str] = []  # keys that this command line sets; not those that a sweep's file adds
 
     def task(composed: DictConfig) -> None:  # NOTE it is pickled for a job in another process: so is what it refers to
         composed_once.append(True)
@@ -68,6 +70,7 @@ def hydra_main(config_name: str, schema: type, check: Check, job: Job, argv: lis
             if composed.get("resume") == AUTO:
                 composed.resume = str(folder) if (folder / CONFIG_FILE).exists() else None
             config = to_object(composed, schema, overrides, check)
+            raise_problems(trust_problems(config, named))
             check_processes(launcher, config.trainer)
             if multirun and several_processes_here(launcher, config.trainer):
                 in_own_process([entry, *own_folders(sys.argv), *overrides], folder)
@@ -92,8 +95,11 @@ def hydra_main(config_name: str, schema: type, check: Check, job: Job, argv: lis
     command = None
     try:
         command = read_command(argv, config_name, schema)
+        named += [setting.key for setting in command.settings]
         if command.problems:
             raise ConfigError(command.problems + _problems_beside(command, config_name, schema, check))
+        if command.places:
+            raise_problems(problems_of_choices(config_name, first_point(command), named))
         sys.argv = [entry, *command.arguments]
         store_defaults(config_name, schema)
         hydra.main(version_base="1.3", config_path=str(resource_dir("conf")), config_name=config_name)(task)()

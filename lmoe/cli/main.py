@@ -50,6 +50,9 @@ RouterTemperature = Annotated[float | None, typer.Option(min=0.0, help="Of the c
 Fit = Annotated[str | None, typer.Option(help="code=ROWS,…: prompts that tell encoder what an expert is for; kept.")]
 Precision = Annotated[str | None, typer.Option(help="Of --model: float32, bfloat16, float16, int8 or nf4.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; without: a GPU where there is one.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base, or beside the tokenizer.")
+]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")]
 TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")]
@@ -75,6 +78,7 @@ def generate(
     fit: Fit = None,
     precision: Precision = None,
     device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -104,6 +108,7 @@ def chat(
     fit: Fit = None,
     precision: Precision = None,
     device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
     max_new_tokens: MaxNewTokens = 128,
     temperature: Temperature = 0.0,
     top_p: TopP = 1.0,
@@ -121,7 +126,7 @@ def _flags(given: dict[str, Any]) -> "SpeakerFlags":
     """Those that say which model speaks."""
     from lmoe.cli.speak import SpeakerFlags
 
-    return SpeakerFlags(**{field.name: given.get(field.name) for field in fields(SpeakerFlags)})
+    return SpeakerFlags(**{field.name: given[field.name] for field in fields(SpeakerFlags) if field.name in given})
 
 
 def _sampling(given: dict[str, Any]) -> dict[str, Any]:
@@ -142,6 +147,7 @@ def prepare(
     chat_template: Annotated[str | None, typer.Option(help="File with a Jinja chat template.")] = None,
     cache_dir: Annotated[str | None, typer.Option(help="Folder of tokenised rows.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Tokenise rows into the cache, and say what they hold and what was dropped."""
     from lmoe.cli.prepare import run
@@ -156,6 +162,7 @@ def prepare(
             chat_template=chat_template,
             cache_dir=cache_dir,
             seed=seed,
+            trust_remote_code=trust_remote_code,
         )
     )
 
@@ -199,6 +206,7 @@ def evaluate(
         str | None, typer.Option(help="Folder of the results; without: evaluation/ of the run or adapter.")
     ] = None,
     wandb: Annotated[bool, typer.Option("--wandb", help="Also as a W&B run with tables.")] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Measure a trained mixture beside its base: losses, multiple choice, samples, benchmarks."""
     from lmoe.cli.evaluate import run
@@ -206,6 +214,7 @@ def evaluate(
     settings = {
         "checkpoint": checkpoint,
         "base_model": base_model,
+        "trust_remote_code": trust_remote_code,
         "data": data,
         "choices": choices,
         "prompts": prompts,
@@ -239,6 +248,7 @@ def export(
     experts: Experts = None,
     weights: Weights = None,
     precision: Precision = None,
+    trust_remote_code: TrustRemoteCode = False,
     rank: Annotated[
         int | None, typer.Option(min=1, help="peft, of a blend: the nearest adapter of this rank; without: exact.")
     ] = None,
@@ -269,11 +279,12 @@ def convert(
     base_model: Annotated[
         str | None, typer.Option(help="Backbone to use instead of the one the checkpoint names.")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Make an adapter of a mixture that EulerForge has trained."""
     from lmoe.cli.convert import run
 
-    raise typer.Exit(run(checkpoint, output=output, base_model=base_model))
+    raise typer.Exit(run(checkpoint, output=output, base_model=base_model, trust_remote_code=trust_remote_code))
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from lmoe.schema.places import is_dir
 from lmoe.schema.problems import shown
 from lmoe.schema.read import no_mapping, value_problems
 from lmoe.schema.resources import resource_dir
-from lmoe.schema.run_folder import hydra_quoted
+from lmoe.schema.run_folder import hydra_quoted, name_problems
 
 CONFIG_DIR, SEARCHPATH = ("--config-dir", "-cd"), "hydra.searchpath="
 """How a command names folders with more choices for a group."""
@@ -248,6 +248,8 @@ def _problem(setting: Setting, schema: type, *, multirun: bool) -> str | None:
         return None if parsed.is_delete() else _choice_problem(setting, setting.choices)
     if (unknown := unknown_key(schema, key.split("."))) is not None:
         return unknown
+    if key == "name" and (wrong_names := [p for value in setting.values for p in name_problems(_unquoted(value))]):
+        return wrong_names[0]  # before Hydra makes the folder
     hint = target(schema, key)
     if parsed.is_delete():
         may_go = _entry(schema, key) == key or (hint is Any and _is_free(schema, key))
@@ -258,6 +260,12 @@ def _problem(setting: Setting, schema: type, *, multirun: bool) -> str | None:
     return next(
         (problem for value in wrong if isinstance(value, dict) for problem in value_problems(hint, value, key)), None
     )
+
+
+def _unquoted(value: Any) -> str:
+    """A value of a multirun is written as in a command."""
+    text = str(value)
+    return text[1:-1] if len(text) > 1 and text[0] == text[-1] and text[0] in "'\"" else text
 
 
 def _choice_problem(setting: Setting, choices: dict[str, Path]) -> str | None:

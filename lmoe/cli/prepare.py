@@ -16,6 +16,7 @@ def run(
     chat_template: str | None,
     cache_dir: str | None,
     seed: int,
+    trust_remote_code: bool,
 ) -> int:
     """Returns the exit code."""
 
@@ -40,7 +41,7 @@ def run(
             cache_dir=cache_dir,
         )
         raise_problems(data_problems(config))
-        backbone = BackboneConfig(model_name=model)
+        backbone = BackboneConfig(model_name=model, trust_remote_code=trust_remote_code)
         prepared = prepare(
             config,
             load_tokenizer(backbone),

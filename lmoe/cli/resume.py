@@ -7,7 +7,6 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
-from yaml import YAMLError
 
 from lmoe.errors import ConfigError
 from lmoe.schema.limits import MOST_CHARACTERS
@@ -18,8 +17,11 @@ from lmoe.schema.read import read_section
 from lmoe.schema.resources import resource_dir
 from lmoe.schema.resume_rules import LENGTH, PER_STEP, refused
 from lmoe.schema.run_folder import CONFIG_FILE, PROVENANCE_FILE, resume_setting
+from lmoe.schema.small_file import Reader
 
 AUTO = "auto"
+SAVED = Reader(error=ConfigError, cure="put back the file that the run has written")
+"""How the config of a run is read."""
 OWN_KEYS_ONLY = ("trainer",)
 """Groups whose choice, on resume, changes what its file says and nothing else."""
 
@@ -94,8 +96,8 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
 
 
 def _saved(file: Path, schema: type) -> DictConfig:
-    """The config that a run has kept."""
-    config, reading = read_section(schema, _load(file))
+    """The config that a run has kept, as data: what looks like an interpolation is refused."""
+    config, reading = read_section(schema, SAVED.yaml(file))
     raise_problems([f"resume: {file}: {problem}" for problem in reading.problems])
     return OmegaConf.structured(config)
 
@@ -110,13 +112,6 @@ def _shown(value: Any) -> str:
 def _validations_decide(saved: DictConfig) -> bool:
     phases = OmegaConf.select(saved, "phase.phases") or {}
     return bool(OmegaConf.select(saved, "callbacks")) or any(phase.start == PLATEAU for phase in phases.values())
-
-
-def _load(file: Path) -> Any:
-    try:
-        return OmegaConf.load(file)
-    except (OSError, YAMLError) as error:
-        raise ConfigError(f"resume: {file} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _set_by(overrides: list[str], schema: type) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ class SpeakerFlags:
         model, experts, weights, router, experts_top_k, router_temperature, fit, precision: a base with experts blended
             over it.
         device: where either computes.
+        trust_remote_code: whether Python that comes with the base runs.
     """
 
     checkpoint: str | None = None
@@ -32,6 +33,7 @@ class SpeakerFlags:
     fit: str | None = None
     precision: str | None = None
     device: str | None = None
+    trust_remote_code: bool = False
 
     def problems(self) -> list[str]:
         """Flags that cannot stand together."""
@@ -75,7 +77,13 @@ def open_speaker(flags: SpeakerFlags) -> "Speaker":
 
     quiet_libraries()
     if flags.checkpoint is not None:
-        return trained(flags.checkpoint, base_model=flags.base_model, domain=flags.domain, device=flags.device)
+        return trained(
+            flags.checkpoint,
+            base_model=flags.base_model,
+            domain=flags.domain,
+            device=flags.device,
+            trust_remote_code=flags.trust_remote_code,
+        )
     assert flags.model is not None
     if flags.precision is not None and flags.precision not in list(BackbonePrecision):
         raise ConfigError(f"--precision {flags.precision}: allowed: {', '.join(BackbonePrecision)}")
@@ -90,4 +98,5 @@ def open_speaker(flags: SpeakerFlags) -> "Speaker":
         router_temperature=flags.router_temperature,
         fit=named_places(flags.fit, "fit"),
         device=flags.device,
+        trust_remote_code=flags.trust_remote_code,
     )

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
     """One job: a dry run, a training or a continued one."""
-    raise_problems(callbacks_from_problems(config, overrides))
+    raise_problems(callbacks_from_problems(config))
     if config.dry_run is DryRun.config:
         for note in hub_names(config):
             sys.stdout.write(f"{note}\n")

@@ -22,7 +22,7 @@ FORMAT_VERSION = 1
 FIELDS = ("input_ids", "is_label", "offsets", "domains")
 METADATA_KEY = "lmoe"
 """One entry only: with several, the bytes of a safetensors file are not reproducible."""
-UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
+UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError, OverflowError)
 
 
 def cache_folder(cache_dir: str | None) -> Path:

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 from lmoe.data.rows import Row, read_rows
 from lmoe.errors import DataError
 from lmoe.ops.labels import IGNORE
+from lmoe.schema.small_file import ordinary_size
 
 Encode = Callable[[str], list[int]]
 
@@ -46,8 +48,12 @@ def read_corpus(path: str, held_out_share: float, held_out_min_bytes: int) -> li
 
 
 def _split(file: Path, share: float, min_bytes: int) -> DomainText:
-    raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-    text = raw.decode("utf-8")
+    try:
+        ordinary_size(file)
+        raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
+        text = raw.decode("utf-8")
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{file}: cannot be read: {error}; it must hold UTF-8 text") from None
     tail = max(int(len(text) * share), min_bytes)
     if tail >= len(text) // 2:
         raise DataError(f"{file}: {len(text)} characters are too few to keep {tail} out")

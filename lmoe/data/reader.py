@@ -14,6 +14,7 @@ from lmoe.data.rows import Row, data_files, read_rows
 from lmoe.data.template import ChatTemplate
 from lmoe.errors import DataError
 from lmoe.schema.data import DataConfig
+from lmoe.schema.small_file import ordinary_size
 
 BUNDLED = "bundled"
 """What data.path calls the rows that ship with lmoe."""
@@ -98,6 +99,7 @@ class Reader:
 
 def _file_digest(file: Path) -> str:
     try:
+        ordinary_size(file)
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:

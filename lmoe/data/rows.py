@@ -1,14 +1,15 @@
 """Read rows from JSONL files, folders of them, or a hub data set, and bring them to one shape."""
 
 import gzip
-import json
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from lmoe.errors import DataError
+from lmoe.schema.small_file import Reader, ordinary_size
 
 FORMATS = (
     '{"messages": [{"role": …, "content": …}, …]}, {"prompt": …, "response": …}, '
@@ -18,6 +19,11 @@ ROLES = ("system", "user", "assistant", "tool")
 SUFFIXES = (".jsonl", ".jsonl.gz")
 DEFAULT_DOMAIN = "all"
 BLANK = b" \t\r\n\xef\xbb\xbf"
+
+LONGEST_LINE = 64_000_000
+"""Bytes of a line: a row of that length has more tokens than any context, so that a file without lines is no JSONL."""
+ROW = Reader(error=DataError, finite=False)
+"""How a line is parsed; what a field that nobody reads holds may be NaN."""
 
 Message = dict[str, str]
 
@@ -82,8 +88,9 @@ def json_records(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
     """
     opener = gzip.open if file.suffix == ".gz" else open
     try:
-        with opener(file, "rb") as lines:
-            for number, line in enumerate(lines, start=1):
+        ordinary_size(file)
+        with opener(file, "rb") as stream:
+            for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE + 1), b""), start=1):
                 if line.strip(BLANK):
                     yield _parse(line, f"{file}:{number}"), f"{file}:{number}"
     except (OSError, EOFError, zlib.error) as error:
@@ -91,17 +98,15 @@ def json_records(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
+    if len(line) > LONGEST_LINE:
+        raise ROW.refusal(where, f"a line of more than {LONGEST_LINE:,} bytes; a JSONL file has one row a line")
     try:
-        record = json.loads(line.decode("utf-8-sig"))
-        json.dumps(record, ensure_ascii=False).encode()
-    except json.JSONDecodeError as error:
-        raise DataError(f"{where}: malformed JSON: {error.msg} at column {error.colno}") from None
+        text = line.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise DataError(f"{where}: not UTF-8: {error.reason} at byte {error.start + 1}") from None
-    except UnicodeEncodeError:
-        raise DataError(f"{where}: half of a surrogate pair (\\ud800 to \\udfff) is no character") from None
+        raise ROW.refusal(where, f"not UTF-8: {error.reason} at byte {error.start + 1}") from None
+    record = ROW.parsed(text.strip("\r\n"), where)
     if not isinstance(record, dict):
-        raise DataError(f"{where}: a row must be a JSON object, got {type(record).__name__}")
+        raise ROW.refusal(where, f"a row must be a JSON object, got {type(record).__name__}")
     return record
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from lmoe.data.render_limit import render, render_with_generation
 from lmoe.data.spans import Message, Span, content_spans, with_turn_end, without_blank
 from lmoe.errors import DataError
+from lmoe.schema.small_file import Reader
 
 PROBE: list[Message] = [
     {"role": "user", "content": "Good morning."},
@@ -139,10 +140,11 @@ def read_template(file: str) -> str:
     Raises:
         DataError: the file cannot be read.
     """
+    reader = Reader(error=DataError, most=1_000_000, what="a chat template")
     try:
-        return Path(file).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"data.chat_template={file}: cannot be read: {error}") from None
+        return reader.text(Path(file).expanduser())
+    except DataError as error:
+        raise DataError(f"data.chat_template={error}") from None
 
 
 def _source(tokenizer: PreTrainedTokenizerBase, file: str | None) -> str | None:

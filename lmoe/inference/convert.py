@@ -21,13 +21,16 @@ from lmoe.schema.backbone import BackboneConfig
 LAYER = re.compile(r"\.(\d+)\.")
 
 
-def convert_eulerforge(checkpoint: str | Path, output: str | Path, base_model: str | None = None) -> Path:
+def convert_eulerforge(
+    checkpoint: str | Path, output: str | Path, base_model: str | None = None, *, trust_remote_code: bool = False
+) -> Path:
     """Write the routers and experts of a mixture_lora of EulerForge as an adapter that computes the same.
 
     Args:
         checkpoint: its run directory (of which `final` is taken) or a checkpoint folder.
         output: a directory that does not exist or is empty.
         base_model: hub name or directory of the backbone; None: the one that its config names.
+        trust_remote_code: run Python that comes with the base.
 
     Raises:
         CheckpointError: no such checkpoint, a backbone that was trained too, or what lmoe has no place for.
@@ -37,7 +40,7 @@ def convert_eulerforge(checkpoint: str | Path, output: str | Path, base_model: s
     name = base_model or given.config.get("model_name")
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"{given.folder}: {CONFIG_FILE} does not name the base; give --base-model")
-    backbone = BackboneConfig(model_name=name)
+    backbone = BackboneConfig(model_name=name, trust_remote_code=trust_remote_code)
     model = load_model(backbone)
     injection, moe = sections(given)
     try:
@@ -53,7 +56,7 @@ def convert_eulerforge(checkpoint: str | Path, output: str | Path, base_model: s
         where = "no place for" if differing[0] in given.adapters else "no tensor for"
         raise CheckpointError(f"{given.folder}: {where} {differing[0]} (of {len(differing)} differences)")
     fill(own, given.adapters, str(given.folder))
-    tokenizer = tokenizer_in(given.folder) or load_tokenizer(backbone)
+    tokenizer = tokenizer_in(given.folder, trust_remote_code=trust_remote_code) or load_tokenizer(backbone)
     return save(model, target, tokenizer=tokenizer, base_model=name)
 
 

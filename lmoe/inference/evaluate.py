@@ -25,6 +25,7 @@ from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain as of_domain
 from lmoe.injection.tracing import expert_of
 from lmoe.report.evaluation import Evaluation
+from lmoe.schema.backbone import BackboneConfig
 from lmoe.schema.evaluate import NO_DATA, EvaluateSettings, Prompts, check_settings
 from lmoe.schema.resources import resource_dir
 
@@ -48,14 +49,16 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
     source, folder = settings.choices, resource_dir("data/eval")
     questions = {} if source is None else read_choices(source, folder, settings.limit)
     manager = task_manager(settings.tasks, settings.task_path) if settings.tasks else None
-    model, tokenizer = load(settings.checkpoint, base_model=settings.base_model)
+    trust = settings.trust_remote_code
+    model, tokenizer = load(settings.checkpoint, base_model=settings.base_model, trust_remote_code=trust)
     length = longest(settings.max_length, own.max_length, model)
     if settings.domain is not None:
         expert_of(injected(model).moe, settings.domain)
     subject = Subject(
         model=placed(model, settings.device), tokenizer=tokenizer, batch_size=settings.batch_size, max_length=length
     )
-    template_file = settings.chat_template or older_template(own, tokenizer, str(model.name_or_path))
+    backbone = BackboneConfig(model_name=str(model.name_or_path), trust_remote_code=trust)
+    template_file = settings.chat_template or older_template(own, tokenizer, backbone)
     take_template(tokenizer, template_file)  # rows, questions, answers and tasks: all by one template
     answers_end(model, tokenizer)
     template = ChatTemplate.of(tokenizer, None)

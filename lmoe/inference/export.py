@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
+from lmoe.backbones.load import load_model, precision_of
 from lmoe.checkpoint.peft_adapter import save_peft
 from lmoe.checkpoint.peft_experts import save_peft_experts
 from lmoe.checkpoint.place import adapter_folder
@@ -19,30 +20,36 @@ from lmoe.inference.load import load
 from lmoe.inference.merge import merge_adapters, merge_average
 from lmoe.inference.save_pretrained import save_backbone
 from lmoe.inference.val_loss import val_loss, validation_rows
+from lmoe.schema.backbone import BackboneConfig
 from lmoe.schema.evaluate import NO_DATA
 
 
-def export_peft(checkpoint: str | Path, output: str | Path, base_model: str | None = None) -> Path:
+def export_peft(
+    checkpoint: str | Path, output: str | Path, base_model: str | None = None, *, trust_remote_code: bool = False
+) -> Path:
     """Write one PEFT adapter that does what dense_lora or native_moe_expert_lora has learnt, with its tokenizer.
 
     Args:
         checkpoint: a run directory or an adapter directory.
         output: a directory that does not exist or is empty.
         base_model: hub name or directory of the backbone; None: the one that the adapter names.
+        trust_remote_code: as in lmoe.load.
 
     Raises:
         CheckpointError: no adapter there, something in the way, or what a PEFT adapter cannot hold.
         BackboneError: the base cannot be loaded.
     """
     folder = empty_folder(output)
-    model, tokenizer = load(checkpoint, base_model=base_model)
+    model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
     save_peft(model, folder, base_model=str(model.name_or_path))
     tokenizer.save_pretrained(folder)
     write_answer_end(model, tokenizer, folder)
     return folder
 
 
-def export_peft_experts(checkpoint: str | Path, output: str | Path, base_model: str | None = None) -> dict[str, Path]:
+def export_peft_experts(
+    checkpoint: str | Path, output: str | Path, base_model: str | None = None, *, trust_remote_code: bool = False
+) -> dict[str, Path]:
     """Write each expert of a mixture_lora as a PEFT adapter under its name, with attention LoRA and the chat template.
 
     Args, Raises: as export_peft.
@@ -51,7 +58,7 @@ def export_peft_experts(checkpoint: str | Path, output: str | Path, base_model: 
         The folders by name.
     """
     folder = empty_folder(output)
-    model, tokenizer = load(checkpoint, base_model=base_model)
+    model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
     written = save_peft_experts(model, folder, base_model=str(model.name_or_path))
     for place in written.values():
         write_answer_end(model, tokenizer, place)
@@ -94,11 +101,12 @@ def export_merged(
     *,
     average: bool = False,
     data: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Merged:
     """Write a Hugging Face model with the adapters in its weights, and its tokenizer.
 
     Args:
-        checkpoint, output, base_model: as export_peft.
+        checkpoint, output, base_model, trust_remote_code: as export_peft.
         average: merge the average of a mixture's experts, which is another model; else only dense_lora is merged.
         data: validation rows to measure both models on, or `none`; None: of an average the run's own (of an adapter on
             its own the bundled ones), and none where the merge is exact.
@@ -109,15 +117,20 @@ def export_merged(
         DataError: rows that cannot be read.
     """
     folder, merge = empty_folder(output), merge_average if average else merge_adapters
-    model, tokenizer = load(checkpoint, base_model=base_model)
+    model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
     measures = average if data is None else data != NO_DATA
-    rows = validation_rows(data, checkpoint, model, tokenizer) if measures else None
+    rows = None
+    if measures:
+        rows = validation_rows(data, checkpoint, model, tokenizer, trust_remote_code=trust_remote_code)
     before = None if rows is None else val_loss(model, tokenizer, rows)
     _save(model, folder, merge)
     tokenizer.save_pretrained(folder)
     if rows is None:
         return Merged(folder=folder, loss_before=None, loss_after=None)
-    saved = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).eval()
+    backbone = BackboneConfig(
+        model_name=str(folder), precision=precision_of(model), trust_remote_code=trust_remote_code
+    )
+    saved = load_model(backbone)
     return Merged(folder=folder, loss_before=before, loss_after=val_loss(saved, tokenizer, rows))
 
 

@@ -17,10 +17,15 @@ from lmoe.inference.inject import inject
 from lmoe.injection.apply import plan
 from lmoe.injection.plan import InjectionPlan
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
+from lmoe.schema.trust import would_run
 
 
 def load(
-    path: str | Path, *, base_model: str | None = None, average_without_config: bool = True
+    path: str | Path,
+    *,
+    base_model: str | None = None,
+    average_without_config: bool = True,
+    trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Rebuild backbone, routers and experts exactly.
 
@@ -31,18 +36,20 @@ def load(
         average_without_config: for an adapter whose lmoe_config.json is lost: merge the average of its experts into
             base_model, which must be given, with a warning, because it is another model than the one that was trained.
             False: refuse it.
+        trust_remote_code: run Python that comes with the base, or with the adapter's tokenizer. What the adapter's own
+            config says of it never counts.
 
     Returns:
         The model in evaluation mode, ready for model.generate, which stops where training ended a turn, and its
         tokenizer, with the chat template that the run was trained with.
 
     Raises:
-        CheckpointError: no adapter there, a torn file, or a base that does not fit.
+        CheckpointError: no adapter there, a torn file, a base that does not fit, or one that asks to run Python.
         BackboneError: the base cannot be loaded.
     """
     lost = lost_config(path)
     if lost is not None and base_model is not None and average_without_config:
-        return _average(lost, base_model)
+        return _average(lost, base_model, trust_remote_code)
     folder = adapter_folder(path)
     config = read_adapter_config(folder)
     stored = config.base_model
@@ -55,11 +62,14 @@ def load(
         model_name=base_model or (str(folder) if is_beside else stored["name"]),
         revision=None if base_model or is_beside else stored.get("revision"),
         precision=BackbonePrecision(stored["precision"]),
+        trust_remote_code=trust_remote_code,
     )
+    if stored.get("trust_remote_code") and base_model is None and not trust_remote_code:
+        refuse_code(backbone.model_name, folder)
     model = load_model(backbone)
     inject_stored(model, folder, config, f"the base {backbone.model_name}")
     named = replace(backbone, model_name=stored["name"]) if is_beside and stored["name"] else backbone
-    tokenizer = tokenizer_in(folder) or load_tokenizer(named)
+    tokenizer = tokenizer_in(folder, trust_remote_code=trust_remote_code) or load_tokenizer(named)
     answers_end(model, tokenizer)
     return model.eval(), tokenizer
 
@@ -87,10 +97,22 @@ def _holds_model(folder: Path) -> bool:
     return (folder / "config.json").exists() and any(folder.glob("model*.safetensors"))
 
 
-def _average(folder: Path, base_model: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    backbone = BackboneConfig(model_name=base_model)
+def refuse_code(model_name: str, folder: Path) -> None:
+    """
+    Raises:
+        CheckpointError: the base or the adapter's tokenizer names Python that was run in training.
+    """
+    if (code := would_run(model_name, folder)) is not None:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: base_model.trust_remote_code is true: {code} would run. Where you trust it, say "
+            "so in this call or on this command line (trust_remote_code=True, --trust-remote-code)"
+        )
+
+
+def _average(folder: Path, base_model: str, trust: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    backbone = BackboneConfig(model_name=base_model, trust_remote_code=trust)
     model = load_model(backbone)
     merge_without_config(model, folder)
-    tokenizer = tokenizer_in(folder) or load_tokenizer(backbone)
+    tokenizer = tokenizer_in(folder, trust_remote_code=trust) or load_tokenizer(backbone)
     answers_end(model, tokenizer)
     return model.eval(), tokenizer

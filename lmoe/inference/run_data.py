@@ -1,22 +1,19 @@
 """Which rows a run validated on: the data section of its config.yaml."""
 
-import json
 from pathlib import Path
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedTokenizerBase
-from yaml import YAMLError, safe_load
 
 from lmoe.backbones.load import load_tokenizer
 from lmoe.checkpoint.place import ADAPTER_DIR
 from lmoe.data.template import read_template
-from lmoe.errors import BackboneError, CheckpointError, DataError
+from lmoe.errors import BackboneError, DataError
 from lmoe.schema.backbone import BackboneConfig
 from lmoe.schema.data import DataConfig
+from lmoe.schema.problems import shown, size_problems
+from lmoe.schema.read import read_section
 from lmoe.schema.run_folder import CONFIG_FILE
-
-UNREADABLE = (OSError, YAMLError, OmegaConfBaseException, AttributeError, TypeError, ValueError)
+from lmoe.schema.small_file import Reader
 
 
 def run_folder(adapter: Path) -> Path | None:
@@ -25,20 +22,20 @@ def run_folder(adapter: Path) -> Path | None:
     return run if adapter.name == ADAPTER_DIR and (run / CONFIG_FILE).exists() else None
 
 
-def older_template(config: DataConfig, tokenizer: PreTrainedTokenizerBase, base_model: str) -> str | None:
+def older_template(config: DataConfig, tokenizer: PreTrainedTokenizerBase, backbone: BackboneConfig) -> str | None:
     """data.chat_template of a run whose adapter does not have it, because an older lmoe has saved the base's own there;
     None: the adapter's tokenizer has the template of the run.
 
     Args:
         config: data section of the run.
         tokenizer: of its adapter.
-        base_model: hub name or directory of the backbone.
+        backbone: that it rests on.
     """
     file = config.chat_template
     try:
         if file is None or read_template(file) == tokenizer.chat_template:
             return None
-        base = load_tokenizer(BackboneConfig(model_name=base_model))
+        base = load_tokenizer(backbone)
     except (DataError, BackboneError):
         return None
     return file if base.chat_template == tokenizer.chat_template else None
@@ -53,14 +50,11 @@ def run_data(run: Path | None) -> tuple[DataConfig, int]:
     if run is None:
         return DataConfig(), 0
     file = run / CONFIG_FILE
-    try:
-        saved = safe_load(file.read_text(encoding="utf-8"))
-        section, seed = saved.get("data") or {}, int(saved.get("seed", 0))
-        if "${" in json.dumps(section):
-            raise ValueError("an interpolation where plain values are expected")
-        config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(DataConfig), section))
-    except UNREADABLE as error:
-        reason = " ".join(str(error).split())
-        raise CheckpointError(f"{file}: its data section cannot be read ({reason}); name rows with --data") from None
-    assert isinstance(config, DataConfig)
+    reader = Reader(cure="put back the file that the run has written, or move adapter/ out of the run")
+    saved = reader.yaml(file)
+    config, reading = read_section(DataConfig, {} if saved.get("data") is None else saved["data"], prefix="data")
+    seed = saved.get("seed", 0)
+    problems = reading.problems + ([] if type(seed) is int else [f"seed is {shown(seed)}, must be a whole number"])
+    if problems := problems + size_problems(config, "data"):
+        raise reader.refusal(file, f"its data section cannot be read: {'; '.join(problems)}")
     return config, seed

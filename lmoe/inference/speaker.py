@@ -51,16 +51,24 @@ class Speaker:
             yield
 
 
-def trained(checkpoint: str, *, base_model: str | None, domain: str | None, device: str | None = None) -> Speaker:
+def trained(
+    checkpoint: str,
+    *,
+    base_model: str | None,
+    domain: str | None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Speaker:
     """A run or an adapter, routers and all.
 
     Args:
         device: where it computes; None: a GPU where there is one.
+        trust_remote_code: run Python that comes with the base.
 
     Raises:
         LmoeError: as lmoe.load, or no such device.
     """
-    model, tokenizer = load(checkpoint, base_model=base_model)
+    model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
     return Speaker(model=placed(model, device), tokenizer=tokenizer, domain=domain)
 
 
@@ -75,18 +83,20 @@ def blended(
     router_temperature: float | None = None,
     fit: Mapping[str, str] | None = None,
     device: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Speaker:
     """A base with experts over it; without any, the base.
 
     Args:
         fit: rows by the name of an expert, whose prompts tell router=encoder what it is for; that is kept beside it.
         device: where it computes; None: a GPU where there is one.
+        trust_remote_code: run Python that comes with the base.
 
     Raises:
         LmoeError: a base that cannot be loaded, experts that do not fit, weights that cannot be, no such device.
     """
     texts = {name: prompts(place) for name, place in (fit or {}).items()}
-    backbone = BackboneConfig(model_name=model_name, precision=precision)
+    backbone = BackboneConfig(model_name=model_name, precision=precision, trust_remote_code=trust_remote_code)
     model, tokenizer = placed(load_model(backbone), device), load_tokenizer(backbone)
     blend = None
     if experts:

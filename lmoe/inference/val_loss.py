@@ -11,6 +11,7 @@ from lmoe.data.evaluation_rows import EvaluationRows, prepare_evaluation
 from lmoe.inference.run_data import older_template, run_data, run_folder
 from lmoe.inference.subject import Subject
 from lmoe.metrics.measure import measured
+from lmoe.schema.backbone import BackboneConfig
 from lmoe.schema.data import DataConfig
 from lmoe.schema.resources import resource_dir
 
@@ -18,13 +19,19 @@ BATCH_SIZE = 8
 
 
 def validation_rows(
-    path: str | None, checkpoint: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    path: str | None,
+    checkpoint: str | Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    trust_remote_code: bool = False,
 ) -> EvaluationRows:
     """All rows of a JSONL file, a folder of them or a hub data set; of `bundled` its validation rows.
 
     Args:
         path: None: those that the run validated on, or of an adapter on its own the bundled ones.
         checkpoint: the run or adapter.
+        trust_remote_code: as the base was loaded with.
 
     Raises:
         DataError: rows that cannot be read, or none with a label.
@@ -34,7 +41,8 @@ def validation_rows(
     if path is not None:
         config = DataConfig(path=path, val_path=path)
     else:
-        config = replace(config, chat_template=older_template(config, tokenizer, str(model.name_or_path)))
+        backbone = BackboneConfig(model_name=str(model.name_or_path), trust_remote_code=trust_remote_code)
+        config = replace(config, chat_template=older_template(config, tokenizer, backbone))
     longest = min(config.max_length, context_length(model) or config.max_length)
     config = replace(config, packing=False, max_length=longest)
     return prepare_evaluation(

@@ -1,10 +1,11 @@
 """Read metrics.csv: a wide table with one column a metric, empty where nothing was logged."""
 
-import csv
+import math
 from pathlib import Path
 
-from lmoe.errors import CheckpointError
+from lmoe.schema.small_file import Reader
 
+METRICS = Reader(most=2**32, what="it")
 Curves = dict[str, list[tuple[int, float]]]
 """Metric -> its (optimizer step, value) pairs, steps ascending."""
 
@@ -17,21 +18,20 @@ def read_metrics(path: Path) -> Curves:
     Raises:
         CheckpointError: the file cannot be read.
     """
-    try:
-        with open(path, newline="", encoding="utf-8", errors="replace") as file:
-            lines = file.read().splitlines(keepends=True)
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    lines = METRICS.bytes_of(path).decode("utf-8", errors="replace").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     by_step: dict[str, dict[int, float]] = {}
-    for row in csv.DictReader(lines):
+    rows = METRICS.rows(lines, path)
+    header = next(rows, [])
+    for cells in rows:
+        row = dict(zip(header, cells, strict=False))
         step = _number(row.pop("step", None))
         if step is None:
             continue
         for name, cell in row.items():
             value = _number(cell)
-            if value is not None:
+            if value is not None and math.isfinite(step):
                 by_step.setdefault(name, {})[int(step)] = value
     return {name: sorted(points.items()) for name, points in by_step.items()}
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lmoe.errors import TrainingError
+from lmoe.schema.small_file import make_way
 
 
 def write_bytes(path: Path, content: bytes) -> Path:
@@ -13,6 +14,7 @@ def write_bytes(path: Path, content: bytes) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        make_way(path)
         path.write_bytes(content)
     except OSError as error:
         raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from None

@@ -7,6 +7,9 @@ from pathlib import Path
 
 from lmoe.errors import CheckpointError
 from lmoe.report.files import write_bytes
+from lmoe.schema.small_file import Reader
+
+SUMMARY = Reader(most=2**30, what="it", finite=False, cure="it is no summary of a run")
 
 FINISHED = "all steps done"
 """Why a run ends that nothing ended before."""
@@ -88,12 +91,7 @@ class RunSummary:
         Raises:
             CheckpointError: no such file, not JSON, or keys that are missing or unknown.
         """
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read as the summary of a run: {error}") from None
-        if not isinstance(content, dict):
-            raise CheckpointError(f"{path} is no summary of a run: expected an object, got {type(content).__name__}")
+        content = SUMMARY.json(Path(path))
         expected = {f.name for f in fields(cls)}
         optional = {f.name for f in fields(cls) if f.default_factory is not MISSING or f.default is not MISSING}
         if problems := sorted((expected - optional - content.keys()) | (content.keys() - expected)):

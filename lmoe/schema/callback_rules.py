@@ -117,20 +117,11 @@ def own_class(target: str, callbacks_from: str | None) -> str | None:
     return name if module == own_module(callbacks_from) and name.isidentifier() else None
 
 
-def callbacks_from_problems(config: RunConfig, overrides: list[str]) -> list[str]:
-    """Problems of `callbacks_from`, whose code is run: no file may set it, least of all one that came with a run.
-
-    Args:
-        overrides: of this command line.
-    """
+def callbacks_from_problems(config: RunConfig) -> list[str]:
+    """Problems of `callbacks_from`, whose code is run (schema/trust.py: where the command line says so)."""
     given = config.callbacks_from
     if given is None:
         return []
-    if not any(override.lstrip("+").startswith("callbacks_from=") for override in overrides):
-        return [
-            f"callbacks_from={given} is set by a file; its code is run only where the command line itself says "
-            "callbacks_from=…"
-        ]
     targets = [entry.get("_target_") for entry in config.callbacks.values() if isinstance(entry, dict)]
     if not any(isinstance(target, str) and own_class(target, given) for target in targets):
         return [

@@ -27,6 +27,8 @@ class EvaluateSettings:
     """Run directory or adapter directory."""
     base_model: str | None = None
     """Backbone to use instead of the one the adapter names."""
+    trust_remote_code: bool = False
+    """Run Python that comes with the base or the adapter's tokenizer."""
     data: str | None = None
     """Rows for losses and samples; None: the run's own validation rows, or else the bundled ones; none: no rows."""
     choices: str | None = None

@@ -9,6 +9,8 @@ from lmoe.errors import ConfigError
 from lmoe.schema.limits import LEAST_SIZE, MOST, MOST_CHARACTERS, MOST_OF_OTHERS, MOST_SIZE, WHY
 
 Section = TypeVar("Section")
+INTERPOLATION = "${"
+"""With which OmegaConf would read the environment, or another key."""
 LONGEST = 60
 """Characters of a value that a message shows."""
 
@@ -69,6 +71,8 @@ def _replaced(config: Any, key: str, bad: set[str]) -> Any:
 
 def _size_problem(key: str, value: float | str) -> str | None:
     if isinstance(value, str):
+        if INTERPOLATION in value:
+            return f"{key} is {shown(value)}, must be plain text: what is saved with a run holds no ${{…}}"
         most = f"must have at most {MOST_CHARACTERS}"
         return None if len(value) <= MOST_CHARACTERS else f"{key} has {len(value)} characters, {most}"
     if isinstance(value, int):

@@ -11,8 +11,20 @@ PROVENANCE_FILE = "provenance.json"
 METRICS_FILE = "metrics.csv"
 """Every logged metric by step."""
 
+LEADS_OUT = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z]:")
+"""In a name that becomes folders: a step up, the root, a drive."""
 PLAIN = re.compile(r"[\w.-]*/[\w./-]*", re.ASCII)
 """A path that neither a shell nor Hydra takes for something else."""
+
+
+def name_problems(name: str) -> list[str]:
+    """Problems of `name`, of which the run's folder and its folder's parents are made."""
+    if LEADS_OUT.search(name) or not name.isprintable():
+        return [
+            f"name is {name!r}, must be a name such as sql or group/sql: the run's folder is made of it, and must not "
+            "lie outside outputs/"
+        ]
+    return []
 
 
 def resume_setting(run_dir: str | Path) -> str:

@@ -21,6 +21,7 @@ from lmoe.schema.places import blocked_folder, exists, expanded, hub_note, missi
 from lmoe.schema.problems import above_zero, at_least, keys_named, raise_problems, within_sizes, without_effect
 from lmoe.schema.read import independent
 from lmoe.schema.run import RunConfig
+from lmoe.schema.run_folder import name_problems
 from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 from lmoe.schema.trainer import PRECISIONS, Accelerator, Strategy, TrainerConfig, max_seconds
 from lmoe.schema.validate_injection import injection_problems
@@ -58,6 +59,7 @@ def run_problems(config: RunConfig) -> list[str]:
         + at_least(config.analysis.permutations, 1, "analysis.permutations")
         + checkpoint_problems(config.checkpoint, config.resume)
         + seed_problems(config.seed)
+        + name_problems(config.name)
         + step_problems("data.batch_size", config.data.batch_size, config.trainer)
         + place_problems(config),
         keys_named(sizes),

@@ -7,6 +7,7 @@ from lmoe.schema.places import blocked_folder, exists, expanded, missing_place
 from lmoe.schema.pretrain import PretrainConfig
 from lmoe.schema.problems import at_least, keys_named, within_sizes, without_effect
 from lmoe.schema.read import independent
+from lmoe.schema.run_folder import name_problems
 from lmoe.schema.trainer import NonFinite, Strategy
 from lmoe.schema.validate import (
     checkpoint_problems,
@@ -27,6 +28,7 @@ def pretrain_problems(config: PretrainConfig) -> list[str]:
         + trainer_problems(config.trainer)
         + logger_problems(config.logger)
         + seed_problems(config.seed)
+        + name_problems(config.name)
         + checkpoint_problems(config.checkpoint, config.resume)
         + at_least(corpus.batch_size, 1, "corpus.batch_size")
         + at_least(corpus.sequence_length, 1, "corpus.sequence_length")

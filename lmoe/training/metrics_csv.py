@@ -11,7 +11,11 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lmoe.errors import CheckpointError, TrainingError
+from lmoe.errors import TrainingError
+from lmoe.schema.small_file import Reader, make_way
+
+PAST = Reader(cure="move it away, and the run goes on with a new one", most=2**32, what="it")
+"""How the rows of the past are read."""
 
 
 class MetricsCsv(Logger):
@@ -38,6 +42,16 @@ class MetricsCsv(Logger):
         if resume_step is not None and path.exists():
             self._columns = self._header()
             self._write_anew(row for row in self._rows() if _step(row) <= resume_step)
+
+    @staticmethod
+    def check(path: Path) -> None:
+        """Read the rows of the past, and change nothing.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
+        for _ in PAST.rows(_whole_lines(path, None), path):
+            pass
 
     @property
     def name(self) -> str:
@@ -96,6 +110,7 @@ class MetricsCsv(Logger):
         """NOTE under another name first: a kill or a full disk must not take the rows of the past."""
         partial, last, begins = self.path.with_suffix(".partial"), None, 0
         with self._named_errors():
+            make_way(partial)
             with open(partial, "wb") as file:
                 file.write(_text(self._columns))
                 for last in rows:
@@ -108,23 +123,13 @@ class MetricsCsv(Logger):
         return _text([row.get(name, "") for name in self._columns])
 
     def _header(self) -> list[str]:
-        return next(csv.reader(self._whole_lines(None)), ["step"])
+        return next(PAST.rows(_whole_lines(self.path, None), self.path), ["step"])
 
     def _rows(self, end: int | None = None) -> list[dict[str, Any]]:
         """The rows of the file without their empty cells; those that begin before `end`."""
-        reader = csv.reader(self._whole_lines(end))
+        reader = PAST.rows(_whole_lines(self.path, end), self.path)
         header = next(reader, [])
         return [{name: cell for name, cell in zip(header, cells, strict=False) if cell} for cells in reader]
-
-    def _whole_lines(self, end: int | None) -> Iterator[str]:
-        """The lines with a line break at their end: a crash may have torn the last one."""
-        try:
-            content = self.path.read_bytes()[:end].decode("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{self.path} cannot be read: {error}; move it away, and the run goes on with a new one"
-            ) from None
-        return (line for line in io.StringIO(content, newline="") if line.endswith("\n"))
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -132,6 +137,12 @@ class MetricsCsv(Logger):
             yield
         except OSError as error:
             raise TrainingError(f"{self.path} cannot be written: {error.strerror or error}") from None
+
+
+def _whole_lines(path: Path, end: int | None) -> Iterator[str]:
+    """The lines with a line break at their end: a crash may have torn the last one."""
+    content = PAST.decoded(PAST.bytes_of(path)[:end], path)
+    return (line for line in io.StringIO(content, newline="") if line.endswith("\n"))
 
 
 def _text(cells: list[Any]) -> bytes:

@@ -134,7 +134,9 @@ def test_a_run_whose_rows_are_gone_says_how_to_name_others(own_run, micro):
     with pytest.raises(DataError, match="cannot be used, name others with --data: /gone/val: no such file"):
         evaluate(EvaluateSettings(checkpoint=str(own_run)))
     (own_run / "config.yaml").write_text("data: {path: '${oc.env:HOME}'}\n")
-    with pytest.raises(CheckpointError, match="config.yaml: its data section cannot be read .*interpolation"):
+    with pytest.raises(
+        CheckpointError, match="config.yaml: data.path is .*an interpolation; .*move adapter/ out of the run"
+    ):
         evaluate(EvaluateSettings(checkpoint=str(own_run)))
 
 

@@ -118,7 +118,7 @@ def test_a_hostile_config_is_refused_with_one_of_our_errors(trained, tmp_path, c
 
 
 def test_code_of_a_base_is_not_run_because_an_adapter_names_it(trained, tmp_path):
-    """The adapter's config may say trust_remote_code; loading takes no notice."""
+    """Only the call itself gives trust, and it is told what would run."""
     base, marker = tmp_path / "base", tmp_path / "ran"
     shutil.copytree(trained.base, base)
     code = f"open({str(marker)!r}, 'w').close()\nclass Evil: pass\n"
@@ -131,9 +131,14 @@ def test_code_of_a_base_is_not_run_because_an_adapter_names_it(trained, tmp_path
         tmp_path / "adapter",
         lambda c: c["base_model"].update(name=str(base), trust_remote_code=True),
     )
-    with pytest.raises(BackboneError, match="cannot be loaded"):
+    with pytest.raises(CheckpointError, match=r"base_model.trust_remote_code is true: evil.Evil .*base/config.json"):
         lmoe.load(given)
+    with pytest.raises(BackboneError, match="where you trust its code, say so .*--trust-remote-code"):
+        lmoe.load(given, base_model=str(base))
     assert not marker.exists()
+    with pytest.raises(BackboneError):  # a class that is no model
+        lmoe.load(given, trust_remote_code=True)
+    assert marker.exists()
 
 
 # --- a config that is lost
