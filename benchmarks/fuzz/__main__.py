@@ -14,7 +14,7 @@ from benchmarks.flags import RESULTS, positive
 from benchmarks.machine import cores, cpu_model
 from benchmarks.torture.outcome import table, timed, write
 
-PARTS = {"configs": 2400, "files": 1}
+PARTS = {"configs": 2400, "files": 500}
 """Modules of this package with their number of cases; each has a CLAIM and a `fuzz(base, count, seed, outcome)`."""
 
 

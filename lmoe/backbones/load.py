@@ -205,6 +205,18 @@ SMALL_FILES = (
     *("added_tokens.json", "processor_config.json", "preprocessor_config.json", "chat_template.json"),
 )
 """JSON objects that Transformers reads itself, in words of its own where they hold something else."""
+INDEX = "model.safetensors.index.json"
+LARGEST = {
+    "num_hidden_layers": 10_000,
+    "hidden_size": 1_000_000,
+    "intermediate_size": 10_000_000,
+    "vocab_size": 100_000_000,
+    "num_attention_heads": 100_000,
+    "num_experts": 100_000,
+    "num_local_experts": 100_000,
+    "n_routed_experts": 100_000,
+}
+"""Sizes in config.json, far beyond those of any model."""
 MODEL_FILE = Reader(error=BackboneError, most=64_000_000, what="such a file", finite=False)
 TEMPLATE = Reader(error=BackboneError, most=1_000_000, what="a chat template")
 
@@ -219,9 +231,32 @@ def check_files(folder: Path) -> None:
         if entry.exists() and not entry.is_file() and not entry.is_dir():
             raise BackboneError(f"{entry}: {NO_FILE}; remove it")
         if entry.name in SMALL_FILES:
-            MODEL_FILE.json(entry)
+            content = MODEL_FILE.json(entry)
+            if entry.name == "config.json":
+                _check_sizes(entry, content)
+        elif entry.name == INDEX:
+            _check_places(entry, MODEL_FILE.json(entry))
         elif entry.name == "chat_template.jinja":
             TEMPLATE.text(entry)
+
+
+def _check_sizes(file: Path, content: dict[str, Any]) -> None:
+    """Refuse sizes that no model has: Transformers would build such a model until the memory is full."""
+    for part in (content, *(part for part in content.values() if isinstance(part, dict))):
+        for key, most in LARGEST.items():
+            size = part.get(key)
+            if isinstance(size, int | float) and not 0 <= size <= most:
+                raise BackboneError(f"{file}: {key} is {str(size)[:40]}, and must be from 0 to {most:,}")
+
+
+def _check_places(file: Path, content: dict[str, Any]) -> None:
+    """Refuse an index of weights that looks outside of its folder."""
+    places = content.get("weight_map")
+    if not isinstance(places, dict):
+        raise BackboneError(f"{file}: has no weight_map by name")
+    for place in places.values():
+        if not isinstance(place, str) or Path(place).name != place or place in ("", ".", ".."):
+            raise BackboneError(f"{file}: weight_map names {str(place)[:100]!r}, which is no file of this folder")
 
 
 @contextmanager

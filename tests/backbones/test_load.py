@@ -1,6 +1,8 @@
 """Loading a local directory, and what is said when there is nothing to load."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,53 @@ def test_code_beside_a_tokenizer_is_neither_run_nor_asked_about(tmp_path, monkey
     with pytest.raises(BackboneError, match="the tokenizer cannot be loaded"):
         tokenizer_in(tmp_path)
     assert not marker.exists()
+
+
+BROKEN = [
+    ("config.json", b"[]", r"/config\.json: must "),
+    ("config.json", b"[" * 5000, r"/config\.json: "),
+    ("config.json", b'{"a": "\xff"}', r"/config\.json: .*UTF-8"),
+    ("config.json", b'{"model_type": ["qwen3"]}', "cannot be loaded"),
+    ("config.json", b'{"model_type": "qwen3", "num_hidden_layers": 1000000000}', "num_hidden_layers is 1000000000"),
+    ("config.json", b'{"model_type": "qwen3", "hidden_size": "many"}', "cannot be loaded"),
+    ("generation_config.json", b"7", r"/generation_config\.json: must "),
+    ("model.safetensors.index.json", b'{"weight_map": {"a": "../b.safetensors"}}', "which is no file of this folder"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BROKEN)
+def test_a_damaged_file_of_a_model_is_named(folder, tmp_path, name, content, message):
+    broken = Path(shutil.copytree(folder, tmp_path / "model"))
+    (broken / name).write_bytes(content)
+    with pytest.raises(BackboneError, match=message) as failed:
+        load_model(BackboneConfig(model_name=str(broken)))
+    assert str(broken) in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer_config.json", b"[]", r"/tokenizer_config\.json: must "),
+        ("tokenizer_config.json", b'{"tokenizer_class": 7}', "cannot be loaded"),
+        ("tokenizer_config.json", b'{"extra_special_tokens": 5, "pad_token": [1]}', "cannot be loaded"),
+        ("tokenizer.json", b"[]", "cannot be loaded"),
+        ("tokenizer.json", b"[" * 5000, "cannot be loaded"),
+        ("chat_template.jinja", b"\xff", r"/chat_template\.jinja: .*UTF-8"),
+    ],
+)
+def test_a_damaged_file_of_a_tokenizer_is_named(folder, tmp_path, name, content, message):
+    broken = Path(shutil.copytree(folder, tmp_path / "model"))
+    (broken / name).write_bytes(content)
+    for load in (tokenizer_in, lambda place: load_tokenizer(BackboneConfig(model_name=str(place)))):
+        with pytest.raises(BackboneError, match=message) as failed:
+            load(broken)
+        assert str(broken) in str(failed.value)
+
+
+def test_a_pipe_among_the_files_of_a_model_is_refused_and_not_waited_for(folder, tmp_path):
+    broken = Path(shutil.copytree(folder, tmp_path / "model"))
+    (broken / "tokenizer.json").unlink()
+    os.mkfifo(broken / "tokenizer.json")
+    for load in (load_model, load_tokenizer):
+        with pytest.raises(BackboneError, match=r"tokenizer\.json: is no ordinary file"):
+            load(BackboneConfig(model_name=str(broken)))
