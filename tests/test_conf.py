@@ -92,7 +92,7 @@ def test_a_file_of_a_training_composes_validates_and_builds(name, micro, restore
     assert len(parts.module.schedule.phases) == len(config.phase.phases)
     assert len(extra_callbacks(config.callbacks)) == len(config.callbacks)
     if config.logger.kind != "wandb":
-        assert len(build_loggers(config, micro.cache, None)) == 1
+        assert len(build_loggers(config, micro.cache, None, print)) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(PRETRAIN)])

@@ -38,10 +38,10 @@ def keep_adapters(rank: int) -> None:
     """Each rank also leaves its own adapters in the run's folder, where lmoe writes those of the first; no pictures."""
     original = lmoe.build.train.finish
 
-    def finish(parts, run_dir, *arguments):
+    def finish(parts, run_dir, *arguments, **options):
         tensors = {name: tensor.contiguous().clone() for name, tensor in adapter_tensors(parts.model).items()}
         save_file(tensors, run_dir / f"{rank}.safetensors")
-        original(parts, run_dir, *arguments)
+        original(parts, run_dir, *arguments, **options)
 
     lmoe.build.train.finish = finish
     lmoe.build.finish.write_pictures = lambda summary, metrics, report: {}
