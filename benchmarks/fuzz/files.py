@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from benchmarks.fuzz.configs import quiet_run
 from benchmarks.fuzz.damage import damage, plant
@@ -66,7 +67,7 @@ class Whole:
     peft: Path
     model: Path
     rows: Path
-    base: nn.Module
+    base: PreTrainedModel
     state: dict[str, torch.Tensor]
 
 
@@ -173,7 +174,7 @@ def patience() -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def unchanged(whole: Whole, act: Callable[[nn.Module], None]) -> None:
+def unchanged(whole: Whole, act: Callable[[PreTrainedModel], None]) -> None:
     """Do something to a copy of the base; where it is refused, the copy must be as it was."""
     model = copy.deepcopy(whole.base)
     try:

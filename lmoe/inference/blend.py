@@ -15,7 +15,7 @@ from lmoe.backbones.offload import refuse_offloaded
 from lmoe.checkpoint.expert_file import ExpertHeader
 from lmoe.checkpoint.peft_reader import read_header
 from lmoe.errors import BlendError
-from lmoe.inference.blend_calls import ModelGate
+from lmoe.inference.blend_calls import BatchOfTheModel, ModelGate
 from lmoe.inference.blend_fixed import FixedBlend
 from lmoe.inference.blend_routers import ArrowRouter, BlendRouter, Router, Static, checked_settings
 from lmoe.inference.blend_stack import BlendStack
@@ -91,6 +91,7 @@ class Blend(FixedBlend):
             self._release()
             raise
         self._router.attach()
+        BatchOfTheModel(model, self._stack.settings).attach()
 
     @property
     def names(self) -> list[str]:
@@ -280,6 +281,7 @@ class Blend(FixedBlend):
             if self._folded is not None:
                 self.unfold()
             self._router.detach()
+            BatchOfTheModel.detach(self.model)
             self._release()
 
     def __enter__(self) -> Self:

@@ -5,7 +5,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import nn
+
 from lmoe.errors import BlendError
+from lmoe.layers.blend_linear import Settings
+from lmoe.layers.in_place_of import InPlaceOf
 
 PATIENCE = 120.0
 """Seconds that a change of the experts waits for the forwards that run."""
@@ -81,3 +85,32 @@ class ModelGate:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
+
+
+class BatchOfTheModel(InPlaceOf):
+    """`generate_batch` of a blending model, whose thread has the model's weights and not those of the caller's block.
+
+    Args:
+        settings: of the blend.
+    """
+
+    METHOD = "generate_batch"
+
+    def __init__(self, model: nn.Module, settings: Settings) -> None:
+        super().__init__(model)
+        self.settings = settings
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """
+        Raises:
+            BlendError: the caller has weights of its own.
+        """
+        if self.settings.own is not None:
+            raise BlendError(
+                f"{self.METHOD} starts a thread, which has the model's weights: leave using(), silenced() or watched() "
+                "and set blend.weights"
+            )
+        return self.original(*args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.model, self.settings)

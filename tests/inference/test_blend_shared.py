@@ -2,9 +2,11 @@
 
 import asyncio
 import copy
+import gc
 import io
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -184,3 +186,80 @@ def test_a_copy_of_a_blending_model_is_a_blend_of_its_own(base, model, places, w
     assert torch.equal(logits(model, ids), expected[0])
     blend.weights = SETTINGS[2]
     assert torch.equal(logits(model, ids), expected[2])
+
+
+def paused(model) -> tuple[threading.Event, threading.Event]:
+    """The next forwards stop in the middle: set when one has come there, and what lets it go on."""
+    inside, go = threading.Event(), threading.Event()
+    model.model.layers[0].register_forward_hook(lambda *_: (inside.set(), go.wait(20))[0] and None)
+    return inside, go
+
+
+def test_folding_waits_for_the_forward_that_runs(base, model, places):
+    blend, ids = lmoe.Blend(model, places, SETTINGS[1]), tokens()
+    expected, found, order = outputs(base, places, ids)[0], [], []
+    inside, go = paused(model)
+
+    def ask() -> None:
+        with blend.using(SETTINGS[0]):
+            found.append(logits(model, ids))
+        order.append("answered")
+
+    def fold() -> None:
+        inside.wait(20)
+        threading.Timer(0.2, go.set).start()
+        blend.fold()
+        order.append("folded")
+
+    assert at_once(ask, fold) == []
+    assert torch.equal(found[0], expected) and order == ["answered", "folded"]
+
+
+def test_weights_of_ones_own_and_a_folded_blend_do_not_go_together(model, places):
+    blend = lmoe.Blend(model, places, SETTINGS[0])
+    for block in (lambda: blend.using(SETTINGS[1]), blend.silenced):
+        with block(), pytest.raises(BlendError, match=r"cannot fold inside using\(\)"):
+            blend.fold()
+    with blend.using(SETTINGS[1]):
+        assert at_once(blend.fold) == []
+        with pytest.raises(BlendError, match=r"wait for unfold\(\)"):
+            logits(model, tokens())
+
+
+def test_of_two_changes_at_once_the_second_sees_the_first(model, places):
+    blend = lmoe.Blend(model, {"code": places["code"], "chat": places["chat"]}, SETTINGS[0])
+    inside, go = paused(model)
+    adds = [lambda: (inside.wait(20), blend.add("sql", places["sql"]))] * 2
+    late = [*adds, lambda: (inside.wait(20), threading.Timer(0.3, go.set).start())]
+    errors = at_once(lambda: logits(model, tokens()), *late)
+    assert [str(error) for error in errors] == ["there is an expert 'sql' already; give another name, or use replace"]
+    blend.weights = {"sql": 1.0}
+    logits(model, tokens())
+    assert at_once(blend.close, blend.close) == []
+    assert not hasattr(model, "lmoe_blend")
+
+
+def test_weights_of_an_expert_that_has_gone_are_refused(model, places):
+    blend = lmoe.Blend(model, places)
+    with blend.using({"sql": 1.0}):
+        assert at_once(lambda: blend.remove("sql")) == []
+        with pytest.raises(BlendError, match="weighs 'sql', which has gone; now there are code, chat"):
+            logits(model, tokens())
+    logits(model, tokens())
+
+
+def test_a_batch_that_a_thread_of_its_own_generates_is_refused_where_the_caller_has_other_weights(model, places):
+    blend = lmoe.Blend(model, places)
+    with blend.silenced(), pytest.raises(BlendError, match="generate_batch starts a thread"):
+        model.generate_batch([[1, 2, 3]])
+    blend.close()
+    assert "generate_batch" not in vars(model)
+
+
+def test_a_closed_blend_keeps_no_experts_in_memory(model, places):
+    blend = lmoe.Blend(model, places)
+    logits(model, tokens())
+    held = [weakref.ref(group.group.lora_A) for group in blend._stack.groups]
+    blend.close()
+    gc.collect()
+    assert held and not any(tensor() is not None for tensor in held)

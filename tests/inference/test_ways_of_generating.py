@@ -209,3 +209,39 @@ def in_threads(calls: list[tuple]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
+
+
+@pytest.mark.parametrize("mixed", BY_PROMPT, indirect=True)
+def test_another_prompt_that_is_read_inside_generate_is_its_own(mixed):
+    """Classifier-free guidance: the answer is that of a loop that reads both prompts by itself."""
+    one, ids, negative = mixed[1], rows()[:1], tokens(1, 10, seed=8)
+    found = one.answers(ids, guidance_scale=3.0, negative_prompt_ids=negative, max_new_tokens=3)
+    caches, inputs, expected = [None, None], [ids, negative], []
+    for _ in range(3):
+        scores = []
+        for number in (0, 1):
+            out = one.forward(inputs[number], past_key_values=caches[number], use_cache=True)
+            caches[number] = out.past_key_values
+            scores.append(out.logits[:, -1].log_softmax(-1))
+        token = (3.0 * (scores[0] - scores[1]) + scores[1]).argmax(-1)
+        expected.append(int(token))
+        inputs = [token[None], token[None]]
+    assert found[0].tolist() == expected
+
+
+def test_a_compiled_model_reads_the_prompt_too(places):
+    one = made("encoder", places)
+    ids, other = rows(), tokens(2, LENGTH, seed=3)
+    expected = [one.forward(prompt, use_cache=False).logits for prompt in (ids, other)]
+    compiled = torch.compile(one.model, backend="eager")
+    with torch.no_grad():
+        for prompt, logits in zip((ids, other), expected, strict=True):
+            torch.testing.assert_close(compiled(input_ids=prompt, use_cache=False).logits, logits)
+    torch.compiler.reset()
+
+
+@pytest.mark.parametrize("mixed", BY_PROMPT, indirect=True)
+def test_rows_that_lie_one_behind_the_other_are_refused_by_their_positions(mixed):
+    ids, positions = rows()[:1], torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
+    with pytest.raises(RoutingError, match="position_ids begin anew inside a sequence"):
+        mixed[1].forward(ids, position_ids=positions)

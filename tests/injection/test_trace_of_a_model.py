@@ -9,7 +9,7 @@ from torch import Tensor
 
 import lmoe
 from lmoe.backbones.checkpointing import recompute_activations
-from lmoe.errors import RoutingError
+from lmoe.errors import InjectionError, RoutingError
 from lmoe.injection.record import injected, routers
 from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.routing import RoutingStats
@@ -209,3 +209,28 @@ def test_a_trace_keeps_the_forwards_of_its_own_thread_and_one_thread_traces_at_a
         thread.join()
         assert all(torch.equal(routing.probs, before[site]) for site, routing in trace.routing.items())
     assert len(before) == MIXTURES and "another thread traces this model" in refused[0]
+
+
+def test_blocks_of_two_threads_that_overlap_leave_the_model_as_it_was():
+    model, ids = injected_model(), tokens()
+    before, opened, closed = model(ids).logits, threading.Event(), threading.Event()
+
+    def elsewhere() -> None:
+        with adapters_off(model):
+            opened.set()
+            closed.wait(20)
+
+    thread = threading.Thread(target=elsewhere)
+    with adapters_off(model):
+        thread.start()
+        opened.wait(20)
+    closed.set()
+    thread.join()
+    assert torch.equal(model(ids).logits, before)
+    with (
+        lmoe.masked_experts(model, [3]),
+        pytest.raises(InjectionError, match="masked already"),
+        lmoe.masked_experts(model, [2]),
+    ):
+        pass
+    assert torch.equal(model(ids).logits, before)
