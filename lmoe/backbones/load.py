@@ -77,6 +77,8 @@ def tokenizer_in(folder: Path, *, trust_remote_code: bool = False) -> PreTrained
 
 
 def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """One that has been tried: settings of a wrong type show only in use."""
+    tokenizer.decode(tokenizer("Hello", verbose=True)["input_ids"])
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.convert_ids_to_tokens(0)
     return tokenizer

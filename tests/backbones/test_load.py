@@ -7,8 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from lmoe.backbones.load import QUANTISED, load_model, load_tokenizer, model_source, model_type, tokenizer_in
+from lmoe.backbones.load import (
+    QUANTISED,
+    load_model,
+    load_tokenizer,
+    model_source,
+    model_type,
+    tokenizer_in,
+)
 from lmoe.data.bpe import train_bpe
 from lmoe.errors import BackboneError
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
@@ -153,3 +161,12 @@ def test_a_pipe_among_the_files_of_a_model_is_refused_and_not_waited_for(folder,
     for load in (load_model, load_tokenizer):
         with pytest.raises(BackboneError, match=r"tokenizer\.json: is no ordinary file"):
             load(BackboneConfig(model_name=str(broken)))
+
+
+def test_a_model_that_lacks_a_weight_is_not_filled_up_at_random(folder, tmp_path):
+    folder = shutil.copytree(folder, tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match="lack 1 weights, which would start at random; first model.layers.1.mlp.up"):
+        load_model(BackboneConfig(model_name=str(folder)))

@@ -103,3 +103,63 @@ def test_a_spoiled_config_is_named(train, own_run, content):
     assert done.code == 1
     assert "Traceback" not in done.text
     assert "config" in done.text
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("name: default", "name: ${oc.env:MY_SECRET}"),
+        ("name: default", "name: 'x ${oc.env:MY_SECRET}'"),
+        ("cache_dir: ", "cache_dir: ${oc.env:MY_SECRET} # "),
+        ("tags: []", "tags: ['${oc.env:MY_SECRET}']"),
+        ("callbacks: {}", "callbacks: {a: {_target_: '${oc.env:MY_SECRET}'}}"),
+    ],
+)
+def test_a_saved_config_is_data_that_reads_no_environment(train, own_run, monkeypatch, old, new):
+    monkeypatch.setenv("MY_SECRET", "hunter2")
+    config = own_run / "config.yaml"
+    text = config.read_text(encoding="utf-8")
+    assert old in text
+    config.write_text(text.replace(old, new, 1), encoding="utf-8")
+    before = {file: file.read_bytes() for file in own_run.rglob("*") if file.is_file()}
+    for arguments in ([f"resume={own_run}"], ["resume=auto", f"hydra.run.dir={own_run}"]):
+        done = train(*arguments, settings=False)
+        assert done.code == 1
+        assert f"{config}: " in done.text and "an interpolation; a saved config holds plain values" in done.text
+        assert "hunter2" not in done.text
+    assert {file: file.read_bytes() for file in own_run.rglob("*") if file.is_file()} == before
+
+
+def test_a_new_run_takes_no_value_that_it_could_not_go_on_with(train):
+    done = train("backbone.revision='\\${a}'", "dry_run=config")
+    assert done.code == 1
+    assert "must be plain text: what is saved with a run holds no ${…}" in done.text
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"name: \xff\xfe", "not UTF-8"),
+        (b"a: &a [1]\nb: [*a]\n", "*a refers to another value"),
+        (b"a: " + b"[" * 3000, "nested more than 100 deep"),
+        (b"", "must hold a mapping"),
+        (b"callbacks: {a: {_target_: os.system}}\n", "callbacks.a._target_ is 'os.system'; allowed: lightning"),
+        (b"hydra: {callbacks: {a: {_target_: os.system}}}\n", "hydra: no such key"),
+    ],
+)
+def test_a_damaged_or_foreign_config_is_refused_by_its_name(train, own_run, content, said):
+    (own_run / "config.yaml").write_bytes(content)
+    done = train(f"resume={own_run}", settings=False)
+    assert done.code == 1
+    assert said in done.text and "Traceback" not in done.text
+    if not said.startswith("callbacks"):
+        assert f"{own_run}/config.yaml: " in done.text
+
+
+def test_a_saved_name_that_leads_out_can_be_given_anew(train, own_run):
+    config = own_run / "config.yaml"
+    config.write_text(config.read_text(encoding="utf-8").replace("name: default", "name: ../../x", 1), encoding="utf-8")
+    done = train(f"resume={own_run}", settings=False)
+    assert done.code == 1
+    assert "name is '../../x', must be a name such as sql or group/sql" in done.text
+    assert train(f"resume={own_run}", "name=x", settings=False).code == 0

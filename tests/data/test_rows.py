@@ -1,6 +1,7 @@
 """Row formats and malformed files."""
 
 import gzip
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ MALFORMED = [
     (b'{"prompt": 1, "response": "x"}\n', r"rows\.jsonl:1: prompt must be text, got int"),
     (b'{"text": "x", "domain": "a/b"}\n', r"rows\.jsonl:1: domain must be text without a slash"),
     (b"\n", r"rows\.jsonl: no rows"),
+    (b'{"text": "x"}\n{"text": ' + b"[" * 1000 + b"]" * 1000 + b"}\n", r"rows\.jsonl:2: lists and objects are nested"),
+    (
+        b'{"text": "x", "n": ' + b"[" * 200_000 + b"\n",
+        r"rows\.jsonl:1: lists and objects are nested more than 100",
+    ),
+    (b'\n{"text": "x", "n": ' + b"9" * 4301 + b"}\n", r"rows\.jsonl:2: a whole number of more than 4,300 digits"),
 ]
 
 
@@ -89,3 +96,23 @@ def test_a_hub_data_set_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("datasets.load_dataset", lambda name, split: [{"prompt": "q", "response": "a"}])
     [row] = read_rows("who/what")
     assert (row.messages, row.where) == (PAIR, "who/what[0]")
+
+
+def test_a_field_that_nobody_reads_may_be_no_number_or_a_long_one(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"text": "x", "score": NaN, "id": ' + b"9" * 4300 + b"}\n")
+    assert [row.text for row in read_rows(str(tmp_path / "rows.jsonl"))] == ["x"]
+
+
+def test_a_file_without_lines_is_refused_at_its_first(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("lmoe.data.rows.LONGEST_LINE", 100)
+    for name, opened in (("rows.jsonl", open), ("rows.jsonl.gz", gzip.open)):
+        with opened(tmp_path / name, "wb") as file:
+            file.write(b'{"text": "x"}\n[' + b'{"text": "x"}, ' * 20 + b"]")
+        with pytest.raises(DataError, match=f"{name}:2: a line of more than 100 bytes; a JSONL file has"):
+            read_rows(str(tmp_path / name))
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.jsonl")
+    with pytest.raises(DataError, match=r"rows\.jsonl: cannot be read: is no ordinary file"):
+        read_rows(str(tmp_path / "rows.jsonl"))

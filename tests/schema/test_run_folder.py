@@ -5,7 +5,7 @@ import shlex
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from lmoe.schema.run_folder import resume_setting, run_command
+from lmoe.schema.run_folder import name_problems, resume_setting, run_command
 from tests.micro import ROOT
 
 
@@ -39,3 +39,14 @@ def test_a_command_names_train_py_only_where_it_stands(monkeypatch, tmp_path):
     assert run_command("train", "resume=a/b") == "lmoe train resume=a/b"
     (tmp_path / "train.py").write_text("print('of another project')")
     assert run_command("train") == "lmoe train"
+
+
+@pytest.mark.parametrize("name", ["../x", "..", "a/../../b", "/x", "a\\..\\b", "C:\\x", "a\x00b", "a\nb"])
+def test_a_name_that_leads_out_of_outputs_is_a_problem(name):
+    [problem] = name_problems(name)
+    assert problem.startswith(f"name is {name!r}, must be a name such as sql")
+
+
+@pytest.mark.parametrize("name", ["sql", "group/sql", "a..b", "..a", "v1.0", "übung", "a b", ""])
+def test_a_name_that_stays_inside_is_none(name):
+    assert name_problems(name) == []
