@@ -8,9 +8,7 @@ from lmoe.build.claim import claimed, is_first_process
 from lmoe.build.records import begun
 from lmoe.cli.hydra_run import drop_empty, hydra_main
 from lmoe.cli.resume import refuse_existing
-from lmoe.schema.callback_rules import callbacks_from_problems
 from lmoe.schema.phase_rules import phase_warnings
-from lmoe.schema.problems import raise_problems
 from lmoe.schema.run import DryRun, RunConfig
 from lmoe.schema.validate import hub_names, run_problems
 from lmoe.training.stopping import StopSignals
@@ -23,7 +21,6 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
     """One job: a dry run, a training or a continued one."""
-    raise_problems(callbacks_from_problems(config))
     if config.dry_run is DryRun.config:
         for note in hub_names(config):
             sys.stdout.write(f"{note}\n")

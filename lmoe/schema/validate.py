@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lmoe.schema.analysis import AnalysisConfig, KnockOut
 from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
-from lmoe.schema.callback_rules import callback_problems
+from lmoe.schema.callback_rules import callback_problems, callbacks_from_problems
 from lmoe.schema.checkpoint import CheckpointConfig
 from lmoe.schema.data import DataConfig
 from lmoe.schema.experts_from import expert_places
@@ -20,7 +20,7 @@ from lmoe.schema.phase_rules import TRAINABLE, phase_problems, present_roles, tr
 from lmoe.schema.places import blocked_folder, exists, expanded, hub_note, missing_file, missing_place
 from lmoe.schema.problems import above_zero, at_least, keys_named, raise_problems, within_sizes, without_effect
 from lmoe.schema.read import independent
-from lmoe.schema.run import RunConfig
+from lmoe.schema.run import DryRun, RunConfig
 from lmoe.schema.run_folder import name_problems
 from lmoe.schema.strategy_traits import STRATEGY_TRAITS
 from lmoe.schema.trainer import PRECISIONS, Accelerator, Strategy, TrainerConfig, max_seconds
@@ -55,6 +55,7 @@ def run_problems(config: RunConfig) -> list[str]:
         + sharding_problems(config)
         + quantised_problems(config)
         + callback_problems(config)
+        + callbacks_from_problems(config)
         + _idle_problems(config)
         + at_least(config.analysis.permutations, 1, "analysis.permutations")
         + checkpoint_problems(config.checkpoint, config.resume)
@@ -105,11 +106,9 @@ def hub_names(config: RunConfig) -> list[str]:
 
 
 def _places(config: RunConfig) -> dict[str, str | None]:
-    places: dict[str, str | None] = {
-        "backbone.model_name": config.backbone.model_name,
-        "data.path": config.data.path,
-        "data.val_path": config.data.val_path,
-    }
+    places: dict[str, str | None] = {"backbone.model_name": config.backbone.model_name}
+    if config.dry_run not in (DryRun.estimate, DryRun.preflight):  # of a config alone, whose rows may be elsewhere
+        places |= {"data.path": config.data.path, "data.val_path": config.data.val_path}
     if config.resume is None:  # a run that goes on has its experts in its checkpoint
         places |= expert_places(config.injection)
     return places

@@ -135,7 +135,7 @@ def test_a_directory_with_a_config_alone_is_estimated_without_tokenizer_and_data
 def test_an_estimate_of_no_model_is_one_message(train, tmp_path):
     done = train("dry_run=estimate", f"backbone.model_name={tmp_path / 'nothing'}")
     assert done.code == 1
-    assert "no such model directory" in done.text
+    assert "no such file or folder" in done.text
 
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.005, "5.00 ms"), (0.5, "500 ms"), (90, "1.5 min"), (2e5, "2.3 days")])

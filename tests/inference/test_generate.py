@@ -76,8 +76,8 @@ def test_sampling_follows_its_seed(trained):
     [
         ({"top_p": 0.9}, "top_p=0.9 has no effect at temperature=0"),
         ({"top_k": 5, "seed": 1}, "top_k=5 has no effect.*seed=1 has no effect"),
-        ({"temperature": -1.0}, "temperature=-1.0 must be 0 or more"),
-        ({"temperature": float("nan")}, "temperature=nan must be 0 or more"),
+        ({"temperature": -1.0}, "temperature=-1.0 must be 0, or 1e-06 or more"),
+        ({"temperature": float("nan")}, "temperature=nan must be 0, or 1e-06 or more"),
         ({"temperature": 1.0, "top_p": 2.0}, "top_p=2.0 must be above 0, at most 1"),
         ({"max_new_tokens": 0, "repetition_penalty": 0.0}, "max_new_tokens=0 must.*repetition_penalty=0.0 must be"),
     ],

@@ -90,6 +90,6 @@ def test_what_is_taken_back_leaves_no_row_behind_that_would_be_empty(path):
 
 def test_rows_that_are_no_text_are_named_and_stay(path):
     path.write_bytes(b"step,train/loss\r\n1,\xff\r\n")
-    with pytest.raises(CheckpointError, match=r"metrics.csv cannot be read.*move it away"):
+    with pytest.raises(CheckpointError, match=r"metrics.csv: cannot be read.*move it away"):
         MetricsCsv(path, 1)
     assert path.exists()

@@ -47,6 +47,8 @@ def trainer(monkeypatch) -> Iterator[SimpleNamespace]:
     """What callbacks ask of a Trainer after an optimizer step, as one of two processes of a group without the CPU."""
     if "elsewhere" not in dist.Backend.backend_list:
         dist.Backend.register_backend("elsewhere", fake_group, extended_api=True, devices=[ELSEWHERE])
+    if dist.is_initialized():  # a run before this one, in this process
+        dist.destroy_process_group()
     dist.init_process_group("elsewhere", rank=0, world_size=2, store=dist.HashStore())
     monkeypatch.setattr(dist, "barrier", lambda *_, **__: None)  # nccl's needs no tensor of ours
     yield SimpleNamespace(
