@@ -120,7 +120,7 @@ def test_a_new_expert_hardly_changes_the_routing_at_first():
         (("phase.phases.grow.trainable=[lora,head]",), "no phase may train head"),
         (("phase.phases.grow.trainable=[attn_lora]",), "trains nothing: attn_lora stays as it is"),
         (("injection=dense_lora",), "needs injection=mixture_lora; injection=dense_lora has no experts"),
-        (("injection.experts_from=nowhere",), "injection.experts_from=nowhere"),
+        (("injection.experts_from=nowhere",), "nowhere: no such file or folder"),
     ],
 )  # fmt: skip
 def test_what_cannot_grow_is_refused_with_the_cure(train, finished_run, overrides, reason):
