@@ -12,11 +12,13 @@ from pathlib import Path
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Any of these means that the user has decided how threads wait."""
+SPINS = "3000"
+"""Turns that a waiting thread spins before it sleeps: beside another run a third of the cost, alone nearly none."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
 def prepare_threads(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Let waiting threads sleep, and start no more of them than a container's quota of cores can run.
+    """Let waiting threads sleep soon, and start no more of them than a container's quota of cores can run.
 
     Processes that this one starts inherit it. What the user has set stays, and where torch is loaded already it is too
     late.
@@ -24,7 +26,7 @@ def prepare_threads(environment: MutableMapping[str, str] = os.environ) -> None:
     if "torch" in sys.modules:
         return
     if not any(name in environment for name in WAITING):
-        environment["OMP_WAIT_POLICY"] = "passive"
+        environment["GOMP_SPINCOUNT"] = SPINS
     if "OMP_NUM_THREADS" not in environment and (quota := core_quota()) is not None and quota < own_cores():
         environment["OMP_NUM_THREADS"] = str(quota)
 

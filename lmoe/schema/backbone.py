@@ -28,4 +28,4 @@ class BackboneConfig:
     attn_implementation: str | None = None
     """eager, sdpa, flash_attention_2, …; null: what Transformers chooses."""
     trust_remote_code: bool = False
-    """Run code that comes with the model. Counts only where the command line itself says so; the provenance names it."""
+    """Run code that comes with the model: only where the command line itself says so. The provenance names it."""
