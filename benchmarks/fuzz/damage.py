@@ -9,9 +9,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-HOSTILE = ("../../../etc/passwd", "/etc/passwd", "${oc.env:HOME}", "\x00", "a" * 5000, "../../esc", "", "nul\n", "..")
+HOSTILE = (
+    "../../../nowhere/passwd",
+    "/nowhere/passwd",
+    "${oc.env:HOME}",
+    "\x00",
+    "a" * 5000,
+    "../../esc",
+    "",
+    "nul\n",
+    "..",
+)
 WRONG: tuple[Any, ...] = (None, True, -1, 0, 10**18, 10**400, 1e308, float("nan"), [], {}, [[1]], "text", {"a": {}})
 AUTO_MAP = dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForCausalLM", "AutoTokenizer"), "evil.Evil")
+
+
+DECOY = "a file elsewhere, which nobody may write to\n"
+"""What links of a hostile folder lead to, in place of a file of the machine."""
 
 
 class Bomb:
@@ -110,7 +124,9 @@ def folder_instead(file: Path, draw: random.Random, canary: Path) -> None:
 
 
 def link(file: Path, draw: random.Random, canary: Path) -> None:
-    target = draw.choice(("/dev/zero", "/dev/urandom", "nowhere", file.name, "..", "/proc/self/mem", "/etc/passwd"))
+    decoy = canary.with_name(f"{canary.name}-decoy")  # NOTE never a file of the machine: a fault could write over it
+    decoy.write_text(DECOY, encoding="utf-8")
+    target = draw.choice(("/dev/zero", "/dev/urandom", "nowhere", file.name, "..", decoy))
     file.unlink()
     file.symlink_to(target)
 

@@ -19,7 +19,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks.fuzz.configs import quiet_run
-from benchmarks.fuzz.damage import damage, plant
+from benchmarks.fuzz.damage import DECOY, damage, plant
 from benchmarks.torture.outcome import Outcome
 from lmoe.errors import LmoeError
 
@@ -156,6 +156,9 @@ def judge(whole: Whole, kind: str, place: Path, draw: random.Random, outcome: Ou
         signal.setitimer(signal.ITIMER_REAL, 0)
     if problem is None and canary.exists():
         problem = "something in the folder was run"
+    decoy = canary.with_name(f"{canary.name}-decoy")
+    if problem is None and decoy.exists() and decoy.read_text(encoding="utf-8") != DECOY:
+        problem = "a file outside of the folder was written to"
     outcome.judge(name, problem)
     shutil.rmtree(place, ignore_errors=True)
 

@@ -5,6 +5,7 @@ what to do about it. What is read is data: an interpolation in it is refused, ne
 """
 
 import csv
+import errno
 import io
 import json
 import math
@@ -224,6 +225,11 @@ def leading_out(folder: Path) -> str | None:
         for name in sorted(names):
             path = Path(place, name)
             if path.is_symlink():
+                try:
+                    path.stat()
+                except OSError as error:
+                    if error.errno == errno.ELOOP:
+                        return f"{path} is a link that leads to itself; remove it"
                 if root not in path.resolve().parents:
                     return f"{path} is a link to {os.readlink(path)}, outside this folder; remove it"
             elif not path.is_file() and path.exists():

@@ -113,6 +113,11 @@ def test_links_to_files_outside_and_pipes_lead_out_and_links_to_folders_may_stay
     assert leading_out(run) == f"{run}/pipe is no ordinary file; remove it"
 
 
+def test_a_link_that_leads_to_itself_is_named(tmp_path):
+    (tmp_path / "run.lock").symlink_to("run.lock")
+    assert leading_out(tmp_path) == f"{tmp_path}/run.lock is a link that leads to itself; remove it"
+
+
 def test_what_is_written_over_a_link_does_not_land_where_it_leads(tmp_path):
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "mine")
