@@ -6,7 +6,6 @@ run on the CPU with tiny sizes, which shows that they run, and no more. Needs no
 
 import argparse
 import importlib
-import importlib.metadata
 import json
 import subprocess
 import sys
@@ -105,11 +104,7 @@ def _result(number: int, found: Findings, seconds: float) -> dict[str, Any]:
 def versions(device: torch.device) -> dict[str, Any]:
     """Of everything that matters, with the card."""
     facts: dict[str, Any] = dict(machine.facts(device))
-    for package in PACKAGES:
-        try:
-            facts[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            facts[package] = "none"
+    facts |= machine.versions(PACKAGES)
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info()
         facts |= {"capability": str(torch.cuda.get_device_capability()), "memory GB": round(total / 1e9, 1)}

@@ -22,7 +22,7 @@ from lmoe.inference.blend_stack import BlendStack
 from lmoe.inference.blend_taken import experts_dtype, refuse_taken
 from lmoe.inference.blend_weights import Weights, checked_name, checked_weights
 from lmoe.inference.prompt_encoder import EncoderRouter, fitted, save_centroids
-from lmoe.inference.save_pretrained import refuse_to_save, saves_again
+from lmoe.inference.save_pretrained import RefuseToSave
 from lmoe.layers.blend_linear import BLEND, Setting, wrong_rows
 from lmoe.layers.prompt import ForwardInputs
 
@@ -84,7 +84,7 @@ class Blend(FixedBlend):
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
             model.register_forward_hook(self._end, with_kwargs=True, always_call=True),
         ]
-        refuse_to_save(model)
+        RefuseToSave(model).attach()
         try:
             self._router = self._made_router(kind, top_k, temperature)
         except BaseException:
@@ -393,7 +393,7 @@ class Blend(FixedBlend):
             hook.remove()
         self._stack.close()
         delattr(self.model, BLEND)
-        saves_again(self.model)
+        RefuseToSave.detach(self.model)
         self._closed = True
 
 

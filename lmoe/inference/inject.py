@@ -36,7 +36,7 @@ def inject(
     Raises:
         ConfigError: unknown keys or roles, or values that cannot be.
         InjectionError: the model has no place for it, or was injected before.
-        BackboneError: no recognisable decoder layers.
+        BackboneError: no recognisable decoder layers, or weights that accelerate has offloaded.
     """
     done = put_in(model, injection, moe, trained_base=trained_base)
     save_with_adapter(model)

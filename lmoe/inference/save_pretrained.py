@@ -90,16 +90,6 @@ def save_with_adapter(model: nn.Module) -> None:
     model.register_load_state_dict_pre_hook(_unpack)
 
 
-def refuse_to_save(model: nn.Module) -> None:
-    """Let save_pretrained of a blending model say what to call instead; `saves_again` ends it."""
-    RefuseToSave(model).attach()
-
-
-def saves_again(model: nn.Module) -> None:
-    """The model's own save_pretrained."""
-    RefuseToSave.detach(model)
-
-
 def save_backbone(model: PreTrainedModel, folder: Path, weights: dict[str, Tensor]) -> None:
     """Write weights of the backbone of an injected model as an ordinary Hugging Face model, and no adapter.
 

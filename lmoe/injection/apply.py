@@ -104,23 +104,8 @@ def inject(
     *,
     trained_base: Iterable[str] = (),
 ) -> InjectionPlan:
-    """Put LoRA experts and routers into a causal language model, in place.
-
-    The backbone is frozen; adapters and routers are float32 and trainable.
-
-    Args:
-        model: a Hugging Face causal language model.
-        injection, moe: the sections of a config, as dataclasses or dicts; keys left out take the values of conf/.
-        trained_base: roles of the backbone's own parameters that will train, base_ffn or head: they stay frozen here,
-            and are saved with the adapters.
-
-    Returns:
-        The plan that was applied; print it for a table.
-
-    Raises:
-        ConfigError: unknown keys or roles, or values that cannot be.
-        InjectionError: the model has no place for it, or was injected before.
-        BackboneError: no recognisable decoder layers, or weights that accelerate has offloaded.
+    """Put LoRA experts and routers into a causal language model, in place: `lmoe.inject`, which says more, but for what
+    saves the model.
     """
     injection, moe = _checked(model, injection, moe)
     refuse_offloaded(model, "injecting experts")

@@ -1,5 +1,6 @@
 """Paths of a config: what can only be a local one must be there; what may be a name on the hub is not looked up."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 SUFFIXES = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".csv", ".tsv", ".arrow", ".txt", ".safetensors", ".jinja")
@@ -61,24 +62,22 @@ def expanded(place: str) -> Path:
 
 def exists(path: Path) -> bool:
     """Whether it is there; False also for what no file system takes for a path."""
-    try:
-        return path.exists()
-    except (OSError, ValueError):
-        return False
+    return _holds(path.exists)
 
 
 def is_file(path: Path) -> bool:
     """Likewise, for a file."""
-    try:
-        return path.is_file()
-    except (OSError, ValueError):
-        return False
+    return _holds(path.is_file)
 
 
 def is_dir(path: Path) -> bool:
     """Likewise, for a folder."""
+    return _holds(path.is_dir)
+
+
+def _holds(question: Callable[[], bool]) -> bool:
     try:
-        return path.is_dir()
+        return question()
     except (OSError, ValueError):
         return False
 

@@ -7,7 +7,6 @@ process gets, in the first micro-batch of step 2.
 
 import json
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -19,19 +18,10 @@ from safetensors.torch import save_file
 
 import lmoe.build.finish
 import lmoe.build.train
+from benchmarks.gpu_parts.runs import cut_back
 from lmoe.checkpoint.adapter import adapter_tensors
 from lmoe.cli.train import main
 from lmoe.training.sft_module import SftModule
-
-
-def cut_back(source: Path, target: Path, step: int) -> None:
-    """The run as a kill after the checkpoint of an optimizer step leaves it."""
-    shutil.copytree(source, target)
-    (target / "checkpoints" / "last.ckpt").unlink()
-    for file in (target / "checkpoints").glob("step-*.ckpt"):
-        if int(file.stem[5:]) > step:
-            file.unlink()
-    shutil.rmtree(target / "adapter")
 
 
 def keep_adapters(rank: int) -> None:

@@ -21,21 +21,6 @@ FAMILIES = ("qwen3", "llama", "gpt2", "phi3")
 WEIGHTS = {"code": 0.7, "chat": -0.4, "sql": 1.3}
 
 
-@pytest.fixture(scope="module")
-def base():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def places(base, tmp_path_factory):
-    return three(base, tmp_path_factory.mktemp("experts"))
-
-
-@pytest.fixture
-def model(base):
-    return copy.deepcopy(base)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_weighted_blend_equals_peft_cat_also_with_negative_weights_ranks_scalings_and_targets_that_differ(
     family, tmp_path

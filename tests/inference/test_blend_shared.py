@@ -16,25 +16,10 @@ from torch.testing import assert_close
 import lmoe
 from lmoe.errors import BlendError
 from lmoe.inference import blend_calls
-from tests.inference.peft_experts import logits, three
-from tests.tiny_models import tiny_model, tokens
+from tests.inference.peft_experts import logits
+from tests.tiny_models import tokens
 
 SETTINGS = [{"code": 1.0}, {"chat": -1.0, "sql": 0.5}, {"code": 0.5, "chat": 0.5, "sql": 2.0}]
-
-
-@pytest.fixture(scope="module")
-def base():
-    return tiny_model()
-
-
-@pytest.fixture(scope="module")
-def places(base, tmp_path_factory):
-    return three(base, tmp_path_factory.mktemp("experts"))
-
-
-@pytest.fixture
-def model(base):
-    return copy.deepcopy(base)
 
 
 def at_once(*works: Callable[[], object]) -> list[BaseException]:
