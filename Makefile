@@ -33,10 +33,10 @@ check: $(READY)  ## lint, formatting, types, import order and generated pages
 	@$(BIN)/ruff format --check
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
-	@$(BIN)/python -m lmoe.schema.describe --check
+	@$(BIN)/python -m tools.describe --check
 
 docs: $(READY)  ## write docs/CONFIG.md from the schemas and conf/, docs/BACKBONES.md from tiny models, a table of docs/SCALING.md
-	@$(BIN)/python -m lmoe.schema.describe
+	@$(BIN)/python -m tools.describe
 	@$(BIN)/python -m tests.backbones.write_table
 	@$(BIN)/python -m benchmarks.scaling
 

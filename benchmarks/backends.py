@@ -15,7 +15,7 @@ from benchmarks.layer import PARTS, LayerRun
 from benchmarks.peers.lmoe_mixture import wrap
 from benchmarks.step import DTYPES
 from benchmarks.timing import interleave, ratio
-from lmoe.schema.moe import Backend
+from lmoe.vocabulary import Backend
 
 SETTINGS = tuple(
     Experts(num_experts, rank, top_k)

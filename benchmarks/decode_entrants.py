@@ -13,9 +13,9 @@ from transformers import DynamicCache, PreTrainedModel
 import lmoe
 from benchmarks.models import sharing_copy
 from benchmarks.timing import Clock, Laps
-from lmoe.checkpoint.expert_file import Branch
-from lmoe.checkpoint.peft_reader import read_expert
-from lmoe.checkpoint.peft_writer import write_expert
+from lmoe.peft.expert_file import Branch
+from lmoe.peft.reader import read_expert
+from lmoe.peft.writer import write_expert
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

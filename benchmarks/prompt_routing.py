@@ -16,10 +16,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 import lmoe
 from benchmarks.flags import positive
 from lmoe.backbones.load import load_model, load_tokenizer
-from lmoe.inference.generate import prompt_ids
-from lmoe.inference.speaker import prompts
-from lmoe.schema.backbone import BackboneConfig
-from lmoe.schema.resources import resource_dir
+from lmoe.config.backbone import BackboneConfig
+from lmoe.files.resources import resource_dir
+from lmoe.generate.generate import prompt_ids
+from lmoe.generate.speaker import prompts
 
 Shares = dict[str, float]
 

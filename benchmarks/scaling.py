@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lmoe.build.cost import TFLOPS, UTILISATION, duration
-from lmoe.build.estimate import Estimate, estimate_model
 from lmoe.cli.compose import compose_config
-from lmoe.schema.problems import raise_problems
-from lmoe.schema.read import read_section
-from lmoe.schema.run import RunConfig
+from lmoe.config.problems import raise_problems
+from lmoe.config.read import read_section
+from lmoe.config.run import RunConfig
+from lmoe.estimate.cost import TFLOPS, UTILISATION, duration
+from lmoe.estimate.estimate import Estimate, estimate_model
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "SCALING.md"
 BEGIN, END = "<!-- table: python -m benchmarks.scaling -->", "<!-- end of table -->"

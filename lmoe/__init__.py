@@ -4,12 +4,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lmoe.checkpoint.import_experts import import_experts as import_experts
-    from lmoe.inference.attach import attach as attach
-    from lmoe.inference.blend import Blend as Blend
-    from lmoe.inference.inject import inject as inject
-    from lmoe.inference.load import load as load
-    from lmoe.inference.save import save as save
+    from lmoe.adapter.attach import attach as attach
+    from lmoe.adapter.inject import inject as inject
+    from lmoe.adapter.load import load as load
+    from lmoe.adapter.save import save as save
+    from lmoe.blend.blend import Blend as Blend
+    from lmoe.grow.import_experts import import_experts as import_experts
     from lmoe.injection.apply import plan as plan
     from lmoe.injection.balance import balance as balance
     from lmoe.injection.masked import masked_experts as masked_experts
@@ -19,15 +19,15 @@ __version__ = "0.1.0"
 
 # Imported when first used, so that `import lmoe` and the command line do not wait for torch.
 _PUBLIC = {
-    "Blend": "lmoe.inference.blend",
-    "attach": "lmoe.inference.attach",
-    "inject": "lmoe.inference.inject",
+    "Blend": "lmoe.blend.blend",
+    "attach": "lmoe.adapter.attach",
+    "inject": "lmoe.adapter.inject",
     "plan": "lmoe.injection.apply",
     "trace": "lmoe.injection.tracing",
     "balance": "lmoe.injection.balance",
-    "load": "lmoe.inference.load",
-    "save": "lmoe.inference.save",
-    "import_experts": "lmoe.checkpoint.import_experts",
+    "load": "lmoe.adapter.load",
+    "save": "lmoe.adapter.save",
+    "import_experts": "lmoe.grow.import_experts",
     "masked_experts": "lmoe.injection.masked",
 }
 __all__ = ["Blend", "attach", "balance", "import_experts", "inject", "load", "masked_experts", "plan", "save", "trace"]

@@ -5,7 +5,7 @@ from typing import Any
 from lmoe.cli.compose import compose_config
 from lmoe.cli.hydra_run import to_object
 from lmoe.cli.overrides import first_point, read_command
-from lmoe.schema.problems import raise_problems
+from lmoe.config.problems import raise_problems
 
 
 def compose(config_name: str, schema: type, overrides: list[str]) -> Any:

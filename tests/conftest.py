@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.update({"HF_HUB_OFFLINE": "1", "NETRC": os.devnull})
 for _name in [name for name in os.environ if name.startswith("WANDB_")]:
     del os.environ[_name]
+
+TEXTS = ("it's a, b = {c}! Answer the question.", "user and assistant say hello to the user and the assistant.")
+VOCAB, CONTEXT = 300, 96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +92,7 @@ def train(restored: None, micro, tmp_path: Path, capsys: pytest.CaptureFixture[s
         given = micro.changed(*overrides) if settings else list(overrides)
         with pytest.MonkeyPatch.context() as patch:
             if not pictures:
-                patch.setattr("lmoe.build.finish.write_pictures", lambda summary, metrics, report: {})
+                patch.setattr("lmoe.run.finish.write_pictures", lambda summary, metrics, report: {})
             capsys.readouterr()
             code = main(given if own_place else [*given, f"hydra.run.dir={folder}"])
         out, err = capsys.readouterr()
@@ -104,7 +108,7 @@ def finished_run(micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     base = tmp_path_factory.mktemp("finished")
     with process_state(base) as patch:
-        patch.setattr("lmoe.build.finish.write_pictures", lambda summary, metrics, report: {})
+        patch.setattr("lmoe.run.finish.write_pictures", lambda summary, metrics, report: {})
         assert main([*micro.changed(), f"hydra.run.dir={base / 'run'}"]) == 0
     return base / "run"
 
@@ -113,3 +117,29 @@ def finished_run(micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def own_run(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run that the test may change."""
     return Path(shutil.copytree(finished_run, tmp_path / "own"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
+    """A base on disk with its tokenizer, and an adapter for it that is away from its start.
+
+    base: model directory; run: run directory; adapter: its adapter; model: in memory, as it was saved.
+    """
+    from transformers import AutoModelForCausalLM
+
+    import lmoe
+    from lmoe.pretrain.bpe import train_bpe
+    from tests.tiny_models import randomise, tiny_model
+
+    folder = tmp_path_factory.mktemp("trained")
+    base, run = folder / "base", folder / "run"
+    tokenizer = train_bpe(TEXTS, VOCAB, CONTEXT)
+    ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
+    tiny_model(vocab_size=VOCAB, max_position_embeddings=CONTEXT, **ids).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    lmoe.inject(model, injection={"lora_r": 4, "num_experts": 3})
+    randomise(model, std=0.2)
+    lmoe.save(model, run / "adapter", tokenizer=tokenizer)
+    (run / "config.yaml").write_text("seed: 0\n")
+    return SimpleNamespace(base=base, run=run, adapter=run / "adapter", model=model, tokenizer=tokenizer)

@@ -10,10 +10,10 @@ import torch
 from omegaconf import OmegaConf
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-from lmoe.build.parts import Parts, build_parts
-from lmoe.data.bpe import PAD, TURN_END, train_bpe
-from lmoe.schema.run import RunConfig
-from lmoe.schema.validate import validate
+from lmoe.config.run import RunConfig
+from lmoe.pretrain.bpe import PAD, TURN_END, train_bpe
+from lmoe.rules.validate import validate
+from lmoe.run.parts import Parts, build_parts
 from tests.composing import compose
 
 ROOT = Path(__file__).resolve().parents[1]

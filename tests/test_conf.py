@@ -9,23 +9,23 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from lmoe.build.parts import with_domains
+from lmoe.config.backbone import BackboneConfig
+from lmoe.config.defaults import injection_section, moe_section
+from lmoe.config.injection import InjectionConfig
+from lmoe.config.keys import unknown_key
+from lmoe.config.moe import MoeConfig
+from lmoe.config.pretrain import PretrainConfig
+from lmoe.config.run import RunConfig
+from lmoe.config.trainer import TrainerConfig
 from lmoe.errors import ConfigError
-from lmoe.schema.backbone import BackboneConfig
-from lmoe.schema.defaults import injection_section, moe_section
-from lmoe.schema.injection import InjectionConfig, InjectionStrategy
-from lmoe.schema.keys import unknown_key
-from lmoe.schema.logger import LoggerKind
-from lmoe.schema.moe import MoeConfig, RouterKind
-from lmoe.schema.pretrain import PretrainConfig
-from lmoe.schema.resources import resource_dir
-from lmoe.schema.run import RunConfig
-from lmoe.schema.strategy_traits import STRATEGY_TRAITS
-from lmoe.schema.trainer import TrainerConfig
-from lmoe.schema.validate import validate
-from lmoe.schema.validate_injection import injection_problems
-from lmoe.schema.validate_moe import moe_problems
-from lmoe.schema.validate_pretrain import pretrain_problems
+from lmoe.files.resources import resource_dir
+from lmoe.pretrain.rules import pretrain_problems
+from lmoe.rules.injection import injection_problems
+from lmoe.rules.moe import moe_problems
+from lmoe.rules.strategies import STRATEGY_TRAITS
+from lmoe.rules.validate import validate
+from lmoe.run.parts import with_domains
+from lmoe.vocabulary import InjectionStrategy, LoggerKind, RouterKind
 from tests.composing import compose
 from tests.metric_names import names, rows, undocumented
 from tests.micro import ROOT
@@ -73,9 +73,9 @@ def test_no_file_is_forgotten():
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(PRETRAIN)])
 def test_a_file_of_a_training_composes_validates_and_builds(name, micro, restored):
     """On the micro backbone and its rows, whatever the file says about those."""
-    from lmoe.build.loggers import build_loggers
-    from lmoe.build.parts import build_parts
-    from lmoe.build.trainer import extra_callbacks
+    from lmoe.run.loggers import build_loggers
+    from lmoe.run.parts import build_parts
+    from lmoe.run.trainer import extra_callbacks
 
     config = compose("train", RunConfig, [*choice(name), *sweep_choices(name)])
     validate(config)
@@ -98,7 +98,7 @@ def test_a_file_of_a_training_composes_validates_and_builds(name, micro, restore
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith(PRETRAIN)])
 def test_a_file_of_a_pretraining_composes_validates_and_builds(name, micro, restored):
     from lmoe.backbones.load import load_tokenizer
-    from lmoe.build.pretrain import base_model
+    from lmoe.pretrain.run import base_model
 
     config = compose("pretrain", PretrainConfig, [*choice(name), f"corpus.path={micro.train}"])
     assert pretrain_problems(config) == []

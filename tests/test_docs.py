@@ -11,8 +11,8 @@ from typing import get_args
 
 import pytest
 
-from lmoe.schema.describe import PAGE, SCHEMAS, field_docs, page
-from lmoe.schema.keys import leaf_keys
+from lmoe.config.keys import leaf_keys
+from tools.describe import PAGE, SCHEMAS, field_docs, page
 
 ROOT = Path(__file__).resolve().parents[1]
 DOMAINS = ("code", "commonsense", "dialogue", "general", "math", "medical", "sql", "translation")
@@ -69,7 +69,7 @@ def test_every_field_has_a_docstring(verb):
 
 
 def test_the_generator_loads_no_heavy_library():
-    code = "import sys, lmoe.schema.describe as d; d.page(); print(sorted({'torch', 'transformers'} & {*sys.modules}))"
+    code = "import sys, tools.describe as d; d.page(); print(sorted({'torch', 'transformers'} & {*sys.modules}))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import lmoe
-from lmoe.data.bpe import train_bpe
+from lmoe.pretrain.bpe import train_bpe
 from tests.tiny_models import randomise, tiny_model
 
 

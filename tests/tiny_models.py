@@ -5,7 +5,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lmoe.injection.roles import parameter_roles
-from lmoe.schema.phase import Role
+from lmoe.vocabulary import Role
 
 VOCAB = 64
 DENSE_FAMILIES = (

@@ -23,13 +23,13 @@ from benchmarks.torture.outcome import Outcome
 from lmoe.cli import overrides as command_line
 from lmoe.cli.compose import compose_config, problems_of
 from lmoe.cli.overrides import first_point, read_command
+from lmoe.config.keys import leaf_keys
+from lmoe.config.pretrain import PretrainConfig
+from lmoe.config.run import RunConfig
 from lmoe.errors import LmoeError
-from lmoe.schema.keys import leaf_keys
-from lmoe.schema.pretrain import PretrainConfig
-from lmoe.schema.resources import resource_dir
-from lmoe.schema.run import RunConfig
-from lmoe.schema.validate import run_problems
-from lmoe.schema.validate_pretrain import pretrain_problems
+from lmoe.files.resources import resource_dir
+from lmoe.pretrain.rules import pretrain_problems
+from lmoe.rules.validate import run_problems
 
 CLAIM = "no config ends in a traceback: each is refused by the name of its key, or runs"
 VERBS: dict[str, tuple[type, Callable[[Any], list[str]]]] = {
@@ -229,5 +229,5 @@ def judge_run(settings: list[str], folder: Path, outcome: Outcome) -> None:
 @contextmanager
 def quiet_run() -> Iterator[None]:
     """Without pictures, which take longer than the rest."""
-    with patch("lmoe.build.finish.write_pictures", lambda summary, metrics, report: {}):
+    with patch("lmoe.run.finish.write_pictures", lambda summary, metrics, report: {}):
         yield

@@ -88,9 +88,10 @@ def make_whole(base: Path) -> Whole:
     """One run of two steps and three adapters."""
     import lmoe
     from lmoe.backbones.load import load_model
-    from lmoe.checkpoint.peft_adapter import save_peft
     from lmoe.cli.train import main
-    from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
+    from lmoe.config.backbone import BackboneConfig
+    from lmoe.peft.adapter import save_peft
+    from lmoe.vocabulary import BackbonePrecision
     from tests.micro import make_micro
 
     micro = make_micro(base / "micro")
@@ -210,14 +211,14 @@ def ended(code: int, text: str) -> None:
 
 def read_run(whole: Whole, place: Path, draw: random.Random) -> None:
     """Everything that reads a file of a run; now and then all of it in a run that goes on."""
-    from lmoe.build.claim import claimed, stored_id
-    from lmoe.build.loggers import wandb_run_id
-    from lmoe.build.provenance import add_provenance, changed_since
-    from lmoe.checkpoint.run_files import found_in
     from lmoe.cli.train import main
-    from lmoe.inference.run_data import run_data
+    from lmoe.evaluate.run_data import run_data
     from lmoe.report.curves import read_metrics
     from lmoe.report.summary import RunSummary
+    from lmoe.resume.run_files import found_in
+    from lmoe.run.claim import claimed, stored_id
+    from lmoe.run.loggers import wandb_run_id
+    from lmoe.run.provenance import add_provenance, changed_since
     from lmoe.training.metrics_csv import MetricsCsv
 
     if draw.randrange(WHOLE_EVERY) == 0:
@@ -283,8 +284,8 @@ def read_rows(whole: Whole, place: Path, draw: random.Random) -> None:
 def read_tokenizer(whole: Whole, place: Path, draw: random.Random) -> None:
     """A tokenizer, and a prompt through its template."""
     from lmoe.backbones.load import load_tokenizer, tokenizer_in
+    from lmoe.config.backbone import BackboneConfig
     from lmoe.data.template import ChatTemplate
-    from lmoe.schema.backbone import BackboneConfig
 
     one = tokenizer_in(place) if draw.random() < 0.5 else load_tokenizer(BackboneConfig(model_name=str(place)))
     if one is not None and one.chat_template:
@@ -297,7 +298,7 @@ def read_tokenizer(whole: Whole, place: Path, draw: random.Random) -> None:
 def read_model(whole: Whole, place: Path, draw: random.Random) -> None:
     """A base, and what is asked of one before it is loaded."""
     from lmoe.backbones.load import bare_model, load_model, model_type
-    from lmoe.schema.backbone import BackboneConfig
+    from lmoe.config.backbone import BackboneConfig
 
     config = BackboneConfig(model_name=str(place))
     model_type(config)

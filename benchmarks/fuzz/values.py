@@ -5,10 +5,10 @@ from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from typing import Any, get_args, get_origin
 
-from lmoe.schema.keys import field_type, leaf_keys
-from lmoe.schema.lightning_callbacks import PACKAGE, callback_arguments, exported_callbacks
-from lmoe.schema.read import without_none
-from lmoe.schema.resources import resource_dir
+from lmoe.config.keys import field_type, leaf_keys
+from lmoe.config.read import without_none
+from lmoe.files.resources import resource_dir
+from lmoe.rules.lightning_callbacks import PACKAGE, callback_arguments, exported_callbacks
 
 WRONG = (
     *("null", "abc", "''", "[]", "[[1]]", "[[[1]]]", "[1,[2]]", "[null]", "{a: 1}", "{1: {2: 3}}", "[{a: [b]}]"),

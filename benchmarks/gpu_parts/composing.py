@@ -2,8 +2,8 @@
 
 from lmoe.cli.compose import compose_config
 from lmoe.cli.hydra_run import to_object
-from lmoe.schema.run import RunConfig
-from lmoe.schema.validate import run_problems
+from lmoe.config.run import RunConfig
+from lmoe.rules.validate import run_problems
 
 
 def composed(overrides: list[str]) -> RunConfig:

@@ -17,7 +17,7 @@ from benchmarks.timing import interleave
 from lmoe.ops.backend import grouped_is_faster
 from lmoe.ops.grouped import add_grouped
 from lmoe.ops.stacked import add_stacked
-from lmoe.schema.moe import Backend
+from lmoe.vocabulary import Backend
 
 LIMITS = {torch.float32: 1e-5, torch.bfloat16: 2e-2, torch.float16: 3e-3}
 """Largest norm of a difference over the norm of what is right."""

@@ -16,7 +16,8 @@ from benchmarks.gpu_parts.part import Findings, Place
 from benchmarks.gpu_parts.steps import mixture, step
 from benchmarks.models import SIZES, random_batch, random_model, sharing_copy
 from lmoe.backbones.load import load_model
-from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
+from lmoe.config.backbone import BackboneConfig
+from lmoe.vocabulary import BackbonePrecision
 
 ASKED = 0.90
 """Of the base's tokens a second, with four experts, compiled."""

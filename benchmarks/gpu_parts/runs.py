@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.gpu_parts.part import Findings, Place
 from lmoe.cli.train import main
-from lmoe.schema.resources import resource_dir
+from lmoe.files.resources import resource_dir
 
 ROWS = 40
 

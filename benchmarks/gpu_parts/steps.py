@@ -192,7 +192,7 @@ def _peak(place: Place, run: Any) -> float | None:
 def _estimated(base: PreTrainedModel, folder: Path, shape: tuple[int, int]) -> float:
     """Gigabytes that dry_run=estimate says for the same run."""
     from benchmarks.gpu_parts.composing import composed
-    from lmoe.build.estimate import estimate
+    from lmoe.estimate.estimate import estimate
 
     base.config.save_pretrained(folder / "config")
     overrides = [f"backbone.model_name={folder / 'config'}", "backbone.precision=bfloat16"]

@@ -10,7 +10,7 @@ from benchmarks.peers.trainee import Trainee, language_model_loss
 from lmoe.injection.apply import inject
 from lmoe.injection.tracing import trace
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear, MixtureSettings
-from lmoe.schema.moe import Backend
+from lmoe.vocabulary import Backend
 
 
 def attach(model: PreTrainedModel, experts: Experts) -> Trainee:

@@ -7,7 +7,7 @@ from lmoe.layers.context import RoutingContext
 from lmoe.layers.routers import RouterSettings
 from lmoe.layers.routers.linear import TopKRouter
 from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
-from lmoe.schema.moe import LoadBalanceType, MixtureScale
+from lmoe.vocabulary import LoadBalanceType, MixtureScale
 
 
 def top_k_router(experts: Experts, in_features: int, device: torch.device) -> TopKRouter:

@@ -24,8 +24,6 @@ COUNTS = {"kills": 100, "corruptions": 200, "default_kills": 6}
 def main() -> int:
     """Returns 0 if every claim that was tried held."""
     flags = parser().parse_args()
-    import lmoe.build.train  # what every fork needs, once
-    import lmoe.cli.train  # noqa: F401
 
     command = " ".join(["python -m benchmarks.torture", *sys.argv[1:]])
     outcomes = []

@@ -12,9 +12,9 @@ from benchmarks.torture.pieces import micro_overrides
 from benchmarks.torture.process import Way, forked, run
 from benchmarks.torture.settings import command_line
 from benchmarks.torture.spoil import WAYS, Spoiled
-from lmoe.build.claim import stored_id
-from lmoe.checkpoint.run_files import found_in, offer
 from lmoe.errors import CheckpointError
+from lmoe.resume.run_files import found_in, offer
+from lmoe.run.claim import stored_id
 
 CLAIM = "spoiled checkpoints are refused by name with the reason, and another one that is whole is offered"
 RUN = "selection biases"

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from lmoe.checkpoint.contents import add_contents
-from lmoe.checkpoint.run_files import ENTRIES, ORIGIN
-from lmoe.checkpoint.seal import seal
+from lmoe.resume.contents import add_contents
+from lmoe.resume.run_files import ENTRIES, ORIGIN
+from lmoe.resume.seal import seal
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lmoe.backbones.offload import refuse_offloaded
+from lmoe.backbones.placement import refuse_offloaded
 
 SAMPLED, SIGNS = 64, 1024
 """Values of each parameter that are read, and values whose signs are."""

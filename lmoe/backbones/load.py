@@ -18,10 +18,11 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import BackboneError, LmoeError
-from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
-from lmoe.schema.resources import resource_dir
-from lmoe.schema.small_file import NO_FILE, Reader
+from lmoe.files.resources import resource_dir
+from lmoe.files.small_file import NO_FILE, Reader
+from lmoe.vocabulary import BackbonePrecision
 
 TINY = "tiny"
 REPACKS = "support_avx512bf16_for_cpu"

@@ -15,8 +15,8 @@ def run(flags: SpeakerFlags, sampling: dict[str, Any]) -> int:
     """Returns the exit code."""
 
     def action() -> None:
-        from lmoe.inference.chat import Chat
-        from lmoe.inference.generate import Sampling
+        from lmoe.generate.chat import Chat
+        from lmoe.generate.generate import Sampling
 
         chosen = Sampling(**sampling)  # before a model is loaded
         chat = Chat(speaker=open_speaker(flags), sampling=chosen, write=write)

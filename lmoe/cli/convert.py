@@ -7,8 +7,8 @@ def run(checkpoint: str, *, output: str, base_model: str | None, trust_remote_co
     """Returns the exit code."""
 
     def action() -> None:
-        from lmoe.build.announce import quiet_libraries
-        from lmoe.inference.convert import convert_eulerforge
+        from lmoe.peft.convert import convert_eulerforge
+        from lmoe.run.announce import quiet_libraries
 
         quiet_libraries()
         done = convert_eulerforge(checkpoint, output, base_model, trust_remote_code=trust_remote_code)

@@ -21,17 +21,17 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
     def action() -> None:
         from rich.console import Console
 
-        from lmoe.build.announce import quiet_libraries
-        from lmoe.build.evaluation_wandb import log_evaluation
-        from lmoe.build.finish import shown
-        from lmoe.build.loggers import check_logger, sync_command
-        from lmoe.inference.evaluate import evaluate
-        from lmoe.inference.load import adapter_folder
-        from lmoe.inference.run_data import run_folder
-        from lmoe.report.evaluation_tables import evaluation_tables
+        from lmoe.adapter.load import adapter_folder
+        from lmoe.config.evaluate import EvaluateSettings
+        from lmoe.config.logger import LoggerConfig
+        from lmoe.evaluate.evaluate import evaluate
+        from lmoe.evaluate.run_data import run_folder
+        from lmoe.evaluate.tables import evaluation_tables
+        from lmoe.evaluate.wandb_tables import log_evaluation
         from lmoe.report.say import say
-        from lmoe.schema.evaluate import EvaluateSettings
-        from lmoe.schema.logger import LoggerConfig
+        from lmoe.run.announce import quiet_libraries
+        from lmoe.run.finish import shown
+        from lmoe.run.loggers import check_logger, sync_command
 
         quiet_libraries()
         console = Console()

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 from lmoe.cli.errors import told
 from lmoe.cli.speak import SpeakerFlags, open_speaker
-from lmoe.schema.problems import raise_problems, without_effect
+from lmoe.config.problems import raise_problems, without_effect
 
 if TYPE_CHECKING:
-    from lmoe.inference.blend_export import Export
-    from lmoe.inference.export import Merged
+    from lmoe.blend.export import Export
+    from lmoe.export.export import Merged
 
 
 class ExportFormat(StrEnum):
@@ -81,7 +81,7 @@ def run(source: SpeakerFlags, wanted: ExportFlags) -> int:
 
 
 def _of_blend(source: SpeakerFlags, wanted: ExportFlags) -> None:
-    from lmoe.inference.answer_end import write_answer_end
+    from lmoe.adapter.answer_end import write_answer_end
 
     speaker = open_speaker(source)
     assert speaker.blend is not None
@@ -95,8 +95,8 @@ def _of_blend(source: SpeakerFlags, wanted: ExportFlags) -> None:
 
 
 def _of_checkpoint(checkpoint: str, source: SpeakerFlags, wanted: ExportFlags) -> None:
-    from lmoe.build.announce import quiet_libraries
-    from lmoe.inference import export
+    from lmoe.export import export
+    from lmoe.run.announce import quiet_libraries
 
     quiet_libraries()
     output, base_model, trust = wanted.output, source.base_model, source.trust_remote_code

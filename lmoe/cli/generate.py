@@ -7,7 +7,7 @@ from typing import Any
 from lmoe.cli.errors import told
 from lmoe.cli.speak import SpeakerFlags, open_speaker
 from lmoe.errors import ConfigError, DataError
-from lmoe.schema.small_file import Reader
+from lmoe.files.small_file import Reader
 
 
 def run(flags: SpeakerFlags, sampling: dict[str, Any], *, prompt: str | None, prompt_file: str | None) -> int:
@@ -15,7 +15,7 @@ def run(flags: SpeakerFlags, sampling: dict[str, Any], *, prompt: str | None, pr
 
     def action() -> None:
         text = read_prompt(prompt, prompt_file)
-        from lmoe.inference.generate import Sampling
+        from lmoe.generate.generate import Sampling
 
         chosen = Sampling(**sampling)  # before a model is loaded
         open_speaker(flags).answer(text, chosen, write)

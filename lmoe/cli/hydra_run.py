@@ -27,14 +27,14 @@ from lmoe.cli.launchers import (
 from lmoe.cli.overrides import Command, first_point, own_folders, read_command
 from lmoe.cli.resume import AUTO, merge_saved
 from lmoe.cli.threads import prepare_threads
+from lmoe.config.keys import near
+from lmoe.config.problems import raise_problems
+from lmoe.config.read import read_section
 from lmoe.errors import ConfigError, LmoeError
-from lmoe.schema.keys import near
-from lmoe.schema.problems import raise_problems
-from lmoe.schema.read import read_section
-from lmoe.schema.resources import resource_dir
-from lmoe.schema.run_folder import CONFIG_FILE
-from lmoe.schema.trust import trust_problems
-from lmoe.training.stopping import Stopped
+from lmoe.files.resources import resource_dir
+from lmoe.files.run_folder import CONFIG_FILE
+from lmoe.resume.stopping import Stopped
+from lmoe.rules.trust import trust_problems
 
 Job = Callable[[Any, Path, list[str]], None]
 

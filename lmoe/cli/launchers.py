@@ -11,11 +11,11 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
-from lmoe.build.claim import started_by_others
+from lmoe.config.keys import near
 from lmoe.errors import ConfigError, LmoeError
-from lmoe.schema.keys import near
-from lmoe.schema.run_folder import hydra_quoted
-from lmoe.training.stopping import Stopped
+from lmoe.files.run_folder import hydra_quoted
+from lmoe.resume.stopping import Stopped
+from lmoe.run.claim import started_by_others
 
 HERE, SLURM = "basic", "submitit_slurm"
 """Hydra's own launcher: one job after the other, in this process; the one whose jobs may be of several processes."""

@@ -8,7 +8,8 @@ import typer
 
 from lmoe.cli.export import ExportFormat
 from lmoe.cli.threads import prepare_threads
-from lmoe.schema.evaluate import MAX_NEW_TOKENS, Prompts
+from lmoe.config.evaluate import MAX_NEW_TOKENS
+from lmoe.vocabulary import Prompts
 
 if TYPE_CHECKING:
     from lmoe.cli.speak import SpeakerFlags

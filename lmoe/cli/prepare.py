@@ -22,14 +22,14 @@ def run(
 
     def action() -> None:
         from lmoe.backbones.load import load_tokenizer, model_type
-        from lmoe.build.announce import quiet_libraries
+        from lmoe.config.backbone import BackboneConfig
+        from lmoe.config.data import DataConfig
+        from lmoe.config.problems import raise_problems
         from lmoe.data.prepare import prepare
+        from lmoe.files.resources import resource_dir
         from lmoe.report.say import say
-        from lmoe.schema.backbone import BackboneConfig
-        from lmoe.schema.data import DataConfig
-        from lmoe.schema.problems import raise_problems
-        from lmoe.schema.resources import resource_dir
-        from lmoe.schema.validate import data_problems
+        from lmoe.rules.validate import data_problems
+        from lmoe.run.announce import quiet_libraries
 
         quiet_libraries()
         config = DataConfig(

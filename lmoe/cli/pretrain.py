@@ -3,13 +3,13 @@
 import sys
 from pathlib import Path
 
-from lmoe.build.claim import claimed
-from lmoe.build.records import begun
 from lmoe.cli.hydra_run import hydra_main
 from lmoe.cli.resume import refuse_existing
-from lmoe.schema.pretrain import PretrainConfig
-from lmoe.schema.validate_pretrain import pretrain_problems
-from lmoe.training.stopping import StopSignals
+from lmoe.config.pretrain import PretrainConfig
+from lmoe.pretrain.rules import pretrain_problems
+from lmoe.resume.stopping import StopSignals
+from lmoe.run.claim import claimed
+from lmoe.run.records import begun
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -27,6 +27,6 @@ def run(config: PretrainConfig, run_dir: Path, overrides: list[str]) -> None:
         with begun(config, run_dir):
             from rich.console import Console
 
-            from lmoe.build.pretrain import pretrain
+            from lmoe.pretrain.run import pretrain
 
             pretrain(config, run_dir, overrides, Console(), signals)

@@ -8,16 +8,16 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig, OmegaConf
 
+from lmoe.config.limits import MOST_CHARACTERS
+from lmoe.config.phase import PLATEAU
+from lmoe.config.problems import raise_problems, shown
+from lmoe.config.read import read_section
 from lmoe.errors import ConfigError
-from lmoe.schema.limits import MOST_CHARACTERS
-from lmoe.schema.phase import PLATEAU
-from lmoe.schema.places import expanded, is_file
-from lmoe.schema.problems import raise_problems, shown
-from lmoe.schema.read import read_section
-from lmoe.schema.resources import resource_dir
-from lmoe.schema.resume_rules import LENGTH, PER_STEP, refused
-from lmoe.schema.run_folder import CONFIG_FILE, PROVENANCE_FILE, resume_setting
-from lmoe.schema.small_file import Reader
+from lmoe.files.places import expanded, is_file
+from lmoe.files.resources import resource_dir
+from lmoe.files.run_folder import CONFIG_FILE, PROVENANCE_FILE, resume_setting
+from lmoe.files.small_file import Reader
+from lmoe.resume.rules import LENGTH, PER_STEP, refused
 
 AUTO = "auto"
 SAVED = Reader(error=ConfigError, cure="put back the file that the run has written")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from lmoe.errors import ConfigError
 
 if TYPE_CHECKING:
-    from lmoe.inference.speaker import Speaker
+    from lmoe.generate.speaker import Speaker
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -71,9 +71,9 @@ def open_speaker(flags: SpeakerFlags) -> "Speaker":
     """
     if problems := flags.problems():
         raise ConfigError(problems)
-    from lmoe.build.announce import quiet_libraries
-    from lmoe.inference.speaker import blended, named_places, named_weights, trained
-    from lmoe.schema.backbone import BackbonePrecision
+    from lmoe.generate.speaker import blended, named_places, named_weights, trained
+    from lmoe.run.announce import quiet_libraries
+    from lmoe.vocabulary import BackbonePrecision
 
     quiet_libraries()
     if flags.checkpoint is not None:

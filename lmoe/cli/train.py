@@ -4,14 +4,15 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from lmoe.build.claim import claimed, is_first_process
-from lmoe.build.records import begun
 from lmoe.cli.hydra_run import drop_empty, hydra_main
 from lmoe.cli.resume import refuse_existing
-from lmoe.schema.phase_rules import phase_warnings
-from lmoe.schema.run import DryRun, RunConfig
-from lmoe.schema.validate import hub_names, run_problems
-from lmoe.training.stopping import StopSignals
+from lmoe.config.run import RunConfig
+from lmoe.resume.stopping import StopSignals
+from lmoe.rules.phases import phase_warnings
+from lmoe.rules.validate import hub_names, run_problems
+from lmoe.run.claim import claimed, is_first_process
+from lmoe.run.records import begun
+from lmoe.vocabulary import DryRun
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -32,7 +33,7 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
     if config.dry_run is DryRun.estimate:
         from rich.console import Console
 
-        from lmoe.build.announce_estimate import announce_estimate
+        from lmoe.estimate.announce import announce_estimate
 
         announce_estimate(config, Console())
         drop_empty(run_dir)
@@ -50,12 +51,12 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
 
         console = Console(quiet=not first)
         if config.dry_run is DryRun.preflight:
-            from lmoe.build.preflight import preflight
+            from lmoe.estimate.preflight import preflight
 
             preflight(config, console)
             drop_empty(run_dir)
             return
-        from lmoe.build.train import train
+        from lmoe.run.train import train
 
         train(config, run_dir, overrides, console, signals, writes=first)
 

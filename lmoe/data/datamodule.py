@@ -12,12 +12,12 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from lmoe.config.data import DataConfig
 from lmoe.data.collate import Collate
 from lmoe.data.order import ResumableLoader, SeededBatches
 from lmoe.data.pack import PackedRows
 from lmoe.data.prepare import PreparedData
 from lmoe.data.totals import SampleTokens
-from lmoe.schema.data import DataConfig
 
 
 class SftDataModule(LightningDataModule):

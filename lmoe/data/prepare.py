@@ -5,13 +5,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from lmoe.config.data import DataConfig
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.pack import PackedRows, packing_supported
 from lmoe.data.reader import BUNDLED, Reader, val_source
 from lmoe.data.report import PrepareReport, split_report
 from lmoe.data.split import first_of_each, split_rows
 from lmoe.errors import DataError
-from lmoe.schema.data import DataConfig
 
 
 @dataclass(slots=True, kw_only=True)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from lmoe.config.data import DataConfig
 from lmoe.data.cache import cache_file, cache_folder, cache_key, load_source, save_source
 from lmoe.data.encode import EncodedSource, Encoder, cut_reason
 from lmoe.data.report import SourceReport
 from lmoe.data.rows import Row, data_files, read_rows
 from lmoe.data.template import ChatTemplate
 from lmoe.errors import DataError
-from lmoe.schema.data import DataConfig
-from lmoe.schema.small_file import ordinary_size
+from lmoe.files.small_file import ordinary_size
 
 BUNDLED = "bundled"
 """What data.path calls the rows that ship with lmoe."""

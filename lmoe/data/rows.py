@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lmoe.errors import DataError
-from lmoe.schema.small_file import Reader, ordinary_size
+from lmoe.files.small_file import Reader, ordinary_size
 
 FORMATS = (
     '{"messages": [{"role": …, "content": …}, …]}, {"prompt": …, "response": …}, '

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from lmoe.data.render_limit import render, render_with_generation
 from lmoe.data.spans import Message, Span, content_spans, with_turn_end, without_blank
 from lmoe.errors import DataError
-from lmoe.schema.small_file import Reader
+from lmoe.files.small_file import Reader
 
 PROBE: list[Message] = [
     {"role": "user", "content": "Good morning."},

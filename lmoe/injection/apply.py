@@ -7,27 +7,26 @@ from torch import nn
 
 from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.layout import layouts
-from lmoe.backbones.offload import refuse_offloaded
+from lmoe.backbones.placement import refuse_offloaded
+from lmoe.config.defaults import injection_section, moe_section
+from lmoe.config.injection import InjectionConfig
+from lmoe.config.moe import MoeConfig
+from lmoe.config.problems import raise_problems
 from lmoe.errors import ConfigError, InjectionError
 from lmoe.injection.build_site import SiteBuilder
 from lmoe.injection.choose import chosen_layers
 from lmoe.injection.plan import InjectionPlan, SiteKind
-from lmoe.injection.record import RECORD, Injected, mixtures
+from lmoe.injection.record import BLEND, RECORD, Injected, mixtures
 from lmoe.injection.site_plans import SitePlanner, constant_balance
 from lmoe.injection.strategies import STRATEGIES
-from lmoe.layers.blend_linear import BLEND
 from lmoe.layers.context import RoutingContext
 from lmoe.layers.routers import PromptReader
 from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
-from lmoe.schema.defaults import injection_section, moe_section
-from lmoe.schema.injection import InjectionConfig
-from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
-from lmoe.schema.phase import Role
-from lmoe.schema.phase_rules import BASE_ROLES
-from lmoe.schema.problems import raise_problems
-from lmoe.schema.router_traits import trains_logits
-from lmoe.schema.strategy_traits import STRATEGY_TRAITS
-from lmoe.schema.validate import section_problems
+from lmoe.rules.phases import BASE_ROLES
+from lmoe.rules.routers import trains_logits
+from lmoe.rules.strategies import STRATEGY_TRAITS
+from lmoe.rules.validate import section_problems
+from lmoe.vocabulary import LoadBalanceType, Role, RouterKind
 
 
 def plan(

@@ -10,7 +10,7 @@ from lmoe.injection.record import Injected, injected, routers
 from lmoe.layers.routers import LinearRouter, ReluRouter
 from lmoe.ops.balancing import moved_bias, moved_l1
 from lmoe.ops.processes import several_processes, sum_in_place
-from lmoe.schema.moe import LoadBalanceType
+from lmoe.vocabulary import LoadBalanceType
 
 
 @torch.no_grad()

@@ -4,6 +4,8 @@ import torch
 from torch import nn
 
 from lmoe.backbones.layout import LayerLayout
+from lmoe.config.injection import InjectionConfig
+from lmoe.config.moe import MoeConfig
 from lmoe.errors import InjectionError
 from lmoe.injection.check_ffn import check_ffn
 from lmoe.injection.plan import SiteKind, SitePlan
@@ -19,9 +21,8 @@ from lmoe.layers.routers import ROUTERS, Router, RouterSettings
 from lmoe.layers.trace import RoutingTrace
 from lmoe.ops.ffn_names import FfnNames
 from lmoe.ops.linear_sizes import weight_OD
-from lmoe.schema.injection import InitLora, InjectionConfig
-from lmoe.schema.moe import LoadBalanceType, MoeConfig
-from lmoe.schema.router_traits import TRAITS, mixture_scale
+from lmoe.rules.routers import TRAITS, mixture_scale
+from lmoe.vocabulary import InitLora, LoadBalanceType
 
 ROUTER = "router"
 """Name of the router under the module that it decides for."""

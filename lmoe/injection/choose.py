@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from torch import nn
 
 from lmoe.backbones.layout import LayerLayout, default_attention_keywords
+from lmoe.config.injection import InjectionConfig
 from lmoe.errors import InjectionError
-from lmoe.schema.injection import InjectionConfig
 
 Choice = Callable[[LayerLayout], Mapping[str, nn.Module]]
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from lmoe.injection.record import Injected
 from lmoe.injection.tracing import expert_of
 from lmoe.layers.context import Rows
-from lmoe.schema.moe import RouterKind
+from lmoe.vocabulary import RouterKind
 
 
 def facts(record: Injected, batch: dict[str, Tensor], domains: Sequence[str]) -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ from lmoe.injection.kept import ROUTER_ROWS, STACKED
 from lmoe.injection.record import injected, routers, sites
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.layers.routers import Router
-from lmoe.schema.injection import InjectionStrategy
+from lmoe.vocabulary import InjectionStrategy
 
 
 @contextmanager

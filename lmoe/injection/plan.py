@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from lmoe.schema.phase import Role
+from lmoe.vocabulary import Role
 
 
 class SiteKind(StrEnum):

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from lmoe.backbones.fingerprint import BaseFingerprint
+from lmoe.config.injection import InjectionConfig
+from lmoe.config.moe import MoeConfig
 from lmoe.errors import InjectionError
 from lmoe.injection.build_site import ROUTER
 from lmoe.injection.plan import InjectionPlan
@@ -17,11 +19,11 @@ from lmoe.layers.native_experts import NativeExpertsLoRA
 from lmoe.layers.routers import Router
 from lmoe.layers.stacked_lora import StackedLoRA
 from lmoe.layers.trace import RoutingTrace
-from lmoe.schema.injection import InjectionConfig
-from lmoe.schema.moe import MoeConfig
-from lmoe.schema.phase import Role
+from lmoe.vocabulary import Role
 
 RECORD = "lmoe_injected"
+BLEND = "lmoe_blend"
+"""Attribute of a model whose Linears blend."""
 Site = LoRALinear | MixtureLoRALinear | ExpertFFN | NativeExpertsLoRA
 LowRankModule = LoRALinear | MixtureLoRALinear | StackedLoRA | LowRank
 
@@ -71,6 +73,17 @@ def injected(model: nn.Module) -> Injected:
 def tell_of_experts(model: nn.Module, names: Sequence[str], kept: int = 0) -> None:
     """Record where a model's experts come from: their names, and how many of the first are kept as they are."""
     setattr(model, RECORD, replace(injected(model), expert_names=tuple(names), kept_experts=kept))
+
+
+def new_names(names: list[str] | tuple[str, ...], total: int) -> list[str]:
+    """Names of experts that nobody named, `expert<e>`, beside those that have one."""
+    every = list(names)
+    for number in range(len(names), total):
+        name = f"expert{number}"
+        while name.casefold() in {other.casefold() for other in every}:
+            name += "_new"
+        every.append(name)
+    return every[len(names) :]
 
 
 def sites(model: nn.Module) -> Iterator[tuple[str, Site]]:

@@ -7,7 +7,7 @@ from lmoe.injection.build_site import ROUTER
 from lmoe.injection.record import injected, routers, sites
 from lmoe.layers.expert_ffn import COPIES
 from lmoe.ops.linear_sizes import parameter_counts
-from lmoe.schema.phase import Role
+from lmoe.vocabulary import Role
 
 ADAPTER_ROLES = (Role.router, Role.lora, Role.attn_lora)
 

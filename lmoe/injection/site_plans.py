@@ -7,15 +7,15 @@ from dataclasses import replace
 from torch import nn
 
 from lmoe.backbones.layout import LayerLayout
+from lmoe.config.injection import InjectionConfig
+from lmoe.config.moe import MoeConfig
 from lmoe.errors import InjectionError
 from lmoe.injection.choose import attention_linears, spread
 from lmoe.injection.plan import SiteKind, SitePlan
 from lmoe.ops.linear_sizes import sizes
-from lmoe.schema.injection import InjectionConfig
-from lmoe.schema.moe import LoadBalanceType, MoeConfig, RouterKind
-from lmoe.schema.phase import Role
-from lmoe.schema.router_traits import TRAITS, active_experts
-from lmoe.schema.strategy_traits import STRATEGY_TRAITS
+from lmoe.rules.routers import TRAITS, active_experts
+from lmoe.rules.strategies import STRATEGY_TRAITS
+from lmoe.vocabulary import LoadBalanceType, Role, RouterKind
 
 
 class SitePlanner:

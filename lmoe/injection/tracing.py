@@ -7,13 +7,14 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from lmoe.config.moe import MoeConfig
 from lmoe.errors import RoutingError
 from lmoe.injection.balance import warn_of_missing_balance
 from lmoe.injection.record import injected, sites
 from lmoe.layers.context import Rows
 from lmoe.layers.native_router import NativeRouter
 from lmoe.layers.trace import RoutingTrace
-from lmoe.schema.moe import MoeConfig, RouterKind
+from lmoe.vocabulary import RouterKind
 
 SWITCH = threading.Lock()
 """Held while adapters are switched, of whatever model."""

@@ -21,7 +21,7 @@ from lmoe.ops.linear_sizes import sizes, weight_OD
 from lmoe.ops.lora import faded, kaiming_lora_A
 from lmoe.ops.stacked import add_stacked, stacked_delta
 from lmoe.ops.svd_init import svd_slices
-from lmoe.schema.moe import Backend, Mixing
+from lmoe.vocabulary import Backend, Mixing
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from lmoe.ops.expert_similarity import diversity_penalty
 from lmoe.ops.gating import Gate
 from lmoe.ops.routing_losses import importance_cv_loss, load_balancing_loss, masked_mean, relu_l1, router_z_loss
 from lmoe.ops.site_groups import sites_of_one_shape
-from lmoe.schema.moe import LoadBalanceType
+from lmoe.vocabulary import LoadBalanceType
 
 
 @dataclass(slots=True, frozen=True)

@@ -6,7 +6,7 @@ Shapes: E experts.
 import torch
 from torch import Tensor
 
-from lmoe.schema.moe import L1_LEAST, L1_MOST
+from lmoe.vocabulary import L1_LEAST, L1_MOST
 
 
 def moved_bias(bias: Tensor, activity: Tensor, rate: float) -> Tensor:

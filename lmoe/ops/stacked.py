@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from lmoe.schema.moe import Mixing
+from lmoe.vocabulary import Mixing
 
 
 def stacked_delta(hidden: Tensor, lora_B: Tensor, gates: Tensor, *, mixing: Mixing = Mixing.outputs) -> Tensor:

@@ -3,7 +3,7 @@
 import math
 from pathlib import Path
 
-from lmoe.schema.small_file import Reader
+from lmoe.files.small_file import Reader
 
 METRICS = Reader(most=2**32, what="it")
 Curves = dict[str, list[tuple[int, float]]]

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lmoe.errors import TrainingError
-from lmoe.schema.small_file import make_way
+from lmoe.files.small_file import make_way
 
 
 def write_bytes(path: Path, content: bytes) -> Path:

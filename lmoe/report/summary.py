@@ -6,8 +6,8 @@ from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 
 from lmoe.errors import CheckpointError
+from lmoe.files.small_file import Reader
 from lmoe.report.files import write_bytes
-from lmoe.schema.small_file import Reader
 
 SUMMARY = Reader(most=2**30, what="it", finite=False, cure="it is no summary of a run")
 

@@ -6,8 +6,8 @@ from lmoe.injection.balance import move_balance
 from lmoe.injection.record import injected
 from lmoe.layers.step_means import OverRanks, StepMeans
 from lmoe.layers.trace import ForwardLosses, LossWeights
-from lmoe.schema.moe import BalanceScope
 from lmoe.training.phases import Phase
+from lmoe.vocabulary import BalanceScope
 
 
 class Auxiliary:

@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass
 
+from lmoe.config.phase import start_step
+from lmoe.config.run import RunConfig
 from lmoe.injection.record import Injected
-from lmoe.schema.phase import start_step
-from lmoe.schema.phase_rules import share_base
-from lmoe.schema.run import RunConfig
+from lmoe.rules.phases import share_base
 from lmoe.training.phases import Phase
 
 

@@ -14,7 +14,7 @@ from lmoe.metrics.routing import RoutingStats
 from lmoe.metrics.saturation import Choices, ChosenExperts, routing_saturation
 from lmoe.metrics.specialisation import DomainSpecialisation, specialisation_rows, specialisation_summary
 from lmoe.ops.expert_similarity import mean_expert_cosine
-from lmoe.schema.analysis import KnockOut
+from lmoe.vocabulary import KnockOut
 
 
 @dataclass(slots=True, frozen=True)

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from lmoe.config.phase import HandoffConfig, start_step
 from lmoe.injection.record import low_rank
 from lmoe.layers.lora_linear import LoRALinear, LowRank
-from lmoe.schema.phase import Curve, HandoffConfig, Role, start_step
+from lmoe.vocabulary import Curve, Role
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

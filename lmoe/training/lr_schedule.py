@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from lmoe.schema.optim import LrSchedule
+from lmoe.vocabulary import LrSchedule
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

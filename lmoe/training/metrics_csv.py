@@ -12,7 +12,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lmoe.errors import TrainingError
-from lmoe.schema.small_file import Reader, make_way
+from lmoe.files.small_file import Reader, make_way
 
 PAST = Reader(cure="move it away, and the run goes on with a new one", most=2**32, what="it")
 """How the rows of the past are read."""

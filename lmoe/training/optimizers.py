@@ -8,9 +8,9 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from lmoe.schema.optim import OptimConfig
-from lmoe.schema.phase import Role
+from lmoe.config.optim import OptimConfig
 from lmoe.training.phases import Phase
+from lmoe.vocabulary import Role
 
 NamedParameters = dict[str, nn.Parameter]
 

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from lmoe.schema.phase import PLATEAU, PhaseConfig, PlateauConfig, Role
-from lmoe.schema.phase_rules import ordered_phases, share_base
-from lmoe.schema.run import RunConfig
+from lmoe.config.phase import PLATEAU, PhaseConfig, PlateauConfig
+from lmoe.config.run import RunConfig
+from lmoe.rules.phases import ordered_phases, share_base
 from lmoe.training.handoff import Fades, Handoff
 from lmoe.training.lr_schedule import LrShape, lr_factor
+from lmoe.vocabulary import Role
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

@@ -7,18 +7,18 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lmoe.config.optim import OptimConfig
 from lmoe.injection.facts import facts
 from lmoe.injection.kept import wholly_kept
 from lmoe.injection.record import injected
 from lmoe.injection.roles import parameter_layers, parameter_roles
 from lmoe.metrics.language import DomainLoss
-from lmoe.metrics.measure import Batch, measured, predicted_losses
 from lmoe.metrics.routing import RoutingStats
-from lmoe.schema.optim import OptimConfig
 from lmoe.training.auxiliary import Auxiliary
 from lmoe.training.dials import Dials, set_dials
 from lmoe.training.evaluation import RoutingEvaluation
 from lmoe.training.handoff import set_fades
+from lmoe.training.measure import Batch, measured, predicted_losses
 from lmoe.training.module_state import load_state, save_state
 from lmoe.training.optimizers import build_optimizer, build_scheduler, set_learning_rates, trainable_groups
 from lmoe.training.phases import Phase, PhaseSchedule

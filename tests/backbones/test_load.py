@@ -17,9 +17,10 @@ from lmoe.backbones.load import (
     model_type,
     tokenizer_in,
 )
-from lmoe.data.bpe import train_bpe
+from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import BackboneError
-from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
+from lmoe.pretrain.bpe import train_bpe
+from lmoe.vocabulary import BackbonePrecision
 from tests.tiny_models import tiny_model
 
 

@@ -8,13 +8,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 import lmoe
+from lmoe.adapter.folder import adapter_tensors, load_adapter, read_adapter_config, save_adapter
 from lmoe.backbones.load import load_model, precision_of
-from lmoe.build.parts import base_ffn_parameters
-from lmoe.checkpoint.adapter import adapter_tensors, load_adapter, read_adapter_config, save_adapter
+from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import BackboneError, InjectionError
 from lmoe.injection.roles import role_table
 from lmoe.injection.tracing import adapters_off
-from lmoe.schema.backbone import BackboneConfig, BackbonePrecision
+from lmoe.run.parts import base_ffn_parameters
+from lmoe.vocabulary import BackbonePrecision
 from tests.tiny_models import randomise, tiny_model, tokens
 
 QUANTISED = (BackbonePrecision.int8, BackbonePrecision.nf4)

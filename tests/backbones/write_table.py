@@ -11,8 +11,7 @@ import lmoe
 from lmoe.backbones.families import FAMILIES
 from lmoe.errors import InjectionError
 from lmoe.injection.plan import InjectionPlan, SiteKind
-from lmoe.schema.injection import InjectionStrategy
-from lmoe.schema.phase import Role
+from lmoe.vocabulary import InjectionStrategy, Role
 from tests.tiny_models import DENSE_FAMILIES, NATIVE_FAMILIES, tiny_model
 
 PAGE = Path(__file__).parents[2] / "docs" / "BACKBONES.md"

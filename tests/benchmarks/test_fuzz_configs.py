@@ -3,8 +3,8 @@
 from benchmarks.fuzz import configs
 from benchmarks.fuzz.__main__ import PARTS
 from benchmarks.torture.outcome import Outcome
-from lmoe.schema.keys import leaf_keys
-from lmoe.schema.run import RunConfig
+from lmoe.config.keys import leaf_keys
+from lmoe.config.run import RunConfig
 
 
 def test_a_tenth_of_the_fuzzed_configs_is_refused_by_name_or_runs(tmp_path, capsys):

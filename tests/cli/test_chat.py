@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from lmoe.cli.main import app
 from lmoe.cli.speak import SpeakerFlags
 from lmoe.errors import ConfigError
-from lmoe.inference.speaker import named_places, named_weights
+from lmoe.generate.speaker import named_places, named_weights
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +208,7 @@ def test_a_line_that_is_no_text_is_said_and_left_out(restored, finished_run, lin
 
 
 def test_a_model_that_cannot_answer_ends_no_conversation(restored, finished_run, monkeypatch):
-    from lmoe.inference.speaker import Speaker
+    from lmoe.generate.speaker import Speaker
 
     def no_memory(self, *_):
         raise torch.OutOfMemoryError("out of memory\nwith many details")

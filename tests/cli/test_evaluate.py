@@ -93,7 +93,7 @@ def test_wandb_gets_tables_and_numbers_offline(evaluate, tmp_path):
 def test_wandb_that_cannot_start_costs_no_evaluation(evaluate, monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "of")
     with monkeypatch.context() as patch:
-        patch.setattr("lmoe.inference.evaluate.evaluate", lambda *_, **__: pytest.fail("measured"))
+        patch.setattr("lmoe.evaluate.evaluate.evaluate", lambda *_, **__: pytest.fail("measured"))
         done = evaluate("--wandb")
     assert done.exit_code == 1
     assert done.stderr.startswith("WANDB_MODE=of: no such mode of W&B")

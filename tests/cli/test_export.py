@@ -13,8 +13,8 @@ import lmoe
 from lmoe.cli.export import ExportFlags, ExportFormat, run
 from lmoe.cli.main import app
 from lmoe.cli.speak import SpeakerFlags
-from tests.inference.peft_experts import write_peft
 from tests.micro import write_rows
+from tests.peft_experts import write_peft
 from tests.tiny_models import tokens
 
 

@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 import lmoe
 from lmoe.cli.main import app
-from lmoe.inference.generate import prompt_ids
+from lmoe.generate.generate import prompt_ids
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from lmoe.build.claim import RANKS, is_first_process
 from lmoe.cli import launchers
 from lmoe.cli.launchers import JobError, check_processes, lost_job
+from lmoe.config.trainer import TrainerConfig
 from lmoe.errors import ConfigError, LmoeError
-from lmoe.schema.trainer import TrainerConfig
-from lmoe.training.stopping import Stopped
+from lmoe.resume.stopping import Stopped
+from lmoe.run.claim import RANKS, is_first_process
 from tests.micro import ROOT, Micro, finished, saved_config, start
 from tests.wandb_file import records, run_files
 

@@ -4,8 +4,8 @@ import pytest
 
 from lmoe.cli.compose import compose_config, problems_of
 from lmoe.cli.overrides import first_point, read_command
-from lmoe.schema.run import RunConfig
-from lmoe.schema.validate import run_problems
+from lmoe.config.run import RunConfig
+from lmoe.rules.validate import run_problems
 
 FIVE = ("injection.top_k=9", "moe.router_z_loss_coef=null", "optim.lr=abc", "injection.lora_r=0", "data.batchsize=3")
 

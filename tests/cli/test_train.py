@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lmoe.cli.overrides import read_command
-from lmoe.schema.run import RunConfig
+from lmoe.config.run import RunConfig
 from tests.micro import saved_config
 
 LOOKS = "trainer.val_every_n_steps=1"
@@ -112,7 +112,7 @@ def test_a_tokenizer_without_chat_template_is_named(train, micro, tmp_path):
 
 def test_a_keyword_in_some_layers_only_is_a_warning_with_the_share(train, micro, tmp_path, monkeypatch):
     """The first of two layers calls its Linear by another name."""
-    from lmoe.build import parts
+    from lmoe.run import parts
 
     real = parts.load_model
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from lmoe.data.bpe import train_bpe
+from lmoe.pretrain.bpe import train_bpe
 
 SENTENCES = (
     "The assistant answers the user in a few words.",

@@ -1,6 +1,6 @@
 """Chat templates of the kinds that hub models have. Written for these tests; QWEN_STYLE does what Qwen3's does."""
 
-from lmoe.data.bpe import CHAT_TEMPLATE
+from lmoe.pretrain.bpe import CHAT_TEMPLATE
 
 WITHOUT_GENERATION = CHAT_TEMPLATE.replace("{%- generation -%}", "").replace("{%- endgeneration -%}", "")
 

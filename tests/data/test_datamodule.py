@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from lmoe.config.data import DataConfig
 from lmoe.data.datamodule import SftDataModule
 from lmoe.data.prepare import prepare
-from lmoe.schema.data import DataConfig
 
 
 def module(

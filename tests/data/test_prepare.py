@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from lmoe.data.bpe import train_bpe
+from lmoe.config.data import DataConfig
 from lmoe.data.pack import PackedRows
 from lmoe.data.prepare import PreparedData, prepare
 from lmoe.errors import DataError
-from lmoe.schema.data import DataConfig
+from lmoe.pretrain.bpe import train_bpe
 from tests.data.templates import WITHOUT_GENERATION
 
 

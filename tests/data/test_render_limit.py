@@ -6,9 +6,9 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lmoe.data import render_limit
-from lmoe.data.bpe import CHAT_TEMPLATE
 from lmoe.data.template import ChatTemplate
 from lmoe.errors import DataError
+from lmoe.pretrain.bpe import CHAT_TEMPLATE
 from tests.data.templates import LLAMA2_STYLE, QWEN_STYLE, WITHOUT_GENERATION
 
 MESSAGES = [

@@ -6,11 +6,11 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-from lmoe.data.bpe import CHAT_TEMPLATE
 from lmoe.data.encode import Encoder, token_labels
 from lmoe.data.rows import Row
 from lmoe.data.template import TEMPLATE_FILE, ChatTemplate, take_template
 from lmoe.errors import DataError
+from lmoe.pretrain.bpe import CHAT_TEMPLATE
 from tests.data.templates import LLAMA2_STYLE, QWEN_STYLE, WITHOUT_GENERATION
 
 

@@ -1,6 +1,6 @@
 """Which family goes together with which strategy."""
 
-from lmoe.schema.injection import InjectionStrategy
+from lmoe.vocabulary import InjectionStrategy
 from tests.tiny_models import DENSE_FAMILIES, NATIVE_FAMILIES
 
 EVERY_FAMILY = (*DENSE_FAMILIES, *NATIVE_FAMILIES)

@@ -7,17 +7,17 @@ import pytest
 import torch
 
 import lmoe
+from lmoe.config.defaults import moe_section
+from lmoe.config.injection import InjectionConfig
+from lmoe.config.keys import leaf_keys
+from lmoe.config.moe import MoeConfig
+from lmoe.config.run import RunConfig
 from lmoe.errors import ConfigError, RoutingError
 from lmoe.injection.record import injected, routers
-from lmoe.schema.defaults import moe_section
-from lmoe.schema.injection import InjectionConfig
-from lmoe.schema.keys import leaf_keys
-from lmoe.schema.moe import MoeConfig
-from lmoe.schema.phase import Role
-from lmoe.schema.run import RunConfig
 from lmoe.training.auxiliary import Auxiliary
 from lmoe.training.dials import Dials, set_dials
 from lmoe.training.phases import Phase
+from lmoe.vocabulary import Role
 from tests.tiny_models import tiny_model, tokens
 
 
@@ -88,7 +88,7 @@ IN_TRAINING = {
     "moe.load_balance.bias_update_rate",
 }
 ELSEWHERE = {
-    "injection.experts_from",  # acts on what training starts from: tests/build/test_experts_from.py and test_growing.py
+    "injection.experts_from",  # acts on what training starts from: tests/grow/test_experts_from.py and test_growing.py
     "moe.domains",  # acts on what lmoe.trace is told
     "moe.backend",  # acts on how, and not on what
 }

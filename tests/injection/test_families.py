@@ -10,14 +10,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import lmoe
+from lmoe.adapter.folder import load_adapter, read_adapter_config, save_adapter
 from lmoe.backbones.checkpointing import recompute_activations
-from lmoe.checkpoint.adapter import load_adapter, read_adapter_config, save_adapter
 from lmoe.errors import InjectionError
 from lmoe.injection.record import injected
 from lmoe.injection.roles import adapter_parameters, parameter_roles
 from lmoe.injection.tracing import adapters_off
-from lmoe.schema.injection import InjectionStrategy
-from lmoe.schema.phase import Role
+from lmoe.vocabulary import InjectionStrategy, Role
 from tests.injection.pairs import PAIRS, WORKING, why_refused
 from tests.tiny_models import NATIVE_FAMILIES, randomise, tiny_model, tokens
 

@@ -7,6 +7,8 @@ import torch
 from torch import nn
 
 import lmoe
+from lmoe.config.injection import InjectionConfig
+from lmoe.config.moe import LoadBalanceConfig, MoeConfig
 from lmoe.errors import ConfigError, InjectionError
 from lmoe.injection.choose import spread
 from lmoe.injection.plan import SiteKind, spans
@@ -14,9 +16,7 @@ from lmoe.injection.record import injected, sites
 from lmoe.injection.roles import ADAPTER_ROLES, adapter_parameters, parameter_roles, role_table
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
-from lmoe.schema.injection import InjectionConfig
-from lmoe.schema.moe import LoadBalanceConfig, LoadBalanceType, MoeConfig, RouterKind
-from lmoe.schema.phase import Role
+from lmoe.vocabulary import LoadBalanceType, Role, RouterKind
 from tests.tiny_models import tiny_model, tokens
 
 

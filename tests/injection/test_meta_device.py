@@ -5,7 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import lmoe
-from lmoe.schema.injection import InjectionStrategy
+from lmoe.vocabulary import InjectionStrategy
 from tests.injection.pairs import EVERY_FAMILY, EXAMPLES, WORKING
 from tests.tiny_models import tiny_model
 

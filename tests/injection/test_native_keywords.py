@@ -4,7 +4,7 @@ import pytest
 
 import lmoe
 from lmoe.injection.roles import parameter_roles
-from lmoe.schema.phase import Role
+from lmoe.vocabulary import Role
 from tests.injection.refusal import NO_ATTENTION, refused
 from tests.tiny_models import tiny_model, tokens
 

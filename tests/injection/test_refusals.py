@@ -6,7 +6,7 @@ import pytest
 
 import lmoe
 from lmoe.errors import ConfigError
-from lmoe.schema.moe import RouterKind
+from lmoe.vocabulary import RouterKind
 from tests.tiny_models import tiny_model
 
 NO_BALANCE = {"type": "none"}

@@ -7,8 +7,7 @@ import lmoe
 from lmoe.errors import ConfigError, InjectionError
 from lmoe.injection.plan import SiteKind
 from lmoe.injection.roles import parameter_roles
-from lmoe.schema.injection import InjectionStrategy
-from lmoe.schema.phase import Role
+from lmoe.vocabulary import InjectionStrategy, Role
 from tests.injection.pairs import EXAMPLES
 from tests.injection.refusal import NO_ATTENTION, refused
 from tests.tiny_models import tiny_model, tokens

@@ -12,7 +12,7 @@ import lmoe
 from lmoe.injection.record import injected, mixtures
 from lmoe.layers.trace import RoutingTrace
 from lmoe.ops.expert_similarity import diversity_penalty
-from lmoe.schema.moe import RouterKind
+from lmoe.vocabulary import RouterKind
 from tests.tiny_models import tiny_model, tokens
 
 ROUTERS = [kind.value for kind in RouterKind]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lmoe.layers.context import Rows
 from lmoe.layers.routers import Router
-from lmoe.schema.moe import RouterKind
+from lmoe.vocabulary import RouterKind
 from tests.layers.small_site import D, Site
 from tests.reference import dumb_gates, dumb_layer
 

@@ -9,8 +9,8 @@ from lmoe.layers.context import RoutingContext
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear, MixtureSettings
 from lmoe.layers.routers import ROUTERS, Router, RouterSettings
 from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
-from lmoe.schema.moe import Backend, LoadBalanceType, Mixing, MixtureScale, RouterKind
-from lmoe.schema.router_traits import TRAITS
+from lmoe.rules.routers import TRAITS
+from lmoe.vocabulary import Backend, LoadBalanceType, Mixing, MixtureScale, RouterKind
 
 D, O = 8, 12  # noqa: E741 - the letters of the docstrings; multiples of four, as the grouped backend needs
 

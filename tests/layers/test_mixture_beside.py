@@ -11,7 +11,7 @@ from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.layers.mixture_beside import MixtureBeside
 from lmoe.layers.mixture_lora_linear import MixtureSettings
-from lmoe.schema.moe import Backend, Mixing
+from lmoe.vocabulary import Backend, Mixing
 from tests.layers.loop_routing import ROUTERS, known, loop_choices, told
 from tests.layers.small_site import D, Site
 from tests.reference import dumb_layer

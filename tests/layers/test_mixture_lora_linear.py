@@ -11,7 +11,7 @@ from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear, MixtureSettings
 from lmoe.layers.routers import ROUTERS, RouterSettings
 from lmoe.layers.trace import AuxiliaryLosses, Routing, RoutingTrace
-from lmoe.schema.moe import Backend, LoadBalanceType, MixtureScale, RouterKind
+from lmoe.vocabulary import Backend, LoadBalanceType, MixtureScale, RouterKind
 from tests.reference import dumb
 
 SUM_TO_ONE, RAW = MixtureScale.sum_to_one, MixtureScale.raw

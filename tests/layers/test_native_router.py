@@ -13,7 +13,7 @@ from lmoe.injection.roles import parameter_roles
 from lmoe.injection.tracing import adapters_off
 from lmoe.layers.native_experts import NativeExpertsLoRA
 from lmoe.layers.native_router import NativeRouter
-from lmoe.schema.phase import Role
+from lmoe.vocabulary import Role
 from tests.reference import dumb, dumb_layer
 from tests.reference.dumb_gates import Choice
 from tests.tiny_models import randomise, tiny_model, tokens

@@ -7,7 +7,7 @@ import torch
 
 from lmoe.layers.trace import AuxiliaryLosses, Routing, RoutingTrace
 from lmoe.ops.gating import top_k_gate
-from lmoe.schema.moe import LoadBalanceType, MixtureScale
+from lmoe.vocabulary import LoadBalanceType, MixtureScale
 
 VALID = torch.ones(1, 4, dtype=torch.bool)
 

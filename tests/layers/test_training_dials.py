@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmoe.layers.context import Rows
-from lmoe.schema.moe import RouterKind
+from lmoe.vocabulary import RouterKind
 from tests.layers.small_site import D, Site
 
 WITH_LOGITS = [kind.value for kind in RouterKind if kind not in (RouterKind.uniform, RouterKind.oracle)]

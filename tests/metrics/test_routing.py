@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lmoe.metrics.routing import RoutingStats, SiteRouting, routing_rows, routing_summary
 from lmoe.ops.gating import top_k_gate
-from lmoe.schema.moe import MixtureScale
+from lmoe.vocabulary import MixtureScale
 from tests.reference import dumb
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from lmoe.ops.balancing import moved_bias, moved_l1
 from lmoe.ops.gating import relu_gate, sigmoid_gate, top_k_gate
 from lmoe.ops.routing_losses import relu_l1
-from lmoe.schema.moe import MixtureScale
+from lmoe.vocabulary import MixtureScale
 
 
 @settings(max_examples=25, derandomize=True, deadline=None, database=None)

@@ -20,7 +20,7 @@ from lmoe.ops.gating import (
     top_p_gate,
     uniform_gate,
 )
-from lmoe.schema.moe import MixtureScale
+from lmoe.vocabulary import MixtureScale
 from tests.reference import dumb_gates
 
 FEW = settings(max_examples=25, derandomize=True, deadline=None, database=None)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmoe.ops.gating import soft_gate, top_k_gate
-from lmoe.schema.moe import MixtureScale
+from lmoe.vocabulary import MixtureScale
 from tests.reference import dumb
 
 FEW = settings(max_examples=25, derandomize=True, deadline=None, database=None)

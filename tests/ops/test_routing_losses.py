@@ -10,7 +10,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 from lmoe.ops.gating import soft_gate, top_k_gate
 from lmoe.ops.routing_losses import importance_cv_loss, load_balancing_loss, masked_mean, relu_l1, router_z_loss
-from lmoe.schema.moe import MixtureScale
+from lmoe.vocabulary import MixtureScale
 from tests.reference import dumb
 
 FEW = settings(max_examples=25, derandomize=True, deadline=None, database=None)

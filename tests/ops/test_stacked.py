@@ -9,7 +9,7 @@ from torch.nn.functional import linear
 
 from lmoe.ops.lora import lora_delta
 from lmoe.ops.stacked import add_stacked, stacked_delta
-from lmoe.schema.moe import Mixing
+from lmoe.vocabulary import Mixing
 
 FEW = settings(max_examples=25, derandomize=True, deadline=None, database=None)
 SHAPES = st.sampled_from([(), (3,), (2, 3), (1, 2, 2)])

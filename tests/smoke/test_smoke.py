@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 import lmoe
 from lmoe.cli.main import app
 from lmoe.cli.train import main
-from tests.build.as_rank import cut_back
 from tests.conftest import process_state
+from tests.run.as_rank import cut_back
 from tests.tiny_models import tiny_model, tokens
 
 COMMON = ("trainer.max_steps=4", "checkpoint.every_n_steps=1", "checkpoint.keep_last=10", "injection.lora_dropout=0")
@@ -30,7 +30,7 @@ def runs(micro, tmp_path_factory) -> Path:
     with process_state(folder) as patch:
         assert main(mixture) == 0
         cut_back(folder / "mixture", folder / "resumed", 2)
-        patch.setattr("lmoe.build.finish.write_pictures", lambda summary, metrics, report: {})
+        patch.setattr("lmoe.run.finish.write_pictures", lambda summary, metrics, report: {})
         assert main([f"resume={folder / 'resumed'}"]) == 0
         assert main(plain) == 0
     return folder

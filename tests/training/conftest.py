@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from lmoe.build.announce import quiet_libraries
-from lmoe.build.parts import Parts
-from lmoe.build.trainer import build_trainer
+from lmoe.run.announce import quiet_libraries
+from lmoe.run.parts import Parts
+from lmoe.run.trainer import build_trainer
 from lmoe.training.callbacks.phase_switch import PhaseSwitch
 
 

@@ -8,9 +8,9 @@ import torch
 import lmoe
 from lmoe.injection.record import injected, routers
 from lmoe.layers.step_means import StepMeans
-from lmoe.schema.phase import Role
 from lmoe.training.auxiliary import Auxiliary
 from lmoe.training.phases import Phase
+from lmoe.vocabulary import Role
 from tests.tiny_models import randomise, tiny_model, tokens
 
 PHASE = Phase(

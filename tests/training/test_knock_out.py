@@ -7,8 +7,8 @@ import lmoe
 from lmoe.injection.record import injected, mixtures
 from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.knock_out import ALL_SITES, Silenced, specialisation_of
-from lmoe.schema.analysis import KnockOut
 from lmoe.training.evaluation import knock_out
+from lmoe.vocabulary import KnockOut
 from tests.tiny_models import randomise, tiny_model, tokens
 
 DOMAINS = ["code", "math"]

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmoe.schema.optim import LrSchedule
 from lmoe.training.lr_schedule import LrShape, lr_factor
+from lmoe.vocabulary import LrSchedule
 
 
 def factors(*, warmup: int, total: int, **shape: Any) -> list[float]:

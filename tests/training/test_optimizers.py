@@ -5,12 +5,13 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lmoe.build.announce import quiet_libraries
-from lmoe.build.parts import build_parts
-from lmoe.build.trainer import build_trainer
-from lmoe.schema.phase import PhaseConfig, Role
+from lmoe.config.phase import PhaseConfig
+from lmoe.run.announce import quiet_libraries
+from lmoe.run.parts import build_parts
+from lmoe.run.trainer import build_trainer
 from lmoe.training.callbacks.phase_switch import PhaseSwitch
 from lmoe.training.optimizers import build_optimizer, carry_state, trainable_groups
+from lmoe.vocabulary import Role
 from tests.conftest import process_state
 from tests.training.conftest import Watched
 

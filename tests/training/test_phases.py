@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmoe.schema.phase import PhaseConfig, Role
-from lmoe.schema.run import RunConfig
+from lmoe.config.phase import PhaseConfig
+from lmoe.config.run import RunConfig
 from lmoe.training.phases import PhaseSchedule
+from lmoe.vocabulary import Role
 
 ROLES = [Role.router, Role.lora, Role.attn_lora]
 

@@ -12,12 +12,12 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch.testing._internal.distributed.fake_pg import FakeProcessGroup
 
 import lmoe
+from lmoe.resume.stopping import StopSignals
 from lmoe.training.callbacks.finite_steps import FiniteSteps
 from lmoe.training.callbacks.step_metrics import StepMetrics
 from lmoe.training.callbacks.stop_request import StopRequest
 from lmoe.training.ranks import any_rank, over_ranks
 from lmoe.training.sft_module import SftModule
-from lmoe.training.stopping import StopSignals
 from lmoe.training.window_losses import WindowLosses
 
 ELSEWHERE = "meta"

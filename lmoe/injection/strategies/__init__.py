@@ -8,7 +8,7 @@ from lmoe.injection.strategies.dense_lora import plan_dense_lora
 from lmoe.injection.strategies.mixture_lora import plan_mixture_lora
 from lmoe.injection.strategies.moe_expert_lora import plan_moe_expert_lora
 from lmoe.injection.strategies.native_moe_expert_lora import plan_native_moe_expert_lora
-from lmoe.schema.injection import InjectionStrategy
+from lmoe.vocabulary import InjectionStrategy
 
 STRATEGIES: dict[InjectionStrategy, Callable[[SitePlanner], list[SitePlan]]] = {
     InjectionStrategy.dense_lora: plan_dense_lora,

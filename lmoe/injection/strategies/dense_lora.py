@@ -4,7 +4,7 @@ from lmoe.errors import InjectionError
 from lmoe.injection.choose import nothing_found, refuse_shared, target_linears
 from lmoe.injection.plan import SitePlan
 from lmoe.injection.site_plans import SitePlanner
-from lmoe.schema.injection import InjectionStrategy
+from lmoe.vocabulary import InjectionStrategy
 
 
 def plan_dense_lora(planner: SitePlanner) -> list[SitePlan]:

@@ -10,7 +10,7 @@ from lmoe.injection.choose import every_linear, nothing_found, refuse_shared, ta
 from lmoe.injection.plan import SiteKind, SitePlan
 from lmoe.injection.site_plans import SitePlanner, lora_scaling
 from lmoe.ops.linear_sizes import sizes
-from lmoe.schema.moe import RouterScope
+from lmoe.vocabulary import RouterScope
 
 
 def plan_mixture_lora(planner: SitePlanner) -> list[SitePlan]:

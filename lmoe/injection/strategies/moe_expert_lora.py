@@ -11,7 +11,7 @@ from lmoe.injection.choose import refuse_shared
 from lmoe.injection.plan import SiteKind, SitePlan
 from lmoe.injection.site_plans import SitePlanner
 from lmoe.ops.linear_sizes import sizes
-from lmoe.schema.injection import InjectionStrategy
+from lmoe.vocabulary import InjectionStrategy
 
 WHOLE_UNIT = 8
 """Numbers of two bytes that fill the 16 bytes that rows of a grouped matmul are made of."""

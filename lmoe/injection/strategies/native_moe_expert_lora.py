@@ -10,7 +10,7 @@ from lmoe.injection.choose import every_linear, matching, refuse_shared
 from lmoe.injection.plan import SiteKind, SitePlan
 from lmoe.injection.site_plans import SitePlanner
 from lmoe.layers.native_experts import fused_sizes, is_expert_parallel, whole_units
-from lmoe.schema.injection import InjectionStrategy
+from lmoe.vocabulary import InjectionStrategy
 
 KEY = "injection.target_keywords"
 

@@ -6,7 +6,7 @@ from lmoe.layers.routers.linear import SigmoidRouter, SoftRouter, TopKRouter, To
 from lmoe.layers.routers.noisy_top_k import NoisyTopKRouter
 from lmoe.layers.routers.relu import ReluRouter
 from lmoe.layers.routers.sequence import PromptReader, SequenceRouter
-from lmoe.schema.moe import RouterKind
+from lmoe.vocabulary import RouterKind
 
 ROUTERS: dict[RouterKind, type[Router]] = {
     RouterKind.top_k: TopKRouter,

@@ -10,7 +10,7 @@ from torch.nn.functional import linear
 from lmoe.layers.context import RoutingContext
 from lmoe.layers.trace import Routing, RoutingTrace
 from lmoe.ops.gating import Gate
-from lmoe.schema.moe import MixtureScale
+from lmoe.vocabulary import MixtureScale
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lmoe.ops.gating.gate import Gate
-from lmoe.schema.moe import MixtureScale
+from lmoe.vocabulary import MixtureScale
 
 
 def uniform_gate(like: Tensor, num_experts: int, *, scale: MixtureScale = MixtureScale.sum_to_one) -> Gate:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lmoe.schema.moe import MixtureScale
+from lmoe.vocabulary import MixtureScale
 
 
 class Gate(NamedTuple):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lmoe.ops.gating.gate import Gate, weigh
-from lmoe.schema.moe import MixtureScale
+from lmoe.vocabulary import MixtureScale
 
 
 def relu_gate(logits: Tensor, *, scale: MixtureScale = MixtureScale.raw) -> Gate:

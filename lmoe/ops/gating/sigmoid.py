@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lmoe.ops.gating.gate import Gate, gate_of_largest
-from lmoe.schema.moe import MixtureScale
+from lmoe.vocabulary import MixtureScale
 
 
 def sigmoid_gate(

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lmoe.ops.gating.gate import Gate, weigh
-from lmoe.schema.moe import MixtureScale
+from lmoe.vocabulary import MixtureScale
 
 
 def soft_gate(logits: Tensor, *, temperature: float, scale: MixtureScale = MixtureScale.sum_to_one) -> Gate:

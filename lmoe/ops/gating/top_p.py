@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lmoe.ops.gating.gate import Gate, weigh
-from lmoe.schema.moe import MixtureScale
+from lmoe.vocabulary import MixtureScale
 
 
 def top_p_gate(logits: Tensor, *, top_p: float, temperature: float, scale: MixtureScale) -> Gate:

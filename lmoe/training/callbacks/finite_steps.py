@@ -9,10 +9,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from lmoe.errors import TrainingError
-from lmoe.schema.trainer import NonFinite
 from lmoe.training.callbacks.step_metrics import record
 from lmoe.training.ranks import any_rank
 from lmoe.training.sft_module import SftModule
+from lmoe.vocabulary import NonFinite
 
 SKIPPED_IN_A_ROW = 10
 """So many skipped steps one after the other end a run: it does not learn any more."""

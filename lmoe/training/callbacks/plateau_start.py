@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 from lightning.pytorch import Callback, Trainer
 
-from lmoe.schema.phase import PlateauConfig
-from lmoe.schema.phase_options import TRAIN_LOSS
+from lmoe.config.phase import PlateauConfig
+from lmoe.rules.phase_options import TRAIN_LOSS
 from lmoe.training.callbacks.step_metrics import finished_step
 from lmoe.training.phases import Phase
 from lmoe.training.sft_module import SftModule

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
 
-from lmoe.checkpoint.run_files import BEST, LAST, ORIGIN, keep_newest, origin_of, step_file
-from lmoe.checkpoint.seal import seal
+from lmoe.config.checkpoint import CheckpointConfig
 from lmoe.errors import TrainingError
-from lmoe.schema.checkpoint import CheckpointConfig
-from lmoe.schema.run_folder import resume_setting
+from lmoe.files.run_folder import resume_setting
+from lmoe.resume.position import stand_at_step
+from lmoe.resume.run_files import BEST, LAST, ORIGIN, keep_newest, origin_of, step_file
+from lmoe.resume.seal import seal
+from lmoe.resume.stopping import Stopped
 from lmoe.training.callbacks.step_metrics import finished_step
-from lmoe.training.resume_position import stand_at_step
-from lmoe.training.stopping import Stopped
 
 MONITOR = "val/loss"
 

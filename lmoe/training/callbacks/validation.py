@@ -15,9 +15,8 @@ from lmoe.injection.facts import facts
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.knock_out import ALL_SITES, specialisation_of
-from lmoe.metrics.measure import MODEL_INPUTS
 from lmoe.metrics.saturation import Choices
-from lmoe.schema.analysis import KnockOut
+from lmoe.resume.stopping import StopSignals
 from lmoe.training.callbacks.step_metrics import finished_step, record
 from lmoe.training.evaluation import (
     RoutingEvaluation,
@@ -26,9 +25,10 @@ from lmoe.training.evaluation import (
     knock_out,
     specialisation_metrics,
 )
+from lmoe.training.measure import MODEL_INPUTS
 from lmoe.training.metrics_csv import MetricsCsv
 from lmoe.training.sft_module import SftModule
-from lmoe.training.stopping import StopSignals
+from lmoe.vocabulary import KnockOut
 
 
 @dataclass(slots=True)

@@ -1,0 +1,279 @@
+"""The adapter format: lmoe_config.json and adapter.safetensors (docs/CHECKPOINT.md)."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from lmoe.adapter.stored_base import check_base, check_fields, fingerprints_of, stored_fingerprints
+from lmoe.adapter.tensor_file import stored_tensors, tensor_shapes
+from lmoe.backbones.fingerprint import base_parameter_name
+from lmoe.backbones.load import QUANTISED, precision_of
+from lmoe.backbones.placement import refuse_offloaded
+from lmoe.config.moe import MoeConfig
+from lmoe.errors import CheckpointError
+from lmoe.files.small_file import read_json
+from lmoe.files.write import write_whole
+from lmoe.injection.kept import STACKED
+from lmoe.injection.plan import InjectionPlan
+from lmoe.injection.record import Injected, injected, low_rank, mixtures, tell_of_experts
+from lmoe.injection.roles import adapter_buffers, adapter_parameters
+from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.layers.stacked_lora import StackedLoRA
+from lmoe.ops.lora import faded
+from lmoe.rules.experts_from import NAME
+from lmoe.rules.phases import BASE_ROLES
+from lmoe.vocabulary import BackbonePrecision
+
+FORMAT_VERSION = 1
+CONFIG_FILE, WEIGHTS_FILE = "lmoe_config.json", "adapter.safetensors"
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class AdapterConfig:
+    """What lmoe_config.json says.
+
+    Args:
+        base_model: name, revision, precision and fingerprint of the backbone.
+        injection, moe: the sections that rebuild the sites.
+        trained_base: roles of the backbone's own parameters that the file holds too.
+        expert_names: of the experts in their order; [] where they have none.
+    """
+
+    base_model: dict[str, Any]
+    injection: dict[str, Any]
+    moe: dict[str, Any]
+    trained_base: list[str]
+    expert_names: list[str] = field(default_factory=list)
+
+
+def adapter_tensors(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """Adapters and routers under the keys of the file: experts one by one, everything else as it is; views.
+
+    Args:
+        state: a state dict of the whole model, where somebody has gathered it; None: the model's own tensors.
+
+    Raises:
+        BackboneError: weights that accelerate has offloaded.
+    """
+    refuse_offloaded(model, "reading or writing an adapter")
+    tensors: dict[str, Tensor] = {}
+    stacked: set[str] = set()
+    own = {**adapter_parameters(model), **adapter_buffers(model)}
+    values = {name: (tensor if state is None else state[name]).data for name, tensor in own.items()}
+    for path, module in mixtures(model):
+        tensors |= _experts(path, module, values)
+        stacked |= {f"{path}.{name}" for name in STACKED}
+    for name, tensor in values.items():
+        if name not in stacked:
+            key = base_parameter_name(name)
+            assert key not in tensors, key
+            tensors[key] = tensor
+    return tensors | _faded(model)
+
+
+def _faded(model: nn.Module) -> dict[str, Tensor]:
+    """lora_B of branches that a run has faded: the file holds them as they work, and nobody has to know of the fade."""
+    tensors = {}
+    for path, _, module in low_rank(model):
+        if isinstance(module.fade, float) and module.fade == 1.0:
+            continue
+        for name in ("lora_B", "lora_B_start"):
+            if (tensor := getattr(module, name, None)) is not None:
+                scaled = faded(tensor.data, module.fade)
+                stacked = scaled.ndim == 3
+                tensors |= {f"{path}.experts.{e}.{name}": scaled[e] for e in range(len(scaled)) if stacked}
+                tensors |= {} if stacked else {base_parameter_name(f"{path}.{name}"): scaled}
+    return tensors
+
+
+def _experts(path: str, module: MixtureLoRALinear | StackedLoRA, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The stacked tensors of a mixture, taken apart; an A that all experts share has a key of its own."""
+    tensors = {}
+    for name in STACKED:
+        tensor = values.get(f"{path}.{name}")
+        if tensor is None:
+            continue
+        if name == "lora_A" and isinstance(module, MixtureLoRALinear) and module.settings.shared_lora_A:
+            tensors[f"{path}.shared_lora_A"] = tensor[0]
+        else:
+            tensors |= {f"{path}.experts.{e}.{name}": tensor[e] for e in range(tensor.shape[0])}
+    return tensors
+
+
+def save_adapter(
+    model: nn.Module, folder: Path, base_model: dict[str, Any], state: Mapping[str, Tensor] | None = None
+) -> Path:
+    """Write both files, each under another name first; all tensors in float32.
+
+    Args:
+        model: an injected model.
+        folder: made if missing; files of the same names are replaced.
+        base_model: name, revision and precision of the backbone; the fingerprint is added here.
+        state: as `adapter_tensors` takes it.
+
+    Raises:
+        InjectionError: the model carries no experts.
+        CheckpointError: the folder cannot be written.
+    """
+    record = injected(model)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "base_model": {**base_model, **fingerprints_of(model)},
+        "injection": {key: value for key, value in asdict(record.injection).items() if key != "experts_from"},
+        "moe": asdict(as_used(record)),
+        "trained_base": sorted(record.trained_base),
+        **({"expert_names": list(record.expert_names)} if record.expert_names else {}),
+    }
+    contents = {
+        # NOTE save_file would make a file that only its owner can read, whatever the umask.
+        WEIGHTS_FILE: adapter_bytes(model, state),
+        CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode("utf-8"),
+    }
+    write_whole(folder, contents)
+    return folder
+
+
+def adapter_bytes(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> bytes:
+    """What adapter.safetensors holds; arguments as `adapter_tensors` has them."""
+    tensors = {
+        name: tensor.detach().to("cpu", torch.float32).contiguous().clone()
+        for name, tensor in adapter_tensors(model, state).items()
+    }
+    return save(tensors, metadata={"format": "pt"})
+
+
+def as_used(record: Injected) -> MoeConfig:
+    """The moe section with the temperature that the routers have now: of a run that was cut short, not the last one."""
+    if record.moe.temperature_end is None:
+        return record.moe
+    anneal = record.moe.anneal_steps if record.moe.router_noise_end is not None else None
+    return replace(record.moe, temperature=record.context.temperature, temperature_end=None, anneal_steps=anneal)
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """Read lmoe_config.json.
+
+    Raises:
+        CheckpointError: missing, malformed, or of a version that this lmoe does not read.
+    """
+    path = folder / CONFIG_FILE
+    if not path.exists():
+        raise CheckpointError(f"{folder}: no {CONFIG_FILE}, so this is no lmoe adapter")
+    raw = read_json(path)
+    if raw.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: format_version is {raw.get('format_version')!r}; this lmoe reads {FORMAT_VERSION}"
+        )
+    parts = ("base_model", "injection", "moe")
+    if missing := [part for part in parts if not isinstance(raw.get(part), dict)]:
+        raise CheckpointError(f"{path}: {', '.join(missing)} missing")
+    base = raw["base_model"]
+    if not isinstance(base.get("name"), str) or base.get("precision") not in tuple(BackbonePrecision):
+        raise CheckpointError(f"{path}: base_model needs a name and a precision ({', '.join(BackbonePrecision)})")
+    if not isinstance(base.get("fingerprint"), str) or not isinstance(base.get("revision"), str | None):
+        raise CheckpointError(f"{path}: base_model needs a fingerprint, and a revision that is text or null")
+    check_fields(base, path)
+    if found := next((text for text in _texts([raw["injection"], raw["moe"]]) if "${" in text), None):
+        raise CheckpointError(f"{path}: {found!r} is an interpolation; an adapter holds plain values")
+    trained_base = raw.get("trained_base", [])  # files from before a phase could train it do not say
+    if not isinstance(trained_base, list) or not set(trained_base) <= set(BASE_ROLES):
+        raise CheckpointError(f"{path}: trained_base is {trained_base!r}, must be a list of {', '.join(BASE_ROLES)}")
+    names = raw.get("expert_names", [])
+    if not isinstance(names, list) or not all(isinstance(n, str) and NAME.fullmatch(n) for n in names):
+        raise CheckpointError(f"{path}: expert_names is {names!r}, must be a list of names of experts")
+    if len({name.casefold() for name in names}) < len(names):
+        raise CheckpointError(f"{path}: expert_names names an expert twice: {names}")
+    return AdapterConfig(**{part: raw[part] for part in parts}, trained_base=trained_base, expert_names=names)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in nested lists and dicts, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield key
+            yield from _texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
+
+
+def check_sizes(folder: Path, plan: InjectionPlan) -> None:
+    """Compare what a config asks for with what its file holds, before memory is taken for it.
+
+    Raises:
+        CheckpointError: the file holds fewer numbers than the plan has, or cannot be read.
+    """
+    held = sum(math.prod(shape) for shape in tensor_shapes(folder / WEIGHTS_FILE).values())
+    if plan.stored_parameters > held:
+        raise CheckpointError(
+            f"{folder}: {CONFIG_FILE} describes {plan.stored_parameters:,} parameters, and {WEIGHTS_FILE} holds "
+            f"{held:,} numbers: they do not belong together"
+        )
+
+
+def load_adapter(model: nn.Module, folder: Path, expected: AdapterConfig) -> None:
+    """Copy the file's tensors into an injected model, after checking the base, the keys and the shapes.
+
+    Raises:
+        CheckpointError: another base, torn file, missing, unknown or misshapen keys (the first ones are named).
+    """
+    base, precision = expected.base_model, precision_of(model)
+    if precision not in QUANTISED or precision == base["precision"]:  # else its weights have another fingerprint
+        check_base(f"{folder}: the adapter was", base["name"], stored_fingerprints(base), injected(model).base)
+    most = max(injected(model).plan.routers.values(), default=0)
+    if expected.expert_names and len(expected.expert_names) != most:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {len(expected.expert_names)} expert_names for {most} experts")
+    own, stored = adapter_tensors(model), read_tensors(folder)
+    check_keys(own, stored, str(folder / WEIGHTS_FILE))
+    fill(own, stored, str(folder / WEIGHTS_FILE))
+    tell_of_experts(model, expected.expert_names)
+
+
+def check_keys(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], where: str) -> None:
+    """
+    Raises:
+        CheckpointError: missing or unknown keys.
+    """
+    if missing := sorted(own.keys() - stored.keys()):
+        raise CheckpointError(f"{where}: {len(missing)} keys missing, first {missing[0]}")
+    if unknown := sorted(stored.keys() - own.keys()):
+        raise CheckpointError(f"{where}: {len(unknown)} unknown keys, first {unknown[0]}")
+
+
+def fill(places: Mapping[str, Tensor], stored: Mapping[str, Tensor], where: str) -> None:
+    """Copy tensors to their places, all of them or none.
+
+    Args:
+        places: tensors of a model, or views of them; more than are stored stay as they are.
+        stored: by the same names.
+        where: they were read, for the message.
+
+    Raises:
+        CheckpointError: another shape.
+    """
+    for name, tensor in stored.items():
+        if tensor.shape != places[name].shape:
+            raise CheckpointError(
+                f"{where}: {name} has shape {tuple(tensor.shape)}, expected {tuple(places[name].shape)}"
+            )
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            places[name].copy_(tensor)
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Everything in adapter.safetensors.
+
+    Raises:
+        CheckpointError: missing, torn, or no safetensors.
+    """
+    return stored_tensors(folder / WEIGHTS_FILE)

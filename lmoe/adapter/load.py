@@ -1,0 +1,119 @@
+"""From a run or an adapter folder back to a model that generates."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lmoe.adapter.answer_end import answers_end
+from lmoe.adapter.average import merge_without_config
+from lmoe.adapter.folder import CONFIG_FILE, AdapterConfig, check_sizes, load_adapter, read_adapter_config
+from lmoe.adapter.inject import inject
+from lmoe.adapter.place import adapter_folder, lost_config
+from lmoe.adapter.stored_base import BESIDE
+from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
+from lmoe.config.backbone import BackboneConfig
+from lmoe.errors import CheckpointError, ConfigError, InjectionError
+from lmoe.injection.apply import plan
+from lmoe.injection.plan import InjectionPlan
+from lmoe.rules.trust import would_run
+from lmoe.vocabulary import BackbonePrecision
+
+
+def load(
+    path: str | Path,
+    *,
+    base_model: str | None = None,
+    average_without_config: bool = True,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Rebuild backbone, routers and experts exactly.
+
+    Args:
+        path: a run directory or an adapter directory.
+        base_model: hub name or directory of the backbone; None: the one that save_pretrained has written beside the
+            adapter, or else the one that the adapter names.
+        average_without_config: for an adapter whose lmoe_config.json is lost: merge the average of its experts into
+            base_model, which must be given, with a warning, because it is another model than the one that was trained.
+            False: refuse it.
+        trust_remote_code: run Python that comes with the base, or with the adapter's tokenizer. What the adapter's own
+            config says of it never counts.
+
+    Returns:
+        The model in evaluation mode, ready for model.generate, which stops where training ended a turn, and its
+        tokenizer, with the chat template that the run was trained with.
+
+    Raises:
+        CheckpointError: no adapter there, a torn file, a base that does not fit, or one that asks to run Python.
+        BackboneError: the base cannot be loaded.
+    """
+    lost = lost_config(path)
+    if lost is not None and base_model is not None and average_without_config:
+        return _average(lost, base_model, trust_remote_code)
+    folder = adapter_folder(path)
+    config = read_adapter_config(folder)
+    stored = config.base_model
+    is_beside = base_model is None and bool(stored.get(BESIDE)) and _holds_model(folder)
+    if not (base_model or is_beside or stored["name"]):
+        raise CheckpointError(
+            f"{folder}: the adapter does not name its base; give base_model (a hub name or directory)"
+        )
+    backbone = BackboneConfig(
+        model_name=base_model or (str(folder) if is_beside else stored["name"]),
+        revision=None if base_model or is_beside else stored.get("revision"),
+        precision=BackbonePrecision(stored["precision"]),
+        trust_remote_code=trust_remote_code,
+    )
+    if stored.get("trust_remote_code") and base_model is None and not trust_remote_code:
+        refuse_code(backbone.model_name, folder)
+    model = load_model(backbone)
+    inject_stored(model, folder, config, f"the base {backbone.model_name}")
+    named = replace(backbone, model_name=stored["name"]) if is_beside and stored["name"] else backbone
+    tokenizer = tokenizer_in(folder, trust_remote_code=trust_remote_code) or load_tokenizer(named)
+    answers_end(model, tokenizer)
+    return model.eval(), tokenizer
+
+
+def inject_stored(model: nn.Module, folder: Path, config: AdapterConfig, named: str) -> InjectionPlan:
+    """Inject as an adapter's config says, and load its tensors.
+
+    Args:
+        named: the base, for messages.
+
+    Raises:
+        CheckpointError: a torn file, or a base that does not fit.
+    """
+    try:
+        check_sizes(folder, plan(model, config.injection, config.moe))
+        done = inject(model, config.injection, config.moe, trained_base=config.trained_base)
+    except (ConfigError, InjectionError) as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE} does not fit {named}: {error}") from None
+    load_adapter(model, folder, config)
+    return done
+
+
+def _holds_model(folder: Path) -> bool:
+    """Whether the base that save_pretrained wrote is still there."""
+    return (folder / "config.json").exists() and any(folder.glob("model*.safetensors"))
+
+
+def refuse_code(model_name: str, folder: Path) -> None:
+    """
+    Raises:
+        CheckpointError: the base or the adapter's tokenizer names Python that was run in training.
+    """
+    if (code := would_run(model_name, folder)) is not None:
+        raise CheckpointError(
+            f"{folder / CONFIG_FILE}: base_model.trust_remote_code is true: {code} would run. Where you trust it, say "
+            "so in this call or on this command line (trust_remote_code=True, --trust-remote-code)"
+        )
+
+
+def _average(folder: Path, base_model: str, trust: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    backbone = BackboneConfig(model_name=base_model, trust_remote_code=trust)
+    model = load_model(backbone)
+    merge_without_config(model, folder)
+    tokenizer = tokenizer_in(folder, trust_remote_code=trust) or load_tokenizer(backbone)
+    answers_end(model, tokenizer)
+    return model.eval(), tokenizer

@@ -1,0 +1,50 @@
+"""Write the adapters of a model in the format of docs/CHECKPOINT.md."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from lmoe.adapter.folder import save_adapter
+from lmoe.backbones.load import TINY, precision_of
+from lmoe.files.resources import resource_dir
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    base_model: str | None = None,
+) -> Path:
+    """Save routers and experts; the base's weights are not stored, only its name and fingerprint.
+
+    Args:
+        model: an injected model.
+        folder: where lmoe_config.json and adapter.safetensors go.
+        tokenizer: saved beside them if given.
+        base_model: hub name or directory of the backbone; None: what the model says of itself.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InjectionError: the model carries no experts.
+        CheckpointError: the folder cannot be written.
+    """
+    target = save_adapter(model, Path(folder), about_base(model, base_model))
+    if tokenizer is not None:
+        tokenizer.save_pretrained(target)
+    return target
+
+
+def about_base(model: nn.Module, base_model: str | None = None) -> dict[str, Any]:
+    """Name, revision and precision of the backbone, as an adapter file records them.
+
+    Args:
+        base_model: its name; None: what the model says of itself.
+    """
+    own_name = str(getattr(model, "name_or_path", "") or "")
+    name = base_model or (TINY if own_name == str(resource_dir("data/tiny")) else own_name)
+    return {"name": name, "revision": None, "precision": precision_of(model).value}

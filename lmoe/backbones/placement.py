@@ -1,0 +1,66 @@
+"""Where the weights of a model lie: on a device, or elsewhere, from where accelerate fetches them when they act."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from lmoe.backbones.load import QUANTISED, precision_of
+from lmoe.errors import BackboneError, ConfigError
+
+
+def refuse_offloaded(model: nn.Module, what: str) -> None:
+    """Nothing, where all weights can be read, or where a model is wholly on the meta device, as for planning.
+
+    NOTE accelerate leaves tensors of the meta device in place of such weights: reading them gives zeros or what was in
+    memory before, without an error.
+
+    Args:
+        model: bare, injected or blending.
+        what: is about to happen, as the subject of "needs".
+
+    Raises:
+        BackboneError: weights are offloaded; names the first such module.
+    """
+    path = first_offloaded(model)
+    if path is not None:
+        raise BackboneError(
+            f"{what} needs the weights in memory, and those of {path or type(model).__name__} are offloaded "
+            "(device_map or accelerate.cpu_offload). Load the base without offloading: on one device, on several GPUs, "
+            "or quantised (nf4 takes about a quarter of bfloat16)"
+        )
+
+
+def first_offloaded(model: nn.Module) -> str | None:
+    """Path of the first module whose weights accelerate fetches when it runs ("" is the model itself), or None."""
+    for path, module in model.named_modules():
+        if any(getattr(hook, "offload", False) for hook in _hooks(module)):
+            return path
+    parameters = list(model.named_parameters())
+    meta = [name for name, parameter in parameters if parameter.is_meta]
+    return meta[0].rpartition(".")[0] if meta and len(meta) < len(parameters) else None
+
+
+def _hooks(module: nn.Module) -> Iterator[object]:
+    """What accelerate runs around a module's forward; it may chain several."""
+    hook = getattr(module, "_hf_hook", None)
+    if hook is not None:
+        yield hook
+        yield from getattr(hook, "hooks", ())
+
+
+def placed(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
+    """The model on a device; None: a GPU where there is one. A quantised one stays where it was loaded.
+
+    Raises:
+        ConfigError: no such device.
+    """
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device is None and precision_of(model) in QUANTISED:
+        return model
+    try:
+        return model.to(torch.device(name))  # type: ignore[arg-type]
+    except (RuntimeError, AssertionError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"--device {name}: the model cannot be moved there: {reason}") from None

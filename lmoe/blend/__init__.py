@@ -1,0 +1,1 @@
+"""Experts mixed over one base at run time, with weights that may change at any time."""

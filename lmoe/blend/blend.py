@@ -1,0 +1,407 @@
+"""Blend LoRA experts over one loaded base, with weights that may change at any time (docs/BLENDING.md)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lmoe.adapter.save_pretrained import RefuseToSave
+from lmoe.backbones.fingerprint import base_fingerprint
+from lmoe.backbones.placement import refuse_offloaded
+from lmoe.blend.calls import BatchOfTheModel, ModelGate
+from lmoe.blend.encoder import EncoderRouter, fitted, save_centroids
+from lmoe.blend.fixed import FixedBlend
+from lmoe.blend.linear import Setting, wrong_rows
+from lmoe.blend.routers import ArrowRouter, BlendRouter, Router, Static, checked_settings
+from lmoe.blend.stack import BlendStack
+from lmoe.blend.taken import experts_dtype, refuse_taken
+from lmoe.blend.weights import Weights, checked_name, checked_weights
+from lmoe.errors import BlendError
+from lmoe.injection.record import BLEND
+from lmoe.layers.prompt import ForwardInputs
+from lmoe.peft.expert_file import ExpertHeader
+from lmoe.peft.reader import read_header
+
+Place = str | Path
+
+
+class Blend(FixedBlend):
+    """Experts beside the Linears of a model, in place: y = W x + sum_e w_e s_e B_e A_e x at every site.
+
+    The base's tensors are never written, but by `fold`. Generation with a KV cache, batches, padding, static caches and
+    torch.compile work as without a blend. Threads may share the model: each forward reads one setting of all weights
+    when it begins, and experts come and go between forwards (compiled models serve one thread). A copy or a pickle of
+    the model is a blend of its own. For inference: nothing of it trains.
+
+    Args:
+        model: a Hugging Face causal language model, plain or quantised, without other adapters.
+        experts: by name: a PEFT adapter (directory or hub name), or an lmoe adapter or run of dense_lora.
+        weights: by name; names left out are 0. None: 1 / E each. Negative ones and any sum work.
+        router: weighted (weights may be set), static (they may not), arrow (each token at each site decides, without
+            training), encoder (the prompt decides, see `fit_centroids`).
+        top_k: arrow and encoder: experts that take part; None: 3 with arrow, all with encoder.
+        temperature: arrow and encoder: of the softmax; None: 1 with arrow, 0.1 with encoder.
+        dtype: of the experts' tensors; None: that of the base, so that nothing is converted at each token.
+
+    Raises:
+        BlendError: weights, names or settings that cannot be, or a model that carries adapters already.
+        CheckpointError: an expert that cannot be read or does not fit this model, which is left as it was.
+        BackboneError: a model with weights that accelerate has offloaded.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        experts: Mapping[str, Place],
+        weights: Weights | None = None,
+        router: BlendRouter | str = BlendRouter.weighted,
+        *,
+        top_k: int | None = None,
+        temperature: float | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        kind = checked_settings(router, top_k, temperature)
+        refuse_taken(model)
+        refuse_offloaded(model, "blending")
+        if not isinstance(experts, Mapping) or not experts:
+            raise BlendError(f"experts must be a dict of names and places, with at least one, got {experts!r}")
+        names = [checked_name(name, ()) for name in experts]
+        if weights is not None and kind in (BlendRouter.arrow, BlendRouter.encoder):
+            raise BlendError(f"weights have no effect with router={kind}, which decides by itself; leave them out")
+        given = dict.fromkeys(names, 1.0 / len(names)) if weights is None else weights
+        setting = Setting(checked_weights(given, names), not isinstance(given, Mapping))
+        self.model, self.base, self._closed = model, base_fingerprint(model), False
+        self._gate = ModelGate()
+        headers = {name: self._header(place) for name, place in experts.items()}
+        arrow = (top_k or ArrowRouter.TOP_K, temperature or 1.0) if kind is BlendRouter.arrow else None
+        self._stack = BlendStack(model, headers, dtype or experts_dtype(model), setting, arrow)
+        setattr(model, BLEND, self)
+        self._hooks = [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            model.register_forward_hook(self._end, with_kwargs=True, always_call=True),
+        ]
+        RefuseToSave(model).attach()
+        try:
+            self._router = self._made_router(kind, top_k, temperature)
+        except BaseException:
+            self._release()
+            raise
+        self._router.attach()
+        BatchOfTheModel(model, self._stack.settings).attach()
+
+    @property
+    def names(self) -> list[str]:
+        """Of the experts, in their order."""
+        return list(self._stack.headers)
+
+    @property
+    def numbers(self) -> dict[str, int]:
+        """By name a number that no other expert has had."""
+        return self._stack.numbers
+
+    @property
+    def sites(self) -> list[str]:
+        """Module paths that carry at least one expert."""
+        return list(self._stack.sites)
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the base."""
+        return self.base.digest
+
+    @property
+    def folders(self) -> dict[str, Path]:
+        """Where each expert was read from."""
+        return {name: header.folder for name, header in self._stack.headers.items()}
+
+    @property
+    def weights(self) -> dict[str, float] | list[dict[str, float]]:
+        """By name, or one dict for each row of the batch. Setting replaces all: names left out are 0.
+
+        Inside `using` those of the block; setting then is for all others, and for after it. With router=encoder what
+        the last prompts got, by row.
+
+        Raises:
+            BlendError: unknown names, numbers that are not finite, a router that decides by itself, or a folded blend.
+        """
+        if self._router.per_token:
+            raise BlendError("router=arrow weighs every token at every site by itself: there are no weights to read")
+        setting = self._stack.settings.current
+        if self._router.per_prompt and not setting.by_row:
+            raise BlendError("router=encoder sets the weights from each prompt, and there was none yet")
+        rows = [{name: row.get(name, 0.0) for name in self.names} for row in setting.rows]
+        return rows if setting.by_row else rows[0]
+
+    @weights.setter
+    def weights(self, given: Weights) -> None:
+        with self._gate.reading():
+            self._stack.use(self._setting(given))
+
+    @contextmanager
+    def using(self, weights: Weights) -> Iterator[None]:
+        """These weights for the forwards of this thread or asyncio task inside the block; others keep theirs.
+
+        A thread that is started inside the block has the model's weights: open the block in the thread. A
+        generator must not yield inside it.
+
+        Args:
+            weights: by name, or one dict for each row; names left out are 0.
+
+        Raises:
+            BlendError: as setting `weights`.
+        """
+        with self._gate.reading():
+            setting = self._setting(weights)
+            self._stack.warm(setting)
+        with self._stack.settings.inside(setting):
+            yield
+
+    def add(self, name: str, place: Place) -> None:
+        """One more expert, with weight 0; neither the base nor the other experts change.
+
+        Raises:
+            BlendError: the name is taken, or the blend is folded.
+            CheckpointError: it cannot be read or does not fit; nothing has changed.
+        """
+        self._ready()
+        checked_name(name, self.names)
+        header = self._header(place)
+        self._router.check(header.folder)
+        with self._changing():
+            self._stack.add(checked_name(name, self.names), header)
+            self._changed()
+
+    def remove(self, name: str) -> None:
+        """Take an expert off; the others keep their weights.
+
+        Raises:
+            BlendError: no such expert, or the blend is folded.
+        """
+        with self._changing(name):
+            self._stack.remove(name)
+            self._changed()
+
+    def replace(self, name: str, place: Place) -> None:
+        """Another expert under a name that is there, with its weight.
+
+        Raises:
+            BlendError: no such expert, or the blend is folded.
+            CheckpointError: it cannot be read or does not fit; nothing has changed.
+        """
+        self._ready(name)
+        header = self._header(place)
+        self._router.check(header.folder)
+        with self._changing(name):
+            self._stack.replace(name, header)
+            self._router.forget(name)
+            self._changed()
+
+    def rename(self, old: str, new: str) -> None:
+        """Another name for an expert.
+
+        Raises:
+            BlendError: no such expert, or a name that is taken.
+        """
+        with self._changing(old):
+            self._stack.rename(old, checked_name(new, self.names))
+            self._router.renamed(old, new)
+            self._changed({old: new})
+
+    def fit_centroids(self, texts: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> None:
+        """Tell router=encoder what each expert is for, by some texts of its kind.
+
+        Raises:
+            BlendError: another router, unknown names, or no texts.
+        """
+        self._ready()
+        self._encoder().centroids |= fitted(self, texts, tokenizer)
+
+    def save_centroids(self) -> list[Path]:
+        """Write what `fit_centroids` found beside each expert, from where the next blend reads it.
+
+        Raises:
+            BlendError: another router.
+            CheckpointError: a folder that cannot be written.
+        """
+        return save_centroids(self._encoder().centroids, self.folders, self.base)
+
+    @contextmanager
+    def watched(self) -> Iterator[dict[str, float]]:
+        """By name, filled when the block ends: each expert's part of all the weight that router=arrow has given inside
+        it in this thread, over tokens (those of the padding too) and sites.
+
+        Raises:
+            BlendError: another router, whose weights can be read, or a folded blend.
+        """
+        self._ready()
+        if not self._router.per_token:
+            raise BlendError("only router=arrow weighs by token; read blend.weights")
+        shares: dict[str, float] = {}
+        current, names = self._stack.settings.current, self.names
+        if current.watched:
+            raise BlendError("this thread watches already; one block at a time")
+        setting = Setting(current.rows, silent=current.silent, watched=True, experts=self._stack.numbers)
+        with self._stack.settings.inside(setting):
+            yield shares
+        if self._closed or self.names != names:
+            raise BlendError("the experts have changed while they were watched")
+        total = self._stack.seen(setting)
+        shares |= dict(zip(names, (total / total.sum().clamp(min=1e-30)).tolist(), strict=True))
+
+    @contextmanager
+    def silenced(self) -> Iterator[None]:
+        """The base alone, for the forwards of this thread inside the block.
+
+        Raises:
+            BlendError: the blend is folded.
+        """
+        self._ready()
+        with self._stack.settings.inside(Setting((), silent=True)):
+            yield
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the base alone computes now, in this thread."""
+        return self._stack.settings.current.silent
+
+    @property
+    def unfitted(self) -> list[str]:
+        """Experts that router=encoder cannot choose before `fit_centroids` tells it of them."""
+        return self._encoder().unfitted
+
+    def close(self) -> None:
+        """Take everything off: the model is the base again, bit by bit. A closed blend cannot be used again."""
+        with self._gate.changing():
+            if self._closed:
+                return
+            if self._folded is not None:
+                self.unfold()
+            self._router.detach()
+            BatchOfTheModel.detach(self.model)
+            self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Blend({', '.join(self.names)}; {len(self.sites)} sites)"
+
+    def _header(self, place: Place) -> ExpertHeader:
+        return read_header(place, self.model, base=self.base)
+
+    def _made_router(self, kind: BlendRouter, top_k: int | None, temperature: float | None) -> Router:
+        if kind is BlendRouter.arrow:
+            return ArrowRouter(self)
+        if kind is BlendRouter.encoder:
+            return EncoderRouter(self, top_k, temperature or EncoderRouter.TEMPERATURE)
+        return Static(self) if kind is BlendRouter.static else Router(self)
+
+    def _encoder(self) -> EncoderRouter:
+        if not isinstance(self._router, EncoderRouter):
+            raise BlendError("only router=encoder has centroids; make the blend with router='encoder'")
+        return self._router
+
+    def _fixed(self, what: str) -> dict[str, float]:
+        """The weights of the model, where there are any."""
+        setting = self._stack.settings.of_model
+        if self._router.per_token or self._router.per_prompt or setting.by_row:
+            by = "token" if self._router.per_token else "prompt" if self._router.per_prompt else "row"
+            raise BlendError(
+                f"cannot {what} a blend whose weights differ by {by}; set one dict of weights for the model, with "
+                "router=weighted"
+            )
+        return {name: setting.rows[0].get(name, 0.0) for name in self.names}
+
+    def _setting(self, given: Weights) -> Setting:
+        """Weights that the user gives, checked."""
+        self._ready()
+        rows = checked_weights(given, self.names)
+        self._router.refuse_weights()
+        return Setting(rows, not isinstance(given, Mapping), experts=self._stack.numbers)
+
+    @contextmanager
+    def _changing(self, *names: str) -> Iterator[None]:
+        """Alone with the model, for a change of these experts."""
+        with self._gate.changing():
+            self._ready(*names)
+            yield
+
+    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before each forward of the whole model: from here on it reads one setting."""
+        if torch.compiler.is_compiling():
+            if self._router.per_prompt:  # a prompt is read outside of what is compiled
+                _decide_outside(self._router, self._stack, args, kwargs)
+            return
+        self._gate.enter()
+        settings = self._stack.settings
+        settings.end()  # of a forward that was interrupted
+        own = settings.own
+        if self._folded is not None:
+            if own is not None:
+                raise BlendError("the blend is folded into the weights: using() and silenced() wait for unfold()")
+            return
+        setting = settings.current
+        if own is not None and (gone := own.gone(self._stack.numbers)) is not None:
+            raise BlendError(f"using() weighs {gone!r}, which has gone; now there are {', '.join(self.names)}")
+        if setting.by_row and not self._router.per_prompt:
+            self._check_rows(setting, args, kwargs)
+        if not setting.silent and (decision := self._router.decide(args, kwargs)) is not None:
+            setting = decision
+            self._stack.use(setting)
+        settings.begin(setting)
+
+    def _check_rows(self, setting: Setting, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = ForwardInputs.of(self.model, args, kwargs).tokens
+        if tokens is not None and len(tokens) != len(setting.rows):
+            raise BlendError(wrong_rows(len(setting.rows), len(tokens)))
+
+    def _end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """After each forward of the whole model, also one that failed."""
+        if torch.compiler.is_compiling():
+            return
+        setting = self._stack.settings.end()
+        self._gate.leave()
+        if setting is not None and not setting.silent:
+            self._router.keep(setting, args, kwargs, output)
+
+    def _ready(self, *names: str) -> None:
+        if self._closed:
+            raise BlendError("this blend is closed; make a new one")
+        if self._folded is not None:
+            raise BlendError("the blend is folded into the weights; call unfold() first")
+        for name in names:
+            if name not in self._stack.headers:
+                raise BlendError(f"no expert {name!r}; there are {', '.join(self.names)}")
+
+    def _changed(self, renamed: Mapping[str, str] | None = None) -> None:
+        """Other experts: the model's weights of those that are still there."""
+        before, names = self._stack.settings.of_model, self.names
+        old = {new: name for name, new in (renamed or {}).items()}
+        rows = [{name: row.get(old.get(name, name), 0.0) for name in names} for row in before.rows]
+        self._router.experts_changed()
+        self._stack.use(Setting(rows, before.by_row, experts=self._stack.numbers))
+
+    def _release(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
+        self._stack.close()
+        delattr(self.model, BLEND)
+        RefuseToSave.detach(self.model)
+        self._closed = True
+
+
+def _decide(router: Router, stack: BlendStack, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    decision = router.decide(args, kwargs)
+    if decision is not None:
+        stack.use(decision)
+
+
+_decide_outside: Any = torch.compiler.disable(_decide)

@@ -1,0 +1,318 @@
+"""A Linear with many LoRA experts beside it whose weights can change at any time; for inference.
+
+Shapes: N tokens, D in, O out, R ranks of all experts together, E experts, S sites that read one input.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers.pytorch_utils import Conv1D
+
+from lmoe.errors import BlendError
+from lmoe.layers.per_call import PerCall
+from lmoe.ops.arrow import arrow_weights
+from lmoe.ops.one_token import directly, is_one_token
+from lmoe.ops.rank_layout import Ranks, Run
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Arrow:
+    """Weights of each token at each site, in place of given ones; see ops/arrow.py.
+
+    Args:
+        directions: (S, E, D) float32.
+        present: (S, E) bool.
+        top_k, temperature: of the softmax.
+    """
+
+    directions: Tensor
+    present: Tensor
+    top_k: int
+    temperature: float
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Live:
+    """A run of experts that takes part; shared by all groups that have the same ranks.
+
+    Args:
+        run: where it lies.
+        gates: weight times scaling of each rank, (R,) or (B, 1, R); with Arrow (R,) the scaling alone.
+        order: as in the run, on the device.
+        pair: (R,) site * E + expert of each rank, for Arrow.
+    """
+
+    run: Run
+    gates: Tensor
+    order: Tensor | None
+    pair: Tensor | None = None
+
+
+@dataclass(slots=True, frozen=True, eq=False)
+class Shown:
+    """What the sites of one group compute under one setting.
+
+    Args:
+        version: of the group's tensors that this was made from.
+        live: rows of lora_A of each run that takes part, and the run.
+        factors: [site][run] (R, O) of lora_B.
+        arrow: who decides; None: the gates of the runs.
+        seen: (E,) gets what Arrow gives each expert, summed over tokens and sites; None: nobody looks.
+    """
+
+    version: int
+    live: Sequence[tuple[Tensor, Live]]
+    factors: Sequence[Sequence[Tensor]]
+    arrow: Arrow | None = None
+    seen: Tensor | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Setting:
+    """The weights of a whole blend. A forward reads one setting, whatever others set meanwhile.
+
+    Copies and pickles make what the groups show anew, from their own tensors.
+
+    Args:
+        rows: weight of each expert by name, for the model or for each row; names left out are 0.
+        by_row: whether each row of the batch has its own.
+        silent: no expert takes part.
+        watched: whether to sum up what Arrow gives.
+        experts: number of each expert that was there when the setting was made, by name: another expert may get a name.
+        groups: what each group shows, by its number; made when first asked for.
+        lives: the runs that groups with the same ranks share.
+    """
+
+    rows: Sequence[Mapping[str, float]]
+    by_row: bool = False
+    silent: bool = False
+    watched: bool = False
+    experts: Mapping[str, int] = field(default_factory=dict)
+    groups: dict[int, Shown] = field(default_factory=dict)
+    lives: dict[Any, list[Live]] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.rows, self.by_row, self.silent, self.watched, self.experts)
+
+    def gone(self, experts: Mapping[str, int]) -> str | None:
+        """The first expert with a weight that is not there any more under its name, or None."""
+        weighed = {name for row in self.rows for name, weight in row.items() if weight}
+        return next((name for name in sorted(weighed) if experts.get(name) != self.experts.get(name)), None)
+
+
+class Settings:
+    """Which setting a forward reads: that of its own thread, or that of the model.
+
+    Args:
+        make: what a group shows under a setting.
+        of_model: the setting of all who have none of their own.
+    """
+
+    def __init__(self, make: Callable[["Setting", "BlendGroup"], Shown], of_model: Setting) -> None:
+        self.make, self.of_model = make, of_model
+        self.compiled = of_model  # what compiled code reads, which serves one thread
+        self._own: PerCall[Setting] = PerCall()
+        self._forward: PerCall[Setting] = PerCall()
+        self._version = 0
+
+    def new_version(self) -> int:
+        """A number for tensors that were not there before."""
+        self._version += 1
+        return self._version
+
+    @property
+    def own(self) -> Setting | None:
+        """That of the innermost block of this thread."""
+        return self._own.get()
+
+    @property
+    def current(self) -> Setting:
+        """The setting that the next forward of this thread reads."""
+        own = self._own.get()
+        return self.of_model if own is None else own
+
+    def set(self, setting: Setting) -> None:
+        """The setting of the model from now on."""
+        self._forward.set(None)  # of a forward that was interrupted
+        self.of_model = setting
+        self.compiled = self.current
+
+    @contextmanager
+    def inside(self, setting: Setting) -> Iterator[None]:
+        """This thread's own setting inside the block."""
+        self.end()  # of a forward that was interrupted
+        try:
+            with self._own.holding(setting):
+                self.compiled = setting
+                yield
+        finally:
+            self.compiled = self.current
+
+    def begin(self, setting: Setting) -> None:
+        """A forward of this thread reads this setting, until `end`."""
+        self._forward.set(setting)
+
+    def end(self) -> Setting | None:
+        """The forward is over; returns what it has read."""
+        setting = self._forward.get()
+        self._forward.set(None)
+        return setting
+
+    def shown(self, group: "BlendGroup") -> Shown:
+        """What a group computes now."""
+        if torch.compiler.is_compiling():
+            setting = self.compiled
+        else:
+            forward = self._forward.get()
+            setting = self.current if forward is None else forward
+        shown = setting.groups.get(group.number)
+        if shown is None or shown.version != group.version:
+            shown = setting.groups[group.number] = self.make(setting, group)
+        return shown
+
+
+class BlendGroup(nn.Module):
+    """The lora_A of all experts at the sites that read one input: one matmul for all of them.
+
+    Args:
+        lora_A: (R, D), see ops/rank_layout.py.
+        ranks: of every expert at every site.
+        settings: of the blend.
+        number: by which a setting knows the group.
+    """
+
+    lora_A: Tensor
+
+    def __init__(self, lora_A: Tensor, ranks: Ranks, settings: Settings, number: int) -> None:
+        super().__init__()
+        self.register_buffer("lora_A", lora_A, persistent=False)
+        self.ranks, self.sites = ranks, len(ranks.ranks[0])
+        self.settings, self.number, self.version = settings, number, settings.new_version()
+        # NOTE an attribute of a module is slow to set. Written and read whole, so that threads may meet here.
+        self.shared: list[tuple[Tensor, Shown, list[Sequence[Tensor]], int] | None] = [None]
+
+    def parts(self, x: Tensor, place: int, shown: Shown) -> list[Tensor]:
+        """Gated h = x A^T of one site, (N, R) for each run that takes part.
+
+        What the first site computes serves the others, in their order, as long as they get the very same tensor; it is
+        let go with the last one. Sites that are called otherwise compute it anew.
+
+        Args:
+            x: (..., D).
+            place: of the site in the group.
+            shown: under the setting of this forward.
+
+        Raises:
+            BlendError: weights for another number of rows than x has.
+        """
+        sites = self.sites
+        if not shown.live:
+            return []
+        if sites == 1:
+            return [part[0] for part in self._hidden(x, shown)]
+        shared = self.shared[0]
+        if shared is None or shared[0] is not x or shared[1] is not shown or shared[3] != place:
+            computed = self._hidden(x, shown)
+        else:
+            computed = shared[2]
+        self.shared[0] = None if place == sites - 1 else (x, shown, computed, place + 1)
+        return [part[place] for part in computed]
+
+    def _hidden(self, x: Tensor, shown: Shown) -> list[Sequence[Tensor]]:
+        """[run][site] (N, R)."""
+        found, shares = [], None
+        dtype = shown.live[0][0].dtype
+        if x.dtype != dtype:
+            x = x.to(dtype)
+        if shown.arrow is not None:
+            arrow = shown.arrow
+            weights = arrow_weights(
+                x, arrow.directions, arrow.present, top_k=arrow.top_k, temperature=arrow.temperature
+            )
+            if shown.seen is not None:
+                shown.seen.add_(weights.reshape(-1, weights.shape[-1]).sum(0))
+            shares = weights.flatten(-2)
+        alone = is_one_token(x)
+        for lora_A, live in shown.live:
+            hidden = directly(linear, x, lora_A) if alone else linear(x, lora_A)
+            if live.order is not None:
+                hidden = hidden.index_select(-1, live.order)
+            gates = live.gates
+            if shares is not None:
+                assert live.pair is not None
+                gates = (shares.index_select(-1, live.pair) * gates).to(hidden.dtype)
+            elif gates.dim() == 3:
+                gates = _of_rows(gates, hidden)
+            hidden = hidden.mul_(gates).view(-1, hidden.shape[-1])
+            found.append([hidden] if self.sites == 1 else hidden.split_with_sizes(live.run.widths, 1))
+        return found
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BlendGroup":
+        """What moves the model moves what every setting shows: it is made anew from the tensors that have moved."""
+        super()._apply(fn, recurse)
+        self.version = self.settings.new_version()
+        self.shared[0] = None
+        return self
+
+
+class BlendLinear(nn.Module):
+    """y = base_layer(x) + sum_e w_e s_e x A_e^T B_e^T, as ((x A^T) * w) B^T over all ranks at once.
+
+    An expert with |w_e| below a threshold in all rows is not computed; where that holds for all, y is the base's.
+
+    Args:
+        base_layer: the Linear, a quantised one or a Conv1D.
+        lora_B: (O, R) of all experts at this site.
+        group: holds lora_A.
+        place: of this site in the group.
+    """
+
+    lora_B: Tensor
+
+    def __init__(self, base_layer: nn.Module, lora_B: Tensor, group: BlendGroup, place: int) -> None:
+        super().__init__()
+        self.base_layer, self.group, self.place = base_layer, group, place
+        self.register_buffer("lora_B", lora_B, persistent=False)
+        self.fresh = type(base_layer) in (nn.Linear, Conv1D)  # what another layer returns may be kept by it
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) to (..., O), in the type of the base layer's output."""
+        shown = self.group.settings.shown(self.group)
+        y = self.base_layer(x)
+        for hidden, B_RO in zip(self.group.parts(x, self.place, shown), shown.factors[self.place], strict=False):
+            if self.fresh and y.dtype == hidden.dtype == B_RO.dtype and not torch.is_grad_enabled():
+                rows = y.view(-1, y.shape[-1])
+                if is_one_token(y):
+                    directly(rows.addmm_, hidden, B_RO)
+                else:
+                    rows.addmm_(hidden, B_RO)
+            else:
+                y = y + (hidden @ B_RO).view(y.shape).to(y.dtype)
+        return y
+
+
+def _of_rows(gates: Tensor, hidden: Tensor) -> Tensor:
+    """(B, 1, R) as it fits h (B, T, R), or (B * T, R) where the backbone has flattened its rows.
+
+    Raises:
+        BlendError: h has another number of rows.
+    """
+    rows, found = len(gates), hidden.shape[0]
+    if hidden.dim() == 3 and rows == found:
+        return gates
+    if hidden.dim() == 2 and found % rows == 0:
+        return gates[:, 0].repeat_interleave(found // rows, 0)
+    raise BlendError(wrong_rows(rows, found))
+
+
+def wrong_rows(weighed: int, found: int) -> str:
+    """What is wrong with weights of another number of rows than the batch has."""
+    return (
+        f"the batch has {found} rows, and blend.weights were set for {weighed}: "
+        "set one dict for each row, or one dict for all"
+    )

@@ -1,0 +1,121 @@
+"""Who decides the weights of a blend: the user, the tokens, or the prompt."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmoe.blend.linear import Setting
+from lmoe.errors import BlendError
+
+if TYPE_CHECKING:
+    from lmoe.blend.blend import Blend
+
+
+class BlendRouter(StrEnum):
+    """Names of the routers."""
+
+    weighted = "weighted"
+    static = "static"
+    arrow = "arrow"
+    encoder = "encoder"
+
+
+class Router:
+    """One way to decide; this one is `weighted`: the user's weights, which may change at any time.
+
+    Args:
+        blend: whose weights are decided.
+    """
+
+    per_token = False
+    """Whether each site weighs each token by itself."""
+    per_prompt = False
+    """Whether each prompt has weights of its own."""
+
+    def __init__(self, blend: "Blend") -> None:
+        self.blend = blend
+
+    def refuse_weights(self) -> None:
+        """Called before the user sets weights.
+
+        Raises:
+            BlendError: weights are not the user's to set now.
+        """
+
+    def check(self, folder: Path) -> None:
+        """An expert from this folder is about to come.
+
+        Raises:
+            BlendError: what lies beside it cannot be used; nothing has changed.
+            CheckpointError: it cannot be read.
+        """
+
+    def experts_changed(self) -> None:
+        """Experts were added, removed, renamed or replaced."""
+
+    def forget(self, name: str) -> None:
+        """Another expert has this name now."""
+
+    def renamed(self, old: str, new: str) -> None:
+        """An expert has another name now."""
+
+    def decide(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Setting | None:
+        """The weights of a forward of the whole model, before it begins; None: those that are set.
+
+        Args:
+            args, kwargs: of the forward.
+
+        Raises:
+            BlendError: no decision can be made for it.
+        """
+
+    def keep(self, setting: Setting, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """A forward is over that has read this setting."""
+
+    def attach(self) -> None:
+        """The blend is in the model."""
+
+    def detach(self) -> None:
+        """The blend is taken off."""
+
+
+class Static(Router):
+    """The user's weights, fixed once and for all."""
+
+    def refuse_weights(self) -> None:
+        raise BlendError("router=static keeps the weights that it was made with; use router=weighted to change them")
+
+
+class ArrowRouter(Router):
+    """Each token goes to the experts that answer its direction, at each site; see ops/arrow.py.
+
+    Args:
+        blend: whose weights are decided.
+    """
+
+    TOP_K = 3
+    per_token = True
+
+    def refuse_weights(self) -> None:
+        raise BlendError("router=arrow weighs every token at every site by itself; use router=weighted to set weights")
+
+
+def checked_settings(router: BlendRouter | str, top_k: int | None, temperature: float | None) -> BlendRouter:
+    """
+    Raises:
+        BlendError: an unknown router, or settings that cannot act on it.
+    """
+    if router not in tuple(BlendRouter):
+        raise BlendError(f"router={router!r}; allowed: {', '.join(BlendRouter)}")
+    chosen = BlendRouter(router)
+    if chosen in (BlendRouter.weighted, BlendRouter.static):
+        for name, value in (("top_k", top_k), ("temperature", temperature)):
+            if value is not None:
+                raise BlendError(
+                    f"{name}={value} has no effect with router={chosen}; leave it out, or use arrow or encoder"
+                )
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise BlendError(f"top_k={top_k!r} must be a whole number from 1 on")
+    if temperature is not None and not (isinstance(temperature, int | float) and 0 < temperature < float("inf")):
+        raise BlendError(f"temperature={temperature!r} must be a number above 0")
+    return chosen

@@ -1,0 +1,200 @@
+"""Put experts beside the Linears of a model, group by group of Linears that read one input, and take them off again.
+
+Shapes: D in, O out, R ranks of all experts together, E experts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmoe.backbones.siblings import siblings
+from lmoe.blend.linear import Arrow, BlendGroup, BlendLinear, Settings
+from lmoe.errors import BackboneError
+from lmoe.ops.linear_sizes import sizes
+from lmoe.ops.low_rank import top_direction
+from lmoe.ops.rank_layout import Ranks, Run
+from lmoe.peft.expert_file import Branch
+
+SLICES_KEPT = 64
+"""Sets of experts whose views of the stacked tensors are kept at a group."""
+Branches = dict[str, Branch]
+"""Of one expert at the sites of a group, by module path."""
+
+
+@dataclass(slots=True, frozen=True)
+class Built:
+    """The experts of a group, stacked; without any, no group.
+
+    Args:
+        group: their lora_A.
+        linears: by module path, around the model's own.
+    """
+
+    group: BlendGroup | None
+    linears: dict[str, BlendLinear]
+
+
+class SiteGroup:
+    """Sites that read one input; those where some expert has a branch carry a BlendLinear.
+
+    Args:
+        model: the backbone.
+        paths: module paths of all Linears that may become sites, in the order in which they are called.
+        dtype: of the experts.
+        settings: of the blend.
+        number: by which a setting knows the group.
+    """
+
+    def __init__(
+        self, model: nn.Module, paths: tuple[str, ...], dtype: torch.dtype, settings: Settings, number: int
+    ) -> None:
+        self.model, self.paths, self.dtype = model, paths, dtype
+        self.settings, self.number = settings, number
+        self.bases = {path: model.get_submodule(path) for path in paths}
+        self.group: BlendGroup | None = None
+        self.linears: dict[str, BlendLinear] = {}
+        self._slices: dict[Any, tuple[list[Tensor], list[list[Tensor]]]] = {}
+
+    def branches(self, expert: int) -> Branches:
+        """What an expert has here; views of the stacked tensors."""
+        found: Branches = {}
+        if self.group is None:
+            return found
+        ranks = self.group.ranks
+        row = ranks.rows(expert)[0]
+        for site, (path, linear) in enumerate(self.linears.items()):
+            width = ranks.ranks[expert][site]
+            if width:
+                columns = slice(*ranks.columns(expert, site))
+                scaling = ranks.scalings[expert][site]
+                found[path] = Branch(self.group.lora_A[row : row + width], linear.lora_B[:, columns], scaling)
+            row += width
+        return found
+
+    @property
+    def built(self) -> Built:
+        """What is in use."""
+        return Built(self.group, self.linears)
+
+    def build(self, experts: Sequence[Branches]) -> Built:
+        """Stack the branches of all experts, in BlendLinears where there are any; the model stays as it is."""
+        there = [path for path in self.paths if any(path in own for own in experts)]
+        if not there:
+            return Built(None, {})
+        shape = [[own[path].lora_A.shape[0] if path in own else 0 for path in there] for own in experts]
+        scalings = [[own[path].scaling if path in own else 0.0 for path in there] for own in experts]
+        ranks = Ranks(tuple(map(tuple, shape)), tuple(map(tuple, scalings)))
+        device = next(self.bases[there[0]].parameters()).device
+        lora_A = torch.empty(sum(map(sum, shape)), sizes(self.bases[there[0]])[0], dtype=self.dtype, device=device)
+        rows = iter(lora_A.split([width for own in shape for width in own if width]))
+        for own in experts:
+            for path in there:
+                if path in own:
+                    next(rows).copy_(own[path].lora_A)
+        stacked_B = {path: self._stacked_B([own.get(path) for own in experts], path) for path in there}
+        group = BlendGroup(lora_A, ranks, self.settings, self.number)
+        linears = {
+            path: BlendLinear(self.bases[path], stacked_B[path], group, place) for place, path in enumerate(there)
+        }
+        return Built(group, linears)
+
+    def use(self, built: Built) -> None:
+        """Put what was built into the model."""
+        self.group, self.linears = built.group, built.linears
+        self.attach()
+
+    def attach(self) -> None:
+        """Put the BlendLinears into the model, where its Linears are, and these themselves where there is none."""
+        for path, base in self.bases.items():
+            linear = self.linears.get(path)
+            if linear is not None and linear.lora_B.device != (device := next(base.parameters()).device):
+                linear.to(device)  # the model has moved while they were off
+            self.model.set_submodule(path, base if linear is None else linear.train(base.training))
+
+    def detach(self) -> None:
+        """Put the Linears themselves back; the experts stay here."""
+        for path, base in self.bases.items():
+            self.model.set_submodule(path, base)
+
+    def remove(self) -> None:
+        """Put the Linears back and drop the experts."""
+        self.use(Built(None, {}))
+        self._slices = {}
+
+    def slices(self, live: Sequence[Run]) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """Views of what is stacked, for runs of experts: [run] rows of lora_A, and [site][run] (R, O) of lora_B."""
+        assert self.group is not None
+        key = (self.group.version, tuple((run.rows.start, run.rows.stop) for run in live))
+        found = self._slices.get(key)
+        if found is None:
+            lora_A, stacked_B = self.group.lora_A, [linear.lora_B for linear in self.linears.values()]
+            found = (
+                [lora_A[run.rows] for run in live],
+                [[lora_B[:, run.columns[site]].t() for run in live] for site, lora_B in enumerate(stacked_B)],
+            )
+            still = {other: kept for other, kept in self._slices.items() if other[0] == key[0]}
+            self._slices = {key: found} if len(still) > SLICES_KEPT else {**still, key: found}
+        return found
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_slices": {}}  # views, which a pickle would hold as tensors of their own
+
+    def arrow(self, num_experts: int, top_k: int, temperature: float) -> Arrow:
+        """Directions of all experts here, see ops/arrow.py."""
+        assert self.group is not None
+        group, found = self.group, [self.branches(expert) for expert in range(num_experts)]
+        directions = torch.zeros(len(self.linears), num_experts, group.lora_A.shape[1], device=group.lora_A.device)
+        present = torch.zeros(len(self.linears), num_experts, dtype=torch.bool, device=group.lora_A.device)
+        for expert, own in enumerate(found):
+            for site, path in enumerate(self.linears):
+                if path in own:
+                    directions[site, expert] = top_direction(own[path].lora_A, own[path].lora_B)
+                    present[site, expert] = True
+        return Arrow(directions, present, top_k, temperature)
+
+    def _stacked_B(self, branches: list[Branch | None], path: str) -> Tensor:
+        """(O, R). NOTE for one token on a CPU, float32 is faster where memory holds it as (R, O)."""
+        base, there = self.bases[path], [branch.lora_B for branch in branches if branch is not None]
+        (out, total), device = (sizes(base)[1], sum(B.shape[1] for B in there)), next(base.parameters()).device
+        if self.dtype == torch.float32:
+            stacked = torch.empty(total, out, dtype=self.dtype, device=device).t()
+        else:
+            stacked = torch.empty(out, total, dtype=self.dtype, device=device)
+        for part, B in zip(stacked.split([B.shape[1] for B in there], 1), there, strict=True):
+            part.copy_(B)
+        return stacked
+
+
+class SiteGroups:
+    """The groups of a model, each made when one of its paths is first asked for.
+
+    Args:
+        model: the backbone.
+        dtype: of the experts.
+        settings: of the blend.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype, settings: Settings) -> None:
+        self.model, self.dtype, self.settings = model, dtype, settings
+        try:
+            self._together = {path: group for group in siblings(model) for path in group}
+        except BackboneError:  # sharing a matmul is all that the layout is for
+            self._together = {}
+        self._of_path: dict[str, SiteGroup] = {}
+        self._numbered: list[SiteGroup] = []
+
+    def of(self, path: str) -> SiteGroup:
+        """The group of a module path."""
+        if path not in self._of_path:
+            paths = self._together.get(path, (path,))
+            group = SiteGroup(self.model, paths, self.dtype, self.settings, len(self._numbered))
+            self._numbered.append(group)
+            self._of_path.update(dict.fromkeys(paths, group))
+        return self._of_path[path]
+
+    def numbered(self, number: int) -> SiteGroup:
+        """The group that a setting knows by this number."""
+        return self._numbered[number]

@@ -1,0 +1,235 @@
+"""The experts of a blend, stacked beside the Linears of a model, and which of them take part.
+
+Shapes: B rows of a batch, E experts, S sites that read one input, R ranks.
+"""
+
+import secrets
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from lmoe.blend.linear import Arrow, BlendGroup, Live, Setting, Settings, Shown
+from lmoe.blend.sites import Built, SiteGroup, SiteGroups
+from lmoe.blend.weights import SILENT
+from lmoe.ops.rank_layout import Ranks, Run, runs
+from lmoe.peft.expert_file import Branch, ExpertHeader
+from lmoe.peft.reader import read_branches
+
+GROUPS_AT_ONCE = 4
+"""Groups of sites whose tensors are in memory twice, as read and as stacked, while a stack is made."""
+
+
+class BlendStack:
+    """Experts in a fixed order, the sites that they have branches at, and what those compute under a setting.
+
+    Args:
+        model: the backbone; changed in place.
+        headers: of the experts by name, which fit the model.
+        dtype: of the experts' tensors.
+        setting: of the model at the start.
+        arrow: top_k and temperature where each token decides at each site; None: the setting's weights do.
+
+    Raises:
+        CheckpointError: tensors that cannot be read; the model is then left as it was.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        headers: Mapping[str, ExpertHeader],
+        dtype: torch.dtype,
+        setting: Setting,
+        arrow: tuple[int, float] | None,
+    ) -> None:
+        self.headers, self._arrow = dict(headers), arrow
+        self.numbers = {name: _number() for name in headers}
+        self.settings = Settings(self._shown, setting)
+        self._site_groups = SiteGroups(model, dtype, self.settings)
+        self._directions: dict[SiteGroup, Arrow] = {}
+        groups = self._groups_of(self.headers.values())
+        try:
+            for first in range(0, len(groups), GROUPS_AT_ONCE):
+                some = groups[first : first + GROUPS_AT_ONCE]
+                paths = [path for group in some for path in group.paths]
+                read = [read_branches(header, paths) for header in self.headers.values()]
+                for group in some:
+                    group.use(group.build([_inside(group, branches) for branches in read]))
+        except BaseException:
+            self.close()
+            raise
+        self.warm(setting)
+
+    @property
+    def groups(self) -> list[SiteGroup]:
+        """Those with at least one expert."""
+        return [group for group in self._groups_of(self.headers.values()) if group.group is not None]
+
+    @property
+    def sites(self) -> dict[str, SiteGroup]:
+        """Every module path that carries experts, with its group."""
+        return {path: group for group in self.groups for path in group.linears}
+
+    def add(self, name: str, header: ExpertHeader) -> None:
+        """One more expert, at the end."""
+        branches, last = read_branches(header), range(len(self.headers))
+        groups = self._groups_of([*self.headers.values(), header])
+        built = {g: g.build([*(g.branches(e) for e in last), _inside(g, branches)]) for g in groups}
+        self._use(built, self.headers | {name: header}, name)
+
+    def remove(self, name: str) -> None:
+        """Take an expert out; the others' numbers are copied as they are."""
+        kept = [e for e, other in enumerate(self.headers) if other != name]
+        built = {g: g.build([g.branches(e) for e in kept]) for g in self.groups}
+        self._use(built, {other: header for other, header in self.headers.items() if other != name})
+
+    def replace(self, name: str, header: ExpertHeader) -> None:
+        """Another expert in the place of one."""
+        branches, names = read_branches(header), list(self.headers)
+        groups = self._groups_of([*self.headers.values(), header])
+        built = {
+            g: g.build([_inside(g, branches) if other == name else g.branches(e) for e, other in enumerate(names)])
+            for g in groups
+        }
+        self._use(built, self.headers | {name: header}, name)
+
+    def rename(self, old: str, new: str) -> None:
+        """Another name in the same place."""
+        self.headers = {new if name == old else name: header for name, header in self.headers.items()}
+        self.numbers = {new if name == old else name: number for name, number in self.numbers.items()}
+
+    def _use(
+        self, built: Mapping[SiteGroup, Built], headers: dict[str, ExpertHeader], fresh: str | None = None
+    ) -> None:
+        """Take all groups as they were built, or none.
+
+        Args:
+            fresh: name of an expert that was not there before.
+        """
+        before = {group: group.built for group in built}
+        try:
+            for group, new in built.items():
+                group.use(new)
+        except BaseException:
+            for group, old in before.items():
+                group.use(old)
+            raise
+        self.headers = headers
+        self.numbers = {name: _number() if name == fresh else self.numbers[name] for name in headers}
+        self._directions.clear()
+        self.warm(self.settings.of_model)
+
+    def use(self, setting: Setting) -> None:
+        """The setting of the model from now on."""
+        self.warm(setting)
+        self.settings.set(setting)
+
+    def warm(self, setting: Setting) -> None:
+        """Make what every group shows under a setting before the first forward needs it."""
+        for group in self.groups:
+            assert group.group is not None
+            if group.number not in setting.groups or setting.groups[group.number].version != group.group.version:
+                setting.groups[group.number] = self._shown(setting, group.group)
+
+    def seen(self, setting: Setting) -> Tensor:
+        """(E,) what Arrow gave the experts under a watched setting, summed over tokens and sites."""
+        parts = [shown.seen.cpu() for shown in setting.groups.values() if shown.seen is not None]
+        return torch.stack(parts).sum(0) if parts else torch.zeros(len(self.headers))
+
+    def _shown(self, setting: Setting, group: BlendGroup) -> Shown:
+        """What a group computes under a setting; experts silent in all rows are left out."""
+        site_group, lora_A, count = self._site_groups.numbered(group.number), group.lora_A, len(self.headers)
+        if setting.silent:
+            return Shown(group.version, (), ((),) * group.sites)
+        arrow = seen = None
+        if self._arrow is not None:
+            arrow = self._directions.get(site_group)
+            if arrow is None or arrow.directions.device != lora_A.device:
+                arrow = self._directions[site_group] = site_group.arrow(count, *self._arrow)
+            seen = torch.zeros(count, device=lora_A.device) if setting.watched else None
+            live = [_arrow_live(run, count, lora_A) for run in _runs(group.ranks, (True,) * count)]
+        else:
+            live = self._weighted(setting, group)
+        lora_A_parts, factors = site_group.slices([part.run for part in live])
+        return Shown(group.version, list(zip(lora_A_parts, live, strict=True)), factors, arrow, seen)
+
+    def _weighted(self, setting: Setting, group: BlendGroup) -> list[Live]:
+        """The runs that take part, which most layers share."""
+        names, lora_A = tuple(self.headers), group.lora_A
+        key = (names, group.ranks, lora_A.device, lora_A.dtype)
+        if key not in setting.lives:
+            weights_BE = torch.tensor([[row.get(name, 0.0) for name in names] for row in setting.rows])
+            weights_BE = weights_BE.view(len(setting.rows), -1)
+            weights_BE = weights_BE.masked_fill(weights_BE.abs() < SILENT, 0.0)
+            active = tuple((weights_BE != 0).any(0).tolist())
+            runs_here = _runs(group.ranks, active)
+            setting.lives[key] = [_live(run, weights_BE, lora_A, by_row=setting.by_row) for run in runs_here]
+        return setting.lives[key]
+
+    def blended(self, weights: Mapping[str, float]) -> dict[str, list[Branch]]:
+        """By site the branches that take part, each with weight * scaling as its scaling."""
+        names, found = list(self.headers), {}
+        for group in self.groups:
+            for expert, name in enumerate(names):
+                for path, branch in group.branches(expert).items():
+                    parts = found.setdefault(path, [])
+                    if abs(weights[name]) >= SILENT:
+                        parts.append(Branch(branch.lora_A, branch.lora_B, weights[name] * branch.scaling))
+        return found
+
+    def detach(self) -> None:
+        """The model's own Linears in their places; the experts stay here."""
+        for group in self.groups:
+            group.detach()
+
+    def attach(self) -> None:
+        """The experts beside the Linears again."""
+        for group in self.groups:
+            group.attach()
+
+    def close(self) -> None:
+        """The model's own Linears back in their places, and the experts' tensors let go."""
+        for group in self._groups_of(self.headers.values()):
+            group.remove()
+        self._directions.clear()
+        for setting in (self.settings.of_model, self.settings.compiled):
+            setting.groups.clear()
+            setting.lives.clear()
+
+    def _groups_of(self, headers: Iterable[ExpertHeader]) -> list[SiteGroup]:
+        """In the order in which the paths come, each once."""
+        return list(dict.fromkeys(self._site_groups.of(path) for header in headers for path in header.branches))
+
+
+def _number() -> int:
+    """That no other expert has, here or on another model."""
+    return secrets.randbits(62)
+
+
+def _inside(group: SiteGroup, branches: Mapping[str, Branch]) -> dict[str, Branch]:
+    return {path: branches[path] for path in group.paths if path in branches}
+
+
+@lru_cache(maxsize=256)
+def _runs(ranks: Ranks, active: tuple[bool, ...]) -> list[Run]:
+    return runs(ranks, active)
+
+
+def _live(run: Run, weights_BE: Tensor, lora_A: Tensor, *, by_row: bool) -> Live:
+    return Live(run, _gates(run, weights_BE, lora_A, by_row=by_row), _on(run.order, lora_A))
+
+
+def _gates(run: Run, weights_BE: Tensor, like: Tensor, *, by_row: bool) -> Tensor:
+    """(R,) or (B, 1, R) weight times scaling."""
+    gates = weights_BE[:, run.expert_of] * run.scaling
+    return (gates.unsqueeze(1) if by_row else gates[0]).to(like.device, like.dtype)
+
+
+def _arrow_live(run: Run, count: int, lora_A: Tensor) -> Live:
+    pair = _on(run.site_of * count + run.expert_of, lora_A)
+    return Live(run, run.scaling.to(lora_A.device), _on(run.order, lora_A), pair)
+
+
+def _on(values: Tensor | None, lora_A: Tensor) -> Tensor | None:
+    return None if values is None else values.to(lora_A.device)

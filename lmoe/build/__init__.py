@@ -1,1 +1,0 @@
-"""From a validated config to objects, and the record of where a run came from."""

@@ -1,0 +1,90 @@
+"""How tokens choose experts, and what keeps the choice healthy.
+
+The fields without a neutral value have no default here: a `moe` section must say them, and conf/moe/ does.
+"""
+
+from dataclasses import dataclass, field
+
+from lmoe.vocabulary import (
+    Backend,
+    BalanceScope,
+    LoadBalanceType,
+    Mixing,
+    MixtureScale,
+    RouterDtype,
+    RouterKind,
+    RouterScope,
+)
+
+
+@dataclass(slots=True, kw_only=True)
+class LoadBalanceConfig:
+    """Load balancing of each site."""
+
+    type: LoadBalanceType | None = None
+    """aux_loss: the Switch loss (2101.03961); aux_loss_free: a selection bias moved after each optimizer step
+    (2408.15664); importance_cv: squared coefficient of variation of the routing weights (1701.06538); none.
+    Required."""
+    aux_loss_coef: float | None = None
+    """Weight of load_balancing_loss in the training loss. Required with aux_loss and importance_cv."""
+    scope: BalanceScope = BalanceScope.micro_batch
+    """Tokens that the load f of aux_loss counts: micro_batch, or global_batch: all micro-batches so far of the
+    optimizer step, on all ranks (2501.11873)."""
+    bias_update_rate: float | None = None
+    """Step u of the selection bias, b += u * sign(mean load - load). Required with aux_loss_free."""
+
+
+@dataclass(slots=True, kw_only=True)
+class MoeConfig:
+    """Routers, and the auxiliary losses on them."""
+
+    router: RouterKind | None = None
+    """top_k: softmax, then the injection.top_k largest; soft: softmax over all experts (2510.17898); top_p: the fewest
+    experts that reach moe.top_p (2403.07652); sigmoid: independent scores, then the top_k largest, with a selection
+    bias where load_balance.type=aux_loss_free (2412.19437, 2408.15664); relu:
+    positive logits, sparse through an adaptive L1 (2412.14711); noisy_top_k: top_k of logits with learnt noise
+    (1701.06538); sequence: top_k once for each prompt, from its pooled hidden states. Baselines: uniform: every
+    expert alike; random: top_k of a frozen random router; oracle: the expert of the row's domain. Required."""
+    router_scope: RouterScope = RouterScope.linear
+    """linear: a router for each Linear; block: one for all Linears of a block (gate, up and down; or q, k and v)."""
+    router_dtype: RouterDtype = RouterDtype.float32
+    """float32 or bfloat16: type of the router's matmul and softmax, whatever autocast says."""
+    router_bias: bool = False
+    """Add a learnt bias to the router logits, zero at the start; for routers with logits that learn."""
+    temperature: float = 1.0
+    """Divides the router logits; above 1 is flatter."""
+    temperature_end: float | None = None
+    """Temperature from anneal_steps on, reached in a straight line during training; null: temperature throughout."""
+    router_noise: float = 0.0
+    """Standard deviation of Gaussian noise on the logits, in training only."""
+    router_noise_end: float | None = None
+    """Noise from anneal_steps on, reached in a straight line; null: router_noise throughout."""
+    anneal_steps: str | None = None
+    """Optimizer steps, or a share of trainer.max_steps such as 50%, over which temperature and router_noise reach
+    their ends; null: 100%."""
+    top_p: float | None = None
+    """Probability that the chosen experts reach together, above 0 to 1. Required with router=top_p."""
+    scale: MixtureScale | None = None
+    """Weights of the chosen experts. sum_to_one; unit: each at full scale 1, with the gradient of its probability
+    (straight-through); raw: the probabilities as they are. null: sum_to_one where more than one expert can be chosen,
+    raw for top_k = 1 and relu (moe_expert_lora, whose weights must sum to 1: unit for top_k = 1)."""
+    norm_topk_prob: bool | None = None
+    """The same choice by the name in model configs: true is scale=sum_to_one, false is scale=raw; null: see scale.
+    true is refused for top_k = 1, where it stops the gradient."""
+    mixing: Mixing = Mixing.outputs
+    """outputs: sum_e w_e B_e A_e x; factors: (sum_e w_e B_e)(sum_e w_e A_e) x, the other reading of 2510.17898."""
+    expert_dropout: float = 0.0
+    """Probability with which an expert is left out for a whole row of a micro-batch, in training only; top_k stay."""
+    router_z_loss_coef: float | None = None
+    """Weight of router_z_loss (ST-MoE 2202.08906) in the training loss; 0 switches it off. Required."""
+    diversity_coef: float = 0.0
+    """Weight of the mean squared cosine between the experts of a site in the training loss; 0: off."""
+    l1_start: float = 1e-8
+    """Weight of relu's L1 at the first step; it then follows the sparsity (2412.14711)."""
+    l1_growth: float = 1.2
+    """Factor by which relu's L1 weight moves each optimizer step towards injection.top_k active experts a token."""
+    domains: list[str] | None = None
+    """Domain of each of oracle's experts, in order; null: the domains of the data."""
+    backend: Backend = Backend.auto
+    """stacked: all experts in one matmul; grouped: tokens sorted by expert; auto: the faster one, as measured."""
+    load_balance: LoadBalanceConfig = field(default_factory=LoadBalanceConfig)

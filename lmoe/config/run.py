@@ -1,0 +1,55 @@
+"""The whole of one training run."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmoe.config.analysis import AnalysisConfig
+from lmoe.config.backbone import BackboneConfig
+from lmoe.config.checkpoint import CheckpointConfig
+from lmoe.config.data import DataConfig
+from lmoe.config.injection import InjectionConfig
+from lmoe.config.logger import LoggerConfig
+from lmoe.config.moe import MoeConfig
+from lmoe.config.optim import OptimConfig
+from lmoe.config.phase import PhaseScheduleConfig
+from lmoe.config.trainer import TrainerConfig
+from lmoe.vocabulary import DryRun, TaskName
+
+
+@dataclass(slots=True, kw_only=True)
+class TaskConfig:
+    """Supervised fine-tuning: the loss is on the assistant's tokens."""
+
+    name: TaskName = TaskName.sft
+    """sft."""
+
+
+@dataclass(slots=True, kw_only=True)
+class RunConfig:
+    """Every section of a run; groups of conf/ fill them."""
+
+    name: str = "default"
+    """Name of the run; part of its folder's path and its W&B name."""
+    seed: int = 0
+    """Seed of initial weights, data order, split and dropout."""
+    resume: str | None = None
+    """Run directory to continue, with its saved config; auto: hydra.run.dir, where it holds a run, else a new one."""
+    dry_run: DryRun = DryRun.none
+    """config: validate only; estimate: plan, memory and time from the backbone's config alone, without weights and
+    data; preflight: build everything, one forward and backward, memory and time, plan."""
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    injection: InjectionConfig = field(default_factory=InjectionConfig)
+    moe: MoeConfig = field(default_factory=MoeConfig)
+    phase: PhaseScheduleConfig = field(default_factory=PhaseScheduleConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    analysis: AnalysisConfig = field(default_factory=AnalysisConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    """More Lightning callbacks by name, each with a _target_ under lightning.pytorch.callbacks or callbacks_from."""
+    callbacks_from: str | None = None
+    """Module, or file my_callbacks.py, whose classes callbacks may name: its code is run, so it counts only where this
+    command line gives it, is not saved, and is given again with resume."""
+    logger: LoggerConfig = field(default_factory=LoggerConfig)

@@ -1,0 +1,52 @@
+"""`dry_run=estimate`: say what a run would take, from the backbone's config alone."""
+
+from rich.console import Console
+
+from lmoe.config.run import RunConfig
+from lmoe.estimate.cost import UTILISATION, duration, rates
+from lmoe.estimate.estimate import SHARDING, Estimate, estimate
+from lmoe.report.say import say
+from lmoe.run.announce import quiet_libraries
+
+
+def announce_estimate(config: RunConfig, console: Console) -> Estimate:
+    """Estimate and print.
+
+    Raises:
+        LmoeError: no config of a backbone there, or no place for what is to be injected.
+    """
+    quiet_libraries()
+    found = estimate(config)
+    for line in [str(found.plan), *lines(config, found)]:
+        say(console, line)
+    return found
+
+
+def lines(config: RunConfig, found: Estimate) -> list[str]:
+    """Memory of a device, then time on known ones."""
+    trainer, data = config.trainer, config.data
+    devices = trainer.devices * trainer.num_nodes
+    each = "its share of the weights" if trainer.strategy.value == SHARDING and devices > 1 else "all weights"
+    said = [
+        f"estimate from the config of {config.backbone.model_name}, without its weights and without data",
+        f"  {devices} device{'s' * (devices > 1)}, {each} on each; a micro-batch of {data.batch_size} rows of "
+        f"{data.max_length} tokens, {trainer.accumulate_grad_batches} in a step: "
+        f"{data.batch_size * trainer.accumulate_grad_batches * devices:,} rows in a step over all devices",
+        "memory of each device (peak of training, without the libraries' own)",
+    ]
+    memory = found.memory
+    parts = [(name, getattr(memory, name)) for name in memory.PARTS]
+    said += [f"  {name:<12}{value:>12,.1f} MB" for name, value in parts if value]
+    said.append(f"  {'total':<12}{memory.total:>12,.1f} MB")
+    flops = found.cost.flops_per_token() * found.tokens
+    said.append(
+        f"time of {flops / 1e12:,.3g} TFLOP a step and device, at {UTILISATION:.0%} of the peak; communication, data "
+        "and validation not counted"
+    )
+    for name, rate in rates(trainer.precision).items():
+        step = found.cost.step_seconds(found.tokens, rate)
+        said.append(
+            f"  {name:<12}{duration(step):>10} a step {duration(step * trainer.max_steps):>12} for "
+            f"{trainer.max_steps:,} steps"
+        )
+    return said

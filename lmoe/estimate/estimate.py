@@ -1,0 +1,204 @@
+"""Memory and time of a run from its config alone: the backbone is built on the meta device, without weights or data."""
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+from lmoe.backbones.layout import layouts
+from lmoe.backbones.load import QUANTISED, bare_model
+from lmoe.config.moe import MoeConfig
+from lmoe.config.run import RunConfig
+from lmoe.estimate.activations import (
+    LayerShape,
+    Numbers,
+    casts,
+    first_layer_saves,
+    head_per_token,
+    layer_per_token,
+    traced,
+)
+from lmoe.estimate.bare_sizes import active_parameters, frozen_bytes, layer_shape, storage_bytes
+from lmoe.estimate.cost import StepCost
+from lmoe.injection.apply import inject
+from lmoe.injection.plan import InjectionPlan, SiteKind
+from lmoe.injection.record import injected
+from lmoe.injection.roles import ADAPTER_ROLES, parameter_roles
+from lmoe.rules.experts_from import without_source
+from lmoe.rules.phases import lora_B_std, trained_base
+from lmoe.run.memory import MB, trained_bytes
+from lmoe.training.phases import PhaseSchedule
+from lmoe.vocabulary import Backend, InitLora, RouterKind
+
+SHARDING = "fsdp2"
+"""The strategy that splits the frozen weights over the devices."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class DeviceMemory:
+    """Peak memory of one device, in MB (10^6 bytes), part by part.
+
+    Args:
+        weights: of the backbone, this device's share.
+        gathered: weights of other devices that are here for the moment: two layers, embeddings and head.
+        adapters: adapters and routers, float32.
+        gradients, optimizer: of the phase that trains the most, float32; AdamW has two moments.
+        activations: kept from the forward for the backward pass.
+        recomputed: of one layer, with gradient checkpointing.
+        logits: what the loss makes in passing: float32 logits, their gradient and its copy in the compute type.
+    """
+
+    weights: float
+    gathered: float
+    adapters: float
+    gradients: float
+    optimizer: float
+    activations: float
+    recomputed: float
+    logits: float
+
+    PARTS = ("weights", "gathered", "adapters", "gradients", "optimizer", "activations", "recomputed", "logits")
+
+    @property
+    def total(self) -> float:
+        """Sum of the parts."""
+        return sum(getattr(self, name) for name in self.PARTS)
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Estimate:
+    """Of one device of a run.
+
+    Args:
+        plan: what was injected.
+        memory: its parts.
+        cost: of a token.
+        tokens: that the device takes in one optimizer step.
+    """
+
+    plan: InjectionPlan
+    memory: DeviceMemory
+    cost: StepCost
+    tokens: int
+
+
+def estimate(config: RunConfig) -> Estimate:
+    """Build the backbone of a validated config on the meta device and estimate its run.
+
+    Raises:
+        LmoeError: no config of a backbone there, or no place for what is to be injected.
+    """
+    return estimate_model(config, bare_model(config.backbone))
+
+
+def estimate_model(
+    config: RunConfig,
+    model: nn.Module,
+    *,
+    rows: int | None = None,
+    length: int | None = None,
+    shards: int | None = None,
+) -> Estimate:
+    """The same for a backbone that is there, on the meta device or not; it is injected.
+
+    Args:
+        config: validated.
+        model: not injected yet.
+        rows, length: of the micro-batch; None: data.batch_size and data.max_length.
+        shards: devices that share the weights; None: all where the strategy shards, else one.
+    """
+    rows, length = rows or config.data.batch_size, length or config.data.max_length
+    devices = config.trainer.devices * config.trainer.num_nodes
+    shards = shards or (devices if config.trainer.strategy.value == SHARDING else 1)
+    found = layouts(model)
+    shapes = {layout.index: layer_shape(model, layout) for layout in found}
+    parts = {f"{layout.path}.": layout.index for layout in found}
+    frozen = frozen_bytes(config.backbone.precision, model, parts)
+    active = sum(active_parameters(model, layout, shapes[layout.index]) for layout in found)
+    # The start of svd needs the weights' values; its sizes are those of any other.
+    settings = replace(without_source(config.injection), lora_B_std=lora_B_std(config), init_lora=InitLora.random)
+    plan = inject(model, settings, _named_domains(config), trained_base=trained_base(config))
+    shapes = {i: replace(s, sites=tuple(t for t in plan.sites if t.layer == i)) for i, s in shapes.items()}
+    layers = [shapes[layout.index] for layout in found]
+    memory = _memory(config, model, layers, frozen, (rows, length), shards)
+    text = model.config.get_text_config()  # type: ignore[union-attr]
+    roles = parameter_roles(model)
+    cost = StepCost(
+        frozen=active
+        + sum((site.active_experts - 1) * site.copied_parameters for site in plan.sites if site.copied_parameters),
+        head=text.vocab_size * text.hidden_size,
+        adapters=computed_adapters(plan, config.moe),
+        trained_base=sum(p.numel() for n, p in model.named_parameters() if roles[n] in trained_base(config)),
+        attention=sum(shape.query for shape in layers),
+        length=length,
+        checkpointing=config.trainer.gradient_checkpointing,
+    )
+    return Estimate(plan=plan, memory=memory, cost=cost, tokens=rows * length * config.trainer.accumulate_grad_batches)
+
+
+def _memory(
+    config: RunConfig,
+    model: nn.Module,
+    layers: list[LayerShape],
+    frozen: dict[int, float],
+    batch: tuple[int, int],
+    shards: int,
+) -> DeviceMemory:
+    rows, length = batch
+    text, roles = model.config.get_text_config(), parameter_roles(model)  # type: ignore[union-attr]
+    added = sum(p.numel() * p.element_size() for n, p in model.named_parameters() if roles[n] in ADAPTER_ROLES)
+    copied = sum(site.num_experts * site.copied_parameters for site in injected(model).plan.sites)  # type: ignore[arg-type]
+    weights = sum(frozen.values()) + copied * storage_bytes(config.backbone.precision)
+    largest = max(trained_bytes(model, roles, phase.trainable) for phase in PhaseSchedule.of(config).phases)
+    kept, recomputed = kept_bytes(config, layers, rows, length, text.hidden_size, text.vocab_size)
+    compute = _numbers(config).compute
+    gathered = 2 * max(v for k, v in frozen.items() if k >= 0) + frozen.get(-1, 0.0) if shards > 1 else 0.0
+    return DeviceMemory(
+        weights=weights / shards / MB,
+        gathered=gathered * (1 - 1 / shards) / MB,
+        adapters=added / MB,
+        gradients=largest / MB,
+        optimizer=2 * largest / MB,
+        activations=kept / MB,
+        recomputed=recomputed / MB,
+        logits=rows * length * text.vocab_size * (4 + 4 + compute) / MB,
+    )
+
+
+def kept_bytes(
+    config: RunConfig, layers: list[LayerShape], rows: int, length: int, hidden: int, vocabulary: int
+) -> tuple[float, float]:
+    """(bytes kept from forward to backward, bytes of the layer that is recomputed)."""
+    numbers, tokens = _numbers(config), rows * length
+    first = next(i for i, layer in enumerate(layers) if layer.sites)
+    every = [tokens * layer_per_token(layer, length, numbers) + casts(layer, numbers) for layer in layers]
+    head = tokens * head_per_token(hidden, vocabulary) - rows * 4 * vocabulary  # the last token predicts nothing
+    head += numbers.compute * hidden * vocabulary if numbers.cast else 0
+    if not config.trainer.gradient_checkpointing:
+        # Before the first adapted layer nothing needs a gradient.
+        return head + sum(every[first:]) - tokens * first_layer_saves(layers[first]), 0.0
+    inputs = sum(tokens * (numbers.storage * hidden + traced(layer)) for layer in layers)
+    return head + inputs, max(every)
+
+
+def computed_adapters(plan: InjectionPlan, moe: MoeConfig) -> int:
+    """Added parameters that are multiplied for each token: `stacked` computes all experts of a mixture, the grouped
+    matmul and whole experts only the chosen ones; copies of a frozen FFN are none of them."""
+    everyone = (SiteKind.mixture, SiteKind.beside) if moe.backend is not Backend.grouped else ()
+    return sum(
+        s.total_parameters if s.kind in everyone else s.active_parameters - s.active_experts * s.copied_parameters
+        for s in plan.sites
+    )
+
+
+def _numbers(config: RunConfig) -> Numbers:
+    compute, storage = (4 if config.trainer.precision == "32-true" else 2), storage_bytes(config.backbone.precision)
+    cast = compute != storage and config.backbone.precision not in QUANTISED
+    return Numbers(compute=compute, storage=storage, cast=cast, dropout=config.injection.lora_dropout > 0)
+
+
+def _named_domains(config: RunConfig) -> MoeConfig:
+    """The section, with names for an oracle's domains, which are otherwise read from the data."""
+    if config.moe.router is not RouterKind.oracle or config.moe.domains is not None:
+        return config.moe
+    fewest = min(config.injection.num_experts_by_layer or [config.injection.num_experts])
+    return replace(config.moe, domains=[f"domain {number}" for number in range(fewest)])

@@ -1,0 +1,1 @@
+"""A trained mixture beside its base: losses, multiple choice, samples, benchmarks."""

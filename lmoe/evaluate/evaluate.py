@@ -1,0 +1,141 @@
+"""Measure a trained mixture beside its base: losses, multiple choice, samples, standard benchmarks."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
+
+import torch
+from transformers import PreTrainedModel
+
+from lmoe.adapter.answer_end import answers_end
+from lmoe.adapter.folder import read_adapter_config
+from lmoe.adapter.load import adapter_folder, load
+from lmoe.backbones.placement import placed
+from lmoe.config.backbone import BackboneConfig
+from lmoe.config.evaluate import NO_DATA, EvaluateSettings, check_settings
+from lmoe.data.template import ChatTemplate, take_template
+from lmoe.errors import DataError
+from lmoe.evaluate.choices import choice_accuracy
+from lmoe.evaluate.encode_questions import encode_choices
+from lmoe.evaluate.harness import harness_scores, task_manager
+from lmoe.evaluate.losses import domain_losses
+from lmoe.evaluate.questions import ChoiceRow, read_choices
+from lmoe.evaluate.results import Evaluation
+from lmoe.evaluate.rows import evaluation_rows, row_notes
+from lmoe.evaluate.run_data import older_template, run_data, run_folder
+from lmoe.evaluate.samples import samples
+from lmoe.evaluate.subject import Subject, longest
+from lmoe.files.resources import resource_dir
+from lmoe.injection.record import injected
+from lmoe.injection.tracing import domain as of_domain
+from lmoe.injection.tracing import expert_of
+from lmoe.vocabulary import Prompts
+
+Say = Callable[[str], None]
+
+
+def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evaluation:
+    """Measure everything that was asked for, with the adapters off and on.
+
+    Args:
+        say: told what is measured now.
+
+    Raises:
+        LmoeError: settings that cannot act, a checkpoint or rows that cannot be read, a domain without an expert.
+    """
+    adapter = adapter_folder(settings.checkpoint)
+    check_settings(settings, str(read_adapter_config(adapter).moe.get("router", "")))
+    run = run_folder(adapter)
+    own, _ = run_data(run)
+    # Before the model, which may take long: what can be wrong with questions and tasks.
+    source, folder = settings.choices, resource_dir("data/eval")
+    questions = {} if source is None else read_choices(source, folder, settings.limit)
+    manager = task_manager(settings.tasks, settings.task_path) if settings.tasks else None
+    trust = settings.trust_remote_code
+    model, tokenizer = load(settings.checkpoint, base_model=settings.base_model, trust_remote_code=trust)
+    length = longest(settings.max_length, own.max_length, model)
+    if settings.domain is not None:
+        expert_of(injected(model).moe, settings.domain)
+    subject = Subject(
+        model=placed(model, settings.device), tokenizer=tokenizer, batch_size=settings.batch_size, max_length=length
+    )
+    backbone = BackboneConfig(model_name=str(model.name_or_path), trust_remote_code=trust)
+    template_file = settings.chat_template or older_template(own, tokenizer, backbone)
+    take_template(tokenizer, template_file)  # rows, questions, answers and tasks: all by one template
+    answers_end(model, tokenizer)
+    template = ChatTemplate.of(tokenizer, None)
+    check_template(settings, template)
+    result = Evaluation(
+        settings=asdict(settings)
+        | {"base_model": str(model.name_or_path), "max_length": length}
+        | {"chat_template": settings.chat_template or own.chat_template}
+        | {"device": str(model.device), "prompts": str(settings.prompts), "tasks": list(settings.tasks)},
+        notes=model_notes(model),
+    )
+    torch.manual_seed(settings.seed)
+    if settings.data != NO_DATA:
+        data, named = evaluation_rows(
+            settings, run, tokenizer, injected(model).moe, max_length=length, chat_template=template_file
+        )
+        say(f"losses on {len(data.rows):,} rows: {named}")
+        result.settings["data"] = named
+        result.notes += row_notes(data, length)
+        result.losses = domain_losses(subject, data)
+        if settings.samples:
+            say("samples")
+            result.samples = samples(subject, data, count=settings.samples, max_new_tokens=settings.max_new_tokens)
+    bare = settings.prompts is Prompts.bare or template.source is None
+    _add_choices(result, subject, questions, None if bare else template, settings.domain or "", say)
+    if manager is not None:
+        say(f"tasks {', '.join(settings.tasks)}")
+        with nullcontext() if settings.domain is None else of_domain(model, settings.domain):
+            result.tasks = harness_scores(
+                *(model, tokenizer, manager, settings.tasks),
+                batch_size=settings.batch_size,
+                max_length=settings.max_length,
+                limit=settings.limit,
+                chat=settings.prompts is Prompts.chat,
+                seed=settings.seed,
+            )
+    return result
+
+
+def check_template(settings: EvaluateSettings, template: ChatTemplate) -> None:
+    """
+    Raises:
+        DataError: chats are asked for, and there is no template.
+    """
+    if settings.prompts is Prompts.chat and template.source is None:
+        raise DataError("--prompts chat: the tokenizer has no chat template; give one by --chat-template, or use bare")
+
+
+def model_notes(model: PreTrainedModel) -> list[str]:
+    """What a reader has to know of the two sides."""
+    trained = sorted(injected(model).trained_base)
+    if not trained:
+        return []
+    return [
+        f"the run also trained {', '.join(trained)} of the backbone itself: these weights work with the adapters off "
+        "too, so that side is not the base as it came"
+    ]
+
+
+def _add_choices(
+    result: Evaluation,
+    subject: Subject,
+    questions: dict[str, list[ChoiceRow]],
+    template: ChatTemplate | None,
+    domain: str,
+    say: Say,
+) -> None:
+    if questions:
+        result.settings["choice_prompts"] = str(Prompts.bare if template is None else Prompts.chat)
+    for task, rows in questions.items():
+        say(f"choices of {len(rows):,} questions: {task}")
+        encoded = encode_choices(rows, subject.tokenizer, template, subject.max_length)
+        result.choices.append(choice_accuracy(subject, task, encoded, domain))
+        if encoded.too_long:
+            result.notes.append(
+                f"choices: {encoded.too_long} of {len(rows)} questions of {task} are longer than {subject.max_length} "
+                "tokens and left out"
+            )

@@ -1,0 +1,70 @@
+"""The rows that losses and samples are measured on."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from lmoe.config.evaluate import EvaluateSettings
+from lmoe.config.moe import MoeConfig
+from lmoe.data.reader import BUNDLED
+from lmoe.errors import DataError
+from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation
+from lmoe.evaluate.run_data import run_data
+from lmoe.files.resources import resource_dir
+from lmoe.vocabulary import RouterKind
+
+
+def evaluation_rows(
+    settings: EvaluateSettings,
+    run: Path | None,
+    tokenizer: PreTrainedTokenizerBase,
+    moe: MoeConfig,
+    *,
+    max_length: int,
+    chat_template: str | None,
+) -> tuple[EvaluationRows, str]:
+    """The rows, and what they are called.
+
+    Args:
+        run: the run directory of the checkpoint, or None.
+        moe: section of the checkpoint.
+        max_length, chat_template: how rows are tokenised.
+
+    Raises:
+        DataError: rows that cannot be read, and for moe.router=oracle rows of a domain without an expert.
+        CheckpointError: the config of the run cannot be read.
+    """
+    own, seed = run_data(run)
+    config = replace(own, packing=False, max_length=max_length, chat_template=chat_template)
+    if settings.data is not None:
+        config = replace(config, path=settings.data, val_path=settings.data, val_rows_per_domain=settings.limit)
+        named = f"--data {settings.data}" if settings.data == BUNDLED else settings.data
+    else:
+        few = [count for count in (settings.limit, own.val_rows_per_domain) if count]
+        config = replace(config, val_rows_per_domain=min(few, default=0))
+        named = "the bundled rows" if run is None else f"the validation rows of {run}"
+    try:
+        rows = prepare_evaluation(
+            config, tokenizer, seed=seed, bundled=resource_dir("data/sft"), named=("--data", "--max-length")
+        )
+    except DataError as error:
+        if settings.data is not None or run is None:
+            raise
+        raise DataError(f"{named} cannot be used, name others with --data: {error}") from None
+    unknown = sorted(set(rows.domains) - set(moe.domains or []))
+    if moe.router is RouterKind.oracle and unknown:
+        raise DataError(
+            f"{named}: moe.router=oracle has no expert for the domain {unknown[0]!r} of these rows; "
+            f"it has {moe.domains}"
+        )
+    return rows, named
+
+
+def row_notes(rows: EvaluationRows, max_length: int) -> list[str]:
+    """Rows of the source that were dropped or cut, one line a reason."""
+    source = rows.report
+    notes = [f"data: {count} of {source.read} rows dropped: {why}" for why, count in source.dropped.items()]
+    if source.truncated:
+        notes.append(f"data: {source.truncated} of {source.read} rows cut at {max_length} tokens")
+    return notes

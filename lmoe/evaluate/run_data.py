@@ -1,0 +1,60 @@
+"""Which rows a run validated on: the data section of its config.yaml."""
+
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from lmoe.adapter.place import ADAPTER_DIR
+from lmoe.backbones.load import load_tokenizer
+from lmoe.config.backbone import BackboneConfig
+from lmoe.config.data import DataConfig
+from lmoe.config.problems import shown, size_problems
+from lmoe.config.read import read_section
+from lmoe.data.template import read_template
+from lmoe.errors import BackboneError, DataError
+from lmoe.files.run_folder import CONFIG_FILE
+from lmoe.files.small_file import Reader
+
+
+def run_folder(adapter: Path) -> Path | None:
+    """The run directory that an adapter folder lies in, or None for an adapter on its own."""
+    run = adapter.parent
+    return run if adapter.name == ADAPTER_DIR and (run / CONFIG_FILE).exists() else None
+
+
+def older_template(config: DataConfig, tokenizer: PreTrainedTokenizerBase, backbone: BackboneConfig) -> str | None:
+    """data.chat_template of a run whose adapter does not have it, because an older lmoe has saved the base's own there;
+    None: the adapter's tokenizer has the template of the run.
+
+    Args:
+        config: data section of the run.
+        tokenizer: of its adapter.
+        backbone: that it rests on.
+    """
+    file = config.chat_template
+    try:
+        if file is None or read_template(file) == tokenizer.chat_template:
+            return None
+        base = load_tokenizer(backbone)
+    except (DataError, BackboneError):
+        return None
+    return file if base.chat_template == tokenizer.chat_template else None
+
+
+def run_data(run: Path | None) -> tuple[DataConfig, int]:
+    """The data section of a run, and the seed of its split; of an adapter on its own the defaults.
+
+    Raises:
+        CheckpointError: config.yaml cannot be read, or holds something else.
+    """
+    if run is None:
+        return DataConfig(), 0
+    file = run / CONFIG_FILE
+    reader = Reader(cure="put back the file that the run has written, or move adapter/ out of the run")
+    saved = reader.yaml(file)
+    config, reading = read_section(DataConfig, {} if saved.get("data") is None else saved["data"], prefix="data")
+    seed = saved.get("seed", 0)
+    problems = reading.problems + ([] if type(seed) is int else [f"seed is {shown(seed)}, must be a whole number"])
+    if problems := problems + size_problems(config, "data"):
+        raise reader.refusal(file, f"its data section cannot be read: {'; '.join(problems)}")
+    return config, seed

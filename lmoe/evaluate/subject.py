@@ -1,0 +1,51 @@
+"""The model under evaluation, and how rows are put before it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lmoe.backbones.load import context_length
+from lmoe.data.encoded import EncodedRows
+from lmoe.errors import ConfigError
+from lmoe.evaluate.by_length import batches_by_length
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Subject:
+    """A model, and how its rows are laid into batches.
+
+    Args:
+        model: on the device where it computes.
+        tokenizer: with a padding token.
+        batch_size: rows in a batch.
+        max_length: longest row in tokens, within the backbone's context.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    batch_size: int
+    max_length: int
+
+    def batches(self, rows: EncodedRows) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+        """Indices of the rows of each batch, and the batch on the model's device; rows of like length together."""
+        pad = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+        for indices, batch in batches_by_length(rows, self.batch_size, pad, self.max_length):
+            yield indices, {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+
+
+def longest(asked: int | None, usual: int, model: PreTrainedModel) -> int:
+    """Longest row in tokens.
+
+    Args:
+        asked: by the user.
+        usual: otherwise, as far as the context reaches.
+
+    Raises:
+        ConfigError: asked for more than the context.
+    """
+    limit = context_length(model)
+    if asked is not None and limit is not None and asked > limit:
+        raise ConfigError(f"--max-length {asked} is beyond the backbone's context of {limit} tokens")
+    return asked or min(usual, limit or usual)

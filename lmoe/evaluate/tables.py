@@ -1,0 +1,111 @@
+"""Tables of an evaluation for the terminal; 80 columns for a task or domain of usual length."""
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lmoe.evaluate.results import Evaluation, Sample
+
+SHOWN = 400
+"""Characters of a prompt or answer that the terminal shows; the files have all of it."""
+
+
+def evaluation_tables(evaluation: Evaluation) -> Group:
+    """Everything that was measured, the notes last."""
+    parts: list[RenderableType] = []
+    if evaluation.losses:
+        parts += [Text(), _losses(evaluation)]
+    if evaluation.choices:
+        parts += [Text(), _choices(evaluation)]
+    if evaluation.tasks:
+        parts += [Text(), _tasks(evaluation)]
+    for sample in evaluation.samples:
+        parts += [Text(), _sample(sample)]
+    if evaluation.notes:
+        parts += [Text(), *(Text(f"note: {note}") for note in evaluation.notes)]
+    return Group(*parts)
+
+
+def _losses(evaluation: Evaluation) -> Table:
+    table = _table(
+        "Loss (nats per label token) and perplexity, adapters off and on",
+        "domain",
+        ("tokens", "loss off", "on", "change", "perpl. off", "on"),
+    )
+    for i, row in enumerate(evaluation.losses):
+        if row.domain.startswith("(") and not evaluation.losses[i - 1].domain.startswith("("):
+            table.add_section()
+        change = row.on_loss - row.off_loss
+        table.add_row(
+            Text(row.domain, overflow="fold"),
+            f"{row.label_tokens:,}",
+            f"{row.off_loss:.3f}",
+            f"{row.on_loss:.3f}",
+            Text(f"{change:+.3f}", "green" if change < 0 else "red" if change > 0 else ""),
+            f"{row.off_perplexity:,.2f}",
+            f"{row.on_perplexity:,.2f}",
+        )
+    return table
+
+
+def _choices(evaluation: Evaluation) -> Table:
+    table = _table(
+        "Multiple choice: accuracy in %, adapters off and on",
+        "task",
+        ("n", "random", "major.", "norm. off", "on", "plain off", "on"),
+    )
+    for row in evaluation.choices:
+        table.add_row(
+            Text(row.task, overflow="fold"),
+            f"{row.questions:,}",
+            f"{100 * row.random:.1f}",
+            f"{100 * row.majority:.1f}",
+            _share(row.off_normalised, row.off_normalised_stderr),
+            _share(row.on_normalised, row.on_normalised_stderr),
+            _share(row.off_plain),
+            _share(row.on_plain),
+        )
+    table.caption = (
+        "norm.: by log-likelihood a character, ± standard error; plain: by its sum\n"
+        "major.: always the index that is right most often"
+    )
+    return table
+
+
+def _tasks(evaluation: Evaluation) -> Table:
+    table = _table("LM evaluation harness, adapters off and on", "task", ("metric", "off", "on"))
+    for row in evaluation.tasks:
+        off, on = (
+            f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
+            for value, error in ((row.off, row.off_stderr), (row.on, row.on_stderr))
+        )
+        table.add_row(Text(row.task, overflow="fold"), row.metric, off, on)
+    return table
+
+
+def _sample(sample: Sample) -> Table:
+    table = Table(title=f"Sample: {sample.domain}", title_justify="left", title_style="bold", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, text in (
+        ("prompt", sample.prompt),
+        ("row", sample.reference),
+        ("adapters off", sample.off),
+        ("adapters on", sample.on),
+    ):
+        table.add_row(name, Text(text if len(text) <= SHOWN else text[:SHOWN] + " …"))
+    return table
+
+
+def _share(value: float, error: float | None = None) -> str:
+    return f"{100 * value:.1f}" + ("" if error is None else f" ±{100 * error:.1f}")
+
+
+def _table(title: str, first: str, others: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", caption_justify="left", title_style="bold", caption_style="dim")
+    table.add_column(first, overflow="fold")
+    for heading in others:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table

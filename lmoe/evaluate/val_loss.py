@@ -1,0 +1,62 @@
+"""Mean loss of a model over validation rows, with or without experts in it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lmoe.adapter.place import adapter_folder
+from lmoe.backbones.load import context_length
+from lmoe.config.backbone import BackboneConfig
+from lmoe.config.data import DataConfig
+from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation
+from lmoe.evaluate.run_data import older_template, run_data, run_folder
+from lmoe.evaluate.subject import Subject
+from lmoe.files.resources import resource_dir
+from lmoe.training.measure import measured
+
+BATCH_SIZE = 8
+
+
+def validation_rows(
+    path: str | None,
+    checkpoint: str | Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    trust_remote_code: bool = False,
+) -> EvaluationRows:
+    """All rows of a JSONL file, a folder of them or a hub data set; of `bundled` its validation rows.
+
+    Args:
+        path: None: those that the run validated on, or of an adapter on its own the bundled ones.
+        checkpoint: the run or adapter.
+        trust_remote_code: as the base was loaded with.
+
+    Raises:
+        DataError: rows that cannot be read, or none with a label.
+        CheckpointError: the config of the run cannot be read.
+    """
+    config, seed = run_data(run_folder(adapter_folder(checkpoint)))
+    if path is not None:
+        config = DataConfig(path=path, val_path=path)
+    else:
+        backbone = BackboneConfig(model_name=str(model.name_or_path), trust_remote_code=trust_remote_code)
+        config = replace(config, chat_template=older_template(config, tokenizer, backbone))
+    longest = min(config.max_length, context_length(model) or config.max_length)
+    config = replace(config, packing=False, max_length=longest)
+    return prepare_evaluation(
+        config, tokenizer, seed=seed, bundled=resource_dir("data/sft"), named=("--data", "data.max_length")
+    )
+
+
+def val_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: EvaluationRows) -> float:
+    """Nats per label token over all rows.
+
+    Args:
+        model: bare or injected; a mixture is told the domains and prompts of the rows.
+    """
+    longest = int(data.rows.lengths.max())
+    subject = Subject(model=model, tokenizer=tokenizer, batch_size=BATCH_SIZE, max_length=longest)
+    batches = (batch for _, batch in subject.batches(data.rows))
+    return measured(model, batches, data.domains, device=model.device).compute()["loss"]

@@ -1,0 +1,68 @@
+"""An evaluation as a W&B run of its own: a table a part, and its numbers by name."""
+
+import os
+from collections.abc import Callable
+from dataclasses import astuple
+from pathlib import Path
+
+from lmoe.evaluate.results import TABLES, Evaluation, columns, without_infinity
+from lmoe.run.loggers import wandb_run_id
+from lmoe.run.wandb_run import LONGEST_NAME, start_wandb, wandb_mode
+from lmoe.vocabulary import WandbMode
+
+PROJECT = "lmoe"
+
+
+def log_evaluation(evaluation: Evaluation, folder: Path, run: Path | None, say: Callable[[str], object]) -> str:
+    """Write the run, offline unless an API key is stored or WANDB_MODE says otherwise.
+
+    Args:
+        folder: gets wandb/.
+        run: the run directory that was evaluated, whose W&B run becomes the group; None: an adapter on its own.
+        say: told where W&B is offline though it was to be online.
+
+    Returns:
+        How it was written: online, offline or disabled.
+
+    Raises:
+        ConfigError: WANDB_MODE=online without a key.
+    """
+    import wandb  # slow to import, and only --wandb needs it
+
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def arguments(mode: str) -> dict[str, object]:
+        return {
+            "project": os.environ.get("WANDB_PROJECT", PROJECT),
+            "group": None if run is None else wandb_run_id(run),
+            "job_type": "evaluation",
+            "name": f"evaluation/{(run or folder).name}"[:LONGEST_NAME],
+            "config": without_infinity(evaluation.settings),
+        }
+
+    # NOTE the whole path: W&B's service may have been started in another working folder
+    logged, mode = start_wandb(wandb_mode(WandbMode.auto), arguments, folder.resolve(), say)
+    tables = {
+        f"evaluation/{name}": wandb.Table(
+            columns=list(columns(rows)),  # type: ignore[arg-type]
+            data=[list(without_infinity(astuple(row))) for row in rows],
+        )
+        for name in TABLES
+        if (rows := getattr(evaluation, name))
+    }
+    logged.log({**tables, **metrics(evaluation)})
+    logged.finish()
+    return mode
+
+
+def metrics(evaluation: Evaluation) -> dict[str, float]:
+    """eval/<domain>/loss, eval/<task>/accuracy and eval/<task>/<metric> with the adapters on, …_off with them off."""
+    values: dict[str, float] = {}
+    for row in evaluation.losses:
+        name = row.domain.strip("()").replace(" ", "_")
+        values |= {f"eval/{name}/loss": row.on_loss, f"eval/{name}/loss_off": row.off_loss}
+    for row in evaluation.choices:
+        values |= {f"eval/{row.task}/accuracy": row.on_normalised, f"eval/{row.task}/accuracy_off": row.off_normalised}
+    for row in evaluation.tasks:
+        values |= {f"eval/{row.task}/{row.metric}": row.on, f"eval/{row.task}/{row.metric}_off": row.off}
+    return values

@@ -1,0 +1,1 @@
+"""What leaves the project: PEFT adapters, merged models, an adapter less one expert."""

@@ -1,0 +1,142 @@
+"""Turn a trained run or adapter into files that other tools read."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lmoe.adapter.answer_end import write_answer_end
+from lmoe.adapter.load import load
+from lmoe.adapter.place import adapter_folder
+from lmoe.adapter.save_pretrained import save_backbone
+from lmoe.backbones.load import load_model, precision_of
+from lmoe.config.backbone import BackboneConfig
+from lmoe.config.evaluate import NO_DATA
+from lmoe.data.template import TEMPLATE_FILE
+from lmoe.errors import CheckpointError
+from lmoe.evaluate.val_loss import val_loss, validation_rows
+from lmoe.export.merge import merge_adapters, merge_average
+from lmoe.files.write import empty_folder, write_whole
+from lmoe.grow.without_expert import write_without_expert
+from lmoe.peft.adapter import save_peft
+from lmoe.peft.experts import save_peft_experts
+
+
+def export_peft(
+    checkpoint: str | Path, output: str | Path, base_model: str | None = None, *, trust_remote_code: bool = False
+) -> Path:
+    """Write one PEFT adapter that does what dense_lora or native_moe_expert_lora has learnt, with its tokenizer.
+
+    Args:
+        checkpoint: a run directory or an adapter directory.
+        output: a directory that does not exist or is empty.
+        base_model: hub name or directory of the backbone; None: the one that the adapter names.
+        trust_remote_code: as in lmoe.load.
+
+    Raises:
+        CheckpointError: no adapter there, something in the way, or what a PEFT adapter cannot hold.
+        BackboneError: the base cannot be loaded.
+    """
+    folder = empty_folder(output)
+    model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
+    save_peft(model, folder, base_model=str(model.name_or_path))
+    tokenizer.save_pretrained(folder)
+    write_answer_end(model, tokenizer, folder)
+    return folder
+
+
+def export_peft_experts(
+    checkpoint: str | Path, output: str | Path, base_model: str | None = None, *, trust_remote_code: bool = False
+) -> dict[str, Path]:
+    """Write each expert of a mixture_lora as a PEFT adapter under its name, with attention LoRA and the chat template.
+
+    Args, Raises: as export_peft.
+
+    Returns:
+        The folders by name.
+    """
+    folder = empty_folder(output)
+    model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
+    written = save_peft_experts(model, folder, base_model=str(model.name_or_path))
+    for place in written.values():
+        write_answer_end(model, tokenizer, place)
+        if isinstance(tokenizer.chat_template, str):  # a whole tokenizer for each expert would outweigh it
+            write_whole(place, {TEMPLATE_FILE: tokenizer.chat_template.encode()})
+    return written
+
+
+def export_without_expert(checkpoint: str | Path, output: str | Path, expert: str) -> Path:
+    """Write an adapter of lmoe without one expert of mixture_lora; the backbone is not loaded.
+
+    Args:
+        expert: its number or name.
+
+    Raises:
+        CheckpointError: no adapter there, no such expert, or something in the way.
+    """
+    return write_without_expert(adapter_folder(checkpoint), empty_folder(output), expert)
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Merged:
+    """A merged model.
+
+    Args:
+        folder: where it is.
+        loss_before, loss_after: mean loss over validation rows of the adapters and of the merged model; None: not
+            measured.
+    """
+
+    folder: Path
+    loss_before: float | None
+    loss_after: float | None
+
+
+def export_merged(
+    checkpoint: str | Path,
+    output: str | Path,
+    base_model: str | None = None,
+    *,
+    average: bool = False,
+    data: str | None = None,
+    trust_remote_code: bool = False,
+) -> Merged:
+    """Write a Hugging Face model with the adapters in its weights, and its tokenizer.
+
+    Args:
+        checkpoint, output, base_model, trust_remote_code: as export_peft.
+        average: merge the average of a mixture's experts, which is another model; else only dense_lora is merged.
+        data: validation rows to measure both models on, or `none`; None: of an average the run's own (of an adapter on
+            its own the bundled ones), and none where the merge is exact.
+
+    Raises:
+        CheckpointError: no adapter there, something in the way, or what cannot be merged.
+        BackboneError: the base cannot be loaded.
+        DataError: rows that cannot be read.
+    """
+    folder, merge = empty_folder(output), merge_average if average else merge_adapters
+    model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
+    measures = average if data is None else data != NO_DATA
+    rows = None
+    if measures:
+        rows = validation_rows(data, checkpoint, model, tokenizer, trust_remote_code=trust_remote_code)
+    before = None if rows is None else val_loss(model, tokenizer, rows)
+    _save(model, folder, merge)
+    tokenizer.save_pretrained(folder)
+    if rows is None:
+        return Merged(folder=folder, loss_before=None, loss_after=None)
+    backbone = BackboneConfig(
+        model_name=str(folder), precision=precision_of(model), trust_remote_code=trust_remote_code
+    )
+    saved = load_model(backbone)
+    return Merged(folder=folder, loss_before=before, loss_after=val_loss(saved, tokenizer, rows))
+
+
+def _save(model: PreTrainedModel, folder: Path, merge: Callable[[PreTrainedModel], dict[str, Tensor]]) -> None:
+    weights = merge(model)
+    try:
+        save_backbone(model, folder, weights)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from None

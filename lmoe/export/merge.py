@@ -1,0 +1,82 @@
+"""Fold adapters into the backbone's weights, in place: exactly, or as the average of experts."""
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lmoe.backbones.placement import refuse_offloaded
+from lmoe.errors import CheckpointError
+from lmoe.injection.backbone_state import backbone_state
+from lmoe.injection.record import injected, sites
+from lmoe.layers.lora_linear import LoRALinear
+from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.ops.linear_sizes import weight_OD
+from lmoe.ops.lora import faded
+from lmoe.ops.merge import average_branch, merged_weight
+from lmoe.peft.expert_branches import refuse_what_is_no_branch, with_shared
+from lmoe.peft.expert_file import Branch
+from lmoe.vocabulary import InjectionStrategy
+
+INSTEAD = {
+    InjectionStrategy.mixture_lora: "export the experts with --format peft-experts, or merge their average, "
+    "without routing, with --format merged --average-experts",
+    InjectionStrategy.moe_expert_lora: "use the adapter as it is, with lmoe.load and lmoe generate",
+    InjectionStrategy.native_moe_expert_lora: "export with --format peft, and merge that with PEFT's merge_and_unload",
+}
+
+
+def merge_adapters(model: PreTrainedModel) -> dict[str, Tensor]:
+    """Fold dense_lora into the weights; the model still carries it and is of no more use.
+
+    Returns:
+        State dict of the backbone that computes what the model did, under its own names.
+
+    Raises:
+        CheckpointError: a strategy whose experts are chosen token by token, or a quantised base.
+    """
+    strategy = injected(model).injection.strategy
+    if strategy is not InjectionStrategy.dense_lora:
+        raise CheckpointError(
+            f"injection={strategy} chooses experts for each token, which no single weight does; {INSTEAD[strategy]}"
+        )
+    return _merged(model)
+
+
+def merge_average(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The same for mixture_lora with W + mean_e s B_e A_e at each site, whatever its router says.
+
+    Raises:
+        CheckpointError: another strategy, what no branch on a Linear can express, or a quantised base.
+    """
+    refuse_what_is_no_branch(model)
+    return _merged(model)
+
+
+def _merged(model: PreTrainedModel) -> dict[str, Tensor]:
+    refuse_offloaded(model, "merging adapters")
+    found = {path: _weight(path, site.base_layer) for path, site in sites(model)}  # a refusal changes nothing
+    with torch.no_grad():
+        for path, site in sites(model):
+            assert isinstance(site, LoRALinear | MixtureLoRALinear)
+            branch = _branch(site)
+            magnitude = site.lora_magnitude if isinstance(site, LoRALinear) and site.use_dora else None
+            merged = merged_weight(found[path], branch.lora_A, branch.lora_B, branch.scaling, magnitude)
+            found[path].copy_(merged)
+    return backbone_state(model)
+
+
+def _branch(site: LoRALinear | MixtureLoRALinear) -> Branch:
+    """What a site adds; of a mixture the average."""
+    if isinstance(site, LoRALinear):
+        return Branch(site.lora_A, faded(site.lora_B, site.fade), site.scaling)
+    return with_shared(site, *average_branch(*site.factors()))
+
+
+def _weight(path: str, base_layer: torch.nn.Module) -> Tensor:
+    try:
+        return weight_OD(base_layer).detach()
+    except ValueError:
+        raise CheckpointError(
+            f"{path} is quantised, and a merged weight would be another one than the adapters were trained on; use "
+            "--format peft or peft-experts"
+        ) from None

@@ -1,0 +1,178 @@
+"""Answer a prompt or a conversation token by token."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from lmoe.adapter.answer_end import end_tokens
+from lmoe.backbones.load import context_length
+from lmoe.data.template import ChatTemplate
+from lmoe.errors import ConfigError, DataError
+
+COLDEST, MOST_TOKENS = 1e-6, 1_000_000_000
+"""A lower temperature makes scores infinite; more tokens than any context or vocabulary has."""
+Turn = dict[str, str]
+"""{"role": system, user or assistant, "content": text}."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Args:
+        max_new_tokens: longest answer.
+        temperature: 0 takes the likeliest token; above 0 samples.
+        top_p: mass of the tokens to sample from.
+        top_k: number of the tokens to sample from; 0: all.
+        repetition_penalty: divides the scores of tokens that were there before (CTRL, 1909.05858); 1: none.
+        seed: of the sampling.
+
+    Raises:
+        ConfigError: values that cannot be, or that have no effect at temperature 0.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        bounds = {
+            "max_new_tokens": (1 <= self.max_new_tokens <= MOST_TOKENS, f"at least 1, at most {MOST_TOKENS:,}"),
+            "temperature": (
+                self.temperature == 0 or COLDEST <= self.temperature < math.inf,
+                f"0, or {COLDEST:g} or more",
+            ),
+            "top_p": (0 < self.top_p <= 1, "above 0, at most 1"),
+            "top_k": (0 <= self.top_k <= MOST_TOKENS, f"0 or more, at most {MOST_TOKENS:,}"),
+            "repetition_penalty": (0.01 <= self.repetition_penalty <= 100, "from 0.01 to 100"),
+            "seed": (-(2**63) <= self.seed < 2**64, "from -2^63 to 2^64 - 1"),
+        }
+        problems = [
+            f"{name}={getattr(self, name)} must be {bound}" for name, (good, bound) in bounds.items() if not good
+        ]
+        if self.temperature == 0:
+            idle = {"top_p": self.top_p != 1, "top_k": self.top_k != 0, "seed": self.seed != 0}
+            problems += [
+                f"{name}={getattr(self, name)} has no effect at temperature=0, which always takes the likeliest token; "
+                "raise temperature, or leave it out"
+                for name, changed in idle.items()
+                if changed
+            ]
+        if problems:
+            raise ConfigError(problems)
+
+    def options(self) -> dict[str, object]:
+        """As `generate` of Transformers takes them."""
+        penalty = {"repetition_penalty": self.repetition_penalty}
+        if self.temperature == 0:
+            return {"do_sample": False, **penalty}
+        return {
+            "do_sample": True,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            **penalty,
+        }
+
+
+class _Pieces(TextStreamer):
+    """Hands finished text to a function."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, write: Callable[[str], object]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)  # type: ignore[arg-type]
+        self._write = write
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._write(text)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Turn]) -> torch.Tensor:
+    """(1, T) token ids of a conversation, or of one user turn, under the chat template.
+
+    Without a template the texts stand one after the other, as they are.
+
+    Raises:
+        DataError: the template refuses the conversation, or does not come to an end.
+    """
+    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if tokenizer.chat_template is None:
+        text = "\n".join(turn["content"] for turn in turns)
+        return tokenizer(text, return_tensors="pt")["input_ids"]  # type: ignore[return-value]
+    ChatTemplate.of(tokenizer, None).check(turns)
+    encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    return encoded["input_ids"]  # type: ignore[index, return-value]
+
+
+def stream_answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str | Sequence[Turn],
+    sampling: Sampling,
+    write: Callable[[str], object],
+) -> str:
+    """Answer one user turn, handing over each piece of text as soon as it is whole.
+
+    Args:
+        prompt: what the user says, or a conversation.
+        sampling: how.
+        write: gets the pieces.
+
+    Returns:
+        The whole answer.
+
+    Raises:
+        DataError: the prompt is empty, or leaves no room in the backbone's context.
+    """
+    pieces: list[str] = []
+    streamer = _Pieces(tokenizer, lambda piece: (pieces.append(piece), write(piece)))
+    continue_ids(model, tokenizer, prompt_ids(tokenizer, prompt), sampling, to=streamer)
+    return "".join(pieces)
+
+
+def continue_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: torch.Tensor,
+    sampling: Sampling,
+    *,
+    to: TextStreamer | None = None,
+) -> torch.Tensor:
+    """Generate with a KV cache, until an answer ends (`end_tokens`).
+
+    Args:
+        ids: (1, T) tokens of the prompt.
+        sampling: how.
+        to: gets the tokens as they come.
+
+    Returns:
+        (N,) the new tokens, at most as many as the context has room for.
+
+    Raises:
+        DataError: the prompt is empty, or leaves no room in the backbone's context.
+    """
+    if ids.shape[1] == 0:
+        raise DataError("the prompt is empty")
+    limit = context_length(model)
+    if limit is not None and ids.shape[1] >= limit:
+        raise DataError(f"the prompt has {ids.shape[1]} tokens; the backbone's context holds {limit}. Shorten it")
+    room = sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - ids.shape[1])
+    ids = ids.to(model.device)
+    torch.manual_seed(sampling.seed)
+    with torch.no_grad():
+        whole = model.generate(  # type: ignore[operator]
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=room,
+            use_cache=True,
+            streamer=to,
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=end_tokens(model, tokenizer) or None,
+            **sampling.options(),
+        )
+    return whole[0, ids.shape[1] :]

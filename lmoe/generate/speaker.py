@@ -1,0 +1,208 @@
+"""What speaks: a trained run, or a base with experts blended over it; the same for a prompt and for a chat."""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lmoe.adapter.answer_end import answers_end
+from lmoe.adapter.load import load
+from lmoe.backbones.load import load_model, load_tokenizer
+from lmoe.backbones.placement import placed
+from lmoe.blend.blend import Blend
+from lmoe.blend.routers import BlendRouter
+from lmoe.config.backbone import BackboneConfig
+from lmoe.data.rows import read_rows
+from lmoe.data.template import TEMPLATE_FILE, read_template
+from lmoe.errors import ConfigError, DataError
+from lmoe.generate.generate import Sampling, Turn, stream_answer
+from lmoe.injection.tracing import domain as of_domain
+from lmoe.vocabulary import BackbonePrecision
+
+FITTED_PROMPTS = 64
+"""Enough for a mean."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Speaker:
+    """A model with its tokenizer.
+
+    Args:
+        blend: its experts, where it is a base with some.
+        domain: of every prompt, for moe.router=oracle.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    blend: Blend | None = None
+    domain: str | None = None
+
+    def answer(self, prompt: str | list[Turn], sampling: Sampling, write: Callable[[str], object]) -> str:
+        """The answer to a prompt or a conversation, piece by piece."""
+        with self._about():
+            return stream_answer(self.model, self.tokenizer, prompt, sampling, write)
+
+    @contextmanager
+    def _about(self) -> Iterator[None]:
+        with nullcontext() if self.domain is None else of_domain(self.model, self.domain):
+            yield
+
+
+def trained(
+    checkpoint: str,
+    *,
+    base_model: str | None,
+    domain: str | None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Speaker:
+    """A run or an adapter, routers and all.
+
+    Args:
+        device: where it computes; None: a GPU where there is one.
+        trust_remote_code: run Python that comes with the base.
+
+    Raises:
+        LmoeError: as lmoe.load, or no such device.
+    """
+    model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
+    return Speaker(model=placed(model, device), tokenizer=tokenizer, domain=domain)
+
+
+def blended(
+    model_name: str,
+    experts: dict[str, str],
+    weights: dict[str, float] | None,
+    *,
+    router: str,
+    precision: BackbonePrecision,
+    top_k: int | None = None,
+    router_temperature: float | None = None,
+    fit: Mapping[str, str] | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+) -> Speaker:
+    """A base with experts over it; without any, the base.
+
+    Args:
+        fit: rows by the name of an expert, whose prompts tell router=encoder what it is for; that is kept beside it.
+        device: where it computes; None: a GPU where there is one.
+        trust_remote_code: run Python that comes with the base.
+
+    Raises:
+        LmoeError: a base that cannot be loaded, experts that do not fit, weights that cannot be, no such device.
+    """
+    texts = {name: prompts(place) for name, place in (fit or {}).items()}
+    backbone = BackboneConfig(model_name=model_name, precision=precision, trust_remote_code=trust_remote_code)
+    model, tokenizer = placed(load_model(backbone), device), load_tokenizer(backbone)
+    blend = None
+    if experts:
+        blend = Blend(model, experts, weights, router, top_k=top_k, temperature=router_temperature)
+        if texts:
+            blend.fit_centroids(texts, tokenizer)
+            blend.save_centroids()
+        if router == BlendRouter.encoder and blend.unfitted:
+            raise ConfigError(
+                f"--router encoder does not know yet what {', '.join(blend.unfitted)} is for: give --fit "
+                f"{blend.unfitted[0]}=ROWS,… once, rows with prompts of its kind"
+            )
+        _take_template(tokenizer, blend)
+    answers_end(model, tokenizer)
+    return Speaker(model=model, tokenizer=tokenizer, blend=blend)
+
+
+def _take_template(tokenizer: PreTrainedTokenizerBase, blend: Blend) -> None:
+    """Speak to the experts as they were spoken to in training: by the chat template beside them, where they agree."""
+    found: dict[str, list[str]] = {}
+    for name, folder in blend.folders.items():
+        if (template := stored_template(folder)) is not None:
+            found.setdefault(template, []).append(name)
+    if len(found) > 1:
+        named = "; ".join(", ".join(names) for names in found.values())
+        warnings.warn(
+            f"these experts were trained with different chat templates: {named}; all are asked with the base's own",
+            stacklevel=3,
+        )
+    elif found:
+        tokenizer.chat_template = next(iter(found))
+
+
+def stored_template(folder: Path) -> str | None:
+    """The chat template that was saved with an expert, or None.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    file = folder / TEMPLATE_FILE
+    return read_template(str(file)) if file.is_file() else None
+
+
+def prompts(place: str, count: int = FITTED_PROMPTS) -> list[str]:
+    """The first user turns of the first rows of a JSONL file or a folder of them.
+
+    Args:
+        count: at most.
+
+    Raises:
+        DataError: rows that cannot be read, or none with a prompt.
+    """
+    turns = [row.messages[0]["content"] for row in read_rows(place) if row.messages]
+    if not turns:
+        raise DataError(f"{place}: no row has a prompt")
+    return turns[:count]
+
+
+def named_places(text: str | None, what: str = "experts") -> dict[str, str]:
+    """`code=DIR,chat=DIR` by name.
+
+    Args:
+        what: these are, for messages.
+
+    Raises:
+        ConfigError: something without a name or a place, or a name twice.
+    """
+    places: dict[str, str] = {}
+    for part in [part.strip() for part in (text or "").split(",") if part.strip()]:
+        name, separator, place = part.partition("=")
+        name, place = name.strip(), place.strip()
+        if not separator or not name or not place:
+            raise ConfigError(f"{what}: {part!r} is not name=place; write code=PLACE,chat=PLACE")
+        if name in places:
+            raise ConfigError(f"{what}: {name} is named twice")
+        places[name] = place
+    return places
+
+
+def named_weights(text: str | None, names: list[str]) -> dict[str, float] | None:
+    """`0.7,0.3` in the order of the names, or `code=0.7,chat=0.3`, commas or blanks between; None: not given.
+
+    Raises:
+        ConfigError: another number of weights than names, or what is no finite number.
+    """
+    if text is None:
+        return None
+    parts = text.replace(",", " ").split()
+    named = [part.partition("=") for part in parts]
+    if parts and not any(separator for _, separator, _ in named):
+        if len(parts) != len(names):
+            raise ConfigError(f"weights: {len(parts)} numbers for {len(names)} experts ({', '.join(names)})")
+        named = [(name, "=", part) for name, part in zip(names, parts, strict=True)]
+    weights: dict[str, float] = {}
+    for name, separator, value in named:
+        if name in weights:
+            raise ConfigError(f"weights: {name} is named twice")
+        if not separator:
+            raise ConfigError(f"weights: {name!r} has no name, and others have; write code=0.7,chat=0.3")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            weights[name] = math.nan
+        if not math.isfinite(weights[name]):
+            raise ConfigError(f"weights: {name}={value} is no finite number")
+    if not weights:
+        raise ConfigError("weights: none given; write 0.7,0.3 or code=0.7,chat=0.3")
+    return weights

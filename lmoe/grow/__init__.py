@@ -1,0 +1,1 @@
+"""A mixture from adapters that exist: experts imported, added, left out."""

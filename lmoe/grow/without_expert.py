@@ -1,0 +1,98 @@
+"""Take one expert out of an adapter on disk; nothing else changes by a bit."""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from lmoe.adapter.folder import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, read_tensors
+from lmoe.config.defaults import injection_section, moe_section
+from lmoe.config.injection import InjectionConfig
+from lmoe.config.moe import MoeConfig
+from lmoe.errors import CheckpointError
+from lmoe.files.small_file import read_json
+from lmoe.files.write import write_whole
+from lmoe.injection.build_site import ROUTER
+from lmoe.injection.kept import ROUTER_ROWS, STACKED
+from lmoe.rules.routers import TRAITS
+from lmoe.vocabulary import InjectionStrategy
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
+EXPERT_KEY = re.compile(rf"(?P<path>.*)\.experts\.(?P<expert>\d+)\.(?P<tensor>{'|'.join(STACKED)})")
+ROWS_KEY = re.compile(rf".*\.{ROUTER}\.({'|'.join(ROUTER_ROWS)})")
+
+
+def write_without_expert(folder: Path, output: Path, expert: str) -> Path:
+    """Write an adapter without one of its experts; those behind it move up by one.
+
+    Args:
+        folder: an adapter directory of mixture_lora.
+        output: where the new one goes; the files of the tokenizer are copied.
+        expert: number or name.
+
+    Raises:
+        CheckpointError: another strategy, no such expert, too few left, or files that cannot be read or written.
+    """
+    config = read_adapter_config(folder)
+    injection, moe = injection_section(config.injection), moe_section(config.moe)
+    number = _number(folder, expert, config.expert_names, injection)
+    _check_rest(folder, injection, moe)
+    raw = read_json(folder / CONFIG_FILE)
+    raw["injection"]["num_experts"] = injection.num_experts - 1
+    if config.expert_names:
+        raw["expert_names"] = [name for e, name in enumerate(config.expert_names) if e != number]
+    if moe.domains and number < len(moe.domains):
+        raw["moe"]["domains"] = [name for e, name in enumerate(moe.domains) if e != number]
+    tensors = without_expert(read_tensors(folder), number)
+    others = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if _is_own(folder, name)}
+    weights = {WEIGHTS_FILE: save(tensors, metadata={"format": "pt"})}
+    write_whole(output, {**others, **weights, CONFIG_FILE: (json.dumps(raw, indent=2) + "\n").encode("utf-8")})
+    return output
+
+
+def _is_own(folder: Path, name: str) -> bool:
+    """NOTE an adapter from elsewhere may hold links to anything; the hub's cache links to the blobs beside it."""
+    place, root = (folder / name).resolve(), folder.resolve()
+    return place.is_file() and (root in place.parents or place.parent == root.parents[1] / "blobs")
+
+
+def without_expert(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:
+    """The tensors of an adapter file less those of one expert, and less its row in each router."""
+    rest = {}
+    for key, tensor in tensors.items():
+        if (found := EXPERT_KEY.fullmatch(key)) is not None:
+            expert = int(found["expert"])
+            if expert != number:
+                rest[f"{found['path']}.experts.{expert - (expert > number)}.{found['tensor']}"] = tensor
+        elif ROWS_KEY.fullmatch(key) is not None:
+            rest[key] = torch.cat([tensor[:number], tensor[number + 1 :]])
+        else:
+            rest[key] = tensor
+    return rest
+
+
+def _number(folder: Path, expert: str, names: list[str], injection: InjectionConfig) -> int:
+    if injection.strategy is not InjectionStrategy.mixture_lora:
+        raise CheckpointError(f"{folder} holds {injection.strategy}; an expert can be taken out of mixture_lora only")
+    if injection.num_experts_by_layer:
+        raise CheckpointError(f"{folder} has other numbers of experts by layer, so no number names one at every site")
+    if expert in names:
+        return names.index(expert)
+    if not expert.isdecimal() or int(expert) >= injection.num_experts:
+        named = f" ({', '.join(names)})" if names else ""
+        raise CheckpointError(f"{folder} has no expert {expert!r}; it has 0 to {injection.num_experts - 1}{named}")
+    return int(expert)
+
+
+def _check_rest(folder: Path, injection: InjectionConfig, moe: MoeConfig) -> None:
+    fewest = injection.top_k if moe.router is not None and TRAITS[moe.router].top_k else 1
+    if injection.num_experts - 1 < fewest:
+        raise CheckpointError(
+            f"{folder} has {injection.num_experts} experts, and its router needs {fewest}: none can be taken out"
+        )

@@ -1,1 +1,0 @@
-"""Load a trained mixture and generate with it; blend experts over one base."""

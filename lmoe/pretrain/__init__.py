@@ -1,0 +1,1 @@
+"""A small base trained from text, with its own tokenizer."""

@@ -1,0 +1,1 @@
+"""What validation knows of runs, phases, routers and injection. Imports neither torch nor lightning."""

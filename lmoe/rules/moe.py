@@ -1,0 +1,190 @@
+"""Problems of `moe`: what is missing, out of range, or cannot act with the chosen router."""
+
+from dataclasses import asdict
+
+from lmoe.config.defaults import moe_section
+from lmoe.config.injection import InjectionConfig
+from lmoe.config.moe import MoeConfig
+from lmoe.config.phase import start_step
+from lmoe.config.problems import above_zero, without_effect
+from lmoe.rules.routers import TRAITS, RouterTraits
+from lmoe.rules.strategies import STRATEGY_TRAITS
+from lmoe.vocabulary import (
+    L1_LEAST,
+    L1_MOST,
+    Backend,
+    BalanceScope,
+    LoadBalanceType,
+    Mixing,
+    MixtureScale,
+    RouterKind,
+    RouterScope,
+)
+
+DEFAULT_AUX_LOSS_COEF, DEFAULT_Z_LOSS_COEF = 0.01, 0.001  # of conf/moe/top_k.yaml: left standing, they are no mistake
+ORDINARY = MoeConfig()
+
+
+def moe_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
+    """Problems of `moe`, missing parts first."""
+    problems = _missing(moe) + _ranges(moe)
+    if not problems and (idle := _strategy_problems(moe, injection)):
+        return idle
+    if moe.router is not None:
+        problems += _idle_settings(moe, TRAITS[moe.router]) + _scale_problems(moe, TRAITS[moe.router])
+    return problems + _balance_problems(moe)
+
+
+def _strategy_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
+    """Settings that differ from conf/ and that the strategy of the injection has no use for."""
+    traits, usual = STRATEGY_TRAITS[injection.strategy], moe_section({})
+    given, left = _leaves(moe), _leaves(usual)
+    acting = set(given) - set(traits.idle_moe) if traits.own_routers else set(traits.native_moe)
+    problems = [
+        without_effect(f"moe.{key}", f"with injection={injection.strategy}")
+        for key, value in given.items()
+        if value != left[key] and key not in acting
+    ]
+    if not problems and not traits.own_routers and moe.load_balance.type is LoadBalanceType.aux_loss_free:
+        problems.append(
+            f"moe.load_balance.type=aux_loss_free cannot act with injection={injection.strategy}: the backbone's "
+            "routers choose without a bias of ours; allowed: aux_loss, importance_cv, none"
+        )
+    return problems
+
+
+def _leaves(moe: MoeConfig) -> dict[str, object]:
+    """Values by dotted key."""
+    flat = asdict(moe)
+    balance = flat.pop("load_balance")
+    return flat | {f"load_balance.{key}": value for key, value in balance.items()}
+
+
+def _missing(moe: MoeConfig) -> list[str]:
+    balance, problems = moe.load_balance, []
+    if moe.router is None:
+        problems.append(f"moe.router is required: {' or '.join(RouterKind)}")
+    if moe.router_z_loss_coef is None:
+        problems.append("moe.router_z_loss_coef is required: a number, 0 switches the z-loss off (usual: 0.001)")
+    if balance.type is None:
+        problems.append(f"moe.load_balance.type is required: {' or '.join(LoadBalanceType)}")
+    if balance.type in (LoadBalanceType.aux_loss, LoadBalanceType.importance_cv) and balance.aux_loss_coef is None:
+        problems.append(f"moe.load_balance.aux_loss_coef is required with type={balance.type} (usual: 0.01)")
+    if balance.type is LoadBalanceType.aux_loss_free and balance.bias_update_rate is None:
+        problems.append("moe.load_balance.bias_update_rate is required with type=aux_loss_free (usual: 0.001)")
+    if moe.router is RouterKind.top_p and moe.top_p is None:
+        problems.append("moe.top_p is required with moe.router=top_p (usual: 0.4)")
+    return problems
+
+
+def _ranges(moe: MoeConfig) -> list[str]:
+    balance, problems = moe.load_balance, []
+    for key, value in (
+        ("router_z_loss_coef", moe.router_z_loss_coef),
+        ("load_balance.aux_loss_coef", balance.aux_loss_coef),
+        ("router_noise", moe.router_noise),
+        ("router_noise_end", moe.router_noise_end),
+        ("diversity_coef", moe.diversity_coef),
+    ):
+        if value is not None and value < 0:
+            problems.append(f"moe.{key} is {value}, must be at least 0")
+    problems += (
+        above_zero(moe.temperature, "moe.temperature")
+        + above_zero(moe.temperature_end, "moe.temperature_end")
+        + above_zero(balance.bias_update_rate, "moe.load_balance.bias_update_rate")
+    )
+    if not L1_LEAST <= moe.l1_start <= L1_MOST:
+        problems.append(f"moe.l1_start is {moe.l1_start}, must be from {L1_LEAST:g} to {L1_MOST:g}")
+    if moe.l1_growth <= 1:
+        problems.append(f"moe.l1_growth is {moe.l1_growth}, must be above 1")
+    if moe.top_p is not None and not 0 < moe.top_p <= 1:
+        problems.append(f"moe.top_p is {moe.top_p}, must be above 0 and at most 1")
+    if not 0 <= moe.expert_dropout < 1:
+        problems.append(f"moe.expert_dropout is {moe.expert_dropout}, must be from 0 to below 1")
+    if moe.anneal_steps is not None:
+        try:
+            start_step(moe.anneal_steps, 100)
+        except ValueError as error:
+            problems.append(f"moe.anneal_steps: {error}")
+    if moe.domains is not None and (not moe.domains or len(set(moe.domains)) < len(moe.domains)):
+        problems.append(f"moe.domains is {moe.domains}, must be null or a list of different names")
+    return problems
+
+
+def _idle_settings(moe: MoeConfig, traits: RouterTraits) -> list[str]:
+    """Settings that the user changed and that the router has no use for."""
+    changed = {
+        "temperature": (moe.temperature != ORDINARY.temperature, traits.softmax),
+        "temperature_end": (moe.temperature_end is not None, traits.softmax),
+        "router_noise": (moe.router_noise > 0, traits.logits),
+        "router_noise_end": (moe.router_noise_end is not None, traits.logits),
+        "expert_dropout": (moe.expert_dropout > 0, traits.logits),
+        "router_dtype": (moe.router_dtype is not ORDINARY.router_dtype, traits.logits),
+        "router_bias": (moe.router_bias, traits.logits and traits.trains),
+        "router_z_loss_coef": (
+            moe.router_z_loss_coef not in (None, 0, DEFAULT_Z_LOSS_COEF),
+            traits.logits and traits.trains,
+        ),
+        "router_scope": (moe.router_scope is RouterScope.block, traits.logits),
+        "top_p": (moe.top_p is not None, moe.router is RouterKind.top_p),
+        "l1_start": (moe.l1_start != ORDINARY.l1_start, moe.router is RouterKind.relu),
+        "l1_growth": (moe.l1_growth != ORDINARY.l1_growth, moe.router is RouterKind.relu),
+        "domains": (moe.domains is not None, moe.router is RouterKind.oracle),
+        "mixing": (moe.mixing is Mixing.factors, moe.router is not RouterKind.oracle),
+    }
+    why = f"with moe.router={moe.router}"
+    problems = [without_effect(f"moe.{key}", why) for key, (given, acts) in changed.items() if given and not acts]
+    if moe.anneal_steps is not None and moe.temperature_end is None and moe.router_noise_end is None:
+        problems.append(
+            "moe.anneal_steps has no effect without moe.temperature_end or moe.router_noise_end; give one of them"
+        )
+    if moe.backend is Backend.grouped and not traits.fixed_k:
+        problems.append(f"moe.backend=grouped needs a fixed number of experts a token; {why} use stacked or auto")
+    if moe.backend is Backend.grouped and moe.mixing is Mixing.factors:
+        problems.append("moe.backend=grouped cannot compute moe.mixing=factors; use stacked or auto")
+    return problems
+
+
+def _scale_problems(moe: MoeConfig, traits: RouterTraits) -> list[str]:
+    problems = []
+    if moe.scale is not None and moe.norm_topk_prob is not None:
+        problems.append("moe.norm_topk_prob and moe.scale say the same thing; leave one of them out")
+    if moe.norm_topk_prob and MixtureScale.raw in traits.scales and MixtureScale.sum_to_one not in traits.scales:
+        problems.append(f"moe.norm_topk_prob=true cannot act on moe.router={moe.router}; allowed: null or false")
+    if moe.norm_topk_prob is not None and MixtureScale.raw not in traits.scales:
+        why = f"with moe.router={moe.router}, whose weights sum to 1"
+        problems.append(without_effect("moe.norm_topk_prob", why))
+    if moe.scale is not None and moe.scale not in traits.scales:
+        allowed = ", ".join(traits.scales) or "none, its one weight is 1"
+        problems.append(f"moe.scale={moe.scale} has no effect with moe.router={moe.router}; allowed: {allowed}")
+    return problems
+
+
+def _balance_problems(moe: MoeConfig) -> list[str]:
+    balance, problems = moe.load_balance, []
+    kind = balance.type
+    if kind is None:
+        return problems
+    if moe.router is not None and kind not in TRAITS[moe.router].balances:
+        allowed = ", ".join(TRAITS[moe.router].balances)
+        problems.append(
+            f"moe.load_balance.type={kind} cannot act on moe.router={moe.router}; allowed: {allowed}. "
+            f"The group moe={moe.router} sets what goes with it"
+        )
+    uses_coef = kind in (LoadBalanceType.aux_loss, LoadBalanceType.importance_cv)
+    if not uses_coef and balance.aux_loss_coef not in (None, 0, DEFAULT_AUX_LOSS_COEF):
+        problems.append(
+            f"moe.load_balance.aux_loss_coef has no effect with type={kind}; leave it out or use type=aux_loss"
+        )
+    if kind is LoadBalanceType.importance_cv and moe.router is RouterKind.soft and moe.scale is MixtureScale.unit:
+        problems.append(
+            "moe.load_balance.type=importance_cv has no effect with moe.router=soft and moe.scale=unit, where every "
+            "weight is 1; use scale=sum_to_one or type=none"
+        )
+    if kind is not LoadBalanceType.aux_loss_free and balance.bias_update_rate is not None:
+        problems.append(
+            f"moe.load_balance.bias_update_rate has no effect with type={kind}; leave it out or use type=aux_loss_free"
+        )
+    if kind is not LoadBalanceType.aux_loss and balance.scope is BalanceScope.global_batch:
+        problems.append(f"moe.load_balance.scope has no effect with type={kind}; leave it out or use type=aux_loss")
+    return problems

@@ -1,0 +1,180 @@
+"""Problems of what a phase may set beside its start and its roles: plateau, layers, coefficients, handoff."""
+
+from collections.abc import Iterable
+
+from lmoe.config.injection import InjectionConfig
+from lmoe.config.moe import MoeConfig
+from lmoe.config.optim import OptimConfig
+from lmoe.config.phase import PLATEAU, HandoffConfig, PhaseConfig, PlateauConfig, start_step
+from lmoe.config.problems import at_least, changed_keys, without_effect
+from lmoe.config.run import RunConfig
+from lmoe.rules.strategies import STRATEGY_TRAITS
+from lmoe.vocabulary import LoadBalanceType, LrSchedule, Role
+
+TRAIN_LOSS = "train/loss"
+
+
+def option_problems(
+    key: str, phase: PhaseConfig, trained: Iterable[Role], steps: int | None, config: RunConfig
+) -> list[str]:
+    """Problems of one phase.
+
+    Args:
+        key: of the phase.
+        phase: as written.
+        trained: all roles that train in it, whatever its mode.
+        steps: of it; None: a plateau decides.
+        config: of the run.
+    """
+    roles = set(trained)
+    return (
+        _lr_problems(f"{key}.lr", phase.lr, roles, config.optim)
+        + _plateau_problems(key, phase, config)
+        + _layer_problems(f"{key}.target_layers", phase.target_layers)
+        + _coefficient_problems(key, phase, roles, config.moe, config.injection)
+        + _handoff_problems(f"{key}.lora_handoff", phase.lora_handoff, roles, steps, config.injection)
+    )
+
+
+def handoff_order_problems(phases: Iterable[tuple[str, PhaseConfig]]) -> list[str]:
+    """Problems of handoffs in their order: what has faded in one phase stays so, and cannot fade in another one.
+
+    Args:
+        phases: (key, phase) by start.
+    """
+    problems, faded = [], []
+    for key, phase in phases:
+        handoff = phase.lora_handoff
+        if handoff.role is None:
+            continue
+        for before, role, experts in faded:
+            if role is handoff.role and _share_experts(experts, handoff.experts):
+                problems.append(
+                    f"{key}.lora_handoff fades {role}, which {before}.lora_handoff has faded already; leave one out"
+                )
+        faded.append((key, handoff.role, handoff.experts))
+    return problems
+
+
+def schedule_problems(config: RunConfig) -> list[str]:
+    """Problems of learning-rate settings that some schedule must have asked for."""
+    used = {phase.schedule or config.optim.schedule for phase in config.phase.phases.values()}
+    problems = []
+    if not 0 < config.optim.decay_share <= 1:
+        problems.append(f"optim.decay_share is {config.optim.decay_share}, must be above 0 and at most 1")
+    elif LrSchedule.wsd not in used and config.optim.decay_share != type(config.optim)().decay_share:
+        problems.append(without_effect("optim.decay_share", "where no schedule is wsd"))
+    if used == {LrSchedule.constant} and config.optim.min_lr_ratio:
+        problems.append(without_effect("optim.min_lr_ratio", "with optim.schedule=constant"))
+    return problems
+
+
+def _lr_problems(key: str, lr: float | None, trained: set[Role], optim: OptimConfig) -> list[str]:
+    own = {role for role, settings in optim.roles.items() if settings.lr is not None}
+    if lr is None or not {role.value for role in trained} <= own:
+        return []
+    return [without_effect(key, "where optim.roles.<role>.lr is set for every role that trains in the phase")]
+
+
+def _plateau_problems(key: str, phase: PhaseConfig, config: RunConfig) -> list[str]:
+    plateau = phase.plateau
+    if phase.start != PLATEAU:
+        return [
+            without_effect(f"{key}.plateau.{name}", f"with {key}.start={phase.start}; set start=plateau")
+            for name in changed_keys(plateau, PlateauConfig())
+        ]
+    problems = at_least(plateau.patience, 1, f"{key}.plateau.patience")
+    problems += at_least(plateau.min_delta, 0, f"{key}.plateau.min_delta")
+    problems += at_least(plateau.every_n_steps, 1, f"{key}.plateau.every_n_steps")
+    of_train = plateau.monitor == TRAIN_LOSS
+    if not of_train and not (plateau.monitor.startswith("val/") and plateau.monitor.endswith("loss")):
+        problems.append(
+            f"{key}.plateau.monitor={plateau.monitor}: allowed: val/loss, val/<domain>/loss and {TRAIN_LOSS}"
+        )
+    if not of_train and plateau.every_n_steps != PlateauConfig().every_n_steps:
+        problems.append(
+            without_effect(f"{key}.plateau.every_n_steps", f"with monitor={plateau.monitor}, looked at each validation")
+        )
+    if not of_train and config.trainer.val_every_n_steps == 0:
+        problems.append(f"{key}.start=plateau looks at {plateau.monitor}: set trainer.val_every_n_steps above 0")
+    return problems
+
+
+def _layer_problems(key: str, layers: list[int] | None) -> list[str]:
+    if layers is None:
+        return []
+    if not layers:
+        return [f"{key} is empty, so no layer would train; leave it out for all layers"]
+    return [f"{key} names layer {min(layers)} twice"] if len(set(layers)) < len(layers) else []
+
+
+def _coefficient_problems(
+    key: str, phase: PhaseConfig, trained: set[Role], moe: MoeConfig, injection: InjectionConfig
+) -> list[str]:
+    has_loss = moe.load_balance.type in (LoadBalanceType.aux_loss, LoadBalanceType.importance_cv)
+    routers = STRATEGY_TRAITS[injection.strategy].any_routers
+    on_by_default = phase.auxiliary_loss is not False
+    acts = {
+        "aux_loss_coef": (has_loss, f"with moe.load_balance.type={moe.load_balance.type}", phase.load_balance),
+        "router_z_loss_coef": (True, "", phase.router_z_loss),
+    }
+    problems = []
+    for name, (possible, why, switch) in acts.items():
+        value = getattr(phase, name)
+        if value is None:
+            continue
+        if value < 0:
+            problems.append(f"{key}.{name} is {value}, must be at least 0")
+        elif not routers:
+            problems.append(
+                without_effect(f"{key}.{name}", f"with injection={injection.strategy}, which has no routers")
+            )
+        elif not possible:
+            problems.append(without_effect(f"{key}.{name}", why))
+        elif switch is False or (switch is None and not on_by_default):
+            problems.append(without_effect(f"{key}.{name}", "in a phase that switches this loss off"))
+        elif switch is None and phase.auxiliary_loss is None and Role.router not in trained:
+            problems.append(
+                without_effect(f"{key}.{name}", "in a phase that trains no routers and does not set auxiliary_loss")
+            )
+    return problems
+
+
+def _share_experts(some: list[int] | None, others: list[int] | None) -> bool:
+    return some is None or others is None or bool(set(some) & set(others))
+
+
+def _handoff_problems(
+    key: str, handoff: HandoffConfig, trained: set[Role], steps: int | None, injection: InjectionConfig
+) -> list[str]:
+    if handoff.role is None:
+        return [
+            without_effect(f"{key}.{name}", f"without {key}.role") for name in changed_keys(handoff, HandoffConfig())
+        ]
+    problems = []
+    if handoff.role not in (Role.lora, Role.attn_lora):
+        problems.append(f"{key}.role is {handoff.role}; allowed: lora, attn_lora")
+    elif handoff.role is Role.attn_lora and not injection.attn_lora.enabled:
+        problems.append(without_effect(f"{key}.role=attn_lora", "with injection.attn_lora.enabled=false"))
+    if Role.base_ffn not in trained:
+        problems.append(f"{key} hands over to base_ffn, which does not train in this phase; add it to trainable")
+    if not 0 <= handoff.end_scale < 1:
+        problems.append(f"{key}.end_scale is {handoff.end_scale}, must be at least 0 and below 1")
+    try:
+        if start_step(handoff.steps, 100) < 1:
+            problems.append(f"{key}.steps is {handoff.steps}, must be above 0")
+        elif steps is not None and start_step(handoff.steps, steps) > steps:
+            problems.append(f"{key}.steps is {handoff.steps}, beyond the {steps} steps of the phase: it would not end")
+    except ValueError as error:
+        problems.append(f"{key}.steps: {error}")
+    if handoff.experts is not None:
+        most = max(injection.num_experts_by_layer or [injection.num_experts])
+        own = STRATEGY_TRAITS[injection.strategy].own_routers
+        wrong = [expert for expert in handoff.experts if not 0 <= expert < most]
+        if handoff.role is not Role.lora:
+            problems.append(without_effect(f"{key}.experts", f"with {key}.role={handoff.role}"))
+        elif not STRATEGY_TRAITS[injection.strategy].any_routers:
+            problems.append(without_effect(f"{key}.experts", f"with injection={injection.strategy}"))
+        elif not handoff.experts or (own and wrong):
+            problems.append(f"{key}.experts is {handoff.experts}; allowed: numbers from 0 to {most - 1}")
+    return problems

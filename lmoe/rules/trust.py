@@ -1,0 +1,79 @@
+"""Python that comes with a model or stands in a module runs only where this command line, or this call, says so.
+
+A file may ask for it, whoever wrote it: a run's config.yaml, an adapter, an experiment. It is refused with the name of
+what would run.
+"""
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from lmoe.errors import LmoeError
+from lmoe.files.places import expanded, is_dir, is_file
+from lmoe.files.run_folder import CONFIG_FILE
+from lmoe.files.small_file import Reader
+
+TRUST, OWN_CALLBACKS = "backbone.trust_remote_code", "callbacks_from"
+"""Settings that count only on the command line."""
+NAMES_CODE = ("config.json", "tokenizer_config.json")
+"""Files of a model or a tokenizer whose auto_map names Python beside them."""
+GENERATE = "custom_generate/generate.py"
+"""Which Transformers runs without being told by a config."""
+MODEL_FILE = Reader(finite=False, most=64_000_000, what="such a file")
+
+
+def trust_problems(config: Any, named: Collection[str]) -> list[str]:
+    """Code that a config asks to run, and no setting of this command line.
+
+    Args:
+        config: of a run, or of a pre-training, which runs none.
+        named: keys that this command line sets.
+    """
+    problems, backbone = [], getattr(config, "backbone", None)
+    if backbone is not None and backbone.trust_remote_code and TRUST not in named:
+        place = str(Path(config.resume) / CONFIG_FILE) if config.resume else "a file"
+        code = would_run(backbone.model_name) or f"whatever Python {backbone.model_name} brings"
+        problems.append(
+            f"{TRUST}=true is set by {place}, and not on this command line: {code} would run. Where you trust it, add "
+            f"{TRUST}=true"
+        )
+    given = getattr(config, "callbacks_from", None)
+    if given is not None and OWN_CALLBACKS not in named:
+        problems.append(
+            f"callbacks_from={given} is set by a file; its code is run only where the command line itself says "
+            "callbacks_from=…"
+        )
+    return problems
+
+
+def would_run(model_name: str, tokenizer: Path | None = None) -> str | None:
+    """What Python would run with a model that is trusted, in words; None: a local folder that names none.
+
+    Args:
+        model_name: hub name, local folder, or tiny.
+        tokenizer: another folder with a tokenizer that is loaded too.
+    """
+    folder = expanded(model_name)
+    found: list[str] = []
+    if is_dir(folder):
+        found += list(_named_code(folder))
+    elif model_name != "tiny":
+        found.append(f"whatever Python {model_name} brings")
+    found += list(_named_code(tokenizer)) if tokenizer is not None else []
+    return ", ".join(dict.fromkeys(found)) or None
+
+
+def _named_code(folder: Path) -> Iterator[str]:
+    if is_file(folder / GENERATE):
+        yield str(folder / GENERATE)
+    for name in NAMES_CODE:
+        if not is_file(folder / name):
+            continue
+        try:
+            entries = MODEL_FILE.json(folder / name).get("auto_map")
+        except LmoeError:
+            continue  # it is refused by name when it is loaded
+        named = entries.values() if isinstance(entries, dict) else [] if entries is None else [entries]
+        flat = [item for entry in named for item in (entry if isinstance(entry, list) else [entry]) if item]
+        if flat:
+            yield f"{', '.join(dict.fromkeys(map(str, flat)))} ({folder / name})"

@@ -1,0 +1,349 @@
+"""Every cross-field problem of a config at once."""
+
+import re
+from pathlib import Path
+
+from lmoe.config.analysis import AnalysisConfig
+from lmoe.config.backbone import BackboneConfig
+from lmoe.config.checkpoint import CheckpointConfig
+from lmoe.config.data import DataConfig
+from lmoe.config.injection import InjectionConfig
+from lmoe.config.limits import MOST_ROWS_OF_A_STEP
+from lmoe.config.logger import LoggerConfig
+from lmoe.config.moe import MoeConfig
+from lmoe.config.optim import OptimConfig, RoleOptimConfig
+from lmoe.config.problems import above_zero, at_least, keys_named, raise_problems, within_sizes, without_effect
+from lmoe.config.read import independent
+from lmoe.config.run import RunConfig
+from lmoe.config.trainer import PRECISIONS, TrainerConfig, max_seconds
+from lmoe.files.places import blocked_folder, exists, expanded, hub_note, missing_file, missing_place
+from lmoe.files.run_folder import name_problems
+from lmoe.rules.callbacks import callback_problems, callbacks_from_problems
+from lmoe.rules.experts_from import expert_places
+from lmoe.rules.injection import injection_problems
+from lmoe.rules.moe import moe_problems
+from lmoe.rules.phase_options import schedule_problems
+from lmoe.rules.phases import TRAINABLE, phase_problems, present_roles, trained_base
+from lmoe.rules.strategies import STRATEGY_TRAITS
+from lmoe.vocabulary import Accelerator, BackbonePrecision, DryRun, KnockOut, LoggerKind, Role, Strategy, WandbMode
+
+NOT_IN_PROJECT = "/\\#?%:"
+LONGEST_NAME, LONGEST_TAG = 128, 64
+
+
+def validate(config: RunConfig) -> None:
+    """
+    Raises:
+        ConfigError: with every problem of the config.
+    """
+    raise_problems(run_problems(config))
+
+
+def run_problems(config: RunConfig) -> list[str]:
+    """Every problem of the config, as text."""
+    sizes, config = within_sizes(config)
+    return sizes + independent(
+        injection_problems(config.injection, config.moe)
+        + moe_problems(config.moe, config.injection)
+        + phase_problems(config)
+        + backbone_problems(config.backbone)
+        + data_problems(config.data)
+        + optim_problems(config.optim)
+        + schedule_problems(config)
+        + trainer_problems(config.trainer)
+        + logger_problems(config.logger)
+        + sharding_problems(config)
+        + quantised_problems(config)
+        + callback_problems(config)
+        + callbacks_from_problems(config)
+        + _idle_problems(config)
+        + at_least(config.analysis.permutations, 1, "analysis.permutations")
+        + checkpoint_problems(config.checkpoint, config.resume)
+        + seed_problems(config.seed)
+        + name_problems(config.name)
+        + step_problems("data.batch_size", config.data.batch_size, config.trainer)
+        + place_problems(config),
+        keys_named(sizes),
+    )
+
+
+def section_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
+    """Every problem of the two sections that say what is put into a backbone."""
+    of_injection, injection = within_sizes(injection, "injection")
+    of_moe, moe = within_sizes(moe, "moe")
+    sizes = of_injection + of_moe
+    return sizes + independent(injection_problems(injection, moe) + moe_problems(moe, injection), keys_named(sizes))
+
+
+def step_problems(rows_key: str, rows: int, trainer: TrainerConfig) -> list[str]:
+    """The problem of an optimizer step that takes more rows than it could ever see."""
+    batches = trainer.accumulate_grad_batches
+    if rows * batches <= MOST_ROWS_OF_A_STEP:
+        return []
+    return [
+        f"{rows_key}={rows} times trainer.accumulate_grad_batches={batches} makes a step of {rows * batches} rows, "
+        f"must be at most {MOST_ROWS_OF_A_STEP}; lower one of them"
+    ]
+
+
+PLACES = {"backbone.model_name": ("tiny",), "data.path": ("bundled",), "data.val_path": ("bundled",)}
+"""Keys that name a local path or something on the hub, and what else each may say."""
+
+
+def place_problems(config: RunConfig) -> list[str]:
+    """Local paths of a config that are not there, or that something else is in the way of."""
+    problems = [
+        problem
+        for key, value in _places(config).items()
+        for problem in missing_place(key, value, names=PLACES.get(key, ()))
+    ]
+    return problems + blocked_folder("data.cache_dir", config.data.cache_dir)
+
+
+def hub_names(config: RunConfig) -> list[str]:
+    """One line for each setting of a valid config that is taken for a name on the hub."""
+    return [note for key, value in _places(config).items() for note in hub_note(key, value, names=PLACES.get(key, ()))]
+
+
+def _places(config: RunConfig) -> dict[str, str | None]:
+    places: dict[str, str | None] = {"backbone.model_name": config.backbone.model_name}
+    if config.dry_run not in (DryRun.estimate, DryRun.preflight):  # of a config alone, whose rows may be elsewhere
+        places |= {"data.path": config.data.path, "data.val_path": config.data.val_path}
+    if config.resume is None:  # a run that goes on has its experts in its checkpoint
+        places |= expert_places(config.injection)
+    return places
+
+
+ANNEAL_STEPS = re.compile(r"\d{1,18}", re.ASCII)
+
+
+def _idle_problems(config: RunConfig) -> list[str]:
+    """Settings of other sections that this run has no use for."""
+    problems = []
+    if config.trainer.compile:
+        problems.append("trainer.compile has no effect in train (only in pretrain); leave it out")
+    strategy = config.injection.strategy
+    if not STRATEGY_TRAITS[strategy].any_routers:
+        changed = {
+            "trainer.stop_on_collapse": config.trainer.stop_on_collapse,
+            "analysis.knock_out": config.analysis.knock_out is not KnockOut.none,
+            "analysis.permutations": config.analysis.permutations != AnalysisConfig().permutations,
+        }
+        why = f"with injection={strategy}, which has no routers"
+        problems += [without_effect(key, why) for key, given in changed.items() if given]
+    elif config.trainer.stop_on_collapse and Role.router not in present_roles(config.injection, config.moe):
+        problems.append(
+            without_effect("trainer.stop_on_collapse", f"with moe.router={config.moe.router}, which learns nothing")
+        )
+    trained = {role.value for phase in config.phase.phases.values() for role in phase.trainable}
+    steps, anneal = config.trainer.max_steps, config.moe.anneal_steps
+    if anneal is not None and ANNEAL_STEPS.fullmatch(anneal.strip()) and int(anneal) > steps >= 1:
+        problems.append(
+            f"moe.anneal_steps={anneal} is beyond trainer.max_steps={steps}: the ends would not be reached; lower it"
+        )
+    if config.optim.lora_plus_ratio != 1 and not trained & {Role.lora.value, Role.attn_lora.value}:
+        problems.append(without_effect("optim.lora_plus_ratio", "where neither lora nor attn_lora trains"))
+    trained &= {role.value for role in present_roles(config.injection, config.moe)}
+    problems += [
+        f"optim.roles.{role} has no effect: {role} trains in no phase; leave it out or add it to a phase"
+        for role, settings in config.optim.roles.items()
+        if role in {r.value for r in TRAINABLE} - trained and settings != RoleOptimConfig()
+    ]
+    return problems
+
+
+def seed_problems(seed: int) -> list[str]:
+    """Problems of `seed`."""
+    return [] if 0 <= seed < 2**32 else [f"seed is {seed}, must be from 0 to {2**32 - 1}"]
+
+
+def backbone_problems(backbone: BackboneConfig) -> list[str]:
+    """Problems of `backbone` that show without loading it."""
+    if backbone.model_name:
+        return []
+    return ["backbone.model_name is required: a hub name, a local directory, or tiny"]
+
+
+def data_problems(data: DataConfig) -> list[str]:
+    """Problems of `data` that show without reading it."""
+    problems = (
+        at_least(data.max_length, 2, "data.max_length")
+        + at_least(data.batch_size, 1, "data.batch_size")
+        + at_least(data.num_workers, 0, "data.num_workers")
+        + at_least(data.val_rows_per_domain, 0, "data.val_rows_per_domain")
+    )
+    if not data.path:
+        problems.append("data.path is required: a JSONL file, a folder of them, a hub data set, or bundled")
+    if not 0 < data.val_fraction < 1:
+        problems.append(f"data.val_fraction is {data.val_fraction}, must be above 0 and below 1")
+    if (data.val_path or data.path == "bundled") and data.val_fraction != DataConfig().val_fraction:
+        problems.append("data.val_fraction has no effect where validation rows are given; leave it out")
+    return problems + missing_file("data.chat_template", data.chat_template)
+
+
+def optim_problems(optim: OptimConfig) -> list[str]:
+    """Problems of `optim`."""
+    problems = at_least(optim.warmup_steps, 0, "optim.warmup_steps") + above_zero(optim.eps, "optim.eps")
+    if optim.lr <= 0:
+        problems.append(f"optim.lr is {optim.lr}, must be above 0")
+    if optim.weight_decay < 0:
+        problems.append(f"optim.weight_decay is {optim.weight_decay}, must be at least 0")
+    if optim.lora_plus_ratio < 1:
+        problems.append(f"optim.lora_plus_ratio is {optim.lora_plus_ratio}, must be at least 1 (1: off)")
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        problems.append(f"optim.betas is {optim.betas}, must be two numbers from 0 to below 1")
+    if not 0 <= optim.min_lr_ratio <= 1:
+        problems.append(f"optim.min_lr_ratio is {optim.min_lr_ratio}, must be from 0 to 1")
+    for role, settings in optim.roles.items():
+        if role not in {r.value for r in TRAINABLE}:
+            problems.append(f"optim.roles.{role}: no such trainable role; allowed: {', '.join(TRAINABLE)}")
+        if settings.lr is not None and settings.lr <= 0:
+            problems.append(f"optim.roles.{role}.lr is {settings.lr}, must be above 0")
+        if settings.weight_decay is not None and settings.weight_decay < 0:
+            problems.append(f"optim.roles.{role}.weight_decay is {settings.weight_decay}, must be at least 0")
+    return problems
+
+
+def trainer_problems(trainer: TrainerConfig) -> list[str]:
+    """Problems of `trainer`."""
+    problems = (
+        at_least(trainer.max_steps, 1, "trainer.max_steps")
+        + at_least(trainer.accumulate_grad_batches, 1, "trainer.accumulate_grad_batches")
+        + at_least(trainer.devices, 1, "trainer.devices")
+        + at_least(trainer.num_nodes, 1, "trainer.num_nodes")
+        + device_id_problems(trainer)
+        + at_least(trainer.val_every_n_steps, 0, "trainer.val_every_n_steps")
+        + at_least(trainer.log_every_n_steps, 1, "trainer.log_every_n_steps")
+    )
+    if trainer.gradient_clip_val < 0:
+        problems.append(f"trainer.gradient_clip_val is {trainer.gradient_clip_val}, must be at least 0 (0: off)")
+    if trainer.precision not in PRECISIONS:
+        problems.append(f"trainer.precision is {trainer.precision!r}; allowed: {', '.join(PRECISIONS)}")
+    if trainer.precision == "16-mixed" and trainer.accelerator is Accelerator.cpu:
+        problems.append("trainer.precision=16-mixed needs a GPU; use bf16-mixed or 32-true on the CPU")
+    try:
+        max_seconds(trainer.max_time)
+    except ValueError as error:
+        problems.append(f"trainer.max_time: {error}")
+    if trainer.strategy is Strategy.auto and trainer.devices * trainer.num_nodes > 1:
+        problems.append("several devices need trainer=ddp or trainer=fsdp2 (or trainer.strategy=ddp)")
+    if trainer.strategy is Strategy.deepspeed:
+        problems.append(
+            "trainer.strategy=deepspeed: DeepSpeed is told only at its start which parameters train, so phases cannot "
+            "change them; use trainer=ddp, or trainer=fsdp2 where the backbone does not fit one device"
+        )
+    return problems
+
+
+def device_id_problems(trainer: TrainerConfig) -> list[str]:
+    """Problems of `trainer.device_ids`."""
+    ids = trainer.device_ids
+    if ids is None:
+        return []
+    problems = []
+    if trainer.accelerator is Accelerator.cpu:
+        problems.append(without_effect("trainer.device_ids", "with trainer.accelerator=cpu, which has no numbers"))
+    if len(ids) != trainer.devices or len(set(ids)) != len(ids) or any(number < 0 for number in ids):
+        problems.append(
+            f"trainer.device_ids is {ids}, must name as many different GPUs as trainer.devices={trainer.devices}, "
+            "counted from 0"
+        )
+    return problems
+
+
+def quantised_problems(config: RunConfig) -> list[str]:
+    """What several devices cannot do with a quantised backbone: bitsandbytes puts that of every process on GPU 0."""
+    loop, precision = config.trainer, config.backbone.precision
+    several = loop.strategy is Strategy.ddp and loop.devices * loop.num_nodes > 1
+    if (
+        not several
+        or loop.accelerator is Accelerator.cpu
+        or precision
+        not in (
+            BackbonePrecision.int8,
+            BackbonePrecision.nf4,
+        )
+    ):
+        return []
+    return [
+        f"backbone.precision={precision} works on one GPU only: every process would load its base onto GPU 0. Use "
+        "trainer.devices=1 with trainer.strategy=auto, or backbone.precision=bfloat16 on several"
+    ]
+
+
+def sharding_problems(config: RunConfig) -> list[str]:
+    """What trainer.strategy=fsdp2 cannot do."""
+    if config.trainer.strategy is not Strategy.fsdp2:
+        return []
+    problems = []
+    if roles := sorted(trained_base(config)):
+        problems.append(
+            f"trainer.strategy=fsdp2 shards the backbone as frozen, so {', '.join(roles)} cannot train; use trainer=ddp"
+        )
+    if config.backbone.precision in (BackbonePrecision.int8, BackbonePrecision.nf4):
+        problems.append(
+            f"trainer.strategy=fsdp2 cannot shard backbone.precision={config.backbone.precision}; use bfloat16, or one "
+            "device with trainer.strategy=auto"
+        )
+    if config.checkpoint.save_base:
+        problems.append("checkpoint.save_base=true cannot gather a backbone that trainer.strategy=fsdp2 has sharded")
+    if config.trainer.precision == "16-mixed":
+        problems.append("trainer.precision=16-mixed does not work with trainer.strategy=fsdp2; use bf16-mixed")
+    return problems
+
+
+def checkpoint_problems(checkpoint: CheckpointConfig, resume: str | None) -> list[str]:
+    """Problems of `checkpoint`."""
+    problems = at_least(checkpoint.every_n_steps, 0, "checkpoint.every_n_steps")
+    problems += at_least(checkpoint.keep_last, 1, "checkpoint.keep_last")
+    name = checkpoint.resume_from
+    if name is not None and resume is None:
+        problems.append(without_effect("checkpoint.resume_from", "in a new run, without resume"))
+    if name is not None and (Path(name).name != name or not name.endswith(".ckpt")):
+        problems.append(f"checkpoint.resume_from={name}: must be the name of a file in checkpoints/, such as best.ckpt")
+    elif name is not None and resume is not None and not exists(expanded(resume) / "checkpoints" / name):
+        problems.append(f"checkpoint.resume_from={name}: no such file in {resume}/checkpoints")
+    return problems
+
+
+def logger_problems(logger: LoggerConfig) -> list[str]:
+    """Problems of `logger`."""
+    default = LoggerConfig()
+    if logger.kind is LoggerKind.wandb:
+        return wandb_name_problems(logger)
+    changed = [
+        name
+        for name, value, usual in (
+            ("mode", logger.mode, WandbMode.auto),
+            ("project", logger.project, default.project),
+            ("entity", logger.entity, None),
+            ("group", logger.group, None),
+            ("tags", logger.tags, []),
+        )
+        if value != usual
+    ]
+    return [
+        f"logger.{name} has no effect with logger={logger.kind}; leave it out or use logger=wandb" for name in changed
+    ]
+
+
+def wandb_name_problems(logger: LoggerConfig) -> list[str]:
+    """Names that W&B refuses when a run starts (its SDK's validation of project and tags)."""
+    problems = []
+    named = {"project": logger.project, "entity": logger.entity, "group": logger.group}
+    for name, value in named.items():
+        if value is not None and not value.strip():
+            problems.append(f"logger.{name} is empty; name one{'' if name == 'project' else ', or leave it at null'}")
+        elif value is not None and len(value) > LONGEST_NAME:
+            problems.append(f"logger.{name} has {len(value)} characters; W&B takes at most {LONGEST_NAME}")
+    if bad := [letter for letter in NOT_IN_PROJECT if letter in logger.project]:
+        problems.append(
+            f"logger.project={logger.project}: W&B takes no {' '.join(bad)} in the name of a project; none of "
+            f"{' '.join(NOT_IN_PROJECT)} may be in it"
+        )
+    problems += [
+        f"logger.tags[{number}] has {len(tag)} characters; W&B takes 1 to {LONGEST_TAG}"
+        for number, tag in enumerate(logger.tags)
+        if not 1 <= len(tag) <= LONGEST_TAG
+    ]
+    return problems

@@ -1,0 +1,58 @@
+"""What a run says before it starts, and what the libraries need not say."""
+
+import logging
+import warnings
+from pathlib import Path
+
+from rich.console import Console
+from transformers.utils import logging as transformers_logging
+
+from lmoe.injection.record import injected
+from lmoe.injection.roles import role_table
+from lmoe.report.say import say
+from lmoe.rules.experts_from import grown_run, named_adapters
+from lmoe.run.parts import Parts, data_notes
+
+
+def describe(parts: Parts, run_dir: Path, console: Console) -> None:
+    """What is about to happen: plan, phases, data, folder."""
+    describe_plan(parts, console)
+    say(console, f"run directory: {run_dir}")
+
+
+def describe_plan(parts: Parts, console: Console) -> None:
+    """The injection plan, the phases, the data, and what may not be meant."""
+    say(console, str(parts.plan))
+    frozen = sum(count for _, count, _ in role_table(parts.model)) - parts.plan.total_parameters
+    report = parts.prepared.report
+    lines = [f"backbone {parts.config.backbone.model_name}: {frozen:,} parameters, frozen"]
+    lines += expert_lines(parts)
+    for phase in parts.module.schedule.phases:
+        lines.append(
+            f"phase {phase.name}: steps {phase.start + 1} to {phase.end} train {', '.join(sorted(phase.trainable))}"
+        )
+    domains = len(parts.prepared.domains)
+    lines.append(f"data: {report.train.rows:,} rows to learn, {report.val.rows:,} to validate, {domains} domains")
+    for line in [*lines, *data_notes(parts.prepared), *(f"warning: {warning}" for warning in parts.warnings)]:
+        say(console, line)
+
+
+def expert_lines(parts: Parts) -> list[str]:
+    """Where experts come from that do not start anew."""
+    injection, record = parts.config.injection, injected(parts.model)
+    if (run := grown_run(injection)) is not None:
+        if not record.kept_experts:  # a run that goes on, whose checkpoint will say
+            return [f"experts of {run} are kept as they are; only those beyond them train"]
+        old, total = record.kept_experts, injection.num_experts
+        return [
+            f"experts 0 to {old - 1} of {run} are kept as they are; new: {old} to {total - 1}, with their router rows"
+        ]
+    return [f"expert {e} {name}: {place}" for e, (name, place) in enumerate(named_adapters(injection).items())]
+
+
+def quiet_libraries() -> None:
+    """Messages of the libraries that tell the user of lmoe nothing."""
+    for name in ("lightning.pytorch", "lightning.fabric", "transformers", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    transformers_logging.disable_progress_bar()

@@ -1,0 +1,60 @@
+"""Whether a run finds the devices and processes that it asks for, before anything of it is written."""
+
+import os
+
+import torch
+
+from lmoe.config.trainer import TrainerConfig
+from lmoe.errors import ConfigError
+from lmoe.vocabulary import Accelerator
+
+SHELLS = ("bash", "interactive")
+"""Names of SLURM jobs in which a command is typed, and SLURM starts no tasks of it; as in Lightning."""
+
+
+def check_devices(loop: TrainerConfig) -> None:
+    """
+    Raises:
+        ConfigError: fewer devices than asked for, a precision that they do not have, or another number of processes
+            than torchrun or SLURM has started.
+    """
+    cuda = torch.cuda.is_available()
+    if loop.accelerator is Accelerator.gpu and not cuda:
+        raise ConfigError("trainer.accelerator=gpu, but torch sees no GPU; use trainer=cpu")
+    on_gpu = cuda and loop.accelerator is not Accelerator.cpu
+    there = torch.cuda.device_count() if on_gpu else 0
+    if on_gpu and there < loop.devices:
+        raise ConfigError(f"trainer.devices={loop.devices}, but torch sees {there} GPU{'s' * (there > 1)}")
+    if loop.device_ids is not None and not on_gpu:
+        raise ConfigError(f"trainer.device_ids={loop.device_ids} names GPUs, and torch sees none; leave it out")
+    if on_gpu and (beyond := [number for number in loop.device_ids or () if number >= there]):
+        raise ConfigError(f"trainer.device_ids={loop.device_ids}, but torch sees GPUs 0 to {there - 1}: no {beyond[0]}")
+    if not on_gpu and loop.precision == "16-mixed":
+        raise ConfigError("trainer.precision=16-mixed needs a GPU, and torch sees none; use bf16-mixed or 32-true")
+    if loop.devices * loop.num_nodes > 1:
+        check_started(loop)
+
+
+def check_started(loop: TrainerConfig) -> None:
+    """Of a run of several processes.
+
+    Raises:
+        ConfigError: another number of them than torchrun or SLURM has started.
+    """
+    asked = f"trainer.devices={loop.devices} and trainer.num_nodes={loop.num_nodes}"
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        nodes = int(os.environ["WORLD_SIZE"]) / int(os.environ["LOCAL_WORLD_SIZE"])
+        if (int(os.environ["LOCAL_WORLD_SIZE"]), nodes) != (loop.devices, loop.num_nodes):
+            raise ConfigError(
+                f"{asked}, but torchrun has started {os.environ['LOCAL_WORLD_SIZE']} processes on each of {nodes:g} "
+                f"machines; use torchrun --nnodes {loop.num_nodes} --nproc-per-node {loop.devices}"
+            )
+    elif "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in SHELLS:
+        found = {name: os.environ.get(name, "1") for name in ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")}
+        wanted = {"SLURM_NTASKS": str(loop.devices * loop.num_nodes), "SLURM_NTASKS_PER_NODE": str(loop.devices)}
+        if found != wanted:
+            raise ConfigError(
+                f"{asked}, but SLURM has started {found['SLURM_NTASKS']} tasks with --ntasks-per-node="
+                f"{os.environ.get('SLURM_NTASKS_PER_NODE', '(not given)')}; use --nodes={loop.num_nodes} "
+                f"--ntasks-per-node={loop.devices}, without --ntasks"
+            )

@@ -1,0 +1,109 @@
+"""What a run leaves when it ends: the adapter to use, pictures, a page, and a table with the next command."""
+
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import WandbLogger
+from rich.console import Console
+
+from lmoe.adapter.folder import save_adapter
+from lmoe.adapter.place import ADAPTER_DIR
+from lmoe.adapter.save_pretrained import save_backbone
+from lmoe.files.run_folder import METRICS_FILE
+from lmoe.injection.backbone_state import backbone_state
+from lmoe.injection.record import injected
+from lmoe.report.curves import read_metrics
+from lmoe.report.page import write_page
+from lmoe.report.pictures import write_pictures
+from lmoe.report.summary import RunSummary
+from lmoe.report.table import final_tables
+from lmoe.run.memory import peak_memory_mb
+from lmoe.run.next_commands import next_commands
+from lmoe.run.parts import Parts
+from lmoe.run.run_end import RunEnd
+from lmoe.training.callbacks.validation import ValidationResults
+
+REPORT = "report"
+
+
+def finish(
+    parts: Parts,
+    run_dir: Path,
+    trainer: Trainer,
+    results: ValidationResults,
+    collapsed: list[str],
+    seconds: float,
+    console: Console,
+    *,
+    ended: RunEnd,
+) -> None:
+    """Write adapter/ and report/, send the pictures to W&B, print the table.
+
+    Args:
+        ended: after which step, and why.
+    """
+    if not trainer.is_global_zero:
+        return
+    adapter = save_adapter(parts.model, run_dir / ADAPTER_DIR, parts.base_model)
+    parts.tokenizer.save_pretrained(adapter)
+    if parts.config.checkpoint.save_base:
+        save_base(parts, run_dir / "base")
+    summary = run_summary(parts, run_dir, results, collapsed, seconds, ended)
+    commands = next_commands(parts, Path(summary.run_dir), ended.why, goes_on=ended.goes_on)
+    report = run_dir / REPORT
+    report.mkdir(exist_ok=True)
+    summary.to_json(report / "summary.json")
+    metrics = read_metrics(run_dir / METRICS_FILE)
+    pictures = write_pictures(summary, metrics, report)
+    write_page(summary, metrics, pictures, report, commands)
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger):
+            for name, path in pictures.items():
+                logger.log_image(key=f"report/{name}", images=[str(path)])
+    console.print(final_tables(summary, commands))
+
+
+def save_base(parts: Parts, folder: Path) -> None:
+    """The frozen weights under the backbone's own names, as a Hugging Face model directory."""
+    save_backbone(parts.model, folder, backbone_state(parts.model))
+    parts.tokenizer.save_pretrained(folder)
+
+
+def run_summary(
+    parts: Parts, run_dir: Path, results: ValidationResults, collapsed: list[str], seconds: float, ended: RunEnd
+) -> RunSummary:
+    """The numbers of the report."""
+    domains = parts.prepared.domains
+    trained = {role for phase in parts.module.schedule.phases for role in phase.trainable}
+    return RunSummary(
+        name=parts.config.name,
+        run_dir=shown(run_dir),
+        domains=[d for d in domains if f"{d}/loss" in results.after],
+        before={d: results.before[f"{d}/loss"] for d in domains if f"{d}/loss" in results.before},
+        after={d: results.after[f"{d}/loss"] for d in domains if f"{d}/loss" in results.after},
+        site_load=results.site_load,
+        domain_load=results.domain_load,
+        coactivation=results.coactivation,
+        knock_out=results.knock_out,
+        specialisation=results.specialisation,
+        phases=parts.module.schedule.starts(),
+        max_steps=parts.config.trainer.max_steps,
+        seconds=seconds,
+        peak_memory_mb=peak_memory_mb(),
+        trainable_parameters=sum(
+            p.numel() for name, p in parts.model.named_parameters() if parts.module.roles[name] in trained
+        ),
+        backbone=parts.config.backbone.model_name,
+        collapsed=collapsed,
+        expert_names=list(injected(parts.model).expert_names),
+        steps=ended.step,
+        ended=ended.why,
+    )
+
+
+def shown(run_dir: Path) -> str:
+    """The folder as the user would type it from here."""
+    try:
+        return str(run_dir.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(run_dir)

@@ -1,0 +1,73 @@
+"""How much memory this process uses."""
+
+import re
+import resource
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from lmoe.config.run import RunConfig
+from lmoe.errors import TrainingError
+from lmoe.vocabulary import Role
+
+MB = 1e6
+NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")
+"""What allocators say in a plain RuntimeError."""
+
+
+@contextmanager
+def memory_advice(config: RunConfig) -> Iterator[None]:
+    """
+    Raises:
+        TrainingError: the block ran out of memory; with the settings to lower.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        text = str(error)
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(s in text for s in NO_MEMORY):
+            raise
+        reason = text.splitlines()[0] if text else type(error).__name__
+        raise TrainingError(
+            f"out of memory: {reason}. Lower data.batch_size (now {config.data.batch_size}; raise "
+            f"trainer.accumulate_grad_batches to keep the step's size) or data.max_length ({config.data.max_length}), "
+            "set trainer.gradient_checkpointing=true or backbone.precision=bfloat16; dry_run=preflight estimates it"
+        ) from None
+
+
+def peak_memory_mb() -> float:
+    """Peak memory of the process in MB (10^6 bytes): of the GPU where there is one, else resident.
+
+    NOTE on Linux getrusage counts what the process that started this one had in memory at that time.
+    """
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / MB
+    status = Path("/proc/self/status")
+    if status.exists():
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found.group(1)) * 1024 / MB
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
+
+
+def resident_mb() -> float:
+    """Resident memory of the process now, in MB (10^6 bytes); its peak where the system does not tell."""
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        return peak_memory_mb()
+    return int(status.read_text().split()[1]) * resource.getpagesize() / MB
+
+
+def trained_bytes(model: nn.Module, role_of: Mapping[str, Role], roles: frozenset[Role]) -> int:
+    """Bytes of the parameters with one of the roles."""
+    return sum(p.numel() * p.element_size() for name, p in model.named_parameters() if role_of[name] in roles)
+
+
+def used_mb(device: torch.device) -> float:
+    """What is in use now, in MB (10^6 bytes): allocated on the GPU, or resident in this process."""
+    return torch.cuda.memory_allocated() / MB if device.type == "cuda" else resident_mb()

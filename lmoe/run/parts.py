@@ -1,0 +1,232 @@
+"""The parts of a run from its config: backbone with experts, rows, module, data."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lightning.pytorch import seed_everything
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lmoe.adapter.inject import inject
+from lmoe.backbones.checkpointing import recompute_activations
+from lmoe.backbones.load import context_length, load_model, load_tokenizer
+from lmoe.config.injection import InjectionConfig
+from lmoe.config.moe import MoeConfig
+from lmoe.config.run import RunConfig
+from lmoe.data.datamodule import SftDataModule
+from lmoe.data.pack import packing_supported_by_attention
+from lmoe.data.prepare import PreparedData, prepare
+from lmoe.data.template import take_template
+from lmoe.errors import ConfigError, DataError
+from lmoe.files.resources import resource_dir
+from lmoe.grow.import_experts import import_experts
+from lmoe.injection.apply import plan as make_plan
+from lmoe.injection.plan import InjectionPlan
+from lmoe.injection.record import injected
+from lmoe.injection.roles import parameter_layers, parameter_roles
+from lmoe.ops.linear_sizes import parameter_counts
+from lmoe.rules.experts_from import named_adapters, without_source
+from lmoe.rules.phases import lora_B_std, phase_warnings, trained_base
+from lmoe.run.monitors import check_monitors
+from lmoe.training.dials import Dials
+from lmoe.training.phases import PhaseSchedule
+from lmoe.training.sft_module import SftModule
+from lmoe.vocabulary import BackbonePrecision, Role, RouterKind
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """Everything that a run or a preflight needs.
+
+    Args:
+        plan: what was injected.
+        warnings: what is allowed and perhaps not meant.
+        base_model: name, revision, precision and fingerprint, as the adapter file records them.
+    """
+
+    config: RunConfig
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    plan: InjectionPlan
+    prepared: PreparedData
+    datamodule: SftDataModule
+    module: SftModule
+    warnings: list[str]
+    base_model: dict[str, Any]
+
+
+def build_parts(config: RunConfig, *, fill_experts: bool = True) -> Parts:
+    """Build what a validated config describes.
+
+    Args:
+        config: validated.
+        fill_experts: read what injection.experts_from names; a run that goes on has it in its checkpoint.
+
+    Raises:
+        LmoeError: a backbone, rows or a plan that cannot be had.
+    """
+    seed_everything(config.seed, verbose=False)
+    backbone = config.backbone
+    tokenizer = load_tokenizer(backbone)
+    take_template(tokenizer, config.data.chat_template)  # from here on it is the tokenizer's, which the adapter keeps
+    model = load_model(backbone)
+    leak = packing_supported_by_attention(backbone.attn_implementation, config.data.batch_size)
+    if leak and config.data.packing:
+        raise DataError(f"data.packing=true: {leak}")
+    prepared = prepare(
+        config.data,
+        tokenizer,
+        seed=config.seed,
+        bundled=resource_dir("data/sft"),
+        packing_model_type=None if leak and config.data.packing is None else model.config.model_type,
+    )
+    check_monitors(config, prepared)
+    check_context(config, model)
+    check_base_training(config, model)
+    base_model = {
+        "name": backbone.model_name,
+        "revision": backbone.revision,
+        "precision": backbone.precision.value,
+        "trust_remote_code": backbone.trust_remote_code,
+    }
+    seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what the cache had to do
+    moe = with_domains(config.moe, config.injection, prepared.domains)
+    settings = replace(without_source(config.injection), lora_B_std=lora_B_std(config))
+    plan = inject(model, settings, moe, trained_base=trained_base(config))
+    if fill_experts and config.injection.experts_from is not None:
+        import_experts(model, config.injection.experts_from)
+    base_model["fingerprint"] = injected(model).fingerprint
+    check_roles(config, model)
+    if config.trainer.gradient_checkpointing:
+        recompute_activations(model)
+    datamodule = SftDataModule(
+        prepared,
+        config.data,
+        seed=config.seed,
+        max_steps=config.trainer.max_steps,
+        accumulate_grad_batches=config.trainer.accumulate_grad_batches,
+        pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
+    )
+    module = SftModule(
+        model, PhaseSchedule.of(config), config.optim, prepared.domains, datamodule.window_totals, Dials.of(config)
+    )
+    return Parts(
+        config=config,
+        model=model,
+        tokenizer=tokenizer,
+        plan=plan,
+        prepared=prepared,
+        datamodule=datamodule,
+        module=module,
+        warnings=phase_warnings(config),  # those of the plan are printed with it
+        base_model=base_model,
+    )
+
+
+def with_domains(moe: MoeConfig, injection: InjectionConfig, domains: list[str]) -> MoeConfig:
+    """The section, with the oracle's experts named by the domains of the data where it does not name them, in the order
+    of injection.experts_from where adapters are named like domains.
+
+    Raises:
+        ConfigError: an oracle without domains, with too few experts, or with other domains than the data.
+    """
+    if moe.router is not RouterKind.oracle:
+        return moe
+    if len(domains) < 2:
+        raise ConfigError(
+            "moe.router=oracle chooses the expert by the row's domain, and all rows are of one domain; give the rows a "
+            'field "domain", or use another router'
+        )
+    fewest = min(injection.num_experts_by_layer or [injection.num_experts])
+    imported = list(named_adapters(injection))
+    default = imported if set(domains) <= set(imported) else list(domains)
+    names = default if moe.domains is None else moe.domains
+    if fewest < len(names):
+        raise ConfigError(
+            f"moe.router=oracle needs an expert for each of the {len(names)} domains ({', '.join(names)}), and a site "
+            f"has {fewest}; set injection.num_experts={len(names)}"
+        )
+    if missing := [name for name in domains if name not in names]:
+        raise ConfigError(f"moe.domains names no expert for {', '.join(missing)} of the data; it has {names}")
+    return replace(moe, domains=names)
+
+
+def check_base_training(config: RunConfig, model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ConfigError: a phase trains parts of a backbone that is stored in less than float32, where small steps round to
+            nothing; says what float32 would take.
+    """
+    roles, precision = trained_base(config), config.backbone.precision
+    if not roles or precision is BackbonePrecision.float32:
+        return
+    text = model.config.get_text_config()
+    trained = text.vocab_size * text.hidden_size if Role.head in roles else 0
+    if Role.base_ffn in roles:
+        trained += base_ffn_parameters(model, make_plan(model, config.injection, config.moe))
+    raise ConfigError(
+        f"a phase trains {', '.join(sorted(roles))}, and backbone.precision={precision} would round its steps away. "
+        f"{trained:,} parameters would take {4 * trained / 1e9:.2f} GB in float32, and {12 * trained / 1e9:.2f} GB for "
+        "their gradients and AdamW's moments: set backbone.precision=float32, or take these roles out of the phases"
+    )
+
+
+def base_ffn_parameters(model: PreTrainedModel, plan: InjectionPlan) -> int:
+    """Parameters with the role base_ffn once the plan is applied: copies count in place of what they copy."""
+    copied = {site.path: site.num_experts * site.copied_parameters for site in plan.sites if site.copied_parameters}
+    blocks = [path for path in plan.base_ffn if path not in copied]
+    routers = tuple(f"{path}." for path in plan.native_routers)
+    return sum(copied.values()) + sum(
+        count
+        for path in blocks
+        for name, count in parameter_counts(model.get_submodule(path)).items()
+        if not f"{path}.{name}".startswith(routers)
+    )
+
+
+def check_roles(config: RunConfig, model: PreTrainedModel) -> None:
+    """
+    Raises:
+        ConfigError: a phase trains a part of the backbone that has no parameters of its own, or layers without any.
+    """
+    there = set(parameter_roles(model).values())
+    if missing := sorted(trained_base(config) - there):
+        why = "it shares its weights with the input embeddings" if Role.head in missing else "it has none"
+        raise ConfigError(f"a phase trains {missing[0]}, of which this backbone has no parameters: {why}; leave it out")
+    roles, layers = parameter_roles(model), parameter_layers(model)
+    count, problems = len(injected(model).plan.layers), []
+    for phase in PhaseSchedule.of(config).phases:
+        key = f"phase.phases.{phase.name}.target_layers"
+        if wrong := [layer for layer in phase.layers or () if not -count <= layer < count]:
+            problems.append(
+                f"{key} names layer {wrong[0]}; the backbone has {count}: 0 to {count - 1}, or -{count} to -1"
+            )
+        elif phase.layers is not None and not any(
+            roles[name] in phase.trainable and layers[name] is not None and phase.trains_layer(layers[name], count)
+            for name in roles
+        ):
+            problems.append(f"{key}={list(phase.layers)}: nothing of {', '.join(sorted(phase.trainable))} is there")
+    if problems:
+        raise ConfigError(problems)
+
+
+def check_context(config: RunConfig, model: PreTrainedModel) -> None:
+    """
+    Raises:
+        DataError: data.max_length beyond what the backbone's positions reach.
+    """
+    limit = context_length(model)
+    if limit is not None and config.data.max_length > limit:
+        raise DataError(f"data.max_length={config.data.max_length} is beyond the backbone's context of {limit} tokens")
+
+
+def data_notes(prepared: PreparedData) -> list[str]:
+    """Rows that were dropped or cut, one line a source and reason."""
+    notes = []
+    for source in prepared.report.sources:
+        notes += [
+            f"data: {count} of {source.read} rows of {source.path} dropped: {why}"
+            for why, count in source.dropped.items()
+        ]
+        if source.truncated:
+            notes.append(f"data: {source.truncated} of {source.read} rows of {source.path} cut at data.max_length")
+    return notes

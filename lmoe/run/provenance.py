@@ -1,0 +1,129 @@
+"""Where a run came from: versions, revision, seed, data hashes."""
+
+import json
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lmoe.files.run_folder import PROVENANCE_FILE
+from lmoe.files.small_file import Reader
+from lmoe.files.write import write_whole
+
+RECORDS = Reader(
+    cure="put it back, or remove it to go on without comparing data and backbone with those of the start",
+    most=100_000_000,
+    what="it",
+)
+PACKAGES = ("lmoe", "torch", "lightning", "transformers", "datasets", "hydra-core", "omegaconf", "wandb", "safetensors")
+
+
+def provenance(
+    *,
+    seed: int,
+    overrides: list[str],
+    data: dict[str, str],
+    rows: list[str],
+    backbone: dict[str, Any],
+    verb: str = "train",
+) -> dict[str, Any]:
+    """What is needed to make the run again.
+
+    Args:
+        seed: of the run.
+        overrides: as given on the command line.
+        data: SHA-256 of every data file by path.
+        rows: digest of the tokenised rows of each source.
+        backbone: name, revision, fingerprint, trust_remote_code.
+        verb: of the command.
+    """
+    return {
+        "command": ["lmoe", verb, *overrides],
+        "seed": seed,
+        "data": data,
+        "rows": rows,
+        "backbone": backbone,
+        "versions": {name: _version(name) for name in PACKAGES},
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "git": _git(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def add_provenance(run_dir: Path, record: dict[str, Any]) -> None:
+    """Add a record to provenance.json: a resumed run has one a start.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or provenance.json is damaged.
+    """
+    records = [*provenance_records(run_dir), record]
+    write_whole(run_dir, {PROVENANCE_FILE: (json.dumps(records, indent=2) + "\n").encode()})
+
+
+def provenance_records(run_dir: Path) -> list[dict[str, Any]]:
+    """What was recorded at each start; nothing where there is no record.
+
+    Raises:
+        CheckpointError: provenance.json is damaged: what the run is to be compared with is not known.
+    """
+    path = run_dir / PROVENANCE_FILE
+    if not path.exists():
+        return []
+    records = RECORDS.json(path, list)
+    for record in records:
+        if not (isinstance(record, dict) and all(isinstance(record.get(key), dict) for key in ("data", "backbone"))):
+            raise RECORDS.refusal(path, "holds what is no record of a start")
+    return records
+
+
+def changed_since(run_dir: Path, data: dict[str, str], rows: list[str], backbone: dict[str, Any]) -> list[str]:
+    """What is no longer as it was at the last start of the run: rows, wherever they are, and the backbone's weights.
+
+    Args:
+        data, rows, backbone: as for `provenance`.
+
+    Raises:
+        CheckpointError: provenance.json is damaged.
+    """
+    records = provenance_records(run_dir)
+    if not records:
+        return []
+    last = records[-1]
+    before, known, fingerprint = last["data"], last.get("rows"), last["backbone"].get("fingerprint")
+    problems = [
+        f"{path} has changed since the run was started" for path in data if before.get(path, data[path]) != data[path]
+    ]
+    problems += [f"{path} is no longer there" for path in before if path not in data and not Path(path).exists()]
+    if known == rows:
+        problems = []
+    elif not problems and (known is not None or before != data):
+        places = ", ".join(dict.fromkeys(str(Path(path).parent) for path in before))
+        problems = [f"rows, domains or tokens are others than when the run was started (from {places})"]
+    if fingerprint is not None and fingerprint != backbone["fingerprint"]:
+        problems.append(f"backbone {backbone['name']} has other weights than when the run was started")
+    return problems
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git() -> dict[str, Any] | None:
+    root = Path(__file__).resolve().parents[2]
+    try:
+        revision = _run(["git", "-C", str(root), "rev-parse", "HEAD"])
+        changed = _run(["git", "-C", str(root), "status", "--porcelain"])
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return {"revision": revision, "uncommitted_changes": bool(changed)}
+
+
+def _run(command: list[str]) -> str:
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

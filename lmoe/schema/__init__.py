@@ -1,1 +1,0 @@
-"""The config dataclasses and their validation; imports neither torch nor lightning."""

@@ -1,0 +1,205 @@
+"""The words that settings choose from; what a config, a rule, a tensor function and a module all name alike."""
+
+from enum import StrEnum
+
+L1_LEAST, L1_MOST = 1e-12, 1e4
+"""Bounds of relu's L1 weight, within which it can always find its way back."""
+
+
+class TaskName(StrEnum):
+    """What is learnt."""
+
+    sft = "sft"
+
+
+class DryRun(StrEnum):
+    """How much of a run is tried."""
+
+    none = "none"
+    config = "config"
+    estimate = "estimate"
+    preflight = "preflight"
+
+
+class InjectionStrategy(StrEnum):
+    """How experts are put into the backbone."""
+
+    dense_lora = "dense_lora"
+    mixture_lora = "mixture_lora"
+    moe_expert_lora = "moe_expert_lora"
+    native_moe_expert_lora = "native_moe_expert_lora"
+
+
+class InitLora(StrEnum):
+    """How experts start."""
+
+    random = "random"
+    svd = "svd"
+
+
+class RouterKind(StrEnum):
+    """How experts are chosen and weighted."""
+
+    top_k = "top_k"
+    soft = "soft"
+    top_p = "top_p"
+    sigmoid = "sigmoid"
+    relu = "relu"
+    noisy_top_k = "noisy_top_k"
+    sequence = "sequence"
+    uniform = "uniform"
+    random = "random"
+    oracle = "oracle"
+
+
+class RouterScope(StrEnum):
+    """What one router decides for."""
+
+    linear = "linear"
+    block = "block"
+
+
+class RouterDtype(StrEnum):
+    """Type of the router's arithmetic."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+class MixtureScale(StrEnum):
+    """What the weights of the chosen experts add up to."""
+
+    sum_to_one = "sum_to_one"
+    unit = "unit"
+    raw = "raw"
+
+
+class Mixing(StrEnum):
+    """What is averaged."""
+
+    outputs = "outputs"
+    factors = "factors"
+
+
+class Backend(StrEnum):
+    """How the experts are computed."""
+
+    auto = "auto"
+    stacked = "stacked"
+    grouped = "grouped"
+
+
+class LoadBalanceType(StrEnum):
+    """What spreads tokens over experts."""
+
+    aux_loss = "aux_loss"
+    aux_loss_free = "aux_loss_free"
+    importance_cv = "importance_cv"
+    none = "none"
+
+
+class BalanceScope(StrEnum):
+    """Over which tokens the load is counted."""
+
+    micro_batch = "micro_batch"
+    global_batch = "global_batch"
+
+
+class BackbonePrecision(StrEnum):
+    """Storage type of the frozen weights; adapters and routers are always float32."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    int8 = "int8"
+    nf4 = "nf4"
+
+
+class Role(StrEnum):
+    """The group that a parameter belongs to."""
+
+    backbone = "backbone"
+    base_ffn = "base_ffn"
+    router = "router"
+    lora = "lora"
+    attn_lora = "attn_lora"
+    head = "head"
+
+
+class PhaseMode(StrEnum):
+    """How a phase's roles stand to those of the phase before."""
+
+    replace = "replace"  # type: ignore[assignment]  # NOTE hides str.replace, which nobody needs of a mode
+    add = "add"
+
+
+class Curve(StrEnum):
+    """Shape of a change from 0 to 1."""
+
+    linear = "linear"
+    cosine = "cosine"
+
+
+class LrSchedule(StrEnum):
+    """Shape of the learning rate after the warm-up."""
+
+    cosine = "cosine"
+    linear = "linear"
+    constant = "constant"
+    wsd = "wsd"
+
+
+class Accelerator(StrEnum):
+    """Where the run computes."""
+
+    auto = "auto"
+    cpu = "cpu"
+    gpu = "gpu"
+
+
+class Strategy(StrEnum):
+    """Lightning's strategy for one or many devices."""
+
+    auto = "auto"
+    ddp = "ddp"
+    fsdp2 = "fsdp2"
+    deepspeed = "deepspeed"
+
+
+class NonFinite(StrEnum):
+    """What happens where a loss or a gradient is no number."""
+
+    stop = "stop"
+    skip = "skip"
+
+
+class KnockOut(StrEnum):
+    """Which experts are silenced, one at a time, at the end of a run."""
+
+    none = "none"
+    experts = "experts"
+    sites = "sites"
+
+
+class Prompts(StrEnum):
+    """How questions are put."""
+
+    auto = "auto"
+    chat = "chat"
+    bare = "bare"
+
+
+class LoggerKind(StrEnum):
+    """metrics.csv is always written; wandb adds a W&B run."""
+
+    wandb = "wandb"
+    csv = "csv"
+    none = "none"
+
+
+class WandbMode(StrEnum):
+    """auto: online if an API key is stored on this machine, else offline."""
+
+    auto = "auto"
+    online = "online"
+    offline = "offline"

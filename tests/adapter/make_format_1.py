@@ -1,0 +1,43 @@
+"""Made tests/checkpoint/fixtures/format_1, once. A change of the format gets its own fixture; this one stays.
+
+The base's weights lie beside the adapter, so that the fixture depends on no random generator.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import lmoe
+from lmoe.adapter.folder import save_adapter
+from tests.tiny_models import randomise, tiny_model
+
+BASE = {
+    "vocab_size": 16,
+    "hidden_size": 8,
+    "intermediate_size": 12,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "tie_word_embeddings": True,
+}
+TOKENS = [3, 7, 11, 5]
+
+
+def main() -> None:
+    """Write the four files."""
+    folder = Path(__file__).parent / "fixtures" / "format_1"
+    model = tiny_model(**BASE)
+    folder.mkdir(parents=True)
+    save_file({name: p.detach().clone() for name, p in model.named_parameters()}, folder / "base.safetensors")
+    lmoe.inject(model, injection={"lora_r": 2, "num_experts": 3})
+    randomise(model)
+    save_adapter(model, folder, {"name": "tiny random Qwen3", "revision": None, "precision": "float32"})
+    logits = model(torch.tensor([TOKENS])).logits[0, -1, :8].tolist()
+    (folder / "logits.json").write_text(json.dumps({"base": BASE, "tokens": TOKENS, "logits": logits}) + "\n")
+
+
+if __name__ == "__main__":
+    main()

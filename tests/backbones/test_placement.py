@@ -1,0 +1,85 @@
+"""Weights that accelerate has offloaded are refused by name, in each call that would read zeros in their place."""
+
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+import lmoe
+from lmoe.backbones.fingerprint import fingerprint
+from lmoe.backbones.placement import first_offloaded
+from lmoe.blend.fold import Folded
+from lmoe.errors import BackboneError, LmoeError
+from lmoe.export.merge import merge_adapters
+from tests.tiny_models import tiny_model
+
+INJECTION = {"lora_r": 4}
+LAST = "model.layers.1"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("base")
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expert(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("expert")
+    get_peft_model(tiny_model(), LoraConfig(target_modules=["q_proj", "gate_proj"], r=4)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def on_disk(base, tmp_path):
+    """A base with its last layer on a disk, as device_map="auto" leaves one that is too large."""
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
+    places |= {"model.layers.0": "cpu", LAST: "disk"}
+    return AutoModelForCausalLM.from_pretrained(base, device_map=places, offload_folder=tmp_path / "off").eval()
+
+
+def test_every_call_that_reads_weights_refuses_a_base_on_disk_and_names_the_first_module(on_disk, expert):
+    for call in (
+        lambda: lmoe.Blend(on_disk, {"x": expert}),
+        lambda: lmoe.inject(on_disk, INJECTION),
+        lambda: fingerprint(on_disk),
+        lambda: Folded(on_disk, {}, "copy"),
+    ):
+        with pytest.raises(BackboneError, match=rf"those of {LAST}\.self_attn\.q_proj are offloaded"):
+            call()
+    assert not hasattr(on_disk, "lmoe_injected") and not hasattr(on_disk, "lmoe_blend")
+
+
+@pytest.mark.parametrize("offload", [cpu_offload, disk_offload])
+def test_a_model_that_was_offloaded_after_injection_is_neither_saved_nor_merged(offload, tmp_path):
+    model = tiny_model()
+    lmoe.inject(model, INJECTION | {"strategy": "dense_lora"})
+    where = {"offload_dir": str(tmp_path / "off")} if offload is disk_offload else {}
+    offload(model, execution_device=torch.device("cpu"), **where)
+    for call in (lambda: lmoe.save(model, tmp_path / "adapter"), lambda: merge_adapters(model)):
+        with pytest.raises(BackboneError, match="are offloaded"):
+            call()
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_importing_experts_into_an_offloaded_model_is_refused(expert):
+    model = tiny_model()
+    lmoe.inject(model, {"num_experts": 2, "target_keywords": ["q_proj", "gate_proj"], "attn_lora": {"enabled": False}})
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    with pytest.raises(LmoeError, match="are offloaded"):
+        lmoe.import_experts(model, {"a": str(expert), "b": str(expert)})
+
+
+def test_a_base_spread_over_devices_without_offloading_is_taken(base):
+    model = AutoModelForCausalLM.from_pretrained(base, device_map={"": "cpu"})
+    assert first_offloaded(model) is None
+    lmoe.inject(model, INJECTION)
+
+
+def test_a_model_without_numbers_is_still_planned_and_injected():
+    with torch.device("meta"):
+        model = tiny_model()
+    assert first_offloaded(model) is None
+    assert lmoe.inject(model, INJECTION).sites

@@ -1,0 +1,147 @@
+"""Losses of each domain: those of a loop over single rows, whatever the batch, with the adapters on and off."""
+
+import csv
+import json
+import math
+from dataclasses import replace
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lmoe
+from lmoe.config.evaluate import EvaluateSettings
+from lmoe.errors import CheckpointError, ConfigError, DataError
+from lmoe.evaluate.evaluate import evaluate
+from lmoe.evaluate.losses import ALL_TOKENS, MEAN, domain_losses, perplexity
+from lmoe.evaluate.rows import evaluation_rows
+from lmoe.evaluate.subject import Subject, longest
+from lmoe.injection.record import injected
+from lmoe.injection.tracing import domain
+from lmoe.pretrain.bpe import TURN_END
+from tests.evaluate.dumb_likelihood import chat, token_loglikelihoods
+from tests.micro import DOMAINS
+from tests.tiny_models import randomise
+
+
+@pytest.fixture(scope="module")
+def subject(finished_run) -> Subject:
+    model, tokenizer = lmoe.load(finished_run)
+    return Subject(model=model, tokenizer=tokenizer, batch_size=4, max_length=48)
+
+
+@pytest.fixture(scope="module")
+def data(subject, finished_run):
+    settings = EvaluateSettings(checkpoint=str(finished_run))
+    moe = injected(subject.model).moe
+    return evaluation_rows(settings, finished_run, subject.tokenizer, moe, max_length=48, chat_template=None)[0]
+
+
+@pytest.fixture(scope="module")
+def losses(subject, data):
+    return {row.domain: row for row in domain_losses(subject, data)}
+
+
+def dumb_losses(model, tokenizer, folder) -> dict[str, tuple[float, int]]:
+    """Domain -> sum of the losses of the answers and their turn ends, and number of tokens."""
+    found = {}
+    for name in DOMAINS:
+        tokens = []
+        for line in (folder / f"{name}.jsonl").read_text("utf-8").splitlines():
+            question, answer = (turn["content"] for turn in json.loads(line)["messages"])
+            text, first, last = chat(tokenizer, question, answer)
+            tokens += token_loglikelihoods(
+                model, tokenizer, text, first, last + len(TURN_END), add_special_tokens=False
+            )
+        found[name] = (-sum(tokens), len(tokens))
+    return found
+
+
+def test_the_losses_are_those_of_a_loop_over_single_rows(subject, losses, micro):
+    dumb = dumb_losses(subject.model, subject.tokenizer, micro.val)
+    for name, (total, count) in dumb.items():
+        assert losses[name].label_tokens == count
+        assert losses[name].on_loss == pytest.approx(total / count, rel=1e-5)
+    everything = sum(total for total, _ in dumb.values()) / sum(count for _, count in dumb.values())
+    assert losses[ALL_TOKENS].on_loss == pytest.approx(everything, rel=1e-5)
+    mean = sum(total / count for total, count in dumb.values()) / len(dumb)
+    assert losses[MEAN].on_loss == pytest.approx(mean, rel=1e-5)
+
+
+def test_the_adapters_off_give_the_losses_of_the_bare_backbone(subject, losses, micro):
+    bare = AutoModelForCausalLM.from_pretrained(micro.model)
+    for name, (total, count) in dumb_losses(bare, subject.tokenizer, micro.val).items():
+        assert losses[name].off_loss == pytest.approx(total / count, rel=1e-5)
+        assert abs(losses[name].off_loss - losses[name].on_loss) > 1e-4
+
+
+def test_the_losses_are_those_that_the_run_logged(losses, finished_run):
+    with (finished_run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["val/loss"]]
+    for name in DOMAINS:
+        assert losses[name].off_loss == pytest.approx(float(rows[0][f"val/{name}/loss"]), rel=1e-5)
+        assert losses[name].on_loss == pytest.approx(float(rows[-1][f"val/{name}/loss"]), rel=1e-5)
+    assert losses[ALL_TOKENS].on_loss == pytest.approx(float(rows[-1]["val/loss"]), rel=1e-5)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_the_batch_size_changes_nothing(subject, data, losses, batch_size):
+    for row in domain_losses(replace(subject, batch_size=batch_size), data):
+        assert row.on_loss == pytest.approx(losses[row.domain].on_loss, rel=1e-5)
+
+
+def test_perplexity_is_the_exponential_of_the_loss(losses):
+    for row in losses.values():
+        assert row.on_perplexity == math.exp(row.on_loss)
+        assert row.off_perplexity == math.exp(row.off_loss)
+    assert perplexity(1e4) == math.inf
+
+
+def test_an_oracle_goes_by_the_domain_of_each_row_whatever_the_order_of_its_experts(micro, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(micro.model)
+    names = list(DOMAINS[::-1])
+    lmoe.inject(model, {"num_experts": 3, "lora_r": 4}, {"router": "oracle", "domains": names})
+    randomise(model, std=0.2)
+    tokenizer = AutoTokenizer.from_pretrained(micro.model)
+    lmoe.save(model, tmp_path / "oracle", tokenizer=tokenizer, base_model=str(micro.model))
+    found = evaluate(EvaluateSettings(checkpoint=str(tmp_path / "oracle"), data=str(micro.val), max_length=48))
+    for row in found.losses[:3]:
+        with domain(model, row.domain):
+            total, count = dumb_losses(model, tokenizer, micro.val)[row.domain]
+        assert row.on_loss == pytest.approx(total / count, rel=1e-5)
+    (tmp_path / "law.jsonl").write_text('{"prompt": "a", "response": "b", "domain": "law"}\n')
+    with pytest.raises(DataError, match="no expert for the domain 'law' of these rows; it has"):
+        evaluate(EvaluateSettings(checkpoint=str(tmp_path / "oracle"), data=str(tmp_path / "law.jsonl")))
+    with pytest.raises(ConfigError, match="questions of --choices and --tasks have none; name one"):
+        evaluate(EvaluateSettings(checkpoint=str(tmp_path / "oracle"), choices="bundled"))
+
+
+def test_a_run_that_split_its_rows_is_measured_on_the_share_it_kept(micro, own_run, subject):
+    config = (own_run / "config.yaml").read_text("utf-8")
+    assert f"val_path: {micro.val}" in config
+    (own_run / "config.yaml").write_text(config.replace(f"val_path: {micro.val}", "val_path: null"))
+    parts = micro.parts("data.val_path=null")
+    moe = injected(subject.model).moe
+    found, _ = evaluation_rows(
+        EvaluateSettings(checkpoint=str(own_run)), own_run, subject.tokenizer, moe, max_length=48, chat_template=None
+    )
+    assert found.rows.input_ids.tolist() == parts.prepared.val.input_ids.tolist()
+    assert found.rows.domains.tolist() == parts.prepared.val.domains.tolist()
+
+
+def test_a_run_whose_rows_are_gone_says_how_to_name_others(own_run, micro):
+    config = (own_run / "config.yaml").read_text("utf-8")
+    (own_run / "config.yaml").write_text(config.replace(str(micro.val), "/gone/val"))
+    with pytest.raises(DataError, match="cannot be used, name others with --data: /gone/val: no such file"):
+        evaluate(EvaluateSettings(checkpoint=str(own_run)))
+    (own_run / "config.yaml").write_text("data: {path: '${oc.env:HOME}'}\n")
+    with pytest.raises(
+        CheckpointError, match="config.yaml: data.path is .*an interpolation; .*move adapter/ out of the run"
+    ):
+        evaluate(EvaluateSettings(checkpoint=str(own_run)))
+
+
+def test_the_longest_row_stays_within_the_context(subject):
+    assert longest(None, 1000, subject.model) == 128
+    assert longest(None, 64, subject.model) == 64
+    with pytest.raises(ConfigError, match="--max-length 129 is beyond the backbone's context of 128 tokens"):
+        longest(129, 64, subject.model)

@@ -1,0 +1,138 @@
+"""A base from scratch in four steps: weights, tokenizer and card; interrupted, it is the same base."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lmoe.errors import TrainingError
+from lmoe.pretrain.progress import PretrainProgress
+from tests.metric_names import rows
+from tests.micro import WORDS
+
+SETTINGS = (
+    "model.vocab_size=300",
+    "model.hidden_size=32",
+    "model.num_hidden_layers=1",
+    "model.num_attention_heads=2",
+    "model.num_key_value_heads=1",
+    "model.head_dim=16",
+    "model.intermediate_size=48",
+    "model.max_position_embeddings=64",
+    "corpus.sequence_length=32",
+    "corpus.batch_size=2",
+    "corpus.held_out_min_bytes=300",
+    "trainer.max_steps=4",
+    "trainer.compile=false",
+    "trainer.precision=32-true",
+    "trainer.val_every_n_steps=2",
+    "trainer.log_every_n_steps=1",
+    "trainer.enable_progress_bar=false",
+    "optim.warmup_steps=1",
+    "checkpoint.every_n_steps=1",
+    "logger=none",
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    for shift, domain in enumerate(("fables", "letters")):
+        words = [WORDS[(i * (shift + 2)) % len(WORDS)] for i in range(60)]
+        text = "\n\n".join(" ".join(words[i % 7 :]) for i in range(12))
+        (folder / f"{domain}.txt").write_text(text + "\n", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def pretrain(restored, corpus, tmp_path, capsys) -> Callable[..., tuple[int, str]]:
+    from lmoe.cli.pretrain import main
+
+    def command(*overrides: str, run: str | None = None) -> tuple[int, str]:
+        place = [*SETTINGS, f"corpus.path={corpus}", f"hydra.run.dir={tmp_path / run}"] if run else []
+        keys = {o.split("=")[0] for o in overrides}
+        code = main([*(p for p in place if p.split("=")[0] not in keys), *overrides])
+        out, err = capsys.readouterr()
+        return code, " ".join((out + " " + err).split())
+
+    return command
+
+
+def test_a_base_comes_with_tokenizer_card_and_figures(pretrain, micro, tmp_path):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    code, said = pretrain(f"eval_sft={micro.val}", f"corpus.chats_path={micro.train}", run="run")
+    assert code == 0, said
+    base = tmp_path / "run" / "base"
+    card = (base / "README.md").read_text(encoding="utf-8")
+    for words in ("bits per byte", "Bits per byte", "gzip -9", "fables", "letters", "chats", "256 tokens", "words"):
+        assert words.lower() in card.lower()
+    assert (base / "loss_curve.png").stat().st_size > 1000
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
+    assert str(model.dtype) == "torch.bfloat16"
+    assert model.config.vocab_size == len(tokenizer)
+    assert "{%- generation -%}" in tokenizer.chat_template
+    logged = rows(tmp_path / "run")
+    assert {"val/loss", "val/fables/loss", "val/letters/loss"} <= logged[-1].keys()
+    assert logged[-1]["train/loss"] < logged[0]["train/loss"]
+
+
+def test_an_interrupted_pretraining_goes_on_bit_for_bit(pretrain, tmp_path, monkeypatch):
+    code, said = pretrain(run="whole")
+    assert code == 0, said
+    original = PretrainProgress.on_train_batch_end
+
+    def stopping(self, trainer, pl_module, outputs, batch, batch_idx):
+        original(self, trainer, pl_module, outputs, batch, batch_idx)
+        if trainer.global_step == 3:
+            raise TrainingError("the test pulled the plug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainProgress, "on_train_batch_end", stopping)
+        assert pretrain(run="broken")[0] == 1
+    code, said = pretrain(f"resume={tmp_path / 'broken'}")
+    assert code == 0, said
+    whole, broken = (tmp_path / run / "base" / "model.safetensors" for run in ("whole", "broken"))
+    assert broken.read_bytes() == whole.read_bytes()
+    assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
+
+
+def test_a_base_can_be_fine_tuned(pretrain, train, tmp_path):
+    code, said = pretrain("model.max_position_embeddings=128", run="run")
+    assert code == 0, said
+    moved = shutil.copytree(tmp_path / "run" / "base", tmp_path / "elsewhere")
+    done = train(f"backbone.model_name={moved}", "trainer.max_steps=1", "phase=joint", run="tuned")
+    assert done.code == 0, done.text
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("corpus.path=/nowhere/corpus", "corpus.path=/nowhere/corpus: no such folder"),
+        ("model.hidden_sise=3", "did you mean hidden_size?"),
+        ("model.vocab_size=20", "model.vocab_size is 20"),
+        ("trainer=ddp", "pretrain works on one device"),
+        ("trainer.num_nodes=2", "pretrain works on one device"),
+        ("optim.lr=nan", "optim.lr is nan, must be a finite number"),
+    ],
+)
+def test_bad_values_are_told(pretrain, override, said):
+    code, text = pretrain(override, run="run")
+    assert code == 1
+    assert said in text
+    assert "Traceback" not in text
+
+
+def test_a_folder_without_text_is_told(pretrain, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, text = pretrain(f"corpus.path={tmp_path / 'empty'}", run="run")
+    assert code == 1
+    assert "no <domain>.txt" in text
+
+
+def test_a_missing_corpus_path_is_told(restored, capsys):
+    from lmoe.cli.pretrain import main
+
+    assert main(["logger=none"]) == 1
+    assert "corpus.path is required" in capsys.readouterr().err

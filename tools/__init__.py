@@ -1,0 +1,1 @@
+"""What the maintainers run: pages that are made from the code."""
