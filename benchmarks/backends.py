@@ -1,4 +1,4 @@
-"""Where the grouped backend overtakes the stacked one: `make bench-backends`. Its table is in lmoe/ops/backend.py."""
+"""Where the grouped backend overtakes the stacked one: `make bench-backends`. Its table is in lmoe/ops/grouped.py."""
 
 import argparse
 import json

@@ -14,8 +14,7 @@ from benchmarks.gpu_parts.part import Findings, Place
 from benchmarks.layer import PARTS, LayerRun
 from benchmarks.peers import lmoe_mixture
 from benchmarks.timing import interleave
-from lmoe.ops.backend import grouped_is_faster
-from lmoe.ops.grouped import add_grouped
+from lmoe.ops.grouped import add_grouped, grouped_is_faster
 from lmoe.ops.stacked import add_stacked
 from lmoe.vocabulary import Backend
 
@@ -68,7 +67,7 @@ def agreement(place: Place) -> Findings:
 
 
 def site_times(place: Place) -> Findings:
-    """Milliseconds of one site by E * R: what lmoe/ops/backend.py should be told of this card."""
+    """Milliseconds of one site by E * R: what lmoe/ops/grouped.py should be told of this card."""
     found, rows = Findings(), []
     dtype = torch.bfloat16
     wide, sizes, times = ((4096, 14336), (512, 8192), 5) if place.cuda else ((64, 96), (16,), 1)

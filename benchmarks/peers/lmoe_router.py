@@ -5,7 +5,7 @@ import torch
 from benchmarks.experts import Experts
 from lmoe.layers.context import RoutingContext
 from lmoe.layers.routers import RouterSettings
-from lmoe.layers.routers.linear import TopKRouter
+from lmoe.layers.routers.token import TopKRouter
 from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.vocabulary import LoadBalanceType, MixtureScale
 

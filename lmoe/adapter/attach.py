@@ -12,9 +12,8 @@ from lmoe.adapter.place import adapter_folder
 from lmoe.adapter.stored_base import check_base, stored_fingerprints
 from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.load import QUANTISED, precision_of, tokenizer_in
-from lmoe.injection.apply import refuse_taken
+from lmoe.injection.apply import refuse_taken, undone_on_error
 from lmoe.injection.plan import InjectionPlan
-from lmoe.injection.undo import undone_on_error
 
 
 def attach(model: nn.Module, path: str | Path) -> InjectionPlan:

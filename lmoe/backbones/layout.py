@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from lmoe.backbones.families import FAMILIES
-from lmoe.backbones.family import Family, FfnNames, NativeScores
+from lmoe.backbones.families import FAMILIES, Family, FfnNames, NativeScores
 from lmoe.backbones.structure import (
     FFN_BLOCKS,
     QUERY_VALUE,
@@ -94,7 +93,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
         children = ", ".join(f"{n} ({type(m).__name__})" for n, m in model.named_children()) or "none"
         raise BackboneError(
             f"{type(model).__name__}: no list of decoder layers with one of {', '.join(FFN_BLOCKS)} beside attention. "
-            f"Top-level modules: {children}. A new family takes one file in lmoe/backbones/families that names its "
+            f"Top-level modules: {children}. A new family takes one entry in lmoe/backbones/families.py that names its "
             "parts (docs/BACKBONES.md)"
         )
     return max(within or found, key=lambda item: sum(p.numel() for p in item[1].parameters()))

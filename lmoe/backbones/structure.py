@@ -1,8 +1,8 @@
-"""Guess the family of a decoder layer that no file of `families` describes, by what its parts are called."""
+"""Guess the family of a decoder layer that no entry of `families.py` describes, by what its parts are called."""
 
 from torch import nn
 
-from lmoe.backbones.family import Family, FfnNames, NativeNames
+from lmoe.backbones.families import Family, FfnNames, NativeNames
 
 FFN_BLOCKS = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 ATTENTION_MARKS = ("attn", "attention")

@@ -10,18 +10,21 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lmoe.adapter.answer_end import write_answer_end
 from lmoe.adapter.save_pretrained import RefuseToSave
 from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.placement import refuse_offloaded
 from lmoe.blend.calls import BatchOfTheModel, ModelGate
 from lmoe.blend.encoder import EncoderRouter, fitted, save_centroids
-from lmoe.blend.fixed import FixedBlend
+from lmoe.blend.export import Export, Method, export_peft
+from lmoe.blend.fold import Fold, Folded, Keep
 from lmoe.blend.linear import Setting, wrong_rows
 from lmoe.blend.routers import ArrowRouter, BlendRouter, Router, Static, checked_settings
+from lmoe.blend.sites import experts_dtype, refuse_taken
 from lmoe.blend.stack import BlendStack
-from lmoe.blend.taken import experts_dtype, refuse_taken
 from lmoe.blend.weights import Weights, checked_name, checked_weights
 from lmoe.errors import BlendError
+from lmoe.files.write import empty_folder
 from lmoe.injection.record import BLEND
 from lmoe.layers.prompt import ForwardInputs
 from lmoe.peft.expert_file import ExpertHeader
@@ -30,7 +33,7 @@ from lmoe.peft.reader import read_header
 Place = str | Path
 
 
-class Blend(FixedBlend):
+class Blend:
     """Experts beside the Linears of a model, in place: y = W x + sum_e w_e s_e B_e A_e x at every site.
 
     The base's tensors are never written, but by `fold`. Generation with a KV cache, batches, padding, static caches and
@@ -75,7 +78,9 @@ class Blend(FixedBlend):
             raise BlendError(f"weights have no effect with router={kind}, which decides by itself; leave them out")
         given = dict.fromkeys(names, 1.0 / len(names)) if weights is None else weights
         setting = Setting(checked_weights(given, names), not isinstance(given, Mapping))
-        self.model, self.base, self._closed = model, base_fingerprint(model), False
+        self.model, self.base = model, base_fingerprint(model)
+        self._closed = False
+        self._folded: Folded | None = None
         self._gate = ModelGate()
         headers = {name: self._header(place) for name, place in experts.items()}
         arrow = (top_k or ArrowRouter.TOP_K, temperature or 1.0) if kind is BlendRouter.arrow else None
@@ -273,6 +278,86 @@ class Blend(FixedBlend):
     def unfitted(self) -> list[str]:
         """Experts that router=encoder cannot choose before `fit_centroids` tells it of them."""
         return self._encoder().unfitted
+
+    @property
+    def is_folded(self) -> bool:
+        """Whether the blend is in the weights now."""
+        return self._folded is not None
+
+    def fold(self, keep: Keep = "copy") -> Fold:
+        """Add the blend to the weights: from now on a token costs what it costs the base.
+
+        Args:
+            keep: copy: the originals stay in memory for `unfold`; reread: they are read again from the base's files.
+
+        Raises:
+            BlendError: weights by row or by token, a quantised or shared weight, files that differ, or folded already.
+        """
+        with self._gate.changing():
+            self._ready()
+            if self._stack.settings.own is not None:
+                raise BlendError(
+                    "cannot fold inside using(), silenced() or watched(): the weights of the model are folded"
+                )
+            blended = self._stack.blended(self._fixed("fold"))
+            self._stack.detach()
+            try:
+                folded = Folded(self.model, blended, keep)
+            except BaseException:
+                self._stack.attach()
+                raise
+            self._folded = folded
+            return folded.report
+
+    def unfold(self) -> None:
+        """The base's weights as they were, bit by bit, and the experts beside them again.
+
+        Raises:
+            BlendError: not folded, or (keep=reread) the base's files are gone or have changed.
+        """
+        with self._gate.changing():
+            if self._folded is None:
+                raise BlendError("the blend is not folded")
+            self._folded.unfold()
+            self._folded = None
+            self._stack.attach()
+
+    def export(self, folder: str | Path, method: Method = "cat", rank: int | None = None) -> Export:
+        """Write the blend as it is now as one PEFT adapter.
+
+        Args:
+            folder: made if missing; must be empty.
+            method: cat: all ranks side by side, exact; svd: the nearest adapter of a rank, with its error by site.
+            rank: of svd.
+
+        Raises:
+            BlendError: no fixed weights, all 0, a rank that cannot be, or something in the way.
+            CheckpointError: the folder cannot be written.
+        """
+        self._ready()
+        blended, name = self._stack.blended(self._fixed("export")), str(self.model.name_or_path)
+        return export_peft(self.model, blended, folder, method=method, rank=rank, base_model=name)
+
+    def save_merged(self, folder: str | Path, tokenizer: PreTrainedTokenizerBase | None = None) -> Path:
+        """Write base and blend as one Hugging Face model; the blend stays as it is.
+
+        Raises:
+            BlendError: as `fold`, or something in the way.
+        """
+        target = empty_folder(folder, BlendError)
+        with self._gate.changing():
+            folded_here = self._folded is None
+            if folded_here:
+                self.fold()
+            try:
+                self.model.save_pretrained(target)
+            finally:
+                if folded_here:
+                    self.unfold()
+        if tokenizer is not None:
+            tokenizer.save_pretrained(target)
+            write_answer_end(self.model, tokenizer, target)
+        return target
 
     def close(self) -> None:
         """Take everything off: the model is the base again, bit by bit. A closed blend cannot be used again."""

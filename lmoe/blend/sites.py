@@ -12,11 +12,36 @@ from torch import Tensor, nn
 
 from lmoe.backbones.siblings import siblings
 from lmoe.blend.linear import Arrow, BlendGroup, BlendLinear, Settings
-from lmoe.errors import BackboneError
+from lmoe.errors import BackboneError, BlendError
+from lmoe.injection.record import BLEND, RECORD
 from lmoe.ops.linear_sizes import sizes
 from lmoe.ops.low_rank import top_direction
 from lmoe.ops.rank_layout import Ranks, Run
 from lmoe.peft.expert_file import Branch
+
+
+def refuse_taken(model: nn.Module) -> None:
+    """
+    Raises:
+        BlendError: the model carries adapters or a blend already.
+    """
+    if getattr(model, BLEND, None) is not None:
+        raise BlendError("this model blends already: use its blend's add, remove and weights, or close() it first")
+    if getattr(model, RECORD, None) is not None:
+        raise BlendError("this model carries injected experts; load the backbone anew to blend over it")
+    if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
+        raise BlendError(
+            "this model carries PEFT adapters: give the backbone itself (unload() returns it), and their places"
+        )
+
+
+def experts_dtype(model: nn.Module) -> torch.dtype:
+    """The type of the base's weights; of a quantised base that in which it computes."""
+    dtype = getattr(model, "dtype", None)
+    if isinstance(dtype, torch.dtype) and dtype.is_floating_point:
+        return dtype
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
 
 SLICES_KEPT = 64
 """Sets of experts whose views of the stacked tensors are kept at a group."""

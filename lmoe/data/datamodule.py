@@ -5,6 +5,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+from dataclasses import dataclass
 from types import FrameType
 
 import torch
@@ -14,10 +15,50 @@ from torch.utils.data import DataLoader
 
 from lmoe.config.data import DataConfig
 from lmoe.data.collate import Collate
+from lmoe.data.encoded import EncodedRows
 from lmoe.data.order import ResumableLoader, SeededBatches
 from lmoe.data.pack import PackedRows
 from lmoe.data.prepare import PreparedData
-from lmoe.data.totals import SampleTokens
+
+
+@dataclass(slots=True, frozen=True)
+class SampleTokens:
+    """Tokens of each sample (row, or packed sequence).
+
+    Args:
+        lengths: (N,) int64 tokens.
+        labels: (N,) int64 tokens that carry a label.
+    """
+
+    lengths: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, samples: EncodedRows | PackedRows) -> "SampleTokens":
+        """Count them."""
+        if isinstance(samples, EncodedRows):
+            return cls(samples.lengths, samples.label_counts)
+        lengths, labels = samples.rows.lengths, samples.rows.label_counts
+        return cls(
+            torch.stack([lengths[list(rows)].sum() for rows in samples.sequences]),
+            torch.stack([labels[list(rows)].sum() for rows in samples.sequences]),
+        )
+
+    def window(self, batches: SeededBatches, step: int, micro_batches: int) -> tuple[int, int]:
+        """(label tokens, tokens) of an optimizer step over all its micro-batches and ranks.
+
+        Args:
+            batches: the training order.
+            step: optimizer steps done before.
+            micro_batches: of one optimizer step on one rank.
+        """
+        samples = micro_batches * batches.world_size * batches.batch_size
+        indices = [batches.index(position) for position in range(step * samples, (step + 1) * samples)]
+        return int(self.labels[indices].sum()), int(self.lengths[indices].sum())
+
+    def largest(self, batches: SeededBatches) -> list[int]:
+        """Indices of the micro-batch of this rank that holds the longest sample: it takes the most memory."""
+        return max(iter(batches), key=lambda indices: int(self.lengths[indices].max()))
 
 
 class SftDataModule(LightningDataModule):

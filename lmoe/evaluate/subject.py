@@ -7,9 +7,30 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.load import context_length
+from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRows
 from lmoe.errors import ConfigError
-from lmoe.evaluate.by_length import batches_by_length
+
+
+def batches_by_length(
+    rows: EncodedRows, batch_size: int, pad_token_id: int, max_length: int
+) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    """All rows once, longest last, as training validates them.
+
+    Args:
+        rows: no longer than max_length.
+        batch_size: rows in a batch.
+        pad_token_id: fills the padding.
+        max_length: largest T.
+
+    Yields:
+        Indices of the rows in a batch, and the batch as `Collate` describes it.
+    """
+    collate = Collate(pad_token_id=pad_token_id, max_length=max_length, packed=False)
+    order = rows.lengths.argsort(stable=True).tolist()
+    for first in range(0, len(order), batch_size):
+        chosen = order[first : first + batch_size]
+        yield chosen, collate([rows[index] for index in chosen])
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

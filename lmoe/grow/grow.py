@@ -8,14 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmoe.adapter.folder import (
-    CONFIG_FILE,
-    AdapterConfig,
-    adapter_tensors,
-    fill,
-    read_adapter_config,
-    read_tensors,
-)
+from lmoe.adapter.folder import CONFIG_FILE, AdapterConfig, adapter_tensors, fill, read_adapter_config, read_tensors
 from lmoe.adapter.place import adapter_folder
 from lmoe.adapter.stored_base import check_base, stored_fingerprints
 from lmoe.config.defaults import injection_section, moe_section
@@ -26,9 +19,28 @@ from lmoe.injection.build_site import ROUTER
 from lmoe.injection.kept import ROUTER_ROWS
 from lmoe.injection.record import Injected, injected, new_names, routers, tell_of_experts
 from lmoe.layers.routers import ReluRouter
-from lmoe.ops.new_router_rows import new_router_rows
 from lmoe.rules.routers import mixture_scale
 from lmoe.vocabulary import InjectionStrategy, LoadBalanceType
+
+SPREAD = 0.1
+
+
+def new_router_rows(old: Tensor, fresh: Tensor) -> Tensor:
+    """mean_e W_e + 0.1 * fresh: every token gives a new expert about the mean of its old logits.
+
+    So a new expert is never the first choice, unless all old ones are equal, and by Jensen's inequality its softmax
+    probability is at most about 1 / (E + 1), whatever the old logits are; a zero row would take over wherever all
+    of them are negative. The fresh part tells several new experts apart.
+
+    Args:
+        old: (E, D) rows, or (E,) selection biases.
+        fresh: (N, D) rows as a new router has them, or (N,).
+
+    Returns:
+        (N, D), or (N,).
+    """
+    return old.mean(dim=0, keepdim=True).to(fresh) + SPREAD * fresh
+
 
 OWN_CHOICE = {"experts_from", "num_experts", "lora_dropout", "lora_B_std"}
 """Keys of `injection` that a model which grows may set otherwise than the run that it grows from."""

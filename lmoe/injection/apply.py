@@ -1,6 +1,7 @@
 """Make a plan and carry it out: replace Linears in place, freeze the backbone, and keep the record."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -192,3 +193,27 @@ def _sections(
     raise_problems(problems)
     assert isinstance(injection, InjectionConfig) and isinstance(moe, MoeConfig)
     return injection, moe
+
+
+@contextmanager
+def undone_on_error(model: nn.Module) -> Iterator[None]:
+    """Around a change: if it raises, modules, hooks, attributes and requires_grad are those of before.
+
+    Values of tensors are not kept: what writes into them must do so as its last step.
+    """
+    modules = list(model.modules())
+    attributes = [dict(vars(module)) for module in modules]
+    contents = [{name: dict(v) for name, v in held.items() if isinstance(v, dict)} for held in attributes]
+    trainable = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        yield
+    except BaseException:
+        for module, held, content in zip(modules, attributes, contents, strict=True):
+            vars(module).clear()
+            vars(module).update(held)
+            for name, before in content.items():  # NOTE the same dict object: handles of hooks refer to it
+                held[name].clear()
+                held[name].update(before)
+        for parameter, wanted in trainable:
+            parameter.requires_grad_(wanted)
+        raise

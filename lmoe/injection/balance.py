@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from lmoe.errors import RoutingError
 from lmoe.injection.record import Injected, injected, routers
 from lmoe.layers.routers import LinearRouter, ReluRouter
-from lmoe.ops.balancing import moved_bias, moved_l1
 from lmoe.ops.processes import several_processes, sum_in_place
+from lmoe.ops.routing_losses import moved_bias, moved_l1
 from lmoe.vocabulary import LoadBalanceType
 
 

@@ -1,28 +1,72 @@
 """Modules for the sites of a plan."""
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lmoe.backbones.layout import LayerLayout
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import InjectionError
-from lmoe.injection.check_ffn import check_ffn
 from lmoe.injection.plan import SiteKind, SitePlan
 from lmoe.layers.block_route import BlockRoute
 from lmoe.layers.context import RoutingContext
 from lmoe.layers.expert_ffn import ExpertFFN, ExpertFfnSettings
 from lmoe.layers.lora_linear import LoRALinear
-from lmoe.layers.mixture_beside import MixtureBeside
-from lmoe.layers.mixture_lora_linear import MixtureLoRALinear, MixtureSettings
+from lmoe.layers.mixture_lora_linear import MixtureBeside, MixtureLoRALinear, MixtureSettings
 from lmoe.layers.native_experts import NativeExpertsLoRA, NativeExpertsSettings
 from lmoe.layers.native_router import NativeRouter
 from lmoe.layers.routers import ROUTERS, Router, RouterSettings
 from lmoe.layers.trace import RoutingTrace
 from lmoe.ops.ffn_names import FfnNames
-from lmoe.ops.linear_sizes import weight_OD
+from lmoe.ops.linear_sizes import sizes, weight_OD
 from lmoe.rules.routers import TRAITS, mixture_scale
 from lmoe.vocabulary import InitLora, LoadBalanceType
+
+TOLERANCE = 0.02
+"""Of the largest output; what the rounding of bfloat16 may make of four tokens."""
+
+
+@torch.no_grad()
+def check_ffn(block: nn.Module, names: FfnNames, path: str) -> None:
+    """Try a block on four random tokens beside its parts put together; one on the meta device is believed.
+
+    Raises:
+        InjectionError: it computes something else, as a block of a family that nobody has described may.
+    """
+    if any(parameter.is_meta for parameter in block.parameters()):
+        return
+    weight = next(block.parameters())
+    dtype = next((p.dtype for p in block.parameters() if p.is_floating_point()), torch.float32)
+    width, _ = sizes(block.get_submodule(names.up))
+    x = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(0)).to(weight.device, dtype)
+    training = block.training
+    block.eval()
+    try:
+        expected = block(x)
+    except TypeError:  # it reads more than the hidden states
+        expected = torch.full_like(x, torch.nan)
+    finally:
+        block.train(training)
+    put_together = from_parts(block, names, x)
+    if not (expected - put_together).abs().max() <= TOLERANCE * expected.abs().max():  # which nan is not either
+        raise InjectionError(
+            f"{path} ({type(block).__name__}) computes something else than {names.formula()}; use "
+            "injection=mixture_lora, or describe the family in lmoe/backbones/families.py"
+        )
+
+
+def from_parts(block: nn.Module, names: FfnNames, x: Tensor) -> Tensor:
+    """The formula of `names` with the parts of a block; (..., D) to (..., D)."""
+    activation, up = block.get_submodule(names.activation), block.get_submodule(names.up)(x)
+    if names.gate is not None:
+        inner = activation(block.get_submodule(names.gate)(x)) * up
+    elif names.fused:
+        gate, up = up.chunk(2, dim=-1)
+        inner = activation(gate) * up
+    else:
+        inner = activation(up)
+    return block.get_submodule(names.down)(inner)
+
 
 ROUTER = "router"
 """Name of the router under the module that it decides for."""

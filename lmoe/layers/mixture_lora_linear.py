@@ -14,13 +14,11 @@ from lmoe.layers.block_route import BlockRoute
 from lmoe.layers.lora_linear import LowRank, branch_dtype
 from lmoe.layers.routers import LinearRouter, Router
 from lmoe.layers.trace import Routing
-from lmoe.ops.backend import grouped_is_faster, misaligned
 from lmoe.ops.frozen_linear import frozen_and_down
-from lmoe.ops.grouped import add_grouped
+from lmoe.ops.grouped import add_grouped, grouped_is_faster, misaligned
 from lmoe.ops.linear_sizes import sizes, weight_OD
-from lmoe.ops.lora import faded, kaiming_lora_A
+from lmoe.ops.lora import faded, kaiming_lora_A, svd_slices
 from lmoe.ops.stacked import add_stacked, stacked_delta
-from lmoe.ops.svd_init import svd_slices
 from lmoe.vocabulary import Backend, Mixing
 
 
@@ -228,3 +226,26 @@ class MixtureLoRALinear(nn.Module):
             self.lora_B.copy_(slices_B)
         self.register_buffer("lora_A_start", self.lora_A.detach().clone())
         self.register_buffer("lora_B_start", self.lora_B.detach().clone())
+
+
+class MixtureBeside(MixtureLoRALinear):
+    """y = block(x) + scaling * sum_e w_e(x) dropout(x) A_e^T B_e^T.
+
+    Args:
+        base_layer: a block that reads (..., D) and returns (..., D), alone or first in a tuple.
+        router: one for the block.
+        settings: what the mixture is made from.
+        width: D.
+    """
+
+    def __init__(self, base_layer: nn.Module, router: Router, settings: MixtureSettings, width: int) -> None:
+        super().__init__(base_layer, router, settings, (width, width))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:  # type: ignore[override]
+        """(..., D) to what the block returns."""
+        output = self.base_layer(x)
+        if not self.enabled:
+            return output
+        if isinstance(output, tuple):
+            return self.add_experts(output[0].clone(), x), *output[1:]
+        return self.add_experts(output.clone(), x)

@@ -11,6 +11,26 @@ from lmoe.errors import CheckpointError
 from lmoe.resume.contents import CONTENTS, differing
 from lmoe.resume.seal import check_seal
 
+
+def stand_at_step(checkpoint: dict[str, Any], micro_batches: int) -> None:
+    """Put the progress of Lightning's loops and of the loader to the end of the checkpoint's last step.
+
+    Args:
+        checkpoint: as loaded; changed in place.
+        micro_batches: of one optimizer step, on one rank, in the run that goes on.
+    """
+    done = checkpoint["global_step"] * micro_batches
+    loop = checkpoint["loops"]["fit_loop"]
+    progress = loop["epoch_loop.batch_progress"]
+    for part in ("total", "current"):
+        # What Lightning itself leaves when it saves at the end of a batch, whose completion it then counts on restart.
+        progress[part] = dict.fromkeys(progress[part], done) | {"completed": done - 1}
+    progress["is_last_batch"] = False
+    for part in ("total", "current"):  # the whole run is one epoch, which has begun
+        loop["epoch_progress"][part] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
+    loop["state_dict"]["combined_loader"] = [{"yielded": done}]
+
+
 LAST, BEST = "last.ckpt", "best.ckpt"
 FOLDER = "checkpoints"
 ASIDE = ".aside"

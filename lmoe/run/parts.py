@@ -10,7 +10,9 @@ from lmoe.adapter.inject import inject
 from lmoe.backbones.checkpointing import recompute_activations
 from lmoe.backbones.load import context_length, load_model, load_tokenizer
 from lmoe.config.injection import InjectionConfig
+from lmoe.config.keys import near
 from lmoe.config.moe import MoeConfig
+from lmoe.config.phase import PLATEAU
 from lmoe.config.run import RunConfig
 from lmoe.data.datamodule import SftDataModule
 from lmoe.data.pack import packing_supported_by_attention
@@ -24,13 +26,33 @@ from lmoe.injection.plan import InjectionPlan
 from lmoe.injection.record import injected
 from lmoe.injection.roles import parameter_layers, parameter_roles
 from lmoe.ops.linear_sizes import parameter_counts
+from lmoe.rules.callbacks import early_stopping_monitors
 from lmoe.rules.experts_from import named_adapters, without_source
+from lmoe.rules.phase_options import TRAIN_LOSS
 from lmoe.rules.phases import lora_B_std, phase_warnings, trained_base
-from lmoe.run.monitors import check_monitors
 from lmoe.training.dials import Dials
 from lmoe.training.phases import PhaseSchedule
 from lmoe.training.sft_module import SftModule
 from lmoe.vocabulary import BackbonePrecision, Role, RouterKind
+
+
+def check_monitors(config: RunConfig, prepared: PreparedData) -> None:
+    """
+    Raises:
+        ConfigError: validations of these rows do not have a metric that is looked at.
+    """
+    measured = ["val/loss", *(f"val/{prepared.domains[d]}/loss" for d in prepared.val.domains.unique().tolist())]
+    looked_at = early_stopping_monitors(config) | {
+        f"phase.phases.{name}.plateau.monitor": phase.plateau.monitor
+        for name, phase in config.phase.phases.items()
+        if phase.start == PLATEAU and phase.plateau.monitor != TRAIN_LOSS
+    }
+    if problems := [
+        f"{key}={name}: no validation measures it; {near(name, measured)}"
+        for key, name in looked_at.items()
+        if name not in measured
+    ]:
+        raise ConfigError(problems)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -32,7 +32,6 @@ from lmoe.run.trainer import build_trainer, extra_callbacks
 from lmoe.training.callbacks.collapse_watch import CollapseWatch
 from lmoe.training.callbacks.ended_early import EndedEarly
 from lmoe.training.callbacks.finite_steps import FiniteSteps
-from lmoe.training.callbacks.gradient_average import GradientAverage
 from lmoe.training.callbacks.kept_experts import KeptExperts
 from lmoe.training.callbacks.phase_switch import PhaseSwitch
 from lmoe.training.callbacks.plateau_start import PlateauStart
@@ -42,8 +41,8 @@ from lmoe.training.callbacks.run_checkpoint import RunCheckpoint
 from lmoe.training.callbacks.step_metrics import StepMetrics
 from lmoe.training.callbacks.stop_request import StopRequest, TakeSignals
 from lmoe.training.callbacks.validation import Validation
-from lmoe.training.callbacks.window_end import WindowEnd
-from lmoe.training.module_state import restore_phase
+from lmoe.training.callbacks.window import GradientAverage, WindowEnd
+from lmoe.training.sft_module import restore_phase
 from lmoe.vocabulary import KnockOut, Role
 
 LOOK_EVERY_N_STEPS = 10

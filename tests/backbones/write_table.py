@@ -49,8 +49,8 @@ TAIL = """
 
 is served by structure where its decoder layers have attention beside an `mlp`, `feed_forward`, `ffn` or
 `block_sparse_moe`. `moe_expert_lora` tries each block on random tokens first, and refuses one that computes something
-else than its parts suggest. To add a family: one file in `lmoe/backbones/families` that names its parts, one line in
-the table there, a tiny config in `tests/tiny_models.py`.
+else than its parts suggest. To add a family: one entry in the table of `lmoe/backbones/families.py` that
+names its parts, a tiny config in `tests/tiny_models.py`.
 
 Model types with a file: """
 

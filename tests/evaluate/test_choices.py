@@ -12,8 +12,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import lmoe
 from lmoe.data.template import ChatTemplate
 from lmoe.errors import DataError
-from lmoe.evaluate.choice_scores import Accuracy, likeliest, likeliest_by_length, majority_accuracy, random_accuracy
-from lmoe.evaluate.choices import choice_accuracy, loglikelihoods
+from lmoe.evaluate.choices import (
+    Accuracy,
+    choice_accuracy,
+    likeliest,
+    likeliest_by_length,
+    loglikelihoods,
+    majority_accuracy,
+    random_accuracy,
+)
 from lmoe.evaluate.encode_questions import choice_spans, encode_choices
 from lmoe.evaluate.questions import ChoiceRow, read_choices
 from lmoe.evaluate.subject import Subject

@@ -8,8 +8,8 @@ from transformers import AutoModelForCausalLM
 
 import lmoe
 from lmoe.adapter.folder import read_tensors
+from lmoe.grow.grow import new_router_rows
 from lmoe.injection.record import injected, routers
-from lmoe.ops.new_router_rows import new_router_rows
 from tests.tiny_models import randomise, tiny_model, tokens
 
 NEW = 4  # the finished run has experts 0 to 3

@@ -9,7 +9,7 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import lmoe
 from lmoe.errors import InjectionError
-from lmoe.injection.check_ffn import check_ffn, from_parts
+from lmoe.injection.build_site import check_ffn, from_parts
 from lmoe.ops.ffn_names import FfnNames
 from tests.layers.small_ffn import KINDS, block
 from tests.layers.small_site import D

@@ -14,7 +14,7 @@ from lmoe.errors import InjectionError
 from lmoe.injection.record import mixtures
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.dora import weight_row_norms
-from lmoe.ops.svd_init import svd_slices
+from lmoe.ops.lora import svd_slices
 from tests.injection.tiny_injected import ROUTERS, gradients, traced
 from tests.reference import dumb_layer
 from tests.tiny_models import randomise, tiny_model, tokens

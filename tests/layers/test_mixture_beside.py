@@ -9,8 +9,7 @@ from torch import Tensor, nn
 import lmoe
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
-from lmoe.layers.mixture_beside import MixtureBeside
-from lmoe.layers.mixture_lora_linear import MixtureSettings
+from lmoe.layers.mixture_lora_linear import MixtureBeside, MixtureSettings
 from lmoe.vocabulary import Backend, Mixing
 from tests.layers.loop_routing import ROUTERS, known, loop_choices, told
 from tests.layers.small_site import D, Site

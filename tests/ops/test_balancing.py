@@ -5,9 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmoe.ops.balancing import moved_bias, moved_l1
 from lmoe.ops.gating import relu_gate, sigmoid_gate, top_k_gate
-from lmoe.ops.routing_losses import relu_l1
+from lmoe.ops.routing_losses import moved_bias, moved_l1, relu_l1
 from lmoe.vocabulary import MixtureScale
 
 

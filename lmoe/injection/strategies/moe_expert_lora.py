@@ -49,7 +49,7 @@ def _site(planner: SitePlanner, layer: LayerLayout, where: int, adapted: set[str
         raise InjectionError(
             f"layer {layer.index}: {InjectionStrategy.moe_expert_lora} needs a feed-forward block of known parts, and "
             f"{layer.path} has none; use injection={InjectionStrategy.mixture_lora}, or add the family in "
-            "lmoe/backbones/families"
+            "lmoe/backbones/families.py"
         )
     linears = {name: planner.model.get_submodule(f"{block.path}.{name}") for name in block.names.linears}
     branches = {name: sizes(linear) for name, linear in linears.items() if adapted is None or name in adapted}

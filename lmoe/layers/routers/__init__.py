@@ -1,11 +1,18 @@
 """The routers by name."""
 
 from lmoe.layers.routers.base import LinearRouter, Router, RouterSettings
-from lmoe.layers.routers.baselines import OracleRouter, RandomRouter, UniformRouter
-from lmoe.layers.routers.linear import SigmoidRouter, SoftRouter, TopKRouter, TopPRouter
-from lmoe.layers.routers.noisy_top_k import NoisyTopKRouter
-from lmoe.layers.routers.relu import ReluRouter
 from lmoe.layers.routers.sequence import PromptReader, SequenceRouter
+from lmoe.layers.routers.token import (
+    NoisyTopKRouter,
+    OracleRouter,
+    RandomRouter,
+    ReluRouter,
+    SigmoidRouter,
+    SoftRouter,
+    TopKRouter,
+    TopPRouter,
+    UniformRouter,
+)
 from lmoe.vocabulary import RouterKind
 
 ROUTERS: dict[RouterKind, type[Router]] = {

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lmoe.errors import RoutingError
 from lmoe.layers.context import PromptDecisions, RoutingContext, Rows, RunningForward
 from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, keep_with
-from lmoe.layers.routers.linear import TopKRouter
+from lmoe.layers.routers.token import TopKRouter
 from lmoe.layers.trace import Routing
 from lmoe.ops.gating import Gate
 from lmoe.ops.labels import IGNORE

@@ -8,8 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from lmoe.config.checkpoint import CheckpointConfig
 from lmoe.errors import TrainingError
 from lmoe.files.run_folder import resume_setting
-from lmoe.resume.position import stand_at_step
-from lmoe.resume.run_files import BEST, LAST, ORIGIN, keep_newest, origin_of, step_file
+from lmoe.resume.run_files import BEST, LAST, ORIGIN, keep_newest, origin_of, stand_at_step, step_file
 from lmoe.resume.seal import seal
 from lmoe.resume.stopping import Stopped
 from lmoe.training.callbacks.step_metrics import finished_step

@@ -1,7 +1,8 @@
-"""Average the gradients of adapters and routers over the processes of a sharded run. Logs nothing."""
+"""What happens where a window of accumulated gradients ends."""
 
 from lightning.pytorch import Callback, Trainer
 
+from lmoe.training.callbacks.step_metrics import finished_step
 from lmoe.training.sft_module import SftModule
 from lmoe.training.sharded import ShardedStrategy, average_gradients
 
@@ -13,3 +14,11 @@ class GradientAverage(Callback):
         if isinstance(trainer.strategy, ShardedStrategy):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             average_gradients(parameters, trainer.world_size)
+
+
+class WindowEnd(Callback):
+    """Counts the routing of the step, and balances without a loss; NOTE before metrics and checkpoint of the step."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: SftModule, outputs, batch, batch_idx: int) -> None:
+        if finished_step(trainer, batch_idx):
+            pl_module.close_window()

@@ -1,0 +1,132 @@
+"""Routers that decide for each token: those that learn, and the baselines of a study, which do not."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from lmoe.errors import RoutingError
+from lmoe.layers.context import RoutingContext
+from lmoe.layers.routers.base import LinearRouter, Router, RouterSettings
+from lmoe.layers.trace import Routing, RoutingTrace
+from lmoe.ops.gating import (
+    Gate,
+    noisy_logits,
+    oracle_gate,
+    relu_gate,
+    sigmoid_gate,
+    soft_gate,
+    top_k_gate,
+    top_p_gate,
+    uniform_gate,
+)
+
+
+class TopKRouter(LinearRouter):
+    """Softmax, then the K largest (`top_k_gate`)."""
+
+    def gate(self, logits: Tensor) -> Gate:
+        return top_k_gate(
+            logits,
+            top_k=self.settings.top_k,
+            temperature=self.context.temperature,
+            scale=self.settings.scale,
+            selection_bias=self.selection_bias,
+        )
+
+
+class SoftRouter(LinearRouter):
+    """Softmax over all experts (`soft_gate`)."""
+
+    def gate(self, logits: Tensor) -> Gate:
+        return soft_gate(logits, temperature=self.context.temperature, scale=self.settings.scale)
+
+
+class TopPRouter(LinearRouter):
+    """The fewest experts that reach top_p (`top_p_gate`)."""
+
+    def gate(self, logits: Tensor) -> Gate:
+        return top_p_gate(
+            logits, top_p=self.settings.top_p, temperature=self.context.temperature, scale=self.settings.scale
+        )
+
+
+class SigmoidRouter(LinearRouter):
+    """Independent scores, then the K largest (`sigmoid_gate`)."""
+
+    def gate(self, logits: Tensor) -> Gate:
+        return sigmoid_gate(
+            logits,
+            top_k=self.settings.top_k,
+            temperature=self.context.temperature,
+            scale=self.settings.scale,
+            selection_bias=self.selection_bias,
+        )
+
+
+class NoisyTopKRouter(TopKRouter):
+    """top_k with noise whose size a second Linear learns (`noisy_logits`), in training only.
+
+    `noise_weight` starts at zero, as in the paper: the noise then has standard deviation ln 2 everywhere.
+    """
+
+    noise_weight: nn.Parameter
+
+    def __init__(self, settings: RouterSettings, *, site: str, trace: RoutingTrace, context: RoutingContext) -> None:
+        super().__init__(settings, site=site, trace=trace, context=context)
+        self.noise_weight = nn.Parameter(torch.zeros_like(self.weight))
+
+    def perturbed(self, logits: Tensor, x: Tensor) -> Tensor:
+        if self.training:
+            dtype = self.settings.dtype
+            size = linear(x.to(dtype), self.noise_weight.to(dtype))
+            logits = noisy_logits(logits, size, torch.randn_like(logits))
+        return super().perturbed(logits, x)
+
+
+class ReluRouter(LinearRouter):
+    """Positive logits are weights (`relu_gate`); `l1_coef` is saved, and moved after each optimizer step."""
+
+    l1_coef: Tensor
+
+    def __init__(self, settings: RouterSettings, *, site: str, trace: RoutingTrace, context: RoutingContext) -> None:
+        super().__init__(settings, site=site, trace=trace, context=context)
+        self.register_buffer("l1_coef", torch.tensor(settings.l1_start, device=settings.device))
+
+    def gate(self, logits: Tensor) -> Gate:
+        return relu_gate(logits, scale=self.settings.scale)
+
+    def record(self, routing: Routing) -> None:
+        self.trace.record(self.site, routing, self.l1_coef, learning=self.learning())
+
+
+class UniformRouter(Router):
+    """Every expert alike (`uniform_gate`)."""
+
+    def route(self, x: Tensor, router_logits: Tensor | None) -> Routing:
+        like = x[..., 0].detach().to(self.settings.dtype)
+        gate = uniform_gate(like, self.settings.num_experts, scale=self.settings.scale)
+        return Routing.of(torch.zeros_like(gate.probs), gate)
+
+
+class RandomRouter(TopKRouter):
+    """top_k of a random Linear that is saved and never trains."""
+
+    def __init__(self, settings: RouterSettings, *, site: str, trace: RoutingTrace, context: RoutingContext) -> None:
+        super().__init__(settings, site=site, trace=trace, context=context)
+        fixed = self.weight.data
+        del self.weight
+        self.register_buffer("weight", fixed)
+
+
+class OracleRouter(Router):
+    """The expert of the token's domain (`oracle_gate`)."""
+
+    def route(self, x: Tensor, router_logits: Tensor | None) -> Routing:
+        expert = self.context.expert_of_token(training=self.training)
+        if expert is None:
+            raise RoutingError(
+                "moe.router=oracle does not know the domain of these tokens: name it with "
+                "`with lmoe.trace(model, attention_mask=…, domains=[…])`, or `lmoe generate --domain NAME`"
+            )
+        gate = oracle_gate(expert.to(x.device).expand(x.shape[:-1]), self.settings.num_experts, self.settings.dtype)
+        return Routing.of(torch.zeros_like(gate.probs), gate)
