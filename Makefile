@@ -12,7 +12,7 @@ ARGS ?=
 TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside torture fuzz clean
+.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside torture fuzz same clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ torture: $(READY)  ## kill runs, spoil checkpoints, fill the disk: nothing is lo
 
 fuzz: $(READY)  ## configs and files that nobody meant to write: refused by name or run; ARGS="--seed 1" draws others
 	@$(BIN)/python -m benchmarks.fuzz $(ARGS)
+
+same: $(READY)  ## ten short runs, their exports and answers: the same bytes as recorded; ARGS=--record writes the record
+	@$(BIN)/python -m benchmarks.same $(ARGS)
 
 clean:  ## remove caches and build products, but neither .venv nor outputs
 	@rm -rf $(LOWEST) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

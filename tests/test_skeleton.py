@@ -31,6 +31,7 @@ TARGETS = {
     "bench-beside",
     "torture",
     "fuzz",
+    "same",
     "gpu",
     "test-lowest",
     "bench-backends",
