@@ -49,9 +49,9 @@ def poisoned(arguments: list[str], what: str) -> int:
 
 def poison(what: str) -> None:
     """Spoil the token losses of BAD_STEP in this process, or their slope alone: one of WHAT."""
-    from lmoe.training.sft_module import SftModule
+    from lmoe.training.module import AdapterModule
 
-    losses = SftModule.losses
+    losses = AdapterModule.losses
 
     def spoiled(self: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         values, labels = losses(self, batch)
@@ -64,7 +64,7 @@ def poison(what: str) -> None:
             return values + torch.sqrt((slope * 0).sum()), labels  # value 0, slope infinite times 0
         return values + float("inf" if what.startswith("infinite") else "nan"), labels
 
-    SftModule.losses = spoiled
+    AdapterModule.losses = spoiled
 
 
 def stopped(ended: Ended, folder: Path) -> str | None:

@@ -61,7 +61,7 @@ class SampleTokens:
         return max(iter(batches), key=lambda indices: int(self.lengths[indices].max()))
 
 
-class SftDataModule(LightningDataModule):
+class TrainingData(LightningDataModule):
     """Batches as `Collate` describes them.
 
     Every rank validates all rows: the same figures under every strategy, and no collective call that one rank misses.

@@ -26,7 +26,7 @@ from lmoe.run.devices import check_devices
 from lmoe.run.memory import MB, memory_advice, peak_memory_mb, trained_bytes, used_mb
 from lmoe.run.parts import Parts, build_parts
 from lmoe.run.trainer import build_trainer
-from lmoe.training.sft_module import SftModule
+from lmoe.training.module import AdapterModule
 from lmoe.vocabulary import Strategy
 
 
@@ -170,7 +170,7 @@ def try_step(parts: Parts) -> tuple[MemoryEstimate, float, list[str], float]:
     return estimate, float(loss), missing, seconds
 
 
-def forward_backward(module: SftModule, trainer: Trainer, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
+def forward_backward(module: AdapterModule, trainer: Trainer, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
     """The loss, and the bytes that autograd kept: each storage once, parameters not counted."""
     model: PreTrainedModel = module.model
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
-from lmoe.data.datamodule import SftDataModule
+from lmoe.data.datamodule import TrainingData
 from lmoe.data.prepare import prepare
 from lmoe.files.resources import resource_dir
 from lmoe.metrics.language import DomainLoss, token_losses
@@ -57,7 +57,7 @@ def chat_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows
     """Loss in nats per assistant token by domain, on chat rows that the base has not seen."""
     config = DataConfig(path=rows, val_path=rows, max_length=1024)
     prepared = prepare(config, tokenizer, seed=0, bundled=resource_dir("data/sft"), packing_model_type=None)
-    data = SftDataModule(
+    data = TrainingData(
         prepared,
         config,
         seed=0,

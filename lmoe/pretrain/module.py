@@ -11,6 +11,7 @@ from lmoe.metrics.language import DomainLoss, token_losses
 from lmoe.ops.labels import IGNORE
 from lmoe.training.lr_schedule import LrShape, lr_factor
 from lmoe.training.optimizers import set_learning_rates
+from lmoe.training.step import StepRecord
 
 
 class PretrainModule(LightningModule):
@@ -39,7 +40,7 @@ class PretrainModule(LightningModule):
         self.model, self.optim, self.max_steps = model, optim, max_steps
         self.domains, self.val_batches = domains, val_batches
         self._run_forward = torch.compile(model.forward) if compile_model else model.forward
-        self.last_loss = torch.tensor(float("nan"))
+        self.step_record = StepRecord()
 
     def on_train_start(self) -> None:
         """A resumed run that was made longer has another schedule than the one its learning rates came from."""
@@ -48,7 +49,8 @@ class PretrainModule(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         logits = self._run_forward(input_ids=batch["input_ids"], use_cache=False).logits
         loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE)
-        self.last_loss = loss.detach()
+        self.step_record = StepRecord()  # of the last micro-batch, whose loss stands for the step
+        self.step_record.window.add({"train/loss": loss})
         return loss
 
     @torch.no_grad()

@@ -39,6 +39,7 @@ from lmoe.training.callbacks.progress_line import ProgressLine
 from lmoe.training.callbacks.rng_state import RngState
 from lmoe.training.callbacks.run_checkpoint import RunCheckpoint
 from lmoe.training.callbacks.stop_request import StopRequest, TakeSignals
+from lmoe.training.step import in_stages
 
 BASE = "base"
 
@@ -81,11 +82,14 @@ def pretrain(
     line.done = 0 if found is None else found.step
     with logged_to_the_end(loggers, run_dir, console, line, verb="pretrain"):
         with line:
+            each_step = [
+                PretrainProgress(loop.log_every_n_steps, loop.val_every_n_steps, line),
+                RunCheckpoint(folder, run_id, config.checkpoint, wandb_run_id(run_dir)),
+            ]
             callbacks = [
                 TakeSignals(signals),
                 RngState(),
-                PretrainProgress(loop.log_every_n_steps, loop.val_every_n_steps, line),
-                RunCheckpoint(folder, run_id, config.checkpoint, wandb_run_id(run_dir)),
+                *in_stages(each_step),
                 StopRequest(signals, max_seconds(loop.max_time), line.say),
             ]
             trainer = build_trainer(loop, run_dir, loggers, callbacks)

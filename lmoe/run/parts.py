@@ -14,7 +14,7 @@ from lmoe.config.keys import near
 from lmoe.config.moe import MoeConfig
 from lmoe.config.phase import PLATEAU
 from lmoe.config.run import RunConfig
-from lmoe.data.datamodule import SftDataModule
+from lmoe.data.datamodule import TrainingData
 from lmoe.data.pack import packing_supported_by_attention
 from lmoe.data.prepare import PreparedData, prepare
 from lmoe.data.template import take_template
@@ -31,8 +31,8 @@ from lmoe.rules.experts_from import named_adapters, without_source
 from lmoe.rules.phase_options import TRAIN_LOSS
 from lmoe.rules.phases import lora_B_std, phase_warnings, trained_base
 from lmoe.training.dials import Dials
+from lmoe.training.module import AdapterModule
 from lmoe.training.phases import PhaseSchedule
-from lmoe.training.sft_module import SftModule
 from lmoe.vocabulary import BackbonePrecision, Role, RouterKind
 
 
@@ -70,8 +70,8 @@ class Parts:
     tokenizer: PreTrainedTokenizerBase
     plan: InjectionPlan
     prepared: PreparedData
-    datamodule: SftDataModule
-    module: SftModule
+    datamodule: TrainingData
+    module: AdapterModule
     warnings: list[str]
     base_model: dict[str, Any]
 
@@ -120,7 +120,7 @@ def build_parts(config: RunConfig, *, fill_experts: bool = True) -> Parts:
     check_roles(config, model)
     if config.trainer.gradient_checkpointing:
         recompute_activations(model)
-    datamodule = SftDataModule(
+    datamodule = TrainingData(
         prepared,
         config.data,
         seed=config.seed,
@@ -128,7 +128,7 @@ def build_parts(config: RunConfig, *, fill_experts: bool = True) -> Parts:
         accumulate_grad_batches=config.trainer.accumulate_grad_batches,
         pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
     )
-    module = SftModule(
+    module = AdapterModule(
         model, PhaseSchedule.of(config), config.optim, prepared.domains, datamodule.window_totals, Dials.of(config)
     )
     return Parts(

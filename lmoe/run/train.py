@@ -42,7 +42,7 @@ from lmoe.training.callbacks.step_metrics import StepMetrics
 from lmoe.training.callbacks.stop_request import StopRequest, TakeSignals
 from lmoe.training.callbacks.validation import Validation
 from lmoe.training.callbacks.window import GradientAverage, WindowEnd
-from lmoe.training.sft_module import restore_phase
+from lmoe.training.step import in_stages
 from lmoe.vocabulary import KnockOut, Role
 
 LOOK_EVERY_N_STEPS = 10
@@ -87,10 +87,7 @@ def train(
             validation = Validation(config.trainer.val_every_n_steps, line.say, config.analysis.permutations, signals)
             watch = collapse_watch(parts, line, loggers)
             learns = Role.router in present_roles(config.injection, config.moe)
-            callbacks = [
-                TakeSignals(signals),
-                PhaseSwitch(),
-                RngState(),
+            each_step = [
                 WindowEnd(),
                 KeptExperts(),
                 GradientAverage(),
@@ -99,9 +96,14 @@ def train(
                 *([watch] if learns else []),
                 PlateauStart(line.say),
                 validation,
-                *more_callbacks,
                 EndedEarly(ending_rules(config), line.say),
                 RunCheckpoint(folder, run_id or "", config.checkpoint, wandb_run_id(run_dir)),
+            ]
+            callbacks = [
+                TakeSignals(signals),
+                PhaseSwitch(),
+                RngState(),
+                *in_stages(each_step, more_callbacks),
                 StopRequest(signals, max_seconds(config.trainer.max_time), line.say),
             ]
             trainer = build_trainer(config.trainer, run_dir, loggers, callbacks)
@@ -148,7 +150,7 @@ def check_fit(parts: Parts, found: Found, folder: Path, run_id: str | None) -> N
         CheckpointError: the checkpoint is of another model or another configuration; names one that is whole.
     """
     try:
-        restore_phase(parts.module, torch.load(found.path, weights_only=True, mmap=True, map_location="cpu"))
+        parts.module.restore_phase(torch.load(found.path, weights_only=True, mmap=True, map_location="cpu"))
     except CheckpointError as error:
         raise CheckpointError(f"{found.path}: {error}. {offer(folder, run_id, without=found.path.name)}") from None
 

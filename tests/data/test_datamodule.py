@@ -1,4 +1,4 @@
-"""SftDataModule: the batches of a run."""
+"""TrainingData: the batches of a run."""
 
 import subprocess
 import sys
@@ -11,13 +11,13 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from lmoe.config.data import DataConfig
-from lmoe.data.datamodule import SftDataModule
+from lmoe.data.datamodule import TrainingData
 from lmoe.data.prepare import prepare
 
 
 def module(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path, write_rows: Any, *, packing: bool = False, num_workers: int = 0
-) -> SftDataModule:
+) -> TrainingData:
     rows = [{"prompt": "What?", "response": "six " * (n % 17 + 1), "domain": "ab"[n % 2]} for n in range(60)]
     config = DataConfig(
         path=write_rows(*rows),
@@ -29,7 +29,7 @@ def module(
         num_workers=num_workers,
     )
     data = prepare(config, tokenizer, seed=0, bundled=Path("nowhere"), packing_model_type="qwen3")
-    return SftDataModule(
+    return TrainingData(
         data, config, seed=0, max_steps=5, accumulate_grad_batches=3, pad_token_id=tokenizer.pad_token_id
     )
 

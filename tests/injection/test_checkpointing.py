@@ -51,7 +51,7 @@ def test_the_trace_holds_one_routing_a_router_after_the_forward_ran_again(scope)
 
 
 def gradients_as_in_training(model: PreTrainedModel) -> dict[str, Tensor]:
-    """As SftModule.training_step: the batch tells the routers its facts, and Lightning runs the backward later."""
+    """As AdapterModule.training_step: the batch tells the routers its facts, and Lightning runs the backward later."""
     ids, record = tokens(1, 8), injected(model)
     prompt = torch.zeros(1, 2, 8, dtype=torch.bool)
     prompt[0, 0, :2], prompt[0, 1, 4:6] = True, True

@@ -81,15 +81,15 @@ def test_a_base_comes_with_tokenizer_card_and_figures(pretrain, micro, tmp_path)
 def test_an_interrupted_pretraining_goes_on_bit_for_bit(pretrain, tmp_path, monkeypatch):
     code, said = pretrain(run="whole")
     assert code == 0, said
-    original = PretrainProgress.on_train_batch_end
+    original = PretrainProgress.after_step
 
-    def stopping(self, trainer, pl_module, outputs, batch, batch_idx):
-        original(self, trainer, pl_module, outputs, batch, batch_idx)
+    def stopping(self, trainer, module, step):
+        original(self, trainer, module, step)
         if trainer.global_step == 3:
             raise TrainingError("the test pulled the plug")
 
     with monkeypatch.context() as patch:
-        patch.setattr(PretrainProgress, "on_train_batch_end", stopping)
+        patch.setattr(PretrainProgress, "after_step", stopping)
         assert pretrain(run="broken")[0] == 1
     code, said = pretrain(f"resume={tmp_path / 'broken'}")
     assert code == 0, said

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lmoe.errors import TrainingError
-from lmoe.training.callbacks.step_metrics import StepMetrics, finished_step
+from lmoe.training.callbacks.step_metrics import StepMetrics
 from tests.metric_names import rows
 
 # Dropout, accumulation, and a switch at step 3 of 6.
@@ -47,14 +47,13 @@ def uninterrupted(micro, tmp_path_factory) -> Path:
 
 def at_step_end(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], None]) -> None:
     """Do something when the metrics of an optimizer step are logged, before its checkpoint is written."""
-    original = StepMetrics.on_train_batch_end
+    original = StepMetrics.after_step
 
-    def acting(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        original(self, trainer, pl_module, outputs, batch, batch_idx)
-        if finished_step(trainer, batch_idx):
-            act(trainer.global_step)
+    def acting(self, trainer, module, step) -> None:
+        original(self, trainer, module, step)
+        act(trainer.global_step)
 
-    monkeypatch.setattr(StepMetrics, "on_train_batch_end", acting)
+    monkeypatch.setattr(StepMetrics, "after_step", acting)
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int, error: BaseException) -> None:

@@ -13,8 +13,9 @@ from lmoe.config.phase import PhaseConfig, PlateauConfig
 from lmoe.resume.stopping import StopSignals
 from lmoe.training.callbacks.plateau_start import PlateauStart
 from lmoe.training.callbacks.validation import Validation
+from lmoe.training.module import AdapterModule
 from lmoe.training.phases import PhaseSchedule
-from lmoe.training.sft_module import SftModule
+from lmoe.training.step import StepRecord
 from lmoe.vocabulary import Role
 from tests.metric_names import rows
 from tests.micro import saved_config
@@ -25,7 +26,7 @@ RARE = (*EXACT, "checkpoint.every_n_steps=2")
 
 def test_three_signals_end_a_run_at_once_and_save_nothing_half_done(train, monkeypatch):
     """The third comes in the middle of a forward, when the random numbers of the window are half drawn."""
-    original = SftModule.losses
+    original = AdapterModule.losses
 
     def interrupted(self, batch):
         values = original(self, batch)
@@ -36,7 +37,7 @@ def test_three_signals_end_a_run_at_once_and_save_nothing_half_done(train, monke
 
     whole = train(*RARE, run="whole")
     with monkeypatch.context() as patch:
-        patch.setattr(SftModule, "losses", interrupted)
+        patch.setattr(AdapterModule, "losses", interrupted)
         stopped = train(*RARE)
     assert stopped.code == 130
     assert torch.load(stopped.run / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
@@ -47,7 +48,7 @@ def test_three_signals_end_a_run_at_once_and_save_nothing_half_done(train, monke
 def test_a_validation_is_made_up_with_the_temperature_of_its_step(train, monkeypatch):
     settings = (*RARE, "moe.temperature_end=4.0")
     whole = train(*settings, run="whole")
-    original, calls = SftModule.evaluate, []
+    original, calls = AdapterModule.evaluate, []
 
     def evaluate(self, *arguments, **options):
         calls.append(1)
@@ -56,7 +57,7 @@ def test_a_validation_is_made_up_with_the_temperature_of_its_step(train, monkeyp
         return original(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SftModule, "evaluate", evaluate)
+        patch.setattr(AdapterModule, "evaluate", evaluate)
         stopped = train(*settings)
     assert stopped.code == 143
     assert train(f"resume={stopped.run}", settings=False).code == 0
@@ -163,7 +164,7 @@ def test_skipped_steps_and_other_phases_do_not_count_as_looks_at_the_training_lo
     schedule, said = PhaseSchedule.of(config), []
 
     class Module:
-        phase, last_loss = 0, float("nan")
+        phase = 0
         current = schedule[0]
 
         def begin(self, starts):
@@ -175,8 +176,8 @@ def test_skipped_steps_and_other_phases_do_not_count_as_looks_at_the_training_lo
     Module.schedule = schedule
     watch, module, trainer = PlateauStart(lambda text: None), Module(), Trainer()
     for step, loss in enumerate([float("nan"), 3.0, 2.0, float("nan"), 1.0], start=1):
-        trainer.global_step, module.last_loss = step, loss
-        watch.on_train_batch_end(trainer, module, None, None, step - 1)
+        trainer.global_step = step
+        watch.after_step(trainer, module, StepRecord(losses={"train/loss": loss}))
     assert said == []
 
 

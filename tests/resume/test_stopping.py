@@ -11,7 +11,7 @@ from lmoe.files.run_folder import resume_setting
 from lmoe.report.summary import RunSummary
 from lmoe.training.callbacks.stop_request import StopRequest
 from lmoe.training.callbacks.validation import Validation
-from lmoe.training.sft_module import SftModule
+from lmoe.training.module import AdapterModule
 from tests.metric_names import rows
 from tests.resume.test_exactness import EXACT, adapter, losses
 
@@ -30,14 +30,14 @@ def uninterrupted(micro, tmp_path_factory) -> Path:
 
 def send_in_training(monkeypatch: pytest.MonkeyPatch, signum: int, micro_batch: int) -> None:
     """Send this process a signal in the middle of the forward of a micro-batch, counted from 0."""
-    original = SftModule.training_step
+    original = AdapterModule.training_step
 
     def training_step(self, batch, batch_idx):
         if batch_idx == micro_batch:
             os.kill(os.getpid(), signum)
         return original(self, batch, batch_idx)
 
-    monkeypatch.setattr(SftModule, "training_step", training_step)
+    monkeypatch.setattr(AdapterModule, "training_step", training_step)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_a_signal_before_the_first_step_leaves_a_run_that_starts_anew(train, uni
 @pytest.mark.parametrize("nth", [1, 3])
 def test_a_validation_that_a_signal_breaks_off_is_made_up(train, uninterrupted, monkeypatch, nth):
     """The first one is that of step 0, with the adapters off."""
-    original, calls = SftModule.evaluate, []
+    original, calls = AdapterModule.evaluate, []
 
     def evaluate(self, *arguments, **options):
         calls.append(1)
@@ -91,7 +91,7 @@ def test_a_validation_that_a_signal_breaks_off_is_made_up(train, uninterrupted, 
         return original(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(SftModule, "evaluate", evaluate)
+        patch.setattr(AdapterModule, "evaluate", evaluate)
         stopped = train(*EXACT, "checkpoint.every_n_steps=100")
     assert stopped.code == 143, stopped.text
     done = train(f"resume={stopped.run}", settings=False)
@@ -202,13 +202,13 @@ def test_a_second_run_in_the_same_folder_is_refused_while_the_first_holds_it(tra
 
 
 def test_ten_steps_in_a_row_that_are_no_numbers_end_the_run(train, monkeypatch):
-    original = SftModule.losses
+    original = AdapterModule.losses
 
     def losses_of(self, batch):
         values, labels = original(self, batch)
         return (values * float("nan") if self.model.training else values), labels
 
-    monkeypatch.setattr(SftModule, "losses", losses_of)
+    monkeypatch.setattr(AdapterModule, "losses", losses_of)
     monkeypatch.setattr(Validation, "due", lambda self, step, module: False)
     done = train("trainer.nonfinite=skip", "trainer.max_steps=20", "phase=joint")
     assert done.code == 1

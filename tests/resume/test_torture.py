@@ -21,7 +21,7 @@ from lmoe.resume.contents import add_contents
 from lmoe.resume.run_files import ORIGIN
 from lmoe.run.claim import claimed, store_id, stored_id
 from lmoe.training.metrics_csv import MetricsCsv
-from lmoe.training.sft_module import SftModule
+from lmoe.training.module import AdapterModule
 
 BIASES = (*CHECKED, *RUNS["selection biases"])
 CASES = 44
@@ -128,7 +128,7 @@ def test_a_spoiled_checkpoint_is_refused_by_name_with_the_reason_and_nothing_is_
 def test_what_is_no_number_stops_or_is_skipped_and_poisons_nothing(train, monkeypatch, what, policy):
     assert what in not_finite.WHAT
     with monkeypatch.context() as patch:
-        patch.setattr(SftModule, "losses", SftModule.losses)  # put back afterwards
+        patch.setattr(AdapterModule, "losses", AdapterModule.losses)  # put back afterwards
         not_finite.poison(what)
         done = train(*BIASES, *not_finite.EVERYTHING_KEPT, f"trainer.nonfinite={policy}")
     ended = Ended(code=done.code, seconds=0, text=done.text)

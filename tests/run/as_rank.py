@@ -21,7 +21,7 @@ import lmoe.run.train
 from benchmarks.gpu_parts.runs import cut_back
 from lmoe.adapter.folder import adapter_tensors
 from lmoe.cli.train import main
-from lmoe.training.sft_module import SftModule
+from lmoe.training.module import AdapterModule
 
 
 def keep_adapters(rank: int) -> None:
@@ -40,18 +40,18 @@ def keep_adapters(rank: int) -> None:
 @contextmanager
 def signalled(rank: int) -> Iterator[None]:
     """The second process gets SIGTERM inside a window; the first must not run ahead."""
-    original = SftModule.training_step
+    original = AdapterModule.training_step
 
     def training_step(self, batch, batch_idx):
         if rank == 1 and batch_idx == 2:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, batch, batch_idx)
 
-    SftModule.training_step = training_step
+    AdapterModule.training_step = training_step
     try:
         yield
     finally:
-        SftModule.training_step = original
+        AdapterModule.training_step = original
 
 
 def work(tasks: list[list], rank: int) -> int:

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 import lmoe
 import lmoe.run.train
-from lmoe.training.sft_module import SftModule
+from lmoe.training.module import AdapterModule
 from tests.metric_names import rows
 
 
@@ -130,7 +130,7 @@ def test_each_phase_has_its_own_schedule_and_coefficients(train):
 def test_the_best_value_and_early_stopping_start_anew_with_each_phase(train, monkeypatch):
     """Validations that get worse and worse: only the first of each phase is a best one, and patience is short."""
     values = iter([9.0, 1.0, 2.0, 3.0, 3.5, 4.0, 5.0, 6.0, 7.0])
-    original = SftModule.evaluate
+    original = AdapterModule.evaluate
 
     def evaluate(self, *arguments, **options):
         loss = original(self, *arguments, **options)
@@ -138,7 +138,7 @@ def test_the_best_value_and_early_stopping_start_anew_with_each_phase(train, mon
         monkeypatch.setattr(loss, "compute", lambda: {"loss": value})
         return loss
 
-    monkeypatch.setattr(SftModule, "evaluate", evaluate)
+    monkeypatch.setattr(AdapterModule, "evaluate", evaluate)
     done = train(
         "phase.phases.experts.start=2",
         "trainer.val_every_n_steps=1",

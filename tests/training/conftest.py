@@ -105,7 +105,7 @@ def gradients(restored: None, micro) -> Callable[..., dict[str, Tensor]]:
         for index, batch in zip(range(micro_batches), parts.datamodule.train_dataloader(), strict=False):
             (module.training_step(change(batch), index) / micro_batches).backward()
         found = {n: p.grad.clone() for n, p in parts.model.named_parameters() if p.grad is not None}
-        logged = {name: torch.tensor(value) for name, value in module.window.take().items()}
+        logged = {name: torch.tensor(value) for name, value in module.step_record.window.values().items()}
         return found | logged
 
     return run

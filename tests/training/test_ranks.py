@@ -16,9 +16,9 @@ from lmoe.resume.stopping import StopSignals
 from lmoe.training.callbacks.finite_steps import FiniteSteps
 from lmoe.training.callbacks.step_metrics import StepMetrics
 from lmoe.training.callbacks.stop_request import StopRequest
+from lmoe.training.module import AdapterModule
 from lmoe.training.ranks import any_rank, over_ranks
-from lmoe.training.sft_module import SftModule
-from lmoe.training.window_losses import WindowLosses
+from lmoe.training.step import StepRecord, WindowLosses
 
 ELSEWHERE = "meta"
 """Stands for cuda: a device other than the CPU that every machine has."""
@@ -71,11 +71,10 @@ def test_values_of_the_cpu_are_reduced_on_the_device_of_the_run(trainer):
 def test_the_losses_of_a_step_are_reduced_on_the_device_of_the_run(trainer):
     told, window = [], WindowLosses()
     window.add({"train/loss": torch.tensor(7.0), "train/router_z_loss": torch.tensor(8.0)})
-    module = SimpleNamespace(window=window, current=SimpleNamespace(name="joint"))
-    metrics = StepMetrics(5, lambda *step: told.append(step))
-    metrics.on_train_batch_end(trainer, module, None, {"valid_mask": torch.ones(1, 2)}, 0)  # type: ignore[arg-type]
+    module, step = SimpleNamespace(current=SimpleNamespace(name="joint")), StepRecord(window=window)
+    StepMetrics(5, lambda *values: told.append(values)).after_step(trainer, module, step)  # type: ignore[arg-type]
     assert told == [(2, "joint", 1.0)]
-    assert module.last_loss == 1.0
+    assert step.losses["train/loss"] == 1.0
 
 
 def test_a_request_to_stop_is_reduced_on_the_device_of_the_run(trainer):
@@ -85,18 +84,17 @@ def test_a_request_to_stop_is_reduced_on_the_device_of_the_run(trainer):
 
 
 def test_loads_activity_and_the_routing_in_a_checkpoint_are_reduced_on_the_device_of_the_run(trainer):
-    """All three pass through SftModule.over_ranks."""
-    assert SftModule.over_ranks(SimpleNamespace(trainer=trainer), torch.zeros(3)).tolist() == [1] * 3  # type: ignore[arg-type]
+    """All three pass through AdapterModule.over_ranks."""
+    assert AdapterModule.over_ranks(SimpleNamespace(trainer=trainer), torch.zeros(3)).tolist() == [1] * 3  # type: ignore[arg-type]
 
 
 def test_a_step_that_is_not_finite_elsewhere_is_agreed_upon_on_the_device_of_the_run(trainer):
-    skipped, window = [], WindowLosses()
+    skipped, step = [], StepRecord()
     trainer.precision = "32-true"
-    module = SimpleNamespace(window=window, skip_step=False)
-    FiniteSteps("skip", skipped.append).on_before_optimizer_step(  # type: ignore[arg-type]
-        trainer, module, SimpleNamespace(param_groups=[])
+    FiniteSteps("skip", skipped.append).before_step(  # type: ignore[arg-type]
+        trainer, SimpleNamespace(), step, SimpleNamespace(param_groups=[])
     )
-    assert module.skip_step and "not finite on another rank" in skipped[0]
+    assert step.skipped and "not finite on another rank" in skipped[0]
 
 
 def test_no_other_file_talks_to_other_processes():

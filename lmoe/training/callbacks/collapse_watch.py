@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
 from lmoe.metrics.routing import SiteRouting
-from lmoe.training.callbacks.step_metrics import finished_step
-from lmoe.training.sft_module import SftModule
+from lmoe.training.module import AdapterModule
+from lmoe.training.step import Stage, StepCallback, StepRecord
 
 DOMINANT, IN_USE, IN_USE_OF_UNIFORM, FEWEST, LOST_ENTROPY = 0.8, 0.05, 0.4, 3, 0.75
 
@@ -40,7 +40,7 @@ def collapse_reason(site: SiteRouting, entropy_at_start: float) -> str | None:
     return None
 
 
-class CollapseWatch(Callback):
+class CollapseWatch(StepCallback):
     """Looks at the routing of the last n optimizer steps, warns once a site and phase.
 
     Args:
@@ -49,6 +49,8 @@ class CollapseWatch(Callback):
         aux_loss_coef: weight of the balance loss, for the advice.
         stop: end the run at the first warning.
     """
+
+    stage = Stage.decide
 
     def __init__(
         self, every_n_steps: int, warn: Callable[[str], None], aux_loss_coef: float, *, stop: bool = False
@@ -73,16 +75,14 @@ class CollapseWatch(Callback):
         self._start = dict(state_dict.get("entropy_at_start", {}))
         self._phase = state_dict.get("phase", -1)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: SftModule, outputs, batch, batch_idx: int) -> None:
-        step = trainer.global_step
-        if not finished_step(trainer, batch_idx):
-            return
-        if step % self.every_n_steps == 0 or step == pl_module.current.end:
-            self.look(pl_module, step)
+    def after_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord) -> None:
+        done = trainer.global_step
+        if done % self.every_n_steps == 0 or done == module.current.end:
+            self.look(module, done)
         if self.stop and self.messages:
             trainer.should_stop = True
 
-    def look(self, pl_module: SftModule, step: int) -> None:
+    def look(self, pl_module: AdapterModule, step: int) -> None:
         """Judge the sites on the routing since the last look; nothing where every step since was skipped."""
         if not pl_module.recent_routing.update_called:
             return

@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
-from lmoe.training.callbacks.step_metrics import finished_step
+from lmoe.training.step import Stage, StepCallback, StepRecord
 
 
-class EndedEarly(Callback):
+class EndedEarly(StepCallback):
     """NOTE after what may end a run by what it has seen, and before RunCheckpoint; what ends by time goes on.
 
     Args:
         rules: what may end the run, in any wording; a run that goes on with others is not ended by the old ones.
         say: told that there is nothing to train.
     """
+
+    stage = Stage.save
 
     def __init__(self, rules: str, say: Callable[[str], None]) -> None:
         self.rules, self.say = rules, say
@@ -33,9 +35,8 @@ class EndedEarly(Callback):
                 "it goes on with others, such as callbacks=none"
             )
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
-        if finished_step(trainer, batch_idx):
-            self._look(trainer)
+    def after_step(self, trainer: Trainer, module, step: StepRecord) -> None:
+        self._look(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module) -> None:
         self._look(trainer)  # before best.ckpt is written

@@ -6,19 +6,20 @@ Logs: train/skipped_steps (only at steps that are skipped).
 from collections.abc import Callable
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
 from lmoe.errors import TrainingError
 from lmoe.training.callbacks.step_metrics import record
+from lmoe.training.module import AdapterModule
 from lmoe.training.ranks import any_rank
-from lmoe.training.sft_module import SftModule
+from lmoe.training.step import Stage, StepCallback, StepRecord
 from lmoe.vocabulary import NonFinite
 
 SKIPPED_IN_A_ROW = 10
 """So many skipped steps one after the other end a run: it does not learn any more."""
 
 
-class FiniteSteps(Callback):
+class FiniteSteps(StepCallback):
     """Measures the norm of the gradients of each group before clipping; stops or skips where they or a loss are no
     numbers. With 16-mixed precision gradients overflow now and then, and its scaler skips those steps.
 
@@ -26,6 +27,8 @@ class FiniteSteps(Callback):
         policy: what to do.
         say: told of each skipped step.
     """
+
+    stage = Stage.guard
 
     def __init__(self, policy: NonFinite, say: Callable[[str], None]) -> None:
         self.policy, self.say = policy, say
@@ -37,12 +40,12 @@ class FiniteSteps(Callback):
     def load_state_dict(self, state_dict: dict) -> None:
         self.skipped, self._in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: SftModule, optimizer) -> None:
-        pl_module.grad_norms = {
+    def before_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord, optimizer) -> None:
+        step.gradient_norms = {
             group["name"]: _norm([p.grad for p in group["params"] if p.grad is not None])
             for group in optimizer.param_groups
         }
-        reason = self._what_is_wrong(trainer, pl_module)
+        reason = _what_is_wrong(trainer, step)
         wrong = reason is not None
         if trainer.world_size > 1:  # all ranks skip the same steps
             wrong = any_rank(trainer, wrong)
@@ -56,7 +59,9 @@ class FiniteSteps(Callback):
                 f"{reason}{times}: stopped before the weights took it. Lower optim.lr, check trainer.gradient_clip_val "
                 "and the data, or use trainer.precision=32-true; what checkpoints/ holds is good"
             )
-        self.skipped, self._in_a_row, pl_module.skip_step = self.skipped + 1, self._in_a_row + 1, True
+        step.skipped = True
+        self.skipped += 1
+        self._in_a_row += 1
         if trainer.precision != "16-mixed":  # its scaler finds the same gradients, and expects some
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
@@ -64,12 +69,13 @@ class FiniteSteps(Callback):
         record(trainer, {"train/skipped_steps": float(self.skipped)})
         self.say(f"skipped a step: {reason}; {self.skipped} so far")
 
-    def _what_is_wrong(self, trainer: Trainer, pl_module: SftModule) -> str | None:
-        if not pl_module.window.finite():
-            return f"a loss of step {trainer.global_step} is not finite ({pl_module.window})"
-        if trainer.precision != "16-mixed" and not all(torch.isfinite(n) for n in pl_module.grad_norms.values()):
-            return f"a gradient of step {trainer.global_step} is not finite"
-        return None
+
+def _what_is_wrong(trainer: Trainer, step: StepRecord) -> str | None:
+    if not step.window.finite():
+        return f"a loss of step {trainer.global_step} is not finite ({step.window})"
+    if trainer.precision != "16-mixed" and not all(torch.isfinite(n) for n in step.gradient_norms.values()):
+        return f"a gradient of step {trainer.global_step} is not finite"
+    return None
 
 
 def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:

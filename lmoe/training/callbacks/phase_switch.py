@@ -6,14 +6,14 @@ from lightning.pytorch.callbacks import EarlyStopping
 from torch.nn.parallel import DistributedDataParallel
 
 from lmoe.training.callbacks.run_checkpoint import RunCheckpoint
+from lmoe.training.module import AdapterModule
 from lmoe.training.optimizers import carry_state
-from lmoe.training.sft_module import SftModule
 
 
 class PhaseSwitch(Callback):
     """Before the first micro-batch of a phase: roles, stale gradients, DDP, optimizer, scheduler, best values."""
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: SftModule, batch, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: AdapterModule, batch, batch_idx: int) -> None:
         phase = pl_module.schedule.phase_at(trainer.global_step)
         if phase == pl_module.phase:
             return

@@ -3,16 +3,16 @@
 import math
 from collections.abc import Callable
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
 from lmoe.config.phase import PlateauConfig
 from lmoe.rules.phase_options import TRAIN_LOSS
-from lmoe.training.callbacks.step_metrics import finished_step
+from lmoe.training.module import AdapterModule
 from lmoe.training.phases import Phase
-from lmoe.training.sft_module import SftModule
+from lmoe.training.step import Stage, StepCallback, StepRecord
 
 
-class PlateauStart(Callback):
+class PlateauStart(StepCallback):
     """Watches the metric that the next phase waits for; NOTE before Validation, which ends a phase with a look.
 
     A look at train/loss is the mean of some steps, one at another metric its value in each validation.
@@ -20,6 +20,8 @@ class PlateauStart(Callback):
     Args:
         say: told when a phase begins.
     """
+
+    stage = Stage.decide
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.say = say
@@ -32,24 +34,24 @@ class PlateauStart(Callback):
         self._phase, self._best, self._bad = state_dict["phase"], state_dict["best"], state_dict["bad"]
         self._losses = list(state_dict["losses"])
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: SftModule, outputs, batch, batch_idx: int) -> None:
-        waiting = self._waiting(pl_module)
-        if waiting is None or waiting[1].monitor != TRAIN_LOSS or not finished_step(trainer, batch_idx):
+    def after_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord) -> None:
+        waiting = self._waiting(module)
+        if waiting is None or waiting[1].monitor != TRAIN_LOSS:
             return
-        if math.isfinite(pl_module.last_loss):  # else the step was skipped
-            self._losses.append(pl_module.last_loss)
+        if math.isfinite(step.losses[TRAIN_LOSS]):  # else the step was skipped
+            self._losses.append(step.losses[TRAIN_LOSS])
         if len(self._losses) == waiting[1].every_n_steps:
             mean = sum(self._losses) / len(self._losses)
             self._losses = []
-            self._look(trainer, pl_module, *waiting, mean)
+            self._look(trainer, module, *waiting, mean)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: SftModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: AdapterModule) -> None:
         waiting = self._waiting(pl_module)
         if waiting is not None and waiting[1].monitor != TRAIN_LOSS and trainer.global_step:
             self._look(trainer, pl_module, *waiting, float(trainer.callback_metrics[waiting[1].monitor]))
 
     def _look(
-        self, trainer: Trainer, pl_module: SftModule, following: Phase, plateau: PlateauConfig, value: float
+        self, trainer: Trainer, pl_module: AdapterModule, following: Phase, plateau: PlateauConfig, value: float
     ) -> None:
         if self._best is None or value < self._best - plateau.min_delta:
             self._best, self._bad = value, 0
@@ -69,7 +71,7 @@ class PlateauStart(Callback):
                 f"{self._best:.4g} in {self._bad} looks"
             )
 
-    def _waiting(self, pl_module: SftModule) -> tuple[Phase, PlateauConfig] | None:
+    def _waiting(self, pl_module: AdapterModule) -> tuple[Phase, PlateauConfig] | None:
         """The next phase and what it waits for; what was seen in another phase is forgotten."""
         if pl_module.phase != self._phase:
             self._forget(pl_module.phase)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from lmoe.training.callbacks.step_metrics import finished_step
 from lmoe.training.ranks import from_every_rank
+from lmoe.training.step import finished_step
 
 ENTRY = "lmoe_rng"
 """Entry of a checkpoint: the state of every rank."""

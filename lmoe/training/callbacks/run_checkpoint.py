@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
 from lmoe.config.checkpoint import CheckpointConfig
 from lmoe.errors import TrainingError
@@ -11,12 +11,12 @@ from lmoe.files.run_folder import resume_setting
 from lmoe.resume.run_files import BEST, LAST, ORIGIN, keep_newest, origin_of, stand_at_step, step_file
 from lmoe.resume.seal import seal
 from lmoe.resume.stopping import Stopped
-from lmoe.training.callbacks.step_metrics import finished_step
+from lmoe.training.step import Stage, StepCallback, StepRecord
 
 MONITOR = "val/loss"
 
 
-class RunCheckpoint(Callback):
+class RunCheckpoint(StepCallback):
     """Save last.ckpt every n optimizer steps, at the end and when a signal ends the run; best.ckpt when the monitor is
     lower than before in this phase.
 
@@ -26,6 +26,8 @@ class RunCheckpoint(Callback):
         settings: how often, and how many.
         wandb_id: of the W&B run, kept for the run that goes on.
     """
+
+    stage = Stage.save
 
     def __init__(self, folder: Path, run_id: str, settings: CheckpointConfig, wandb_id: str | None = None) -> None:
         self.folder, self.run_id, self.settings, self.wandb_id = folder, run_id, settings, wandb_id
@@ -47,9 +49,9 @@ class RunCheckpoint(Callback):
         if checkpoint[ORIGIN]["written_as"] == LAST:
             self._last_step = checkpoint["global_step"]
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
+    def after_step(self, trainer: Trainer, module, step: StepRecord) -> None:
         every = self.settings.every_n_steps
-        if finished_step(trainer, batch_idx) and every and trainer.global_step % every == 0:
+        if every and trainer.global_step % every == 0:
             self._save_last(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module) -> None:

@@ -7,8 +7,8 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from lmoe.resume.stopping import StopSignals
-from lmoe.training.callbacks.step_metrics import finished_step
 from lmoe.training.ranks import over_ranks
+from lmoe.training.step import finished_step
 
 TIME_OVER = 1
 """Beside the numbers of signals, of which 1 is not listened to."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 
 from lmoe.injection.facts import facts
 from lmoe.injection.record import injected
@@ -17,7 +17,7 @@ from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.knock_out import ALL_SITES, specialisation_of
 from lmoe.metrics.saturation import Choices
 from lmoe.resume.stopping import StopSignals
-from lmoe.training.callbacks.step_metrics import finished_step, record
+from lmoe.training.callbacks.step_metrics import record
 from lmoe.training.evaluation import (
     RoutingEvaluation,
     cosine_metrics,
@@ -27,7 +27,8 @@ from lmoe.training.evaluation import (
 )
 from lmoe.training.measure import MODEL_INPUTS
 from lmoe.training.metrics_csv import MetricsCsv
-from lmoe.training.sft_module import SftModule
+from lmoe.training.module import AdapterModule
+from lmoe.training.step import Stage, StepCallback, StepRecord
 from lmoe.vocabulary import KnockOut
 
 
@@ -56,7 +57,7 @@ class ValidationResults:
     specialisation: dict[str, str | None] = field(default_factory=dict)
 
 
-class Validation(Callback):
+class Validation(StepCallback):
     """Runs the module's evaluation.
 
     Args:
@@ -66,6 +67,8 @@ class Validation(Callback):
         permutations: of the domains, for the null of their information.
         signals: break a validation off; the run that goes on makes it up.
     """
+
+    stage = Stage.decide
 
     def __init__(
         self, every_n_steps: int, announce: Callable[[str], None], permutations: int, signals: StopSignals
@@ -84,7 +87,7 @@ class Validation(Callback):
         self._choices = [(step, choices) for step, choices in state_dict["choices"]]
         self._validated = state_dict["validated"]
 
-    def on_train_start(self, trainer: Trainer, pl_module: SftModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: AdapterModule) -> None:
         step = trainer.global_step
         if step:
             self._take_back_the_end(trainer, step)
@@ -99,18 +102,18 @@ class Validation(Callback):
         record(trainer, {f"val/{k}": v for k, v in self.results.before.items()} | {"init/logit_change": change})
         self.announce(f"validation loss {self.results.before['loss']:.3f} with the adapters off")
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: SftModule, outputs, batch, batch_idx: int) -> None:
-        if finished_step(trainer, batch_idx) and self.due(trainer.global_step, pl_module):
-            self.validate(trainer, pl_module)
+    def after_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord) -> None:
+        if self.due(trainer.global_step, module):
+            self.validate(trainer, module)
 
-    def validate(self, trainer: Trainer, pl_module: SftModule) -> None:
+    def validate(self, trainer: Trainer, pl_module: AdapterModule) -> None:
         """Evaluate, log, and tell the callbacks that watch: early stopping, the best checkpoint, a plateau."""
         losses = self.run(trainer, pl_module)
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in losses.items()})
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             callback.on_validation_end(trainer, pl_module)
 
-    def at_the_end(self, trainer: Trainer, pl_module: SftModule) -> None:
+    def at_the_end(self, trainer: Trainer, pl_module: AdapterModule) -> None:
         """After the last step, where that was not validated: a run that stopped early, or was resumed when done."""
         step = trainer.global_step
         if self.results.step == step:
@@ -131,14 +134,14 @@ class Validation(Callback):
         """Listens to signals between batches; of several processes all stop after the same step instead."""
         return self.signals.check if trainer.world_size == 1 else lambda: None
 
-    def due(self, step: int, pl_module: SftModule) -> bool:
+    def due(self, step: int, pl_module: AdapterModule) -> bool:
         """Whether a validation follows optimizer step `step` (counted from 1)."""
         phase = pl_module.current
         if step == phase.end:
             return bool(self.every_n_steps) or step == pl_module.schedule.phases[-1].end
         return bool(self.every_n_steps) and (step - phase.start) % self.every_n_steps == 0
 
-    def run(self, trainer: Trainer, pl_module: SftModule, *, log: bool = True) -> dict[str, float]:
+    def run(self, trainer: Trainer, pl_module: AdapterModule, *, log: bool = True) -> dict[str, float]:
         """Evaluate and, unless it is only for the report, log.
 
         Returns:
@@ -158,7 +161,7 @@ class Validation(Callback):
         self.announce(f"validation loss {self.results.after['loss']:.3f} after step {trainer.global_step}")
         return metrics
 
-    def _routing(self, step: int, pl_module: SftModule, routing: RoutingEvaluation) -> dict[str, float]:
+    def _routing(self, step: int, pl_module: AdapterModule, routing: RoutingEvaluation) -> dict[str, float]:
         """Keep for the report what the routers did, and return it under its metric names."""
         self.results.site_load = {site: value.load for site, value in routing.stats.compute().items()}
         self.results.domain_load = routing.stats.load_by_domain()
@@ -169,7 +172,7 @@ class Validation(Callback):
         self._choices = [*earlier[-1:], (step, routing.chosen.compute())]
         return specialisation_metrics(routing, saturated_from) | cosine_metrics(pl_module.model)
 
-    def knock_out(self, trainer: Trainer, pl_module: SftModule, mode: KnockOut) -> None:
+    def knock_out(self, trainer: Trainer, pl_module: AdapterModule, mode: KnockOut) -> None:
         """Silence experts one at a time, and log what each domain's loss does beside that of the validation before.
 
         NOTE to be called after `run` of the same step, whose losses are those with nothing silenced.
@@ -190,7 +193,7 @@ class Validation(Callback):
             },
         )
 
-    def _logit_change(self, trainer: Trainer, pl_module: SftModule, loader) -> float:
+    def _logit_change(self, trainer: Trainer, pl_module: AdapterModule, loader) -> float:
         """Root mean square of the change that fresh adapters make to the logits of one batch."""
         batch = pl_module.transfer_batch_to_device(next(iter(loader)), pl_module.device, 0)
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch} | {"use_cache": False}

@@ -1,7 +1,7 @@
 """The LightningModule of supervised fine-tuning: assistant-token loss, auxiliary losses, one optimizer a phase."""
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
@@ -25,94 +25,17 @@ from lmoe.training.optimizers import build_optimizer, build_scheduler, set_learn
 from lmoe.training.phases import Phase, PhaseSchedule
 from lmoe.training.ranks import over_ranks
 from lmoe.training.sharded import ShardedStrategy, shard_backbone
-from lmoe.training.window_losses import WindowLosses
-
-if TYPE_CHECKING:
-    from lmoe.training.sft_module import SftModule
-
-
-def save_state(module: "SftModule", checkpoint: dict[str, Any]) -> None:
-    """Add the module's entries, in place; every rank calls it."""
-    keep = _saved_tensors(module).keys()
-    checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
-    checkpoint["lmoe_base"] = injected(module.model).fingerprint
-    checkpoint["lmoe_phase"] = module.current.name
-    checkpoint["lmoe_begun"] = module.begun
-    record = injected(module.model)
-    checkpoint["lmoe_experts"] = {"names": list(record.expert_names), "kept": record.kept_experts}
-    fades = module.schedule.fades_at(max(checkpoint["global_step"] - 1, 0))  # for the reader: they follow from the step
-    checkpoint["lmoe_fades"] = {role.value: {str(e): f for e, f in scales.items()} for role, scales in fades.items()}
-    checkpoint["lmoe_routing"] = {
-        name: {state: module.over_ranks(torch.clone(sums)) for state, sums in stats.metric_state.items()}  # type: ignore[arg-type]
-        for name, stats in {"step": module.step_routing, "recent": module.recent_routing}.items()
-    }
-
-
-def load_state(module: "SftModule", checkpoint: dict[str, Any]) -> None:
-    """Restore what is not in a state_dict: the phase, which decides what the optimizer holds, fades, routing.
-
-    Raises:
-        CheckpointError: see restore_phase.
-    """
-    restore_phase(module, checkpoint)
-    last = max(checkpoint["global_step"] - 1, 0)
-    set_fades(module.model, module.schedule.fades_at(last))
-    set_dials(injected(module.model), module.dials, module.current, last)
-    if module.trainer.global_rank == 0:  # they are sums over all ranks
-        module.step_routing.merge_state(checkpoint["lmoe_routing"]["step"])
-        module.recent_routing.merge_state(checkpoint["lmoe_routing"]["recent"])
-
-
-def restore_phase(module: "SftModule", checkpoint: dict[str, Any]) -> None:
-    """Refuse what does not fit, before a weight or a moment is taken, and go to the phase; needs no trainer.
-
-    Raises:
-        CheckpointError: another backbone, or other adapters, phases or optimizer parameters than this run has.
-    """
-    own, stored = _saved_tensors(module), checkpoint["state_dict"]
-    if differing := sorted(own.keys() ^ stored.keys()):
-        raise CheckpointError(f"the checkpoint holds other adapters than this run; first difference: {differing[0]}")
-    for name, tensor in own.items():
-        if (got := tuple(stored[name].shape)) != (wanted := tuple(tensor.shape)):
-            raise CheckpointError(f"the checkpoint's {name} has shape {got}, and this run's {wanted}")
-    base = injected(module.model).fingerprint
-    if checkpoint.get("lmoe_base") != base:
-        raise CheckpointError(
-            f"the checkpoint was trained on another backbone (fingerprint {checkpoint.get('lmoe_base')}, not {base})"
-        )
-    module.begin(checkpoint["lmoe_begun"])
-    experts = checkpoint["lmoe_experts"]
-    tell_of_experts(module.model, experts["names"], experts["kept"])  # what is kept does not train
-    names, phase = [phase.name for phase in module.schedule.phases], checkpoint.get("lmoe_phase")
-    if phase not in names:
-        raise CheckpointError(f"the checkpoint is in phase {phase!r}; this run has {names}")
-    module.set_phase(names.index(phase))
-    groups, optimizer = module.groups(), checkpoint["optimizer_states"][0]
-    if state_names(optimizer) != [list(group) for group in groups.values()]:
-        raise CheckpointError(f"the checkpoint's optimizer holds other parameters than phase {phase}")
-    parameters = {name: parameter for group in groups.values() for name, parameter in group.items()}
-    for number, (name, parameter) in enumerate(parameters.items()):
-        moments = optimizer["state"].get(number, {})  # none yet, if no gradient has reached the parameter
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if moments and tuple(moments[moment].shape) != tuple(parameter.shape):
-                raise CheckpointError(f"the checkpoint's {moment} of {name} has another shape than the parameter")
-
-
-def _saved_tensors(module: "SftModule") -> dict[str, torch.Tensor]:
-    """Adapters, routers and what moves with them: trainable or not, by role and not by requires_grad."""
-    tensors = {**adapter_parameters(module.model), **adapter_buffers(module.model)}
-    return {f"model.{name}": tensor for name, tensor in tensors.items()}
-
+from lmoe.training.step import StepRecord, starts_step
 
 WindowTotals = Callable[[int], tuple[int, int]]
 
 
-class SftModule(LightningModule):
+class AdapterModule(LightningModule):
     """Trains the adapters and routers of an injected model.
 
     `step_routing` and `recent_routing` gather the routing of finished steps; the callbacks that read them reset them.
-    `skip_step` is set where the step under way is to be left out; `last_loss` and `grad_norms` are those of the step;
-    `begun` holds the first steps of phases that waited for a plateau.
+    `step_record` is that of the optimizer step under way, or of the last one; `begun` holds the first steps of phases
+    that waited for a plateau.
 
     Args:
         model: an injected causal language model.
@@ -140,9 +63,7 @@ class SftModule(LightningModule):
         experts = injected(model).plan.routers
         self.window_routing, self.step_routing = RoutingStats(experts, domains), RoutingStats(experts, domains)
         self.recent_routing = RoutingStats(experts, domains)
-        self.window, self.skip_step = WindowLosses(), False
-        self.grad_norms: dict[str, Tensor] = {}
-        self.last_loss = float("nan")
+        self.step_record = StepRecord()
         self.auxiliary = Auxiliary(model, self.over_ranks)
         self.begun: dict[str, int] = {}
         self.phase = 0
@@ -185,6 +106,8 @@ class SftModule(LightningModule):
         losses are weighted by valid tokens in the same way. Lightning divides by the number of micro-batches and DDP
         by that of ranks, which is undone here.
         """
+        if starts_step(self.trainer, batch_idx):
+            self.step_record = StepRecord()
         label_tokens, valid_tokens = self.window_totals(self.trainer.global_step)
         record = injected(self.model)
         set_dials(record, self.dials, self.current, self.trainer.global_step)
@@ -195,7 +118,8 @@ class SftModule(LightningModule):
         task, share = losses.sum() / label_tokens, batch["valid_mask"].sum() / valid_tokens
         self.window_routing.update_all(record.trace.routing, batch["valid_mask"], batch["domain_ids"])
         record.trace.clear()
-        self.window.add(
+        self.step_record.tokens = self.step_record.tokens + batch["valid_mask"].sum()  # NOTE int() would wait for a GPU
+        self.step_record.window.add(
             {"train/loss": task} | {f"train/{name}": loss * share for name, loss in auxiliary.values.items()}
         )
         loss = task if auxiliary.total is None else task + auxiliary.total * share
@@ -209,16 +133,15 @@ class SftModule(LightningModule):
         """Loss of each predicted token, (B, T - 1) nats, and its labels, (B, T - 1)."""
         return predicted_losses(self.model, batch)
 
-    def close_window(self) -> None:
-        """An optimizer step is done: what its micro-batches left counts, unless the step was skipped."""
-        if self.skip_step:
+    def close_window(self, *, skipped: bool) -> None:
+        """Count what the micro-batches of an optimizer step left, or drop it where the step was skipped."""
+        if skipped:
             self.auxiliary.start_step()
         else:
             self.auxiliary.after_step(self.current)
             self.step_routing.merge_state(self.window_routing)
             self.recent_routing.merge_state(self.window_routing)
         self.window_routing.reset()
-        self.skip_step = False
 
     def evaluate(
         self,
@@ -255,8 +178,79 @@ class SftModule(LightningModule):
         """The parameters that train now, by the name of their optimizer group."""
         return trainable_groups(dict(self.model.named_parameters()), self.roles, self.optim)
 
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        save_state(self, checkpoint)
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the module's entries, in place; every rank calls it."""
+        keep = self._saved_tensors().keys()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
+        checkpoint["lmoe_base"] = injected(self.model).fingerprint
+        checkpoint["lmoe_phase"] = self.current.name
+        checkpoint["lmoe_begun"] = self.begun
+        record = injected(self.model)
+        checkpoint["lmoe_experts"] = {"names": list(record.expert_names), "kept": record.kept_experts}
+        last = max(checkpoint["global_step"] - 1, 0)
+        fades = self.schedule.fades_at(last)  # for the reader: they follow from the step
+        checkpoint["lmoe_fades"] = {
+            role.value: {str(e): f for e, f in scales.items()} for role, scales in fades.items()
+        }
+        checkpoint["lmoe_routing"] = {
+            name: {state: self.over_ranks(torch.clone(sums)) for state, sums in stats.metric_state.items()}  # type: ignore[arg-type]
+            for name, stats in {"step": self.step_routing, "recent": self.recent_routing}.items()
+        }
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
-        load_state(self, checkpoint)  # before the optimizers are made
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what is not in a state_dict: the phase, which decides what the optimizer holds, fades, routing.
+
+        Lightning calls it before the optimizers are made.
+
+        Raises:
+            CheckpointError: see restore_phase.
+        """
+        self.restore_phase(checkpoint)
+        last = max(checkpoint["global_step"] - 1, 0)
+        set_fades(self.model, self.schedule.fades_at(last))
+        set_dials(injected(self.model), self.dials, self.current, last)
+        if self.trainer.global_rank == 0:  # they are sums over all ranks
+            self.step_routing.merge_state(checkpoint["lmoe_routing"]["step"])
+            self.recent_routing.merge_state(checkpoint["lmoe_routing"]["recent"])
+
+    def restore_phase(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse what does not fit, before a weight or a moment is taken, and go to the phase; needs no trainer.
+
+        Raises:
+            CheckpointError: another backbone, or other adapters, phases or optimizer parameters than this run has.
+        """
+        own, stored = self._saved_tensors(), checkpoint["state_dict"]
+        if differing := sorted(own.keys() ^ stored.keys()):
+            raise CheckpointError(
+                f"the checkpoint holds other adapters than this run; first difference: {differing[0]}"
+            )
+        for name, tensor in own.items():
+            if (got := tuple(stored[name].shape)) != (wanted := tuple(tensor.shape)):
+                raise CheckpointError(f"the checkpoint's {name} has shape {got}, and this run's {wanted}")
+        base = injected(self.model).fingerprint
+        if checkpoint.get("lmoe_base") != base:
+            raise CheckpointError(
+                "the checkpoint was trained on another backbone (fingerprint "
+                f"{checkpoint.get('lmoe_base')}, not {base})"
+            )
+        self.begin(checkpoint["lmoe_begun"])
+        experts = checkpoint["lmoe_experts"]
+        tell_of_experts(self.model, experts["names"], experts["kept"])  # what is kept does not train
+        names, phase = [phase.name for phase in self.schedule.phases], checkpoint.get("lmoe_phase")
+        if phase not in names:
+            raise CheckpointError(f"the checkpoint is in phase {phase!r}; this run has {names}")
+        self.set_phase(names.index(phase))
+        groups, optimizer = self.groups(), checkpoint["optimizer_states"][0]
+        if state_names(optimizer) != [list(group) for group in groups.values()]:
+            raise CheckpointError(f"the checkpoint's optimizer holds other parameters than phase {phase}")
+        parameters = {name: parameter for group in groups.values() for name, parameter in group.items()}
+        for number, (name, parameter) in enumerate(parameters.items()):
+            moments = optimizer["state"].get(number, {})  # none yet, if no gradient has reached the parameter
+            for moment in ("exp_avg", "exp_avg_sq"):
+                if moments and tuple(moments[moment].shape) != tuple(parameter.shape):
+                    raise CheckpointError(f"the checkpoint's {moment} of {name} has another shape than the parameter")
+
+    def _saved_tensors(self) -> dict[str, torch.Tensor]:
+        """Adapters, routers and what moves with them: trainable or not, by role and not by requires_grad."""
+        tensors = {**adapter_parameters(self.model), **adapter_buffers(self.model)}
+        return {f"model.{name}": tensor for name, tensor in tensors.items()}
