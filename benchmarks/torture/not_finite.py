@@ -12,6 +12,7 @@ from benchmarks.torture.outcome import Outcome
 from benchmarks.torture.pieces import micro_overrides
 from benchmarks.torture.process import Ended, Way, forked, run
 from benchmarks.torture.settings import command_line
+from lmoe.objectives.objective import Losses
 
 CLAIM = "what is no number stops a run, or is skipped and counted; no weight, moment or selection bias takes it"
 RUNS = ("selection biases", "top-k bf16, three kept")
@@ -53,16 +54,17 @@ def poison(what: str) -> None:
 
     losses = AdapterModule.losses
 
-    def spoiled(self: Any, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        values, labels = losses(self, batch)
+    def spoiled(self: Any, batch: dict[str, Tensor]) -> Losses:
+        found = losses(self, batch)
         if not self.model.training or self.trainer.global_step != BAD_STEP:
-            return values, labels
+            return found
         if "one micro-batch" in what and self.trainer.fit_loop.batch_idx % self.trainer.accumulate_grad_batches == 0:
-            return values, labels
+            return found
         if what.startswith("gradient"):
             slope = next(p for p in self.model.parameters() if p.requires_grad)
-            return values + torch.sqrt((slope * 0).sum()), labels  # value 0, slope infinite times 0
-        return values + float("inf" if what.startswith("infinite") else "nan"), labels
+            return found._replace(values=found.values + torch.sqrt((slope * 0).sum()))  # value 0, slope inf times 0
+        wrong = float("inf" if what.startswith("infinite") else "nan")
+        return found._replace(values=found.values + wrong)
 
     AdapterModule.losses = spoiled
 

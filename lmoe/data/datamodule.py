@@ -5,8 +5,10 @@ import mmap
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -14,38 +16,27 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from lmoe.config.data import DataConfig
-from lmoe.data.collate import Collate
-from lmoe.data.encoded import EncodedRows
 from lmoe.data.order import ResumableLoader, SeededBatches
 from lmoe.data.pack import PackedRows
 from lmoe.data.prepare import PreparedData
 
+MakeCollate = Callable[..., Callable[[Sequence[Any]], dict[str, Tensor]]]
+
 
 @dataclass(slots=True, frozen=True)
-class SampleTokens:
-    """Tokens of each sample (row, or packed sequence).
+class SampleSizes:
+    """What each sample (row, or packed sequence) adds to an optimizer step.
 
     Args:
         lengths: (N,) int64 tokens.
-        labels: (N,) int64 tokens that carry a label.
+        units: (N,) int64 units of the objective, such as tokens that carry a label.
     """
 
     lengths: Tensor
-    labels: Tensor
-
-    @classmethod
-    def of(cls, samples: EncodedRows | PackedRows) -> "SampleTokens":
-        """Count them."""
-        if isinstance(samples, EncodedRows):
-            return cls(samples.lengths, samples.label_counts)
-        lengths, labels = samples.rows.lengths, samples.rows.label_counts
-        return cls(
-            torch.stack([lengths[list(rows)].sum() for rows in samples.sequences]),
-            torch.stack([labels[list(rows)].sum() for rows in samples.sequences]),
-        )
+    units: Tensor
 
     def window(self, batches: SeededBatches, step: int, micro_batches: int) -> tuple[int, int]:
-        """(label tokens, tokens) of an optimizer step over all its micro-batches and ranks.
+        """(units, tokens) of an optimizer step over all its micro-batches and ranks.
 
         Args:
             batches: the training order.
@@ -54,7 +45,7 @@ class SampleTokens:
         """
         samples = micro_batches * batches.world_size * batches.batch_size
         indices = [batches.index(position) for position in range(step * samples, (step + 1) * samples)]
-        return int(self.labels[indices].sum()), int(self.lengths[indices].sum())
+        return int(self.units[indices].sum()), int(self.lengths[indices].sum())
 
     def largest(self, batches: SeededBatches) -> list[int]:
         """Indices of the micro-batch of this rank that holds the longest sample: it takes the most memory."""
@@ -62,7 +53,7 @@ class SampleTokens:
 
 
 class TrainingData(LightningDataModule):
-    """Batches as `Collate` describes them.
+    """Batches of samples, as the objective lays them out.
 
     Every rank validates all rows: the same figures under every strategy, and no collective call that one rank misses.
     The Trainer needs use_distributed_sampler=False, because the training order already knows its rank.
@@ -70,6 +61,8 @@ class TrainingData(LightningDataModule):
     Args:
         prepared: rows.
         config: batch size, length and worker processes.
+        units: (N,) int64, how many units of the objective each training sample holds.
+        collate: makes a batch of samples, of the padding token, the largest length, and whether they are packed.
         seed: of the training order.
         max_steps: optimizer steps of the whole run.
         accumulate_grad_batches: micro-batches in one optimizer step.
@@ -81,6 +74,8 @@ class TrainingData(LightningDataModule):
         prepared: PreparedData,
         config: DataConfig,
         *,
+        units: Tensor,
+        collate: MakeCollate,
         seed: int,
         max_steps: int,
         accumulate_grad_batches: int,
@@ -89,7 +84,8 @@ class TrainingData(LightningDataModule):
         super().__init__()
         self.prepared, self.config = prepared, config
         self.seed, self.num_batches, self.pad_token_id = seed, max_steps * accumulate_grad_batches, pad_token_id
-        self.micro_batches, self._tokens = accumulate_grad_batches, SampleTokens.of(prepared.train)
+        self.micro_batches, self._sizes = accumulate_grad_batches, SampleSizes(prepared.train.lengths, units)
+        self._make_collate = collate
         self._window_order: SeededBatches | None = None
 
     def train_dataloader(self) -> ResumableLoader:
@@ -119,14 +115,14 @@ class TrainingData(LightningDataModule):
         )
 
     def window_totals(self, step: int) -> tuple[int, int]:
-        """(label tokens, valid tokens) of an optimizer step, over all its micro-batches and ranks."""
+        """(units, valid tokens) of an optimizer step, over all its micro-batches and ranks."""
         if self._window_order is None:
             self._window_order = self._order()
-        return self._tokens.window(self._window_order, step, self.micro_batches)
+        return self._sizes.window(self._window_order, step, self.micro_batches)
 
     def largest_batch(self) -> dict[str, Tensor]:
         """The micro-batch of the run that takes the most memory."""
-        samples = [self.prepared.train[index] for index in self._tokens.largest(self._order())]
+        samples = [self.prepared.train[index] for index in self._sizes.largest(self._order())]
         return self._collate(packed=isinstance(self.prepared.train, PackedRows))(samples)
 
     def _order(self) -> SeededBatches:
@@ -134,8 +130,8 @@ class TrainingData(LightningDataModule):
         size, batch_size = len(self.prepared.train), self.config.batch_size
         return SeededBatches(size, batch_size, self.num_batches, self.seed, rank, world_size)
 
-    def _collate(self, *, packed: bool) -> Collate:
-        return Collate(pad_token_id=self.pad_token_id, max_length=self.config.max_length, packed=packed)
+    def _collate(self, *, packed: bool) -> Callable[[Sequence[Any]], dict[str, Tensor]]:
+        return self._make_collate(pad_token_id=self.pad_token_id, max_length=self.config.max_length, packed=packed)
 
 
 def _ignore_signals(worker: int) -> None:

@@ -11,6 +11,7 @@ from bisect import bisect_left, insort
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from lmoe.data.encoded import EncodedRow, EncodedRows
@@ -101,6 +102,19 @@ class PackedRows(Dataset[tuple[EncodedRow, ...]]):
 
     def __getitem__(self, index: int) -> tuple[EncodedRow, ...]:
         return tuple(self.rows[row] for row in self.sequences[index])
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each sequence, (S,) int64."""
+        return self._sums(self.rows.lengths)
+
+    @property
+    def label_counts(self) -> Tensor:
+        """Tokens of each sequence that carry a label, (S,) int64."""
+        return self._sums(self.rows.label_counts)
+
+    def _sums(self, of_rows: Tensor) -> Tensor:
+        return torch.stack([of_rows[list(rows)].sum() for rows in self.sequences])
 
     @staticmethod
     def of(rows: EncodedRows, max_length: int, seed: int) -> PackedRows:

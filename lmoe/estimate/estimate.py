@@ -23,6 +23,7 @@ from lmoe.injection.apply import inject
 from lmoe.injection.plan import InjectionPlan, SiteKind
 from lmoe.injection.record import injected
 from lmoe.injection.roles import ADAPTER_ROLES, parameter_roles
+from lmoe.objectives.objective import objective_of
 from lmoe.rules.experts_from import without_source
 from lmoe.rules.phases import lora_B_std, trained_base
 from lmoe.run.memory import MB, trained_bytes
@@ -160,7 +161,7 @@ def _memory(
         optimizer=2 * largest / MB,
         activations=kept / MB,
         recomputed=recomputed / MB,
-        logits=rows * length * text.vocab_size * (4 + 4 + compute) / MB,
+        logits=objective_of(config.task.name).logits_bytes(rows * length, text.vocab_size, compute) / MB,
     )
 
 

@@ -19,7 +19,6 @@ from lmoe.estimate.cost import duration
 from lmoe.injection.facts import facts
 from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
-from lmoe.ops.labels import IGNORE
 from lmoe.report.say import say
 from lmoe.run.announce import describe_plan, quiet_libraries
 from lmoe.run.devices import check_devices
@@ -156,7 +155,7 @@ def try_step(parts: Parts) -> tuple[MemoryEstimate, float, list[str], float]:
     largest = max(trained_bytes(model, module.roles, phase.trainable) for phase in module.schedule.phases) / MB
     tokens, vocabulary = batch["input_ids"].numel(), model.config.get_text_config().vocab_size
     compute_bytes = 4 if config.trainer.precision == "32-true" else 2
-    logits = tokens * vocabulary * (4 + 4 + compute_bytes) / MB
+    logits = module.objective.logits_bytes(tokens, vocabulary, compute_bytes) / MB
     tried = sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None) / MB
     estimate = MemoryEstimate(
         runtime=max(before - weights, 0.0) if device.type == "cpu" else 0.0,
@@ -189,8 +188,8 @@ def forward_backward(module: AdapterModule, trainer: Trainer, batch: dict[str, T
         facts(record, batch, module.domains),
         record.trace.recording(batch["valid_mask"]),
     ):
-        losses, labels = module.losses(batch)
-        loss = losses.sum() / (labels != IGNORE).sum() + record.trace.auxiliary_loss()
+        losses = module.losses(batch)
+        loss = losses.values.sum() / losses.counted.sum() + record.trace.auxiliary_loss()
     record.trace.clear()
     loss.backward()
     return loss.detach(), float(sum(kept.values()))

@@ -13,7 +13,7 @@ from lmoe.evaluate.subject import Subject
 from lmoe.injection.facts import facts
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
-from lmoe.training.measure import predicted_losses
+from lmoe.objectives.sft import predicted_losses
 
 
 @dataclass(slots=True, frozen=True)

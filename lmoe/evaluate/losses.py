@@ -18,12 +18,12 @@ def domain_losses(subject: Subject, data: EvaluationRows) -> list[DomainLosses]:
 
     def losses() -> DomainLoss:
         batches = (batch for _, batch in subject.batches(data.rows))
-        return measured(subject.model, batches, data.domains, device=subject.model.device)
+        return measured(subject.objective, subject.model, batches, data.domains, device=subject.model.device)
 
     with adapters_off(subject.model):
         off = losses().compute()
     on = losses()
-    tokens, after = dict(zip(data.domains, on.token_sum.int().tolist(), strict=True)), on.compute()
+    tokens, after = dict(zip(data.domains, on.unit_sum.int().tolist(), strict=True)), on.compute()
     there = [name for name in data.domains if tokens[name]]
     rows = [_row(name, tokens[name], off[f"{name}/loss"], after[f"{name}/loss"]) for name in there]
     total = sum(tokens.values())

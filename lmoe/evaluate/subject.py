@@ -1,7 +1,7 @@
 """The model under evaluation, and how rows are put before it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -10,6 +10,8 @@ from lmoe.backbones.load import context_length
 from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRows
 from lmoe.errors import ConfigError
+from lmoe.objectives.objective import Objective
+from lmoe.objectives.sft import SupervisedFineTuning
 
 
 def batches_by_length(
@@ -42,12 +44,14 @@ class Subject:
         tokenizer: with a padding token.
         batch_size: rows in a batch.
         max_length: longest row in tokens, within the backbone's context.
+        objective: whose losses are measured.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     batch_size: int
     max_length: int
+    objective: Objective = field(default_factory=SupervisedFineTuning)
 
     def batches(self, rows: EncodedRows) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
         """Indices of the rows of each batch, and the batch on the model's device; rows of like length together."""

@@ -59,4 +59,4 @@ def val_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: E
     longest = int(data.rows.lengths.max())
     subject = Subject(model=model, tokenizer=tokenizer, batch_size=BATCH_SIZE, max_length=longest)
     batches = (batch for _, batch in subject.batches(data.rows))
-    return measured(model, batches, data.domains, device=model.device).compute()["loss"]
+    return measured(subject.objective, model, batches, data.domains, device=model.device).compute()["loss"]

@@ -24,7 +24,7 @@ def token_losses(logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
 
 
 class DomainLoss(Metric):
-    """Loss in nats per label token for each domain, and over all tokens.
+    """Mean loss of each domain, and over all that counts.
 
     Args:
         domains: names, in the order of the domain ids.
@@ -32,30 +32,30 @@ class DomainLoss(Metric):
 
     full_state_update = False
     loss_sum: Tensor
-    token_sum: Tensor
+    unit_sum: Tensor
 
     def __init__(self, domains: list[str]) -> None:
         super().__init__(sync_on_compute=False)  # every rank validates all rows
         self.domains = list(domains)
         self.add_state("loss_sum", torch.zeros(len(domains), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("token_sum", torch.zeros(len(domains), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("unit_sum", torch.zeros(len(domains), dtype=torch.float64), dist_reduce_fx="sum")
 
-    def update(self, losses_BT: Tensor, labels_BT: Tensor, domain_BT: Tensor) -> None:
+    def update(self, losses: Tensor, counted: Tensor, domain_ids: Tensor) -> None:
         """Add a batch.
 
         Args:
-            losses_BT: (B, T) nats, 0 without label.
-            labels_BT: (B, T), -100 without label.
-            domain_BT: (B, T) domain id of each token, or (B, 1) where a row has one domain.
+            losses: (...) of any shape, such as (B, T) nats of each token.
+            counted: (...) bool, which of them count.
+            domain_ids: (...) domain of each, or what expands to it, such as (B, 1) where a row has one domain.
         """
-        valid = (labels_BT != IGNORE).double()
-        ids = domain_BT.expand_as(labels_BT).flatten()
-        self.loss_sum.index_add_(0, ids, (losses_BT.double() * valid).flatten())
-        self.token_sum.index_add_(0, ids, valid.flatten())
+        valid = counted.double()
+        ids = domain_ids.expand_as(counted).flatten()
+        self.loss_sum.index_add_(0, ids, (losses.double() * valid).flatten())
+        self.unit_sum.index_add_(0, ids, valid.flatten())
 
     def compute(self) -> dict[str, float]:
         """{"loss": over all tokens, "<domain>/loss": …}; domains without tokens are left out."""
-        sums, counts = self.loss_sum.tolist(), self.token_sum.tolist()
+        sums, counts = self.loss_sum.tolist(), self.unit_sum.tolist()
         values = {"loss": sum(sums) / max(sum(counts), 1)}
         for name, loss, count in zip(self.domains, sums, counts, strict=True):
             if count:

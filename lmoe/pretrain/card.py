@@ -11,10 +11,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
+from lmoe.data.collate import Collate
 from lmoe.data.datamodule import TrainingData
 from lmoe.data.prepare import prepare
 from lmoe.files.resources import resource_dir
 from lmoe.metrics.language import DomainLoss, token_losses
+from lmoe.ops.labels import IGNORE
 from lmoe.pretrain.corpus import DomainText, Windows
 
 
@@ -40,7 +42,7 @@ def held_out_figures(model: PreTrainedModel, texts: list[DomainText], windows: W
     model.eval()
     for batch in DataLoader(windows, batch_size=16):
         losses = token_losses(model(input_ids=batch["input_ids"], use_cache=False).logits, batch["labels"])
-        metric.update(losses, batch["labels"], batch["domain"][:, None])
+        metric.update(losses, batch["labels"] != IGNORE, batch["domain"][:, None])
     figures = {}
     for text, nats in zip(texts, metric.loss_sum.tolist(), strict=True):
         raw = text.held_out.encode("utf-8")
@@ -60,6 +62,8 @@ def chat_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows
     data = TrainingData(
         prepared,
         config,
+        units=prepared.train.label_counts,
+        collate=Collate,
         seed=0,
         max_steps=1,
         accumulate_grad_batches=1,
@@ -70,7 +74,7 @@ def chat_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows
     for batch in data.val_dataloader():
         logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
         labels = batch["labels"][:, 1:]
-        metric.update(token_losses(logits[:, :-1], labels), labels, batch["domain_ids"][:, 1:])
+        metric.update(token_losses(logits[:, :-1], labels), labels != IGNORE, batch["domain_ids"][:, 1:])
     return {name.removesuffix("/loss"): loss for name, loss in metric.compute().items() if name != "loss"}
 
 

@@ -62,7 +62,8 @@ class PretrainModule(LightningModule):
             for batch in self.val_batches:
                 batch = self.transfer_batch_to_device(batch, self.device, 0)
                 logits = self.model(input_ids=batch["input_ids"], use_cache=False).logits
-                metric.update(token_losses(logits, batch["labels"]), batch["labels"], batch["domain"][:, None])
+                losses, counted = token_losses(logits, batch["labels"]), batch["labels"] != IGNORE
+                metric.update(losses, counted, batch["domain"][:, None])
         self.model.train()
         return metric.compute()
 

@@ -65,7 +65,7 @@ def knock_out(summary: RunSummary) -> Figure:
     ax.set_xticks(places, [plain(name) for name in domains], fontsize=12, rotation=30, ha="right")
     left_out = len(summary.knock_out) - len(rows)
     which = f"; the {MOST_ROWS} that matter most" if left_out else ""
-    fig.suptitle(f"Change of each domain's loss with one expert silenced  (nats{which})", fontsize=15)
+    fig.suptitle(f"Change of each domain's loss with one expert silenced  ({summary.loss_measure}{which})", fontsize=15)
     fig.colorbar(ScalarMappable(scale, CHANGE_COLOURS), ax=ax, pad=0.01, fraction=0.03)
     return fig
 

@@ -19,7 +19,9 @@ LABEL_INCHES = 0.21
 Points = Sequence[tuple[int, float]]
 
 
-def loss_curves(metrics: Curves, phases: Mapping[str, int], max_steps: int) -> Figure:
+def loss_curves(
+    metrics: Curves, phases: Mapping[str, int], max_steps: int, measure: str = "nats per label token"
+) -> Figure:
     """Left: training and validation loss. Right: validation loss of each domain, if there are any."""
     train, val = _finite(metrics.get("train/loss", [])), _finite(metrics.get("val/loss", []))
     domains = {
@@ -42,7 +44,7 @@ def loss_curves(metrics: Curves, phases: Mapping[str, int], max_steps: int) -> F
         _draw_phases(ax, phases, last)
         ax.set_xlim(-0.01 * last, 1.01 * last)
         ax.set_xlabel("optimizer step", fontsize=13)
-        ax.set_ylabel("nats per label token", fontsize=13)
+        ax.set_ylabel(measure, fontsize=13)
         ax.tick_params(labelsize=12)
         ax.grid(True, color="0.9")
         ax.set_axisbelow(True)

@@ -132,7 +132,7 @@ def _losses(summary: RunSummary) -> str:
         lines.append(f"<tr{mark}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in ("domain", "adapters off", "after", "change", "change in %"))
     return (
-        "<p>In nats per label token; below, a dash stands for what was not measured.</p>\n"
+        f"<p>In {escape(summary.loss_measure)}; below, a dash stands for what was not measured.</p>\n"
         f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table>"
     )
 
@@ -154,7 +154,7 @@ def _specialists(summary: RunSummary) -> str:
         return ""
     return (
         "<h2>What each expert is for</h2>\n<p>An expert stands with the domain whose loss rises most without it, "
-        "by so many nats per label token.</p>\n" + _text_table(specialists(summary))
+        f"by so many {escape(summary.loss_measure)}.</p>\n" + _text_table(specialists(summary))
     )
 
 

@@ -39,7 +39,7 @@ def write_pictures(summary: RunSummary, metrics: Curves, folder: Path) -> dict[s
         figures["load_by_site"] = load_by_site(summary)
         figures["load_by_domain"] = load_by_domain(summary)
         figures["coactivation"] = coactivation(summary)
-    figures["loss_curves"] = loss_curves(metrics, summary.phases, summary.max_steps)
+    figures["loss_curves"] = loss_curves(metrics, summary.phases, summary.max_steps, summary.loss_measure)
     if summary.knock_out:
         figures["knock_out"] = knock_out(summary)
     return {name: write_bytes(Path(folder) / f"{name}.png", _png(figure)) for name, figure in figures.items()}

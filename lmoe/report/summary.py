@@ -17,7 +17,7 @@ FINISHED = "all steps done"
 
 @dataclass(slots=True, kw_only=True)
 class RunSummary:
-    """The end of a run. Losses are validation losses in nats per label token."""
+    """The end of a run. Losses are validation losses, in what its objective measures."""
 
     name: str
     """Name of the run."""
@@ -60,6 +60,12 @@ class RunSummary:
     """Optimizer steps done; None: not recorded, by a version that did not yet."""
     ended: str = FINISHED
     """Why the run ended."""
+    loss_title: str = "Validation loss"
+    """How the objective calls its validation loss."""
+    loss_measure: str = "nats per label token"
+    """What the objective measures it in."""
+    metric_names: list[str] = field(default_factory=list)
+    """Names of the metrics that the objective logs in a validation; empty: not recorded."""
 
     @property
     def before_mean(self) -> float | None:

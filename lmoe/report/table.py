@@ -35,7 +35,7 @@ def final_tables(summary: RunSummary, next_commands: list[str]) -> Group:
 
 def loss_table(summary: RunSummary) -> Table:
     """Validation loss of each domain before and after, and the mean."""
-    table = _table("Validation loss (nats per label token)", "domain")
+    table = _table(f"{summary.loss_title} ({summary.loss_measure})", "domain")
     for heading in ("adapters off", "after", "change", "in %"):
         table.add_column(heading, justify="right", no_wrap=True)
     rows = loss_rows(summary)

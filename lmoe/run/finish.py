@@ -98,6 +98,9 @@ def run_summary(
         expert_names=list(injected(parts.model).expert_names),
         steps=ended.step,
         ended=ended.why,
+        loss_title=parts.module.objective.title,
+        loss_measure=parts.module.objective.measure,
+        metric_names=[f"val/{name}" for name in results.after],
     )
 
 

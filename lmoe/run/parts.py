@@ -16,7 +16,7 @@ from lmoe.config.phase import PLATEAU
 from lmoe.config.run import RunConfig
 from lmoe.data.datamodule import TrainingData
 from lmoe.data.pack import packing_supported_by_attention
-from lmoe.data.prepare import PreparedData, prepare
+from lmoe.data.prepare import PreparedData
 from lmoe.data.template import take_template
 from lmoe.errors import ConfigError, DataError
 from lmoe.files.resources import resource_dir
@@ -25,6 +25,7 @@ from lmoe.injection.apply import plan as make_plan
 from lmoe.injection.plan import InjectionPlan
 from lmoe.injection.record import injected
 from lmoe.injection.roles import parameter_layers, parameter_roles
+from lmoe.objectives.objective import Objective, objective_of
 from lmoe.ops.linear_sizes import parameter_counts
 from lmoe.rules.callbacks import early_stopping_monitors
 from lmoe.rules.experts_from import named_adapters, without_source
@@ -36,12 +37,12 @@ from lmoe.training.phases import PhaseSchedule
 from lmoe.vocabulary import BackbonePrecision, Role, RouterKind
 
 
-def check_monitors(config: RunConfig, prepared: PreparedData) -> None:
+def check_monitors(config: RunConfig, prepared: PreparedData, objective: Objective) -> None:
     """
     Raises:
         ConfigError: validations of these rows do not have a metric that is looked at.
     """
-    measured = ["val/loss", *(f"val/{prepared.domains[d]}/loss" for d in prepared.val.domains.unique().tolist())]
+    measured = objective.metric_names([prepared.domains[d] for d in prepared.val.domains.unique().tolist()])
     looked_at = early_stopping_monitors(config) | {
         f"phase.phases.{name}.plateau.monitor": phase.plateau.monitor
         for name, phase in config.phase.phases.items()
@@ -76,16 +77,18 @@ class Parts:
     base_model: dict[str, Any]
 
 
-def build_parts(config: RunConfig, *, fill_experts: bool = True) -> Parts:
+def build_parts(config: RunConfig, *, fill_experts: bool = True, objective: Objective | None = None) -> Parts:
     """Build what a validated config describes.
 
     Args:
         config: validated.
         fill_experts: read what injection.experts_from names; a run that goes on has it in its checkpoint.
+        objective: in place of the one that task.name chooses.
 
     Raises:
         LmoeError: a backbone, rows or a plan that cannot be had.
     """
+    objective = objective or objective_of(config.task.name)
     seed_everything(config.seed, verbose=False)
     backbone = config.backbone
     tokenizer = load_tokenizer(backbone)
@@ -94,14 +97,14 @@ def build_parts(config: RunConfig, *, fill_experts: bool = True) -> Parts:
     leak = packing_supported_by_attention(backbone.attn_implementation, config.data.batch_size)
     if leak and config.data.packing:
         raise DataError(f"data.packing=true: {leak}")
-    prepared = prepare(
+    prepared = objective.prepare(
         config.data,
         tokenizer,
         seed=config.seed,
         bundled=resource_dir("data/sft"),
         packing_model_type=None if leak and config.data.packing is None else model.config.model_type,
     )
-    check_monitors(config, prepared)
+    check_monitors(config, prepared, objective)
     check_context(config, model)
     check_base_training(config, model)
     base_model = {
@@ -123,13 +126,21 @@ def build_parts(config: RunConfig, *, fill_experts: bool = True) -> Parts:
     datamodule = TrainingData(
         prepared,
         config.data,
+        units=objective.units(prepared.train),
+        collate=objective.collate,
         seed=config.seed,
         max_steps=config.trainer.max_steps,
         accumulate_grad_batches=config.trainer.accumulate_grad_batches,
         pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
     )
     module = AdapterModule(
-        model, PhaseSchedule.of(config), config.optim, prepared.domains, datamodule.window_totals, Dials.of(config)
+        model,
+        objective,
+        PhaseSchedule.of(config),
+        config.optim,
+        prepared.domains,
+        datamodule.window_totals,
+        Dials.of(config),
     )
     return Parts(
         config=config,

@@ -13,6 +13,7 @@ from lmoe.config.run import RunConfig
 from lmoe.config.trainer import max_seconds
 from lmoe.errors import CheckpointError, ConfigError
 from lmoe.injection.record import injected
+from lmoe.objectives.objective import Objective
 from lmoe.report.say import say
 from lmoe.resume.run_files import FOLDER, Found, found_in, offer, set_aside
 from lmoe.resume.stopping import StopSignals
@@ -49,7 +50,14 @@ LOOK_EVERY_N_STEPS = 10
 
 
 def train(
-    config: RunConfig, run_dir: Path, overrides: list[str], console: Console, signals: StopSignals, *, writes: bool
+    config: RunConfig,
+    run_dir: Path,
+    overrides: list[str],
+    console: Console,
+    signals: StopSignals,
+    *,
+    writes: bool,
+    objective: Objective | None = None,
 ) -> None:
     """Train, write the adapter and the report, print the table.
 
@@ -60,6 +68,7 @@ def train(
         console: for messages and the live line.
         signals: those that end the run; they wait for a safe place while it trains.
         writes: whether this process writes for all of the run, and has claimed its folder.
+        objective: in place of the one that task.name chooses.
 
     Raises:
         LmoeError: anything that the user can mend.
@@ -73,7 +82,7 @@ def train(
         check_records(run_dir)
     started, folder, run_id = time.monotonic(), run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
-    parts = build_parts(config, fill_experts=found is None)
+    parts = build_parts(config, fill_experts=found is None, objective=objective)
     if found is not None:
         check_fit(parts, found, folder, run_id)  # before anything of the run is touched
     loggers: list[Logger] = []

@@ -4,27 +4,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from lmoe.injection.facts import facts
 from lmoe.injection.record import RECORD, Injected
 from lmoe.layers.trace import Routing
-from lmoe.metrics.language import DomainLoss, token_losses
-
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
-Batch = dict[str, Tensor]
-
-
-def predicted_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Loss of each predicted token, (B, T - 1) nats, and its labels, (B, T - 1)."""
-    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-    logits = model(**inputs, use_cache=False).logits
-    labels = batch["labels"][:, 1:]
-    return token_losses(logits[:, :-1], labels), labels
+from lmoe.metrics.language import DomainLoss
+from lmoe.objectives.objective import Batch, Objective
 
 
 def measured(
+    objective: Objective,
     model: PreTrainedModel,
     batches: Iterable[Batch],
     domains: Sequence[str],
@@ -36,6 +26,7 @@ def measured(
     """Losses over batches, without gradients and dropout; the model's mode is put back.
 
     Args:
+        objective: whose losses.
         model: bare or injected.
         batches: on the device.
         domains: names, in the order of the batches' domain ids.
@@ -43,14 +34,14 @@ def measured(
         routing: gets the routing of each batch; a bare model has none.
         between: called after each batch; may raise to break off.
     """
-    loss = DomainLoss(list(domains)).to(device)
+    loss = objective.meter(domains).to(device)
     training, record = model.training, getattr(model, RECORD, None)
     model.eval()
     with torch.no_grad():
         for batch in batches:
             with nullcontext() if record is None else _told(record, batch, domains):
-                losses, labels = predicted_losses(model, batch)
-            loss.update(losses, labels, batch["domain_ids"][:, 1:])
+                losses = objective.losses(model, batch)
+            loss.update(*losses)
             if record is not None and routing is not None:
                 routing(record.trace.routing, batch)
             between()

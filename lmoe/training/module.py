@@ -1,4 +1,4 @@
-"""The LightningModule of supervised fine-tuning: assistant-token loss, auxiliary losses, one optimizer a phase."""
+"""The LightningModule of a run: phases, one optimizer each, the accumulation window, and the state that is resumed."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -16,11 +16,12 @@ from lmoe.injection.record import injected, tell_of_experts
 from lmoe.injection.roles import adapter_buffers, adapter_parameters, parameter_layers, parameter_roles
 from lmoe.metrics.language import DomainLoss
 from lmoe.metrics.routing import RoutingStats
+from lmoe.objectives.objective import Batch, Losses, Objective
 from lmoe.training.auxiliary import Auxiliary
 from lmoe.training.dials import Dials, set_dials
 from lmoe.training.evaluation import RoutingEvaluation
 from lmoe.training.handoff import set_fades
-from lmoe.training.measure import Batch, measured, predicted_losses
+from lmoe.training.measure import measured
 from lmoe.training.optimizers import build_optimizer, build_scheduler, set_learning_rates, state_names, trainable_groups
 from lmoe.training.phases import Phase, PhaseSchedule
 from lmoe.training.ranks import over_ranks
@@ -39,16 +40,18 @@ class AdapterModule(LightningModule):
 
     Args:
         model: an injected causal language model.
+        objective: what is learnt.
         schedule: the phases.
         optim: AdamW and its schedule.
         domains: names, in the order of the domain ids.
         dials: temperature, noise and expert dropout over the steps.
-        window_totals: label tokens and valid tokens of a whole optimizer step, over all micro-batches and ranks.
+        window_totals: units of the objective and valid tokens of an optimizer step, over all micro-batches and ranks.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
+        objective: Objective,
         schedule: PhaseSchedule,
         optim: OptimConfig,
         domains: list[str],
@@ -58,7 +61,7 @@ class AdapterModule(LightningModule):
         super().__init__()
         self.strict_loading = False  # the checkpoint holds adapters only; on_load_checkpoint compares exact keys
         self.model, self.schedule, self.optim, self.window_totals = model, schedule, optim, window_totals
-        self.domains, self.dials = domains, dials
+        self.objective, self.domains, self.dials = objective, domains, dials
         self.roles, self.layers = parameter_roles(model), parameter_layers(model)
         experts = injected(model).plan.routers
         self.window_routing, self.step_routing = RoutingStats(experts, domains), RoutingStats(experts, domains)
@@ -100,22 +103,22 @@ class AdapterModule(LightningModule):
         set_learning_rates(self.trainer)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Summed loss of a micro-batch over the label tokens of the whole window.
+        """Summed loss of a micro-batch over the units of the whole window.
 
-        So every label token of an optimizer step weighs the same, whatever micro-batch or rank holds it; auxiliary
-        losses are weighted by valid tokens in the same way. Lightning divides by the number of micro-batches and DDP
-        by that of ranks, which is undone here.
+        So every unit (label token) of an optimizer step weighs the same, whatever micro-batch or rank holds it;
+        auxiliary losses are weighted by valid tokens in the same way. Lightning divides by the number of micro-batches
+        and DDP by that of ranks, which is undone here.
         """
         if starts_step(self.trainer, batch_idx):
             self.step_record = StepRecord()
-        label_tokens, valid_tokens = self.window_totals(self.trainer.global_step)
+        units, valid_tokens = self.window_totals(self.trainer.global_step)
         record = injected(self.model)
         set_dials(record, self.dials, self.current, self.trainer.global_step)
         set_fades(self.model, self.schedule.fades_at(self.trainer.global_step))
         with facts(record, batch, self.domains), record.trace.recording(batch["valid_mask"]):
-            losses, _ = self.losses(batch)
+            losses = self.losses(batch)
             auxiliary = self.auxiliary.losses(self.current, batch["valid_mask"])
-        task, share = losses.sum() / label_tokens, batch["valid_mask"].sum() / valid_tokens
+        task, share = losses.values.sum() / units, batch["valid_mask"].sum() / valid_tokens
         self.window_routing.update_all(record.trace.routing, batch["valid_mask"], batch["domain_ids"])
         record.trace.clear()
         self.step_record.tokens = self.step_record.tokens + batch["valid_mask"].sum()  # NOTE int() would wait for a GPU
@@ -129,9 +132,9 @@ class AdapterModule(LightningModule):
         """The sum over all processes."""
         return over_ranks(self.trainer, values)
 
-    def losses(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Loss of each predicted token, (B, T - 1) nats, and its labels, (B, T - 1)."""
-        return predicted_losses(self.model, batch)
+    def losses(self, batch: Batch) -> Losses:
+        """The losses of a batch."""
+        return self.objective.losses(self.model, batch)
 
     def close_window(self, *, skipped: bool) -> None:
         """Count what the micro-batches of an optimizer step left, or drop it where the step was skipped."""
@@ -159,6 +162,7 @@ class AdapterModule(LightningModule):
         moved = (self.transfer_batch_to_device(batch, self.device, 0) for batch in batches)
         with self.trainer.precision_plugin.forward_context():
             return measured(
+                self.objective,
                 self.model,
                 moved,
                 self.domains,

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from lmoe.config.data import DataConfig
+from lmoe.data.collate import Collate
 from lmoe.data.datamodule import TrainingData
 from lmoe.data.prepare import prepare
 
@@ -30,7 +31,14 @@ def module(
     )
     data = prepare(config, tokenizer, seed=0, bundled=Path("nowhere"), packing_model_type="qwen3")
     return TrainingData(
-        data, config, seed=0, max_steps=5, accumulate_grad_batches=3, pad_token_id=tokenizer.pad_token_id
+        data,
+        config,
+        units=data.train.label_counts,
+        collate=Collate,
+        seed=0,
+        max_steps=5,
+        accumulate_grad_batches=3,
+        pad_token_id=tokenizer.pad_token_id,
     )
 
 
@@ -91,6 +99,7 @@ def test_domains_of_tokens_are_those_of_their_rows(
 WORKERS = """
 import multiprocessing, os, subprocess, sys, threading, time
 from torch.utils.data import DataLoader
+from lmoe.data.collate import Collate
 from lmoe.data.datamodule import _ignore_signals
 
 # As W&B does: a thread in each fork, with the signal mask of the process.

@@ -16,6 +16,7 @@ from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.knock_out import ALL_SITES, specialisation_of
 from lmoe.metrics.saturation import Choices
+from lmoe.objectives.sft import MODEL_INPUTS
 from lmoe.resume.stopping import StopSignals
 from lmoe.training.callbacks.step_metrics import record
 from lmoe.training.evaluation import (
@@ -25,7 +26,6 @@ from lmoe.training.evaluation import (
     knock_out,
     specialisation_metrics,
 )
-from lmoe.training.measure import MODEL_INPUTS
 from lmoe.training.metrics_csv import MetricsCsv
 from lmoe.training.module import AdapterModule
 from lmoe.training.step import Stage, StepCallback, StepRecord

@@ -1,0 +1,1 @@
+"""What a model learns: one file a task, chosen by `task.name`."""

@@ -1,0 +1,91 @@
+"""The seam between a run and its task: what the run asks of an objective, and nothing else of it.
+
+The LightningModule owns phases, optimizer, accumulation window and state; the objective owns rows, batches and losses.
+"""
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lmoe.config.data import DataConfig
+from lmoe.data.encoded import EncodedRows
+from lmoe.data.pack import PackedRows
+from lmoe.data.prepare import PreparedData
+from lmoe.metrics.language import DomainLoss
+from lmoe.rules.objectives import OBJECTIVES
+from lmoe.vocabulary import TaskName
+
+Batch = dict[str, Tensor]
+
+
+class Losses(NamedTuple):
+    """The losses of one batch, one for each unit of the objective (a label token, a pair of answers, …).
+
+    values: (...) float32, each in the objective's measure, 0 where it does not count.
+    counted: (...) bool, which of them count.
+    domain_ids: (...) int64, the domain that each belongs to.
+    """
+
+    values: Tensor
+    counted: Tensor
+    domain_ids: Tensor
+
+
+class Objective(Protocol):
+    """One task.
+
+    Attributes:
+        unit: what a loss belongs to, in the singular, such as "label token"; a step weighs each unit alike.
+        measure: what a loss is measured in, such as "nats per label token".
+        title: of the validation loss in tables and pictures.
+    """
+
+    unit: str
+    measure: str
+    title: str
+
+    def prepare(
+        self,
+        config: DataConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        bundled: Path,
+        packing_model_type: str | None,
+    ) -> PreparedData:
+        """Rows of the run, read, tokenised, split and packed (see `lmoe.data.prepare.prepare`)."""
+        ...
+
+    def units(self, samples: EncodedRows | PackedRows) -> Tensor:
+        """(N,) int64, how many units each sample holds: with them a step knows what its losses are divided by."""
+        ...
+
+    def collate(self, *, pad_token_id: int, max_length: int, packed: bool) -> Callable[[Sequence[Any]], Batch]:
+        """Makes a batch of samples. It must hold input_ids, valid_mask and domain_ids, each (B, T)."""
+        ...
+
+    def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
+        """Losses of a batch, with gradients; the routers have been told of it (`batch_info`)."""
+        ...
+
+    def meter(self, domains: Sequence[str]) -> DomainLoss:
+        """Gathers losses by domain; a subclass may compute more figures from what it is given."""
+        ...
+
+    def metric_names(self, domains: Sequence[str]) -> list[str]:
+        """Names under which a validation of rows of these domains logs what `meter` computes."""
+        ...
+
+    def logits_bytes(self, tokens: int, vocabulary: int, compute_bytes: int) -> float:
+        """Bytes that the losses of so many tokens take in passing, beside what the layers keep."""
+        ...
+
+
+def objective_of(name: TaskName) -> Objective:
+    """The objective that a config chooses."""
+    module, _, implementation = OBJECTIVES[name].rpartition(".")
+    return getattr(import_module(module), implementation)()
