@@ -180,7 +180,7 @@ def native_base(folder: Path) -> None:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        **{"head_dim": 16},
+        head_dim=16,  # type: ignore[call-arg]
         num_experts=4,
         num_experts_per_tok=2,
     )

@@ -16,7 +16,7 @@ from lmoe.config.run import RunConfig
 from lmoe.errors import ConfigError, TrainingError
 from lmoe.estimate.announce import announce_estimate
 from lmoe.estimate.cost import duration
-from lmoe.injection.facts import facts
+from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
 from lmoe.report.say import say
@@ -185,7 +185,7 @@ def forward_backward(module: AdapterModule, trainer: Trainer, batch: dict[str, T
     with (
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         trainer.precision_plugin.forward_context(),
-        facts(record, batch, module.domains),
+        batch_info(record, batch, module.domains),
         record.trace.recording(batch["valid_mask"]),
     ):
         losses = module.losses(batch)

@@ -10,7 +10,7 @@ import torch
 from lmoe.evaluate.encode_questions import EncodedChoices
 from lmoe.evaluate.results import ChoiceAccuracy
 from lmoe.evaluate.subject import Subject
-from lmoe.injection.facts import facts
+from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.objectives.sft import predicted_losses
@@ -91,7 +91,7 @@ def loglikelihoods(subject: Subject, encoded: EncodedChoices, domain: str = "") 
     """Log-likelihood in nats of each choice of each question, given what stands before it."""
     record, sums = injected(subject.model), [0.0] * len(encoded.rows)
     for indices, batch in subject.batches(encoded.rows):
-        with facts(record, batch, [domain]):
+        with batch_info(record, batch, [domain]):
             losses, _ = predicted_losses(subject.model, batch)
         for index, loss in zip(indices, losses.double().sum(1).tolist(), strict=True):
             sums[index] = -loss

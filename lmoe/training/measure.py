@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from transformers import PreTrainedModel
 
-from lmoe.injection.facts import facts
+from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import RECORD, Injected
 from lmoe.layers.trace import Routing
 from lmoe.metrics.language import DomainLoss
@@ -39,7 +39,7 @@ def measured(
     model.eval()
     with torch.no_grad():
         for batch in batches:
-            with nullcontext() if record is None else _told(record, batch, domains):
+            with nullcontext() if record is None else _routed_and_recorded(record, batch, domains):
                 losses = objective.losses(model, batch)
             loss.update(*losses)
             if record is not None and routing is not None:
@@ -52,7 +52,7 @@ def measured(
 
 
 @contextmanager
-def _told(record: Injected, batch: Batch, domains: Sequence[str]) -> Iterator[None]:
+def _routed_and_recorded(record: Injected, batch: Batch, domains: Sequence[str]) -> Iterator[None]:
     """What the routers have to know of the batch, and their decisions recorded."""
-    with facts(record, batch, domains), record.trace.recording(batch["valid_mask"]):
+    with batch_info(record, batch, domains), record.trace.recording(batch["valid_mask"]):
         yield

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from lmoe.config.optim import OptimConfig
 from lmoe.errors import CheckpointError
-from lmoe.injection.facts import facts
+from lmoe.injection.batch_info import batch_info
 from lmoe.injection.kept import wholly_kept
 from lmoe.injection.record import injected, tell_of_experts
 from lmoe.injection.roles import adapter_buffers, adapter_parameters, parameter_layers, parameter_roles
@@ -115,7 +115,7 @@ class AdapterModule(LightningModule):
         record = injected(self.model)
         set_dials(record, self.dials, self.current, self.trainer.global_step)
         set_fades(self.model, self.schedule.fades_at(self.trainer.global_step))
-        with facts(record, batch, self.domains), record.trace.recording(batch["valid_mask"]):
+        with batch_info(record, batch, self.domains), record.trace.recording(batch["valid_mask"]):
             losses = self.losses(batch)
             auxiliary = self.auxiliary.losses(self.current, batch["valid_mask"])
         task, share = losses.values.sum() / units, batch["valid_mask"].sum() / valid_tokens

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 import lmoe
 from lmoe.backbones.checkpointing import recompute_activations
 from lmoe.errors import RoutingError
-from lmoe.injection.facts import facts
+from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from tests.injection.tiny_injected import DOMAINS, ROUTERS, gradients, randomly, tiny_injected
 from tests.tiny_models import tiny_model, tokens
@@ -58,7 +58,7 @@ def gradients_as_in_training(model: PreTrainedModel) -> dict[str, Tensor]:
     rows = torch.tensor([[0] * 4 + [1] * 4])
     batch = {"domain_ids": rows, "prompt_mask": prompt, "row_ids": rows}
     torch.manual_seed(5)
-    with facts(record, batch, DOMAINS), record.trace.recording(torch.ones_like(ids)):
+    with batch_info(record, batch, DOMAINS), record.trace.recording(torch.ones_like(ids)):
         loss = model(input_ids=ids, labels=ids).loss + record.trace.auxiliary_loss()
     record.trace.clear()
     loss.backward()

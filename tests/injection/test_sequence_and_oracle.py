@@ -8,7 +8,7 @@ from torch import Tensor
 
 import lmoe
 from lmoe.errors import ConfigError, RoutingError
-from lmoe.injection.facts import facts
+from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain
 from lmoe.layers.context import Rows
@@ -279,7 +279,7 @@ def test_domain_ids_of_a_batch_go_by_their_names_whatever_the_order_of_the_exper
     record = injected(model)
     batch = {"domain_ids": torch.tensor([[0, 0], [1, 1]])}
     for names, experts in ((DOMAINS, [0, 1]), (DOMAINS[::-1], [1, 0])):
-        with facts(record, batch, names):
+        with batch_info(record, batch, names):
             assert record.context.known.expert_of_token[:, 0].tolist() == experts
     with pytest.raises(RoutingError, match="no expert for the domain 'law'"):
-        facts(record, batch, ["maths", "law"])
+        batch_info(record, batch, ["maths", "law"])

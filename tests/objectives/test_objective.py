@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lmoe.config.run import RunConfig
 from lmoe.files.run_folder import METRICS_FILE
-from lmoe.injection.facts import facts
+from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.metrics.language import DomainLoss
 from lmoe.objectives.objective import Losses, objective_of
@@ -90,7 +90,7 @@ def test_each_unit_of_an_optimizer_step_weighs_the_same_whatever_its_micro_batch
     with torch.no_grad():
         values = []
         for batch in batches:
-            with facts(injected(parts.model), batch, parts.prepared.domains):
+            with batch_info(injected(parts.model), batch, parts.prepared.domains):
                 values.append(parts.module.losses(batch).values)
         expected = torch.cat(values).mean()
     module = parts.module

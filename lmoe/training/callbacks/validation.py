@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from lightning.pytorch import Trainer
 
-from lmoe.injection.facts import facts
+from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.knock_out import ALL_SITES, specialisation_of
@@ -199,7 +199,7 @@ class Validation(StepCallback):
         inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch} | {"use_cache": False}
         training = pl_module.model.training
         pl_module.model.eval()
-        known = facts(injected(pl_module.model), batch, pl_module.domains)
+        known = batch_info(injected(pl_module.model), batch, pl_module.domains)
         with torch.no_grad(), trainer.precision_plugin.forward_context(), known:
             with adapters_off(pl_module.model):
                 base = pl_module.model(**inputs).logits.float()

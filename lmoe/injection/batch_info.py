@@ -12,8 +12,8 @@ from lmoe.layers.context import Rows
 from lmoe.vocabulary import RouterKind
 
 
-def facts(record: Injected, batch: dict[str, Tensor], domains: Sequence[str]) -> AbstractContextManager[None]:
-    """Domains for oracle, prompts for sequence, for the forwards inside the block.
+def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str]) -> AbstractContextManager[None]:
+    """A context in which forwards know what their router needs of the batch: domains (oracle), prompts (sequence).
 
     Args:
         record: of the model.
