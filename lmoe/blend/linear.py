@@ -37,7 +37,7 @@ class Arrow:
 
 
 @dataclass(slots=True, frozen=True, eq=False)
-class Live:
+class ActiveRun:
     """A run of experts that takes part; shared by all groups that have the same ranks.
 
     Args:
@@ -54,19 +54,19 @@ class Live:
 
 
 @dataclass(slots=True, frozen=True, eq=False)
-class Shown:
+class GroupWeights:
     """What the sites of one group compute under one setting.
 
     Args:
         version: of the group's tensors that this was made from.
-        live: rows of lora_A of each run that takes part, and the run.
+        active: rows of lora_A of each run that takes part, and the run.
         factors: [site][run] (R, O) of lora_B.
         arrow: who decides; None: the gates of the runs.
         seen: (E,) gets what Arrow gives each expert, summed over tokens and sites; None: nobody looks.
     """
 
     version: int
-    live: Sequence[tuple[Tensor, Live]]
+    active: Sequence[tuple[Tensor, ActiveRun]]
     factors: Sequence[Sequence[Tensor]]
     arrow: Arrow | None = None
     seen: Tensor | None = None
@@ -85,7 +85,7 @@ class Setting:
         watched: whether to sum up what Arrow gives.
         experts: number of each expert that was there when the setting was made, by name: another expert may get a name.
         groups: what each group shows, by its number; made when first asked for.
-        lives: the runs that groups with the same ranks share.
+        active_runs: the runs that groups with the same ranks share.
     """
 
     rows: Sequence[Mapping[str, float]]
@@ -93,8 +93,8 @@ class Setting:
     silent: bool = False
     watched: bool = False
     experts: Mapping[str, int] = field(default_factory=dict)
-    groups: dict[int, Shown] = field(default_factory=dict)
-    lives: dict[Any, list[Live]] = field(default_factory=dict)
+    groups: dict[int, GroupWeights] = field(default_factory=dict)
+    active_runs: dict[Any, list[ActiveRun]] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.rows, self.by_row, self.silent, self.watched, self.experts)
@@ -113,7 +113,7 @@ class Settings:
         of_model: the setting of all who have none of their own.
     """
 
-    def __init__(self, make: Callable[["Setting", "BlendGroup"], Shown], of_model: Setting) -> None:
+    def __init__(self, make: Callable[["Setting", "BlendGroup"], GroupWeights], of_model: Setting) -> None:
         self.make, self.of_model = make, of_model
         self.compiled = of_model  # what compiled code reads, which serves one thread
         self._own: PerCall[Setting] = PerCall()
@@ -163,17 +163,17 @@ class Settings:
         self._forward.set(None)
         return setting
 
-    def shown(self, group: "BlendGroup") -> Shown:
+    def group_weights(self, group: "BlendGroup") -> GroupWeights:
         """What a group computes now."""
         if torch.compiler.is_compiling():
             setting = self.compiled
         else:
             forward = self._forward.get()
             setting = self.current if forward is None else forward
-        shown = setting.groups.get(group.number)
-        if shown is None or shown.version != group.version:
-            shown = setting.groups[group.number] = self.make(setting, group)
-        return shown
+        group_weights = setting.groups.get(group.number)
+        if group_weights is None or group_weights.version != group.version:
+            group_weights = setting.groups[group.number] = self.make(setting, group)
+        return group_weights
 
 
 class BlendGroup(nn.Module):
@@ -194,9 +194,9 @@ class BlendGroup(nn.Module):
         self.ranks, self.sites = ranks, len(ranks.ranks[0])
         self.settings, self.number, self.version = settings, number, settings.new_version()
         # NOTE an attribute of a module is slow to set. Written and read whole, so that threads may meet here.
-        self.shared: list[tuple[Tensor, Shown, list[Sequence[Tensor]], int] | None] = [None]
+        self.shared: list[tuple[Tensor, GroupWeights, list[Sequence[Tensor]], int] | None] = [None]
 
-    def parts(self, x: Tensor, place: int, shown: Shown) -> list[Tensor]:
+    def parts(self, x: Tensor, place: int, group_weights: GroupWeights) -> list[Tensor]:
         """Gated h = x A^T of one site, (N, R) for each run that takes part.
 
         What the first site computes serves the others, in their order, as long as they get the very same tensor; it is
@@ -205,51 +205,51 @@ class BlendGroup(nn.Module):
         Args:
             x: (..., D).
             place: of the site in the group.
-            shown: under the setting of this forward.
+            group_weights: under the setting of this forward.
 
         Raises:
             BlendError: weights for another number of rows than x has.
         """
         sites = self.sites
-        if not shown.live:
+        if not group_weights.active:
             return []
         if sites == 1:
-            return [part[0] for part in self._hidden(x, shown)]
+            return [part[0] for part in self._hidden(x, group_weights)]
         shared = self.shared[0]
-        if shared is None or shared[0] is not x or shared[1] is not shown or shared[3] != place:
-            computed = self._hidden(x, shown)
+        if shared is None or shared[0] is not x or shared[1] is not group_weights or shared[3] != place:
+            computed = self._hidden(x, group_weights)
         else:
             computed = shared[2]
-        self.shared[0] = None if place == sites - 1 else (x, shown, computed, place + 1)
+        self.shared[0] = None if place == sites - 1 else (x, group_weights, computed, place + 1)
         return [part[place] for part in computed]
 
-    def _hidden(self, x: Tensor, shown: Shown) -> list[Sequence[Tensor]]:
+    def _hidden(self, x: Tensor, group_weights: GroupWeights) -> list[Sequence[Tensor]]:
         """[run][site] (N, R)."""
         found, shares = [], None
-        dtype = shown.live[0][0].dtype
+        dtype = group_weights.active[0][0].dtype
         if x.dtype != dtype:
             x = x.to(dtype)
-        if shown.arrow is not None:
-            arrow = shown.arrow
+        if group_weights.arrow is not None:
+            arrow = group_weights.arrow
             weights = arrow_weights(
                 x, arrow.directions, arrow.present, top_k=arrow.top_k, temperature=arrow.temperature
             )
-            if shown.seen is not None:
-                shown.seen.add_(weights.reshape(-1, weights.shape[-1]).sum(0))
+            if group_weights.seen is not None:
+                group_weights.seen.add_(weights.reshape(-1, weights.shape[-1]).sum(0))
             shares = weights.flatten(-2)
         alone = is_one_token(x)
-        for lora_A, live in shown.live:
+        for lora_A, active in group_weights.active:
             hidden = directly(linear, x, lora_A) if alone else linear(x, lora_A)
-            if live.order is not None:
-                hidden = hidden.index_select(-1, live.order)
-            gates = live.gates
+            if active.order is not None:
+                hidden = hidden.index_select(-1, active.order)
+            gates = active.gates
             if shares is not None:
-                assert live.pair is not None
-                gates = (shares.index_select(-1, live.pair) * gates).to(hidden.dtype)
+                assert active.pair is not None
+                gates = (shares.index_select(-1, active.pair) * gates).to(hidden.dtype)
             elif gates.dim() == 3:
                 gates = _of_rows(gates, hidden)
             hidden = hidden.mul_(gates).view(-1, hidden.shape[-1])
-            found.append([hidden] if self.sites == 1 else hidden.split_with_sizes(live.run.widths, 1))
+            found.append([hidden] if self.sites == 1 else hidden.split_with_sizes(active.run.widths, 1))
         return found
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "BlendGroup":
@@ -282,9 +282,11 @@ class BlendLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., O), in the type of the base layer's output."""
-        shown = self.group.settings.shown(self.group)
+        group_weights = self.group.settings.group_weights(self.group)
         y = self.base_layer(x)
-        for hidden, B_RO in zip(self.group.parts(x, self.place, shown), shown.factors[self.place], strict=False):
+        for hidden, B_RO in zip(
+            self.group.parts(x, self.place, group_weights), group_weights.factors[self.place], strict=False
+        ):
             if self.fresh and y.dtype == hidden.dtype == B_RO.dtype and not torch.is_grad_enabled():
                 rows = y.view(-1, y.shape[-1])
                 if is_one_token(y):

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from lmoe.blend.linear import Arrow, BlendGroup, Live, Setting, Settings, Shown
+from lmoe.blend.linear import ActiveRun, Arrow, BlendGroup, GroupWeights, Setting, Settings
 from lmoe.blend.sites import Built, SiteGroup, SiteGroups
 from lmoe.blend.weights import SILENT
 from lmoe.ops.rank_layout import Ranks, Run, runs
@@ -45,7 +45,7 @@ class BlendStack:
     ) -> None:
         self.headers, self._arrow = dict(headers), arrow
         self.numbers = {name: _number() for name in headers}
-        self.settings = Settings(self._shown, setting)
+        self.settings = Settings(self._group_weights, setting)
         self._site_groups = SiteGroups(model, dtype, self.settings)
         self._directions: dict[SiteGroup, Arrow] = {}
         groups = self._groups_of(self.headers.values())
@@ -130,42 +130,44 @@ class BlendStack:
         for group in self.groups:
             assert group.group is not None
             if group.number not in setting.groups or setting.groups[group.number].version != group.group.version:
-                setting.groups[group.number] = self._shown(setting, group.group)
+                setting.groups[group.number] = self._group_weights(setting, group.group)
 
     def seen(self, setting: Setting) -> Tensor:
         """(E,) what Arrow gave the experts under a watched setting, summed over tokens and sites."""
-        parts = [shown.seen.cpu() for shown in setting.groups.values() if shown.seen is not None]
+        parts = [group.seen.cpu() for group in setting.groups.values() if group.seen is not None]
         return torch.stack(parts).sum(0) if parts else torch.zeros(len(self.headers))
 
-    def _shown(self, setting: Setting, group: BlendGroup) -> Shown:
+    def _group_weights(self, setting: Setting, group: BlendGroup) -> GroupWeights:
         """What a group computes under a setting; experts silent in all rows are left out."""
         site_group, lora_A, count = self._site_groups.numbered(group.number), group.lora_A, len(self.headers)
         if setting.silent:
-            return Shown(group.version, (), ((),) * group.sites)
+            return GroupWeights(group.version, (), ((),) * group.sites)
         arrow = seen = None
         if self._arrow is not None:
             arrow = self._directions.get(site_group)
             if arrow is None or arrow.directions.device != lora_A.device:
                 arrow = self._directions[site_group] = site_group.arrow(count, *self._arrow)
             seen = torch.zeros(count, device=lora_A.device) if setting.watched else None
-            live = [_arrow_live(run, count, lora_A) for run in _runs(group.ranks, (True,) * count)]
+            active = [_arrow_run(run, count, lora_A) for run in _runs(group.ranks, (True,) * count)]
         else:
-            live = self._weighted(setting, group)
-        lora_A_parts, factors = site_group.slices([part.run for part in live])
-        return Shown(group.version, list(zip(lora_A_parts, live, strict=True)), factors, arrow, seen)
+            active = self._weighted(setting, group)
+        lora_A_parts, factors = site_group.slices([part.run for part in active])
+        return GroupWeights(group.version, list(zip(lora_A_parts, active, strict=True)), factors, arrow, seen)
 
-    def _weighted(self, setting: Setting, group: BlendGroup) -> list[Live]:
+    def _weighted(self, setting: Setting, group: BlendGroup) -> list[ActiveRun]:
         """The runs that take part, which most layers share."""
         names, lora_A = tuple(self.headers), group.lora_A
         key = (names, group.ranks, lora_A.device, lora_A.dtype)
-        if key not in setting.lives:
+        if key not in setting.active_runs:
             weights_BE = torch.tensor([[row.get(name, 0.0) for name in names] for row in setting.rows])
             weights_BE = weights_BE.view(len(setting.rows), -1)
             weights_BE = weights_BE.masked_fill(weights_BE.abs() < SILENT, 0.0)
             active = tuple((weights_BE != 0).any(0).tolist())
             runs_here = _runs(group.ranks, active)
-            setting.lives[key] = [_live(run, weights_BE, lora_A, by_row=setting.by_row) for run in runs_here]
-        return setting.lives[key]
+            setting.active_runs[key] = [
+                _active_run(run, weights_BE, lora_A, by_row=setting.by_row) for run in runs_here
+            ]
+        return setting.active_runs[key]
 
     def blended(self, weights: Mapping[str, float]) -> dict[str, list[Branch]]:
         """By site the branches that take part, each with weight * scaling as its scaling."""
@@ -195,7 +197,7 @@ class BlendStack:
         self._directions.clear()
         for setting in (self.settings.of_model, self.settings.compiled):
             setting.groups.clear()
-            setting.lives.clear()
+            setting.active_runs.clear()
 
     def _groups_of(self, headers: Iterable[ExpertHeader]) -> list[SiteGroup]:
         """In the order in which the paths come, each once."""
@@ -216,8 +218,8 @@ def _runs(ranks: Ranks, active: tuple[bool, ...]) -> list[Run]:
     return runs(ranks, active)
 
 
-def _live(run: Run, weights_BE: Tensor, lora_A: Tensor, *, by_row: bool) -> Live:
-    return Live(run, _gates(run, weights_BE, lora_A, by_row=by_row), _on(run.order, lora_A))
+def _active_run(run: Run, weights_BE: Tensor, lora_A: Tensor, *, by_row: bool) -> ActiveRun:
+    return ActiveRun(run, _gates(run, weights_BE, lora_A, by_row=by_row), _on(run.order, lora_A))
 
 
 def _gates(run: Run, weights_BE: Tensor, like: Tensor, *, by_row: bool) -> Tensor:
@@ -226,9 +228,9 @@ def _gates(run: Run, weights_BE: Tensor, like: Tensor, *, by_row: bool) -> Tenso
     return (gates.unsqueeze(1) if by_row else gates[0]).to(like.device, like.dtype)
 
 
-def _arrow_live(run: Run, count: int, lora_A: Tensor) -> Live:
+def _arrow_run(run: Run, count: int, lora_A: Tensor) -> ActiveRun:
     pair = _on(run.site_of * count + run.expert_of, lora_A)
-    return Live(run, run.scaling.to(lora_A.device), _on(run.order, lora_A), pair)
+    return ActiveRun(run, run.scaling.to(lora_A.device), _on(run.order, lora_A), pair)
 
 
 def _on(values: Tensor | None, lora_A: Tensor) -> Tensor | None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from lmoe.blend.linear import BlendGroup, BlendLinear, Live, Setting, Settings, Shown
+from lmoe.blend.linear import ActiveRun, BlendGroup, BlendLinear, GroupWeights, Setting, Settings
 from lmoe.errors import BlendError
 from lmoe.ops.rank_layout import Ranks, runs
 
@@ -26,22 +26,24 @@ class Sites:
         self.B = [[torch.randn(out, r) for r, out in zip(own, OUTS, strict=True)] for own in RANKS.ranks]
         self.bases = [nn.Linear(D, out) for out in OUTS]
         stacked = [torch.cat([own[site] for own in self.B], 1) for site in range(3)]
-        self.live: list[Live] = []
+        self.active: list[ActiveRun] = []
         self.settings = Settings(self.made, Setting(()))
         self.group = BlendGroup(torch.cat([A for own in self.A for A in own]), RANKS, self.settings, 0)
         self.linears = [BlendLinear(self.bases[site], stacked[site], self.group, site) for site in range(3)]
 
-    def made(self, _setting: Setting, group: BlendGroup) -> Shown:
+    def made(self, _setting: Setting, group: BlendGroup) -> GroupWeights:
         factors = [
-            [linear.lora_B[:, part.run.columns[linear.place]].t() for part in self.live] for linear in self.linears
+            [linear.lora_B[:, part.run.columns[linear.place]].t() for part in self.active] for linear in self.linears
         ]
-        return Shown(group.version, [(group.lora_A[part.run.rows], part) for part in self.live], factors)
+        return GroupWeights(group.version, [(group.lora_A[part.run.rows], part) for part in self.active], factors)
 
     def weigh(self, rows: list[list[float]]) -> None:
         weights = torch.tensor(rows)
         active = tuple((weights.abs() > 0).any(0).tolist())
         gates = [(run, weights[:, run.expert_of] * run.scaling) for run in runs(RANKS, active)]
-        self.live = [Live(run, gate.unsqueeze(1) if len(rows) > 1 else gate[0], run.order) for run, gate in gates]
+        self.active = [
+            ActiveRun(run, gate.unsqueeze(1) if len(rows) > 1 else gate[0], run.order) for run, gate in gates
+        ]
         self.settings.set(Setting(()))
 
     def dumb(self, site: int, x: Tensor, weights: list[float]) -> Tensor:

@@ -184,11 +184,11 @@ def test_folding_waits_for_the_forward_that_runs(base, model, places):
     blend, ids = lmoe.Blend(model, places, SETTINGS[1]), tokens()
     expected, found, order = outputs(base, places, ids)[0], [], []
     inside, go = paused(model)
+    model.lm_head.register_forward_hook(lambda *_: order.append("at the output layer"))
 
     def ask() -> None:
         with blend.using(SETTINGS[0]):
             found.append(logits(model, ids))
-        order.append("answered")
 
     def fold() -> None:
         inside.wait(20)
@@ -197,7 +197,7 @@ def test_folding_waits_for_the_forward_that_runs(base, model, places):
         order.append("folded")
 
     assert at_once(ask, fold) == []
-    assert torch.equal(found[0], expected) and order == ["answered", "folded"]
+    assert torch.equal(found[0], expected) and order == ["at the output layer", "folded"]
 
 
 def test_weights_of_ones_own_and_a_folded_blend_do_not_go_together(model, places):
