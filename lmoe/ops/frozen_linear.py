@@ -50,21 +50,24 @@ class _FrozenAndDown(torch.autograd.Function):
         dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         with torch.autocast(x.device.type, enabled=False):
-            x_c, weight_c, factors = x.to(dtype), weight.to(dtype), lora_A.to(dtype)
+            x_c, weight_c = x.to(dtype), weight.to(dtype)  # (..., D), (O, D)
+            factors = lora_A.to(dtype)  # (H, D)
             if router is not None:
-                factors = torch.cat([factors, router.to(dtype)])
+                factors = torch.cat([factors, router.to(dtype)])  # (H + E, D)
             if bias is None:
-                y = linear(x_c, weight_c)
+                y = linear(x_c, weight_c)  # (..., O)
             else:  # NOTE linear would return a view here, and a view cannot be written into later
                 y = x_c.new_empty(*x_c.shape[:-1], weight_c.shape[0])
                 torch.addmm(bias.to(dtype), _rows(x_c), weight_c.t(), out=_rows(y))
-            width, logits = lora_A.shape[0], None
+            width = lora_A.shape[0]  # H
+            logits = None
             if router is None or router.dtype == dtype:
-                hidden = linear(x_c, factors)
+                hidden = linear(x_c, factors)  # (..., H + E): both in one matmul
                 if router is not None:
                     hidden, logits = hidden[..., :width], hidden[..., width:]
             else:
-                hidden, logits = linear(x_c, factors[:width]), linear(x.to(router.dtype), router)
+                hidden = linear(x_c, factors[:width])  # (..., H)
+                logits = linear(x.to(router.dtype), router)  # (..., E)
         ctx.save_for_backward(x_c, weight_c, factors)
         ctx.width, ctx.x_dtype, ctx.A_dtype = width, x.dtype, lora_A.dtype
         ctx.router_dtype = None if router is None else router.dtype
@@ -75,27 +78,30 @@ class _FrozenAndDown(torch.autograd.Function):
     def backward(
         ctx: Any, grad_y: Tensor, grad_hidden: Tensor, grad_logits: Tensor | None
     ) -> tuple[Tensor | None, ...]:
-        x_c, weight, factors = ctx.saved_tensors
-        x_ND, parts, width, total = _rows(x_c), [_rows(grad_hidden)], ctx.width, factors.shape[0]
+        x_c, weight, factors = ctx.saved_tensors  # (..., D), (O, D), (H + E, D)
+        x_ND = _rows(x_c)
+        width, total = ctx.width, factors.shape[0]  # H, H + E
+        parts = [_rows(grad_hidden)]  # (N, H)
         if grad_logits is not None:
-            dz = _rows(grad_logits)
-            high = dz.to(x_c.dtype)
-            parts.append(high)
-            if dz.dtype != x_c.dtype:
-                parts.append((dz - high).to(x_c.dtype))
-        left = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]
+            dz_NE = _rows(grad_logits)
+            high_NE = dz_NE.to(x_c.dtype)
+            parts.append(high_NE)
+            if dz_NE.dtype != x_c.dtype:
+                parts.append((dz_NE - high_NE).to(x_c.dtype))
+        left = torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]  # (N, H), (N, H + E) or (N, H + 2 E)
         grad_x = grad_A = grad_router = None
         if ctx.needs_input_grad[0]:
-            grad_x = _rows(grad_y) @ weight  # factors may be (0, D), which adds nothing
+            grad_x = _rows(grad_y) @ weight  # (N, D); factors may be (0, D), which adds nothing
             grad_x.addmm_(left[:, :total], factors)
             grad_x = grad_x.view(x_c.shape).to(ctx.x_dtype)
-        first, last = 0 if ctx.needs_input_grad[3] else width, left.shape[1] if ctx.needs_input_grad[4] else width
+        first = 0 if ctx.needs_input_grad[3] else width  # the columns of `left` that a gradient is asked for
+        last = left.shape[1] if ctx.needs_input_grad[4] else width
         if first < last:
-            grads = left[:, first:last].t() @ x_ND
+            grads = left[:, first:last].t() @ x_ND  # (last - first, D)
             if ctx.needs_input_grad[3]:
-                grad_A = grads[:width].to(ctx.A_dtype)
+                grad_A = grads[:width].to(ctx.A_dtype)  # (H, D)
             if ctx.needs_input_grad[4]:
-                grad_router = grads[width - first : total - first].to(ctx.router_dtype)
+                grad_router = grads[width - first : total - first].to(ctx.router_dtype)  # (E, D)
                 if len(parts) > 2:
                     grad_router = grad_router + grads[total - first :]
         return grad_x, None, None, grad_A, grad_router, None

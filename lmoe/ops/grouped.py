@@ -119,10 +119,11 @@ class _AddGrouped(torch.autograd.Function):
         ends: Tensor,
     ) -> Tensor:
         dtype = compute_dtype(x.device.type, x.dtype)
-        hidden = grouped_matmul(_rows(x, token, dtype), lora_A.to(dtype).transpose(1, 2), ends)
+        hidden = grouped_matmul(_rows(x, token, dtype), lora_A.to(dtype).transpose(1, 2), ends)  # (N K, R)
         ctx.save_for_backward(x, lora_A, lora_B, gates, order, token, ends, hidden)
         ctx.mark_dirty(y)
-        out = grouped_matmul(hidden * _sorted(gates, order, dtype), lora_B.to(dtype).transpose(1, 2), ends)
+        weighted = hidden * _sorted(gates, order, dtype)  # (N K, R)
+        out = grouped_matmul(weighted, lora_B.to(dtype).transpose(1, 2), ends)  # (N K, O)
         y.index_add_(0, token, out.to(y.dtype))
         return y
 
@@ -131,20 +132,20 @@ class _AddGrouped(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         x, lora_A, lora_B, gates, order, token, ends, hidden = ctx.saved_tensors
         dtype = hidden.dtype
-        weights = _sorted(gates, order, dtype)
-        grad_out = _rows(grad_y, token, dtype)
+        weights = _sorted(gates, order, dtype)  # (N K, 1)
+        grad_out = _rows(grad_y, token, dtype)  # (N K, O)
         grad_x = grad_A = grad_B = grad_gates = None
         if ctx.needs_input_grad[3]:
             grad_B = grouped_matmul((hidden * weights).t(), grad_out, ends).transpose(1, 2).to(lora_B.dtype)
-        grad_mixed = grouped_matmul(grad_out, lora_B.to(dtype), ends)
+        grad_mixed = grouped_matmul(grad_out, lora_B.to(dtype), ends)  # (N K, R)
         if ctx.needs_input_grad[4]:
-            along = (grad_mixed * hidden).sum(-1, dtype=gates.dtype)
+            along = (grad_mixed * hidden).sum(-1, dtype=gates.dtype)  # (N K,)
             grad_gates = torch.empty_like(along).scatter_(0, order, along).view_as(gates)
-        grad_hidden = grad_mixed * weights
+        grad_hidden = grad_mixed * weights  # (N K, R)
         if ctx.needs_input_grad[2]:
             grad_A = grouped_matmul(grad_hidden.t(), _rows(x, token, dtype), ends).to(lora_A.dtype)
         if ctx.needs_input_grad[1]:
-            rows = grouped_matmul(grad_hidden, lora_A.to(dtype), ends)
+            rows = grouped_matmul(grad_hidden, lora_A.to(dtype), ends)  # (N K, D)
             grad_x = torch.zeros_like(x).index_add_(0, token, rows.to(x.dtype))
         return grad_y, grad_x, grad_A, grad_B, grad_gates, None, None, None
 

@@ -30,9 +30,9 @@ def stacked_delta(hidden: Tensor, lora_B: Tensor, gates: Tensor, *, mixing: Mixi
 
 def gated(hidden: Tensor, gates: Tensor, mixing: Mixing) -> Tensor:
     """(..., E * R): what the stacked B is multiplied by."""
-    weights = gates.to(hidden.dtype).unsqueeze(-1)
+    weights = gates.to(hidden.dtype).unsqueeze(-1)  # (..., E, 1)
     if mixing is Mixing.factors:
-        hidden = (hidden * weights).sum(-2, keepdim=True)
+        hidden = (hidden * weights).sum(-2, keepdim=True)  # (..., 1, R)
     return (hidden * weights).flatten(-2)
 
 
@@ -58,8 +58,8 @@ class _AddStacked(torch.autograd.Function):
         ctx.save_for_backward(hidden, B_RO, gates)
         ctx.B_shape, ctx.B_dtype = lora_B.shape, lora_B.dtype
         ctx.mark_dirty(y)
-        mixed, y_NO = _spread(gates, lora_B.shape[2], hidden.dtype), y.view(-1, y.shape[-1])
-        mixed = _times(mixed, hidden)
+        y_NO = y.view(-1, y.shape[-1])
+        mixed = _times(_spread(gates, lora_B.shape[2], hidden.dtype), hidden)  # (N, E * R)
         if y.dtype == mixed.dtype:
             y_NO.addmm_(mixed, B_RO)
         else:
@@ -69,18 +69,18 @@ class _AddStacked(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, B_RO, gates = ctx.saved_tensors
+        hidden, B_RO, gates = ctx.saved_tensors  # (..., E or 1, R), (E * R, O), (..., E)
         experts, out, rank = ctx.B_shape
         grad_NO = grad_y.reshape(-1, out).to(hidden.dtype)
-        spread = _spread(gates, rank, hidden.dtype)
+        spread = _spread(gates, rank, hidden.dtype)  # (N, E * R)
         grad_hidden = grad_B = grad_gates = None
         if ctx.needs_input_grad[2]:
-            grad_B = _times(spread, hidden).t() @ grad_NO
-            grad_B = grad_B.view(experts, rank, out).transpose(1, 2).to(ctx.B_dtype)
+            grad_B = _times(spread, hidden).t() @ grad_NO  # (E * R, O)
+            grad_B = grad_B.view(experts, rank, out).transpose(1, 2).to(ctx.B_dtype)  # (E, O, R)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            grad_mixed = grad_NO @ B_RO.t()
+            grad_mixed = grad_NO @ B_RO.t()  # (N, E * R)
             if ctx.needs_input_grad[3]:
-                products = _times(grad_mixed, hidden).view(*gates.shape, rank)
+                products = _times(grad_mixed, hidden).view(*gates.shape, rank)  # (..., E, R)
                 grad_gates = products.sum(-1, dtype=gates.dtype)
             if ctx.needs_input_grad[1]:
                 grad_hidden = grad_mixed.mul_(spread)
