@@ -22,7 +22,7 @@ from lmoe.files.resources import resource_dir
 from lmoe.pretrain.rules import pretrain_problems
 from lmoe.rules.injection import injection_problems
 from lmoe.rules.moe import moe_problems
-from lmoe.rules.strategies import STRATEGY_TRAITS
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.rules.validate import validate
 from lmoe.run.parts import with_domains
 from lmoe.vocabulary import InjectionStrategy, LoggerKind, RouterKind
@@ -138,7 +138,7 @@ def test_a_file_in_conf_injection_names_its_strategy_and_is_whole(name):
     injection = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(InjectionConfig), given))
     assert isinstance(injection, InjectionConfig)
     assert injection.strategy is InjectionStrategy(Path(name).stem)
-    experts = {"num_experts", "top_k"} if STRATEGY_TRAITS[injection.strategy].own_routers else set()
+    experts = {"num_experts", "top_k"} if STRATEGIES[injection.strategy].own_routers else set()
     assert {"strategy", "lora_r", "lora_alpha", "lora_dropout"} | experts <= given.keys()
     assert injection_problems(injection, moe_section({})) == []
 
