@@ -158,8 +158,8 @@ def _whole_ffn_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]
         return []
     return [
         f"injection={injection.strategy} needs routing weights that sum to 1, which those of "
-        f"moe.router={moe.router} with scale={scale} do not: they would scale the frozen FFN. Use scale=sum_to_one (with top_k=1 unit), or "
-        "injection=mixture_lora"
+        f"moe.router={moe.router} with scale={scale} do not: they would scale the frozen FFN. "
+        "Use scale=sum_to_one (with top_k=1 unit), or injection=mixture_lora"
     ]
 
 

@@ -14,7 +14,7 @@ from lmoe.errors import ConfigError
 from lmoe.rules.injection import injection_problems
 from lmoe.rules.moe import moe_problems
 from lmoe.rules.phases import SWITCHES, lora_B_std, phase_problems, present_roles
-from lmoe.rules.routers import mixture_scale
+from lmoe.rules.routers import ROUTERS, mixture_scale
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.rules.validate import validate
 from lmoe.vocabulary import (
@@ -215,7 +215,9 @@ def test_moe_expert_lora_has_no_use_for_how_linears_are_mixed(key):
     assert moe_problems(moe(key), injection(MIXTURE)) == []
 
 
-@pytest.mark.parametrize("router", [kind for kind in RouterKind if kind is not RouterKind.relu])
+@pytest.mark.parametrize(
+    "router", [k for k, router in ROUTERS.items() if router.usual_scale is MixtureScale.sum_to_one]
+)
 def test_moe_expert_lora_takes_every_router_as_it_ships_whose_weights_sum_to_1(router):
     given = moe_section({"router": router.value})
     assert injection_problems(injection(FFN), given) + moe_problems(given, injection(FFN)) == []
