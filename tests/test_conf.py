@@ -22,7 +22,8 @@ from lmoe.files.resources import resource_dir
 from lmoe.pretrain.rules import pretrain_problems
 from lmoe.rules.injection import injection_problems
 from lmoe.rules.moe import moe_problems
-from lmoe.rules.strategies import STRATEGY_TRAITS
+from lmoe.rules.routers import ROUTERS, Need
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.rules.validate import validate
 from lmoe.run.parts import with_domains
 from lmoe.vocabulary import InjectionStrategy, LoggerKind, RouterKind
@@ -40,9 +41,12 @@ REQUIRED = {
     "backbone/custom.yaml": ["backbone.model_name=somebody/model"],
     "data/custom.yaml": ["data.path=somebody/rows"],
     # Routers without parameters cannot be warmed up.
-    "moe/uniform.yaml": ["phase=joint"],
-    "moe/random.yaml": ["phase=joint"],
-    "moe/oracle.yaml": ["phase=joint", "injection.num_experts=8"],
+    **{f"moe/{kind}.yaml": ["phase=joint"] for kind, router in ROUTERS.items() if not router.trains},
+    **{
+        f"moe/{kind}.yaml": ["phase=joint", "injection.num_experts=8"]
+        for kind, router in ROUTERS.items()
+        if router.needs is Need.domain
+    },
 }
 
 
@@ -79,7 +83,8 @@ def test_a_file_of_a_training_composes_validates_and_builds(name, micro, restore
 
     config = compose("train", RunConfig, [*choice(name), *sweep_choices(name)])
     validate(config)
-    native = config.injection.strategy is InjectionStrategy.native_moe_expert_lora
+    strategy = STRATEGIES[config.injection.strategy]
+    native = strategy.any_routers and not strategy.own_routers
     backbone = BackboneConfig(
         model_name=str(micro.native if native else micro.model), precision=config.backbone.precision
     )
@@ -138,7 +143,7 @@ def test_a_file_in_conf_injection_names_its_strategy_and_is_whole(name):
     injection = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(InjectionConfig), given))
     assert isinstance(injection, InjectionConfig)
     assert injection.strategy is InjectionStrategy(Path(name).stem)
-    experts = {"num_experts", "top_k"} if STRATEGY_TRAITS[injection.strategy].own_routers else set()
+    experts = {"num_experts", "top_k"} if STRATEGIES[injection.strategy].own_routers else set()
     assert {"strategy", "lora_r", "lora_alpha", "lora_dropout"} | experts <= given.keys()
     assert injection_problems(injection, moe_section({})) == []
 
@@ -146,7 +151,10 @@ def test_a_file_in_conf_injection_names_its_strategy_and_is_whole(name):
 def test_every_strategy_router_and_logger_has_its_file():
     kinds = (("injection", InjectionStrategy), ("moe", RouterKind), ("logger", LoggerKind))
     for group, kind in kinds:
-        assert {Path(n).stem for n in NAMES if n.startswith(f"{group}/")} == set(kind), group
+        found = {Path(n).stem for n in NAMES if n.startswith(f"{group}/")}
+        missing = [f"conf/{group}/{name}.yaml" for name in kind if name not in found]
+        assert not missing, f"missing: {', '.join(missing)}"
+        assert found == set(kind), group
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("experiment/", "sweep/"))])

@@ -13,7 +13,7 @@ from typing import get_args
 import pytest
 
 from lmoe.config.keys import leaf_keys
-from tools.describe import PAGE, SCHEMAS, field_docs, page
+from tools.describe import PAGE, ROUTER_PAGE, SCHEMAS, field_docs, page, router_page
 
 ROOT = Path(__file__).resolve().parents[1]
 DOMAINS = ("code", "commonsense", "dialogue", "general", "math", "medical", "sql", "translation")
@@ -46,6 +46,10 @@ def anchors(text: str) -> set[str]:
 
 def test_the_page_of_all_keys_is_what_the_generator_writes():
     assert PAGE.read_text(encoding="utf-8") == page(), "run `make docs`"
+
+
+def test_the_tables_of_routers_are_what_is_declared():
+    assert ROUTER_PAGE.read_text(encoding="utf-8") == router_page(), "run `make docs`"
 
 
 @pytest.mark.parametrize("verb", SCHEMAS)

@@ -1,4 +1,6 @@
-"""docs/CONFIG.md from the dataclasses and conf/: `python -m tools.describe`, with --check to compare only."""
+"""docs/CONFIG.md from the dataclasses and conf/, and the tables of routers in docs/ROUTING.md from their declarations:
+`python -m tools.describe`, with --check to compare only.
+"""
 
 import ast
 import inspect
@@ -20,8 +22,11 @@ from omegaconf import DictConfig, OmegaConf
 from lmoe.config.pretrain import PretrainConfig
 from lmoe.config.run import RunConfig
 from lmoe.files.resources import resource_dir
+from lmoe.rules.routers import ROUTERS
+from lmoe.rules.strategies import STRATEGIES
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "CONFIG.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE, ROUTER_PAGE = DOCS / "CONFIG.md", DOCS / "ROUTING.md"
 SCHEMAS: dict[str, type] = {"train": RunConfig, "pretrain": PretrainConfig}
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", Any: "any"}
 COMMANDS = ("python ", "lmoe ")
@@ -64,8 +69,17 @@ def field_docs(schema: type) -> dict[str, str]:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             text = below.value if isinstance(below, ast.Expr) else None
             if isinstance(text, ast.Constant) and isinstance(text.value, str):
-                docs[statement.target.id] = " ".join(text.value.split())
+                docs[statement.target.id] = _filled_in(" ".join(text.value.split()))
     return docs
+
+
+def _filled_in(text: str) -> str:
+    """A docstring with what is declared of each router and strategy in place of {routers} and {strategies}."""
+    learning = "; ".join(f"{kind}: {router.description}" for kind, router in ROUTERS.items() if router.trains)
+    baselines = "; ".join(f"{kind}: {router.description}" for kind, router in ROUTERS.items() if not router.trains)
+    strategies = "; ".join(f"{name}: {strategy.description}" for name, strategy in STRATEGIES.items())
+    text = text.replace("{routers}", f"{learning}. Baselines: {baselines}")
+    return text.replace("{strategies}", strategies)
 
 
 def section_doc(section: Any) -> str:
@@ -193,16 +207,47 @@ def _about(file: Path) -> str:
     )
 
 
+def router_page() -> str:
+    """The whole of docs/ROUTING.md, with its two tables of routers as they are declared.
+
+    Raises:
+        ValueError: the page lacks the head of a table.
+    """
+    learning = [
+        f"| `{kind}` | {router.row.chooses} | {router.row.weights} | {router.row.use_for} | {router.row.source} |"
+        for kind, router in ROUTERS.items()
+        if router.trains
+    ]
+    baselines = [
+        f"| `{kind}` | {router.row.chooses} | {router.row.use_for} |"
+        for kind, router in ROUTERS.items()
+        if not router.trains
+    ]
+    text = ROUTER_PAGE.read_text(encoding="utf-8")
+    text = _with_rows(text, "| `moe=` | chooses | weights | use it for | source |", learning)
+    return _with_rows(text, "| `moe=` | every token gets | answers |", baselines)
+
+
+def _with_rows(text: str, head: str, rows: list[str]) -> str:
+    """A page with other rows in the table under this head; an empty last cell is written without its spaces."""
+    before, found, after = text.partition(f"{head}\n")
+    if not found:
+        raise ValueError(f"{ROUTER_PAGE} has no table {head!r}")
+    line, _, after = after.partition("\n")
+    rest = after[after.index("\n\n") :]
+    return before + found + "\n".join([line, *(row.replace("|  |", "| |") for row in rows)]) + rest
+
+
 def main(arguments: list[str]) -> int:
-    """Write the page, or with --check say whether it is stale; returns the exit code."""
-    text = page()
-    if "--check" not in arguments:
-        PAGE.write_text(text, encoding="utf-8")
-        return 0
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:
-        return 0
-    sys.stderr.write(f"{PAGE} is stale: run `make docs`\n")
-    return 1
+    """Write the pages, or with --check say which are stale; returns the exit code."""
+    pages, stale = {PAGE: page(), ROUTER_PAGE: router_page()}, False
+    for place, text in pages.items():
+        if "--check" not in arguments:
+            place.write_text(text, encoding="utf-8")
+        elif not place.exists() or place.read_text(encoding="utf-8") != text:
+            sys.stderr.write(f"{place} is stale: run `make docs`\n")
+            stale = True
+    return int(stale)
 
 
 if __name__ == "__main__":

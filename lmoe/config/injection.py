@@ -27,9 +27,7 @@ class InjectionConfig:
     """Low-rank experts (2106.09685) and their places."""
 
     strategy: InjectionStrategy = InjectionStrategy.mixture_lora
-    """dense_lora: a single LoRA on each chosen Linear; mixture_lora: each chosen Linear becomes a mixture of LoRA
-    experts with its own router; moe_expert_lora: each FFN becomes experts that are the whole FFN with LoRA, behind one
-    router (MixLoRA 2404.15159); native_moe_expert_lora: LoRA on each expert of a backbone that is a mixture already."""
+    """{strategies}."""  # docs/CONFIG.md puts in what lmoe/rules/strategies.py says of each
     lora_r: int = 16
     """Rank of each expert."""
     lora_alpha: float = 32.0

@@ -39,12 +39,7 @@ class MoeConfig:
     """Routers, and the auxiliary losses on them."""
 
     router: RouterKind | None = None
-    """top_k: softmax, then the injection.top_k largest; soft: softmax over all experts (2510.17898); top_p: the fewest
-    experts that reach moe.top_p (2403.07652); sigmoid: independent scores, then the top_k largest, with a selection
-    bias where load_balance.type=aux_loss_free (2412.19437, 2408.15664); relu:
-    positive logits, sparse through an adaptive L1 (2412.14711); noisy_top_k: top_k of logits with learnt noise
-    (1701.06538); sequence: top_k once for each prompt, from its pooled hidden states. Baselines: uniform: every
-    expert alike; random: top_k of a frozen random router; oracle: the expert of the row's domain. Required."""
+    """{routers}. Required."""  # docs/CONFIG.md puts in what lmoe/rules/routers.py says of each
     router_scope: RouterScope = RouterScope.linear
     """linear: a router for each Linear; block: one for all Linears of a block (gate, up and down; or q, k and v)."""
     router_dtype: RouterDtype = RouterDtype.float32

@@ -26,9 +26,10 @@ from lmoe.injection.roles import ADAPTER_ROLES, parameter_roles
 from lmoe.objectives.objective import objective_of
 from lmoe.rules.experts_from import without_source
 from lmoe.rules.phases import lora_B_std, trained_base
+from lmoe.rules.routers import needs_domain
 from lmoe.run.memory import MB, trained_bytes
 from lmoe.training.phases import PhaseSchedule
-from lmoe.vocabulary import Backend, InitLora, RouterKind
+from lmoe.vocabulary import Backend, InitLora
 
 SHARDING = "fsdp2"
 """The strategy that splits the frozen weights over the devices."""
@@ -199,7 +200,7 @@ def _numbers(config: RunConfig) -> Numbers:
 
 def _named_domains(config: RunConfig) -> MoeConfig:
     """The section, with names for an oracle's domains, which are otherwise read from the data."""
-    if config.moe.router is not RouterKind.oracle or config.moe.domains is not None:
+    if not needs_domain(config.moe) or config.moe.domains is not None:
         return config.moe
     fewest = min(config.injection.num_experts_by_layer or [config.injection.num_experts])
     return replace(config.moe, domains=[f"domain {number}" for number in range(fewest)])

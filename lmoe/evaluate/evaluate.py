@@ -12,7 +12,7 @@ from lmoe.adapter.folder import read_adapter_config
 from lmoe.adapter.load import adapter_folder, load
 from lmoe.backbones.placement import placed
 from lmoe.config.backbone import BackboneConfig
-from lmoe.config.evaluate import NO_DATA, EvaluateSettings, check_settings
+from lmoe.config.evaluate import NO_DATA, EvaluateSettings
 from lmoe.data.template import ChatTemplate, take_template
 from lmoe.errors import DataError
 from lmoe.evaluate.choices import choice_accuracy
@@ -29,6 +29,7 @@ from lmoe.files.resources import resource_dir
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain as of_domain
 from lmoe.injection.tracing import expert_of
+from lmoe.rules.evaluate import check_settings
 from lmoe.vocabulary import Prompts
 
 Say = Callable[[str], None]

@@ -12,7 +12,7 @@ from lmoe.errors import DataError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation
 from lmoe.evaluate.run_data import run_data
 from lmoe.files.resources import resource_dir
-from lmoe.vocabulary import RouterKind
+from lmoe.rules.routers import needs_domain
 
 
 def evaluation_rows(
@@ -53,9 +53,9 @@ def evaluation_rows(
             raise
         raise DataError(f"{named} cannot be used, name others with --data: {error}") from None
     unknown = sorted(set(rows.domains) - set(moe.domains or []))
-    if moe.router is RouterKind.oracle and unknown:
+    if needs_domain(moe) and unknown:
         raise DataError(
-            f"{named}: moe.router=oracle has no expert for the domain {unknown[0]!r} of these rows; "
+            f"{named}: moe.router={moe.router} has no expert for the domain {unknown[0]!r} of these rows; "
             f"it has {moe.domains}"
         )
     return rows, named

@@ -14,7 +14,7 @@ from lmoe.generate.generate import Sampling, continue_ids
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.injection.tracing import domain as of_domain
-from lmoe.vocabulary import RouterKind
+from lmoe.rules.routers import needs_domain
 
 OPENING = 32
 """Tokens of a plain text that are its prompt; of a shorter one the first half."""
@@ -50,8 +50,7 @@ def _sample(subject: Subject, row: EncodedRow, domain: str, max_new_tokens: int)
     def answer() -> str:
         return text(continue_ids(model, tokenizer, ids, Sampling(max_new_tokens=max_new_tokens)))
 
-    oracle = injected(model).moe.router is RouterKind.oracle
-    with of_domain(model, domain) if oracle else nullcontext():
+    with of_domain(model, domain) if needs_domain(injected(model).moe) else nullcontext():
         with adapters_off(model):
             off = answer()
         on = answer()

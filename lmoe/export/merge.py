@@ -15,14 +15,7 @@ from lmoe.ops.lora import faded
 from lmoe.ops.merge import average_branch, merged_weight
 from lmoe.peft.expert_branches import refuse_what_is_no_branch, with_shared
 from lmoe.peft.expert_file import Branch
-from lmoe.vocabulary import InjectionStrategy
-
-INSTEAD = {
-    InjectionStrategy.mixture_lora: "export the experts with --format peft-experts, or merge their average, "
-    "without routing, with --format merged --average-experts",
-    InjectionStrategy.moe_expert_lora: "use the adapter as it is, with lmoe.load and lmoe generate",
-    InjectionStrategy.native_moe_expert_lora: "export with --format peft, and merge that with PEFT's merge_and_unload",
-}
+from lmoe.rules.strategies import STRATEGIES
 
 
 def merge_adapters(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -35,9 +28,9 @@ def merge_adapters(model: PreTrainedModel) -> dict[str, Tensor]:
         CheckpointError: a strategy whose experts are chosen token by token, or a quantised base.
     """
     strategy = injected(model).injection.strategy
-    if strategy is not InjectionStrategy.dense_lora:
+    if instead := STRATEGIES[strategy].instead_of_merging:
         raise CheckpointError(
-            f"injection={strategy} chooses experts for each token, which no single weight does; {INSTEAD[strategy]}"
+            f"injection={strategy} chooses experts for each token, which no single weight does; {instead}"
         )
     return _merged(model)
 

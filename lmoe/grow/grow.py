@@ -18,9 +18,9 @@ from lmoe.errors import CheckpointError
 from lmoe.injection.build_site import ROUTER
 from lmoe.injection.kept import ROUTER_ROWS
 from lmoe.injection.record import Injected, injected, new_names, routers, tell_of_experts
-from lmoe.layers.routers import ReluRouter
-from lmoe.rules.routers import mixture_scale
-from lmoe.vocabulary import InjectionStrategy, LoadBalanceType
+from lmoe.rules.routers import ROUTERS, mixture_scale
+from lmoe.rules.strategies import STRATEGIES, with_adapter_experts
+from lmoe.vocabulary import LoadBalanceType
 
 SPREAD = 0.1
 
@@ -71,12 +71,10 @@ def grow_from(model: nn.Module, place: str | Path) -> int:
     rows = {f"{name}.{ROUTER}.{tensor}" for name, _ in routers(model) for tensor in ROUTER_ROWS}
     places = _places(folder, own, stored, rows, kept)
     fill(places, stored, str(folder))
-    with torch.no_grad():
-        for name, router in routers(model):
-            for tensor in ROUTER_ROWS:
-                key = f"{name}.{ROUTER}.{tensor}"
-                if key in stored and not isinstance(router, ReluRouter):
-                    own[key][kept:] = new_router_rows(stored[key], own[key][kept:])
+    if record.moe.router is not None and ROUTERS[record.moe.router].grows_from_mean:
+        with torch.no_grad():
+            for key in rows & stored.keys():
+                own[key][kept:] = new_router_rows(stored[key], own[key][kept:])
     names = config.expert_names
     total = record.injection.num_experts
     tell_of_experts(model, names and [*names, *new_names(names, total)], kept)
@@ -86,9 +84,10 @@ def grow_from(model: nn.Module, place: str | Path) -> int:
 def _check(folder: Path, config: AdapterConfig, record: Injected) -> int:
     """Number of experts to keep."""
     theirs, moe = injection_section(config.injection), moe_section(config.moe)
-    if theirs.strategy is not InjectionStrategy.mixture_lora:
+    if not STRATEGIES[theirs.strategy].adapter_experts:
         raise CheckpointError(
-            f"injection.experts_from={folder} holds {theirs.strategy}, and only a run of mixture_lora can grow; "
+            f"injection.experts_from={folder} holds {theirs.strategy}, and only a run of "
+            f"{with_adapter_experts()} can grow; "
             "name adapters as injection.experts_from={name: DIR}"
         )
     if config.trained_base:

@@ -17,8 +17,8 @@ from lmoe.files.small_file import read_json
 from lmoe.files.write import write_whole
 from lmoe.injection.build_site import ROUTER
 from lmoe.injection.kept import ROUTER_ROWS, STACKED
-from lmoe.rules.routers import TRAITS
-from lmoe.vocabulary import InjectionStrategy
+from lmoe.rules.routers import ROUTERS
+from lmoe.rules.strategies import STRATEGIES, with_adapter_experts
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
@@ -78,8 +78,9 @@ def without_expert(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]
 
 
 def _number(folder: Path, expert: str, names: list[str], injection: InjectionConfig) -> int:
-    if injection.strategy is not InjectionStrategy.mixture_lora:
-        raise CheckpointError(f"{folder} holds {injection.strategy}; an expert can be taken out of mixture_lora only")
+    if not STRATEGIES[injection.strategy].adapter_experts:
+        only = with_adapter_experts()
+        raise CheckpointError(f"{folder} holds {injection.strategy}; an expert can be taken out of {only} only")
     if injection.num_experts_by_layer:
         raise CheckpointError(f"{folder} has other numbers of experts by layer, so no number names one at every site")
     if expert in names:
@@ -91,7 +92,7 @@ def _number(folder: Path, expert: str, names: list[str], injection: InjectionCon
 
 
 def _check_rest(folder: Path, injection: InjectionConfig, moe: MoeConfig) -> None:
-    fewest = injection.top_k if moe.router is not None and TRAITS[moe.router].top_k else 1
+    fewest = injection.top_k if moe.router is not None and ROUTERS[moe.router].top_k else 1
     if injection.num_experts - 1 < fewest:
         raise CheckpointError(
             f"{folder} has {injection.num_experts} experts, and its router needs {fewest}: none can be taken out"

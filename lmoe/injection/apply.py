@@ -19,15 +19,15 @@ from lmoe.injection.choose import chosen_layers
 from lmoe.injection.plan import InjectionPlan, SiteKind
 from lmoe.injection.record import BLEND, RECORD, Injected, mixtures
 from lmoe.injection.site_plans import SitePlanner, constant_balance
-from lmoe.injection.strategies import STRATEGIES
+from lmoe.injection.strategies import planner_of
 from lmoe.layers.context import RoutingContext
 from lmoe.layers.routers import PromptReader
 from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.rules.phases import BASE_ROLES
-from lmoe.rules.routers import trains_logits
-from lmoe.rules.strategies import STRATEGY_TRAITS
+from lmoe.rules.routers import ROUTERS, needs_domain, needs_prompt, trains_logits
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.rules.validate import section_problems
-from lmoe.vocabulary import LoadBalanceType, Role, RouterKind
+from lmoe.vocabulary import LoadBalanceType, Role
 
 
 def plan(
@@ -55,7 +55,7 @@ def plan(
 def _plan(model: nn.Module, injection: InjectionConfig, moe: MoeConfig) -> InjectionPlan:
     every_layer = layouts(model)
     planner = SitePlanner(model, chosen_layers(every_layer, injection), injection, moe)
-    sites = STRATEGIES[injection.strategy](planner)
+    sites = planner_of(injection.strategy)(planner)
     if moe.diversity_coef and not any(site.num_experts and site.branches != {} for site in sites):
         raise InjectionError(
             "moe.diversity_coef has no effect where no experts carry low-rank branches; leave it out, or name the "
@@ -130,9 +130,9 @@ def inject(
         if site.kind is SiteKind.native_experts:
             model.set_submodule(site.router, build.native_router(site).train(base_layer.training))
     build.attach_block_routers()
-    if moe.router is RouterKind.oracle:
+    if needs_domain(moe):
         model.register_forward_pre_hook(context.forget_before)
-    if moe.router is RouterKind.sequence:
+    if needs_prompt(moe):
         PromptReader(context).attach(model)
     record = Injected(
         plan=plan,
@@ -161,14 +161,15 @@ def auxiliary_losses(injection: InjectionConfig, moe: MoeConfig) -> AuxiliaryLos
     """Kinds and weights of the auxiliary losses on routers."""
     balance = moe.load_balance
     assert balance.type is not None
-    traits = STRATEGY_TRAITS[injection.strategy]
+    traits = STRATEGIES[injection.strategy]
     with_loss = balance.type in (LoadBalanceType.aux_loss, LoadBalanceType.importance_cv) and traits.any_routers
     logits = trains_logits(moe) if traits.own_routers else traits.any_routers
+    l1 = traits.own_routers and moe.router is not None and ROUTERS[moe.router].l1
     return AuxiliaryLosses(
         balance=balance.type,
         aux_loss_coef=float(balance.aux_loss_coef or 0) if with_loss else 0.0,
         router_z_loss_coef=float(moe.router_z_loss_coef or 0) if logits else 0.0,
-        l1_top_k=injection.top_k if traits.own_routers and moe.router is RouterKind.relu else None,
+        l1_top_k=injection.top_k if l1 else None,
         diversity_coef=float(moe.diversity_coef or 0),
     )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from lmoe.injection.record import Injected
 from lmoe.injection.tracing import expert_of
 from lmoe.layers.context import Rows
-from lmoe.vocabulary import RouterKind
+from lmoe.rules.routers import needs_domain, needs_prompt
 
 
 def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str]) -> AbstractContextManager[None]:
@@ -23,10 +23,9 @@ def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str
     Raises:
         RoutingError: the oracle has no expert for one of the domains.
     """
-    oracle, sequence = record.moe.router is RouterKind.oracle, record.moe.router is RouterKind.sequence
     return record.context.about(
-        expert_of_token=_experts(record, batch["domain_ids"], domains) if oracle else None,
-        rows=Rows(batch["prompt_mask"], batch["row_ids"]) if sequence else None,
+        expert_of_token=_experts(record, batch["domain_ids"], domains) if needs_domain(record.moe) else None,
+        rows=Rows(batch["prompt_mask"], batch["row_ids"]) if needs_prompt(record.moe) else None,
     )
 
 

@@ -15,11 +15,11 @@ from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.mixture_lora_linear import MixtureBeside, MixtureLoRALinear, MixtureSettings
 from lmoe.layers.native_experts import NativeExpertsLoRA, NativeExpertsSettings
 from lmoe.layers.native_router import NativeRouter
-from lmoe.layers.routers import ROUTERS, Router, RouterSettings
+from lmoe.layers.routers import Router, RouterSettings, router_class
 from lmoe.layers.trace import RoutingTrace
 from lmoe.ops.ffn_names import FfnNames
 from lmoe.ops.linear_sizes import sizes, weight_OD
-from lmoe.rules.routers import TRAITS, mixture_scale
+from lmoe.rules.routers import ROUTERS, mixture_scale
 from lmoe.vocabulary import InitLora, LoadBalanceType
 
 TOLERANCE = 0.02
@@ -226,11 +226,11 @@ class SiteBuilder:
             dtype=getattr(torch, moe.router_dtype.value),
             selection_bias=moe.load_balance.type is LoadBalanceType.aux_loss_free,
             l1_start=moe.l1_start,
-            fixed_k=TRAITS[moe.router].fixed_k,
+            fixed_k=ROUTERS[moe.router].fixed_k,
             device=next(base_layer.parameters()).device,
             bias=moe.router_bias,
         )
-        return ROUTERS[moe.router](settings, site=site.router, trace=self.trace, context=self.context)
+        return router_class(moe.router)(settings, site=site.router, trace=self.trace, context=self.context)
 
     def _needs_numbers(self, base_layer: nn.Module, site: SitePlan, what: str) -> None:
         try:

@@ -6,10 +6,12 @@ from lmoe.injection.build_site import ROUTER
 from lmoe.injection.record import injected, mixtures, routers
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.rules.routers import ROUTERS
 
+EXTRA_WEIGHTS = tuple(dict.fromkeys(name for router in ROUTERS.values() for name in router.extra_weights))
 STACKED = ("lora_A", "lora_B", "lora_A_start", "lora_B_start")
 """Tensors of a mixture whose first dimension is the expert."""
-ROUTER_ROWS = ("weight", "bias", "noise_weight", "selection_bias")
+ROUTER_ROWS = ("weight", "bias", *EXTRA_WEIGHTS, "selection_bias")
 """Tensors of a router whose first dimension is the expert."""
 
 

@@ -12,7 +12,7 @@ from lmoe.injection.kept import ROUTER_ROWS, STACKED
 from lmoe.injection.record import injected, routers, sites
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.layers.routers import Router
-from lmoe.vocabulary import InjectionStrategy
+from lmoe.rules.strategies import STRATEGIES, with_adapter_experts
 
 
 @contextmanager
@@ -31,8 +31,9 @@ def masked_experts(model: nn.Module, experts: Iterable[int]) -> Iterator[None]:
         InjectionError: another strategy, an expert that some site does not have, or none left.
     """
     record, masked = injected(model), set(experts)
-    if record.injection.strategy is not InjectionStrategy.mixture_lora:
-        raise InjectionError(f"masked_experts is for mixture_lora; this model has {record.injection.strategy}")
+    if not STRATEGIES[record.injection.strategy].adapter_experts:
+        only = with_adapter_experts()
+        raise InjectionError(f"masked_experts is for {only}; this model has {record.injection.strategy}")
     staying = {name: _staying(name, count, masked) for name, count in record.plan.routers.items()}
     router_of = {site.path: site.router for site in record.plan.sites}
     modules: list[tuple[MixtureLoRALinear | Router, list[int]]] = [

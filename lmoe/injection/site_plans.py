@@ -13,9 +13,9 @@ from lmoe.errors import InjectionError
 from lmoe.injection.choose import attention_linears, spread
 from lmoe.injection.plan import SiteKind, SitePlan
 from lmoe.ops.linear_sizes import sizes
-from lmoe.rules.routers import TRAITS, active_experts
-from lmoe.rules.strategies import STRATEGY_TRAITS
-from lmoe.vocabulary import LoadBalanceType, Role, RouterKind
+from lmoe.rules.routers import ROUTERS, active_experts
+from lmoe.rules.strategies import STRATEGIES
+from lmoe.vocabulary import LoadBalanceType, Role
 
 
 class SitePlanner:
@@ -127,9 +127,9 @@ def lora_scaling(alpha: float, rank: int, use_rslora: bool) -> float:
 
 def router_parameters(moe: MoeConfig, num_experts: int, in_features: int) -> int:
     """Parameters of one router."""
-    if moe.router is None or not TRAITS[moe.router].trains:
+    if moe.router is None or not ROUTERS[moe.router].trains:
         return 0
-    return num_experts * (in_features * (2 if moe.router is RouterKind.noisy_top_k else 1) + moe.router_bias)
+    return num_experts * (in_features * (1 + len(ROUTERS[moe.router].extra_weights)) + moe.router_bias)
 
 
 def constant_balance(sites: list[SitePlan], injection: InjectionConfig, moe: MoeConfig) -> list[str]:
@@ -137,8 +137,8 @@ def constant_balance(sites: list[SitePlan], injection: InjectionConfig, moe: Moe
     balance = moe.load_balance
     if balance.type is not LoadBalanceType.aux_loss or not balance.aux_loss_coef:
         return []
-    own_routers = STRATEGY_TRAITS[injection.strategy].own_routers
-    if own_routers and (moe.router is None or not TRAITS[moe.router].fixed_k):
+    own_routers = STRATEGIES[injection.strategy].own_routers
+    if own_routers and (moe.router is None or not ROUTERS[moe.router].fixed_k):
         return []
     full = [site.path for site in sites if site.num_experts and site.active_experts == site.num_experts]
     if not full:

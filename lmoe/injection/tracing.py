@@ -14,7 +14,7 @@ from lmoe.injection.record import injected, sites
 from lmoe.layers.context import Rows
 from lmoe.layers.native_router import NativeRouter
 from lmoe.layers.trace import RoutingTrace
-from lmoe.vocabulary import RouterKind
+from lmoe.rules.routers import Need, needs_domain, needs_prompt, routers_that_need
 
 SWITCH = threading.Lock()
 """Held while adapters are switched, of whatever model."""
@@ -44,8 +44,9 @@ def trace(
     record = injected(model)
     warn_of_missing_balance(model)
     experts = None
-    if prompt_mask is not None and record.moe.router is not RouterKind.sequence:
-        raise RoutingError(f"prompt_mask is for moe.router=sequence; this model has moe.router={record.moe.router}")
+    if prompt_mask is not None and not needs_prompt(record.moe):
+        named = routers_that_need(Need.prompt)
+        raise RoutingError(f"prompt_mask is for moe.router={named}; this model has moe.router={record.moe.router}")
     if domains is not None:
         if len(domains) != len(attention_mask):
             raise RoutingError(f"{len(domains)} domains for {len(attention_mask)} rows; give one name for each row")
@@ -73,10 +74,11 @@ def expert_of(moe: MoeConfig, name: str) -> int:
     Raises:
         RoutingError: none.
     """
-    if moe.router is not RouterKind.oracle:
-        raise RoutingError(f"domains are for moe.router=oracle; this model has moe.router={moe.router}")
+    if not needs_domain(moe):
+        named = routers_that_need(Need.domain)
+        raise RoutingError(f"domains are for moe.router={named}; this model has moe.router={moe.router}")
     if name not in (moe.domains or []):
-        raise RoutingError(f"moe.router=oracle has no expert for the domain {name!r}; it has {moe.domains}")
+        raise RoutingError(f"moe.router={moe.router} has no expert for the domain {name!r}; it has {moe.domains}")
     return (moe.domains or []).index(name)
 
 

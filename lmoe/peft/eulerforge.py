@@ -25,6 +25,8 @@ CONFIG_FILE, SAFE, PICKLED = "resolved_config.json", "model.safetensors", "pytor
 FOLDERS = ("final", "checkpoint-best", "checkpoint-latest")
 EXPERT_KEY = re.compile(r"(?P<path>.+)\.experts\.(?P<expert>\d+)\.lora(?P<half>[AB])")
 BASE = ".base_layer."
+CONVERTIBLE = "mixture_lora"
+"""EulerForge's word for the one strategy of its own that is read here."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -61,9 +63,9 @@ def read_eulerforge(place: str | Path) -> EulerForge:
     config = read_json(run / CONFIG_FILE)
     injection = config.get("injection")
     strategy = injection.get("strategy") if isinstance(injection, dict) else None
-    if strategy != "mixture_lora":
+    if strategy != CONVERTIBLE:
         raise CheckpointError(
-            f"{run / CONFIG_FILE}: injection.strategy is {strategy!r}; mixture_lora is what can be converted"
+            f"{run / CONFIG_FILE}: injection.strategy is {strategy!r}; {CONVERTIBLE} is what can be converted"
         )
     adapters: dict[str, Tensor] = {}
     backbone: dict[str, Tensor] = {}

@@ -13,7 +13,7 @@ from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.lora import faded
 from lmoe.ops.merge import side_by_side
 from lmoe.peft.expert_file import Branch
-from lmoe.vocabulary import InjectionStrategy
+from lmoe.rules.strategies import STRATEGIES, with_adapter_experts, with_peft_adapter
 
 
 def expert_branches(model: nn.Module, expert: int) -> dict[str, Branch]:
@@ -67,10 +67,10 @@ def refuse_what_is_no_branch(model: nn.Module) -> None:
         CheckpointError: what low-rank branches on the backbone's Linears cannot express.
     """
     record = injected(model)
-    if record.injection.strategy is not InjectionStrategy.mixture_lora:
+    if not STRATEGIES[record.injection.strategy].adapter_experts:
         raise CheckpointError(
-            f"injection={record.injection.strategy} has no experts that are adapters; mixture_lora has. "
-            "dense_lora and native_moe_expert_lora export with --format peft"
+            f"injection={record.injection.strategy} has no experts that are adapters; "
+            f"{with_adapter_experts()} has. {with_peft_adapter()} export with --format peft"
         )
     if record.trained_base:
         raise CheckpointError(

@@ -19,10 +19,9 @@ from lmoe.layers.native_experts import NativeExpertsLoRA
 from lmoe.layers.native_router import NativeRouter
 from lmoe.layers.stacked_lora import StackedLoRA
 from lmoe.ops.lora import faded
-from lmoe.vocabulary import InjectionStrategy
+from lmoe.rules.strategies import STRATEGIES, with_peft_adapter
 
 PREFIX = "base_model.model."
-EXPORTABLE = (InjectionStrategy.dense_lora, InjectionStrategy.native_moe_expert_lora)
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -51,10 +50,10 @@ def peft_parts(model: nn.Module) -> list[PeftPart]:
     """
     record = injected(model)
     strategy = record.injection.strategy
-    if strategy not in EXPORTABLE:
+    if not STRATEGIES[strategy].peft_adapter:
         raise CheckpointError(
             f"injection={strategy} chooses experts for each token, which a PEFT adapter cannot do; it can hold "
-            f"{' and '.join(EXPORTABLE)}"
+            f"{with_peft_adapter()}"
         )
     if record.trained_base:
         raise CheckpointError(

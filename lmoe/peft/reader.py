@@ -30,6 +30,7 @@ from lmoe.peft.files import CONFIG_FILE as PEFT_CONFIG
 from lmoe.peft.files import WEIGHTS_FILE as PEFT_WEIGHTS
 from lmoe.peft.layout import PREFIX
 from lmoe.peft.options import Scalings, refuse_options
+from lmoe.rules.strategies import STRATEGIES
 
 CENTROID_FILE = "centroid.safetensors"
 """Where a blend keeps what its encoder knows of an expert, beside it."""
@@ -153,10 +154,11 @@ def _peft_header(folder: Path) -> ExpertHeader:
 def _lmoe_header(folder: Path) -> ExpertHeader:
     config, where = read_adapter_config(folder), folder / LMOE_CONFIG
     strategy = config.injection.get("strategy")
-    if strategy != "dense_lora":
+    plain = [name for name, declared in STRATEGIES.items() if not declared.any_routers]
+    if strategy not in plain:
         raise CheckpointError(
-            f"{where}: injection={strategy} chooses its experts by itself; lmoe.load runs it, and only dense_lora "
-            "can be one expert of a blend"
+            f"{where}: injection={strategy} chooses its experts by itself; lmoe.load runs it, and only "
+            f"{' or '.join(plain)} can be one expert of a blend"
         )
     if config.trained_base:
         raise CheckpointError(

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.problems import without_effect
-from lmoe.vocabulary import InitLora, InjectionStrategy
+from lmoe.rules.strategies import STRATEGIES, with_adapter_experts
+from lmoe.vocabulary import InitLora
 
 KEY = "injection.experts_from"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -46,13 +47,8 @@ def experts_from_problems(injection: InjectionConfig) -> list[str]:
     if given is None:
         return []
     problems = _shape_problems(given)
-    if strategy is not InjectionStrategy.mixture_lora:
-        why = {
-            InjectionStrategy.dense_lora: "has no experts",
-            InjectionStrategy.moe_expert_lora: "has whole FFNs as experts, and an adapter may act on any Linear",
-            InjectionStrategy.native_moe_expert_lora: "has the experts of the backbone",
-        }[strategy]
-        problems.append(f"{KEY} needs injection=mixture_lora; injection={strategy} {why}")
+    if why := STRATEGIES[strategy].why_no_adapters:
+        problems.append(f"{KEY} needs injection={with_adapter_experts()}; injection={strategy} {why}")
     if problems:
         return problems
     return _growth_problems(injection) if isinstance(given, str) else _import_problems(injection)

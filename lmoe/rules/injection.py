@@ -5,9 +5,9 @@ from lmoe.config.limits import MOST_BRANCHES
 from lmoe.config.moe import MoeConfig
 from lmoe.config.problems import above_zero, at_least, without_effect
 from lmoe.rules.experts_from import experts_from_problems
-from lmoe.rules.routers import TRAITS, mixture_scale
-from lmoe.rules.strategies import STRATEGY_TRAITS
-from lmoe.vocabulary import Backend, InitLora, InjectionStrategy, LoadBalanceType, MixtureScale, RouterKind
+from lmoe.rules.routers import ROUTERS, mixture_scale, needs_domain
+from lmoe.rules.strategies import STRATEGIES
+from lmoe.vocabulary import Backend, InitLora, LoadBalanceType, MixtureScale
 
 
 def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
@@ -32,7 +32,7 @@ def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
             problems.append(f"injection.{name} is {values}, must be null or a list of numbers of at least 1")
     problems += at_least(injection.stride, 1, "injection.stride") + _layer_problems(injection)
     problems += _branch_problems(injection)
-    if injection.target_keywords == [] and injection.strategy is not InjectionStrategy.dense_lora:
+    if injection.target_keywords == [] and not STRATEGIES[injection.strategy].attention_alone:
         problems.append("injection.target_keywords is empty; name Linears, or null for every FFN Linear of the family")
     if injection.num_experts_by_layer and injection.num_experts != InjectionConfig().num_experts:
         problems.append(
@@ -42,12 +42,12 @@ def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
         problems.append("injection.lora_r has no effect beside injection.lora_r_by_layer; leave one of them out")
     problems += _idle_problems(injection) + _init_problems(injection) + _attn_lora_problems(injection)
     problems += experts_from_problems(injection)
-    return problems + (_choice_problems(injection, moe) if STRATEGY_TRAITS[injection.strategy].own_routers else [])
+    return problems + (_choice_problems(injection, moe) if STRATEGIES[injection.strategy].own_routers else [])
 
 
 def _branch_problems(injection: InjectionConfig) -> list[str]:
     """The problem of more low-rank branches than a site can hold."""
-    if not STRATEGY_TRAITS[injection.strategy].own_routers:
+    if not STRATEGIES[injection.strategy].own_routers:
         return []
     experts = max(injection.num_experts_by_layer or [injection.num_experts])
     rank = max(injection.lora_r_by_layer or [injection.lora_r])
@@ -77,10 +77,10 @@ def _idle_problems(injection: InjectionConfig) -> list[str]:
     usual, strategy = InjectionConfig(), injection.strategy
     problems = [
         without_effect(f"injection.{key}", f"with injection={strategy}")
-        for key in STRATEGY_TRAITS[strategy].idle
+        for key in STRATEGIES[strategy].idle
         if getattr(injection, key) != getattr(usual, key)
     ]
-    if strategy is InjectionStrategy.dense_lora and injection.target_keywords == []:
+    if STRATEGIES[strategy].attention_alone and injection.target_keywords == []:
         if not injection.attn_lora.enabled:
             problems.append(
                 "injection.target_keywords=[] and injection.attn_lora.enabled=false leave nothing to adapt; "
@@ -116,18 +116,15 @@ def _choice_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
     if moe.router is None:
         return []
     problems, router = [], f"with moe.router={moe.router}"
-    traits, fewest = TRAITS[moe.router], min(injection.num_experts_by_layer or [injection.num_experts])
+    traits, fewest = ROUTERS[moe.router], min(injection.num_experts_by_layer or [injection.num_experts])
     if traits.top_k and injection.top_k > fewest >= 1:
         problems.append(
             f"injection.top_k is {injection.top_k}, more than the {fewest} experts of a site; "
             f"lower it or raise injection.num_experts"
         )
     if not traits.top_k and injection.top_k != InjectionConfig().top_k:
-        why = {RouterKind.top_p: "which chooses by moe.top_p", RouterKind.oracle: "which chooses one expert"}
-        problems.append(
-            without_effect("injection.top_k", f"{router}, {why.get(moe.router, 'which uses every expert')}")
-        )
-    if moe.router is RouterKind.oracle and moe.domains and len(moe.domains) > fewest >= 1:
+        problems.append(without_effect("injection.top_k", f"{router}, {traits.why_no_top_k}"))
+    if needs_domain(moe) and moe.domains and len(moe.domains) > fewest >= 1:
         problems.append(
             f"moe.domains names {len(moe.domains)} domains, and a site has {fewest} experts; "
             f"set injection.num_experts={len(moe.domains)}"
@@ -153,16 +150,16 @@ def _choice_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
 
 
 def _whole_ffn_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
-    """moe_expert_lora weighs the whole FFN, so that weights which do not sum to 1 would scale the backbone itself."""
-    if injection.strategy is not InjectionStrategy.moe_expert_lora or moe.router is None:
+    """Where experts are whole FFNs, weights which do not sum to 1 would scale the backbone itself."""
+    if not STRATEGIES[injection.strategy].whole_ffn or moe.router is None:
         return []
-    scale, one = mixture_scale(moe, injection), TRAITS[moe.router].fixed_k and injection.top_k == 1
-    if moe.router is RouterKind.oracle or scale is MixtureScale.sum_to_one or (one and scale is MixtureScale.unit):
+    scale, one = mixture_scale(moe, injection), ROUTERS[moe.router].fixed_k and injection.top_k == 1
+    if not ROUTERS[moe.router].scales or scale is MixtureScale.sum_to_one or (one and scale is MixtureScale.unit):
         return []
     return [
-        f"injection=moe_expert_lora needs routing weights that sum to 1, which those of moe.router={moe.router} with "
-        f"scale={scale} do not: they would scale the frozen FFN. Use scale=sum_to_one (with top_k=1 unit), or "
-        "injection=mixture_lora"
+        f"injection={injection.strategy} needs routing weights that sum to 1, which those of "
+        f"moe.router={moe.router} with scale={scale} do not: they would scale the frozen FFN. "
+        "Use scale=sum_to_one (with top_k=1 unit), or injection=mixture_lora"
     ]
 
 

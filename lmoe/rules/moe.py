@@ -7,8 +7,8 @@ from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.config.phase import start_step
 from lmoe.config.problems import above_zero, without_effect
-from lmoe.rules.routers import TRAITS, RouterTraits
-from lmoe.rules.strategies import STRATEGY_TRAITS
+from lmoe.rules.routers import ROUTERS, ExpertsPerToken, RouterDeclaration
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import (
     L1_LEAST,
     L1_MOST,
@@ -23,6 +23,8 @@ from lmoe.vocabulary import (
 
 DEFAULT_AUX_LOSS_COEF, DEFAULT_Z_LOSS_COEF = 0.01, 0.001  # of conf/moe/top_k.yaml: left standing, they are no mistake
 ORDINARY = MoeConfig()
+OWN_KEYS = tuple(dict.fromkeys(key for router in ROUTERS.values() for key in router.keys))
+"""Keys that act on some routers only, in the order of the routers."""
 
 
 def moe_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
@@ -31,13 +33,13 @@ def moe_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
     if not problems and (idle := _strategy_problems(moe, injection)):
         return idle
     if moe.router is not None:
-        problems += _idle_settings(moe, TRAITS[moe.router]) + _scale_problems(moe, TRAITS[moe.router])
+        problems += _idle_settings(moe, ROUTERS[moe.router]) + _scale_problems(moe, ROUTERS[moe.router])
     return problems + _balance_problems(moe)
 
 
 def _strategy_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
     """Settings that differ from conf/ and that the strategy of the injection has no use for."""
-    traits, usual = STRATEGY_TRAITS[injection.strategy], moe_section({})
+    traits, usual = STRATEGIES[injection.strategy], moe_section({})
     given, left = _leaves(moe), _leaves(usual)
     acting = set(given) - set(traits.idle_moe) if traits.own_routers else set(traits.native_moe)
     problems = [
@@ -72,8 +74,10 @@ def _missing(moe: MoeConfig) -> list[str]:
         problems.append(f"moe.load_balance.aux_loss_coef is required with type={balance.type} (usual: 0.01)")
     if balance.type is LoadBalanceType.aux_loss_free and balance.bias_update_rate is None:
         problems.append("moe.load_balance.bias_update_rate is required with type=aux_loss_free (usual: 0.001)")
-    if moe.router is RouterKind.top_p and moe.top_p is None:
-        problems.append("moe.top_p is required with moe.router=top_p (usual: 0.4)")
+    for key in () if moe.router is None else ROUTERS[moe.router].required_keys:
+        if getattr(moe, key) is None:
+            usual = getattr(moe_section({"router": moe.router}), key)
+            problems.append(f"moe.{key} is required with moe.router={moe.router} (usual: {usual})")
     return problems
 
 
@@ -111,11 +115,11 @@ def _ranges(moe: MoeConfig) -> list[str]:
     return problems
 
 
-def _idle_settings(moe: MoeConfig, traits: RouterTraits) -> list[str]:
+def _idle_settings(moe: MoeConfig, traits: RouterDeclaration) -> list[str]:
     """Settings that the user changed and that the router has no use for."""
     changed = {
-        "temperature": (moe.temperature != ORDINARY.temperature, traits.softmax),
-        "temperature_end": (moe.temperature_end is not None, traits.softmax),
+        "temperature": (moe.temperature != ORDINARY.temperature, traits.temperature),
+        "temperature_end": (moe.temperature_end is not None, traits.temperature),
         "router_noise": (moe.router_noise > 0, traits.logits),
         "router_noise_end": (moe.router_noise_end is not None, traits.logits),
         "expert_dropout": (moe.expert_dropout > 0, traits.logits),
@@ -126,11 +130,8 @@ def _idle_settings(moe: MoeConfig, traits: RouterTraits) -> list[str]:
             traits.logits and traits.trains,
         ),
         "router_scope": (moe.router_scope is RouterScope.block, traits.logits),
-        "top_p": (moe.top_p is not None, moe.router is RouterKind.top_p),
-        "l1_start": (moe.l1_start != ORDINARY.l1_start, moe.router is RouterKind.relu),
-        "l1_growth": (moe.l1_growth != ORDINARY.l1_growth, moe.router is RouterKind.relu),
-        "domains": (moe.domains is not None, moe.router is RouterKind.oracle),
-        "mixing": (moe.mixing is Mixing.factors, moe.router is not RouterKind.oracle),
+        **{key: (getattr(moe, key) != getattr(ORDINARY, key), key in traits.keys) for key in OWN_KEYS},
+        "mixing": (moe.mixing is Mixing.factors, traits.experts_per_token is not ExpertsPerToken.one),
     }
     why = f"with moe.router={moe.router}"
     problems = [without_effect(f"moe.{key}", why) for key, (given, acts) in changed.items() if given and not acts]
@@ -145,7 +146,7 @@ def _idle_settings(moe: MoeConfig, traits: RouterTraits) -> list[str]:
     return problems
 
 
-def _scale_problems(moe: MoeConfig, traits: RouterTraits) -> list[str]:
+def _scale_problems(moe: MoeConfig, traits: RouterDeclaration) -> list[str]:
     problems = []
     if moe.scale is not None and moe.norm_topk_prob is not None:
         problems.append("moe.norm_topk_prob and moe.scale say the same thing; leave one of them out")
@@ -165,8 +166,8 @@ def _balance_problems(moe: MoeConfig) -> list[str]:
     kind = balance.type
     if kind is None:
         return problems
-    if moe.router is not None and kind not in TRAITS[moe.router].balances:
-        allowed = ", ".join(TRAITS[moe.router].balances)
+    if moe.router is not None and kind not in ROUTERS[moe.router].balances:
+        allowed = ", ".join(ROUTERS[moe.router].balances)
         problems.append(
             f"moe.load_balance.type={kind} cannot act on moe.router={moe.router}; allowed: {allowed}. "
             f"The group moe={moe.router} sets what goes with it"
@@ -176,10 +177,10 @@ def _balance_problems(moe: MoeConfig) -> list[str]:
         problems.append(
             f"moe.load_balance.aux_loss_coef has no effect with type={kind}; leave it out or use type=aux_loss"
         )
-    if kind is LoadBalanceType.importance_cv and moe.router is RouterKind.soft and moe.scale is MixtureScale.unit:
+    if kind is LoadBalanceType.importance_cv and _every_weight_is_1(moe):
         problems.append(
-            "moe.load_balance.type=importance_cv has no effect with moe.router=soft and moe.scale=unit, where every "
-            "weight is 1; use scale=sum_to_one or type=none"
+            f"moe.load_balance.type=importance_cv has no effect with moe.router={moe.router} and moe.scale=unit, where "
+            "every weight is 1; use scale=sum_to_one or type=none"
         )
     if kind is not LoadBalanceType.aux_loss_free and balance.bias_update_rate is not None:
         problems.append(
@@ -188,3 +189,11 @@ def _balance_problems(moe: MoeConfig) -> list[str]:
     if kind is not LoadBalanceType.aux_loss and balance.scope is BalanceScope.global_batch:
         problems.append(f"moe.load_balance.scope has no effect with type={kind}; leave it out or use type=aux_loss")
     return problems
+
+
+def _every_weight_is_1(moe: MoeConfig) -> bool:
+    """Whether a router that may be balanced gives every expert the weight 1."""
+    if moe.router is None or moe.scale is not MixtureScale.unit:
+        return False
+    router = ROUTERS[moe.router]
+    return router.trains and router.experts_per_token is ExpertsPerToken.all

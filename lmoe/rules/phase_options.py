@@ -8,7 +8,7 @@ from lmoe.config.optim import OptimConfig
 from lmoe.config.phase import PLATEAU, HandoffConfig, PhaseConfig, PlateauConfig, start_step
 from lmoe.config.problems import at_least, changed_keys, without_effect
 from lmoe.config.run import RunConfig
-from lmoe.rules.strategies import STRATEGY_TRAITS
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import LoadBalanceType, LrSchedule, Role
 
 TRAIN_LOSS = "train/loss"
@@ -112,7 +112,7 @@ def _coefficient_problems(
     key: str, phase: PhaseConfig, trained: set[Role], moe: MoeConfig, injection: InjectionConfig
 ) -> list[str]:
     has_loss = moe.load_balance.type in (LoadBalanceType.aux_loss, LoadBalanceType.importance_cv)
-    routers = STRATEGY_TRAITS[injection.strategy].any_routers
+    routers = STRATEGIES[injection.strategy].any_routers
     on_by_default = phase.auxiliary_loss is not False
     acts = {
         "aux_loss_coef": (has_loss, f"with moe.load_balance.type={moe.load_balance.type}", phase.load_balance),
@@ -169,11 +169,11 @@ def _handoff_problems(
         problems.append(f"{key}.steps: {error}")
     if handoff.experts is not None:
         most = max(injection.num_experts_by_layer or [injection.num_experts])
-        own = STRATEGY_TRAITS[injection.strategy].own_routers
+        own = STRATEGIES[injection.strategy].own_routers
         wrong = [expert for expert in handoff.experts if not 0 <= expert < most]
         if handoff.role is not Role.lora:
             problems.append(without_effect(f"{key}.experts", f"with {key}.role={handoff.role}"))
-        elif not STRATEGY_TRAITS[injection.strategy].any_routers:
+        elif not STRATEGIES[injection.strategy].any_routers:
             problems.append(without_effect(f"{key}.experts", f"with injection={injection.strategy}"))
         elif not handoff.experts or (own and wrong):
             problems.append(f"{key}.experts is {handoff.experts}; allowed: numbers from 0 to {most - 1}")

@@ -10,9 +10,9 @@ from lmoe.config.problems import without_effect
 from lmoe.config.run import RunConfig
 from lmoe.rules.experts_from import grown_run
 from lmoe.rules.phase_options import handoff_order_problems, option_problems
-from lmoe.rules.routers import TRAITS, trains_logits
-from lmoe.rules.strategies import STRATEGY_TRAITS
-from lmoe.vocabulary import InitLora, InjectionStrategy, LoadBalanceType, PhaseMode, Role, RouterKind
+from lmoe.rules.routers import ROUTERS, trains_logits
+from lmoe.rules.strategies import STRATEGIES
+from lmoe.vocabulary import InitLora, LoadBalanceType, PhaseMode, Role
 
 TRAINABLE = (Role.router, Role.lora, Role.attn_lora, Role.base_ffn, Role.head)
 BASE_ROLES = (Role.base_ffn, Role.head)
@@ -117,8 +117,8 @@ def present_roles(injection: InjectionConfig, moe: MoeConfig) -> list[Role]:
     missing = set()
     if not injection.attn_lora.enabled or grown_run(injection) is not None:  # kept experts rest on it
         missing.add(Role.attn_lora)
-    strategy = STRATEGY_TRAITS[injection.strategy]
-    routers_train = TRAITS[moe.router].trains if strategy.own_routers and moe.router else strategy.any_routers
+    strategy = STRATEGIES[injection.strategy]
+    routers_train = ROUTERS[moe.router].trains if strategy.own_routers and moe.router else strategy.any_routers
     if not routers_train:
         missing.add(Role.router)
     if injection.target_keywords == []:
@@ -132,7 +132,7 @@ def _role_problems(key: str, phase: PhaseConfig, injection: InjectionConfig, moe
         for role in phase.trainable
         if role not in TRAINABLE
     ]
-    one_ffn = injection.strategy is InjectionStrategy.moe_expert_lora and injection.share_base
+    one_ffn = STRATEGIES[injection.strategy].whole_ffn and injection.share_base
     if Role.base_ffn in phase.trainable and one_ffn:
         problems.append(
             f"{key}.trainable: base_ffn cannot train with injection.share_base=true, where all experts share one FFN; "
@@ -160,14 +160,14 @@ def _why_no_attn_lora(injection: InjectionConfig) -> str:
 
 
 def _what_has_no_router(injection: InjectionConfig, moe: MoeConfig) -> str:
-    if STRATEGY_TRAITS[injection.strategy].any_routers:
+    if STRATEGIES[injection.strategy].any_routers:
         return f"moe.router={moe.router} has no parameters"
     return f"injection={injection.strategy} has no routers"
 
 
 def _switch_problems(key: str, phase: PhaseConfig, injection: InjectionConfig, moe: MoeConfig) -> list[str]:
     """Switches of a phase for what the strategy or `moe` does not have."""
-    if not STRATEGY_TRAITS[injection.strategy].any_routers:
+    if not STRATEGIES[injection.strategy].any_routers:
         return [
             without_effect(f"{key}.{name}=true", f"with injection={injection.strategy}, which has no routers")
             for name in SWITCHES
@@ -177,7 +177,8 @@ def _switch_problems(key: str, phase: PhaseConfig, injection: InjectionConfig, m
     coef = balance.aux_loss_coef if phase.aux_loss_coef is None else phase.aux_loss_coef
     z_coef = moe.router_z_loss_coef if phase.router_z_loss_coef is None else phase.router_z_loss_coef
     by_loss = balance.type is not LoadBalanceType.none and bool(coef)
-    balanced = moe.router is RouterKind.relu or balance.type is LoadBalanceType.aux_loss_free or by_loss
+    by_l1 = moe.router is not None and ROUTERS[moe.router].l1
+    balanced = by_l1 or balance.type is LoadBalanceType.aux_loss_free or by_loss
     noisy = moe.router_noise > 0 or bool(moe.router_noise_end)
     have = {
         "load_balance": (phase.load_balance, balanced, f"moe.load_balance.type={balance.type}"),
@@ -220,11 +221,11 @@ def lora_B_std(config: RunConfig) -> float | None:
 
     With all lora_B at zero the experts add nothing, and a router that trains alone gets exactly no task gradient.
     """
-    if config.injection.lora_B_std is not None or not STRATEGY_TRAITS[config.injection.strategy].any_routers:
+    if config.injection.lora_B_std is not None or not STRATEGIES[config.injection.strategy].any_routers:
         return config.injection.lora_B_std
     if config.injection.experts_from:
         return 0.0  # a router between experts that differ has a gradient
-    if config.injection.init_lora is InitLora.svd or not STRATEGY_TRAITS[config.injection.strategy].own_routers:
+    if config.injection.init_lora is InitLora.svd or not STRATEGIES[config.injection.strategy].own_routers:
         return 0.0  # a router of the backbone chooses between experts that differ already
     for _, _, phase in ordered_phases(config):
         if Role.lora in phase.trainable:

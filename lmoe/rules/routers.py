@@ -1,59 +1,261 @@
-"""What each router has, so that settings that cannot act on it are refused."""
+"""Each router's declaration: what it has and needs, where its class is, what the documents say of it.
+
+To add a router: a member of RouterKind, an entry here, a gate in lmoe/ops/gating.py with its loop in tests/reference, a
+class in lmoe/layers/routers, and conf/moe/<name>.yaml. All choices, checks, documents and tests follow from the entry.
+"""
 
 from dataclasses import dataclass
+from enum import Enum, auto
 
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
-from lmoe.vocabulary import InjectionStrategy, LoadBalanceType, MixtureScale, RouterKind
+from lmoe.rules.strategies import STRATEGIES
+from lmoe.vocabulary import LoadBalanceType, MixtureScale, RouterKind
 
 Balance, Scale = LoadBalanceType, MixtureScale
 ANY_BALANCE = (Balance.aux_loss, Balance.aux_loss_free, Balance.importance_cv, Balance.none)
 LOSSES = (Balance.aux_loss, Balance.importance_cv, Balance.none)
+NO_BALANCE = (Balance.none,)
 ANY_SCALE = (Scale.sum_to_one, Scale.unit, Scale.raw)
 DENSE_SCALE = (Scale.sum_to_one, Scale.unit)
 
 
+class Need(Enum):
+    """What a router must know of a token beside its hidden state."""
+
+    domain = auto()
+    prompt = auto()
+
+
+class ExpertsPerToken(Enum):
+    """How many experts work on one token."""
+
+    one = auto()
+    top_k = auto()
+    about_top_k = auto()
+    """From none to all, top_k on average."""
+    some = auto()
+    """From one to all."""
+    all = auto()
+
+
 @dataclass(slots=True, frozen=True, kw_only=True)
-class RouterTraits:
-    """One router's traits.
+class TableRow:
+    """A router's row in docs/ROUTING.md.
 
     Args:
+        chooses: experts of a token; of a baseline what a token gets.
+        weights: of the chosen experts; not shown of a baseline.
+        use_for: when to take it; of a baseline the question that it answers.
+        source: where it is from; not shown of a baseline.
+    """
+
+    chooses: str
+    weights: str = ""
+    use_for: str
+    source: str = ""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class RouterDeclaration:
+    """One router.
+
+    Args:
+        implementation: dotted name of its class.
+        description: what docs/CONFIG.md says of it.
+        row: its row in docs/ROUTING.md.
+        experts_per_token: how many experts work on a token.
+        why_no_top_k: why injection.top_k cannot act; "" where it acts.
+        needs: what it must know of a token beside its hidden state.
+        keys: keys of `moe` that act on it and on no router that does not name them too.
+        required_keys: those of `keys` that have no neutral value and must be given.
+        extra_weights: names of its (E, D) parameters beside `weight`, one row for each expert.
         logits: it computes router logits, so that the z-loss, noise and expert dropout can act.
-        trains: it has parameters.
-        top_k: injection.top_k acts (relu: as the mean number of active experts that its L1 aims at).
-        fixed_k: every token gets exactly top_k experts; what the grouped backend needs.
-        softmax: moe.temperature acts.
-        scales: allowed values of moe.scale.
+        trains: it has parameters; else it is a baseline.
+        temperature: moe.temperature acts.
+        l1: an adaptive L1 keeps its weights sparse and balances it; its class derives from ReluRouter.
+        grows_from_mean: a new expert's row starts near the mean of the old ones; else as in a new router.
+        usual_scale: what the weights add up to where neither moe.scale nor top_k = 1 says otherwise.
+        scales: allowed values of moe.scale; (): the weights sum to 1 whatever it says.
         balances: allowed values of moe.load_balance.type.
     """
 
+    implementation: str
+    description: str
+    row: TableRow
+    experts_per_token: ExpertsPerToken = ExpertsPerToken.top_k
+    why_no_top_k: str = ""
+    needs: Need | None = None
+    keys: tuple[str, ...] = ()
+    required_keys: tuple[str, ...] = ()
+    extra_weights: tuple[str, ...] = ()
     logits: bool = True
     trains: bool = True
-    top_k: bool = True
-    fixed_k: bool = True
-    softmax: bool = True
+    temperature: bool = True
+    l1: bool = False
+    grows_from_mean: bool = True
+    usual_scale: MixtureScale = Scale.sum_to_one
     scales: tuple[MixtureScale, ...] = ANY_SCALE
     balances: tuple[LoadBalanceType, ...] = ANY_BALANCE
 
+    @property
+    def top_k(self) -> bool:
+        """Whether injection.top_k acts."""
+        return not self.why_no_top_k
 
-NO_BALANCE = (Balance.none,)
-TRAITS = {
-    RouterKind.top_k: RouterTraits(),
-    RouterKind.soft: RouterTraits(top_k=False, fixed_k=False, scales=DENSE_SCALE, balances=LOSSES),
-    RouterKind.top_p: RouterTraits(top_k=False, fixed_k=False, balances=LOSSES),
-    RouterKind.sigmoid: RouterTraits(),
-    # sum_to_one would leave its L1 nothing to shrink
-    RouterKind.relu: RouterTraits(fixed_k=False, softmax=False, scales=(Scale.raw, Scale.unit), balances=LOSSES),
-    RouterKind.noisy_top_k: RouterTraits(),
-    RouterKind.sequence: RouterTraits(),
-    RouterKind.uniform: RouterTraits(
-        logits=False, trains=False, top_k=False, fixed_k=False, softmax=False, scales=DENSE_SCALE, balances=NO_BALANCE
+    @property
+    def fixed_k(self) -> bool:
+        """Whether every token gets exactly top_k experts, which the grouped backend needs."""
+        return self.experts_per_token is ExpertsPerToken.top_k
+
+
+EVERY_EXPERT = "which uses every expert"
+ROUTERS = {
+    RouterKind.top_k: RouterDeclaration(
+        implementation="lmoe.layers.routers.token.TopKRouter",
+        description="softmax, then the injection.top_k largest",
+        row=TableRow(
+            chooses="the k largest p = softmax(z)",
+            weights="p over its sum in S (k = 1: p)",
+            use_for="the default: sparse, known",
+            source="Mixtral 2401.04088, Switch 2101.03961",
+        ),
     ),
-    RouterKind.random: RouterTraits(trains=False, balances=NO_BALANCE),
-    RouterKind.oracle: RouterTraits(
-        logits=False, trains=False, top_k=False, fixed_k=False, softmax=False, scales=(), balances=NO_BALANCE
+    RouterKind.soft: RouterDeclaration(
+        implementation="lmoe.layers.routers.token.SoftRouter",
+        description="softmax over all experts (2510.17898)",
+        row=TableRow(
+            chooses="all",
+            weights="p",
+            use_for="few experts; differentiable everywhere",
+            source="L-MoE 2510.17898",
+        ),
+        experts_per_token=ExpertsPerToken.all,
+        why_no_top_k=EVERY_EXPERT,
+        scales=DENSE_SCALE,
+        balances=LOSSES,
+    ),
+    RouterKind.top_p: RouterDeclaration(
+        implementation="lmoe.layers.routers.token.TopPRouter",
+        description="the fewest experts that reach moe.top_p (2403.07652)",
+        row=TableRow(
+            chooses="the fewest that reach `moe.top_p` together",
+            weights="as top_k",
+            use_for="tokens that need different numbers of experts",
+            source="2403.07652",
+        ),
+        experts_per_token=ExpertsPerToken.some,
+        why_no_top_k="which chooses by moe.top_p",
+        keys=("top_p",),
+        required_keys=("top_p",),
+        balances=LOSSES,
+    ),
+    RouterKind.sigmoid: RouterDeclaration(
+        implementation="lmoe.layers.routers.token.SigmoidRouter",
+        description="independent scores, then the top_k largest, with a selection bias where "
+        "load_balance.type=aux_loss_free (2412.19437, 2408.15664)",
+        row=TableRow(
+            chooses="the k largest s + b, s = sigmoid(z)",
+            weights="s over its sum in S",
+            use_for="many experts, balance without a loss",
+            source="DeepSeek-V3 2412.19437, 2408.15664",
+        ),
+    ),
+    RouterKind.relu: RouterDeclaration(
+        implementation="lmoe.layers.routers.token.ReluRouter",
+        description="positive logits, sparse through an adaptive L1 (2412.14711)",
+        row=TableRow(
+            chooses="all with z > 0",
+            weights="z",
+            use_for="smooth switching; k on average, through an L1 that adapts",
+            source="ReMoE 2412.14711",
+        ),
+        experts_per_token=ExpertsPerToken.about_top_k,
+        keys=("l1_start", "l1_growth"),
+        temperature=False,
+        l1=True,
+        grows_from_mean=False,
+        usual_scale=Scale.raw,
+        scales=(Scale.raw, Scale.unit),  # sum_to_one would leave its L1 nothing to shrink
+        balances=LOSSES,
+    ),
+    RouterKind.noisy_top_k: RouterDeclaration(
+        implementation="lmoe.layers.routers.token.NoisyTopKRouter",
+        description="top_k of logits with learnt noise (1701.06538)",
+        row=TableRow(
+            chooses="the k largest of softmax(z + noise * softplus(z'))",
+            weights="as top_k",
+            use_for="exploration with learnt noise",
+            source="1701.06538",
+        ),
+        extra_weights=("noise_weight",),
+    ),
+    RouterKind.sequence: RouterDeclaration(
+        implementation="lmoe.layers.routers.sequence.SequenceRouter",
+        description="top_k once for each prompt, from its pooled hidden states",
+        row=TableRow(
+            chooses="top_k of the mean hidden state of a row's prompt, once for all its tokens",
+            weights="as top_k",
+            use_for="one skill for one prompt; travels with the KV cache "
+            "([ways of generating](BLENDING.md#many-requests-on-one-model))",
+        ),
+        needs=Need.prompt,
+    ),
+    RouterKind.uniform: RouterDeclaration(
+        implementation="lmoe.layers.routers.token.UniformRouter",
+        description="every expert alike",
+        row=TableRow(chooses="all experts alike: one LoRA of rank E * r", use_for="does routing help at all?"),
+        experts_per_token=ExpertsPerToken.all,
+        why_no_top_k=EVERY_EXPERT,
+        logits=False,
+        trains=False,
+        temperature=False,
+        scales=DENSE_SCALE,
+        balances=NO_BALANCE,
+    ),
+    RouterKind.random: RouterDeclaration(
+        implementation="lmoe.layers.routers.token.RandomRouter",
+        description="top_k of a frozen random router",
+        row=TableRow(
+            chooses="top_k of a random router that never trains",
+            use_for="does *learning* to route help?",
+        ),
+        trains=False,
+        balances=NO_BALANCE,
+    ),
+    RouterKind.oracle: RouterDeclaration(
+        implementation="lmoe.layers.routers.token.OracleRouter",
+        description="the expert of the row's domain",
+        row=TableRow(
+            chooses="the expert of its row's domain (`injection.num_experts` at least the number of domains)",
+            use_for="how far is the router from knowing the domain?",
+        ),
+        experts_per_token=ExpertsPerToken.one,
+        why_no_top_k="which chooses one expert",
+        needs=Need.domain,
+        keys=("domains",),
+        logits=False,
+        trains=False,
+        temperature=False,
+        scales=(),
+        balances=NO_BALANCE,
     ),
 }
+
+
+def routers_that_need(need: Need) -> str:
+    """Names of the routers that need it, as a message lists them."""
+    return " or ".join(kind for kind, router in ROUTERS.items() if router.needs is need)
+
+
+def needs_domain(moe: MoeConfig) -> bool:
+    """Whether the router goes by the domain of a token's row."""
+    return moe.router is not None and ROUTERS[moe.router].needs is Need.domain
+
+
+def needs_prompt(moe: MoeConfig) -> bool:
+    """Whether the router goes by the prompt of a token's row."""
+    return moe.router is not None and ROUTERS[moe.router].needs is Need.prompt
 
 
 def mixture_scale(moe: MoeConfig, injection: InjectionConfig) -> MixtureScale:
@@ -62,19 +264,23 @@ def mixture_scale(moe: MoeConfig, injection: InjectionConfig) -> MixtureScale:
         return MixtureScale.sum_to_one if moe.norm_topk_prob else MixtureScale.raw
     if moe.scale is not None:
         return moe.scale
-    one = moe.router is not None and TRAITS[moe.router].fixed_k and injection.top_k == 1
-    if one and injection.strategy is InjectionStrategy.moe_expert_lora:
-        return MixtureScale.unit  # a weight below 1 would shrink the whole FFN
-    return MixtureScale.raw if one or moe.router is RouterKind.relu else MixtureScale.sum_to_one
+    router = None if moe.router is None else ROUTERS[moe.router]
+    if router is not None and router.fixed_k and injection.top_k == 1:
+        # a weight below 1 would shrink a whole FFN
+        return MixtureScale.unit if STRATEGIES[injection.strategy].whole_ffn else MixtureScale.raw
+    return MixtureScale.sum_to_one if router is None else router.usual_scale
 
 
 def active_experts(moe: MoeConfig, injection: InjectionConfig, num_experts: int) -> int:
-    """Experts that work on one token; of top_p, which varies, the most."""
-    if moe.router is RouterKind.oracle:
+    """Experts that work on one token; where it varies without a mean of top_k, the most."""
+    if moe.router is None:
+        return num_experts
+    router = ROUTERS[moe.router]
+    if router.experts_per_token is ExpertsPerToken.one:
         return 1
-    return injection.top_k if moe.router is not None and TRAITS[moe.router].top_k else num_experts
+    return injection.top_k if router.top_k else num_experts
 
 
 def trains_logits(moe: MoeConfig) -> bool:
     """Whether the router has logits that learn, so that the z-loss can act."""
-    return moe.router is not None and TRAITS[moe.router].logits and TRAITS[moe.router].trains
+    return moe.router is not None and ROUTERS[moe.router].logits and ROUTERS[moe.router].trains

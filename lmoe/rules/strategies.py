@@ -1,4 +1,8 @@
-"""What each strategy has, so that settings that cannot act on it are refused."""
+"""Each strategy's declaration: what it has, what can be done with its experts, where its planner is.
+
+To add a strategy: a member of InjectionStrategy, an entry here, a planner in lmoe/injection/strategies, and
+conf/injection/<name>.yaml; a new kind of site also needs its layer, and its place in lmoe/injection/build_site.py.
+"""
 
 from dataclasses import dataclass
 
@@ -6,22 +10,42 @@ from lmoe.vocabulary import InjectionStrategy
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
-class StrategyTraits:
-    """One strategy's traits.
+class StrategyDeclaration:
+    """One strategy.
 
     Args:
+        planner: dotted name of the function that names the sites of the chosen layers.
+        description: what docs/CONFIG.md says of it.
         own_routers: it makes routers, so that the section `moe` decides how experts are chosen.
         any_routers: there are routers to train and to balance, made or found.
+        whole_ffn: an expert is a whole FFN, so that routing weights scale the backbone's own work too.
+        attention_alone: injection.target_keywords may be empty, which leaves the LoRA of the attention.
         idle: keys of `injection` that it has no use for.
         idle_moe: keys of `moe` that it has no use for, though it makes routers.
         native_moe: keys of `moe` that act on routers that it has not made.
+        why_no_adapters: why no adapter can become one of its experts; "": its experts are LoRA adapters on Linears,
+            which are imported, added, masked, taken out, averaged and exported one by one.
+        peft_adapter: one PEFT adapter holds what it has learnt.
+        instead_of_merging: what to do where its experts cannot be folded into the weights; "" where they can.
     """
 
+    planner: str
+    description: str
     own_routers: bool = True
     any_routers: bool = True
+    whole_ffn: bool = False
+    attention_alone: bool = False
     idle: tuple[str, ...] = ()
     idle_moe: tuple[str, ...] = ()
     native_moe: tuple[str, ...] = ()
+    why_no_adapters: str = ""
+    peft_adapter: bool = False
+    instead_of_merging: str = ""
+
+    @property
+    def adapter_experts(self) -> bool:
+        """Whether each of its experts is a LoRA adapter on Linears."""
+        return not self.why_no_adapters
 
 
 EXPERTS = ("num_experts", "top_k", "num_experts_by_layer")
@@ -32,17 +56,51 @@ BALANCE = (
     "load_balance.scope",
     "load_balance.bias_update_rate",
 )
-STRATEGY_TRAITS = {
-    InjectionStrategy.dense_lora: StrategyTraits(
-        own_routers=False, any_routers=False, idle=(*EXPERTS, *KINDS_OF_MIXTURE, "lora_B_std", "share_base")
+STRATEGIES = {
+    InjectionStrategy.dense_lora: StrategyDeclaration(
+        planner="lmoe.injection.strategies.dense_lora.plan_dense_lora",
+        description="a single LoRA on each chosen Linear",
+        own_routers=False,
+        any_routers=False,
+        attention_alone=True,
+        idle=(*EXPERTS, *KINDS_OF_MIXTURE, "lora_B_std", "share_base"),
+        why_no_adapters="has no experts",
+        peft_adapter=True,
     ),
-    InjectionStrategy.mixture_lora: StrategyTraits(idle=("share_base",)),
-    InjectionStrategy.moe_expert_lora: StrategyTraits(
-        idle=KINDS_OF_MIXTURE, idle_moe=("router_scope", "mixing", "backend")
+    InjectionStrategy.mixture_lora: StrategyDeclaration(
+        planner="lmoe.injection.strategies.mixture_lora.plan_mixture_lora",
+        description="each chosen Linear becomes a mixture of LoRA experts with its own router",
+        idle=("share_base",),
+        instead_of_merging="export the experts with --format peft-experts, or merge their average, without routing, "
+        "with --format merged --average-experts",
     ),
-    InjectionStrategy.native_moe_expert_lora: StrategyTraits(
+    InjectionStrategy.moe_expert_lora: StrategyDeclaration(
+        planner="lmoe.injection.strategies.moe_expert_lora.plan_moe_expert_lora",
+        description="each FFN becomes experts that are the whole FFN with LoRA, behind one router (MixLoRA 2404.15159)",
+        whole_ffn=True,
+        idle=KINDS_OF_MIXTURE,
+        idle_moe=("router_scope", "mixing", "backend"),
+        why_no_adapters="has whole FFNs as experts, and an adapter may act on any Linear",
+        instead_of_merging="use the adapter as it is, with lmoe.load and lmoe generate",
+    ),
+    InjectionStrategy.native_moe_expert_lora: StrategyDeclaration(
+        planner="lmoe.injection.strategies.native_moe_expert_lora.plan_native_moe_expert_lora",
+        description="LoRA on each expert of a backbone that is a mixture already",
         own_routers=False,
         idle=(*EXPERTS, *KINDS_OF_MIXTURE, "share_base"),
         native_moe=("router_z_loss_coef", "diversity_coef", *BALANCE),
+        why_no_adapters="has the experts of the backbone",
+        peft_adapter=True,
+        instead_of_merging="export with --format peft, and merge that with PEFT's merge_and_unload",
     ),
 }
+
+
+def with_adapter_experts() -> str:
+    """Names of the strategies whose experts are LoRA adapters, as a message lists them."""
+    return " or ".join(name for name, strategy in STRATEGIES.items() if strategy.adapter_experts)
+
+
+def with_peft_adapter() -> str:
+    """Names of the strategies that one PEFT adapter can hold, as a message lists them."""
+    return " and ".join(name for name, strategy in STRATEGIES.items() if strategy.peft_adapter)

@@ -24,7 +24,7 @@ from lmoe.rules.injection import injection_problems
 from lmoe.rules.moe import moe_problems
 from lmoe.rules.phase_options import schedule_problems
 from lmoe.rules.phases import TRAINABLE, phase_problems, present_roles, trained_base
-from lmoe.rules.strategies import STRATEGY_TRAITS
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import Accelerator, BackbonePrecision, DryRun, KnockOut, LoggerKind, Role, Strategy, WandbMode
 
 NOT_IN_PROJECT = "/\\#?%:"
@@ -123,7 +123,7 @@ def _idle_problems(config: RunConfig) -> list[str]:
     if config.trainer.compile:
         problems.append("trainer.compile has no effect in train (only in pretrain); leave it out")
     strategy = config.injection.strategy
-    if not STRATEGY_TRAITS[strategy].any_routers:
+    if not STRATEGIES[strategy].any_routers:
         changed = {
             "trainer.stop_on_collapse": config.trainer.stop_on_collapse,
             "analysis.knock_out": config.analysis.knock_out is not KnockOut.none,

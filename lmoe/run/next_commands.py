@@ -12,9 +12,10 @@ from lmoe.files.run_folder import resume_setting, run_command
 from lmoe.peft.expert_branches import refuse_what_is_no_branch
 from lmoe.peft.layout import peft_parts
 from lmoe.report.summary import FINISHED
+from lmoe.rules.routers import needs_domain
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.run.loggers import sync_command
 from lmoe.run.parts import Parts
-from lmoe.vocabulary import InjectionStrategy, RouterKind
 
 LONGEST, LOOKED_AT = 80, 200
 """Characters of a prompt that is shown, and rows among which it is looked for."""
@@ -44,12 +45,12 @@ def speak_command(parts: Parts, place: str) -> str:
     """Answer a prompt of the run's own validation rows; where none is short enough to be shown, talk."""
     template = ChatTemplate.of(parts.tokenizer, parts.config.data.chat_template)
     found = short_prompt(parts.prepared.val, parts.tokenizer, template)
-    oracle = parts.config.moe.router is RouterKind.oracle
+    by_domain = needs_domain(parts.config.moe)
     if found is None:
         command = f"lmoe chat --checkpoint {place}"
-        return f"{command} --domain {shlex.quote(parts.prepared.domains[0])}" if oracle else command
+        return f"{command} --domain {shlex.quote(parts.prepared.domains[0])}" if by_domain else command
     prompt, domain = found
-    of_domain = f" --domain {shlex.quote(parts.prepared.domains[domain])}" if oracle else ""
+    of_domain = f" --domain {shlex.quote(parts.prepared.domains[domain])}" if by_domain else ""
     return f"lmoe generate --checkpoint {place}{of_domain} --prompt {shlex.quote(prompt)}"
 
 
@@ -79,9 +80,9 @@ def short_prompt(
 
 def export_format(parts: Parts) -> str | None:
     """The format of `lmoe export` that holds all that was trained; None: there is none."""
-    mixture = parts.config.injection.strategy is InjectionStrategy.mixture_lora
+    one_by_one = STRATEGIES[parts.config.injection.strategy].adapter_experts
     try:
-        refuse_what_is_no_branch(parts.model) if mixture else peft_parts(parts.model)
+        refuse_what_is_no_branch(parts.model) if one_by_one else peft_parts(parts.model)
     except CheckpointError:
         return None
-    return "peft-experts" if mixture else "peft"
+    return "peft-experts" if one_by_one else "peft"

@@ -31,10 +31,11 @@ from lmoe.rules.callbacks import early_stopping_monitors
 from lmoe.rules.experts_from import named_adapters, without_source
 from lmoe.rules.phase_options import TRAIN_LOSS
 from lmoe.rules.phases import lora_B_std, phase_warnings, trained_base
+from lmoe.rules.routers import needs_domain
 from lmoe.training.dials import Dials
 from lmoe.training.module import AdapterModule
 from lmoe.training.phases import PhaseSchedule
-from lmoe.vocabulary import BackbonePrecision, Role, RouterKind
+from lmoe.vocabulary import BackbonePrecision, Role
 
 
 def check_monitors(config: RunConfig, prepared: PreparedData, objective: Objective) -> None:
@@ -162,7 +163,7 @@ def with_domains(moe: MoeConfig, injection: InjectionConfig, domains: list[str])
     Raises:
         ConfigError: an oracle without domains, with too few experts, or with other domains than the data.
     """
-    if moe.router is not RouterKind.oracle:
+    if not needs_domain(moe):
         return moe
     if len(domains) < 2:
         raise ConfigError(

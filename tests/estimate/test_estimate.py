@@ -10,6 +10,7 @@ from lmoe.config.run import RunConfig
 from lmoe.estimate.cost import StepCost, duration
 from lmoe.estimate.estimate import estimate, estimate_model
 from lmoe.estimate.preflight import try_step
+from lmoe.rules.strategies import STRATEGIES as STRATEGIES_DECLARED
 from lmoe.run.parts import build_parts
 from lmoe.vocabulary import InjectionStrategy
 from tests.composing import compose
@@ -90,7 +91,7 @@ def a_family_is_estimated(family: str, strategy: InjectionStrategy) -> None:
     """On a tiny model without numbers: all its weights are counted, and not more of them work than there are."""
     with torch.device("meta"):
         model = tiny_model(family)
-    routed = strategy in (InjectionStrategy.mixture_lora, InjectionStrategy.moe_expert_lora)
+    routed = STRATEGIES_DECLARED[strategy].own_routers
     phase = "joint" if routed else "adapters"
     config = compose("train", RunConfig, [f"injection={strategy}", "injection.lora_r=4", f"phase={phase}"])
     every = sum(p.numel() for p in model.parameters())

@@ -5,20 +5,13 @@ import torch
 
 import lmoe
 from lmoe.injection.tracing import domain
-from lmoe.vocabulary import RouterKind
+from lmoe.rules.routers import ROUTERS
+from tests.injection.pairs import EXAMPLES
 from tests.injection.tiny_injected import DOMAINS, tiny_injected
 from tests.tiny_models import randomise, tiny_model, tokens
 
 STEPS = 6
 SHORT, LONG = 5, 8
-ROUTERS = [kind.value for kind in RouterKind if kind not in (RouterKind.random, RouterKind.oracle)]
-"""random decides anew at each forward; oracle is told, see below."""
-STRATEGIES = {
-    "dense_lora": "qwen3",
-    "mixture_lora": "qwen3",
-    "moe_expert_lora": "qwen3",
-    "native_moe_expert_lora": "qwen3_moe",
-}
 
 
 @torch.no_grad()
@@ -46,10 +39,10 @@ def decoded(model):
 @pytest.mark.parametrize(
     ("router", "scope"),
     [
-        (router, scope)
-        for router in ROUTERS
-        for scope in ("linear", "block")
-        if router != "sequence" and (router, scope) != ("uniform", "block")  # a scope has no effect there
+        (kind.value, scope)
+        for kind, router in ROUTERS.items()
+        for scope in (("linear", "block") if router.logits else ("linear",))
+        if router.needs is None  # those that need something have tests of their own
     ],
 )
 def test_every_router_that_decides_by_token(router, scope):
@@ -57,10 +50,10 @@ def test_every_router_that_decides_by_token(router, scope):
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", EXAMPLES)
 def test_every_strategy(strategy):
-    model = tiny_model(STRATEGIES[strategy])
-    lmoe.inject(model, {"strategy": strategy, "lora_r": 4})
+    model = tiny_model(EXAMPLES[strategy])
+    lmoe.inject(model, {"strategy": strategy.value, "lora_r": 4})
     randomise(model, std=0.2)
     found, expected = decoded(model.eval())
     assert torch.equal(found, expected)

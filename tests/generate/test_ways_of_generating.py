@@ -19,7 +19,7 @@ import lmoe
 from lmoe.errors import LmoeError, RoutingError
 from lmoe.injection.tracing import domain
 from lmoe.pretrain.bpe import train_bpe
-from tests.injection.tiny_injected import DOMAINS, ROUTERS, tiny_injected
+from tests.injection.tiny_injected import BY_DOMAIN, DOMAINS, ROUTERS, tiny_injected
 from tests.peft_experts import three
 from tests.tiny_models import tiny_model, tokens
 
@@ -70,7 +70,7 @@ def made(name: str, places) -> Mixed:
         router, _, scope = name.partition(" ")
         model = tiny_injected(router, moe={"router_scope": scope or "linear"}, std=0.5)
         model.generation_config.eos_token_id = None
-        return Mixed(model, about=(lambda: domain(model, DOMAINS[0])) if router == "oracle" else nullcontext)
+        return Mixed(model, about=(lambda: domain(model, DOMAINS[0])) if router in BY_DOMAIN else nullcontext)
     model = copy.deepcopy(base)
     model.generation_config.eos_token_id = None
     weights = {"fixed": {"code": 1.5, "sql": -2.0}, "by_row": [{"code": 2.0, "chat": -1.0}, {"sql": 3.0}]}.get(name)

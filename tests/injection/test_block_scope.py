@@ -9,7 +9,7 @@ from torch import nn
 import lmoe
 from lmoe.errors import RoutingError
 from lmoe.injection.record import injected, mixtures, routers
-from tests.injection.tiny_injected import gradients, tiny_injected
+from tests.injection.tiny_injected import WITH_LOGITS, gradients, tiny_injected
 from tests.reference import dumb_gates
 from tests.tiny_models import tiny_model, tokens
 
@@ -23,7 +23,7 @@ def trace_of(model, ids):
     return logits, trace
 
 
-@pytest.mark.parametrize("router", ["top_k", "soft", "top_p", "sigmoid", "relu", "noisy_top_k", "random", "sequence"])
+@pytest.mark.parametrize("router", WITH_LOGITS)
 def test_each_block_has_one_routing_by_its_path_and_each_mixture_uses_it(router):
     """gate, up and down: their three outputs are those of the loop with the block's weights and their own experts."""
     model, ids, seen = tiny_injected(router, moe=BLOCK), tokens(), {}

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import lmoe
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import InjectionStrategy
 from tests.injection.pairs import EVERY_FAMILY, EXAMPLES, WORKING
 from tests.tiny_models import tiny_model
@@ -77,7 +78,7 @@ def test_a_model_of_more_memory_than_there_is_can_be_planned_and_injected(strate
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
     assert sum(p.numel() for p in model.parameters()) * 4 > 100e9
-    share = {"share_base": False} if strategy is InjectionStrategy.moe_expert_lora else {}
+    share = {"share_base": False} if STRATEGIES[strategy].whole_ffn else {}
     plan = lmoe.inject(model, {"strategy": strategy.value, **share})
     assert plan.total_parameters == sum(s.total_parameters for s in plan.sites) > 1e6
     if share:

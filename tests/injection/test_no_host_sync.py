@@ -5,8 +5,12 @@ import torch
 from torch.nn.functional import one_hot
 
 import lmoe
+from lmoe.config.defaults import moe_section
 from lmoe.injection.record import injected
-from tests.injection.tiny_injected import CAN_GROUP, ROUTERS, gradients, randomly, tiny_injected, traced
+from lmoe.rules.routers import ROUTERS
+from lmoe.vocabulary import LoadBalanceType, RouterKind
+from tests.injection.tiny_injected import CAN_GROUP, gradients, randomly, tiny_injected, traced
+from tests.injection.tiny_injected import ROUTERS as NAMES
 from tests.reference.host_sync import NoHostSync
 from tests.tiny_models import tiny_model, tokens
 
@@ -55,7 +59,7 @@ def test_the_bare_backbone_reads_nothing_back_so_that_what_follows_is_ours():
 @pytest.mark.parametrize(
     ("router", "backend", "scope"),
     [
-        *((name, "stacked", "linear") for name in ROUTERS),
+        *((name, "stacked", "linear") for name in NAMES),
         *((name, "grouped", "linear") for name in CAN_GROUP),
         *((name, backend, "block") for name in ("top_k", "sequence") for backend in ("stacked", "grouped")),
         ("relu", "stacked", "block"),
@@ -63,17 +67,17 @@ def test_the_bare_backbone_reads_nothing_back_so_that_what_follows_is_ours():
 )
 def test_a_training_step_reads_nothing_back(router, backend, scope):
     """With trace, every auxiliary loss, diversity, expert dropout and noise."""
-    balance = "none" if router in ("uniform", "oracle", "random") else "aux_loss"
-    coef = {} if balance == "none" else {"aux_loss_coef": 0.1}
-    moe = {"backend": backend, "router_scope": scope, "load_balance": {"type": balance, **coef}}
-    if router == "sigmoid":
-        moe["load_balance"] = {"type": "aux_loss_free"}
+    balance, balances = moe_section({"router": router}).load_balance.type, ROUTERS[RouterKind(router)].balances
+    if balance is not LoadBalanceType.aux_loss_free and LoadBalanceType.aux_loss in balances:
+        balance = LoadBalanceType.aux_loss  # in place of what it ships with
+    coef = {"aux_loss_coef": 0.1} if balance is LoadBalanceType.aux_loss else {}
+    moe = {"backend": backend, "router_scope": scope, "load_balance": {"type": balance.value, **coef}}
     model = randomly(tiny_injected(router, moe=moe, injection={"shared_lora_r": 2}))
     with NoHostSync():
         assert gradients(model, diversity=0.1)
 
 
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize("router", NAMES)
 def test_loads_and_activity_of_the_trace_read_nothing_back(router):
     model, ids = tiny_injected(router), tokens()
     with NoHostSync(), torch.no_grad(), traced(model, torch.ones_like(ids)) as trace:

@@ -15,7 +15,7 @@ from lmoe.injection.record import mixtures
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.dora import weight_row_norms
 from lmoe.ops.lora import svd_slices
-from tests.injection.tiny_injected import ROUTERS, gradients, traced
+from tests.injection.tiny_injected import BY_DOMAIN, DOMAINS, ROUTERS, gradients, traced
 from tests.reference import dumb_layer
 from tests.tiny_models import randomise, tiny_model, tokens
 
@@ -127,7 +127,7 @@ def test_an_svd_start_leaves_the_backbones_logits_and_gives_every_expert_a_gradi
     model, ids = tiny_model(), tokens()
     with torch.no_grad():
         before = model(input_ids=ids).logits
-    domains = {"domains": ["maths", "prose"]} if router == "oracle" else {}
+    domains = {"domains": DOMAINS} if router in BY_DOMAIN else {}
     lmoe.inject(model, {"lora_r": 4, "init_lora": "svd"}, {"router": router, "mixing": mixing, **domains})
     with torch.no_grad(), traced(model, torch.ones_like(ids)):
         torch.testing.assert_close(model(input_ids=ids).logits, before, atol=2e-4, rtol=1e-3)

@@ -12,12 +12,15 @@ import lmoe
 from lmoe.injection.record import injected, mixtures
 from lmoe.layers.trace import RoutingTrace
 from lmoe.ops.expert_similarity import diversity_penalty
-from lmoe.vocabulary import RouterKind
+from lmoe.rules import routers as rules
+from lmoe.rules.routers import Need
 from tests.tiny_models import tiny_model, tokens
 
-ROUTERS = [kind.value for kind in RouterKind]
-CAN_GROUP = ("top_k", "sigmoid", "noisy_top_k", "random", "sequence")
-WITHOUT_LOGITS = ("uniform", "oracle")
+ROUTERS = [kind.value for kind in rules.ROUTERS]
+CAN_GROUP = [kind.value for kind, router in rules.ROUTERS.items() if router.fixed_k]
+WITH_LOGITS = [kind.value for kind, router in rules.ROUTERS.items() if router.logits]
+BY_DOMAIN = [kind.value for kind, router in rules.ROUTERS.items() if router.needs is Need.domain]
+BY_PROMPT = [kind.value for kind, router in rules.ROUTERS.items() if router.needs is Need.prompt]
 DOMAINS = ["maths", "prose"]
 
 
@@ -30,7 +33,7 @@ def tiny_injected(
 ) -> PreTrainedModel:
     """Every adapter, router and selection bias random; in evaluation mode."""
     model = tiny_model()
-    own = {"domains": DOMAINS} if router == "oracle" else {}
+    own = {"domains": DOMAINS} if router in BY_DOMAIN else {}
     lmoe.inject(model, {"lora_r": 4, **(injection or {})}, {"router": router, **own, **(moe or {})})
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -45,16 +48,16 @@ def tiny_injected(
 def randomly(model: PreTrainedModel, *, expert_dropout: float = 0.4, router_noise: float = 0.3) -> PreTrainedModel:
     """In training mode, with all that is random on, where the router has logits."""
     record = injected(model)
-    if record.moe.router not in WITHOUT_LOGITS:
+    if record.moe.router in WITH_LOGITS:
         record.context.expert_dropout, record.context.router_noise = expert_dropout, router_noise
     return model.train()
 
 
 @contextmanager
 def traced(model: PreTrainedModel, mask: Tensor) -> Iterator[RoutingTrace]:
-    """With domains where the router is the oracle."""
-    is_oracle = injected(model).moe.router is RouterKind.oracle
-    domains = [DOMAINS[row % 2] for row in range(mask.shape[0])] if is_oracle else None
+    """With domains where the router needs them."""
+    by_domain = rules.needs_domain(injected(model).moe)
+    domains = [DOMAINS[row % 2] for row in range(mask.shape[0])] if by_domain else None
     with lmoe.trace(model, attention_mask=mask, domains=domains) as trace:
         yield trace
 

@@ -7,33 +7,35 @@ import torch
 from torch import Tensor
 
 from lmoe.layers.context import Rows
-from lmoe.layers.routers import Router
-from lmoe.vocabulary import RouterKind
+from lmoe.layers.routers import Router, router_class
+from lmoe.rules import routers as rules
+from lmoe.rules.routers import Need
+from lmoe.vocabulary import LoadBalanceType, MixtureScale, RouterKind
 from tests.layers.small_site import D, Site
 from tests.reference import dumb_gates, dumb_layer
 
-ROUTERS = [kind.value for kind in RouterKind]
-SCALES = {
-    "soft": ["sum_to_one", "unit"],
-    "uniform": ["sum_to_one", "unit"],
-    "oracle": ["sum_to_one"],
-    "relu": ["raw", "unit"],
-}
+ROUTERS = [kind.value for kind in rules.ROUTERS]
+WITH_LOGITS = [kind.value for kind, router in rules.ROUTERS.items() if router.logits]
+WITH_LEARNT_LOGITS = [kind.value for kind, router in rules.ROUTERS.items() if router.logits and router.trains]
+WITH_TEMPERATURE = [kind.value for kind, router in rules.ROUTERS.items() if router.temperature]
+CAN_GROUP = [kind.value for kind, router in rules.ROUTERS.items() if router.fixed_k]
+CAN_BIAS = [k.value for k, router in rules.ROUTERS.items() if LoadBalanceType.aux_loss_free in router.balances]
 
 
 def scales(router: str) -> list[str]:
     """What moe.scale can be."""
-    return SCALES.get(router, ["sum_to_one", "unit", "raw"])
+    return [scale.value for scale in rules.ROUTERS[RouterKind(router)].scales or (MixtureScale.sum_to_one,)]
 
 
 def told(router: Router, x: Tensor, valid: Tensor, *, seed: int = 0) -> dict[str, Any]:
     """What the router must be told of these tokens beside them: prompts, or domains."""
     generator = torch.Generator().manual_seed(seed)
-    if kind_of(router) == "sequence":
+    needs = next(rules.ROUTERS[kind].needs for kind in rules.ROUTERS if type(router) is router_class(kind))
+    if needs is Need.prompt:
         prompt = (torch.rand(x.shape[:2], generator=generator) < 0.6) & valid
         prompt[:, :1] = True  # without a prompt all logits are 0, and the choice is a tie
         return {"rows": Rows.single(prompt)}
-    if kind_of(router) == "oracle":
+    if needs is Need.domain:
         return {"expert_of_token": torch.randint(router.settings.num_experts, x.shape[:-1], generator=generator)}
     return {}
 
@@ -43,28 +45,22 @@ def known(router: Router, x: Tensor, valid: Tensor) -> AbstractContextManager[No
     return router.context.about(**told(router, x, valid))
 
 
-def kind_of(router: Router) -> str:
-    """The config's word for a router."""
-    name = type(router).__name__.removesuffix("Router")
-    return {"TopK": "top_k", "TopP": "top_p", "NoisyTopK": "noisy_top_k"}.get(name, name.lower())
-
-
 def loop_choices(
     made: Site, router: Router, x: Tensor, facts: dict[str, Any]
 ) -> tuple[Tensor | None, list[dumb_gates.Choice]]:
-    """(N, E) logits and the choice of each token."""
-    flat = x.reshape(-1, D)
-    if made.router == "uniform":
-        return None, [dumb_gates.uniform(x.new_zeros(()), made.experts, scale=made.scale)] * len(flat)
-    if made.router == "oracle":
-        wanted = facts["expert_of_token"].flatten().tolist()
-        return None, [dumb_gates.oracle(x.new_zeros(()), expert, made.experts) for expert in wanted]
-    weight, looked_at = router.weight, flat
-    assert isinstance(weight, Tensor)
-    if made.router == "sequence":
+    """(N, E) logits, of routers that have any, and the choice of each token."""
+    looked_at = x.reshape(-1, D)
+    if "rows" in facts:
         prompt = facts["rows"].prompt
         means = [dumb_layer.pooled(x[b], prompt[b, 0].tolist()) for b in range(x.shape[0])]
         looked_at = torch.stack([means[b] for b in range(x.shape[0]) for _ in range(x.shape[1])])
-    z = dumb_layer.logits(looked_at, weight)
-    given = {"k": made.top_k, "p": made.top_p, "temperature": made.temperature, "scale": made.scale}
-    return z, [dumb_gates.choose(made.router, row, **given, bias=router.selection_bias) for row in z]
+    z, bias = None, None
+    if made.declared.logits:
+        assert isinstance(router.weight, Tensor)
+        z, bias = dumb_layer.logits(looked_at, router.weight), router.selection_bias
+    given = {"k": made.top_k, "p": made.top_p, "temperature": made.temperature, "scale": made.scale, "bias": bias}
+    wanted = facts["expert_of_token"].flatten().tolist() if "expert_of_token" in facts else [None] * len(looked_at)
+    rows = x.new_zeros(len(looked_at), made.experts) if z is None else z
+    return z, [
+        dumb_gates.choose(made.router, row, **given, expert=expert) for row, expert in zip(rows, wanted, strict=True)
+    ]

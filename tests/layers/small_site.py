@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from lmoe.layers.context import RoutingContext
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear, MixtureSettings
-from lmoe.layers.routers import ROUTERS, Router, RouterSettings
+from lmoe.layers.routers import Router, RouterSettings, router_class
 from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
-from lmoe.rules.routers import TRAITS
+from lmoe.rules.routers import ROUTERS, RouterDeclaration
 from lmoe.vocabulary import Backend, LoadBalanceType, Mixing, MixtureScale, RouterKind
 
 D, O = 8, 12  # noqa: E741 - the letters of the docstrings; multiples of four, as the grouped backend needs
@@ -39,6 +39,11 @@ class Site:
     router_dtype: torch.dtype | None = None
     seed: int = 0
 
+    @property
+    def declared(self) -> RouterDeclaration:
+        """What is declared of its router."""
+        return ROUTERS[RouterKind(self.router)]
+
     def settings(self) -> RouterSettings:
         """Those of its router."""
         return RouterSettings(
@@ -50,7 +55,7 @@ class Site:
             dtype=self.router_dtype or self.dtype,
             selection_bias=self.bias,
             l1_start=0.25,
-            fixed_k=TRAITS[RouterKind(self.router)].fixed_k,
+            fixed_k=self.declared.fixed_k,
             device=torch.device("cpu"),
         )
 
@@ -61,14 +66,14 @@ class Site:
             balance=LoadBalanceType(self.balance),
             aux_loss_coef=1.0,
             router_z_loss_coef=1.0,
-            l1_top_k=self.top_k if self.router == "relu" else None,
+            l1_top_k=self.top_k if self.declared.l1 else None,
         )
         context = RoutingContext(temperature=self.temperature)
-        router = ROUTERS[RouterKind(self.router)](
+        router = router_class(RouterKind(self.router))(
             self.settings(), site="site", trace=RoutingTrace(losses), context=context
         )
         with torch.no_grad():
-            for name in ("weight", "noise_weight", "selection_bias"):
+            for name in ("weight", *self.declared.extra_weights, "selection_bias"):
                 values = getattr(router, name, None)
                 if values is not None:
                     values.normal_(std=0.2 if name == "selection_bias" else 0.6)

@@ -12,11 +12,11 @@ from lmoe.errors import RoutingError
 from lmoe.layers.context import Rows
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.stacked import add_stacked, stacked_delta
-from tests.layers.loop_routing import ROUTERS, known, loop_choices, scales, told
+from lmoe.rules.routers import ExpertsPerToken, Need
+from tests.layers.loop_routing import CAN_BIAS, CAN_GROUP, ROUTERS, WITH_LOGITS, known, loop_choices, scales, told
 from tests.layers.small_site import D, O, Site, router_of, trained
 from tests.reference import dumb, dumb_gates, dumb_layer
 
-CAN_GROUP = ("top_k", "sigmoid", "noisy_top_k", "random", "sequence")
 TOLERANCE = {torch.float32: {"atol": 3e-4, "rtol": 3e-4}, torch.float64: {"atol": 1e-9, "rtol": 1e-9}}
 
 
@@ -42,17 +42,19 @@ def loop_losses(made: Site, z: Tensor | None, choices: list[dumb_gates.Choice], 
     total = (dumb_layer.importance_cv if importance else dumb_layer.balance_loss)(choices, valid)
     z = torch.zeros(len(choices), made.experts, dtype=made.dtype) if z is None else z
     total = total + dumb.router_z_loss(z, valid)
-    return total + (0.25 * dumb_layer.relu_l1(choices, valid, made.top_k) if made.router == "relu" else 0)
+    return total + (0.25 * dumb_layer.relu_l1(choices, valid, made.top_k) if made.declared.l1 else 0)
 
 
 @st.composite
 def made_sites(draw, router: str) -> Site:
     """Every combination that a config allows."""
+    declared = Site(router=router).declared
     experts = draw(st.integers(1, 4))
     grouped = router in CAN_GROUP and draw(st.booleans())
     special = draw(st.sampled_from(["plain", "shared A", "svd"]))
     rank = draw(st.sampled_from([4] if grouped else [1, 2, 3]))
-    mixing = "outputs" if grouped or router == "oracle" else draw(st.sampled_from(["outputs", "factors"]))
+    mixings = ["outputs"] if grouped or declared.experts_per_token is ExpertsPerToken.one else ["outputs", "factors"]
+    mixing = draw(st.sampled_from(mixings))
     if special == "svd":
         rank = 2 if grouped else 8 // experts if rank * experts > 8 else rank  # of min(D, O) = 8 directions
     return Site(
@@ -62,15 +64,15 @@ def made_sites(draw, router: str) -> Site:
         top_p=draw(st.sampled_from([0.3, 0.6, 0.9])),
         rank=rank,
         scale=draw(st.sampled_from(scales(router))),
-        temperature=1.0 if router == "relu" else draw(st.sampled_from([0.7, 1.0, 2.0])),
+        temperature=draw(st.sampled_from([0.7, 1.0, 2.0])) if declared.temperature else 1.0,
         mixing=mixing,
         backend="grouped" if grouped else "stacked",
         shared_lora_A=special == "shared A" and not grouped,
         shared_lora_r=draw(st.sampled_from([None, 2])),
         svd=special == "svd",
-        bias=router in ("top_k", "sigmoid", "noisy_top_k", "sequence") and draw(st.booleans()),
+        bias=router in CAN_BIAS and draw(st.booleans()),
         balance=draw(st.sampled_from(["aux_loss", "importance_cv"])),
-        dtype=torch.float32 if grouped or router == "sequence" else draw(st.sampled_from(list(TOLERANCE))),
+        dtype=torch.float32 if grouped or declared.needs is Need.prompt else draw(st.sampled_from(list(TOLERANCE))),
         seed=draw(st.integers(0, 99)),
     )
 
@@ -81,7 +83,7 @@ def made_sites(draw, router: str) -> Site:
 def test_outputs_losses_and_all_gradients_equal_the_loop(router, data, lead, masked):
     """Gradients of x, router, A, B and the shared expert, of the output and the auxiliary loss together."""
     made = data.draw(made_sites(router))
-    if router == "sequence" and len(lead) == 1:
+    if made.declared.needs is Need.prompt and len(lead) == 1:
         lead = (1, 3)
     site = made.make()
     x = torch.randn(*lead, D, dtype=made.dtype, requires_grad=True)
@@ -132,18 +134,18 @@ def test_learnt_noise_in_training_equals_the_loop():
 
 
 @pytest.mark.parametrize("backend", ["stacked", "grouped"])
-@pytest.mark.parametrize("router", ["top_k", "soft", "top_p", "sigmoid", "relu", "noisy_top_k", "random", "sequence"])
+@pytest.mark.parametrize("router", WITH_LOGITS)
 def test_permuting_the_experts_permutes_the_routing_and_leaves_the_output(router, backend):
     if backend == "grouped" and router not in CAN_GROUP:
         pytest.skip("no fixed number of experts")
-    made = Site(router=router, experts=4, backend=backend, bias=router in ("top_k", "sigmoid"))
+    made = Site(router=router, experts=4, backend=backend, bias=router in CAN_BIAS)
     site, twin, order = made.make(), made.make(), torch.tensor([2, 0, 3, 1])
     with torch.no_grad():
         for owner, name in (
             (twin, "lora_A"),
             (twin, "lora_B"),
             (twin.router, "weight"),
-            (twin.router, "noise_weight"),
+            *((twin.router, name) for name in made.declared.extra_weights),
             (twin.router, "selection_bias"),
         ):
             values = getattr(owner, name, None)
@@ -181,7 +183,7 @@ def test_padding_changes_nothing_at_valid_tokens_nor_in_losses(router, balance):
 
 
 @pytest.mark.parametrize("backend", ["stacked", "grouped"])
-@pytest.mark.parametrize("router", [name for name in ROUTERS if name != "relu"])
+@pytest.mark.parametrize("router", [name for name in ROUTERS if "sum_to_one" in scales(name)])
 def test_equal_experts_make_routing_irrelevant_where_weights_sum_to_one(router, backend):
     if backend == "grouped" and router not in CAN_GROUP:
         pytest.skip("no fixed number of experts")

@@ -9,8 +9,9 @@ from torch import nn
 from lmoe.layers.context import RoutingContext
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear, MixtureSettings
-from lmoe.layers.routers import ROUTERS, RouterSettings
+from lmoe.layers.routers import RouterSettings, router_class
 from lmoe.layers.trace import AuxiliaryLosses, Routing, RoutingTrace
+from lmoe.rules.routers import ROUTERS
 from lmoe.vocabulary import Backend, LoadBalanceType, MixtureScale, RouterKind
 from tests.reference import dumb
 
@@ -43,12 +44,12 @@ def mixture(
         dtype=router_dtype or dtype,
         selection_bias=False,
         l1_start=0.0,
-        fixed_k=kind is RouterKind.top_k,
+        fixed_k=ROUTERS[kind].fixed_k,
         device=torch.device("cpu"),
     )
     losses = AuxiliaryLosses(balance=LoadBalanceType.aux_loss, aux_loss_coef=0.01, router_z_loss_coef=0.001)
     context = RoutingContext(temperature=temperature)
-    router = ROUTERS[kind](settings, site="site", trace=RoutingTrace(losses), context=context)
+    router = router_class(kind)(settings, site="site", trace=RoutingTrace(losses), context=context)
     made_from = MixtureSettings(
         num_experts=experts, lora_r=rank, scaling=scaling, dropout=dropout, lora_B_std=0.5, backend=Backend.stacked
     )

@@ -6,10 +6,11 @@ import torch
 import lmoe
 from lmoe.errors import ConfigError
 from lmoe.injection.record import routers
+from tests.layers.loop_routing import ROUTERS, WITH_LEARNT_LOGITS
 from tests.tiny_models import randomise, tiny_model, tokens
 
 
-@pytest.mark.parametrize("router", ["top_k", "soft", "sequence", "noisy_top_k", "relu"])
+@pytest.mark.parametrize("router", WITH_LEARNT_LOGITS)
 @pytest.mark.parametrize("scope", ["linear", "block"])
 def test_the_bias_is_added_to_the_logits_of_every_token(router, scope):
     ids, seen = tokens(), {}
@@ -27,7 +28,7 @@ def test_the_bias_is_added_to_the_logits_of_every_token(router, scope):
     torch.testing.assert_close(seen[True], seen[False] + shift, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("router", ["uniform", "random", "oracle"])
+@pytest.mark.parametrize("router", sorted({*ROUTERS} - {*WITH_LEARNT_LOGITS}))
 def test_routers_without_learnt_logits_refuse_it(router):
     with pytest.raises(ConfigError, match=f"moe.router_bias has no effect with moe.router={router}"):
         lmoe.inject(tiny_model(), {}, {"router": router, "router_bias": True})

@@ -6,11 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmoe.layers.context import Rows
-from lmoe.vocabulary import RouterKind
+from lmoe.rules.routers import ExpertsPerToken
+from tests.layers.loop_routing import CAN_BIAS, WITH_LOGITS, WITH_TEMPERATURE
 from tests.layers.small_site import D, Site
-
-WITH_LOGITS = [kind.value for kind in RouterKind if kind not in (RouterKind.uniform, RouterKind.oracle)]
-WITH_TEMPERATURE = [name for name in WITH_LOGITS if name != "relu"]
 
 
 def routed(router, x, *, seed=3):
@@ -32,8 +30,9 @@ def routed(router, x, *, seed=3):
 def test_expert_dropout_leaves_at_least_top_k_experts_to_every_row(router, experts, data, dropout, bias, seed):
     """The same ones to all tokens of a row; those that sit out have probability, weight and load 0."""
     top_k = data.draw(st.integers(1, experts))
-    has_bias = bias and router in ("top_k", "sigmoid", "noisy_top_k", "sequence")
-    made = Site(router=router, experts=experts, top_k=top_k, bias=has_bias, seed=seed).make_router().train()
+    has_bias = bias and router in CAN_BIAS
+    site = Site(router=router, experts=experts, top_k=top_k, bias=has_bias, seed=seed)
+    made = site.make_router().train()
     made.context.expert_dropout = dropout
     if has_bias:
         made.selection_bias.normal_()  # as after many steps of aux_loss_free
@@ -46,7 +45,7 @@ def test_expert_dropout_leaves_at_least_top_k_experts_to_every_row(router, exper
     dropped = out[:, :1].expand_as(routing.probs)
     for name in ("routing_weights", "assignment"):
         assert not getattr(routing, name)[dropped].any(), name
-    if router != "relu":
+    if site.declared.experts_per_token is not ExpertsPerToken.about_top_k:  # where none is on, all have probs alike
         assert not routing.probs[dropped].any()
         assert torch.isfinite(routing.probs).all()
     assert torch.isfinite(routing.router_logits).all(), "the trace keeps the clean logits"

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lmoe.layers.routers import LinearRouter, router_class
 from lmoe.ops.gating import (
     Gate,
     noisy_logits,
@@ -20,7 +21,9 @@ from lmoe.ops.gating import (
     top_p_gate,
     uniform_gate,
 )
-from lmoe.vocabulary import MixtureScale
+from lmoe.rules.routers import ROUTERS, ExpertsPerToken
+from lmoe.vocabulary import MixtureScale, RouterKind
+from tests.layers.small_site import Site
 from tests.reference import dumb_gates
 
 FEW = settings(max_examples=25, derandomize=True, deadline=None, database=None)
@@ -38,20 +41,43 @@ class Drawn:
     bias: Tensor | None
 
 
-Ours = Callable[[Tensor, Drawn], Gate]
-GATES: dict[str, Ours] = {
-    "top_k": lambda z, d: top_k_gate(
-        z, top_k=d.k, temperature=d.temperature, scale=MixtureScale(d.scale), selection_bias=d.bias
-    ),
-    "soft": lambda z, d: soft_gate(z, temperature=d.temperature, scale=MixtureScale(d.scale)),
-    "top_p": lambda z, d: top_p_gate(z, top_p=d.p, temperature=d.temperature, scale=MixtureScale(d.scale)),
-    "sigmoid": lambda z, d: sigmoid_gate(
-        z, top_k=d.k, temperature=d.temperature, scale=MixtureScale(d.scale), selection_bias=d.bias
-    ),
-    "relu": lambda z, d: relu_gate(z, scale=MixtureScale(d.scale)),
-}
-SCALES = {"soft": ["sum_to_one", "unit"]}
-EVERY_GATE_AND_SCALE = [(n, s) for n in GATES for s in SCALES.get(n, ["sum_to_one", "unit", "raw"])]
+def gates() -> list[str]:
+    """The first router of each gate of logits."""
+    first: dict[Callable[..., Gate], str] = {}
+    for kind in ROUTERS:
+        cls = router_class(kind)
+        if issubclass(cls, LinearRouter):
+            first.setdefault(cls.gate, kind.value)
+    return list(first.values())
+
+
+def scales(name: str) -> list[str]:
+    """What a gate can weigh by: where raw is one of them, the router's gate uses `weigh`, which knows all three."""
+    declared = ROUTERS[RouterKind(name)].scales
+    return [scale.value for scale in (MixtureScale if MixtureScale.raw in declared else declared)]
+
+
+def gated(name: str, z: Tensor, drawn: Drawn) -> Gate:
+    """What the gate of a router makes of logits (..., E)."""
+    made = Site(
+        router=name,
+        experts=z.shape[-1],
+        top_k=drawn.k,
+        top_p=drawn.p,
+        temperature=drawn.temperature,
+        scale=drawn.scale,
+        bias=drawn.bias is not None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        router = made.make_router()
+    assert isinstance(router, LinearRouter)
+    router.selection_bias = drawn.bias
+    return router.gate(z)
+
+
+GATES = gates()
+EVERY_GATE_AND_SCALE = [(name, scale) for name in GATES for scale in scales(name)]
+MAY_CHOOSE_NONE = [k.value for k, router in ROUTERS.items() if router.experts_per_token is ExpertsPerToken.about_top_k]
 
 
 def stacked(rows: list[list[Tensor]], like: Tensor) -> Tensor:
@@ -73,11 +99,11 @@ def stacked(rows: list[list[Tensor]], like: Tensor) -> Tensor:
 def test_outputs_and_gradients_equal_the_loop(name, data, experts, lead, p, temperature, biased, dtype, seed):
     """Of weights and probs together; shares and chosen experts exactly."""
     torch.manual_seed(seed)
-    k, scale = data.draw(st.integers(1, experts)), data.draw(st.sampled_from(SCALES.get(name, list(MixtureScale))))
+    k, scale = data.draw(st.integers(1, experts)), data.draw(st.sampled_from(scales(name)))
     bias = torch.randn(experts, dtype=dtype) if biased else None
     drawn = Drawn(k=k, p=p, temperature=temperature, scale=scale, bias=bias)
     logits = torch.randn(*lead, experts, dtype=dtype, requires_grad=True)
-    gate = GATES[name](logits, drawn)
+    gate = gated(name, logits, drawn)
     rows = [dumb_gates.choose(name, z, **asdict(drawn)) for z in logits.reshape(-1, experts)]
     weights = stacked([row.weights for row in rows], logits)
     probs = stacked([row.probs for row in rows], logits)
@@ -104,7 +130,7 @@ def test_the_uniform_gate_equals_the_loop(experts, lead, scale, dtype):
     like = torch.zeros(lead, dtype=dtype)
     gate, row = (
         uniform_gate(like, experts, scale=MixtureScale(scale)),
-        dumb_gates.uniform(like, experts, scale=scale),
+        dumb_gates.uniform(torch.zeros(experts, dtype=dtype), scale=scale),
     )
     for ours, loop in zip(gate[:3], (row.probs, row.weights, row.shares), strict=True):
         torch.testing.assert_close(ours, torch.tensor(loop, dtype=dtype).expand(*lead, experts))
@@ -118,8 +144,7 @@ def test_the_oracle_gate_equals_the_loop(experts, lead, data, dtype):
     count = torch.Size(lead).numel()
     wanted = data.draw(st.lists(st.integers(0, experts - 1), min_size=count, max_size=count))
     gate = oracle_gate(torch.tensor(wanted).view(lead), experts, dtype)
-    like = torch.zeros((), dtype=dtype)
-    rows = [dumb_gates.oracle(like, expert, experts) for expert in wanted]
+    rows = [dumb_gates.oracle(torch.zeros(experts, dtype=dtype), expert=expert) for expert in wanted]
     for ours, loop in (
         (gate.probs, [row.probs for row in rows]),
         (gate.weights, [row.weights for row in rows]),
@@ -164,9 +189,9 @@ def test_gradcheck_away_from_ties(name, scale):
     logits = [[0.0, 1.0, 2.1, -1.0], [3.0, -2.0, 0.5, 1.5], [-0.4, -1.3, -0.2, -2.0]]
     z = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
     drawn = Drawn(k=2, p=0.7, temperature=0.7, scale=scale, bias=None)
-    if name == "relu":  # where no expert is on, the function is constant, and 0 is a kink
+    if name in MAY_CHOOSE_NONE:  # where no expert is on, the function is constant, and 0 is a kink
         z = torch.tensor(logits[:2], dtype=torch.float64).add(0.1).requires_grad_()
-    assert torch.autograd.gradcheck(lambda leaf: GATES[name](leaf, drawn)[:2], (z,))
+    assert torch.autograd.gradcheck(lambda leaf: gated(name, leaf, drawn)[:2], (z,))
 
 
 def test_gradcheck_of_noisy_logits():
@@ -178,12 +203,12 @@ def test_gradcheck_of_noisy_logits():
 # --- scales
 
 
-@pytest.mark.parametrize("name", ["top_k", "top_p", "sigmoid", "relu"])
+@pytest.mark.parametrize("name", [name for name in GATES if "raw" in scales(name)])
 def test_unit_has_the_gradient_of_raw(name):
     torch.manual_seed(0)
     z, along = torch.randn(6, 5, dtype=torch.float64, requires_grad=True), torch.randn(6, 5, dtype=torch.float64)
     unit, raw = (
-        torch.autograd.grad(GATES[name](z, Drawn(k=2, p=0.6, temperature=0.8, scale=s, bias=None)).weights, z, along)[0]
+        torch.autograd.grad(gated(name, z, Drawn(k=2, p=0.6, temperature=0.8, scale=s, bias=None)).weights, z, along)[0]
         for s in ("unit", "raw")
     )
     torch.testing.assert_close(unit, raw)
@@ -196,7 +221,7 @@ def test_a_unit_weight_is_exactly_one_or_zero(name, dtype):
     """Whatever the size of the score that lends its gradient, and also with moe.router_dtype=bfloat16."""
     torch.manual_seed(0)
     z = (torch.randn(200, 5) * 8).to(dtype)
-    weights = GATES[name](z, Drawn(k=2, p=0.6, temperature=1.0, scale="unit", bias=None)).weights
+    weights = gated(name, z, Drawn(k=2, p=0.6, temperature=1.0, scale="unit", bias=None)).weights
     assert torch.equal(weights, (weights > 0.5).to(dtype))
 
 
@@ -204,26 +229,29 @@ def test_a_unit_weight_is_exactly_one_or_zero(name, dtype):
 @pytest.mark.parametrize("top_k", [1, 3])
 def test_sum_to_one_sums_to_one_or_no_expert_is_on(name, top_k):
     torch.manual_seed(0)
-    gate = GATES[name](
-        torch.randn(50, 5, dtype=torch.float64), Drawn(k=top_k, p=0.6, temperature=1.0, scale="sum_to_one", bias=None)
+    gate = gated(
+        name,
+        torch.randn(50, 5, dtype=torch.float64),
+        Drawn(k=top_k, p=0.6, temperature=1.0, scale="sum_to_one", bias=None),
     )
     on = gate.assignment.sum(-1) > 0
     torch.testing.assert_close(gate.weights.sum(-1), on.double())
-    assert bool(on.all()) is (name != "relu")
+    assert bool(on.all()) is (name not in MAY_CHOOSE_NONE)
 
 
 @pytest.mark.parametrize(("name", "scale"), EVERY_GATE_AND_SCALE)
 def test_shares_sum_to_one_and_have_no_gradient(name, scale):
     """relu: or to 0, where no expert is on."""
     torch.manual_seed(0)
-    gate = GATES[name](
+    gate = gated(
+        name,
         torch.randn(50, 5, dtype=torch.float64, requires_grad=True),
         Drawn(k=2, p=0.6, temperature=1.0, scale=scale, bias=None),
     )
     assert not gate.assignment.requires_grad
     total = gate.assignment.sum(-1)
     torch.testing.assert_close(total, torch.where(total > 0, 1.0, 0.0).double())
-    assert bool((total > 0).all()) is (name != "relu")
+    assert bool((total > 0).all()) is (name not in MAY_CHOOSE_NONE)
     torch.testing.assert_close(gate.probs.sum(-1), torch.ones(50, dtype=torch.float64))
 
 
@@ -276,5 +304,5 @@ def test_top_p_of_one_takes_every_expert_and_a_tiny_one_takes_the_best():
 def test_a_gate_edits_neither_its_logits_nor_its_bias(name):
     z, bias = torch.randn(4, 3), torch.randn(3)
     before = z.clone(), bias.clone()
-    GATES[name](z, Drawn(k=2, p=0.5, temperature=2.0, scale="unit", bias=bias))
+    gated(name, z, Drawn(k=2, p=0.5, temperature=2.0, scale="unit", bias=bias))
     assert torch.equal(z, before[0]) and torch.equal(bias, before[1])

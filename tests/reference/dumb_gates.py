@@ -3,7 +3,10 @@
 A token has E logits; torch only multiplies, adds and differentiates.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,16 +114,18 @@ def relu(z: Tensor, *, scale: str) -> Choice:
     return Choice(probs, weigh(scores, chosen, scale), alike(chosen, len(z)), chosen)
 
 
-def uniform(like: Tensor, experts: int, *, scale: str) -> Choice:
-    """Every expert alike."""
-    share = [like.new_tensor(1 / experts) for _ in range(experts)]
-    weights = [like.new_tensor(1.0) for _ in range(experts)] if scale == "unit" else share
+def uniform(z: Tensor, *, scale: str) -> Choice:
+    """Every expert alike, whatever z."""
+    experts = len(z)
+    share = [z.new_tensor(1 / experts) for _ in range(experts)]
+    weights = [z.new_tensor(1.0) for _ in range(experts)] if scale == "unit" else share
     return Choice(share, weights, [1 / experts] * experts, list(range(experts)))
 
 
-def oracle(like: Tensor, expert: int, experts: int) -> Choice:
-    """The expert of the token's domain, and no other."""
-    one = [like.new_tensor(float(e == expert)) for e in range(experts)]
+def oracle(z: Tensor, *, expert: int) -> Choice:
+    """The expert of the token's domain, and no other, whatever z."""
+    experts = len(z)
+    one = [z.new_tensor(float(e == expert)) for e in range(experts)]
     return Choice(one, one, [float(e == expert) for e in range(experts)], [expert])
 
 
@@ -129,17 +134,29 @@ def noisy(z: Tensor, z_noise: Tensor, noise: Tensor) -> Tensor:
     return torch.stack([z[e] + noise[e] * torch.log(1 + torch.exp(z_noise[e])) for e in range(len(z))])
 
 
-def choose(
-    router: str, z: Tensor, *, k: int, p: float, temperature: float, scale: str, bias: Tensor | None = None
-) -> Choice:
-    """What a router of this name makes of one token's logits."""
-    if router == "soft":
-        return soft(z, temperature=temperature, scale=scale)
-    if router == "top_p":
-        return top_p(z, p=p, temperature=temperature, scale=scale)
-    if router == "sigmoid":
-        return sigmoid(z, k=k, temperature=temperature, scale=scale, bias=bias)
-    if router == "relu":
-        return relu(z, scale=scale)
-    assert router in ("top_k", "noisy_top_k", "random", "sequence"), router
-    return top_k(z, k=k, temperature=temperature, scale=scale, bias=bias)
+REFERENCES: dict[str, Callable[..., Choice]] = {
+    "top_k": top_k,
+    "soft": soft,
+    "top_p": top_p,
+    "sigmoid": sigmoid,
+    "relu": relu,
+    "noisy_top_k": top_k,
+    "sequence": top_k,
+    "uniform": uniform,
+    "random": top_k,
+    "oracle": oracle,
+}
+"""What each router makes of one token's logits."""
+
+
+def choose(router: str, z: Tensor, **given: Any) -> Choice:
+    """What a router of this name makes of one token's logits.
+
+    Args:
+        router: its name in the config.
+        z: (E,).
+        given: k, p, temperature, scale, bias and expert, of which each takes what it names.
+    """
+    reference = REFERENCES.get(router)
+    assert reference is not None, f"tests/reference/dumb_gates.py: REFERENCES has no loop for the router {router}"
+    return reference(z, **{name: given[name] for name in signature(reference).parameters if name in given})

@@ -14,8 +14,8 @@ from lmoe.errors import ConfigError
 from lmoe.rules.injection import injection_problems
 from lmoe.rules.moe import moe_problems
 from lmoe.rules.phases import SWITCHES, lora_B_std, phase_problems, present_roles
-from lmoe.rules.routers import mixture_scale
-from lmoe.rules.strategies import STRATEGY_TRAITS
+from lmoe.rules.routers import ROUTERS, mixture_scale
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.rules.validate import validate
 from lmoe.vocabulary import (
     Backend,
@@ -117,7 +117,7 @@ def problems(config: RunConfig) -> list[str]:
 
 
 def test_every_strategy_has_traits_and_is_valid_as_it_ships():
-    assert set(STRATEGY_TRAITS) == set(InjectionStrategy)
+    assert set(STRATEGIES) == set(InjectionStrategy)
     for strategy in InjectionStrategy:
         validate(run_of(strategy))
 
@@ -127,7 +127,7 @@ def test_every_strategy_has_traits_and_is_valid_as_it_ships():
 
 def test_the_tables_here_change_every_key_and_no_key_is_idle_that_does_not_exist():
     usual, shipped = InjectionConfig(), moe()
-    assert {key for traits in STRATEGY_TRAITS.values() for key in traits.idle} == set(INJECTION)
+    assert {key for traits in STRATEGIES.values() for key in traits.idle} == set(INJECTION)
     assert all(getattr(usual, key) != value for key, value in INJECTION.items())
     keys = {key for key, _ in leaf_keys(MoeConfig)}
     assert set(MOE) == keys and len(keys) == 24
@@ -140,7 +140,7 @@ def test_the_tables_here_change_every_key_and_no_key_is_idle_that_does_not_exist
 @pytest.mark.parametrize("strategy", InjectionStrategy)
 def test_a_key_of_injection_acts_or_is_refused_with_key_and_strategy(strategy, key):
     found = injection_problems(injection(strategy, **{key: INJECTION[key]}), moe())
-    if key in STRATEGY_TRAITS[strategy].idle:
+    if key in STRATEGIES[strategy].idle:
         assert found == [f"injection.{key} has no effect with injection={strategy}; leave it out"]
     else:
         assert found == []
@@ -148,7 +148,7 @@ def test_a_key_of_injection_acts_or_is_refused_with_key_and_strategy(strategy, k
 
 @pytest.mark.parametrize("strategy", InjectionStrategy)
 def test_how_many_keys_of_injection_act(strategy):
-    assert len(set(INJECTION) - set(STRATEGY_TRAITS[strategy].idle)) == ACTING[strategy]
+    assert len(set(INJECTION) - set(STRATEGIES[strategy].idle)) == ACTING[strategy]
 
 
 @pytest.mark.parametrize("strategy", InjectionStrategy)
@@ -215,7 +215,9 @@ def test_moe_expert_lora_has_no_use_for_how_linears_are_mixed(key):
     assert moe_problems(moe(key), injection(MIXTURE)) == []
 
 
-@pytest.mark.parametrize("router", [kind for kind in RouterKind if kind is not RouterKind.relu])
+@pytest.mark.parametrize(
+    "router", [k for k, router in ROUTERS.items() if router.usual_scale is MixtureScale.sum_to_one]
+)
 def test_moe_expert_lora_takes_every_router_as_it_ships_whose_weights_sum_to_1(router):
     given = moe_section({"router": router.value})
     assert injection_problems(injection(FFN), given) + moe_problems(given, injection(FFN)) == []

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from lmoe.config.data import DataConfig
+from lmoe.config.defaults import moe_section
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.keys import unknown_key
 from lmoe.config.moe import LoadBalanceConfig, MoeConfig
@@ -420,7 +421,7 @@ def test_a_default_left_standing_that_does_not_apply_is_no_problem():
 def test_every_router_is_valid_with_the_balance_that_goes_with_it(kind):
     """So that each line above comes from the one change that it names."""
     config = valid()
-    both(JOINT, {RouterKind.top_p: TOP_P, RouterKind.sigmoid: SIGMOID}.get(kind, router(kind)))(config)
+    both(JOINT, change("moe", moe_section({"router": kind.value})))(config)
     validate(config)
 
 

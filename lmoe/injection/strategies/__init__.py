@@ -1,19 +1,20 @@
-"""The strategies by name: one file each, one line here."""
+"""The planners of the strategies, one file each; which belongs to which name is declared in lmoe.rules.strategies."""
 
 from collections.abc import Callable
+from functools import cache
+from pkgutil import resolve_name
 
 from lmoe.injection.plan import SitePlan
 from lmoe.injection.site_plans import SitePlanner
-from lmoe.injection.strategies.dense_lora import plan_dense_lora
-from lmoe.injection.strategies.mixture_lora import plan_mixture_lora
-from lmoe.injection.strategies.moe_expert_lora import plan_moe_expert_lora
-from lmoe.injection.strategies.native_moe_expert_lora import plan_native_moe_expert_lora
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import InjectionStrategy
 
-STRATEGIES: dict[InjectionStrategy, Callable[[SitePlanner], list[SitePlan]]] = {
-    InjectionStrategy.dense_lora: plan_dense_lora,
-    InjectionStrategy.mixture_lora: plan_mixture_lora,
-    InjectionStrategy.moe_expert_lora: plan_moe_expert_lora,
-    InjectionStrategy.native_moe_expert_lora: plan_native_moe_expert_lora,
-}
-"""Each names the sites of the chosen layers, and adds to the planner's warnings."""
+Planner = Callable[[SitePlanner], list[SitePlan]]
+"""Names the sites of the chosen layers, and adds to the planner's warnings."""
+
+
+@cache
+def planner_of(strategy: InjectionStrategy) -> Planner:
+    """The function that is declared as this strategy's planner."""
+    planner: Planner = resolve_name(STRATEGIES[strategy].planner)
+    return planner

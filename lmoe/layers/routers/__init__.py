@@ -1,31 +1,26 @@
-"""The routers by name."""
+"""The routers' classes; which one a name of the config means is declared in lmoe.rules.routers."""
+
+from functools import cache
+from pkgutil import resolve_name
 
 from lmoe.layers.routers.base import LinearRouter, Router, RouterSettings
 from lmoe.layers.routers.sequence import PromptReader, SequenceRouter
-from lmoe.layers.routers.token import (
-    NoisyTopKRouter,
-    OracleRouter,
-    RandomRouter,
-    ReluRouter,
-    SigmoidRouter,
-    SoftRouter,
-    TopKRouter,
-    TopPRouter,
-    UniformRouter,
-)
+from lmoe.layers.routers.token import ReluRouter
+from lmoe.rules.routers import ROUTERS
 from lmoe.vocabulary import RouterKind
 
-ROUTERS: dict[RouterKind, type[Router]] = {
-    RouterKind.top_k: TopKRouter,
-    RouterKind.soft: SoftRouter,
-    RouterKind.top_p: TopPRouter,
-    RouterKind.sigmoid: SigmoidRouter,
-    RouterKind.relu: ReluRouter,
-    RouterKind.noisy_top_k: NoisyTopKRouter,
-    RouterKind.sequence: SequenceRouter,
-    RouterKind.uniform: UniformRouter,
-    RouterKind.random: RandomRouter,
-    RouterKind.oracle: OracleRouter,
-}
+__all__ = ["LinearRouter", "PromptReader", "ReluRouter", "Router", "RouterSettings", "SequenceRouter", "router_class"]
 
-__all__ = ["ROUTERS", "LinearRouter", "PromptReader", "ReluRouter", "Router", "RouterSettings", "SequenceRouter"]
+
+@cache
+def router_class(kind: RouterKind) -> type[Router]:
+    """The class that is declared as this router.
+
+    Raises:
+        TypeError: it is no Router.
+    """
+    name = ROUTERS[kind].implementation
+    found = resolve_name(name)
+    if not (isinstance(found, type) and issubclass(found, Router)):
+        raise TypeError(f"lmoe/rules/routers.py: implementation={name} of {kind} is no subclass of Router")
+    return found
