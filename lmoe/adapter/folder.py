@@ -16,9 +16,11 @@ from lmoe.adapter.tensor_file import stored_tensors, tensor_shapes
 from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.backbones.load import QUANTISED, precision_of
 from lmoe.backbones.placement import refuse_offloaded
+from lmoe.config.limits import MOST_CHARACTERS
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import CheckpointError
 from lmoe.files.small_file import read_json
+from lmoe.files.wording import quoted, shown
 from lmoe.files.write import write_whole
 from lmoe.injection.kept import STACKED
 from lmoe.injection.plan import InjectionPlan
@@ -169,7 +171,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     raw = read_json(path)
     if raw.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path}: format_version is {raw.get('format_version')!r}; this lmoe reads {FORMAT_VERSION}"
+            f"{path}: format_version is {quoted(raw.get('format_version'))}; this lmoe reads {FORMAT_VERSION}"
         )
     parts = ("base_model", "injection", "moe")
     if missing := [part for part in parts if not isinstance(raw.get(part), dict)]:
@@ -179,17 +181,24 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         raise CheckpointError(f"{path}: base_model needs a name and a precision ({', '.join(BackbonePrecision)})")
     if not isinstance(base.get("fingerprint"), str) or not isinstance(base.get("revision"), str | None):
         raise CheckpointError(f"{path}: base_model needs a fingerprint, and a revision that is text or null")
+    if longest := next((text for text in _texts(base) if len(text) > MOST_CHARACTERS), None):
+        raise CheckpointError(
+            f"{path}: base_model holds a text of {len(longest):,} characters, must have at most {MOST_CHARACTERS:,}: "
+            f"{shown(longest)}"
+        )
     check_fields(base, path)
     if found := next((text for text in _texts([raw["injection"], raw["moe"]]) if "${" in text), None):
-        raise CheckpointError(f"{path}: {found!r} is an interpolation; an adapter holds plain values")
+        raise CheckpointError(f"{path}: {quoted(found)} is an interpolation; an adapter holds plain values")
     trained_base = raw.get("trained_base", [])  # files from before a phase could train it do not say
-    if not isinstance(trained_base, list) or not set(trained_base) <= set(BASE_ROLES):
-        raise CheckpointError(f"{path}: trained_base is {trained_base!r}, must be a list of {', '.join(BASE_ROLES)}")
+    if not isinstance(trained_base, list) or not all(role in BASE_ROLES for role in trained_base):
+        raise CheckpointError(
+            f"{path}: trained_base is {quoted(trained_base)}, must be a list of {', '.join(BASE_ROLES)}"
+        )
     names = raw.get("expert_names", [])
     if not isinstance(names, list) or not all(isinstance(n, str) and NAME.fullmatch(n) for n in names):
-        raise CheckpointError(f"{path}: expert_names is {names!r}, must be a list of names of experts")
+        raise CheckpointError(f"{path}: expert_names is {quoted(names)}, must be a list of names of experts")
     if len({name.casefold() for name in names}) < len(names):
-        raise CheckpointError(f"{path}: expert_names names an expert twice: {names}")
+        raise CheckpointError(f"{path}: expert_names names an expert twice: {quoted(names)}")
     return AdapterConfig(**{part: raw[part] for part in parts}, trained_base=trained_base, expert_names=names)
 
 

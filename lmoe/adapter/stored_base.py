@@ -8,6 +8,7 @@ from torch import nn
 
 from lmoe.backbones.fingerprint import BaseFingerprint
 from lmoe.errors import CheckpointError
+from lmoe.files.wording import quoted
 from lmoe.injection.backbone_state import backbone_fingerprint
 from lmoe.injection.record import injected
 
@@ -43,7 +44,7 @@ def check_fields(base_model: Mapping[str, Any], path: Path) -> None:
     if not all(isinstance(text, str) for text in texts):
         raise CheckpointError(f"{path}: base_model holds a fingerprint that is no text")
     if not isinstance(base_model.get(BESIDE, False), bool):
-        raise CheckpointError(f"{path}: base_model.{BESIDE} is {base_model[BESIDE]!r}, must be true or false")
+        raise CheckpointError(f"{path}: base_model.{BESIDE} is {quoted(base_model[BESIDE])}, must be true or false")
 
 
 def stored_fingerprints(base_model: Mapping[str, Any]) -> tuple[BaseFingerprint, ...]:
@@ -69,8 +70,8 @@ def check_base(what: str, name: str | None, stored: tuple[BaseFingerprint, ...],
     if any(one.same_base(found) for one in stored):
         return
     wanted = f"fingerprint {stored[0].digest}"
-    shown = f", {wanted}" if name is None else f" ({name or 'without a name'}, {wanted})"
-    message = f"{what} trained on another base{shown}; this one has {found.digest}"
+    named = f", {wanted}" if name is None else f" ({name or 'without a name'}, {wanted})"
+    message = f"{what} trained on another base{named}; this one has {found.digest}"
     if stored[0].as_float16 is None and found.dtype == "float16":
         message += ". A file of an older lmoe cannot tell its base in float16: load it in float32 or bfloat16"
     raise CheckpointError(message)

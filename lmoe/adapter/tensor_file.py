@@ -4,7 +4,7 @@ Nothing here unpickles, evaluates, or follows a path that a file names.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, isfinite
 
+from lmoe.config.limits import MOST_CHARACTERS
 from lmoe.errors import CheckpointError
 from lmoe.files.small_file import ordinary_size, unreadable
+from lmoe.files.wording import first_line, shown
 
 HEADER_LIMIT = 100_000_000
 """Bytes of the header of a safetensors file."""
@@ -98,9 +100,23 @@ def _opened(path: Path) -> Iterator[Any]:
     _size(path)
     try:
         with safe_open(path, framework="pt") as file:
+            check_names(path, file.keys())
             yield file
     except (OSError, SafetensorError, OverflowError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from None
+        raise CheckpointError(f"{path}: cannot be read: {first_line(error)}") from None
+
+
+def check_names(path: Path, names: Iterable[str]) -> None:
+    """
+    Raises:
+        CheckpointError: a tensor with a name that no module path is as long as, and no message could show.
+    """
+    for name in names:
+        if len(name) > MOST_CHARACTERS:
+            raise CheckpointError(
+                f"{path}: a tensor's name has {len(name):,} characters, must have at most {MOST_CHARACTERS:,}: "
+                f"{shown(name)}"
+            )
 
 
 def _size(path: Path) -> int:

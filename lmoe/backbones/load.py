@@ -22,6 +22,7 @@ from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import BackboneError, LmoeError
 from lmoe.files.resources import resource_dir
 from lmoe.files.small_file import NO_FILE, Reader
+from lmoe.files.wording import first_line, quoted, shown
 from lmoe.vocabulary import BackbonePrecision
 
 TINY = "tiny"
@@ -249,7 +250,7 @@ def _check_sizes(file: Path, content: dict[str, Any]) -> None:
         for key, most in LARGEST.items():
             size = part.get(key)
             if isinstance(size, int | float) and not 0 <= size <= most:
-                raise BackboneError(f"{file}: {key} is {str(size)[:40]}, and must be from 0 to {most:,}")
+                raise BackboneError(f"{file}: {key} is {shown(size)}, and must be from 0 to {most:,}")
 
 
 def _check_places(file: Path, content: dict[str, Any]) -> None:
@@ -259,7 +260,7 @@ def _check_places(file: Path, content: dict[str, Any]) -> None:
         raise BackboneError(f"{file}: has no weight_map by name")
     for place in places.values():
         if not isinstance(place, str) or Path(place).name != place or place in ("", ".", ".."):
-            raise BackboneError(f"{file}: weight_map names {str(place)[:100]!r}, which is no file of this folder")
+            raise BackboneError(f"{file}: weight_map names {quoted(place)}, which is no file of this folder")
 
 
 @contextmanager
@@ -285,9 +286,8 @@ def _named(config: BackboneConfig | None, what: str, source: str | Path) -> Iter
 
 
 def _reason(error: Exception) -> str:
-    reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
     usual = isinstance(error, OSError | ValueError | ImportError | RuntimeError | SafetensorError)
-    return reason if usual else f"{type(error).__name__}: {reason}"
+    return first_line(error) if usual else f"{type(error).__name__}: {first_line(error)}"
 
 
 def _remedy(config: BackboneConfig | None, error: Exception) -> str:

@@ -8,11 +8,11 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
-from lmoe.config.problems import shown
 from lmoe.config.read import independent, read_section
 from lmoe.files.resources import resource_dir
 from lmoe.files.run_folder import name_problems
 from lmoe.files.small_file import texts
+from lmoe.files.wording import shown
 
 MAKES = ("_target_", "()", "class", "factory")
 """Keys of Hydra's section, and of logging's in it, whose value is imported and called."""

@@ -18,12 +18,12 @@ from lmoe.cli.compose import compose_config
 from lmoe.cli.launchers import launcher_problem
 from lmoe.cli.resume import run_to_resume
 from lmoe.config.keys import field_type, is_section, near, target, unknown_key
-from lmoe.config.problems import shown
 from lmoe.config.read import no_mapping, value_problems
 from lmoe.errors import ConfigError
 from lmoe.files.places import is_dir
 from lmoe.files.resources import resource_dir
 from lmoe.files.run_folder import hydra_quoted, name_problems
+from lmoe.files.wording import shown
 
 CONFIG_DIR, SEARCHPATH = ("--config-dir", "-cd"), "hydra.searchpath="
 """How a command names folders with more choices for a group."""

@@ -10,13 +10,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmoe.config.limits import MOST_CHARACTERS
 from lmoe.config.phase import PLATEAU
-from lmoe.config.problems import raise_problems, shown
+from lmoe.config.problems import raise_problems
 from lmoe.config.read import read_section
 from lmoe.errors import ConfigError
 from lmoe.files.places import expanded, is_file
 from lmoe.files.resources import resource_dir
 from lmoe.files.run_folder import CONFIG_FILE, PROVENANCE_FILE, resume_setting
 from lmoe.files.small_file import Reader
+from lmoe.files.wording import shown
 from lmoe.resume.rules import LENGTH, PER_STEP, refused
 
 AUTO = "auto"

@@ -6,6 +6,8 @@ from dataclasses import fields, is_dataclass
 from enum import StrEnum
 from typing import Any, get_args, get_origin, get_type_hints
 
+from lmoe.files.wording import LONGEST_REASON, shown
+
 USUAL_NAMES = {
     "fp32": "float32",
     "float": "float32",
@@ -47,7 +49,7 @@ def unknown_key(schema: type, parts: list[str], prefix: str = "") -> str | None:
             if part not in names:
                 where = ".".join([p for p in (prefix, *parts[:depth]) if p])
                 full = f"{where}.{part}" if where else part
-                return f"{full}: no such key; {near(part, names)}"
+                return f"{shown(full, longest=LONGEST_REASON)}: no such key; {near(part, names)}"
             current = field_type(current, part)
         elif (element := _mapping_element(current)) is not None:
             current = element

@@ -8,10 +8,9 @@ from typing import Any, TypeVar
 from lmoe.config.limits import LEAST_SIZE, MOST, MOST_CHARACTERS, MOST_OF_OTHERS, MOST_SIZE, WHY
 from lmoe.errors import ConfigError
 from lmoe.files.small_file import INTERPOLATION
+from lmoe.files.wording import shown
 
 Section = TypeVar("Section")
-LONGEST = 60
-"""Characters of a value that a message shows."""
 
 
 def raise_problems(problems: list[str]) -> None:
@@ -102,24 +101,6 @@ def _values(value: Any, key: str) -> Iterator[tuple[str, float | str]]:
     elif isinstance(value, list):
         for number, entry in enumerate(value):
             yield from _values(entry, f"{key}[{number}]")
-
-
-def shown(value: Any, *, longest: int = LONGEST) -> str:
-    """A value as it is written on the command line, shortened where it has more than `longest` characters."""
-    if isinstance(value, int) and abs(value) > 10**LONGEST:
-        return f"a whole number of about {round(math.log10(abs(value)))} digits"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, list | tuple):
-        return _shortened(f"[{','.join(shown(item) for item in value[:LONGEST])}]")
-    if isinstance(value, dict):
-        return _shortened(f"{{{', '.join(f'{name}: {shown(item)}' for name, item in list(value.items())[:LONGEST])}}}")
-    return _shortened(str(value), longest) or "empty"
-
-
-def _shortened(text: str, longest: int = LONGEST) -> str:
-    text = text if text.isprintable() else repr(text)
-    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def without_effect(key: str, why: str) -> str:

@@ -15,7 +15,8 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lmoe.config.keys import near, near_choice
-from lmoe.config.problems import shown
+from lmoe.config.limits import MOST_CHARACTERS
+from lmoe.files.wording import LONGEST_REASON, shown
 
 Section = TypeVar("Section")
 REQUIRED = "???"
@@ -114,7 +115,7 @@ def _section(schema: type[Section], given: Any, prefix: str, reading: Reading, e
     for name in given:
         if name not in hints:
             key = joined(prefix, name)
-            reading.refuse(key, f"{key}: no such key; {near(str(name), list(hints))}")
+            reading.refuse(key, f"{shown(key, longest=LONGEST_REASON)}: no such key; {near(str(name), list(hints))}")
     values: dict[str, Any] = {}
     for spec in fields(schema):  # type: ignore[arg-type]
         if spec.name in given:
@@ -171,6 +172,8 @@ def _mapping(element: Any, given: Any, key: str, reading: Reading) -> dict[str, 
         inner = joined(key, name)
         if not isinstance(name, str):
             reading.refuse(inner, f"{key}: the name {shown(name)} must be text")
+        elif len(name) > MOST_CHARACTERS:
+            reading.refuse(inner, f"{key}: the name {shown(name)} must have at most {MOST_CHARACTERS:,} characters")
         elif is_dataclass(element) and isinstance(element, type):
             entries[name] = _section(element, value, inner, reading, inner)
         elif value is not UNREAD:

@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lmoe.config.limits import MOST_CHARACTERS
 from lmoe.errors import DataError
 from lmoe.files.small_file import Reader, ordinary_size
+from lmoe.files.wording import first_line, quoted
 
 FORMATS = (
     '{"messages": [{"role": …, "content": …}, …]}, {"prompt": …, "response": …}, '
@@ -94,7 +96,7 @@ def json_records(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
                 if line.strip(BLANK):
                     yield _parse(line, f"{file}:{number}"), f"{file}:{number}"
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
+        raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
@@ -119,7 +121,7 @@ def _hub_rows(name: str) -> Iterable[Row]:
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise DataError(
             f"data.path={name}: neither a local path nor a data set that could be loaded "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}). "
+            f"({type(error).__name__}: {first_line(error)}). "
             "Without network, give a JSONL file or a folder of them."
         ) from None
     for number, record in enumerate(loaded):
@@ -133,8 +135,9 @@ def row_from(record: dict[str, Any], default_domain: str, where: str) -> Row:
         DataError: unknown format, a wrong type, an unknown role, or an empty message.
     """
     domain = record.get("domain") or default_domain
-    if not isinstance(domain, str) or "/" in domain:
-        raise DataError(f"{where}: domain must be text without a slash, got {domain!r}")
+    if not isinstance(domain, str) or "/" in domain or len(domain) > MOST_CHARACTERS:
+        most = f"of at most {MOST_CHARACTERS:,} characters"
+        raise DataError(f"{where}: domain must be text without a slash, {most}, got {quoted(domain)}")
     if isinstance(text := record.get("text"), str):
         return Row(messages=None, text=text, domain=domain, where=where)
     return Row(messages=tuple(_messages(record, where)), text=None, domain=domain, where=where)
@@ -144,7 +147,7 @@ def _messages(record: dict[str, Any], where: str) -> list[Message]:
     if "messages" in record:
         turns = record["messages"]
         if not isinstance(turns, list) or not turns:
-            raise DataError(f"{where}: messages must be a non-empty list, got {turns!r}")
+            raise DataError(f"{where}: messages must be a non-empty list, got {quoted(turns)}")
         return [_message(turn, index, where) for index, turn in enumerate(turns)]
     if "prompt" in record and (answer := _first(record, "response", "completion")):
         return _pair(record["prompt"], record[answer], ("prompt", answer), where)
@@ -152,7 +155,7 @@ def _messages(record: dict[str, Any], where: str) -> list[Message]:
         extra = record.get("input") or ""
         prompt = f"{record['instruction']}\n\n{extra}" if extra else record["instruction"]
         return _pair(prompt, record["output"], ("instruction", "output"), where)
-    raise DataError(f"{where}: unknown row format with keys {sorted(record)}; expected {FORMATS}")
+    raise DataError(f"{where}: unknown row format with keys {quoted(sorted(record))}; expected {FORMATS}")
 
 
 def _first(record: dict[str, Any], *names: str) -> str | None:
@@ -161,9 +164,9 @@ def _first(record: dict[str, Any], *names: str) -> str | None:
 
 def _message(turn: Any, index: int, where: str) -> Message:
     if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
-        raise DataError(f"{where}: messages[{index}] must be an object with text role and content, got {turn!r}")
+        raise DataError(f"{where}: messages[{index}] must be an object with text role and content, got {quoted(turn)}")
     if turn["role"] not in ROLES:
-        raise DataError(f"{where}: messages[{index}].role is {turn['role']!r}; allowed: {', '.join(ROLES)}")
+        raise DataError(f"{where}: messages[{index}].role is {quoted(turn['role'])}; allowed: {', '.join(ROLES)}")
     return {"role": turn["role"], "content": turn["content"]}
 
 

@@ -12,6 +12,7 @@ from lmoe.data.render_limit import render, render_with_generation
 from lmoe.data.spans import Message, Span, content_spans, with_turn_end, without_blank
 from lmoe.errors import DataError
 from lmoe.files.small_file import Reader
+from lmoe.files.wording import LONGEST_REASON, shown
 
 PROBE: list[Message] = [
     {"role": "user", "content": "Good morning."},
@@ -121,7 +122,7 @@ class ChatTemplate:
                 return render_with_generation(self.source, variables)
             return render(self.source, variables), []
         except Exception as error:  # of the template, which is a program of its own
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = shown(" ".join(str(error).split()) or type(error).__name__, longest=LONGEST_REASON)
             raise DataError(f"{where}the chat template refuses this conversation: {reason}") from None
 
 

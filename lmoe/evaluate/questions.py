@@ -8,6 +8,7 @@ from typing import Any
 from lmoe.data.reader import BUNDLED
 from lmoe.data.rows import data_files, json_records
 from lmoe.errors import DataError
+from lmoe.files.wording import quoted
 
 FORMAT = '{"question": "…", "choices": ["…", "…"], "answer": 0}'
 
@@ -62,15 +63,17 @@ def choice_row(record: dict[str, Any], where: str) -> ChoiceRow:
         DataError: missing keys, a wrong type, blank texts, fewer than two choices, or an answer that is none of them.
     """
     if missing := [key for key in ("question", "choices", "answer") if key not in record]:
-        raise DataError(f"{where}: no {', '.join(missing)} among the keys {sorted(record)}; expected {FORMAT}")
+        raise DataError(f"{where}: no {', '.join(missing)} among the keys {quoted(sorted(record))}; expected {FORMAT}")
     question, choices, answer = record["question"], record["choices"], record["answer"]
     if not isinstance(question, str) or not question.strip():
-        raise DataError(f"{where}: question must be text that is not blank, got {question!r}")
+        raise DataError(f"{where}: question must be text that is not blank, got {quoted(question)}")
     if not isinstance(choices, list) or len(choices) < 2 or not _all_text(choices):
-        raise DataError(f"{where}: choices must be a list of two texts or more, none of them blank, got {choices!r}")
+        raise DataError(
+            f"{where}: choices must be a list of two texts or more, none of them blank, got {quoted(choices)}"
+        )
     if not isinstance(answer, int) or isinstance(answer, bool) or not 0 <= answer < len(choices):
         raise DataError(
-            f"{where}: answer must be the index of the right choice, 0 to {len(choices) - 1}, got {answer!r}"
+            f"{where}: answer must be the index of the right choice, 0 to {len(choices) - 1}, got {quoted(answer)}"
         )
     return ChoiceRow(question=question, choices=tuple(choices), answer=answer, where=where)
 

@@ -8,12 +8,13 @@ from lmoe.adapter.place import ADAPTER_DIR
 from lmoe.backbones.load import load_tokenizer
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.data import DataConfig
-from lmoe.config.problems import shown, size_problems
+from lmoe.config.problems import size_problems
 from lmoe.config.read import read_section
 from lmoe.data.template import read_template
 from lmoe.errors import BackboneError, DataError
 from lmoe.files.run_folder import CONFIG_FILE
 from lmoe.files.small_file import Reader
+from lmoe.files.wording import shown
 
 
 def run_folder(adapter: Path) -> Path | None:

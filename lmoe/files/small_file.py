@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import AliasEvent, CollectionEndEvent, CollectionStartEvent, MappingStartEvent, NodeEvent, YAMLError, parse
 
 from lmoe.errors import CheckpointError, LmoeError
+from lmoe.files.wording import LONGEST_REASON, quoted, shown
 
 BYTES = 4_000_000
 """Of a config, at most."""
@@ -158,12 +159,14 @@ class Reader:
             _check_events(text)
             loaded = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
         except (YAMLError, OmegaConfBaseException, RecursionError, ValueError, TypeError, OSError) as error:
-            raise self.refusal(path, f"cannot be read: {error or type(error).__name__}") from None
+            reason = shown(_in_one_line(error) or type(error).__name__, longest=LONGEST_REASON)
+            raise self.refusal(path, f"cannot be read: {reason}") from None
         assert isinstance(loaded, dict)
         for key, value in texts(loaded):
             if INTERPOLATION in value:
+                named = shown(key, longest=LONGEST_REASON) if key else "a key"
                 raise self.refusal(
-                    path, f"{key or 'a key'} is {value[:60]!r}, an interpolation; a saved config holds plain values"
+                    path, f"{named} is {quoted(value)}, an interpolation; a saved config holds plain values"
                 )
         return {str(key): value for key, value in loaded.items()}
 

@@ -32,19 +32,30 @@ class Speaker:
     """A model with its tokenizer.
 
     Args:
+        template_place: folder or hub name that the tokenizer's chat template is from, for messages.
         blend: its experts, where it is a base with some.
         domain: of every prompt, for moe.router=oracle.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    template_place: str
     blend: Blend | None = None
     domain: str | None = None
 
     def answer(self, prompt: str | list[Turn], sampling: Sampling, write: Callable[[str], object]) -> str:
-        """The answer to a prompt or a conversation, piece by piece."""
-        with self._about():
-            return stream_answer(self.model, self.tokenizer, prompt, sampling, write)
+        """The answer to a prompt or a conversation, piece by piece.
+
+        Raises:
+            DataError: the chat template, which is named, refuses it; or it is empty, or leaves no room in the context.
+        """
+        try:
+            with self._about():
+                return stream_answer(self.model, self.tokenizer, prompt, sampling, write)
+        except DataError as error:
+            if self.tokenizer.chat_template is None:
+                raise
+            raise DataError(f"{error} (chat template of {self.template_place})") from None
 
     @contextmanager
     def _about(self) -> Iterator[None]:
@@ -70,7 +81,8 @@ def trained(
         LmoeError: as lmoe.load, or no such device.
     """
     model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
-    return Speaker(model=placed(model, device), tokenizer=tokenizer, domain=domain)
+    place = str(tokenizer.name_or_path)
+    return Speaker(model=placed(model, device), tokenizer=tokenizer, template_place=place, domain=domain)
 
 
 def blended(
@@ -99,7 +111,7 @@ def blended(
     texts = {name: prompts(place) for name, place in (fit or {}).items()}
     backbone = BackboneConfig(model_name=model_name, precision=precision, trust_remote_code=trust_remote_code)
     model, tokenizer = placed(load_model(backbone), device), load_tokenizer(backbone)
-    blend = None
+    blend, place = None, str(tokenizer.name_or_path)
     if experts:
         blend = Blend(model, experts, weights, router, top_k=top_k, temperature=router_temperature)
         if texts:
@@ -110,13 +122,17 @@ def blended(
                 f"--router encoder does not know yet what {', '.join(blend.unfitted)} is for: give --fit "
                 f"{blend.unfitted[0]}=ROWS,… once, rows with prompts of its kind"
             )
-        _take_template(tokenizer, blend)
+        place = _take_template(tokenizer, blend) or place
     answers_end(model, tokenizer)
-    return Speaker(model=model, tokenizer=tokenizer, blend=blend)
+    return Speaker(model=model, tokenizer=tokenizer, template_place=place, blend=blend)
 
 
-def _take_template(tokenizer: PreTrainedTokenizerBase, blend: Blend) -> None:
-    """Speak to the experts as they were spoken to in training: by the chat template beside them, where they agree."""
+def _take_template(tokenizer: PreTrainedTokenizerBase, blend: Blend) -> str | None:
+    """Speak to the experts as they were spoken to in training: by the chat template beside them, where they agree.
+
+    Returns:
+        The folder of the template; None: the tokenizer keeps its own.
+    """
     found: dict[str, list[str]] = {}
     for name, folder in blend.folders.items():
         if (template := stored_template(folder)) is not None:
@@ -128,7 +144,9 @@ def _take_template(tokenizer: PreTrainedTokenizerBase, blend: Blend) -> None:
             stacklevel=3,
         )
     elif found:
-        tokenizer.chat_template = next(iter(found))
+        tokenizer.chat_template, names = next(iter(found.items()))
+        return str(blend.folders[names[0]])
+    return None
 
 
 def stored_template(folder: Path) -> str | None:

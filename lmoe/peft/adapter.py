@@ -8,6 +8,7 @@ from torch import nn
 from lmoe.adapter.tensor_file import stored_tensors
 from lmoe.errors import CheckpointError
 from lmoe.files.small_file import read_json
+from lmoe.files.wording import quoted
 from lmoe.injection.record import injected
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.stacked_lora import StackedLoRA
@@ -64,5 +65,7 @@ def load_peft(model: nn.Module, folder: Path) -> None:
     for key in ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern"):
         given = config.get(key) or own[key].__class__()
         if given != own[key]:
-            raise CheckpointError(f"{folder / CONFIG_FILE}: {key} is {given!r}, and this injection has {own[key]!r}")
+            raise CheckpointError(
+                f"{folder / CONFIG_FILE}: {key} is {quoted(given)}, and this injection has {quoted(own[key])}"
+            )
     read_peft_tensors(model, stored)

@@ -12,6 +12,7 @@ from lmoe.adapter.save import save
 from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
 from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import CheckpointError, ConfigError, InjectionError
+from lmoe.files.wording import quoted
 from lmoe.files.write import empty_folder
 from lmoe.injection.apply import plan
 from lmoe.injection.backbone_state import backbone_state
@@ -73,7 +74,9 @@ def sections(given: EulerForge) -> tuple[dict[str, Any], dict[str, Any]]:
     if wrong := [
         name for name, value in sizes.items() if isinstance(value, bool) or not isinstance(value, int | float)
     ]:
-        raise CheckpointError(f"{given.folder}: {CONFIG_FILE}: injection.{wrong[0]} is {sizes[wrong[0]]!r}, no number")
+        raise CheckpointError(
+            f"{given.folder}: {CONFIG_FILE}: injection.{wrong[0]} is {quoted(sizes[wrong[0]])}, no number"
+        )
     mixed = dict.fromkeys(key.removesuffix(".router.weight") for key in keys if key.endswith(".router.weight"))
     single = dict.fromkeys(
         key.removesuffix(".lora_A") for key in keys if key.endswith(".lora_A") and ".experts." not in key

@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmoe.adapter.tensor_file import check_finite, finite_tensors, tensor_shapes
+from lmoe.adapter.tensor_file import check_finite, check_names, finite_tensors, tensor_shapes
 from lmoe.errors import CheckpointError
 from lmoe.files.small_file import ordinary_size, read_json
+from lmoe.files.wording import first_line, quoted
 
 CONFIG_FILE, SAFE, PICKLED = "resolved_config.json", "model.safetensors", "pytorch_model.bin"
 FOLDERS = ("final", "checkpoint-best", "checkpoint-latest")
@@ -65,7 +66,7 @@ def read_eulerforge(place: str | Path) -> EulerForge:
     strategy = injection.get("strategy") if isinstance(injection, dict) else None
     if strategy != CONVERTIBLE:
         raise CheckpointError(
-            f"{run / CONFIG_FILE}: injection.strategy is {strategy!r}; {CONVERTIBLE} is what can be converted"
+            f"{run / CONFIG_FILE}: injection.strategy is {quoted(strategy)}; {CONVERTIBLE} is what can be converted"
         )
     adapters: dict[str, Tensor] = {}
     backbone: dict[str, Tensor] = {}
@@ -93,10 +94,9 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
         ordinary_size(folder / PICKLED)
         loaded = torch.load(folder / PICKLED, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle, key, type, value errors
-        raise CheckpointError(
-            f"{folder / PICKLED}: cannot be read: {str(error).partition(chr(10))[0] or type(error).__name__}"
-        ) from None
-    if not isinstance(loaded, dict) or not all(isinstance(tensor, Tensor) for tensor in loaded.values()):
+        raise CheckpointError(f"{folder / PICKLED}: cannot be read: {first_line(error)}") from None
+    if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in loaded.items()):
         raise CheckpointError(f"{folder / PICKLED}: must hold tensors by name")
+    check_names(folder / PICKLED, loaded)
     check_finite(folder / PICKLED, loaded)
     return loaded

@@ -16,6 +16,7 @@ from lmoe.adapter.tensor_file import stored_tensors, tensor_shapes
 from lmoe.backbones.fingerprint import BaseFingerprint, base_fingerprint
 from lmoe.backbones.load import QUANTISED, precision_of
 from lmoe.errors import CheckpointError
+from lmoe.files.wording import quoted
 from lmoe.ops.linear_sizes import is_linear, sizes
 from lmoe.ops.merge import side_by_side
 from lmoe.ops.same_values import same_values
@@ -124,11 +125,11 @@ def paired(shapes: dict[str, tuple[int, ...]], weights: Path, suffix: str) -> di
         path, _, half = key.removesuffix(suffix).rpartition(".")
         if half not in ("lora_A", "lora_B") or not key.endswith(suffix):
             raise CheckpointError(
-                f"{weights}: {key!r} is no part of a LoRA on a Linear (lora_A{suffix}, lora_B{suffix})"
+                f"{weights}: {quoted(key)} is no part of a LoRA on a Linear (lora_A{suffix}, lora_B{suffix})"
             )
         if len(path) > MAX_PATH or not MODULE_PATH.fullmatch(path):
             raise CheckpointError(
-                f"{weights}: {key[:MAX_PATH]!r} names no module: {path[:MAX_PATH]!r} is no path of names "
+                f"{weights}: {quoted(key)} names no module: {quoted(path)} is no path of names "
                 f"and dots of at most {MAX_PATH} characters"
             )
         halves.setdefault(path, {})[half] = shape

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from lmoe.errors import CheckpointError
+from lmoe.files.wording import first_line, quoted
 from lmoe.injection.site_plans import lora_scaling
 
 HARMLESS = frozenset(
@@ -57,25 +58,25 @@ def refuse_options(config: Mapping[str, Any], where: str) -> None:
         CheckpointError: the adapter is more than a plain LoRA on Linears; says which option and what to do.
     """
     if config.get("peft_type") != "LORA":
-        raise CheckpointError(f"{where}: peft_type is {config.get('peft_type')!r}; only LORA can be blended")
+        raise CheckpointError(f"{where}: peft_type is {quoted(config.get('peft_type'))}; only LORA can be blended")
     for key, reason in REFUSED.items():
         if config.get(key):
             raise CheckpointError(f"{where}: {key} is set: {reason}")
     if config.get("bias", "none") != "none":
         raise CheckpointError(
-            f"{where}: bias is {config['bias']!r}: it brings biases of the base; train with bias=none"
+            f"{where}: bias is {quoted(config['bias'])}: it brings biases of the base; train with bias=none"
         )
     start = config.get("init_lora_weights", True)
     if not isinstance(start, bool) and start not in PLAIN_STARTS:
         raise CheckpointError(
-            f"{where}: init_lora_weights is {start!r}, which changes more than the branches; convert it with "
+            f"{where}: init_lora_weights is {quoted(start)}, which changes more than the branches; convert it with "
             "PEFT: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
         )
     for key, value in config.items():
         if key not in HARMLESS and key not in REFUSED and value not in (None, False, [], {}, ""):
             raise CheckpointError(
-                f"{where}: {key!r} is an option that this version does not know, so it may change what the adapter "
-                "computes; remove it if it does not"
+                f"{where}: {quoted(key)} is an option that this version does not know, so it may change what the "
+                "adapter computes; remove it if it does not"
             )
 
 
@@ -122,12 +123,12 @@ def _patterns(given: object, key: str, where: str) -> list[tuple[re.Pattern[str]
         repeating += count > 0
         repeats = count > 2 or repeating > MAX_REPEATING or QUANTIFIED_GROUP.search(pattern)
         if len(pattern) > MAX_PATTERN or repeats or _ways(pattern) > 2**CHOICES:
-            raise CheckpointError(f"{where}: {key}: {pattern[:80]!r} is no simple pattern; name modules by their path")
+            raise CheckpointError(f"{where}: {key}: {quoted(pattern)} is no simple pattern; name modules by their path")
         try:
             compiled = re.compile(rf"(?:.*\.)?(?:{pattern})$")
         except re.error as error:
-            raise CheckpointError(f"{where}: {key}: {pattern!r} is no pattern: {error}") from None
-        found.append((compiled, _number(value, f"{key}[{pattern!r}]", where)))
+            raise CheckpointError(f"{where}: {key}: {quoted(pattern)} is no pattern: {first_line(error)}") from None
+        found.append((compiled, _number(value, f"{key}[{quoted(pattern)}]", where)))
     return found
 
 
@@ -146,5 +147,5 @@ def _ways(pattern: str) -> int:
 
 def _number(value: object, key: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e9:
-        raise CheckpointError(f"{where}: {key} must be a number up to 1e9, is {value!r}")
+        raise CheckpointError(f"{where}: {key} must be a number up to 1e9, is {quoted(value)}")
     return float(value)

@@ -24,6 +24,7 @@ from lmoe.config.defaults import injection_section
 from lmoe.config.injection import InjectionConfig
 from lmoe.errors import CheckpointError, ConfigError
 from lmoe.files.small_file import read_json
+from lmoe.files.wording import first_line, quoted, shown
 from lmoe.injection.site_plans import lora_scaling
 from lmoe.peft.expert_file import Branch, BranchShape, ExpertFile, ExpertHeader, check_fits, paired
 from lmoe.peft.files import CONFIG_FILE as PEFT_CONFIG
@@ -106,7 +107,7 @@ def expert_folder(place: str | Path) -> Path:
         files = [PEFT_CONFIG, PEFT_WEIGHTS, LMOE_CONFIG, LMOE_WEIGHTS, CENTROID_FILE]
         return expert_folder(Path(snapshot_download(name, allow_patterns=files)))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = first_line(error)
         raise CheckpointError(f"{name}: no such directory, and the hub does not give it: {reason}") from None
 
 
@@ -124,7 +125,7 @@ def _peft_header(folder: Path) -> ExpertHeader:
         if ".lora_embedding_" in key:
             raise CheckpointError(f"{weights}: {key} is LoRA of an embedding; only Linears can be blended")
         if not key.startswith(PREFIX):
-            raise CheckpointError(f"{weights}: {key!r} does not begin with {PREFIX}, as PEFT's keys do")
+            raise CheckpointError(f"{weights}: {quoted(key)} does not begin with {PREFIX}, as PEFT's keys do")
     base_weights = {
         found["path"]: key for key in shapes if (found := BASE_WEIGHT.fullmatch(key)) and "lora_" not in found["path"]
     }
@@ -157,7 +158,7 @@ def _lmoe_header(folder: Path) -> ExpertHeader:
     plain = [name for name, declared in STRATEGIES.items() if not declared.any_routers]
     if strategy not in plain:
         raise CheckpointError(
-            f"{where}: injection={strategy} chooses its experts by itself; lmoe.load runs it, and only "
+            f"{where}: injection={shown(strategy)} chooses its experts by itself; lmoe.load runs it, and only "
             f"{' or '.join(plain)} can be one expert of a blend"
         )
     if config.trained_base:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from lmoe.errors import CheckpointError
 from lmoe.files.small_file import Reader
+from lmoe.files.wording import LONGEST_REASON, shown
 from lmoe.report.files import write_bytes
 
 SUMMARY = Reader(most=2**30, what="it", finite=False, cure="it is no summary of a run")
@@ -101,8 +102,10 @@ class RunSummary:
         expected = {f.name for f in fields(cls)}
         optional = {f.name for f in fields(cls) if f.default_factory is not MISSING or f.default is not MISSING}
         if problems := sorted((expected - optional - content.keys()) | (content.keys() - expected)):
-            named = ", ".join(f"{key} ({'missing' if key in expected else 'unknown'})" for key in problems)
-            raise CheckpointError(f"{path} is no summary of a run that this version reads: {named}")
+            named = ", ".join(f"{shown(key)} ({'missing' if key in expected else 'unknown'})" for key in problems)
+            raise CheckpointError(
+                f"{path} is no summary of a run that this version reads: {shown(named, longest=LONGEST_REASON)}"
+            )
         return cls(**content)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from lmoe.errors import CheckpointError
+from lmoe.files.wording import first_line, shown
 from lmoe.resume.contents import CONTENTS, differing
 from lmoe.resume.seal import check_seal
 
@@ -109,8 +110,7 @@ def checked(path: Path, run_id: str | None) -> Found:
     try:
         content = torch.load(path, weights_only=True, mmap=True, map_location="cpu")
     except Exception as error:  # zip, pickle, key, type, value errors
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f"{path}: cannot be read ({reason})") from None
+        raise CheckpointError(f"{path}: cannot be read ({first_line(error)})") from None
     missing = [name for name in ENTRIES if not isinstance(content, dict) or name not in content]
     if missing:
         raise CheckpointError(f"{path}: holds no {missing[0]}, so it is no checkpoint of a run, or an incomplete one")
@@ -126,7 +126,7 @@ def checked(path: Path, run_id: str | None) -> Found:
         raise CheckpointError(f"{path}: its {ORIGIN} or global_step is none that a run has written")
     if run_id is not None and origin["id"] != run_id:
         raise CheckpointError(
-            f"{path}: belongs to another run (id {origin['id']}; this run is {run_id}, as its file run_id says)"
+            f"{path}: belongs to another run (id {shown(origin['id'])}; this run is {run_id}, as its file run_id says)"
         )
     allowed = {BEST} if origin["written_as"] == BEST else {LAST, step_file(step)}
     if path.name not in allowed:

@@ -4,8 +4,8 @@ from pathlib import PurePath
 from typing import Any
 
 from lmoe.config.keys import near
-from lmoe.config.problems import shown
 from lmoe.config.run import RunConfig
+from lmoe.files.wording import quoted, shown
 from lmoe.rules.lightning_callbacks import PACKAGE, callback_arguments, exported_callbacks
 
 PREFIX, EARLY_STOPPING = f"{PACKAGE}.", "EarlyStopping"
@@ -50,7 +50,7 @@ def callback_problems(config: RunConfig) -> list[str]:
             own = "<module>.<class> with callbacks_from=<module> on this command line"
             if config.callbacks_from:
                 own = f"{own_module(config.callbacks_from)}.<class>"
-            problems.append(f"callbacks.{name}._target_ is {target!r}; allowed: {PREFIX}<class>, or {own}")
+            problems.append(f"callbacks.{name}._target_ is {quoted(target)}; allowed: {PREFIX}<class>, or {own}")
             continue
         class_name = target.removeprefix(PREFIX)
         known = exported_callbacks()

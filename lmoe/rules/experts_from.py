@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.problems import without_effect
+from lmoe.files.wording import quoted, shown
 from lmoe.rules.strategies import STRATEGIES, with_adapter_experts
 from lmoe.vocabulary import InitLora
 
@@ -59,21 +60,21 @@ def _shape_problems(given: object) -> list[str]:
     if isinstance(given, str):
         return [] if given.strip() else [f"{KEY} is empty; {allowed}"]
     if not isinstance(given, Mapping):
-        return [f"{KEY} is {given!r}; {allowed}"]
+        return [f"{KEY} is {quoted(given)}; {allowed}"]
     if not given:
         return [f"{KEY} names no adapter; {allowed}"]
     problems = [
-        f"{KEY}: {name!r} cannot be the name of an expert; allowed: up to 64 letters, digits and . _ -, first a letter "
-        "or digit"
+        f"{KEY}: {quoted(name)} cannot be the name of an expert; allowed: up to 64 letters, digits and . _ -, first a "
+        "letter or digit"
         for name in given
         if not (isinstance(name, str) and NAME.fullmatch(name))
     ]
     folded = [str(name).casefold() for name in given]
     problems += [
-        f"{KEY} names {name} twice but for case" for name in sorted({n for n in folded if folded.count(n) > 1})
+        f"{KEY} names {shown(name)} twice but for case" for name in sorted({n for n in folded if folded.count(n) > 1})
     ]
     return problems + [
-        f"{KEY}.{name} is {place!r}, must be a directory"
+        f"{KEY}.{name} is {quoted(place)}, must be a directory"
         for name, place in given.items()
         if not (isinstance(place, str) and place.strip())
     ]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from lmoe.config.optim import OptimConfig
 from lmoe.errors import CheckpointError
+from lmoe.files.wording import quoted
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.kept import wholly_kept
 from lmoe.injection.record import injected, tell_of_experts
@@ -242,7 +243,7 @@ class AdapterModule(LightningModule):
         tell_of_experts(self.model, experts["names"], experts["kept"])  # what is kept does not train
         names, phase = [phase.name for phase in self.schedule.phases], checkpoint.get("lmoe_phase")
         if phase not in names:
-            raise CheckpointError(f"the checkpoint is in phase {phase!r}; this run has {names}")
+            raise CheckpointError(f"the checkpoint is in phase {quoted(phase)}; this run has {names}")
         self.set_phase(names.index(phase))
         groups, optimizer = self.groups(), checkpoint["optimizer_states"][0]
         if state_names(optimizer) != [list(group) for group in groups.values()]:

@@ -17,7 +17,7 @@ from lmoe.adapter.folder import (
     read_adapter_config,
     save_adapter,
 )
-from lmoe.errors import CheckpointError, InjectionError
+from lmoe.errors import CheckpointError, InjectionError, LmoeError
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected
 from lmoe.injection.roles import adapter_parameters
@@ -280,6 +280,32 @@ def test_an_interpolation_in_a_config_is_refused(adapter, value):
     edit(adapter, lambda c: c["injection"].update(target_keywords=value))
     with pytest.raises(CheckpointError, match="is an interpolation; an adapter holds plain values"):
         read_adapter_config(adapter)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda c: c.update(format_version="a" * 5000),
+        lambda c: c.update(trained_base=["a" * 5000]),
+        lambda c: c.update(trained_base=[["a" * 5000]]),
+        lambda c: c.update(expert_names=["a" * 5000]),
+        lambda c: c["base_model"].update(name="a" * 5000),
+        lambda c: c["injection"].update({"a" * 5000: 1}),
+        lambda c: c["injection"].update(strategy="a" * 5000),
+        lambda c: c["moe"].update(router=["a" * 5000]),
+        lambda c: c["moe"].update(domains=["${" + "a" * 5000]),
+    ],
+)
+def test_a_message_about_a_config_never_shows_a_long_value_whole(adapter, change):
+    edit(adapter, change)
+    with pytest.raises(LmoeError, match=f"{CONFIG_FILE}.*(.|\n)*aaa") as found:
+        lmoe.attach(tiny_model(), adapter)
+    assert len(str(found.value)) < 1200
+
+
+def test_a_tensor_with_an_endless_name_is_refused_without_showing_it(adapter):
+    save_file({"a" * 5000: torch.zeros(1)}, adapter / WEIGHTS_FILE)
+    refused(adapter, f"{WEIGHTS_FILE}: a tensor's name has 5,000 characters, must have at most 1,000: a{{59}}…$")
 
 
 def test_every_flipped_bit_of_a_config_loads_or_is_one_of_our_errors(adapter):

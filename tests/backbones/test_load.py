@@ -155,6 +155,16 @@ def test_a_damaged_file_of_a_tokenizer_is_named(folder, tmp_path, name, content,
         assert str(broken) in str(failed.value)
 
 
+def test_what_a_library_says_of_a_damaged_file_is_shortened(folder, tmp_path):
+    broken = Path(shutil.copytree(folder, tmp_path / "model"))
+    content = json.loads((broken / "tokenizer.json").read_text())
+    content["added_tokens"][0]["id"] = "a" * 5000
+    (broken / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(BackboneError, match="the tokenizer cannot be loaded: .*aaa") as failed:
+        tokenizer_in(broken)
+    assert len(str(failed.value)) < 1000
+
+
 def test_a_pipe_among_the_files_of_a_model_is_refused_and_not_waited_for(folder, tmp_path):
     broken = Path(shutil.copytree(folder, tmp_path / "model"))
     (broken / "tokenizer.json").unlink()

@@ -189,8 +189,10 @@ def test_whatever_a_template_refuses_is_one_line_and_the_conversation_goes_on(re
         done = CliRunner().invoke(app, command, input="\n".join([*lines, "blue"]) + "\n")
     assert done.exit_code == 0, done.output
     said = [block.split("\n", 1)[1] for block in done.stdout.split("> ")[1:]]
-    assert said[2] == "the chat template refuses this conversation: System role not supported\n"
+    place = f" (chat template of {own_run / 'adapter'})\n"
+    assert said[2] == f"the chat template refuses this conversation: System role not supported{place}"
     assert said[4].startswith("the chat template refuses this conversation: it takes more than 0.2 s")
+    assert said[4].endswith(place)
     assert said[5] == "temperature=1e-300 must be 0, or 1e-06 or more\n"
     assert said[6] == "sampling: seed=-1e9 is no whole number\n"
     again = CliRunner().invoke(app, command, input="red\nblue\n")

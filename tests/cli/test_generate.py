@@ -79,7 +79,7 @@ def test_sampling_follows_the_seed(generate):
         ((), "", "the prompt is empty"),
         (("--prompt", "a", "--prompt-file", "b"), None, "--prompt or --prompt-file, not both"),
         (("--prompt-file", "/nowhere/prompt.txt"), None, "--prompt-file /nowhere/prompt.txt: cannot be read"),
-        (("--prompt", "blue " * 200), None, "the backbone's context holds 128"),
+        (("--prompt", "blue " * 200), None, "the backbone's context holds 128. Shorten it (chat template of "),
         (("--prompt", "a", "--base-model", "/nowhere/model"), None, "no such model directory"),
     ],
 )

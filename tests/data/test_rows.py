@@ -1,6 +1,7 @@
 """Row formats and malformed files."""
 
 import gzip
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 
 from lmoe.data.rows import read_rows
 from lmoe.errors import DataError
+from lmoe.evaluate.questions import read_choices
 
 PAIR = ({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"})
 FORMATS = [
@@ -59,6 +61,31 @@ def test_malformed_rows_name_file_and_line(tmp_path: Path, content: bytes, messa
     (tmp_path / "rows.jsonl").write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_rows(str(tmp_path / "rows.jsonl"))
+
+
+LONG = "a" * 5000
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {LONG: 1},
+        {"text": "x", "domain": LONG},
+        {"messages": LONG},
+        {"messages": [{"role": LONG, "content": "x"}]},
+        {"messages": [{"role": "user", LONG: "x"}]},
+        {"question": "x", LONG: 1},
+        {"question": "x", "choices": [LONG], "answer": 0},
+        {"question": [LONG], "choices": ["a", "b"], "answer": 0},
+        {"question": "x", "choices": ["a", "b"], "answer": LONG},
+    ],
+)
+def test_a_message_about_a_row_never_shows_a_long_value_whole(tmp_path: Path, record: dict[str, Any]) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps(record) + "\n")
+    read = read_choices if "question" in record else lambda path, _: read_rows(path)
+    with pytest.raises(DataError, match=r"rows\.jsonl:1: .*aaa.*") as refused:
+        read(str(tmp_path / "rows.jsonl"), tmp_path)
+    assert len(str(refused.value)) < 1000
 
 
 def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
