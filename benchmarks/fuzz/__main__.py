@@ -11,8 +11,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.flags import RESULTS, positive
-from benchmarks.machine import cores, cpu_model
+from benchmarks.machine import cores
 from benchmarks.torture.outcome import table, timed, write
+from lmoe.run.machine import cpu_model
 
 PARTS = {"configs": 2400, "files": 500}
 """Modules of this package with their number of cases; each has a CLAIM and a `fuzz(base, count, seed, outcome)`."""
