@@ -35,7 +35,7 @@ def cores() -> int:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """By package; "none" where it is not installed."""
+    """Versions by package; "none" where it is not installed."""
     found = {}
     for package in packages:
         try:

@@ -49,7 +49,7 @@ def available() -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """The parser of the command's flags."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__)
     made.add_argument("--part", choices=available(), action="append", help="may be repeated; default: all")
     for part in available():

@@ -47,7 +47,7 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """The parser of the command's flags."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.torture", description=__doc__)
     made.add_argument("--part", choices=PARTS, action="append", help="may be repeated; default: all")
     for part, count in COUNTS.items():

@@ -72,7 +72,8 @@ def stored_metadata(path: Path) -> dict[str, str]:
 
 
 def finite_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """
+    """The named tensors of a file, all of them finite.
+
     Raises:
         CheckpointError: torn, or with values that are not finite.
     """
@@ -82,7 +83,8 @@ def finite_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """
+    """Refuse tensors with a value that is NaN or infinite.
+
     Raises:
         CheckpointError: a tensor with a value that is not finite.
     """

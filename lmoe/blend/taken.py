@@ -8,7 +8,8 @@ from lmoe.injection.record import BLEND, RECORD
 
 
 def refuse_taken(model: nn.Module) -> None:
-    """
+    """Refuse a model that carries adapters or a blend already.
+
     Raises:
         BlendError: the model carries adapters or a blend already.
     """

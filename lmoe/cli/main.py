@@ -123,14 +123,14 @@ def chat(
 
 
 def _flags(given: dict[str, Any]) -> "SpeakerFlags":
-    """Those that say which model speaks."""
+    """The flags that say which model speaks."""
     from lmoe.cli.speak import SpeakerFlags
 
     return SpeakerFlags(**{field.name: given[field.name] for field in fields(SpeakerFlags) if field.name in given})
 
 
 def _sampling(given: dict[str, Any]) -> dict[str, Any]:
-    """Those that say how tokens are chosen."""
+    """The flags that say how tokens are chosen."""
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
     return {name: given[name] for name in names}
 

@@ -51,7 +51,8 @@ class EvaluateSettings:
 
 
 def check_settings(settings: EvaluateSettings, router: str) -> None:
-    """
+    """Refuse what was asked for and cannot act on this checkpoint.
+
     Args:
         router: moe.router of the checkpoint.
 

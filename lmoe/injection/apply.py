@@ -86,7 +86,8 @@ def _checked(
 
 
 def refuse_taken(model: nn.Module) -> None:
-    """
+    """Refuse a model that carries experts or a blend already.
+
     Raises:
         InjectionError: the model carries experts or a blend already.
     """

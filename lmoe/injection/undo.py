@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def undone_on_error(model: nn.Module) -> Iterator[None]:
-    """Around a change: if it raises, modules, hooks, attributes and requires_grad are those of before.
+    """Undo a change that raises: modules, hooks, attributes and requires_grad are then those of before.
 
     Values of tensors are not kept: what writes into them must do so as its last step.
     """

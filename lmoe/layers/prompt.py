@@ -42,7 +42,8 @@ class ForwardInputs:
 
     @classmethod
     def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "ForwardInputs":
-        """
+        """The inputs of a model's forward, by what they are.
+
         Args:
             model: whose forward gets them.
             args, kwargs: as a forward pre-hook gets them.

@@ -9,7 +9,7 @@ from lmoe.errors import RoutingError
 
 
 def valid_tokens(mask: object, given: Tensor) -> Tensor:
-    """(B, T) bool.
+    """Whether each token is valid, (B, T) bool.
 
     `generate` makes a mask of queries and keys where a cache has a fixed size, and one for each kind of layer where
     there are several kinds. In each of them a token may look at itself, and padding may not.

@@ -43,7 +43,7 @@ def gpus() -> Iterator[Finding]:
 
 
 def _no_gpu(build: str, said: list[str]) -> Finding:
-    """That torch sees no GPU, and why, as far as can be told.
+    """The finding that torch sees no GPU, and why, as far as can be told.
 
     Args:
         build: what torch was built for.

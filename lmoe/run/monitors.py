@@ -10,7 +10,8 @@ from lmoe.rules.phase_options import TRAIN_LOSS
 
 
 def check_monitors(config: RunConfig, prepared: PreparedData) -> None:
-    """
+    """Refuse to look at a metric that no validation measures.
+
     Raises:
         ConfigError: validations of these rows do not have a metric that is looked at.
     """

@@ -111,7 +111,7 @@ class Validation(Callback):
             callback.on_validation_end(trainer, pl_module)
 
     def at_the_end(self, trainer: Trainer, pl_module: SftModule) -> None:
-        """After the last step, where that was not validated: a run that stopped early, or was resumed when done."""
+        """Validate after the last step, where that was not done: a run that stopped early, or was resumed when done."""
         step = trainer.global_step
         if self.results.step == step:
             return
