@@ -28,12 +28,13 @@ test: $(READY)  ## run the tests; ARGS="-k name" passes options to pytest
 test-lowest: $(LOWEST_READY)  ## run tests/smoke with the lowest versions that pyproject.toml allows; TORCH_BACKEND=cpu for a small torch
 	@PYTHONPATH=. $(LOWEST)/bin/python -m pytest -o filterwarnings=default tests/smoke $(ARGS)
 
-check: $(READY)  ## lint, formatting, types, import order and generated pages
+check: $(READY)  ## lint, formatting, types, import order, generated pages and docstrings
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m tools.describe --check
+	@$(BIN)/python -m tools.fragments
 
 docs: $(READY)  ## write docs/CONFIG.md from the schemas and conf/, docs/BACKBONES.md from tiny models, a table of docs/SCALING.md
 	@$(BIN)/python -m tools.describe

@@ -16,7 +16,7 @@ TOLERANCE = 1e-4
 
 
 def values(parameter: nn.Parameter) -> Tensor:
-    """Its numbers, which may be written to."""
+    """Numbers of a parameter, which may be written to."""
     return parameter.data
 
 
@@ -66,6 +66,6 @@ def differences(outcomes: Mapping[str, Mapping[str, Tensor]]) -> dict[str, float
 
 
 def in_words(found: Mapping[str, float]) -> str:
-    """For a report."""
+    """The agreement as words for a report."""
     others = [f"{name} within {off:.0e}" for name, off in list(found.items())[1:]]
     return f"to {next(iter(found))}: {'; '.join(others)}" if others else "nobody to compare with"

@@ -25,7 +25,7 @@ SETTINGS = tuple(
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags, checked."""
+    """Flags of the command, checked."""
     parser = shared_flags(__doc__, "benchmarks.backends", repeats=7, tokens="4x256")
     parser.add_argument("--features", type=positive, nargs=2, default=[640, 1920], metavar=("IN", "OUT"))
     flags = parser.parse_args(given)

@@ -30,7 +30,7 @@ class Contestant:
 
     @property
     def foreign(self) -> bool:
-        """From another project: it may be missing, or fail, without stopping the rest."""
+        """Whether it is from another project: it may be missing, or fail, without stopping the rest."""
         return self.peer != "frozen" and not self.peer.startswith("lmoe_")
 
     def load(self) -> ModuleType:
@@ -134,7 +134,8 @@ def native_contestants(experts: Experts) -> list[Contestant]:
 
 
 def find(name: str) -> Contestant:
-    """
+    """The contestant of a name.
+
     Raises:
         KeyError: no such contestant.
     """

@@ -38,7 +38,7 @@ SLOW = "base, beside those without a cache"
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags, checked."""
+    """Flags of the command, checked."""
     parser = shared_flags(__doc__, "benchmarks.decode", repeats=7, tokens="1x128")
     parser.add_argument("--size", choices=SIZES, default="0.6b")
     parser.add_argument("--layers", type=positive, help="default: those of the size")
@@ -55,7 +55,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def base_model(flags: argparse.Namespace, dtype: str) -> PreTrainedModel:
-    """In evaluation mode, with its cache on."""
+    """A model in evaluation mode, with its cache on."""
     model = random_model(flags.shape, DTYPES[dtype], torch.device(flags.device)).eval()
     model.config.use_cache = True
     return model
@@ -136,7 +136,7 @@ def measure(flags: argparse.Namespace, dtype: str, say: Say) -> DecodeReport:
 
 
 def samples(found: list[Entrant], prompt: Tensor, flags: argparse.Namespace, say: Say) -> dict[str, Timed]:
-    """By contestant: as many prompts as repeats, and so many times `steps` tokens.
+    """Times of each contestant: as many prompts as repeats, and so many times `steps` tokens.
 
     A turn is one token, so that a slow moment of the machine meets all. Who has no cache takes turns with the base
     alone, which is in the result a second time for that, as SLOW.

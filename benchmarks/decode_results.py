@@ -33,11 +33,11 @@ class Line:
     memory: float | None = None
 
     def speed(self, part: str) -> float:
-        """Of the base's tokens a second, within each repeat."""
+        """Share of the base's tokens a second, within each repeat."""
         return ratio(self.base, self.timed, part)
 
     def as_json(self) -> dict[str, Any]:
-        """With every sample."""
+        """The result with every sample, for a JSON file."""
         return {
             "name": self.name,
             "tokens_per_s": {"prefill": self._rate("prefill"), "decode": self._rate("decode")},
@@ -55,7 +55,7 @@ class Line:
         return 1000 * (self.tokens if part == "prefill" else 1) / self.timed.median(part)
 
     def cells(self) -> list[str]:
-        """Of the table."""
+        """The cells of a row of the table."""
         optional = (self.weights_ms, self.sets_ms, self.add_ms, self.remove_ms, self.memory)
         return [
             self.name,
@@ -118,7 +118,7 @@ class DecodeReport:
         return page
 
     def page(self) -> str:
-        """Markdown."""
+        """The results as a page of Markdown."""
         lines = [f"# {self.title}", "", f"`{self.command}`", ""]
         lines += [", ".join(f"{name} {value}" for name, value in facts.items()) for facts in (self.machine, self.work)]
         lines += [

@@ -44,7 +44,7 @@ class Result:
     dead: int
 
     def claims(self) -> list[tuple[str, str, bool]]:
-        """(what, measured, met)."""
+        """The claims about the job, each as (what, measured, met)."""
         fallen = [d for d in self.after if self.after[d] < self.before[d]]
         mean_before = sum(self.before.values()) / len(self.before)
         mean_after = sum(self.after.values()) / len(self.after)

@@ -11,7 +11,7 @@ RunT = TypeVar("RunT", bound=Callable[[], Laps])
 
 
 def chosen(group: Sequence[Contestant], only: Sequence[str] | None) -> list[Contestant]:
-    """Those whose name starts with one of `only`, and their references."""
+    """The contestants whose name starts with one of `only`, and their references."""
     if not only:
         return list(group)
     named = {contestant.name for contestant in group if contestant.name.startswith(tuple(only))}

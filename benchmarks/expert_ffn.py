@@ -33,7 +33,7 @@ SHAPES = [[1024, 3072], [640, 1920]]
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags, checked."""
+    """Flags of the command, checked."""
     parser = shared_flags(__doc__, "benchmarks.expert_ffn", repeats=10, tokens="4x256")
     parser.add_argument(
         "--features",
@@ -75,7 +75,7 @@ class Bench:
         return LayerRun(module, self.x, self.grad, self.times)
 
     def outcome(self, contestant: Contestant, run: LayerRun) -> dict[str, Tensor]:
-        """Output and gradients."""
+        """Output and gradients of a contestant, by name."""
         run()
         assert self.x.grad is not None
         found = {"x": self.x.grad.clone(), **stacked(contestant.load().factors(run.layer, gradient))}

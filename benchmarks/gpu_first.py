@@ -102,7 +102,7 @@ def _result(number: int, found: Findings, seconds: float) -> dict[str, Any]:
 
 
 def versions(device: torch.device) -> dict[str, Any]:
-    """Of everything that matters, with the card."""
+    """Versions of everything that matters, with the card."""
     facts: dict[str, Any] = dict(machine.facts(device))
     facts |= machine.versions(PACKAGES)
     if device.type == "cuda":
@@ -132,7 +132,7 @@ def as_markdown(report: dict[str, Any]) -> str:
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
-    """The flags."""
+    """Flags of the command, checked."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--part", type=int, choices=PARTS, action="append", help="only these; default: all nine")
     parser.add_argument("--device", help="default: cuda where there is one, else cpu")
@@ -163,7 +163,7 @@ def main(given: Sequence[str] | None = None) -> int:
 
 
 def report_to(report: dict[str, Any], folder: Path) -> None:
-    """gpu_first_DEVICE.json and .md."""
+    """Write gpu_first_DEVICE.json and gpu_first_DEVICE.md."""
     folder.mkdir(parents=True, exist_ok=True)
     stem = f"gpu_first_{torch.device(report['device']).type}"
     text = json.dumps(report, indent=1, ensure_ascii=False) + "\n"

@@ -45,7 +45,7 @@ class LayerRun:
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags, checked."""
+    """Flags of the command, checked."""
     parser = shared_flags(__doc__, "benchmarks.layer", repeats=20, tokens="8x256")
     parser.add_argument("--features", type=positive, nargs=2, default=[1024, 3072], metavar=("IN", "OUT"))
     parser.add_argument("--times", type=positive, default=5, help="runs of which a sample is the mean")

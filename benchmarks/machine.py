@@ -4,12 +4,11 @@ import datetime
 import importlib.metadata
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
+
+from lmoe.run.machine import cpu_model
 
 PACKAGES = ("torch", "transformers", "peft", "eulerforge", "mixlora", "lmoe")
 
@@ -35,21 +34,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def cpu_model() -> str:
-    """Name of the processor, or of its family where the system does not tell."""
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    if sys.platform == "darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return platform.processor() or platform.machine()
-
-
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """By package; "none" where it is not installed."""
+    """Versions by package; "none" where it is not installed."""
     found = {}
     for package in packages:
         try:

@@ -50,7 +50,8 @@ class Peak:
 def measure(
     contestant: Contestant, *, size: str, dtype: str, tokens: tuple[int, int], device: str, threads: int
 ) -> Peak:
-    """
+    """Peak memory of a contestant's step, in a process of its own.
+
     Raises:
         RuntimeError: the process failed; with the last line of what it said.
     """
@@ -83,7 +84,8 @@ def run_here(contestant: Contestant, size: str, dtype: str, tokens: tuple[int, i
 
 
 def peak_of(build: Callable[[], TrainStep], model: PreTrainedModel, batch: Batch) -> Peak:
-    """
+    """Peak memory of a contestant's step in this process.
+
     Args:
         build: makes the step of a contestant from the model.
         model: the base.
@@ -135,7 +137,7 @@ def _status(key: str) -> float:
 
 
 def main() -> int:
-    """Called by `measure`."""
+    """Measure one contestant and print its peak; the process that `measure` starts."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--size", choices=SIZES, required=True)

@@ -80,7 +80,7 @@ def of_arrow(blend: lmoe.Blend, ids: Tensor) -> Shares:
 def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, experts: dict[str, Path], count: int, fit: int
 ) -> dict[str, Routed]:
-    """By router."""
+    """How prompts are routed, by router."""
     found = {}
     with lmoe.Blend(model, experts, router="encoder") as blend:
         blend.fit_centroids({name: bundled("train", name, fit) for name in blend.names}, tokenizer)

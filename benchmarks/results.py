@@ -30,7 +30,7 @@ class Row:
     peak: Peak | None = None
 
     def ratio(self, part: str | None = None) -> float | None:
-        """To the reference."""
+        """Ratio of the time to that of the reference, or None without one."""
         return None if self.reference is None else ratio(self.timed, self.reference, part)
 
 

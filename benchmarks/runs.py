@@ -13,7 +13,8 @@ Say = Callable[[str], None]
 def run_types(
     flags: argparse.Namespace, measure: Callable[[argparse.Namespace, str, Say], Report], stem: Callable[[str], str]
 ) -> int:
-    """
+    """Measure each type that the flags name, and write its files.
+
     Args:
         flags: see benchmarks/flags.py.
         measure: makes the report of a type, given the flags, its name and whom to tell of the progress.

@@ -101,7 +101,7 @@ def compared(made: dict[str, dict[str, str]], recorded: dict[str, dict[str, str]
 
 
 def hashes(name: str, folder: Path) -> dict[str, str]:
-    """Of one run and what is made from it: the adapter, each step's metrics, exports, answers, losses."""
+    """Returns a hash of each thing that one run leaves: adapter, metrics of each step, exports, answers, losses."""
     run = folder / name
     native = str(folder / "native_base")
     overrides = [override.replace(NATIVE, native) for override in (*TRAIN, *RUNS[name])]
@@ -189,7 +189,7 @@ def native_base(folder: Path) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """Returns the parser of the flags."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.same", description=__doc__)
     made.add_argument("--record", action="store_true", help="write the hashes in place of comparing them")
     made.add_argument("--run", choices=list(RUNS), action="append", help="may be repeated; default: all")

@@ -116,7 +116,7 @@ def row(case: Case) -> str:
 
 
 def table() -> str:
-    """With its heads."""
+    """The table with its heads, in Markdown."""
     heads = ["base", "stored as", "checkpointing", "shared by", "weights", "gathered", "adapters, gradients, AdamW"]
     heads += ["activations", "logits", "total GB", "a step", "1,000 steps"]
     rule = "|---|---|---" + "|---:" * (len(heads) - 3) + "|"

@@ -111,7 +111,7 @@ LAYER_TARGETS = (
 
 
 def expert_ffn_targets(experts: Experts) -> tuple[Target, ...]:
-    """Of one FFN turned into experts."""
+    """Targets of one FFN turned into experts."""
     bounds = {"mixlora FFN": 2.0, "eulerforge FFN": 3.0}
     return tuple(
         Target(
@@ -126,7 +126,7 @@ def expert_ffn_targets(experts: Experts) -> tuple[Target, ...]:
 
 
 def native_targets(experts: Experts, more: Experts) -> tuple[Target, ...]:
-    """Of LoRA on native experts; `more` are more of them with as many adapter parameters."""
+    """Targets of LoRA on native experts; `more` are more of them with as many adapter parameters."""
     faster = (
         Target(
             what=f"step, PEFT target_parameters to lmoe with {setting.num_experts} experts",

@@ -57,7 +57,7 @@ class Timed:
         return [sum(laps) for laps in zip(*self.parts.values(), strict=True)]
 
     def median(self, part: str | None = None) -> float:
-        """Milliseconds."""
+        """Median of the times, in milliseconds."""
         return statistics.median(self.of(part))
 
     def spread(self) -> float:

@@ -27,7 +27,7 @@ from benchmarks.timing import interleave
 
 
 def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags, checked."""
+    """Flags of the command, checked."""
     parser = shared_flags(__doc__, "benchmarks.train_step", repeats=10, tokens="4x256")
     parser.add_argument("--size", choices=SIZES, default="45m", help="0.6b and 4b need a GPU")
     parser.add_argument(

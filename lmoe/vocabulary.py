@@ -189,6 +189,15 @@ class Prompts(StrEnum):
     bare = "bare"
 
 
+class ExportFormat(StrEnum):
+    """What `lmoe export` writes."""
+
+    peft = "peft"
+    peft_experts = "peft-experts"
+    merged = "merged"
+    lmoe = "lmoe"
+
+
 class LoggerKind(StrEnum):
     """metrics.csv is always written; wandb adds a W&B run."""
 

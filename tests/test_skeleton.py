@@ -10,6 +10,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -171,6 +172,32 @@ def test_the_continuous_integration_runs_check_and_test():
     assert script.stat().st_mode & 0o100
     lines = script.read_text().splitlines()
     assert {"make check", "make test"} <= set(lines)
+
+
+def test_the_workflow_runs_the_same_on_every_stated_version_of_python():
+    job = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]["check-and-test"]
+    stated = {c.split(" :: ")[-1] for c in project()["classifiers"] if re.search(r"Python :: 3\.\d+$", c)}
+    assert set(job["strategy"]["matrix"]["python"]) == stated == {"3.11", "3.12"}
+    actions = [step["uses"] for step in job["steps"] if "uses" in step]
+    assert len(actions) == 2
+    assert all(re.search(r"@v\d+$", action) for action in actions)
+    assert [step["run"] for step in job["steps"] if "run" in step] == [".ci/run"]
+
+
+def test_a_report_of_a_fault_must_hold_what_the_doctor_says():
+    form = yaml.safe_load((ROOT / ".github/ISSUE_TEMPLATE/bug_report.yml").read_text())
+    asked = {part["id"]: part for part in form["body"] if "id" in part}
+    assert "lmoe doctor" in asked["doctor"]["attributes"]["label"]
+    assert asked["doctor"]["validations"]["required"]
+
+
+def test_the_citation_names_the_version_and_licence_of_the_metadata():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["cff-version"] == "1.2.0"
+    assert {"message", "title", "authors"} <= set(citation)
+    for key in ("version", "license", "keywords"):
+        assert citation[key] == project()[key]
+    assert citation["abstract"] == project()["description"]
 
 
 def test_every_folder_of_tests_is_collected(request):

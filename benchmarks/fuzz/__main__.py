@@ -11,8 +11,9 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.flags import RESULTS, positive
-from benchmarks.machine import cores, cpu_model
+from benchmarks.machine import cores
 from benchmarks.torture.outcome import table, timed, write
+from lmoe.run.machine import cpu_model
 
 PARTS = {"configs": 2400, "files": 500}
 """Modules of this package with their number of cases; each has a CLAIM and a `fuzz(base, count, seed, outcome)`."""
@@ -48,7 +49,7 @@ def available() -> list[str]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """The parser of the command's flags."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.fuzz", description=__doc__)
     made.add_argument("--part", choices=available(), action="append", help="may be repeated; default: all")
     for part in available():

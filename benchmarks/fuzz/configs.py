@@ -90,7 +90,7 @@ def runnable(draw: random.Random) -> list[str]:
 
 
 def micro_settings(overrides: list[str]) -> list[str]:
-    """Those of the micro model, for two steps."""
+    """The settings on the micro model, for two steps."""
     kept = [text for text in overrides if not text.startswith("trainer.max_steps=")]
     return ["trainer.max_steps=2", *kept]
 
@@ -228,6 +228,6 @@ def judge_run(settings: list[str], folder: Path, outcome: Outcome) -> None:
 
 @contextmanager
 def quiet_run() -> Iterator[None]:
-    """Without pictures, which take longer than the rest."""
+    """Leave out the pictures of a run, which take longer than the rest."""
     with patch("lmoe.run.finish.write_pictures", lambda summary, metrics, report: {}):
         yield

@@ -68,7 +68,7 @@ def settable_keys(schema: type) -> list[tuple[str, Any]]:
 
 
 def setting(keys: list[tuple[str, Any]], draw: random.Random, *, fitting: float) -> str:
-    """One override.
+    """One override, drawn at random.
 
     Args:
         keys: to choose from.

@@ -7,5 +7,5 @@ from lmoe.rules.validate import run_problems
 
 
 def composed(overrides: list[str]) -> RunConfig:
-    """Without problems."""
+    """The config of some settings, without problems."""
     return to_object(compose_config("train", RunConfig, overrides), RunConfig, overrides, run_problems)

@@ -32,7 +32,7 @@ def stacked(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor,
 
 
 def grouped(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor, chosen: Tensor) -> Tensor:
-    """The grouped backend."""
+    """What the grouped backend computes."""
     return add_grouped(y, x, lora_A, lora_B, gates, chosen)
 
 

@@ -82,11 +82,12 @@ class Runs:
         ]
 
     def folder(self, name: str) -> Path:
-        """Of a run."""
+        """Run directory of a name."""
         return self.place.folder / name
 
     def train(self, name: str, *settings: str) -> None:
-        """
+        """Run `lmoe train` to its end in this process.
+
         Raises:
             RuntimeError: the run failed; what it said is in the output.
         """
@@ -95,7 +96,8 @@ class Runs:
         self._done(name, [*own, *settings, f"hydra.run.dir={self.folder(name)}"])
 
     def resume(self, name: str) -> None:
-        """
+        """Run `lmoe train resume=…` to its end in this process.
+
         Raises:
             RuntimeError: the run failed.
         """
@@ -122,5 +124,5 @@ def cut_back(source: Path, target: Path, step: int) -> None:
 
 
 def digest(run: Path) -> str:
-    """Of the adapter of a run."""
+    """Digest of the adapter of a run."""
     return hashlib.sha256((run / "adapter" / "adapter.safetensors").read_bytes()).hexdigest()[:16]

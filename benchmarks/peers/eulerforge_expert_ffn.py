@@ -29,7 +29,7 @@ def expand(block: nn.Module, experts: Experts) -> nn.Module:
 
 
 def factors(module: nn.Module, read: Read) -> Factors:
-    """Those of every expert, and the router's weight."""
+    """Factors of every expert, and the router's weight."""
     experts = list(module.get_submodule("experts").children())
     found: Factors = {"router": [read(module.get_parameter("router.weight"))]}
     for name in FFN_LINEARS:

@@ -33,5 +33,5 @@ def expand(block: nn.Module, experts: Experts) -> nn.Module:
 
 
 def factors(module: nn.Module, read: Read) -> Factors:
-    """None."""
+    """No factors, as nothing trains."""
     return {}

@@ -28,7 +28,7 @@ def expand(block: nn.Module, experts: Experts) -> nn.Module:
 
 
 def factors(module: nn.Module, read: Read) -> Factors:
-    """Those of every branch, and the router."""
+    """Factors of every branch, and the router's weight."""
     found: Factors = {"router": [read(module.get_parameter("router.weight"))]}
     for name in FFN_LINEARS:
         branch = module.get_submodule(name)

@@ -33,7 +33,7 @@ def attach(model: PreTrainedModel, experts: Experts) -> Trainee:
 
 
 def factors(module: nn.Module, read: Read) -> Factors:
-    """Those of every branch."""
+    """Factors of every branch, by path."""
     found: Factors = {}
     for path, branch in mixtures(module):
         assert isinstance(branch, StackedLoRA)

@@ -11,7 +11,7 @@ from lmoe.vocabulary import LoadBalanceType, MixtureScale
 
 
 def top_k_router(experts: Experts, in_features: int, device: torch.device) -> TopKRouter:
-    """In float32; the weights of the chosen experts sum to 1."""
+    """A top-k router in float32; the weights of the chosen experts sum to 1."""
     settings = RouterSettings(
         in_features=in_features,
         num_experts=experts.num_experts,

@@ -58,7 +58,7 @@ def expand(block: nn.Module, experts: Experts) -> nn.Module:
 
 
 def factors(module: nn.Module, read: Read) -> Factors:
-    """Those of every expert, and the router."""
+    """Factors of every expert, and the router's weight."""
     assert isinstance(module, Registered)
     found: Factors = {"router": [read(module.get_parameter("block.gate_"))]}
     for name in FFN_LINEARS:

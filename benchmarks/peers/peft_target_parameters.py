@@ -32,7 +32,7 @@ def attach(model: PreTrainedModel, experts: Experts) -> Trainee:
 
 
 def factors(module: nn.Module, read: Read) -> Factors:
-    """Those of every branch: A_e is rows e*R to (e+1)*R of one factor, B_e columns e, e+E, e+2E, ... of the other."""
+    """Factors of every branch: A_e is rows e*R to (e+1)*R of one factor, B_e columns e, e+E, e+2E, ... of the other."""
     found: Factors = {}
     for path, wrapper in module.named_modules():
         if isinstance(wrapper, ParamWrapper):

@@ -11,10 +11,11 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.flags import RESULTS, positive
-from benchmarks.machine import cores, cpu_model
+from benchmarks.machine import cores
 from benchmarks.torture.outcome import table, timed, write
 from benchmarks.torture.pieces import write_micro
 from benchmarks.torture.process import forked
+from lmoe.run.machine import cpu_model
 
 PARTS = ("kills", "corruptions", "full_disk", "not_finite", "save_cost", "default_kills")
 """Modules of this package; each has a CLAIM and a `torture(base, count, seed, outcome)`."""
@@ -46,7 +47,7 @@ def main() -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The flags."""
+    """The parser of the command's flags."""
     made = argparse.ArgumentParser(prog="python -m benchmarks.torture", description=__doc__)
     made.add_argument("--part", choices=PARTS, action="append", help="may be repeated; default: all")
     for part, count in COUNTS.items():

@@ -128,6 +128,6 @@ def wrong_message(message: str, at: Spoiled) -> str | None:
 
 
 def digests(run_dir: Path) -> dict[str, str]:
-    """Of what a run would go on from: its checkpoints and its metrics; and whether it wrote an adapter."""
+    """Digests of what a run would go on from, its checkpoints and its metrics, and of its adapter, if it wrote one."""
     files = [*(run_dir / "checkpoints").rglob("*"), run_dir / "metrics.csv", *run_dir.glob("adapter/*")]
     return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in files if f.is_file()}

@@ -70,7 +70,7 @@ def disk(folder: Path, outcome: Outcome) -> Iterator[Path | None]:
 
 
 def filled(place: Path, mounted: Path, left: int, outcome: Outcome) -> None:
-    """On a file system with `left` bytes free."""
+    """Resume a run on a file system with `left` bytes free."""
     folder = Path(shutil.copytree(place / "first", mounted / "run"))
     filler = mounted / "filler"
     room = shutil.disk_usage(mounted).free - left
@@ -79,7 +79,7 @@ def filled(place: Path, mounted: Path, left: int, outcome: Outcome) -> None:
 
 
 def limited(place: Path, left: int, outcome: Outcome) -> None:
-    """With no file longer than `left` bytes."""
+    """Resume a run that may write no file longer than `left` bytes."""
     folder = Path(shutil.copytree(place / "first", place / f"limited {left}"))
 
     def train() -> int:

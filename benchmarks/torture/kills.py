@@ -111,7 +111,7 @@ def kill_and_resume(job: Job, way: Way, whole: Whole, folder: Path, rng: random.
 
 
 def next_kill(folder: Path, before: dict[Path, int], life: float, way: Way, rng: random.Random) -> Kill:
-    """At any moment, or inside the next write of a checkpoint after it."""
+    """When to kill next: at any moment, or inside the next write of a checkpoint after it."""
     aimed = way.slow and rng.random() < AIMED
     if not aimed:
         return Kill(after=rng.uniform(0, life))
@@ -128,7 +128,7 @@ def verdict(ended: Ended | None, kills: int, folder: Path, reference: Path) -> s
 
 
 def difference(folder: Path, reference: Path) -> str | None:
-    """Between the results of two runs."""
+    """What differs between the results of two runs, or None."""
     adapter = Path("adapter") / "adapter.safetensors"
     if not (folder / adapter).exists():
         return "no adapter"
@@ -200,7 +200,7 @@ def torture(base: Path, count: int, seed: int, outcome: Outcome) -> None:
 
 
 def kill_all(jobs: list[Job], count: int, seed: int, base: Path, outcome: Outcome) -> None:
-    """Over the jobs in turn: each second run with slow writes, each fifth as fresh processes."""
+    """Kill runs of the jobs in turn: each second run with slow writes, each fifth as fresh processes."""
     rng, whole = random.Random(seed), Whole(base / "whole")
     for number in range(count):
         way = Way(fresh=number % 5 == 4, slow=number % 2 == 0)

@@ -115,7 +115,7 @@ def not_numbers(folder: Path) -> list[str]:
 
 
 def tensors(value: Any, path: str = "") -> dict[str, Tensor]:
-    """Those in nested dicts and lists, by their place."""
+    """The tensors in nested dicts and lists, by their place."""
     if isinstance(value, Tensor):
         return {path: value}
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()

@@ -66,7 +66,7 @@ def timed(claim: str, prove: Callable[[Outcome], None], command: str = "") -> Ou
 
 
 def table(outcomes: list[Outcome]) -> str:
-    """In Markdown."""
+    """The outcomes as a table in Markdown."""
     rows = [
         [
             outcome.claim,

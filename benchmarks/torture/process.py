@@ -138,7 +138,7 @@ def _run_fresh(way: Way, arguments: list[str], folder: Path, kill: Kill | None) 
 
 
 def environment() -> dict[str, str]:
-    """This process's without W&B settings or an account, offline for the hub, one thread."""
+    """The environment of this process without W&B settings or an account, offline for the hub, one thread."""
     kept = {key: value for key, value in os.environ.items() if not key.startswith(("WANDB", "HYDRA", "PL_"))}
     return kept | {
         "HF_HUB_OFFLINE": "1",

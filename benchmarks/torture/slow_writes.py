@@ -13,7 +13,7 @@ SECONDS = 0.05
 
 
 def slow_down() -> None:
-    """In this process: torch.save, renames and syncs wait, and a file written at once is half there for a while."""
+    """Make torch.save, renames and syncs of this process wait; a file written at once is half there for a while."""
     import torch
 
     for owner, name in ((torch, "save"), (os, "replace"), (os, "fsync")):

@@ -248,7 +248,8 @@ def load_adapter(model: nn.Module, folder: Path, expected: AdapterConfig) -> Non
 
 
 def check_keys(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], where: str) -> None:
-    """
+    """Refuse tensors whose names are not exactly those that are wanted.
+
     Raises:
         CheckpointError: missing or unknown keys.
     """
@@ -280,7 +281,7 @@ def fill(places: Mapping[str, Tensor], stored: Mapping[str, Tensor], where: str)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Everything in adapter.safetensors.
+    """All tensors in adapter.safetensors, by their keys.
 
     Raises:
         CheckpointError: missing, torn, or no safetensors.

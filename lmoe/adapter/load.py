@@ -99,7 +99,8 @@ def _holds_model(folder: Path) -> bool:
 
 
 def refuse_code(model_name: str, folder: Path) -> None:
-    """
+    """Refuse an adapter whose base or tokenizer would run Python that nobody has trusted in this call.
+
     Raises:
         CheckpointError: the base or the adapter's tokenizer names Python that was run in training.
     """

@@ -44,7 +44,7 @@ class SaveWhole(InPlaceOf):
         state_dict: Mapping[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """As `PreTrainedModel.save_pretrained`, whose other arguments are passed on.
+        """Write a model as `PreTrainedModel.save_pretrained` does, to which other arguments are passed on.
 
         A quantised base is not written again: the folder then holds the adapter alone.
 
@@ -70,7 +70,8 @@ class RefuseToSave(InPlaceOf):
     METHOD = "save_pretrained"
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
-        """
+        """Write the base as `save_pretrained` does, where the blend is folded into it.
+
         Raises:
             BlendError: the blend is not folded.
         """
@@ -100,7 +101,7 @@ def save_backbone(model: PreTrainedModel, folder: Path, weights: dict[str, Tenso
 
 
 def _unpack(model: nn.Module, state_dict: dict[str, Any], prefix: str, *_: object) -> None:
-    """Before load_state_dict: put the base's tensors under the names that they have here, and fill the adapter."""
+    """Put the base's tensors under the names that they have here, and fill the adapter, before load_state_dict."""
     packed = state_dict.pop(f"{prefix}{PACKED}", None)
     if packed is None:
         return

@@ -32,7 +32,8 @@ def _fields(base: BaseFingerprint) -> dict[str, Any]:
 
 
 def check_fields(base_model: Mapping[str, Any], path: Path) -> None:
-    """
+    """Check the types of the optional fields of `base_model`.
+
     Raises:
         CheckpointError: optional fields of another type than they can be.
     """
@@ -57,7 +58,8 @@ def stored_fingerprints(base_model: Mapping[str, Any]) -> tuple[BaseFingerprint,
 
 
 def check_base(what: str, name: str | None, stored: tuple[BaseFingerprint, ...], found: BaseFingerprint) -> None:
-    """
+    """Refuse a base that is another one than that of the training.
+
     Args:
         what: was trained on a base; begins the message.
         name: of that base; None: `what` says it.

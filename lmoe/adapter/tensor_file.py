@@ -74,7 +74,8 @@ def stored_metadata(path: Path) -> dict[str, str]:
 
 
 def finite_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    """
+    """The named tensors of a file, all of them finite.
+
     Raises:
         CheckpointError: torn, or with values that are not finite.
     """
@@ -84,7 +85,8 @@ def finite_tensors(path: Path, names: Sequence[str]) -> dict[str, Tensor]:
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """
+    """Refuse tensors with a value that is NaN or infinite.
+
     Raises:
         CheckpointError: a tensor with a value that is not finite.
     """
@@ -107,7 +109,8 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def check_names(path: Path, names: Iterable[str]) -> None:
-    """
+    """Refuse a file whose tensors have endless names.
+
     Raises:
         CheckpointError: a tensor with a name that no module path is as long as, and no message could show.
     """

@@ -265,7 +265,7 @@ def _check_places(file: Path, content: dict[str, Any]) -> None:
 
 @contextmanager
 def _named(config: BackboneConfig | None, what: str, source: str | Path) -> Iterator[None]:
-    """Around what Transformers loads from a folder or the hub: whatever it meets is an error that names the place.
+    """Let whatever Transformers meets while it loads from a folder or the hub be an error that names the place.
 
     Args:
         config: the place is its backbone; None: it is the tokenizer in a folder.

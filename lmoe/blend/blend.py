@@ -101,12 +101,12 @@ class Blend:
 
     @property
     def names(self) -> list[str]:
-        """Of the experts, in their order."""
+        """Names of the experts, in their order."""
         return list(self._stack.headers)
 
     @property
     def numbers(self) -> dict[str, int]:
-        """By name a number that no other expert has had."""
+        """A number for each expert by name, which no other expert has had."""
         return self._stack.numbers
 
     @property
@@ -126,7 +126,8 @@ class Blend:
 
     @property
     def weights(self) -> dict[str, float] | list[dict[str, float]]:
-        """By name, or one dict for each row of the batch. Setting replaces all: names left out are 0.
+        """Weights of the experts by name, or one dict for each row of the batch. Setting replaces all: names left out
+        are 0.
 
         Inside `using` those of the block; setting then is for all others, and for after it. With router=encoder what
         the last prompts got, by row.
@@ -149,7 +150,7 @@ class Blend:
 
     @contextmanager
     def using(self, weights: Weights) -> Iterator[None]:
-        """These weights for the forwards of this thread or asyncio task inside the block; others keep theirs.
+        """Use these weights for the forwards of this thread or asyncio task inside the block; others keep theirs.
 
         A thread that is started inside the block has the model's weights: open the block in the thread. A
         generator must not yield inside it.
@@ -237,8 +238,8 @@ class Blend:
 
     @contextmanager
     def watched(self) -> Iterator[dict[str, float]]:
-        """By name, filled when the block ends: each expert's part of all the weight that router=arrow has given inside
-        it in this thread, over tokens (those of the padding too) and sites.
+        """Each expert's part of all the weight that router=arrow has given inside the block in this thread, over tokens
+        (those of the padding too) and sites; by name, filled when the block ends.
 
         Raises:
             BlendError: another router, whose weights can be read, or a folded blend.
@@ -420,7 +421,7 @@ class Blend:
             yield
 
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before each forward of the whole model: from here on it reads one setting."""
+        """Let the forward of the whole model that begins read one setting from here on."""
         if torch.compiler.is_compiling():
             if self._router.per_prompt:  # a prompt is read outside of what is compiled
                 _decide_outside(self._router, self._stack, args, kwargs)
@@ -449,7 +450,7 @@ class Blend:
             raise BlendError(wrong_rows(len(setting.rows), len(tokens)))
 
     def _end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """After each forward of the whole model, also one that failed."""
+        """End a forward of the whole model, also one that failed."""
         if torch.compiler.is_compiling():
             return
         setting = self._stack.settings.end()

@@ -35,7 +35,7 @@ class ModelGate:
             self._threads.add(me)
 
     def leave(self) -> None:
-        """It is over."""
+        """Note that this thread's forward is over, and wake those that wait for it."""
         with self._free:
             self._threads.discard(threading.get_ident())
             self._free.notify_all()
@@ -101,7 +101,8 @@ class BatchOfTheModel(InPlaceOf):
         self.settings = settings
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """
+        """Call the original method, which starts a thread, where this one has no weights of its own.
+
         Raises:
             BlendError: the caller has weights of its own.
         """

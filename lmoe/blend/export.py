@@ -44,7 +44,8 @@ def export_peft(
     rank: int | None,
     base_model: str,
 ) -> Export:
-    """
+    """Write a blend as one PEFT adapter.
+
     Args:
         model: the backbone, blending.
         blended: by site, with weight times scaling as scaling.

@@ -127,7 +127,7 @@ class Settings:
 
     @property
     def own(self) -> Setting | None:
-        """That of the innermost block of this thread."""
+        """Setting of the innermost block of this thread, or None."""
         return self._own.get()
 
     @property
@@ -144,7 +144,7 @@ class Settings:
 
     @contextmanager
     def inside(self, setting: Setting) -> Iterator[None]:
-        """This thread's own setting inside the block."""
+        """Let this thread have a setting of its own inside the block."""
         self.end()  # of a forward that was interrupted
         try:
             with self._own.holding(setting):
@@ -224,7 +224,7 @@ class BlendGroup(nn.Module):
         return [part[place] for part in computed]
 
     def _hidden(self, x: Tensor, group_weights: GroupWeights) -> list[Sequence[Tensor]]:
-        """[run][site] (N, R)."""
+        """Inner values of each run and each of its sites, each (N, R)."""
         found, shares = [], None
         dtype = group_weights.active[0][0].dtype
         if x.dtype != dtype:

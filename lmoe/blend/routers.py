@@ -101,7 +101,8 @@ class ArrowRouter(Router):
 
 
 def checked_settings(router: BlendRouter | str, top_k: int | None, temperature: float | None) -> BlendRouter:
-    """
+    """The router by its name, after its settings have been checked.
+
     Raises:
         BlendError: an unknown router, or settings that cannot act on it.
     """

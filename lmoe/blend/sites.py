@@ -21,7 +21,8 @@ from lmoe.peft.expert_file import Branch
 
 
 def refuse_taken(model: nn.Module) -> None:
-    """
+    """Refuse a model into which no blend can be put.
+
     Raises:
         BlendError: the model carries adapters or a blend already.
     """
@@ -181,7 +182,8 @@ class SiteGroup:
         return Arrow(directions, present, top_k, temperature)
 
     def _stacked_B(self, branches: list[Branch | None], path: str) -> Tensor:
-        """(O, R). NOTE for one token on a CPU, float32 is faster where memory holds it as (R, O)."""
+        """The lora_B of all branches side by side, (O, R). NOTE for one token on a CPU, float32 is faster where memory
+        holds it as (R, O)."""
         base, there = self.bases[path], [branch.lora_B for branch in branches if branch is not None]
         (out, total), device = (sizes(base)[1], sum(B.shape[1] for B in there)), next(base.parameters()).device
         if self.dtype == torch.float32:

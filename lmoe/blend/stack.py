@@ -63,7 +63,7 @@ class BlendStack:
 
     @property
     def groups(self) -> list[SiteGroup]:
-        """Those with at least one expert."""
+        """Groups of sites with at least one expert."""
         return [group for group in self._groups_of(self.headers.values()) if group.group is not None]
 
     @property
@@ -170,7 +170,7 @@ class BlendStack:
         return setting.active_runs[key]
 
     def blended(self, weights: Mapping[str, float]) -> dict[str, list[Branch]]:
-        """By site the branches that take part, each with weight * scaling as its scaling."""
+        """The branches that take part, by site, each with weight * scaling as its scaling."""
         names, found = list(self.headers), {}
         for group in self.groups:
             for expert, name in enumerate(names):
@@ -200,12 +200,12 @@ class BlendStack:
             setting.active_runs.clear()
 
     def _groups_of(self, headers: Iterable[ExpertHeader]) -> list[SiteGroup]:
-        """In the order in which the paths come, each once."""
+        """Groups of the sites of some experts, each once, in the order in which the paths come."""
         return list(dict.fromkeys(self._site_groups.of(path) for header in headers for path in header.branches))
 
 
 def _number() -> int:
-    """That no other expert has, here or on another model."""
+    """A number that no other expert has, here or on another model."""
     return secrets.randbits(62)
 
 

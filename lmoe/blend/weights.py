@@ -12,7 +12,8 @@ Weights = Mapping[str, float] | Sequence[Mapping[str, float]]
 
 
 def checked_name(name: object, taken: Sequence[str]) -> str:
-    """
+    """The name of a new expert, if it is text and still free.
+
     Raises:
         BlendError: no text, or a name that another expert has.
     """
@@ -52,7 +53,7 @@ def checked_weights(given: Weights, names: Sequence[str]) -> list[dict[str, floa
 
 
 def _is_finite(value: Real) -> bool:
-    """In float32 too, in which it works."""
+    """Whether a number is finite in float32 too, in which the blend works."""
     try:
         return abs(float(value)) <= LARGEST
     except OverflowError:

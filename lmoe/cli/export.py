@@ -1,26 +1,17 @@
 """`lmoe export`: a trained run, or a base with experts blended over it, as files that other tools read."""
 
 from dataclasses import dataclass
-from enum import StrEnum
 from statistics import mean
 from typing import TYPE_CHECKING
 
 from lmoe.cli.errors import told
 from lmoe.cli.speak import SpeakerFlags, open_speaker
 from lmoe.config.problems import raise_problems, without_effect
+from lmoe.vocabulary import ExportFormat
 
 if TYPE_CHECKING:
     from lmoe.blend.export import Export
     from lmoe.export.export import Merged
-
-
-class ExportFormat(StrEnum):
-    """What `lmoe export` writes."""
-
-    peft = "peft"
-    peft_experts = "peft-experts"
-    merged = "merged"
-    lmoe = "lmoe"
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

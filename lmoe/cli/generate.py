@@ -25,7 +25,7 @@ def run(flags: SpeakerFlags, sampling: dict[str, Any], *, prompt: str | None, pr
 
 
 def write(text: str) -> None:
-    """At once, also where the terminal is a pipe."""
+    """Write text at once, also where the terminal is a pipe."""
     sys.stdout.write(text)
     sys.stdout.flush()
 

@@ -181,7 +181,7 @@ def composition_problem(error: Exception) -> str:
 
 
 def _hydra_message(error: Exception) -> str:
-    """In one line, with the key that it is about."""
+    """What Hydra says in an error, in one line, with the key that it is about."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if error.__cause__ is not None and str(error.__cause__).splitlines()[:1] not in ([], lines[:1]):
         lines += [line.strip() for line in str(error.__cause__).splitlines()]

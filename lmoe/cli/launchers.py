@@ -57,7 +57,8 @@ def launcher_problem(override: Override, *, multirun: bool) -> str | None:
 
 
 def check_processes(launcher: str, trainer: Any) -> None:
-    """
+    """Refuse a launcher and a trainer that cannot go together.
+
     Args:
         launcher: name of the launcher of this job.
         trainer: the section of the config.

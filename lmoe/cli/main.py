@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from lmoe.cli.export import ExportFormat
 from lmoe.cli.threads import prepare_threads
 from lmoe.config.evaluate import MAX_NEW_TOKENS
-from lmoe.vocabulary import Prompts
+from lmoe.vocabulary import ExportFormat, Prompts
 
 if TYPE_CHECKING:
     from lmoe.cli.speak import SpeakerFlags
@@ -124,14 +123,14 @@ def chat(
 
 
 def _flags(given: dict[str, Any]) -> "SpeakerFlags":
-    """Those that say which model speaks."""
+    """The flags that say which model speaks."""
     from lmoe.cli.speak import SpeakerFlags
 
     return SpeakerFlags(**{field.name: given[field.name] for field in fields(SpeakerFlags) if field.name in given})
 
 
 def _sampling(given: dict[str, Any]) -> dict[str, Any]:
-    """Those that say how tokens are chosen."""
+    """The flags that say how tokens are chosen."""
     names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
     return {name: given[name] for name in names}
 
@@ -286,6 +285,16 @@ def convert(
     from lmoe.cli.convert import run
 
     raise typer.Exit(run(checkpoint, output=output, base_model=base_model, trust_remote_code=trust_remote_code))
+
+
+@app.command()
+def doctor(
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Say what is installed, what the machine has, and whether anything that lmoe needs is broken; for reports."""
+    from lmoe.cli.doctor import run
+
+    raise typer.Exit(run(as_json=json))
 
 
 def main() -> None:

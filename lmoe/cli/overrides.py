@@ -92,7 +92,7 @@ class Setting:
 
     @property
     def first(self) -> str:
-        """Its text with the first of its values."""
+        """Text of the setting with the first of its values."""
         swept = self.parsed.is_sweep_override() and self.values
         return f"{self.parsed.get_key_element()}={self.values[0]}" if swept else self.text
 
@@ -140,7 +140,7 @@ def read_command(argv: list[str], config_name: str, schema: type) -> Command:
 def _read_settings(
     given: dict[int, str], schema: type, folders: list[Path] | None, *, multirun: bool
 ) -> tuple[dict[int, Setting], list[str]]:
-    """Those without a problem by themselves, and the problems of the others."""
+    """Settings without a problem by themselves, and the problems of the others."""
     settings, problems = {}, []
     for number, text in given.items():
         try:
@@ -193,7 +193,8 @@ def _choice_folders(places: list[str]) -> list[Path] | None:
 
 
 def _setting(text: str, folders: list[Path] | None) -> Setting:
-    """
+    """One setting of the command line, read by Hydra's grammar.
+
     Raises:
         ValueError: the problem of one that cannot be read.
     """
@@ -307,7 +308,7 @@ def first_point(command: Command) -> list[str]:
 
 
 def _absent_entries(settings: list[Setting], config_name: str, schema: type, places: list[str]) -> dict[str, str]:
-    """By text: the problem of each setting of an entry that neither a file nor another setting makes."""
+    """The problem of each setting of an entry that neither a file nor another setting makes, by its text."""
     values = [s for s in settings if s.choices is None and not s.of_hydra]
     adds = {_entry(schema, s.key) for s in values if s.parsed.is_add() or s.parsed.is_force_add()}
     needs = {s.text: entry for s in values if (entry := _entry(schema, s.key)) is not None and entry not in adds}
@@ -338,7 +339,7 @@ def searchpath(places: list[str]) -> list[str]:
 
 
 def _as_hydra_takes_it(setting: Setting, schema: type) -> Setting:
-    """With ++ where a key is not in the files of conf/, which has been found to be right."""
+    """The setting with ++ where its key is not in the files of conf/, which has been found to be right."""
     plus = setting.parsed.is_add() or setting.parsed.is_force_add()
     inside = setting.sets_value and (_entry(schema, setting.key) is not None or _is_free(schema, setting.key))
     whole = any(isinstance(value, dict) for value in setting.values)

@@ -45,7 +45,8 @@ def run_to_resume(overrides: list[Override]) -> Path | None:
 
 
 def refuse_existing(run_dir: Path) -> None:
-    """
+    """Refuse a directory that already holds a run.
+
     Raises:
         ConfigError: a new run would write over an old one.
     """
@@ -104,7 +105,7 @@ def _saved(file: Path, schema: type) -> DictConfig:
 
 
 def _shown(value: Any) -> str:
-    """As it is written in a config."""
+    """A value as it is written in a config."""
     if OmegaConf.is_config(value):
         value = OmegaConf.to_container(value, enum_to_str=True)
     return json.dumps(value, ensure_ascii=False) if not isinstance(value, str) else str(value)

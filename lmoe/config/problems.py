@@ -14,7 +14,8 @@ Section = TypeVar("Section")
 
 
 def raise_problems(problems: list[str]) -> None:
-    """
+    """Raise all problems at once, if there are any.
+
     Raises:
         ConfigError: if there is any problem; its message lists them all.
     """

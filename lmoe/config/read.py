@@ -182,7 +182,8 @@ def _mapping(element: Any, given: Any, key: str, reading: Reading) -> dict[str, 
 
 
 def _items(element: Any, given: Any, key: str, optional: bool) -> list[Any]:
-    """
+    """The items of a list in a config, each of the wanted type.
+
     Raises:
         ValueError: the problem.
     """
@@ -193,7 +194,8 @@ def _items(element: Any, given: Any, key: str, optional: bool) -> list[Any]:
 
 
 def _leaf(kind: Any, given: Any, key: str, optional: bool) -> Any:
-    """
+    """One value of a config in the wanted type.
+
     Raises:
         ValueError: the problem.
     """

@@ -56,7 +56,7 @@ class TrainerConfig:
 
 
 def max_seconds(max_time: str | None) -> float | None:
-    """Seconds of `max_time`.
+    """Seconds that `max_time` stands for, or None without a limit.
 
     Raises:
         ValueError: it is not days:hours:minutes:seconds, or nothing.

@@ -147,7 +147,7 @@ def _ignore_signals(worker: int) -> None:
 
 
 def _end_with_the_main_process(signum: int, frame: FrameType | None) -> None:
-    """It ends by SIGTERM the workers that are there when it ends itself, and waits for them."""
+    """End at once where the main process ends, which sends SIGTERM to its workers and waits for them."""
     if _main_ends[0]:
         os._exit(0)
 

@@ -47,7 +47,8 @@ class Limit:
     written: int = 0
 
     def look(self, more: int = 0) -> None:
-        """
+        """Count what is written, and stop a rendering that takes too long or writes too much.
+
         Raises:
             TooMuchError: the time is over, or too much is written.
         """
@@ -62,7 +63,7 @@ _limit: ContextVar[Limit] = ContextVar("limit of the rendering under way")
 
 
 def look(written: int) -> bool:
-    """In each round of a loop and each macro; NOTE called from compiled templates."""
+    """Look at the limit in each round of a loop and each macro; NOTE called from compiled templates."""
     _limit.get().look(written)
     return True
 
@@ -156,7 +157,7 @@ def _limited(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _add_looks(tree: nodes.Template) -> None:
-    """Into loops and macros, and where text is joined or written."""
+    """Put looks at the limit into loops and macros, and where text is joined or written."""
     for node in list(tree.find_all(nodes.For)):
         node.body = [_look_node(node.body), *node.body]
         if node.test is not None:  # a loop whose test fails has no body

@@ -137,7 +137,8 @@ def take_template(tokenizer: PreTrainedTokenizerBase, file: str | None) -> None:
 
 
 def read_template(file: str) -> str:
-    """
+    """Text of the chat template in a file.
+
     Raises:
         DataError: the file cannot be read.
     """

@@ -55,7 +55,7 @@ class StepCost:
         return float(flops)
 
     def step_seconds(self, tokens: int, flops_per_second: float) -> float:
-        """Of the tokens that one device takes in a step, at a given rate of that device."""
+        """Seconds for the tokens that one device takes in a step, at a given rate of that device."""
         return self.flops_per_token() * tokens / flops_per_second
 
 
@@ -83,7 +83,7 @@ def matmul_rate(dtype: torch.dtype, size: int = 1024) -> float:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that reads best."""
+    """A duration in the unit that reads best."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
         if seconds >= length * (2 if unit == "days" else 1):
             return f"{seconds / length:.1f} {unit}"

@@ -57,7 +57,7 @@ class MemoryEstimate:
         return sum(getattr(self, part.name) for part in fields(self))
 
     def lines(self) -> list[str]:
-        """For the terminal."""
+        """The parts of the estimate and their total, as lines for the terminal."""
         rows = [f"  {part.name:<12}{getattr(self, part.name):>10,.0f} MB" for part in fields(self)]
         return ["memory estimate (peak of training)", *rows, f"  {'total':<12}{self.total:>10,.0f} MB"]
 
@@ -98,7 +98,8 @@ def preflight(config: RunConfig, console: Console) -> MemoryEstimate | None:
 
 
 def check_phases(parts: Parts) -> None:
-    """
+    """Refuse a phase in which nothing would train.
+
     Raises:
         ConfigError: a phase whose roles have no parameters.
     """

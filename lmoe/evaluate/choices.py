@@ -30,7 +30,7 @@ class Accuracy:
 
     @classmethod
     def of(cls, right: Sequence[bool]) -> "Accuracy":
-        """Of one or more questions."""
+        """Returns the accuracy over one or more questions."""
         n, p = len(right), sum(right) / len(right)
         return cls(p, math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None)
 

@@ -102,7 +102,8 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
 
 
 def check_template(settings: EvaluateSettings, template: ChatTemplate) -> None:
-    """
+    """Refuse to ask questions as chats without a chat template.
+
     Raises:
         DataError: chats are asked for, and there is no template.
     """

@@ -66,12 +66,12 @@ def exists(path: Path) -> bool:
 
 
 def is_file(path: Path) -> bool:
-    """Likewise, for a file."""
+    """Whether it is a file; False also for what no file system takes for a path."""
     return _holds(path.is_file)
 
 
 def is_dir(path: Path) -> bool:
-    """Likewise, for a folder."""
+    """Whether it is a folder; False also for what no file system takes for a path."""
     return _holds(path.is_dir)
 
 

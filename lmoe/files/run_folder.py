@@ -36,7 +36,7 @@ def resume_setting(run_dir: str | Path) -> str:
 
 
 def hydra_quoted(text: str | Path) -> str:
-    """In quotes of Hydra's grammar, where a backslash counts as such but before a quote."""
+    """Text in quotes of Hydra's grammar, where a backslash counts as such but before a quote."""
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), str(text)) + "'"
 
 

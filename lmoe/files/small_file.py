@@ -58,7 +58,8 @@ class Reader:
         return self.error(f"{where}: {_in_one_line(reason)}" + (f"; {self.cure}" if self.cure else ""))
 
     def bytes_of(self, path: Path) -> bytes:
-        """
+        """All bytes of a file.
+
         Raises:
             LmoeError: missing, no ordinary file (a pipe would be waited for without end), or too large.
         """
@@ -75,7 +76,8 @@ class Reader:
         return content
 
     def decoded(self, content: bytes, where: object) -> str:
-        """
+        """Bytes of a file as text.
+
         Raises:
             LmoeError: not UTF-8.
         """
@@ -85,7 +87,8 @@ class Reader:
             raise self.refusal(where, f"cannot be read: not UTF-8: {error.reason} at byte {error.start + 1}") from None
 
     def text(self, path: Path) -> str:
-        """
+        """All of a file as text.
+
         Raises:
             LmoeError: as `bytes_of`, or not UTF-8.
         """
@@ -107,7 +110,7 @@ class Reader:
         return content
 
     def parsed(self, text: str, where: object, before: str = "") -> Any:
-        """A JSON text.
+        """What a JSON text holds, as Python values.
 
         Args:
             where: the file, or file and line, for messages.
@@ -206,7 +209,7 @@ def ordinary_size(path: Path) -> int:
 
 
 def make_way(path: Path) -> None:
-    """Before a file is written: a link that lies there goes, so that nothing is written to where it leads.
+    """Remove a link that lies where a file is to be written, so that nothing is written to where it leads.
 
     Raises:
         OSError: a folder or a pipe is in the way.
@@ -265,7 +268,8 @@ def texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _check_events(text: str) -> None:
-    """
+    """Refuse YAML that is no plain mapping, before anything is built of it.
+
     Raises:
         ValueError: no mapping, nested too deeply, or a reference, of which a few lines can make more than any memory
             holds.
@@ -299,7 +303,8 @@ CONFIG = Reader()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """
+    """The object that a JSON file holds.
+
     Raises:
         CheckpointError: missing, too large, not JSON, not an object, nested too deeply, or with a number that is not
             finite.

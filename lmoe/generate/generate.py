@@ -68,7 +68,7 @@ class Sampling:
             raise ConfigError(problems)
 
     def options(self) -> dict[str, object]:
-        """As `generate` of Transformers takes them."""
+        """Settings as `generate` of Transformers takes them."""
         penalty = {"repetition_penalty": self.repetition_penalty}
         if self.temperature == 0:
             return {"do_sample": False, **penalty}

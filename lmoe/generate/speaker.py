@@ -175,7 +175,7 @@ def prompts(place: str, count: int = FITTED_PROMPTS) -> list[str]:
 
 
 def named_places(text: str | None, what: str = "experts") -> dict[str, str]:
-    """`code=DIR,chat=DIR` by name.
+    """Places by name, read from `code=DIR,chat=DIR`.
 
     Args:
         what: these are, for messages.

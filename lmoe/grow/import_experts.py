@@ -60,7 +60,8 @@ def import_experts(model: nn.Module, experts_from: Mapping[str, str | Path] | st
 
 
 def _check_places(files: dict[str, ExpertFile], plans: dict[str, SitePlan]) -> None:
-    """
+    """Refuse adapters with branches that no expert of the mixture can take.
+
     Raises:
         CheckpointError: a branch where no mixture is, or of a larger rank than its site.
     """

@@ -87,7 +87,8 @@ def _checked(
 
 
 def refuse_taken(model: nn.Module) -> None:
-    """
+    """Refuse a model that carries experts or a blend already.
+
     Raises:
         InjectionError: the model carries experts or a blend already.
     """
@@ -198,7 +199,7 @@ def _sections(
 
 @contextmanager
 def undone_on_error(model: nn.Module) -> Iterator[None]:
-    """Around a change: if it raises, modules, hooks, attributes and requires_grad are those of before.
+    """Undo a change that raises inside the block: modules, hooks, attributes and requires_grad are those of before.
 
     Values of tensors are not kept: what writes into them must do so as its last step.
     """

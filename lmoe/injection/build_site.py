@@ -96,7 +96,8 @@ class SiteBuilder:
         self._blocks: dict[str, BlockRoute] = {}
 
     def _check(self, site: SitePlan) -> None:
-        """
+        """Refuse a site that cannot become what is planned.
+
         Raises:
             InjectionError: a quantised weight where its numbers are needed, too few singular directions, a block with a
                 router of its own, or one that computes something else than its parts suggest.

@@ -130,7 +130,8 @@ def nothing_found(layers: list[LayerLayout], key: str, what: str, among: Choice 
 
 
 def refuse_shared(linears: Mapping[str, nn.Module]) -> None:
-    """
+    """Refuse Linears that share one module.
+
     Raises:
         InjectionError: one module stands at two paths, so that a site would run more than once in a forward.
     """

@@ -84,7 +84,7 @@ class SitePlan:
         return routed + shared + self.out_features * self.use_dora + count * self.copied_parameters
 
     def becomes(self) -> str:
-        """In words, for the table."""
+        """What the site becomes, in words for the table."""
         if not self.num_experts:
             return f"{'DoRA' if self.use_dora else 'LoRA'} r={self.lora_r}"
         shared = f", one shared r={self.shared_lora_r}" if self.shared_lora_r else ""
@@ -130,7 +130,7 @@ class InjectionPlan:
 
     @property
     def stored_parameters(self) -> int:
-        """Of these, what an adapter's file holds: all but copies of the backbone."""
+        """Parameters of the plan that an adapter's file holds: all but copies of the backbone."""
         return self.total_parameters - sum(site.num_experts * site.copied_parameters for site in self.sites)
 
     @property

@@ -33,7 +33,8 @@ class SitePlanner:
         self.attention = attention_linears(model, layers, injection, self.warnings)
 
     def refuse_twice(self, targets: dict[str, nn.Module]) -> None:
-        """
+        """Refuse a Linear that would get both experts and a single LoRA.
+
         Raises:
             InjectionError: a Linear that both target_keywords and attn_lora.keywords name.
         """
@@ -44,7 +45,8 @@ class SitePlanner:
             )
 
     def refuse_inside(self, blocks: Iterable[str]) -> None:
-        """
+        """Refuse single LoRA on what becomes experts as a whole.
+
         Raises:
             InjectionError: attn_lora.keywords names a Linear inside a block that becomes experts as a whole.
         """

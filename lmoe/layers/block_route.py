@@ -29,7 +29,8 @@ class BlockRoute:
         block.register_forward_hook(self._forget, always_call=True)
 
     def decision(self) -> Routing:
-        """
+        """Routing that the block's router has decided for this forward.
+
         Raises:
             RoutingError: outside a forward of the block.
         """

@@ -157,7 +157,7 @@ class RoutingContext:
         self._forward.set(forward)
 
     def end(self) -> RunningForward | None:
-        """It is over; returns it."""
+        """End the running forward, and return it."""
         forward = self._forward.get()
         self._forward.set(None)
         return forward

@@ -25,7 +25,7 @@ class InPlaceOf:
 
     @property
     def model(self) -> nn.Module:
-        """The model.
+        """The model whose method this replaces.
 
         Raises:
             InjectionError: nothing else has held it.

@@ -49,7 +49,7 @@ class NativeRouter(nn.Module):
         return output, weights, indices
 
     def _routing(self, output: Tensor, weights: Tensor, indices: Tensor) -> Routing:
-        """With the leading dimensions of the tokens, which native routers have flattened."""
+        """The routing with the leading dimensions of the tokens, which native routers have flattened."""
         valid = self.trace.valid
         logits, gate = native_gate(output, weights, indices, self.scores)
         if valid is not None and valid.numel() == logits.shape[0]:

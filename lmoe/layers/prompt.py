@@ -18,7 +18,7 @@ from lmoe.layers.per_call import PerCall
 
 
 def valid_tokens(mask: object, given: Tensor) -> Tensor:
-    """(B, T) bool.
+    """Returns which tokens are valid, (B, T) bool.
 
     `generate` makes a mask of queries and keys where a cache has a fixed size, and one for each kind of layer where
     there are several kinds. In each of them a token may look at itself, and padding may not.
@@ -73,7 +73,8 @@ class ForwardInputs:
 
     @classmethod
     def of(cls, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> "ForwardInputs":
-        """
+        """The inputs of a model's forward, by what they are.
+
         Args:
             model: whose forward gets them.
             args, kwargs: as a forward pre-hook gets them.

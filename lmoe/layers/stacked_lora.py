@@ -56,5 +56,5 @@ class StackedLoRA(nn.Module):
         return grouped_lora(rows, self.lora_A, faded(self.lora_B, self.fade), self.scaling, groups)
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A and B."""
+        """The stacked lora_A and lora_B."""
         return self.lora_A, self.lora_B

@@ -47,7 +47,7 @@ class StepMeans:
         self._tokens = tokens if self._tokens is None else self._tokens + tokens
 
     def summed(self, over_ranks: OverRanks) -> "StepMeans":
-        """Those of all processes, of what each has added to its own."""
+        """The sums of all processes, of what each has added to its own."""
         assert self._tokens is not None
         flat = torch.cat([*self._sums.values(), self._tokens])
         result = StepMeans()
@@ -55,7 +55,7 @@ class StepMeans:
         return result
 
     def means(self) -> dict[str, Tensor]:
-        """(E,) by site."""
+        """The mean for each expert, (E,), by site."""
         assert self._tokens is not None
         return {site: values / self._tokens.clamp(min=1) for site, values in self._sums.items()}
 

@@ -74,7 +74,7 @@ class AuxiliaryLosses:
 
     @property
     def weights(self) -> "LossWeights":
-        """With everything on."""
+        """Weights of the auxiliary losses with all of them on."""
         return LossWeights(
             load_balancing=self.aux_loss_coef, router_z=self.router_z_loss_coef, relu_l1=True, diversity=True
         )
@@ -294,7 +294,7 @@ class RoutingTrace:
         return ForwardLosses(values=values, total=torch.stack(terms).sum() if terms else None)
 
     def _differentiable_groups(self) -> Iterator[tuple[list[str], list[Routing]]]:
-        """Those of a loss.
+        """Groups of routings that a loss may be computed from.
 
         Raises:
             RoutingError: gradients are on, and the forward was recorded without them.

@@ -71,7 +71,7 @@ class Coactivation(Metric):
         self.tokens += valid.sum()
 
     def compute(self) -> dict[str, SiteCoactivation]:
-        """By site; nothing where there was no valid token."""
+        """Coactivation of the experts by site; nothing where there was no valid token."""
         tokens = float(self.tokens)
         if not tokens:
             return {}

@@ -133,7 +133,7 @@ class DomainSpecialisation(Metric):
         self.row_domains.append(domains)
 
     def compute(self) -> dict[str, SiteSpecialisation]:
-        """By site; nothing where there was no valid token."""
+        """Specialisation of the experts by site; nothing where there was no valid token."""
         if not len(self.row_loads):
             return {}
         loads_RSE, domains_R = dim_zero_cat(self.row_loads), dim_zero_cat(self.row_domains)

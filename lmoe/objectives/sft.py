@@ -63,7 +63,7 @@ class SupervisedFineTuning:
         return DomainLoss(list(domains))
 
     def metric_names(self, domains: Sequence[str]) -> list[str]:
-        """val/loss and val/<domain>/loss."""
+        """Returns val/loss and val/<domain>/loss of each domain."""
         return ["val/loss", *(f"val/{domain}/loss" for domain in domains)]
 
     def logits_bytes(self, tokens: int, vocabulary: int, compute_bytes: int) -> float:

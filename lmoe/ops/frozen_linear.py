@@ -108,5 +108,5 @@ class _FrozenAndDown(torch.autograd.Function):
 
 
 def _rows(values: Tensor) -> Tensor:
-    """(N, ...)."""
+    """Values with all dimensions but the last made one, (N, ...)."""
     return values.reshape(math.prod(values.shape[:-1]), values.shape[-1])  # which may be 0 wide

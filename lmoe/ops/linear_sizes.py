@@ -15,7 +15,8 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def sizes(linear: nn.Module) -> tuple[int, int]:
-    """(D, O). NOTE a quantised weight does not have this shape, and that of Conv1D is (D, O)."""
+    """Numbers of inputs and outputs, (D, O). NOTE a quantised weight does not have this shape, and that of Conv1D is
+    (D, O)."""
     if isinstance(linear, Conv1D):
         return linear.nx, linear.nf
     assert isinstance(linear, nn.Linear)

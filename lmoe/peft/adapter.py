@@ -31,7 +31,7 @@ def save_peft(model: nn.Module, folder: Path, *, base_model: str) -> Path:
 
 
 def peft_config(model: nn.Module, base_model: str) -> dict[str, Any]:
-    """adapter_config.json.
+    """The content of adapter_config.json.
 
     Raises:
         CheckpointError: a strategy that PEFT cannot express.

@@ -96,7 +96,8 @@ def _leaves(paths: dict[str, None]) -> dict[str, None]:
 
 
 def _check_backbone(given: EulerForge, model: nn.Module) -> None:
-    """
+    """Refuse a checkpoint that has trained the backbone as well.
+
     Raises:
         CheckpointError: weights of the backbone that differ from the base's: an adapter cannot hold them.
     """

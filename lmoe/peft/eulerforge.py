@@ -48,7 +48,8 @@ class EulerForge:
 
 
 def read_eulerforge(place: str | Path) -> EulerForge:
-    """
+    """Read what EulerForge has left of a mixture_lora.
+
     Args:
         place: a run directory, of which `final` is taken, or one of its checkpoint folders.
 

@@ -17,7 +17,7 @@ from lmoe.rules.strategies import STRATEGIES, with_adapter_experts, with_peft_ad
 
 
 def expert_branches(model: nn.Module, expert: int) -> dict[str, Branch]:
-    """By module path, what the model computes with when every routing weight is 1 on one expert and 0 elsewhere.
+    """What the model computes with when every routing weight is 1 on one expert and 0 elsewhere, by module path.
 
     Attention's single LoRA and a shared expert are part of it; of init_lora=svd the start is taken off.
 
@@ -62,7 +62,8 @@ def with_shared(site: MixtureLoRALinear, lora_A: Tensor, lora_B: Tensor) -> Bran
 
 
 def refuse_what_is_no_branch(model: nn.Module) -> None:
-    """
+    """Refuse a model with parts that are no low-rank branches.
+
     Raises:
         CheckpointError: what low-rank branches on the backbone's Linears cannot express.
     """

@@ -109,7 +109,7 @@ class ExpertFile:
 
     @property
     def fingerprint(self) -> str | None:
-        """Of the backbone, or None where the file does not say."""
+        """Fingerprint of the backbone, or None where the file does not say."""
         return self.header.bases[0].digest if self.header.bases else None
 
 
@@ -185,7 +185,8 @@ def check_fits(expert: ExpertHeader | ExpertFile, model: nn.Module, *, known: Ba
 
 
 def _check_base_weights(header: ExpertHeader, modules: Mapping[str, nn.Module]) -> None:
-    """
+    """Compare the weights of the backbone that a file brings with those of the model.
+
     Raises:
         CheckpointError: the file brings a weight of the backbone that is another one than the model's.
     """

@@ -49,7 +49,8 @@ MAX_REPEATING = 16
 
 
 def refuse_options(config: Mapping[str, Any], where: str) -> None:
-    """
+    """Refuse an adapter with options that experts do not have.
+
     Args:
         config: an adapter_config.json.
         where: its path, for the message.
@@ -99,7 +100,8 @@ class Scalings:
         self.alphas = _patterns(config.get("alpha_pattern"), "alpha_pattern", where)
 
     def of(self, path: str, rank: int) -> float:
-        """
+        """Scaling of the branch at a path.
+
         Raises:
             CheckpointError: the tensors have another rank than the config.
         """
@@ -133,7 +135,7 @@ def _patterns(given: object, key: str, where: str) -> list[tuple[re.Pattern[str]
 
 
 def _ways(pattern: str) -> int:
-    """At most so many ways of matching one text have to be tried for a pattern's alternatives.
+    """Number of ways of matching one text, at most, that have to be tried for a pattern's alternatives.
 
     In a list of plain names only those that begin with one another can match at one place: of any number of layers two
     or three, where every other alternative doubles the ways.

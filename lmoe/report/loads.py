@@ -73,7 +73,8 @@ def layer_of(site: str) -> str:
 
 
 def site_ticks(sites: Sequence[str], limit: int) -> list[tuple[float, str]]:
-    """At most `limit` (position, label): each site, or the middle of each layer, or of some layers only.
+    """Ticks of an axis of sites, `limit` (position, label) at most: each site, or the middle of each layer, or of some
+    layers only.
 
     Site i takes the span from i to i + 1.
     """

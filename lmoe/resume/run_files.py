@@ -64,7 +64,7 @@ def step_file(step: int) -> str:
 
 
 def step_of(name: str) -> int:
-    """Inverse of step_file."""
+    """Step in the name that `step_file` has made."""
     return int(name.removeprefix("step-").removesuffix(".ckpt"))
 
 

@@ -38,7 +38,8 @@ def seal(path: Path) -> None:
 
 
 def check_seal(path: Path) -> None:
-    """
+    """Compare a file with the checksum at its end.
+
     Raises:
         CheckpointError: the file cannot be read, is torn, or differs from what was written.
     """

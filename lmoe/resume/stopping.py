@@ -62,7 +62,7 @@ class StopSignals:
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside the block a signal waits for `check`."""
+        """Let a signal that comes inside the block wait for `check`."""
         self._deferring = True
         try:
             yield
@@ -70,7 +70,8 @@ class StopSignals:
             self._deferring = False
 
     def check(self) -> None:
-        """
+        """Stop here if a signal has come.
+
         Raises:
             Stopped: a signal has come.
         """

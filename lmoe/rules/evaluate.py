@@ -7,7 +7,8 @@ from lmoe.vocabulary import Prompts, RouterKind
 
 
 def check_settings(settings: EvaluateSettings, router: str) -> None:
-    """
+    """Refuse what was asked for and cannot act on this checkpoint.
+
     Args:
         router: moe.router of the checkpoint.
 

@@ -26,7 +26,7 @@ def grown_run(injection: InjectionConfig) -> str | None:
 
 
 def expert_places(injection: InjectionConfig) -> dict[str, str]:
-    """By key: where the experts are. A run that grows, and a name that the hub cannot have, are marked as paths."""
+    """Where the experts are, by key. A run that grows, and a name that the hub cannot have, are marked as paths."""
     if (run := grown_run(injection)) is not None:
         return {KEY: _as_path(run)}
     adapters = {name: place for name, place in named_adapters(injection).items() if isinstance(place, str)}

@@ -32,7 +32,8 @@ LONGEST_NAME, LONGEST_TAG = 128, 64
 
 
 def validate(config: RunConfig) -> None:
-    """
+    """Refuse a config with any problem.
+
     Raises:
         ConfigError: with every problem of the config.
     """
@@ -153,7 +154,7 @@ def _idle_problems(config: RunConfig) -> list[str]:
 
 
 def seed_problems(seed: int) -> list[str]:
-    """Problems of `seed`."""
+    """What is wrong with the value of `seed`."""
     return [] if 0 <= seed < 2**32 else [f"seed is {seed}, must be from 0 to {2**32 - 1}"]
 
 
@@ -182,7 +183,7 @@ def data_problems(data: DataConfig) -> list[str]:
 
 
 def optim_problems(optim: OptimConfig) -> list[str]:
-    """Problems of `optim`."""
+    """What is wrong in the section `optim`."""
     problems = at_least(optim.warmup_steps, 0, "optim.warmup_steps") + above_zero(optim.eps, "optim.eps")
     if optim.lr <= 0:
         problems.append(f"optim.lr is {optim.lr}, must be above 0")
@@ -205,7 +206,7 @@ def optim_problems(optim: OptimConfig) -> list[str]:
 
 
 def trainer_problems(trainer: TrainerConfig) -> list[str]:
-    """Problems of `trainer`."""
+    """What is wrong in the section `trainer`."""
     problems = (
         at_least(trainer.max_steps, 1, "trainer.max_steps")
         + at_least(trainer.accumulate_grad_batches, 1, "trainer.accumulate_grad_batches")
@@ -236,7 +237,7 @@ def trainer_problems(trainer: TrainerConfig) -> list[str]:
 
 
 def device_id_problems(trainer: TrainerConfig) -> list[str]:
-    """Problems of `trainer.device_ids`."""
+    """What is wrong with the value of `trainer.device_ids`."""
     ids = trainer.device_ids
     if ids is None:
         return []
@@ -293,7 +294,7 @@ def sharding_problems(config: RunConfig) -> list[str]:
 
 
 def checkpoint_problems(checkpoint: CheckpointConfig, resume: str | None) -> list[str]:
-    """Problems of `checkpoint`."""
+    """What is wrong in the section `checkpoint`."""
     problems = at_least(checkpoint.every_n_steps, 0, "checkpoint.every_n_steps")
     problems += at_least(checkpoint.keep_last, 1, "checkpoint.keep_last")
     name = checkpoint.resume_from
@@ -307,7 +308,7 @@ def checkpoint_problems(checkpoint: CheckpointConfig, resume: str | None) -> lis
 
 
 def logger_problems(logger: LoggerConfig) -> list[str]:
-    """Problems of `logger`."""
+    """What is wrong in the section `logger`."""
     default = LoggerConfig()
     if logger.kind is LoggerKind.wandb:
         return wandb_name_problems(logger)

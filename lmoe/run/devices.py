@@ -13,7 +13,8 @@ SHELLS = ("bash", "interactive")
 
 
 def check_devices(loop: TrainerConfig) -> None:
-    """
+    """Refuse a run whose devices and processes are not there.
+
     Raises:
         ConfigError: fewer devices than asked for, a precision that they do not have, or another number of processes
             than torchrun or SLURM has started.
@@ -36,7 +37,7 @@ def check_devices(loop: TrainerConfig) -> None:
 
 
 def check_started(loop: TrainerConfig) -> None:
-    """Of a run of several processes.
+    """Compare the processes of a run of several with those that were started.
 
     Raises:
         ConfigError: another number of them than torchrun or SLURM has started.

@@ -60,7 +60,7 @@ def plain_values(config: Any) -> dict[str, Any]:
 
 
 def check_logger(logger: LoggerConfig) -> None:
-    """Before anything takes time.
+    """Check the settings and the environment of W&B before anything takes time.
 
     Raises:
         ConfigError: W&B is to be online, without a key; or an environment that W&B refuses.

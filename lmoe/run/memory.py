@@ -21,7 +21,8 @@ NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")
 
 @contextmanager
 def memory_advice(config: RunConfig) -> Iterator[None]:
-    """
+    """Let a block that runs out of memory end with the settings to lower.
+
     Raises:
         TrainingError: the block ran out of memory; with the settings to lower.
     """

@@ -39,7 +39,8 @@ from lmoe.vocabulary import BackbonePrecision, Role
 
 
 def check_monitors(config: RunConfig, prepared: PreparedData, objective: Objective) -> None:
-    """
+    """Refuse monitors of a metric that no validation measures.
+
     Raises:
         ConfigError: validations of these rows do not have a metric that is looked at.
     """
@@ -185,7 +186,8 @@ def with_domains(moe: MoeConfig, injection: InjectionConfig, domains: list[str])
 
 
 def check_base_training(config: RunConfig, model: PreTrainedModel) -> None:
-    """
+    """Refuse to train a backbone in which small steps would be lost.
+
     Raises:
         ConfigError: a phase trains parts of a backbone that is stored in less than float32, where small steps round to
             nothing; says what float32 would take.
@@ -218,7 +220,8 @@ def base_ffn_parameters(model: PreTrainedModel, plan: InjectionPlan) -> int:
 
 
 def check_roles(config: RunConfig, model: PreTrainedModel) -> None:
-    """
+    """Refuse to train parts of the backbone that it does not have.
+
     Raises:
         ConfigError: a phase trains a part of the backbone that has no parameters of its own, or layers without any.
     """
@@ -244,7 +247,8 @@ def check_roles(config: RunConfig, model: PreTrainedModel) -> None:
 
 
 def check_context(config: RunConfig, model: PreTrainedModel) -> None:
-    """
+    """Refuse rows that are longer than the backbone's context.
+
     Raises:
         DataError: data.max_length beyond what the backbone's positions reach.
     """

@@ -5,13 +5,13 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lmoe.files.run_folder import PROVENANCE_FILE
 from lmoe.files.small_file import Reader
 from lmoe.files.write import write_whole
+from lmoe.run.packages import installed_version
 
 RECORDS = Reader(
     cure="put it back, or remove it to go on without comparing data and backbone with those of the start",
@@ -46,10 +46,10 @@ def provenance(
         "data": data,
         "rows": rows,
         "backbone": backbone,
-        "versions": {name: _version(name) for name in PACKAGES},
+        "versions": {name: installed_version(name) for name in PACKAGES},
         "python": sys.version.split()[0],
         "platform": platform.platform(),
-        "git": _git(),
+        "git": git_revision(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -108,14 +108,8 @@ def changed_since(run_dir: Path, data: dict[str, str], rows: list[str], backbone
     return problems
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def _git() -> dict[str, Any] | None:
+def git_revision() -> dict[str, Any] | None:
+    """Revision of the checkout that lmoe runs from, and whether files differ from it; None: it is no checkout."""
     root = Path(__file__).resolve().parents[2]
     try:
         revision = _run(["git", "-C", str(root), "rev-parse", "HEAD"])

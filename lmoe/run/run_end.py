@@ -59,7 +59,7 @@ def run_end(trainer: Trainer) -> RunEnd:
 def logged_to_the_end(
     loggers: list[Logger], run_dir: Path, console: Console, line: ProgressLine, *, verb: str
 ) -> Iterator[None]:
-    """Around all that a run logs.
+    """Log a run to its end, however it ends.
 
     Args:
         line: knows the steps done.

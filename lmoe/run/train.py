@@ -154,7 +154,8 @@ def begin(parts: Parts, run_dir: Path, overrides: list[str], found: Found | None
 
 
 def check_fit(parts: Parts, found: Found, folder: Path, run_id: str | None) -> None:
-    """
+    """Refuse a checkpoint that does not fit the run that goes on from it.
+
     Raises:
         CheckpointError: the checkpoint is of another model or another configuration; names one that is whole.
     """

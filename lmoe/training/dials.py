@@ -26,7 +26,7 @@ class Dials:
 
     @classmethod
     def of(cls, config: RunConfig) -> "Dials":
-        """Those of a validated config."""
+        """The dials of a validated config."""
         moe = config.moe
         return cls(
             temperature=_ends(moe.temperature, moe.temperature_end),

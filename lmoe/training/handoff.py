@@ -31,7 +31,7 @@ class Handoff:
 
     @classmethod
     def of(cls, config: HandoffConfig, phase_steps: int) -> "Handoff | None":
-        """That of a validated config, in a phase of so many steps."""
+        """The handoff of a validated config, in a phase of so many steps; None: there is none."""
         if config.role is None:
             return None
         return cls(
@@ -43,7 +43,8 @@ class Handoff:
         )
 
     def ramp(self, step: int) -> float:
-        """From above 0 at the first step of the phase (step 0) to 1 at the last one of the handoff."""
+        """Share of the handoff that is done: above 0 at the first step of the phase (step 0), 1 at the last one of the
+        handoff."""
         done = min((step + 1) / self.steps, 1.0)
         return done if self.curve is Curve.linear else 0.5 * (1 - math.cos(math.pi * done))
 

@@ -73,7 +73,7 @@ def build_scheduler(optimizer: AdamW, phase: Phase) -> LambdaLR:
 
 
 def set_learning_rates(trainer: Trainer) -> None:
-    """Those of the schedulers' own step: what a run without a break would have, to the bit."""
+    """Set the learning rates of the schedulers' own step: what a run without a break would have, to the bit."""
     for config in trainer.lr_scheduler_configs:
         scheduler = config.scheduler
         assert isinstance(scheduler, LambdaLR)

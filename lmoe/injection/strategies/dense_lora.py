@@ -8,7 +8,8 @@ from lmoe.vocabulary import InjectionStrategy
 
 
 def plan_dense_lora(planner: SitePlanner) -> list[SitePlan]:
-    """
+    """Plan a single LoRA on each chosen Linear.
+
     Raises:
         InjectionError: a keyword that matches nothing, a Linear named twice, or nothing left to adapt.
     """

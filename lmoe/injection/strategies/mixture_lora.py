@@ -14,7 +14,8 @@ from lmoe.vocabulary import RouterScope
 
 
 def plan_mixture_lora(planner: SitePlanner) -> list[SitePlan]:
-    """
+    """Plan a mixture of LoRA experts on each chosen Linear, and single LoRA on attention.
+
     Raises:
         InjectionError: a keyword that matches nothing, a Linear named twice, or no FFN.
     """

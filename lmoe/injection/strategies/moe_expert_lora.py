@@ -18,7 +18,8 @@ WHOLE_UNIT = 8
 
 
 def plan_moe_expert_lora(planner: SitePlanner) -> list[SitePlan]:
-    """
+    """Plan experts in place of each chosen FFN, and single LoRA on attention.
+
     Raises:
         InjectionError: the backbone is a mixture already, an FFN has unknown parts or sizes, or a keyword matches
             nothing.

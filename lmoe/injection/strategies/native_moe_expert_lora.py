@@ -16,7 +16,8 @@ KEY = "injection.target_keywords"
 
 
 def plan_native_moe_expert_lora(planner: SitePlanner) -> list[SitePlan]:
-    """
+    """Plan LoRA on the experts that the backbone has, and single LoRA on attention.
+
     Raises:
         InjectionError: a dense backbone, a keyword that matches nothing, a Linear named twice, or experts that are
             spread over devices.

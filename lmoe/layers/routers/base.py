@@ -58,7 +58,8 @@ class Router(nn.Module):
         self.settings, self.site, self.trace, self.context = settings, site, trace, context
 
     def forward(self, x: Tensor, router_logits: Tensor | None = None) -> Routing:
-        """
+        """Route tokens, without autocast, and record the routing.
+
         Args:
             x: (..., D) hidden states.
             router_logits: (..., E), where the site has computed them together with its experts.

@@ -114,7 +114,7 @@ class Validation(StepCallback):
             callback.on_validation_end(trainer, pl_module)
 
     def at_the_end(self, trainer: Trainer, pl_module: AdapterModule) -> None:
-        """After the last step, where that was not validated: a run that stopped early, or was resumed when done."""
+        """Validate after the last step, where that was not done: a run that stopped early, or was resumed when done."""
         step = trainer.global_step
         if self.results.step == step:
             return
