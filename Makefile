@@ -36,7 +36,7 @@ check: $(READY)  ## lint, formatting, types, import order, generated pages and d
 	@$(BIN)/python -m tools.describe --check
 	@$(BIN)/python -m tools.fragments
 
-docs: $(READY)  ## write docs/CONFIG.md from the schemas and conf/, docs/BACKBONES.md from tiny models, a table of docs/SCALING.md
+docs: $(READY)  ## write docs/CONFIG.md from the schemas and conf/, docs/BACKBONES.md from tiny models, tables of docs/ROUTING.md and docs/SCALING.md
 	@$(BIN)/python -m tools.describe
 	@$(BIN)/python -m tests.backbones.write_table
 	@$(BIN)/python -m benchmarks.scaling

@@ -28,6 +28,7 @@ from lmoe.rules.validate import validate
 from lmoe.run.parts import with_domains
 from lmoe.vocabulary import InjectionStrategy, LoggerKind, RouterKind
 from tests.composing import compose
+from tests.injection.pairs import adapts_native
 from tests.metric_names import names, rows, undocumented
 from tests.micro import ROOT
 
@@ -83,8 +84,7 @@ def test_a_file_of_a_training_composes_validates_and_builds(name, micro, restore
 
     config = compose("train", RunConfig, [*choice(name), *sweep_choices(name)])
     validate(config)
-    strategy = STRATEGIES[config.injection.strategy]
-    native = strategy.any_routers and not strategy.own_routers
+    native = adapts_native(config.injection.strategy)
     backbone = BackboneConfig(
         model_name=str(micro.native if native else micro.model), precision=config.backbone.precision
     )

@@ -11,6 +11,7 @@ import lmoe
 from lmoe.backbones.families import FAMILIES
 from lmoe.errors import InjectionError
 from lmoe.injection.plan import InjectionPlan, SiteKind
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import InjectionStrategy, Role
 from tests.tiny_models import DENSE_FAMILIES, NATIVE_FAMILIES, tiny_model
 
@@ -30,8 +31,6 @@ on the meta device, and `dry_run=preflight` does so for a run.
 A cell names what is adapted in the FFN by default. Refused: an error that names the strategy to use. With every
 strategy attention carries a single LoRA on the Linears of the second column (`injection.attn_lora`).
 
-| Family | Attention | dense_lora | mixture_lora | moe_expert_lora | native_moe_expert_lora |
-|---|---|---|---|---|---|
 """
 TAIL = """
 - **Beside the block**: where experts are fused, `mixture_lora` puts a mixture beside the whole block, with one router.
@@ -59,13 +58,15 @@ def page() -> str:
     """The whole text."""
     transformers_logging.set_verbosity_error()
     rows = [row(family) for family in (*DENSE_FAMILIES, *NATIVE_FAMILIES)]
-    return HEAD + "".join(rows) + TAIL + ", ".join(f"`{kind}`" for kind in sorted(FAMILIES)) + ".\n"
+    columns = ["Family", "Attention", *STRATEGIES]
+    head = f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}\n"
+    return HEAD + head + "".join(rows) + TAIL + ", ".join(f"`{kind}`" for kind in sorted(FAMILIES)) + ".\n"
 
 
 def row(family: str) -> str:
     """One family's line."""
     model = tiny_model(family)
-    plans = {strategy: tried(model, strategy) for strategy in InjectionStrategy}
+    plans = {strategy: tried(model, strategy) for strategy in STRATEGIES}
     plan = plans[InjectionStrategy.mixture_lora]
     assert isinstance(plan, InjectionPlan)
     layers = model.config.get_text_config().num_hidden_layers

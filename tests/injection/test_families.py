@@ -94,6 +94,7 @@ def test_the_parts_of_the_family_are_found(pair):
         InjectionStrategy.moe_expert_lora: ({"mlp"}, set()),
         InjectionStrategy.native_moe_expert_lora: (NATIVE, set()),
     }
+    assert pair.strategy in expected, f"say here which experts and which single LoRA {pair.strategy} makes"
     assert (experts, ffn) == expected[pair.strategy]
     assert singles == EXPECTED_ATTENTION.get(pair.family, {"q_proj", "v_proj"})
 

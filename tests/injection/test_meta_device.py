@@ -26,7 +26,7 @@ def state(model) -> tuple[list, list]:
 def test_the_plan_of_a_model_without_numbers_is_that_of_the_model_and_injection_carries_it_out(family):
     """Planning leaves a model as it was; injecting on meta makes no numbers either."""
     strategies = [strategy for name, strategy in WORKING if name == family]
-    assert len(strategies) == 3
+    assert len(strategies) >= 3
     whole = tiny_model(family)
     for strategy in strategies:
         given, bare = {"strategy": strategy.value, "lora_r": 4}, on_meta(family)

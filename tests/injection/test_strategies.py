@@ -7,12 +7,14 @@ import lmoe
 from lmoe.errors import ConfigError, InjectionError
 from lmoe.injection.plan import SiteKind
 from lmoe.injection.roles import parameter_roles
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import InjectionStrategy, Role
 from tests.injection.pairs import EXAMPLES
 from tests.injection.refusal import NO_ATTENTION, refused
 from tests.tiny_models import tiny_model, tokens
 
-DENSE, MIXTURE, FFN, NATIVE = InjectionStrategy
+DENSE, MIXTURE = InjectionStrategy.dense_lora, InjectionStrategy.mixture_lora
+FFN = InjectionStrategy.moe_expert_lora
 
 
 def sites(model, injection: dict, moe: dict | None = None) -> dict[str, SiteKind]:
@@ -31,7 +33,8 @@ def test_adapters_and_routers_train_and_the_backbone_is_frozen(strategy):
     roles = parameter_roles(model)
     for name, parameter in model.named_parameters():
         by_training[parameter.requires_grad].add(roles[name])
-    assert by_training[True] == {Role.lora, Role.attn_lora} | ({Role.router} if strategy is not DENSE else set())
+    routers = {Role.router} if STRATEGIES[strategy].any_routers else set()
+    assert by_training[True] == {Role.lora, Role.attn_lora} | routers
     assert by_training[False] >= {Role.backbone, Role.base_ffn, Role.head}
     assert not by_training[True] & by_training[False]
 
@@ -51,7 +54,7 @@ def test_copies_of_the_ffn_are_part_of_the_backbone_and_frozen_until_a_phase_tra
 @pytest.mark.parametrize("first", InjectionStrategy)
 def test_injecting_twice_is_refused_whatever_the_strategies(first, second):
     model = tiny_model("qwen3_moe", mlp_only_layers=[1])
-    layers = {"layer_indices": [1]} if first is FFN else {}
+    layers = {"layer_indices": [1]} if STRATEGIES[first].whole_ffn else {}
     lmoe.inject(model, {"strategy": first.value, **layers})
     before = [name for name, _ in model.named_modules()]
     for call in (lmoe.inject, lmoe.plan):
@@ -104,8 +107,8 @@ def test_values_by_layer_are_spread_over_the_chosen_layers(strategy):
 
 @pytest.mark.parametrize("strategy", InjectionStrategy)
 def test_the_plan_counts_what_is_put_in(strategy):
-    for share_base in (True, False) if strategy is FFN else (True,):
-        for family in ("phi", "gpt2", "qwen3") if strategy is FFN else (EXAMPLES[strategy],):
+    for share_base in (True, False) if STRATEGIES[strategy].whole_ffn else (True,):
+        for family in ("phi", "gpt2", "qwen3") if STRATEGIES[strategy].whole_ffn else (EXAMPLES[strategy],):
             model = tiny_model(family)
             before = {id(parameter) for parameter in model.parameters()}
             plan = lmoe.inject(model, {"strategy": strategy.value, "share_base": share_base})

@@ -1,5 +1,6 @@
 """What a small router decides, from the loop over tokens; and what it must be told before it can decide."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor
 
 from lmoe.layers.context import Rows
-from lmoe.layers.routers import Router, router_class
+from lmoe.layers.routers import LinearRouter, Router, router_class
+from lmoe.ops.gating import Gate
 from lmoe.rules import routers as rules
 from lmoe.rules.routers import Need
 from lmoe.vocabulary import LoadBalanceType, MixtureScale, RouterKind
@@ -20,6 +22,19 @@ WITH_LEARNT_LOGITS = [kind.value for kind, router in rules.ROUTERS.items() if ro
 WITH_TEMPERATURE = [kind.value for kind, router in rules.ROUTERS.items() if router.temperature]
 CAN_GROUP = [kind.value for kind, router in rules.ROUTERS.items() if router.fixed_k]
 CAN_BIAS = [k.value for k, router in rules.ROUTERS.items() if LoadBalanceType.aux_loss_free in router.balances]
+
+
+def gates() -> list[str]:
+    """The first router of each gate of logits."""
+    first: dict[Callable[..., Gate], str] = {}
+    for kind in rules.ROUTERS:
+        cls = router_class(kind)
+        if issubclass(cls, LinearRouter):
+            first.setdefault(cls.gate, kind.value)
+    return list(first.values())
+
+
+GATES = gates()
 
 
 def scales(router: str) -> list[str]:

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lmoe.ops.expert_rows import grouped_linear, grouped_lora
 from lmoe.ops.grouped import group_by_expert
+from tests.layers.loop_routing import GATES
 from tests.layers.small_site import D, Site, router_of, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
@@ -34,7 +35,7 @@ def outputs_and_gradients(site, x, *, compiled: bool, traced: bool, fullgraph: b
     return y.detach(), torch.autograd.grad(loss, [leaf, *trained(site).values()])
 
 
-@pytest.mark.parametrize("router", ["top_k", "soft", "sigmoid", "top_p", "relu"])
+@pytest.mark.parametrize("router", GATES)
 def test_a_compiled_site_gives_the_same_outputs_and_gradients(router):
     site, x = Site(router=router, shared_lora_r=2).make(), torch.randn(2, 3, D)
     plain, compiled = (outputs_and_gradients(site, x, compiled=way, traced=False) for way in (False, True))

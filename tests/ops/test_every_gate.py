@@ -1,6 +1,5 @@
 """Every gate against its loop: outputs, gradients, scales, shares and refusals."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import pytest
@@ -9,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lmoe.layers.routers import LinearRouter, router_class
+from lmoe.layers.routers import LinearRouter
 from lmoe.ops.gating import (
     Gate,
     noisy_logits,
@@ -23,6 +22,7 @@ from lmoe.ops.gating import (
 )
 from lmoe.rules.routers import ROUTERS, ExpertsPerToken
 from lmoe.vocabulary import MixtureScale, RouterKind
+from tests.layers.loop_routing import GATES
 from tests.layers.small_site import Site
 from tests.reference import dumb_gates
 
@@ -39,16 +39,6 @@ class Drawn:
     temperature: float
     scale: str
     bias: Tensor | None
-
-
-def gates() -> list[str]:
-    """The first router of each gate of logits."""
-    first: dict[Callable[..., Gate], str] = {}
-    for kind in ROUTERS:
-        cls = router_class(kind)
-        if issubclass(cls, LinearRouter):
-            first.setdefault(cls.gate, kind.value)
-    return list(first.values())
 
 
 def scales(name: str) -> list[str]:
@@ -75,7 +65,6 @@ def gated(name: str, z: Tensor, drawn: Drawn) -> Gate:
     return router.gate(z)
 
 
-GATES = gates()
 EVERY_GATE_AND_SCALE = [(name, scale) for name in GATES for scale in scales(name)]
 MAY_CHOOSE_NONE = [k.value for k, router in ROUTERS.items() if router.experts_per_token is ExpertsPerToken.about_top_k]
 

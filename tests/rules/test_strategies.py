@@ -32,8 +32,10 @@ from lmoe.vocabulary import (
     RouterKind,
     RouterScope,
 )
+from tests.injection.pairs import adapts_native
 
-DENSE, MIXTURE, FFN, NATIVE = InjectionStrategy
+DENSE, MIXTURE = InjectionStrategy.dense_lora, InjectionStrategy.mixture_lora
+FFN, NATIVE = InjectionStrategy.moe_expert_lora, InjectionStrategy.native_moe_expert_lora
 INJECTION: dict[str, Any] = {
     "num_experts": 8,
     "top_k": 1,
@@ -104,7 +106,9 @@ def run_of(strategy: InjectionStrategy, *phases: PhaseConfig, **changes: Any) ->
     """A valid run, in which all that the strategy has trains; or with these phases, called a, b, ..."""
     config = RunConfig()
     config.injection, config.moe = injection(strategy, **changes), moe()
-    roles = [Role.lora, Role.attn_lora] if strategy is DENSE else [Role.router, Role.lora, Role.attn_lora]
+    roles = [Role.lora, Role.attn_lora]
+    if STRATEGIES[strategy].any_routers:
+        roles = [Role.router, *roles]
     given = phases or (PhaseConfig(trainable=roles),)
     config.phase.phases = dict(zip("abcd", given, strict=False))
     return config
@@ -116,8 +120,7 @@ def problems(config: RunConfig) -> list[str]:
     return caught.value.problems
 
 
-def test_every_strategy_has_traits_and_is_valid_as_it_ships():
-    assert set(STRATEGIES) == set(InjectionStrategy)
+def test_every_strategy_is_valid_as_it_ships():
     for strategy in InjectionStrategy:
         validate(run_of(strategy))
 
@@ -146,9 +149,9 @@ def test_a_key_of_injection_acts_or_is_refused_with_key_and_strategy(strategy, k
         assert found == []
 
 
-@pytest.mark.parametrize("strategy", InjectionStrategy)
-def test_how_many_keys_of_injection_act(strategy):
-    assert len(set(INJECTION) - set(STRATEGIES[strategy].idle)) == ACTING[strategy]
+@pytest.mark.parametrize(("strategy", "acting"), ACTING.items())
+def test_how_many_keys_of_injection_act(strategy, acting):
+    assert len(set(INJECTION) - set(STRATEGIES[strategy].idle)) == acting
 
 
 @pytest.mark.parametrize("strategy", InjectionStrategy)
@@ -170,7 +173,7 @@ def test_keys_that_every_strategy_uses_are_accepted(strategy):
 def test_no_target_keywords_are_for_dense_lora_with_attention_alone():
     for strategy in InjectionStrategy:
         found = injection_problems(injection(strategy, target_keywords=[]), moe())
-        assert bool(found) is (strategy is not DENSE)
+        assert bool(found) is not STRATEGIES[strategy].attention_alone
     alone = injection(DENSE, target_keywords=[], lora_r_by_layer=[2, 4])
     assert injection_problems(alone, moe()) == [
         "injection.lora_r_by_layer has no effect with injection.target_keywords=[]; leave it out"
@@ -185,7 +188,9 @@ def test_how_experts_are_chosen_is_checked_only_where_the_strategy_makes_routers
     """top_k beyond num_experts is told as such, or as what has no effect."""
     for strategy in InjectionStrategy:
         lines = injection_problems(injection(strategy, top_k=9), moe())
-        wanted = "more than the 4 experts of a site" if strategy in (MIXTURE, FFN) else "injection.top_k has no effect"
+        wanted = (
+            "more than the 4 experts of a site" if STRATEGIES[strategy].own_routers else "injection.top_k has no effect"
+        )
         assert len(lines) == 1 and wanted in lines[0]
 
 
@@ -278,8 +283,8 @@ def test_what_looks_at_routers_has_no_effect_without_any(section, key, value):
     for strategy in InjectionStrategy:
         config = run_of(strategy)
         setattr(getattr(config, section), key, value)
-        if strategy is DENSE:
-            why = "with injection=dense_lora, which has no routers"
+        if not STRATEGIES[strategy].any_routers:
+            why = f"with injection={strategy}, which has no routers"
             assert problems(config) == [f"{section}.{key} has no effect {why}; leave it out"]
         else:
             validate(config)
@@ -319,14 +324,14 @@ def test_the_roles_that_have_parameters(strategy, changes, missing):
 def test_routers_without_parameters_are_missing_only_where_the_strategy_makes_them(strategy):
     """Those of a native mixture train whatever moe.router says."""
     uniform = moe_section({"router": "uniform"})
-    assert (Role.router in present_roles(injection(strategy), uniform)) is (strategy is NATIVE)
+    assert (Role.router in present_roles(injection(strategy), uniform)) is adapts_native(strategy)
 
 
 @pytest.mark.parametrize("strategy", InjectionStrategy)
 def test_base_ffn_trains_with_every_strategy_but_where_all_experts_share_it(strategy):
     phase = PhaseConfig(trainable=[Role.lora, Role.base_ffn])
     config = run_of(strategy, phase)
-    if strategy is not FFN:
+    if not STRATEGIES[strategy].whole_ffn:
         validate(config)
         return
     assert problems(config) == [
