@@ -17,17 +17,23 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import cached_file, find_adapter_config_file
 
 from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import BackboneError, LmoeError
 from lmoe.files.resources import resource_dir
 from lmoe.files.small_file import NO_FILE, Reader
 from lmoe.files.wording import first_line, quoted, shown
+from lmoe.rules.trust import kernels
 from lmoe.vocabulary import BackbonePrecision
 
 TINY = "tiny"
 REPACKS = "support_avx512bf16_for_cpu"
 """What a 4-bit Linear of bitsandbytes asks before it repacks its weights for inference."""
+TO_TRUST = (
+    "where you trust its code, say so on this command line or in this call (backbone.trust_remote_code=true, "
+    "--trust-remote-code, trust_remote_code=True)"
+)
 QUANTISED = (BackbonePrecision.int8, BackbonePrecision.nf4)
 
 
@@ -35,7 +41,7 @@ def model_source(model_name: str) -> str:
     """What Transformers is asked for: the shipped folder for "tiny", else the name as given.
 
     Raises:
-        BackboneError: a local path that is no model directory.
+        BackboneError: a local path that is no model directory, or holds a PEFT adapter too.
     """
     if model_name == TINY:
         shipped = resource_dir("data/tiny")
@@ -44,12 +50,47 @@ def model_source(model_name: str) -> str:
         return str(shipped)
     path = Path(model_name).expanduser()
     if path.is_dir():
+        if (reason := _adapter_beside(str(path))) is not None:
+            raise BackboneError(f"backbone.model_name={model_name}: {reason}")
         if not (path / "config.json").exists():
             raise BackboneError(f"backbone.model_name={model_name}: this directory holds no config.json, so no model")
         return str(path)
     if path.exists() or model_name.startswith((".", "/", "~")):
         raise BackboneError(f"backbone.model_name={model_name}: no such model directory")
     return model_name
+
+
+def _adapter_beside(source: str, revision: str | None = None) -> str | None:
+    """Why a base is refused that holds a PEFT adapter, which Transformers would load with it, or in its place, unasked;
+    None: it holds none.
+
+    Args:
+        source: directory or hub name.
+        revision: on the hub.
+    """
+    if find_adapter_config_file(source, revision=revision) is None:
+        return None
+    apart = "move its files to a folder of their own" if Path(source).is_dir() else "download both, each to a folder"
+    return (
+        "it holds a PEFT adapter (adapter_config.json), which would be loaded into the model unasked. To use both, "
+        f"{apart} and give the adapter as an expert (lmoe generate --model BASE --experts name=ADAPTER), or merge it "
+        "into the base first with PEFT's merge_and_unload"
+    )
+
+
+def _refuse_kernels(config: BackboneConfig, source: str) -> None:
+    """Refuse a model whose attention is code from the hub.
+
+    Raises:
+        BackboneError: the model's config.json names a kernel, and its code is not trusted.
+    """
+    if config.trust_remote_code:
+        return
+    file = Path(cached_file(source, "config.json", revision=config.revision))  # type: ignore[arg-type]
+    for key, name in kernels(MODEL_FILE.json(file)).items():
+        raise BackboneError(
+            f"{file}: {key} is {quoted(name)}, a kernel whose code would be fetched from the hub and run; {TO_TRUST}"
+        )
 
 
 def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
@@ -94,6 +135,9 @@ def load_model(config: BackboneConfig) -> PreTrainedModel:
     """
     source, stored = model_source(config.model_name), storage(config.precision)
     with _named(config, "model", source):
+        if (reason := _adapter_beside(source, config.revision)) is not None:
+            raise BackboneError(reason)
+        _refuse_kernels(config, source)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             revision=config.revision,
@@ -121,6 +165,7 @@ def bare_model(config: BackboneConfig) -> PreTrainedModel:
     dtype = torch.bfloat16 if config.precision in QUANTISED else getattr(torch, config.precision.value)
     source = model_source(config.model_name)
     with _named(config, "config", source):
+        _refuse_kernels(config, source)
         settings = AutoConfig.from_pretrained(
             source, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
@@ -292,10 +337,7 @@ def _reason(error: Exception) -> str:
 
 def _remedy(config: BackboneConfig | None, error: Exception) -> str:
     if "trust_remote_code" in str(error):
-        return (
-            "where you trust its code, say so on this command line or in this call (backbone.trust_remote_code=true, "
-            "--trust-remote-code, trust_remote_code=True)"
-        )
+        return TO_TRUST
     if config is None:
         return "put back the files that were saved there, or remove its tokenizer_config.json to use that of the base"
     if Path(config.model_name).expanduser().exists() or config.model_name == TINY:

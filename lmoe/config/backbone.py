@@ -17,6 +17,7 @@ class BackboneConfig:
     revision: str | None = None
     """Branch, tag or commit on the hub; null: the default branch."""
     attn_implementation: str | None = None
-    """eager, sdpa, flash_attention_2, …; null: what Transformers chooses."""
+    """eager, sdpa, flash_attention_2, …; null: what Transformers chooses. A name with a slash is a kernel, code from
+    the hub: only where the command line itself says so."""
     trust_remote_code: bool = False
     """Run code that comes with the model: only where the command line itself says so. The provenance names it."""

@@ -22,6 +22,7 @@ from lmoe.injection.site_plans import SitePlanner, constant_balance
 from lmoe.injection.strategies import planner_of
 from lmoe.layers.context import RoutingContext
 from lmoe.layers.routers import PromptReader
+from lmoe.layers.same_call import SameCalls
 from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.rules.phases import BASE_ROLES
 from lmoe.rules.routers import ROUTERS, needs_domain, needs_prompt, trains_logits
@@ -135,6 +136,8 @@ def inject(
         model.register_forward_pre_hook(context.forget_before)
     if needs_prompt(moe):
         PromptReader(context).attach(model)
+    if needs_domain(moe) or needs_prompt(moe):
+        SameCalls(context).attach(model)
     record = Injected(
         plan=plan,
         injection=injection,

@@ -99,7 +99,7 @@ class RoutingContext:
         compiled: what the block opened last says, for compiled code, which serves one thread.
         known_before: what the last block says or has said: NOTE activation checkpointing runs a forward again in the
             backward pass, when its block is over, and on a GPU in another thread. Only a router in training mode may
-            fall back on it.
+            fall back on it, where a layer is not checkpointed by Transformers' function, see `SameCall`.
         forward_before: sequence: the last forward in training, for the same reason.
     """
 
@@ -121,6 +121,17 @@ class RoutingContext:
     def known(self) -> Known:
         """What the innermost block of this thread says."""
         return self.compiled if torch.compiler.is_compiling() else self._said.get() or Known()
+
+    @property
+    def call(self) -> tuple[Known, RunningForward | None]:
+        """What this thread knows of the forward that it is in."""
+        return self.known, self._forward.get()
+
+    @contextmanager
+    def in_call(self, call: tuple[Known, RunningForward | None]) -> Iterator[None]:
+        """The inside of the block belongs to the forward that `call` was asked in."""
+        with self._said.holding(call[0]), self._forward.holding(call[1]):
+            yield
 
     @contextmanager
     def about(self, *, expert_of_token: Tensor | None = None, rows: Rows | None = None) -> Iterator[None]:

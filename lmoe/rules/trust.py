@@ -11,12 +11,15 @@ from typing import Any
 from lmoe.errors import LmoeError
 from lmoe.files.places import expanded, is_dir, is_file
 from lmoe.files.run_folder import CONFIG_FILE
-from lmoe.files.small_file import Reader
+from lmoe.files.small_file import Reader, texts
+from lmoe.files.wording import quoted
 
-TRUST, OWN_CALLBACKS = "backbone.trust_remote_code", "callbacks_from"
+TRUST, ATTENTION, OWN_CALLBACKS = "backbone.trust_remote_code", "backbone.attn_implementation", "callbacks_from"
 """Settings that count only on the command line."""
 NAMES_CODE = ("config.json", "tokenizer_config.json")
 """Files of a model or a tokenizer whose auto_map names Python beside them."""
+KERNEL = "/"
+"""In a name of attention: it is none of Transformers' own but a kernel, whose code is fetched from the hub and run."""
 GENERATE = "custom_generate/generate.py"
 """Which Transformers runs without being told by a config."""
 MODEL_FILE = Reader(finite=False, most=64_000_000, what="such a file")
@@ -30,12 +33,18 @@ def trust_problems(config: Any, named: Collection[str]) -> list[str]:
         named: keys that this command line sets.
     """
     problems, backbone = [], getattr(config, "backbone", None)
+    place = str(Path(config.resume) / CONFIG_FILE) if backbone is not None and config.resume else "a file"
     if backbone is not None and backbone.trust_remote_code and TRUST not in named:
-        place = str(Path(config.resume) / CONFIG_FILE) if config.resume else "a file"
         code = would_run(backbone.model_name) or f"whatever Python {backbone.model_name} brings"
         problems.append(
             f"{TRUST}=true is set by {place}, and not on this command line: {code} would run. Where you trust it, add "
             f"{TRUST}=true"
+        )
+    attention = None if backbone is None else backbone.attn_implementation
+    if attention is not None and KERNEL in attention and ATTENTION not in named:
+        problems.append(
+            f"{ATTENTION}={attention} is set by {place}, and not on this command line: it names a kernel, whose code "
+            f"would be fetched from the hub and run. Where you trust it, add {ATTENTION}={attention}"
         )
     given = getattr(config, "callbacks_from", None)
     if given is not None and OWN_CALLBACKS not in named:
@@ -63,6 +72,11 @@ def would_run(model_name: str, tokenizer: Path | None = None) -> str | None:
     return ", ".join(dict.fromkeys(found)) or None
 
 
+def kernels(content: dict[str, Any]) -> dict[str, str]:
+    """Kernels that a model's config.json names: key -> name on the hub."""
+    return {key: text for key, text in texts(content) if "_implementation" in key and KERNEL in text}
+
+
 def _named_code(folder: Path) -> Iterator[str]:
     if is_file(folder / GENERATE):
         yield str(folder / GENERATE)
@@ -70,9 +84,12 @@ def _named_code(folder: Path) -> Iterator[str]:
         if not is_file(folder / name):
             continue
         try:
-            entries = MODEL_FILE.json(folder / name).get("auto_map")
+            content = MODEL_FILE.json(folder / name)
         except LmoeError:
             continue  # it is refused by name when it is loaded
+        if named_kernels := dict.fromkeys(kernels(content).values()):
+            yield f"{', '.join(map(quoted, named_kernels))} ({folder / name})"
+        entries = content.get("auto_map")
         named = entries.values() if isinstance(entries, dict) else [] if entries is None else [entries]
         flat = [item for entry in named for item in (entry if isinstance(entry, list) else [entry]) if item]
         if flat:

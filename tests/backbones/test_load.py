@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from lmoe.backbones.load import (
     QUANTISED,
+    bare_model,
     load_model,
     load_tokenizer,
     model_source,
@@ -20,6 +21,7 @@ from lmoe.backbones.load import (
 from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import BackboneError
 from lmoe.pretrain.bpe import train_bpe
+from lmoe.rules.trust import would_run
 from lmoe.vocabulary import BackbonePrecision
 from tests.tiny_models import tiny_model
 
@@ -163,6 +165,44 @@ def test_what_a_library_says_of_a_damaged_file_is_shortened(folder, tmp_path):
     with pytest.raises(BackboneError, match="the tokenizer cannot be loaded: .*aaa") as failed:
         tokenizer_in(broken)
     assert len(str(failed.value)) < 1000
+
+
+@pytest.mark.parametrize("load", [load_model, load_tokenizer, bare_model])
+def test_a_base_that_holds_a_peft_adapter_is_refused_with_what_to_do(folder, tmp_path, load):
+    both = Path(shutil.copytree(folder, tmp_path / "model"))
+    (both / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "other"}))
+    with pytest.raises(BackboneError, match=r"it holds a PEFT adapter \(adapter_config.json\).*--experts.*merge"):
+        load(BackboneConfig(model_name=str(both)))
+
+
+def test_a_name_on_the_hub_that_holds_a_peft_adapter_is_refused_before_the_model_is_loaded(tmp_path, monkeypatch):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    monkeypatch.setattr(
+        "transformers.utils.peft_utils.cached_file", lambda name, file, **_: str(tmp_path / "adapter_config.json")
+    )
+    with pytest.raises(BackboneError, match="name=some/adapter: .*it holds a PEFT adapter.*download both.*--experts"):
+        load_model(BackboneConfig(model_name="some/adapter"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"_attn_implementation": "their/kernel"},
+        {"text_config": {"attn_implementation": {"": "paged|their/kernel@main"}}},
+        {"experts_implementation": "their/kernel"},
+    ],
+)
+@pytest.mark.parametrize("load", [load_model, bare_model])
+def test_a_kernel_that_a_model_names_is_neither_fetched_nor_run(folder, tmp_path, monkeypatch, change, load):
+    asked = []
+    monkeypatch.setattr("transformers.integrations.hub_kernels.get_kernel", lambda *_, **__: asked.append(1))
+    theirs = Path(shutil.copytree(folder, tmp_path / "model"))
+    content = json.loads((theirs / "config.json").read_text())
+    (theirs / "config.json").write_text(json.dumps(content | change))
+    with pytest.raises(BackboneError, match=r"config\.json: .*_implementation.* 'p?a?g?e?d?\|?their/kernel.*trust"):
+        load(BackboneConfig(model_name=str(theirs)))
+    assert not asked
+    assert "their/kernel" in (would_run(str(theirs)) or "")
 
 
 def test_a_pipe_among_the_files_of_a_model_is_refused_and_not_waited_for(folder, tmp_path):

@@ -72,6 +72,27 @@ def test_a_resumed_run_gets_no_trust_from_its_own_config(train, theirs, tmp_path
     assert saved_config(run) == before
 
 
+def test_a_kernel_counts_only_where_this_command_line_names_it(train, finished_run, tmp_path):
+    run = shutil.copytree(finished_run, tmp_path / "run")
+    saved = (run / "config.yaml").read_text(encoding="utf-8")
+    assert "attn_implementation: null" in saved
+    saved = saved.replace("attn_implementation: null", "attn_implementation: their/kernel")
+    (run / "config.yaml").write_text(saved, encoding="utf-8")
+    own, key = "backbone.attn_implementation=their/kernel", "backbone.attn_implementation"
+    (tmp_path / "conf" / "experiment").mkdir(parents=True)
+    (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text(
+        "# @package _global_\nbackbone:\n  attn_implementation: their/kernel\n"
+    )
+    for given in ((f"resume={run}",), (f"--config-dir={tmp_path / 'conf'}", "experiment=theirs")):
+        refused = train(*given, "dry_run=config", settings=False)
+        assert refused.code == 1
+        assert f"{key}=their/kernel is set by" in refused.text
+        assert "and not on this command line: it names a kernel, whose code would be fetched" in refused.text
+        assert f"add {own}" in refused.text
+        assert train(*given, own, "dry_run=config", settings=False).code == 0
+    assert train(own, "dry_run=config").code == 0
+
+
 def test_a_choice_in_another_folder_gives_no_trust_not_even_in_a_multirun(train, micro, theirs, tmp_path):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     (tmp_path / "conf" / "experiment" / "theirs.yaml").write_text(

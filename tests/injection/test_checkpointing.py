@@ -1,5 +1,6 @@
 """Activation checkpointing changes no gradient."""
 
+import copy
 import warnings
 from functools import partial
 
@@ -11,9 +12,11 @@ from transformers import PreTrainedModel
 
 import lmoe
 from lmoe.backbones.checkpointing import recompute_activations
+from lmoe.config.moe import RouterKind
 from lmoe.errors import RoutingError
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
+from lmoe.layers.same_call import CHECKPOINT
 from tests.injection.tiny_injected import DOMAINS, ROUTERS, gradients, randomly, tiny_injected
 from tests.tiny_models import tiny_model, tokens
 
@@ -73,6 +76,53 @@ def test_the_facts_of_a_batch_are_still_known_when_its_forward_runs_again(router
     torch.testing.assert_close(gradients_as_in_training(model), expected)
 
 
+def checkpointed(model: PreTrainedModel, *, use_reentrant: bool) -> None:
+    """What users call, by the name that their Transformers has."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+
+
+def two_losses(model: PreTrainedModel) -> list[Tensor]:
+    """Losses of two forwards, of other tokens, prompts and domains."""
+    losses = []
+    for seed, start, domains in ((1, 2, ["maths", "prose"]), (2, 5, ["prose", "prose"])):
+        ids, mask = tokens(seed=seed), torch.ones(2, 7)
+        labels = ids.clone()
+        labels[:, :start] = -100
+        told = domains if injected(model).moe.router is RouterKind.oracle else None
+        with lmoe.trace(model, attention_mask=mask, domains=told) as trace:
+            losses.append(model(input_ids=ids, labels=labels).loss + trace.auxiliary_loss())
+    return losses
+
+
+@pytest.mark.parametrize(
+    "enable", [recompute_activations, partial(checkpointed, use_reentrant=False)], ids=["own", "user"]
+)
+@pytest.mark.parametrize(("router", "scope"), [("oracle", "linear"), ("sequence", "linear"), ("sequence", "block")])
+def test_two_forwards_before_one_backward_pass_have_the_gradients_of_each(router, scope, enable):
+    plain, model = (tiny_injected(router, moe={"router_scope": scope}).train() for _ in range(2))
+    for loss in two_losses(plain):
+        loss.backward()
+    enable(model)
+    sum(two_losses(model)).backward()
+    expected = {name: p.grad for name, p in plain.named_parameters() if p.grad is not None}
+    assert expected
+    torch.testing.assert_close({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, expected)
+
+
+def test_a_copy_of_a_checkpointed_model_asks_its_own_routers():
+    model = tiny_injected("sequence").train()
+    recompute_activations(model)
+    two_losses(model)
+    twin = copy.deepcopy(model)
+    two_losses(twin)
+    functions = [getattr(layer, CHECKPOINT) for layer in (model.model.layers[0], twin.model.layers[0])]
+    assert [function.context for function in functions] == [injected(model).context, injected(twin).context]
+    assert functions[0].context is not functions[1].context
+
+
 def test_transformers_before_5_23_is_asked_by_its_own_name(monkeypatch):
     """There is no activation_checkpointing_enable there, and gradient_checkpointing_enable is not deprecated."""
     model = randomly(tiny_injected("top_k"))
@@ -92,19 +142,11 @@ def test_transformers_before_5_23_is_asked_by_its_own_name(monkeypatch):
     assert asked == [{"use_reentrant": False}]
 
 
-def reentrant(model: PreTrainedModel) -> None:
-    """What users call, by the name that their Transformers has."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        model.gradient_checkpointing_enable({"use_reentrant": True})
-    model.enable_input_require_grads()
-
-
 @pytest.mark.parametrize("router", ["top_k", "sequence", "relu"])
 @pytest.mark.parametrize("scope", ["linear", "block"])
 def test_reentrant_checkpointing_is_refused_where_the_auxiliary_loss_would_train_nothing(router, scope):
     model = randomly(tiny_injected(router, moe={"router_scope": scope}))
-    reentrant(model)
+    checkpointed(model, use_reentrant=True)
     for read in ("auxiliary_loss", "load_balancing_loss", "router_z_loss"):
         with lmoe.trace(model, attention_mask=torch.ones(2, 7)) as trace:
             model(input_ids=tokens(), use_cache=False)
@@ -117,7 +159,7 @@ def test_reentrant_checkpointing_is_refused_where_the_auxiliary_loss_would_train
 def test_a_native_router_refuses_reentrant_checkpointing_too():
     model = tiny_model("qwen3_moe").train()
     lmoe.inject(model, {"strategy": "native_moe_expert_lora"}, {"load_balance": {"aux_loss_coef": 0.01}})
-    reentrant(model)
+    checkpointed(model, use_reentrant=True)
     with lmoe.trace(model, attention_mask=torch.ones(2, 7)) as trace:
         model(input_ids=tokens(), use_cache=False)
         with pytest.raises(RoutingError, match="use_reentrant"):
