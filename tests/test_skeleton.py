@@ -29,6 +29,7 @@ TARGETS = {
     "bench-native",
     "bench-decode",
     "bench-beside",
+    "bench-logits",
     "torture",
     "fuzz",
     "gpu",

@@ -204,7 +204,7 @@ class _LinearLabelLosses(torch.autograd.Function):
         trained = grad_enabled and any(ctx.needs_input_grad[1:3])
         direct = grad_enabled and ctx.needs_input_grad[0] and not trained
         with torch.autocast(h.device.type, enabled=False):
-            of_label_ND = weight.index_select(0, labels)  # also where a label outside the vocabulary fails
+            of_label_ND = weight.index_select(0, labels).to(dtype)  # where a label outside the vocabulary fails
             tiles = _Tiles(h.to(dtype), weight, bias, logit_map, dtype)
             max_N, sum_N, z_label_N, mean_ND = _reduced(tiles, labels, with_gradient=direct)
         ctx.logit_map, ctx.dtype, ctx.trained = logit_map, dtype, trained
