@@ -128,14 +128,15 @@ def chunked_label_losses(
         found = cross_entropy(logits_nV.to(wide), labels_n.to(logits_nV.device), reduction="none")
         return found.to(h_nD.device)
 
-    rows = max(1, _at_once(h_ND.device.type) // max(1, vocabulary))
+    rows = max(1, logits_at_once(h_ND.device.type) // max(1, vocabulary))
     chunks = zip(h_ND.split(rows), labels_N.split(rows), strict=True)
     if not torch.is_grad_enabled():
         return torch.cat([losses(h_nD, labels_n) for h_nD, labels_n in chunks])
     return torch.cat([checkpoint(losses, h_nD, labels_n, use_reentrant=False) for h_nD, labels_n in chunks])
 
 
-def _at_once(device: str) -> int:
+def logits_at_once(device: str) -> int:
+    """How many logits may exist at the same time on a type of device."""
     return LOGITS_AT_ONCE_ON_A_CPU if device == "cpu" else LOGITS_AT_ONCE
 
 
@@ -153,7 +154,7 @@ class _Tiles:
         self.h, self.weight, self.bias, self.map, self.dtype = h_ND, weight_VD, bias_V, logit_map, dtype
         self.wide = torch.promote_types(dtype, torch.float32)
         (tokens, hidden), vocabulary = h_ND.shape, weight_VD.shape[0]
-        self.columns = min(vocabulary, max(1, _at_once(h_ND.device.type) // max(tokens, hidden)))
+        self.columns = min(vocabulary, max(1, logits_at_once(h_ND.device.type) // max(tokens, hidden)))
         self._y = h_ND.new_empty(tokens * self.columns)
         self._z = self._y if self.wide == dtype else self._y.to(self.wide)
 

@@ -12,6 +12,7 @@ import lmoe
 from lmoe.backbones.checkpointing import recompute_activations
 from lmoe.backbones.head import is_plain_linear, logit_maps
 from lmoe.backbones.label_losses import LabelLosses
+from lmoe.injection.tracing import adapters_off
 from lmoe.ops import log_probabilities
 from lmoe.ops.log_probabilities import token_losses
 from tests.injection.tiny_injected import randomly, tiny_injected, traced
@@ -320,6 +321,23 @@ def test_zeros_and_nan_decide_nothing_and_the_next_forward_does():
         assert losses_of.all_logits_because is None
     capped.lm_head.weight.data.copy_(weight)
     assert_like_all_logits(capped, losses_of=losses_of)
+
+
+@pytest.mark.parametrize("kind", [None, WithPrior])
+def test_how_far_adapters_move_the_logits_needs_the_logits_of_a_few_tokens_at_a_time(kind):
+    model, (ids, _) = tiny_injected(), batch()
+    if kind is not None:
+        model.__class__ = kind
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    mask[0, 5:] = False
+    with torch.no_grad():
+        with adapters_off(model):
+            base = model(input_ids=ids).logits
+        expected = float((model(input_ids=ids).logits - base)[mask].square().mean())
+    losses_of = LabelLosses(model)
+    found = losses_of.mean_square_change({"input_ids": ids}, mask, lambda: adapters_off(model))
+    assert expected > 0.01 and found == pytest.approx(expected, rel=1e-5)
+    assert (losses_of.all_logits_because is None) == (kind is None)
 
 
 def test_without_gradients_losses_have_no_graph():
