@@ -12,7 +12,7 @@ ARGS ?=
 TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside torture fuzz same clean
+.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits torture fuzz same clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,9 @@ bench-native: $(READY)  ## LoRA on native experts beside PEFT's target_parameter
 
 bench-beside: $(READY)  ## two runs at the same time on two cores, beside one alone; ARGS="--steps 10 --repeats 3" makes it shorter
 	@$(BIN)/python -m benchmarks.beside $(ARGS)
+
+bench-logits: $(READY)  ## losses at the labels beside the logits of all tokens, time and memory; ARGS="--dtype fp32 --repeats 2" makes it shorter
+	@$(BIN)/python -m benchmarks.logits $(ARGS)
 
 bench-decode: $(READY)  ## tokens a second of blends beside the base, PEFT and X-LoRA; ARGS="--layers 12" makes it shorter
 	@$(BIN)/python -m benchmarks.decode $(ARGS)

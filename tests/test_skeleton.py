@@ -30,6 +30,7 @@ TARGETS = {
     "bench-native",
     "bench-decode",
     "bench-beside",
+    "bench-logits",
     "torture",
     "fuzz",
     "same",

@@ -1,11 +1,9 @@
 """Loss by domain: sums over tokens, not means of means."""
 
-import math
-
 import pytest
 import torch
 
-from lmoe.metrics.language import DomainLoss, token_losses
+from lmoe.metrics.language import DomainLoss
 
 DOMAINS = ["code", "chat", "empty"]
 
@@ -49,18 +47,3 @@ def test_domains_without_tokens_are_left_out_and_reset_forgets():
     fresh = DomainLoss(DOMAINS)
     fresh.update(*batch(1))
     assert metric.compute() == fresh.compute()
-
-
-def test_token_losses_are_cross_entropy_in_float32_and_zero_without_label():
-    torch.manual_seed(0)
-    logits, labels = torch.randn(2, 3, 5).bfloat16(), torch.tensor([[0, -100, 4], [1, 2, -100]])
-    losses = token_losses(logits, labels)
-    assert losses.dtype == torch.float32
-    assert not losses[labels == -100].any()
-    expected = -torch.log_softmax(logits[0, 2].float(), -1)[4]
-    torch.testing.assert_close(losses[0, 2], expected)
-
-
-def test_uniform_logits_cost_the_logarithm_of_the_vocabulary():
-    losses = token_losses(torch.zeros(1, 2, 8), torch.tensor([[3, 5]]))
-    torch.testing.assert_close(losses, torch.full((1, 2), math.log(8)))
