@@ -77,7 +77,7 @@ def first_token_only(head: nn.Module) -> Iterator[HeadCall]:
         if len(args) != 1 or kwargs or not isinstance(args[0], Tensor) or args[0].dim() != 3:
             return None
         call.h_BTD = args[0]
-        return (args[0][:1, :1],), {}
+        return (args[0][:1, :1].detach(),), {}  # detached, the layer keeps nothing for a backward pass
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if threading.get_ident() == me and isinstance(output, Tensor):

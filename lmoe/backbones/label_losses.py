@@ -114,7 +114,7 @@ class LabelLosses:
         return total / count
 
     def _before_logits(self, inputs: Mapping[str, Tensor]) -> BeforeLogits | None:
-        """Returns what one forward makes its logits from; None, as if there had been none, where the logits cannot be had from that."""
+        """Returns what one forward makes its logits from; None, as if it had not run, where that does not give them."""
         head = output_layer(self.model)
         if head is None and self.all_logits_because is None:
             self.all_logits_because = "the model shows no output layer (get_output_embeddings), or it is compiled"

@@ -85,9 +85,14 @@ def traced(layer: LayerShape) -> float:
     return sum(TRACED_TENSORS * 4 * site.num_experts for site in layer.sites)
 
 
-def head_per_token(hidden: int, vocabulary: int) -> float:
-    """Bytes a token: 4 D of the last norm, 4 V of the log-probabilities."""
-    return 4 * hidden + 4 + 4 * vocabulary
+def norm_per_token(hidden: int) -> float:
+    """Bytes a token: 4 D and a scale of the last norm."""
+    return 4 * hidden + 4
+
+
+def label_bytes(hidden: int, numbers: Numbers) -> float:
+    """Bytes a token with a label: D of its gradient, which the loss makes in the forward."""
+    return max(2, numbers.storage) * hidden
 
 
 def casts(layer: LayerShape, numbers: Numbers) -> float:

@@ -1,6 +1,7 @@
 """Memory and time of a run from its config alone: the backbone is built on the meta device, without weights or data."""
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from torch import nn
 
@@ -13,8 +14,9 @@ from lmoe.estimate.activations import (
     Numbers,
     casts,
     first_layer_saves,
-    head_per_token,
+    label_bytes,
     layer_per_token,
+    norm_per_token,
     traced,
 )
 from lmoe.estimate.bare_sizes import active_parameters, frozen_bytes, layer_shape, storage_bytes
@@ -35,6 +37,14 @@ SHARDING = "fsdp2"
 """The strategy that splits the frozen weights over the devices."""
 
 
+class MicroBatch(NamedTuple):
+    """rows of length tokens, of which `labels` have a label."""
+
+    rows: int
+    length: int
+    labels: int
+
+
 @dataclass(slots=True, frozen=True, kw_only=True)
 class DeviceMemory:
     """Peak memory of one device, in MB (10^6 bytes), part by part.
@@ -46,7 +56,7 @@ class DeviceMemory:
         gradients, optimizer: of the phase that trains the most, float32; AdamW has two moments.
         activations: kept from the forward for the backward pass.
         recomputed: of one layer, with gradient checkpointing.
-        logits: what the loss makes in passing: float32 logits, their gradient and its copy in the compute type.
+        logits: what the loss makes in passing: a tile of logits, in float32 and in the compute type.
     """
 
     weights: float
@@ -98,6 +108,7 @@ def estimate_model(
     *,
     rows: int | None = None,
     length: int | None = None,
+    labels: int | None = None,
     shards: int | None = None,
 ) -> Estimate:
     """The same for a backbone that is there, on the meta device or not; it is injected.
@@ -106,6 +117,7 @@ def estimate_model(
         config: validated.
         model: not injected yet.
         rows, length: of the micro-batch; None: data.batch_size and data.max_length.
+        labels: its tokens with a label; None: all.
         shards: devices that share the weights; None: all where the strategy shards, else one.
     """
     rows, length = rows or config.data.batch_size, length or config.data.max_length
@@ -121,7 +133,9 @@ def estimate_model(
     plan = inject(model, settings, _named_domains(config), trained_base=trained_base(config))
     shapes = {i: replace(s, sites=tuple(t for t in plan.sites if t.layer == i)) for i, s in shapes.items()}
     layers = [shapes[layout.index] for layout in found]
-    memory = _memory(config, model, layers, frozen, (rows, length), shards)
+    memory = _memory(
+        config, model, layers, frozen, MicroBatch(rows, length, rows * length if labels is None else labels), shards
+    )
     text = model.config.get_text_config()  # type: ignore[union-attr]
     roles = parameter_roles(model)
     cost = StepCost(
@@ -142,16 +156,15 @@ def _memory(
     model: nn.Module,
     layers: list[LayerShape],
     frozen: dict[int, float],
-    batch: tuple[int, int],
+    batch: MicroBatch,
     shards: int,
 ) -> DeviceMemory:
-    rows, length = batch
     text, roles = model.config.get_text_config(), parameter_roles(model)  # type: ignore[union-attr]
     added = sum(p.numel() * p.element_size() for n, p in model.named_parameters() if roles[n] in ADAPTER_ROLES)
     copied = sum(site.num_experts * site.copied_parameters for site in injected(model).plan.sites)  # type: ignore[arg-type]
     weights = sum(frozen.values()) + copied * storage_bytes(config.backbone.precision)
     largest = max(trained_bytes(model, roles, phase.trainable) for phase in PhaseSchedule.of(config).phases)
-    kept, recomputed = kept_bytes(config, layers, rows, length, text.hidden_size, text.vocab_size)
+    kept, recomputed = kept_bytes(config, layers, batch, text.hidden_size)
     compute = _numbers(config).compute
     gathered = 2 * max(v for k, v in frozen.items() if k >= 0) + frozen.get(-1, 0.0) if shards > 1 else 0.0
     return DeviceMemory(
@@ -162,19 +175,16 @@ def _memory(
         optimizer=2 * largest / MB,
         activations=kept / MB,
         recomputed=recomputed / MB,
-        logits=objective_of(config.task.name).logits_bytes(rows * length, text.vocab_size, compute) / MB,
+        logits=objective_of(config.task.name).logits_bytes(batch.labels, text.vocab_size, compute) / MB,
     )
 
 
-def kept_bytes(
-    config: RunConfig, layers: list[LayerShape], rows: int, length: int, hidden: int, vocabulary: int
-) -> tuple[float, float]:
+def kept_bytes(config: RunConfig, layers: list[LayerShape], batch: MicroBatch, hidden: int) -> tuple[float, float]:
     """(bytes kept from forward to backward, bytes of the layer that is recomputed)."""
-    numbers, tokens = _numbers(config), rows * length
+    numbers, tokens = _numbers(config), batch.rows * batch.length
     first = next(i for i, layer in enumerate(layers) if layer.sites)
-    every = [tokens * layer_per_token(layer, length, numbers) + casts(layer, numbers) for layer in layers]
-    head = tokens * head_per_token(hidden, vocabulary) - rows * 4 * vocabulary  # the last token predicts nothing
-    head += numbers.compute * hidden * vocabulary if numbers.cast else 0
+    every = [tokens * layer_per_token(layer, batch.length, numbers) + casts(layer, numbers) for layer in layers]
+    head = tokens * norm_per_token(hidden) + batch.labels * label_bytes(hidden, numbers)
     if not config.trainer.gradient_checkpointing:
         # Before the first adapted layer nothing needs a gradient.
         return head + sum(every[first:]) - tokens * first_layer_saves(layers[first]), 0.0

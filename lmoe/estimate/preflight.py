@@ -39,7 +39,7 @@ class MemoryEstimate:
         gradients: of the phase that trains the most parameters, float32.
         optimizer: AdamW's two moments of the same parameters, float32.
         activations: what autograd keeps for the backward of the run's largest micro-batch, measured.
-        logits: what the loss makes in passing: float32 logits, their gradient and its copy in the compute type.
+        logits: what the loss makes in passing: a tile of logits, in float32 and in the compute type.
         working: what two steps took beyond these, measured: gradients on their way, and what the allocator keeps.
     """
 
@@ -145,7 +145,7 @@ def try_step(parts: Parts) -> tuple[MemoryEstimate, float, list[str], float]:
     for _ in range(2):  # the first also warms up what the second then takes
         model.zero_grad()
         started = time.perf_counter()
-        loss, activations = forward_backward(module, trainer, batch)
+        loss, activations, units = forward_backward(module, trainer, batch)
         finite = bool(torch.isfinite(loss))  # which waits for the device
         seconds = time.perf_counter() - started
         if not finite:
@@ -154,9 +154,9 @@ def try_step(parts: Parts) -> tuple[MemoryEstimate, float, list[str], float]:
     missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     weights = sum(p.numel() * p.element_size() for p in model.parameters()) / MB
     largest = max(trained_bytes(model, module.roles, phase.trainable) for phase in module.schedule.phases) / MB
-    tokens, vocabulary = batch["input_ids"].numel(), model.config.get_text_config().vocab_size
+    vocabulary = model.config.get_text_config().vocab_size
     compute_bytes = 4 if config.trainer.precision == "32-true" else 2
-    logits = module.objective.logits_bytes(tokens, vocabulary, compute_bytes) / MB
+    logits = module.objective.logits_bytes(units, vocabulary, compute_bytes) / MB
     tried = sum(p.grad.numel() * p.grad.element_size() for p in model.parameters() if p.grad is not None) / MB
     estimate = MemoryEstimate(
         runtime=max(before - weights, 0.0) if device.type == "cpu" else 0.0,
@@ -170,8 +170,8 @@ def try_step(parts: Parts) -> tuple[MemoryEstimate, float, list[str], float]:
     return estimate, float(loss), missing, seconds
 
 
-def forward_backward(module: AdapterModule, trainer: Trainer, batch: dict[str, Tensor]) -> tuple[Tensor, float]:
-    """The loss, and the bytes that autograd kept: each storage once, parameters not counted."""
+def forward_backward(module: AdapterModule, trainer: Trainer, batch: dict[str, Tensor]) -> tuple[Tensor, float, int]:
+    """The loss, the bytes that autograd kept (each storage once, no parameters), and the units that the loss counts."""
     model: PreTrainedModel = module.model
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     kept: dict[int, int] = {}
@@ -193,4 +193,4 @@ def forward_backward(module: AdapterModule, trainer: Trainer, batch: dict[str, T
         loss = losses.values.sum() / losses.counted.sum() + record.trace.auxiliary_loss()
     record.trace.clear()
     loss.backward()
-    return loss.detach(), float(sum(kept.values()))
+    return loss.detach(), float(sum(kept.values())), int(losses.counted.sum())

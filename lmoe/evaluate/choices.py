@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from lmoe.backbones.label_losses import LabelLosses
 from lmoe.evaluate.encode_questions import EncodedChoices
 from lmoe.evaluate.results import ChoiceAccuracy
 from lmoe.evaluate.subject import Subject
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
-from lmoe.objectives.sft import predicted_losses
+from lmoe.objectives.sft import model_inputs
 
 
 @dataclass(slots=True, frozen=True)
@@ -89,10 +90,11 @@ def choice_accuracy(subject: Subject, task: str, encoded: EncodedChoices, domain
 @torch.no_grad()
 def loglikelihoods(subject: Subject, encoded: EncodedChoices, domain: str = "") -> list[list[float]]:
     """Log-likelihood in nats of each choice of each question, given what stands before it."""
-    record, sums = injected(subject.model), [0.0] * len(encoded.rows)
+    record, label_losses = injected(subject.model), LabelLosses(subject.model)
+    sums = [0.0] * len(encoded.rows)
     for indices, batch in subject.batches(encoded.rows):
         with batch_info(record, batch, [domain]):
-            losses, _ = predicted_losses(subject.model, batch)
+            losses = label_losses(model_inputs(batch), batch["labels"][:, 1:])
         for index, loss in zip(indices, losses.double().sum(1).tolist(), strict=True):
             sums[index] = -loss
     scores = iter(sums)

@@ -4,8 +4,6 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lmoe.ops.log_probabilities import token_losses as token_losses  # measured with DomainLoss
-
 
 class DomainLoss(Metric):
     """Mean loss of each domain, and over all that counts.

@@ -4,6 +4,7 @@ The LightningModule owns phases, optimizer, accumulation window and state; the o
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -70,6 +71,22 @@ class Objective(Protocol):
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
         """Losses of a batch, with gradients; the routers have been told of it (`batch_info`)."""
+        ...
+
+    def logit_change(
+        self, model: PreTrainedModel, batch: Batch, without: Callable[[], AbstractContextManager]
+    ) -> float:
+        """Root mean square of the change of the logits of a batch by something, such as the adapters.
+
+        Args:
+            model: in evaluation mode.
+            batch: with one valid token at least.
+            without: makes a block inside which the model computes without it.
+        """
+        ...
+
+    def notes(self, model: PreTrainedModel) -> list[str]:
+        """What a user should know of how the losses of this model are computed, once there have been some."""
         ...
 
     def meter(self, domains: Sequence[str]) -> DomainLoss:

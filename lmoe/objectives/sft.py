@@ -1,29 +1,29 @@
 """Supervised fine-tuning: cross-entropy of the tokens that carry a label, which are those of the assistant."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lmoe.backbones.label_losses import LabelLosses
 from lmoe.config.data import DataConfig
 from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.pack import PackedRows
 from lmoe.data.prepare import PreparedData, prepare
-from lmoe.metrics.language import DomainLoss, token_losses
+from lmoe.metrics.language import DomainLoss
 from lmoe.objectives.objective import Batch, Losses
 from lmoe.ops.labels import IGNORE
+from lmoe.ops.log_probabilities import LOGITS_AT_ONCE
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
 
-def predicted_losses(model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Loss of each predicted token, (B, T - 1) nats, and its labels, (B, T - 1)."""
-    inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch}
-    logits = model(**inputs, use_cache=False).logits
-    labels = batch["labels"][:, 1:]
-    return token_losses(logits[:, :-1], labels), labels
+def model_inputs(batch: Batch) -> Batch:
+    """What the model itself gets of a batch."""
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
 
 class SupervisedFineTuning:
@@ -32,6 +32,9 @@ class SupervisedFineTuning:
     unit = "label token"
     measure = "nats per label token"
     title = "Validation loss"
+
+    def __init__(self) -> None:
+        self._label_losses: LabelLosses | None = None
 
     def prepare(
         self,
@@ -55,8 +58,27 @@ class SupervisedFineTuning:
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
         """Cross-entropy of each predicted token: three tensors (B, T - 1), values in nats."""
-        values, labels = predicted_losses(model, batch)
+        labels = batch["labels"][:, 1:]
+        values = self.label_losses(model)(model_inputs(batch), labels)
         return Losses(values, labels != IGNORE, batch["domain_ids"][:, 1:])
+
+    def label_losses(self, model: PreTrainedModel) -> LabelLosses:
+        """Computes the losses at label positions of a model, and is kept for as long as it is asked for that model."""
+        if self._label_losses is None or self._label_losses.model is not model:
+            self._label_losses = LabelLosses(model)
+        return self._label_losses
+
+    def logit_change(
+        self, model: PreTrainedModel, batch: Batch, without: Callable[[], AbstractContextManager]
+    ) -> float:
+        """Root mean square over the valid tokens of what the logits are without something."""
+        losses = self.label_losses(model)
+        return losses.mean_square_change(model_inputs(batch), batch["valid_mask"], without) ** 0.5
+
+    def notes(self, model: PreTrainedModel) -> list[str]:
+        """Says it where the logits of all tokens are made, which takes more memory."""
+        reason = self.label_losses(model).all_logits_because
+        return [] if reason is None else [f"the loss makes the logits of all tokens: {reason}"]
 
     def meter(self, domains: Sequence[str]) -> DomainLoss:
         """Mean loss of each domain and over all tokens."""
@@ -67,5 +89,5 @@ class SupervisedFineTuning:
         return ["val/loss", *(f"val/{domain}/loss" for domain in domains)]
 
     def logits_bytes(self, tokens: int, vocabulary: int, compute_bytes: int) -> float:
-        """Bytes of the float32 logits, their gradient, and its copy in the compute type."""
-        return float(tokens * vocabulary * (4 + 4 + compute_bytes))
+        """Bytes of one tile of logits, in float32 and in the compute type."""
+        return float(min(tokens * vocabulary, LOGITS_AT_ONCE) * (4 + compute_bytes))

@@ -10,12 +10,14 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lmoe.backbones.label_losses import LabelLosses
 from lmoe.config.data import DataConfig
 from lmoe.data.collate import Collate
 from lmoe.data.datamodule import TrainingData
 from lmoe.data.prepare import prepare
 from lmoe.files.resources import resource_dir
-from lmoe.metrics.language import DomainLoss, token_losses
+from lmoe.metrics.language import DomainLoss
+from lmoe.objectives.sft import model_inputs
 from lmoe.ops.labels import IGNORE
 from lmoe.pretrain.corpus import DomainText, Windows
 
@@ -38,10 +40,10 @@ class HeldOut:
 @torch.no_grad()
 def held_out_figures(model: PreTrainedModel, texts: list[DomainText], windows: Windows) -> dict[str, HeldOut]:
     """Bits per byte of every domain: every token is predicted once, so the sum covers the whole text."""
-    metric = DomainLoss([text.name for text in texts])
+    metric, label_losses = DomainLoss([text.name for text in texts]), LabelLosses(model)
     model.eval()
     for batch in DataLoader(windows, batch_size=16):
-        losses = token_losses(model(input_ids=batch["input_ids"], use_cache=False).logits, batch["labels"])
+        losses = label_losses({"input_ids": batch["input_ids"]}, batch["labels"])
         metric.update(losses, batch["labels"] != IGNORE, batch["domain"][:, None])
     figures = {}
     for text, nats in zip(texts, metric.loss_sum.tolist(), strict=True):
@@ -69,12 +71,11 @@ def chat_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows
         accumulate_grad_batches=1,
         pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
     )
-    metric = DomainLoss(prepared.domains)
+    metric, label_losses = DomainLoss(prepared.domains), LabelLosses(model)
     model.eval()
     for batch in data.val_dataloader():
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits
         labels = batch["labels"][:, 1:]
-        metric.update(token_losses(logits[:, :-1], labels), labels != IGNORE, batch["domain_ids"][:, 1:])
+        metric.update(label_losses(model_inputs(batch), labels), labels != IGNORE, batch["domain_ids"][:, 1:])
     return {name.removesuffix("/loss"): loss for name, loss in metric.compute().items() if name != "loss"}
 
 

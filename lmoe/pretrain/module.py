@@ -6,8 +6,9 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from lmoe.backbones.label_losses import LabelLosses
 from lmoe.config.optim import OptimConfig
-from lmoe.metrics.language import DomainLoss, token_losses
+from lmoe.metrics.language import DomainLoss
 from lmoe.ops.labels import IGNORE
 from lmoe.training.lr_schedule import LrShape, lr_factor
 from lmoe.training.optimizers import set_learning_rates
@@ -39,7 +40,8 @@ class PretrainModule(LightningModule):
         super().__init__()
         self.model, self.optim, self.max_steps = model, optim, max_steps
         self.domains, self.val_batches = domains, val_batches
-        self._run_forward = torch.compile(model.forward) if compile_model else model.forward
+        self._compiled_forward = torch.compile(model.forward) if compile_model else None
+        self._label_losses = LabelLosses(model)
         self.step_record = StepRecord()
 
     def on_train_start(self) -> None:
@@ -47,8 +49,13 @@ class PretrainModule(LightningModule):
         set_learning_rates(self.trainer)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        logits = self._run_forward(input_ids=batch["input_ids"], use_cache=False).logits
-        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), batch["labels"].flatten(), ignore_index=IGNORE)
+        labels = batch["labels"]
+        if self._compiled_forward is None:
+            losses = self._label_losses({"input_ids": batch["input_ids"]}, labels)
+            loss = losses.sum() / (labels != IGNORE).sum()
+        else:  # compiled code makes the logits of all tokens
+            logits = self._compiled_forward(input_ids=batch["input_ids"], use_cache=False).logits
+            loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
         self.step_record = StepRecord()  # of the last micro-batch, whose loss stands for the step
         self.step_record.window.add({"train/loss": loss})
         return loss
@@ -61,9 +68,8 @@ class PretrainModule(LightningModule):
         with self.trainer.precision_plugin.forward_context():
             for batch in self.val_batches:
                 batch = self.transfer_batch_to_device(batch, self.device, 0)
-                logits = self.model(input_ids=batch["input_ids"], use_cache=False).logits
-                losses, counted = token_losses(logits, batch["labels"]), batch["labels"] != IGNORE
-                metric.update(losses, counted, batch["domain"][:, None])
+                losses = self._label_losses({"input_ids": batch["input_ids"]}, batch["labels"])
+                metric.update(losses, batch["labels"] != IGNORE, batch["domain"][:, None])
         self.model.train()
         return metric.compute()
 

@@ -10,6 +10,7 @@ from lmoe.config.run import RunConfig
 from lmoe.estimate.cost import StepCost, duration
 from lmoe.estimate.estimate import estimate, estimate_model
 from lmoe.estimate.preflight import try_step
+from lmoe.ops.labels import IGNORE
 from lmoe.rules.strategies import STRATEGIES as STRATEGIES_DECLARED
 from lmoe.run.parts import build_parts
 from lmoe.vocabulary import InjectionStrategy
@@ -38,9 +39,10 @@ def test_the_estimate_is_what_a_real_step_keeps(micro, restored, base, strategy,
     settings = [*STRATEGIES[strategy], *TYPES[types], *own]
     config = micro.config(*settings, f"trainer.gradient_checkpointing={checkpointing}")
     parts = build_parts(config)
-    rows, length = parts.datamodule.largest_batch()["input_ids"].shape
+    batch = parts.datamodule.largest_batch()
+    (rows, length), labels = batch["input_ids"].shape, int((batch["labels"] != IGNORE).sum())
     measured, *_ = try_step(parts)
-    found = estimate_model(config, bare_model(config.backbone), rows=rows, length=length).memory
+    found = estimate_model(config, bare_model(config.backbone), rows=rows, length=length, labels=labels).memory
     assert found.weights + found.adapters == pytest.approx(measured.weights, rel=1e-12)
     assert found.gradients == measured.gradients > 0
     assert found.optimizer == measured.optimizer

@@ -14,7 +14,7 @@ from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.metrics.language import DomainLoss
 from lmoe.objectives.objective import Losses, objective_of
-from lmoe.objectives.sft import SupervisedFineTuning, predicted_losses
+from lmoe.objectives.sft import SupervisedFineTuning
 from lmoe.resume.stopping import StopSignals
 from lmoe.rules.objectives import OBJECTIVES
 from lmoe.run.parts import build_parts
@@ -40,9 +40,8 @@ class RowLoss(SupervisedFineTuning):
         return torch.ones(len(samples), dtype=torch.long)
 
     def losses(self, model, batch) -> Losses:
-        values, labels = predicted_losses(model, batch)
-        counted = labels != -100
-        rows = values.sum(1) / counted.sum(1)
+        tokens = super().losses(model, batch)
+        rows = tokens.values.sum(1) / tokens.counted.sum(1)
         return Losses(rows, torch.ones_like(rows, dtype=torch.bool), batch["domain_ids"][:, 0])
 
     def meter(self, domains: Sequence[str]) -> HitMeter:

@@ -16,7 +16,6 @@ from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.knock_out import ALL_SITES, specialisation_of
 from lmoe.metrics.saturation import Choices
-from lmoe.objectives.sft import MODEL_INPUTS
 from lmoe.resume.stopping import StopSignals
 from lmoe.training.callbacks.step_metrics import record
 from lmoe.training.evaluation import (
@@ -101,6 +100,8 @@ class Validation(StepCallback):
         change = self._logit_change(trainer, pl_module, loader)
         record(trainer, {f"val/{k}": v for k, v in self.results.before.items()} | {"init/logit_change": change})
         self.announce(f"validation loss {self.results.before['loss']:.3f} with the adapters off")
+        for note in pl_module.objective.notes(pl_module.model):
+            self.announce(f"note: {note}")
 
     def after_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord) -> None:
         if self.due(trainer.global_step, module):
@@ -196,13 +197,10 @@ class Validation(StepCallback):
     def _logit_change(self, trainer: Trainer, pl_module: AdapterModule, loader) -> float:
         """Root mean square of the change that fresh adapters make to the logits of one batch."""
         batch = pl_module.transfer_batch_to_device(next(iter(loader)), pl_module.device, 0)
-        inputs = {name: batch[name] for name in MODEL_INPUTS if name in batch} | {"use_cache": False}
         training = pl_module.model.training
         pl_module.model.eval()
         known = batch_info(injected(pl_module.model), batch, pl_module.domains)
         with torch.no_grad(), trainer.precision_plugin.forward_context(), known:
-            with adapters_off(pl_module.model):
-                base = pl_module.model(**inputs).logits.float()
-            change = (pl_module.model(**inputs).logits.float() - base)[batch["valid_mask"]]
+            change = pl_module.objective.logit_change(pl_module.model, batch, lambda: adapters_off(pl_module.model))
         pl_module.model.train(training)
-        return float(change.square().mean().sqrt())
+        return change
