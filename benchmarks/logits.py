@@ -8,6 +8,7 @@ where model and batch stand and a few tokens have gone through, to the peak.
 import argparse
 import gc
 import json
+import os
 import shlex
 import statistics
 import sys
@@ -257,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     shape = {"vocabulary": flags.vocab, "hidden": flags.hidden, "layers": flags.layers}
     machine = facts(torch.device(flags.device)) | shape | {"B x T": "x".join(map(str, flags.tokens))}
-    machine |= {"repeats": flags.repeats}
+    machine |= {"repeats": flags.repeats, "GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "not set")}
     command = shlex.join(["python", "-m", "benchmarks.logits", *(sys.argv[1:] if argv is None else argv)])
     found = [measure(flags, case) for case in cases]
     flags.output_dir.mkdir(parents=True, exist_ok=True)

@@ -19,12 +19,12 @@ from lmoe.backbones.head import (
     logit_maps,
     output_layer,
 )
+from lmoe.ops import log_probabilities
 from lmoe.ops.labels import IGNORE
 from lmoe.ops.log_probabilities import (
     LogitMap,
     chunked_label_losses,
     linear_label_losses,
-    logits_at_once,
     token_losses,
 )
 
@@ -105,7 +105,7 @@ class LabelLosses:
             with without():
                 logits = self._all_logits(inputs).float()
             return float((self._all_logits(inputs).float() - logits)[mask_BT].square().mean())
-        rows = max(1, logits_at_once(base.h_BTD.device.type) // whole.vocabulary)
+        rows = max(1, log_probabilities.LOGITS_AT_ONCE // whole.vocabulary)
         chunks = (side.h_BTD[mask_BT.to(side.h_BTD.device)].unsqueeze(0).split(rows, dim=1) for side in (base, whole))
         total, count = 0.0, 0
         for b_1nD, w_1nD in zip(*chunks, strict=True):

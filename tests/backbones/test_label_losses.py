@@ -51,7 +51,7 @@ ROUNDING = {"gemma4_text": 1e-5, "gemma4_moe": 1e-5}
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Several tiles of a vocabulary of 64, the last one not full."""
-    monkeypatch.setattr(log_probabilities, "LOGITS_AT_ONCE_ON_A_CPU", 300)
+    monkeypatch.setattr(log_probabilities, "LOGITS_AT_ONCE", 300)
 
 
 def batch() -> tuple[Tensor, Tensor]:
@@ -196,7 +196,7 @@ def test_the_hooks_of_a_blend_run(tmp_path):
 
 
 def test_no_tensor_holds_the_logits_of_all_tokens(monkeypatch):
-    monkeypatch.setattr(log_probabilities, "LOGITS_AT_ONCE_ON_A_CPU", 8192)
+    monkeypatch.setattr(log_probabilities, "LOGITS_AT_ONCE", 8192)
     model = tiny_model(vocab_size=2048)
     lmoe.inject(model, {"lora_r": 4})
     ids, losses_of, known = tokens(2, 33), LabelLosses(model.train()), list(model.parameters())

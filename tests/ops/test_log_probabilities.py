@@ -22,7 +22,7 @@ TRAINED = {"h": (True, False, False), "W and b": (False, True, True), "all": (Tr
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch):
     """Several tiles also for a vocabulary of a few words, the last one not full."""
-    monkeypatch.setattr(log_probabilities, "LOGITS_AT_ONCE_ON_A_CPU", 60)
+    monkeypatch.setattr(log_probabilities, "LOGITS_AT_ONCE", 60)
 
 
 def case(tokens: int, vocabulary: int, *, dtype: torch.dtype = torch.float32, hidden: int = 6, seed: int = 0):
@@ -51,7 +51,7 @@ def gradients(losses: Tensor, inputs: list[Tensor], seed: int = 1) -> tuple[Tens
     seed=st.integers(0, 99),
 )
 def test_losses_and_gradients_equal_the_loop_over_tokens(tokens, vocabulary, with_bias, logit_map, trained, seed):
-    log_probabilities.LOGITS_AT_ONCE_ON_A_CPU = 60
+    log_probabilities.LOGITS_AT_ONCE = 60
     h, weight, bias, labels = case(tokens, vocabulary, dtype=torch.float64, seed=seed)
     for tensor, learns in zip((h, weight, bias), TRAINED[trained], strict=True):
         tensor.requires_grad_(bool(learns))
@@ -103,7 +103,7 @@ def test_autocast_computes_in_its_type_and_leaves_gradients_in_that_of_the_weigh
 
 @pytest.mark.parametrize("at_once", [1, 7, 33, 7 * 32, 7 * 33, 10**6])
 def test_where_a_tile_ends_changes_nothing(monkeypatch, at_once):
-    monkeypatch.setattr(log_probabilities, "LOGITS_AT_ONCE_ON_A_CPU", at_once)
+    monkeypatch.setattr(log_probabilities, "LOGITS_AT_ONCE", at_once)
     h, weight, bias, _ = case(7, 33)
     labels = torch.tensor([0, 1, 15, 16, 31, 32, 32])
     ours = linear_label_losses(h.requires_grad_(), weight, bias, labels)
@@ -149,7 +149,7 @@ def test_a_label_outside_the_vocabulary_fails_and_is_not_counted_as_some_other_w
 @pytest.mark.parametrize("soft_cap", [None, 2.0])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_no_tensor_holds_more_than_the_logits_of_a_tile(monkeypatch, trained, soft_cap, dtype):
-    monkeypatch.setattr(log_probabilities, "LOGITS_AT_ONCE_ON_A_CPU", 1024)
+    monkeypatch.setattr(log_probabilities, "LOGITS_AT_ONCE", 1024)
     h, weight, bias, labels = case(32, 500, dtype=dtype, hidden=4)
     inputs = [h.requires_grad_(), *((weight.requires_grad_(), bias.requires_grad_()) if trained == "all" else ())]
     with NothingLarger(500 * 4 + 1, known=[h, weight, bias]) as watch:  # the gradient of W, (V, D), is the largest
