@@ -292,10 +292,7 @@ def _reason(error: Exception) -> str:
 
 def _remedy(config: BackboneConfig | None, error: Exception) -> str:
     if "trust_remote_code" in str(error):
-        return (
-            "where you trust its code, say so on this command line or in this call (backbone.trust_remote_code=true, "
-            "--trust-remote-code, trust_remote_code=True)"
-        )
+        return "where you trust its code, say so: `trust_remote_code=True`"
     if config is None:
         return "put back the files that were saved there, or remove its tokenizer_config.json to use that of the base"
     if Path(config.model_name).expanduser().exists() or config.model_name == TINY:

@@ -18,10 +18,10 @@ from lmoe.peft.expert_file import Branch
 from lmoe.vocabulary import InjectionStrategy
 
 INSTEAD = {
-    InjectionStrategy.mixture_lora: "export the experts with --format peft-experts, or merge their average, "
-    "without routing, with --format merged --average-experts",
+    InjectionStrategy.mixture_lora: "export the experts with `export_peft_experts`, or merge their average, "
+    "without routing, with `average=True`",
     InjectionStrategy.moe_expert_lora: "use the adapter as it is, with lmoe.load and lmoe generate",
-    InjectionStrategy.native_moe_expert_lora: "export with --format peft, and merge that with PEFT's merge_and_unload",
+    InjectionStrategy.native_moe_expert_lora: "export with `export_peft`, and merge that with PEFT's merge_and_unload",
 }
 
 
@@ -78,5 +78,5 @@ def _weight(path: str, base_layer: torch.nn.Module) -> Tensor:
     except ValueError:
         raise CheckpointError(
             f"{path} is quantised, and a merged weight would be another one than the adapters were trained on; use "
-            "--format peft or peft-experts"
+            "`export_peft` or `export_peft_experts`"
         ) from None

@@ -70,7 +70,7 @@ def refuse_what_is_no_branch(model: nn.Module) -> None:
     if record.injection.strategy is not InjectionStrategy.mixture_lora:
         raise CheckpointError(
             f"injection={record.injection.strategy} has no experts that are adapters; mixture_lora has. "
-            "dense_lora and native_moe_expert_lora export with --format peft"
+            "dense_lora and native_moe_expert_lora export with `export_peft`"
         )
     if record.trained_base:
         raise CheckpointError(

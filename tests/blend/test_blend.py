@@ -286,7 +286,7 @@ def test_weights_that_cannot_be_are_refused_and_the_old_ones_stay(model, places,
     ("settings", "message"),
     [
         ({"router": "xlora"}, "router='xlora'; allowed: weighted, static, arrow, encoder"),
-        ({"top_k": 2}, "top_k=2 has no effect with router=weighted"),
+        ({"top_k": 2}, "`top_k=2` has no effect with router=weighted"),
         ({"router": "arrow", "temperature": 0}, "temperature=0 must be a number above 0"),
         ({"router": "arrow", "top_k": 0}, "top_k=0 must be a whole number from 1 on"),
         ({"router": "arrow", "weights": {}}, "weights have no effect with router=arrow"),
