@@ -77,7 +77,7 @@ def test_a_model_built_from_a_config_asks_for_its_base(trained, tmp_path):
     model = tiny_model()
     lmoe.inject(model)
     lmoe.save(model, tmp_path / "nameless")
-    with pytest.raises(CheckpointError, match="the adapter does not name its base; give base_model"):
+    with pytest.raises(CheckpointError, match="the adapter does not name its base; give `base_model`"):
         lmoe.load(tmp_path / "nameless")
 
 

@@ -103,7 +103,7 @@ def test_rows_that_cannot_be_had_are_one_message(finished_run, task_path):
     settings = EvaluateSettings(
         checkpoint=str(finished_run), data="none", tasks=("lost_quiz",), task_path=str(task_path), limit=1
     )
-    said = r"--tasks lost_quiz: the rows cannot be loaded \(FileNotFoundError: .*without network give --task-path"
+    said = r"`tasks=lost_quiz`: the rows cannot be loaded \(FileNotFoundError: .*without network give `task_path`"
     with pytest.raises(DataError, match=said):
         evaluate(settings)
     with pytest.raises(ConfigError, match="`task_path=/nowhere`: no such folder"):
