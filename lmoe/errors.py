@@ -1,10 +1,19 @@
-"""Errors that users see: one message, no traceback. An assert is for our own bugs."""
+"""Errors that users see: one message, no traceback. An assert is for our own bugs.
+
+A message of the library names no flag. An argument of the function that was called stands in backticks: `max_length`,
+or `max_length=900` with what it was given; so does a call that is advised: `lmoe.load(…)`. The command line says its
+own flag or key there (lmoe/cli/errors.py). Keys of a config stand without backticks: data.max_length.
+"""
 
 from collections.abc import Sequence
 
 
 class LmoeError(Exception):
     """Base of every error whose message alone tells the user what to do."""
+
+    def without_config(self) -> str:
+        """The message for what is no config, such as the arguments of a call."""
+        return str(self)
 
 
 class ConfigError(LmoeError):
@@ -20,7 +29,7 @@ class ConfigError(LmoeError):
         super().__init__(f"config: {head}\n" + "\n".join(f"  - {p}" for p in self.problems))
 
     def without_config(self) -> str:
-        """The message for what is no config, such as flags of a command: a single problem stands alone."""
+        """The problems without saying that they are of a config: a single one stands alone."""
         if len(self.problems) == 1:
             return self.problems[0]
         return f"{len(self.problems)} problems\n" + "\n".join(f"  - {p}" for p in self.problems)

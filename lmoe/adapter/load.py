@@ -57,7 +57,7 @@ def load(
     is_beside = base_model is None and bool(stored.get(BESIDE)) and _holds_model(folder)
     if not (base_model or is_beside or stored["name"]):
         raise CheckpointError(
-            f"{folder}: the adapter does not name its base; give base_model (a hub name or directory)"
+            f"{folder}: the adapter does not name its base; give `base_model` (a hub name or directory)"
         )
     backbone = BackboneConfig(
         model_name=base_model or (str(folder) if is_beside else stored["name"]),
@@ -107,7 +107,7 @@ def refuse_code(model_name: str, folder: Path) -> None:
     if (code := would_run(model_name, folder)) is not None:
         raise CheckpointError(
             f"{folder / CONFIG_FILE}: base_model.trust_remote_code is true: {code} would run. Where you trust it, say "
-            "so in this call or on this command line (trust_remote_code=True, --trust-remote-code)"
+            "so: `trust_remote_code=True`"
         )
 
 

@@ -25,7 +25,7 @@ def adapter_folder(path: str | Path) -> Path:
     if lost_config(folder) is not None:
         raise CheckpointError(
             f"{folder}: {WEIGHTS_FILE} is there, and {CONFIG_FILE} is not{unfinished}; restore it, or name the base "
-            "(base_model, --base-model) to load it with the average of the experts, without routing"
+            "(`base_model`) to load it with the average of the experts, without routing"
         )
     raise CheckpointError(f"{folder}: neither a finished run nor an adapter: no {CONFIG_FILE}{unfinished}")
 

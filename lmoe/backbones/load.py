@@ -30,10 +30,7 @@ from lmoe.vocabulary import BackbonePrecision
 TINY = "tiny"
 REPACKS = "support_avx512bf16_for_cpu"
 """What a 4-bit Linear of bitsandbytes asks before it repacks its weights for inference."""
-TO_TRUST = (
-    "where you trust its code, say so on this command line or in this call (backbone.trust_remote_code=true, "
-    "--trust-remote-code, trust_remote_code=True)"
-)
+TO_TRUST = "where you trust its code, say so: `trust_remote_code=True`"
 QUANTISED = (BackbonePrecision.int8, BackbonePrecision.nf4)
 
 
@@ -73,7 +70,7 @@ def _adapter_beside(source: str, revision: str | None = None) -> str | None:
     apart = "move its files to a folder of their own" if Path(source).is_dir() else "download both, each to a folder"
     return (
         "it holds a PEFT adapter (adapter_config.json), which would be loaded into the model unasked. To use both, "
-        f"{apart} and give the adapter as an expert (lmoe generate --model BASE --experts name=ADAPTER), or merge it "
+        f"{apart} and give the adapter as an expert of a blend (docs/BLENDING.md), or merge it "
         "into the base first with PEFT's merge_and_unload"
     )
 

@@ -63,4 +63,4 @@ def placed(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
         return model.to(torch.device(name))  # type: ignore[arg-type]
     except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"--device {name}: the model cannot be moved there: {reason}") from None
+        raise ConfigError(f"`device={name}`: the model cannot be moved there: {reason}") from None

@@ -113,10 +113,10 @@ def checked_settings(router: BlendRouter | str, top_k: int | None, temperature: 
         for name, value in (("top_k", top_k), ("temperature", temperature)):
             if value is not None:
                 raise BlendError(
-                    f"{name}={value} has no effect with router={chosen}; leave it out, or use arrow or encoder"
+                    f"`{name}={value}` has no effect with router={chosen}; leave it out, or use arrow or encoder"
                 )
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise BlendError(f"top_k={top_k!r} must be a whole number from 1 on")
+        raise BlendError(f"`top_k={top_k!r}` must be a whole number from 1 on")
     if temperature is not None and not (isinstance(temperature, int | float) and 0 < temperature < float("inf")):
-        raise BlendError(f"temperature={temperature!r} must be a number above 0")
+        raise BlendError(f"`temperature={temperature!r}` must be a number above 0")
     return chosen

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from lmoe.cli.errors import told
+from lmoe.cli.errors import told, with_flags
 from lmoe.cli.generate import no_text, write
 from lmoe.cli.speak import SpeakerFlags, open_speaker
 
@@ -19,7 +19,7 @@ def run(flags: SpeakerFlags, sampling: dict[str, Any]) -> int:
         from lmoe.generate.generate import Sampling
 
         chosen = Sampling(**sampling)  # before a model is loaded
-        chat = Chat(speaker=open_speaker(flags), sampling=chosen, write=write)
+        chat = Chat(speaker=open_speaker(flags), sampling=chosen, write=write, message=with_flags)
         if sys.stdin.isatty():
             write("/help lists the commands, Ctrl-C breaks an answer off, Ctrl-D ends.\n")
         for line in lines():

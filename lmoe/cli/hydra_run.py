@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lmoe.cli.compose import Check, compose_config, problems_of, problems_of_choices, store_defaults
+from lmoe.cli.errors import with_keys
 from lmoe.cli.launchers import (
     HERE,
     JobError,
@@ -87,7 +88,7 @@ def hydra_main(config_name: str, schema: type, check: Check, job: Job, argv: lis
                 return
             # Hydra raises only the first, once all have ended.
             failed = JobError(f"job {runtime.job.num} failed ({' '.join(overrides)})\n{error}")
-            sys.stderr.write(f"{failed}\n")
+            _say(str(failed))
             if launcher == HERE:
                 failures.append(failed)
             raise failed from None
@@ -192,5 +193,5 @@ def _hydra_message(error: Exception) -> str:
 
 
 def _say(message: str) -> int:
-    sys.stderr.write(f"{message}\n")
+    sys.stderr.write(f"{with_keys(message)}\n")
     return 1

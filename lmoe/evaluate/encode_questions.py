@@ -71,7 +71,7 @@ def encode_choices(
     if not fitting:
         raise DataError(
             f"{questions[0].where}: all {len(questions)} questions are longer than {max_length} tokens (the longest "
-            f"has {longest}); raise --max-length"
+            f"has {longest}); raise `max_length`"
         )
     return EncodedChoices(EncodedRows.of(kept), fitting, len(questions) - len(fitting))
 

@@ -108,7 +108,7 @@ def check_template(settings: EvaluateSettings, template: ChatTemplate) -> None:
         DataError: chats are asked for, and there is no template.
     """
     if settings.prompts is Prompts.chat and template.source is None:
-        raise DataError("--prompts chat: the tokenizer has no chat template; give one by --chat-template, or use bare")
+        raise DataError("`prompts=chat`: the tokenizer has no chat template; give one by `chat_template`, or use bare")
 
 
 def model_notes(model: PreTrainedModel) -> list[str]:

@@ -39,10 +39,10 @@ def task_manager(tasks: Sequence[str], task_path: str | None) -> "TaskManager":
         ConfigError: lm-eval is not installed, no such folder, or a name that nothing has.
     """
     if find_spec("lm_eval") is None:
-        raise ConfigError("--tasks needs lm-eval, which is not installed: pip install 'lmoe[eval]'")
+        raise ConfigError("`tasks` needs lm-eval, which is not installed: pip install 'lmoe[eval]'")
     folder = None if task_path is None else Path(task_path).expanduser()
     if folder is not None and not folder.is_dir():
-        raise ConfigError(f"--task-path {task_path}: no such folder (from {Path.cwd()})")
+        raise ConfigError(f"`task_path={task_path}`: no such folder (from {Path.cwd()})")
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -64,7 +64,7 @@ def unknown_tasks(tasks: Sequence[str], known: Sequence[str]) -> list[str]:
         if name not in known:
             near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
             hint = f"did you mean {', '.join(near)}?" if near else "`lm-eval ls tasks` lists those of lm-eval"
-            problems.append(f"--tasks {name}: no task, group or tag of this name; {hint}")
+            problems.append(f"`tasks={name}`: no task, group or tag of this name; {hint}")
     return problems
 
 
@@ -150,9 +150,9 @@ def _loaded(manager: "TaskManager", tasks: Sequence[str], seed: int) -> "TaskDic
     except (OSError, ValueError, KeyError, RuntimeError, DatasetsError) as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
         raise DataError(
-            f"--tasks {','.join(tasks)}: the rows cannot be loaded ({type(error).__name__}: {first}). Tasks of lm-eval "
-            "download theirs from the hub once; without network give --task-path a folder whose YAML files name local "
-            "ones, or use --choices"
+            f"`tasks={','.join(tasks)}`: the rows cannot be loaded ({type(error).__name__}: {first}). Tasks of lm-eval "
+            "download theirs from the hub once; without network give `task_path` a folder whose YAML files name local "
+            "ones, or use `choices`"
         ) from None
     for task in loaded["tasks"].values():
         if task.get_config("num_fewshot") is None:

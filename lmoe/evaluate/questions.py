@@ -43,7 +43,7 @@ def read_choices(source: str, bundled: Path, limit: int = 0) -> dict[str, list[C
     """
     path = bundled if source == BUNDLED else Path(source).expanduser()
     if not path.exists():
-        raise DataError(f"--choices {source}: no such file or folder (from {Path.cwd()}); or use --choices {BUNDLED}")
+        raise DataError(f"`choices={source}`: no such file or folder (from {Path.cwd()}); or use `choices={BUNDLED}`")
     tasks: dict[str, list[ChoiceRow]] = {}
     for file in data_files(path):
         name = file.name.split(".")[0]

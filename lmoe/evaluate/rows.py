@@ -39,19 +39,19 @@ def evaluation_rows(
     config = replace(own, packing=False, max_length=max_length, chat_template=chat_template)
     if settings.data is not None:
         config = replace(config, path=settings.data, val_path=settings.data, val_rows_per_domain=settings.limit)
-        named = f"--data {settings.data}" if settings.data == BUNDLED else settings.data
+        named = "the bundled rows" if settings.data == BUNDLED else settings.data
     else:
         few = [count for count in (settings.limit, own.val_rows_per_domain) if count]
         config = replace(config, val_rows_per_domain=min(few, default=0))
         named = "the bundled rows" if run is None else f"the validation rows of {run}"
     try:
         rows = prepare_evaluation(
-            config, tokenizer, seed=seed, bundled=resource_dir("data/sft"), named=("--data", "--max-length")
+            config, tokenizer, seed=seed, bundled=resource_dir("data/sft"), named=("`data`", "`max_length`")
         )
     except DataError as error:
         if settings.data is not None or run is None:
             raise
-        raise DataError(f"{named} cannot be used, name others with --data: {error}") from None
+        raise DataError(f"{named} cannot be used, name others with `data`: {error}") from None
     unknown = sorted(set(rows.domains) - set(moe.domains or []))
     if needs_domain(moe) and unknown:
         raise DataError(

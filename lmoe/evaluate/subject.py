@@ -72,5 +72,5 @@ def longest(asked: int | None, usual: int, model: PreTrainedModel) -> int:
     """
     limit = context_length(model)
     if asked is not None and limit is not None and asked > limit:
-        raise ConfigError(f"--max-length {asked} is beyond the backbone's context of {limit} tokens")
+        raise ConfigError(f"`max_length={asked}` is beyond the backbone's context of {limit} tokens")
     return asked or min(usual, limit or usual)

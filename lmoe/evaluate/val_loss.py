@@ -46,7 +46,7 @@ def validation_rows(
     longest = min(config.max_length, context_length(model) or config.max_length)
     config = replace(config, packing=False, max_length=longest)
     return prepare_evaluation(
-        config, tokenizer, seed=seed, bundled=resource_dir("data/sft"), named=("--data", "data.max_length")
+        config, tokenizer, seed=seed, bundled=resource_dir("data/sft"), named=("`data`", "data.max_length")
     )
 
 

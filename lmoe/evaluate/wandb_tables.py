@@ -27,7 +27,7 @@ def log_evaluation(evaluation: Evaluation, folder: Path, run: Path | None, say: 
     Raises:
         ConfigError: WANDB_MODE=online without a key.
     """
-    import wandb  # slow to import, and only --wandb needs it
+    import wandb  # slow to import, and not every evaluation needs it
 
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -71,5 +71,5 @@ def _weight(path: str, base_layer: torch.nn.Module) -> Tensor:
     except ValueError:
         raise CheckpointError(
             f"{path} is quantised, and a merged weight would be another one than the adapters were trained on; use "
-            "--format peft or peft-experts"
+            "`export_peft` or `export_peft_experts`"
         ) from None

@@ -24,12 +24,14 @@ class Chat:
         speaker: what answers.
         sampling: how.
         write: gets pieces of answers, and what commands say.
+        message: what is said of an error.
         turns: the conversation so far.
     """
 
     speaker: Speaker
     sampling: Sampling
     write: Callable[[str], object]
+    message: Callable[[LmoeError], str] = lambda error: error.without_config()
     turns: list[Turn] = field(default_factory=list)
 
     def line(self, text: str) -> bool:
@@ -41,10 +43,8 @@ class Chat:
             return False
         try:
             self._command(text) if text.startswith("/") else self._answer(text)
-        except ConfigError as error:
-            self.write(f"{error.without_config()}\n")
         except LmoeError as error:
-            self.write(f"{error}\n")
+            self.write(f"{self.message(error)}\n")
         except (RuntimeError, MemoryError) as error:  # no memory, scores that are no numbers
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             self.write(f"no answer: {reason}\n")
@@ -89,7 +89,7 @@ class Chat:
 
     def _blend(self) -> Blend:
         if self.speaker.blend is None:
-            raise ConfigError("no experts are blended here; start with --model and --experts")
+            raise ConfigError("no experts are blended here; start with `model_name` and `experts`")
         return self.speaker.blend
 
     def _weights(self, rest: str) -> None:

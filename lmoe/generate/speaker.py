@@ -119,7 +119,7 @@ def blended(
             blend.save_centroids()
         if router == BlendRouter.encoder and blend.unfitted:
             raise ConfigError(
-                f"--router encoder does not know yet what {', '.join(blend.unfitted)} is for: give --fit "
+                f"`router=encoder` does not know yet what {', '.join(blend.unfitted)} is for: give `fit` "
                 f"{blend.unfitted[0]}=ROWS,… once, rows with prompts of its kind"
             )
         place = _take_template(tokenizer, blend) or place

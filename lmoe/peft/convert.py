@@ -40,7 +40,7 @@ def convert_eulerforge(
     target, given = empty_folder(output), read_eulerforge(checkpoint)
     name = base_model or given.config.get("model_name")
     if not isinstance(name, str) or not name:
-        raise CheckpointError(f"{given.folder}: {CONFIG_FILE} does not name the base; give --base-model")
+        raise CheckpointError(f"{given.folder}: {CONFIG_FILE} does not name the base; give `base_model`")
     backbone = BackboneConfig(model_name=name, trust_remote_code=trust_remote_code)
     model = load_model(backbone)
     injection, moe = sections(given)
@@ -109,5 +109,5 @@ def _check_backbone(given: EulerForge, model: nn.Module) -> None:
         if not same_values(tensor, own):
             raise CheckpointError(
                 f"{given.folder}: {name} is not that of the base: it was trained too, or the base is another one "
-                "(--base-model); an adapter cannot hold it"
+                "(`base_model`); an adapter cannot hold it"
             )

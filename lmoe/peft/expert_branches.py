@@ -71,7 +71,7 @@ def refuse_what_is_no_branch(model: nn.Module) -> None:
     if not STRATEGIES[record.injection.strategy].adapter_experts:
         raise CheckpointError(
             f"injection={record.injection.strategy} has no experts that are adapters; "
-            f"{with_adapter_experts()} has. {with_peft_adapter()} export with --format peft"
+            f"{with_adapter_experts()} has. {with_peft_adapter()} export with `export_peft`"
         )
     if record.trained_base:
         raise CheckpointError(

@@ -22,7 +22,7 @@ REFUSED = {
     "use_dora": "DoRA rescales the frozen weight's rows by a learnt magnitude, which does not add up over experts; "
     "merge it into a base of its own with PEFT's merge_and_unload, or train without use_dora",
     "modules_to_save": "it brings whole modules of its own, which cannot be blended; train without modules_to_save",
-    "target_parameters": "it adapts fused experts, and blending takes Linears: `lmoe generate --checkpoint` runs what "
+    "target_parameters": "it adapts fused experts, and blending takes Linears: `lmoe.load` runs what "
     "lmoe trained with injection=native_moe_expert_lora, PEFT runs its own",
     "trainable_token_indices": "it changes rows of the embedding; train without it",
     "layer_replication": "it repeats layers, so that its module paths are of another model",

@@ -19,28 +19,28 @@ def check_settings(settings: EvaluateSettings, router: str) -> None:
     needs = ROUTERS[RouterKind(router)].needs if router in tuple(RouterKind) else None
     by_domain = needs is Need.domain
     if settings.data == NO_DATA and not questions:
-        problems.append("--data none without --choices and --tasks leaves nothing to measure")
+        problems.append("`data=none` without `choices` and `tasks` leaves nothing to measure")
     if settings.data == NO_DATA and settings.samples:
-        problems.append(f"--samples {settings.samples}: their prompts are those of the rows, and --data none has none")
+        problems.append(f"`samples={settings.samples}`: their prompts are those of the rows, and `data=none` has none")
     if settings.max_new_tokens != MAX_NEW_TOKENS and not settings.samples:
-        problems.append(f"--max-new-tokens {settings.max_new_tokens} is for --samples N, which was not given")
+        problems.append(f"`max_new_tokens={settings.max_new_tokens}` is for `samples=N`, which was not given")
     if settings.task_path and not settings.tasks:
-        problems.append(f"--task-path {settings.task_path} is for --tasks NAME,…, which was not given")
+        problems.append(f"`task_path={settings.task_path}` is for `tasks=NAME,…`, which was not given")
     if settings.prompts is not Prompts.auto and not questions:
-        problems.append(f"--prompts {settings.prompts} is for --choices and --tasks, and neither was given")
+        problems.append(f"`prompts={settings.prompts}` is for `choices` and `tasks`, and neither was given")
     if settings.domain and not (by_domain and questions):
         why = f"this checkpoint has moe.router={router}" if not by_domain else "neither was given; rows name their own"
         named = routers_that_need(Need.domain)
-        problems.append(f"--domain {settings.domain} is for --choices and --tasks with moe.router={named}; {why}")
+        problems.append(f"`domain={settings.domain}` is for `choices` and `tasks` with moe.router={named}; {why}")
     if by_domain and questions and not settings.domain:
         problems.append(
-            f"moe.router={router} chooses the expert by the domain, and questions of --choices and --tasks have none; "
-            "name one for all of them with --domain, or leave both out"
+            f"moe.router={router} chooses the expert by the domain, and questions of `choices` and `tasks` have none; "
+            "name one for all of them with `domain`, or leave both out"
         )
     if settings.tasks and needs is Need.prompt:
         problems.append(
-            f"--tasks: moe.router={router} decides by the prompt alone, and the harness hands over prompt and answer "
-            "as one row, so that the router would see the answer; use --choices, which keeps them apart"
+            f"`tasks`: moe.router={router} decides by the prompt alone, and the harness hands over prompt and answer "
+            "as one row, so that the router would see the answer; use `choices`, which keeps them apart"
         )
     if problems:
         raise ConfigError(problems)

@@ -71,8 +71,8 @@ STRATEGIES = {
         planner="lmoe.injection.strategies.mixture_lora.plan_mixture_lora",
         description="each chosen Linear becomes a mixture of LoRA experts with its own router",
         idle=("share_base",),
-        instead_of_merging="export the experts with --format peft-experts, or merge their average, without routing, "
-        "with --format merged --average-experts",
+        instead_of_merging="export the experts with `export_peft_experts`, or merge their average, without routing, "
+        "with `average=True`",
     ),
     InjectionStrategy.moe_expert_lora: StrategyDeclaration(
         planner="lmoe.injection.strategies.moe_expert_lora.plan_moe_expert_lora",
@@ -91,7 +91,7 @@ STRATEGIES = {
         native_moe=("router_z_loss_coef", "diversity_coef", *BALANCE),
         why_no_adapters="has the experts of the backbone",
         peft_adapter=True,
-        instead_of_merging="export with --format peft, and merge that with PEFT's merge_and_unload",
+        instead_of_merging="export with `export_peft`, and merge that with PEFT's merge_and_unload",
     ),
 }
 

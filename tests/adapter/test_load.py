@@ -77,7 +77,7 @@ def test_a_model_built_from_a_config_asks_for_its_base(trained, tmp_path):
     model = tiny_model()
     lmoe.inject(model)
     lmoe.save(model, tmp_path / "nameless")
-    with pytest.raises(CheckpointError, match="the adapter does not name its base; give base_model"):
+    with pytest.raises(CheckpointError, match="the adapter does not name its base; give `base_model`"):
         lmoe.load(tmp_path / "nameless")
 
 
@@ -133,7 +133,7 @@ def test_code_of_a_base_is_not_run_because_an_adapter_names_it(trained, tmp_path
     )
     with pytest.raises(CheckpointError, match=r"base_model.trust_remote_code is true: evil.Evil .*base/config.json"):
         lmoe.load(given)
-    with pytest.raises(BackboneError, match="where you trust its code, say so .*--trust-remote-code"):
+    with pytest.raises(BackboneError, match="where you trust its code, say so: `trust_remote_code=True`"):
         lmoe.load(given, base_model=str(base))
     assert not marker.exists()
     with pytest.raises(BackboneError):  # a class that is no model
@@ -152,7 +152,7 @@ def test_weights_without_config_give_the_average_on_a_base_that_is_named_and_wit
     lmoe.save(model, tmp_path / "lost", tokenizer=trained.tokenizer)
     (tmp_path / "lost" / CONFIG_FILE).unlink()
     for given in ({}, {"base_model": str(trained.base), "average_without_config": False}):
-        with pytest.raises(CheckpointError, match=r"restore it, or name the base \(base_model, --base-model\)"):
+        with pytest.raises(CheckpointError, match=r"restore it, or name the base \(`base_model`\)"):
             lmoe.load(tmp_path / "lost", **given)
     with pytest.warns(UserWarning, match="no router decides, 10 Linears have the average .* lora_alpha=32 is a guess"):
         averaged, _ = lmoe.load(tmp_path / "lost", base_model=str(trained.base))

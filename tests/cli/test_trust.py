@@ -140,7 +140,7 @@ def test_every_verb_that_reads_an_adapter_says_what_would_run_and_runs_nothing(l
         code, text = lmoe_command(*verb)
         assert code == 1, text
         assert f"lmoe_config.json: base_model.trust_remote_code is true: {NAMED} ({theirs.model}/config.json)" in text
-        assert "--trust-remote-code" in text
+        assert "Where you trust it, say so: --trust-remote-code" in text
     assert not theirs.marker.exists()
     assert not (tmp_path / "out").exists()
 
@@ -153,8 +153,15 @@ def test_every_verb_that_is_given_a_model_says_how_to_trust_it_and_runs_nothing(
     ):
         code, text = lmoe_command(*verb)
         assert code == 1, text
-        assert "where you trust its code, say so on this command line" in text and "--trust-remote-code" in text
+        assert "where you trust its code, say so: --trust-remote-code" in text
     lmoe_command("prepare", "--data", micro.train, "--model", theirs.model, "--cache-dir", tmp_path / "cache")
+    assert not theirs.marker.exists()
+
+
+def test_a_run_on_a_model_that_brings_python_says_the_key_that_trusts_it(train, theirs):
+    done = train(f"backbone.model_name={theirs.model}", "dry_run=preflight")
+    assert done.code == 1
+    assert "where you trust its code, say so: backbone.trust_remote_code=true" in done.text
     assert not theirs.marker.exists()
 
 

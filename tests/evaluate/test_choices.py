@@ -152,7 +152,7 @@ def test_questions_that_are_too_long_are_left_out_and_counted(subject):
     encoded = encode_choices([QUESTIONS[0], long], subject.tokenizer, template_of(subject, "chat"), 64)
     assert encoded.questions == [QUESTIONS[0]]
     assert (encoded.too_long, len(encoded.rows)) == (1, 3)
-    with pytest.raises(DataError, match="q:2: all 1 questions are longer than 64 tokens .*raise --max-length"):
+    with pytest.raises(DataError, match="q:2: all 1 questions are longer than 64 tokens .*raise `max_length`"):
         encode_choices([long], subject.tokenizer, template_of(subject, "chat"), 64)
 
 
@@ -192,7 +192,7 @@ def test_a_malformed_question_is_named_by_file_and_line(tmp_path, line, said):
 
 
 def test_files_of_questions_that_hold_none_are_named(tmp_path):
-    with pytest.raises(DataError, match="--choices .*nowhere.jsonl: no such file or folder"):
+    with pytest.raises(DataError, match="`choices=.*nowhere.jsonl`: no such file or folder"):
         read_choices(str(tmp_path / "nowhere.jsonl"), EVAL)
     with pytest.raises(DataError, match=r"no .jsonl or .jsonl.gz file"):
         read_choices(str(tmp_path), EVAL)

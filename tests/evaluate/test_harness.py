@@ -93,7 +93,7 @@ def test_a_limit_and_the_chat_template_reach_the_harness(finished_run, task_path
 
 def test_names_that_no_task_has_are_named_together():
     one, other = unknown_tasks(["own_quis", "own_quiz", "qqqqqqqq"], ["arc_easy", "own_quiz"])
-    assert one == "--tasks own_quis: no task, group or tag of this name; did you mean own_quiz?"
+    assert one == "`tasks=own_quis`: no task, group or tag of this name; did you mean own_quiz?"
     assert other.endswith("`lm-eval ls tasks` lists those of lm-eval")
 
 
@@ -103,10 +103,10 @@ def test_rows_that_cannot_be_had_are_one_message(finished_run, task_path):
     settings = EvaluateSettings(
         checkpoint=str(finished_run), data="none", tasks=("lost_quiz",), task_path=str(task_path), limit=1
     )
-    said = r"--tasks lost_quiz: the rows cannot be loaded \(FileNotFoundError: .*without network give --task-path"
+    said = r"`tasks=lost_quiz`: the rows cannot be loaded \(FileNotFoundError: .*without network give `task_path`"
     with pytest.raises(DataError, match=said):
         evaluate(settings)
-    with pytest.raises(ConfigError, match="--task-path /nowhere: no such folder"):
+    with pytest.raises(ConfigError, match="`task_path=/nowhere`: no such folder"):
         evaluate(replace(settings, task_path="/nowhere"))
 
 
@@ -116,15 +116,15 @@ def test_rows_that_cannot_be_had_are_one_message(finished_run, task_path):
 def test_a_task_that_would_be_downloaded_and_a_name_that_nothing_has(finished_run, task_path):
     """Reads all the tasks that come with lm-eval."""
     settings = EvaluateSettings(checkpoint=str(finished_run), data="none", tasks=("arc_easy",))
-    with pytest.raises(DataError, match="--tasks arc_easy: the rows cannot be loaded .*give --task-path"):
+    with pytest.raises(DataError, match="`tasks=arc_easy`: the rows cannot be loaded .*give `task_path`"):
         evaluate(settings)
-    with pytest.raises(ConfigError, match="--tasks arc_eazy: no task, group or tag of this name; did you mean"):
+    with pytest.raises(ConfigError, match="`tasks=arc_eazy`: no task, group or tag of this name; did you mean"):
         evaluate(replace(settings, tasks=("own_quiz", "arc_eazy"), task_path=str(task_path)))
 
 
 def test_without_the_harness_the_extra_is_named(monkeypatch):
     monkeypatch.setattr(harness, "find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"--tasks needs lm-eval, which is not installed: pip install 'lmoe\[eval\]'"):
+    with pytest.raises(ConfigError, match=r"`tasks` needs lm-eval, which is not installed: pip install 'lmoe\[eval\]'"):
         task_manager(["arc_easy"], None)
 
 

@@ -111,7 +111,7 @@ def test_an_oracle_goes_by_the_domain_of_each_row_whatever_the_order_of_its_expe
     (tmp_path / "law.jsonl").write_text('{"prompt": "a", "response": "b", "domain": "law"}\n')
     with pytest.raises(DataError, match="no expert for the domain 'law' of these rows; it has"):
         evaluate(EvaluateSettings(checkpoint=str(tmp_path / "oracle"), data=str(tmp_path / "law.jsonl")))
-    with pytest.raises(ConfigError, match="questions of --choices and --tasks have none; name one"):
+    with pytest.raises(ConfigError, match="questions of `choices` and `tasks` have none; name one"):
         evaluate(EvaluateSettings(checkpoint=str(tmp_path / "oracle"), choices="bundled"))
 
 
@@ -131,7 +131,7 @@ def test_a_run_that_split_its_rows_is_measured_on_the_share_it_kept(micro, own_r
 def test_a_run_whose_rows_are_gone_says_how_to_name_others(own_run, micro):
     config = (own_run / "config.yaml").read_text("utf-8")
     (own_run / "config.yaml").write_text(config.replace(str(micro.val), "/gone/val"))
-    with pytest.raises(DataError, match="cannot be used, name others with --data: /gone/val: no such file"):
+    with pytest.raises(DataError, match="cannot be used, name others with `data`: /gone/val: no such file"):
         evaluate(EvaluateSettings(checkpoint=str(own_run)))
     (own_run / "config.yaml").write_text("data: {path: '${oc.env:HOME}'}\n")
     with pytest.raises(
@@ -143,5 +143,5 @@ def test_a_run_whose_rows_are_gone_says_how_to_name_others(own_run, micro):
 def test_the_longest_row_stays_within_the_context(subject):
     assert longest(None, 1000, subject.model) == 128
     assert longest(None, 64, subject.model) == 64
-    with pytest.raises(ConfigError, match="--max-length 129 is beyond the backbone's context of 128 tokens"):
+    with pytest.raises(ConfigError, match="`max_length=129` is beyond the backbone's context of 128 tokens"):
         longest(129, 64, subject.model)

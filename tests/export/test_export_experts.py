@@ -110,7 +110,9 @@ def test_dense_lora_merges_into_a_model_of_hugging_face_with_the_same_logits(tra
 
 
 def test_a_mixture_is_not_merged_and_the_alternatives_are_named(trained, tmp_path):
-    with pytest.raises(CheckpointError, match=r"(?s)chooses experts for each token.*peft-experts.*--average-experts"):
+    with pytest.raises(
+        CheckpointError, match=r"(?s)chooses experts for each token.*`export_peft_experts`.*`average=True`"
+    ):
         export_merged(trained.run, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 

@@ -86,7 +86,7 @@ def trained_backbone(tensors):
         (dict, {"injection": INJECTION | {"strategy": "moe_expert_lora"}}, "mixture_lora is what can be converted"),
         (dict, {"injection": INJECTION | {"lora_r": "4"}}, "injection.lora_r is '4', no number"),
         (dict, {"injection": INJECTION | {"lora_r": 5}}, r"experts.0.lora_A has shape \(4, 48\), expected \(5, 48\)"),
-        (dict, {"model_name": None}, "does not name the base; give --base-model"),
+        (dict, {"model_name": None}, "does not name the base; give `base_model`"),
         (without_bias, {}, "no tensor for model.layers.0.mlp.up_proj.router.bias"),
         (trained_backbone, {}, "model.norm.weight is not that of the base: it was trained too"),
     ],

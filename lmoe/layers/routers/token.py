@@ -126,7 +126,7 @@ class OracleRouter(Router):
         if expert is None:
             raise RoutingError(
                 "moe.router=oracle does not know the domain of these tokens: name it with "
-                "`with lmoe.trace(model, attention_mask=…, domains=[…])`, or `lmoe generate --domain NAME`"
+                "`lmoe.trace(model, attention_mask=…, domains=[…])`"
             )
         gate = oracle_gate(expert.to(x.device).expand(x.shape[:-1]), self.settings.num_experts, self.settings.dtype)
         return Routing.of(torch.zeros_like(gate.probs), gate)
