@@ -127,8 +127,14 @@ def link(file: Path, draw: random.Random, canary: Path) -> None:
     decoy = canary.with_name(f"{canary.name}-decoy")  # NOTE never a file of the machine: a fault could write over it
     decoy.write_text(DECOY, encoding="utf-8")
     target = draw.choice(("/dev/zero", "/dev/urandom", "nowhere", file.name, "..", decoy))
-    file.unlink()
+    file.unlink(missing_ok=True)
     file.symlink_to(target)
+
+
+def planted(file: Path, draw: random.Random, canary: Path) -> str:
+    """Put a link where a file is, or where a reader looks for one, and return its name."""
+    link(file, draw, canary)
+    return f"link to {os.readlink(file)}"
 
 
 def gone(file: Path, draw: random.Random, canary: Path) -> None:

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import PreTrainedModel
 
 from benchmarks.fuzz.configs import quiet_run
-from benchmarks.fuzz.damage import DECOY, damage, plant
+from benchmarks.fuzz.damage import DECOY, damage, plant, planted
 from benchmarks.torture.outcome import Outcome
 from lmoe.errors import LmoeError
 
@@ -43,6 +44,16 @@ CHECKPOINT = "checkpoints/last.ckpt"
 LMOE_FILES = ("lmoe_config.json", "adapter.safetensors")
 PEFT_FILES = ("adapter_config.json", "adapter_model.safetensors")
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json", "chat_template.jinja")
+LINKED_FILES = (
+    *LMOE_FILES,
+    *TOKENIZER_FILES,
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""Which an export may copy, whether they are there or not."""
+EULERFORGE_FILES = ("resolved_config.json", "resolved_config.json", "final/model.safetensors", "final/tokenizer.json")
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *TOKENIZER_FILES)
 
 
@@ -58,6 +69,8 @@ class Whole:
         run: of mixture_lora, with its adapter.
         dense: an lmoe adapter of dense_lora.
         peft: the same as PEFT has it.
+        eulerforge: a run of EulerForge.
+        pickled: the same, whose weights are a pickle.
         model: the base, with its tokenizer.
         rows: a JSONL file.
         base: the loaded base; never changed.
@@ -67,6 +80,8 @@ class Whole:
     run: Path
     dense: Path
     peft: Path
+    eulerforge: Path
+    pickled: Path
     model: Path
     rows: Path
     base: PreTrainedModel
@@ -87,7 +102,7 @@ def fuzz(base: Path, count: int, seed: int, outcome: Outcome) -> None:
 
 
 def make_whole(base: Path) -> Whole:
-    """One run of two steps and three adapters."""
+    """One run of two steps and four adapters."""
     import lmoe
     from lmoe.backbones.load import load_model
     from lmoe.cli.train import main
@@ -95,6 +110,7 @@ def make_whole(base: Path) -> Whole:
     from lmoe.peft.adapter import save_peft
     from lmoe.vocabulary import BackbonePrecision
     from tests.micro import make_micro
+    from tests.peft.test_convert import mixture, run_directory
 
     micro = make_micro(base / "micro")
     settings = micro.changed("trainer.max_steps=2", f"hydra.run.dir={base / 'run'}")
@@ -107,8 +123,17 @@ def make_whole(base: Path) -> Whole:
     lmoe.inject(dense, injection={"strategy": "dense_lora", "lora_r": 2})
     lmoe.save(dense, base / "dense", base_model=str(micro.model))
     save_peft(dense, base / "peft", base_model=str(micro.model))
+    run_directory(base / "eulerforge", mixture(micro.model), micro.model)
+    for name in TOKENIZER_FILES:
+        shutil.copy(micro.model / name, base / "eulerforge" / "final")
+    shutil.copytree(base / "eulerforge", base / "pickled")
+    weights = base / "pickled" / "final" / "model.safetensors"
+    torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
+    weights.unlink()
     return Whole(
         run=base / "run",
+        eulerforge=base / "eulerforge",
+        pickled=base / "pickled",
         dense=base / "dense",
         peft=base / "peft",
         model=micro.model,
@@ -135,7 +160,7 @@ def judge(whole: Whole, kind: str, place: Path, draw: random.Random, outcome: Ou
         place.mkdir(parents=True)
         os.link(origin, place / origin.name)
     file = place / draw.choice(files)
-    done = damage(file, draw, canary)
+    done = (damage if kind != "links" else planted)(file, draw, canary)
     name = f"{kind} {file.relative_to(place)} {done} ({place.name})"
     said = io.StringIO()
     signal.setitimer(signal.ITIMER_REAL, MOST_SECONDS)
@@ -164,8 +189,21 @@ def judge(whole: Whole, kind: str, place: Path, draw: random.Random, outcome: Ou
     decoy = canary.with_name(f"{canary.name}-decoy")
     if problem is None and decoy.exists() and decoy.read_text(encoding="utf-8") != DECOY:
         problem = "a file outside of the folder was written to"
+    if problem is None and (copied := [file for file in sorted(output(place).rglob("*")) if holds_decoy(file)]):
+        problem = f"a file outside of the folder was copied to {copied[0].name}"
     outcome.judge(name, problem)
-    shutil.rmtree(place, ignore_errors=True)
+    for folder in (place, output(place)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def output(place: Path) -> Path:
+    """Where an export of a case goes."""
+    return place.with_name(f"output-{place.name}")
+
+
+def holds_decoy(file: Path) -> bool:
+    """Whether an export has read what lies outside of its folder."""
+    return file.is_file() and DECOY.strip().encode() in file.read_bytes()
 
 
 @contextmanager
@@ -278,6 +316,28 @@ def read_expert(whole: Whole, place: Path, draw: random.Random) -> None:
         raise
 
 
+def read_to_export(whole: Whole, place: Path, draw: random.Random) -> None:
+    """The adapter of a run, written in another format."""
+    ways = (
+        ("--format", "peft-experts"),
+        ("--format", "merged", "--average-experts", "--data", "none"),
+        ("--format", "lmoe", "--without-expert", "0"),
+    )
+    verb("export", "--checkpoint", str(place), "--output", str(output(place)), *draw.choice(ways))
+
+
+def read_to_blend_and_export(whole: Whole, place: Path, draw: random.Random) -> None:
+    """An expert over a base, written as an adapter or a model."""
+    of_blend = ("--model", str(whole.model), "--experts", f"one={place}", "--output", str(output(place)))
+    verb("export", *of_blend, "--format", draw.choice(("peft", "merged")))
+
+
+def read_to_convert(whole: Whole, place: Path, draw: random.Random) -> None:
+    """A run of EulerForge, on the base that it names or on one that is given."""
+    base = ("--base-model", str(whole.model)) if draw.random() < 0.5 else ()
+    verb("convert", "--checkpoint", str(place), "--output", str(output(place)), *base)
+
+
 def read_rows(whole: Whole, place: Path, draw: random.Random) -> None:
     """Rows, as they are read for training."""
     from lmoe.data.rows import read_rows as read
@@ -311,6 +371,11 @@ KINDS: dict[str, tuple[tuple[str, ...], str, Callable[[Whole, Path, random.Rando
     "adapter": (tuple(f"adapter/{name}" for name in (*LMOE_FILES, *LMOE_FILES, *TOKENIZER_FILES)), "run", read_adapter),
     "dense": (LMOE_FILES, "dense", read_expert),
     "PEFT": (PEFT_FILES, "peft", read_expert),
+    "export": (tuple(f"adapter/{name}" for name in (*LMOE_FILES, *TOKENIZER_FILES)), "run", read_to_export),
+    "links": (tuple(f"adapter/{name}" for name in LINKED_FILES), "run", read_to_export),
+    "export of PEFT": (PEFT_FILES, "peft", read_to_blend_and_export),
+    "EulerForge": (EULERFORGE_FILES, "eulerforge", read_to_convert),
+    "EulerForge, pickled": (("final/pytorch_model.bin",), "pickled", read_to_convert),
     "rows": (("code.jsonl",), "rows", read_rows),
     "tokenizer": (TOKENIZER_FILES, "model", read_tokenizer),
     "model": (MODEL_FILES, "model", read_model),

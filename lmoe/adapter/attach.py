@@ -16,7 +16,7 @@ from lmoe.injection.apply import refuse_taken, undone_on_error
 from lmoe.injection.plan import InjectionPlan
 
 
-def attach(model: nn.Module, path: str | Path) -> InjectionPlan:
+def attach(model: nn.Module, path: str | Path, *, trust_remote_code: bool = False) -> InjectionPlan:
     """Put a saved adapter into a model in memory, in place: to generate with it, or to train it on.
 
     The backbone is frozen, except that what a phase has trained of it is overwritten with the adapter's; adapters and
@@ -27,12 +27,14 @@ def attach(model: nn.Module, path: str | Path) -> InjectionPlan:
         model: the base that the adapter was trained on, in any floating-point type; of a quantised one only names and
             sizes can be compared, unless the adapter was trained on one quantised so.
         path: a run directory or an adapter directory.
+        trust_remote_code: run Python that comes with the adapter's tokenizer.
 
     Returns:
         The plan that was applied; print it for a table.
 
     Raises:
         CheckpointError: no adapter there, a torn file, or a base that does not fit; the model is as it was.
+        BackboneError: a tokenizer that cannot be loaded, or needs Python; the model is as it was.
         InjectionError: the model carries experts or a blend already.
     """
     refuse_taken(model)
@@ -42,7 +44,7 @@ def attach(model: nn.Module, path: str | Path) -> InjectionPlan:
     if precision_of(model) not in QUANTISED or precision_of(model) == stored["precision"]:
         found = base_fingerprint(model)
         check_base(f"{folder}: the adapter was", stored["name"], stored_fingerprints(stored), found)
-    tokenizer = tokenizer_in(folder)
+    tokenizer = tokenizer_in(folder, trust_remote_code=trust_remote_code)
     with undone_on_error(model):
         done = inject_stored(model, folder, config, "this model")
     if tokenizer is not None and isinstance(model, PreTrainedModel):

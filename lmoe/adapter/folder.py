@@ -16,9 +16,11 @@ from lmoe.adapter.tensor_file import stored_tensors, tensor_shapes
 from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.backbones.load import QUANTISED, precision_of
 from lmoe.backbones.placement import refuse_offloaded
+from lmoe.config.defaults import injection_section, moe_section
+from lmoe.config.injection import InjectionConfig
 from lmoe.config.limits import MOST_CHARACTERS
 from lmoe.config.moe import MoeConfig
-from lmoe.errors import CheckpointError
+from lmoe.errors import CheckpointError, ConfigError
 from lmoe.files.small_file import read_json
 from lmoe.files.wording import quoted, shown
 from lmoe.files.write import write_whole
@@ -200,6 +202,18 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     if len({name.casefold() for name in names}) < len(names):
         raise CheckpointError(f"{path}: expert_names names an expert twice: {quoted(names)}")
     return AdapterConfig(**{part: raw[part] for part in parts}, trained_base=trained_base, expert_names=names)
+
+
+def sections(config: AdapterConfig, folder: Path) -> tuple[InjectionConfig, MoeConfig]:
+    """The sections of an adapter's config.
+
+    Raises:
+        CheckpointError: unknown keys or wrong types; names the file.
+    """
+    try:
+        return injection_section(config.injection), moe_section(config.moe)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder / CONFIG_FILE}: {error.without_config()}") from None
 
 
 def _texts(value: Any) -> Iterator[str]:

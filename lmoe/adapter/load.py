@@ -14,7 +14,7 @@ from lmoe.adapter.place import adapter_folder, lost_config
 from lmoe.adapter.stored_base import BESIDE
 from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
 from lmoe.config.backbone import BackboneConfig
-from lmoe.errors import CheckpointError, ConfigError, InjectionError
+from lmoe.errors import BackboneError, CheckpointError, ConfigError, InjectionError
 from lmoe.injection.apply import plan
 from lmoe.injection.plan import InjectionPlan
 from lmoe.rules.trust import would_run
@@ -67,12 +67,31 @@ def load(
     )
     if stored.get("trust_remote_code") and base_model is None and not trust_remote_code:
         refuse_code(backbone.model_name, folder)
-    model = load_model(backbone)
+    model = load_base(backbone, None if base_model or is_beside else folder / CONFIG_FILE)
     inject_stored(model, folder, config, f"the base {backbone.model_name}")
     named = replace(backbone, model_name=stored["name"]) if is_beside and stored["name"] else backbone
     tokenizer = tokenizer_in(folder, trust_remote_code=trust_remote_code) or load_tokenizer(named)
     answers_end(model, tokenizer)
     return model.eval(), tokenizer
+
+
+def load_base(backbone: BackboneConfig, named_by: Path | None) -> PreTrainedModel:
+    """The base of an adapter.
+
+    Args:
+        named_by: the file that names it; None: the user does.
+
+    Raises:
+        BackboneError: it cannot be loaded; says which file names it.
+    """
+    try:
+        return load_model(backbone)
+    except BackboneError as error:
+        if named_by is None:
+            raise
+        raise BackboneError(
+            f"{error} (the base that {named_by} names; base_model, --base-model, names another)"
+        ) from None
 
 
 def inject_stored(model: nn.Module, folder: Path, config: AdapterConfig, named: str) -> InjectionPlan:

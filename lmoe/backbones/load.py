@@ -22,7 +22,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import BackboneError, LmoeError
 from lmoe.files.resources import resource_dir
-from lmoe.files.small_file import NO_FILE, Reader
+from lmoe.files.small_file import NO_FILE, Reader, link_outside
 from lmoe.files.wording import first_line, quoted, shown
 from lmoe.rules.trust import kernels
 from lmoe.vocabulary import BackbonePrecision
@@ -107,8 +107,11 @@ def tokenizer_in(folder: Path, *, trust_remote_code: bool = False) -> PreTrained
     """The tokenizer that was saved in a folder, or None if there is none; code beside it runs only where it is trusted.
 
     Raises:
-        BackboneError: there is one that cannot be loaded.
+        BackboneError: there is one that cannot be loaded, or a file of it is a link to somewhere else.
     """
+    for name in TOKENIZER_FILES:
+        if (problem := link_outside(folder / name)) is not None:
+            raise BackboneError(f"{folder}: the tokenizer cannot be loaded: {problem}")
     if not (folder / "tokenizer_config.json").exists():
         return None
     with _named(None, "tokenizer", folder):
@@ -251,6 +254,11 @@ SMALL_FILES = (
     *("added_tokens.json", "processor_config.json", "preprocessor_config.json", "chat_template.json"),
 )
 """JSON objects that Transformers reads itself, in words of its own where they hold something else."""
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
+)
+"""Which lie beside an adapter, and which exports write again."""
 INDEX = "model.safetensors.index.json"
 LARGEST = {
     "num_hidden_layers": 10_000,

@@ -220,6 +220,19 @@ def make_way(path: Path) -> None:
         ordinary_size(path)
 
 
+def link_outside(path: Path) -> str | None:
+    """The problem of a file that is a link out of its folder, from where an export would copy what nobody meant to give
+    away; None: it is none, or leads to the blobs of the hub's cache, which are its own.
+    """
+    if not path.is_symlink():
+        return None
+    place, root = Path(os.path.realpath(path)), Path(os.path.realpath(path.parent))
+    blobs = [folder.parent.parent / "blobs" for folder in (root, *root.parents) if folder.parent.name == "snapshots"]
+    if place.is_file() and (root in place.parents or place.parent in blobs):
+        return None
+    return f"{path} is a link to {shown(os.readlink(path))}, which is no file of this folder; put the file in its place"
+
+
 def leading_out(folder: Path) -> str | None:
     """The first thing in a folder through which what is written there would land elsewhere, or be waited for: a link to
     a file outside, a pipe, a device. Links to folders may stay: a large disk elsewhere is a good place for checkpoints;

@@ -19,6 +19,7 @@ from lmoe.config.backbone import BackboneConfig
 from lmoe.data.rows import read_rows
 from lmoe.data.template import TEMPLATE_FILE, read_template
 from lmoe.errors import ConfigError, DataError
+from lmoe.files.small_file import link_outside
 from lmoe.generate.generate import Sampling, Turn, stream_answer
 from lmoe.injection.tracing import domain as of_domain
 from lmoe.vocabulary import BackbonePrecision
@@ -156,6 +157,8 @@ def stored_template(folder: Path) -> str | None:
         DataError: it cannot be read.
     """
     file = folder / TEMPLATE_FILE
+    if (problem := link_outside(file)) is not None:
+        raise DataError(problem)
     return read_template(str(file)) if file.is_file() else None
 
 

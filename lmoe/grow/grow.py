@@ -8,10 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lmoe.adapter.folder import CONFIG_FILE, AdapterConfig, adapter_tensors, fill, read_adapter_config, read_tensors
+from lmoe.adapter.folder import (
+    CONFIG_FILE,
+    AdapterConfig,
+    adapter_tensors,
+    fill,
+    read_adapter_config,
+    read_tensors,
+    sections,
+)
 from lmoe.adapter.place import adapter_folder
 from lmoe.adapter.stored_base import check_base, stored_fingerprints
-from lmoe.config.defaults import injection_section, moe_section
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import CheckpointError
@@ -83,7 +90,7 @@ def grow_from(model: nn.Module, place: str | Path) -> int:
 
 def _check(folder: Path, config: AdapterConfig, record: Injected) -> int:
     """Number of experts to keep."""
-    theirs, moe = injection_section(config.injection), moe_section(config.moe)
+    theirs, moe = sections(config, folder)
     if not STRATEGIES[theirs.strategy].adapter_experts:
         raise CheckpointError(
             f"injection.experts_from={folder} holds {theirs.strategy}, and only a run of "

@@ -8,22 +8,18 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from lmoe.adapter.folder import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, read_tensors
-from lmoe.config.defaults import injection_section, moe_section
+from lmoe.adapter.folder import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, read_tensors, sections
+from lmoe.backbones.load import TOKENIZER_FILES
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import CheckpointError
-from lmoe.files.small_file import read_json
+from lmoe.files.small_file import link_outside, read_json
 from lmoe.files.write import write_whole
 from lmoe.injection.build_site import ROUTER
 from lmoe.injection.kept import ROUTER_ROWS, STACKED
 from lmoe.rules.routers import ROUTERS
 from lmoe.rules.strategies import STRATEGIES, with_adapter_experts
 
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-)
 EXPERT_KEY = re.compile(rf"(?P<path>.*)\.experts\.(?P<expert>\d+)\.(?P<tensor>{'|'.join(STACKED)})")
 ROWS_KEY = re.compile(rf".*\.{ROUTER}\.({'|'.join(ROUTER_ROWS)})")
 
@@ -40,7 +36,7 @@ def write_without_expert(folder: Path, output: Path, expert: str) -> Path:
         CheckpointError: another strategy, no such expert, too few left, or files that cannot be read or written.
     """
     config = read_adapter_config(folder)
-    injection, moe = injection_section(config.injection), moe_section(config.moe)
+    injection, moe = sections(config, folder)
     number = _number(folder, expert, config.expert_names, injection)
     _check_rest(folder, injection, moe)
     raw = read_json(folder / CONFIG_FILE)
@@ -50,16 +46,15 @@ def write_without_expert(folder: Path, output: Path, expert: str) -> Path:
     if moe.domains and number < len(moe.domains):
         raw["moe"]["domains"] = [name for e, name in enumerate(moe.domains) if e != number]
     tensors = without_expert(read_tensors(folder), number)
-    others = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if _is_own(folder, name)}
+    others = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if _is_own(folder / name)}
     weights = {WEIGHTS_FILE: save(tensors, metadata={"format": "pt"})}
     write_whole(output, {**others, **weights, CONFIG_FILE: (json.dumps(raw, indent=2) + "\n").encode("utf-8")})
     return output
 
 
-def _is_own(folder: Path, name: str) -> bool:
-    """NOTE an adapter from elsewhere may hold links to anything; the hub's cache links to the blobs beside it."""
-    place, root = (folder / name).resolve(), folder.resolve()
-    return place.is_file() and (root in place.parents or place.parent == root.parents[1] / "blobs")
+def _is_own(path: Path) -> bool:
+    """NOTE an adapter from elsewhere may hold links to anything."""
+    return link_outside(path) is None and path.is_file()
 
 
 def without_expert(tensors: dict[str, Tensor], number: int) -> dict[str, Tensor]:

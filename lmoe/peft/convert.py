@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from lmoe.adapter.folder import adapter_tensors, fill
 from lmoe.adapter.inject import inject
+from lmoe.adapter.load import load_base
 from lmoe.adapter.save import save
-from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
+from lmoe.backbones.load import load_tokenizer, tokenizer_in
 from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import CheckpointError, ConfigError, InjectionError
 from lmoe.files.wording import quoted
@@ -42,7 +43,7 @@ def convert_eulerforge(
     if not isinstance(name, str) or not name:
         raise CheckpointError(f"{given.folder}: {CONFIG_FILE} does not name the base; give `base_model`")
     backbone = BackboneConfig(model_name=name, trust_remote_code=trust_remote_code)
-    model = load_model(backbone)
+    model = load_base(backbone, None if base_model else given.config_file)
     injection, moe = sections(given)
     try:
         described, held = plan(model, injection, moe).stored_parameters, sum(map(Tensor.numel, given.adapters.values()))

@@ -36,12 +36,14 @@ class EulerForge:
 
     Args:
         folder: the one with the weights.
-        config: resolved_config.json.
+        config_file: resolved_config.json.
+        config: what it holds.
         adapters: tensors of routers and branches, under the keys of lmoe's adapter file.
         backbone: all other tensors, under the backbone's own names.
     """
 
     folder: Path
+    config_file: Path
     config: dict[str, Any]
     adapters: dict[str, Tensor]
     backbone: dict[str, Tensor]
@@ -83,7 +85,7 @@ def read_eulerforge(place: str | Path) -> EulerForge:
             backbone[key.replace(BASE, ".")] = tensor
     if not routed:
         raise CheckpointError(f"{folder}: holds no experts (<path>.experts.<e>.loraA)")
-    return EulerForge(folder=folder, config=config, adapters=adapters, backbone=backbone)
+    return EulerForge(folder=folder, config_file=run / CONFIG_FILE, config=config, adapters=adapters, backbone=backbone)
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:

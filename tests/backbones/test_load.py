@@ -171,7 +171,7 @@ def test_what_a_library_says_of_a_damaged_file_is_shortened(folder, tmp_path):
 def test_a_base_that_holds_a_peft_adapter_is_refused_with_what_to_do(folder, tmp_path, load):
     both = Path(shutil.copytree(folder, tmp_path / "model"))
     (both / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "base_model_name_or_path": "other"}))
-    with pytest.raises(BackboneError, match=r"it holds a PEFT adapter \(adapter_config.json\).*expert of a blend.*merge"):
+    with pytest.raises(BackboneError, match=r"it holds a PEFT adapter \(adapter_config.json\).*of a blend.*merge"):
         load(BackboneConfig(model_name=str(both)))
 
 
@@ -180,7 +180,7 @@ def test_a_name_on_the_hub_that_holds_a_peft_adapter_is_refused_before_the_model
     monkeypatch.setattr(
         "transformers.utils.peft_utils.cached_file", lambda name, file, **_: str(tmp_path / "adapter_config.json")
     )
-    with pytest.raises(BackboneError, match="name=some/adapter: .*it holds a PEFT adapter.*download both.*expert of a blend"):
+    with pytest.raises(BackboneError, match="name=some/adapter: .*it holds a PEFT adapter.*download both.*of a blend"):
         load_model(BackboneConfig(model_name="some/adapter"))
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import lmoe
 from lmoe.cli import main as commands
-from lmoe.errors import CheckpointError
+from lmoe.errors import BackboneError, CheckpointError
 from tests.code_of_a_model import bring_code, edit
 from tests.micro import saved_config
 
@@ -173,6 +173,22 @@ def test_experts_from_and_a_blend_read_an_adapter_without_running_its_python(tra
     with pytest.raises(CheckpointError, match="chooses its experts by itself"):
         lmoe.Blend(AutoModelForCausalLM.from_pretrained(micro.model), {"a": theirs.adapter})
     assert not theirs.marker.exists()
+
+
+def test_python_of_an_adapters_tokenizer_runs_in_attach_only_where_the_call_trusts_it(
+    finished_run, micro, theirs, tmp_path, modules_here
+):
+    adapter = shutil.copytree(finished_run / "adapter", tmp_path / "adapter")
+    shutil.copy(theirs.model / "brought.py", adapter)
+    code = {"AutoTokenizer": ["brought.Tokens", "brought.Tokens"]}
+    edit(adapter / "tokenizer_config.json", auto_map=code, tokenizer_class="Tokens")
+    base = AutoModelForCausalLM.from_pretrained(micro.model)
+    with pytest.raises(BackboneError, match="where you trust its code, say so .*trust_remote_code=True"):
+        lmoe.attach(base, adapter)
+    assert not theirs.marker.exists()
+    lmoe.attach(base, adapter, trust_remote_code=True)
+    assert theirs.marker.exists()
+    theirs.marker.unlink()
 
 
 def test_trust_that_this_command_line_gives_counts(lmoe_command, theirs, modules_here):

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 import lmoe
 from lmoe.adapter.folder import WEIGHTS_FILE
-from lmoe.errors import CheckpointError
+from lmoe.errors import CheckpointError, LmoeError
 from lmoe.export.export import export_merged, export_peft_experts, export_without_expert
+from lmoe.generate.speaker import stored_template
 from lmoe.peft.experts import save_peft_experts
 from tests.micro import write_rows
 from tests.tiny_models import randomise, tiny_model, tokens
@@ -147,3 +148,39 @@ def test_files_from_elsewhere_are_not_taken_along(trained, tmp_path):
     folder = export_without_expert(adapter, tmp_path / "less", "1")
     assert (folder / "tokenizer.json").exists()
     assert not (folder / "notes.txt").exists() and not (folder / "merges.txt").exists()
+
+
+@pytest.mark.parametrize("target", ["secret", "chat_template.jinja"])
+def test_a_template_that_is_a_link_to_somewhere_else_is_neither_used_nor_written_out(trained, tmp_path, target):
+    adapter, secret = shutil.copytree(trained.adapter, tmp_path / "adapter"), tmp_path / "secret"
+    secret.write_text("a key of mine")
+    template = adapter / "chat_template.jinja"
+    template.unlink(missing_ok=True)
+    template.symlink_to(tmp_path / "adapter" / target if target.endswith("jinja") else secret)
+    for act in (lmoe.load, stored_template, lambda place: export_peft_experts(place, tmp_path / "out")):
+        with pytest.raises(LmoeError, match="chat_template.jinja is a link to .*put the file in its place"):
+            act(adapter)
+    assert not any((tmp_path / "out").rglob("*"))
+    folder = export_without_expert(adapter, tmp_path / "less", "1")
+    assert not (folder / "chat_template.jinja").exists()
+
+
+def test_links_of_the_cache_of_the_hub_are_files_of_their_folder(trained, tmp_path):
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / "1234" / "adapter", tmp_path / "models--a--b" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in trained.adapter.iterdir():
+        shutil.copy(file, blobs / file.name)
+        (snapshot / file.name).symlink_to(blobs / file.name)
+    _, tokenizer = lmoe.load(snapshot)
+    assert tokenizer.chat_template == trained.tokenizer.chat_template
+    assert (export_without_expert(snapshot, tmp_path / "less", "1") / "tokenizer.json").exists()
+
+
+def test_a_config_that_cannot_be_is_named_where_no_model_is_loaded(trained, tmp_path):
+    adapter = shutil.copytree(trained.adapter, tmp_path / "adapter")
+    content = json.loads((adapter / "lmoe_config.json").read_text())
+    content["moe"]["temperature"] = []
+    (adapter / "lmoe_config.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"adapter/lmoe_config\.json: moe\.temperature is \[\], must be a number"):
+        export_without_expert(adapter, tmp_path / "less", "1")

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lmoe
 from lmoe.adapter.folder import adapter_tensors, read_tensors
-from lmoe.errors import CheckpointError
+from lmoe.errors import BackboneError, CheckpointError
 from lmoe.injection.roles import adapter_parameters
 from lmoe.peft.convert import convert_eulerforge
 from tests.tiny_models import randomise, tokens
@@ -98,6 +98,12 @@ def test_what_an_adapter_cannot_hold_is_refused_by_name(trained, tmp_path, chang
     with pytest.raises(CheckpointError, match=reason):
         convert_eulerforge(run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_is_not_there_is_named_with_the_config_that_names_it(trained, tmp_path):
+    run = run_directory(tmp_path / "run", mixture(trained.base), trained.base, model_name="./gone")
+    with pytest.raises(BackboneError, match=r"=\./gone: no such .*run/resolved_config\.json names; base_model"):
+        convert_eulerforge(run, tmp_path / "out")
 
 
 def test_a_pickle_that_would_run_code_and_a_folder_without_config_are_refused(trained, tmp_path):
