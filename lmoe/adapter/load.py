@@ -89,9 +89,7 @@ def load_base(backbone: BackboneConfig, named_by: Path | None) -> PreTrainedMode
     except BackboneError as error:
         if named_by is None:
             raise
-        raise BackboneError(
-            f"{error} (the base that {named_by} names; base_model, --base-model, names another)"
-        ) from None
+        raise BackboneError(f"{error} (the base that {named_by} names; `base_model` names another)") from None
 
 
 def inject_stored(model: nn.Module, folder: Path, config: AdapterConfig, named: str) -> InjectionPlan:

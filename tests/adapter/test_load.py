@@ -144,7 +144,7 @@ def test_code_of_a_base_is_not_run_because_an_adapter_names_it(trained, tmp_path
 def test_a_base_that_is_not_there_is_named_with_the_file_that_names_it(trained, tmp_path):
     given = edited(trained.adapter, tmp_path / "adapter", lambda c: c["base_model"].update(name=str(tmp_path / "gone")))
     with pytest.raises(
-        BackboneError, match=r"gone: no such .*adapter/lmoe_config\.json names; base_model, --base-model"
+        BackboneError, match=r"gone: no such .*adapter/lmoe_config\.json names; `base_model` names another"
     ):
         lmoe.load(given)
     with pytest.raises(BackboneError, match="no such model directory$"):

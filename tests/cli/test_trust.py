@@ -183,7 +183,7 @@ def test_python_of_an_adapters_tokenizer_runs_in_attach_only_where_the_call_trus
     code = {"AutoTokenizer": ["brought.Tokens", "brought.Tokens"]}
     edit(adapter / "tokenizer_config.json", auto_map=code, tokenizer_class="Tokens")
     base = AutoModelForCausalLM.from_pretrained(micro.model)
-    with pytest.raises(BackboneError, match="where you trust its code, say so .*trust_remote_code=True"):
+    with pytest.raises(BackboneError, match="where you trust its code, say so.*trust_remote_code=True"):
         lmoe.attach(base, adapter)
     assert not theirs.marker.exists()
     lmoe.attach(base, adapter, trust_remote_code=True)
