@@ -105,7 +105,8 @@ class LabelLosses:
             with without():
                 logits = self._all_logits(inputs).float()
             return float((self._all_logits(inputs).float() - logits)[mask_BT].square().mean())
-        rows = max(1, log_probabilities.LOGITS_AT_ONCE // whole.vocabulary)
+        # A chunk makes about eight tensors of its logits.
+        rows = max(1, log_probabilities.LOGITS_AT_ONCE // (8 * whole.vocabulary))
         chunks = (side.h_BTD[mask_BT.to(side.h_BTD.device)].unsqueeze(0).split(rows, dim=1) for side in (base, whole))
         total, count = 0.0, 0
         for b_1nD, w_1nD in zip(*chunks, strict=True):
