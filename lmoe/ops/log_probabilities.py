@@ -148,7 +148,8 @@ class _Tiles:
         self.wide = torch.promote_types(dtype, torch.float32)
         (tokens, hidden), vocabulary = h_ND.shape, weight_VD.shape[0]
         self.columns = min(vocabulary, max(1, LOGITS_AT_ONCE // max(tokens, hidden)))
-        self._y = h_ND.new_empty(tokens * self.columns)
+        # NOTE a power of two: blocks of another size in each step would leave holes in the heap of a CPU.
+        self._y = h_ND.new_empty(1 << max(0, tokens * self.columns - 1).bit_length())
         self._z = self._y if self.wide == dtype else self._y.to(self.wide)
 
     def __iter__(self) -> Iterator[tuple[slice, Tensor, Tensor]]:
