@@ -22,7 +22,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.flags import RESULTS, positive
-from benchmarks.machine import cores, facts
+from benchmarks.machine import facts
+from lmoe.cli.threads import own_cores
 from lmoe.report.curves import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -177,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error("--steps must be at least 2: the first one is not counted")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: given.cores])
     settings = SETTINGS | dict(given.setting)
-    machine = facts(torch.device("cpu")) | {"threads": cores(), "steps": given.steps, "repeats": given.repeats}
+    machine = facts(torch.device("cpu")) | {"threads": own_cores(), "steps": given.steps, "repeats": given.repeats}
     found = measure(settings, given.steps, given.repeats)
     command = shlex.join(["python", "-m", "benchmarks.beside", *(sys.argv[1:] if argv is None else argv)])
     mine = found[DEFAULT]

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from benchmarks.machine import cores
 from benchmarks.step import DTYPES
+from lmoe.cli.threads import own_cores
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -21,7 +21,7 @@ def shared_flags(description: str | None, module: str, *, repeats: int, tokens: 
         metavar="NAME",
         help="contestants whose name starts so; may be repeated; references stay in",
     )
-    parser.add_argument("--threads", type=positive, default=cores(), help="of torch; default: every core")
+    parser.add_argument("--threads", type=positive, default=own_cores(), help="of torch; default: every core")
     parser.add_argument("--tokens", type=batch_shape, default=tokens, metavar="BxT", help="sequences x length")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: the GPU if there is one")
     parser.add_argument("--output-dir", type=Path, default=RESULTS, help="default: benchmarks/results")

@@ -21,12 +21,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from benchmarks.flags import RESULTS, batch_shape, positive
-from benchmarks.machine import cores, facts
+from benchmarks.machine import facts
 from benchmarks.memory import Peak, in_own_process, peak, settle
 from benchmarks.models import Size, random_batch, random_model
 from benchmarks.step import DTYPES
 from benchmarks.timing import Clock, Laps, Timed, interleave, ratio
 from lmoe.backbones.label_losses import LabelLosses
+from lmoe.cli.threads import own_cores
 from lmoe.injection.apply import inject
 from lmoe.ops.labels import IGNORE
 from lmoe.ops.log_probabilities import token_losses
@@ -236,7 +237,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--share", type=int, choices=SHARES, action="append", help="labels in percent; default: all")
     parser.add_argument("--head", choices=HEADS, action="append", help="output layer; default: all of them")
     parser.add_argument("--repeats", type=positive, default=5, help="counted rounds")
-    parser.add_argument("--threads", type=positive, default=cores(), help="of torch; default: every core")
+    parser.add_argument("--threads", type=positive, default=own_cores(), help="of torch; default: every core")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output-dir", type=Path, default=RESULTS, help="default: benchmarks/results")
     parser.add_argument("--memory-of", choices=[ALL, OURS], help=argparse.SUPPRESS)

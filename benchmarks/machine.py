@@ -2,12 +2,12 @@
 
 import datetime
 import importlib.metadata
-import os
 import platform
 from collections.abc import Iterable
 
 import torch
 
+from lmoe.cli.threads import own_cores
 from lmoe.run.machine import cpu_model
 
 PACKAGES = ("torch", "transformers", "peft", "eulerforge", "mixlora", "lmoe")
@@ -18,7 +18,7 @@ def facts(device: torch.device) -> dict[str, str | int]:
     found: dict[str, str | int] = {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "cpu": cpu_model(),
-        "cores": cores(),
+        "cores": own_cores(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
     }
@@ -27,11 +27,6 @@ def facts(device: torch.device) -> dict[str, str | int]:
         found |= {"gpu": torch.cuda.get_device_name(device), "cuda": str(torch.version.cuda)}
         found["float32_matmul"] = torch.get_float32_matmul_precision()
     return found
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.flags import RESULTS, positive
-from benchmarks.machine import cores
 from benchmarks.torture.outcome import table, timed, write
+from lmoe.cli.threads import own_cores
 from lmoe.run.machine import cpu_model
 
 PARTS = {"configs": 2400, "files": 500}
@@ -38,7 +38,7 @@ def main() -> int:
                     command,
                 )
             )
-    every = write(outcomes, {"cpu": cpu_model(), "cores": cores()}, flags.output_dir, "fuzz")
+    every = write(outcomes, {"cpu": cpu_model(), "cores": own_cores()}, flags.output_dir, "fuzz")
     sys.stdout.write(table(every))
     return 0 if outcomes and all(outcome.kept for outcome in outcomes) else 1
 

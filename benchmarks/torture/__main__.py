@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.flags import RESULTS, positive
-from benchmarks.machine import cores
 from benchmarks.torture.outcome import table, timed, write
 from benchmarks.torture.pieces import write_micro
 from benchmarks.torture.process import forked
+from lmoe.cli.threads import own_cores
 from lmoe.run.machine import cpu_model
 
 PARTS = ("kills", "corruptions", "full_disk", "not_finite", "save_cost", "default_kills")
@@ -41,7 +41,7 @@ def main() -> int:
                     command,
                 )
             )
-    every = write(outcomes, {"cpu": cpu_model(), "cores": cores()}, flags.output_dir)
+    every = write(outcomes, {"cpu": cpu_model(), "cores": own_cores()}, flags.output_dir)
     sys.stdout.write(table(every))
     return 0 if all(outcome.kept for outcome in outcomes) else 1
 

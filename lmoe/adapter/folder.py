@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from lmoe.config.injection import InjectionConfig
 from lmoe.config.limits import MOST_CHARACTERS
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import CheckpointError, ConfigError
-from lmoe.files.small_file import read_json
+from lmoe.files.small_file import INTERPOLATION, read_json, texts
 from lmoe.files.wording import quoted, shown
 from lmoe.files.write import write_whole
 from lmoe.injection.kept import STACKED
@@ -183,13 +183,13 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         raise CheckpointError(f"{path}: base_model needs a name and a precision ({', '.join(BackbonePrecision)})")
     if not isinstance(base.get("fingerprint"), str) or not isinstance(base.get("revision"), str | None):
         raise CheckpointError(f"{path}: base_model needs a fingerprint, and a revision that is text or null")
-    if longest := next((text for text in _texts(base) if len(text) > MOST_CHARACTERS), None):
+    if longest := next((text for _, text in texts(base) if len(text) > MOST_CHARACTERS), None):
         raise CheckpointError(
             f"{path}: base_model holds a text of {len(longest):,} characters, must have at most {MOST_CHARACTERS:,}: "
             f"{shown(longest)}"
         )
     check_fields(base, path)
-    if found := next((text for text in _texts([raw["injection"], raw["moe"]]) if "${" in text), None):
+    if found := next((text for _, text in texts([raw["injection"], raw["moe"]]) if INTERPOLATION in text), None):
         raise CheckpointError(f"{path}: {quoted(found)} is an interpolation; an adapter holds plain values")
     trained_base = raw.get("trained_base", [])  # files from before a phase could train it do not say
     if not isinstance(trained_base, list) or not all(role in BASE_ROLES for role in trained_base):
@@ -214,19 +214,6 @@ def sections(config: AdapterConfig, folder: Path) -> tuple[InjectionConfig, MoeC
         return injection_section(config.injection), moe_section(config.moe)
     except ConfigError as error:
         raise CheckpointError(f"{folder / CONFIG_FILE}: {error.without_config()}") from None
-
-
-def _texts(value: Any) -> Iterator[str]:
-    """Every text in nested lists and dicts, keys included."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield key
-            yield from _texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from _texts(item)
 
 
 def check_sizes(folder: Path, plan: InjectionPlan) -> None:

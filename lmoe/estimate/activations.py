@@ -64,7 +64,7 @@ class Numbers:
 
 def layer_per_token(layer: LayerShape, length: int, numbers: Numbers) -> float:
     """Bytes a token that one decoder layer keeps: norms, attention, FFN, branches and routers."""
-    norms = 2 * (4 * layer.hidden + 4) + (4 * (layer.query + layer.key) if layer.normed_heads else 0)
+    norms = 2 * norm_per_token(layer.hidden) + (4 * (layer.query + layer.key) if layer.normed_heads else 0)
     # Keys and values are repeated to all query heads; q, k, v and the output are kept; T is the mask's row.
     attention = numbers.compute * (4 * layer.query + length) + 4 * layer.heads
     return norms + attention + _ffn(layer, numbers.compute) + _branches(layer, numbers) + routers(layer)
@@ -72,7 +72,7 @@ def layer_per_token(layer: LayerShape, length: int, numbers: Numbers) -> float:
 
 def first_layer_saves(layer: LayerShape) -> float:
     """Bytes a token that the first adapted layer does without: no gradient reaches its input norm and its keys."""
-    return 4 * layer.hidden + 4 + (4 * layer.key if layer.normed_heads else 0)
+    return norm_per_token(layer.hidden) + (4 * layer.key if layer.normed_heads else 0)
 
 
 def routers(layer: LayerShape) -> float:
@@ -86,7 +86,7 @@ def traced(layer: LayerShape) -> float:
 
 
 def norm_per_token(hidden: int) -> float:
-    """Bytes a token: 4 D and a scale of the last norm."""
+    """Bytes a token that a norm of D keeps: 4 D and a scale."""
     return 4 * hidden + 4
 
 
