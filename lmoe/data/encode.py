@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lmoe.data.encoded import EncodedRow, EncodedRows
-from lmoe.data.rows import Row
+from lmoe.data.row import Row
 from lmoe.data.spans import Span
 from lmoe.data.template import ChatTemplate
 from lmoe.errors import DataError

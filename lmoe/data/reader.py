@@ -11,7 +11,8 @@ from lmoe.config.data import DataConfig
 from lmoe.data.cache import cache_file, cache_folder, cache_key, load_source, save_source
 from lmoe.data.encode import EncodedSource, Encoder, cut_reason
 from lmoe.data.report import SourceReport
-from lmoe.data.rows import Row, data_files, read_rows
+from lmoe.data.row import Row
+from lmoe.data.rows import data_files, read_rows
 from lmoe.data.template import ChatTemplate
 from lmoe.errors import DataError
 from lmoe.files.small_file import ordinary_size
@@ -79,7 +80,7 @@ class Reader:
         if not local.exists():
             rows = read_rows(path)
             parts = [{**asdict(row), "where": None} for row in rows]
-            self.hashes[path] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+            self.hashes[path] = hashlib.sha256(json.dumps(parts, sort_keys=True, default=sorted).encode()).hexdigest()
             return rows, self.hashes[path]
         digests = []
         for file in data_files(local):

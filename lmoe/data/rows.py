@@ -3,21 +3,16 @@
 import gzip
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lmoe.config.limits import MOST_CHARACTERS
+from lmoe.data.contract import row_of
+from lmoe.data.row import Row
 from lmoe.errors import DataError
 from lmoe.files.small_file import Reader, ordinary_size
-from lmoe.files.wording import first_line, quoted
+from lmoe.files.wording import first_line
 
-FORMATS = (
-    '{"messages": [{"role": …, "content": …}, …]}, {"prompt": …, "response": …}, '
-    '{"instruction": …, "input": …, "output": …} or {"text": …}'
-)
-ROLES = ("system", "user", "assistant", "tool")
 SUFFIXES = (".jsonl", ".jsonl.gz")
 DEFAULT_DOMAIN = "all"
 BLANK = b" \t\r\n\xef\xbb\xbf"
@@ -26,25 +21,6 @@ LONGEST_LINE = 64_000_000
 """Bytes of a line: a row of that length has more tokens than any context, so that a file without lines is no JSONL."""
 ROW = Reader(error=DataError, finite=False)
 """How a line is parsed; what a field that nobody reads holds may be NaN."""
-
-Message = dict[str, str]
-
-
-@dataclass(slots=True, frozen=True)
-class Row:
-    """One sample: either chat messages or plain text.
-
-    Args:
-        messages: chat turns, or None for plain text.
-        text: plain text, or None for chats.
-        domain: the row's domain; the file's name where the row gives none and the data is a folder.
-        where: file and line, for messages to the user.
-    """
-
-    messages: tuple[Message, ...] | None
-    text: str | None
-    domain: str
-    where: str
 
 
 def data_files(path: Path) -> list[Path]:
@@ -79,7 +55,7 @@ def read_rows(source: str) -> list[Row]:
 def _file_rows(file: Path, *, by_name: bool) -> Iterator[Row]:
     default_domain = file.name.split(".")[0] if by_name else DEFAULT_DOMAIN
     for record, where in json_records(file):
-        yield row_from(record, default_domain, where)
+        yield row_of(record, where, default_domain)
 
 
 def json_records(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
@@ -125,53 +101,4 @@ def _hub_rows(name: str) -> Iterable[Row]:
             "Without network, give a JSONL file or a folder of them."
         ) from None
     for number, record in enumerate(loaded):
-        yield row_from(dict(record), DEFAULT_DOMAIN, f"{name}[{number}]")
-
-
-def row_from(record: dict[str, Any], default_domain: str, where: str) -> Row:
-    """Bring one record of any accepted format to a Row.
-
-    Raises:
-        DataError: unknown format, a wrong type, an unknown role, or an empty message.
-    """
-    domain = record.get("domain") or default_domain
-    if not isinstance(domain, str) or "/" in domain or len(domain) > MOST_CHARACTERS:
-        most = f"of at most {MOST_CHARACTERS:,} characters"
-        raise DataError(f"{where}: domain must be text without a slash, {most}, got {quoted(domain)}")
-    if isinstance(text := record.get("text"), str):
-        return Row(messages=None, text=text, domain=domain, where=where)
-    return Row(messages=tuple(_messages(record, where)), text=None, domain=domain, where=where)
-
-
-def _messages(record: dict[str, Any], where: str) -> list[Message]:
-    if "messages" in record:
-        turns = record["messages"]
-        if not isinstance(turns, list) or not turns:
-            raise DataError(f"{where}: messages must be a non-empty list, got {quoted(turns)}")
-        return [_message(turn, index, where) for index, turn in enumerate(turns)]
-    if "prompt" in record and (answer := _first(record, "response", "completion")):
-        return _pair(record["prompt"], record[answer], ("prompt", answer), where)
-    if "instruction" in record and "output" in record:
-        extra = record.get("input") or ""
-        prompt = f"{record['instruction']}\n\n{extra}" if extra else record["instruction"]
-        return _pair(prompt, record["output"], ("instruction", "output"), where)
-    raise DataError(f"{where}: unknown row format with keys {quoted(sorted(record))}; expected {FORMATS}")
-
-
-def _first(record: dict[str, Any], *names: str) -> str | None:
-    return next((name for name in names if name in record), None)
-
-
-def _message(turn: Any, index: int, where: str) -> Message:
-    if not isinstance(turn, dict) or not isinstance(turn.get("role"), str) or not isinstance(turn.get("content"), str):
-        raise DataError(f"{where}: messages[{index}] must be an object with text role and content, got {quoted(turn)}")
-    if turn["role"] not in ROLES:
-        raise DataError(f"{where}: messages[{index}].role is {quoted(turn['role'])}; allowed: {', '.join(ROLES)}")
-    return {"role": turn["role"], "content": turn["content"]}
-
-
-def _pair(prompt: Any, answer: Any, names: tuple[str, str], where: str) -> list[Message]:
-    for name, value in zip(names, (prompt, answer), strict=True):
-        if not isinstance(value, str):
-            raise DataError(f"{where}: {name} must be text, got {type(value).__name__}")
-    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+        yield row_of(dict(record), f"{name}[{number}]", DEFAULT_DOMAIN)

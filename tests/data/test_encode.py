@@ -3,7 +3,7 @@
 from transformers import PreTrainedTokenizerFast
 
 from lmoe.data.encode import NO_ASSISTANT_TEXT, NO_TEXT, NOTHING_TO_PREDICT, EncodedSource, Encoder, cut_reason
-from lmoe.data.rows import Row
+from lmoe.data.row import Row
 from lmoe.data.template import ChatTemplate
 from tests.data.test_template import chat
 

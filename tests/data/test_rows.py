@@ -44,7 +44,7 @@ MALFORMED = [
     (b'{"question": "x"}\n', r"rows\.jsonl:1: unknown row format with keys \['question'\]"),
     (b'{"messages": []}\n', r"rows\.jsonl:1: messages must be a non-empty list"),
     (b'{"messages": [{"role": "bot", "content": "x"}]}\n', r"rows\.jsonl:1: messages\[0\]\.role is 'bot'"),
-    (b'{"prompt": 1, "response": "x"}\n', r"rows\.jsonl:1: prompt must be text, got int"),
+    (b'{"prompt": 1, "response": "x"}\n', r"rows\.jsonl:1: prompt must be text, got 1"),
     (b'{"text": "x", "domain": "a/b"}\n', r"rows\.jsonl:1: domain must be text without a slash"),
     (b"\n", r"rows\.jsonl: no rows"),
     (b'{"text": "x"}\n{"text": ' + b"[" * 1000 + b"]" * 1000 + b"}\n", r"rows\.jsonl:2: lists and objects are nested"),

@@ -7,7 +7,7 @@ from tokenizers import processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from lmoe.data.encode import Encoder, token_labels
-from lmoe.data.rows import Row
+from lmoe.data.row import Row
 from lmoe.data.template import TEMPLATE_FILE, ChatTemplate, take_template
 from lmoe.errors import DataError
 from lmoe.pretrain.bpe import CHAT_TEMPLATE

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from lmoe.cli.main import app
 from lmoe.data.encode import Encoder
-from lmoe.data.rows import Row
+from lmoe.data.row import Row
 from lmoe.data.template import ChatTemplate
 from lmoe.report.summary import FINISHED
 from lmoe.run.next_commands import export_format, next_commands, short_prompt
