@@ -173,6 +173,13 @@ class NonFinite(StrEnum):
     skip = "skip"
 
 
+class OnBadRow(StrEnum):
+    """What a row does that cannot be used."""
+
+    error = "error"
+    drop = "drop"
+
+
 class KnockOut(StrEnum):
     """Which experts are silenced, one at a time, at the end of a run."""
 

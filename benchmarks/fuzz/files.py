@@ -340,7 +340,7 @@ def read_to_convert(whole: Whole, place: Path, draw: random.Random) -> None:
 
 def read_rows(whole: Whole, place: Path, draw: random.Random) -> None:
     """Rows, as they are read for training."""
-    from lmoe.data.rows import read_rows as read
+    from lmoe.data.sources import read_rows as read
 
     read(str(place / whole.rows.name))
 

@@ -28,7 +28,7 @@ def run(
         from lmoe.data.prepare import prepare
         from lmoe.files.resources import resource_dir
         from lmoe.report.say import say
-        from lmoe.rules.validate import data_problems
+        from lmoe.rules.data import data_problems
         from lmoe.run.announce import quiet_libraries
 
         quiet_libraries()

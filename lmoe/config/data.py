@@ -1,6 +1,28 @@
 """Rows, and how they become batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from lmoe.vocabulary import OnBadRow
+
+
+@dataclass(slots=True, kw_only=True)
+class SourceConfig:
+    """One of several sources of training rows."""
+
+    path: str = ""
+    """As data.path."""
+    domain: str | None = None
+    """Domain of its rows that name none; null: the name of the source."""
+    weight: float | None = None
+    """Its part of the training rows, against the weights of the other sources; null: as many rows as it has."""
+    split: str = "train"
+    """Split of a data set, in the words of datasets: train, or train[:10%]."""
+    config: str | None = None
+    """Configuration of a data set of the hub; null: its only one."""
+    revision: str | None = None
+    """Branch, tag or commit of a data set of the hub; null: the newest."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """As data.columns."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -8,22 +30,35 @@ class DataConfig:
     """Training and validation rows."""
 
     path: str = "bundled"
-    """JSONL file, folder of them, hub data set, or bundled (the eight domains that ship with lmoe)."""
+    """File, folder, data set of the hub, or bundled (the eight domains that ship with lmoe)."""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """Several sources by name, in place of data.path."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """What the rows call our keys, such as {prompt: question, response: answer}."""
     val_path: str | None = None
-    """Validation rows, likewise; null: a seeded share of data.path (bundled: its own validation rows)."""
+    """Validation rows, as data.path; null: a seeded share of the training rows (bundled: its own validation rows)."""
     val_fraction: float = 0.05
     """Share of the rows kept for validation where there is no val_path, above 0 and below 1."""
+    split_seed: int | None = None
+    """Seed of that share, so that runs of several seeds can keep the same rows; null: seed."""
     val_rows_per_domain: int = 0
     """Validation rows used of each domain, the first ones; 0: all."""
+    temperature: float | None = None
+    """Draw a domain of n rows in proportion to n^(1/temperature): above 1 evens them out; null: as they are."""
+    on_bad_row: OnBadRow = OnBadRow.error
+    """Rows that cannot be used (malformed, or refused by the chat template). error: end, naming the first five; drop:
+    leave them out and count them."""
     max_length: int = 512
     """Longest row in tokens; what is longer is cut at the end."""
     batch_size: int = 16
     """Rows (with packing: packed sequences of max_length tokens) in one micro-batch."""
-    packing: bool | None = False
+    packing: bool | None = None
     """Put several training rows into one sequence of max_length tokens, attention kept apart by position ids; null:
     where the backbone is known to keep them apart."""
     num_workers: int = 0
     """Processes that load batches; 0: the main process."""
+    num_proc: int | None = None
+    """Processes that tokenise rows which are not in the cache; null: torch's number of threads, for large sources."""
     chat_template: str | None = None
     """File with a Jinja chat template, which is saved with the adapter; null: the tokenizer's own."""
     cache_dir: str | None = None

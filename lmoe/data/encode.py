@@ -1,19 +1,20 @@
 """From rows to tokens with labels: each row is rendered once and tokenised once."""
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from lmoe.data.encoded import EncodedRow, EncodedRows
+from lmoe.data.account import Account
+from lmoe.data.encoded import EncodedRow, EncodedRows, row_digest
 from lmoe.data.row import Row
 from lmoe.data.spans import Span
 from lmoe.data.template import ChatTemplate
-from lmoe.errors import DataError
+from lmoe.errors import DataError, LmoeError
 
 NO_ASSISTANT_TEXT = "no assistant text"
 NO_TEXT = "no text"
@@ -21,10 +22,56 @@ NOTHING_TO_PREDICT = "no label token behind the first token"
 CHUNK = 512
 """Rows rendered and tokenised at a time."""
 
+Numbered = tuple[Row | LmoeError, int]
+"""A row or why it is none, and its number in its file."""
+
 
 def cut_reason(max_length: int) -> str:
     """Why a row is dropped whose labels all lie behind the cut."""
     return f"nothing left after truncation to {max_length} tokens"
+
+
+@dataclass(slots=True, frozen=True)
+class TokenisedRow:
+    """What is made of one row of n tokens, before it is cut.
+
+    Args:
+        row: the row.
+        input_ids: (n,) int32.
+        is_label: (n,) bool.
+        offsets: (start, end) characters of each token in `text`; None for plain text.
+        text: what was tokenised.
+    """
+
+    row: Row
+    input_ids: np.ndarray
+    is_label: np.ndarray
+    offsets: Sequence[Span] | None
+    text: str
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Chunk:
+    """Some rows of one file, tokenised: N rows that are kept, of M tokens.
+
+    Args:
+        place: index of the file in its source.
+        input_ids: (M,) int32.
+        is_label: (M,) bool.
+        lengths, label_counts, digests, numbers: (N,) int64, as in EncodedRows.
+        domains: of each kept row.
+        account: of all rows.
+    """
+
+    place: int
+    input_ids: np.ndarray
+    is_label: np.ndarray
+    lengths: np.ndarray
+    label_counts: np.ndarray
+    digests: np.ndarray
+    numbers: np.ndarray
+    domains: list[str]
+    account: Account
 
 
 @dataclass(slots=True, frozen=True)
@@ -34,16 +81,12 @@ class EncodedSource:
     Args:
         rows: the rows that can be learnt from, in the order of the source.
         domains: names, rows.domains points into it.
-        read: rows read.
-        dropped: rows left out, by reason.
-        truncated: rows among `rows` that were cut at the end.
+        account: of all that was read.
     """
 
     rows: EncodedRows
     domains: list[str]
-    read: int
-    dropped: dict[str, int]
-    truncated: int
+    account: Account
 
 
 def token_labels(offsets: Sequence[Span], spans: Sequence[Span]) -> Tensor:
@@ -74,6 +117,20 @@ def token_places(offsets: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(starts, np.concatenate([[0], np.maximum.accumulate(ends)[:-1]])[: len(starts)]), ends
 
 
+def not_for_sft(row: Row) -> str | None:
+    """Why supervised fine-tuning cannot learn from a row, or None."""
+    if row.chosen is not None:
+        return (
+            "chosen and rejected are two answers to compare, which task.name=sft does not do; "
+            "data.columns={response: chosen} learns the chosen ones (of whole conversations {messages: chosen})"
+        )
+    if row.label is False:
+        return "label is false, which marks a bad answer; task.name=sft would learn it"
+    if row.answer is not None and row.format == "prompt":
+        return "answer is what answers are checked against; data.columns={response: answer} learns it as the answer"
+    return None
+
+
 class Encoder:
     """Tokenise rows of chats and of plain text.
 
@@ -87,64 +144,137 @@ class Encoder:
         self.tokenizer, self.template, self.max_length = tokenizer, template, max_length
 
     def encode(self, rows: Sequence[Row]) -> EncodedSource:
-        """Tokenise, cut and label all rows; count those that leave nothing to learn.
+        """Tokenise, cut and label rows that are at hand; count those that leave nothing to learn.
 
         Raises:
-            DataError: a conversation that cannot be rendered or masked, with file and line.
+            DataError: rows that cannot be rendered or masked, with file and line.
         """
+        chunks = list(self.chunks(((row, number) for number, row in enumerate(rows)), place=0))
+        account = Account.sum(chunk.account for chunk in chunks)
+        account.check()
         domains = sorted({row.domain for row in rows})
-        index = {name: i for i, name in enumerate(domains)}
-        dropped: Counter[str] = Counter()
-        kept: list[EncodedRow] = []
-        truncated = 0
-        for row, (ids, labels) in zip(rows, self._tokenised(rows), strict=True):
-            cut = labels[: self.max_length].clone()
-            if not bool(cut[1:].any()):
-                dropped[self._reason(row, labels)] += 1
-                continue
-            truncated += len(ids) > self.max_length
-            kept.append(EncodedRow(torch.tensor(ids[: self.max_length], dtype=torch.int32), cut, index[row.domain]))
-        return EncodedSource(EncodedRows.of(kept), domains, len(rows), dict(sorted(dropped.items())), truncated)
+        kept = [
+            EncodedRow(torch.from_numpy(ids), torch.from_numpy(labels), domains.index(domain))
+            for chunk in chunks
+            for ids, labels, domain in zip(
+                np.split(chunk.input_ids, chunk.lengths.cumsum()),
+                np.split(chunk.is_label, chunk.lengths.cumsum()),
+                chunk.domains,
+                strict=False,  # behind the last row there is an empty piece
+            )
+        ]
+        return EncodedSource(EncodedRows.of(kept), domains, account)
 
-    def _reason(self, row: Row, labels: Tensor) -> str:
+    def chunks(self, rows: Iterable[Numbered], place: int) -> Iterator[Chunk]:
+        """Rows of one file as tokens, some at a time.
+
+        Args:
+            place: index of the file in its source.
+
+        Raises:
+            DataError: a tokenizer that cannot do it.
+        """
+        numbered = iter(rows)
+        while some := list(islice(numbered, CHUNK)):
+            yield self._chunk(some, place)
+
+    def _chunk(self, rows: Sequence[Numbered], place: int) -> Chunk:
+        account = Account(read=len(rows))
+        kept: list[tuple[np.ndarray, np.ndarray, int, str]] = []
+        tokenised = self.tokenise([row for row, _ in rows], account)
+        for found, (_, number) in zip(tokenised, rows, strict=True):
+            if isinstance(found, LmoeError):
+                account.refuse(str(found))
+                continue
+            row = found.row
+            account.formats[row.format] += 1
+            account.ignored.update(row.ignored)
+            if row.answer is not None:
+                account.ignored["answer"] += 1
+            labels = found.is_label[: self.max_length].copy()
+            if not labels[1:].any():
+                account.dropped[self._reason(row, found.is_label)] += 1
+                continue
+            account.truncated += len(found.input_ids) > self.max_length
+            kept.append((found.input_ids[: self.max_length], labels, number, row.domain))
+        ids = [part[0] for part in kept]
+        return Chunk(
+            place=place,
+            input_ids=np.concatenate([np.zeros(0, dtype=np.int32), *ids]),
+            is_label=np.concatenate([np.zeros(0, dtype=bool), *(part[1] for part in kept)]),
+            lengths=np.array([len(part) for part in ids], dtype=np.int64),
+            label_counts=np.array([part[1][1:].sum() for part in kept], dtype=np.int64),
+            digests=np.array([row_digest(part) for part in ids], dtype=np.int64),
+            numbers=np.array([part[2] for part in kept], dtype=np.int64),
+            domains=[part[3] for part in kept],
+            account=account,
+        )
+
+    def _reason(self, row: Row, labels: np.ndarray) -> str:
         if row.text is not None and not row.text.strip():
             return NO_TEXT
-        if row.text is None and not bool(labels.any()):
+        if row.text is None and not labels.any():
             return NO_ASSISTANT_TEXT
-        return cut_reason(self.max_length) if bool(labels[1:].any()) else NOTHING_TO_PREDICT
+        return cut_reason(self.max_length) if labels[1:].any() else NOTHING_TO_PREDICT
 
-    def _tokenised(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
-        for first in range(0, len(rows), CHUNK):
-            chunk = rows[first : first + CHUNK]
-            chats = iter(self._chats([row for row in chunk if row.text is None]))
-            texts = iter(self._texts([row.text for row in chunk if row.text is not None]))
-            for row in chunk:
-                yield next(chats if row.text is None else texts)
+    def tokenise(self, rows: Sequence[Row | LmoeError], account: Account) -> list[TokenisedRow | LmoeError]:
+        """Rows as tokens, each in its place, or why it cannot be learnt from.
 
-    def _chats(self, rows: Sequence[Row]) -> list[tuple[list[int], Tensor]]:
+        Args:
+            account: counts turns.
+
+        Raises:
+            DataError: a tokenizer that cannot do it.
+        """
+        found: list[TokenisedRow | LmoeError | None] = [row if isinstance(row, LmoeError) else None for row in rows]
+        chats: list[tuple[int, Row]] = []
+        texts: list[tuple[int, Row]] = []
+        for index, row in enumerate(rows):
+            if isinstance(row, LmoeError):
+                continue
+            if (reason := not_for_sft(row)) is not None:
+                found[index] = DataError(f"{row.where}: {reason}")
+            else:
+                (chats if row.text is None else texts).append((index, row))
+        for index, tokens in (*self._chats(chats, account), *self._texts(texts)):
+            found[index] = tokens
+        return [tokens for tokens in found if tokens is not None]
+
+    def _chats(
+        self, rows: Sequence[tuple[int, Row]], account: Account
+    ) -> Iterator[tuple[int, TokenisedRow | LmoeError]]:
         if not rows:
-            return []
+            return
         if not isinstance(self.tokenizer, PreTrainedTokenizerFast):
             raise DataError(
-                f"{rows[0].where}: {type(self.tokenizer).__name__} gives no character offsets, so the assistant's "
+                f"{rows[0][1].where}: {type(self.tokenizer).__name__} gives no character offsets, so the assistant's "
                 "tokens cannot be found. Use a tokenizer with a tokenizer.json (a fast one), or plain text rows"
             )
-        rendered = [self.template.render(row.messages or (), row.where) for row in rows]
+        rendered = []
+        for index, row in rows:
+            try:
+                rendered.append((index, row, self.template.render(row.messages or (), row.where)))
+            except DataError as error:
+                if self.template.source is None:
+                    raise
+                yield index, error
+        if not rendered:
+            return
         tokens = self.tokenizer(
-            [r.text for r in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            [r.text for _, _, r in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )
-        offsets = tokens["offset_mapping"]
-        return [
-            (ids, token_labels(o, r.spans)) for ids, o, r in zip(tokens["input_ids"], offsets, rendered, strict=True)
-        ]
+        for (index, row, r), ids, offsets in zip(rendered, tokens["input_ids"], tokens["offset_mapping"], strict=True):
+            labels = token_labels(offsets, r.spans).numpy()
+            yield index, TokenisedRow(row, np.asarray(ids, dtype=np.int32), labels, offsets, r.text)
 
-    def _texts(self, texts: Sequence[str]) -> list[tuple[list[int], Tensor]]:
-        if not texts:
-            return []
+    def _texts(self, rows: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, TokenisedRow]]:
+        if not rows:
+            return
         eos = self.tokenizer.eos_token_id
-        encoded = []
-        for text, ids in zip(texts, self.tokenizer(list(texts), verbose=False)["input_ids"], strict=True):
+        texts = [row.text or "" for _, row in rows]
+        for (index, row), ids in zip(rows, self.tokenizer(texts, verbose=False)["input_ids"], strict=True):
             if eos is not None and ids[-1:] != [eos]:
                 ids = [*ids, eos]
-            encoded.append((ids, torch.full((len(ids),), bool(text.strip()))))
-        return encoded
+            text = row.text or ""
+            labels = np.full(len(ids), bool(text.strip()))
+            yield index, TokenisedRow(row, np.asarray(ids, dtype=np.int32), labels, None, text)

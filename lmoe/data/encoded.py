@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -28,21 +30,51 @@ class EncodedRow:
         return len(self.input_ids)
 
 
+def row_digest(input_ids: np.ndarray) -> int:
+    """Number by which equal rows are found, of 64 bits with a sign.
+
+    Args:
+        input_ids: (n,) int32.
+    """
+    return int(np.uint64(xxhash.xxh3_64_intdigest(input_ids.tobytes())).astype(np.int64))
+
+
 @dataclass(slots=True, frozen=True)
-class EncodedRows(Dataset[EncodedRow]):
-    """N rows of M tokens in all.
+class Tokens:
+    """Tokens of rows behind one another; may be mapped from disk.
 
     Args:
         input_ids: (M,) int32.
         is_label: (M,) bool.
-        offsets: (N + 1,) int64, row i is offsets[i] to offsets[i + 1].
-        domains: (N,) int64, index into the list of domains.
     """
 
     input_ids: Tensor
     is_label: Tensor
-    offsets: Tensor
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class EncodedRows(Dataset[EncodedRow]):
+    """N rows, each a span of tokens; a choice of rows shares the tokens with all others.
+
+    Args:
+        tokens: of one source or several.
+        source: (N,) int64, index into `tokens`.
+        starts: (N,) int64, first token of each row.
+        lengths: (N,) int64, tokens of each row.
+        label_counts: (N,) int64, tokens of each row that carry a label: the first token of a row never does.
+        domains: (N,) int64, index into the list of domains.
+        digests: (N,) int64, equal for rows of equal tokens.
+        places: (N, 2) int64: index of the file in its source, and number of the row in it.
+    """
+
+    tokens: tuple[Tokens, ...]
+    source: Tensor
+    starts: Tensor
+    lengths: Tensor
+    label_counts: Tensor
     domains: Tensor
+    digests: Tensor
+    places: Tensor
 
     def __len__(self) -> int:
         return len(self.domains)
@@ -50,41 +82,56 @@ class EncodedRows(Dataset[EncodedRow]):
     def __getitem__(self, index: int) -> EncodedRow:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        tokens = slice(int(self.offsets[index]), int(self.offsets[index + 1]))
-        return EncodedRow(self.input_ids[tokens], self.is_label[tokens], int(self.domains[index]))
+        tokens, start = self.tokens[int(self.source[index])], int(self.starts[index])
+        place = slice(start, start + int(self.lengths[index]))
+        return EncodedRow(tokens.input_ids[place], tokens.is_label[place], int(self.domains[index]))
 
-    @property
-    def lengths(self) -> Tensor:
-        """Tokens of each row, (N,) int64."""
-        return self.offsets.diff()
-
-    @property
-    def label_counts(self) -> Tensor:
-        """Tokens of each row that carry a label, (N,) int64: the first token of a row never does."""
-        sums = torch.cat([torch.zeros(1, dtype=torch.long), self.is_label.long().cumsum(0)])
-        return sums[self.offsets].diff() - self.is_label[self.offsets[:-1]].long()
+    def __iter__(self) -> Iterator[EncodedRow]:
+        return (self[index] for index in range(len(self)))
 
     def label_tokens(self) -> int:
         """Tokens that carry a label, over all rows."""
         return int(self.label_counts.sum())
 
     def subset(self, indices: Sequence[int] | Tensor) -> EncodedRows:
-        """A copy of the chosen rows, in the order of `indices`."""
-        return EncodedRows.of([self[int(i)] for i in indices])
+        """The chosen rows, in the order of `indices`, which may name a row twice."""
+        chosen = torch.as_tensor(indices, dtype=torch.long)
+        return replace(self, **{name: getattr(self, name)[chosen] for name in BY_ROW})
 
     def with_domains(self, new_index: Sequence[int]) -> EncodedRows:
         """The same rows where domain d has become new_index[d]."""
         table = torch.tensor(list(new_index), dtype=torch.long)
-        return EncodedRows(self.input_ids, self.is_label, self.offsets, table[self.domains])
+        return replace(self, domains=table[self.domains])
+
+    @staticmethod
+    def joined(parts: Sequence[EncodedRows]) -> EncodedRows:
+        """The rows of all parts behind one another."""
+        shifts = np.cumsum([0, *(len(part.tokens) for part in parts)])[:-1]
+        shifted = [replace(part, source=part.source + int(by)) for part, by in zip(parts, shifts, strict=True)]
+        columns = {name: torch.cat([getattr(part, name) for part in shifted]) for name in BY_ROW}
+        return EncodedRows(tokens=tuple(tokens for part in parts for tokens in part.tokens), **columns)
 
     @staticmethod
     def of(rows: Iterable[EncodedRow]) -> EncodedRows:
         """Rows behind one another."""
         kept = list(rows)
-        offsets = torch.tensor([0, *(len(row) for row in kept)], dtype=torch.long).cumsum(0)
+        lengths = torch.tensor([len(row) for row in kept], dtype=torch.long)
         return EncodedRows(
-            input_ids=torch.cat([torch.empty(0, dtype=torch.int32), *(row.input_ids for row in kept)]),
-            is_label=torch.cat([torch.empty(0, dtype=torch.bool), *(row.is_label for row in kept)]),
-            offsets=offsets,
+            tokens=(
+                Tokens(
+                    torch.cat([torch.empty(0, dtype=torch.int32), *(row.input_ids for row in kept)]),
+                    torch.cat([torch.empty(0, dtype=torch.bool), *(row.is_label for row in kept)]),
+                ),
+            ),
+            source=torch.zeros(len(kept), dtype=torch.long),
+            starts=lengths.cumsum(0) - lengths,
+            lengths=lengths,
+            label_counts=torch.tensor([int(row.is_label[1:].sum()) for row in kept], dtype=torch.long),
             domains=torch.tensor([row.domain for row in kept], dtype=torch.long),
+            digests=torch.tensor([row_digest(row.input_ids.numpy()) for row in kept], dtype=torch.long),
+            places=torch.tensor([(0, number) for number in range(len(kept))], dtype=torch.long).reshape(-1, 2),
         )
+
+
+BY_ROW = ("source", "starts", "lengths", "label_counts", "domains", "digests", "places")
+"""Fields of EncodedRows that hold a value for each row."""

@@ -114,7 +114,10 @@ class PackedRows(Dataset[tuple[EncodedRow, ...]]):
         return self._sums(self.rows.label_counts)
 
     def _sums(self, of_rows: Tensor) -> Tensor:
-        return torch.stack([of_rows[list(rows)].sum() for rows in self.sequences])
+        counts = torch.tensor([len(rows) for rows in self.sequences])
+        rows = torch.tensor([row for rows in self.sequences for row in rows])
+        place = torch.arange(len(self.sequences)).repeat_interleave(counts)
+        return torch.zeros(len(self.sequences), dtype=torch.long).index_add(0, place, of_rows[rows])
 
     @staticmethod
     def of(rows: EncodedRows, max_length: int, seed: int) -> PackedRows:

@@ -1,15 +1,21 @@
 """From a data config to tokenised training and validation rows, and a report of what became of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
+from lmoe.data.encode import EncodedSource
 from lmoe.data.encoded import EncodedRows
+from lmoe.data.mixing import domain_shares, mixed, weight_shares
 from lmoe.data.pack import PackedRows, packing_supported
-from lmoe.data.reader import BUNDLED, Reader, val_source
+from lmoe.data.reader import Reader
 from lmoe.data.report import PrepareReport, split_report
+from lmoe.data.sources import Source, sources_of, val_source
 from lmoe.data.split import first_of_each, split_rows
 from lmoe.errors import DataError
 
@@ -51,16 +57,17 @@ def prepare(
     """
     packing = _packs(config.packing, packing_model_type)
     reader = Reader(config, tokenizer)
-    source = reader.read(str(bundled / "train") if config.path == BUNDLED else config.path, "data.path")
-    val_path = val_source(config, bundled)
-    if val_path is None:
-        names = [source.domains[i] for i in source.rows.domains.tolist()]
-        chosen, held_out = split_rows(names, config.val_fraction, seed)
-        train, val, domains = source.rows.subset(chosen), source.rows.subset(held_out), source.domains
+    given = sources_of(config, bundled)
+    whole, domains, of_source = read_all(reader, given)
+    val_from = val_source(config, bundled)
+    if val_from is None:
+        chosen, held_out = split_off(whole, domains, config, seed)
+        train, val, of_source = whole.subset(chosen), whole.subset(held_out), of_source[chosen]
     else:
-        other = reader.read(val_path, "data.val_path")
-        domains = sorted({*source.domains, *other.domains})
-        train, val = (s.rows.with_domains([domains.index(d) for d in s.domains]) for s in (source, other))
+        other = reader.read(val_from)
+        both = sorted({*domains, *other.domains})
+        train, val = whole.with_domains([both.index(name) for name in domains]), _joined([other], both)
+        domains = both
     if config.val_rows_per_domain:
         val = val.subset(first_of_each(val.domains.tolist(), config.val_rows_per_domain))
     report = PrepareReport(
@@ -68,12 +75,62 @@ def prepare(
         train=split_report(train, domains),
         val=split_report(val, domains),
         data_hashes=reader.hashes,
+        duplicates=len(train) - len(train.digests.unique()),
+        leaked=int(torch.isin(val.digests, train.digests).sum()),
     )
+    if (shares := _shares(config, given, train, of_source)) is not None:
+        groups, parts = shares
+        train = train.subset(mixed(groups, parts, seed))
+        report.mixed = split_report(train, domains)
     packed = PackedRows.of(train, config.max_length, seed) if packing else None
     if packed is not None:
         report.train.packed_sequences = len(packed)
-        report.train.fill = report.train.tokens / (len(packed) * config.max_length)
+        report.train.fill = int(train.lengths.sum()) / (len(packed) * config.max_length)
     return PreparedData(train=train if packed is None else packed, val=val, domains=domains, report=report)
+
+
+def read_all(reader: Reader, sources: Sequence[Source]) -> tuple[EncodedRows, list[str], Tensor]:
+    """Rows of all sources behind one another, the sorted names of their domains, and (N,) int64 the source of each.
+
+    Raises:
+        DataError: rows that cannot be read, tokenised or used.
+    """
+    found = [reader.read(source) for source in sources]
+    domains = sorted({name for source in found for name in source.domains})
+    counts = torch.tensor([len(source.rows) for source in found])
+    return _joined(found, domains), domains, torch.arange(len(found)).repeat_interleave(counts)
+
+
+def split_off(rows: EncodedRows, domains: list[str], config: DataConfig, seed: int) -> tuple[list[int], list[int]]:
+    """Indices of the rows to train on, and of those kept for validation.
+
+    Args:
+        seed: of the run, which counts where data.split_seed is null.
+
+    Raises:
+        DataError: fewer than two rows.
+    """
+    names = [domains[i] for i in rows.domains.tolist()]
+    return split_rows(names, config.val_fraction, seed if config.split_seed is None else config.split_seed)
+
+
+def _joined(found: Sequence[EncodedSource], domains: list[str]) -> EncodedRows:
+    """The rows of all sources behind one another, with indices into one list of domains."""
+    parts = [source.rows.with_domains([domains.index(name) for name in source.domains]) for source in found]
+    return parts[0] if len(parts) == 1 else EncodedRows.joined(parts)
+
+
+def _shares(
+    config: DataConfig, sources: Sequence[Source], train: EncodedRows, of_source: Tensor
+) -> tuple[Tensor, list[float]] | None:
+    """The group of each training row and the share of each group; None where rows come as they are."""
+    if config.temperature is not None:
+        sizes = torch.bincount(train.domains).tolist()
+        return train.domains, domain_shares(sizes, config.temperature)
+    weights = [source.weight for source in sources]
+    if all(weight is None for weight in weights):
+        return None
+    return of_source, weight_shares(torch.bincount(of_source, minlength=len(sources)).tolist(), weights)
 
 
 def _packs(asked: bool | None, model_type: str | None) -> bool:

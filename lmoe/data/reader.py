@@ -1,34 +1,28 @@
-"""Read one source of rows after another: from the cache, or parsed and tokenised."""
+"""Read one source of rows after another: from the cache, or parsed and tokenised, in several processes if need be."""
 
-import hashlib
-import json
-from dataclasses import asdict
-from pathlib import Path
+import os
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from typing import Any
 
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
-from lmoe.data.cache import cache_file, cache_folder, cache_key, load_source, save_source
-from lmoe.data.encode import EncodedSource, Encoder, cut_reason
+from lmoe.data.cache import cache_file, cache_folder, cache_key, collect, load_source
+from lmoe.data.encode import Chunk, EncodedSource, Encoder, cut_reason
 from lmoe.data.report import SourceReport
-from lmoe.data.row import Row
-from lmoe.data.rows import data_files, read_rows
+from lmoe.data.sources import Opened, Part, Source, open_source
 from lmoe.data.template import ChatTemplate
-from lmoe.errors import DataError
-from lmoe.files.small_file import ordinary_size
+from lmoe.errors import DataError, LmoeError
+from lmoe.vocabulary import OnBadRow
 
-BUNDLED = "bundled"
-"""What data.path calls the rows that ship with lmoe."""
-
-
-def val_source(config: DataConfig, bundled: Path) -> str | None:
-    """Where the validation rows of a config are; None: they are split off its training rows.
-
-    Args:
-        bundled: folder with val/, what path "bundled" means.
-    """
-    path = config.val_path or (BUNDLED if config.path == BUNDLED else None)
-    return str(bundled / "val") if path == BUNDLED else path
+PARTS_FOR_PROCESSES = 4
+"""A source of fewer pieces is tokenised in one process: others would take longer to start."""
+SHOWN_AFTER = 2.0
+"""Seconds after which tokenising shows how far it is."""
 
 
 class Reader:
@@ -48,60 +42,110 @@ class Reader:
         self.reports: list[SourceReport] = []
         self.hashes: dict[str, str] = {}
 
-    def read(self, path: str, key_name: str) -> EncodedSource:
-        """The usable rows of one source, from the cache if they are there."""
-        rows, content = self._content(path)
-        key = cache_key(content, self.tokenizer, self.template.source, self.config.max_length)
-        file = cache_file(cache_folder(self.config.cache_dir), key)
-        source = load_source(file, key)
-        hit, stored = source is not None, True
-        if source is None:
-            encoder = Encoder(self.tokenizer, self.template, self.config.max_length)
-            source = encoder.encode(read_rows(path) if rows is None else rows)
-            self._check(source, path, key_name)
-            stored = save_source(source, file, key)
+    def read(self, source: Source) -> EncodedSource:
+        """The usable rows of one source, from the cache if they are there.
+
+        Raises:
+            DataError: rows that cannot be read, tokenised or used.
+        """
+        cache = cache_folder(self.config.cache_dir)
+        opened = open_source(source, cache)
+        self.hashes |= opened.hashes
+        how = {"domain": source.domain, "columns": dict(source.columns)}
+        key = cache_key(
+            opened.content,
+            self.tokenizer,
+            self.template.source,
+            self.config.max_length,
+            {name: value for name, value in how.items() if value},
+        )
+        file = cache_file(cache, key)
+
+        def check(found: EncodedSource) -> None:
+            self._check(found, source)
+
+        stored = load_source(file, key)
+        if stored is not None:
+            check(stored)
+        encoder = Encoder(self.tokenizer, self.template, self.config.max_length)
+        found, kept = (stored, True) if stored is not None else collect(self._chunks(encoder, opened), file, key, check)
         self.reports.append(
             SourceReport(
-                path=path,
+                path=source.path,
                 key=key,
-                read=source.read,
-                kept=len(source.rows),
-                dropped=source.dropped,
-                truncated=source.truncated,
-                cache_hit=hit,
-                cache_path=str(file) if stored else None,
+                account=found.account,
+                kept=len(found.rows),
+                unread=opened.unread,
+                cache_hit=stored is not None,
+                cache_path=str(file) if kept else None,
             )
         )
-        return source
+        return found
 
-    def _content(self, path: str) -> tuple[list[Row] | None, str]:
-        """Digest of the rows: of local files without parsing them, of a hub data set after reading it."""
-        local = Path(path).expanduser()
-        if not local.exists():
-            rows = read_rows(path)
-            parts = [{**asdict(row), "where": None} for row in rows]
-            self.hashes[path] = hashlib.sha256(json.dumps(parts, sort_keys=True, default=sorted).encode()).hexdigest()
-            return rows, self.hashes[path]
-        digests = []
-        for file in data_files(local):
-            self.hashes[str(file)] = _file_digest(file)
-            digests.append((file.name if local.is_dir() else "", self.hashes[str(file)]))
-        return None, hashlib.sha256(json.dumps(digests).encode()).hexdigest()
+    def _chunks(self, encoder: Encoder, opened: Opened) -> Iterator[Chunk]:
+        """All rows as tokens, in their order, with a line of progress where it takes long."""
+        with tqdm(desc="tokenising", unit=" rows", delay=SHOWN_AFTER, leave=False, disable=None) as progress:
+            processes = min(self.config.num_proc or torch.get_num_threads(), len(opened.parts))
+            enough = self.config.num_proc is not None or len(opened.parts) >= PARTS_FOR_PROCESSES
+            chunks = (
+                _in_processes(opened.parts, encoder, processes)
+                if processes > 1 and enough
+                else (chunk for part in opened.parts for chunk in encoder.chunks(part.rows(), part.place))
+            )
+            for chunk in chunks:
+                progress.update(chunk.account.read)
+                yield chunk
 
-    def _check(self, source: EncodedSource, path: str, key_name: str) -> None:
-        if len(source.rows):
+    def _check(self, found: EncodedSource, source: Source) -> None:
+        if self.config.on_bad_row is OnBadRow.error:
+            found.account.check()
+        if len(found.rows):
             return
-        counts = "; ".join(f"{count} {reason}" for reason, count in source.dropped.items())
+        if not found.account.read:
+            raise DataError(f"{source.named}: no rows")
+        counts = [f"{count} {reason}" for reason, count in sorted(found.account.dropped.items())]
+        if found.account.bad:
+            counts.append(f"{found.account.bad} cannot be used, such as {found.account.first_bad[0]}")
         remedy = "change the rows"
-        if cut_reason(self.config.max_length) in source.dropped:
+        if cut_reason(self.config.max_length) in found.account.dropped:
             remedy = f"raise {self.length_name} (now {self.config.max_length}), or shorten the rows"
-        raise DataError(f"{key_name}={path}: all {source.read} rows were dropped ({counts}); {remedy}")
+        raise DataError(f"{source.named}: all {found.account.read} rows were dropped ({'; '.join(counts)}); {remedy}")
 
 
-def _file_digest(file: Path) -> str:
+def _in_processes(parts: list[Part], encoder: Encoder, processes: int) -> Iterator[Chunk]:
+    """The same chunks in the same order; `datasets` deals the parts to processes."""
+    import datasets  # heavy, and only large sources need it
+
+    stream: Any = datasets.IterableDataset.from_generator(
+        _encoded, gen_kwargs={"parts": list(enumerate(parts)), "encoder": encoder}
+    )
+    given = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a fork of threads waits for ever
     try:
-        ordinary_size(file)
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
+        turn, early = 0, defaultdict[int, deque[Chunk | None]](deque)
+        for found in DataLoader(stream, batch_size=None, num_workers=processes):
+            if isinstance(found["chunk"], LmoeError):
+                raise found["chunk"]
+            early[found["part"]].append(found["chunk"])
+            while early[turn]:
+                chunk = early[turn].popleft()
+                if chunk is None:
+                    del early[turn]
+                    turn += 1
+                else:
+                    yield chunk
+    finally:
+        os.environ.pop("TOKENIZERS_PARALLELISM")
+        if given is not None:
+            os.environ["TOKENIZERS_PARALLELISM"] = given
+
+
+def _encoded(parts: list[tuple[int, Part]], encoder: Encoder) -> Iterator[dict[str, Any]]:
+    """Chunks of each part, and None behind its last; or why it cannot be read."""
+    for number, part in parts:
+        try:
+            for chunk in encoder.chunks(part.rows(), part.place):
+                yield {"part": number, "chunk": chunk}
+        except LmoeError as error:
+            yield {"part": number, "chunk": error}
+        yield {"part": number, "chunk": None}

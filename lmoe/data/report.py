@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from lmoe.data.account import Account
 from lmoe.data.encoded import EncodedRows
 
 PERCENTILES = (("min", 0.0), ("50 %", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("max", 1.0))
@@ -17,20 +18,18 @@ class SourceReport:
         path: as given, or where the bundled rows are.
         key: digest of all that its tokenised rows depend on: the rows of its files in their order, tokenizer, template
             and length; not where they are.
-        read: rows read.
+        account: what became of its records.
         kept: rows that can be learnt from.
-        dropped: rows left out, by reason.
-        truncated: kept rows that were cut at the end.
+        unread: files of a folder that are not read.
         cache_hit: whether the tokenised rows came from the cache.
         cache_path: their file; None if it could not be written.
     """
 
     path: str
     key: str
-    read: int
+    account: Account
     kept: int
-    dropped: dict[str, int]
-    truncated: int
+    unread: list[str]
     cache_hit: bool
     cache_path: str | None
 
@@ -65,13 +64,19 @@ class PrepareReport:
     Args:
         sources: what was read; one, or training and validation.
         train, val: what each split holds.
-        data_hashes: SHA-256 of each file (of the rows, for a hub data set) by path.
+        data_hashes: SHA-256 of each file (of the rows, for a data set) by path.
+        duplicates: training rows whose tokens another training row before them has.
+        leaked: validation rows whose tokens a training row has too.
+        mixed: what an epoch of training holds where sources or domains are mixed; None: the training rows.
     """
 
     sources: list[SourceReport]
     train: SplitReport
     val: SplitReport
     data_hashes: dict[str, str]
+    duplicates: int = 0
+    leaked: int = 0
+    mixed: SplitReport | None = None
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows of (what, training, validation), plain text."""
@@ -90,15 +95,58 @@ class PrepareReport:
         return rows
 
     def lines(self) -> list[str]:
-        """One sentence for each source: what was read, dropped and cut, and the cache."""
+        """One sentence for each source: what was read, dropped and cut, and the cache; then what is to be known."""
         lines = []
         for source in self.sources:
-            line = f"{source.path}: {source.read:,} rows read, {source.kept:,} kept, {source.truncated:,} cut to length"
-            for reason, count in source.dropped.items():
+            account = source.account
+            formats = ", ".join(sorted(account.formats))
+            line = f"{source.path}: {account.read:,} rows read ({formats}), {source.kept:,} kept"
+            line += f", {account.truncated:,} cut to length"
+            for reason, count in sorted(account.dropped.items()):
                 line += f"; {count:,} dropped: {reason}"
             state = "hit" if source.cache_hit else "miss"
             lines.append(f"{line}; cache {state}, {source.cache_path or 'not written'}")
-        return lines
+        return lines + self.notes()
+
+    def notes(self) -> list[str]:
+        """What a user should know of the rows before training on them."""
+        notes = []
+        for source in self.sources:
+            account = source.account
+            if account.bad:
+                notes.append(
+                    f"{source.path}: {account.bad:,} of {account.read:,} rows cannot be used and are left out, such as "
+                    f"{account.first_bad[0]}"
+                )
+            if account.ignored:
+                notes.append(f"{source.path}: ignored: {', '.join(sorted(account.ignored))}")
+            if source.unread:
+                more = f" and {len(source.unread) - 5:,} more" if len(source.unread) > 5 else ""
+                notes.append(f"{source.path}: not read: {', '.join(source.unread[:5])}{more}")
+            if account.shortened:
+                notes.append(
+                    f"{source.path}: {_turns(account.shortened)} shortened by the chat template, which leaves out a "
+                    "part of what the rows say"
+                )
+            if account.endless:
+                notes.append(
+                    f"{source.path}: the end of {account.endless:,} of {_turns(account.turns)} is not learnt: the chat "
+                    "template writes none, or leaves it out of {% generation %}; the model will not learn to stop"
+                )
+        if self.duplicates:
+            notes.append(f"{self.duplicates:,} of {self.train.rows:,} training rows stand there twice or more often")
+        if self.leaked:
+            notes.append(
+                f"{self.leaked:,} of {self.val.rows:,} validation rows are training rows too: losses on them say little"
+            )
+        if self.mixed is not None:
+            parts = [f"{name} {count / self.mixed.rows:.0%}" for name, count in self.mixed.rows_by_domain.items()]
+            notes.append(f"an epoch of the mixture has {self.mixed.rows:,} rows: {', '.join(parts)}")
+        return notes
+
+
+def _turns(count: int) -> str:
+    return f"{count:,} turn{'s' * (count != 1)} of the assistant"
 
 
 def split_report(rows: EncodedRows, domains: list[str]) -> SplitReport:

@@ -1,15 +1,17 @@
 """The rows that a trained model is measured on: those that the run validated on, or others."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
 from lmoe.data.encoded import EncodedRows
-from lmoe.data.reader import Reader, val_source
+from lmoe.data.prepare import read_all, split_off
+from lmoe.data.reader import Reader
 from lmoe.data.report import SourceReport
-from lmoe.data.split import first_of_each, split_rows
+from lmoe.data.sources import sources_of, val_source
+from lmoe.data.split import first_of_each
 
 
 @dataclass(slots=True, kw_only=True)
@@ -19,12 +21,12 @@ class EvaluationRows:
     Args:
         rows: tokenised, never packed.
         domains: names, rows.domains points into it.
-        report: what was read, dropped and cut.
+        reports: what was read, dropped and cut, of each source.
     """
 
     rows: EncodedRows
     domains: list[str]
-    report: SourceReport
+    reports: list[SourceReport]
 
 
 def prepare_evaluation(
@@ -41,14 +43,14 @@ def prepare_evaluation(
         DataError: rows that cannot be read or masked, or none of them usable.
     """
     reader = Reader(config, tokenizer, length_name=named[1])
-    val_path = val_source(config, bundled)
-    if val_path is None:
-        whole = reader.read(config.path, named[0])
-        names = [whole.domains[i] for i in whole.rows.domains.tolist()]
-        rows, domains = whole.rows.subset(split_rows(names, config.val_fraction, seed)[1]), whole.domains
+    val_from = val_source(config, bundled)
+    if val_from is None:
+        sources = sources_of(config, bundled)
+        whole, domains, _ = read_all(reader, [replace(sources[0], key=named[0])] if len(sources) == 1 else sources)
+        rows = whole.subset(split_off(whole, domains, config, seed)[1])
     else:
-        source = reader.read(val_path, named[0])
+        source = reader.read(replace(val_from, key=named[0]))
         rows, domains = source.rows, source.domains
     if config.val_rows_per_domain:
         rows = rows.subset(first_of_each(rows.domains.tolist(), config.val_rows_per_domain))
-    return EvaluationRows(rows=rows, domains=domains, report=reader.reports[0])
+    return EvaluationRows(rows=rows, domains=domains, reports=reader.reports)

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lmoe.data.reader import BUNDLED
-from lmoe.data.rows import data_files, json_records
+from lmoe.data.files import LINES, LISTS, folder_of, json_records, kind_of
+from lmoe.data.sources import BUNDLED
 from lmoe.errors import DataError
 from lmoe.files.wording import quoted
 
@@ -45,10 +45,12 @@ def read_choices(source: str, bundled: Path, limit: int = 0) -> dict[str, list[C
     if not path.exists():
         raise DataError(f"`choices={source}`: no such file or folder (from {Path.cwd()}); or use `choices={BUNDLED}`")
     tasks: dict[str, list[ChoiceRow]] = {}
-    for file in data_files(path):
+    for file in [path] if path.is_file() else folder_of(path).files:
         name = file.name.split(".")[0]
         if name in tasks:
             raise DataError(f"{file}: another file of this folder gives the task {name!r} too; rename one of them")
+        if kind_of(file) not in (None, LINES, LISTS):
+            raise DataError(f"{file}: questions are read from files of JSON (.jsonl or .json)")
         rows = [choice_row(record, where) for record, where in json_records(file)]
         if not rows:
             raise DataError(f"{file}: no rows; expected {FORMAT}")

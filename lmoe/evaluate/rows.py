@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.config.moe import MoeConfig
-from lmoe.data.reader import BUNDLED
+from lmoe.data.sources import BUNDLED
 from lmoe.errors import DataError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation
 from lmoe.evaluate.run_data import run_data
@@ -38,7 +38,15 @@ def evaluation_rows(
     own, seed = run_data(run)
     config = replace(own, packing=False, max_length=max_length, chat_template=chat_template)
     if settings.data is not None:
-        config = replace(config, path=settings.data, val_path=settings.data, val_rows_per_domain=settings.limit)
+        columns = {} if settings.data == BUNDLED else config.columns
+        config = replace(
+            config,
+            path=settings.data,
+            sources={},
+            columns=columns,
+            val_path=settings.data,
+            val_rows_per_domain=settings.limit,
+        )
         named = "the bundled rows" if settings.data == BUNDLED else settings.data
     else:
         few = [count for count in (settings.limit, own.val_rows_per_domain) if count]
@@ -62,9 +70,15 @@ def evaluation_rows(
 
 
 def row_notes(rows: EvaluationRows, max_length: int) -> list[str]:
-    """Rows of the source that were dropped or cut, one line a reason."""
-    source = rows.report
-    notes = [f"data: {count} of {source.read} rows dropped: {why}" for why, count in source.dropped.items()]
-    if source.truncated:
-        notes.append(f"data: {source.truncated} of {source.read} rows cut at {max_length} tokens")
+    """Rows that were dropped or cut, one line a source and reason."""
+    notes = []
+    for source in rows.reports:
+        account = source.account
+        notes += [
+            f"data: {count} of {account.read} rows dropped: {why}" for why, count in sorted(account.dropped.items())
+        ]
+        if account.bad:
+            notes.append(f"data: {account.bad} of {account.read} rows cannot be used, such as {account.first_bad[0]}")
+        if account.truncated:
+            notes.append(f"data: {account.truncated} of {account.read} rows cut at {max_length} tokens")
     return notes

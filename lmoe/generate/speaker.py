@@ -16,7 +16,7 @@ from lmoe.backbones.placement import placed
 from lmoe.blend.blend import Blend
 from lmoe.blend.routers import BlendRouter
 from lmoe.config.backbone import BackboneConfig
-from lmoe.data.rows import read_rows
+from lmoe.data.sources import read_rows
 from lmoe.data.template import TEMPLATE_FILE, read_template
 from lmoe.errors import ConfigError, DataError
 from lmoe.files.small_file import link_outside

@@ -6,7 +6,6 @@ from pathlib import Path
 from lmoe.config.analysis import AnalysisConfig
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.checkpoint import CheckpointConfig
-from lmoe.config.data import DataConfig
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.limits import MOST_ROWS_OF_A_STEP
 from lmoe.config.logger import LoggerConfig
@@ -16,9 +15,10 @@ from lmoe.config.problems import above_zero, at_least, keys_named, raise_problem
 from lmoe.config.read import independent
 from lmoe.config.run import RunConfig
 from lmoe.config.trainer import PRECISIONS, TrainerConfig, max_seconds
-from lmoe.files.places import blocked_folder, exists, expanded, hub_note, missing_file, missing_place
+from lmoe.files.places import blocked_folder, exists, expanded, hub_note, missing_place
 from lmoe.files.run_folder import name_problems
 from lmoe.rules.callbacks import callback_problems, callbacks_from_problems
+from lmoe.rules.data import data_problems
 from lmoe.rules.experts_from import expert_places
 from lmoe.rules.injection import injection_problems
 from lmoe.rules.moe import moe_problems
@@ -94,22 +94,27 @@ PLACES = {"backbone.model_name": ("tiny",), "data.path": ("bundled",), "data.val
 def place_problems(config: RunConfig) -> list[str]:
     """Local paths of a config that are not there, or that something else is in the way of."""
     problems = [
-        problem
-        for key, value in _places(config).items()
-        for problem in missing_place(key, value, names=PLACES.get(key, ()))
+        problem for key, value in _places(config).items() for problem in missing_place(key, value, names=_names(key))
     ]
     return problems + blocked_folder("data.cache_dir", config.data.cache_dir)
 
 
 def hub_names(config: RunConfig) -> list[str]:
     """One line for each setting of a valid config that is taken for a name on the hub."""
-    return [note for key, value in _places(config).items() for note in hub_note(key, value, names=PLACES.get(key, ()))]
+    return [note for key, value in _places(config).items() for note in hub_note(key, value, names=_names(key))]
+
+
+def _names(key: str) -> tuple[str, ...]:
+    """What a key may say that is neither a path nor a name on the hub."""
+    return ("bundled",) if key.startswith("data.sources.") else PLACES.get(key, ())
 
 
 def _places(config: RunConfig) -> dict[str, str | None]:
     places: dict[str, str | None] = {"backbone.model_name": config.backbone.model_name}
     if config.dry_run not in (DryRun.estimate, DryRun.preflight):  # of a config alone, whose rows may be elsewhere
-        places |= {"data.path": config.data.path, "data.val_path": config.data.val_path}
+        places |= {"data.val_path": config.data.val_path}
+        places |= {f"data.sources.{name}.path": source.path for name, source in config.data.sources.items()}
+        places |= {} if config.data.sources else {"data.path": config.data.path}
     if config.resume is None:  # a run that goes on has its experts in its checkpoint
         places |= expert_places(config.injection)
     return places
@@ -163,23 +168,6 @@ def backbone_problems(backbone: BackboneConfig) -> list[str]:
     if backbone.model_name:
         return []
     return ["backbone.model_name is required: a hub name, a local directory, or tiny"]
-
-
-def data_problems(data: DataConfig) -> list[str]:
-    """Problems of `data` that show without reading it."""
-    problems = (
-        at_least(data.max_length, 2, "data.max_length")
-        + at_least(data.batch_size, 1, "data.batch_size")
-        + at_least(data.num_workers, 0, "data.num_workers")
-        + at_least(data.val_rows_per_domain, 0, "data.val_rows_per_domain")
-    )
-    if not data.path:
-        problems.append("data.path is required: a JSONL file, a folder of them, a hub data set, or bundled")
-    if not 0 < data.val_fraction < 1:
-        problems.append(f"data.val_fraction is {data.val_fraction}, must be above 0 and below 1")
-    if (data.val_path or data.path == "bundled") and data.val_fraction != DataConfig().val_fraction:
-        problems.append("data.val_fraction has no effect where validation rows are given; leave it out")
-    return problems + missing_file("data.chat_template", data.chat_template)
 
 
 def optim_problems(optim: OptimConfig) -> list[str]:

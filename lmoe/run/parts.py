@@ -258,13 +258,14 @@ def check_context(config: RunConfig, model: PreTrainedModel) -> None:
 
 
 def data_notes(prepared: PreparedData) -> list[str]:
-    """Rows that were dropped or cut, one line a source and reason."""
+    """Rows that were dropped or cut, one line a source and reason, and what else is to be known of them."""
     notes = []
     for source in prepared.report.sources:
+        account = source.account
         notes += [
-            f"data: {count} of {source.read} rows of {source.path} dropped: {why}"
-            for why, count in source.dropped.items()
+            f"data: {count} of {account.read} rows of {source.path} dropped: {why}"
+            for why, count in sorted(account.dropped.items())
         ]
-        if source.truncated:
-            notes.append(f"data: {source.truncated} of {source.read} rows of {source.path} cut at data.max_length")
-    return notes
+        if account.truncated:
+            notes.append(f"data: {account.truncated} of {account.read} rows of {source.path} cut at data.max_length")
+    return notes + [f"data: {note}" for note in prepared.report.notes()]

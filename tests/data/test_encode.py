@@ -45,7 +45,7 @@ def test_order_and_domains_survive_mixed_formats(tokenizer: PreTrainedTokenizerF
 def test_rows_are_cut_at_the_end(tokenizer: PreTrainedTokenizerFast) -> None:
     whole = encode(tokenizer, row("hi", "four " * 50)).rows[0]
     cut = encode(tokenizer, row("hi", "four " * 50), max_length=20)
-    assert cut.truncated == 1 and len(cut.rows[0]) == 20
+    assert cut.account.truncated == 1 and len(cut.rows[0]) == 20
     assert cut.rows[0].input_ids.tolist() == whole.input_ids[:20].tolist()
 
 
@@ -53,18 +53,18 @@ def test_dropped_rows_are_counted_by_reason(tokenizer: PreTrainedTokenizerFast) 
     source = encode(
         tokenizer, row("hi", ""), row("hi"), row("hi " * 50, "x"), row(text=" "), row("hi", "x"), max_length=30
     )
-    assert source.dropped == {NO_ASSISTANT_TEXT: 2, cut_reason(30): 1, NO_TEXT: 1}
-    assert (source.read, len(source.rows), source.truncated) == (5, 1, 0)
+    assert source.account.dropped == {NO_ASSISTANT_TEXT: 2, cut_reason(30): 1, NO_TEXT: 1}
+    assert (source.account.read, len(source.rows), source.account.truncated) == (5, 1, 0)
 
 
 def test_a_label_on_the_first_token_alone_is_none(tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer.eos_token = None
     source = encode(tokenizer, row(text="a"))
-    assert source.dropped == {NOTHING_TO_PREDICT: 1} and len(source.rows) == 0
+    assert source.account.dropped == {NOTHING_TO_PREDICT: 1} and len(source.rows) == 0
 
 
 def test_the_cut_that_leaves_one_label_keeps_the_row_and_one_less_drops_it(tokenizer: PreTrainedTokenizerFast) -> None:
     [whole] = encode(tokenizer, row("hi", "four")).rows
     first = whole.is_label.tolist().index(True)
     assert encode(tokenizer, row("hi", "four"), max_length=first + 1).rows.label_tokens() == 1
-    assert encode(tokenizer, row("hi", "four"), max_length=first).dropped == {cut_reason(first): 1}
+    assert encode(tokenizer, row("hi", "four"), max_length=first).account.dropped == {cut_reason(first): 1}

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from lmoe.config.data import DataConfig
+from lmoe.data.encoded import BY_ROW
 from lmoe.data.pack import PackedRows
 from lmoe.data.prepare import PreparedData, prepare
 from lmoe.errors import DataError
@@ -43,7 +44,11 @@ def test_second_call_hits_the_cache_and_gives_the_same(config: DataConfig, token
     first, second = run(config, tokenizer), run(config, tokenizer)
     assert (hits(first), hits(second)) == ([False], [True])
     for a, b in ((first.train, second.train), (first.val, second.val)):
-        assert a.input_ids.equal(b.input_ids) and a.is_label.equal(b.is_label) and a.offsets.equal(b.offsets)
+        assert len(a) == len(b) > 0
+        for one, other in zip(a, b, strict=True):
+            assert one.input_ids.equal(other.input_ids) and one.is_label.equal(other.is_label)
+            assert one.domain == other.domain
+        assert all(getattr(a, name).equal(getattr(b, name)) for name in BY_ROW)
     assert (first.report.train, first.report.data_hashes) == (second.report.train, second.report.data_hashes)
     assert [file.name for file in Path(str(config.cache_dir)).iterdir()] == [
         Path(str(first.report.sources[0].cache_path)).name
@@ -206,9 +211,9 @@ def test_the_report_counts_what_is_in_the_rows(
     config.path = write_rows(pair(1), pair(2), {"prompt": "q", "response": ""}, {"text": "four " * 80})
     data = run(config, tokenizer)
     [source], train, val = data.report.sources, data.report.train, data.report.val
-    assert (source.read, source.kept, source.truncated) == (4, 3, 1)
-    assert source.dropped == {"no assistant text": 1}
-    assert train.rows + val.rows == 3 and train.tokens == len(data.train.input_ids)
+    assert (source.account.read, source.kept, source.account.truncated) == (4, 3, 1)
+    assert source.account.dropped == {"no assistant text": 1}
+    assert train.rows + val.rows == 3 and train.tokens == int(data.train.lengths.sum())
     assert train.label_tokens == sum(int(row.is_label[1:].sum()) for row in data.train)
     assert train.lengths["max"] == int(data.train.lengths.max())
     assert train.lengths["min"] == int(data.train.lengths.min())
@@ -220,7 +225,7 @@ def test_a_hub_data_set_is_cached_by_its_rows(
     config: DataConfig, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [pair(n) for n in range(9)]
-    monkeypatch.setattr("datasets.load_dataset", lambda name, split: rows)
+    monkeypatch.setattr("datasets.load_dataset", lambda name, config, split, revision: rows)
     config.path = "who/what"
     assert (hits(run(config, tokenizer)), hits(run(config, tokenizer))) == ([False], [True])
     rows.append(pair(10))
@@ -228,4 +233,4 @@ def test_a_hub_data_set_is_cached_by_its_rows(
 
 
 def test_stored_ids_are_int32(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
-    assert run(config, tokenizer).train.input_ids.dtype == torch.int32
+    assert run(config, tokenizer).train[0].input_ids.dtype == torch.int32

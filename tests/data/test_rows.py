@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lmoe.data.rows import read_rows
+from lmoe.data.sources import read_rows
 from lmoe.errors import DataError
 from lmoe.evaluate.questions import read_choices
 
@@ -102,7 +102,7 @@ def test_damaged_gzip_missing_files_and_empty_folders_are_named(tmp_path: Path) 
     with pytest.raises(DataError, match=r"nowhere\.jsonl: no such file"):
         read_rows(str(tmp_path / "nowhere.jsonl"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"no \.jsonl or \.jsonl\.gz file"):
+    with pytest.raises(DataError, match=r"no file of rows in this folder \(\.jsonl, .*each also \.gz or \.zst"):
         read_rows(str(tmp_path / "empty"))
 
 
@@ -111,16 +111,18 @@ def test_damaged_gzip_missing_files_and_empty_folders_are_named(tmp_path: Path) 
     [ConnectionError("Couldn't reach the hub"), FileNotFoundError("no"), ValueError("bad name"), RuntimeError()],
 )
 def test_a_hub_name_that_cannot_be_loaded_is_one_clear_error(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def refuse(name: str, split: str) -> None:
+    def refuse(name: str, config: str | None, split: str, revision: str | None) -> None:
         raise error
 
     monkeypatch.setattr("datasets.load_dataset", refuse)
-    with pytest.raises(DataError, match=r"data\.path=who/what: neither a local path nor a data set.*JSONL"):
+    with pytest.raises(DataError, match=r"data\.path=who/what: neither a local path nor a data set.*save_to_disk"):
         read_rows("who/what")
 
 
 def test_a_hub_data_set_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datasets.load_dataset", lambda name, split: [{"prompt": "q", "response": "a"}])
+    monkeypatch.setattr(
+        "datasets.load_dataset", lambda name, config, split, revision: [{"prompt": "q", "response": "a"}]
+    )
     [row] = read_rows("who/what")
     assert (row.messages, row.where) == (PAIR, "who/what[0]")
 
@@ -131,7 +133,7 @@ def test_a_field_that_nobody_reads_may_be_no_number_or_a_long_one(tmp_path: Path
 
 
 def test_a_file_without_lines_is_refused_at_its_first(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("lmoe.data.rows.LONGEST_LINE", 100)
+    monkeypatch.setattr("lmoe.data.files.LONGEST_LINE", 100)
     for name, opened in (("rows.jsonl", open), ("rows.jsonl.gz", gzip.open)):
         with opened(tmp_path / name, "wb") as file:
             file.write(b'{"text": "x"}\n[' + b'{"text": "x"}, ' * 20 + b"]")

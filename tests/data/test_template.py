@@ -6,10 +6,11 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
+from lmoe.data.account import Account
 from lmoe.data.encode import Encoder, token_labels
 from lmoe.data.row import Row
 from lmoe.data.template import TEMPLATE_FILE, ChatTemplate, take_template
-from lmoe.errors import DataError
+from lmoe.errors import DataError, LmoeError
 from lmoe.pretrain.bpe import CHAT_TEMPLATE
 from tests.data.templates import LLAMA2_STYLE, QWEN_STYLE, WITHOUT_GENERATION
 
@@ -46,8 +47,10 @@ def encode(
     if template is not None:
         tokenizer.chat_template = template
     encoder = Encoder(tokenizer, ChatTemplate.of(tokenizer, None), 10_000)
-    [(ids, labels)] = encoder._tokenised([Row(messages=messages, text=None, domain="all", where="f:1")])
-    return ids, labels.tolist()
+    [found] = encoder.tokenise([Row(messages=messages, text=None, domain="all", where="f:1")], Account())
+    if isinstance(found, LmoeError):
+        raise found
+    return found.input_ids.tolist(), found.is_label.tolist()
 
 
 def learnt(tokenizer: PreTrainedTokenizerFast, messages: Any, template: str | None = None) -> list[str]:

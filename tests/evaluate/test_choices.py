@@ -194,7 +194,7 @@ def test_a_malformed_question_is_named_by_file_and_line(tmp_path, line, said):
 def test_files_of_questions_that_hold_none_are_named(tmp_path):
     with pytest.raises(DataError, match="`choices=.*nowhere.jsonl`: no such file or folder"):
         read_choices(str(tmp_path / "nowhere.jsonl"), EVAL)
-    with pytest.raises(DataError, match=r"no .jsonl or .jsonl.gz file"):
+    with pytest.raises(DataError, match=r"no file of rows in this folder"):
         read_choices(str(tmp_path), EVAL)
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DataError, match="empty.jsonl: no rows"):

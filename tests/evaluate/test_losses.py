@@ -124,7 +124,7 @@ def test_a_run_that_split_its_rows_is_measured_on_the_share_it_kept(micro, own_r
     found, _ = evaluation_rows(
         EvaluateSettings(checkpoint=str(own_run)), own_run, subject.tokenizer, moe, max_length=48, chat_template=None
     )
-    assert found.rows.input_ids.tolist() == parts.prepared.val.input_ids.tolist()
+    assert [row.input_ids.tolist() for row in found.rows] == [row.input_ids.tolist() for row in parts.prepared.val]
     assert found.rows.domains.tolist() == parts.prepared.val.domains.tolist()
 
 

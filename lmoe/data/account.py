@@ -1,0 +1,96 @@
+"""What became of the records of a source: kept, dropped, refused, and what of them nothing was made of."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from lmoe.errors import DataError
+
+NAMED = 5
+"""Bad rows that a message names."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Account:
+    """Counts of rows.
+
+    Args:
+        read: records.
+        bad: records that cannot be used, such as one that is malformed or that the chat template refuses.
+        first_bad: why, of the first ones, with file and line.
+        dropped: rows left out because nothing of them can be learnt, by reason.
+        truncated: rows among those kept that were cut at the end.
+        formats: rows of each format.
+        ignored: rows that have a field of which nothing is made, by field.
+        turns: the assistant's turns that are learnt.
+        endless: those of them whose end is not learnt.
+        shortened: the assistant's turns of which the chat template leaves something out.
+    """
+
+    read: int = 0
+    bad: int = 0
+    first_bad: list[str] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    truncated: int = 0
+    formats: Counter[str] = field(default_factory=Counter)
+    ignored: Counter[str] = field(default_factory=Counter)
+    turns: int = 0
+    endless: int = 0
+    shortened: int = 0
+
+    def refuse(self, problem: str) -> None:
+        """Count a bad row."""
+        self.bad += 1
+        if len(self.first_bad) < NAMED:
+            self.first_bad.append(problem)
+
+    def add(self, other: Account) -> None:
+        """Count the rows that come behind these."""
+        self.first_bad = [*self.first_bad, *other.first_bad][:NAMED]
+        for name in ("read", "bad", "truncated", "turns", "endless", "shortened"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("dropped", "formats", "ignored"):
+            getattr(self, name).update(getattr(other, name))
+
+    @staticmethod
+    def sum(accounts: Iterable[Account]) -> Account:
+        """All counts together, in order."""
+        total = Account()
+        for account in accounts:
+            total.add(account)
+        return total
+
+    def check(self) -> None:
+        """Refuse bad rows.
+
+        Raises:
+            DataError: there are some; names the first ones.
+        """
+        if self.bad == 1:
+            raise DataError(self.first_bad[0])
+        if self.bad:
+            more = [f"and {self.bad - len(self.first_bad):,} more"] if self.bad > len(self.first_bad) else []
+            raise DataError(
+                f"{self.bad:,} of {self.read:,} rows cannot be used; mend them, or leave them out with "
+                "data.on_bad_row=drop\n  " + "\n  ".join([*self.first_bad, *more])
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values, in an order that does not depend on the rows'."""
+        return {
+            name: dict(sorted(value.items())) if isinstance(value, Counter) else value
+            for name, value in ((field.name, getattr(self, field.name)) for field in fields(self))
+        }
+
+    @staticmethod
+    def of_json(stored: dict[str, Any]) -> Account:
+        """What `to_json` wrote.
+
+        Raises:
+            TypeError, ValueError: something else.
+        """
+        counters: dict[str, Any] = {name: Counter(stored[name]) for name in ("dropped", "formats", "ignored")}
+        return Account(**(stored | counters))

@@ -1,0 +1,74 @@
+"""How often each training row comes in an epoch where sources or domains are mixed in given parts.
+
+Every row comes at least once, and those of a group that is to weigh more come again, as with "all_exhausted" of
+`datasets.interleave_datasets`. So the mixture is a list of row numbers, and order, packing and resuming know nothing of
+it.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lmoe.errors import DataError
+
+MOST_TIMES = 100
+"""An epoch may be as many times the rows long."""
+
+
+def domain_shares(sizes: Sequence[int], temperature: float) -> list[float]:
+    """Shares of groups of given sizes: size^(1/temperature), normalised (Conneau 2020, 1911.02116, 3.1: alpha is
+    1/temperature).
+
+    Args:
+        sizes: rows of each group, 0 for none.
+        temperature: 1 leaves them as they are, infinite makes them equal.
+    """
+    weights = [size ** (1 / temperature) if size else 0.0 for size in sizes]
+    return [weight / sum(weights) for weight in weights]
+
+
+def weight_shares(sizes: Sequence[int], weights: Sequence[float | None]) -> list[float]:
+    """Shares of sources of given sizes. A source without a weight counts with the rows that it has, as a part of all.
+
+    Args:
+        weights: of each source; None: none given.
+
+    Raises:
+        DataError: they sum to nothing.
+    """
+    filled = [size / sum(sizes) if weight is None else weight for size, weight in zip(sizes, weights, strict=True)]
+    if sum(filled) <= 0:
+        raise DataError("data.sources: the weights sum to 0; give at least one source a weight above 0")
+    return [weight / sum(filled) for weight in filled]
+
+
+def mixed(groups: Tensor, shares: Sequence[float], seed: int) -> Tensor:
+    """Row numbers of one epoch, (M,) int64, rows of a group in a row; each row of a group with a share comes.
+
+    Args:
+        groups: (N,) int64, group of each row.
+        shares: of each group, which sum to 1; a group of share 0 is left out.
+        seed: chooses the rows that come once more than others.
+
+    Raises:
+        DataError: the epoch would be far longer than the rows.
+    """
+    sizes = torch.bincount(groups, minlength=len(shares)).tolist()
+    there = [(size, share) for size, share in zip(sizes, shares, strict=True) if size and share > 0]
+    total = sum(share for _, share in there)
+    length = max(size * total / share for size, share in there)
+    if length > MOST_TIMES * len(groups):
+        raise DataError(
+            f"these weights make an epoch of {length:,.0f} rows of the {len(groups):,} that there are; weigh the large "
+            "sources more, or the small ones less"
+        )
+    chosen = []
+    for group, (size, share) in enumerate(zip(sizes, shares, strict=True)):
+        if not size or share <= 0:
+            continue
+        rows = (groups == group).nonzero().flatten()
+        times, more = divmod(round(length * share / total), size)
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + group))
+        chosen += [rows] * times + [rows[order[:more].sort().values]]
+    return torch.cat(chosen)

@@ -1,0 +1,108 @@
+"""What is wrong in the section `data`, as far as it shows without reading rows."""
+
+from lmoe.config.data import DataConfig, SourceConfig
+from lmoe.config.limits import MOST_CHARACTERS
+from lmoe.config.problems import above_zero, at_least, without_effect
+from lmoe.files.places import expanded, is_file, is_local, missing_file
+
+BUNDLED = "bundled"
+FIELDS = (
+    *("messages", "conversations", "prompt", "response", "completion", "instruction", "input", "output", "text"),
+    *("system", "history", "tools", "chosen", "rejected", "label", "answer", "domain"),
+)
+"""Keys of a row that data.columns may name."""
+
+
+def data_problems(data: DataConfig) -> list[str]:
+    """Problems of `data` that show without reading it."""
+    problems = (
+        at_least(data.max_length, 2, "data.max_length")
+        + at_least(data.batch_size, 1, "data.batch_size")
+        + at_least(data.num_workers, 0, "data.num_workers")
+        + at_least(data.val_rows_per_domain, 0, "data.val_rows_per_domain")
+    )
+    if data.num_proc is not None:
+        problems += at_least(data.num_proc, 1, "data.num_proc")
+    if data.temperature is not None:
+        problems += above_zero(data.temperature, "data.temperature")
+    if data.sources:
+        problems += source_problems(data)
+    elif not data.path:
+        problems.append(
+            "data.path is required: a file, a folder, a data set of the hub, or bundled; or several in data.sources"
+        )
+    if not 0 < data.val_fraction < 1:
+        problems.append(f"data.val_fraction is {data.val_fraction}, must be above 0 and below 1")
+    if data.val_path or (data.path == BUNDLED and not data.sources):
+        if data.val_fraction != DataConfig().val_fraction:
+            problems.append("data.val_fraction has no effect where validation rows are given; leave it out")
+        if data.split_seed is not None:
+            problems.append("data.split_seed has no effect where validation rows are given; leave it out")
+    if data.columns and (data.path == BUNDLED or data.sources) and data.val_path in (None, BUNDLED):
+        where = "data.sources.<name>.columns names those of a source" if data.sources else "leave it out"
+        problems.append(f"data.columns has no effect on these rows; {where}")
+    if data.split_seed is not None and not 0 <= data.split_seed < 2**32:
+        problems.append(f"data.split_seed is {data.split_seed}, must be from 0 to {2**32 - 1}")
+    problems += column_problems(data.columns, "data.columns")
+    return problems + missing_file("data.chat_template", data.chat_template)
+
+
+def source_problems(data: DataConfig) -> list[str]:
+    """Problems of several sources."""
+    problems = []
+    if data.path not in ("", BUNDLED):
+        problems.append(f"data.path={data.path} and data.sources are both set; give one of them")
+    domains: dict[str, str] = {}
+    for name, source in data.sources.items():
+        key = f"data.sources.{name}"
+        if not source.path:
+            problems.append(f"{key}.path is required: a file, a folder, a data set of the hub, or bundled")
+        problems += _option_problems(source, key)
+        problems += column_problems(source.columns, f"{key}.columns")
+        if source.weight is not None and not source.weight >= 0:
+            problems.append(f"{key}.weight is {source.weight}, must be at least 0")
+        domain = name if source.domain is None else source.domain
+        if not domain or "/" in domain or len(domain) > MOST_CHARACTERS:
+            problems.append(f"{key}.domain must be text without a slash, got {domain!r}")
+        if (other := domains.setdefault(domain, name)) != name:
+            problems.append(f"{key}.domain is {domain}, which is the domain of data.sources.{other} too; name another")
+    problems += _weight_problems(data)
+    return problems
+
+
+def _option_problems(source: SourceConfig, key: str) -> list[str]:
+    """Options of a data set that its path has no use for."""
+    usual, problems = SourceConfig(), []
+    if source.path == BUNDLED or is_local(source.path):
+        why = f"on {source.path}, which is no data set of the hub"
+        problems += [
+            without_effect(f"{key}.{name}", why)
+            for name in ("config", "revision")
+            if getattr(source, name) != getattr(usual, name)
+        ]
+        if source.split != usual.split and (source.path == BUNDLED or is_file(expanded(source.path))):
+            problems.append(without_effect(f"{key}.split", f"on {source.path}, which has no splits"))
+    return problems
+
+
+def _weight_problems(data: DataConfig) -> list[str]:
+    weights = [source.weight for source in data.sources.values() if source.weight is not None]
+    problems = []
+    if weights and len(weights) == len(data.sources) and sum(weights) <= 0:
+        problems.append("data.sources: the weights sum to 0; give at least one source a weight above 0")
+    if weights and len(data.sources) == 1:
+        problems.append("data.sources: a weight has no effect on the only source; leave it out")
+    if weights and data.temperature is not None:
+        problems.append("data.temperature and the weights of data.sources both mix the rows; give one of them")
+    return problems
+
+
+def column_problems(columns: dict[str, str], key: str) -> list[str]:
+    """Problems of a mapping from our keys of a row to those of a data set."""
+    problems = [
+        f"{key}.{name}: no row has such a key; allowed: {', '.join(FIELDS)}" for name in columns if name not in FIELDS
+    ]
+    doubled = [theirs for theirs in columns.values() if list(columns.values()).count(theirs) > 1]
+    if doubled:
+        problems.append(f"{key} takes {doubled[0]!r} twice")
+    return problems
