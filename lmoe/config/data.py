@@ -59,6 +59,11 @@ class DataConfig:
     """Processes that load batches; 0: the main process."""
     num_proc: int | None = None
     """Processes that tokenise rows which are not in the cache; null: torch's number of threads, for large sources."""
+    streaming: bool = False
+    """Read training rows while training, for sets that do not fit on the disk or take long to tokenise: a pass goes
+    through the files in a seeded order, and through blocks of data.shuffle_buffer rows. Needs data.val_path."""
+    shuffle_buffer: int = 10_000
+    """Rows of a block of a stream, which are shuffled, and packed, among themselves."""
     chat_template: str | None = None
     """File with a Jinja chat template, which is saved with the adapter; null: the tokenizer's own."""
     cache_dir: str | None = None

@@ -22,6 +22,7 @@ MOST = {
     "data.batch_size": ROWS,
     "data.max_length": 2**24,
     "data.num_workers": 2**10,
+    "data.num_proc": 2**10,
     "analysis.permutations": 2**20,
     "trainer.accumulate_grad_batches": ROWS,
     "trainer.devices": 2**10,

@@ -28,6 +28,9 @@ class TrainerConfig:
     """32-true, bf16-mixed or 16-mixed: the autocast type. Adapters and routers stay float32."""
     max_steps: int = 150
     """Length of the run in optimizer steps."""
+    max_epochs: float | None = None
+    """Length of the run in passes over the training rows, in place of max_steps, which is then worked out once the rows
+    are read, rounded up, and recorded; 0.5 is half a pass. null: max_steps."""
     accumulate_grad_batches: int = 1
     """Micro-batches in one optimizer step."""
     val_every_n_steps: int = 50

@@ -25,6 +25,7 @@ class Account:
         truncated: rows among those kept that were cut at the end.
         formats: rows of each format.
         ignored: rows that have a field of which nothing is made, by field.
+        largest_token: the largest id of a token; -1 without any.
         turns: the assistant's turns that are learnt.
         endless: those of them whose end is not learnt.
         shortened: the assistant's turns of which the chat template leaves something out.
@@ -37,6 +38,7 @@ class Account:
     truncated: int = 0
     formats: Counter[str] = field(default_factory=Counter)
     ignored: Counter[str] = field(default_factory=Counter)
+    largest_token: int = -1
     turns: int = 0
     endless: int = 0
     shortened: int = 0
@@ -52,6 +54,7 @@ class Account:
         self.first_bad = [*self.first_bad, *other.first_bad][:NAMED]
         for name in ("read", "bad", "truncated", "turns", "endless", "shortened"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.largest_token = max(self.largest_token, other.largest_token)
         for name in ("dropped", "formats", "ignored"):
             getattr(self, name).update(getattr(other, name))
 

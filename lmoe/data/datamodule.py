@@ -19,6 +19,7 @@ from lmoe.config.data import DataConfig
 from lmoe.data.order import ResumableLoader, SeededBatches
 from lmoe.data.pack import PackedRows
 from lmoe.data.prepare import PreparedData
+from lmoe.data.stream import RowStream, Samples, StreamLoader
 
 MakeCollate = Callable[..., Callable[[Sequence[Any]], dict[str, Tensor]]]
 
@@ -61,7 +62,7 @@ class TrainingData(LightningDataModule):
     Args:
         prepared: rows.
         config: batch size, length and worker processes.
-        units: (N,) int64, how many units of the objective each training sample holds.
+        units: how many units of the objective each of N samples holds, (N,) int64.
         collate: makes a batch of samples, of the padding token, the largest length, and whether they are packed.
         seed: of the training order.
         max_steps: optimizer steps of the whole run.
@@ -74,7 +75,7 @@ class TrainingData(LightningDataModule):
         prepared: PreparedData,
         config: DataConfig,
         *,
-        units: Tensor,
+        units: Callable[[Samples], Tensor],
         collate: MakeCollate,
         seed: int,
         max_steps: int,
@@ -84,13 +85,18 @@ class TrainingData(LightningDataModule):
         super().__init__()
         self.prepared, self.config = prepared, config
         self.seed, self.num_batches, self.pad_token_id = seed, max_steps * accumulate_grad_batches, pad_token_id
-        self.micro_batches, self._sizes = accumulate_grad_batches, SampleSizes(prepared.train.lengths, units)
-        self._make_collate = collate
+        self.micro_batches, self._units, self._make_collate = accumulate_grad_batches, units, collate
+        self._rows = None if isinstance(prepared.train, RowStream) else prepared.train
+        self._sizes = None if self._rows is None else SampleSizes(self._rows.lengths, units(self._rows))
         self._window_order: SeededBatches | None = None
+        self._stream: StreamLoader | None = None
 
-    def train_dataloader(self) -> ResumableLoader:
+    def train_dataloader(self) -> ResumableLoader | StreamLoader:
         """Micro-batches of this rank for the whole run, resumable by their number."""
         train = self.prepared.train
+        if isinstance(train, RowStream):
+            self._stream = self._stream_loader(train)
+            return self._stream
         return ResumableLoader(
             train,
             self._order(),
@@ -116,19 +122,42 @@ class TrainingData(LightningDataModule):
 
     def window_totals(self, step: int) -> tuple[int, int]:
         """(units, valid tokens) of an optimizer step, over all its micro-batches and ranks."""
+        if self._sizes is None:
+            assert self._stream is not None
+            return self._stream.window_totals(step)
         if self._window_order is None:
             self._window_order = self._order()
         return self._sizes.window(self._window_order, step, self.micro_batches)
 
     def largest_batch(self) -> dict[str, Tensor]:
-        """The micro-batch of the run that takes the most memory."""
-        samples = [self.prepared.train[index] for index in self._sizes.largest(self._order())]
-        return self._collate(packed=isinstance(self.prepared.train, PackedRows))(samples)
+        """The micro-batch of the run that takes the most memory; of a stream one of the first block."""
+        train = self.prepared.train
+        if isinstance(train, RowStream):
+            return self._stream_loader(train).largest_batch()
+        assert self._sizes is not None
+        samples = [train[index] for index in self._sizes.largest(self._order())]
+        return self._collate(packed=isinstance(train, PackedRows))(samples)
+
+    def _stream_loader(self, stream: RowStream) -> StreamLoader:
+        rank, world_size = self._rank()
+        return StreamLoader(
+            stream,
+            collate=self._collate(packed=stream.packing),
+            units=self._units,
+            batch_size=self.config.batch_size,
+            micro_batches=self.micro_batches,
+            num_batches=self.num_batches,
+            rank=rank,
+            world_size=world_size,
+        )
 
     def _order(self) -> SeededBatches:
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        size, batch_size = len(self.prepared.train), self.config.batch_size
-        return SeededBatches(size, batch_size, self.num_batches, self.seed, rank, world_size)
+        assert self._rows is not None
+        rank, world_size = self._rank()
+        return SeededBatches(len(self._rows), self.config.batch_size, self.num_batches, self.seed, rank, world_size)
+
+    def _rank(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _collate(self, *, packed: bool) -> Callable[[Sequence[Any]], dict[str, Tensor]]:
         return self._make_collate(pad_token_id=self.pad_token_id, max_length=self.config.max_length, packed=packed)

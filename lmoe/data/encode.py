@@ -15,6 +15,7 @@ from lmoe.data.row import Row
 from lmoe.data.spans import Span
 from lmoe.data.template import ChatTemplate
 from lmoe.errors import DataError, LmoeError
+from lmoe.files.wording import quoted
 
 NO_ASSISTANT_TEXT = "no assistant text"
 NO_TEXT = "no text"
@@ -138,10 +139,18 @@ class Encoder:
         tokenizer: chats need one with character offsets ("fast").
         template: renders chats.
         max_length: longest row in tokens, at least 2.
+        num_embeddings: of the backbone, which has no use for a row with a token beyond them; None: not known.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: ChatTemplate,
+        max_length: int,
+        num_embeddings: int | None = None,
+    ) -> None:
         self.tokenizer, self.template, self.max_length = tokenizer, template, max_length
+        self.num_embeddings = num_embeddings
 
     def encode(self, rows: Sequence[Row]) -> EncodedSource:
         """Tokenise, cut and label rows that are at hand; count those that leave nothing to learn.
@@ -187,6 +196,9 @@ class Encoder:
                 account.refuse(str(found))
                 continue
             row = found.row
+            if (beyond := self._beyond(found)) is not None:
+                account.refuse(f"{row.where}: {beyond}")
+                continue
             account.formats[row.format] += 1
             account.ignored.update(row.ignored)
             if row.answer is not None:
@@ -197,6 +209,7 @@ class Encoder:
                 continue
             account.truncated += len(found.input_ids) > self.max_length
             kept.append((found.input_ids[: self.max_length], labels, number, row.domain))
+            account.largest_token = max(account.largest_token, int(kept[-1][0].max()))
         ids = [part[0] for part in kept]
         return Chunk(
             place=place,
@@ -208,6 +221,17 @@ class Encoder:
             numbers=np.array([part[2] for part in kept], dtype=np.int64),
             domains=[part[3] for part in kept],
             account=account,
+        )
+
+    def _beyond(self, found: TokenisedRow) -> str | None:
+        """Why a row has a token that the backbone has no embedding for, or None."""
+        ids = found.input_ids[: self.max_length]
+        if self.num_embeddings is None or not len(ids) or (largest := int(ids.max())) < self.num_embeddings:
+            return None
+        token = self.tokenizer.convert_ids_to_tokens(largest)
+        return (
+            f"it uses {quoted(token)} ({largest}); the tokenizer has {len(self.tokenizer)} tokens, the embedding of "
+            f"the backbone {self.num_embeddings}: resize it, or use the tokenizer that it was trained with"
         )
 
     def _reason(self, row: Row, labels: np.ndarray) -> str:

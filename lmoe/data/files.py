@@ -203,6 +203,18 @@ def _object(record: Any, where: str) -> dict[str, Any] | LmoeError:
     return ROW.refusal(where, f"a row must be a JSON object, got {type(record).__name__}")
 
 
+def whole(file: Path) -> tuple[Piece, str]:
+    """A file as one piece of work, and its size in words in place of a digest: a stream may be larger than a disk.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        return Piece(file), f"{ordinary_size(file):,} bytes"
+    except OSError as error:
+        raise DataError(f"{file}: cannot be read: {error}") from None
+
+
 def pieces(file: Path) -> tuple[list[Piece], str]:
     """A file as pieces of work of about SHARD_BYTES, and the SHA-256 of its bytes.
 

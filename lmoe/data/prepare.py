@@ -1,5 +1,6 @@
 """From a data config to tokenised training and validation rows, and a report of what became of them."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
+from lmoe.data.cache import cache_folder
 from lmoe.data.encode import EncodedSource
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.mixing import domain_shares, mixed, weight_shares
 from lmoe.data.pack import PackedRows, packing_supported
 from lmoe.data.reader import Reader
-from lmoe.data.report import PrepareReport, split_report
-from lmoe.data.sources import Source, sources_of, val_source
+from lmoe.data.report import PrepareReport, split_report, stream_report
+from lmoe.data.sources import Source, open_source, sources_of, val_source
 from lmoe.data.split import first_of_each, split_rows
+from lmoe.data.stream import RowStream
 from lmoe.errors import DataError
 
 
@@ -25,13 +28,13 @@ class PreparedData:
     """Rows ready for batches.
 
     Args:
-        train: training rows, or with data.packing the sequences they were packed into.
+        train: training rows, or with data.packing the sequences they were packed into; or a stream of either.
         val: validation rows, never packed.
         domains: sorted names of the domains of both; rows point into it.
         report: what was read, dropped, cut and cached.
     """
 
-    train: EncodedRows | PackedRows
+    train: EncodedRows | PackedRows | RowStream
     val: EncodedRows
     domains: list[str]
     report: PrepareReport
@@ -44,6 +47,7 @@ def prepare(
     seed: int,
     bundled: Path,
     packing_model_type: str | None,
+    num_embeddings: int | None = None,
 ) -> PreparedData:
     """Read, tokenise (or take from the cache), split and pack.
 
@@ -51,15 +55,18 @@ def prepare(
         seed: of the split and of the packing.
         bundled: folder with train/ and val/, what path "bundled" means.
         packing_model_type: config.model_type of the backbone; None: not known, packing is not checked.
+        num_embeddings: of the backbone; None: not known, tokens are not checked.
 
     Raises:
         DataError: rows that cannot be read or masked, nothing left to learn, or packing that the backbone refuses.
     """
     packing = _packs(config.packing, packing_model_type)
-    reader = Reader(config, tokenizer)
-    given = sources_of(config, bundled)
+    reader = Reader(config, tokenizer, num_embeddings=num_embeddings)
+    given, val_from = sources_of(config, bundled), val_source(config, bundled)
+    if config.streaming:
+        assert val_from is not None
+        return _prepare_stream(config, reader, given, val_from, seed=seed, packing=packing)
     whole, domains, of_source = read_all(reader, given)
-    val_from = val_source(config, bundled)
     if val_from is None:
         chosen, held_out = split_off(whole, domains, config, seed)
         train, val, of_source = whole.subset(chosen), whole.subset(held_out), of_source[chosen]
@@ -68,11 +75,11 @@ def prepare(
         both = sorted({*domains, *other.domains})
         train, val = whole.with_domains([both.index(name) for name in domains]), _joined([other], both)
         domains = both
-    if config.val_rows_per_domain:
-        val = val.subset(first_of_each(val.domains.tolist(), config.val_rows_per_domain))
+    val = _first(val, config)
+    of_train = split_report(train, domains)
     report = PrepareReport(
         sources=reader.reports,
-        train=split_report(train, domains),
+        train=of_train,
         val=split_report(val, domains),
         data_hashes=reader.hashes,
         duplicates=len(train) - len(train.digests.unique()),
@@ -84,9 +91,48 @@ def prepare(
         report.mixed = split_report(train, domains)
     packed = PackedRows.of(train, config.max_length, seed) if packing else None
     if packed is not None:
-        report.train.packed_sequences = len(packed)
-        report.train.fill = int(train.lengths.sum()) / (len(packed) * config.max_length)
+        of_train.packed_sequences = len(packed)
+        of_train.fill = int(train.lengths.sum()) / (len(packed) * config.max_length)
     return PreparedData(train=train if packed is None else packed, val=val, domains=domains, report=report)
+
+
+def _first(val: EncodedRows, config: DataConfig) -> EncodedRows:
+    """The validation rows that are used."""
+    count = config.val_rows_per_domain
+    return val.subset(first_of_each(val.domains.tolist(), count)) if count else val
+
+
+def _prepare_stream(
+    config: DataConfig, reader: Reader, sources: Sequence[Source], val_from: Source, *, seed: int, packing: bool
+) -> PreparedData:
+    """Training rows that are read while training, and validation rows that are read now."""
+    cache = cache_folder(config.cache_dir)
+    opened = [open_source(source, cache, streaming=True) for source in sources]
+    other = reader.read(val_from)
+    domains = sorted({*(part.domain for found in opened for part in found.parts), *other.domains})
+    streamed = []
+    for source, found in zip(sources, opened, strict=True):
+        reader.hashes |= found.hashes
+        streamed.append(stream_report(source.path, reader.key(source, found), found.unread))
+    stream = RowStream(
+        [found.parts for found in opened],
+        weight_shares([1] * len(sources), [source.weight for source in sources]),
+        reader.encoder(),
+        domains,
+        buffer=config.shuffle_buffer,
+        seed=seed,
+        packing=packing,
+        on_bad_row=config.on_bad_row,
+        say=warnings.warn,
+    )
+    val = _first(_joined([other], domains), config)
+    report = PrepareReport(
+        sources=[*streamed, *reader.reports],
+        train=None,
+        val=split_report(val, domains),
+        data_hashes=reader.hashes,
+    )
+    return PreparedData(train=stream, val=val, domains=domains, report=report)
 
 
 def read_all(reader: Reader, sources: Sequence[Source]) -> tuple[EncodedRows, list[str], Tensor]:

@@ -32,12 +32,18 @@ class Reader:
         config: length, template and cache.
         tokenizer: of the backbone.
         length_name: what the user calls data.max_length, for messages.
+        num_embeddings: of the backbone; None: not known.
     """
 
     def __init__(
-        self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, length_name: str = "data.max_length"
+        self,
+        config: DataConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        length_name: str = "data.max_length",
+        num_embeddings: int | None = None,
     ) -> None:
         self.config, self.tokenizer, self.length_name = config, tokenizer, length_name
+        self.num_embeddings = num_embeddings
         self.template = ChatTemplate.of(tokenizer, config.chat_template)
         self.reports: list[SourceReport] = []
         self.hashes: dict[str, str] = {}
@@ -48,39 +54,60 @@ class Reader:
         Raises:
             DataError: rows that cannot be read, tokenised or used.
         """
-        cache = cache_folder(self.config.cache_dir)
-        opened = open_source(source, cache)
+        opened = open_source(source, cache_folder(self.config.cache_dir))
         self.hashes |= opened.hashes
-        how = {"domain": source.domain, "columns": dict(source.columns)}
-        key = cache_key(
+        found, report = self._encoded(source, opened, None)
+        if self.num_embeddings is not None and found.account.largest_token >= self.num_embeddings:
+            found, report = self._encoded(source, opened, self.num_embeddings)
+        self.reports.append(report)
+        return found
+
+    def encoder(self) -> Encoder:
+        """Makes tokens of rows, of which those that the backbone has no embedding for cannot be used."""
+        return Encoder(self.tokenizer, self.template, self.config.max_length, self.num_embeddings)
+
+    def key(self, source: Source, opened: Opened, num_embeddings: int | None = None) -> str:
+        """Digest of all that the tokenised rows of a source depend on."""
+        how = {"domain": source.domain, "columns": dict(source.columns), "num_embeddings": num_embeddings}
+        return cache_key(
             opened.content,
             self.tokenizer,
             self.template.source,
             self.config.max_length,
             {name: value for name, value in how.items() if value},
         )
-        file = cache_file(cache, key)
+
+    def _encoded(
+        self, source: Source, opened: Opened, num_embeddings: int | None
+    ) -> tuple[EncodedSource, SourceReport]:
+        """The rows from the cache, or tokenised now.
+
+        Args:
+            num_embeddings: rows with tokens beyond them cannot be used; None: all can.
+        """
+        key = self.key(source, opened, num_embeddings)
+        file = cache_file(cache_folder(self.config.cache_dir), key)
 
         def check(found: EncodedSource) -> None:
             self._check(found, source)
 
-        stored = load_source(file, key)
+        stored, kept = load_source(file, key), True
         if stored is not None:
             check(stored)
-        encoder = Encoder(self.tokenizer, self.template, self.config.max_length)
-        found, kept = (stored, True) if stored is not None else collect(self._chunks(encoder, opened), file, key, check)
-        self.reports.append(
-            SourceReport(
-                path=source.path,
-                key=key,
-                account=found.account,
-                kept=len(found.rows),
-                unread=opened.unread,
-                cache_hit=stored is not None,
-                cache_path=str(file) if kept else None,
-            )
+            found = stored
+        else:
+            encoder = Encoder(self.tokenizer, self.template, self.config.max_length, num_embeddings)
+            found, kept = collect(self._chunks(encoder, opened), file, key, check)
+        report = SourceReport(
+            path=source.path,
+            key=key,
+            account=found.account,
+            kept=len(found.rows),
+            unread=opened.unread,
+            cache_hit=stored is not None,
+            cache_path=str(file) if kept else None,
         )
-        return found
+        return found, report
 
     def _chunks(self, encoder: Encoder, opened: Opened) -> Iterator[Chunk]:
         """All rows as tokens, in their order, with a line of progress where it takes long."""

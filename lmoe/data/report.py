@@ -23,6 +23,7 @@ class SourceReport:
         unread: files of a folder that are not read.
         cache_hit: whether the tokenised rows came from the cache.
         cache_path: their file; None if it could not be written.
+        streamed: whether it is read while training, so that nothing is known of its rows.
     """
 
     path: str
@@ -32,6 +33,7 @@ class SourceReport:
     unread: list[str]
     cache_hit: bool
     cache_path: str | None
+    streamed: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,7 +65,7 @@ class PrepareReport:
 
     Args:
         sources: what was read; one, or training and validation.
-        train, val: what each split holds.
+        train, val: what each split holds; train None: it is read while training.
         data_hashes: SHA-256 of each file (of the rows, for a data set) by path.
         duplicates: training rows whose tokens another training row before them has.
         leaked: validation rows whose tokens a training row has too.
@@ -71,7 +73,7 @@ class PrepareReport:
     """
 
     sources: list[SourceReport]
-    train: SplitReport
+    train: SplitReport | None
     val: SplitReport
     data_hashes: dict[str, str]
     duplicates: int = 0
@@ -80,25 +82,28 @@ class PrepareReport:
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows of (what, training, validation), plain text."""
-        train, val = self.train, self.val
+        columns = [self.val] if self.train is None else [self.train, self.val]
         rows = [
-            ("rows", f"{train.rows:,}", f"{val.rows:,}"),
-            ("tokens", f"{train.tokens:,}", f"{val.tokens:,}"),
-            ("label tokens", f"{train.label_tokens:,}", f"{val.label_tokens:,}"),
+            ("rows", [f"{split.rows:,}" for split in columns]),
+            ("tokens", [f"{split.tokens:,}" for split in columns]),
+            ("label tokens", [f"{split.label_tokens:,}" for split in columns]),
         ]
-        rows += [(f"length, {name}", str(train.lengths[name]), str(val.lengths[name])) for name, _ in PERCENTILES]
-        for domain in sorted({*train.rows_by_domain, *val.rows_by_domain}):
-            counts = [f"{split.rows_by_domain.get(domain, 0):,}" for split in (train, val)]
-            rows.append((f"rows of {domain}", counts[0], counts[1]))
-        if train.packed_sequences is not None and train.fill is not None:
-            rows.append(("packed sequences", f"{train.packed_sequences:,} ({train.fill:.1%} full)", "not packed"))
-        return rows
+        rows += [(f"length, {name}", [str(split.lengths[name]) for split in columns]) for name, _ in PERCENTILES]
+        for domain in sorted({name for split in columns for name in split.rows_by_domain}):
+            rows.append((f"rows of {domain}", [f"{split.rows_by_domain.get(domain, 0):,}" for split in columns]))
+        train = self.train
+        if train is not None and train.packed_sequences is not None and train.fill is not None:
+            rows.append(("packed sequences", [f"{train.packed_sequences:,} ({train.fill:.1%} full)", "not packed"]))
+        return [(name, "read while training" if train is None else cells[0], cells[-1]) for name, cells in rows]
 
     def lines(self) -> list[str]:
         """One sentence for each source: what was read, dropped and cut, and the cache; then what is to be known."""
         lines = []
         for source in self.sources:
             account = source.account
+            if source.streamed:
+                lines.append(f"{source.path}: read while training")
+                continue
             formats = ", ".join(sorted(account.formats))
             line = f"{source.path}: {account.read:,} rows read ({formats}), {source.kept:,} kept"
             line += f", {account.truncated:,} cut to length"
@@ -133,7 +138,7 @@ class PrepareReport:
                     f"{source.path}: the end of {account.endless:,} of {_turns(account.turns)} is not learnt: the chat "
                     "template writes none, or leaves it out of {% generation %}; the model will not learn to stop"
                 )
-        if self.duplicates:
+        if self.duplicates and self.train is not None:
             notes.append(f"{self.duplicates:,} of {self.train.rows:,} training rows stand there twice or more often")
         if self.leaked:
             notes.append(
@@ -147,6 +152,13 @@ class PrepareReport:
 
 def _turns(count: int) -> str:
     return f"{count:,} turn{'s' * (count != 1)} of the assistant"
+
+
+def stream_report(path: str, key: str, unread: list[str]) -> SourceReport:
+    """Of a source that is read while training."""
+    return SourceReport(
+        path=path, key=key, account=Account(), kept=0, unread=unread, cache_hit=False, cache_path=None, streamed=True
+    )
 
 
 def split_report(rows: EncodedRows, domains: list[str]) -> SplitReport:

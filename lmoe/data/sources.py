@@ -8,7 +8,7 @@ row to the arguments of another.
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from lmoe.config.data import DataConfig, SourceConfig
 from lmoe.data.cache import cache_folder
 from lmoe.data.contract import row_of
-from lmoe.data.files import TABLES, Found, Piece, folder_of, kind_of, opened, pieces, suffixes
+from lmoe.data.files import TABLES, Found, Piece, folder_of, kind_of, opened, pieces, suffixes, whole
 from lmoe.data.row import Row
 from lmoe.errors import DataError, LmoeError
 from lmoe.files.places import expanded, is_local
@@ -127,6 +127,24 @@ def _filled(value: Any) -> Any:
     return [_filled(item) for item in value] if isinstance(value, list) else value
 
 
+@dataclass(slots=True, frozen=True)
+class StreamPiece:
+    """Rows of a table that is read while they are needed.
+
+    Args:
+        table: a `datasets.IterableDataset`.
+        name: for messages.
+    """
+
+    table: Any
+    name: str
+
+    def __iter__(self) -> Iterator[Found]:
+        """The records, null taken for a field that is not there."""
+        for number, record in enumerate(self.table):
+            yield _filled(record), f"{self.name}[{number}]", number
+
+
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Part:
     """A piece of work: records that are read one after the other.
@@ -138,7 +156,7 @@ class Part:
         columns: what they call our keys.
     """
 
-    records: Piece | TablePiece
+    records: Piece | TablePiece | StreamPiece
     place: int
     domain: str
     columns: Mapping[str, str]
@@ -190,11 +208,12 @@ class Opened:
                 yield row
 
 
-def open_source(source: Source, cache: Path) -> Opened:
+def open_source(source: Source, cache: Path, *, streaming: bool = False) -> Opened:
     """Find what a source holds.
 
     Args:
         cache: folder for unpacked and converted tables.
+        streaming: nothing of it is read or converted before it is needed; files are known by their sizes.
 
     Raises:
         DataError: no such file, folder or data set, one that cannot be read, or that holds nothing.
@@ -203,13 +222,13 @@ def open_source(source: Source, cache: Path) -> Opened:
     if path.exists():
         if path.is_dir() and any((path / name).is_file() for name in SAVED_TO_DISK):
             return _saved_to_disk(source, path)
-        return _files(source, path, cache)
+        return _files(source, path, cache, streaming)
     if is_local(source.path):
         raise DataError(f"{source.path}: no such file or folder (from {Path.cwd()})")
-    return _from_hub(source)
+    return _from_hub(source, streaming)
 
 
-def _files(source: Source, path: Path, cache: Path) -> Opened:
+def _files(source: Source, path: Path, cache: Path, streaming: bool) -> Opened:
     folder = folder_of(path) if path.is_dir() else None
     files = [path] if folder is None else folder.files
     domains = [DEFAULT_DOMAIN] if folder is None else folder.domains
@@ -217,13 +236,22 @@ def _files(source: Source, path: Path, cache: Path) -> Opened:
     hashes: dict[str, str] = {}
     for place, (file, of_file) in enumerate(zip(files, domains, strict=True)):
         domain = of_file if source.domain is None else source.domain
-        found, hashes[str(file)] = pieces(file)
-        records = _table_pieces(_table(file, hashes[str(file)], cache), str(file)) if kind_of(file) == TABLES else found
+        records, hashes[str(file)] = _file(file, cache, streaming)
         parts += [Part(records=piece, place=place, domain=domain, columns=source.columns) for piece in records]
     names = ["" if folder is None else file.relative_to(path).as_posix() for file in files]
     content = hashlib.sha256(json.dumps(list(zip(names, hashes.values(), strict=True))).encode()).hexdigest()
     unread = [] if folder is None else folder.unread
     return Opened(parts=parts, content=content, places=[str(f) for f in files], hashes=hashes, unread=unread)
+
+
+def _file(file: Path, cache: Path, streaming: bool) -> tuple[Sequence[Piece | TablePiece | StreamPiece], str]:
+    """The pieces of one file, and what it is known by."""
+    is_table = kind_of(file) == TABLES
+    if streaming:
+        piece, identity = whole(file)
+        return [StreamPiece(_table(file, "", cache, streaming), str(file)) if is_table else piece], identity
+    found, digest = pieces(file)
+    return (_table_pieces(_table(file, digest, cache, streaming), str(file)) if is_table else found), digest
 
 
 def _table_pieces(table: Any, name: str) -> list[TablePiece]:
@@ -232,7 +260,7 @@ def _table_pieces(table: Any, name: str) -> list[TablePiece]:
     return [TablePiece(table, name, start, min(start + SHARD_ROWS, count)) for start in starts]
 
 
-def _table(file: Path, digest: str, cache: Path) -> Any:
+def _table(file: Path, digest: str, cache: Path, streaming: bool) -> Any:
     """A Parquet or Arrow file, mapped from disk."""
     import datasets  # heavy, and only tables need it
     import pyarrow
@@ -240,10 +268,16 @@ def _table(file: Path, digest: str, cache: Path) -> Any:
 
     end, packed = suffixes(file)
     try:
+        if packed and streaming:
+            raise DataError(f"{file}: a compressed table cannot be streamed; unpack it")
         if packed:
             file = _unpacked(file, cache / "tables" / f"{digest[:32]}{end}")
         return datasets.load_dataset(
-            end.removeprefix("."), data_files=str(file), split="train", cache_dir=str(cache / "tables")
+            end.removeprefix("."),
+            data_files=str(file),
+            split="train",
+            cache_dir=str(cache / "tables"),
+            streaming=streaming,
         )
     except (OSError, ValueError, RuntimeError, pyarrow.ArrowException, DatasetsError) as error:
         raise DataError(f"{file}: cannot be read: {first_line(error.__cause__ or error)}") from None
@@ -269,19 +303,34 @@ def _saved_to_disk(source: Source, path: Path) -> Opened:
     return _data_set(source, _split(source, loaded), str(path))
 
 
-def _from_hub(source: Source) -> Opened:
+def _from_hub(source: Source, streaming: bool) -> Opened:
     import datasets
     from datasets.exceptions import DatasetsError
 
+    options: dict[str, Any] = {"split": source.split, "revision": source.revision, "streaming": streaming}
     try:
-        loaded = datasets.load_dataset(source.path, source.config, split=source.split, revision=source.revision)
+        loaded: Any = datasets.load_dataset(source.path, source.config, **options)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
         raise DataError(
             f"{source.named}: neither a local path nor a data set that could be loaded "
             f"({type(error).__name__}: {first_line(error)}). "
             "Without network, give a file, a folder of them, or a folder of save_to_disk."
         ) from None
+    if streaming:
+        return _streamed(source, loaded)
     return _data_set(source, loaded, source.path)
+
+
+def _streamed(source: Source, loaded: Any) -> Opened:
+    """A data set of the hub whose files are read when they are needed."""
+    pieces_of = [loaded.shard(loaded.num_shards, number) for number in range(loaded.num_shards)]
+    domain = DEFAULT_DOMAIN if source.domain is None else source.domain
+    parts = [
+        Part(records=StreamPiece(piece, source.path), place=0, domain=domain, columns=source.columns)
+        for piece in pieces_of
+    ]
+    identity = f"{loaded.num_shards} files of revision {source.revision or 'newest'}"
+    return Opened(parts=parts, content=identity, places=[source.path], hashes={source.path: identity}, unread=[])
 
 
 def _split(source: Source, loaded: Any) -> Any:

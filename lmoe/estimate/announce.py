@@ -45,8 +45,8 @@ def lines(config: RunConfig, found: Estimate) -> list[str]:
     )
     for name, rate in rates(trainer.precision).items():
         step = found.cost.step_seconds(found.tokens, rate)
-        said.append(
-            f"  {name:<12}{duration(step):>10} a step {duration(step * trainer.max_steps):>12} for "
-            f"{trainer.max_steps:,} steps"
-        )
+        line = f"  {name:<12}{duration(step):>10} a step"
+        if trainer.max_epochs is None:
+            line += f" {duration(step * trainer.max_steps):>12} for {trainer.max_steps:,} steps"
+        said.append(line)
     return said

@@ -57,6 +57,7 @@ class Objective(Protocol):
         seed: int,
         bundled: Path,
         packing_model_type: str | None,
+        num_embeddings: int | None = None,
     ) -> PreparedData:
         """Rows of the run, read, tokenised, split and packed (see `lmoe.data.prepare.prepare`)."""
         ...

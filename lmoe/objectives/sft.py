@@ -44,9 +44,17 @@ class SupervisedFineTuning:
         seed: int,
         bundled: Path,
         packing_model_type: str | None,
+        num_embeddings: int | None = None,
     ) -> PreparedData:
         """Conversations with the assistant's tokens labelled."""
-        return prepare(config, tokenizer, seed=seed, bundled=bundled, packing_model_type=packing_model_type)
+        return prepare(
+            config,
+            tokenizer,
+            seed=seed,
+            bundled=bundled,
+            packing_model_type=packing_model_type,
+            num_embeddings=num_embeddings,
+        )
 
     def units(self, samples: EncodedRows | PackedRows) -> Tensor:
         """(N,) int64 label tokens of each row or packed sequence."""

@@ -64,7 +64,7 @@ def chat_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows
     data = TrainingData(
         prepared,
         config,
-        units=prepared.train.label_counts,
+        units=lambda samples: samples.label_counts,
         collate=Collate,
         seed=0,
         max_steps=1,

@@ -21,6 +21,7 @@ SAFE = (
     "trainer.strategy",
     "trainer.accelerator",
     "data.num_workers",
+    "data.num_proc",
     "data.cache_dir",
     "output",
     "eval_sft",

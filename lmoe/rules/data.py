@@ -25,6 +25,7 @@ def data_problems(data: DataConfig) -> list[str]:
         problems += at_least(data.num_proc, 1, "data.num_proc")
     if data.temperature is not None:
         problems += above_zero(data.temperature, "data.temperature")
+    problems += _stream_problems(data)
     if data.sources:
         problems += source_problems(data)
     elif not data.path:
@@ -45,6 +46,29 @@ def data_problems(data: DataConfig) -> list[str]:
         problems.append(f"data.split_seed is {data.split_seed}, must be from 0 to {2**32 - 1}")
     problems += column_problems(data.columns, "data.columns")
     return problems + missing_file("data.chat_template", data.chat_template)
+
+
+def _stream_problems(data: DataConfig) -> list[str]:
+    """Problems of rows that are read while training."""
+    if not data.streaming:
+        changed = data.shuffle_buffer != DataConfig().shuffle_buffer
+        return [without_effect("data.shuffle_buffer", "without data.streaming=true")] if changed else []
+    problems = at_least(data.shuffle_buffer, 1, "data.shuffle_buffer")
+    if data.val_path is None:
+        problems.append("data.streaming=true needs data.val_path: no rows can be split off a stream; set it")
+    if data.path == BUNDLED and not data.sources:
+        problems.append("data.streaming=true: the bundled rows are few, and read at once; set data.streaming=false")
+    if len(data.sources) > 1 and any(source.weight is None for source in data.sources.values()):
+        problems.append(
+            "data.streaming=true: how many rows a source has is not known, so each of data.sources needs a weight"
+        )
+    for name, given in (
+        ("data.temperature", data.temperature is not None),
+        ("data.num_workers", data.num_workers > 0),
+        ("data.num_proc", data.num_proc is not None),
+    ):
+        problems += [without_effect(name, "with data.streaming=true")] * given
+    return problems
 
 
 def source_problems(data: DataConfig) -> list[str]:

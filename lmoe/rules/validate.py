@@ -1,13 +1,14 @@
 """Every cross-field problem of a config at once."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from lmoe.config.analysis import AnalysisConfig
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.checkpoint import CheckpointConfig
 from lmoe.config.injection import InjectionConfig
-from lmoe.config.limits import MOST_ROWS_OF_A_STEP
+from lmoe.config.limits import MOST_OF_OTHERS, MOST_ROWS_OF_A_STEP
 from lmoe.config.logger import LoggerConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.config.optim import OptimConfig, RoleOptimConfig
@@ -43,8 +44,10 @@ def validate(config: RunConfig) -> None:
 def run_problems(config: RunConfig) -> list[str]:
     """Every problem of the config, as text."""
     sizes, config = within_sizes(config)
+    epochs, config = epoch_problems(config)
     return sizes + independent(
-        injection_problems(config.injection, config.moe)
+        epochs
+        + injection_problems(config.injection, config.moe)
         + moe_problems(config.moe, config.injection)
         + phase_problems(config)
         + backbone_problems(config.backbone)
@@ -66,6 +69,22 @@ def run_problems(config: RunConfig) -> list[str]:
         + place_problems(config),
         keys_named(sizes),
     )
+
+
+def epoch_problems(config: RunConfig) -> tuple[list[str], RunConfig]:
+    """Problems of trainer.max_epochs, and the config to look at: until rows are read, its run is as long as any."""
+    trainer = config.trainer
+    if trainer.max_epochs is None or config.resume is not None:
+        return [], config
+    problems = above_zero(trainer.max_epochs, "trainer.max_epochs")
+    if trainer.max_steps != TrainerConfig().max_steps:
+        problems.append(
+            f"trainer.max_epochs={trainer.max_epochs:g} and trainer.max_steps={trainer.max_steps} are both set; give "
+            "one of them"
+        )
+    if config.data.streaming:
+        problems.append("trainer.max_epochs: how many rows a stream has is not known; give trainer.max_steps")
+    return problems, replace(config, trainer=replace(trainer, max_steps=MOST_OF_OTHERS))
 
 
 def section_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:

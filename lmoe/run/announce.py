@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
+from lmoe.data.pack import PackedRows, packing_supported
 from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
 from lmoe.report.say import say
@@ -32,9 +33,28 @@ def describe_plan(parts: Parts, console: Console) -> None:
             f"phase {phase.name}: steps {phase.start + 1} to {phase.end} train {', '.join(sorted(phase.trainable))}"
         )
     domains = len(parts.prepared.domains)
-    lines.append(f"data: {report.train.rows:,} rows to learn, {report.val.rows:,} to validate, {domains} domains")
+    learnt = "rows are read while training" if report.train is None else f"{report.train.rows:,} rows to learn"
+    lines.append(f"data: {learnt}, {report.val.rows:,} to validate, {domains} domains")
+    lines += packing_lines(parts)
     for line in [*lines, *data_notes(parts.prepared), *(f"warning: {warning}" for warning in parts.warnings)]:
         say(console, line)
+
+
+def packing_lines(parts: Parts) -> list[str]:
+    """Whether training rows are packed, and how many come in a step."""
+    data, train, loop = parts.config.data, parts.prepared.report.train, parts.config.trainer
+    packed = parts.prepared.train
+    if isinstance(packed, PackedRows) and train is not None and train.fill is not None:
+        sequences = data.batch_size * loop.accumulate_grad_batches * loop.devices * loop.num_nodes
+        rows = len(packed.rows) * sequences / len(packed)
+        return [
+            f"packing: {len(packed):,} sequences of {data.max_length} tokens, {train.fill:.0%} "
+            f"full; a step takes {sequences}, about {rows:.0f} rows"
+        ]
+    if data.packing is None and train is not None:
+        reason = packing_supported(str(parts.model.config.model_type)) or "the attention would let rows see each other"
+        return [f"packing: off, because {reason}"]
+    return []
 
 
 def expert_lines(parts: Parts) -> list[str]:

@@ -1,5 +1,6 @@
 """The parts of a run from its config: backbone with experts, rows, module, data."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +14,12 @@ from lmoe.config.injection import InjectionConfig
 from lmoe.config.keys import near
 from lmoe.config.moe import MoeConfig
 from lmoe.config.phase import PLATEAU
+from lmoe.config.problems import raise_problems
 from lmoe.config.run import RunConfig
 from lmoe.data.datamodule import TrainingData
 from lmoe.data.pack import packing_supported_by_attention
 from lmoe.data.prepare import PreparedData
+from lmoe.data.stream import RowStream
 from lmoe.data.template import take_template
 from lmoe.errors import ConfigError, DataError
 from lmoe.files.resources import resource_dir
@@ -32,6 +35,7 @@ from lmoe.rules.experts_from import named_adapters, without_source
 from lmoe.rules.phase_options import TRAIN_LOSS
 from lmoe.rules.phases import lora_B_std, phase_warnings, trained_base
 from lmoe.rules.routers import needs_domain
+from lmoe.rules.validate import run_problems
 from lmoe.training.dials import Dials
 from lmoe.training.module import AdapterModule
 from lmoe.training.phases import PhaseSchedule
@@ -105,7 +109,9 @@ def build_parts(config: RunConfig, *, fill_experts: bool = True, objective: Obje
         seed=config.seed,
         bundled=resource_dir("data/sft"),
         packing_model_type=None if leak and config.data.packing is None else model.config.model_type,
+        num_embeddings=model.get_input_embeddings().weight.shape[0],
     )
+    config = with_length(config, prepared)
     check_monitors(config, prepared, objective)
     check_context(config, model)
     check_base_training(config, model)
@@ -128,7 +134,7 @@ def build_parts(config: RunConfig, *, fill_experts: bool = True, objective: Obje
     datamodule = TrainingData(
         prepared,
         config.data,
-        units=objective.units(prepared.train),
+        units=objective.units,
         collate=objective.collate,
         seed=config.seed,
         max_steps=config.trainer.max_steps,
@@ -155,6 +161,27 @@ def build_parts(config: RunConfig, *, fill_experts: bool = True, objective: Obje
         warnings=phase_warnings(config),  # those of the plan are printed with it
         base_model=base_model,
     )
+
+
+def with_length(config: RunConfig, prepared: PreparedData) -> RunConfig:
+    """The config, with trainer.max_steps worked out from trainer.max_epochs; a run that goes on has it recorded.
+
+    Raises:
+        ConfigError: phases or schedules that do not fit into a run of that length.
+    """
+    trainer = config.trainer
+    if trainer.max_epochs is None or config.resume is not None or isinstance(prepared.train, RowStream):
+        return config
+    samples = config.data.batch_size * trainer.accumulate_grad_batches * trainer.devices * trainer.num_nodes
+    steps = max(1, math.ceil(trainer.max_epochs * len(prepared.train) / samples))
+    long = replace(config, trainer=replace(trainer, max_steps=steps))
+    raise_problems(
+        [
+            f"{problem} (trainer.max_epochs={trainer.max_epochs:g} of {len(prepared.train):,} samples)"
+            for problem in run_problems(replace(long, trainer=replace(long.trainer, max_epochs=None)))
+        ]
+    )
+    return long
 
 
 def with_domains(moe: MoeConfig, injection: InjectionConfig, domains: list[str]) -> MoeConfig:

@@ -33,7 +33,7 @@ def module(
     return TrainingData(
         data,
         config,
-        units=data.train.label_counts,
+        units=lambda samples: samples.label_counts,
         collate=Collate,
         seed=0,
         max_steps=5,

@@ -1,0 +1,310 @@
+"""Training samples of rows that are read while training: a seeded order that can be gone on with exactly.
+
+A pass goes through the files in a seeded order. Some thousand rows make a block, whose rows are tokenised, packed and
+shuffled among themselves: what a block holds depends on the seed and on where it begins, and so does everything behind
+it. Shuffle buffers that are filled up again and again, as `datasets` has them, would have to be stored with the run.
+Where a pass stands in its files, and which source is next where several are mixed, is kept by `datasets`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmoe.data.account import Account
+from lmoe.data.contract import row_of
+from lmoe.data.encode import Encoder
+from lmoe.data.encoded import EncodedRow, EncodedRows
+from lmoe.data.pack import PackedRows
+from lmoe.data.row import Row
+from lmoe.data.sources import Part
+from lmoe.errors import DataError, LmoeError
+from lmoe.vocabulary import OnBadRow
+
+COLUMNS = {
+    name: {"_type": "Value", "dtype": kind}
+    for name, kind in (
+        *(("source", "int64"), ("part", "int64")),
+        *(("where", "string"), ("record", "string"), ("problem", "string")),
+    )
+}
+"""Of a record on its way through `datasets`; as JSON, or the keys of one would be those of all."""
+Sample = EncodedRow | tuple[EncodedRow, ...]
+Samples = EncodedRows | PackedRows
+
+
+@dataclass(slots=True, frozen=True)
+class Place:
+    """Where in a stream a sample stands.
+
+    Args:
+        epoch: passes done before.
+        block: blocks of this pass before this one.
+        reading: where in its files the block begins, JSON as `datasets` says it; "": at the beginning of the pass.
+        sample: number in the block.
+    """
+
+    epoch: int = 0
+    block: int = 0
+    reading: str = ""
+    sample: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class Block:
+    """Samples of a block in the order of training."""
+
+    samples: Samples
+    order: list[int]
+    epoch: int
+    number: int
+    reading: str
+
+
+class RowStream:
+    """Endless training samples.
+
+    Args:
+        parts: of each source.
+        shares: of each source among the rows; sum to 1.
+        encoder: makes tokens of rows.
+        domains: names that rows may have; samples point into it.
+        buffer: rows of a block.
+        seed: of the order.
+        packing: whether a sample is a packed sequence.
+        on_bad_row: what a row does that cannot be used.
+        say: told how many rows of a pass were left out.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[Sequence[Part]],
+        shares: Sequence[float],
+        encoder: Encoder,
+        domains: Sequence[str],
+        *,
+        buffer: int,
+        seed: int,
+        packing: bool,
+        on_bad_row: OnBadRow,
+        say: Callable[[str], None],
+    ) -> None:
+        self.parts, self.shares, self.encoder = parts, shares, encoder
+        self.domains = {name: number for number, name in enumerate(domains)}
+        self.buffer, self.seed, self.packing, self.on_bad_row, self.say = buffer, seed, packing, on_bad_row, say
+
+    def samples(self, start: Place) -> Iterator[tuple[Sample, Block, int]]:
+        """Each sample from a place on, with its block and its number in the block's order.
+
+        Raises:
+            DataError: rows that cannot be read or used, or a whole pass without one.
+        """
+        skip = start.sample
+        for block in self.blocks(start):
+            for number in range(skip, len(block.order)):
+                yield block.samples[block.order[number]], block, number
+            skip = 0
+
+    def blocks(self, start: Place) -> Iterator[Block]:
+        """Each block from a place on.
+
+        Raises:
+            DataError: as `samples`.
+        """
+        epoch, number, reading = start.epoch, start.block, start.reading
+        while True:
+            found, account = False, Account()
+            rows = self._rows(epoch)
+            if reading:
+                rows.load_state_dict(json.loads(reading))
+            iterator = iter(rows)
+            while some := [self._row(found) for found in islice(iterator, self.buffer)]:
+                begins, reading = reading, json.dumps(rows.state_dict())
+                samples = self._encoded(some, account, epoch, number)
+                if len(samples):
+                    found = True
+                    order = self._shuffled(len(samples), epoch, number)
+                    yield Block(samples=samples, order=order, epoch=epoch, number=number, reading=begins)
+                number += 1
+            if not found and not start.block:
+                raise DataError(f"data.streaming: a pass over {account.read:,} rows gave none to learn from")
+            self._tell(account, epoch)
+            epoch, number, reading = epoch + 1, 0, ""
+
+    def _rows(self, epoch: int) -> Any:
+        """The rows of one pass, as a `datasets.IterableDataset`."""
+        import datasets  # heavy, and only streams need it
+
+        streams = []
+        for source, parts in enumerate(self.parts):
+            order = np.random.default_rng((self.seed, epoch, source)).permutation(len(parts))
+            shuffled = [(source, int(number), parts[int(number)]) for number in order]
+            streams.append(
+                datasets.IterableDataset.from_generator(
+                    _records_of, gen_kwargs={"parts": shuffled}, features=datasets.Features.from_dict(COLUMNS)
+                )
+            )
+        if len(streams) == 1:
+            return streams[0]
+        return datasets.interleave_datasets(
+            streams,
+            probabilities=list(self.shares),
+            seed=self.seed * 1_000_003 + epoch,
+            stopping_strategy="all_exhausted",
+        )
+
+    def _row(self, found: dict[str, Any]) -> Row | LmoeError:
+        """The row of a record, or why it is none."""
+        if found["problem"]:
+            return DataError(found["problem"])
+        part = self.parts[found["source"]][found["part"]]
+        try:
+            return row_of(json.loads(found["record"]), found["where"], part.domain, part.columns)
+        except LmoeError as error:
+            return error
+
+    def _encoded(self, rows: Sequence[Row | LmoeError], account: Account, epoch: int, number: int) -> Samples:
+        kept: list[EncodedRow] = []
+        for chunk in self.encoder.chunks(((row, 0) for row in rows), place=0):
+            account.add(chunk.account)
+            if self.on_bad_row is OnBadRow.error:
+                chunk.account.check()
+            edges = chunk.lengths.cumsum()[:-1]
+            for ids, labels, domain in zip(
+                np.split(chunk.input_ids, edges), np.split(chunk.is_label, edges), chunk.domains, strict=False
+            ):
+                kept.append(EncodedRow(torch.from_numpy(ids), torch.from_numpy(labels), self._domain(domain)))
+        samples = EncodedRows.of(kept)
+        if self.packing and kept:
+            return PackedRows.of(samples, self.encoder.max_length, self._seed_of(epoch, number))
+        return samples
+
+    def _domain(self, name: str) -> int:
+        if name not in self.domains:
+            raise DataError(
+                f"data.streaming: a row is of the domain {name!r}, which no source, file or validation row has: it has "
+                "to be known before; give a validation row of it, or leave `domain` out of the rows"
+            )
+        return self.domains[name]
+
+    def _shuffled(self, count: int, epoch: int, number: int) -> list[int]:
+        generator = torch.Generator().manual_seed(self._seed_of(epoch, number))
+        return torch.randperm(count, generator=generator).tolist()
+
+    def _seed_of(self, epoch: int, number: int) -> int:
+        return int(np.random.SeedSequence((self.seed, epoch, number)).generate_state(1, np.uint64)[0] >> 1)
+
+    def _tell(self, account: Account, epoch: int) -> None:
+        left_out = account.bad + sum(account.dropped.values())
+        if left_out:
+            reasons = [f"{count:,} {reason}" for reason, count in sorted(account.dropped.items())]
+            reasons += [f"{account.bad:,} cannot be used, such as {account.first_bad[0]}"] if account.bad else []
+            self.say(f"data: pass {epoch + 1} left out {left_out:,} of {account.read:,} rows: {'; '.join(reasons)}")
+
+
+def _records_of(parts: Sequence[tuple[int, int, Part]]) -> Iterator[dict[str, Any]]:
+    """Records of parts, each with the number of its source and of its part there."""
+    for source, number, part in parts:
+        for record, where, _ in part.records:
+            failed = isinstance(record, LmoeError)
+            yield {
+                "source": source,
+                "part": number,
+                "where": where,
+                "record": "" if failed else json.dumps(record, default=str),
+                "problem": str(record) if failed else "",
+            }
+
+
+class StreamLoader:
+    """Micro-batches of this rank for the whole run, resumable.
+
+    Every rank reads all rows and takes its micro-batches as `SeededBatches` deals them, so that W ranks see in one step
+    what one process sees in W accumulated micro-batches. A whole optimizer step is read before its first micro-batch,
+    so that its totals are known.
+
+    Args:
+        stream: the samples.
+        collate: makes a batch of samples.
+        units: units of the objective of each of some samples, (N,) int64.
+        batch_size: samples of a micro-batch.
+        micro_batches: of an optimizer step on one rank.
+        num_batches: micro-batches of this rank in the whole run.
+        rank, world_size: this process among all.
+    """
+
+    def __init__(
+        self,
+        stream: RowStream,
+        *,
+        collate: Callable[[Sequence[Any]], dict[str, Tensor]],
+        units: Callable[[Samples], Tensor],
+        batch_size: int,
+        micro_batches: int,
+        num_batches: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        self.stream, self._collate, self._units = stream, collate, units
+        self.batch_size, self.micro_batches, self.num_batches = batch_size, micro_batches, num_batches
+        self.rank, self.world_size = rank, world_size
+        self._yielded, self._step, self._window = 0, 0, Place()
+        self._totals: dict[int, tuple[int, int]] = {}
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        done = self._yielded - self._step * self.micro_batches
+        samples = self.stream.samples(self._window)
+        counted: tuple[Block, Tensor] | None = None
+        for step in range(self._step, -(-self.num_batches // self.micro_batches)):
+            self._step = step
+            window: list[Sample] = []
+            units = tokens = 0
+            for sample, block, number in islice(samples, self.batch_size * self.micro_batches * self.world_size):
+                if not window:
+                    self._window = Place(block.epoch, block.number, block.reading, number)
+                if counted is None or counted[0] is not block:
+                    counted = block, self._units(block.samples)
+                units += int(counted[1][block.order[number]])
+                tokens += int(block.samples.lengths[block.order[number]])
+                window.append(sample)
+            self._totals = {step: (units, tokens)}
+            for micro in range(done, self.micro_batches):
+                first = (micro * self.world_size + self.rank) * self.batch_size
+                self._yielded += 1
+                yield self._collate(window[first : first + self.batch_size])
+            done = 0
+
+    def window_totals(self, step: int) -> tuple[int, int]:
+        """(units, valid tokens) of the optimizer step under way, over all its micro-batches and ranks."""
+        return self._totals[step]
+
+    def largest_batch(self) -> dict[str, Tensor]:
+        """A micro-batch of the longest samples of the first block."""
+        block = next(self.stream.blocks(Place()))
+        longest = block.samples.lengths.argsort(descending=True)[: self.batch_size].tolist()
+        return self._collate([block.samples[index] for index in longest])
+
+    def state_dict(self) -> dict[str, Any]:
+        place = self._window
+        return {
+            "yielded": self._yielded,
+            "step": self._step,
+            "epoch": place.epoch,
+            "block": place.block,
+            "reading": place.reading,
+            "sample": place.sample,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._yielded, self._step = state["yielded"], state["step"]
+        self._window = Place(state["epoch"], state["block"], state["reading"], state["sample"])

@@ -1,0 +1,174 @@
+"""Rows that are read while training: order, blocks, totals, and going on."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from lmoe.config.data import DataConfig, SourceConfig
+from lmoe.data.collate import Collate
+from lmoe.data.datamodule import TrainingData
+from lmoe.data.prepare import prepare
+from lmoe.data.stream import RowStream, StreamLoader
+from lmoe.errors import DataError
+from lmoe.vocabulary import OnBadRow
+
+
+def records(count: int, domain: str = "a", name: str = "") -> list[dict[str, str]]:
+    return [
+        {"prompt": f"What is {name} {n}?", "response": "six " * (n % 7 + 1), "domain": domain} for n in range(count)
+    ]
+
+
+@pytest.fixture
+def config(tmp_path: Path, write_rows: Any) -> DataConfig:
+    """Three files of two domains, 50 rows in all, in blocks of 16."""
+    for name, domain, count in (("x", "a", 20), ("y", "b", 17), ("z", "a", 13)):
+        write_rows(*records(count, domain, name), name=f"train/{name}.jsonl")
+    return DataConfig(
+        path=str(tmp_path / "train"),
+        val_path=write_rows(*records(3), *records(3, "b"), name="val.jsonl"),
+        cache_dir=str(tmp_path / "cache"),
+        max_length=64,
+        batch_size=2,
+        packing=False,
+        streaming=True,
+        shuffle_buffer=16,
+    )
+
+
+def data(config: DataConfig, tokenizer: PreTrainedTokenizerFast, *, seed: int = 0, max_steps: int = 12) -> TrainingData:
+    prepared = prepare(config, tokenizer, seed=seed, bundled=Path("nowhere"), packing_model_type="qwen3")
+    assert isinstance(prepared.train, RowStream)
+    return TrainingData(
+        prepared,
+        config,
+        units=lambda samples: samples.label_counts,
+        collate=Collate,
+        seed=seed,
+        max_steps=max_steps,
+        accumulate_grad_batches=3,
+        pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
+    )
+
+
+def loader(config: DataConfig, tokenizer: PreTrainedTokenizerFast, **options: Any) -> StreamLoader:
+    found = data(config, tokenizer, **options).train_dataloader()
+    assert isinstance(found, StreamLoader)
+    return found
+
+
+def same(found: list[dict[str, torch.Tensor]], expected: list[dict[str, torch.Tensor]]) -> bool:
+    return len(found) == len(expected) and all(
+        a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a) for a, b in zip(found, expected, strict=True)
+    )
+
+
+def rows_of(batches: list[dict[str, torch.Tensor]]) -> list[tuple[int, ...]]:
+    return [
+        tuple(ids[mask].tolist())
+        for batch in batches
+        for ids, mask in zip(batch["input_ids"], batch["valid_mask"], strict=True)
+    ]
+
+
+def test_a_pass_gives_every_row_once_in_an_order_of_its_own(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config.batch_size = 5
+    rows = rows_of(list(loader(config, tokenizer, max_steps=7))[:20])
+    first, second = rows[:50], rows[50:]
+    assert Counter(first) == Counter(second) and len(set(first)) == 50
+    assert first != second
+    assert rows_of(list(loader(config, tokenizer, seed=1, max_steps=7))[:10]) != first
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_a_loader_goes_on_where_it_was_cut_whatever_the_place(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, packing: bool
+) -> None:
+    config.packing = packing
+    whole = list(loader(config, tokenizer))
+    assert len(whole) == 36
+    for cut in (1, 3, 8, 9, 17, 35, 36):
+        begun = loader(config, tokenizer)
+        for _, _ in zip(range(cut), begun, strict=False):
+            pass
+        state = json.loads(json.dumps(begun.state_dict()))
+        resumed = loader(config, tokenizer)
+        resumed.load_state_dict(state)
+        assert same(list(resumed), whole[cut:]), cut
+
+
+def test_several_sources_are_mixed_by_weight_and_gone_on_with(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, write_rows: Any
+) -> None:
+    config.path = ""
+    config.sources = {
+        "a": SourceConfig(path=write_rows(*records(30, "a"), name="a.jsonl"), weight=3),
+        "b": SourceConfig(path=write_rows(*records(30, "b"), name="b.jsonl"), weight=1),
+    }
+    config.batch_size = 10
+    whole = list(loader(config, tokenizer, max_steps=20))
+    domains = torch.cat([batch["domain_ids"][:, 0] for batch in whole])
+    assert 0.2 < float((domains == 1).float().mean()) < 0.3
+    begun = loader(config, tokenizer, max_steps=20)
+    for _, _ in zip(range(31), begun, strict=False):
+        pass
+    resumed = loader(config, tokenizer, max_steps=20)
+    resumed.load_state_dict(begun.state_dict())
+    assert same(list(resumed), whole[31:])
+
+
+def test_ranks_share_what_one_process_would_see_and_all_know_the_totals(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    alone = data(config, tokenizer).train_dataloader()
+    assert isinstance(alone, StreamLoader)
+    ranks = []
+    for rank in range(3):
+        of_rank = data(config, tokenizer).train_dataloader()
+        assert isinstance(of_rank, StreamLoader)
+        of_rank.rank, of_rank.world_size, of_rank.micro_batches, of_rank.num_batches = rank, 3, 1, 12
+        ranks.append(of_rank)
+    streams = [iter(one) for one in ranks]
+    whole = iter(alone)
+    for step in range(12):
+        batches = [next(whole) for _ in range(3)]
+        assert same([next(one) for one in streams], batches)
+        labels = sum(int((batch["labels"] != -100).sum()) for batch in batches)
+        valid = sum(int(batch["valid_mask"].sum()) for batch in batches)
+        assert {one.window_totals(step) for one in (alone, *ranks)} == {(labels, valid)}
+
+
+def test_a_row_that_cannot_be_used_ends_the_run_or_is_counted(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    write_rows(*records(4), {"question": "x"}, name="train/x.jsonl")
+    with pytest.raises(DataError, match=r"x\.jsonl:5: unknown row format"):
+        list(loader(config, tokenizer))
+    config.on_bad_row = OnBadRow.drop
+    with pytest.warns(UserWarning, match=r"pass 1 left out 1 of 35 rows: 1 cannot be used.*x\.jsonl:5"):
+        list(loader(config, tokenizer, max_steps=8))
+
+
+def test_a_domain_that_nothing_names_before_is_refused(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    write_rows(*records(4, "unheard"), name="train/x.jsonl")
+    with pytest.raises(
+        DataError, match="a row is of the domain 'unheard', which no source, file or validation row has"
+    ):
+        list(loader(config, tokenizer))
+
+
+def test_a_pass_without_a_row_to_learn_from_is_refused(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    config.path = write_rows({"prompt": "x", "response": ""}, name="empty.jsonl")
+    with pytest.raises(DataError, match="a pass over 1 rows gave none to learn from"):
+        list(loader(config, tokenizer))
