@@ -266,8 +266,7 @@ class StreamLoader:
         samples = self.stream.samples(self._window)
         counted: tuple[Block, Tensor] | None = None
         for step in range(self._step, -(-self.num_batches // self.micro_batches)):
-            self._step = step
-            window: list[Sample] = []
+            window, behind = [], self._window
             units = tokens = 0
             for sample, block, number in islice(samples, self.batch_size * self.micro_batches * self.world_size):
                 if not window:
@@ -277,10 +276,13 @@ class StreamLoader:
                 units += int(counted[1][block.order[number]])
                 tokens += int(block.samples.lengths[block.order[number]])
                 window.append(sample)
+                behind = Place(block.epoch, block.number, block.reading, number + 1)
             self._totals = {step: (units, tokens)}
             for micro in range(done, self.micro_batches):
                 first = (micro * self.world_size + self.rank) * self.batch_size
                 self._yielded += 1
+                if micro == self.micro_batches - 1:  # the next step may have another number of micro-batches
+                    self._step, self._window = step + 1, behind
                 yield self._collate(window[first : first + self.batch_size])
             done = 0
 

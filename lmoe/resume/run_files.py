@@ -29,7 +29,8 @@ def stand_at_step(checkpoint: dict[str, Any], micro_batches: int) -> None:
     progress["is_last_batch"] = False
     for part in ("total", "current"):  # the whole run is one epoch, which has begun
         loop["epoch_progress"][part] |= {"ready": 1, "started": 1, "processed": 0, "completed": 0}
-    loop["state_dict"]["combined_loader"] = [{"yielded": done}]
+    [loader] = loop["state_dict"].get("combined_loader") or [{}]
+    loop["state_dict"]["combined_loader"] = [loader | {"yielded": done}]
 
 
 LAST, BEST = "last.ckpt", "best.ckpt"

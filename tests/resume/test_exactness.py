@@ -178,6 +178,8 @@ BALANCED = {
         "phase.phases.experts.router_noise=true",
     ),
     "one decision a prompt": ("moe=sequence", "phase=joint", "injection.shared_lora_r=2", "injection.use_rslora=true"),
+    "rows read while training": ("data.streaming=true", "data.shuffle_buffer=8"),
+    "a length in passes": ("trainer.max_epochs=0.75", "trainer.max_steps=150", "data.packing=true"),
     "svd": ("injection.init_lora=svd", "phase=joint", "injection.attn_lora.use_dora=true"),
     "copies of the FFN": (
         "injection=moe_expert_lora",
