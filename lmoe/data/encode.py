@@ -46,6 +46,26 @@ class EncodedSource:
     truncated: int
 
 
+@dataclass(slots=True, frozen=True)
+class TokenisedRow:
+    """One row as tokens, before anything is cut.
+
+    Args:
+        row: as it was read.
+        text: what was tokenised: a rendered conversation with its special tokens written out, or the plain text.
+        ids: n tokens.
+        labels: (n,) bool, the tokens to be learnt.
+        offsets: (start, end) characters in `text` of each token, empty for one that stands for none of them (written by
+            the tokenizer, not by the text); None where the tokenizer does not tell.
+    """
+
+    row: Row
+    text: str
+    ids: list[int]
+    labels: Tensor
+    offsets: Sequence[Span] | None
+
+
 def token_labels(offsets: Sequence[Span], spans: Sequence[Span]) -> Tensor:
     """Whether each token shares at least one character with a span, (n,) bool.
 
@@ -113,15 +133,22 @@ class Encoder:
             return NO_ASSISTANT_TEXT
         return cut_reason(self.max_length) if bool(labels[1:].any()) else NOTHING_TO_PREDICT
 
-    def _tokenised(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
+    def tokenise(self, rows: Sequence[Row]) -> Iterator[TokenisedRow]:
+        """Each row as tokens, in order; nothing is cut or dropped.
+
+        Raises: as encode.
+        """
         for first in range(0, len(rows), CHUNK):
             chunk = rows[first : first + CHUNK]
             chats = iter(self._chats([row for row in chunk if row.text is None]))
-            texts = iter(self._texts([row.text for row in chunk if row.text is not None]))
+            texts = iter(self._texts([row for row in chunk if row.text is not None]))
             for row in chunk:
                 yield next(chats if row.text is None else texts)
 
-    def _chats(self, rows: Sequence[Row]) -> list[tuple[list[int], Tensor]]:
+    def _tokenised(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Tensor]]:
+        return ((tokenised.ids, tokenised.labels) for tokenised in self.tokenise(rows))
+
+    def _chats(self, rows: Sequence[Row]) -> list[TokenisedRow]:
         if not rows:
             return []
         if not isinstance(self.tokenizer, PreTrainedTokenizerFast):
@@ -135,16 +162,22 @@ class Encoder:
         )
         offsets = tokens["offset_mapping"]
         return [
-            (ids, token_labels(o, r.spans)) for ids, o, r in zip(tokens["input_ids"], offsets, rendered, strict=True)
+            TokenisedRow(row, r.text, ids, token_labels(o, r.spans), o)
+            for row, ids, o, r in zip(rows, tokens["input_ids"], offsets, rendered, strict=True)
         ]
 
-    def _texts(self, texts: Sequence[str]) -> list[tuple[list[int], Tensor]]:
-        if not texts:
+    def _texts(self, rows: Sequence[Row]) -> list[TokenisedRow]:
+        if not rows:
             return []
+        texts = [row.text or "" for row in rows]
+        fast = isinstance(self.tokenizer, PreTrainedTokenizerFast)
+        tokens = self.tokenizer(texts, return_offsets_mapping=fast, verbose=False)
         eos = self.tokenizer.eos_token_id
         encoded = []
-        for text, ids in zip(texts, self.tokenizer(list(texts), verbose=False)["input_ids"], strict=True):
+        for number, (row, text, ids) in enumerate(zip(rows, texts, tokens["input_ids"], strict=True)):
+            offsets = tokens["offset_mapping"][number] if fast else None
             if eos is not None and ids[-1:] != [eos]:
                 ids = [*ids, eos]
-            encoded.append((ids, torch.full((len(ids),), bool(text.strip()))))
+                offsets = None if offsets is None else [*offsets, (len(text), len(text))]
+            encoded.append(TokenisedRow(row, text, ids, torch.full((len(ids),), bool(text.strip())), offsets))
         return encoded
