@@ -79,7 +79,7 @@ class PrepareReport:
         rows = [
             ("rows", f"{train.rows:,}", f"{val.rows:,}"),
             ("tokens", f"{train.tokens:,}", f"{val.tokens:,}"),
-            ("label tokens", f"{train.label_tokens:,}", f"{val.label_tokens:,}"),
+            ("label tokens", _with_share(train), _with_share(val)),
         ]
         rows += [(f"length, {name}", str(train.lengths[name]), str(val.lengths[name])) for name, _ in PERCENTILES]
         for domain in sorted({*train.rows_by_domain, *val.rows_by_domain}):
@@ -99,6 +99,11 @@ class PrepareReport:
             state = "hit" if source.cache_hit else "miss"
             lines.append(f"{line}; cache {state}, {source.cache_path or 'not written'}")
         return lines
+
+
+def _with_share(split: SplitReport) -> str:
+    """Label tokens, and in percent of all tokens."""
+    return f"{split.label_tokens:,} ({split.label_tokens / split.tokens:.1%})"
 
 
 def split_report(rows: EncodedRows, domains: list[str]) -> SplitReport:
