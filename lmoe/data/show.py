@@ -11,6 +11,7 @@ from lmoe.data.encode import Encoder, TokenisedRow
 from lmoe.data.reader import BUNDLED, Reader
 from lmoe.data.row import Row
 from lmoe.data.rows import read_rows
+from lmoe.data.spans import Span
 from lmoe.errors import DataError
 
 MOST_CUT = 100
@@ -172,7 +173,8 @@ def _decoded(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str
         before = list(ids[max(0, first - CONTEXT) : first])
         head = _decode(before, tokenizer)
         whole = _decode([*before, *ids[first : i + 1]], tokenizer)
-        if whole.endswith(BROKEN) and i + 1 < len(ids) and ids[i + 1] not in special:
+        unfinished = whole.endswith(BROKEN) or len(whole) <= len(head)
+        if unfinished and i + 1 < len(ids) and ids[i + 1] not in special:
             continue
         texts[first], first = whole[len(head) :], i + 1
     return texts
@@ -191,18 +193,19 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return added | set(tokenizer.all_special_ids)
 
 
-def _label_runs(labels: Sequence[bool]) -> list[tuple[int, int]]:
+def _label_runs(labels: Sequence[bool]) -> list[Span]:
     """(first, behind the last) of each unbroken run of tokens to be learnt."""
     edges = [i for i in range(len(labels) + 1) if (i > 0 and labels[i - 1]) != (i < len(labels) and labels[i])]
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
 def _turn_end(
-    turn: tuple[int, int], ids: Sequence[int], texts: Sequence[str], names: Sequence[str], tokenizer: PreTrainedTokenizerBase
+    turn: Span, ids: Sequence[int], texts: Sequence[str], names: Sequence[str], tokenizer: PreTrainedTokenizerBase
 ) -> int | None:
     """Index of the token that ends a turn: the last of the turn, or the next one behind it, but for white space.
 
     Args:
+        turn: its first token, and the one behind its last.
         names: texts of the tokens that the template ends turns with.
     """
     first, behind = turn

@@ -62,16 +62,23 @@ def figures(samples: "Sequence[ShownSample]") -> Figures:
 
 def figures_line(sample: "ShownSample") -> str:
     """Where a sample is from, its domain and its figures, in one line."""
-    words = [f"{visible(sample.where)}: domain {visible(sample.domain)}"]
-    if sample.tokens:
-        sums = figures([sample])
-        words += [f"{sums.tokens:,} tokens", f"{sums.learnt:,} learnt ({sums.share})", f"{sums.cut:,} cut"]
-        words.append(f"turn ends learnt: {sums.ends}")
-    if sample.note:
-        words.append(visible(sample.note))
-    if sample.ignored:
-        words.append(f"ignored fields: {visible(', '.join(sample.ignored))}")
-    return ", ".join(words)
+    words = [f"{visible(sample.where)}: domain {visible(sample.domain)}", counts_line(sample), unlearnt_line(sample)]
+    words += [visible(sample.note), ignored_line(sample)]
+    return "; ".join(word for word in words if word)
+
+
+def counts_line(sample: "ShownSample") -> str:
+    """Tokens of a sample; empty of one that has none."""
+    if not sample.tokens:
+        return ""
+    sums = figures([sample])
+    learnt = f"{sums.learnt:,} learnt ({sums.share})"
+    return f"{sums.tokens:,} tokens, {learnt}, {sums.cut:,} cut, turn ends learnt: {sums.ends}"
+
+
+def ignored_line(sample: "ShownSample") -> str:
+    """Fields that nothing is made of; empty where there are none."""
+    return f"ignored fields: {visible(', '.join(sample.ignored))}" if sample.ignored else ""
 
 
 def cut_line(sample: "ShownSample") -> str:
@@ -81,6 +88,14 @@ def cut_line(sample: "ShownSample") -> str:
     there = len(sample.tokens) - sample.kept
     shown = "" if there == sample.cut else f", of which the first {there:,} are shown"
     return f"cut here, behind {sample.kept:,} tokens: {sample.cut:,} more{shown}"
+
+
+def unlearnt_line(sample: "ShownSample") -> str:
+    """That ends of turns are not learnt; empty where all are."""
+    missing = sample.turns - sample.ends_learnt
+    if not missing:
+        return ""
+    return f"the end of {missing:,} of {sample.turns:,} turns is not learnt, so there the model does not learn to stop"
 
 
 def print_samples(console: Console, samples: "Sequence[ShownSample]") -> None:
@@ -138,12 +153,13 @@ def samples_page(samples: "Sequence[ShownSample]", settings: Mapping[str, str]) 
                 "samples": [
                     {
                         "where": visible(sample.where),
-                        "figures": figures([sample]),
+                        "counts": counts_line(sample),
                         "seen": [run for run in token_runs(sample) if not run.cut],
                         "cut": [run for run in token_runs(sample) if run.cut],
                         "cut_line": cut_line(sample),
+                        "unlearnt": unlearnt_line(sample),
                         "note": visible(sample.note),
-                        "ignored": visible(", ".join(sample.ignored)),
+                        "ignored": ignored_line(sample),
                     }
                     for sample in of_it
                 ],
