@@ -143,13 +143,23 @@ def prepare(
     ] = "tiny",
     val: Annotated[str | None, typer.Option(help="Validation rows; without: a seeded share of the data.")] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Longest row, in tokens.")] = 512,
-    packing: Annotated[bool, typer.Option(help="Also pack, and say how full the sequences are.")] = False,
+    packing: Annotated[
+        bool | None,
+        typer.Option(help="Pack, and say how full the sequences are; left out: where the backbone keeps rows apart."),
+    ] = None,
     chat_template: Annotated[str | None, typer.Option(help="File with a Jinja chat template.")] = None,
     cache_dir: Annotated[str | None, typer.Option(help="Folder of tokenised rows.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
+    show: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also show the first so many training rows of each domain, and what is learnt."),
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option(help="Page (.html) for the rows of --show; without: they are printed.")
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Tokenise rows into the cache, and say what they hold and what was dropped."""
+    """Tokenise rows into the cache, say what they hold and what was dropped, and show what is learnt."""
     from lmoe.cli.prepare import run
 
     raise typer.Exit(
@@ -162,6 +172,8 @@ def prepare(
             chat_template=chat_template,
             cache_dir=cache_dir,
             seed=seed,
+            show=show,
+            output=output,
             trust_remote_code=trust_remote_code,
         )
     )

@@ -1,9 +1,18 @@
-"""`lmoe prepare`: fill the cache of tokenised rows, and say what they hold."""
+"""`lmoe prepare`: fill the cache of tokenised rows, say what they hold, and show what training sees of the first."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from lmoe.cli.errors import told
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from lmoe.config.data import DataConfig
+    from lmoe.data.prepare import PreparedData
 
 
 def run(
@@ -12,22 +21,29 @@ def run(
     model: str,
     val: str | None,
     max_length: int,
-    packing: bool,
+    packing: bool | None,
     chat_template: str | None,
     cache_dir: str | None,
     seed: int,
+    show: int | None,
+    output: str | None,
     trust_remote_code: bool,
 ) -> int:
-    """Returns the exit code."""
+    """Returns the exit code.
+
+    Args:
+        show: rows of each domain to show; None: none.
+        output: page to show them on; None: in the terminal.
+    """
 
     def action() -> None:
         from lmoe.backbones.load import load_tokenizer, model_type
         from lmoe.config.backbone import BackboneConfig
         from lmoe.config.data import DataConfig
-        from lmoe.config.problems import raise_problems
+        from lmoe.config.problems import raise_problems, without_effect
         from lmoe.data.prepare import prepare
         from lmoe.files.resources import resource_dir
-        from lmoe.report.say import say
+        from lmoe.report.html import page_place
         from lmoe.rules.data import data_problems
         from lmoe.run.announce import quiet_libraries
 
@@ -40,21 +56,66 @@ def run(
             chat_template=chat_template,
             cache_dir=cache_dir,
         )
-        raise_problems(data_problems(config))
+        problems = data_problems(config)
+        if output is not None and show is None:
+            problems.append(without_effect("--output", "without --show N, whose rows it shows on a page"))
+        raise_problems(problems)
+        page = None if output is None else page_place(output)
         backbone = BackboneConfig(model_name=model, trust_remote_code=trust_remote_code)
-        prepared = prepare(
-            config,
-            load_tokenizer(backbone),
-            seed=seed,
-            bundled=resource_dir("data/sft"),
-            packing_model_type=model_type(backbone),
-        )
+        tokenizer, bundled = load_tokenizer(backbone), resource_dir("data/sft")
         console = Console()
-        table = Table("", "training", "validation")
-        for row in prepared.report.table():
-            table.add_row(*row)
-        console.print(table)
-        for line in prepared.report.lines():
-            say(console, line)
+        if show is not None:
+            _show(console, config, tokenizer, model=model, bundled=bundled, count=show, page=page)
+        kind = model_type(backbone)
+        prepared = prepare(config, tokenizer, seed=seed, bundled=bundled, packing_model_type=kind)
+        _report(console, prepared, config, seed, kind)
 
     return told(action)
+
+
+def _show(
+    console: Console,
+    config: "DataConfig",
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    model: str,
+    bundled: Path,
+    count: int,
+    page: Path | None,
+) -> None:
+    """Show rows before all are prepared: where one of those is refused, this is what helps to see why."""
+    from lmoe.data.show import show_rows
+    from lmoe.report.files import write_bytes
+    from lmoe.report.samples import print_samples, samples_page
+    from lmoe.report.say import say
+
+    samples = show_rows(config, tokenizer, bundled=bundled, count=count)
+    if page is None:
+        print_samples(console, samples)
+        return
+    settings = {
+        "data": config.path,
+        "model": model,
+        "chat template": config.chat_template or "the tokenizer's own",
+        "longest row": f"{config.max_length:,} tokens",
+        "rows": f"the first {count:,} of each domain, before any are held out for validation",
+    }
+    write_bytes(page, samples_page(samples, settings).encode("utf-8"))
+    say(console, f"{len(samples):,} rows as training sees them: {page}")
+
+
+def _report(
+    console: Console, prepared: "PreparedData", config: "DataConfig", seed: int, model_type: str | None
+) -> None:
+    from lmoe.data.encoded import EncodedRows
+    from lmoe.data.pack import packing_line
+    from lmoe.report.say import say
+
+    table = Table("", "training", "validation")
+    for row in prepared.report.table():
+        table.add_row(*row)
+    console.print(table)
+    for line in prepared.report.lines():
+        say(console, line)
+    if isinstance(prepared.train, EncodedRows):
+        say(console, packing_line(prepared.train, config.max_length, seed, model_type))

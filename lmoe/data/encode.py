@@ -40,8 +40,9 @@ class TokenisedRow:
         row: the row.
         input_ids: (n,) int32.
         is_label: (n,) bool.
-        offsets: (start, end) characters of each token in `text`; None for plain text.
-        text: what was tokenised.
+        offsets: (start, end) characters in `text` of each token, empty for one that the tokenizer has added; None where
+            the tokenizer does not tell.
+        text: what was tokenised: a rendered conversation with its special tokens written out, or the plain text.
     """
 
     row: Row
@@ -296,9 +297,12 @@ class Encoder:
             return
         eos = self.tokenizer.eos_token_id
         texts = [row.text or "" for _, row in rows]
-        for (index, row), ids in zip(rows, self.tokenizer(texts, verbose=False)["input_ids"], strict=True):
+        fast = isinstance(self.tokenizer, PreTrainedTokenizerFast)
+        tokens = self.tokenizer(texts, return_offsets_mapping=fast, verbose=False)
+        for number, ((index, row), text, ids) in enumerate(zip(rows, texts, tokens["input_ids"], strict=True)):
+            offsets = tokens["offset_mapping"][number] if fast else None
             if eos is not None and ids[-1:] != [eos]:
                 ids = [*ids, eos]
-            text = row.text or ""
+                offsets = None if offsets is None else [*offsets, (len(text), len(text))]
             labels = np.full(len(ids), bool(text.strip()))
-            yield index, TokenisedRow(row, np.asarray(ids, dtype=np.int32), labels, None, text)
+            yield index, TokenisedRow(row, np.asarray(ids, dtype=np.int32), labels, offsets, text)

@@ -85,6 +85,23 @@ def best_fit(lengths: list[int], max_length: int, seed: int) -> list[list[int]]:
     return sequences
 
 
+def packing_line(rows: EncodedRows, max_length: int, seed: int, model_type: str | None) -> str:
+    """What data.packing=true would make of training rows that are not packed.
+
+    Args:
+        model_type: the backbone's config.model_type; None: not known.
+    """
+    if model_type is not None and (reason := packing_supported(model_type)):
+        return f"packing: off; data.packing=true would be refused: {reason}"
+    sequences = len(best_fit(rows.lengths.tolist(), max_length, seed))
+    fill = int(rows.lengths.sum()) / (sequences * max_length)
+    unsure = "" if model_type else " (whether the backbone keeps rows apart is not known)"
+    return (
+        f"packing: off; data.packing=true would make {sequences:,} sequences of {max_length:,} tokens of "
+        f"{len(rows):,} training rows, {fill:.1%} full{unsure}"
+    )
+
+
 @dataclass(slots=True, frozen=True)
 class PackedRows(Dataset[tuple[EncodedRow, ...]]):
     """Packed sequences of rows.

@@ -82,7 +82,6 @@ def prepare(
         train=of_train,
         val=split_report(val, domains),
         data_hashes=reader.hashes,
-        duplicates=len(train) - len(train.digests.unique()),
         leaked=int(torch.isin(val.digests, train.digests).sum()),
     )
     if (shares := _shares(config, given, train, of_source)) is not None:

@@ -46,6 +46,7 @@ class SplitReport:
         label_tokens: tokens with a label.
         lengths: tokens in a row, by percentile.
         rows_by_domain: rows of each domain.
+        duplicates: rows whose tokens another one before them has.
         packed_sequences: sequences after packing; None without.
         fill: tokens as a share of the packed sequences' room; None without packing.
     """
@@ -55,6 +56,7 @@ class SplitReport:
     label_tokens: int
     lengths: dict[str, int]
     rows_by_domain: dict[str, int]
+    duplicates: int
     packed_sequences: int | None = None
     fill: float | None = None
 
@@ -67,7 +69,6 @@ class PrepareReport:
         sources: what was read; one, or training and validation.
         train, val: what each split holds; train None: it is read while training.
         data_hashes: SHA-256 of each file (of the rows, for a data set) by path.
-        duplicates: training rows whose tokens another training row before them has.
         leaked: validation rows whose tokens a training row has too.
         mixed: what an epoch of training holds where sources or domains are mixed; None: the training rows.
     """
@@ -76,7 +77,6 @@ class PrepareReport:
     train: SplitReport | None
     val: SplitReport
     data_hashes: dict[str, str]
-    duplicates: int = 0
     leaked: int = 0
     mixed: SplitReport | None = None
 
@@ -86,7 +86,8 @@ class PrepareReport:
         rows = [
             ("rows", [f"{split.rows:,}" for split in columns]),
             ("tokens", [f"{split.tokens:,}" for split in columns]),
-            ("label tokens", [f"{split.label_tokens:,}" for split in columns]),
+            ("label tokens", [_with_share(split) for split in columns]),
+            ("duplicate rows", [f"{split.duplicates:,}" for split in columns]),
         ]
         rows += [(f"length, {name}", [str(split.lengths[name]) for split in columns]) for name, _ in PERCENTILES]
         for domain in sorted({name for split in columns for name in split.rows_by_domain}):
@@ -105,8 +106,8 @@ class PrepareReport:
                 lines.append(f"{source.path}: read while training")
                 continue
             formats = ", ".join(sorted(account.formats))
-            line = f"{source.path}: {account.read:,} rows read ({formats}), {source.kept:,} kept"
-            line += f", {account.truncated:,} cut to length"
+            line = f"{source.path}: {account.read:,} rows read, {source.kept:,} kept"
+            line += f", {account.truncated:,} cut to length; format: {formats}"
             for reason, count in sorted(account.dropped.items()):
                 line += f"; {count:,} dropped: {reason}"
             state = "hit" if source.cache_hit else "miss"
@@ -138,8 +139,10 @@ class PrepareReport:
                     f"{source.path}: the end of {account.endless:,} of {_turns(account.turns)} is not learnt: the chat "
                     "template writes none, or leaves it out of {% generation %}; the model will not learn to stop"
                 )
-        if self.duplicates and self.train is not None:
-            notes.append(f"{self.duplicates:,} of {self.train.rows:,} training rows stand there twice or more often")
+        if self.train is not None and self.train.duplicates:
+            notes.append(
+                f"{self.train.duplicates:,} of {self.train.rows:,} training rows stand there twice or more often"
+            )
         if self.leaked:
             notes.append(
                 f"{self.leaked:,} of {self.val.rows:,} validation rows are training rows too: losses on them say little"
@@ -161,6 +164,11 @@ def stream_report(path: str, key: str, unread: list[str]) -> SourceReport:
     )
 
 
+def _with_share(split: SplitReport) -> str:
+    """Label tokens, and in percent of all tokens."""
+    return f"{split.label_tokens:,} ({split.label_tokens / split.tokens:.1%})"
+
+
 def split_report(rows: EncodedRows, domains: list[str]) -> SplitReport:
     """Count the rows of a split that is not empty.
 
@@ -175,4 +183,5 @@ def split_report(rows: EncodedRows, domains: list[str]) -> SplitReport:
         label_tokens=rows.label_tokens(),
         lengths={name: int(lengths[round(share * (len(lengths) - 1))]) for name, share in PERCENTILES},
         rows_by_domain={name: count for name, count in zip(domains, counts, strict=True) if count},
+        duplicates=len(rows) - len(rows.digests.unique()),
     )

@@ -307,7 +307,8 @@ def _from_hub(source: Source, streaming: bool) -> Opened:
     import datasets
     from datasets.exceptions import DatasetsError
 
-    options: dict[str, Any] = {"split": source.split, "revision": source.revision, "streaming": streaming}
+    options: dict[str, Any] = {"split": source.split, "revision": source.revision}
+    options |= {"streaming": True} if streaming else {}
     try:
         loaded: Any = datasets.load_dataset(source.path, source.config, **options)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:

@@ -1,1 +1,1 @@
-"""Pictures, tables and a page made from what a run left. Needs neither torch nor a model."""
+"""Pictures, tables and pages: of what a run left, and of rows as training sees them. Needs no torch and no model."""

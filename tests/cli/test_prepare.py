@@ -6,6 +6,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lmoe.cli.main import app
+from tests.report.html_page import ParsedPage
 
 
 @pytest.fixture
@@ -42,7 +43,65 @@ def test_packing_tells_how_full_the_sequences_are(prepare, micro):
     code, said = prepare(str(micro.train), "--packing", "--max-length", "128")
     assert code == 0, said
     assert "packed sequences" in said
-    assert "% full" in said
+    assert "% full" in said and "packing: off" not in said
+    said = said.replace("cache miss", "cache hit")
+    assert prepare(str(micro.train), "--max-length", "128") == (0, said)
+    code, said = prepare(str(micro.train), "--no-packing", "--max-length", "128")
+    assert code == 0 and "packing: off; data.packing=true would make" in said
+
+
+def test_it_prints_the_share_of_labels_and_the_duplicates(prepare, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    records = [{"text": word} for word in ("red blue", "red blue", "red blue", "red green")]
+    rows.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    code, said = prepare(str(rows), "--val", str(rows))
+    assert code == 0, said
+    cells = [cell.strip() for cell in said.split("│")]
+    assert cells[cells.index("duplicate rows") + 1 :][:2] == ["2", "2"]
+    tokens, labels = (int(cells[cells.index(name) + 1].split(" ")[0]) for name in ("tokens", "label tokens"))
+    assert cells[cells.index("label tokens") + 1] == f"{labels} ({labels / tokens:.1%})" and labels == tokens - 4
+
+
+def test_rows_are_shown_as_training_sees_them(prepare, micro):
+    code, said = prepare(str(micro.train), "--show", "2", "--max-length", "24")
+    assert code == 0, said
+    for domain in ("code", "math", "words"):
+        assert all(f"{micro.train}/{domain}.jsonl:{line}: domain {domain};" in said for line in (1, 2))
+        assert f"{domain}.jsonl:3:" not in said
+    assert "⟦red<|im_end|>⟧↵" in said and "cut here, behind 24 tokens" in said
+    assert said.index("⟦red") < said.index("label tokens")
+    assert "⟦" not in prepare(str(micro.train))[1]
+
+
+def test_rows_are_shown_on_a_page_and_no_other_file_is_written_over(prepare, micro, tmp_path):
+    page = tmp_path / "page.html"
+    code, said = prepare(str(micro.train), "--show", "1", "--output", str(page))
+    assert code == 0 and f"3 rows as training sees them: {page}" in said and "⟦" not in said
+    assert ParsedPage(page.read_text(encoding="utf-8")).tags.count("article") == 3
+    assert prepare(str(micro.train), "--show", "2", "--output", str(page))[0] == 0
+    assert ParsedPage(page.read_text(encoding="utf-8")).tags.count("article") == 6
+    page.write_text("mine")
+    code, said = prepare(str(micro.train), "--show", "1", "--output", str(page))
+    assert code == 1 and said == f"--output {page} exists and is no page of lmoe; name another file"
+    assert page.read_text() == "mine"
+
+
+def test_a_page_needs_rows_to_show_a_name_and_a_folder(prepare, micro, tmp_path):
+    code, said = prepare(str(micro.train), "--output", str(tmp_path / "page.html"))
+    assert code == 1 and "--output has no effect without --show N" in said
+    code, said = prepare(str(micro.train), "--show", "1", "--output", str(tmp_path / "page.txt"))
+    assert code == 1 and "name a file that ends in .html" in said
+    code, said = prepare(str(micro.train), "--show", "1", "--output", str(tmp_path / "nowhere" / "page.html"))
+    assert code == 1 and said.count("there is no folder") == 1 and "Traceback" not in said
+    assert not list(tmp_path.glob("**/*.html")) and not (tmp_path / "nowhere").exists()
+
+
+def test_a_row_that_is_refused_is_shown_before_the_command_ends_with_its_error(prepare, micro, tmp_path):
+    template = tmp_path / "template.jinja"
+    template.write_text("{{ raise_exception('not this one') }}")
+    code, said = prepare(str(micro.train), "--show", "1", "--chat-template", str(template))
+    assert code == 1
+    assert f"{micro.train}/math.jsonl:1: domain math; refused: the chat template refuses" in said
 
 
 @pytest.mark.parametrize(

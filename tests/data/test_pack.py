@@ -6,7 +6,13 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRow, EncodedRows
-from lmoe.data.pack import PackedRows, best_fit, packing_supported, packing_supported_by_attention
+from lmoe.data.pack import (
+    PackedRows,
+    best_fit,
+    packing_line,
+    packing_supported,
+    packing_supported_by_attention,
+)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -98,3 +104,16 @@ def test_flash_attention_is_refused_for_several_sequences() -> None:
     assert packing_supported_by_attention("flash_attention_2", 1) is None
     assert "data.batch_size=1" in str(packing_supported_by_attention("flash_attention_2", 4))
     assert packing_supported_by_attention("sdpa", 4) is None and packing_supported_by_attention(None, 4) is None
+
+
+def test_what_packing_would_make_is_what_it_makes() -> None:
+    lengths = (5, 9, 3, 8, 2)
+    rows = EncodedRows.of(
+        EncodedRow(torch.ones(n, dtype=torch.int32), torch.ones(n, dtype=torch.bool), 0) for n in lengths
+    )
+    sequences = len(PackedRows.of(rows, 10, 0))
+    expected = f"{sequences} sequences of 10 tokens of 5 training rows, {sum(lengths) / (10 * sequences):.1%} full"
+    assert packing_line(rows, 10, 0, "qwen3").endswith(expected)
+    assert expected in packing_line(rows, 10, 0, None) and "is not known" in packing_line(rows, 10, 0, None)
+    refused = packing_line(rows, 10, 0, "qwen3_5")
+    assert "would be refused: model type qwen3_5" in refused and "sequences" not in refused
