@@ -82,7 +82,7 @@ class Account:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values, in an order that does not depend on the rows'."""
+        """Return plain values, in an order that does not depend on that of the rows."""
         return {
             name: dict(sorted(value.items())) if isinstance(value, Counter) else value
             for name, value in ((field.name, getattr(self, field.name)) for field in fields(self))

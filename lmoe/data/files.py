@@ -87,10 +87,10 @@ class Piece:
     first: int = 1
 
     def __iter__(self) -> Iterator[Found]:
-        """The records.
+        """Yield the records in order.
 
         Raises:
-            DataError: the file cannot be read, names it.
+            DataError: the file, which is named, cannot be read.
         """
         kind = kind_of(self.file) or LINES
         read = {LINES: self._lines, LISTS: self._list, CSV: self._csv, TEXT: self._text}[kind]

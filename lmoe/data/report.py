@@ -158,7 +158,7 @@ def _turns(count: int) -> str:
 
 
 def stream_report(path: str, key: str, unread: list[str]) -> SourceReport:
-    """Of a source that is read while training."""
+    """Return the report of a source that is read while training."""
     return SourceReport(
         path=path, key=key, account=Account(), kept=0, unread=unread, cache_hit=False, cache_path=None, streamed=True
     )

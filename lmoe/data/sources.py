@@ -196,10 +196,10 @@ class Opened:
     unread: list[str]
 
     def rows(self) -> Iterator[Row]:
-        """All rows.
+        """Yield all rows in order.
 
         Raises:
-            DataError: the first one that is none.
+            DataError: a record, which is named, is no row.
         """
         for part in self.parts:
             for row, _ in part.rows():
@@ -354,7 +354,7 @@ def _data_set(source: Source, table: Any, name: str) -> Opened:
 
 
 def _table_digest(table: Any) -> str:
-    """Of the rows, whatever files they lie in."""
+    """Return a digest of the rows, whatever files they lie in."""
     digest = hashlib.sha256()
     if hasattr(table, "data"):
         for batch in (table if table._indices is None else table.flatten_indices()).data.to_batches():

@@ -31,7 +31,7 @@ def environment() -> Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """A page.
+    """Return a page as HTML.
 
     Args:
         template: a file of pages/.

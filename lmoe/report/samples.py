@@ -91,7 +91,7 @@ def cut_line(sample: "ShownSample") -> str:
 
 
 def unlearnt_line(sample: "ShownSample") -> str:
-    """That ends of turns are not learnt; empty where all are."""
+    """Return a sentence about ends of turns that are not learnt, or nothing."""
     missing = sample.turns - sample.ends_learnt
     if not missing:
         return ""

@@ -75,7 +75,7 @@ class TokenRun:
 
     @property
     def text(self) -> str:
-        """Of all its tokens."""
+        """Return the texts of all its tokens, joined."""
         return "".join(token.text for token in self.tokens)
 
 
