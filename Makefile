@@ -12,7 +12,7 @@ ARGS ?=
 TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits torture fuzz same clean
+.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-data torture fuzz same clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,6 +60,9 @@ bench-beside: $(READY)  ## two runs at the same time on two cores, beside one al
 
 bench-logits: $(READY)  ## losses at the labels beside the logits of all tokens, time and memory; ARGS="--dtype fp32 --repeats 2" makes it shorter
 	@GOMP_SPINCOUNT=$${GOMP_SPINCOUNT-2000} $(BIN)/python -m benchmarks.logits $(ARGS)
+
+bench-data: $(READY)  ## reading and tokenising rows: speed, memory, cache, streams; ARGS="--rows 20000 --stream-rows 100000" makes it shorter
+	@$(BIN)/python -m benchmarks.data $(ARGS)
 
 bench-decode: $(READY)  ## tokens a second of blends beside the base, PEFT and X-LoRA; ARGS="--layers 12" makes it shorter
 	@$(BIN)/python -m benchmarks.decode $(ARGS)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from lmoe.config.run import RunConfig
 from lmoe.config.trainer import max_seconds
+from lmoe.data.stream import RowStream
 from lmoe.errors import CheckpointError, ConfigError
 from lmoe.injection.record import injected
 from lmoe.objectives.objective import Objective
@@ -92,6 +93,8 @@ def train(
         loggers = build_loggers(config, run_dir, found, lambda line: say(console, line))
     line = ProgressLine(config.trainer.max_steps, console, enabled=config.trainer.enable_progress_bar)
     line.done = 0 if found is None else found.step
+    if isinstance(parts.prepared.train, RowStream):
+        parts.prepared.train.say = line.say
     with logged_to_the_end(loggers, run_dir, console, line, verb="train"):
         with line:
             validation = Validation(config.trainer.val_every_n_steps, line.say, config.analysis.permutations, signals)
