@@ -8,7 +8,7 @@ import typer
 
 from lmoe.cli.threads import prepare_threads
 from lmoe.config.evaluate import MAX_NEW_TOKENS
-from lmoe.vocabulary import ExportFormat, Prompts
+from lmoe.vocabulary import ExportFormat, OnBadRow, Prompts
 
 if TYPE_CHECKING:
     from lmoe.cli.speak import SpeakerFlags
@@ -137,7 +137,7 @@ def _sampling(given: dict[str, Any]) -> dict[str, Any]:
 
 @app.command()
 def prepare(
-    data: Annotated[str, typer.Option(help="JSONL file, folder of them, hub data set, or bundled.")] = "bundled",
+    data: Annotated[str, typer.Option(help="File of rows, folder, data set of the hub, or bundled.")] = "bundled",
     model: Annotated[
         str, typer.Option(help="Hub name, local directory, or tiny: whose tokenizer and template.")
     ] = "tiny",
@@ -147,7 +147,14 @@ def prepare(
         bool | None,
         typer.Option(help="Pack, and say how full the sequences are; left out: where the backbone keeps rows apart."),
     ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="What the rows call our keys: prompt=question,response=answer.")
+    ] = None,
+    on_bad_row: Annotated[
+        OnBadRow, typer.Option(help="Rows that cannot be used: end, naming the first five, or leave them out.")
+    ] = OnBadRow.error,
     chat_template: Annotated[str | None, typer.Option(help="File with a Jinja chat template.")] = None,
+    num_proc: Annotated[int | None, typer.Option(min=1, help="Processes that tokenise.")] = None,
     cache_dir: Annotated[str | None, typer.Option(help="Folder of tokenised rows.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
     show: Annotated[
@@ -169,7 +176,10 @@ def prepare(
             val=val,
             max_length=max_length,
             packing=packing,
+            columns=columns,
+            on_bad_row=on_bad_row,
             chat_template=chat_template,
+            num_proc=num_proc,
             cache_dir=cache_dir,
             seed=seed,
             show=show,

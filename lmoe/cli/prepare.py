@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmoe.cli.errors import told
+from lmoe.vocabulary import OnBadRow
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,7 +23,10 @@ def run(
     val: str | None,
     max_length: int,
     packing: bool | None,
+    columns: str | None,
+    on_bad_row: OnBadRow,
     chat_template: str | None,
+    num_proc: int | None,
     cache_dir: str | None,
     seed: int,
     show: int | None,
@@ -43,6 +47,7 @@ def run(
         from lmoe.config.problems import raise_problems, without_effect
         from lmoe.data.prepare import prepare
         from lmoe.files.resources import resource_dir
+        from lmoe.generate.speaker import named_places
         from lmoe.report.html import page_place
         from lmoe.rules.data import data_problems
         from lmoe.run.announce import quiet_libraries
@@ -53,7 +58,10 @@ def run(
             val_path=val,
             max_length=max_length,
             packing=packing,
+            columns=named_places(columns, "columns"),
+            on_bad_row=on_bad_row,
             chat_template=chat_template,
+            num_proc=num_proc,
             cache_dir=cache_dir,
         )
         problems = data_problems(config)

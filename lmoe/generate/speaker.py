@@ -191,7 +191,7 @@ def named_places(text: str | None, what: str = "experts") -> dict[str, str]:
         name, separator, place = part.partition("=")
         name, place = name.strip(), place.strip()
         if not separator or not name or not place:
-            raise ConfigError(f"{what}: {part!r} is not name=place; write code=PLACE,chat=PLACE")
+            raise ConfigError(f"{what}: {part!r} is not name=value; write them as one=VALUE,other=VALUE")
         if name in places:
             raise ConfigError(f"{what}: {name} is named twice")
         places[name] = place
