@@ -108,7 +108,7 @@ def test_flags_that_cannot_stand_together_are_named(flags, said):
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("code", "'code' is not name=place"), ("a=b,a=c", "a is named twice"), ("=b", "'=b' is not name=place")],
+    [("code", "'code' is not name=value"), ("a=b,a=c", "a is named twice"), ("=b", "'=b' is not name=value")],
 )
 def test_experts_are_named_places(text, said):
     with pytest.raises(ConfigError, match=said):
