@@ -9,6 +9,7 @@ from lmoe.cli.errors import told
 from lmoe.cli.speak import SpeakerFlags, open_speaker
 from lmoe.config.problems import raise_problems, without_effect
 from lmoe.errors import ConfigError, DataError
+from lmoe.files.places import exists, expanded
 from lmoe.files.small_file import Reader
 
 
@@ -66,7 +67,8 @@ def run_rows(
     try:
         return told(action)
     except KeyboardInterrupt:
-        sys.stderr.write(f"stopped; the same command goes on from what is in {output}.part\n")
+        kept = f": the same command goes on from {output}.part" if exists(expanded(f"{output}.part")) else ""
+        sys.stderr.write(f"stopped{kept}\n")
         return 130
 
 

@@ -34,7 +34,8 @@ class RowsProgress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._progress.stop()
+        if self._console.is_terminal:
+            self._progress.stop()
 
     def answered(self, done: int, of: int) -> None:
         """So many rows are answered; the first call says how many were so before."""
