@@ -9,6 +9,19 @@ from transformers import PreTrainedModel
 from lmoe.backbones.load import QUANTISED, precision_of
 from lmoe.errors import BackboneError, ConfigError
 
+NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")
+"""What allocators say in a plain RuntimeError."""
+
+
+def lack_of_memory(error: BaseException) -> str | None:
+    """What an allocator says, in one line, of an error that is a lack of memory; None: it is another error."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(words in text for words in NO_MEMORY)
+    ):
+        return text.splitlines()[0] if text else type(error).__name__
+    return None
+
 
 def refuse_offloaded(model: nn.Module, what: str) -> None:
     """Nothing, where all weights can be read, or where a model is wholly on the meta device, as for planning.

@@ -1,12 +1,15 @@
-"""`lmoe generate`: a prompt in, text out, with a KV cache."""
+"""`lmoe generate`: a prompt in, text out, with a KV cache; or a file of rows in, a file of answers out."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lmoe.cli.errors import told
 from lmoe.cli.speak import SpeakerFlags, open_speaker
+from lmoe.config.problems import raise_problems, without_effect
 from lmoe.errors import ConfigError, DataError
+from lmoe.files.places import exists, expanded
 from lmoe.files.small_file import Reader
 
 
@@ -22,6 +25,62 @@ def run(flags: SpeakerFlags, sampling: dict[str, Any], *, prompt: str | None, pr
         sys.stdout.write("\n")
 
     return told(action)
+
+
+def run_rows(
+    flags: SpeakerFlags,
+    sampling: dict[str, Any],
+    prompts: Mapping[str, str | None],
+    *,
+    rows: str | None,
+    output: str | None,
+    batch_size: int | None,
+) -> int:
+    """Returns the exit code; 130 after Ctrl-C.
+
+    Args:
+        prompts: single prompts that were given, by flag.
+    """
+
+    def action() -> None:
+        raise_problems(rows_problems(prompts, rows, output, batch_size) or flags.problems())
+        assert rows is not None and output is not None
+        from rich.console import Console
+
+        from lmoe.cli.rows_progress import RowsProgress
+        from lmoe.generate.answer_file import new_output
+        from lmoe.generate.answer_rows import answer_rows
+        from lmoe.generate.batches import BATCH_SIZE
+        from lmoe.generate.generate import Sampling
+        from lmoe.generate.row_prompts import row_prompts
+
+        # All of that before a model is loaded.
+        chosen, path, asked = Sampling(**sampling), new_output(output), row_prompts(rows)
+        speaker, console = open_speaker(flags), Console(stderr=True)
+        with RowsProgress(console) as progress:
+            done = answer_rows(
+                speaker, asked, path, chosen, batch_size=batch_size or BATCH_SIZE, progress=progress.answered
+            )
+        for line in done.lines():
+            sys.stdout.write(f"{line}\n")
+
+    try:
+        return told(action)
+    except KeyboardInterrupt:
+        kept = f": the same command goes on from {output}.part" if exists(expanded(f"{output}.part")) else ""
+        sys.stderr.write(f"stopped{kept}\n")
+        return 130
+
+
+def rows_problems(
+    prompts: Mapping[str, str | None], rows: str | None, output: str | None, batch_size: int | None
+) -> list[str]:
+    """Flags that cannot stand together."""
+    if rows is None:
+        given = {"--output": output, "--batch-size": batch_size}
+        return [without_effect(name, "without --rows") for name, value in given.items() if value is not None]
+    problems = [f"give --rows or {name}, not both" for name, prompt in prompts.items() if prompt is not None]
+    return problems if output is not None else [*problems, "--rows needs --output FILE, where the answers go"]
 
 
 def write(text: str) -> None:

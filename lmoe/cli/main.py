@@ -40,7 +40,7 @@ def pretrain(context: typer.Context) -> None:
 
 Checkpoint = Annotated[str | None, typer.Option(help="Run directory or adapter directory.")]
 BaseModel = Annotated[str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")]
-Domain = Annotated[str | None, typer.Option(help="Domain of the prompt, for moe.router=oracle.")]
+Domain = Annotated[str | None, typer.Option(help="Domain of all prompts, for moe.router=oracle.")]
 Model = Annotated[str | None, typer.Option(help="Base to blend experts over: hub name, local directory, or tiny.")]
 Experts = Annotated[str | None, typer.Option(help="code=DIR,chat=DIR: PEFT adapters, or runs of dense_lora.")]
 Weights = Annotated[str | None, typer.Option(help="0.7,0.3 in the order of --experts, or code=0.7,chat=0.3.")]
@@ -67,6 +67,11 @@ def generate(
     checkpoint: Checkpoint = None,
     prompt: Annotated[str | None, typer.Option(help="What the user says.")] = None,
     prompt_file: Annotated[str | None, typer.Option(help="File with the prompt; - reads standard input.")] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Rows whose prompts are answered in batches: JSONL file, or a folder of them.")
+    ] = None,
+    output: Annotated[str | None, typer.Option(help="With --rows: JSONL file to write, one line a row.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="With --rows: prompts in a batch; without: 8.")] = None,
     base_model: BaseModel = None,
     domain: Domain = None,
     model: Model = None,
@@ -87,10 +92,13 @@ def generate(
     seed: Seed = 0,
 ) -> None:
     """Write text with a trained mixture, or with a base and experts blended over it."""
-    from lmoe.cli.generate import run
+    from lmoe.cli.generate import run, run_rows
 
-    given = context.params
-    raise typer.Exit(run(_flags(given), _sampling(given), prompt=prompt, prompt_file=prompt_file))
+    flags, sampling = _flags(context.params), _sampling(context.params)
+    if rows is None and output is None and batch_size is None:
+        raise typer.Exit(run(flags, sampling, prompt=prompt, prompt_file=prompt_file))
+    prompts = {"--prompt": prompt, "--prompt-file": prompt_file}
+    raise typer.Exit(run_rows(flags, sampling, prompts, rows=rows, output=output, batch_size=batch_size))
 
 
 @app.command()

@@ -1,7 +1,5 @@
 """What the model writes after prompts of the rows, with the adapters off and on."""
 
-from contextlib import nullcontext
-
 from torch import Tensor
 
 from lmoe.backbones.load import context_length
@@ -10,10 +8,10 @@ from lmoe.data.split import first_of_each
 from lmoe.evaluate.loss_rows import EvaluationRows
 from lmoe.evaluate.results import Sample
 from lmoe.evaluate.subject import Subject
-from lmoe.generate.generate import Sampling, continue_ids
+from lmoe.generate.batches import BatchAnswers, batches_of
+from lmoe.generate.generate import Sampling
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
-from lmoe.injection.tracing import domain as of_domain
 from lmoe.rules.routers import needs_domain
 
 OPENING = 32
@@ -21,7 +19,7 @@ OPENING = 32
 
 
 def samples(subject: Subject, data: EvaluationRows, *, count: int, max_new_tokens: int) -> list[Sample]:
-    """Greedy answers to the first prompts of each domain that leave room for one.
+    """Greedy answers to the first prompts of each domain that leave room for one, in batches.
 
     Args:
         count: prompts of each domain.
@@ -29,36 +27,41 @@ def samples(subject: Subject, data: EvaluationRows, *, count: int, max_new_token
     """
     rows, limit = data.rows, context_length(subject.model)
     fits = [i for i in range(len(rows)) if limit is None or opening(rows[i]) < limit]
-    domains = rows.domains[fits].tolist()
-    chosen = [fits[i] for i in sorted(first_of_each(domains, count), key=lambda i: (domains[i], i))]
-    return [_sample(subject, rows[i], data.domains[rows[i].domain], max_new_tokens) for i in chosen]
+    names = rows.domains[fits].tolist()
+    chosen = [rows[fits[i]] for i in sorted(first_of_each(names, count), key=lambda i: (names[i], i))]
+    domains = [data.domains[row.domain] for row in chosen]
+    prompts = [row.input_ids[: opening(row)].long() for row in chosen]
+    sampling = Sampling(max_new_tokens=max_new_tokens)
+    answering = BatchAnswers(model=subject.model, tokenizer=subject.tokenizer, sampling=sampling)
+    by_domain = needs_domain(injected(subject.model).moe)
+
+    def text(tokens: Tensor) -> str:
+        return str(subject.tokenizer.decode(tokens, skip_special_tokens=True))
+
+    def answers() -> list[str]:
+        found: dict[int, str] = {}
+        for batch in batches_of([len(prompt) for prompt in prompts], subject.batch_size):
+            named = [domains[i] for i in batch] if by_domain else None
+            told = answering.answer([prompts[i] for i in batch], numbers=batch, domains=named)
+            found |= {i: text(answer.ids) for i, answer in zip(batch, told, strict=True)}
+        return [found[i] for i in range(len(prompts))]
+
+    with adapters_off(subject.model):
+        off = answers()
+    on = answers()
+    return [
+        Sample(
+            domain=domains[i],
+            prompt=str(subject.tokenizer.decode(prompts[i])),
+            reference=text(row.input_ids[len(prompts[i]) :][row.is_label[len(prompts[i]) :]]),
+            off=off[i],
+            on=on[i],
+        )
+        for i, row in enumerate(chosen)
+    ]
 
 
 def opening(row: EncodedRow) -> int:
     """Tokens of a row that are its prompt: those before its first label, or the head of a plain text."""
     first = int(row.is_label.int().argmax())
     return first or min(OPENING, len(row) // 2)
-
-
-def _sample(subject: Subject, row: EncodedRow, domain: str, max_new_tokens: int) -> Sample:
-    model, tokenizer, length = subject.model, subject.tokenizer, opening(row)
-    ids = row.input_ids[None, :length].long()
-
-    def text(tokens: Tensor) -> str:
-        return str(tokenizer.decode(tokens, skip_special_tokens=True))
-
-    def answer() -> str:
-        return text(continue_ids(model, tokenizer, ids, Sampling(max_new_tokens=max_new_tokens)))
-
-    with of_domain(model, domain) if needs_domain(injected(model).moe) else nullcontext():
-        with adapters_off(model):
-            off = answer()
-        on = answer()
-    said = row.input_ids[length:][row.is_label[length:]]
-    return Sample(
-        domain=domain,
-        prompt=str(tokenizer.decode(ids[0])),
-        reference=text(said),
-        off=off,
-        on=on,
-    )

@@ -1,1 +1,1 @@
-"""Answers of a trained mixture or a blend: one prompt, or a conversation."""
+"""Answers of a trained mixture or a blend: one prompt, a conversation, or a file of rows."""

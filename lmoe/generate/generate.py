@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
@@ -11,6 +12,7 @@ from lmoe.adapter.answer_end import end_tokens
 from lmoe.backbones.load import context_length
 from lmoe.data.template import ChatTemplate
 from lmoe.errors import ConfigError, DataError
+from lmoe.files.wording import first_line
 
 COLDEST, MOST_TOKENS = 1e-6, 1_000_000_000
 """A lower temperature makes scores infinite; more tokens than any context or vocabulary has."""
@@ -92,21 +94,43 @@ class _Pieces(TextStreamer):
         self._write(text)
 
 
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Turn]) -> torch.Tensor:
+def prompt_ids(
+    tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Turn], tools: Sequence[dict[str, Any]] | None = None
+) -> torch.Tensor:
     """(1, T) token ids of a conversation, or of one user turn, under the chat template.
 
     Without a template the texts stand one after the other, as they are.
 
+    Args:
+        tools: functions that the assistant may call, as a chat template takes them.
+
     Raises:
-        DataError: the template refuses the conversation, or does not come to an end.
+        DataError: the template refuses the conversation, or does not come to an end; tools without a template.
     """
     turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
     if tokenizer.chat_template is None:
-        text = "\n".join(turn["content"] for turn in turns)
-        return tokenizer(text, return_tensors="pt")["input_ids"]  # type: ignore[return-value]
+        if tools:
+            raise DataError("tools cannot be shown to the model: its tokenizer has no chat template")
+        return text_ids(tokenizer, "\n".join(turn["content"] for turn in turns))
     ChatTemplate.of(tokenizer, None).check(turns)
-    encoded = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    try:
+        encoded = tokenizer.apply_chat_template(
+            turns,
+            tools=list(tools) if tools else None,
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+    except Exception as error:  # of the template, which is a program of its own and has not seen the tools yet
+        if not tools:
+            raise
+        raise DataError(f"the chat template refuses this conversation with its tools: {first_line(error)}") from None
     return encoded["input_ids"]  # type: ignore[index, return-value]
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
+    """(1, T) token ids of plain text, which is continued without a template."""
+    return tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].long()  # type: ignore[union-attr]
 
 
 def stream_answer(
@@ -156,23 +180,56 @@ def continue_ids(
     Raises:
         DataError: the prompt is empty, or leaves no room in the backbone's context.
     """
-    if ids.shape[1] == 0:
+    room = room_for_answer(model, ids.shape[1], sampling)
+    torch.manual_seed(sampling.seed)
+    return generated(
+        model,
+        tokenizer,
+        ids,
+        torch.ones_like(ids),
+        max_new_tokens=room,
+        streamer=to,
+        eos_token_id=end_tokens(model, tokenizer) or None,
+        **sampling.options(),
+    )[0]
+
+
+def room_for_answer(model: PreTrainedModel, length: int, sampling: Sampling) -> int:
+    """Tokens that the longest answer to a prompt of so many tokens has.
+
+    Raises:
+        DataError: the prompt is empty, or leaves no room in the backbone's context.
+    """
+    if length == 0:
         raise DataError("the prompt is empty")
     limit = context_length(model)
-    if limit is not None and ids.shape[1] >= limit:
-        raise DataError(f"the prompt has {ids.shape[1]} tokens; the backbone's context holds {limit}. Shorten it")
-    room = sampling.max_new_tokens if limit is None else min(sampling.max_new_tokens, limit - ids.shape[1])
-    ids = ids.to(model.device)
-    torch.manual_seed(sampling.seed)
-    with torch.no_grad():
-        whole = model.generate(  # type: ignore[operator]
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            max_new_tokens=room,
-            use_cache=True,
-            streamer=to,
-            pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=end_tokens(model, tokenizer) or None,
-            **sampling.options(),
-        )
-    return whole[0, ids.shape[1] :]
+    if limit is None:
+        return sampling.max_new_tokens
+    if length >= limit:
+        raise DataError(f"the prompt has {length} tokens; the backbone's context holds {limit}. Shorten it")
+    return min(sampling.max_new_tokens, limit - length)
+
+
+@torch.no_grad()
+def generated(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: torch.Tensor,
+    mask: torch.Tensor,
+    **options: Any,
+) -> torch.Tensor:
+    """(B, N) new tokens of `generate` of Transformers, with a KV cache.
+
+    Args:
+        ids: (B, T) tokens of the prompts, padded on the left.
+        mask: (B, T) 1 for tokens of a prompt, 0 for padding.
+        options: as `generate` takes them.
+    """
+    whole = model.generate(  # type: ignore[operator]
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
+        use_cache=True,
+        pad_token_id=tokenizer.pad_token_id,
+        **options,
+    )
+    return whole[:, ids.shape[1] :]

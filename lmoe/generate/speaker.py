@@ -1,16 +1,21 @@
 """What speaks: a trained run, or a base with experts blended over it; the same for a prompt and for a chat."""
 
+import hashlib
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.adapter.answer_end import answers_end
+from lmoe.adapter.folder import CONFIG_FILE as LMOE_CONFIG
 from lmoe.adapter.load import load
+from lmoe.adapter.place import adapter_folder, lost_config
+from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.backbones.placement import placed
 from lmoe.blend.blend import Blend
@@ -18,14 +23,16 @@ from lmoe.blend.routers import BlendRouter
 from lmoe.config.backbone import BackboneConfig
 from lmoe.data.sources import read_rows
 from lmoe.data.template import TEMPLATE_FILE, read_template
-from lmoe.errors import ConfigError, DataError
-from lmoe.files.small_file import link_outside
+from lmoe.errors import CheckpointError, ConfigError, DataError
+from lmoe.files.small_file import link_outside, unreadable
 from lmoe.generate.generate import Sampling, Turn, stream_answer
 from lmoe.injection.tracing import domain as of_domain
+from lmoe.peft.files import CONFIG_FILE as PEFT_CONFIG
 from lmoe.vocabulary import BackbonePrecision
 
 FITTED_PROMPTS = 64
 """Enough for a mean."""
+ADAPTER_CONFIGS = (LMOE_CONFIG, PEFT_CONFIG)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -36,6 +43,8 @@ class Speaker:
         template_place: folder or hub name that the tokenizer's chat template is from, for messages.
         blend: its experts, where it is a base with some.
         domain: of every prompt, for moe.router=oracle.
+        folders: of the adapter, or of each expert, by name.
+        settings: of the blend, for people.
     """
 
     model: PreTrainedModel
@@ -43,6 +52,8 @@ class Speaker:
     template_place: str
     blend: Blend | None = None
     domain: str | None = None
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     def answer(self, prompt: str | list[Turn], sampling: Sampling, write: Callable[[str], object]) -> str:
         """The answer to a prompt or a conversation, piece by piece.
@@ -57,6 +68,17 @@ class Speaker:
             if self.tokenizer.chat_template is None:
                 raise
             raise DataError(f"{error} (chat template of {self.template_place})") from None
+
+    def made_of(self) -> dict[str, Any]:
+        """What decides its answers to given tokens, as short texts and numbers by name, to tell two speakers apart.
+
+        Raises:
+            CheckpointError: a file of an adapter cannot be read any more.
+            BackboneError: weights that accelerate has offloaded.
+        """
+        digests = {name: digest_of_adapter(folder) for name, folder in self.folders.items()}
+        about = {"base": base_fingerprint(self.model).digest, "dtype": str(self.model.dtype).removeprefix("torch.")}
+        return {**digests, **about, **self.settings, "domain": self.domain}
 
     @contextmanager
     def _about(self) -> Iterator[None]:
@@ -82,8 +104,13 @@ def trained(
         LmoeError: as lmoe.load, or no such device.
     """
     model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
-    place = str(tokenizer.name_or_path)
-    return Speaker(model=placed(model, device), tokenizer=tokenizer, template_place=place, domain=domain)
+    return Speaker(
+        model=placed(model, device),
+        tokenizer=tokenizer,
+        template_place=str(tokenizer.name_or_path),
+        domain=domain,
+        folders={"checkpoint": lost_config(checkpoint) or adapter_folder(checkpoint)},
+    )
 
 
 def blended(
@@ -125,7 +152,38 @@ def blended(
             )
         place = _take_template(tokenizer, blend) or place
     answers_end(model, tokenizer)
-    return Speaker(model=model, tokenizer=tokenizer, template_place=place, blend=blend)
+    return Speaker(
+        model=model,
+        tokenizer=tokenizer,
+        template_place=place,
+        blend=blend,
+        folders={} if blend is None else {f"expert {name}": folder for name, folder in blend.folders.items()},
+        settings={
+            "precision": str(precision),
+            "router": str(router),
+            "weights": None if weights is None else " ".join(f"{name}={weights[name]:g}" for name in sorted(weights)),
+            "experts_top_k": top_k,
+            "router_temperature": router_temperature,
+        },
+    )
+
+
+def digest_of_adapter(folder: Path) -> str:
+    """Digest of the tensors and the config of an adapter.
+
+    Raises:
+        CheckpointError: a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    configs = [file for name in ADAPTER_CONFIGS if (file := folder / name).is_file()]
+    for file in [*configs, *sorted(folder.glob("*.safetensors"))]:
+        digest.update(file.name.encode() + b"\0")
+        try:
+            with open(file, "rb") as content:
+                digest.update(hashlib.file_digest(content, "sha256").digest())
+        except OSError as error:
+            raise CheckpointError(f"{file}: {unreadable(error)}") from None
+    return f"sha256 {digest.hexdigest()[:32]}"
 
 
 def _take_template(tokenizer: PreTrainedTokenizerBase, blend: Blend) -> str | None:

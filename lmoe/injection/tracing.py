@@ -57,14 +57,21 @@ def trace(
 
 
 @contextmanager
-def domain(model: nn.Module, name: str) -> Iterator[None]:
-    """Every token inside the block belongs to one domain: for generation with moe.router=oracle.
+def domain(model: nn.Module, names: str | Sequence[str]) -> Iterator[None]:
+    """What the tokens inside the block belong to: for generation with moe.router=oracle.
+
+    Args:
+        names: one domain of all tokens, or one of each row of the batches inside the block.
 
     Raises:
         RoutingError: no expert has this domain.
     """
     record = injected(model)
-    with record.context.about(expert_of_token=torch.tensor(expert_of(record.moe, name))):
+    if isinstance(names, str):
+        experts = torch.tensor(expert_of(record.moe, names))
+    else:
+        experts = torch.tensor([expert_of(record.moe, name) for name in names])[:, None]
+    with record.context.about(expert_of_token=experts):
         yield
 
 

@@ -1,6 +1,5 @@
 """One process at a time in a run directory, and the run's identity."""
 
-import errno
 import json
 import os
 import socket
@@ -11,13 +10,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lmoe.errors import LmoeError, TrainingError
+from lmoe.files.lock import taken_by_others
 from lmoe.files.small_file import Reader, leading_out
 from lmoe.files.write import write_whole
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 LOCK_FILE, ID_FILE = "run.lock", "run_id"
 IDENTITY = Reader(cure="put it back, or remove it to take that of the checkpoint", what="it")
@@ -45,8 +40,6 @@ def is_first_process(processes: int) -> bool:
 def claimed(run_dir: Path) -> Iterator[None]:
     """Hold the lock of a run directory inside the block.
 
-    NOTE lockf, not flock: a flock is inherited by loader workers and outlives a killed run.
-
     Raises:
         TrainingError: another process holds it, the folder cannot be written, or holds what leads out of it.
     """
@@ -59,17 +52,12 @@ def claimed(run_dir: Path) -> Iterator[None]:
     except OSError as error:
         raise TrainingError(f"{run_dir} cannot be written: {error.strerror or error}") from None
     with file:
-        if fcntl is not None:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EACCES, errno.EAGAIN):
-                    file.seek(0)
-                    raise TrainingError(
-                        f"{run_dir} is in use{_holder(file.read(LONGEST_LOCK))}; wait for it, stop it, or give this "
-                        "run another folder with hydra.run.dir=…"
-                    ) from None
-                # Some network file systems have no locks: the run goes on without.
+        if taken_by_others(file):
+            file.seek(0)
+            raise TrainingError(
+                f"{run_dir} is in use{_holder(file.read(LONGEST_LOCK))}; wait for it, stop it, or give this run "
+                "another folder with hydra.run.dir=…"
+            )
         holder = {
             "pid": os.getpid(),
             "host": socket.gethostname(),

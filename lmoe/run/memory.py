@@ -10,13 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from lmoe.backbones.placement import lack_of_memory
 from lmoe.config.run import RunConfig
 from lmoe.errors import TrainingError
 from lmoe.vocabulary import Role
 
 MB = 1e6
-NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")
-"""What allocators say in a plain RuntimeError."""
 
 
 @contextmanager
@@ -28,11 +27,9 @@ def memory_advice(config: RunConfig) -> Iterator[None]:
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        text = str(error)
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and not any(s in text for s in NO_MEMORY):
+    except (MemoryError, RuntimeError) as error:
+        if (reason := lack_of_memory(error)) is None:
             raise
-        reason = text.splitlines()[0] if text else type(error).__name__
         raise TrainingError(
             f"out of memory: {reason}. Lower data.batch_size (now {config.data.batch_size}; raise "
             f"trainer.accumulate_grad_batches to keep the step's size) or data.max_length ({config.data.max_length}), "

@@ -51,6 +51,24 @@ def test_a_tokenizer_without_template_takes_the_bare_prompt():
     assert tokenizer.decode(prompt_ids(tokenizer, "hello")[0]) == "hello"
 
 
+TOOL = {"type": "function", "function": {"name": "look", "parameters": {}}}
+
+
+def test_tools_reach_the_template_and_one_that_fails_of_them_is_refused_in_words():
+    tokenizer, turns = train_bpe(["hello hello"], VOCAB, CONTEXT), [{"role": "user", "content": "hello"}]
+    tokenizer.chat_template = (
+        "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{{ messages[0].content }}"
+    )
+    assert tokenizer.decode(prompt_ids(tokenizer, turns, [TOOL])[0]) == "look hello"
+    assert tokenizer.decode(prompt_ids(tokenizer, turns)[0]) == "hello"
+    tokenizer.chat_template = "{% if tools %}{{ raise_exception('no tools here') }}{% endif %}{{ messages[0].content }}"
+    with pytest.raises(DataError, match="refuses this conversation.*no tools here"):
+        prompt_ids(tokenizer, turns, [TOOL])
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match="tools cannot be shown.*no chat template"):
+        prompt_ids(tokenizer, turns, [TOOL])
+
+
 def test_a_prompt_that_leaves_no_room_says_how_long_it_is(trained):
     with pytest.raises(DataError, match=rf"the prompt has \d+ tokens; the backbone's context holds {CONTEXT}"):
         answer(trained, "hello " * CONTEXT)

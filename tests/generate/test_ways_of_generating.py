@@ -17,8 +17,11 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 import lmoe
 from lmoe.errors import LmoeError, RoutingError
+from lmoe.generate.batches import BatchAnswers
+from lmoe.generate.generate import Sampling, continue_ids
 from lmoe.injection.tracing import domain
 from lmoe.pretrain.bpe import train_bpe
+from tests.generate.near_ties import part_at_a_near_tie
 from tests.injection.tiny_injected import BY_DOMAIN, DOMAINS, ROUTERS, tiny_injected
 from tests.peft_experts import three
 from tests.tiny_models import tiny_model, tokens
@@ -245,3 +248,26 @@ def test_rows_that_lie_one_behind_the_other_are_refused_by_their_positions(mixed
     ids, positions = rows()[:1], torch.tensor([[0, 1, 2, 3, 0, 1, 2]])
     with pytest.raises(RoutingError, match="position_ids begin anew inside a sequence"):
         mixed[1].forward(ids, position_ids=positions)
+
+
+ROWS = [tokens(1, length, seed=length)[0] for length in (3, 12, 5, 1, 9)]
+
+
+def test_an_answer_in_a_padded_batch_is_that_of_its_row_alone(mixed, places):
+    """Of every router and every kind of blend, but for near-ties of the two likeliest tokens."""
+    name, one = mixed
+    answering = BatchAnswers(model=one.model, tokenizer=places[2], sampling=Sampling(max_new_tokens=NEW))
+    domains = [DOMAINS[number % 2] for number in range(len(ROWS))] if name in BY_DOMAIN else None
+    if name == "by_row":
+        with pytest.raises(LmoeError, match=r"the batch has 5 rows, and blend\.weights were set for 2"):
+            answering.answer(ROWS, numbers=range(5))
+        return
+    found = answering.answer(ROWS, numbers=range(5), domains=domains)
+    near_ties = 0
+    for number, (prompt, answer) in enumerate(zip(ROWS, found, strict=True)):
+        with nullcontext() if domains is None else domain(one.model, domains[number]):
+            alone = continue_ids(one.model, places[2], prompt[None], answering.sampling)
+            if not torch.equal(answer.ids, alone):
+                assert part_at_a_near_tie(one.model, prompt, answer.ids, alone)
+                near_ties += 1
+    assert near_ties <= 1

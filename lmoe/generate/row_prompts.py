@@ -1,0 +1,73 @@
+"""What a row asks, whatever its format: the conversation up to its last answer, or a plain text to be continued."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from lmoe.data.row import Message, Row
+from lmoe.data.sources import read_rows
+from lmoe.errors import DataError
+from lmoe.generate.generate import prompt_ids, text_ids
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class RowPrompt:
+    """What is asked of one row.
+
+    Args:
+        domain: of the row.
+        prompt: messages, or a plain text.
+        tools: functions that the assistant may call.
+        reference: the row's own answer, and where it calls tools the calls as JSON; None where the row has none.
+    """
+
+    domain: str
+    prompt: list[Message] | str
+    tools: tuple[dict[str, Any], ...] | None = None
+    reference: str | None = None
+
+    def ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
+        """(T,) tokens of the prompt.
+
+        Raises:
+            DataError: nothing is asked, or the chat template refuses it.
+        """
+        if not self.prompt:
+            raise DataError("no prompt: nothing stands before the answer")
+        if isinstance(self.prompt, str):
+            if not self.prompt.strip():
+                raise DataError("no prompt: the text is blank")
+            return text_ids(tokenizer, self.prompt)[0]
+        return prompt_ids(tokenizer, self.prompt, self.tools)[0]
+
+
+def row_prompts(source: str) -> list[RowPrompt]:
+    """What the rows of a JSONL file, a folder of them or a hub data set ask.
+
+    Raises:
+        DataError: rows that cannot be read, or none.
+    """
+    return [prompt_of(row) for row in read_rows(source)]
+
+
+def prompt_of(row: Row) -> RowPrompt:
+    """What a row asks: of a conversation that ends with the assistant all but that turn, of another one all of it.
+
+    Of a pair of answers the preferred one stands for the row's own; one that is labelled bad is no reference.
+    """
+    if row.messages is None:
+        return RowPrompt(domain=row.domain, prompt=row.text or "")
+    turns, own = [*row.messages, *(row.chosen or ())], row.answer
+    if turns and turns[-1]["role"] == "assistant":
+        last = turns.pop()
+        own = own if row.label is False else _answer_text(last) or own
+    return RowPrompt(domain=row.domain, prompt=turns, tools=row.tools, reference=own)
+
+
+def _answer_text(turn: Message) -> str:
+    calls = turn.get("tool_calls")
+    parts = [turn["content"], json.dumps(calls, ensure_ascii=False) if calls else ""]
+    return "\n".join(part for part in parts if part)
