@@ -27,7 +27,7 @@ def test_a_run_says_and_saves_the_day_on_which_it_begins(train, tmp_path):
 def test_a_run_that_goes_on_keeps_its_day(train, tmp_path):
     done = train(*dated(tmp_path), "data.template_date=2020-01-31")
     assert done.code == 0, done.text
-    again = train(f"resume={done.run}", "trainer.max_steps=3")
+    again = train(f"resume={done.run}", "data=custom", *dated(tmp_path)[:2], "trainer.max_steps=3")
     assert again.code == 0, again.text
     assert "the chat template reads the date: 2020-01-31" in again.text
     assert saved_config(done.run)["data"]["template_date"] == "2020-01-31"
