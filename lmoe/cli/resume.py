@@ -25,6 +25,8 @@ SAVED = Reader(error=ConfigError, cure="put back the file that the run has writt
 """How the config of a run is read."""
 OWN_KEYS_ONLY = ("trainer",)
 """Groups whose choice, on resume, changes what its file says and nothing else."""
+OF_THE_RUN = ("phase.of_steps", "data.template_date")
+"""What a run has found out for itself: its first length, where it was made longer, and the day that it began."""
 
 
 def run_to_resume(overrides: list[Override]) -> Path | None:
@@ -70,8 +72,8 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
     given = _set_by(overrides, schema)
     for name, key in given:
         for path, new, old in _differences(OmegaConf.select(composed, key), OmegaConf.select(saved, key), key):
-            if path == "phase.of_steps" and new is None:
-                continue  # the first length of a run that was made longer; the command need not know it
+            if path in OF_THE_RUN and new is None:
+                continue  # the command need not know it
             changes[path] = (new, old)
             if name.split(".")[0] == path.split(".")[0]:
                 meant.add(path)
@@ -88,11 +90,11 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
         )
     if LENGTH in changes and OmegaConf.select(saved, "phase.phases") and saved.phase.of_steps is None:
         saved.phase.of_steps = saved.trainer.max_steps
-    first_length = OmegaConf.select(saved, "phase.of_steps")
+    own = {key: value for key in OF_THE_RUN if (value := OmegaConf.select(saved, key)) is not None}
     for _, key in given:
         OmegaConf.update(saved, key, OmegaConf.select(composed, key), merge=False, force_add=True)
-    if first_length is not None:
-        saved.phase.of_steps = first_length  # also where the whole section was named again
+    for key, value in own.items():  # also where the whole section was named again
+        OmegaConf.update(saved, key, value)
     saved.resume = composed.resume
     return saved
 

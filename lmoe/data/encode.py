@@ -278,7 +278,7 @@ class Encoder:
         rendered = []
         for index, row in rows:
             try:
-                rendered.append((index, row, self.template.render(row.messages or (), row.where)))
+                rendered.append((index, row, self.template.render(row)))
             except DataError as error:
                 if self.template.source is None:
                     raise
@@ -290,12 +290,15 @@ class Encoder:
         )
         for (index, row, r), ids, offsets in zip(rendered, tokens["input_ids"], tokens["offset_mapping"], strict=True):
             labels = token_labels(offsets, r.spans).numpy()
+            account.turns += r.turns
+            account.endless += r.endless
+            account.shortened += r.shortened
             yield index, TokenisedRow(row, np.asarray(ids, dtype=np.int32), labels, offsets, r.text)
 
     def _texts(self, rows: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, TokenisedRow]]:
         if not rows:
             return
-        eos = self.tokenizer.eos_token_id
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         texts = [row.text or "" for _, row in rows]
         fast = isinstance(self.tokenizer, PreTrainedTokenizerFast)
         tokens = self.tokenizer(texts, return_offsets_mapping=fast, verbose=False)
@@ -305,4 +308,8 @@ class Encoder:
                 ids = [*ids, eos]
                 offsets = None if offsets is None else [*offsets, (len(text), len(text))]
             labels = np.full(len(ids), bool(text.strip()))
+            if bos is not None and ids[:2] == [bos, bos] and text.startswith(str(self.tokenizer.bos_token)):
+                # The text brings the token that the tokenizer adds.
+                ids, labels, offsets = ids[1:], labels[1:], None if offsets is None else offsets[1:]
+                labels[0] = False
             yield index, TokenisedRow(row, np.asarray(ids, dtype=np.int32), labels, offsets, text)

@@ -44,7 +44,7 @@ class Reader:
     ) -> None:
         self.config, self.tokenizer, self.length_name = config, tokenizer, length_name
         self.num_embeddings = num_embeddings
-        self.template = ChatTemplate.of(tokenizer, config.chat_template)
+        self.template = ChatTemplate.of_data(tokenizer, config)
         self.reports: list[SourceReport] = []
         self.hashes: dict[str, str] = {}
 
@@ -72,7 +72,7 @@ class Reader:
         return cache_key(
             opened.content,
             self.tokenizer,
-            self.template.source,
+            self.template.identity,
             self.config.max_length,
             {name: value for name, value in how.items() if value},
         )

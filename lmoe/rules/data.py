@@ -4,6 +4,7 @@ from lmoe.config.data import DataConfig, SourceConfig
 from lmoe.config.limits import MOST_CHARACTERS
 from lmoe.config.problems import above_zero, at_least, without_effect
 from lmoe.files.places import expanded, is_file, is_local, missing_file
+from lmoe.rules.template import template_problems
 
 BUNDLED = "bundled"
 FIELDS = (
@@ -45,6 +46,7 @@ def data_problems(data: DataConfig) -> list[str]:
     if data.split_seed is not None and not 0 <= data.split_seed < 2**32:
         problems.append(f"data.split_seed is {data.split_seed}, must be from 0 to {2**32 - 1}")
     problems += column_problems(data.columns, "data.columns")
+    problems += template_problems(data.template_kwargs, data.template_date)
     return problems + missing_file("data.chat_template", data.chat_template)
 
 

@@ -36,6 +36,8 @@ def describe_plan(parts: Parts, console: Console) -> None:
     learnt = "rows are read while training" if report.train is None else f"{report.train.rows:,} rows to learn"
     lines.append(f"data: {learnt}, {report.val.rows:,} to validate, {domains} domains")
     lines += packing_lines(parts)
+    if (day := parts.config.data.template_date) is not None:
+        lines.append(f"the chat template reads the date: {day} for this run (data.template_date)")
     for line in [*lines, *data_notes(parts.prepared), *(f"warning: {warning}" for warning in parts.warnings)]:
         say(console, line)
 
