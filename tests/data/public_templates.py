@@ -28,12 +28,14 @@ class PublicTemplate:
         eos: the model's eos token.
         special: other special tokens that the template writes.
         bos: the model's bos token.
+        added: tokens of its own that are not special.
     """
 
     file: str
     eos: str
     special: tuple[str, ...] = ()
     bos: str = "<s>"
+    added: tuple[str, ...] = ()
 
     def source(self) -> str:
         """The template."""
@@ -44,12 +46,15 @@ class PublicTemplate:
         tokenizer = AutoTokenizer.from_pretrained(TINY)
         tokens = dict.fromkeys((self.bos, self.eos, *self.special))
         tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in tokens])
+        tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in self.added])
         tokenizer.bos_token, tokenizer.eos_token = self.bos, self.eos
         tokenizer.chat_template = self.source()
         return tokenizer
 
 
 CHATML = ("<|im_start|>",)
+CALLS = ("<tool_call>", "</tool_call>")
+THINKS = (*CALLS, "<think>", "</think>")
 LLAMA3 = ("<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|python_tag|>")
 COHERE = ("<|START_OF_TURN_TOKEN|>", "<|CHATBOT_TOKEN|>", "<|SYSTEM_TOKEN|>", "<|USER_TOKEN|>")
 COMMAND_A = (*COHERE, "<|START_RESPONSE|>", "<|END_RESPONSE|>", "<|START_THINKING|>", "<|END_THINKING|>")
@@ -66,11 +71,11 @@ EXAONE = ("[|system|]", "[|user|]", "[|assistant|]", "[|tool|]")
 TEMPLATES = {
     "ChatML": PublicTemplate(f"{AXOLOTL}/chatml.jinja", "<|im_end|>", CHATML),
     "SmolLM2": PublicTemplate("tokenizers/smollm2/chat_template.jinja", "<|im_end|>", CHATML, "<|im_start|>"),
-    "Qwen2.5": PublicTemplate(f"{TRL}/qwen2_5.jinja", "<|im_end|>", CHATML),
-    "Qwen3": PublicTemplate(f"{TRL}/qwen3.jinja", "<|im_end|>", CHATML),
-    "Qwen3 Instruct 2507": PublicTemplate(f"{TRL}/qwen3_instruct_2507.jinja", "<|im_end|>", CHATML),
-    "Qwen3.5": PublicTemplate(f"{TRL}/qwen3_5_think.jinja", "<|im_end|>", CHATML),
-    "Qwen3.8": PublicTemplate(f"{TRL}/qwen3_8.jinja", "<|im_end|>", CHATML),
+    "Qwen2.5": PublicTemplate(f"{TRL}/qwen2_5.jinja", "<|im_end|>", CHATML, added=CALLS),
+    "Qwen3": PublicTemplate(f"{TRL}/qwen3.jinja", "<|im_end|>", CHATML, added=THINKS),
+    "Qwen3 Instruct 2507": PublicTemplate(f"{TRL}/qwen3_instruct_2507.jinja", "<|im_end|>", CHATML, added=CALLS),
+    "Qwen3.5": PublicTemplate(f"{TRL}/qwen3_5_think.jinja", "<|im_end|>", CHATML, added=THINKS),
+    "Qwen3.8": PublicTemplate(f"{TRL}/qwen3_8.jinja", "<|im_end|>", CHATML, added=THINKS),
     "Llama 3": PublicTemplate(f"{TRL}/llama3.jinja", "<|eot_id|>", LLAMA3, "<|begin_of_text|>"),
     "Llama 3.1": PublicTemplate(f"{TRL}/llama3_1.jinja", "<|eot_id|>", LLAMA3, "<|begin_of_text|>"),
     "Llama 3.2": PublicTemplate(f"{TRL}/llama3_2.jinja", "<|eot_id|>", LLAMA3, "<|begin_of_text|>"),
@@ -98,6 +103,7 @@ TEMPLATES = {
         f"{TRL}/glm4moe.jinja",
         "<|endoftext|>",
         ("[gMASK]", "<sop>", "<|user|>", "<|assistant|>", "<|system|>", "<|observation|>"),
+        added=THINKS,
     ),
     "GPT-OSS": PublicTemplate(f"{TRL}/gptoss.jinja", "<|return|>", HARMONY, "<|startoftext|>"),
     "EXAONE 3": PublicTemplate(f"{AXOLOTL}/exaone.jinja", "[|endofturn|]", EXAONE, "[BOS]"),
@@ -107,7 +113,7 @@ TEMPLATES = {
     "Command A": PublicTemplate(f"{AXOLOTL}/command_a.jinja", "<|END_OF_TURN_TOKEN|>", COMMAND_A, "<BOS_TOKEN>"),
     "Falcon-H1": PublicTemplate(f"{AXOLOTL}/falcon_h1.jinja", "<|im_end|>", CHATML, "<|begin_of_text|>"),
     "Nemotron-H": PublicTemplate(f"{AXOLOTL}/nemotron_h.jinja", "<|im_end|>", CHATML),
-    "Nemotron 3 Nano": PublicTemplate(f"{TRL}/nemotron_3_nano.jinja", "<|im_end|>", CHATML),
+    "Nemotron 3 Nano": PublicTemplate(f"{TRL}/nemotron_3_nano.jinja", "<|im_end|>", CHATML, added=THINKS),
     "LFM2": PublicTemplate(f"{TRL}/lfm2_v2.jinja", "<|im_end|>", LFM2, "<|startoftext|>"),
     "LFM2.5": PublicTemplate(f"{TRL}/lfm2_2_5_v2.jinja", "<|im_end|>", LFM2, "<|startoftext|>"),
     "Jamba": PublicTemplate(
@@ -158,7 +164,7 @@ ROWS = {
         (
             {"role": "user", "content": "Weather in Oslo?"},
             {"role": "assistant", "content": "", "tool_calls": [CALL]},
-            {"role": "tool", "content": "3 C", "tool_call_id": CALL["id"], "name": "get_weather"},
+            {"role": "tool", "content": "3 C, cloudy", "tool_call_id": CALL["id"], "name": "get_weather"},
             {"role": "assistant", "content": "It is 3 C."},
         ),
         tools=(WEATHER,),
