@@ -12,6 +12,14 @@ class TaskName(StrEnum):
     sft = "sft"
 
 
+class TrainOn(StrEnum):
+    """Which turns of a conversation are learnt."""
+
+    assistant = "assistant"
+    last = "last"
+    all = "all"
+
+
 class DryRun(StrEnum):
     """How much of a run is tried."""
 

@@ -1,6 +1,9 @@
 """Rows, and how they become batches."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
+
+from lmoe.vocabulary import TrainOn
 
 
 @dataclass(slots=True, kw_only=True)
@@ -26,5 +29,11 @@ class DataConfig:
     """Processes that load batches; 0: the main process."""
     chat_template: str | None = None
     """File with a Jinja chat template, which is saved with the adapter; null: the tokenizer's own."""
+    template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Variables of the chat template, such as {enable_thinking: false}; they are saved with the adapter's template."""
+    template_date: str | None = None
+    """Day (YYYY-MM-DD) that a chat template reads which asks for the date; null: the day the run begins."""
+    train_on: TrainOn = TrainOn.assistant
+    """Turns that are learnt: all of the assistant's, its last one, or all text; turns with weight 0 never are."""
     cache_dir: str | None = None
     """Folder of tokenised rows; null: $XDG_CACHE_HOME/lmoe or ~/.cache/lmoe."""

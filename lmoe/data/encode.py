@@ -129,7 +129,7 @@ class Encoder:
                 f"{rows[0].where}: {type(self.tokenizer).__name__} gives no character offsets, so the assistant's "
                 "tokens cannot be found. Use a tokenizer with a tokenizer.json (a fast one), or plain text rows"
             )
-        rendered = [self.template.render(row.messages or (), row.where) for row in rows]
+        rendered = [self.template.render(row) for row in rows]
         tokens = self.tokenizer(
             [r.text for r in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False
         )

@@ -119,9 +119,8 @@ def _pieces(template: Template, variables: dict[str, Any], pieces: list[str]) ->
     return pieces
 
 
-@lru_cache(maxsize=8)
-def _compiled(source: str) -> Template:
-    """The template in an environment with the extensions, filters and functions of Transformers' own."""
+def environment() -> LimitedEnvironment:
+    """One with the extensions, filters and functions of Transformers' own."""
     theirs = chat_template_utils._compile_jinja_template("").environment  # NOTE it computes constants without a limit
     own = LimitedEnvironment(
         trim_blocks=theirs.trim_blocks,
@@ -133,6 +132,12 @@ def _compiled(source: str) -> Template:
     own.tests = dict(theirs.tests)
     own.filters = {name: _limited(name, function) for name, function in theirs.filters.items()}
     own.filters[WRITTEN] = _written
+    return own
+
+
+@lru_cache(maxsize=8)
+def _compiled(source: str) -> Template:
+    own = environment()
     tree = own.parse(source)
     _add_looks(tree)
     return own.from_string(tree)

@@ -1,73 +1,200 @@
-"""Where the assistant speaks in a rendered conversation, for chat templates without {% generation %}.
+"""Where the assistant's turns are in a rendered conversation, for chat templates without {% generation %}.
 
-The conversation is rendered once more for each assistant turn, with a sentinel in the place of that turn's content.
-Where the two renderings part and where they meet again is the place of the content, whatever the same words say
-elsewhere.
+The conversation is rendered once more with a sentinel in the place of each of these turns' contents. What stands
+between the sentinels is found again in the first rendering, and what stands there in the place of a sentinel is the
+turn, whatever the same words say elsewhere. Turns for which this does not rebuild the whole text are looked for one by
+one, each with a rendering of its own: where the two part and where they meet again is the place of the turn.
 A span is (start, end) in characters of the one rendering that is tokenised.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
 
+from lmoe.data.row import Message
+from lmoe.data.template_input import called_names, content_of, reasoning_of
 from lmoe.errors import DataError
 
 Span = tuple[int, int]
-Message = dict[str, str]
-Render = Callable[[Sequence[Message]], str]
+Render = Callable[[Sequence[Message], bool], str]
+"""Text of messages, with or without the prompt that an answer is to follow; raises DataError where it refuses them."""
 
 PRIVATE_USE = range(0xE000, 0xF900)
+FAILURES = 4
+"""So many turns are taken out of the common rendering, one after the other, before all are looked for one by one."""
 
 
-def content_spans(text: str, messages: Sequence[Message], render: Render, where: str) -> list[Span]:
-    """Spans of the assistant contents that are not blank, in order.
+@dataclass(slots=True, frozen=True)
+class TurnFinder:
+    """Finds turns in one rendering.
 
     Args:
         text: the rendering of `messages`.
+        messages: as the template takes them.
         render: the template.
-        where: file and line, for the error.
-
-    Raises:
-        DataError: the template leaves a content out, repeats or rewrites it, so that it has no place of its own.
+        tokens: texts of the tokenizer's added tokens, one of which may end a turn.
     """
-    sentinel = _sentinel(text)
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] == "assistant" and message["content"].strip():
-            probe = [*messages[:index], {**message, "content": sentinel}, *messages[index + 1 :]]
-            span = _content_span(text, render(probe), sentinel, message["content"])
-            if span is None:
-                raise DataError(
-                    f"{where}: the chat template does not show messages[{index}] (assistant) as it stands, so its "
-                    "tokens cannot be found. Change the row, or give a template with {% generation %} by "
-                    "data.chat_template=FILE"
-                )
-            spans.append(span)
-    return spans
+
+    text: str
+    messages: Sequence[Message]
+    render: Render
+    tokens: Sequence[str] = ()
+
+    def places(self, wanted: Sequence[int]) -> dict[int, Span]:
+        """By index the place of each turn, without the token that ends it; those that cannot be found are left out.
+
+        Of a plain turn its content; of one that reasons or calls tools all that the template writes of it.
+
+        Args:
+            wanted: indices of assistant turns that say something, in order.
+        """
+        together = list(wanted)
+        found: dict[int, Span] = {}
+        for _ in range(FAILURES):
+            if len(together) < 2:
+                break
+            found, failed = self._together(together)
+            if not failed:
+                break
+            found, together = {}, [index for index in together if index not in failed]
+        for index in wanted:
+            if index not in found and (place := self._alone(index)) is not None:
+                found[index] = place
+        return dict(sorted(found.items()))
+
+    def _together(self, wanted: list[int]) -> tuple[dict[int, Span], set[int]]:
+        """The places of all these turns by one rendering, or else those turns that stand in its way."""
+        sentinels = _sentinels(self.text, len(wanted))
+        marks = dict(zip(wanted, sentinels, strict=False))
+        try:
+            probe = self.render([_plain(m, marks.get(i)) for i, m in enumerate(self.messages)], False)
+        except DataError:
+            return {}, {i for i in wanted if called_names(self.messages[i])} or set(wanted)
+        if failed := {i for i in wanted if i not in marks or probe.count(marks[i]) != 1}:
+            return {}, failed
+        pieces = []
+        for index in wanted:
+            before, mark, after = probe.partition(marks[index])
+            if not mark:
+                return {}, set(wanted)  # the template writes the turns in another order
+            pieces.append(before)
+            probe = after
+        slots, failed_at = _slots(self.text, [*pieces, probe])
+        if failed_at is not None:
+            return {}, {wanted[failed_at]}
+        found = {}
+        for index, slot in zip(wanted, slots, strict=True):
+            place = self._turn_in(index, *slot)
+            if place is None:
+                return {}, {index}
+            found[index] = place
+        return found, set()
+
+    def _alone(self, index: int) -> Span | None:
+        """The place of one turn, by a rendering for it alone."""
+        [sentinel] = _sentinels(self.text, 1)
+        try:
+            probe = self.render(
+                [_plain(m, sentinel if i == index else None) for i, m in enumerate(self.messages)], False
+            )
+        except DataError:
+            return self._by_prefixes(index)
+        before, found, after = probe.partition(sentinel)
+        place = None
+        if found and sentinel not in after and self.text.endswith(after):
+            place = self._turn_in(index, _common_prefix(self.text, before), len(self.text) - len(after))
+        return place or self._by_prefixes(index)
+
+    def _by_prefixes(self, index: int) -> Span | None:
+        """The place of a turn that a plain one cannot stand in for: between the conversation up to it, with the prompt
+        for it, and the conversation up to its end."""
+        if not _is_more_than_content(self.messages[index]):
+            return None
+        try:
+            start = self.render(self.messages[:index], True)
+            end = self.render(self.messages[: index + 1], False)
+        except DataError:
+            return None
+        if not (self.text.startswith(end) and end.startswith(start)):
+            return None
+        turn = end[len(start) :].rstrip()
+        ending = max((token for token in self.tokens if turn.endswith(token)), key=len, default="")
+        return self._turn_in(index, len(start), len(start) + len(turn) - len(ending))
+
+    def _turn_in(self, index: int, start: int, end: int) -> Span | None:
+        """The place of a turn that is looked for in text[start:end]; None: what it says is not there."""
+        message = self.messages[index]
+        if start >= end:
+            return None
+        if not _is_more_than_content(message):
+            return _reach_back(self.text, start, end, content_of(message))
+        inside = self.text[start:end]
+        if names := called_names(message):
+            return (start, end) if all(name in inside for name in names) else None
+        answer = content_of(message).rpartition("</think>")[2]
+        return (start, end) if squeezed(answer) in squeezed(inside) else None
 
 
-def _sentinel(text: str) -> str:
-    """Two private-use characters that `text` does not have."""
-    unused = (chr(code) for code in PRIVATE_USE if chr(code) not in text)
-    return next(unused) + next(unused)
+def squeezed(text: str) -> str:
+    """Text without white space, which templates strip and insert."""
+    return "".join(text.split())
 
 
-def _content_span(text: str, probe: str, sentinel: str, content: str) -> Span | None:
-    if probe.count(sentinel) != 1:
-        return None
-    place = probe.index(sentinel)
-    after = probe[place + len(sentinel) :]
-    if not text.endswith(after):
-        return None
-    end = len(text) - len(after)
-    start = _common_prefix(text, probe[:place])
-    if start >= end:
-        return None
-    return _reach_back(text, start, end, content)
+def _is_more_than_content(message: Message) -> bool:
+    return bool(called_names(message) or reasoning_of(message).strip())
+
+
+def _plain(message: Message, content: str | None) -> Message:
+    """A turn that says nothing but `content`; None: the turn as it is."""
+    if content is None:
+        return message
+    more = ("tool_calls", "reasoning_content", "thinking")
+    return {**{key: value for key, value in message.items() if key not in more}, "content": content}
+
+
+def _sentinels(text: str, count: int) -> list[str]:
+    """At most `count` pairs of private-use characters that `text` does not have, no two of them alike."""
+    used = set(text)
+    first, *others = islice((chr(code) for code in PRIVATE_USE if chr(code) not in used), count + 1)
+    return [first + other for other in others]
+
+
+def _slots(text: str, pieces: Sequence[str]) -> tuple[list[Span], int | None]:
+    """What stands between pieces that follow one another in a text, from its beginning to its end.
+
+    Returns:
+        The places between the pieces, and the first slot beside which a piece cannot be found, or where the pieces can
+        be found in more than one way; None: they are found in one way only.
+    """
+    first, last = pieces[0], pieces[-1]
+    if not text.startswith(first):
+        return [], 0
+    count = len(pieces) - 1
+    if not text.endswith(last):
+        return [], count - 1
+    early, position = [], len(first)
+    for number, piece in enumerate(pieces[1:-1]):
+        end = text.find(piece, position)
+        if end < 0:
+            return [], number + 1
+        early.append((position, end))
+        position = end + len(piece)
+    early.append((position, len(text) - len(last)))
+    if position > len(text) - len(last):
+        return [], count - 1
+    late, end = [], len(text) - len(last)
+    for piece in reversed(pieces[1:-1]):
+        place = text.rfind(piece, 0, end)
+        late.append((place + len(piece), end))
+        end = place
+    late = [(len(first), end), *reversed(late)]
+    return early, next((i for i, (one, other) in enumerate(zip(early, late, strict=True)) if one != other), None)
 
 
 def _common_prefix(a: str, b: str) -> int:
     if a.startswith(b):
         return len(b)
-    return next(i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y)
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _reach_back(text: str, start: int, end: int, content: str) -> Span | None:
@@ -89,31 +216,3 @@ def _reach_back(text: str, start: int, end: int, content: str) -> Span | None:
     if not content[:rest].strip():
         return min(start, position), end
     return (start, end) if not text[start:position].strip() else None
-
-
-def with_turn_end(text: str, span: Span, special: Sequence[str], eos: str | None) -> Span:
-    """The span with the special token that ends the turn, so that the model learns to stop.
-
-    A special token directly behind the content ends the turn; behind white space only the eos token does, because
-    another one may open the next turn.
-    """
-    end = span[1]
-    for token in sorted(special, key=len, reverse=True):
-        if text.startswith(token, end):
-            return span[0], end + len(token)
-    spaces = len(text) - end - len(text[end:].lstrip(" "))
-    if eos and text.startswith(eos, end + spaces):
-        return span[0], end + spaces + len(eos)
-    return span
-
-
-def without_blank(text: str, spans: Sequence[Span], special: Sequence[str]) -> list[Span]:
-    """The spans that hold more than white space and special tokens."""
-
-    def is_blank(span: Span) -> bool:
-        inside = text[slice(*span)]
-        for token in special:
-            inside = inside.replace(token, "")
-        return not inside.strip()
-
-    return [span for span in spans if not is_blank(span)]

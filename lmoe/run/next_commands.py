@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.data.encoded import EncodedRows
+from lmoe.data.row import Row
 from lmoe.data.template import ChatTemplate
 from lmoe.errors import CheckpointError, DataError
 from lmoe.files.run_folder import resume_setting, run_command
@@ -43,7 +44,7 @@ def next_commands(parts: Parts, run_dir: Path, ended: str, *, goes_on: bool) -> 
 
 def speak_command(parts: Parts, place: str) -> str:
     """Answer a prompt of the run's own validation rows; where none is short enough to be shown, talk."""
-    template = ChatTemplate.of(parts.tokenizer, parts.config.data.chat_template)
+    template = ChatTemplate.of_data(parts.tokenizer, parts.config.data)
     found = short_prompt(parts.prepared.val, parts.tokenizer, template)
     by_domain = needs_domain(parts.config.moe)
     if found is None:
@@ -62,8 +63,9 @@ def short_prompt(
     Rows are kept as tokens, so what the template puts around a turn tells where the turn is. A prompt without an
     apostrophe, which a shell's quotes would tear apart, goes before others.
     """
+    prompt = Row(where="", domain="", messages=({"role": "user", "content": MARK},))
     try:
-        before, _, behind = template.render([{"role": "user", "content": MARK}], "").text.partition(MARK)
+        before, _, behind = template.render(prompt).text.partition(MARK)
     except DataError:
         return None
     found = []

@@ -6,6 +6,7 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from lmoe.data import render_limit
+from lmoe.data.row import Row
 from lmoe.data.template import ChatTemplate
 from lmoe.errors import DataError
 from lmoe.pretrain.bpe import CHAT_TEMPLATE
@@ -94,7 +95,7 @@ def test_a_rendering_ends_and_says_what_was_too_much(monkeypatch, source):
     monkeypatch.setattr(render_limit, "CHARACTERS", 2_000_000)
     started = time.monotonic()
     with pytest.raises(DataError, match=r"^rows.jsonl:3: the chat template refuses this conversation: .") as caught:
-        ChatTemplate(source, {}, []).render(MESSAGES, "rows.jsonl:3")
+        ChatTemplate(source, {}, []).render(Row(where="rows.jsonl:3", domain="", messages=tuple(MESSAGES)))
     assert time.monotonic() - started < 5
     assert "\n" not in str(caught.value)
     if source in ENDLESS.values():
