@@ -1,6 +1,5 @@
 """Chat templates that models on the hub have, out of public packages, and rows that show what is learnt under them."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from itertools import groupby
@@ -12,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from lmoe.data.encode import Encoder
 from lmoe.data.row import Message, Row
 from lmoe.data.template import ChatTemplate
+from lmoe.errors import DataError
 from tests.public_packages import public_folder
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"
@@ -96,9 +96,7 @@ TEMPLATES = {
     ),
     "DeepSeek-V2": PublicTemplate(f"{AXOLOTL}/deepseek_v2.jinja", DEEPSEEK_EOS, DEEPSEEK, DEEPSEEK_BOS),
     "DeepSeek-V3": PublicTemplate(f"{TRL}/deepseekv3.jinja", DEEPSEEK_EOS, DEEPSEEK, DEEPSEEK_BOS),
-    "DeepSeek-R1 distilled": PublicTemplate(
-        f"{TRL}/deepseek_r1_distill.jinja", DEEPSEEK_EOS, DEEPSEEK, DEEPSEEK_BOS
-    ),
+    "DeepSeek-R1 distilled": PublicTemplate(f"{TRL}/deepseek_r1_distill.jinja", DEEPSEEK_EOS, DEEPSEEK, DEEPSEEK_BOS),
     "GLM-4.5": PublicTemplate(
         f"{TRL}/glm4moe.jinja",
         "<|endoftext|>",
@@ -157,8 +155,12 @@ ROWS = {
     "code": row(turns("Write the identity.", CODE)),
     "<think>": row(turns(REASONED[0]["content"], THINKING[0], REASONED[2]["content"], THINKING[1])),
     "reasoning_content": row(
-        (REASONED[0], {**REASONED[1], "reasoning_content": THOUGHTS[0]})
-        + (REASONED[2], {**REASONED[3], "reasoning_content": THOUGHTS[1]})
+        (
+            REASONED[0],
+            {**REASONED[1], "reasoning_content": THOUGHTS[0]},
+            REASONED[2],
+            {**REASONED[3], "reasoning_content": THOUGHTS[1]},
+        )
     ),
     "a tool call": row(
         (
@@ -174,29 +176,75 @@ ROWS = {
 }
 
 
-@cache
-def encoder(name: str) -> Encoder:
-    """Makes tokens and labels under a template of TEMPLATES."""
-    tokenizer = TEMPLATES[name].tokenizer()
-    return Encoder(tokenizer, ChatTemplate.of(tokenizer, None), LONGEST)
+@dataclass(slots=True, frozen=True)
+class Outcome:
+    """What becomes of a row under a template.
+
+    Args:
+        pieces: runs of tokens that are learnt, or are not, as (learnt, text).
+        ends_missing: turns whose end is not learnt.
+        shortened: turns of which the template shows less than the row says.
+    """
+
+    pieces: list[tuple[bool, str]]
+    ends_missing: int
+    shortened: int
+
+    @property
+    def text(self) -> str:
+        """The whole rendering, as its tokens decode."""
+        return "".join(text for _, text in self.pieces)
+
+    @property
+    def learnt(self) -> list[str]:
+        """The texts that are learnt, in order."""
+        return [text for is_learnt, text in self.pieces if is_learnt]
 
 
-def runs(encoder: Encoder, sample: Row) -> Iterator[tuple[bool, str]]:
-    """Runs of tokens that are learnt, or are not, as (learnt, text).
+def outcome_of(tokenizer: PreTrainedTokenizerFast, sample: Row) -> Outcome:
+    """What becomes of a row under the template of a tokenizer.
 
     Raises:
-        DataError: the template refuses the row.
+        DataError: the row is refused.
     """
-    [(ids, labels)] = encoder._tokenised([sample])
-    for learnt, pairs in groupby(zip(labels.tolist(), ids, strict=True), key=lambda pair: pair[0]):
-        yield learnt, encoder.tokenizer.decode([token for _, token in pairs])
+    template = ChatTemplate.of(tokenizer)
+    rendered = template.render(sample)
+    [(ids, labels)] = Encoder(tokenizer, template, LONGEST)._tokenised([sample])
+    pieces = [
+        (is_learnt, tokenizer.decode([token for _, token in pairs]))
+        for is_learnt, pairs in groupby(zip(labels.tolist(), ids, strict=True), key=lambda pair: pair[0])
+    ]
+    return Outcome(pieces, rendered.endless, rendered.shortened)
 
 
-def learnt(encoder: Encoder, sample: Row) -> list[str]:
-    """The texts that are learnt, in order."""
-    return [text for is_learnt, text in runs(encoder, sample) if is_learnt]
+@cache
+def outcomes(name: str) -> dict[str, Outcome | DataError]:
+    """What becomes of each row of ROWS under a template of TEMPLATES; NOTE one after the other, as few are compiled."""
+    tokenizer, found = TEMPLATES[name].tokenizer(), {}
+    for label, sample in ROWS.items():
+        try:
+            found[label] = outcome_of(tokenizer, sample)
+        except DataError as error:
+            found[label] = error
+    return found
 
 
-def marked(encoder: Encoder, sample: Row) -> str:
-    """The whole rendering, what is learnt between ⟦ and ⟧."""
-    return "".join(f"⟦{text}⟧" if is_learnt else text for is_learnt, text in runs(encoder, sample))
+def outcome(name: str, row: str) -> Outcome:
+    """What becomes of a row under a template.
+
+    Raises:
+        DataError: the row is refused.
+    """
+    found = outcomes(name)[row]
+    if isinstance(found, DataError):
+        raise found
+    return found
+
+
+def learnt(name: str, row: str) -> list[str]:
+    """The texts of a row that are learnt under a template.
+
+    Raises:
+        DataError: the row is refused.
+    """
+    return outcome(name, row).learnt
