@@ -44,14 +44,14 @@ class Reader:
         self, config: DataConfig, tokenizer: PreTrainedTokenizerBase, length_name: str = "data.max_length"
     ) -> None:
         self.config, self.tokenizer, self.length_name = config, tokenizer, length_name
-        self.template = ChatTemplate.of(tokenizer, config.chat_template)
+        self.template = ChatTemplate.of_data(tokenizer, config)
         self.reports: list[SourceReport] = []
         self.hashes: dict[str, str] = {}
 
     def read(self, path: str, key_name: str) -> EncodedSource:
         """The usable rows of one source, from the cache if they are there."""
         rows, content = self._content(path)
-        key = cache_key(content, self.tokenizer, self.template.source, self.config.max_length)
+        key = cache_key(content, self.tokenizer, self.template.identity, self.config.max_length)
         file = cache_file(cache_folder(self.config.cache_dir), key)
         source = load_source(file, key)
         hit, stored = source is not None, True

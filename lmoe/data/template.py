@@ -125,7 +125,8 @@ class ChatTemplate:
         self.has_generation = source is not None and GENERATION.search(source) is not None
         self._map, self._special, self._train_on = special_tokens_map, list(special_tokens), train_on
         self._tokens = [*special_tokens, *(token for token in added_tokens if token.strip())]
-        self._day = (day or date.today().isoformat()) if reads_clock(source) else None
+        self.reads_clock = reads_clock(source)
+        self._day = (day or date.today().isoformat()) if self.reads_clock else None
 
     @classmethod
     def of(

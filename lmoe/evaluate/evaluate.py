@@ -22,7 +22,7 @@ from lmoe.evaluate.losses import domain_losses
 from lmoe.evaluate.questions import ChoiceRow, read_choices
 from lmoe.evaluate.results import Evaluation
 from lmoe.evaluate.rows import evaluation_rows, row_notes
-from lmoe.evaluate.run_data import older_template, run_data, run_folder
+from lmoe.evaluate.run_data import run_data, run_folder, run_template
 from lmoe.evaluate.samples import samples
 from lmoe.evaluate.subject import Subject, longest
 from lmoe.files.resources import resource_dir
@@ -61,10 +61,10 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
         model=placed(model, settings.device), tokenizer=tokenizer, batch_size=settings.batch_size, max_length=length
     )
     backbone = BackboneConfig(model_name=str(model.name_or_path), trust_remote_code=trust)
-    template_file = settings.chat_template or older_template(own, tokenizer, backbone)
-    take_template(tokenizer, template_file)  # rows, questions, answers and tasks: all by one template
+    # Rows, questions, answers and tasks: all by one template.
+    take_template(tokenizer, *run_template(settings.chat_template, own, tokenizer, backbone))
     answers_end(model, tokenizer)
-    template = ChatTemplate.of(tokenizer, None)
+    template = ChatTemplate.of(tokenizer, day=own.template_date)
     check_template(settings, template)
     result = Evaluation(
         settings=asdict(settings)
@@ -75,9 +75,7 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
     )
     torch.manual_seed(settings.seed)
     if settings.data != NO_DATA:
-        data, named = evaluation_rows(
-            settings, run, tokenizer, injected(model).moe, max_length=length, chat_template=template_file
-        )
+        data, named = evaluation_rows(settings, run, tokenizer, injected(model).moe, max_length=length)
         say(f"losses on {len(data.rows):,} rows: {named}")
         result.settings["data"] = named
         result.notes += row_notes(data, length)

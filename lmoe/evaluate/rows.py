@@ -22,21 +22,21 @@ def evaluation_rows(
     moe: MoeConfig,
     *,
     max_length: int,
-    chat_template: str | None,
 ) -> tuple[EvaluationRows, str]:
     """The rows, and what they are called.
 
     Args:
         run: the run directory of the checkpoint, or None.
         moe: section of the checkpoint.
-        max_length, chat_template: how rows are tokenised.
+        tokenizer: with the template that rows are rendered by.
+        max_length: longest row in tokens.
 
     Raises:
         DataError: rows that cannot be read, and for moe.router=oracle rows of a domain without an expert.
         CheckpointError: the config of the run cannot be read.
     """
     own, seed = run_data(run)
-    config = replace(own, packing=False, max_length=max_length, chat_template=chat_template)
+    config = replace(own, packing=False, max_length=max_length, chat_template=None, template_kwargs={})
     if settings.data is not None:
         config = replace(config, path=settings.data, val_path=settings.data, val_rows_per_domain=settings.limit)
         named = "the bundled rows" if settings.data == BUNDLED else settings.data

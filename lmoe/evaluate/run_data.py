@@ -1,6 +1,7 @@
 """Which rows a run validated on: the data section of its config.yaml."""
 
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,6 +12,7 @@ from lmoe.config.data import DataConfig
 from lmoe.config.problems import size_problems
 from lmoe.config.read import read_section
 from lmoe.data.template import read_template
+from lmoe.data.template_settings import variables_of, with_settings
 from lmoe.errors import BackboneError, DataError
 from lmoe.files.run_folder import CONFIG_FILE
 from lmoe.files.small_file import Reader
@@ -21,6 +23,26 @@ def run_folder(adapter: Path) -> Path | None:
     """The run directory that an adapter folder lies in, or None for an adapter on its own."""
     run = adapter.parent
     return run if adapter.name == ADAPTER_DIR and (run / CONFIG_FILE).exists() else None
+
+
+def run_template(
+    file: str | None, config: DataConfig, tokenizer: PreTrainedTokenizerBase, backbone: BackboneConfig
+) -> tuple[str | None, dict[str, Any]]:
+    """The file and the settings of the template by which a run's rows are rendered again; None: the tokenizer's own.
+
+    Args:
+        file: in place of the run's template, which takes those of the run's settings that it reads.
+        config: data section of the run.
+        tokenizer: of its adapter.
+        backbone: that it rests on.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    file = file or older_template(config, tokenizer, backbone)
+    source = tokenizer.chat_template if file is None else read_template(file)
+    read = variables_of(source) if isinstance(source, str) else frozenset()
+    return file, {name: value for name, value in config.template_kwargs.items() if name in read}
 
 
 def older_template(config: DataConfig, tokenizer: PreTrainedTokenizerBase, backbone: BackboneConfig) -> str | None:
@@ -34,7 +56,7 @@ def older_template(config: DataConfig, tokenizer: PreTrainedTokenizerBase, backb
     """
     file = config.chat_template
     try:
-        if file is None or read_template(file) == tokenizer.chat_template:
+        if file is None or with_settings(read_template(file), config.template_kwargs) == tokenizer.chat_template:
             return None
         base = load_tokenizer(backbone)
     except (DataError, BackboneError):

@@ -10,7 +10,7 @@ from lmoe.backbones.load import context_length
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.data import DataConfig
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation
-from lmoe.evaluate.run_data import older_template, run_data, run_folder
+from lmoe.evaluate.run_data import run_data, run_folder, run_template
 from lmoe.evaluate.subject import Subject
 from lmoe.files.resources import resource_dir
 from lmoe.training.measure import measured
@@ -42,7 +42,8 @@ def validation_rows(
         config = DataConfig(path=path, val_path=path)
     else:
         backbone = BackboneConfig(model_name=str(model.name_or_path), trust_remote_code=trust_remote_code)
-        config = replace(config, chat_template=older_template(config, tokenizer, backbone))
+        file, settings = run_template(None, config, tokenizer, backbone)
+        config = replace(config, chat_template=file, template_kwargs=settings)
     longest = min(config.max_length, context_length(model) or config.max_length)
     config = replace(config, packing=False, max_length=longest)
     return prepare_evaluation(

@@ -25,6 +25,7 @@ from lmoe.rules.moe import moe_problems
 from lmoe.rules.phase_options import schedule_problems
 from lmoe.rules.phases import TRAINABLE, phase_problems, present_roles, trained_base
 from lmoe.rules.strategies import STRATEGIES
+from lmoe.rules.template import template_problems
 from lmoe.vocabulary import Accelerator, BackbonePrecision, DryRun, KnockOut, LoggerKind, Role, Strategy, WandbMode
 
 NOT_IN_PROJECT = "/\\#?%:"
@@ -179,6 +180,7 @@ def data_problems(data: DataConfig) -> list[str]:
         problems.append(f"data.val_fraction is {data.val_fraction}, must be above 0 and below 1")
     if (data.val_path or data.path == "bundled") and data.val_fraction != DataConfig().val_fraction:
         problems.append("data.val_fraction has no effect where validation rows are given; leave it out")
+    problems += template_problems(data.template_kwargs, data.template_date)
     return problems + missing_file("data.chat_template", data.chat_template)
 
 

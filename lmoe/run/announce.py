@@ -33,6 +33,8 @@ def describe_plan(parts: Parts, console: Console) -> None:
         )
     domains = len(parts.prepared.domains)
     lines.append(f"data: {report.train.rows:,} rows to learn, {report.val.rows:,} to validate, {domains} domains")
+    if (day := parts.config.data.template_date) is not None:
+        lines.append(f"the chat template reads the date: {day} for this run (data.template_date)")
     for line in [*lines, *data_notes(parts.prepared), *(f"warning: {warning}" for warning in parts.warnings)]:
         say(console, line)
 

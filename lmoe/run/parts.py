@@ -1,6 +1,7 @@
 """The parts of a run from its config: backbone with experts, rows, module, data."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import seed_everything
@@ -32,6 +33,7 @@ from lmoe.rules.experts_from import named_adapters, without_source
 from lmoe.rules.phase_options import TRAIN_LOSS
 from lmoe.rules.phases import lora_B_std, phase_warnings, trained_base
 from lmoe.rules.routers import needs_domain
+from lmoe.run.template_day import with_template_day
 from lmoe.training.dials import Dials
 from lmoe.training.module import AdapterModule
 from lmoe.training.phases import PhaseSchedule
@@ -79,11 +81,18 @@ class Parts:
     base_model: dict[str, Any]
 
 
-def build_parts(config: RunConfig, *, fill_experts: bool = True, objective: Objective | None = None) -> Parts:
+def build_parts(
+    config: RunConfig,
+    *,
+    run_dir: Path | None = None,
+    fill_experts: bool = True,
+    objective: Objective | None = None,
+) -> Parts:
     """Build what a validated config describes.
 
     Args:
-        config: validated.
+        config: validated; that of the parts has the day that its chat template reads.
+        run_dir: the run's folder; None: nothing of the run is written.
         fill_experts: read what injection.experts_from names; a run that goes on has it in its checkpoint.
         objective: in place of the one that task.name chooses.
 
@@ -94,7 +103,9 @@ def build_parts(config: RunConfig, *, fill_experts: bool = True, objective: Obje
     seed_everything(config.seed, verbose=False)
     backbone = config.backbone
     tokenizer = load_tokenizer(backbone)
-    take_template(tokenizer, config.data.chat_template)  # from here on it is the tokenizer's, which the adapter keeps
+    # From here on the template is the tokenizer's, which the adapter keeps.
+    take_template(tokenizer, config.data.chat_template, config.data.template_kwargs)
+    config = with_template_day(config, tokenizer, run_dir)
     model = load_model(backbone)
     leak = packing_supported_by_attention(backbone.attn_implementation, config.data.batch_size)
     if leak and config.data.packing:

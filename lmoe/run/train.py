@@ -82,7 +82,7 @@ def train(
         check_records(run_dir)
     started, folder, run_id = time.monotonic(), run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
-    parts = build_parts(config, fill_experts=found is None, objective=objective)
+    parts = build_parts(config, run_dir=run_dir, fill_experts=found is None, objective=objective)
     if found is not None:
         check_fit(parts, found, folder, run_id)  # before anything of the run is touched
     loggers: list[Logger] = []

@@ -33,7 +33,7 @@ def subject(finished_run) -> Subject:
 def data(subject, finished_run):
     settings = EvaluateSettings(checkpoint=str(finished_run))
     moe = injected(subject.model).moe
-    return evaluation_rows(settings, finished_run, subject.tokenizer, moe, max_length=48, chat_template=None)[0]
+    return evaluation_rows(settings, finished_run, subject.tokenizer, moe, max_length=48)[0]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_a_run_that_split_its_rows_is_measured_on_the_share_it_kept(micro, own_r
     parts = micro.parts("data.val_path=null")
     moe = injected(subject.model).moe
     found, _ = evaluation_rows(
-        EvaluateSettings(checkpoint=str(own_run)), own_run, subject.tokenizer, moe, max_length=48, chat_template=None
+        EvaluateSettings(checkpoint=str(own_run)), own_run, subject.tokenizer, moe, max_length=48
     )
     assert found.rows.input_ids.tolist() == parts.prepared.val.input_ids.tolist()
     assert found.rows.domains.tolist() == parts.prepared.val.domains.tolist()
