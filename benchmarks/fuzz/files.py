@@ -349,11 +349,13 @@ def read_tokenizer(whole: Whole, place: Path, draw: random.Random) -> None:
     """A tokenizer, and a prompt through its template."""
     from lmoe.backbones.load import load_tokenizer, tokenizer_in
     from lmoe.config.backbone import BackboneConfig
+    from lmoe.data.row import Row
     from lmoe.data.template import ChatTemplate
 
     one = tokenizer_in(place) if draw.random() < 0.5 else load_tokenizer(BackboneConfig(model_name=str(place)))
     if one is not None and one.chat_template:
-        ChatTemplate.of(one, None).render([{"role": "user", "content": "red"}], f"{place}:1")
+        turn = {"role": "user", "content": "red"}
+        ChatTemplate.of(one).render(Row(where=f"{place}:1", domain="", messages=(turn,)))
 
 
 def read_model(whole: Whole, place: Path, draw: random.Random) -> None:

@@ -141,10 +141,14 @@ class Encoder:
     def _texts(self, texts: Sequence[str]) -> list[tuple[list[int], Tensor]]:
         if not texts:
             return []
-        eos = self.tokenizer.eos_token_id
+        bos, eos = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id
         encoded = []
         for text, ids in zip(texts, self.tokenizer(list(texts), verbose=False)["input_ids"], strict=True):
             if eos is not None and ids[-1:] != [eos]:
                 ids = [*ids, eos]
-            encoded.append((ids, torch.full((len(ids),), bool(text.strip()))))
+            labels = torch.full((len(ids),), bool(text.strip()))
+            if bos is not None and ids[:2] == [bos, bos] and text.startswith(str(self.tokenizer.bos_token)):
+                ids, labels = ids[1:], labels[1:]  # the text brings the one that the tokenizer adds
+                labels[0] = False
+            encoded.append((ids, labels))
         return encoded

@@ -7,7 +7,7 @@ one, each with a rendering of its own: where the two part and where they meet ag
 A span is (start, end) in characters of the one rendering that is tokenised.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -19,6 +19,8 @@ Span = tuple[int, int]
 Render = Callable[[Sequence[Message], bool], str]
 """Text of messages, with or without the prompt that an answer is to follow; raises DataError where it refuses them."""
 
+THOUGHTS = ("reasoning_content", "thinking")
+"""Fields of a message, as templates name them."""
 PRIVATE_USE = range(0xE000, 0xF900)
 FAILURES = 4
 """So many turns are taken out of the common rendering, one after the other, before all are looked for one by one."""
@@ -58,9 +60,17 @@ class TurnFinder:
                 break
             found, together = {}, [index for index in together if index not in failed]
         for index in wanted:
-            if index not in found and (place := self._alone(index)) is not None:
+            if index in found:
+                continue
+            if (place := self._alone(index) or self._by_prefixes(index, self._window(index, found))) is not None:
                 found[index] = place
         return dict(sorted(found.items()))
+
+    def _window(self, index: int, found: Mapping[int, Span]) -> Span:
+        """Where a turn can be: between the turns beside it that are found."""
+        before = [end for other, (_, end) in found.items() if other < index]
+        behind = [start for other, (start, _) in found.items() if other > index]
+        return max(before, default=0), min(behind, default=len(self.text))
 
     def _together(self, wanted: list[int]) -> tuple[dict[int, Span], set[int]]:
         """The places of all these turns by one rendering, or else those turns that stand in its way."""
@@ -98,28 +108,44 @@ class TurnFinder:
                 [_plain(m, sentinel if i == index else None) for i, m in enumerate(self.messages)], False
             )
         except DataError:
-            return self._by_prefixes(index)
+            return None
         before, found, after = probe.partition(sentinel)
-        place = None
-        if found and sentinel not in after and self.text.endswith(after):
-            place = self._turn_in(index, _common_prefix(self.text, before), len(self.text) - len(after))
-        return place or self._by_prefixes(index)
+        if not found or sentinel in after or not self.text.endswith(after):
+            return None
+        return self._turn_in(index, _common_prefix(self.text, before), len(self.text) - len(after))
 
-    def _by_prefixes(self, index: int) -> Span | None:
+    def _by_prefixes(self, index: int, window: Span) -> Span | None:
         """The place of a turn that a plain one cannot stand in for: between the conversation up to it, with the prompt
-        for it, and the conversation up to its end."""
+        for it, and the conversation up to its end.
+
+        Args:
+            window: where to look for it if the rest of the conversation changes what comes before it.
+        """
         if not _is_more_than_content(self.messages[index]):
             return None
+        shown = self._between_prefixes(index, self.messages[index], window)
+        silent = {key: value for key, value in self.messages[index].items() if key not in THOUGHTS}
+        return shown or self._between_prefixes(index, silent, window)  # thoughts may be left out later on
+
+    def _between_prefixes(self, index: int, message: Message, window: Span) -> Span | None:
         try:
-            start = self.render(self.messages[:index], True)
-            end = self.render(self.messages[: index + 1], False)
+            before = self.render(self.messages[:index], False)
+            asking = self.render(self.messages[:index], True)
+            whole = self.render([*self.messages[:index], message], False)
         except DataError:
             return None
-        if not (self.text.startswith(end) and end.startswith(start)):
+        if not whole.startswith(before):
             return None
-        turn = end[len(start) :].rstrip()
+        start = _common_prefix(whole, asking)
+        turn = whole[start:].rstrip()
+        if not turn or start < len(before):
+            return None
+        if not self.text.startswith(whole):  # such as one that writes the tools before the last question
+            start = self.text.find(turn, *window)
+            if start < 0 or self.text.find(turn, start + 1, window[1]) >= 0:
+                return None
         ending = max((token for token in self.tokens if turn.endswith(token)), key=len, default="")
-        return self._turn_in(index, len(start), len(start) + len(turn) - len(ending))
+        return self._turn_in(index, start, start + len(turn) - len(ending))
 
     def _turn_in(self, index: int, start: int, end: int) -> Span | None:
         """The place of a turn that is looked for in text[start:end]; None: what it says is not there."""
@@ -148,8 +174,8 @@ def _plain(message: Message, content: str | None) -> Message:
     """A turn that says nothing but `content`; None: the turn as it is."""
     if content is None:
         return message
-    more = ("tool_calls", "reasoning_content", "thinking")
-    return {**{key: value for key, value in message.items() if key not in more}, "content": content}
+    rest = {key: value for key, value in message.items() if key not in ("tool_calls", *THOUGHTS)}
+    return {**rest, "content": content}
 
 
 def _sentinels(text: str, count: int) -> list[str]:

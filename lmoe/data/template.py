@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
@@ -177,15 +177,23 @@ class ChatTemplate:
             DataError: no template, a template that refuses the conversation or shows no tools, or a turn that cannot be
                 found.
         """
-        chat = self._chat(row)
-        asked = set(chat.assistant) - row.muted
+        problems: list[DataError] = []
+        for chat in self._chats(row):
+            try:
+                return self._labelled(chat, row.muted)
+            except DataError as error:
+                problems.append(error)
+        raise problems[0]
+
+    def _labelled(self, chat: Chat, muted: Collection[int]) -> Rendered:
+        asked = set(chat.assistant) - set(muted)
         if self._train_on is TrainOn.last:
             asked &= set(chat.assistant[-1:])
         turns = self._turns(chat, asked)
         learnt = [turn for turn in turns if turn.index is None or turn.index in asked]
         spans = [turn.span for turn in learnt]
         if self._train_on is TrainOn.all:
-            spans = _others(len(chat.text), [turn.span for turn in turns if turn.index in row.muted])
+            spans = _others(len(chat.text), [turn.span for turn in turns if turn.index in muted])
         return Rendered(
             text=chat.text,
             spans=spans,
@@ -200,7 +208,7 @@ class ChatTemplate:
         Raises:
             DataError: as `render`.
         """
-        chat = self._chat(Row(where=where, domain="", messages=tuple(messages)))
+        chat = next(self._chats(Row(where=where, domain="", messages=tuple(messages))))
         return Rendered(chat.text, list(self._places(chat, chat.speaking, needed=set(chat.speaking)).values()))
 
     def turn_ends(self) -> list[str]:
@@ -209,7 +217,8 @@ class ChatTemplate:
         ends: list[str] = []
         for messages in (PROBE[:2], PROBE):
             try:
-                chat = self._chat(Row(where="a conversation to find an end", domain="", messages=tuple(messages)))
+                row = Row(where="a conversation to find an end", domain="", messages=tuple(messages))
+                chat = next(self._chats(row))
                 turns = self._turns(chat, set(chat.assistant))
             except DataError:
                 continue
@@ -227,32 +236,42 @@ class ChatTemplate:
         """
         self._run(messages, "", answer=True)
 
-    def _chat(self, row: Row) -> Chat:
-        """The first rendering of a row, in a form in which the template shows its calls."""
+    def _chats(self, row: Row) -> Iterator[Chat]:
+        """The rendering of a row; of one with calls of tools in each form in which the template shows them.
+
+        Raises:
+            DataError: there is no such form.
+        """
         messages, tools = row.messages or (), None if row.tools is None else list(row.tools)
         calls = [name for message in messages for name in called_names(message)]
         if self.source is not None and tools is not None and "tools" not in variables_of(self.source):
             raise DataError(self._no_tools(row.where, "tools"))
         if self.source is not None and calls and "tool_calls" not in self.source:
             raise DataError(self._no_tools(row.where, "calls of tools"))
-        refusals: list[DataError] = []
+        problem: DataError | None = None
+        first: str | None = None
         for form in CALL_FORMS if calls else CALL_FORMS[:1]:
             developer = self.source is not None and "developer" in self.source
             given = given_messages(messages, developer=developer, form=form)
             try:
                 text, marked = self._run(given, row.where, tools=tools)
             except DataError as error:
-                refusals.append(error)
+                problem = problem or error
                 continue
             chat = Chat(messages=given, tools=tools, where=row.where, text=text, marked=marked)
+            if first is not None and text.count("None") > first.count("None"):
+                continue  # it writes what stands for no content
             if not calls or self._shows_calls(chat, len(calls)):
-                return chat
-        if len(refusals) == len(CALL_FORMS) or not calls:
-            raise refusals[0]
-        raise DataError(
-            f"{row.where}: the chat template does not show the calls of tools that the assistant makes; give one that "
-            "does by data.chat_template=FILE, or take the row out"
-        )
+                first = first or text
+                yield chat
+            else:
+                problem = DataError(
+                    f"{row.where}: the chat template does not show the calls of tools that the assistant makes; give "
+                    "one that does by data.chat_template=FILE, or take the row out"
+                )
+        if first is None:
+            assert problem is not None
+            raise problem
 
     def _no_tools(self, where: str, what: str) -> str:
         return (
