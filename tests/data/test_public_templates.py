@@ -168,9 +168,7 @@ def test_a_call_is_learnt_and_what_the_tool_says_is_not(name, request):
 
 
 @pytest.mark.parametrize("name", SHOW_TOOLS)
-def test_a_call_with_thoughts_before_it_is_learnt(name, request):
-    missing = {"GPT-OSS": "the thoughts before a call stand in its own rendering and not in the whole one"}
-    marked_as_missing(request, missing, name)
+def test_a_call_with_thoughts_before_it_is_learnt(name):
     row = ROWS["a tool call"]
     question, call, *rest = row.messages or ()
     thinking = {**call, "reasoning_content": "Look it up."}

@@ -110,7 +110,6 @@ def test_where_the_end_of_a_turn_also_pads_the_end_is_learnt_and_the_padding_is_
     assert len(rows[0]) < batch["labels"].shape[1]
 
 
-@pytest.mark.xfail(reason="the token that the tokenizer puts before a text is doubled", strict=True)
 def test_a_text_that_brings_the_token_before_it_gets_no_second_one():
     [row] = encoded("mistral-v1", text_row("<s>Hello there."))
     assert tokens("mistral-v1", row)[:2] != ["<s>", "<s>"]
