@@ -16,7 +16,8 @@ from lmoe.data.render_limit import render, render_with_generation
 from lmoe.data.row import Message, Row
 from lmoe.data.spans import Span, TurnFinder
 from lmoe.data.template_input import (
-    CALL_FORMS,
+    CallForm,
+    call_forms,
     called_names,
     content_of,
     given_messages,
@@ -250,7 +251,7 @@ class ChatTemplate:
             raise DataError(self._no_tools(row.where, "calls of tools"))
         problem: DataError | None = None
         first: str | None = None
-        for form in CALL_FORMS if calls else CALL_FORMS[:1]:
+        for form in call_forms(self.source or "") if calls else [CallForm()]:
             developer = self.source is not None and "developer" in self.source
             given = given_messages(messages, developer=developer, form=form)
             try:

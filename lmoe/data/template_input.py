@@ -1,6 +1,7 @@
 """What a chat template is given of a row: templates differ in how they take roles, thoughts and calls of tools."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,14 @@ CALL_FORMS = (
     CallForm(as_text=True, no_content=None),
 )
 """In the order in which they are tried."""
+ASKS_FOR_NONE = re.compile(r"""content(['"]\])? is (not )?none""")
+"""In a template that tells a turn which only calls by a content of null."""
+
+
+def call_forms(source: str) -> Sequence[CallForm]:
+    """The forms to try with a template, in order."""
+    null_first = ASKS_FOR_NONE.search(source) is not None
+    return sorted(CALL_FORMS, key=lambda form: (form.no_content is None) != null_first)
 
 
 class JsonObject(dict[str, Any]):

@@ -35,7 +35,7 @@ def with_settings(source: str, settings: Mapping[str, Any]) -> str:
         return source
     read = variables_of(source)
     if unread := [name for name in settings if name not in read]:
-        free = sorted(read - OWN_NAMES - {CLOCK} - environment().globals.keys())
+        free = sorted(read - OWN_NAMES - {CLOCK})
         reads = f"it reads {', '.join(free)}" if free else "it reads no variable that could be set"
         raise DataError(f"data.template_kwargs.{unread[0]}: the chat template does not read {unread[0]}; {reads}")
     return head + source
@@ -54,12 +54,14 @@ def _literal(value: Any) -> str:
 
 @lru_cache(maxsize=8)
 def variables_of(source: str) -> frozenset[str]:
-    """Names that a template reads and does not make itself; none of one that cannot be parsed.
+    """Names that a template reads and does not make itself, with that of the clock; none of one that cannot be parsed.
 
-    Functions such as strftime_now are among them.
+    Among them may be a name that the template makes in one branch only.
     """
+    known = environment()
+    del known.globals[CLOCK]  # what an environment has counts as declared
     try:
-        return frozenset(meta.find_undeclared_variables(environment().parse(source)))
+        return frozenset(meta.find_undeclared_variables(known.parse(source)))
     except (TemplateError, RecursionError):
         return frozenset()
 

@@ -1,5 +1,6 @@
 """Cutting, dropping and counting rows."""
 
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from lmoe.data.encode import NO_ASSISTANT_TEXT, NO_TEXT, NOTHING_TO_PREDICT, EncodedSource, Encoder, cut_reason
@@ -68,3 +69,15 @@ def test_the_cut_that_leaves_one_label_keeps_the_row_and_one_less_drops_it(token
     first = whole.is_label.tolist().index(True)
     assert encode(tokenizer, row("hi", "four"), max_length=first + 1).rows.label_tokens() == 1
     assert encode(tokenizer, row("hi", "four"), max_length=first).dropped == {cut_reason(first): 1}
+
+
+def test_a_text_that_brings_the_bos_token_of_the_tokenizer_gets_one(tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer.bos_token = "<|im_start|>"
+    bos = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", bos)]
+    )
+    without, brought = encode(tokenizer, row(text="Two plus"), row(text="<|im_start|>Two plus")).rows
+    assert brought.input_ids.tolist() == without.input_ids.tolist()
+    assert without.input_ids.tolist().count(bos) == 1
+    assert brought.is_label.tolist() == [False] + [True] * (len(brought) - 1)

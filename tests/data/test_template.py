@@ -1,5 +1,6 @@
 """Assistant spans and token labels, with and without {% generation %}."""
 
+from datetime import date
 from typing import Any
 
 import pytest
@@ -9,9 +10,11 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 from lmoe.data.encode import Encoder, token_labels
 from lmoe.data.row import Row
 from lmoe.data.template import TEMPLATE_FILE, ChatTemplate, take_template
+from lmoe.data.template_settings import with_settings
 from lmoe.errors import DataError
 from lmoe.pretrain.bpe import CHAT_TEMPLATE
-from tests.data.templates import LLAMA2_STYLE, QWEN_STYLE, WITHOUT_GENERATION
+from lmoe.vocabulary import TrainOn
+from tests.data.templates import DATED, JOINING, LLAMA2_STYLE, QWEN_STYLE, THINKING, WITHOUT_GENERATION
 
 
 def chat(*contents: str, system: str | None = None) -> tuple[dict[str, str], ...]:
@@ -223,3 +226,182 @@ def test_a_tokenizer_takes_the_template_of_a_file_and_saves_it_to_the_byte(token
     tokenizer.save_pretrained(tmp_path / "saved")
     assert (tmp_path / "saved" / TEMPLATE_FILE).read_bytes() == given.encode()
     assert AutoTokenizer.from_pretrained(tmp_path / "saved").chat_template == given
+
+
+TOOLS = ({"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}},)
+CALL = {
+    "id": "c1",
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Oslo", "days": [1, True]}},
+}
+WITH_CALL = (
+    {"role": "user", "content": "Weather in Oslo?"},
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3 C"},
+    {"role": "assistant", "content": "It is 3 C."},
+)
+WRITTEN_CALL = (
+    '<tool_call>\n{"name": "weather", "arguments": {"city": "Oslo", "days": [1, true]}}\n</tool_call><|im_end|>'
+)
+SPECIAL = ["<|im_start|>", "<|im_end|>"]
+
+
+def template_of(source: str, *added: str, **more: Any) -> ChatTemplate:
+    return ChatTemplate(source, {"eos_token": "<|im_end|>"}, SPECIAL, added, **more)
+
+
+def row_of(messages: Any, **more: Any) -> Row:
+    return Row(where="f:1", domain="all", messages=tuple(messages), **more)
+
+
+def texts(template: ChatTemplate, row: Row) -> list[str]:
+    rendered = template.render(row)
+    return [rendered.text[start:end] for start, end in rendered.spans]
+
+
+def test_a_turn_that_calls_a_tool_is_learnt_whole_and_the_tools_are_shown() -> None:
+    rendered = template_of(THINKING).render(row_of(WITH_CALL, tools=TOOLS))
+    assert '"name": "weather", "parameters"' in rendered.text
+    learnt = [rendered.text[start:end] for start, end in rendered.spans]
+    assert learnt == [WRITTEN_CALL, "<think>\n\n</think>\n\nIt is 3 C.<|im_end|>"]
+    assert (rendered.turns, rendered.endless, rendered.shortened) == (2, 0, 0)
+
+
+def test_a_template_that_takes_no_plain_turn_in_place_of_a_call_and_arguments_as_text_only_is_followed() -> None:
+    arguments = '{"city": "Oslo", "days": [1, true]}'
+    call = f"[CALLS]weather {arguments};<|im_end|>"
+    assert texts(template_of(JOINING), row_of(WITH_CALL, tools=TOOLS)) == [call, "It is 3 C.<|im_end|>"]
+    twice = [*WITH_CALL, *({**m, "content": "And?"} if m["role"] == "user" else m for m in WITH_CALL)]
+    assert texts(template_of(JOINING), row_of(twice)) == [call, "It is 3 C.<|im_end|>"] * 2
+
+
+def test_arguments_are_json_however_a_template_writes_them() -> None:
+    for written in ("c.function.arguments", "c.function.arguments | tojson", "c.function.arguments | string"):
+        source = JOINING.replace(
+            "{{- c.function.name + ' ' + c.function.arguments + ';' -}}",
+            f"{{{{ c.function.name }}}} {{{{ {written} }}}}",
+        )
+        assert '{"city": "Oslo", "days": [1, true]}' in template_of(source).render(row_of(WITH_CALL)).text
+
+
+@pytest.mark.parametrize(
+    ("source", "messages", "tools", "said"),
+    [
+        (WITHOUT_GENERATION, WITH_CALL[:1], TOOLS, "the chat template shows no tools"),
+        (CHAT_TEMPLATE, WITH_CALL, None, "the chat template shows no calls of tools"),
+        ("{# no tool_calls #}" + CHAT_TEMPLATE, WITH_CALL, None, "does not show the calls of tools"),
+    ],
+)
+def test_tools_that_the_template_does_not_show_are_refused(source, messages, tools, said) -> None:
+    with pytest.raises(DataError, match=rf"^f:1: .*{said}.*data\.chat_template=FILE"):
+        template_of(source).render(row_of(messages, tools=tools))
+
+
+def test_a_developer_is_the_system_where_the_template_does_not_know_one() -> None:
+    row = row_of([{"role": "developer", "content": "Be short."}, *chat("hi", "Paris")])
+    assert "<|im_start|>system\nBe short." in template_of(WITHOUT_GENERATION).render(row).text
+    assert "<|im_start|>developer\nBe short." in template_of("{# developer #}" + WITHOUT_GENERATION).render(row).text
+
+
+def test_thoughts_in_a_field_of_their_own_are_learnt_and_those_that_the_template_drops_are_counted() -> None:
+    first, last = ({"role": "assistant", "content": text, "reasoning_content": "hm"} for text in ("Paris", "Rome"))
+    row = row_of([*chat("a"), first, *chat("b"), last])
+    rendered = template_of(THINKING).render(row)
+    learnt = [rendered.text[start:end] for start, end in rendered.spans]
+    assert learnt == ["Paris<|im_end|>", "<think>\nhm\n</think>\n\nRome<|im_end|>"]
+    assert rendered.shortened == 1
+    assert template_of(WITHOUT_GENERATION).render(row).shortened == 2
+    assert template_of(CHAT_TEMPLATE).render(row).shortened == 2
+    written = WITHOUT_GENERATION.replace("message['content']", "(message.thinking or '') + message['content']")
+    assert texts(template_of(written), row_of([*chat("a"), first])) == ["hmParis<|im_end|>"]
+
+
+def test_thoughts_in_the_content_that_the_template_drops_are_counted() -> None:
+    row = row_of(chat("hi", "<think>\nParis\n</think>\n\nParis", "and?", "<think>b</think>b"))
+    assert template_of(QWEN_STYLE).render(row).shortened == 1
+    assert template_of(WITHOUT_GENERATION).render(row).shortened == 0
+
+
+def test_what_the_model_has_to_write_before_the_content_is_learnt_unless_the_prompt_has_it() -> None:
+    row = row_of(chat("hi", "Paris"))
+    assert texts(template_of(THINKING), row) == ["<think>\n\n</think>\n\nParis<|im_end|>"]
+    without = template_of(with_settings(THINKING, {"enable_thinking": False}))
+    assert texts(without, row) == ["Paris<|im_end|>"]
+    assert texts(template_of(THINKING.replace("add_generation_prompt", "false")), row) == ["Paris<|im_end|>"]
+
+
+MUTED = row_of(chat("one", "a", "two", "b", "three", "c"), muted=frozenset({3}))
+
+
+@pytest.mark.parametrize("source", [CHAT_TEMPLATE, WITHOUT_GENERATION], ids=["marked", "unmarked"])
+def test_turns_that_are_muted_or_not_asked_for_are_not_learnt(source: str) -> None:
+    assert texts(template_of(source), MUTED) == ["a<|im_end|>", "c<|im_end|>"]
+    assert texts(template_of(source, train_on=TrainOn.last), MUTED) == ["c<|im_end|>"]
+    last_muted = row_of(MUTED.messages, muted=frozenset({5}))
+    assert template_of(source, train_on=TrainOn.last).render(last_muted).spans == []
+    everything = template_of(source, train_on=TrainOn.all).render(MUTED)
+    rest = [everything.text[start:end] for start, end in everything.spans]
+    assert "b<|im_end|>".join(rest) == everything.text and len(rest) == 2
+    assert (everything.turns, everything.endless, everything.shortened) == (2, 0, 0)
+
+
+def test_marks_that_are_not_one_a_turn_are_told_apart_by_the_turns() -> None:
+    twice = CHAT_TEMPLATE.replace(
+        "message['content']",
+        "message['content'][:1] -}}{%- endgeneration -%}{%- generation -%}{{- message['content'][1:]",
+        1,
+    )
+    assert twice.count("{%- generation -%}") == CHAT_TEMPLATE.count("{%- generation -%}") + 1
+    row = row_of(chat("one", "aa", "two", "bb"), muted=frozenset({1}))
+    assert "".join(texts(template_of(twice), row)) == "bb<|im_end|>"
+
+
+def test_an_end_that_is_not_special_and_one_behind_a_line_break_are_learnt() -> None:
+    row = row_of(chat("hi", "Paris"))
+    other = WITHOUT_GENERATION.replace("<|im_end|>", "<end>")
+    assert texts(template_of(other, "<end>"), row) == ["Paris<end>"]
+    broken = WITHOUT_GENERATION.replace("'<|im_end|>'", "'\\n<|im_end|>'")
+    assert texts(template_of(broken), row) == ["Paris\n<|im_end|>"]
+    assert template_of(other, "<end>").turn_ends() == ["<end>"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        CHAT_TEMPLATE.replace(" + '<|im_end|>' -}}{%- endgen", " -}}{%- endgen"),
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}",
+    ],
+    ids=["marks that close before the end", "no end"],
+)
+def test_turns_whose_end_is_not_learnt_are_counted(source: str) -> None:
+    rendered = template_of(source).render(row_of(chat("hi", "Paris", "b", "six")))
+    assert (rendered.turns, rendered.endless) == (2, 2)
+
+
+def test_a_template_that_reads_the_date_is_told_the_day_that_is_given() -> None:
+    row = row_of(chat("hi", "Paris"))
+    dated = template_of(DATED, day="2026-01-31")
+    assert dated.render(row).text.startswith("Today is 31 Jan 2026.\n")
+    assert texts(dated, row) == ["Paris<|im_end|>"]
+
+
+def test_the_identity_holds_all_that_labels_depend_on() -> None:
+    plain = template_of(CHAT_TEMPLATE, day="2026-01-31")
+    assert plain.identity == CHAT_TEMPLATE, "as rows were cached before"
+    days = {template_of(DATED, day=day).identity for day in ("2026-01-31", "2026-02-01")}
+    parts = {template_of(CHAT_TEMPLATE, train_on=train_on).identity for train_on in TrainOn}
+    assert len(days) == 2 and len(parts) == 3
+    assert template_of(DATED).identity == template_of(DATED, day=date.today().isoformat()).identity
+
+
+def test_settings_are_saved_with_the_tokenizers_template(tokenizer, tmp_path):
+    tokenizer.chat_template = THINKING
+    take_template(tokenizer, None, {"enable_thinking": False})
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    turn = [{"role": "user", "content": "hi"}]
+    asked = again.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+    assert asked.endswith("assistant\n<think>\n\n</think>\n\n")
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match=r"data\.template_kwargs sets a, and the tokenizer has no chat template"):
+        take_template(tokenizer, None, {"a": 1})

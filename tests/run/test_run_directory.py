@@ -153,3 +153,29 @@ def test_logger_none_and_csv_leave_metrics_csv_and_no_wandb(train, finished_run)
     for run in (finished_run, done.run):
         assert (run / "metrics.csv").exists()
         assert not (run / "wandb").exists()
+
+
+def test_settings_of_the_template_are_saved_with_the_adapter_and_hold_in_its_evaluation(train, tmp_path):
+    own = CHAT_TEMPLATE.replace("message['role'] +", "message['role'] + (mark or '') +")
+    file = tmp_path / "my.jinja"
+    file.write_text(own, encoding="utf-8")
+    done = train(f"data.chat_template={file}", "data.template_kwargs={mark:'!'}", "trainer.max_steps=2")
+    assert done.code == 0, done.text
+    assert saved_config(done.run)["data"]["template_kwargs"] == {"mark": "!"}
+    _, tokenizer = lmoe.load(done.run)
+    assert tokenizer.decode(prompt_ids(tokenizer, "red")[0]).startswith("<|im_start|>user!\nred")
+
+    def prompt(**more: str) -> str:
+        settings = EvaluateSettings(checkpoint=str(done.run), samples=1, max_new_tokens=1, limit=1, **more)
+        return evaluate(settings).samples[0].prompt
+
+    assert prompt().startswith("<|im_start|>user!\n")
+    assert prompt(chat_template=str(file)).startswith("<|im_start|>user!\n")
+    file.write_text(CHAT_TEMPLATE, encoding="utf-8")  # which reads no mark
+    assert prompt(chat_template=str(file)).startswith("<|im_start|>user\n")
+
+
+def test_a_setting_that_the_template_does_not_read_ends_a_run_before_it_begins(train):
+    done = train("data.template_kwargs={enable_thinking:false}")
+    assert done.code == 1
+    assert "data.template_kwargs.enable_thinking: the chat template does not read enable_thinking" in done.text
