@@ -1,8 +1,10 @@
-# Every target sets up .venv first, and again only when pyproject.toml or constraints.txt have changed.
+# Every target sets up .venv first, and again only when pyproject.toml or constraints.txt have changed; setup, test and docs
+# also put the public packages of tests/public_packages.txt beside it, and again only when that list has changed.
 # make PYTHON=/path/to/python3.12 setup chooses the interpreter that .venv is made with.
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.lmoe-setup
+PUBLIC_READY := $(VENV)/public_packages/installed.txt
 LOWEST := .venv-lowest
 LOWEST_READY := $(LOWEST)/.lmoe-setup
 PYTHON ?=
@@ -17,12 +19,12 @@ TORCH_BACKEND ?=
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## make .venv and install lmoe with the tested versions
+setup: $(READY) $(PUBLIC_READY)  ## make .venv, install lmoe with the tested versions and the packages that tests read
 
 train: $(READY)  ## fine-tune 8 LoRA experts on the bundled data; ARGS="key=value …" changes settings
 	@$(BIN)/python train.py injection=mixture_lora injection.num_experts=8 $(ARGS)
 
-test: $(READY)  ## run the tests; ARGS="-k name" passes options to pytest
+test: $(READY) $(PUBLIC_READY)  ## run the tests; ARGS="-k name" passes options to pytest
 	@$(BIN)/python -m pytest -n auto $(ARGS)
 
 test-lowest: $(LOWEST_READY)  ## run tests/smoke with the lowest versions that pyproject.toml allows; TORCH_BACKEND=cpu for a small torch
@@ -36,9 +38,10 @@ check: $(READY)  ## lint, formatting, types, import order, generated pages and d
 	@$(BIN)/python -m tools.describe --check
 	@$(BIN)/python -m tools.fragments
 
-docs: $(READY)  ## write docs/CONFIG.md from the schemas and conf/, docs/BACKBONES.md from tiny models, tables of docs/ROUTING.md and docs/SCALING.md
+docs: $(READY) $(PUBLIC_READY)  ## write docs/CONFIG.md from the schemas and conf/, docs/BACKBONES.md from tiny models, docs/TEMPLATES.md from public templates, tables of docs/ROUTING.md and docs/SCALING.md
 	@$(BIN)/python -m tools.describe
 	@$(BIN)/python -m tests.backbones.write_table
+	@$(BIN)/python -m tests.data.write_templates
 	@$(BIN)/python -m benchmarks.scaling
 
 bench: bench-default bench-step bench-layer bench-experts bench-native  ## run all benchmarks
@@ -104,6 +107,11 @@ $(READY): pyproject.toml constraints.txt
 	fi
 	@echo "Installing lmoe into $(VENV) (some minutes the first time)"
 	@PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq --no-input -c constraints.txt -e ".[dev]"
+	@touch $@
+
+$(PUBLIC_READY): tests/public_packages.txt tests/public_packages.py | $(READY)
+	@echo "Installing the packages of tests/public_packages.txt into $(@D) (half a minute)"
+	@$(BIN)/python -m tests.public_packages
 	@touch $@
 
 $(LOWEST_READY): pyproject.toml

