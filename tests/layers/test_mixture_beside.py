@@ -68,7 +68,7 @@ def test_outputs_and_gradients_equal_the_block_plus_the_loop(router, as_tuple):
     made = Site(router=router, scale="raw" if "raw" in scales(router) else "sum_to_one")
     site, x = make(made, as_tuple=as_tuple), torch.randn(2, 3, D, requires_grad=True)
     facts = told(site.router, x, torch.ones(2, 3, dtype=torch.bool))
-    with site.router.context.about(**facts):
+    with site.router.context.with_batch_info(**facts):
         output, own = site(x), site.base_layer(x)
     _, choices = loop_choices(made, site.router, x, facts)
     beside = loop(site, x, [choice.weights for choice in choices])
