@@ -52,7 +52,7 @@ def with_flags(error: LmoeError) -> str:
     def say(flag: str, value: str | None) -> str:
         return flag if value in (None, "True") else f"{flag} {value}"
 
-    return _said(error.without_config(), BLEND_FLAGS if isinstance(error, BlendError) else FLAGS, say)
+    return _with_names(error.without_config(), BLEND_FLAGS if isinstance(error, BlendError) else FLAGS, say)
 
 
 def with_keys(message: str) -> str:
@@ -61,9 +61,9 @@ def with_keys(message: str) -> str:
     def say(key: str, value: str | None) -> str:
         return key if value is None else f"{key}={'true' if value == 'True' else value}"
 
-    return _said(message, KEYS, say)
+    return _with_names(message, KEYS, say)
 
 
-def _said(message: str, names: Mapping[str, str], say: Callable[[str, str | None], str]) -> str:
+def _with_names(message: str, names: Mapping[str, str], say: Callable[[str, str | None], str]) -> str:
     """The message with each marked name that is known said by another one."""
     return MARKED.sub(lambda mark: say(names[mark[1]], mark[2]) if mark[1] in names else mark[0], message)

@@ -28,9 +28,9 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
         from lmoe.evaluate.run_data import run_folder
         from lmoe.evaluate.tables import evaluation_tables
         from lmoe.evaluate.wandb_tables import log_evaluation
+        from lmoe.files.run_folder import path_from_here
         from lmoe.report.say import say
         from lmoe.run.announce import quiet_libraries
-        from lmoe.run.finish import shown
         from lmoe.run.loggers import check_logger, sync_command
 
         quiet_libraries()
@@ -48,7 +48,7 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
         )
         files = found.write(folder)
         console.print(evaluation_tables(found))
-        say(console, f"\nIn {shown(folder)}: {', '.join(file.name for file in files)}")
+        say(console, f"\nIn {path_from_here(folder)}: {', '.join(file.name for file in files)}")
         if wandb:
             mode = log_evaluation(found, folder, run_dir, lambda line: say(console, line))
             if mode == "offline" and (command := sync_command(folder)):

@@ -9,7 +9,7 @@ from lmoe.config.pretrain import PretrainConfig
 from lmoe.pretrain.rules import pretrain_problems
 from lmoe.resume.stopping import StopSignals
 from lmoe.run.claim import claimed
-from lmoe.run.records import begun
+from lmoe.run.records import started_run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def run(config: PretrainConfig, run_dir: Path, overrides: list[str]) -> None:
     with StopSignals() as signals, claimed(run_dir):
         if not config.resume:
             refuse_existing(run_dir)
-        with begun(config, run_dir):
+        with started_run(config, run_dir):
             from rich.console import Console
 
             from lmoe.pretrain.run import pretrain

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class SpeakerFlags:
-    """As they were given.
+    """The flags that say which model speaks, as they were given.
 
     Args:
         checkpoint, base_model, domain: a trained run, and what it runs on.

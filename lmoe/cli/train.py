@@ -11,7 +11,7 @@ from lmoe.resume.stopping import StopSignals
 from lmoe.rules.phases import phase_warnings
 from lmoe.rules.validate import hub_names, run_problems
 from lmoe.run.claim import claimed, is_first_process
-from lmoe.run.records import begun
+from lmoe.run.records import started_run
 from lmoe.vocabulary import DryRun
 
 
@@ -45,7 +45,7 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
             stack.enter_context(claimed(run_dir))
             if not config.resume:
                 refuse_existing(run_dir)
-            stack.enter_context(begun(config, run_dir))
+            stack.enter_context(started_run(config, run_dir))
         # Heavy imports wait until the config is known to be good.
         from rich.console import Console
 

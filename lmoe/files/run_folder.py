@@ -27,6 +27,14 @@ def name_problems(name: str) -> list[str]:
     return []
 
 
+def path_from_here(folder: Path) -> str:
+    """A folder as the user would type it in the working directory: relative where it lies inside it."""
+    try:
+        return str(folder.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(folder)
+
+
 def resume_setting(run_dir: str | Path) -> str:
     """`resume=<run_dir>` as a shell and Hydra take it."""
     place = str(run_dir)

@@ -18,7 +18,7 @@ from lmoe.files.write import empty_folder
 from lmoe.injection.apply import plan
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.ops.same_values import same_values
-from lmoe.peft.eulerforge import CONFIG_FILE, EulerForge, read_eulerforge
+from lmoe.peft.eulerforge import CONFIG_FILE, EulerForgeCheckpoint, read_eulerforge
 
 LAYER = re.compile(r"\.(\d+)\.")
 
@@ -62,7 +62,7 @@ def convert_eulerforge(
     return save(model, target, tokenizer=tokenizer, base_model=name)
 
 
-def sections(given: EulerForge) -> tuple[dict[str, Any], dict[str, Any]]:
+def sections(given: EulerForgeCheckpoint) -> tuple[dict[str, Any], dict[str, Any]]:
     """`injection` and `moe` that make the same function, from its config and the keys of its tensors.
 
     Its weights are renormalised also for top_k = 1, where they are then 1: scale=unit.
@@ -96,7 +96,7 @@ def _leaves(paths: dict[str, None]) -> dict[str, None]:
     return dict.fromkeys(path.rpartition(".")[2] for path in paths)
 
 
-def _check_backbone(given: EulerForge, model: nn.Module) -> None:
+def _check_backbone(given: EulerForgeCheckpoint, model: nn.Module) -> None:
     """Refuse a checkpoint that has trained the backbone as well.
 
     Raises:

@@ -104,8 +104,8 @@ def pretrain(
             ended = run_end(trainer)
             say(
                 console,
-                f"ended after step {ended.step} of {loop.max_steps}: {ended.why}; the base is written after the last "
-                f"step, {run_command('pretrain', resume_setting(run_dir))} goes on",
+                f"ended after step {ended.step} of {loop.max_steps}: {ended.reason}; the base is written after the "
+                f"last step, {run_command('pretrain', resume_setting(run_dir))} goes on",
             )
             return
         base = write_base(config, run_dir, model, tokenizer, texts, held_out, counts, overrides)

@@ -23,16 +23,16 @@ MARK = "\ue000\ue001"
 """Stands for what a user says; no text has it."""
 
 
-def next_commands(parts: Parts, run_dir: Path, ended: str, *, goes_on: bool) -> list[str]:
+def next_commands(parts: Parts, run_dir: Path, ended: str, *, can_resume: bool) -> list[str]:
     """What makes sense now, as a shell takes it.
 
     Args:
         run_dir: as the user would type it.
         ended: why the run ended.
-        goes_on: whether it goes on from here when it is resumed.
+        can_resume: whether it goes on from here when it is resumed.
     """
     place = shlex.quote(str(run_dir))
-    commands = [run_command("train", resume_setting(run_dir))] if goes_on and ended != FINISHED else []
+    commands = [run_command("train", resume_setting(run_dir))] if can_resume and ended != FINISHED else []
     commands += [speak_command(parts, place), f"lmoe evaluate --checkpoint {place} --samples 2"]
     if (form := export_format(parts)) is not None:
         commands.append(f"lmoe export --checkpoint {place} --format {form} --output {place}/{form}")

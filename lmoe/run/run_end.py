@@ -29,30 +29,30 @@ class RunEnd:
 
     Args:
         step: optimizer steps done.
-        why: in words.
-        goes_on: whether it goes on when it is resumed as it is.
+        reason: why it has ended, in words.
+        can_resume: whether it goes on when it is resumed as it is.
     """
 
     step: int
-    why: str
-    goes_on: bool
+    reason: str
+    can_resume: bool
 
 
 def run_end(trainer: Trainer) -> RunEnd:
     """Why a fit has ended: all steps done, time, a collapse, early stopping, or another callback."""
     step = trainer.global_step
     if step >= trainer.max_steps:
-        return RunEnd(step=step, why=FINISHED, goes_on=False)
+        return RunEnd(step=step, reason=FINISHED, can_resume=False)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, StopRequest) and callback.time_over for callback in callbacks):
-        return RunEnd(step=step, why="trainer.max_time was over", goes_on=True)
+        return RunEnd(step=step, reason="trainer.max_time was over", can_resume=True)
     if any(isinstance(callback, CollapseWatch) and callback.stop and callback.messages for callback in callbacks):
-        return RunEnd(step=step, why="routing collapse, with trainer.stop_on_collapse=true", goes_on=False)
+        return RunEnd(step=step, reason="routing collapse, with trainer.stop_on_collapse=true", can_resume=False)
     for callback in callbacks:
         if isinstance(callback, EarlyStopping) and callback.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
             message = (callback.stopping_reason_message or "").removesuffix(" Signaling Trainer to stop.")
-            return RunEnd(step=step, why=f"early stopping. {message}".removesuffix(". "), goes_on=False)
-    return RunEnd(step=step, why="a callback asked for it", goes_on=False)
+            return RunEnd(step=step, reason=f"early stopping. {message}".removesuffix(". "), can_resume=False)
+    return RunEnd(step=step, reason="a callback asked for it", can_resume=False)
 
 
 @contextmanager

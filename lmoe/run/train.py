@@ -15,7 +15,7 @@ from lmoe.errors import CheckpointError, ConfigError
 from lmoe.injection.record import injected
 from lmoe.objectives.objective import Objective
 from lmoe.report.say import say
-from lmoe.resume.run_files import FOLDER, Found, found_in, offer, set_aside
+from lmoe.resume.run_files import FOLDER, FoundCheckpoint, found_in, set_aside, whole_checkpoint
 from lmoe.resume.stopping import StopSignals
 from lmoe.rules.phases import present_roles
 from lmoe.run.announce import describe, quiet_libraries
@@ -129,7 +129,7 @@ def train(
         finish(parts, run_dir, trainer, validation.results, watch.messages, seconds, console, ended=ended)
 
 
-def begin(parts: Parts, run_dir: Path, overrides: list[str], found: Found | None, console: Console) -> str:
+def begin(parts: Parts, run_dir: Path, overrides: list[str], found: FoundCheckpoint | None, console: Console) -> str:
     """Write what a run leaves at its start, and say what is about to happen.
 
     Returns:
@@ -153,7 +153,7 @@ def begin(parts: Parts, run_dir: Path, overrides: list[str], found: Found | None
     return run_id
 
 
-def check_fit(parts: Parts, found: Found, folder: Path, run_id: str | None) -> None:
+def check_fit(parts: Parts, found: FoundCheckpoint, folder: Path, run_id: str | None) -> None:
     """Refuse a checkpoint that does not fit the run that goes on from it.
 
     Raises:
@@ -162,7 +162,9 @@ def check_fit(parts: Parts, found: Found, folder: Path, run_id: str | None) -> N
     try:
         parts.module.restore_phase(torch.load(found.path, weights_only=True, mmap=True, map_location="cpu"))
     except CheckpointError as error:
-        raise CheckpointError(f"{found.path}: {error}. {offer(folder, run_id, without=found.path.name)}") from None
+        raise CheckpointError(
+            f"{found.path}: {error}. {whole_checkpoint(folder, run_id, without=found.path.name)}"
+        ) from None
 
 
 def ending_rules(config: RunConfig) -> str:

@@ -60,9 +60,9 @@ def test_only_a_format_that_holds_all_that_was_trained_is_offered(micro, overrid
 
 def test_the_commands_run_as_they_are(restored, micro, own_run):
     parts = micro.parts("moe=oracle", "injection.num_experts=3", "phase=joint")
-    (oracle, *_) = next_commands(parts, own_run, FINISHED, goes_on=False)
+    (oracle, *_) = next_commands(parts, own_run, FINISHED, can_resume=False)
     assert "--domain code --prompt" in oracle
-    for command in next_commands(micro.parts(), own_run, FINISHED, goes_on=False):
+    for command in next_commands(micro.parts(), own_run, FINISHED, can_resume=False):
         program, *arguments = shlex.split(command)
         assert program == "lmoe"
         short = ["--max-new-tokens", "2"] if arguments[0] == "generate" else []
