@@ -21,7 +21,7 @@ FLAGS = {name: f"--{name.replace('_', '-')}" for name in SAME} | {
     "average": "--format merged --average-experts",
     "export_peft": "--format peft",
     "export_peft_experts": "--format peft-experts",
-    "lmoe.load": "--checkpoint",
+    "lmoe.load": "lmoe generate --checkpoint",
     "lmoe.trace": "--domain NAME",
     "model_name": "--model",
 }

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from lmoe.cli.commands import shell_command
 from lmoe.cli.hydra_run import hydra_main
 from lmoe.cli.resume import refuse_existing
 from lmoe.config.pretrain import PretrainConfig
@@ -29,4 +30,4 @@ def run(config: PretrainConfig, run_dir: Path, overrides: list[str]) -> None:
 
             from lmoe.pretrain.run import pretrain
 
-            pretrain(config, run_dir, overrides, Console(), signals)
+            pretrain(config, run_dir, overrides, Console(), signals, wording=shell_command)

@@ -4,6 +4,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from lmoe.cli.commands import shell_command
 from lmoe.cli.hydra_run import drop_empty, hydra_main
 from lmoe.cli.resume import refuse_existing
 from lmoe.config.run import RunConfig
@@ -58,7 +59,7 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
             return
         from lmoe.run.train import train
 
-        train(config, run_dir, overrides, console, signals, writes=first)
+        train(config, run_dir, overrides, console, signals, writes=first, wording=shell_command)
 
 
 if __name__ == "__main__":  # how Lightning starts the further processes of a run

@@ -113,8 +113,8 @@ def inject(
     refuse_offloaded(model, "injecting experts")
     if injection.experts_from is not None:
         raise InjectionError(
-            "injection.experts_from is read by lmoe train; here leave it out, and call lmoe.import_experts(model, …) "
-            "after lmoe.inject"
+            "injection.experts_from is for the config of a run; here leave it out, and call "
+            "lmoe.import_experts(model, …) after lmoe.inject"
         )
     base_roles = list(trained_base)
     if wrong := [role for role in base_roles if role not in BASE_ROLES]:

@@ -17,10 +17,12 @@ from lmoe.report.page import write_page
 from lmoe.report.pictures import write_pictures
 from lmoe.report.summary import RunSummary
 from lmoe.report.table import final_tables
+from lmoe.run.loggers import sync_command
 from lmoe.run.memory import peak_memory_mb
-from lmoe.run.next_commands import next_commands
+from lmoe.run.next_calls import next_calls
 from lmoe.run.parts import Parts
 from lmoe.run.run_end import RunEnd
+from lmoe.run.verb_call import Wording
 from lmoe.training.callbacks.validation import ValidationResults
 
 REPORT = "report"
@@ -36,11 +38,13 @@ def finish(
     console: Console,
     *,
     ended: RunEnd,
+    wording: Wording,
 ) -> None:
     """Write adapter/ and report/, send the pictures to W&B, print the table.
 
     Args:
         ended: after which step, and why.
+        wording: how the commands to try next are said.
     """
     if not trainer.is_global_zero:
         return
@@ -49,7 +53,10 @@ def finish(
     if parts.config.checkpoint.save_base:
         save_base(parts, run_dir / "base")
     summary = run_summary(parts, run_dir, results, collapsed, seconds, ended)
-    commands = next_commands(parts, Path(summary.run_dir), ended.reason, can_resume=ended.can_resume)
+    calls = next_calls(parts, Path(summary.run_dir), ended.reason, can_resume=ended.can_resume)
+    commands = [wording(call) for call in calls]
+    if (sync := sync_command(Path(summary.run_dir))) is not None:
+        commands.append(sync)
     report = run_dir / REPORT
     report.mkdir(exist_ok=True)
     summary.to_json(report / "summary.json")

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
@@ -14,7 +13,6 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
-from lmoe.files.run_folder import resume_setting, run_command
 from lmoe.report.say import say
 from lmoe.report.summary import FINISHED
 from lmoe.resume.stopping import Stopped
@@ -57,13 +55,13 @@ def run_end(trainer: Trainer) -> RunEnd:
 
 @contextmanager
 def logged_to_the_end(
-    loggers: list[Logger], run_dir: Path, console: Console, line: ProgressLine, *, verb: str
+    loggers: list[Logger], console: Console, line: ProgressLine, *, resume_command: str
 ) -> Iterator[None]:
     """Log a run to its end, however it ends.
 
     Args:
         line: knows the steps done.
-        verb: that starts the run, and resumes it.
+        resume_command: with which a run that a signal ends goes on.
 
     Raises:
         Stopped: a signal has ended the run; Lightning's own exception, which it raises for one that comes before our
@@ -76,7 +74,7 @@ def logged_to_the_end(
     except (Stopped, SIGTERMException) as error:
         stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
         done = f"after step {line.done} of {line.max_steps}" if line.done else "before the end of the first step"
-        say(console, f"{stopped} {done}; {run_command(verb, resume_setting(run_dir))} goes on")
+        say(console, f"{stopped} {done}; {resume_command} goes on")
         raise stopped from None
     finally:
         for logger in loggers:

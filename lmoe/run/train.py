@@ -30,6 +30,7 @@ from lmoe.run.provenance import changed_since, provenance
 from lmoe.run.records import write_records
 from lmoe.run.run_end import logged_to_the_end, run_end
 from lmoe.run.trainer import build_trainer, extra_callbacks
+from lmoe.run.verb_call import Wording, resuming
 from lmoe.training.callbacks.collapse_watch import CollapseWatch
 from lmoe.training.callbacks.ended_early import EndedEarly
 from lmoe.training.callbacks.finite_steps import FiniteSteps
@@ -58,6 +59,7 @@ def train(
     *,
     writes: bool,
     objective: Objective | None = None,
+    wording: Wording = str,
 ) -> None:
     """Train, write the adapter and the report, print the table.
 
@@ -69,6 +71,7 @@ def train(
         signals: those that end the run; they wait for a safe place while it trains.
         writes: whether this process writes for all of the run, and has claimed its folder.
         objective: in place of the one that task.name chooses.
+        wording: how commands are said that go on from here or use what was trained.
 
     Raises:
         LmoeError: anything that the user can mend.
@@ -91,7 +94,7 @@ def train(
         loggers = build_loggers(config, run_dir, found, lambda line: say(console, line))
     line = ProgressLine(config.trainer.max_steps, console, enabled=config.trainer.enable_progress_bar)
     line.done = 0 if found is None else found.step
-    with logged_to_the_end(loggers, run_dir, console, line, verb="train"):
+    with logged_to_the_end(loggers, console, line, resume_command=wording(resuming("train", run_dir))):
         with line:
             validation = Validation(config.trainer.val_every_n_steps, line.say, config.analysis.permutations, signals)
             watch = collapse_watch(parts, line, loggers)
@@ -126,7 +129,8 @@ def train(
                 line.say(f"silencing {config.analysis.knock_out} one at a time")
                 validation.knock_out(trainer, parts.module, config.analysis.knock_out)
         seconds, ended = time.monotonic() - started, run_end(trainer)
-        finish(parts, run_dir, trainer, validation.results, watch.messages, seconds, console, ended=ended)
+        results, collapsed = validation.results, watch.messages
+        finish(parts, run_dir, trainer, results, collapsed, seconds, console, ended=ended, wording=wording)
 
 
 def begin(parts: Parts, run_dir: Path, overrides: list[str], found: FoundCheckpoint | None, console: Console) -> str:

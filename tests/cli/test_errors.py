@@ -26,8 +26,7 @@ OF_OTHER_TOOLS = {
     "run/devices.py": {"--nnodes", "--nproc-per-node", "--nodes", "--ntasks", "--ntasks-per-node"},  # torchrun, SLURM
     "run/provenance.py": {"--porcelain"},  # of git
 }
-COMMANDS = "run/next_commands.py"
-"""Writes whole commands for the shell, which is all it does."""
+COMMAND = re.compile(r"\blmoe [a-z]+\b|\blmoe $|\bpython train\.py\b")
 
 
 @cache
@@ -57,10 +56,23 @@ def test_no_text_below_the_command_line_names_a_flag():
     files = set()
     for name, text, _ in texts_below_the_command_line():
         files.add(name)
-        if name != COMMANDS and (flags := set(FLAG.findall(text))):
+        if flags := set(FLAG.findall(text)):
             found[name] = found.get(name, set()) | flags
     assert len(files) > 150
     assert found == OF_OTHER_TOOLS
+
+
+def test_no_message_below_the_command_line_names_a_verb():
+    """Docstrings may: they say what a thing is for."""
+    verbs = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert len(verbs) > 7
+    found = {
+        f"{name}: {command}"
+        for name, text, is_docstring in texts_below_the_command_line()
+        for command in COMMAND.findall(text)
+        if not is_docstring and command.removeprefix("lmoe ") in {*verbs, "", "python train.py"}
+    }
+    assert found == set()
 
 
 def test_every_name_that_is_said_as_a_flag_is_one_of_a_message_and_every_flag_is_one_of_a_verb():
