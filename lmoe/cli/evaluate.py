@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from lmoe.cli.errors import told
-from lmoe.errors import ConfigError
+from lmoe.cli.errors import FLAGS, told
+from lmoe.errors import ConfigError, keys_renamed
 
 FOLDER = "evaluation"
+OF_DATA = ("chat_template", "max_length")
+"""Settings that stand for keys of the section `data` of the run, where they are given."""
 
 
 def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, output: str | None, wandb: bool) -> int:
@@ -42,10 +44,11 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
             raise ConfigError(f"--output {folder}: a file is there; name a folder")
         if wandb:
             check_logger(LoggerConfig())  # before anything takes time
-        found = evaluate(
-            EvaluateSettings(**settings, tasks=split(tasks), limit=limit or 0),
-            say=lambda line: say(console, line),
-        )
+        asked = EvaluateSettings(**settings, tasks=split(tasks), limit=limit or 0)
+        given = [name for name in OF_DATA if settings.get(name) is not None]
+        flags = {f"data.{name}": FLAGS[name] for name in given}
+        with keys_renamed({f"{key}=": f"{flag} " for key, flag in flags.items()} | flags):
+            found = evaluate(asked, say=lambda line: say(console, line))
         files = found.write(folder)
         console.print(evaluation_tables(found))
         say(console, f"\nIn {path_from_here(folder)}: {', '.join(file.name for file in files)}")

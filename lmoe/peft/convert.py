@@ -8,11 +8,11 @@ from torch import Tensor, nn
 
 from lmoe.adapter.folder import adapter_tensors, fill
 from lmoe.adapter.inject import inject
-from lmoe.adapter.load import load_base
+from lmoe.adapter.load import as_argument, load_base
 from lmoe.adapter.save import save
 from lmoe.backbones.load import load_tokenizer, tokenizer_in
 from lmoe.config.backbone import BackboneConfig
-from lmoe.errors import CheckpointError, ConfigError, InjectionError
+from lmoe.errors import CheckpointError, ConfigError, InjectionError, keys_renamed
 from lmoe.files.wording import quoted
 from lmoe.files.write import empty_folder
 from lmoe.injection.apply import plan
@@ -58,7 +58,8 @@ def convert_eulerforge(
         where = "no place for" if differing[0] in given.adapters else "no tensor for"
         raise CheckpointError(f"{given.folder}: {where} {differing[0]} (of {len(differing)} differences)")
     fill(own, given.adapters, str(given.folder))
-    tokenizer = tokenizer_in(given.folder, trust_remote_code=trust_remote_code) or load_tokenizer(backbone)
+    with keys_renamed(as_argument(base_model) if base_model else {}):
+        tokenizer = tokenizer_in(given.folder, trust_remote_code=trust_remote_code) or load_tokenizer(backbone)
     return save(model, target, tokenizer=tokenizer, base_model=name)
 
 
