@@ -20,7 +20,7 @@ from lmoe.blend.export import BlendExport, Method, export_peft
 from lmoe.blend.fold import Folded, FoldReport, Keep
 from lmoe.blend.linear import Setting, wrong_rows
 from lmoe.blend.routers import ArrowRouter, BlendRouter, Router, Static, checked_settings
-from lmoe.blend.sites import experts_dtype, refuse_taken
+from lmoe.blend.sites import experts_dtype, refuse_unblendable
 from lmoe.blend.stack import BlendStack
 from lmoe.blend.weights import Weights, checked_name, checked_weights
 from lmoe.errors import BlendError
@@ -69,7 +69,7 @@ class Blend:
         dtype: torch.dtype | None = None,
     ) -> None:
         kind = checked_settings(router, top_k, temperature)
-        refuse_taken(model)
+        refuse_unblendable(model)
         refuse_offloaded(model, "blending")
         if not isinstance(experts, Mapping) or not experts:
             raise BlendError(f"experts must be a dict of names and places, with at least one, got {experts!r}")

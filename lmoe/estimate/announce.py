@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from lmoe.config.run import RunConfig
-from lmoe.estimate.cost import UTILISATION, duration, rates
+from lmoe.estimate.cost import UTILISATION, rates, rough_duration
 from lmoe.estimate.estimate import SHARDING, Estimate, estimate
 from lmoe.report.say import say
 from lmoe.run.announce import quiet_libraries
@@ -46,7 +46,7 @@ def lines(config: RunConfig, found: Estimate) -> list[str]:
     for name, rate in rates(trainer.precision).items():
         step = found.cost.step_seconds(found.tokens, rate)
         said.append(
-            f"  {name:<12}{duration(step):>10} a step {duration(step * trainer.max_steps):>12} for "
+            f"  {name:<12}{rough_duration(step):>10} a step {rough_duration(step * trainer.max_steps):>12} for "
             f"{trainer.max_steps:,} steps"
         )
     return said

@@ -42,7 +42,7 @@ def scales(router: str) -> list[str]:
     return [scale.value for scale in rules.ROUTERS[RouterKind(router)].scales or (MixtureScale.sum_to_one,)]
 
 
-def told(router: Router, x: Tensor, valid: Tensor, *, seed: int = 0) -> dict[str, Any]:
+def info_for_router(router: Router, x: Tensor, valid: Tensor, *, seed: int = 0) -> dict[str, Any]:
     """What the router must be told of these tokens beside them: prompts, or domains."""
     generator = torch.Generator().manual_seed(seed)
     needs = next(rules.ROUTERS[kind].needs for kind in rules.ROUTERS if type(router) is router_class(kind))
@@ -57,7 +57,7 @@ def told(router: Router, x: Tensor, valid: Tensor, *, seed: int = 0) -> dict[str
 
 def known(router: Router, x: Tensor, valid: Tensor) -> AbstractContextManager[None]:
     """Forwards inside the block know it."""
-    return router.context.with_batch_info(**told(router, x, valid))
+    return router.context.with_batch_info(**info_for_router(router, x, valid))
 
 
 def loop_choices(

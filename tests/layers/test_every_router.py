@@ -13,7 +13,16 @@ from lmoe.layers.context import PromptRows
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.stacked import add_stacked, stacked_delta
 from lmoe.rules.routers import ExpertsPerToken, Need
-from tests.layers.loop_routing import CAN_BIAS, CAN_GROUP, ROUTERS, WITH_LOGITS, known, loop_choices, scales, told
+from tests.layers.loop_routing import (
+    CAN_BIAS,
+    CAN_GROUP,
+    ROUTERS,
+    WITH_LOGITS,
+    info_for_router,
+    known,
+    loop_choices,
+    scales,
+)
 from tests.layers.small_site import D, O, Site, router_of, trained
 from tests.reference import dumb, dumb_gates, dumb_layer
 
@@ -90,7 +99,7 @@ def test_outputs_losses_and_all_gradients_equal_the_loop(router, data, lead, mas
     valid = torch.ones(lead, dtype=torch.bool)
     if masked and valid.numel() > 1:
         valid.view(-1)[-1] = False
-    trace, facts = router_of(site).trace, told(router_of(site), x, valid, seed=made.seed)
+    trace, facts = router_of(site).trace, info_for_router(router_of(site), x, valid, seed=made.seed)
     with router_of(site).context.with_batch_info(**facts), trace.recording(valid):
         y = site(x)
     z, choices = loop_choices(made, router_of(site), x, facts)

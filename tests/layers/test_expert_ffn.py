@@ -9,7 +9,7 @@ from torch.nn.functional import dropout
 
 from lmoe.layers.context import PromptRows
 from lmoe.layers.expert_ffn import ExpertFFN
-from tests.layers.loop_routing import ROUTERS, known, loop_choices, scales, told
+from tests.layers.loop_routing import ROUTERS, info_for_router, known, loop_choices, scales
 from tests.layers.small_ffn import KINDS, SCALING, make, trained, whole_experts
 from tests.layers.small_site import D, Site
 from tests.reference import dumb_experts
@@ -75,7 +75,7 @@ def test_outputs_and_all_gradients_equal_the_loop_over_whole_experts(router, sca
             with torch.no_grad():
                 for parameter in ffn.base_copies.parameters():
                     parameter.add_(0.3 * torch.randn_like(parameter))
-        facts = told(ffn.router, x, valid)
+        facts = info_for_router(ffn.router, x, valid)
         with ffn.router.context.with_batch_info(**facts):
             agree(ffn(x), loop(made, ffn, x, facts), {"x": x, **trained(ffn)})
 
