@@ -121,7 +121,8 @@ def time_line(parts: Parts, seconds: float) -> str:
     batches = math.ceil(len(data.val) / parts.config.data.batch_size)
     return (
         f"time estimate, from the second forward and backward ({rough_duration(seconds)}, of the largest micro-batch): "
-        f"{loop.max_steps:,} steps {rough_duration(training)}, {times} validations {rough_duration(seconds / 3 * batches * times)}"
+        f"{loop.max_steps:,} steps {rough_duration(training)}, "
+        f"{times} validations {rough_duration(seconds / 3 * batches * times)}"
     )
 
 
