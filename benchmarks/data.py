@@ -119,7 +119,7 @@ def cold(file: str, cache: str, num_proc: int) -> dict[str, float]:
 
 
 def warm(file: str, val: str, cache: str) -> dict[str, float]:
-    """From opening to the first batch, with everything in the cache."""
+    """Measure from opening to the first batch, with everything in the cache."""
     from lmoe.data.collate import Collate
     from lmoe.data.datamodule import TrainingData
     from lmoe.data.prepare import prepare
@@ -240,7 +240,7 @@ THINKING = (
 
 
 def claims(found: dict[str, dict[str, float]]) -> dict[str, tuple[float, float, bool]]:
-    """By what is claimed: the figure, its limit, and whether it is met."""
+    """Return by what is claimed the figure, its limit, and whether it is met."""
     one, two, stream = found["tokenised in 1"], found["tokenised in 2"], found["streamed"]
     marks = sorted(int(name.rsplit("_", 1)[1]) for name in stream if name.startswith("memory_to_"))
     memory = stream[f"memory_to_{marks[-1]}"] / stream[f"memory_to_{marks[0]}"]

@@ -5,7 +5,6 @@ prints what the job promises beside what was measured. Arguments are passed on a
 """
 
 import json
-import os
 import platform
 import resource
 import shutil
@@ -16,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+
+from lmoe.cli.threads import own_cores
 
 ROOT = Path(__file__).resolve().parents[1]
 RUN = ROOT / "outputs" / "benchmarks" / "default_job"
@@ -69,7 +70,7 @@ def measure(overrides: list[str]) -> Result:
     loads = summary["site_load"].values()
     return Result(
         command=" ".join(["python", *command[1:]]),
-        machine=f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}",
+        machine=f"{platform.machine()}, {own_cores()} cores, torch {torch.__version__}",
         seconds=seconds,
         peak_memory_mb=peak,
         before=summary["before"],

@@ -14,7 +14,7 @@ from lmoe.cli.compose import compose_config
 from lmoe.config.problems import raise_problems
 from lmoe.config.read import read_section
 from lmoe.config.run import RunConfig
-from lmoe.estimate.cost import TFLOPS, UTILISATION, duration
+from lmoe.estimate.cost import TFLOPS, UTILISATION, rough_duration
 from lmoe.estimate.estimate import Estimate, estimate_model
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "SCALING.md"
@@ -109,8 +109,8 @@ def row(case: Case) -> str:
         "on" if case.checkpointing else "off",
         f"{case.shards}",
         *(f"{part / 1000:.1f}" for part in parts),
-        duration(seconds),
-        duration(seconds * 1000),
+        rough_duration(seconds),
+        rough_duration(seconds * 1000),
     ]
     return f"| {' | '.join(cells)} |"
 

@@ -2,10 +2,13 @@
 
 A message of the library names no flag. An argument of the function that was called stands in backticks: `max_length`,
 or `max_length=900` with what it was given; so does a call that is advised: `lmoe.load(…)`. The command line says its
-own flag or key there (lmoe/cli/errors.py). Keys of a config stand without backticks: data.max_length.
+own flag or key there (lmoe/cli/errors.py). Keys of a config stand without backticks: data.max_length. Where a function
+makes a section of a config from its arguments, `keys_renamed` lets errors name the arguments.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 
 class LmoeError(Exception):
@@ -65,3 +68,23 @@ class TrainingError(LmoeError):
 
 class BlendError(LmoeError):
     """Experts cannot be blended as asked: an unknown name, a weight that is no number, a model that is taken."""
+
+
+@contextmanager
+def keys_renamed(names: Mapping[str, str]) -> Iterator[None]:
+    """Let errors inside the block name what the caller was given, in place of keys of a config that it never wrote.
+
+    Args:
+        names: by key, as the message is to have it: {"backbone.model_name": "`base_model`"}.
+
+    Raises:
+        LmoeError: the same error, in other words.
+    """
+    try:
+        yield
+    except LmoeError as error:
+        problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+        for key, name in names.items():
+            pattern = rf"(?<![\w.]){re.escape(key)}" + (r"(?!\w)" if key[-1].isalnum() else "")
+            problems = [re.sub(pattern, lambda _, to=name: to, text) for text in problems]
+        raise (type(error)(problems) if isinstance(error, ConfigError) else type(error)(problems[0])) from None

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import typer
 
+from lmoe.cli.main import app
 from lmoe.config.keys import leaf_keys
 from tools.describe import PAGE, ROUTER_PAGE, SCHEMAS, field_docs, page, router_page
 
 ROOT = Path(__file__).resolve().parents[1]
 DOMAINS = ("code", "commonsense", "dialogue", "general", "math", "medical", "sql", "translation")
+FOLDERS = "lmoe|docs|tests|tools|benchmarks|conf|sweeps"
 PROMISED_METRICS = (
     *("train/loss", "val/loss", "val/<domain>/loss", "train/load_balancing_loss", "train/router_z_loss"),
     *("routing/<site>/load/<e>", "routing/entropy", "routing/cv", "routing/max_vio", "routing/dead"),
@@ -36,6 +39,13 @@ def pages() -> list[Path]:
 def prose(text: str) -> str:
     """Markdown without its code."""
     return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def code_of(text: str) -> list[str]:
+    """The code of a Markdown page: blocks, and spans within the prose."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    return blocks + spans
 
 
 def anchors(text: str) -> set[str]:
@@ -102,6 +112,52 @@ def test_every_source_file_that_a_page_or_a_docstring_names_is_there():
                 missing.append(f"{path.relative_to(ROOT)}: {name}")
     assert found > 40
     assert missing == ["lmoe/rules/trust.py: custom_generate/generate.py"]  # a file of the Hugging Face hub
+
+
+def test_every_path_module_target_and_verb_that_a_page_names_is_there():
+    verbs = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    phony = re.search(r"^\.PHONY: (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert phony is not None
+    targets = set(phony.group(1).split())
+    found, missing = 0, []
+    for file in pages():
+        if file.name in ("LOG.md", "CHANGELOG.md"):  # what was there at the time
+            continue
+        for code in code_of(file.read_text(encoding="utf-8")):
+            paths = re.findall(
+                r"(?<![\w/.<=])((?:lmoe|docs|tests|tools|benchmarks|conf|sweeps)/[\w./-]*\w/?)(?![\w<*])", code
+            )
+            modules = re.findall(r"python -m ((?:lmoe|tests|tools|benchmarks)[\w.]*)", code)
+            paths += [module.replace(".", "/") for module in modules]
+            absent = [path for path in paths if not (ROOT / path).exists() and not (ROOT / f"{path}.py").exists()]
+            makes = re.findall(r"^make ([a-z-]+)", code, flags=re.MULTILINE)
+            calls = re.findall(r"^(?:.* )?lmoe ([a-z]+)(?= |$)", code, flags=re.MULTILINE)
+            found += len(paths) + len(makes) + len(calls)
+            absent += [f"make {name}" for name in makes if name not in targets]
+            absent += [f"lmoe {name}" for name in calls if name not in verbs]
+            missing += [f"{file.relative_to(ROOT)}: {name}" for name in absent]
+    assert found > 100
+    assert not missing, "\n".join(missing)
+
+
+def test_the_map_in_the_readme_names_every_folder_of_the_package():
+    text = (ROOT / "README.md").read_text(encoding="utf-8").partition("## Map of the code")[2]
+    named = {name for row in re.findall(r"^\| (.*?) \|", text, flags=re.M) for name in re.findall(r"(\w+)/`", row)}
+    rooms = {path.parent.name for path in (ROOT / "lmoe").glob("*/__init__.py")}
+    assert len(rooms) > 20
+    assert rooms <= named
+
+
+def test_the_number_of_domains_is_that_of_the_files_wherever_a_page_says_it():
+    words = {"four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
+    numbers = [
+        words.get(said.lower(), 0)
+        for file in (*pages(), ROOT / "Makefile")
+        if file.name not in ("LOG.md", "CHANGELOG.md")
+        for said in re.findall(rf"\b({'|'.join(words)}) domains\b", file.read_text(encoding="utf-8"), flags=re.I)
+    ]
+    assert len(numbers) > 5
+    assert set(numbers) == {len(DOMAINS)}
 
 
 def test_every_relative_link_leads_somewhere():

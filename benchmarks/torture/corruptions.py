@@ -13,7 +13,7 @@ from benchmarks.torture.process import Way, forked, run
 from benchmarks.torture.settings import command_line
 from benchmarks.torture.spoil import WAYS, Spoiled
 from lmoe.errors import CheckpointError
-from lmoe.resume.run_files import found_in, offer
+from lmoe.resume.run_files import found_in, whole_checkpoint
 from lmoe.run.claim import stored_id
 
 CLAIM = "spoiled checkpoints are refused by name with the reason, and another one that is whole is offered"
@@ -122,7 +122,7 @@ def wrong_message(message: str, at: Spoiled) -> str | None:
     text = " ".join(message.split())
     if f"{at.file}: " not in text or len(text.partition(f"{at.file}: ")[2]) < 20:
         return f"the message does not name the file and the reason: {text[-400:]}"
-    if offer(at.folder, at.run_id, without=at.file.name) not in text:
+    if whole_checkpoint(at.folder, at.run_id, without=at.file.name) not in text:
         return f"the message does not offer another checkpoint: {text[-400:]}"
     return None
 

@@ -26,7 +26,7 @@ from lmoe.files.wording import quoted, shown
 from lmoe.files.write import write_whole
 from lmoe.injection.kept import STACKED
 from lmoe.injection.plan import InjectionPlan
-from lmoe.injection.record import Injected, injected, low_rank, mixtures, tell_of_experts
+from lmoe.injection.record import Injected, injected, low_rank, mixtures, record_expert_names
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.layers.stacked_lora import StackedLoRA
@@ -131,7 +131,7 @@ def save_adapter(
         "format_version": FORMAT_VERSION,
         "base_model": {**base_model, **fingerprints_of(model)},
         "injection": {key: value for key, value in asdict(record.injection).items() if key != "experts_from"},
-        "moe": asdict(as_used(record)),
+        "moe": asdict(moe_as_used(record)),
         "trained_base": sorted(record.trained_base),
         **({"expert_names": list(record.expert_names)} if record.expert_names else {}),
     }
@@ -153,7 +153,7 @@ def adapter_bytes(model: nn.Module, state: Mapping[str, Tensor] | None = None) -
     return save(tensors, metadata={"format": "pt"})
 
 
-def as_used(record: Injected) -> MoeConfig:
+def moe_as_used(record: Injected) -> MoeConfig:
     """The moe section with the temperature that the routers have now: of a run that was cut short, not the last one."""
     if record.moe.temperature_end is None:
         return record.moe
@@ -245,7 +245,7 @@ def load_adapter(model: nn.Module, folder: Path, expected: AdapterConfig) -> Non
     own, stored = adapter_tensors(model), read_tensors(folder)
     check_keys(own, stored, str(folder / WEIGHTS_FILE))
     fill(own, stored, str(folder / WEIGHTS_FILE))
-    tell_of_experts(model, expected.expert_names)
+    record_expert_names(model, expected.expert_names)
 
 
 def check_keys(own: Mapping[str, Tensor], stored: Mapping[str, Tensor], where: str) -> None:

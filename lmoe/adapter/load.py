@@ -14,7 +14,7 @@ from lmoe.adapter.place import adapter_folder, lost_config
 from lmoe.adapter.stored_base import BESIDE
 from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
 from lmoe.config.backbone import BackboneConfig
-from lmoe.errors import BackboneError, CheckpointError, ConfigError, InjectionError
+from lmoe.errors import BackboneError, CheckpointError, ConfigError, InjectionError, keys_renamed
 from lmoe.injection.apply import plan
 from lmoe.injection.plan import InjectionPlan
 from lmoe.rules.trust import would_run
@@ -70,7 +70,8 @@ def load(
     model = load_base(backbone, None if base_model or is_beside else folder / CONFIG_FILE)
     inject_stored(model, folder, config, f"the base {backbone.model_name}")
     named = replace(backbone, model_name=stored["name"]) if is_beside and stored["name"] else backbone
-    tokenizer = tokenizer_in(folder, trust_remote_code=trust_remote_code) or load_tokenizer(named)
+    with keys_renamed(as_argument(base_model) if base_model else {}):
+        tokenizer = tokenizer_in(folder, trust_remote_code=trust_remote_code) or load_tokenizer(named)
     answers_end(model, tokenizer)
     return model.eval(), tokenizer
 
@@ -84,12 +85,20 @@ def load_base(backbone: BackboneConfig, named_by: Path | None) -> PreTrainedMode
     Raises:
         BackboneError: it cannot be loaded; says which file names it.
     """
+    if named_by is None:
+        with keys_renamed(as_argument(backbone.model_name)):
+            return load_model(backbone)
     try:
-        return load_model(backbone)
+        with keys_renamed({"backbone.model_name=": ""}):
+            return load_model(backbone)
     except BackboneError as error:
-        if named_by is None:
-            raise
         raise BackboneError(f"{error} (the base that {named_by} names; `base_model` names another)") from None
+
+
+def as_argument(base_model: str) -> dict[str, str]:
+    """How errors name a base that the caller has given, and that is loaded as the backbone of a config."""
+    key = "backbone.model_name"
+    return {f"{key}={base_model}": f"`base_model={base_model}`", key: "`base_model`"}
 
 
 def inject_stored(model: nn.Module, folder: Path, config: AdapterConfig, named: str) -> InjectionPlan:
@@ -130,7 +139,7 @@ def refuse_code(model_name: str, folder: Path) -> None:
 
 def _average(folder: Path, base_model: str, trust: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     backbone = BackboneConfig(model_name=base_model, trust_remote_code=trust)
-    model = load_model(backbone)
+    model = load_base(backbone, None)
     merge_without_config(model, folder)
     tokenizer = tokenizer_in(folder, trust_remote_code=trust) or load_tokenizer(backbone)
     answers_end(model, tokenizer)

@@ -33,13 +33,13 @@ def save(
         InjectionError: the model carries no experts.
         CheckpointError: the folder cannot be written.
     """
-    target = save_adapter(model, Path(folder), about_base(model, base_model))
+    target = save_adapter(model, Path(folder), base_entry(model, base_model))
     if tokenizer is not None:
         tokenizer.save_pretrained(target)
     return target
 
 
-def about_base(model: nn.Module, base_model: str | None = None) -> dict[str, Any]:
+def base_entry(model: nn.Module, base_model: str | None = None) -> dict[str, Any]:
     """Name, revision and precision of the backbone, as an adapter file records them.
 
     Args:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmoe.adapter.folder import adapter_bytes, adapter_tensors, check_keys, fill, save_adapter
-from lmoe.adapter.save import about_base
+from lmoe.adapter.save import base_entry
 from lmoe.adapter.stored_base import BESIDE
 from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.backbones.load import QUANTISED, precision_of
@@ -25,14 +25,14 @@ from lmoe.errors import BlendError
 from lmoe.files.write import write_whole
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import BLEND
-from lmoe.layers.in_place_of import InPlaceOf
+from lmoe.layers.method_replacement import MethodReplacement
 
 PACKED = "lmoe_adapter"
 """Key of the bytes of adapter.safetensors in a weights file, uint8."""
 WEIGHTS_FILE = "model.safetensors"
 
 
-class SaveWhole(InPlaceOf):
+class SaveWithAdapter(MethodReplacement):
     """save_pretrained of an injected model: the base under its own names, and the adapter beside it."""
 
     METHOD = "save_pretrained"
@@ -61,10 +61,10 @@ class SaveWhole(InPlaceOf):
         if is_main_process:
             if is_quantised:
                 write_whole(folder, {WEIGHTS_FILE: bytes_of({PACKED: packed}, metadata={"format": "pt"})})
-            save_adapter(model, folder, {**about_base(model), BESIDE: not is_quantised}, state_dict)
+            save_adapter(model, folder, {**base_entry(model), BESIDE: not is_quantised}, state_dict)
 
 
-class RefuseToSave(InPlaceOf):
+class RefuseToSave(MethodReplacement):
     """save_pretrained of a model that blends: a folded blend is an ordinary model, another one cannot be written so."""
 
     METHOD = "save_pretrained"
@@ -87,7 +87,7 @@ class RefuseToSave(InPlaceOf):
 def save_with_adapter(model: nn.Module) -> None:
     """Let save_pretrained of an injected model write what can be read again, and load_state_dict read it."""
     if isinstance(model, PreTrainedModel):
-        SaveWhole(model).attach()
+        SaveWithAdapter(model).attach()
     model.register_load_state_dict_pre_hook(_unpack)
 
 

@@ -14,13 +14,13 @@ from lmoe.adapter.answer_end import write_answer_end
 from lmoe.adapter.save_pretrained import RefuseToSave
 from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.placement import refuse_offloaded
-from lmoe.blend.calls import BatchOfTheModel, ModelGate
+from lmoe.blend.calls import GenerateBatchWithModelWeights, ModelGate
 from lmoe.blend.encoder import EncoderRouter, fitted, save_centroids
-from lmoe.blend.export import Export, Method, export_peft
-from lmoe.blend.fold import Fold, Folded, Keep
+from lmoe.blend.export import BlendExport, Method, export_peft
+from lmoe.blend.fold import Folded, FoldReport, Keep
 from lmoe.blend.linear import Setting, wrong_rows
 from lmoe.blend.routers import ArrowRouter, BlendRouter, Router, Static, checked_settings
-from lmoe.blend.sites import experts_dtype, refuse_taken
+from lmoe.blend.sites import experts_dtype, refuse_unblendable
 from lmoe.blend.stack import BlendStack
 from lmoe.blend.weights import Weights, checked_name, checked_weights
 from lmoe.errors import BlendError
@@ -69,7 +69,7 @@ class Blend:
         dtype: torch.dtype | None = None,
     ) -> None:
         kind = checked_settings(router, top_k, temperature)
-        refuse_taken(model)
+        refuse_unblendable(model)
         refuse_offloaded(model, "blending")
         if not isinstance(experts, Mapping) or not experts:
             raise BlendError(f"experts must be a dict of names and places, with at least one, got {experts!r}")
@@ -97,7 +97,7 @@ class Blend:
             self._release()
             raise
         self._router.attach()
-        BatchOfTheModel(model, self._stack.settings).attach()
+        GenerateBatchWithModelWeights(model, self._stack.settings).attach()
 
     @property
     def names(self) -> list[str]:
@@ -285,7 +285,7 @@ class Blend:
         """Whether the blend is in the weights now."""
         return self._folded is not None
 
-    def fold(self, keep: Keep = "copy") -> Fold:
+    def fold(self, keep: Keep = "copy") -> FoldReport:
         """Add the blend to the weights: from now on a token costs what it costs the base.
 
         Args:
@@ -323,7 +323,7 @@ class Blend:
             self._folded = None
             self._stack.attach()
 
-    def export(self, folder: str | Path, method: Method = "cat", rank: int | None = None) -> Export:
+    def export(self, folder: str | Path, method: Method = "cat", rank: int | None = None) -> BlendExport:
         """Write the blend as it is now as one PEFT adapter.
 
         Args:
@@ -368,7 +368,7 @@ class Blend:
             if self._folded is not None:
                 self.unfold()
             self._router.detach()
-            BatchOfTheModel.detach(self.model)
+            GenerateBatchWithModelWeights.detach(self.model)
             self._release()
 
     def __enter__(self) -> Self:

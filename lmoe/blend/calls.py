@@ -9,7 +9,7 @@ from torch import nn
 
 from lmoe.blend.linear import Settings
 from lmoe.errors import BlendError
-from lmoe.layers.in_place_of import InPlaceOf
+from lmoe.layers.method_replacement import MethodReplacement
 
 PATIENCE = 120.0
 """Seconds that a change of the experts waits for the forwards that run."""
@@ -87,7 +87,7 @@ class ModelGate:
         return type(self), ()
 
 
-class BatchOfTheModel(InPlaceOf):
+class GenerateBatchWithModelWeights(MethodReplacement):
     """`generate_batch` of a blending model, whose thread has the model's weights and not those of the caller's block.
 
     Args:

@@ -21,8 +21,8 @@ Method = Literal["cat", "svd"]
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
-class Export:
-    """What was written.
+class BlendExport:
+    """What was written of a blend as one PEFT adapter.
 
     Args:
         folder: where.
@@ -43,7 +43,7 @@ def export_peft(
     method: Method,
     rank: int | None,
     base_model: str,
-) -> Export:
+) -> BlendExport:
     """Write a blend as one PEFT adapter.
 
     Args:
@@ -77,4 +77,4 @@ def export_peft(
             branches[path] = Branch(lora_A, lora_B, 1.0)
     conv1d = are_conv1d(getattr(model.get_submodule(path), "base_layer", None) for path in sites)
     write_expert(branches, target, base_model=base_model, fan_in_fan_out=conv1d)
-    return Export(folder=target, ranks={path: b.lora_A.shape[0] for path, b in branches.items()}, errors=errors)
+    return BlendExport(folder=target, ranks={path: b.lora_A.shape[0] for path, b in branches.items()}, errors=errors)

@@ -21,8 +21,8 @@ Keep = Literal["copy", "reread"]
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
-class Fold:
-    """What folding cost.
+class FoldReport:
+    """What folding a blend into the weights cost.
 
     Args:
         sites: Linears whose weights were changed.
@@ -71,7 +71,7 @@ class Folded:
         except BaseException:
             self._restore(changed)
             raise
-        self.report = Fold(
+        self.report = FoldReport(
             sites=len(weights),
             bytes_changed=sum(weight.nbytes for weight in weights.values()),
             bytes_kept=sum(weight.nbytes for weight in self.kept.values()),

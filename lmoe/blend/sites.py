@@ -20,7 +20,7 @@ from lmoe.ops.rank_layout import Ranks, Run
 from lmoe.peft.expert_file import Branch
 
 
-def refuse_taken(model: nn.Module) -> None:
+def refuse_unblendable(model: nn.Module) -> None:
     """Refuse a model into which no blend can be put.
 
     Raises:

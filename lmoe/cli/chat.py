@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-from lmoe.cli.errors import told, with_flags
+from lmoe.cli.errors import exit_code_of, with_flags
 from lmoe.cli.generate import no_text, write
 from lmoe.cli.speak import SpeakerFlags, open_speaker
 
@@ -29,7 +29,7 @@ def run(flags: SpeakerFlags, sampling: dict[str, Any]) -> int:
             except KeyboardInterrupt:
                 write("\n")
 
-    return told(action)
+    return exit_code_of(action)
 
 
 def lines() -> Iterator[str]:

@@ -1,6 +1,6 @@
 """`lmoe convert`: what another trainer left as an adapter of lmoe."""
 
-from lmoe.cli.errors import told
+from lmoe.cli.errors import exit_code_of
 
 
 def run(checkpoint: str, *, output: str, base_model: str | None, trust_remote_code: bool) -> int:
@@ -14,4 +14,4 @@ def run(checkpoint: str, *, output: str, base_model: str | None, trust_remote_co
         done = convert_eulerforge(checkpoint, output, base_model, trust_remote_code=trust_remote_code)
         print(f"adapter in {done}")
 
-    return told(action)
+    return exit_code_of(action)

@@ -14,7 +14,7 @@ from rich.text import Text
 from lmoe.cli.threads import SPINS, WAITING, core_quota, own_cores
 from lmoe.report.say import say
 from lmoe.run.doctor import findings
-from lmoe.run.findings import Finding, State, asked
+from lmoe.run.findings import Finding, State, findings_of
 
 COLOURS = {State.fine: "", State.note: "yellow", State.unknown: "yellow", State.broken: "bold red"}
 
@@ -23,7 +23,7 @@ def run(*, as_json: bool) -> int:
     """Returns the exit code: 1 where something that lmoe needs is broken."""
     found = list(findings())
     devices = 1 + max(number for number, one in enumerate(found) if one.section == "devices")
-    found[devices:devices] = asked("devices", "threads", _threads)
+    found[devices:devices] = findings_of("devices", "threads", _threads)
     broken = [one for one in found if one.state is State.broken]
     if hasattr(sys.stdout, "reconfigure"):  # a path may hold what the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]

@@ -22,7 +22,7 @@ FLAGS = {name: f"--{name.replace('_', '-')}" for name in SAME} | {
     "average": "--format merged --average-experts",
     "export_peft": "--format peft",
     "export_peft_experts": "--format peft-experts",
-    "lmoe.load": "--checkpoint",
+    "lmoe.load": "lmoe generate --checkpoint",
     "lmoe.trace": "--domain NAME",
     "model_name": "--model",
 }
@@ -33,7 +33,7 @@ KEYS = {"trust_remote_code": "backbone.trust_remote_code"}
 """What an argument is in the config of a run."""
 
 
-def told(action: Callable[[], None]) -> int:
+def exit_code_of(action: Callable[[], None]) -> int:
     """Run a verb's action.
 
     Returns:
@@ -53,7 +53,7 @@ def with_flags(error: LmoeError) -> str:
     def say(flag: str, value: str | None) -> str:
         return flag if value in (None, "True") else f"{flag} {value}"
 
-    return _said(error.without_config(), BLEND_FLAGS if isinstance(error, BlendError) else FLAGS, say)
+    return _with_names(error.without_config(), BLEND_FLAGS if isinstance(error, BlendError) else FLAGS, say)
 
 
 def with_keys(message: str) -> str:
@@ -62,9 +62,9 @@ def with_keys(message: str) -> str:
     def say(key: str, value: str | None) -> str:
         return key if value is None else f"{key}={'true' if value == 'True' else value}"
 
-    return _said(message, KEYS, say)
+    return _with_names(message, KEYS, say)
 
 
-def _said(message: str, names: Mapping[str, str], say: Callable[[str, str | None], str]) -> str:
+def _with_names(message: str, names: Mapping[str, str], say: Callable[[str, str | None], str]) -> str:
     """The message with each marked name that is known said by another one."""
     return MARKED.sub(lambda mark: say(names[mark[1]], mark[2]) if mark[1] in names else mark[0], message)

@@ -3,10 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from lmoe.cli.errors import told
-from lmoe.errors import ConfigError
+from lmoe.cli.errors import FLAGS, exit_code_of
+from lmoe.errors import ConfigError, keys_renamed
 
 FOLDER = "evaluation"
+OF_DATA = ("chat_template", "max_length")
+"""Settings that stand for keys of the section `data` of the run, where they are given."""
 
 
 def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, output: str | None, wandb: bool) -> int:
@@ -28,9 +30,9 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
         from lmoe.evaluate.run_data import run_folder
         from lmoe.evaluate.tables import evaluation_tables
         from lmoe.evaluate.wandb_tables import log_evaluation
+        from lmoe.files.run_folder import path_from_here
         from lmoe.report.say import say
         from lmoe.run.announce import quiet_libraries
-        from lmoe.run.finish import shown
         from lmoe.run.loggers import check_logger, sync_command
 
         quiet_libraries()
@@ -42,19 +44,20 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
             raise ConfigError(f"--output {folder}: a file is there; name a folder")
         if wandb:
             check_logger(LoggerConfig())  # before anything takes time
-        found = evaluate(
-            EvaluateSettings(**settings, tasks=split(tasks), limit=limit or 0),
-            say=lambda line: say(console, line),
-        )
+        asked = EvaluateSettings(**settings, tasks=split(tasks), limit=limit or 0)
+        given = [name for name in OF_DATA if settings.get(name) is not None]
+        flags = {f"data.{name}": FLAGS[name] for name in given}
+        with keys_renamed({f"{key}=": f"{flag} " for key, flag in flags.items()} | flags):
+            found = evaluate(asked, say=lambda line: say(console, line))
         files = found.write(folder)
         console.print(evaluation_tables(found))
-        say(console, f"\nIn {shown(folder)}: {', '.join(file.name for file in files)}")
+        say(console, f"\nIn {path_from_here(folder)}: {', '.join(file.name for file in files)}")
         if wandb:
             mode = log_evaluation(found, folder, run_dir, lambda line: say(console, line))
             if mode == "offline" and (command := sync_command(folder)):
                 say(console, command)
 
-    return told(action)
+    return exit_code_of(action)
 
 
 def split(tasks: str | None) -> tuple[str, ...]:

@@ -4,19 +4,19 @@ from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from lmoe.cli.errors import told
+from lmoe.cli.errors import exit_code_of
 from lmoe.cli.speak import SpeakerFlags, open_speaker
 from lmoe.config.problems import raise_problems, without_effect
 from lmoe.vocabulary import ExportFormat
 
 if TYPE_CHECKING:
-    from lmoe.blend.export import Export
+    from lmoe.blend.export import BlendExport
     from lmoe.export.export import Merged
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class ExportFlags:
-    """As they were given.
+    """The flags of `lmoe export` that say what is written, as they were given.
 
     Args:
         output, format: where and what.
@@ -68,7 +68,7 @@ def run(source: SpeakerFlags, wanted: ExportFlags) -> int:
         else:
             _of_checkpoint(source.checkpoint, source, wanted)
 
-    return told(action)
+    return exit_code_of(action)
 
 
 def _of_blend(source: SpeakerFlags, wanted: ExportFlags) -> None:
@@ -109,7 +109,7 @@ def _of_checkpoint(checkpoint: str, source: SpeakerFlags, wanted: ExportFlags) -
             print(_merged_lines(merged, average=average))
 
 
-def _blend_line(done: "Export") -> str:
+def _blend_line(done: "BlendExport") -> str:
     low, high = min(done.ranks.values()), max(done.ranks.values())
     line = (
         f"PEFT adapter in {done.folder}: rank {low if low == high else f'{low} to {high}'} at {len(done.ranks)} sites"

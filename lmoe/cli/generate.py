@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lmoe.cli.errors import told
+from lmoe.cli.errors import exit_code_of
 from lmoe.cli.speak import SpeakerFlags, open_speaker
 from lmoe.config.problems import raise_problems, without_effect
 from lmoe.errors import ConfigError, DataError
@@ -24,7 +24,7 @@ def run(flags: SpeakerFlags, sampling: dict[str, Any], *, prompt: str | None, pr
         open_speaker(flags).answer(text, chosen, write)
         sys.stdout.write("\n")
 
-    return told(action)
+    return exit_code_of(action)
 
 
 def run_rows(
@@ -65,7 +65,7 @@ def run_rows(
             sys.stdout.write(f"{line}\n")
 
     try:
-        return told(action)
+        return exit_code_of(action)
     except KeyboardInterrupt:
         kept = f": the same command goes on from {output}.part" if exists(expanded(f"{output}.part")) else ""
         sys.stderr.write(f"stopped{kept}\n")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from lmoe.cli.errors import told
+from lmoe.cli.errors import exit_code_of
 from lmoe.vocabulary import OnBadRow
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def run(
         prepared = prepare(config, tokenizer, seed=seed, bundled=bundled, packing_model_type=kind)
         _report(console, prepared, config, seed, kind)
 
-    return told(action)
+    return exit_code_of(action)
 
 
 def _show(

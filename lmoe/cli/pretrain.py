@@ -3,13 +3,14 @@
 import sys
 from pathlib import Path
 
+from lmoe.cli.commands import shell_command
 from lmoe.cli.hydra_run import hydra_main
 from lmoe.cli.resume import refuse_existing
 from lmoe.config.pretrain import PretrainConfig
 from lmoe.pretrain.rules import pretrain_problems
 from lmoe.resume.stopping import StopSignals
 from lmoe.run.claim import claimed
-from lmoe.run.records import begun
+from lmoe.run.records import started_run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,9 +25,9 @@ def run(config: PretrainConfig, run_dir: Path, overrides: list[str]) -> None:
     with StopSignals() as signals, claimed(run_dir):
         if not config.resume:
             refuse_existing(run_dir)
-        with begun(config, run_dir):
+        with started_run(config, run_dir):
             from rich.console import Console
 
             from lmoe.pretrain.run import pretrain
 
-            pretrain(config, run_dir, overrides, Console(), signals)
+            pretrain(config, run_dir, overrides, Console(), signals, wording=shell_command)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmoe.errors import ConfigError
+from lmoe.errors import ConfigError, keys_renamed
 
 if TYPE_CHECKING:
     from lmoe.generate.speaker import Speaker
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class SpeakerFlags:
-    """As they were given.
+    """The flags that say which model speaks, as they were given.
 
     Args:
         checkpoint, base_model, domain: a trained run, and what it runs on.
@@ -88,15 +88,17 @@ def open_speaker(flags: SpeakerFlags) -> "Speaker":
     if flags.precision is not None and flags.precision not in list(BackbonePrecision):
         raise ConfigError(f"--precision {flags.precision}: allowed: {', '.join(BackbonePrecision)}")
     experts = named_places(flags.experts)
-    return blended(
-        flags.model,
-        experts,
-        named_weights(flags.weights, list(experts)),
-        router=flags.router or "weighted",
-        precision=BackbonePrecision(flags.precision or BackbonePrecision.float32),
-        top_k=flags.experts_top_k,
-        router_temperature=flags.router_temperature,
-        fit=named_places(flags.fit, "fit"),
-        device=flags.device,
-        trust_remote_code=flags.trust_remote_code,
-    )
+    precision = {"backbone.precision=": "--precision ", "backbone.precision": "--precision"}
+    with keys_renamed({"backbone.model_name=": "--model ", "backbone.model_name": "--model"} | precision):
+        return blended(
+            flags.model,
+            experts,
+            named_weights(flags.weights, list(experts)),
+            router=flags.router or "weighted",
+            precision=BackbonePrecision(flags.precision or BackbonePrecision.float32),
+            top_k=flags.experts_top_k,
+            router_temperature=flags.router_temperature,
+            fit=named_places(flags.fit, "fit"),
+            device=flags.device,
+            trust_remote_code=flags.trust_remote_code,
+        )

@@ -4,6 +4,7 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from lmoe.cli.commands import shell_command
 from lmoe.cli.hydra_run import drop_empty, hydra_main
 from lmoe.cli.resume import refuse_existing
 from lmoe.config.run import RunConfig
@@ -11,7 +12,7 @@ from lmoe.resume.stopping import StopSignals
 from lmoe.rules.phases import phase_warnings
 from lmoe.rules.validate import hub_names, run_problems
 from lmoe.run.claim import claimed, is_first_process
-from lmoe.run.records import begun
+from lmoe.run.records import started_run
 from lmoe.vocabulary import DryRun
 
 
@@ -45,7 +46,7 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
             stack.enter_context(claimed(run_dir))
             if not config.resume:
                 refuse_existing(run_dir)
-            stack.enter_context(begun(config, run_dir))
+            stack.enter_context(started_run(config, run_dir))
         # Heavy imports wait until the config is known to be good.
         from rich.console import Console
 
@@ -58,7 +59,7 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
             return
         from lmoe.run.train import train
 
-        train(config, run_dir, overrides, console, signals, writes=first)
+        train(config, run_dir, overrides, console, signals, writes=first, wording=shell_command)
 
 
 if __name__ == "__main__":  # how Lightning starts the further processes of a run

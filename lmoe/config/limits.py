@@ -1,6 +1,6 @@
 """How large a number of a config may be: beyond it a step would not end, or no machine could hold what it asks for."""
 
-MOST_OF_OTHERS = 2**31 - 1
+LARGEST_OF_OTHER_KEYS = 2**31 - 1
 """Of every whole number that is not below."""
 LEAST_SIZE, MOST_SIZE = 1e-30, 1e30
 """Sizes of a number that is not 0; squares and products of settings stay within float32's."""
@@ -11,7 +11,7 @@ MOST_BRANCHES = 2**20
 """Experts of a site times their rank."""
 MOST_ROWS_OF_A_STEP = 2**20
 """Micro-batch times accumulated micro-batches."""
-MOST = {
+LARGEST_OF_KEY = {
     "seed": 2**32 - 1,
     "injection.lora_r": RANKS,
     "injection.shared_lora_r": RANKS,
@@ -39,10 +39,10 @@ MOST = {
     "model.intermediate_size": 2**18,
     "model.max_position_embeddings": 2**24,
 }
-"""By key."""
-A_STEP = "a step ends only when it has seen them all"
-WHY = {
-    "data.batch_size": A_STEP,
-    "corpus.batch_size": A_STEP,
-    "trainer.accumulate_grad_batches": A_STEP,
+"""The largest value of a whole number, by its key."""
+STEP_SEES_ALL = "a step ends only when it has seen them all"
+REASONS = {
+    "data.batch_size": STEP_SEES_ALL,
+    "corpus.batch_size": STEP_SEES_ALL,
+    "trainer.accumulate_grad_batches": STEP_SEES_ALL,
 }

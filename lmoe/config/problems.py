@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
-from lmoe.config.limits import LEAST_SIZE, MOST, MOST_CHARACTERS, MOST_OF_OTHERS, MOST_SIZE, WHY
+from lmoe.config.limits import LARGEST_OF_KEY, LARGEST_OF_OTHER_KEYS, LEAST_SIZE, MOST_CHARACTERS, MOST_SIZE, REASONS
 from lmoe.errors import ConfigError
 from lmoe.files.small_file import INTERPOLATION
 from lmoe.files.wording import shown
@@ -76,10 +76,10 @@ def _size_problem(key: str, value: float | str) -> str | None:
         return None if len(value) <= MOST_CHARACTERS else f"{key} has {len(value)} characters, {most}"
     if isinstance(value, int):
         name = key.split("[")[0]
-        most = MOST.get(name, MOST_OF_OTHERS)
+        most = LARGEST_OF_KEY.get(name, LARGEST_OF_OTHER_KEYS)
         if abs(value) <= most:
             return None
-        return f"{key} is {shown(value)}, must be at most {most}" + (f": {WHY[name]}" if name in WHY else "")
+        return f"{key} is {shown(value)}, must be at most {most}" + (f": {REASONS[name]}" if name in REASONS else "")
     if not math.isfinite(value):
         return f"{key} is {value}, must be a finite number"
     if value and not LEAST_SIZE <= abs(value) <= MOST_SIZE:

@@ -3,7 +3,7 @@
 from rich.console import Console
 
 from lmoe.config.run import RunConfig
-from lmoe.estimate.cost import UTILISATION, duration, rates
+from lmoe.estimate.cost import UTILISATION, rates, rough_duration
 from lmoe.estimate.estimate import SHARDING, Estimate, estimate
 from lmoe.report.say import say
 from lmoe.run.announce import quiet_libraries
@@ -45,8 +45,8 @@ def lines(config: RunConfig, found: Estimate) -> list[str]:
     )
     for name, rate in rates(trainer.precision).items():
         step = found.cost.step_seconds(found.tokens, rate)
-        line = f"  {name:<12}{duration(step):>10} a step"
+        line = f"  {name:<12}{rough_duration(step):>10} a step"
         if trainer.max_epochs is None:
-            line += f" {duration(step * trainer.max_steps):>12} for {trainer.max_steps:,} steps"
+            line += f" {rough_duration(step * trainer.max_steps):>12} for {trainer.max_steps:,} steps"
         said.append(line)
     return said

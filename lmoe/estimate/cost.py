@@ -82,8 +82,8 @@ def matmul_rate(dtype: torch.dtype, size: int = 1024) -> float:
     return 2 * size**3 / min(seconds)
 
 
-def duration(seconds: float) -> str:
-    """A duration in the unit that reads best."""
+def rough_duration(seconds: float) -> str:
+    """A duration that is an estimate, in one unit and with one decimal; report/wording.py has that of measured ones."""
     for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0), ("s", 1.0)):
         if seconds >= length * (2 if unit == "days" else 1):
             return f"{seconds / length:.1f} {unit}"

@@ -78,7 +78,7 @@ class DeviceMemory:
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Estimate:
-    """Of one device of a run.
+    """What one device of a run takes: memory, and operations in a step.
 
     Args:
         plan: what was injected.

@@ -15,7 +15,7 @@ from lmoe.backbones.load import has_weights
 from lmoe.config.run import RunConfig
 from lmoe.errors import ConfigError, TrainingError
 from lmoe.estimate.announce import announce_estimate
-from lmoe.estimate.cost import duration
+from lmoe.estimate.cost import rough_duration
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
@@ -120,8 +120,9 @@ def time_line(parts: Parts, seconds: float) -> str:
     times = 2 + ((loop.max_steps - 1) // loop.val_every_n_steps if loop.val_every_n_steps else 0)
     batches = math.ceil(len(data.val) / parts.config.data.batch_size)
     return (
-        f"time estimate, from the second forward and backward ({duration(seconds)}, of the largest micro-batch): "
-        f"{loop.max_steps:,} steps {duration(training)}, {times} validations {duration(seconds / 3 * batches * times)}"
+        f"time estimate, from the second forward and backward ({rough_duration(seconds)}, of the largest micro-batch): "
+        f"{loop.max_steps:,} steps {rough_duration(training)}, "
+        f"{times} validations {rough_duration(seconds / 3 * batches * times)}"
     )
 
 

@@ -81,7 +81,7 @@ def export_without_expert(checkpoint: str | Path, output: str | Path, expert: st
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Merged:
-    """A merged model.
+    """Where a merged model was written, and what merging did to its loss.
 
     Args:
         folder: where it is.

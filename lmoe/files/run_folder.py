@@ -1,4 +1,4 @@
-"""Names in a run directory that more than one room reads, and how a command names the directory."""
+"""Names in a run directory that more than one room reads, and how a setting names the directory."""
 
 import re
 import shlex
@@ -27,27 +27,27 @@ def name_problems(name: str) -> list[str]:
     return []
 
 
+def path_from_here(folder: Path) -> str:
+    """A folder as the user would type it in the working directory: relative where it lies inside it."""
+    try:
+        return str(folder.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(folder)
+
+
 def resume_setting(run_dir: str | Path) -> str:
     """`resume=<run_dir>` as a shell and Hydra take it."""
-    place = str(run_dir)
-    if PLAIN.fullmatch(place):
-        return f"resume={place}"
-    return shlex.quote(f"resume={hydra_quoted(place)}")
+    return hydra_setting("resume", run_dir)
+
+
+def hydra_setting(key: str, value: object) -> str:
+    """`<key>=<value>` as a shell and Hydra take it, in quotes unless the value is a plain path."""
+    text = str(value)
+    if PLAIN.fullmatch(text):
+        return f"{key}={text}"
+    return shlex.quote(f"{key}={hydra_quoted(text)}")
 
 
 def hydra_quoted(text: str | Path) -> str:
     """Text in quotes of Hydra's grammar, where a backslash counts as such but before a quote."""
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + found[2].replace("'", "\\'"), str(text)) + "'"
-
-
-def run_command(verb: str, *settings: str) -> str:
-    """How `train` or `pretrain` is called from the working directory: by train.py where that stands there, else by the
-    installed command.
-
-    Args:
-        settings: key=value, quoted for the shell where they need it.
-    """
-    own = Path(__file__).resolve().parents[2] / "train.py"  # of a checkout; an installed package has none
-    here = Path.cwd() / "train.py"
-    program = "python train.py" if verb == "train" and own.is_file() and here.resolve() == own else f"lmoe {verb}"
-    return " ".join([program, *settings])

@@ -49,7 +49,7 @@ class AnswerFile:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Inside the block batches may be added to what is there.
+        """Open the file for the block, in which batches may be added to what is there.
 
         Raises:
             ConfigError: the part is of another command.

@@ -119,7 +119,7 @@ def answer_rows(
 
 
 def _domains(speaker: Speaker, rows: Sequence[RowPrompt]) -> list[str] | None:
-    """Of each row, where the router needs to know it: the one that was named for all, or its own."""
+    """Return the domain of each row, where the router needs to know it: the one that was named for all, or its own."""
     if speaker.domain is not None:
         expert_of(injected(speaker.model).moe, speaker.domain)
         return [speaker.domain] * len(rows)

@@ -24,7 +24,7 @@ from lmoe.config.moe import MoeConfig
 from lmoe.errors import CheckpointError
 from lmoe.injection.build_site import ROUTER
 from lmoe.injection.kept import ROUTER_ROWS
-from lmoe.injection.record import Injected, injected, new_names, routers, tell_of_experts
+from lmoe.injection.record import Injected, injected, new_names, record_expert_names, routers
 from lmoe.rules.routers import ROUTERS, mixture_scale
 from lmoe.rules.strategies import STRATEGIES, with_adapter_experts
 from lmoe.vocabulary import LoadBalanceType
@@ -84,7 +84,7 @@ def grow_from(model: nn.Module, place: str | Path) -> int:
                 own[key][kept:] = new_router_rows(stored[key], own[key][kept:])
     names = config.expert_names
     total = record.injection.num_experts
-    tell_of_experts(model, names and [*names, *new_names(names, total)], kept)
+    record_expert_names(model, names and [*names, *new_names(names, total)], kept)
     return kept
 
 

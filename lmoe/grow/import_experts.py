@@ -13,7 +13,7 @@ from lmoe.backbones.placement import refuse_offloaded
 from lmoe.errors import CheckpointError, ConfigError
 from lmoe.grow.grow import grow_from
 from lmoe.injection.plan import SiteKind, SitePlan
-from lmoe.injection.record import injected, new_names, sites, tell_of_experts
+from lmoe.injection.record import injected, new_names, record_expert_names, sites
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.lora import rescaled_lora_B
 from lmoe.peft.reader import Branch, ExpertFile, read_expert
@@ -56,7 +56,7 @@ def import_experts(model: nn.Module, experts_from: Mapping[str, str | Path] | st
         if isinstance(site, MixtureLoRALinear):
             for expert, file in enumerate(files.values()):
                 _fill(site, expert, file.branches.get(path))
-    tell_of_experts(model, [*adapters, *new_names(list(adapters), max(record.plan.routers.values()))])
+    record_expert_names(model, [*adapters, *new_names(list(adapters), max(record.plan.routers.values()))])
 
 
 def _check_places(files: dict[str, ExpertFile], plans: dict[str, SitePlan]) -> None:

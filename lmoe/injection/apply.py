@@ -20,9 +20,9 @@ from lmoe.injection.plan import InjectionPlan, SiteKind
 from lmoe.injection.record import BLEND, RECORD, Injected, mixtures
 from lmoe.injection.site_plans import SitePlanner, constant_balance
 from lmoe.injection.strategies import planner_of
+from lmoe.layers.checkpoint_in_context import ContextForCheckpoints
 from lmoe.layers.context import RoutingContext
 from lmoe.layers.routers import PromptReader
-from lmoe.layers.same_call import SameCalls
 from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.rules.phases import BASE_ROLES
 from lmoe.rules.routers import ROUTERS, needs_domain, needs_prompt, trains_logits
@@ -113,8 +113,8 @@ def inject(
     refuse_offloaded(model, "injecting experts")
     if injection.experts_from is not None:
         raise InjectionError(
-            "injection.experts_from is read by lmoe train; here leave it out, and call lmoe.import_experts(model, …) "
-            "after lmoe.inject"
+            "injection.experts_from is for the config of a run; here leave it out, and call "
+            "lmoe.import_experts(model, …) after lmoe.inject"
         )
     base_roles = list(trained_base)
     if wrong := [role for role in base_roles if role not in BASE_ROLES]:
@@ -133,11 +133,11 @@ def inject(
             model.set_submodule(site.router, build.native_router(site).train(base_layer.training))
     build.attach_block_routers()
     if needs_domain(moe):
-        model.register_forward_pre_hook(context.forget_before)
+        model.register_forward_pre_hook(context.forget_last_batch_info)
     if needs_prompt(moe):
         PromptReader(context).attach(model)
     if needs_domain(moe) or needs_prompt(moe):
-        SameCalls(context).attach(model)
+        ContextForCheckpoints(context).attach(model)
     record = Injected(
         plan=plan,
         injection=injection,

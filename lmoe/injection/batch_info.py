@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lmoe.injection.record import Injected
 from lmoe.injection.tracing import expert_of
-from lmoe.layers.context import Rows
+from lmoe.layers.context import PromptRows
 from lmoe.rules.routers import needs_domain, needs_prompt
 
 
@@ -23,9 +23,9 @@ def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str
     Raises:
         RoutingError: the oracle has no expert for one of the domains.
     """
-    return record.context.about(
+    return record.context.with_batch_info(
         expert_of_token=_experts(record, batch["domain_ids"], domains) if needs_domain(record.moe) else None,
-        rows=Rows(batch["prompt_mask"], batch["row_ids"]) if needs_prompt(record.moe) else None,
+        rows=PromptRows(batch["prompt_mask"], batch["row_ids"]) if needs_prompt(record.moe) else None,
     )
 
 

@@ -70,7 +70,7 @@ def injected(model: nn.Module) -> Injected:
     return record
 
 
-def tell_of_experts(model: nn.Module, names: Sequence[str], kept: int = 0) -> None:
+def record_expert_names(model: nn.Module, names: Sequence[str], kept: int = 0) -> None:
     """Record where a model's experts come from: their names, and how many of the first are kept as they are."""
     setattr(model, RECORD, replace(injected(model), expert_names=tuple(names), kept_experts=kept))
 

@@ -11,7 +11,7 @@ from lmoe.config.moe import MoeConfig
 from lmoe.errors import RoutingError
 from lmoe.injection.balance import warn_of_missing_balance
 from lmoe.injection.record import injected, sites
-from lmoe.layers.context import Rows
+from lmoe.layers.context import PromptRows
 from lmoe.layers.native_router import NativeRouter
 from lmoe.layers.trace import RoutingTrace
 from lmoe.rules.routers import Need, needs_domain, needs_prompt, routers_that_need
@@ -51,8 +51,11 @@ def trace(
         if len(domains) != len(attention_mask):
             raise RoutingError(f"{len(domains)} domains for {len(attention_mask)} rows; give one name for each row")
         experts = torch.tensor([expert_of(record.moe, name) for name in domains], device=attention_mask.device)[:, None]
-    rows = None if prompt_mask is None else Rows.single(prompt_mask.bool() & attention_mask.bool())
-    with record.context.about(expert_of_token=experts, rows=rows), record.trace.recording(attention_mask) as recording:
+    rows = None if prompt_mask is None else PromptRows.single(prompt_mask.bool() & attention_mask.bool())
+    with (
+        record.context.with_batch_info(expert_of_token=experts, rows=rows),
+        record.trace.recording(attention_mask) as recording,
+    ):
         yield recording
 
 
@@ -71,7 +74,7 @@ def domain(model: nn.Module, names: str | Sequence[str]) -> Iterator[None]:
         experts = torch.tensor(expert_of(record.moe, names))
     else:
         experts = torch.tensor([expert_of(record.moe, name) for name in names])[:, None]
-    with record.context.about(expert_of_token=experts):
+    with record.context.with_batch_info(expert_of_token=experts):
         yield
 
 

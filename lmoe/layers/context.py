@@ -1,4 +1,4 @@
-"""What routers know beside the hidden states of their site, and the dials that training turns.
+"""What routers read beside the hidden states of their site: facts about the batch, and the dials that training turns.
 
 Shapes: B sequences of T tokens, P rows packed into one sequence.
 """
@@ -19,7 +19,7 @@ SiteDecisions = dict[str, tuple[Tensor, Gate]]
 
 
 @dataclass(slots=True, frozen=True)
-class Rows:
+class PromptRows:
     """Which tokens belong to the prompt of which row.
 
     Args:
@@ -31,7 +31,7 @@ class Rows:
     row_ids: Tensor
 
     @classmethod
-    def single(cls, prompt: Tensor) -> "Rows":
+    def single(cls, prompt: Tensor) -> "PromptRows":
         """One row a sequence.
 
         Args:
@@ -41,16 +41,16 @@ class Rows:
 
 
 @dataclass(slots=True, frozen=True)
-class Known:
-    """What a block says of the tokens of its forwards.
+class BatchInfo:
+    """What routers must know of the tokens of a batch, and cannot read from hidden states.
 
     Args:
-        expert_of_token: oracle: int64 expert of each token, (B, T) or (B, 1), or () for all of them.
-        rows: sequence: the prompts of the rows.
+        expert_of_token: for the oracle: int64 expert of each token, (B, T) or (B, 1), or () for all of them.
+        rows: for sequence routers: the prompts of the rows.
     """
 
     expert_of_token: Tensor | None = None
-    rows: Rows | None = None
+    rows: PromptRows | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -74,18 +74,31 @@ class RunningForward:
 
     Args:
         rows: the prompts; None: the model's inputs do not tell them.
-        kept: the decisions that the KV cache came with, which stand; None: a new prompt.
-        made: gets the decisions of a new prompt.
+        cached: the decisions that the KV cache came with, which stand; None: a new prompt.
+        new: gets the decisions of a new prompt.
     """
 
-    rows: Rows | None
-    kept: PromptDecisions | None
-    made: PromptDecisions
+    rows: PromptRows | None
+    cached: PromptDecisions | None
+    new: PromptDecisions
+
+
+@dataclass(slots=True, frozen=True)
+class CallState:
+    """What one thread holds while a forward of the whole model runs, for a part of it that runs again later.
+
+    Args:
+        batch_info: of the innermost block.
+        forward: None: no sequence router is in the model, or no forward runs.
+    """
+
+    batch_info: BatchInfo
+    forward: RunningForward | None
 
 
 @dataclass(slots=True)
 class RoutingContext:
-    """Shared by the routers of one model. What a block or a forward says holds for the thread that it runs in.
+    """What the routers of one model share. Facts about a batch or a forward hold for the thread that set them.
 
     Args:
         temperature: divides the router logits.
@@ -94,13 +107,14 @@ class RoutingContext:
         silenced: expert whose weight is set to 0, by site.
         masked: experts that `masked_experts` leaves out now.
         off: how many blocks keep the adapters off now.
-        model_id: of no other model but its copies.
-        prompt: what `generate` was given, in this thread.
-        compiled: what the block opened last says, for compiled code, which serves one thread.
-        known_before: what the last block says or has said: NOTE activation checkpointing runs a forward again in the
-            backward pass, when its block is over, and on a GPU in another thread. Only a router in training mode may
-            fall back on it, where a layer is not checkpointed by Transformers' function, see `SameCall`.
-        forward_before: sequence: the last forward in training, for the same reason.
+        model_id: a number that only this model and its copies have.
+        prompt: the input of the `generate` that runs in this thread.
+        compiled_batch_info: that of the block opened last, for compiled code, which serves one thread.
+        last_batch_info: that of the block opened last, kept when the block is over: NOTE activation checkpointing runs
+            a forward again in the backward pass, after its block, and on a GPU in another thread. Only a router in
+            training mode may fall back on it, where a layer is not checkpointed by Transformers' function, see
+            `CheckpointInContext`.
+        last_forward: that of a sequence router in training, kept for the same reason.
     """
 
     temperature: float = 1.0
@@ -110,76 +124,81 @@ class RoutingContext:
     masked: frozenset[int] = frozenset()
     off: int = 0
     model_id: int = field(default_factory=lambda: secrets.randbits(62))
-    compiled: Known = Known()
-    known_before: Known = Known()
-    forward_before: RunningForward | None = None
+    compiled_batch_info: BatchInfo = BatchInfo()
+    last_batch_info: BatchInfo = BatchInfo()
+    last_forward: RunningForward | None = None
     prompt: PerCall[Tensor] = field(default_factory=PerCall)
-    _said: PerCall[Known] = field(default_factory=PerCall)
+    _batch_info: PerCall[BatchInfo] = field(default_factory=PerCall)
     _forward: PerCall[RunningForward] = field(default_factory=PerCall)
 
     @property
-    def known(self) -> Known:
-        """What the innermost block of this thread says."""
-        return self.compiled if torch.compiler.is_compiling() else self._said.get() or Known()
+    def batch_info(self) -> BatchInfo:
+        """The facts that the innermost `with_batch_info` of this thread has set; empty outside of one."""
+        if torch.compiler.is_compiling():
+            return self.compiled_batch_info
+        return self._batch_info.get() or BatchInfo()
 
     @property
-    def call(self) -> tuple[Known, RunningForward | None]:
-        """What this thread knows of the forward that it is in."""
-        return self.known, self._forward.get()
+    def call_state(self) -> CallState:
+        """The facts and the forward of this thread now, to be restored by `in_call`."""
+        return CallState(self.batch_info, self._forward.get())
 
     @contextmanager
-    def in_call(self, call: tuple[Known, RunningForward | None]) -> Iterator[None]:
-        """The inside of the block belongs to the forward that `call` was asked in."""
-        with self._said.holding(call[0]), self._forward.holding(call[1]):
+    def in_call(self, state: CallState) -> Iterator[None]:
+        """Restore inside the block what another moment, perhaps in another thread, had as its `call_state`."""
+        with self._batch_info.holding(state.batch_info), self._forward.holding(state.forward):
             yield
 
     @contextmanager
-    def about(self, *, expert_of_token: Tensor | None = None, rows: Rows | None = None) -> Iterator[None]:
-        """What is known of the tokens of the forwards inside the block; what is left out stays as it was."""
-        before = self.known
-        known = Known(
-            before.expert_of_token if expert_of_token is None else expert_of_token,
-            before.rows if rows is None else rows,
+    def with_batch_info(
+        self, *, expert_of_token: Tensor | None = None, rows: PromptRows | None = None
+    ) -> Iterator[None]:
+        """Set facts about the tokens of the forwards inside the block; what is left out stays as it was outside."""
+        outside = self.batch_info
+        inside = BatchInfo(
+            outside.expert_of_token if expert_of_token is None else expert_of_token,
+            outside.rows if rows is None else rows,
         )
-        self.compiled = self.known_before = known
+        self.compiled_batch_info = self.last_batch_info = inside
         try:
-            with self._said.holding(known):
+            with self._batch_info.holding(inside):
                 yield
         finally:
-            self.compiled, self.known_before = self.known, known
+            self.compiled_batch_info, self.last_batch_info = self.batch_info, inside
 
-    def forget_before(self, *model_inputs: object) -> None:
-        """A forward pre-hook of the whole model: what an earlier block said is not about this forward."""
-        self.known_before = self.known
+    def forget_last_batch_info(self, *model_inputs: object) -> None:
+        """Drop what an earlier block has set, which is not about the forward that begins; a forward pre-hook of the
+        whole model."""
+        self.last_batch_info = self.batch_info
 
     def expert_of_token(self, *, training: bool) -> Tensor | None:
-        """What the oracle goes by."""
-        known = self.known.expert_of_token
-        return self.known_before.expert_of_token if known is None and training else known
+        """Expert of each token, by which the oracle decides; None where nothing says it."""
+        known = self.batch_info.expert_of_token
+        return self.last_batch_info.expert_of_token if known is None and training else known
 
-    def running(self, *, training: bool) -> RunningForward | None:
+    def current_forward(self, *, training: bool) -> RunningForward | None:
         """The forward of the whole model that a sequence router is in."""
         forward = self._forward.get()
-        return self.forward_before if forward is None and training else forward
+        return self.last_forward if forward is None and training else forward
 
-    def begin(self, forward: RunningForward, *, training: bool) -> None:
-        """A forward of the whole model begins."""
-        self.forward_before = forward if training else None
+    def begin_forward(self, forward: RunningForward, *, training: bool) -> None:
+        """Note that a forward of the whole model begins in this thread."""
+        self.last_forward = forward if training else None
         self._forward.set(forward)
 
-    def end(self) -> RunningForward | None:
+    def end_forward(self) -> RunningForward | None:
         """End the running forward, and return it."""
         forward = self._forward.get()
         self._forward.set(None)
         return forward
 
-    def rows(self, *, training: bool) -> Rows | None:
-        """What a sequence router goes by: the block's word, or what the model's inputs say."""
-        if self.known.rows is not None:
-            return self.known.rows
-        if training and self.known_before.rows is not None:
-            return self.known_before.rows
-        forward = self.running(training=training)
+    def rows(self, *, training: bool) -> PromptRows | None:
+        """The prompts by which a sequence router decides: those of the block, or what the model's inputs say."""
+        if self.batch_info.rows is not None:
+            return self.batch_info.rows
+        if training and self.last_batch_info.rows is not None:
+            return self.last_batch_info.rows
+        forward = self.current_forward(training=training)
         return None if forward is None else forward.rows
 
     @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from lmoe.errors import RoutingError
-from lmoe.layers.in_place_of import InPlaceOf
+from lmoe.layers.method_replacement import MethodReplacement
 from lmoe.layers.per_call import PerCall
 
 
@@ -198,7 +198,7 @@ def cache_of(output: Any) -> Cache | None:
     return found
 
 
-class PromptedGenerate(InPlaceOf):
+class PromptedGenerate(MethodReplacement):
     """`generate` of a model that decides by prompt: its input is the prompt, however its forwards read that.
 
     Assisted decoding hands the candidates over together with the prompt, and generation without a cache the answer so

@@ -17,7 +17,7 @@ BRIDGED_RANKS = 32
 
 @dataclass(slots=True, frozen=True)
 class Ranks:
-    """Of every expert at every site of a group; hashable, as most layers of a model have the same.
+    """Ranks and scalings of every expert at every site of a group; hashable, as most layers of a model have the same.
 
     Args:
         ranks: [expert][site]; 0: no branch.

@@ -8,17 +8,17 @@ from torch import Tensor, nn
 
 from lmoe.adapter.folder import adapter_tensors, fill
 from lmoe.adapter.inject import inject
-from lmoe.adapter.load import load_base
+from lmoe.adapter.load import as_argument, load_base
 from lmoe.adapter.save import save
 from lmoe.backbones.load import load_tokenizer, tokenizer_in
 from lmoe.config.backbone import BackboneConfig
-from lmoe.errors import CheckpointError, ConfigError, InjectionError
+from lmoe.errors import CheckpointError, ConfigError, InjectionError, keys_renamed
 from lmoe.files.wording import quoted
 from lmoe.files.write import empty_folder
 from lmoe.injection.apply import plan
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.ops.same_values import same_values
-from lmoe.peft.eulerforge import CONFIG_FILE, EulerForge, read_eulerforge
+from lmoe.peft.eulerforge import CONFIG_FILE, EulerForgeCheckpoint, read_eulerforge
 
 LAYER = re.compile(r"\.(\d+)\.")
 
@@ -58,11 +58,12 @@ def convert_eulerforge(
         where = "no place for" if differing[0] in given.adapters else "no tensor for"
         raise CheckpointError(f"{given.folder}: {where} {differing[0]} (of {len(differing)} differences)")
     fill(own, given.adapters, str(given.folder))
-    tokenizer = tokenizer_in(given.folder, trust_remote_code=trust_remote_code) or load_tokenizer(backbone)
+    with keys_renamed(as_argument(base_model) if base_model else {}):
+        tokenizer = tokenizer_in(given.folder, trust_remote_code=trust_remote_code) or load_tokenizer(backbone)
     return save(model, target, tokenizer=tokenizer, base_model=name)
 
 
-def sections(given: EulerForge) -> tuple[dict[str, Any], dict[str, Any]]:
+def sections(given: EulerForgeCheckpoint) -> tuple[dict[str, Any], dict[str, Any]]:
     """`injection` and `moe` that make the same function, from its config and the keys of its tensors.
 
     Its weights are renormalised also for top_k = 1, where they are then 1: scale=unit.
@@ -96,7 +97,7 @@ def _leaves(paths: dict[str, None]) -> dict[str, None]:
     return dict.fromkeys(path.rpartition(".")[2] for path in paths)
 
 
-def _check_backbone(given: EulerForge, model: nn.Module) -> None:
+def _check_backbone(given: EulerForgeCheckpoint, model: nn.Module) -> None:
     """Refuse a checkpoint that has trained the backbone as well.
 
     Raises:

@@ -31,8 +31,8 @@ CONVERTIBLE = "mixture_lora"
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
-class EulerForge:
-    """A checkpoint.
+class EulerForgeCheckpoint:
+    """What a checkpoint of EulerForge holds, as far as it is read here.
 
     Args:
         folder: the one with the weights.
@@ -49,7 +49,7 @@ class EulerForge:
     backbone: dict[str, Tensor]
 
 
-def read_eulerforge(place: str | Path) -> EulerForge:
+def read_eulerforge(place: str | Path) -> EulerForgeCheckpoint:
     """Read what EulerForge has left of a mixture_lora.
 
     Args:
@@ -85,7 +85,9 @@ def read_eulerforge(place: str | Path) -> EulerForge:
             backbone[key.replace(BASE, ".")] = tensor
     if not routed:
         raise CheckpointError(f"{folder}: holds no experts (<path>.experts.<e>.loraA)")
-    return EulerForge(folder=folder, config_file=run / CONFIG_FILE, config=config, adapters=adapters, backbone=backbone)
+    return EulerForgeCheckpoint(
+        folder=folder, config_file=run / CONFIG_FILE, config=config, adapters=adapters, backbone=backbone
+    )
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:

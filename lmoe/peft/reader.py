@@ -158,12 +158,12 @@ def _lmoe_header(folder: Path) -> ExpertHeader:
     plain = [name for name, declared in STRATEGIES.items() if not declared.any_routers]
     if strategy not in plain:
         raise CheckpointError(
-            f"{where}: injection={shown(strategy)} chooses its experts by itself; lmoe.load runs it, and only "
+            f"{where}: injection={shown(strategy)} chooses its experts by itself; `lmoe.load` runs it, and only "
             f"{' or '.join(plain)} can be one expert of a blend"
         )
     if config.trained_base:
         raise CheckpointError(
-            f"{where}: {', '.join(config.trained_base)} of the backbone was trained too; use lmoe.load"
+            f"{where}: {', '.join(config.trained_base)} of the backbone was trained too; `lmoe.load` runs it"
         )
     try:
         injection = injection_section(config.injection)

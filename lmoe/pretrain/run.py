@@ -15,7 +15,7 @@ from lmoe.config.trainer import max_seconds
 from lmoe.data.order import ResumableLoader, SeededBatches
 from lmoe.data.row import Row
 from lmoe.errors import CheckpointError
-from lmoe.files.run_folder import METRICS_FILE, resume_setting, run_command
+from lmoe.files.run_folder import METRICS_FILE
 from lmoe.pretrain.bpe import END_OF_TEXT, PAD, TURN_END, train_bpe
 from lmoe.pretrain.card import card_text, chat_losses, held_out_figures, write_card
 from lmoe.pretrain.corpus import DomainText, Windows, chats_within, encode_stream, read_chats, read_corpus
@@ -35,6 +35,7 @@ from lmoe.run.provenance import provenance
 from lmoe.run.records import write_records
 from lmoe.run.run_end import logged_to_the_end, run_end
 from lmoe.run.trainer import build_trainer
+from lmoe.run.verb_call import VerbCall, Wording, resuming
 from lmoe.training.callbacks.progress_line import ProgressLine
 from lmoe.training.callbacks.rng_state import RngState
 from lmoe.training.callbacks.run_checkpoint import RunCheckpoint
@@ -45,9 +46,18 @@ BASE = "base"
 
 
 def pretrain(
-    config: PretrainConfig, run_dir: Path, overrides: list[str], console: Console, signals: StopSignals
+    config: PretrainConfig,
+    run_dir: Path,
+    overrides: list[str],
+    console: Console,
+    signals: StopSignals,
+    *,
+    wording: Wording = str,
 ) -> None:
     """Train from scratch, or on from checkpoints/last.ckpt, and write the base with its card.
+
+    Args:
+        wording: how the command is said that goes on from here, and the one on the card.
 
     Raises:
         LmoeError: text that cannot be read, a folder that cannot be written, a checkpoint that does not fit.
@@ -80,7 +90,8 @@ def pretrain(
     batches = SeededBatches(len(windows), corpus.batch_size, loop.max_steps * loop.accumulate_grad_batches, config.seed)
     line = ProgressLine(loop.max_steps, console, enabled=loop.enable_progress_bar)
     line.done = 0 if found is None else found.step
-    with logged_to_the_end(loggers, run_dir, console, line, verb="pretrain"):
+    resume_command = wording(resuming("pretrain", run_dir))
+    with logged_to_the_end(loggers, console, line, resume_command=resume_command):
         with line:
             each_step = [
                 PretrainProgress(loop.log_every_n_steps, loop.val_every_n_steps, line),
@@ -104,11 +115,13 @@ def pretrain(
             ended = run_end(trainer)
             say(
                 console,
-                f"ended after step {ended.step} of {loop.max_steps}: {ended.why}; the base is written after the last "
-                f"step, {run_command('pretrain', resume_setting(run_dir))} goes on",
+                f"ended after step {ended.step} of {loop.max_steps}: {ended.reason}; the base is written after the "
+                f"last step, {resume_command} goes on",
             )
             return
-        base = write_base(config, run_dir, model, tokenizer, texts, held_out, counts, overrides)
+        own = [o for o in overrides if not o.startswith(("resume=", "output=", "hydra."))]
+        command = " ".join([wording(VerbCall(verb="pretrain", settings={})), *own])
+        base = write_base(config, run_dir, model, tokenizer, texts, held_out, counts, command)
         say(console, f"base and card: {base}")
 
 
@@ -177,7 +190,7 @@ def write_base(
     texts: list[DomainText],
     held_out: Windows,
     counts: dict[str, int],
-    overrides: list[str],
+    command: str,
 ) -> Path:
     """bfloat16 safetensors, tokenizer, loss curve and card; the figures are those of the rounded weights."""
     folder = Path(config.output) if config.output else run_dir / BASE
@@ -195,9 +208,7 @@ def write_base(
         tokens_seen=steps * config.corpus.batch_size * config.corpus.sequence_length,
         held_out=held_out_figures(shipped, texts, held_out),
         chats=chat_losses(shipped, tokenizer, config.eval_sft) if config.eval_sft else {},
-        command=" ".join(
-            ["lmoe pretrain", *(o for o in overrides if not o.startswith(("resume=", "output=", "hydra.")))]
-        ),
+        command=command,
         versions=f"torch {version('torch')}, transformers {version('transformers')}, lightning {version('lightning')}",
     )
     write_card(folder, text)

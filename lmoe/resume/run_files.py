@@ -43,7 +43,7 @@ ENTRIES = ("state_dict", "global_step", "loops", "callbacks", "optimizer_states"
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
-class Found:
+class FoundCheckpoint:
     """A checkpoint that may be loaded.
 
     Args:
@@ -69,7 +69,7 @@ def step_of(name: str) -> int:
     return int(name.removeprefix("step-").removesuffix(".ckpt"))
 
 
-def found_in(folder: Path, run_id: str | None, *, wanted: str | None = None) -> Found | None:
+def found_in(folder: Path, run_id: str | None, *, wanted: str | None = None) -> FoundCheckpoint | None:
     """The checkpoint to go on from: the one asked for, else the newest; None where there is none yet.
 
     Args:
@@ -97,11 +97,11 @@ def found_in(folder: Path, run_id: str | None, *, wanted: str | None = None) -> 
                 f"{path}: is of step {found.step}, and {steps[0]} before it of {before}: swapped files"
             )
     except CheckpointError as error:
-        raise CheckpointError(f"{error}. {offer(folder, run_id, without=newest)}") from None
+        raise CheckpointError(f"{error}. {whole_checkpoint(folder, run_id, without=newest)}") from None
     return found
 
 
-def checked(path: Path, run_id: str | None) -> Found:
+def checked(path: Path, run_id: str | None) -> FoundCheckpoint:
     """A checkpoint that is whole, complete, of this run, and under the name it was written for.
 
     Raises:
@@ -132,11 +132,11 @@ def checked(path: Path, run_id: str | None) -> Found:
     allowed = {BEST} if origin["written_as"] == BEST else {LAST, step_file(step)}
     if path.name not in allowed:
         raise CheckpointError(f"{path}: was written as {origin['written_as']} after step {step}: swapped files")
-    return Found(path=path, step=step, run_id=origin["id"], wandb_id=origin["wandb_id"])
+    return FoundCheckpoint(path=path, step=step, run_id=origin["id"], wandb_id=origin["wandb_id"])
 
 
-def offer(folder: Path, run_id: str | None, *, without: str) -> str:
-    """Which other checkpoint can be gone on from, in words."""
+def whole_checkpoint(folder: Path, run_id: str | None, *, without: str) -> str:
+    """Advice for a message: which other checkpoint is whole, so that the run can go on from it."""
     whole: list[tuple[int, str]] = []
     for name in _names(folder):
         if name != without:
@@ -152,7 +152,7 @@ def offer(folder: Path, run_id: str | None, *, without: str) -> str:
     return f"{name} (step {step}) is whole: add checkpoint.resume_from={name} to go on from there"
 
 
-def set_aside(folder: Path, chosen: Found) -> list[str]:
+def set_aside(folder: Path, chosen: FoundCheckpoint) -> list[str]:
     """Rename what the run leaves behind: a damaged last.ckpt, and whatever is of a later step than the chosen one.
 
     Returns:

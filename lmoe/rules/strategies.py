@@ -81,7 +81,7 @@ STRATEGIES = {
         idle=KINDS_OF_MIXTURE,
         idle_moe=("router_scope", "mixing", "backend"),
         why_no_adapters="has whole FFNs as experts, and an adapter may act on any Linear",
-        instead_of_merging="use the adapter as it is, with lmoe.load and lmoe generate",
+        instead_of_merging="use the adapter as it is: `lmoe.load` runs it",
     ),
     InjectionStrategy.native_moe_expert_lora: StrategyDeclaration(
         planner="lmoe.injection.strategies.native_moe_expert_lora.plan_native_moe_expert_lora",

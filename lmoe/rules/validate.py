@@ -8,7 +8,7 @@ from lmoe.config.analysis import AnalysisConfig
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.checkpoint import CheckpointConfig
 from lmoe.config.injection import InjectionConfig
-from lmoe.config.limits import MOST_OF_OTHERS, MOST_ROWS_OF_A_STEP
+from lmoe.config.limits import LARGEST_OF_OTHER_KEYS, MOST_ROWS_OF_A_STEP
 from lmoe.config.logger import LoggerConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.config.optim import OptimConfig, RoleOptimConfig
@@ -84,7 +84,7 @@ def epoch_problems(config: RunConfig) -> tuple[list[str], RunConfig]:
         )
     if config.data.streaming:
         problems.append("trainer.max_epochs: how many rows a stream has is not known; give trainer.max_steps")
-    return problems, replace(config, trainer=replace(trainer, max_steps=MOST_OF_OTHERS))
+    return problems, replace(config, trainer=replace(trainer, max_steps=LARGEST_OF_OTHER_KEYS))
 
 
 def section_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from lmoe.run.findings import GB, Finding, State, asked
+from lmoe.run.findings import GB, Finding, State, findings_of
 from lmoe.run.hardware import gpus, memory, processor
 
 TINY_FINGERPRINT = "312df21f5146f17f8c0bf81376281725"
@@ -24,23 +24,25 @@ LITTLE = 2e9
 
 def findings() -> Iterator[Finding]:
     """Everything but how threads wait, which the command line decides."""
-    yield from asked("versions", "lmoe", own_version)
-    yield from asked("versions", "revision", revision)
-    yield from asked("versions", "packages", packages)
-    yield from asked("devices", "processor", processor)
-    yield from asked("devices", "torch", gpus, cure="install torch again; README.md says how lmoe is set up")
-    yield from asked("memory", "memory", memory)
-    yield from asked("places", "tokenised rows", rows_cache)
-    yield from asked("places", "hub cache (HF_HOME)", hub_cache)
-    yield from asked("places", "runs", runs)
-    yield from asked("accounts", "switches", switches)
-    yield from asked("accounts", "hub token", hub_token)
-    yield from asked("accounts", "W&B", wandb_account, cure="pip install wandb; logger=none trains without")
-    yield from asked("what ships with lmoe", "files", shipped_files, cure=_again("conf data"))
-    imported = list(asked("what ships with lmoe", "code", code, cure="install lmoe again; in a checkout: make setup"))
+    yield from findings_of("versions", "lmoe", own_version)
+    yield from findings_of("versions", "revision", revision)
+    yield from findings_of("versions", "packages", packages)
+    yield from findings_of("devices", "processor", processor)
+    yield from findings_of("devices", "torch", gpus, cure="install torch again; README.md says how lmoe is set up")
+    yield from findings_of("memory", "memory", memory)
+    yield from findings_of("places", "tokenised rows", rows_cache)
+    yield from findings_of("places", "hub cache (HF_HOME)", hub_cache)
+    yield from findings_of("places", "runs", runs)
+    yield from findings_of("accounts", "switches", switches)
+    yield from findings_of("accounts", "hub token", hub_token)
+    yield from findings_of("accounts", "W&B", wandb_account, cure="pip install wandb; logger=none trains without")
+    yield from findings_of("what ships with lmoe", "files", shipped_files, cure=_how_to_restore("conf data"))
+    imported = list(
+        findings_of("what ships with lmoe", "code", code, cure="install lmoe again; in a checkout: make setup")
+    )
     yield from imported
     if imported[-1].state is State.fine:
-        yield from asked("what ships with lmoe", "base", base, cure=_again("data/tiny"))
+        yield from findings_of("what ships with lmoe", "base", base, cure=_how_to_restore("data/tiny"))
     else:
         value = "not tried, as the code cannot be imported"
         yield Finding(section="what ships with lmoe", name="base", value=value, state=State.unknown)
@@ -195,7 +197,7 @@ def shipped_files() -> Iterator[Finding]:
             name=name,
             value=str(folder) if there else f"{folder} is missing or empty",
             state=State.fine if there else State.broken,
-            advice="" if there else _again(name),
+            advice="" if there else _how_to_restore(name),
         )
 
 
@@ -214,10 +216,10 @@ def base() -> Iterator[Finding]:
         name="base",
         value="loads, with the weights that it was shipped with" if own else f"loads, with other weights ({found})",
         state=State.fine if own else State.broken,
-        advice="" if own else _again("data/tiny"),
+        advice="" if own else _how_to_restore("data/tiny"),
     )
 
 
-def _again(place: str) -> str:
-    """How a file that ships with lmoe is got back."""
+def _how_to_restore(place: str) -> str:
+    """What to do where a file that ships with lmoe is damaged or missing."""
     return f"install lmoe again; in a checkout: git restore {place}"

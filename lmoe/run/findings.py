@@ -39,7 +39,7 @@ class Finding:
 Probe = Callable[[], Iterator[Finding]]
 
 
-def asked(section: str, name: str, probe: Probe, cure: str = "") -> Iterator[Finding]:
+def findings_of(section: str, name: str, probe: Probe, cure: str = "") -> Iterator[Finding]:
     """The findings of a probe, and one that says why where it fails.
 
     Args:

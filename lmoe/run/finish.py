@@ -9,7 +9,7 @@ from rich.console import Console
 from lmoe.adapter.folder import save_adapter
 from lmoe.adapter.place import ADAPTER_DIR
 from lmoe.adapter.save_pretrained import save_backbone
-from lmoe.files.run_folder import METRICS_FILE
+from lmoe.files.run_folder import METRICS_FILE, path_from_here
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected
 from lmoe.report.curves import read_metrics
@@ -17,10 +17,12 @@ from lmoe.report.page import write_page
 from lmoe.report.pictures import write_pictures
 from lmoe.report.summary import RunSummary
 from lmoe.report.table import final_tables
+from lmoe.run.loggers import sync_command
 from lmoe.run.memory import peak_memory_mb
-from lmoe.run.next_commands import next_commands
+from lmoe.run.next_calls import next_calls
 from lmoe.run.parts import Parts
 from lmoe.run.run_end import RunEnd
+from lmoe.run.verb_call import Wording
 from lmoe.training.callbacks.validation import ValidationResults
 
 REPORT = "report"
@@ -36,11 +38,13 @@ def finish(
     console: Console,
     *,
     ended: RunEnd,
+    wording: Wording,
 ) -> None:
     """Write adapter/ and report/, send the pictures to W&B, print the table.
 
     Args:
         ended: after which step, and why.
+        wording: how the commands to try next are said.
     """
     if not trainer.is_global_zero:
         return
@@ -49,7 +53,10 @@ def finish(
     if parts.config.checkpoint.save_base:
         save_base(parts, run_dir / "base")
     summary = run_summary(parts, run_dir, results, collapsed, seconds, ended)
-    commands = next_commands(parts, Path(summary.run_dir), ended.why, goes_on=ended.goes_on)
+    calls = next_calls(parts, Path(summary.run_dir), ended.reason, can_resume=ended.can_resume)
+    commands = [wording(call) for call in calls]
+    if (sync := sync_command(Path(summary.run_dir))) is not None:
+        commands.append(sync)
     report = run_dir / REPORT
     report.mkdir(exist_ok=True)
     summary.to_json(report / "summary.json")
@@ -77,7 +84,7 @@ def run_summary(
     trained = {role for phase in parts.module.schedule.phases for role in phase.trainable}
     return RunSummary(
         name=parts.config.name,
-        run_dir=shown(run_dir),
+        run_dir=path_from_here(run_dir),
         domains=[d for d in domains if f"{d}/loss" in results.after],
         before={d: results.before[f"{d}/loss"] for d in domains if f"{d}/loss" in results.before},
         after={d: results.after[f"{d}/loss"] for d in domains if f"{d}/loss" in results.after},
@@ -97,16 +104,8 @@ def run_summary(
         collapsed=collapsed,
         expert_names=list(injected(parts.model).expert_names),
         steps=ended.step,
-        ended=ended.why,
+        ended=ended.reason,
         loss_title=parts.module.objective.title,
         loss_measure=parts.module.objective.measure,
         metric_names=[f"val/{name}" for name in results.after],
     )
-
-
-def shown(run_dir: Path) -> str:
-    """The folder as the user would type it from here."""
-    try:
-        return str(run_dir.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(run_dir)

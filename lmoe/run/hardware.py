@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from lmoe.run import machine
-from lmoe.run.findings import GB, Finding, State, asked
+from lmoe.run.findings import GB, Finding, State, findings_of
 
 
 def processor() -> Iterator[Finding]:
@@ -39,7 +39,7 @@ def gpus() -> Iterator[Finding]:
         yield _no_gpu(build, [str(warning.message) for warning in said])
         return
     for number in range(torch.cuda.device_count()):
-        yield from asked("devices", f"GPU {number}", partial(_gpu, number))
+        yield from findings_of("devices", f"GPU {number}", partial(_gpu, number))
 
 
 def _no_gpu(build: str, said: list[str]) -> Finding:

@@ -13,7 +13,7 @@ from lmoe.config.pretrain import PretrainConfig
 from lmoe.config.run import RunConfig
 from lmoe.files.run_folder import METRICS_FILE
 from lmoe.files.small_file import Reader, make_way
-from lmoe.resume.run_files import Found
+from lmoe.resume.run_files import FoundCheckpoint
 from lmoe.run.wandb_run import LONGEST_NAME, check_environment, start_wandb, wandb_mode
 from lmoe.training.metrics_csv import MetricsCsv
 from lmoe.vocabulary import LoggerKind
@@ -26,7 +26,7 @@ WANDB_ID = Reader(cure="put it back, or remove it to go on as a new run of W&B",
 
 
 def build_loggers(
-    config: RunConfig | PretrainConfig, run_dir: Path, found: Found | None, say: Callable[[str], object]
+    config: RunConfig | PretrainConfig, run_dir: Path, found: FoundCheckpoint | None, say: Callable[[str], object]
 ) -> list[Logger]:
     """The loggers of a run.
 
@@ -71,7 +71,7 @@ def check_logger(logger: LoggerConfig) -> None:
 
 
 def _wandb(
-    config: RunConfig | PretrainConfig, run_dir: Path, found: Found | None, say: Callable[[str], object]
+    config: RunConfig | PretrainConfig, run_dir: Path, found: FoundCheckpoint | None, say: Callable[[str], object]
 ) -> "WandbLogger":
     from lightning.pytorch.loggers import WandbLogger
 

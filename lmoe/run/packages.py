@@ -12,8 +12,8 @@ PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
-class Stated:
-    """Requirements of lmoe.
+class StatedPackages:
+    """The packages that lmoe states as its requirements.
 
     Args:
         needed: without which it does not run.
@@ -32,7 +32,7 @@ def installed_version(name: str) -> str | None:
         return None
 
 
-def stated_packages(pyproject: Path = PYPROJECT) -> Stated:
+def stated_packages(pyproject: Path = PYPROJECT) -> StatedPackages:
     """What a checkout's pyproject.toml states, else the metadata of the installed package.
 
     NOTE the metadata of an editable install is as old as the last `pip install`, the file is not.
@@ -53,4 +53,4 @@ def stated_packages(pyproject: Path = PYPROJECT) -> Stated:
         }
     extras = {extra: [Requirement(line) for line in lines] for extra, lines in groups.items()}
     own = {extra: [r for r in group if r.name != "lmoe"] for extra, group in extras.items()}
-    return Stated(needed=[Requirement(line) for line in needed], extras=own)
+    return StatedPackages(needed=[Requirement(line) for line in needed], extras=own)

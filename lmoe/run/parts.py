@@ -120,7 +120,7 @@ def build_parts(
         seed=config.seed,
         bundled=resource_dir("data/sft"),
         packing_model_type=None if leak and config.data.packing is None else model.config.model_type,
-        num_embeddings=model.get_input_embeddings().weight.shape[0],
+        num_embeddings=next(model.get_input_embeddings().parameters()).shape[0],
     )
     config = with_length(config, prepared)
     check_monitors(config, prepared, objective)

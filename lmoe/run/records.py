@@ -42,8 +42,8 @@ def write_records(config: RunConfig | PretrainConfig, run_dir: Path, record: dic
 
 
 @contextmanager
-def begun(config: RunConfig | PretrainConfig, run_dir: Path) -> Iterator[None]:
-    """Make the folder a run from the first moment, so that a kill at any later one can be resumed.
+def started_run(config: RunConfig | PretrainConfig, run_dir: Path) -> Iterator[None]:
+    """Let the folder hold a run from the first moment, so that a kill at any later one can be resumed.
 
     A new run that fails, for whatever reason, before it has logged anything leaves neither config.yaml nor a record of
     its start, and the same command works again.

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping
@@ -14,7 +13,6 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
-from lmoe.files.run_folder import resume_setting, run_command
 from lmoe.report.say import say
 from lmoe.report.summary import FINISHED
 from lmoe.resume.stopping import Stopped
@@ -29,41 +27,41 @@ class RunEnd:
 
     Args:
         step: optimizer steps done.
-        why: in words.
-        goes_on: whether it goes on when it is resumed as it is.
+        reason: why it has ended, in words.
+        can_resume: whether it goes on when it is resumed as it is.
     """
 
     step: int
-    why: str
-    goes_on: bool
+    reason: str
+    can_resume: bool
 
 
 def run_end(trainer: Trainer) -> RunEnd:
     """Why a fit has ended: all steps done, time, a collapse, early stopping, or another callback."""
     step = trainer.global_step
     if step >= trainer.max_steps:
-        return RunEnd(step=step, why=FINISHED, goes_on=False)
+        return RunEnd(step=step, reason=FINISHED, can_resume=False)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, StopRequest) and callback.time_over for callback in callbacks):
-        return RunEnd(step=step, why="trainer.max_time was over", goes_on=True)
+        return RunEnd(step=step, reason="trainer.max_time was over", can_resume=True)
     if any(isinstance(callback, CollapseWatch) and callback.stop and callback.messages for callback in callbacks):
-        return RunEnd(step=step, why="routing collapse, with trainer.stop_on_collapse=true", goes_on=False)
+        return RunEnd(step=step, reason="routing collapse, with trainer.stop_on_collapse=true", can_resume=False)
     for callback in callbacks:
         if isinstance(callback, EarlyStopping) and callback.stopping_reason is not EarlyStoppingReason.NOT_STOPPED:
             message = (callback.stopping_reason_message or "").removesuffix(" Signaling Trainer to stop.")
-            return RunEnd(step=step, why=f"early stopping. {message}".removesuffix(". "), goes_on=False)
-    return RunEnd(step=step, why="a callback asked for it", goes_on=False)
+            return RunEnd(step=step, reason=f"early stopping. {message}".removesuffix(". "), can_resume=False)
+    return RunEnd(step=step, reason="a callback asked for it", can_resume=False)
 
 
 @contextmanager
 def logged_to_the_end(
-    loggers: list[Logger], run_dir: Path, console: Console, line: ProgressLine, *, verb: str
+    loggers: list[Logger], console: Console, line: ProgressLine, *, resume_command: str
 ) -> Iterator[None]:
     """Log a run to its end, however it ends.
 
     Args:
         line: knows the steps done.
-        verb: that starts the run, and resumes it.
+        resume_command: with which a run that a signal ends goes on.
 
     Raises:
         Stopped: a signal has ended the run; Lightning's own exception, which it raises for one that comes before our
@@ -76,7 +74,7 @@ def logged_to_the_end(
     except (Stopped, SIGTERMException) as error:
         stopped = error if isinstance(error, Stopped) else Stopped(signal.SIGTERM)
         done = f"after step {line.done} of {line.max_steps}" if line.done else "before the end of the first step"
-        say(console, f"{stopped} {done}; {run_command(verb, resume_setting(run_dir))} goes on")
+        say(console, f"{stopped} {done}; {resume_command} goes on")
         raise stopped from None
     finally:
         for logger in loggers:

@@ -16,7 +16,7 @@ from lmoe.errors import CheckpointError, ConfigError
 from lmoe.injection.record import injected
 from lmoe.objectives.objective import Objective
 from lmoe.report.say import say
-from lmoe.resume.run_files import FOLDER, Found, found_in, offer, set_aside
+from lmoe.resume.run_files import FOLDER, FoundCheckpoint, found_in, set_aside, whole_checkpoint
 from lmoe.resume.stopping import StopSignals
 from lmoe.rules.phases import present_roles
 from lmoe.run.announce import describe, quiet_libraries
@@ -31,6 +31,7 @@ from lmoe.run.provenance import changed_since, provenance
 from lmoe.run.records import write_records
 from lmoe.run.run_end import logged_to_the_end, run_end
 from lmoe.run.trainer import build_trainer, extra_callbacks
+from lmoe.run.verb_call import Wording, resuming
 from lmoe.training.callbacks.collapse_watch import CollapseWatch
 from lmoe.training.callbacks.ended_early import EndedEarly
 from lmoe.training.callbacks.finite_steps import FiniteSteps
@@ -59,6 +60,7 @@ def train(
     *,
     writes: bool,
     objective: Objective | None = None,
+    wording: Wording = str,
 ) -> None:
     """Train, write the adapter and the report, print the table.
 
@@ -70,6 +72,7 @@ def train(
         signals: those that end the run; they wait for a safe place while it trains.
         writes: whether this process writes for all of the run, and has claimed its folder.
         objective: in place of the one that task.name chooses.
+        wording: how commands are said that go on from here or use what was trained.
 
     Raises:
         LmoeError: anything that the user can mend.
@@ -95,7 +98,7 @@ def train(
     line.done = 0 if found is None else found.step
     if isinstance(parts.prepared.train, RowStream):
         parts.prepared.train.say = line.say
-    with logged_to_the_end(loggers, run_dir, console, line, verb="train"):
+    with logged_to_the_end(loggers, console, line, resume_command=wording(resuming("train", run_dir))):
         with line:
             validation = Validation(config.trainer.val_every_n_steps, line.say, config.analysis.permutations, signals)
             watch = collapse_watch(parts, line, loggers)
@@ -130,10 +133,11 @@ def train(
                 line.say(f"silencing {config.analysis.knock_out} one at a time")
                 validation.knock_out(trainer, parts.module, config.analysis.knock_out)
         seconds, ended = time.monotonic() - started, run_end(trainer)
-        finish(parts, run_dir, trainer, validation.results, watch.messages, seconds, console, ended=ended)
+        results, collapsed = validation.results, watch.messages
+        finish(parts, run_dir, trainer, results, collapsed, seconds, console, ended=ended, wording=wording)
 
 
-def begin(parts: Parts, run_dir: Path, overrides: list[str], found: Found | None, console: Console) -> str:
+def begin(parts: Parts, run_dir: Path, overrides: list[str], found: FoundCheckpoint | None, console: Console) -> str:
     """Write what a run leaves at its start, and say what is about to happen.
 
     Returns:
@@ -157,7 +161,7 @@ def begin(parts: Parts, run_dir: Path, overrides: list[str], found: Found | None
     return run_id
 
 
-def check_fit(parts: Parts, found: Found, folder: Path, run_id: str | None) -> None:
+def check_fit(parts: Parts, found: FoundCheckpoint, folder: Path, run_id: str | None) -> None:
     """Refuse a checkpoint that does not fit the run that goes on from it.
 
     Raises:
@@ -166,7 +170,9 @@ def check_fit(parts: Parts, found: Found, folder: Path, run_id: str | None) -> N
     try:
         parts.module.restore_phase(torch.load(found.path, weights_only=True, mmap=True, map_location="cpu"))
     except CheckpointError as error:
-        raise CheckpointError(f"{found.path}: {error}. {offer(folder, run_id, without=found.path.name)}") from None
+        raise CheckpointError(
+            f"{found.path}: {error}. {whole_checkpoint(folder, run_id, without=found.path.name)}"
+        ) from None
 
 
 def ending_rules(config: RunConfig) -> str:

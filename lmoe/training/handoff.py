@@ -13,7 +13,7 @@ from lmoe.vocabulary import Curve, Role
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Handoff:
-    """Of one phase.
+    """How low-rank branches fade in one phase.
 
     Args:
         role: whose branches fade.

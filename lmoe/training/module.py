@@ -13,7 +13,7 @@ from lmoe.errors import CheckpointError
 from lmoe.files.wording import quoted
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.kept import wholly_kept
-from lmoe.injection.record import injected, tell_of_experts
+from lmoe.injection.record import injected, record_expert_names
 from lmoe.injection.roles import adapter_buffers, adapter_parameters, parameter_layers, parameter_roles
 from lmoe.metrics.language import DomainLoss
 from lmoe.metrics.routing import RoutingStats
@@ -36,8 +36,8 @@ class AdapterModule(LightningModule):
     """Trains the adapters and routers of an injected model.
 
     `step_routing` and `recent_routing` gather the routing of finished steps; the callbacks that read them reset them.
-    `step_record` is that of the optimizer step under way, or of the last one; `begun` holds the first steps of phases
-    that waited for a plateau.
+    `step_record` is that of the optimizer step under way, or of the last one; `plateau_starts` holds the first steps of
+    phases that waited for a plateau.
 
     Args:
         model: an injected causal language model.
@@ -69,7 +69,7 @@ class AdapterModule(LightningModule):
         self.recent_routing = RoutingStats(experts, domains)
         self.step_record = StepRecord()
         self.auxiliary = Auxiliary(model, self.over_ranks)
-        self.begun: dict[str, int] = {}
+        self.plateau_starts: dict[str, int] = {}
         self.phase = 0
         self.set_phase(0)
         self.train()  # NOTE Lightning keeps the mode it finds, and a loaded backbone comes in evaluation mode
@@ -85,10 +85,10 @@ class AdapterModule(LightningModule):
         """The phase that trains now."""
         return self.schedule[self.phase]
 
-    def begin(self, starts: dict[str, int]) -> None:
-        """Phases that waited for a plateau start at steps by name; the switch itself follows before that step."""
-        self.begun = {**self.begun, **starts}
-        self.schedule = self.schedule.begun_at(self.begun)
+    def begin_phases(self, starts: dict[str, int]) -> None:
+        """Let phases that waited for a plateau start at steps by name; the switch itself follows before that step."""
+        self.plateau_starts = {**self.plateau_starts, **starts}
+        self.schedule = self.schedule.begun_at(self.plateau_starts)
 
     def set_phase(self, index: int) -> None:
         """Train the roles of a phase and freeze the rest; NOTE a stale .grad would still count when clipping."""
@@ -189,7 +189,7 @@ class AdapterModule(LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
         checkpoint["lmoe_base"] = injected(self.model).fingerprint
         checkpoint["lmoe_phase"] = self.current.name
-        checkpoint["lmoe_begun"] = self.begun
+        checkpoint["lmoe_begun"] = self.plateau_starts
         record = injected(self.model)
         checkpoint["lmoe_experts"] = {"names": list(record.expert_names), "kept": record.kept_experts}
         last = max(checkpoint["global_step"] - 1, 0)
@@ -238,9 +238,9 @@ class AdapterModule(LightningModule):
                 "the checkpoint was trained on another backbone (fingerprint "
                 f"{checkpoint.get('lmoe_base')}, not {base})"
             )
-        self.begin(checkpoint["lmoe_begun"])
+        self.begin_phases(checkpoint["lmoe_begun"])
         experts = checkpoint["lmoe_experts"]
-        tell_of_experts(self.model, experts["names"], experts["kept"])  # what is kept does not train
+        record_expert_names(self.model, experts["names"], experts["kept"])  # what is kept does not train
         names, phase = [phase.name for phase in self.schedule.phases], checkpoint.get("lmoe_phase")
         if phase not in names:
             raise CheckpointError(f"the checkpoint is in phase {quoted(phase)}; this run has {names}")

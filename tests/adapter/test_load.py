@@ -52,7 +52,7 @@ def test_base_model_takes_the_place_of_the_recorded_base(trained, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(trained.base, moved)
     gone = edited(trained.adapter, tmp_path / "adapter", lambda c: c["base_model"].update(name="/gone", revision="v9"))
-    with pytest.raises(BackboneError, match="backbone.model_name=/gone: no such model directory"):
+    with pytest.raises(BackboneError, match="^/gone: no such model directory"):
         lmoe.load(gone)
     model, _ = lmoe.load(gone, base_model=str(moved))
     assert torch.equal(model(tokens()).logits, trained.model.eval()(tokens()).logits)

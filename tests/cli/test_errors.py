@@ -14,7 +14,7 @@ import lmoe
 from lmoe.cli.errors import BLEND_FLAGS, with_flags, with_keys
 from lmoe.cli.main import app
 from lmoe.config.evaluate import EvaluateSettings
-from lmoe.errors import BlendError, ConfigError, LmoeError
+from lmoe.errors import BlendError, ConfigError, LmoeError, keys_renamed
 from lmoe.evaluate.evaluate import evaluate
 from lmoe.export.export import export_merged
 from lmoe.generate.speaker import trained
@@ -26,8 +26,7 @@ OF_OTHER_TOOLS = {
     "run/devices.py": {"--nnodes", "--nproc-per-node", "--nodes", "--ntasks", "--ntasks-per-node"},  # torchrun, SLURM
     "run/provenance.py": {"--porcelain"},  # of git
 }
-COMMANDS = "run/next_commands.py"
-"""Writes whole commands for the shell, which is all it does."""
+COMMAND = re.compile(r"\blmoe [a-z]+\b|\blmoe $|\bpython train\.py\b")
 
 
 @cache
@@ -57,10 +56,23 @@ def test_no_text_below_the_command_line_names_a_flag():
     files = set()
     for name, text, _ in texts_below_the_command_line():
         files.add(name)
-        if name != COMMANDS and (flags := set(FLAG.findall(text))):
+        if flags := set(FLAG.findall(text)):
             found[name] = found.get(name, set()) | flags
     assert len(files) > 150
     assert found == OF_OTHER_TOOLS
+
+
+def test_no_message_below_the_command_line_names_a_verb():
+    """Docstrings may: they say what a thing is for."""
+    verbs = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    assert len(verbs) > 7
+    found = {
+        f"{name}: {command}"
+        for name, text, is_docstring in texts_below_the_command_line()
+        for command in COMMAND.findall(text)
+        if not is_docstring and command.removeprefix("lmoe ") in {*verbs, "", "python train.py"}
+    }
+    assert found == set()
 
 
 def test_every_name_that_is_said_as_a_flag_is_one_of_a_message_and_every_flag_is_one_of_a_verb():
@@ -119,6 +131,36 @@ def test_a_call_names_its_argument_and_the_verb_its_flag(restored, own_run, call
     done = CliRunner().invoke(app, [*arguments, "--checkpoint", str(own_run)])
     assert done.exit_code == 1
     assert flag in done.output and "`" not in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("generate", "--prompt", "a", "--model", "./nowhere"), "--model ./nowhere: no such model directory"),
+        (("chat", "--model", "./nowhere"), "--model ./nowhere: no such model directory"),
+        (("export", "--output", "out", "--model", "./nowhere", "--experts", "a=b"), "--model ./nowhere: no such model"),
+        (("chat", "--checkpoint", "RUN", "--base-model", "./nowhere"), "--base-model ./nowhere: no such model"),
+        (("evaluate", "--checkpoint", "RUN", "--base-model", "./nowhere"), "--base-model ./nowhere: no such model"),
+        (("export", "--checkpoint", "RUN", "--output", "out", "--base-model", "./nowhere"), "--base-model ./nowhere"),
+        (
+            ("evaluate", "--checkpoint", "RUN", "--chat-template", "./nowhere"),
+            "--chat-template nowhere: cannot be read",
+        ),
+    ],
+)
+def test_a_flag_that_stands_for_a_key_is_named_and_not_the_key(restored, own_run, arguments, named):
+    done = CliRunner().invoke(app, [str(own_run) if word == "RUN" else word for word in arguments])
+    assert done.exit_code == 1
+    assert named in done.output
+    assert "backbone." not in done.output and "data." not in done.output
+
+
+def test_a_renamed_error_stays_what_it_was():
+    with pytest.raises(ConfigError) as caught, keys_renamed({"data.path": "`data`"}):
+        raise ConfigError(["data.path=x: gone", "data.path_x and my.data.path stay"])
+    assert caught.value.problems == ["`data`=x: gone", "data.path_x and my.data.path stay"]
+    with pytest.raises(BlendError, match="^--model=x"), keys_renamed({"backbone.model_name": "--model"}):
+        raise BlendError("backbone.model_name=x")
 
 
 def test_arguments_of_a_blend_have_flags_of_their_own():

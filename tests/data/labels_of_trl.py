@@ -6,10 +6,11 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from lmoe.data.account import Account
 from lmoe.data.encode import Encoder
 from lmoe.data.row import Row
 from lmoe.data.template import GENERATION, ChatTemplate
-from lmoe.errors import DataError
+from lmoe.errors import LmoeError
 from tests.data.public_templates import AXOLOTL, LONGEST, ROWS, TRL
 from tests.public_packages import TOKENIZERS, public_folder
 
@@ -99,11 +100,10 @@ def compared() -> list[Compared]:
 
 def our_labels(encoder: Encoder, row: Row) -> tuple[list[int], list[bool]] | None:
     """Tokens and labels; None for a row that is refused."""
-    try:
-        [(ids, labels)] = encoder._tokenised([row])
-    except DataError:
+    [found] = encoder.tokenise([row], Account())
+    if isinstance(found, LmoeError):
         return None
-    return ids, labels.tolist()
+    return found.input_ids.tolist(), found.is_label.tolist()
 
 
 def trl_labels(tokenizer, row: Row) -> tuple[list[int], list[bool]] | None:

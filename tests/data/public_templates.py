@@ -8,10 +8,11 @@ from pathlib import Path
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from lmoe.data.account import Account
 from lmoe.data.encode import Encoder
 from lmoe.data.row import Message, Row
 from lmoe.data.template import ChatTemplate
-from lmoe.errors import DataError
+from lmoe.errors import DataError, LmoeError
 from tests.public_packages import public_folder
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"
@@ -209,10 +210,13 @@ def outcome_of(tokenizer: PreTrainedTokenizerFast, sample: Row) -> Outcome:
     """
     template = ChatTemplate.of(tokenizer)
     rendered = template.render(sample)
-    [(ids, labels)] = Encoder(tokenizer, template, LONGEST)._tokenised([sample])
+    [found] = Encoder(tokenizer, template, LONGEST).tokenise([sample], Account())
+    if isinstance(found, LmoeError):
+        raise found
+    labelled = zip(found.is_label.tolist(), found.input_ids.tolist(), strict=True)
     pieces = [
         (is_learnt, tokenizer.decode([token for _, token in pairs]))
-        for is_learnt, pairs in groupby(zip(labels.tolist(), ids, strict=True), key=lambda pair: pair[0])
+        for is_learnt, pairs in groupby(labelled, key=lambda pair: pair[0])
     ]
     return Outcome(pieces, rendered.endless, rendered.shortened)
 

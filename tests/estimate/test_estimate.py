@@ -7,7 +7,7 @@ import torch
 
 from lmoe.backbones.load import bare_model, load_model
 from lmoe.config.run import RunConfig
-from lmoe.estimate.cost import StepCost, duration
+from lmoe.estimate.cost import StepCost, rough_duration
 from lmoe.estimate.estimate import estimate, estimate_model
 from lmoe.estimate.preflight import try_step
 from lmoe.ops.labels import IGNORE
@@ -143,4 +143,4 @@ def test_an_estimate_of_no_model_is_one_message(train, tmp_path):
 
 @pytest.mark.parametrize(("seconds", "said"), [(0.005, "5.00 ms"), (0.5, "500 ms"), (90, "1.5 min"), (2e5, "2.3 days")])
 def test_a_duration_is_in_the_unit_that_reads_best(seconds, said):
-    assert duration(seconds) == said
+    assert rough_duration(seconds) == said

@@ -16,7 +16,7 @@ from lmoe.config.moe import RouterKind
 from lmoe.errors import RoutingError
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
-from lmoe.layers.same_call import CHECKPOINT
+from lmoe.layers.checkpoint_in_context import CHECKPOINT
 from tests.injection.tiny_injected import DOMAINS, ROUTERS, gradients, randomly, tiny_injected
 from tests.tiny_models import tiny_model, tokens
 

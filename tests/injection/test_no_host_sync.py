@@ -86,15 +86,15 @@ def test_loads_and_activity_of_the_trace_read_nothing_back(router):
 
 
 def test_a_packed_row_of_the_sequence_router_reads_nothing_back():
-    from lmoe.layers.context import Rows
+    from lmoe.layers.context import PromptRows
 
     model, ids = tiny_injected("sequence").train(), tokens(1, 8)
     prompt = torch.zeros(1, 2, 8, dtype=torch.bool)
     prompt[0, 0, :2], prompt[0, 1, 4:6] = True, True
-    rows = Rows(prompt, torch.tensor([[0] * 4 + [1] * 4]))
+    rows = PromptRows(prompt, torch.tensor([[0] * 4 + [1] * 4]))
     with (
         NoHostSync(),
         lmoe.trace(model, attention_mask=torch.ones_like(ids)) as trace,
-        injected(model).context.about(rows=rows),
+        injected(model).context.with_batch_info(rows=rows),
     ):
         (model(input_ids=ids, labels=ids).loss + trace.auxiliary_loss()).backward()

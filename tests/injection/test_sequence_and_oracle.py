@@ -11,7 +11,7 @@ from lmoe.errors import ConfigError, RoutingError
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain
-from lmoe.layers.context import Rows
+from lmoe.layers.context import PromptRows
 from tests.injection.tiny_injected import DOMAINS, tiny_injected
 from tests.tiny_models import tiny_model, tokens
 
@@ -83,7 +83,7 @@ def test_packed_rows_route_and_answer_like_separate_rows(scope):
     with (
         torch.no_grad(),
         lmoe.trace(model, attention_mask=torch.ones_like(packed)) as trace,
-        injected(model).context.about(rows=Rows(prompt, row_ids)),
+        injected(model).context.with_batch_info(rows=PromptRows(prompt, row_ids)),
     ):
         together = model(
             input_ids=packed, attention_mask=apart[None, None], position_ids=place_in_row(row_ids)[None]
@@ -278,6 +278,6 @@ def test_domain_ids_of_a_batch_go_by_their_names_whatever_the_order_of_the_exper
     batch = {"domain_ids": torch.tensor([[0, 0], [1, 1]])}
     for names, experts in ((DOMAINS, [0, 1]), (DOMAINS[::-1], [1, 0])):
         with batch_info(record, batch, names):
-            assert record.context.known.expert_of_token[:, 0].tolist() == experts
+            assert record.context.batch_info.expert_of_token[:, 0].tolist() == experts
     with pytest.raises(RoutingError, match="no expert for the domain 'law'"):
         batch_info(record, batch, ["maths", "law"])

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lmoe.layers.context import Rows
+from lmoe.layers.context import PromptRows
 from lmoe.layers.routers import LinearRouter, Router, router_class
 from lmoe.ops.gating import Gate
 from lmoe.rules import routers as rules
@@ -42,14 +42,14 @@ def scales(router: str) -> list[str]:
     return [scale.value for scale in rules.ROUTERS[RouterKind(router)].scales or (MixtureScale.sum_to_one,)]
 
 
-def told(router: Router, x: Tensor, valid: Tensor, *, seed: int = 0) -> dict[str, Any]:
+def info_for_router(router: Router, x: Tensor, valid: Tensor, *, seed: int = 0) -> dict[str, Any]:
     """What the router must be told of these tokens beside them: prompts, or domains."""
     generator = torch.Generator().manual_seed(seed)
     needs = next(rules.ROUTERS[kind].needs for kind in rules.ROUTERS if type(router) is router_class(kind))
     if needs is Need.prompt:
         prompt = (torch.rand(x.shape[:2], generator=generator) < 0.6) & valid
         prompt[:, :1] = True  # without a prompt all logits are 0, and the choice is a tie
-        return {"rows": Rows.single(prompt)}
+        return {"rows": PromptRows.single(prompt)}
     if needs is Need.domain:
         return {"expert_of_token": torch.randint(router.settings.num_experts, x.shape[:-1], generator=generator)}
     return {}
@@ -57,7 +57,7 @@ def told(router: Router, x: Tensor, valid: Tensor, *, seed: int = 0) -> dict[str
 
 def known(router: Router, x: Tensor, valid: Tensor) -> AbstractContextManager[None]:
     """Forwards inside the block know it."""
-    return router.context.about(**told(router, x, valid))
+    return router.context.with_batch_info(**info_for_router(router, x, valid))
 
 
 def loop_choices(

@@ -9,11 +9,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lmoe.errors import RoutingError
-from lmoe.layers.context import Rows
+from lmoe.layers.context import PromptRows
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.stacked import add_stacked, stacked_delta
 from lmoe.rules.routers import ExpertsPerToken, Need
-from tests.layers.loop_routing import CAN_BIAS, CAN_GROUP, ROUTERS, WITH_LOGITS, known, loop_choices, scales, told
+from tests.layers.loop_routing import (
+    CAN_BIAS,
+    CAN_GROUP,
+    ROUTERS,
+    WITH_LOGITS,
+    info_for_router,
+    known,
+    loop_choices,
+    scales,
+)
 from tests.layers.small_site import D, O, Site, router_of, trained
 from tests.reference import dumb, dumb_gates, dumb_layer
 
@@ -90,8 +99,8 @@ def test_outputs_losses_and_all_gradients_equal_the_loop(router, data, lead, mas
     valid = torch.ones(lead, dtype=torch.bool)
     if masked and valid.numel() > 1:
         valid.view(-1)[-1] = False
-    trace, facts = router_of(site).trace, told(router_of(site), x, valid, seed=made.seed)
-    with router_of(site).context.about(**facts), trace.recording(valid):
+    trace, facts = router_of(site).trace, info_for_router(router_of(site), x, valid, seed=made.seed)
+    with router_of(site).context.with_batch_info(**facts), trace.recording(valid):
         y = site(x)
     z, choices = loop_choices(made, router_of(site), x, facts)
     expected = loop_output(made, site, x, choices)
@@ -174,7 +183,10 @@ def test_padding_changes_nothing_at_valid_tokens_nor_in_losses(router, balance):
     seen = []
     for tokens, keep, ids in ((x, valid, experts), (padded, mask, more)):
         leaf = tokens.clone().requires_grad_()
-        with context.about(rows=Rows.single(keep), expert_of_token=ids), router_of(site).trace.recording(keep) as trace:
+        with (
+            context.with_batch_info(rows=PromptRows.single(keep), expert_of_token=ids),
+            router_of(site).trace.recording(keep) as trace,
+        ):
             y = site(leaf)
         loss = y[:, :3].square().sum() + trace.auxiliary_loss()
         grads = torch.autograd.grad(loss, [leaf, *trained(site).values()], allow_unused=True, materialize_grads=True)

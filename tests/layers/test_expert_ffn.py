@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
-from lmoe.layers.context import Rows
+from lmoe.layers.context import PromptRows
 from lmoe.layers.expert_ffn import ExpertFFN
-from tests.layers.loop_routing import ROUTERS, known, loop_choices, scales, told
+from tests.layers.loop_routing import ROUTERS, info_for_router, known, loop_choices, scales
 from tests.layers.small_ffn import KINDS, SCALING, make, trained, whole_experts
 from tests.layers.small_site import D, Site
 from tests.reference import dumb_experts
@@ -75,8 +75,8 @@ def test_outputs_and_all_gradients_equal_the_loop_over_whole_experts(router, sca
             with torch.no_grad():
                 for parameter in ffn.base_copies.parameters():
                     parameter.add_(0.3 * torch.randn_like(parameter))
-        facts = told(ffn.router, x, valid)
-        with ffn.router.context.about(**facts):
+        facts = info_for_router(ffn.router, x, valid)
+        with ffn.router.context.with_batch_info(**facts):
             agree(ffn(x), loop(made, ffn, x, facts), {"x": x, **trained(ffn)})
 
 
@@ -211,7 +211,7 @@ def test_an_optimizer_step_on_the_copies_moves_those_of_experts_with_tokens_and_
     block = {name: values.clone() for name, values in ffn.base_layer.state_dict().items()}
     before = {name: values.detach().clone() for name, values in ffn.base_copies.named_parameters()}
     x, _ = batch()
-    with ffn.router.context.about(expert_of_token=torch.full((2, 3), 2)):
+    with ffn.router.context.with_batch_info(expert_of_token=torch.full((2, 3), 2)):
         ffn(x).square().sum().backward()
     torch.optim.SGD(ffn.base_copies.parameters(), lr=0.1).step()
     assert len(before) == 3
@@ -364,8 +364,8 @@ def test_neither_input_nor_parameters_are_edited_in_place(kind, training):
 
 def test_one_decision_a_prompt_sends_all_its_tokens_to_the_same_experts():
     ffn, (x, valid) = make(Site(router="sequence", experts=4)), batch()
-    rows = Rows.single(torch.tensor([[True, True, False]] * 2))
-    with ffn.router.context.about(rows=rows), ffn.router.trace.recording(valid) as trace:
+    rows = PromptRows.single(torch.tensor([[True, True, False]] * 2))
+    with ffn.router.context.with_batch_info(rows=rows), ffn.router.trace.recording(valid) as trace:
         ffn(x)
     chosen = trace.routing["site"].expert_indices
     assert chosen.shape == (2, 3, 2)

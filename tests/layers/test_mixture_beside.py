@@ -11,7 +11,7 @@ from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.layers.mixture_lora_linear import MixtureBeside, MixtureSettings
 from lmoe.vocabulary import Backend, Mixing
-from tests.layers.loop_routing import ROUTERS, known, loop_choices, scales, told
+from tests.layers.loop_routing import ROUTERS, info_for_router, known, loop_choices, scales
 from tests.layers.small_site import D, Site
 from tests.reference import dumb_layer
 from tests.tiny_models import randomise, tiny_model, tokens
@@ -67,8 +67,8 @@ def loop(site: MixtureBeside, x: Tensor, weights: list[list[Tensor]], mixing: st
 def test_outputs_and_gradients_equal_the_block_plus_the_loop(router, as_tuple):
     made = Site(router=router, scale="raw" if "raw" in scales(router) else "sum_to_one")
     site, x = make(made, as_tuple=as_tuple), torch.randn(2, 3, D, requires_grad=True)
-    facts = told(site.router, x, torch.ones(2, 3, dtype=torch.bool))
-    with site.router.context.about(**facts):
+    facts = info_for_router(site.router, x, torch.ones(2, 3, dtype=torch.bool))
+    with site.router.context.with_batch_info(**facts):
         output, own = site(x), site.base_layer(x)
     _, choices = loop_choices(made, site.router, x, facts)
     beside = loop(site, x, [choice.weights for choice in choices])

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmoe.layers.context import Rows
+from lmoe.layers.context import PromptRows
 from lmoe.rules.routers import ExpertsPerToken
 from tests.layers.loop_routing import CAN_BIAS, WITH_LOGITS, WITH_TEMPERATURE
 from tests.layers.small_site import D, Site
@@ -14,7 +14,7 @@ from tests.layers.small_site import D, Site
 def routed(router, x, *, seed=3):
     """Its routing of rows whose tokens are all prompt."""
     torch.manual_seed(seed)
-    with router.context.about(rows=Rows.single(torch.ones(x.shape[:2], dtype=torch.bool))):
+    with router.context.with_batch_info(rows=PromptRows.single(torch.ones(x.shape[:2], dtype=torch.bool))):
         return router(x)
 
 

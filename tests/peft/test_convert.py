@@ -102,7 +102,7 @@ def test_what_an_adapter_cannot_hold_is_refused_by_name(trained, tmp_path, chang
 
 def test_a_base_that_is_not_there_is_named_with_the_config_that_names_it(trained, tmp_path):
     run = run_directory(tmp_path / "run", mixture(trained.base), trained.base, model_name="./gone")
-    with pytest.raises(BackboneError, match=r"=\./gone: no such .*run/resolved_config\.json names; `base_model`"):
+    with pytest.raises(BackboneError, match=r"^\./gone: no such .*run/resolved_config\.json names; `base_model`"):
         convert_eulerforge(run, tmp_path / "out")
 
 

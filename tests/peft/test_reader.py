@@ -271,7 +271,7 @@ def test_lmoe_adapters_say_which_base_they_are_for_and_only_dense_lora_is_an_exp
     mixture, dora = tiny_model(), tiny_model()
     lmoe.inject(mixture)
     lmoe.save(mixture, tmp_path / "mixture")
-    refused(tmp_path / "mixture", "injection=mixture_lora chooses its experts by itself; lmoe.load runs it")
+    refused(tmp_path / "mixture", "injection=mixture_lora chooses its experts by itself; `lmoe.load` runs it")
     lmoe.inject(dora, injection={"strategy": "dense_lora", "attn_lora": {"use_dora": True}})
     lmoe.save(dora, tmp_path / "dora")
     refused(tmp_path / "dora", "DoRA rescales the frozen weight; train with use_dora=false")

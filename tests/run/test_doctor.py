@@ -10,7 +10,7 @@ import torch
 
 from lmoe.files.resources import resource_dir
 from lmoe.run import doctor
-from lmoe.run.findings import Finding, State, asked
+from lmoe.run.findings import Finding, State, findings_of
 from lmoe.run.hardware import gpus
 
 
@@ -23,10 +23,10 @@ def test_a_probe_that_fails_says_why_after_what_it_had_found():
         yield Finding(section="s", name="first", value="1")
         raise OSError("no such disk\nline two")
 
-    first, second = asked("s", "second", probe)
+    first, second = findings_of("s", "second", probe)
     assert (first.value, first.state) == ("1", State.fine)
     assert (second.value, second.state) == ("cannot be found out: OSError: no such disk", State.unknown)
-    _, needed = asked("s", "second", probe, cure="buy one")
+    _, needed = findings_of("s", "second", probe, cure="buy one")
     assert (needed.value, needed.state, needed.advice) == ("fails: OSError: no such disk", State.broken, "buy one")
 
 
@@ -61,7 +61,7 @@ def test_files_that_are_missing_or_torn_are_named_with_how_to_get_them_back(monk
     found = by_name(doctor.shipped_files)
     assert {finding.state for finding in found.values()} == {State.broken}
     assert found["conf"].advice.endswith("git restore conf")
-    (torn,) = asked("s", "base", doctor.base, cure="again")
+    (torn,) = findings_of("s", "base", doctor.base, cure="again")
     assert torn.state is State.broken
     assert "config.json" in torn.value
     assert "malformed JSON" in torn.value

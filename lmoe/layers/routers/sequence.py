@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe.errors import RoutingError
-from lmoe.layers.context import PromptDecisions, RoutingContext, Rows, RunningForward
+from lmoe.layers.context import PromptDecisions, PromptRows, RoutingContext, RunningForward
 from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, keep_with
 from lmoe.layers.routers.token import TopKRouter
 from lmoe.layers.trace import Routing
@@ -31,9 +31,9 @@ class SequenceRouter(TopKRouter):
             raise RoutingError(
                 f"moe.router=sequence needs (B, T, D) hidden states at {self.site}, got {tuple(x.shape)}"
             )
-        forward = self.context.running(training=self.training)
-        if forward is not None and forward.kept is not None:
-            logits, gate = self._decided(forward.kept, x.shape[0])
+        forward = self.context.current_forward(training=self.training)
+        if forward is not None and forward.cached is not None:
+            logits, gate = self._cached_decision(forward.cached, x.shape[0])
             row_ids = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
         else:
             rows = self.context.rows(training=self.training)
@@ -46,25 +46,25 @@ class SequenceRouter(TopKRouter):
             gate = self.gate(self.perturbed(logits, x))
             row_ids = rows.row_ids
             if forward is not None and not self.training and rows.prompt.shape[1] == 1:
-                forward.made.sites[self.site] = (logits.detach(), _map(gate, Tensor.detach))
+                forward.new.sites[self.site] = (logits.detach(), _map(gate, Tensor.detach))
         spread = row_ids.unsqueeze(-1)
         return Routing.of(_of_row(logits, spread), _map(gate, lambda values: _of_row(values, spread)))
 
     def reads_every_token(self) -> bool:
         return False
 
-    def _decided(self, kept: PromptDecisions, batch: int) -> tuple[Tensor, Gate]:
-        decided = kept.sites.get(self.site)
-        if decided is None or decided[0].shape[0] != batch or not self._is_mine(kept):
+    def _cached_decision(self, cached: PromptDecisions, batch: int) -> tuple[Tensor, Gate]:
+        decided = cached.sites.get(self.site)
+        if decided is None or decided[0].shape[0] != batch or not self._is_of_this_model(cached):
             raise RoutingError(
                 f"moe.router=sequence has no decision for these {batch} sequences at {self.site}: the KV cache must "
                 "have been filled by a forward of the same sequences through this model, with the same experts"
             )
         return decided
 
-    def _is_mine(self, kept: PromptDecisions) -> bool:
+    def _is_of_this_model(self, cached: PromptDecisions) -> bool:
         """Whether routers of this model, or of a copy, have decided with the experts that are there now."""
-        return kept.masked == self.context.masked and kept.model_id == self.context.model_id
+        return cached.masked == self.context.masked and cached.model_id == self.context.model_id
 
 
 class PromptReader:
@@ -90,14 +90,15 @@ class PromptReader:
             RoutingError: the prompts of these inputs cannot be told.
         """
         context, inputs = self.context, ForwardInputs.of(model, args, kwargs)
-        context.forget_before()
-        made, cached = PromptDecisions(masked=context.masked, model_id=context.model_id), inputs.cached_tokens
-        if inputs.cache is not None and cached:
-            kept = decision_in(inputs.cache, cached)
-            kept = kept if isinstance(kept, PromptDecisions) else PromptDecisions()
-            context.begin(RunningForward(None, kept, made), training=model.training)
+        context.forget_last_batch_info()
+        new = PromptDecisions(masked=context.masked, model_id=context.model_id)
+        cached_tokens = inputs.cached_tokens
+        if inputs.cache is not None and cached_tokens:
+            cached = decision_in(inputs.cache, cached_tokens)
+            cached = cached if isinstance(cached, PromptDecisions) else PromptDecisions()
+            context.begin_forward(RunningForward(None, cached, new), training=model.training)
             return
-        rows = context.known.rows
+        rows = context.batch_info.rows
         if rows is None and inputs.tokens is not None:
             if inputs.flattened:
                 raise RoutingError(
@@ -107,16 +108,16 @@ class PromptReader:
             prompt = inputs.prompt(context.prompt.get())
             if inputs.labels is not None:
                 prompt = prompt & before_labels(inputs.labels)
-            rows = Rows.single(prompt)
-        context.begin(RunningForward(rows, None, made), training=model.training)
+            rows = PromptRows.single(prompt)
+        context.begin_forward(RunningForward(rows, None, new), training=model.training)
 
     def end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """A forward hook of the whole model, called also after a forward that failed."""
-        forward = self.context.end()
+        forward = self.context.end_forward()
         cache = cache_of(output)
-        if forward is not None and forward.kept is None and forward.made.sites and cache is not None:
+        if forward is not None and forward.cached is None and forward.new.sites and cache is not None:
             inputs = ForwardInputs.of(model, args, kwargs)
-            keep_with(cache, forward.made, inputs.prompt_length(self.context.prompt.get()))
+            keep_with(cache, forward.new, inputs.prompt_length(self.context.prompt.get()))
 
 
 def before_labels(labels: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ class PhaseSwitch(Callback):
         if phase == pl_module.phase:
             return
         if pl_module.schedule[phase].waits_for is not None:  # it has waited to the end
-            pl_module.begin({pl_module.schedule[phase].name: pl_module.schedule[phase].start})
+            pl_module.begin_phases({pl_module.schedule[phase].name: pl_module.schedule[phase].start})
         pl_module.set_phase(phase)
         strategy = trainer.strategy
         if isinstance(strategy.model, DistributedDataParallel):  # its reducer was made for the old phase's parameters

@@ -60,7 +60,7 @@ class PlateauStart(StepCallback):
         step = trainer.global_step
         if self._bad >= plateau.patience and pl_module.current.start < step < following.start:
             current = pl_module.current
-            pl_module.begin({following.name: step})
+            pl_module.begin_phases({following.name: step})
             if (handoff := current.handoff) is not None and (done := step - current.start) < handoff.steps:
                 self.say(
                     f"phase {current.name} ends after {done} of the {handoff.steps} steps of its handoff: the scale "

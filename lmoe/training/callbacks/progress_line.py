@@ -12,7 +12,7 @@ PLAIN_EVERY_SECONDS = 10.0
 
 
 class ProgressLine:
-    """Told of every optimizer step.
+    """Shows where the run is; `step` is called after every optimizer step.
 
     Args:
         max_steps: length of the run; `done` are those of which it was told.

@@ -6,12 +6,13 @@ import pytest
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
+from lmoe.cli.commands import shell_command
 from lmoe.cli.main import app
 from lmoe.data.encode import Encoder
 from lmoe.data.row import Row
 from lmoe.data.template import ChatTemplate
 from lmoe.report.summary import FINISHED
-from lmoe.run.next_commands import export_format, next_commands, short_prompt
+from lmoe.run.next_calls import export_format, next_calls, short_prompt
 from tests.data.templates import QWEN_STYLE, WITHOUT_GENERATION
 
 
@@ -58,12 +59,12 @@ def test_only_a_format_that_holds_all_that_was_trained_is_offered(micro, overrid
     assert export_format(micro.parts(*overrides)) == expected
 
 
-def test_the_commands_run_as_they_are(restored, micro, own_run):
+def test_each_is_a_command_that_runs_as_it_is(restored, micro, own_run):
     parts = micro.parts("moe=oracle", "injection.num_experts=3", "phase=joint")
-    (oracle, *_) = next_commands(parts, own_run, FINISHED, goes_on=False)
-    assert "--domain code --prompt" in oracle
-    for command in next_commands(micro.parts(), own_run, FINISHED, goes_on=False):
-        program, *arguments = shlex.split(command)
+    (oracle, *_) = next_calls(parts, own_run, FINISHED, can_resume=False)
+    assert list(oracle.settings) == ["checkpoint", "domain", "prompt"] and oracle.settings["domain"] == "code"
+    for call in next_calls(micro.parts(), own_run, FINISHED, can_resume=False):
+        program, *arguments = shlex.split(shell_command(call))
         assert program == "lmoe"
         short = ["--max-new-tokens", "2"] if arguments[0] == "generate" else []
         done = CliRunner().invoke(app, [*arguments, *short])

@@ -8,7 +8,7 @@ from torch import nn
 from lmoe.errors import InjectionError
 
 
-class InPlaceOf:
+class MethodReplacement:
     """A callable that lies on a model under the name of a method, which it calls; copied and pickled with the model.
 
     The reference is weak: a strong one would keep a model's memory until the garbage collector comes by.
@@ -54,7 +54,7 @@ class InPlaceOf:
     def detach(cls, model: nn.Module) -> None:
         """Give the model back what was there before; what a user has put over it stays."""
         here = vars(model).get(cls.METHOD)
-        if isinstance(here, InPlaceOf):
+        if isinstance(here, MethodReplacement):
             del vars(model)[cls.METHOD]
             if here._before is not None:
                 setattr(model, cls.METHOD, here._before)

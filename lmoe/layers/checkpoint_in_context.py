@@ -12,8 +12,8 @@ CHECKPOINT = "_gradient_checkpointing_func"
 """Attribute of Transformers' layers: how they are checkpointed, which is set anew whenever that is switched on."""
 
 
-class SameCall:
-    """A function that checkpoints a layer, and lets the second run know what the first one knew.
+class CheckpointInContext:
+    """A function that checkpoints a layer, and lets the second run read the routing context as the first one found it.
 
     So several forwards may come before one backward pass.
 
@@ -28,17 +28,17 @@ class SameCall:
     def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # what is known becomes part of the graph
             return self.checkpoint(layer, *args, **kwargs)
-        call = self.context.call
+        state = self.context.call_state
 
-        def same_call(*inputs: Any, **named: Any) -> Any:
-            with self.context.in_call(call):
+        def layer_in_context(*inputs: Any, **named: Any) -> Any:
+            with self.context.in_call(state):
                 return layer(*inputs, **named)
 
-        return self.checkpoint(same_call, *args, **kwargs)
+        return self.checkpoint(layer_in_context, *args, **kwargs)
 
 
-class SameCalls:
-    """Puts a SameCall in the place of the function with which each layer of a model is checkpointed.
+class ContextForCheckpoints:
+    """Puts a CheckpointInContext in the place of the function with which each layer of a model is checkpointed.
 
     Args:
         context: of the model's routers.
@@ -48,16 +48,16 @@ class SameCalls:
         self.context = context
 
     def attach(self, model: nn.Module) -> None:
-        """Look before each forward of the whole model in training: checkpointing may be switched on at any time."""
-        model.register_forward_pre_hook(self.look)
+        """Wrap before each forward of the whole model in training: checkpointing may be switched on at any time."""
+        model.register_forward_pre_hook(self.wrap_layers)
 
-    def look(self, model: nn.Module, inputs: object) -> None:
-        """A forward pre-hook of the whole model."""
+    def wrap_layers(self, model: nn.Module, inputs: object) -> None:
+        """Wrap the function of each layer that has one and is not wrapped; a forward pre-hook of the whole model."""
         if not model.training or torch.compiler.is_compiling():
             return
         for module in model.modules():
             function = getattr(module, CHECKPOINT, None)
-            if isinstance(function, SameCall):
+            if isinstance(function, CheckpointInContext):
                 function = None if function.context is self.context else function.checkpoint
             if function is not None:
-                setattr(module, CHECKPOINT, SameCall(function, self.context))
+                setattr(module, CHECKPOINT, CheckpointInContext(function, self.context))

@@ -1,6 +1,5 @@
-"""What a user would do after a run: the commands that its last table and its page show."""
+"""What a user would do after a run: the calls that its last table and its page show."""
 
-import shlex
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -9,14 +8,13 @@ from lmoe.data.encoded import EncodedRows
 from lmoe.data.row import Row
 from lmoe.data.template import ChatTemplate
 from lmoe.errors import CheckpointError, DataError
-from lmoe.files.run_folder import resume_setting, run_command
 from lmoe.peft.expert_branches import refuse_what_is_no_branch
 from lmoe.peft.layout import peft_parts
 from lmoe.report.summary import FINISHED
 from lmoe.rules.routers import needs_domain
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.run.loggers import sync_command
 from lmoe.run.parts import Parts
+from lmoe.run.verb_call import VerbCall, resuming
 
 LONGEST, LOOKED_AT = 80, 200
 """Characters of a prompt that is shown, and rows among which it is looked for."""
@@ -24,35 +22,33 @@ MARK = "\ue000\ue001"
 """Stands for what a user says; no text has it."""
 
 
-def next_commands(parts: Parts, run_dir: Path, ended: str, *, goes_on: bool) -> list[str]:
-    """What makes sense now, as a shell takes it.
+def next_calls(parts: Parts, run_dir: Path, ended: str, *, can_resume: bool) -> list[VerbCall]:
+    """What makes sense now.
 
     Args:
         run_dir: as the user would type it.
         ended: why the run ended.
-        goes_on: whether it goes on from here when it is resumed.
+        can_resume: whether it goes on from here when it is resumed.
     """
-    place = shlex.quote(str(run_dir))
-    commands = [run_command("train", resume_setting(run_dir))] if goes_on and ended != FINISHED else []
-    commands += [speak_command(parts, place), f"lmoe evaluate --checkpoint {place} --samples 2"]
+    calls = [resuming("train", run_dir)] if can_resume and ended != FINISHED else []
+    calls += [speak_call(parts, run_dir), VerbCall(verb="evaluate", settings={"checkpoint": run_dir, "samples": 2})]
     if (form := export_format(parts)) is not None:
-        commands.append(f"lmoe export --checkpoint {place} --format {form} --output {place}/{form}")
-    if (sync := sync_command(run_dir)) is not None:
-        commands.append(sync)
-    return commands
+        output = run_dir / form
+        calls.append(VerbCall(verb="export", settings={"checkpoint": run_dir, "format": form, "output": output}))
+    return calls
 
 
-def speak_command(parts: Parts, place: str) -> str:
+def speak_call(parts: Parts, run_dir: Path) -> VerbCall:
     """Answer a prompt of the run's own validation rows; where none is short enough to be shown, talk."""
     template = ChatTemplate.of_data(parts.tokenizer, parts.config.data)
     found = short_prompt(parts.prepared.val, parts.tokenizer, template)
-    by_domain = needs_domain(parts.config.moe)
+    number = 0 if found is None else found[1]
+    settings: dict[str, object] = {"checkpoint": run_dir}
+    if needs_domain(parts.config.moe):
+        settings["domain"] = parts.prepared.domains[number]
     if found is None:
-        command = f"lmoe chat --checkpoint {place}"
-        return f"{command} --domain {shlex.quote(parts.prepared.domains[0])}" if by_domain else command
-    prompt, domain = found
-    of_domain = f" --domain {shlex.quote(parts.prepared.domains[domain])}" if by_domain else ""
-    return f"lmoe generate --checkpoint {place}{of_domain} --prompt {shlex.quote(prompt)}"
+        return VerbCall(verb="chat", settings=settings)
+    return VerbCall(verb="generate", settings=settings | {"prompt": found[0]})
 
 
 def short_prompt(
@@ -81,7 +77,7 @@ def short_prompt(
 
 
 def export_format(parts: Parts) -> str | None:
-    """The format of `lmoe export` that holds all that was trained; None: there is none."""
+    """The format of an export that holds all that was trained; None: there is none."""
     one_by_one = STRATEGIES[parts.config.injection.strategy].adapter_experts
     try:
         refuse_what_is_no_branch(parts.model) if one_by_one else peft_parts(parts.model)
