@@ -8,7 +8,7 @@ import typer
 
 from lmoe.cli.threads import prepare_threads
 from lmoe.config.evaluate import MAX_NEW_TOKENS
-from lmoe.vocabulary import ExportFormat, OnBadRow, Prompts
+from lmoe.vocabulary import ExportFormat, OnBadRow, Prompts, TrainOn
 
 if TYPE_CHECKING:
     from lmoe.cli.speak import SpeakerFlags
@@ -162,6 +162,13 @@ def prepare(
         OnBadRow, typer.Option(help="Rows that cannot be used: end, naming the first five, or leave them out.")
     ] = OnBadRow.error,
     chat_template: Annotated[str | None, typer.Option(help="File with a Jinja chat template.")] = None,
+    template_kwargs: Annotated[
+        str | None, typer.Option(help='Variables of the template as JSON: {"enable_thinking": false}.')
+    ] = None,
+    template_date: Annotated[
+        str | None, typer.Option(help="Day (YYYY-MM-DD) that a template is told which reads the date.")
+    ] = None,
+    train_on: Annotated[TrainOn, typer.Option(help="Turns that are learnt.")] = TrainOn.assistant,
     num_proc: Annotated[int | None, typer.Option(min=1, help="Processes that tokenise.")] = None,
     cache_dir: Annotated[str | None, typer.Option(help="Folder of tokenised rows.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
@@ -187,6 +194,9 @@ def prepare(
             columns=columns,
             on_bad_row=on_bad_row,
             chat_template=chat_template,
+            template_kwargs=template_kwargs,
+            template_date=template_date,
+            train_on=train_on,
             num_proc=num_proc,
             cache_dir=cache_dir,
             seed=seed,

@@ -1,19 +1,45 @@
 """`lmoe prepare`: fill the cache of tokenised rows, say what they hold, and show what training sees of the first."""
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from lmoe.cli.errors import exit_code_of
-from lmoe.vocabulary import OnBadRow
+from lmoe.errors import DataError, keys_renamed
+from lmoe.vocabulary import OnBadRow, TrainOn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from lmoe.config.data import DataConfig
     from lmoe.data.prepare import PreparedData
+
+
+FLAGS = {
+    "backbone.model_name": "--model",
+    "data.path": "--data",
+    "data.val_path": "--val",
+    "data.max_length": "--max-length",
+    "data.packing": "--packing",
+    "data.columns": "--columns",
+    "data.on_bad_row": "--on-bad-row",
+    "data.chat_template": "--chat-template",
+    "data.template_kwargs": "--template-kwargs",
+    "data.template_date": "--template-date",
+    "data.train_on": "--train-on",
+    "data.num_proc": "--num-proc",
+    "data.cache_dir": "--cache-dir",
+}
+"""How the keys of a config are called here."""
+EXAMPLES = {
+    "data.columns={prompt: question, response: answer}": "--columns prompt=question,response=answer",
+    "data.columns={response: answer}": "--columns response=answer",
+    "data.columns={response: chosen}": "--columns response=chosen",
+}
+"""Advice in messages, as it is written here."""
 
 
 def run(
@@ -26,6 +52,9 @@ def run(
     columns: str | None,
     on_bad_row: OnBadRow,
     chat_template: str | None,
+    template_kwargs: str | None,
+    template_date: str | None,
+    train_on: TrainOn,
     num_proc: int | None,
     cache_dir: str | None,
     seed: int,
@@ -46,6 +75,7 @@ def run(
         from lmoe.config.data import DataConfig
         from lmoe.config.problems import raise_problems, without_effect
         from lmoe.data.prepare import prepare
+        from lmoe.data.template import ChatTemplate
         from lmoe.files.resources import resource_dir
         from lmoe.generate.speaker import named_places
         from lmoe.report.html import page_place
@@ -61,24 +91,47 @@ def run(
             columns=named_places(columns, "columns"),
             on_bad_row=on_bad_row,
             chat_template=chat_template,
+            template_kwargs=_template_settings(template_kwargs),
+            template_date=template_date,
+            train_on=train_on,
             num_proc=num_proc,
             cache_dir=cache_dir,
         )
-        problems = data_problems(config)
-        if output is not None and show is None:
-            problems.append(without_effect("--output", "without --show N, whose rows it shows on a page"))
-        raise_problems(problems)
-        page = None if output is None else page_place(output)
-        backbone = BackboneConfig(model_name=model, trust_remote_code=trust_remote_code)
-        tokenizer, bundled = load_tokenizer(backbone), resource_dir("data/sft")
-        console = Console()
-        if show is not None:
-            _show(console, config, tokenizer, model=model, bundled=bundled, count=show, page=page)
-        kind = model_type(backbone)
-        prepared = prepare(config, tokenizer, seed=seed, bundled=bundled, packing_model_type=kind)
-        _report(console, prepared, config, seed, kind)
+        with keys_renamed(EXAMPLES | {f"{key}=": f"{flag} " for key, flag in FLAGS.items()} | FLAGS):
+            problems = data_problems(config)
+            if output is not None and show is None:
+                problems.append(without_effect("--output", "without --show N, whose rows it shows on a page"))
+            raise_problems(problems)
+            page = None if output is None else page_place(output)
+            backbone = BackboneConfig(model_name=model, trust_remote_code=trust_remote_code)
+            tokenizer, bundled = load_tokenizer(backbone), resource_dir("data/sft")
+            if template_date is not None and not ChatTemplate.of_data(tokenizer, config).reads_clock:
+                raise DataError(without_effect("data.template_date", "on a chat template that reads no date"))
+            console = Console()
+            if show is not None:
+                _show(console, config, tokenizer, model=model, bundled=bundled, count=show, page=page)
+            kind = model_type(backbone)
+            prepared = prepare(config, tokenizer, seed=seed, bundled=bundled, packing_model_type=kind)
+            _report(console, prepared, config, seed, kind)
 
     return exit_code_of(action)
+
+
+def _template_settings(text: str | None) -> dict[str, Any]:
+    """Variables of the chat template, read as JSON.
+
+    Raises:
+        DataError: no JSON object.
+    """
+    if text is None:
+        return {}
+    try:
+        settings = json.loads(text)
+    except ValueError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise DataError(f'--template-kwargs must be a JSON object such as {{"enable_thinking": false}}, got {text}')
+    return settings
 
 
 def _show(

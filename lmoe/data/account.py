@@ -75,10 +75,12 @@ class Account:
         if self.bad == 1:
             raise DataError(self.first_bad[0])
         if self.bad:
-            more = [f"and {self.bad - len(self.first_bad):,} more"] if self.bad > len(self.first_bad) else []
+            lines, hint = _without_common_end(self.first_bad, "; expected ")
+            lines += [f"and {self.bad - len(self.first_bad):,} more"] if self.bad > len(self.first_bad) else []
+            lines += [hint] if hint else []
             raise DataError(
                 f"{self.bad:,} of {self.read:,} rows cannot be used; mend them, or leave them out with "
-                "data.on_bad_row=drop\n  " + "\n  ".join([*self.first_bad, *more])
+                "data.on_bad_row=drop\n  " + "\n  ".join(lines)
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -97,3 +99,11 @@ class Account:
         """
         counters: dict[str, Any] = {name: Counter(stored[name]) for name in ("dropped", "formats", "ignored")}
         return Account(**(stored | counters))
+
+
+def _without_common_end(lines: list[str], begins: str) -> tuple[list[str], str]:
+    """Lines without what all of them end in from a word on, and this end once."""
+    heads, ends = zip(*(line.partition(begins)[::2] for line in lines), strict=True)
+    if len(lines) < 2 or len(set(ends)) > 1 or not ends[0]:
+        return list(lines), ""
+    return list(heads), f"{begins.removeprefix('; ')}{ends[0]}"
