@@ -69,13 +69,13 @@ class Account:
         Raises:
             DataError: there are some; names the first ones.
         """
-        if self.bad == 1:
+        if self.bad == self.read == 1:
             raise DataError(self.first_bad[0])
         if self.bad:
             more = [f"and {self.bad - len(self.first_bad):,} more"] if self.bad > len(self.first_bad) else []
             raise DataError(
                 f"{self.bad:,} of {self.read:,} rows cannot be used; mend them, or leave them out with "
-                "data.on_bad_row=drop\n  " + "\n  ".join([*self.first_bad, *more])
+                "data.on_bad_row=drop:\n  " + "\n  ".join([*self.first_bad, *more])
             )
 
     def to_json(self) -> dict[str, Any]:

@@ -100,12 +100,11 @@ def _renamed(record: Record, columns: Mapping[str, str], where: str) -> Record:
 
 
 def _format_of(record: Record) -> Format | None:
-    """The first format whose keys are all filled, or else all there, so that null is refused by name."""
-    for filled in (True, False):
-        for form in FORMATS:
-            if form.keys_in(record, filled=filled) is not None:
-                return form
-    return None
+    """The first format whose keys are all filled, or else all there, so that null is refused by name. A prompt alone
+    comes last: it is a part of other formats."""
+    *whole, alone = FORMATS
+    tries = [*((form, True) for form in whole), *((form, False) for form in whole), (alone, False)]
+    return next((form for form, filled in tries if form.keys_in(record, filled=filled) is not None), None)
 
 
 def _domain(domain: Any, where: str) -> str:
@@ -195,8 +194,8 @@ def _from_pair(record: Record, where: str) -> dict[str, Any]:
 
 
 def _label(record: Record) -> bool | None:
-    """Whether the answer is a good one, of true and false or their text, as CSV has it; None where nothing says so, such
-    as the number of a class."""
+    """Whether the answer is a good one, of true and false or their text, as CSV has it; None where nothing says so (the
+    number of a class does not)."""
     label = record.get("label")
     if isinstance(label, str):
         return {"true": True, "false": False}.get(label.lower())
@@ -233,9 +232,13 @@ def _from_preference(record: Record, where: str) -> dict[str, Any]:
         answers = {name: messages[len(head) :] for name, messages in answers.items()}
     if len(turns.messages) == len(before):
         raise DataError(f"{where}: no prompt, and chosen and rejected do not begin with a shared one; give prompt")
+    if answers["chosen"] == answers["rejected"]:
+        raise DataError(f"{where}: chosen and rejected are the same")
     for name, messages in answers.items():
         if not messages or messages[-1]["role"] != "assistant":
-            raise DataError(f"{where}: {name} must end with a turn of the assistant that the other answer does not have")
+            raise DataError(
+                f"{where}: {name} must end with a turn of the assistant that the other answer does not have"
+            )
     turns.ignored = ignored
     return _conversation(turns, record, where) | answers
 
@@ -287,7 +290,8 @@ FORMATS = (
     Format("text", ("text",), (), _from_text, '{"text": …}'),
     Format("prompt", ("prompt",), ("answer", *SHARED), _from_prompt, '{"prompt": …, "answer": …}'),
 )
-"""In the order in which they are looked for: turns before a text that was rendered of them."""
+"""In the order in which they are looked for: turns before a text that was rendered of them; last, what is a part of
+others."""
 FORMATS_IN_WORDS = (
     f"{', '.join(form.example for form in FORMATS[:-1])} or {FORMATS[-1].example}; "
     "data.columns={prompt: question, response: answer} names other keys"

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import zstandard
 
 from lmoe.errors import DataError, LmoeError
-from lmoe.files.small_file import Reader, ordinary_size
+from lmoe.files.small_file import Reader, ordinary_size, unreadable
 from lmoe.files.wording import first_line, quoted
 
 Found = tuple[dict[str, Any] | LmoeError, str, int]
@@ -98,7 +98,8 @@ class Piece:
             ordinary_size(self.file)
             yield from read()
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-            raise DataError(f"{self.file}: cannot be read: {first_line(error)}") from None
+            reason = unreadable(error) if isinstance(error, OSError) else f"cannot be read: {first_line(error)}"
+            raise DataError(f"{self.file}: {reason}") from None
 
     def _lines(self) -> Iterator[Found]:
         with opened(self.file) as stream:
@@ -115,17 +116,23 @@ class Piece:
             stream.seek(self.start)
         left = None if self.stop is None else self.stop - self.start
         for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE + 1), b""), start=self.first):
-            yield line, f"{self.file}:{number}", number
-            if left is not None and (left := left - len(line)) <= 0:
-                return
+            where = f"{self.file}:{number}"
             if len(line) > LONGEST_LINE:
+                raise ROW.refusal(where, f"a line of more than {LONGEST_LINE:,} bytes; a file has one row a line")
+            yield line, where, number
+            if left is not None and (left := left - len(line)) <= 0:
                 return
 
     def _list(self) -> Iterator[Found]:
         """A list of objects, or a file of lines that is called .json."""
         with opened(self.file) as stream:
-            head = stream.read(1024).lstrip(BLANK)
-        if not head.startswith(b"["):
+            lines = (line.strip(BLANK) for line in iter(partial(stream.readline, LONGEST_LINE), b""))
+            first = next((line for line in lines if line), b"")
+        if first == b"{":
+            raise ROW.refusal(
+                self.file, "begins with an object over several lines; a file of rows holds a list, or one row a line"
+            )
+        if not first.startswith(b"["):
             yield from self._lines()
             return
         with opened(self.file) as stream:
@@ -139,26 +146,37 @@ class Piece:
 
     def _csv(self) -> Iterator[Found]:
         csv.field_size_limit(LONGEST_LINE)
-        tabs = suffixes(self.file)[0] == ".tsv"
         with opened(self.file) as stream:
-            lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-            reader = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
+            text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            reader = csv.reader(self._csv_lines(text), delimiter=self._delimiter(), strict=True)
+            number = 1
             try:
-                header = next(reader, [])
-                if doubled := sorted({name for name in header if header.count(name) > 1}):
-                    raise ROW.refusal(f"{self.file}:1", f"two columns are called {quoted(doubled[0])}")
+                header: list[str] = []
                 for cells in reader:
-                    where, number = f"{self.file}:{reader.line_num}", reader.line_num
-                    if cells and len(cells) != len(header):
-                        error = ROW.refusal(where, f"{len(cells)} cells, and the header has {len(header)}")
-                        yield error, where, number
+                    where = f"{self.file}:{number}"
+                    if cells and not header:
+                        header = self._header(cells, where)
                     elif cells:
-                        yield dict(zip(header, cells, strict=True)), where, number
+                        yield _record_of_cells(header, cells, where), where, number
+                    number = reader.line_num + 1
             except csv.Error as error:
-                raise ROW.refusal(f"{self.file}:{reader.line_num}", f"malformed CSV: {error}") from None
-            except UnicodeDecodeError as error:
-                line = reader.line_num + 1
-                raise ROW.refusal(f"{self.file}:{line}", f"not UTF-8: {error.reason}") from None
+                raise ROW.refusal(f"{self.file}:{number}", f"malformed CSV: {error}") from None
+
+    def _delimiter(self) -> str:
+        return "\t" if suffixes(self.file)[0] == ".tsv" else ","
+
+    def _csv_lines(self, text: io.TextIOWrapper) -> Iterator[str]:
+        for number, line in enumerate(iter(partial(text.readline, LONGEST_LINE + 1), ""), start=1):
+            if len(line) > LONGEST_LINE:
+                where = f"{self.file}:{number}"
+                raise ROW.refusal(where, f"a line of more than {LONGEST_LINE:,} characters; a file has one row a line")
+            yield line
+
+    def _header(self, cells: list[str], where: str) -> list[str]:
+        if doubled := sorted({name for name in cells if cells.count(name) > 1}):
+            raise ROW.refusal(where, f"two columns are called {quoted(doubled[0])}")
+        _check_utf8(cells, where)
+        return cells
 
     def _text(self) -> Iterator[Found]:
         """A row a line."""
@@ -169,6 +187,24 @@ class Piece:
                         yield {"text": _decoded(line, where).rstrip("\r\n")}, where, number
                     except LmoeError as error:
                         yield error, where, number
+
+
+def _record_of_cells(header: list[str], cells: list[str], where: str) -> dict[str, Any] | LmoeError:
+    try:
+        if len(cells) != len(header):
+            raise ROW.refusal(where, f"{len(cells)} cells, and the header has {len(header)}")
+        _check_utf8(cells, where)
+    except LmoeError as error:
+        return error
+    return dict(zip(header, cells, strict=True))
+
+
+def _check_utf8(cells: list[str], where: str) -> None:
+    """Refuse cells with bytes that are no UTF-8, which were read as halves of surrogate pairs."""
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError:
+        raise ROW.refusal(where, "not UTF-8; convert the file, for example with iconv -f latin1 -t utf8") from None
 
 
 def opened(file: Path) -> BinaryIO:
@@ -190,8 +226,6 @@ def _decoded(content: bytes, where: str) -> str:
 
 def _record_of(line: bytes, where: str) -> dict[str, Any] | LmoeError:
     try:
-        if len(line) > LONGEST_LINE:
-            raise ROW.refusal(where, f"a line of more than {LONGEST_LINE:,} bytes; a JSONL file has one row a line")
         return _object(ROW.parsed(_decoded(line, where).strip("\r\n"), where), where)
     except LmoeError as error:
         return error
@@ -212,23 +246,25 @@ def pieces(file: Path) -> tuple[list[Piece], str]:
         DataError: the file cannot be read.
     """
     cuts = kind_of(file) in (LINES, TEXT) and not suffixes(file)[1]
-    digest, found = hashlib.sha256(), [Piece(file)]
+    digest = hashlib.sha256()
+    found: list[Piece] = []
     try:
         ordinary_size(file)
         with open(file, "rb") as stream:
             if not cuts:
-                return found, hashlib.file_digest(stream, "sha256").hexdigest()
+                return [Piece(file)], hashlib.file_digest(stream, "sha256").hexdigest()
             start, first = 0, 1
             while block := stream.read(SHARD_BYTES):
-                rest = stream.readline(LONGEST_LINE) if not block.endswith(b"\n") else b""
+                rest = b"" if block.endswith(b"\n") else stream.readline(LONGEST_LINE)
                 digest.update(block)
                 digest.update(rest)
-                stop, lines = start + len(block) + len(rest), block.count(b"\n") + rest.count(b"\n")
-                found = [piece for piece in found if piece.stop is not None] + [Piece(file, start, stop, first)]
-                start, first = stop, first + lines
+                stop = start + len(block) + len(rest)
+                found.append(Piece(file, start, stop, first))
+                first += block.count(b"\n") + rest.count(b"\n")
+                start = stop
     except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
-    return found, digest.hexdigest()
+        raise DataError(f"{file}: {unreadable(error)}") from None
+    return found or [Piece(file)], digest.hexdigest()
 
 
 def json_records(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
@@ -268,6 +304,8 @@ def folder_of(path: Path) -> Folder:
         (file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))),
         key=lambda file: file.relative_to(path).parts,
     )
+    if saved := next(filter(is_saved_to_disk, sorted({file.parent for file in inside})), None):
+        raise DataError(f"{saved}: a folder of save_to_disk; give it on its own, as data.path or one of data.sources")
     files = [file for file in inside if kind_of(file)]
     unread = [str(file.relative_to(path)) for file in inside if not kind_of(file)]
     if not files:
@@ -280,6 +318,12 @@ def folder_of(path: Path) -> Folder:
         if origins.setdefault(domain, origin) != origin:
             raise DataError(f"{file}: another file or folder of {path} gives the domain {domain!r} too; rename one")
     return Folder(files, domains, unread)
+
+
+def is_saved_to_disk(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` has written a folder."""
+    marks = (("dataset_dict.json",), ("state.json", "dataset_info.json"))
+    return any(all((folder / name).is_file() for name in names) for names in marks)
 
 
 def _is_hidden(path: Path) -> bool:

@@ -127,10 +127,8 @@ def _shares(
     if config.temperature is not None:
         sizes = torch.bincount(train.domains).tolist()
         return train.domains, domain_shares(sizes, config.temperature)
-    weights = [source.weight for source in sources]
-    if all(weight is None for weight in weights):
-        return None
-    return of_source, weight_shares(torch.bincount(of_source, minlength=len(sources)).tolist(), weights)
+    weights = [source.weight for source in sources if source.weight is not None]
+    return (of_source, weight_shares(weights)) if weights else None
 
 
 def _packs(asked: bool | None, model_type: str | None) -> bool:

@@ -6,7 +6,10 @@ import torch
 
 from lmoe.data.account import Account
 from lmoe.data.encoded import EncodedRows
+from lmoe.files.wording import shown
 
+NAMED = 10
+"""Fields and files that a note names."""
 PERCENTILES = (("min", 0.0), ("50 %", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("max", 1.0))
 
 
@@ -115,14 +118,17 @@ class PrepareReport:
             account = source.account
             if account.bad:
                 notes.append(
-                    f"{source.path}: {account.bad:,} of {account.read:,} rows cannot be used and are left out, such as "
+                    f"{source.path}: {account.bad:,} of {account.read:,} rows cannot be used and are left out: "
                     f"{account.first_bad[0]}"
                 )
             if account.ignored:
-                notes.append(f"{source.path}: ignored: {', '.join(sorted(account.ignored))}")
+                names = [name or '""' for name in sorted(account.ignored)]
+                more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+                shown_names = ", ".join(shown(name) for name in names[:NAMED])
+                notes.append(f"{source.path}: fields that are ignored: {shown_names}{more}")
             if source.unread:
-                more = f" and {len(source.unread) - 5:,} more" if len(source.unread) > 5 else ""
-                notes.append(f"{source.path}: not read: {', '.join(source.unread[:5])}{more}")
+                more = f" and {len(source.unread) - NAMED:,} more" if len(source.unread) > NAMED else ""
+                notes.append(f"{source.path}: files that are not read: {', '.join(source.unread[:NAMED])}{more}")
             if account.shortened:
                 notes.append(
                     f"{source.path}: {_turns(account.shortened)} shortened by the chat template, which leaves out a "
@@ -134,10 +140,11 @@ class PrepareReport:
                     "template writes none, or leaves it out of {% generation %}; the model will not learn to stop"
                 )
         if self.duplicates:
-            notes.append(f"{self.duplicates:,} of {self.train.rows:,} training rows stand there twice or more often")
+            notes.append(f"{self.duplicates:,} of {self.train.rows:,} training rows repeat the tokens of another one")
         if self.leaked:
             notes.append(
-                f"{self.leaked:,} of {self.val.rows:,} validation rows are training rows too: losses on them say little"
+                f"{self.leaked:,} of {self.val.rows:,} validation rows are training rows too; the validation loss "
+                "looks better than it is"
             )
         if self.mixed is not None:
             parts = [f"{name} {count / self.mixed.rows:.0%}" for name, count in self.mixed.rows_by_domain.items()]

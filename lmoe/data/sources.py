@@ -1,34 +1,37 @@
 """Sources of rows: files, folders, tables and data sets of the hub, as pieces of work with a digest of what they hold.
 
-Tables (Parquet, Arrow, folders of `save_to_disk`, the hub) are loaded by `datasets`, which maps them from disk. Files
-of lines are read as they are: `datasets` gives the objects of a JSON file one common type, which adds the keys of one
-row to the arguments of another.
+Tables (Parquet, Arrow, folders of `save_to_disk`, the hub) are mapped from disk by `datasets`. Files of lines are read
+as they are: `datasets` gives the objects of a JSON file one common type, which adds the keys of one row to the
+arguments of another.
 """
 
 import hashlib
 import json
 import shutil
+import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import zstandard
+
 from lmoe.config.data import DataConfig, SourceConfig
 from lmoe.data.cache import cache_folder
 from lmoe.data.contract import row_of
-from lmoe.data.files import TABLES, Found, Piece, folder_of, kind_of, opened, pieces, suffixes
+from lmoe.data.files import TABLES, Found, Piece, folder_of, is_saved_to_disk, kind_of, opened, pieces, suffixes
 from lmoe.data.row import Row
 from lmoe.errors import DataError, LmoeError
-from lmoe.files.places import expanded, is_local
-from lmoe.files.wording import first_line
+from lmoe.files.places import exists, expanded, is_dir, is_file, is_local
+from lmoe.files.wording import LONGEST_REASON, first_line, shown
 
 BUNDLED = "bundled"
 """What data.path calls the rows that ship with lmoe."""
 DEFAULT_DOMAIN = "all"
 SHARD_ROWS = 10_000
 """Rows of a table that are one piece of work."""
-SAVED_TO_DISK = ("state.json", "dataset_dict.json")
-"""One of these is in a folder that `save_to_disk` of `datasets` has written."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -57,6 +60,12 @@ class Source:
     def named(self) -> str:
         """Key and path, for messages."""
         return f"{self.key[:-1]}={self.path}`" if self.key.endswith("`") else f"{self.key}={self.path}"
+
+    @property
+    def split_key(self) -> str:
+        """The key that names a split."""
+        of_source = self.key.startswith("data.sources.")
+        return f"{self.key.removesuffix('.path')}.split" if of_source else "data.sources.<name>.split"
 
 
 def sources_of(config: DataConfig, bundled: Path) -> list[Source]:
@@ -115,13 +124,14 @@ class TablePiece:
     stop: int
 
     def __iter__(self) -> Iterator[Found]:
-        """The records, null taken for a field that is not there."""
+        """The records, null in lists and objects taken for a field that is not there."""
         for number in range(self.start, self.stop):
-            yield _filled(self.table[number]), f"{self.name}[{number}]", number
+            record = {key: _filled(value) for key, value in self.table[number].items()}
+            yield record, f"{self.name}[{number}]", number
 
 
 def _filled(value: Any) -> Any:
-    """A record without its empty fields: a table gives every row those of all others."""
+    """A value without the empty fields of its objects: a table gives each object the fields of all others."""
     if isinstance(value, dict):
         return {key: _filled(item) for key, item in value.items() if item is not None}
     return [_filled(item) for item in value] if isinstance(value, list) else value
@@ -200,9 +210,10 @@ def open_source(source: Source, cache: Path) -> Opened:
         DataError: no such file, folder or data set, one that cannot be read, or that holds nothing.
     """
     path = expanded(source.path)
-    if path.exists():
-        if path.is_dir() and any((path / name).is_file() for name in SAVED_TO_DISK):
+    if exists(path):
+        if is_dir(path) and is_saved_to_disk(path):
             return _saved_to_disk(source, path)
+        _check_no_split(source)
         return _files(source, path, cache)
     if is_local(source.path):
         raise DataError(f"{source.path}: no such file or folder (from {Path.cwd()})")
@@ -233,30 +244,84 @@ def _table_pieces(table: Any, name: str) -> list[TablePiece]:
 
 
 def _table(file: Path, digest: str, cache: Path) -> Any:
-    """A Parquet or Arrow file, mapped from disk."""
+    """A Parquet or Arrow file, mapped from disk: as Arrow in the cache, where its name says what it holds."""
     import datasets  # heavy, and only tables need it
     import pyarrow
-    from datasets.exceptions import DatasetsError
+
+    to = cache / "tables" / f"{digest[:32]}.arrow"
+    try:
+        if not is_file(to):
+            with _writing_folder(to.parent) as folder:
+                _convert(file, folder).replace(to)
+        return datasets.Dataset.from_file(str(to))
+    except (
+        *(OSError, EOFError, ValueError, RuntimeError, TypeError, KeyError),
+        *(zlib.error, zstandard.ZstdError, pyarrow.ArrowException),
+    ) as error:
+        raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
+
+
+@contextmanager
+def _writing_folder(cache: Path) -> Iterator[Path]:
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        folder = tempfile.TemporaryDirectory(dir=cache, prefix=".writing-")
+    except OSError as error:
+        raise DataError(
+            f"data.cache_dir: {cache} cannot be written, where tables are unpacked to: {first_line(error)}"
+        ) from None
+    with folder as name:
+        yield Path(name)
+
+
+def _convert(file: Path, folder: Path) -> Path:
+    """Write a table as a stream of Arrow into a folder, a batch at a time, categories as what they stand for."""
+    import pyarrow
+    from pyarrow import parquet
 
     end, packed = suffixes(file)
-    try:
-        if packed:
-            file = _unpacked(file, cache / "tables" / f"{digest[:32]}{end}")
-        return datasets.load_dataset(
-            end.removeprefix("."), data_files=str(file), split="train", cache_dir=str(cache / "tables")
-        )
-    except (OSError, ValueError, RuntimeError, pyarrow.ArrowException, DatasetsError) as error:
-        raise DataError(f"{file}: cannot be read: {first_line(error.__cause__ or error)}") from None
-
-
-def _unpacked(file: Path, to: Path) -> Path:
-    if not to.is_file():
-        to.parent.mkdir(parents=True, exist_ok=True)
-        part = to.with_name(f".writing-{to.name}")
-        with opened(file) as stream, open(part, "wb") as target:
+    if packed:
+        unpacked = folder / "unpacked"
+        with opened(file) as stream, open(unpacked, "wb") as target:
             shutil.copyfileobj(stream, target)
-        part.replace(to)
-    return to
+        file = unpacked
+    with pyarrow.memory_map(str(file)) as source:
+        if end == ".parquet":
+            found: Any = parquet.ParquetFile(source)
+            schema, batches = found.schema_arrow, found.iter_batches()
+        else:
+            found, batches = _arrow_batches(source)
+            schema = found.schema
+        plain = pyarrow.schema([_without_categories(one) for one in schema], metadata=schema.metadata)
+        with pyarrow.OSFile(str(folder / "table"), "wb") as sink, pyarrow.ipc.new_stream(sink, plain) as writer:
+            for batch in batches:
+                writer.write_batch(batch.cast(plain))
+    return folder / "table"
+
+
+def _arrow_batches(source: Any) -> tuple[Any, Iterator[Any]]:
+    """Reader and batches of an Arrow file, which may be a stream."""
+    import pyarrow
+
+    try:
+        reader = pyarrow.ipc.open_file(source)
+    except pyarrow.ArrowInvalid:
+        source.seek(0)
+        stream = pyarrow.ipc.open_stream(source)
+        return stream, iter(stream)
+    return reader, (reader.get_batch(index) for index in range(reader.num_record_batches))
+
+
+def _without_categories(column: Any) -> Any:
+    import pyarrow
+
+    kind = column.type
+    return column.with_type(kind.value_type) if pyarrow.types.is_dictionary(kind) else column
+
+
+def _check_no_split(source: Source) -> None:
+    if source.split != "train":
+        raise DataError(f"{source.split_key} is {source.split}, but {source.path} has no splits; leave it out")
 
 
 def _saved_to_disk(source: Source, path: Path) -> Opened:
@@ -275,22 +340,24 @@ def _from_hub(source: Source) -> Opened:
 
     try:
         loaded = datasets.load_dataset(source.path, source.config, split=source.split, revision=source.revision)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, DatasetsError) as error:
+        reason = shown(" ".join(str(error).split()), longest=LONGEST_REASON) if str(error) else "no reason given"
         raise DataError(
             f"{source.named}: neither a local path nor a data set that could be loaded "
-            f"({type(error).__name__}: {first_line(error)}). "
-            "Without network, give a file, a folder of them, or a folder of save_to_disk."
+            f"({type(error).__name__}: {reason}). data.sources.<name>.config, split and revision choose a part of "
+            "a data set. Without network, give a file, a folder of them, or a folder of save_to_disk"
         ) from None
     return _data_set(source, loaded, source.path)
 
 
 def _split(source: Source, loaded: Any) -> Any:
-    """One split of a DatasetDict; a Dataset has one only."""
+    """One split of a DatasetDict; a Dataset has none."""
     if not isinstance(loaded, dict):
+        _check_no_split(source)
         return loaded
     if source.split not in loaded:
         raise DataError(
-            f"{source.named}: no split {source.split!r}; it has {', '.join(loaded)}; set data.sources.<name>.split"
+            f"{source.named}: no split {source.split!r}; {source.split_key} may be {', '.join(map(str, loaded))}"
         )
     return loaded[source.split]
 
@@ -306,12 +373,8 @@ def _data_set(source: Source, table: Any, name: str) -> Opened:
 def _table_digest(table: Any) -> str:
     """Of the rows, whatever files they lie in."""
     digest = hashlib.sha256()
-    if hasattr(table, "data"):
-        for batch in (table if table._indices is None else table.flatten_indices()).data.to_batches():
-            digest.update(batch.serialize())
-        return digest.hexdigest()
-    for record in table:
-        digest.update(json.dumps(record, sort_keys=True, default=str).encode())
+    for batch in (table if table._indices is None else table.flatten_indices()).data.to_batches():
+        digest.update(batch.serialize())
     return digest.hexdigest()
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from lmoe.config.data import DataConfig
@@ -225,7 +226,7 @@ def test_a_hub_data_set_is_cached_by_its_rows(
     config: DataConfig, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [pair(n) for n in range(9)]
-    monkeypatch.setattr("datasets.load_dataset", lambda name, config, split, revision: rows)
+    monkeypatch.setattr("datasets.load_dataset", lambda name, config, split, revision: Dataset.from_list(rows))
     config.path = "who/what"
     assert (hits(run(config, tokenizer)), hits(run(config, tokenizer))) == ([False], [True])
     rows.append(pair(10))

@@ -137,11 +137,11 @@ def test_a_file_without_lines_is_refused_at_its_first(tmp_path: Path, monkeypatc
     for name, opened in (("rows.jsonl", open), ("rows.jsonl.gz", gzip.open)):
         with opened(tmp_path / name, "wb") as file:
             file.write(b'{"text": "x"}\n[' + b'{"text": "x"}, ' * 20 + b"]")
-        with pytest.raises(DataError, match=f"{name}:2: a line of more than 100 bytes; a JSONL file has"):
+        with pytest.raises(DataError, match=f"{name}:2: a line of more than 100 bytes; a file has one row"):
             read_rows(str(tmp_path / name))
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "rows.jsonl")
-    with pytest.raises(DataError, match=r"rows\.jsonl: cannot be read: is no ordinary file"):
+    with pytest.raises(DataError, match=r"rows\.jsonl: is no ordinary file"):
         read_rows(str(tmp_path / "rows.jsonl"))
