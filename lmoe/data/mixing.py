@@ -25,17 +25,19 @@ def domain_shares(sizes: Sequence[int], temperature: float) -> list[float]:
         sizes: rows of each group, 0 for none.
         temperature: 1 leaves them as they are, infinite makes them equal.
     """
-    largest = max(sizes)
-    # The least of all floats in place of 0, so that no group is left out: `mixed` refuses what is so uneven.
-    weights = [max((size / largest) ** (1 / temperature), sys.float_info.min) if size else 0.0 for size in sizes]
-    return [weight / sum(weights) for weight in weights]
+    return _parts([size / max(sizes) for size in sizes], 1 / temperature)
 
 
 def weight_shares(weights: Sequence[float]) -> list[float]:
     """Shares of sources of given weights, of which one is above 0."""
-    largest = max(weights)
-    total = sum(weight / largest for weight in weights)
-    return [weight / largest / total for weight in weights]
+    return _parts([weight / max(weights) or weight for weight in weights])
+
+
+def _parts(ratios: Sequence[float], power: float = 1.0) -> list[float]:
+    """Powers of ratios, as parts of their sum. None above 0 becomes 0, for then its group would be left out without a
+    word; `mixed` refuses what is so uneven."""
+    powers = [max(ratio**power, sys.float_info.min) if ratio > 0 else 0.0 for ratio in ratios]
+    return [one / sum(powers) for one in powers]
 
 
 def mixed(groups: Tensor, shares: Sequence[float], seed: int) -> Tensor:

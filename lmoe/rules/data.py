@@ -93,7 +93,7 @@ def _weight_problems(data: DataConfig) -> list[str]:
         problems.append(
             f"data.sources.{without[0]}.weight is null, and other sources have a weight; give all of them one, or none"
         )
-    elif weights and sum(weights) <= 0:
+    elif weights and not any(weights):
         problems.append("data.sources: all weights are 0; give at least one source a weight above 0")
     if weights and len(data.sources) == 1:
         problems.append("data.sources: a weight has no effect on the only source; leave it out")
