@@ -295,19 +295,23 @@ class Folder:
 
 
 def folder_of(path: Path) -> Folder:
-    """The files below a folder; hidden ones do not count.
+    """The files below a folder; hidden ones do not count, and links to folders are not followed.
 
     Raises:
         DataError: none that can be read, or two that give one domain.
     """
     inside = sorted(
-        (file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))),
+        (
+            file
+            for file in path.rglob("*")
+            if (file.is_symlink() or not file.is_dir()) and not _is_hidden(file.relative_to(path))
+        ),
         key=lambda file: file.relative_to(path).parts,
     )
     if saved := next(filter(is_saved_to_disk, sorted({file.parent for file in inside})), None):
         raise DataError(f"{saved}: a folder of save_to_disk; give it on its own, as data.path or one of data.sources")
-    files = [file for file in inside if kind_of(file)]
-    unread = [str(file.relative_to(path)) for file in inside if not kind_of(file)]
+    files = [file for file in inside if kind_of(file) and not file.is_dir()]
+    unread = [str(file.relative_to(path)) for file in inside if not kind_of(file) or file.is_dir()]
     if not files:
         there = f"; it holds {', '.join(unread[:5])}" if unread else ""
         raise DataError(f"{path}: no file of rows in this folder ({', '.join(KINDS)}, each also .gz or .zst){there}")

@@ -295,6 +295,7 @@ def _convert(file: Path, folder: Path) -> Path:
         plain = pyarrow.schema([_without_categories(one) for one in schema], metadata=schema.metadata)
         with pyarrow.OSFile(str(folder / "table"), "wb") as sink, pyarrow.ipc.new_stream(sink, plain) as writer:
             for batch in batches:
+                batch.validate(full=True)  # a damaged one would crash who reads it
                 writer.write_batch(batch.cast(plain))
     return folder / "table"
 

@@ -127,6 +127,8 @@ MALFORMED = [
     ("a.parquet", as_parquet([{"q": "x", "level": 3}]), "[0]: unknown row format with keys ['level', 'q']"),
     ("a.parquet", as_parquet([{"text": 3}]), "[0]: text must be text, got 3"),
     ("a.parquet", as_parquet([{"text": ["x"]}]), "[0]: text must be text, got ['x']"),
+    ("a.parquet", as_parquet([{"text": b"\xff"}]), "[0]: text must be text, got b'\\xff'"),
+    ("a.parquet", as_parquet([{"text": "caf\xe9 caf\xe9"}]).replace("\xe9".encode(), b"\xe9\xe9"), ": cannot be read: "),
 ]
 
 
@@ -294,6 +296,17 @@ def test_domains_of_a_folder_are_its_files_and_the_folders_in_it(tmp_path: Path)
         ("web-00001-of-00002.parquet", "web"),
     ]
     assert found.unread == ["README.md", "noname", "sub/notes.pdf"]
+
+
+def test_a_link_to_nowhere_is_refused_and_one_to_a_folder_is_named_as_unread(tmp_path: Path) -> None:
+    written(tmp_path / "elsewhere" / "b.jsonl", b'{"text": "y"}\n')
+    written(tmp_path / "rows" / "a.jsonl", b'{"text": "x"}\n')
+    (tmp_path / "rows" / "more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "rows" / "c.jsonl").symlink_to(tmp_path / "elsewhere" / "b.jsonl")
+    assert [row.domain for row in rows_of(tmp_path / "rows")] == ["a", "c"]
+    assert folder_of(tmp_path / "rows").unread == ["more"]
+    (tmp_path / "rows" / "d.jsonl").symlink_to(tmp_path / "nowhere.jsonl")
+    assert refused(tmp_path / "rows") == f"{tmp_path}/rows/d.jsonl: cannot be read: no such file"
 
 
 @pytest.mark.parametrize("names", [("a.jsonl", "a.csv"), ("a.jsonl", "a.jsonl.gz"), ("a.jsonl", "a/b.jsonl")])
