@@ -82,6 +82,8 @@ def prepare(
         groups, parts = shares
         train = train.subset(mixed(groups, parts, seed))
         report.mixed = split_report(train, domains)
+    if config.packing is None and packing_model_type is not None:
+        report.not_packed = packing_supported(packing_model_type)
     packed = PackedRows.of(train, config.max_length, seed) if packing else None
     if packed is not None:
         report.train.packed_sequences = len(packed)

@@ -71,6 +71,7 @@ class PrepareReport:
         duplicates: training rows whose tokens another training row before them has.
         leaked: validation rows whose tokens a training row has too.
         mixed: what an epoch of training holds where sources or domains are mixed; None: the training rows.
+        not_packed: why rows are not packed though nothing was said against it; None: they are, or need not be.
     """
 
     sources: list[SourceReport]
@@ -80,6 +81,7 @@ class PrepareReport:
     duplicates: int = 0
     leaked: int = 0
     mixed: SplitReport | None = None
+    not_packed: str | None = None
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows of (what, training, validation), plain text."""
@@ -149,6 +151,13 @@ class PrepareReport:
         if self.mixed is not None:
             parts = [f"{name} {count / self.mixed.rows:.0%}" for name, count in self.mixed.rows_by_domain.items()]
             notes.append(f"an epoch of the mixture has {self.mixed.rows:,} rows: {', '.join(parts)}")
+        if self.train.packed_sequences is not None and self.train.fill is not None:
+            rows = self.train.rows if self.mixed is None else self.mixed.rows
+            notes.append(
+                f"{rows:,} rows are packed into {self.train.packed_sequences:,} sequences, {self.train.fill:.0%} full"
+            )
+        if self.not_packed is not None:
+            notes.append(f"rows are not packed: {self.not_packed}")
         return notes
 
 

@@ -128,7 +128,11 @@ MALFORMED = [
     ("a.parquet", as_parquet([{"text": 3}]), "[0]: text must be text, got 3"),
     ("a.parquet", as_parquet([{"text": ["x"]}]), "[0]: text must be text, got ['x']"),
     ("a.parquet", as_parquet([{"text": b"\xff"}]), "[0]: text must be text, got b'\\xff'"),
-    ("a.parquet", as_parquet([{"text": "caf\xe9 caf\xe9"}]).replace("\xe9".encode(), b"\xe9\xe9"), ": cannot be read: "),
+    (
+        "a.parquet",
+        as_parquet([{"text": "caf\xe9 caf\xe9"}]).replace("\xe9".encode(), b"\xe9\xe9"),
+        ": cannot be read: ",
+    ),
 ]
 
 

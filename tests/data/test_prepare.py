@@ -293,6 +293,15 @@ def test_a_mixture_is_packed_whole(two: DataConfig, tokenizer: PreTrainedTokeniz
     assert data.report.train.fill == int(data.train.lengths.sum()) / (len(data.train) * 64)
 
 
+def test_what_was_done_about_packing_is_said(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    packed = run(config, tokenizer, packing_model_type="qwen3")
+    assert packed.report.notes() == [f"32 rows are packed into {len(packed.train)} sequences, 80% full"]
+    alone = run(config, tokenizer, packing_model_type="strange")
+    assert alone.report.notes() == ["rows are not packed: model type strange was never shown to keep packed rows apart"]
+    config.packing = False
+    assert run(config, tokenizer, packing_model_type="strange").report.notes() == []
+
+
 def test_the_seed_of_the_split_may_be_its_own(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
     config.split_seed = 1
     one, other = (texts(run(config, tokenizer, seed=seed).val, tokenizer) for seed in (2, 3))

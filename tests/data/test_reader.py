@@ -94,6 +94,24 @@ def test_bad_rows_are_left_out_and_counted_where_that_is_asked_for(
         reader().read(source(mixed))  # what is in the cache is refused as well
 
 
+def test_rows_that_the_template_refuses_come_in_one_message_with_the_others(
+    reader: Callable[..., Reader], tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    tokenizer.chat_template = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        + str(tokenizer.chat_template)
+    )
+    good, refused = {"prompt": "q", "response": "a"}, {"prompt": "q", "response": "a", "system": "s"}
+    path = write_rows(good, refused, {"q": 1}, refused, good)
+    with pytest.raises(DataError) as error:
+        reader().read(source(path))
+    head, *named = str(error.value).splitlines()
+    assert head.startswith("3 of 5 rows cannot be used") and "the chat template refuses" in named[0]
+    assert [line.split(": ")[0] for line in named] == [f"  {path}:{number}" for number in (2, 3, 4)]
+    found = reader(on_bad_row=OnBadRow.drop).read(source(path))
+    assert (found.account.bad, len(found.rows)) == (3, 2)
+
+
 def test_a_single_bad_row_of_many_is_named_with_the_way_out(reader: Callable[..., Reader], tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text("\n".join([*GOOD, '{"text": 3}']))
     with pytest.raises(DataError) as refused:
