@@ -75,7 +75,7 @@ class Account:
             more = [f"and {self.bad - len(self.first_bad):,} more"] if self.bad > len(self.first_bad) else []
             raise DataError(
                 f"{self.bad:,} of {self.read:,} rows cannot be used; mend them, or leave them out with "
-                "data.on_bad_row=drop:\n  " + "\n  ".join([*self.first_bad, *more])
+                "data.on_bad_row=drop:\n  " + "\n  ".join([*_by_reason(self.first_bad), *more])
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -94,3 +94,12 @@ class Account:
         """
         counters: dict[str, Any] = {name: Counter(stored[name]) for name in ("dropped", "formats", "ignored")}
         return Account(**(stored | counters))
+
+
+def _by_reason(problems: Iterable[str]) -> list[str]:
+    """Problems as lines, those of one reason in one."""
+    places: dict[str, list[str]] = {}
+    for problem in problems:
+        where, _, reason = problem.partition(": ")
+        places.setdefault(reason, []).append(where)
+    return [f"{', '.join(where)}: {reason}" for reason, where in places.items()]

@@ -93,7 +93,8 @@ def _renamed(record: Record, columns: Mapping[str, str], where: str) -> Record:
     if missing := [theirs for theirs in columns.values() if theirs not in record]:
         ours = next(ours for ours, theirs in columns.items() if theirs == missing[0])
         raise DataError(
-            f"{where}: no key {shown(missing[0])}, which columns names for {ours}; the row has {in_row(sorted(record))}"
+            f"{where}: columns takes {ours} from {shown(missing[0])}, which this row does not have, only "
+            f"{in_row(sorted(record))}"
         )
     rest = {key: value for key, value in record.items() if key not in {*columns, *columns.values()}}
     return rest | {ours: record[theirs] for ours, theirs in columns.items()}

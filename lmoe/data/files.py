@@ -96,7 +96,11 @@ class Piece:
         read = {LINES: self._lines, LISTS: self._list, CSV: self._csv, TEXT: self._text}[kind]
         try:
             ordinary_size(self.file)
-            yield from read()
+            for record, where, number in read():
+                if isinstance(record, LmoeError) and kind_of(self.file) is None:
+                    ends = ", ".join(KINDS)
+                    record = DataError(f"{record} (read as lines of JSON, because its name ends in none of {ends})")
+                yield record, where, number
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             reason = unreadable(error) if isinstance(error, OSError) else f"cannot be read: {first_line(error)}"
             raise DataError(f"{self.file}: {reason}") from None
@@ -175,6 +179,9 @@ class Piece:
     def _header(self, cells: list[str], where: str) -> list[str]:
         if doubled := sorted({name for name in cells if cells.count(name) > 1}):
             raise ROW.refusal(where, f"two columns are called {quoted(doubled[0])}")
+        if len(cells) == 1 and any(mark in cells[0] for mark in ";\t|"):
+            by = "tabs" if self._delimiter() == "\t" else "commas"
+            raise ROW.refusal(where, f"one column, called {quoted(cells[0])}; cells are parted by {by} here")
         _check_utf8(cells, where)
         return cells
 
@@ -234,7 +241,8 @@ def _record_of(line: bytes, where: str) -> dict[str, Any] | LmoeError:
 def _object(record: Any, where: str) -> dict[str, Any] | LmoeError:
     if isinstance(record, dict):
         return record
-    return ROW.refusal(where, f"a row must be a JSON object, got {type(record).__name__}")
+    hint = "; a list of rows is a .json file" if isinstance(record, list) else ""
+    return ROW.refusal(where, f"a row must be a JSON object, got {type(record).__name__}{hint}")
 
 
 def pieces(file: Path) -> tuple[list[Piece], str]:

@@ -212,7 +212,7 @@ def test_a_key_that_columns_put_another_in_place_of_is_ignored_by_its_name() -> 
 
 def test_a_column_that_is_not_there_is_refused_and_one_that_is_null_is_not() -> None:
     problem = refused({"ask": "q", "response": "a"}, prompt="question")
-    assert problem == "f:1: no key question, which columns names for prompt; the row has ['ask', 'response']"
+    assert problem == "f:1: columns takes prompt from question, which this row does not have, only ['ask', 'response']"
     assert read({"q": "q", "a": "a", "c": None}, instruction="q", output="a", input="c").messages == PAIR
 
 

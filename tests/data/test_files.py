@@ -104,7 +104,12 @@ def test_where_a_row_is_from_is_its_line_or_its_number(tmp_path: Path) -> None:
 
 MALFORMED = [
     ("a.jsonl", b'{"text": "x"}\n{"text": \n', ":2: malformed JSON"),
-    ("a.jsonl", b'{"text": "x"}\n\n[1]\n', ":3: a row must be a JSON object, got list"),
+    ("a.jsonl", b'{"text": "x"}\n\n[1]\n', ":3: a row must be a JSON object, got list; a list of rows is a .json file"),
+    (
+        "a.xlsx",
+        b"PK\xff",
+        ":1: not UTF-8: invalid start byte at byte 3 (read as lines of JSON, because its name ends in none",
+    ),
     ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', ":2: not UTF-8: invalid start byte at byte 11"),
     ("a.jsonl", b'{"text": "\\ud800"}\n', ":1: half of a surrogate pair"),
     ("a.jsonl", b'{"text": "x"}\n{"text": ' + b"[" * 1000 + b"]" * 1000 + b"}\n", ":2: lists and objects are nested"),
@@ -118,6 +123,8 @@ MALFORMED = [
     ("a.csv", b"text,b\nx,y,z\n", ":2: 3 cells, and the header has 2"),
     ("a.csv", b'text,b\n"x\ny",1\nx,y,z\n', ":4: 3 cells, and the header has 2"),
     ("a.csv", b"text,text\nx,y\n", ":1: two columns are called 'text'"),
+    ("a.csv", b"prompt;response\nx;y\n", ":1: one column, called 'prompt;response'; cells are parted by commas here"),
+    ("a.tsv", b"prompt;response\nx;y\n", ":1: one column, called 'prompt;response'; cells are parted by tabs here"),
     ("a.csv", b"text\n" + b"x\n" * 5000 + b"\xe9t\xe9\n", ":5002: not UTF-8; convert the file"),
     ("a.csv", b"\xe9,text\nx,y\n", ":1: not UTF-8; convert the file"),
     ("a.csv", b'text\nx\n"y\nz\n', ":3: malformed CSV: unexpected end of data"),
