@@ -104,11 +104,13 @@ class PrepareReport:
         lines = []
         for source in self.sources:
             account = source.account
-            formats = ", ".join(sorted(account.formats))
-            line = f"{source.path}: {account.read:,} rows read ({formats}), {source.kept:,} kept"
-            line += f", {account.truncated:,} cut to length"
+            line = (
+                f"{source.path}: {account.read:,} rows read, {source.kept:,} kept, {account.truncated:,} cut to length"
+            )
             for reason, count in sorted(account.dropped.items()):
                 line += f"; {count:,} dropped: {reason}"
+            counts = [f"{name} ({count:,})" for name, count in sorted(account.formats.items())]
+            line += f"; format{'s' * (len(counts) != 1)}: {', '.join(counts)}"
             state = "hit" if source.cache_hit else "miss"
             lines.append(f"{line}; cache {state}, {source.cache_path or 'not written'}")
         return lines + self.notes()

@@ -219,7 +219,9 @@ def test_the_report_counts_what_is_in_the_rows(
     assert train.label_tokens == sum(int(row.is_label[1:].sum()) for row in data.train)
     assert train.lengths["max"] == int(data.train.lengths.max())
     assert train.lengths["min"] == int(data.train.lengths.min())
-    assert "1 dropped: no assistant text; cache miss" in data.report.lines()[0]
+    [line] = data.report.lines()
+    assert "4 rows read, 3 kept, 1 cut to length; 1 dropped: no assistant text; formats: " in line
+    assert "; formats: prompt and response (3), text (1); cache miss, " in line
     assert ("rows", "2", "1") in data.report.table()
 
 
