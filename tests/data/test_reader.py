@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from lmoe.config.data import DataConfig
@@ -192,7 +193,9 @@ def test_several_processes_give_the_same_as_one(
     for name in ("a", "b"):
         (tmp_path / "more" / f"{name}.jsonl").write_bytes(mixed.read_bytes())
     (tmp_path / "more" / "c.jsonl.gz").write_bytes(gzip.compress("\n".join(GOOD).encode()))
+    Dataset.from_list([json.loads(good) for good in GOOD]).to_parquet(tmp_path / "more" / "d.parquet")
     monkeypatch.setattr("lmoe.data.files.SHARD_BYTES", 400)
+    monkeypatch.setattr("lmoe.data.sources.SHARD_ROWS", 7)
     monkeypatch.setattr("lmoe.data.encode.CHUNK", 3)
     found = []
     for processes in (1, 2):
@@ -201,7 +204,7 @@ def test_several_processes_give_the_same_as_one(
         found.append(one.read(source(tmp_path / "more")))
         assert not one.reports[0].cache_hit
     assert same(*found)
-    assert found[0].domains == ["a", "b", "c", "z"] and len(found[0].rows) == 62
+    assert found[0].domains == ["a", "b", "c", "d", "z"] and len(found[0].rows) == 82
     assert found[0].rows.places[:3].tolist() == [[0, 1], [0, 3], [0, 4]]
 
 
