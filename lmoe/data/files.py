@@ -208,10 +208,8 @@ def _record_of_cells(header: list[str], cells: list[str], where: str) -> dict[st
 
 def _check_utf8(cells: list[str], where: str) -> None:
     """Refuse cells with bytes that are no UTF-8, which were read as halves of surrogate pairs."""
-    try:
-        "".join(cells).encode()
-    except UnicodeEncodeError:
-        raise ROW.refusal(where, "not UTF-8; convert the file, for example with iconv -f latin1 -t utf8") from None
+    if not _is_utf8("".join(cells)):
+        raise ROW.refusal(where, "not UTF-8; convert the file, for example with iconv -f latin1 -t utf8")
 
 
 def opened(file: Path) -> BinaryIO:
@@ -324,12 +322,22 @@ def folder_of(path: Path) -> Folder:
         there = f"; it holds {', '.join(unread[:5])}" if unread else ""
         raise DataError(f"{path}: no file of rows in this folder ({', '.join(KINDS)}, each also .gz or .zst){there}")
     domains = [stem(file) if file.parent == path else file.relative_to(path).parts[0] for file in files]
+    if strange := [domain for domain in domains if not _is_utf8(domain)]:
+        raise DataError(f"{path}: the name of {strange[0]!r} is not UTF-8, and it is a domain; rename it")
     origins: dict[str, str] = {}
     for file, domain in zip(files, domains, strict=True):
         origin = "".join(suffixes(file)) if file.parent == path else "/"
         if origins.setdefault(domain, origin) != origin:
             raise DataError(f"{file}: another file or folder of {path} gives the domain {domain!r} too; rename one")
     return Folder(files, domains, unread)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def is_saved_to_disk(folder: Path) -> bool:

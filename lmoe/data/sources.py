@@ -126,8 +126,13 @@ class TablePiece:
     def __iter__(self) -> Iterator[Found]:
         """The records, null in lists and objects taken for a field that is not there."""
         for number in range(self.start, self.stop):
-            record = {key: _filled(value) for key, value in self.table[number].items()}
-            yield record, f"{self.name}[{number}]", number
+            where = f"{self.name}[{number}]"
+            try:
+                record = self.table[number]
+            except Exception as error:  # of datasets, which decodes what others wrote
+                yield DataError(f"{where}: cannot be read: {first_line(error)}"), where, number
+            else:
+                yield {key: _filled(value) for key, value in record.items()}, where, number
 
 
 def _filled(value: Any) -> Any:

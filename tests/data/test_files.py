@@ -327,6 +327,13 @@ def test_two_files_of_one_domain_are_refused(tmp_path: Path, names: tuple[str, s
     assert "gives the domain 'a' too; rename one" in refused(tmp_path / "rows")
 
 
+def test_a_file_name_that_is_no_utf8_is_refused_as_a_domain(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    name = os.fsdecode(b"\xff.jsonl")
+    written(tmp_path / "rows" / name, b'{"text": "x"}\n')
+    assert refused(tmp_path / "rows").startswith(f"{tmp_path}/rows: the name of '\\udcff' is not UTF-8")
+
+
 def test_a_folder_without_files_of_rows_says_what_it_holds(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     assert refused(tmp_path / "empty").startswith(f"{tmp_path}/empty: no file of rows in this folder (.jsonl, ")

@@ -1,10 +1,12 @@
 """Where rows are from: files, folders, folders of save_to_disk, and the hub."""
 
 import json
+from array import array
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from datasets import Dataset, DatasetDict
 
@@ -93,6 +95,16 @@ def test_a_damaged_saved_data_set_is_one_clear_error(refused: Any, tmp_path: Pat
         (tmp_path / "whole" / name).write_bytes(content)
         assert "whole: cannot be read: " in refused(one(tmp_path / "whole"))
         (tmp_path / "whole" / name).write_bytes(before)
+
+
+def test_a_row_of_a_table_that_cannot_be_decoded_is_named_and_the_others_are_read(tmp_path: Path) -> None:
+    offsets, characters = (pyarrow.py_buffer(content) for content in (array("i", [0, 1, 2, 3]).tobytes(), b"a\xffb"))
+    texts = pyarrow.StringArray.from_buffers(3, offsets, characters)
+    Dataset(pyarrow.table({"text": texts})).save_to_disk(tmp_path / "whole")
+    [part] = open_source(one(tmp_path / "whole"), tmp_path).parts
+    first, bad, last = (row for row, _ in part.rows())
+    assert isinstance(first, Row) and isinstance(last, Row) and (first.text, last.text) == ("a", "b")
+    assert str(bad).startswith(f"{tmp_path}/whole[1]: cannot be read: 'utf-8' codec can't decode byte 0xff")
 
 
 def test_a_saved_data_set_within_a_folder_of_files_is_refused_by_name(
