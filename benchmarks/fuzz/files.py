@@ -53,6 +53,7 @@ LINKED_FILES = (
     "merges.txt",
 )
 """Which an export may copy, whether they are there or not."""
+ROW_FILES = ("code.jsonl", "list.json", "comma.csv", "table.parquet", "packed.jsonl.zst")
 EULERFORGE_FILES = ("resolved_config.json", "resolved_config.json", "final/model.safetensors", "final/tokenizer.json")
 MODEL_FILES = ("config.json", "generation_config.json", "model.safetensors", *TOKENIZER_FILES)
 
@@ -72,7 +73,7 @@ class Whole:
         eulerforge: a run of EulerForge.
         pickled: the same, whose weights are a pickle.
         model: the base, with its tokenizer.
-        rows: a JSONL file.
+        rows: the same rows in files of several kinds.
         base: the loaded base; never changed.
         state: its tensors.
     """
@@ -137,10 +138,25 @@ def make_whole(base: Path) -> Whole:
         dense=base / "dense",
         peft=base / "peft",
         model=micro.model,
-        rows=micro.val / "code.jsonl",
+        rows=make_rows(base / "rows", micro.val / "code.jsonl"),
         base=model,
         state=state_of(model),
     )
+
+
+def make_rows(folder: Path, lines: Path) -> Path:
+    """The rows of a JSONL file as files of several kinds, each a domain of its own."""
+    import pandas
+    import zstandard
+
+    folder.mkdir()
+    shutil.copy(lines, folder / "code.jsonl")
+    table = pandas.read_json(lines, lines=True)
+    table.to_json(folder / "list.json", orient="records")
+    table.to_csv(folder / "comma.csv", index=False)
+    table.to_parquet(folder / "table.parquet")
+    (folder / "packed.jsonl.zst").write_bytes(zstandard.compress(lines.read_bytes()))
+    return folder
 
 
 def state_of(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -339,10 +355,10 @@ def read_to_convert(whole: Whole, place: Path, draw: random.Random) -> None:
 
 
 def read_rows(whole: Whole, place: Path, draw: random.Random) -> None:
-    """Rows, as they are read for training."""
+    """A folder of rows, as they are read for training."""
     from lmoe.data.sources import read_rows as read
 
-    read(str(place / whole.rows.name))
+    read(str(place), output(place))
 
 
 def read_tokenizer(whole: Whole, place: Path, draw: random.Random) -> None:
@@ -378,7 +394,7 @@ KINDS: dict[str, tuple[tuple[str, ...], str, Callable[[Whole, Path, random.Rando
     "export of PEFT": (PEFT_FILES, "peft", read_to_blend_and_export),
     "EulerForge": (EULERFORGE_FILES, "eulerforge", read_to_convert),
     "EulerForge, pickled": (("final/pytorch_model.bin",), "pickled", read_to_convert),
-    "rows": (("code.jsonl",), "rows", read_rows),
+    "rows": (ROW_FILES, "rows", read_rows),
     "tokenizer": (TOKENIZER_FILES, "model", read_tokenizer),
     "model": (MODEL_FILES, "model", read_model),
 }

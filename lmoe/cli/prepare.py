@@ -178,5 +178,5 @@ def _report(
     console.print(table)
     for line in prepared.report.lines():
         say(console, line)
-    if isinstance(prepared.train, EncodedRows):
+    if isinstance(prepared.train, EncodedRows) and not config.packing and prepared.report.not_packed is None:
         say(console, packing_line(prepared.train, config.max_length, seed, model_type))

@@ -15,7 +15,8 @@ class SourceConfig:
     domain: str | None = None
     """Domain of its rows that name none; null: the name of the source."""
     weight: float | None = None
-    """Its part of the training rows, against the weights of the other sources; null: as many rows as it has."""
+    """Its part of the training rows, against the weights of the other sources (0 leaves it out); null, in all sources:
+    each row comes once."""
     split: str = "train"
     """Split of a data set, in the words of datasets: train, or train[:10%]."""
     config: str | None = None

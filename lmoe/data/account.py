@@ -72,15 +72,13 @@ class Account:
         Raises:
             DataError: there are some; names the first ones.
         """
-        if self.bad == 1:
+        if self.bad == self.read == 1:
             raise DataError(self.first_bad[0])
         if self.bad:
-            lines, hint = _without_common_end(self.first_bad, "; expected ")
-            lines += [f"and {self.bad - len(self.first_bad):,} more"] if self.bad > len(self.first_bad) else []
-            lines += [hint] if hint else []
+            more = [f"and {self.bad - len(self.first_bad):,} more"] if self.bad > len(self.first_bad) else []
             raise DataError(
                 f"{self.bad:,} of {self.read:,} rows cannot be used; mend them, or leave them out with "
-                "data.on_bad_row=drop\n  " + "\n  ".join(lines)
+                "data.on_bad_row=drop:\n  " + "\n  ".join([*_by_reason(self.first_bad), *more])
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -101,9 +99,10 @@ class Account:
         return Account(**(stored | counters))
 
 
-def _without_common_end(lines: list[str], begins: str) -> tuple[list[str], str]:
-    """Lines without what all of them end in from a word on, and this end once."""
-    heads, ends = zip(*(line.partition(begins)[::2] for line in lines), strict=True)
-    if len(lines) < 2 or len(set(ends)) > 1 or not ends[0]:
-        return list(lines), ""
-    return list(heads), f"{begins.removeprefix('; ')}{ends[0]}"
+def _by_reason(problems: Iterable[str]) -> list[str]:
+    """Problems as lines, those of one reason in one."""
+    places: dict[str, list[str]] = {}
+    for problem in problems:
+        where, _, reason = problem.partition(": ")
+        places.setdefault(reason, []).append(where)
+    return [f"{', '.join(where)}: {reason}" for reason, where in places.items()]

@@ -3,15 +3,15 @@
 A field is used, or the record is refused by file and line, or the field is named among those that are ignored.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lmoe.config.limits import MOST_CHARACTERS
 from lmoe.data.row import Message, Row
-from lmoe.data.turns import Turns, text_of, tools_of
+from lmoe.data.turns import NOTHING, Turns, in_row, text_of, tools_of
 from lmoe.errors import DataError
-from lmoe.files.wording import quoted, shown
+from lmoe.files.wording import shown
 
 Record = Mapping[str, Any]
 
@@ -43,11 +43,17 @@ class Format:
         found = []
         for names in self.needs:
             options = (names,) if isinstance(names, str) else names
-            there = [name for name in options if name in record and not (filled and record[name] is None)]
-            if not there:
+            name = _chosen(options, record)
+            if name is None or (filled and record[name] is None):
                 return None
-            found.append(there[0])
+            found.append(name)
         return found
+
+
+def _chosen(names: Sequence[str], record: Record) -> str | None:
+    """Which of some keys is read: the first that is filled, or else the first that is there; None: none is there."""
+    there = [name for name in names if name in record]
+    return next((name for name in there if record[name] is not None), there[0] if there else None)
 
 
 def row_of(record: Record, where: str, domain: str, columns: Mapping[str, str] | None = None) -> Row:
@@ -62,16 +68,19 @@ def row_of(record: Record, where: str, domain: str, columns: Mapping[str, str] |
     Raises:
         DataError: unknown format, a wrong type or an unknown role; says where.
     """
-    record = _renamed(record, columns or {}, where)
+    columns = columns or {}
+    given, record = record, _renamed(record, columns, where)
     form = _format_of(record)
     if form is None:
-        raise DataError(f"{where}: unknown row format with keys {quoted(sorted(record))}; expected {FORMATS_IN_WORDS}")
+        raise DataError(f"{where}: unknown row format with keys {in_row(sorted(given))}; expected {FORMATS_IN_WORDS}")
     parts = form.read(record, where)
     used = {*(form.keys_in(record, filled=False) or ()), *form.uses, "domain"}
-    left = [key for key, value in record.items() if key not in used and value is not None]
+    taken = {columns.get(name, name) for name in used}
+    left = {key for key, value in given.items() if key not in taken and value is not None}
+    own = record.get("domain")
     return Row(
         where=where,
-        domain=_domain(record.get("domain") or domain, where),
+        domain=_domain(domain if own in (None, "") else own, where),
         format=form.name,
         ignored=(*sorted(left), *sorted(parts.pop("ignored", ()))),
         **parts,
@@ -84,25 +93,25 @@ def _renamed(record: Record, columns: Mapping[str, str], where: str) -> Record:
     if missing := [theirs for theirs in columns.values() if theirs not in record]:
         ours = next(ours for ours, theirs in columns.items() if theirs == missing[0])
         raise DataError(
-            f"{where}: no {shown(missing[0])}, which data.columns takes for {ours}; there are {quoted(sorted(record))}"
+            f"{where}: columns takes {ours} from {shown(missing[0])}, which this row does not have, only "
+            f"{in_row(sorted(record))}"
         )
     rest = {key: value for key, value in record.items() if key not in {*columns, *columns.values()}}
     return rest | {ours: record[theirs] for ours, theirs in columns.items()}
 
 
 def _format_of(record: Record) -> Format | None:
-    """The first format whose keys are all filled, or else all there, so that null is refused by name."""
-    for filled in (True, False):
-        for form in FORMATS:
-            if form.keys_in(record, filled=filled) is not None:
-                return form
-    return None
+    """The first format whose keys are all filled, or else all there, so that null is refused by name. A prompt alone
+    comes last: it is a part of other formats."""
+    *whole, alone = FORMATS
+    tries = [*((form, True) for form in whole), *((form, False) for form in whole), (alone, False)]
+    return next((form for form, filled in tries if form.keys_in(record, filled=filled) is not None), None)
 
 
 def _domain(domain: Any, where: str) -> str:
     if not isinstance(domain, str) or "/" in domain or len(domain) > MOST_CHARACTERS:
         most = f"of at most {MOST_CHARACTERS:,} characters"
-        raise DataError(f"{where}: domain must be text without a slash, {most}, got {quoted(domain)}")
+        raise DataError(f"{where}: domain must be text without a slash, {most}; got {in_row(domain)}")
     return domain
 
 
@@ -140,15 +149,15 @@ def _from_sharegpt(record: Record, where: str) -> dict[str, Any]:
 
 def _from_alpaca(record: Record, where: str) -> dict[str, Any]:
     turns = _opened(record, where)
-    history = record.get("history")
-    for index, pair in enumerate(history if isinstance(history, list) else []):
+    history = [] if record.get("history") in NOTHING else record["history"]
+    if not isinstance(history, list):
+        raise DataError(f"{where}: history must be a list of pairs of a prompt and its answer, got {in_row(history)}")
+    for index, pair in enumerate(history):
         place = f"history[{index}]"
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise DataError(f"{where}: {place} must be a list of a prompt and its answer, got {quoted(pair)}")
+        if not isinstance(pair, list) or len(pair) != 2:
+            raise DataError(f"{where}: {place} must be a list of a prompt and its answer, got {in_row(pair)}")
         turns.add("user", text_of(pair[0], f"{place}[0]", where))
         turns.add("assistant", text_of(pair[1], f"{place}[1]", where))
-    if history is not None and not isinstance(history, list):
-        raise DataError(f"{where}: history must be a list of pairs, got {quoted(history)}")
     prompt, extra = text_of(record["instruction"], "instruction", where), record.get("input")
     if extra not in (None, ""):
         prompt = f"{prompt}\n\n{text_of(extra, 'input', where)}"
@@ -176,22 +185,31 @@ def _add_answer(turns: Turns, answer: Any, name: str, where: str) -> None:
 
 def _from_pair(record: Record, where: str) -> dict[str, Any]:
     turns = _prompt(record, where)
-    name = "response" if record.get("response") is not None or "completion" not in record else "completion"
+    name = _chosen(ANSWERS, record)
+    assert name is not None  # or the record is of another format
     _add_answer(turns, record[name], name, where)
-    label, answer = record.get("label"), record.get("answer")
-    ignored = {name for name, value in (("label", label),) if value is not None and not isinstance(value, bool)}
-    parts = _conversation(turns, record, where)
-    return parts | {
-        "label": label if isinstance(label, bool) else None,
-        "answer": None if answer is None else text_of(answer, "answer", where),
-        "ignored": parts["ignored"] | ignored,
-    }
+    label = _label(record)
+    if label is None and record.get("label") not in NOTHING:
+        turns.ignored.add("label")
+    return _conversation(turns, record, where) | {"label": label, "answer": _answer(record, where)}
+
+
+def _label(record: Record) -> bool | None:
+    """Whether the answer is a good one, of true and false or their text, as CSV has it; None where nothing says so (the
+    number of a class does not)."""
+    label = record.get("label")
+    if isinstance(label, str):
+        return {"true": True, "false": False}.get(label.lower())
+    return label if isinstance(label, bool) else None
+
+
+def _answer(record: Record, where: str) -> str | None:
+    answer = record.get("answer")
+    return None if answer in (None, "") else text_of(answer, "answer", where)
 
 
 def _from_prompt(record: Record, where: str) -> dict[str, Any]:
-    answer = record.get("answer")
-    parts = _conversation(_prompt(record, where), record, where)
-    return parts | {"answer": None if answer is None else text_of(answer, "answer", where)}
+    return _conversation(_prompt(record, where), record, where) | {"answer": _answer(record, where)}
 
 
 def _from_preference(record: Record, where: str) -> dict[str, Any]:
@@ -204,20 +222,31 @@ def _from_preference(record: Record, where: str) -> dict[str, Any]:
         if own.muted:
             raise DataError(f"{where}: a turn of {name} has weight 0, which a pair of answers cannot have")
         answers[name], ignored = tuple(own.messages), ignored | own.ignored
-    shared = _shared_head(answers["chosen"], answers["rejected"])
-    if record.get("prompt") is None:
-        for message in answers["chosen"][:shared]:
-            turns.messages.append(message)
-        answers = {name: messages[shared:] for name, messages in answers.items()}
-    elif shared and turns.messages[-shared:] == list(answers["chosen"][:shared]):
-        answers = {name: messages[shared:] for name, messages in answers.items()}
-    if not turns.messages:
-        raise DataError(f"{where}: chosen and rejected share no prompt, and the row has none; give prompt")
+    head = list(answers["chosen"][: _shared_head(answers["chosen"], answers["rejected"])])
+    before = _opened(record, where).messages
+    prompt = turns.messages[len(before) :]
+    if _contains(head, prompt):
+        turns.messages = [*before, *head]
+        turns.muted = {index for index, message in enumerate(turns.messages) if message["role"] == "assistant"}
+        answers = {name: messages[len(head) :] for name, messages in answers.items()}
+    elif head and prompt[-len(head) :] == head:
+        answers = {name: messages[len(head) :] for name, messages in answers.items()}
+    if len(turns.messages) == len(before):
+        raise DataError(f"{where}: no prompt, and chosen and rejected do not begin with a shared one; give prompt")
+    if answers["chosen"] == answers["rejected"]:
+        raise DataError(f"{where}: chosen and rejected are the same")
     for name, messages in answers.items():
         if not messages or messages[-1]["role"] != "assistant":
-            raise DataError(f"{where}: {name} must end with a turn of the assistant of its own")
+            raise DataError(
+                f"{where}: {name} must end with a turn of the assistant that the other answer does not have"
+            )
     turns.ignored = ignored
     return _conversation(turns, record, where) | answers
+
+
+def _contains(messages: list[Message], some: list[Message]) -> bool:
+    """Whether some messages come in others, one after the other."""
+    return any(messages[start : start + len(some)] == some for start in range(len(messages) - len(some) + 1))
 
 
 def _shared_head(one: tuple[Message, ...], other: tuple[Message, ...]) -> int:
@@ -234,6 +263,7 @@ def _from_text(record: Record, where: str) -> dict[str, Any]:
 
 
 SHARED = ("system", "tools")
+ANSWERS = ("response", "completion")
 FORMATS = (
     Format("messages", ("messages",), SHARED, _from_messages, '{"messages": [{"role": …, "content": …}, …]}'),
     Format("ShareGPT", ("conversations",), SHARED, _from_sharegpt, '{"conversations": [{"from": …, "value": …}, …]}'),
@@ -246,7 +276,7 @@ FORMATS = (
     ),
     Format(
         "prompt and response",
-        ("prompt", ("response", "completion")),
+        ("prompt", ANSWERS),
         ("label", "answer", *SHARED),
         _from_pair,
         '{"prompt": …, "response": …}',
@@ -261,7 +291,8 @@ FORMATS = (
     Format("text", ("text",), (), _from_text, '{"text": …}'),
     Format("prompt", ("prompt",), ("answer", *SHARED), _from_prompt, '{"prompt": …, "answer": …}'),
 )
-"""In the order in which they are looked for: turns before a text that was rendered of them."""
+"""In the order in which they are looked for: turns before a text that was rendered of them; last, what is a part of
+others."""
 FORMATS_IN_WORDS = (
     f"{', '.join(form.example for form in FORMATS[:-1])} or {FORMATS[-1].example}; "
     "data.columns={prompt: question, response: answer} names other keys"

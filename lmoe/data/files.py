@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import zstandard
 
 from lmoe.errors import DataError, LmoeError
-from lmoe.files.small_file import Reader, ordinary_size
+from lmoe.files.small_file import Reader, ordinary_size, unreadable
 from lmoe.files.wording import first_line, quoted
 
 Found = tuple[dict[str, Any] | LmoeError, str, int]
@@ -96,9 +96,14 @@ class Piece:
         read = {LINES: self._lines, LISTS: self._list, CSV: self._csv, TEXT: self._text}[kind]
         try:
             ordinary_size(self.file)
-            yield from read()
+            for record, where, number in read():
+                if isinstance(record, LmoeError) and kind_of(self.file) is None:
+                    ends = ", ".join(KINDS)
+                    record = DataError(f"{record} (read as lines of JSON, because its name ends in none of {ends})")
+                yield record, where, number
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
-            raise DataError(f"{self.file}: cannot be read: {first_line(error)}") from None
+            reason = unreadable(error) if isinstance(error, OSError) else f"cannot be read: {first_line(error)}"
+            raise DataError(f"{self.file}: {reason}") from None
 
     def _lines(self) -> Iterator[Found]:
         with opened(self.file) as stream:
@@ -115,17 +120,23 @@ class Piece:
             stream.seek(self.start)
         left = None if self.stop is None else self.stop - self.start
         for number, line in enumerate(iter(partial(stream.readline, LONGEST_LINE + 1), b""), start=self.first):
-            yield line, f"{self.file}:{number}", number
-            if left is not None and (left := left - len(line)) <= 0:
-                return
+            where = f"{self.file}:{number}"
             if len(line) > LONGEST_LINE:
+                raise ROW.refusal(where, f"a line of more than {LONGEST_LINE:,} bytes; a file has one row a line")
+            yield line, where, number
+            if left is not None and (left := left - len(line)) <= 0:
                 return
 
     def _list(self) -> Iterator[Found]:
         """A list of objects, or a file of lines that is called .json."""
         with opened(self.file) as stream:
-            head = stream.read(1024).lstrip(BLANK)
-        if not head.startswith(b"["):
+            lines = (line.strip(BLANK) for line in iter(partial(stream.readline, LONGEST_LINE), b""))
+            first = next((line for line in lines if line), b"")
+        if first == b"{":
+            raise ROW.refusal(
+                self.file, "begins with an object over several lines; a file of rows holds a list, or one row a line"
+            )
+        if not first.startswith(b"["):
             yield from self._lines()
             return
         with opened(self.file) as stream:
@@ -139,26 +150,40 @@ class Piece:
 
     def _csv(self) -> Iterator[Found]:
         csv.field_size_limit(LONGEST_LINE)
-        tabs = suffixes(self.file)[0] == ".tsv"
         with opened(self.file) as stream:
-            lines = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-            reader = csv.reader(lines, delimiter="\t" if tabs else ",", strict=True)
+            text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            reader = csv.reader(self._csv_lines(text), delimiter=self._delimiter(), strict=True)
+            number = 1
             try:
-                header = next(reader, [])
-                if doubled := sorted({name for name in header if header.count(name) > 1}):
-                    raise ROW.refusal(f"{self.file}:1", f"two columns are called {quoted(doubled[0])}")
+                header: list[str] = []
                 for cells in reader:
-                    where, number = f"{self.file}:{reader.line_num}", reader.line_num
-                    if cells and len(cells) != len(header):
-                        error = ROW.refusal(where, f"{len(cells)} cells, and the header has {len(header)}")
-                        yield error, where, number
+                    where = f"{self.file}:{number}"
+                    if cells and not header:
+                        header = self._header(cells, where)
                     elif cells:
-                        yield dict(zip(header, cells, strict=True)), where, number
+                        yield _record_of_cells(header, cells, where), where, number
+                    number = reader.line_num + 1
             except csv.Error as error:
-                raise ROW.refusal(f"{self.file}:{reader.line_num}", f"malformed CSV: {error}") from None
-            except UnicodeDecodeError as error:
-                line = reader.line_num + 1
-                raise ROW.refusal(f"{self.file}:{line}", f"not UTF-8: {error.reason}") from None
+                raise ROW.refusal(f"{self.file}:{number}", f"malformed CSV: {error}") from None
+
+    def _delimiter(self) -> str:
+        return "\t" if suffixes(self.file)[0] == ".tsv" else ","
+
+    def _csv_lines(self, text: io.TextIOWrapper) -> Iterator[str]:
+        for number, line in enumerate(iter(partial(text.readline, LONGEST_LINE + 1), ""), start=1):
+            if len(line) > LONGEST_LINE:
+                where = f"{self.file}:{number}"
+                raise ROW.refusal(where, f"a line of more than {LONGEST_LINE:,} characters; a file has one row a line")
+            yield line
+
+    def _header(self, cells: list[str], where: str) -> list[str]:
+        if doubled := sorted({name for name in cells if cells.count(name) > 1}):
+            raise ROW.refusal(where, f"two columns are called {quoted(doubled[0])}")
+        if len(cells) == 1 and any(mark in cells[0] for mark in ";\t|"):
+            by = "tabs" if self._delimiter() == "\t" else "commas"
+            raise ROW.refusal(where, f"one column, called {quoted(cells[0])}; cells are parted by {by} here")
+        _check_utf8(cells, where)
+        return cells
 
     def _text(self) -> Iterator[Found]:
         """A row a line."""
@@ -169,6 +194,22 @@ class Piece:
                         yield {"text": _decoded(line, where).rstrip("\r\n")}, where, number
                     except LmoeError as error:
                         yield error, where, number
+
+
+def _record_of_cells(header: list[str], cells: list[str], where: str) -> dict[str, Any] | LmoeError:
+    try:
+        if len(cells) != len(header):
+            raise ROW.refusal(where, f"{len(cells)} cells, and the header has {len(header)}")
+        _check_utf8(cells, where)
+    except LmoeError as error:
+        return error
+    return dict(zip(header, cells, strict=True))
+
+
+def _check_utf8(cells: list[str], where: str) -> None:
+    """Refuse cells with bytes that are no UTF-8, which were read as halves of surrogate pairs."""
+    if not _is_utf8("".join(cells)):
+        raise ROW.refusal(where, "not UTF-8; convert the file, for example with iconv -f latin1 -t utf8")
 
 
 def opened(file: Path) -> BinaryIO:
@@ -190,8 +231,6 @@ def _decoded(content: bytes, where: str) -> str:
 
 def _record_of(line: bytes, where: str) -> dict[str, Any] | LmoeError:
     try:
-        if len(line) > LONGEST_LINE:
-            raise ROW.refusal(where, f"a line of more than {LONGEST_LINE:,} bytes; a JSONL file has one row a line")
         return _object(ROW.parsed(_decoded(line, where).strip("\r\n"), where), where)
     except LmoeError as error:
         return error
@@ -200,7 +239,8 @@ def _record_of(line: bytes, where: str) -> dict[str, Any] | LmoeError:
 def _object(record: Any, where: str) -> dict[str, Any] | LmoeError:
     if isinstance(record, dict):
         return record
-    return ROW.refusal(where, f"a row must be a JSON object, got {type(record).__name__}")
+    hint = "; a list of rows is a .json file" if isinstance(record, list) else ""
+    return ROW.refusal(where, f"a row must be a JSON object, got {type(record).__name__}{hint}")
 
 
 def whole(file: Path) -> tuple[Piece, str]:
@@ -224,23 +264,25 @@ def pieces(file: Path) -> tuple[list[Piece], str]:
         DataError: the file cannot be read.
     """
     cuts = kind_of(file) in (LINES, TEXT) and not suffixes(file)[1]
-    digest, found = hashlib.sha256(), [Piece(file)]
+    digest = hashlib.sha256()
+    found: list[Piece] = []
     try:
         ordinary_size(file)
         with open(file, "rb") as stream:
             if not cuts:
-                return found, hashlib.file_digest(stream, "sha256").hexdigest()
+                return [Piece(file)], hashlib.file_digest(stream, "sha256").hexdigest()
             start, first = 0, 1
             while block := stream.read(SHARD_BYTES):
-                rest = stream.readline(LONGEST_LINE) if not block.endswith(b"\n") else b""
+                rest = b"" if block.endswith(b"\n") else stream.readline(LONGEST_LINE)
                 digest.update(block)
                 digest.update(rest)
-                stop, lines = start + len(block) + len(rest), block.count(b"\n") + rest.count(b"\n")
-                found = [piece for piece in found if piece.stop is not None] + [Piece(file, start, stop, first)]
-                start, first = stop, first + lines
+                stop = start + len(block) + len(rest)
+                found.append(Piece(file, start, stop, first))
+                first += block.count(b"\n") + rest.count(b"\n")
+                start = stop
     except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
-    return found, digest.hexdigest()
+        raise DataError(f"{file}: {unreadable(error)}") from None
+    return found or [Piece(file)], digest.hexdigest()
 
 
 def json_records(file: Path) -> Iterator[tuple[dict[str, Any], str]]:
@@ -271,27 +313,49 @@ class Folder:
 
 
 def folder_of(path: Path) -> Folder:
-    """The files below a folder; hidden ones do not count.
+    """The files below a folder; hidden ones do not count, and links to folders are not followed.
 
     Raises:
         DataError: none that can be read, or two that give one domain.
     """
     inside = sorted(
-        (file for file in path.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(path))),
+        (
+            file
+            for file in path.rglob("*")
+            if (file.is_symlink() or not file.is_dir()) and not _is_hidden(file.relative_to(path))
+        ),
         key=lambda file: file.relative_to(path).parts,
     )
-    files = [file for file in inside if kind_of(file)]
-    unread = [str(file.relative_to(path)) for file in inside if not kind_of(file)]
+    if saved := next(filter(is_saved_to_disk, sorted({file.parent for file in inside})), None):
+        raise DataError(f"{saved}: a folder of save_to_disk; give it on its own, as data.path or one of data.sources")
+    files = [file for file in inside if kind_of(file) and not file.is_dir()]
+    unread = [str(file.relative_to(path)) for file in inside if not kind_of(file) or file.is_dir()]
     if not files:
         there = f"; it holds {', '.join(unread[:5])}" if unread else ""
         raise DataError(f"{path}: no file of rows in this folder ({', '.join(KINDS)}, each also .gz or .zst){there}")
     domains = [stem(file) if file.parent == path else file.relative_to(path).parts[0] for file in files]
+    if strange := [domain for domain in domains if not _is_utf8(domain)]:
+        raise DataError(f"{path}: the name of {strange[0]!r} is not UTF-8, and it is a domain; rename it")
     origins: dict[str, str] = {}
     for file, domain in zip(files, domains, strict=True):
         origin = "".join(suffixes(file)) if file.parent == path else "/"
         if origins.setdefault(domain, origin) != origin:
             raise DataError(f"{file}: another file or folder of {path} gives the domain {domain!r} too; rename one")
     return Folder(files, domains, unread)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def is_saved_to_disk(folder: Path) -> bool:
+    """Whether `save_to_disk` of `datasets` has written a folder."""
+    marks = (("dataset_dict.json",), ("state.json", "dataset_info.json"))
+    return any(all((folder / name).is_file() for name in names) for names in marks)
 
 
 def _is_hidden(path: Path) -> bool:

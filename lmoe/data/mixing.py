@@ -5,6 +5,7 @@ Every row comes at least once, and those of a group that is to weigh more come a
 it.
 """
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -24,23 +25,19 @@ def domain_shares(sizes: Sequence[int], temperature: float) -> list[float]:
         sizes: rows of each group, 0 for none.
         temperature: 1 leaves them as they are, infinite makes them equal.
     """
-    weights = [size ** (1 / temperature) if size else 0.0 for size in sizes]
-    return [weight / sum(weights) for weight in weights]
+    return _parts([size / max(sizes) for size in sizes], 1 / temperature)
 
 
-def weight_shares(sizes: Sequence[int], weights: Sequence[float | None]) -> list[float]:
-    """Shares of sources of given sizes. A source without a weight counts with the rows that it has, as a part of all.
+def weight_shares(weights: Sequence[float]) -> list[float]:
+    """Shares of sources of given weights, of which one is above 0."""
+    return _parts([weight / max(weights) or weight for weight in weights])
 
-    Args:
-        weights: of each source; None: none given.
 
-    Raises:
-        DataError: they sum to nothing.
-    """
-    filled = [size / sum(sizes) if weight is None else weight for size, weight in zip(sizes, weights, strict=True)]
-    if sum(filled) <= 0:
-        raise DataError("data.sources: the weights sum to 0; give at least one source a weight above 0")
-    return [weight / sum(filled) for weight in filled]
+def _parts(ratios: Sequence[float], power: float = 1.0) -> list[float]:
+    """Powers of ratios, as parts of their sum. None above 0 becomes 0, for then its group would be left out without a
+    word; `mixed` refuses what is so uneven."""
+    powers = [max(ratio**power, sys.float_info.min) if ratio > 0 else 0.0 for ratio in ratios]
+    return [one / sum(powers) for one in powers]
 
 
 def mixed(groups: Tensor, shares: Sequence[float], seed: int) -> Tensor:
@@ -60,8 +57,8 @@ def mixed(groups: Tensor, shares: Sequence[float], seed: int) -> Tensor:
     length = max(size * total / share for size, share in there)
     if length > MOST_TIMES * len(groups):
         raise DataError(
-            f"these weights make an epoch of {length:,.0f} rows of the {len(groups):,} that there are; weigh the large "
-            "sources more, or the small ones less"
+            f"the weights, or data.temperature, make an epoch of {length:,.0f} rows of {len(groups):,} rows; at "
+            f"most {MOST_TIMES} times as many are allowed: give large sources or domains more, or small ones less"
         )
     chosen = []
     for group, (size, share) in enumerate(zip(sizes, shares, strict=True)):

@@ -88,6 +88,8 @@ def prepare(
         groups, parts = shares
         train = train.subset(mixed(groups, parts, seed))
         report.mixed = split_report(train, domains)
+    if config.packing is None and packing_model_type is not None:
+        report.not_packed = packing_supported(packing_model_type)
     packed = PackedRows.of(train, config.max_length, seed) if packing else None
     if packed is not None:
         of_train.packed_sequences = len(packed)
@@ -115,7 +117,7 @@ def _prepare_stream(
         streamed.append(stream_report(source.path, reader.key(source, found), found.unread))
     stream = RowStream(
         [found.parts for found in opened],
-        weight_shares([1] * len(sources), [source.weight for source in sources]),
+        weight_shares([1.0 if source.weight is None else source.weight for source in sources]),
         reader.encoder(),
         domains,
         buffer=config.shuffle_buffer,
@@ -172,10 +174,8 @@ def _shares(
     if config.temperature is not None:
         sizes = torch.bincount(train.domains).tolist()
         return train.domains, domain_shares(sizes, config.temperature)
-    weights = [source.weight for source in sources]
-    if all(weight is None for weight in weights):
-        return None
-    return of_source, weight_shares(torch.bincount(of_source, minlength=len(sources)).tolist(), weights)
+    weights = [source.weight for source in sources if source.weight is not None]
+    return (of_source, weight_shares(weights)) if weights else None
 
 
 def _packs(asked: bool | None, model_type: str | None) -> bool:

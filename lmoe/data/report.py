@@ -6,7 +6,10 @@ import torch
 
 from lmoe.data.account import Account
 from lmoe.data.encoded import EncodedRows
+from lmoe.files.wording import shown
 
+NAMED = 10
+"""Fields and files that a note names."""
 PERCENTILES = (("min", 0.0), ("50 %", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("max", 1.0))
 
 
@@ -71,6 +74,7 @@ class PrepareReport:
         data_hashes: SHA-256 of each file (of the rows, for a data set) by path.
         leaked: validation rows whose tokens a training row has too.
         mixed: what an epoch of training holds where sources or domains are mixed; None: the training rows.
+        not_packed: why rows are not packed though nothing was said against it; None: they are, or need not be.
     """
 
     sources: list[SourceReport]
@@ -79,6 +83,7 @@ class PrepareReport:
     data_hashes: dict[str, str]
     leaked: int = 0
     mixed: SplitReport | None = None
+    not_packed: str | None = None
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows of (what, training, validation), plain text."""
@@ -105,11 +110,13 @@ class PrepareReport:
             if source.streamed:
                 lines.append(f"{source.path}: read while training")
                 continue
-            formats = ", ".join(sorted(account.formats))
-            line = f"{source.path}: {account.read:,} rows read, {source.kept:,} kept"
-            line += f", {account.truncated:,} cut to length; format: {formats}"
+            line = (
+                f"{source.path}: {account.read:,} rows read, {source.kept:,} kept, {account.truncated:,} cut to length"
+            )
             for reason, count in sorted(account.dropped.items()):
                 line += f"; {count:,} dropped: {reason}"
+            counts = [f"{name} ({count:,})" for name, count in sorted(account.formats.items())]
+            line += f"; format{'s' * (len(counts) != 1)}: {', '.join(counts)}"
             state = "hit" if source.cache_hit else "miss"
             lines.append(f"{line}; cache {state}, {source.cache_path or 'not written'}")
         return lines + self.notes()
@@ -121,14 +128,17 @@ class PrepareReport:
             account = source.account
             if account.bad:
                 notes.append(
-                    f"{source.path}: {account.bad:,} of {account.read:,} rows cannot be used and are left out, such as "
+                    f"{source.path}: {account.bad:,} of {account.read:,} rows cannot be used and are left out: "
                     f"{account.first_bad[0]}"
                 )
             if account.ignored:
-                notes.append(f"{source.path}: ignored: {', '.join(sorted(account.ignored))}")
+                names = [name or '""' for name in sorted(account.ignored)]
+                more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+                shown_names = ", ".join(shown(name) for name in names[:NAMED])
+                notes.append(f"{source.path}: fields that are ignored: {shown_names}{more}")
             if source.unread:
-                more = f" and {len(source.unread) - 5:,} more" if len(source.unread) > 5 else ""
-                notes.append(f"{source.path}: not read: {', '.join(source.unread[:5])}{more}")
+                more = f" and {len(source.unread) - NAMED:,} more" if len(source.unread) > NAMED else ""
+                notes.append(f"{source.path}: files that are not read: {', '.join(source.unread[:NAMED])}{more}")
             if account.shortened:
                 notes.append(
                     f"{source.path}: {_turns(account.shortened)} shortened by the chat template, which leaves out a "
@@ -141,15 +151,23 @@ class PrepareReport:
                 )
         if self.train is not None and self.train.duplicates:
             notes.append(
-                f"{self.train.duplicates:,} of {self.train.rows:,} training rows stand there twice or more often"
+                f"{self.train.duplicates:,} of {self.train.rows:,} training rows repeat the tokens of another one"
             )
         if self.leaked:
             notes.append(
-                f"{self.leaked:,} of {self.val.rows:,} validation rows are training rows too: losses on them say little"
+                f"{self.leaked:,} of {self.val.rows:,} validation rows are training rows too; the validation loss "
+                "looks better than it is"
             )
         if self.mixed is not None:
             parts = [f"{name} {count / self.mixed.rows:.0%}" for name, count in self.mixed.rows_by_domain.items()]
             notes.append(f"an epoch of the mixture has {self.mixed.rows:,} rows: {', '.join(parts)}")
+        if self.train is not None and self.train.packed_sequences is not None and self.train.fill is not None:
+            rows = self.train.rows if self.mixed is None else self.mixed.rows
+            notes.append(
+                f"{rows:,} rows are packed into {self.train.packed_sequences:,} sequences, {self.train.fill:.0%} full"
+            )
+        if self.not_packed is not None:
+            notes.append(f"rows are not packed: {self.not_packed}")
         return notes
 
 

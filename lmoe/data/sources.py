@@ -1,13 +1,12 @@
 """Sources of rows: files, folders, tables and data sets of the hub, as pieces of work with a digest of what they hold.
 
-Tables (Parquet, Arrow, folders of `save_to_disk`, the hub) are loaded by `datasets`, which maps them from disk. Files
-of lines are read as they are: `datasets` gives the objects of a JSON file one common type, which adds the keys of one
-row to the arguments of another.
+Tables (Parquet, Arrow, folders of `save_to_disk`, the hub) are mapped from disk by `datasets`. Files of lines are read
+as they are: `datasets` gives the objects of a JSON file one common type, which adds the keys of one row to the
+arguments of another.
 """
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,19 +15,16 @@ from typing import Any
 from lmoe.config.data import DataConfig, SourceConfig
 from lmoe.data.cache import cache_folder
 from lmoe.data.contract import row_of
-from lmoe.data.files import TABLES, Found, Piece, folder_of, kind_of, opened, pieces, suffixes, whole
+from lmoe.data.files import TABLES, Piece, folder_of, is_saved_to_disk, kind_of, pieces, whole
 from lmoe.data.row import Row
+from lmoe.data.tables import StreamPiece, TablePiece, mapped_table, streamed_table, table_digest, table_pieces
 from lmoe.errors import DataError, LmoeError
-from lmoe.files.places import expanded, is_local
-from lmoe.files.wording import first_line
+from lmoe.files.places import exists, expanded, is_dir, is_local
+from lmoe.files.wording import LONGEST_REASON, first_line, shown
 
 BUNDLED = "bundled"
 """What data.path calls the rows that ship with lmoe."""
 DEFAULT_DOMAIN = "all"
-SHARD_ROWS = 10_000
-"""Rows of a table that are one piece of work."""
-SAVED_TO_DISK = ("state.json", "dataset_dict.json")
-"""One of these is in a folder that `save_to_disk` of `datasets` has written."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -57,6 +53,12 @@ class Source:
     def named(self) -> str:
         """Key and path, for messages."""
         return f"{self.key[:-1]}={self.path}`" if self.key.endswith("`") else f"{self.key}={self.path}"
+
+    @property
+    def split_key(self) -> str:
+        """The key that names a split."""
+        of_source = self.key.startswith("data.sources.")
+        return f"{self.key.removesuffix('.path')}.split" if of_source else "data.sources.<name>.split"
 
 
 def sources_of(config: DataConfig, bundled: Path) -> list[Source]:
@@ -97,52 +99,6 @@ def val_source(config: DataConfig, bundled: Path) -> Source | None:
     if path == BUNDLED:
         return Source(key="data.val_path", path=str(bundled / "val"))
     return Source(key="data.val_path", path=path, columns=config.columns)
-
-
-@dataclass(slots=True, frozen=True)
-class TablePiece:
-    """Rows of a table.
-
-    Args:
-        table: a `datasets.Dataset`, or a list of records.
-        name: for messages.
-        start, stop: rows.
-    """
-
-    table: Any
-    name: str
-    start: int
-    stop: int
-
-    def __iter__(self) -> Iterator[Found]:
-        """The records, null taken for a field that is not there."""
-        for number in range(self.start, self.stop):
-            yield _filled(self.table[number]), f"{self.name}[{number}]", number
-
-
-def _filled(value: Any) -> Any:
-    """A record without its empty fields: a table gives every row those of all others."""
-    if isinstance(value, dict):
-        return {key: _filled(item) for key, item in value.items() if item is not None}
-    return [_filled(item) for item in value] if isinstance(value, list) else value
-
-
-@dataclass(slots=True, frozen=True)
-class StreamPiece:
-    """Rows of a table that is read while they are needed.
-
-    Args:
-        table: a `datasets.IterableDataset`.
-        name: for messages.
-    """
-
-    table: Any
-    name: str
-
-    def __iter__(self) -> Iterator[Found]:
-        """The records, null taken for a field that is not there."""
-        for number, record in enumerate(self.table):
-            yield _filled(record), f"{self.name}[{number}]", number
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -196,10 +152,10 @@ class Opened:
     unread: list[str]
 
     def rows(self) -> Iterator[Row]:
-        """Yield all rows in order.
+        """All rows.
 
         Raises:
-            DataError: a record, which is named, is no row.
+            DataError: the first one that is none.
         """
         for part in self.parts:
             for row, _ in part.rows():
@@ -219,9 +175,10 @@ def open_source(source: Source, cache: Path, *, streaming: bool = False) -> Open
         DataError: no such file, folder or data set, one that cannot be read, or that holds nothing.
     """
     path = expanded(source.path)
-    if path.exists():
-        if path.is_dir() and any((path / name).is_file() for name in SAVED_TO_DISK):
+    if exists(path):
+        if is_dir(path) and is_saved_to_disk(path):
             return _saved_to_disk(source, path)
+        _check_no_split(source)
         return _files(source, path, cache, streaming)
     if is_local(source.path):
         raise DataError(f"{source.path}: no such file or folder (from {Path.cwd()})")
@@ -249,48 +206,14 @@ def _file(file: Path, cache: Path, streaming: bool) -> tuple[Sequence[Piece | Ta
     is_table = kind_of(file) == TABLES
     if streaming:
         piece, identity = whole(file)
-        return [StreamPiece(_table(file, "", cache, streaming), str(file)) if is_table else piece], identity
+        return [StreamPiece(streamed_table(file), str(file)) if is_table else piece], identity
     found, digest = pieces(file)
-    return (_table_pieces(_table(file, digest, cache, streaming), str(file)) if is_table else found), digest
+    return table_pieces(mapped_table(file, digest, cache), str(file)) if is_table else found, digest
 
 
-def _table_pieces(table: Any, name: str) -> list[TablePiece]:
-    count = len(table)
-    starts = range(0, count, SHARD_ROWS)
-    return [TablePiece(table, name, start, min(start + SHARD_ROWS, count)) for start in starts]
-
-
-def _table(file: Path, digest: str, cache: Path, streaming: bool) -> Any:
-    """A Parquet or Arrow file, mapped from disk."""
-    import datasets  # heavy, and only tables need it
-    import pyarrow
-    from datasets.exceptions import DatasetsError
-
-    end, packed = suffixes(file)
-    try:
-        if packed and streaming:
-            raise DataError(f"{file}: a compressed table cannot be streamed; unpack it")
-        if packed:
-            file = _unpacked(file, cache / "tables" / f"{digest[:32]}{end}")
-        return datasets.load_dataset(
-            end.removeprefix("."),
-            data_files=str(file),
-            split="train",
-            cache_dir=str(cache / "tables"),
-            streaming=streaming,
-        )
-    except (OSError, ValueError, RuntimeError, pyarrow.ArrowException, DatasetsError) as error:
-        raise DataError(f"{file}: cannot be read: {first_line(error.__cause__ or error)}") from None
-
-
-def _unpacked(file: Path, to: Path) -> Path:
-    if not to.is_file():
-        to.parent.mkdir(parents=True, exist_ok=True)
-        part = to.with_name(f".writing-{to.name}")
-        with opened(file) as stream, open(part, "wb") as target:
-            shutil.copyfileobj(stream, target)
-        part.replace(to)
-    return to
+def _check_no_split(source: Source) -> None:
+    if source.split != "train":
+        raise DataError(f"{source.split_key} is {source.split}, but {source.path} has no splits; leave it out")
 
 
 def _saved_to_disk(source: Source, path: Path) -> Opened:
@@ -298,7 +221,7 @@ def _saved_to_disk(source: Source, path: Path) -> Opened:
 
     try:
         loaded = datasets.load_from_disk(str(path))
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except Exception as error:  # of datasets, which trusts what its files hold
         raise DataError(f"{source.named}: cannot be read: {first_line(error)}") from None
     return _data_set(source, _split(source, loaded), str(path))
 
@@ -311,58 +234,46 @@ def _from_hub(source: Source, streaming: bool) -> Opened:
     options |= {"streaming": True} if streaming else {}
     try:
         loaded: Any = datasets.load_dataset(source.path, source.config, **options)
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, DatasetsError) as error:
+        reason = shown(" ".join(str(error).split()), longest=LONGEST_REASON) if str(error) else "no reason given"
         raise DataError(
             f"{source.named}: neither a local path nor a data set that could be loaded "
-            f"({type(error).__name__}: {first_line(error)}). "
-            "Without network, give a file, a folder of them, or a folder of save_to_disk."
+            f"({type(error).__name__}: {reason}). data.sources.<name>.config, split and revision choose a part of "
+            "a data set. Without network, give a file, a folder of them, or a folder of save_to_disk"
         ) from None
-    if streaming:
-        return _streamed(source, loaded)
-    return _data_set(source, loaded, source.path)
+    return _streamed(source, loaded) if streaming else _data_set(source, loaded, source.path)
 
 
 def _streamed(source: Source, loaded: Any) -> Opened:
     """A data set of the hub whose files are read when they are needed."""
-    pieces_of = [loaded.shard(loaded.num_shards, number) for number in range(loaded.num_shards)]
+    shards = [loaded.shard(loaded.num_shards, number) for number in range(loaded.num_shards)]
     domain = DEFAULT_DOMAIN if source.domain is None else source.domain
     parts = [
-        Part(records=StreamPiece(piece, source.path), place=0, domain=domain, columns=source.columns)
-        for piece in pieces_of
+        Part(records=StreamPiece(shard, source.path), place=0, domain=domain, columns=source.columns)
+        for shard in shards
     ]
-    identity = f"{loaded.num_shards} files of revision {source.revision or 'newest'}"
+    identity = f"{len(shards)} files of revision {source.revision or 'newest'}"
     return Opened(parts=parts, content=identity, places=[source.path], hashes={source.path: identity}, unread=[])
 
 
 def _split(source: Source, loaded: Any) -> Any:
-    """One split of a DatasetDict; a Dataset has one only."""
+    """One split of a DatasetDict; a Dataset has none."""
     if not isinstance(loaded, dict):
+        _check_no_split(source)
         return loaded
     if source.split not in loaded:
         raise DataError(
-            f"{source.named}: no split {source.split!r}; it has {', '.join(loaded)}; set data.sources.<name>.split"
+            f"{source.named}: no split {source.split!r}; {source.split_key} may be {', '.join(map(str, loaded))}"
         )
     return loaded[source.split]
 
 
 def _data_set(source: Source, table: Any, name: str) -> Opened:
     domain = DEFAULT_DOMAIN if source.domain is None else source.domain
-    found = _table_pieces(table, name)
+    found = table_pieces(table, name)
     parts = [Part(records=piece, place=0, domain=domain, columns=source.columns) for piece in found]
-    content = _table_digest(table)
+    content = table_digest(table)
     return Opened(parts=parts, content=content, places=[name], hashes={name: content}, unread=[])
-
-
-def _table_digest(table: Any) -> str:
-    """Return a digest of the rows, whatever files they lie in."""
-    digest = hashlib.sha256()
-    if hasattr(table, "data"):
-        for batch in (table if table._indices is None else table.flatten_indices()).data.to_batches():
-            digest.update(batch.serialize())
-        return digest.hexdigest()
-    for record in table:
-        digest.update(json.dumps(record, sort_keys=True, default=str).encode())
-    return digest.hexdigest()
 
 
 def read_rows(path: str, cache: Path | None = None) -> list[Row]:

@@ -1,13 +1,13 @@
 """Turns of a conversation, as data sets write them, brought to the shape that chat templates take."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from lmoe.data.row import Message
-from lmoe.errors import DataError
-from lmoe.files.wording import quoted
+from lmoe.errors import DataError, LmoeError
+from lmoe.files.small_file import Reader
+from lmoe.files.wording import quoted, shown
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SPEAKERS = {
@@ -22,6 +22,10 @@ SPEAKERS = {
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names of what an assistant thinks before it answers; templates read the first, or the second."""
 PASSED_ON = ("name", "tool_call_id")
+NOTHING: tuple[Any, ...] = (None, "", [], {})
+"""Values of a field that say as little as its absence."""
+JSON_TEXT = Reader(error=DataError, finite=False)
+"""How a text that holds JSON is parsed."""
 OTHER_CONTENT = ("function_call", "audio", "image", "images", "video", "videos", "refusal")
 """Fields of a message that say something which a text cannot show."""
 
@@ -57,7 +61,7 @@ class Turns:
             DataError: no list, an empty one, or a turn that is none.
         """
         if not isinstance(turns, list) or not turns:
-            raise DataError(f"{where}: {name} must be a non-empty list, got {quoted(turns)}")
+            raise DataError(f"{where}: {name} must be a non-empty list, got {in_row(turns)}")
         for index, turn in enumerate(turns):
             self._add_message(turn, f"{name}[{index}]", name, where, muted=muted)
 
@@ -68,7 +72,7 @@ class Turns:
             DataError: as `add_all`.
         """
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
-            raise DataError(f"{where}: {name} must be a non-empty list of objects, got {quoted(turns)}")
+            raise DataError(f"{where}: {name} must be a non-empty list of objects, got {in_row(turns)}")
         if not any("from" in turn for turn in turns):
             return self.add_all(turns, name, where)
         for index, turn in enumerate(turns):
@@ -76,68 +80,118 @@ class Turns:
             speaker, value = turn.get("from"), turn.get("value")
             role = SPEAKERS.get(speaker) if isinstance(speaker, str) else None
             if role is None:
-                raise DataError(f"{where}: {place}.from is {quoted(speaker)}; allowed: {', '.join(SPEAKERS)}")
-            rest = {key: item for key, item in turn.items() if key not in ("from", "value")}
+                raise DataError(f"{where}: {place}.from is {in_row(speaker)}; allowed: {', '.join(SPEAKERS)}")
+            own = {"role": role, "content": value}
             if role == "function_call":
                 call = text_of(value, f"{place}.value", where)
-                self._add_message(
-                    {"role": "assistant", "tool_calls": _parsed(call, f"{place}.value", where), **rest},
-                    *(place, name, where),
-                )
-            else:
-                self._add_message({"role": role, "content": value, **rest}, place, name, where)
+                own = {"role": "assistant", "tool_calls": _parsed(call, f"{place}.value", where)}
+            rest = {key: item for key, item in turn.items() if key not in ("from", "value")}
+            self.ignored |= {f"{name}[].{key}" for key in own if rest.get(key) is not None}
+            self._add_message(rest | own, place, name, where, content_key="value")
         return None
 
-    def _add_message(self, turn: Any, place: str, name: str, where: str, *, muted: bool = False) -> None:
+    def _add_message(
+        self, turn: Any, place: str, name: str, where: str, *, muted: bool = False, content_key: str = "content"
+    ) -> None:
         if not isinstance(turn, dict):
-            raise DataError(f"{where}: {place} must be an object with role and content, got {quoted(turn)}")
+            raise DataError(f"{where}: {place} must be an object with role and content, got {in_row(turn)}")
         role = turn.get("role")
         if role not in ROLES:
-            raise DataError(f"{where}: {place}.role is {quoted(role)}; allowed: {', '.join(ROLES)}")
+            raise DataError(f"{where}: {place}.role is {in_row(role)}; allowed: {', '.join(ROLES)}")
         given = {key: value for key, value in turn.items() if value is not None}
         message: Message = {"role": role, "content": ""}
-        calls = given.pop("tool_calls", None)
-        if calls not in (None, []):
+        calls = given.get("tool_calls")
+        if calls not in NOTHING and (calls := _parsed(calls, f"{place}.tool_calls", where)):
             if role != "assistant":
                 raise DataError(f"{where}: {place}.tool_calls: only the assistant calls tools, this is {role}")
-            message["tool_calls"] = _tool_calls(calls, f"{place}.tool_calls", where)
+            message["tool_calls"] = [
+                self._tool_call(call, f"{place}.tool_calls[{index}]", f"{name}[].tool_calls[]", where)
+                for index, call in enumerate(calls)
+            ]
         if "content" not in turn and "tool_calls" not in message:
-            raise DataError(f"{where}: {place} has no content, only {quoted(sorted(map(str, turn)))}")
+            raise DataError(f"{where}: {place} has no content, only {in_row(sorted(map(str, turn)))}")
         if "content" in given or "tool_calls" not in message:
-            message["content"] = _content(turn.get("content"), f"{place}.content", where)
+            message["content"] = self._content(
+                turn.get("content"), f"{place}.{content_key}", f"{name}[].{content_key}", where
+            )
         for key in REASONING:
-            if given.get(key):
+            if given.get(key) not in NOTHING:
                 if role != "assistant":
                     raise DataError(f"{where}: {place}.{key}: only the assistant reasons, this is {role}")
-                message.setdefault("reasoning_content", text_of(given[key], f"{place}.{key}", where))
+                thoughts = text_of(given[key], f"{place}.{key}", where)
+                if message.setdefault("reasoning_content", thoughts) != thoughts:
+                    self.ignored.add(f"{name}[].{key}")
         message |= {key: text_of(given[key], f"{place}.{key}", where) for key in PASSED_ON if key in given}
-        if _is_muted(given, role, place, where) or (muted and role == "assistant"):
+        own_mute = _is_muted(given, role, place, where)
+        if own_mute or (muted and role == "assistant"):
             self.muted.add(len(self.messages))
+        if muted and own_mute is False:
+            self.ignored |= {f"{name}[].{key}" for key in ("weight", "train") if key in given}
         for key in OTHER_CONTENT:
-            if given.get(key) not in (None, [], {}, ""):
+            if given.get(key) not in NOTHING:
                 hint = "write it as tool_calls" if key == "function_call" else "rows hold text only"
                 raise DataError(f"{where}: {place}.{key} cannot be learnt; {hint}")
         read = {"role", "content", "tool_calls", "weight", "train", *REASONING, *PASSED_ON, *OTHER_CONTENT}
         self.ignored |= {f"{name}[].{key}" for key in given if key not in read}
         self.messages.append(message)
 
+    def _content(self, value: Any, place: str, name: str, where: str) -> str:
+        """Text, or content parts that are all text, joined."""
+        if not isinstance(value, list):
+            return text_of(value, place, where)
+        texts = []
+        for index, part in enumerate(value):
+            kind = part.get("type", "text") if isinstance(part, dict) else None
+            if kind != "text":
+                what = f"of type {in_row(kind)}" if isinstance(part, dict) else in_row(part)
+                raise DataError(
+                    f'{where}: {place}[{index}] is {what}; a content part must be {{"type": "text", "text": …}}'
+                )
+            texts.append(text_of(part.get("text"), f"{place}[{index}].text", where))
+            self._ignore(part, ("type", "text"), f"{name}[]")
+        return "".join(texts)
 
-def _is_muted(given: dict[str, Any], role: str, place: str, where: str) -> bool:
-    """Whether a turn's own `weight` or `train` takes its label away."""
+    def _tool_call(self, call: Any, place: str, name: str, where: str) -> dict[str, Any]:
+        """A call with its arguments as an object, which is what templates write as JSON."""
+        function = call.get("function", call) if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise DataError(
+                f'{where}: {place} must be {{"type": "function", "function": {{"name": …, "arguments": …}}}}, '
+                f"got {in_row(call)}"
+            )
+        arguments = _arguments(function.get("arguments", {}), f"{place}.function.arguments", where)
+        identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
+        self._ignore(call, ("type", "function", *identity, *(("name", "arguments") if function is call else ())), name)
+        if function is not call:
+            self._ignore(function, ("name", "arguments"), f"{name}.function")
+        return {**identity, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
+
+    def _ignore(self, value: dict[str, Any], read: Sequence[str], name: str) -> None:
+        """Note the fields of an object that are not read."""
+        self.ignored |= {f"{name}.{key}" for key, item in value.items() if key not in read and item is not None}
+
+
+def _is_muted(given: dict[str, Any], role: str, place: str, where: str) -> bool | None:
+    """Whether an assistant's turn takes its label away by its own `weight` or `train`; None where it does not say."""
     weight, train = given.get("weight"), given.get("train")
     if weight is not None and (isinstance(weight, bool) or weight not in (0, 1)):
-        raise DataError(f"{where}: {place}.weight is {quoted(weight)}; allowed: 0 (the turn is not learnt) and 1")
+        raise DataError(f"{where}: {place}.weight is {in_row(weight)}; allowed: 0 (the turn is not learnt) and 1")
     if train is not None and not isinstance(train, bool):
-        raise DataError(f"{where}: {place}.train is {quoted(train)}; allowed: true and false")
+        raise DataError(f"{where}: {place}.train is {in_row(train)}; allowed: true and false")
     if weight is not None and train is not None and bool(weight) != train:
-        raise DataError(f"{where}: {place} has weight {weight} and train {quoted(train)}, which say the opposite")
+        raise DataError(f"{where}: {place} has weight {weight} and train {in_row(train)}, which contradict each other")
     learns = train if weight is None else bool(weight)
     if learns and role != "assistant":
         key = "weight" if train is None else "train"
         raise DataError(
             f"{where}: {place}.{key}: a turn of {role} cannot be learnt on its own; data.train_on=all learns all turns"
         )
-    return learns is False and role == "assistant"
+    return None if learns is None or role != "assistant" else not learns
+
+
+def in_row(value: Any) -> str:
+    """A value of a row as JSON writes it where that is short, for messages."""
+    return shown(value) if value is None or isinstance(value, bool) else quoted(value)
 
 
 def text_of(value: Any, name: str, where: str) -> str:
@@ -148,21 +202,7 @@ def text_of(value: Any, name: str, where: str) -> str:
     """
     if isinstance(value, str):
         return value
-    raise DataError(f"{where}: {name} must be text, got {'null' if value is None else quoted(value)}")
-
-
-def _content(value: Any, name: str, where: str) -> str:
-    """Text, or content parts that are all text, joined."""
-    if not isinstance(value, list):
-        return text_of(value, name, where)
-    texts = []
-    for index, part in enumerate(value):
-        kind = part.get("type", "text") if isinstance(part, dict) else None
-        if kind != "text":
-            what = f"of type {quoted(kind)}" if isinstance(part, dict) else quoted(part)
-            raise DataError(f'{where}: {name}[{index}] is {what}; a content part must be {{"type": "text", "text": …}}')
-        texts.append(text_of(part.get("text"), f"{name}[{index}].text", where))
-    return "".join(texts)
+    raise DataError(f"{where}: {name} must be text, got {in_row(value)}")
 
 
 def tools_of(value: Any, where: str) -> tuple[dict[str, Any], ...] | None:
@@ -171,57 +211,43 @@ def tools_of(value: Any, where: str) -> tuple[dict[str, Any], ...] | None:
     Raises:
         DataError: something else.
     """
-    if value in (None, "", []):
-        return None
-    tools = _parsed(value, "tools", where)
+    tools = [] if value in NOTHING else _parsed(value, "tools", where)
     for index, tool in enumerate(tools):
         function = tool.get("function", tool) if isinstance(tool, dict) else None
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise DataError(
                 f'{where}: tools[{index}] must be {{"type": "function", "function": {{"name": …, "parameters": …}}}}, '
-                f"got {quoted(tool)}"
+                f"got {in_row(tool)}"
             )
-    return tuple(tool if "function" in tool else {"type": "function", "function": tool} for tool in tools)
+    whole = ({"type": "function", **(tool if "function" in tool else {"function": tool})} for tool in tools)
+    return tuple(whole) or None
 
 
 def _parsed(value: Any, name: str, where: str) -> list[Any]:
     """A list, or JSON text of one or of an object alone."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise DataError(f"{where}: {name} must be JSON of a list, got {quoted(value)}") from None
-    value = [value] if isinstance(value, dict) else value
-    if not isinstance(value, list):
-        raise DataError(f"{where}: {name} must be a list, got {quoted(value)}")
-    return value
+    found = _of_json(value, name, "a list or its JSON text", where)
+    found = [found] if isinstance(found, dict) else found
+    if not isinstance(found, list):
+        raise DataError(f"{where}: {name} must be a list or its JSON text, got {in_row(value)}")
+    return found
 
 
-def _tool_calls(value: Any, name: str, where: str) -> list[dict[str, Any]]:
-    """Calls with their arguments as objects, which is what templates write as JSON."""
-    calls = []
-    for index, call in enumerate(_parsed(value, name, where)):
-        function = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise DataError(
-                f'{where}: {name}[{index}] must be {{"type": "function", "function": {{"name": …, "arguments": …}}}}, '
-                f"got {quoted(call)}"
-            )
-        arguments = _arguments(function.get("arguments", {}), f"{name}[{index}].function.arguments", where)
-        identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-        calls.append({**identity, "type": "function", "function": {"name": function["name"], "arguments": arguments}})
-    return calls
+def _of_json(value: Any, name: str, what: str, where: str) -> Any:
+    """A value, or what its JSON text holds."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return JSON_TEXT.parsed(value, "")
+    except LmoeError as error:
+        reason = str(error).removeprefix(": ")
+        raise DataError(f"{where}: {name} must be {what}, got {in_row(value)} ({reason})") from None
 
 
 def _arguments(value: Any, name: str, where: str) -> dict[str, Any]:
-    if isinstance(value, str):
-        try:
-            value = json.loads(value) if value.strip() else {}
-        except (ValueError, RecursionError):
-            raise DataError(f"{where}: {name} must be an object or its JSON text, got {quoted(value)}") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{where}: {name} must be an object or its JSON text, got {quoted(value)}")
-    return value
+    found = {} if value is None or value == "" else _of_json(value, name, "an object or its JSON text", where)
+    if not isinstance(found, dict):
+        raise DataError(f"{where}: {name} must be an object or its JSON text, got {in_row(value)}")
+    return found
 
 
 def last_assistant(messages: Sequence[Message]) -> int | None:

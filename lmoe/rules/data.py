@@ -85,8 +85,8 @@ def source_problems(data: DataConfig) -> list[str]:
             problems.append(f"{key}.path is required: a file, a folder, a data set of the hub, or bundled")
         problems += _option_problems(source, key)
         problems += column_problems(source.columns, f"{key}.columns")
-        if source.weight is not None and not source.weight >= 0:
-            problems.append(f"{key}.weight is {source.weight}, must be at least 0")
+        if source.weight is not None:
+            problems += at_least(source.weight, 0, f"{key}.weight")
         domain = name if source.domain is None else source.domain
         if not domain or "/" in domain or len(domain) > MOST_CHARACTERS:
             problems.append(f"{key}.domain must be text without a slash, got {domain!r}")
@@ -113,9 +113,14 @@ def _option_problems(source: SourceConfig, key: str) -> list[str]:
 
 def _weight_problems(data: DataConfig) -> list[str]:
     weights = [source.weight for source in data.sources.values() if source.weight is not None]
+    without = [name for name, source in data.sources.items() if source.weight is None]
     problems = []
-    if weights and len(weights) == len(data.sources) and sum(weights) <= 0:
-        problems.append("data.sources: the weights sum to 0; give at least one source a weight above 0")
+    if weights and without:
+        problems.append(
+            f"data.sources.{without[0]}.weight is null, and other sources have a weight; give all of them one, or none"
+        )
+    elif weights and not any(weights):
+        problems.append("data.sources: all weights are 0; give at least one source a weight above 0")
     if weights and len(data.sources) == 1:
         problems.append("data.sources: a weight has no effect on the only source; leave it out")
     if weights and data.temperature is not None:

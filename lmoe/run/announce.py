@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from transformers.utils import logging as transformers_logging
 
-from lmoe.data.pack import PackedRows, packing_supported
+from lmoe.data.pack import PackedRows
 from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
 from lmoe.report.say import say
@@ -35,28 +35,25 @@ def describe_plan(parts: Parts, console: Console) -> None:
     domains = len(parts.prepared.domains)
     learnt = "rows are read while training" if report.train is None else f"{report.train.rows:,} rows to learn"
     lines.append(f"data: {learnt}, {report.val.rows:,} to validate, {domains} domains")
-    lines += packing_lines(parts)
     if (day := parts.config.data.template_date) is not None:
         lines.append(f"the chat template reads the date: {day} for this run (data.template_date)")
-    for line in [*lines, *data_notes(parts.prepared), *(f"warning: {warning}" for warning in parts.warnings)]:
+    for line in [
+        *lines,
+        *data_notes(parts.prepared),
+        *packing_lines(parts),
+        *(f"warning: {warning}" for warning in parts.warnings),
+    ]:
         say(console, line)
 
 
 def packing_lines(parts: Parts) -> list[str]:
-    """Whether training rows are packed, and how many come in a step."""
-    data, train, loop = parts.config.data, parts.prepared.report.train, parts.config.trainer
-    packed = parts.prepared.train
-    if isinstance(packed, PackedRows) and train is not None and train.fill is not None:
-        sequences = data.batch_size * loop.accumulate_grad_batches * loop.devices * loop.num_nodes
-        rows = len(packed.rows) * sequences / len(packed)
-        return [
-            f"packing: {len(packed):,} sequences of {data.max_length} tokens, {train.fill:.0%} "
-            f"full; a step takes {sequences}, about {rows:.0f} rows"
-        ]
-    if data.packing is None and train is not None:
-        reason = packing_supported(str(parts.model.config.model_type)) or "the attention would let rows see each other"
-        return [f"packing: off, because {reason}"]
-    return []
+    """How many rows come in a step where several stand in one sequence."""
+    packed, loop = parts.prepared.train, parts.config.trainer
+    if not isinstance(packed, PackedRows):
+        return []
+    sequences = parts.config.data.batch_size * loop.accumulate_grad_batches * loop.devices * loop.num_nodes
+    rows = len(packed.rows) * sequences / len(packed)
+    return [f"data: a step takes {sequences} packed sequences, about {rows:.0f} rows"]
 
 
 def expert_lines(parts: Parts) -> list[str]:

@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from transformers import PreTrainedTokenizerFast
 
-from lmoe.config.data import DataConfig
+from lmoe.config.data import DataConfig, SourceConfig
 from lmoe.data.encoded import BY_ROW
 from lmoe.data.pack import PackedRows
 from lmoe.data.prepare import PreparedData, prepare
 from lmoe.errors import DataError
 from lmoe.pretrain.bpe import train_bpe
+from lmoe.vocabulary import OnBadRow
 from tests.data.templates import WITHOUT_GENERATION
 
 
@@ -217,7 +219,9 @@ def test_the_report_counts_what_is_in_the_rows(
     assert train.label_tokens == sum(int(row.is_label[1:].sum()) for row in data.train)
     assert train.lengths["max"] == int(data.train.lengths.max())
     assert train.lengths["min"] == int(data.train.lengths.min())
-    assert "1 dropped: no assistant text; cache miss" in data.report.lines()[0]
+    [line] = data.report.lines()
+    assert "4 rows read, 3 kept, 1 cut to length; 1 dropped: no assistant text; formats: " in line
+    assert "; formats: prompt and response (3), text (1); cache miss, " in line
     assert ("rows", "2", "1") in data.report.table()
 
 
@@ -225,7 +229,7 @@ def test_a_hub_data_set_is_cached_by_its_rows(
     config: DataConfig, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [pair(n) for n in range(9)]
-    monkeypatch.setattr("datasets.load_dataset", lambda name, config, split, revision: rows)
+    monkeypatch.setattr("datasets.load_dataset", lambda name, config, split, revision: Dataset.from_list(rows))
     config.path = "who/what"
     assert (hits(run(config, tokenizer)), hits(run(config, tokenizer))) == ([False], [True])
     rows.append(pair(10))
@@ -234,3 +238,112 @@ def test_a_hub_data_set_is_cached_by_its_rows(
 
 def test_stored_ids_are_int32(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
     assert run(config, tokenizer).train[0].input_ids.dtype == torch.int32
+
+
+@pytest.fixture
+def two(config: DataConfig, write_rows: Any) -> DataConfig:
+    """A large source and a small one, in place of one path."""
+    large = write_rows(*({"text": f"large {n}"} for n in range(40)), name="large.jsonl")
+    small = write_rows(*({"text": f"small {n}"} for n in range(10)), name="small.jsonl")
+    config.path, config.sources = "", {"a": SourceConfig(path=large), "b": SourceConfig(path=small, domain="little")}
+    return config
+
+
+def counts(data: PreparedData) -> dict[str, int]:
+    return dict(zip(data.domains, torch.bincount(data.train.domains, minlength=2).tolist(), strict=True))
+
+
+def test_several_sources_are_read_and_split_each_by_its_domain(
+    two: DataConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    data = run(two, tokenizer)
+    assert data.domains == ["a", "little"] and counts(data) == {"a": 32, "little": 8}
+    assert data.val.domains.bincount().tolist() == [8, 2] and data.report.mixed is None
+    assert [source.path for source in data.report.sources] == [source.path for source in two.sources.values()]
+
+
+def test_weights_of_sources_make_up_an_epoch_of_training_rows(
+    two: DataConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    two.sources["a"].weight, two.sources["b"].weight = 1.0, 3.0
+    data, again, other = run(two, tokenizer), run(two, tokenizer), run(two, tokenizer, seed=1)
+    assert counts(data) == {"a": 32, "little": 96} and data.report.train.rows == 40
+    assert data.report.mixed is not None and data.report.mixed.rows_by_domain == {"a": 32, "little": 96}
+    assert "an epoch of the mixture has 128 rows: a 25%, little 75%" in data.report.lines()
+    assert texts(data.train, tokenizer) == texts(again.train, tokenizer) != texts(other.train, tokenizer)
+    assert len({*texts(data.train, tokenizer)}) == 40 and len(data.val) == 10 and hits(again) == [True, True]
+    two.sources["b"].weight = 0.0
+    left = run(two, tokenizer)
+    assert counts(left) == {"a": 32, "little": 0} and len(left.val) == 10
+
+
+def test_temperature_draws_domains_by_a_root_of_their_size(two: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    two.temperature = 1.0
+    plain = run(two, tokenizer)
+    assert counts(plain) == {"a": 32, "little": 8}
+    two.temperature = 2.0
+    assert counts(run(two, tokenizer)) == {"a": 32, "little": 16}
+    two.temperature = 0.01
+    with pytest.raises(DataError, match=r"data\.temperature, make an epoch of"):
+        run(two, tokenizer)
+
+
+def test_a_mixture_is_packed_whole(two: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    two.sources["a"].weight, two.sources["b"].weight, two.packing = 1.0, 1.0, True
+    data = run(two, tokenizer, packing_model_type="qwen3")
+    assert sum(len(rows) for rows in data.train) == 64
+    assert data.report.train.fill == int(data.train.lengths.sum()) / (len(data.train) * 64)
+
+
+def test_what_was_done_about_packing_is_said(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    packed = run(config, tokenizer, packing_model_type="qwen3")
+    assert packed.report.notes() == [f"32 rows are packed into {len(packed.train)} sequences, 80% full"]
+    alone = run(config, tokenizer, packing_model_type="strange")
+    assert alone.report.notes() == ["rows are not packed: model type strange was never shown to keep packed rows apart"]
+    config.packing = False
+    assert run(config, tokenizer, packing_model_type="strange").report.notes() == []
+
+
+def test_the_seed_of_the_split_may_be_its_own(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    config.split_seed = 1
+    one, other = (texts(run(config, tokenizer, seed=seed).val, tokenizer) for seed in (2, 3))
+    config.split_seed = None
+    assert one == other == texts(run(config, tokenizer, seed=1).val, tokenizer)
+
+
+def test_rows_that_repeat_others_are_counted_in_training_and_across_the_split(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    assert (run(config, tokenizer).report.train.duplicates, run(config, tokenizer).report.leaked) == (0, 0)
+    config.path = write_rows(pair(1), pair(1, "b"), pair(1), pair(2), pair(3), name="train.jsonl")
+    config.val_path = write_rows(pair(2), pair(2), pair(9), name="val.jsonl")
+    report = run(config, tokenizer).report
+    assert (report.train.duplicates, report.leaked) == (2, 2)
+    assert "2 of 5 training rows repeat the tokens of another one" in report.notes()
+    assert any(note.startswith("2 of 3 validation rows are training rows too") for note in report.notes())
+    config.val_path = config.path
+    assert run(config, tokenizer).report.leaked == 5
+
+
+def test_the_notes_name_what_is_ignored_left_out_and_not_read(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any, tmp_path: Path
+) -> None:
+    rows = [pair(1) | {"id": 1, "source": "x"}, pair(2) | {"id": 2}, {"q": "x"}, pair(3)]
+    write_rows(*rows, name="rows/a.jsonl")
+    (tmp_path / "rows" / "b.md").write_text("x")
+    config.path, config.on_bad_row = str(tmp_path / "rows"), OnBadRow.drop
+    for _ in range(2):  # the second time from the cache
+        bad, ignored, unread = run(config, tokenizer).report.notes()
+        assert bad.startswith(f"{tmp_path}/rows: 1 of 4 rows cannot be used and are left out: ")
+        assert f"{tmp_path}/rows/a.jsonl:3: unknown row format with keys ['q']" in bad
+        assert ignored == f"{tmp_path}/rows: fields that are ignored: id, source"
+        assert unread == f"{tmp_path}/rows: files that are not read: b.md"
+    assert run(config, tokenizer).report.train.rows_by_domain == {"all": 2}
+
+
+def test_a_long_list_of_ignored_fields_is_shortened(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    config.path = write_rows(*(pair(n) | {"": 1, "a" * 5000: 1} | {f"k{k}": 1 for k in range(30)} for n in range(3)))
+    [note] = run(config, tokenizer).report.notes()
+    assert 'fields that are ignored: "", aaa' in note and note.endswith(" and 22 more") and len(note) < 500
