@@ -36,7 +36,7 @@ def test_a_command_of_the_page_has_no_problem(command: str) -> None:
 
 
 def test_the_page_names_every_kind_of_file() -> None:
-    assert len(COMMANDS) == 5
+    assert len(COMMANDS) == 6
     table = re.findall(
         r"`(\.\w+)`", "".join(line for line in READING.splitlines(keepends=True) if line.startswith("|"))
     )
