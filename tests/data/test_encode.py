@@ -1,11 +1,19 @@
 """Cutting, dropping and counting rows."""
 
+from pathlib import Path
+from typing import Any
+
+import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
+from lmoe.config.data import DataConfig
 from lmoe.data.encode import NO_ASSISTANT_TEXT, NO_TEXT, NOTHING_TO_PREDICT, EncodedSource, Encoder, cut_reason
+from lmoe.data.prepare import prepare
 from lmoe.data.row import Row
 from lmoe.data.template import ChatTemplate
+from lmoe.errors import DataError
+from lmoe.vocabulary import OnBadRow
 from tests.data.test_template import chat
 
 
@@ -81,3 +89,20 @@ def test_a_text_that_brings_the_bos_token_of_the_tokenizer_gets_one(tokenizer: P
     assert brought.input_ids.tolist() == without.input_ids.tolist()
     assert without.input_ids.tolist().count(bos) == 1
     assert brought.is_label.tolist() == [False] + [True] * (len(brought) - 1)
+
+
+def test_a_row_with_a_token_beyond_the_embedding_is_refused_by_name_and_by_its_line(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, write_rows: Any
+) -> None:
+    size = len(tokenizer)
+    tokenizer.add_tokens(["<think>"])
+    path = write_rows({"prompt": "a", "response": "b"}, {"prompt": "a", "response": "<think> b"}, {"text": "four"})
+    config = DataConfig(path=path, cache_dir=str(tmp_path / "cache"), val_fraction=0.4)
+    given = {"seed": 0, "bundled": Path("nowhere"), "packing_model_type": None}
+    assert len(prepare(config, tokenizer, **given, num_embeddings=size + 1).train) == 2
+    with pytest.raises(DataError, match=rf"rows\.jsonl:2: it uses '<think>' \({size}\); .*embedding.* {size}: resize"):
+        prepare(config, tokenizer, **given, num_embeddings=size)
+    config.on_bad_row = OnBadRow.drop
+    found = prepare(config, tokenizer, **given, num_embeddings=size)
+    assert (len(found.train), len(found.val)) == (1, 1) and "1 of 3 rows cannot be used" in found.report.notes()[0]
+    assert len(prepare(config, tokenizer, **given, num_embeddings=size + 1).train) == 2

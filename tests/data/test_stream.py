@@ -1,12 +1,15 @@
 """Rows that are read while training: order, blocks, totals, and going on."""
 
+import gzip
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from transformers import PreTrainedTokenizerFast
 
 from lmoe.config.data import DataConfig, SourceConfig
@@ -172,3 +175,36 @@ def test_a_pass_without_a_row_to_learn_from_is_refused(
     config.path = write_rows({"prompt": "x", "response": ""}, name="empty.jsonl")
     with pytest.raises(DataError, match="a pass over 1 rows gave none to learn from"):
         list(loader(config, tokenizer))
+
+
+def test_a_table_is_read_while_training_as_lines_are(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, write_rows: Any
+) -> None:
+    rows = records(40)
+    config.path = write_rows(*rows, name="rows.jsonl")
+    lines = list(loader(config, tokenizer))
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    config.path = str(tmp_path / "rows.parquet")
+    assert same(list(loader(config, tokenizer)), lines)
+    (tmp_path / "rows.parquet.gz").write_bytes(gzip.compress((tmp_path / "rows.parquet").read_bytes()))
+    config.path = str(tmp_path / "rows.parquet.gz")
+    with pytest.raises(DataError, match=r"rows\.parquet\.gz: a compressed table cannot be read while training"):
+        data(config, tokenizer)
+
+
+def test_a_file_that_ends_too_early_ends_the_run_by_name(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    whole = gzip.compress("".join(json.dumps(record) + "\n" for record in records(500)).encode())
+    (tmp_path / "torn.jsonl.gz").write_bytes(whole[:-12])
+    config.path = str(tmp_path / "torn.jsonl.gz")
+    with pytest.raises(DataError, match=r"torn\.jsonl\.gz: cannot be read"):
+        list(loader(config, tokenizer, max_steps=100))
+
+
+def test_the_largest_batch_holds_the_longest_samples_of_a_block(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    longest = data(config, tokenizer).largest_batch()["valid_mask"].sum(1)
+    every = torch.cat([batch["valid_mask"].sum(1) for batch in list(loader(config, tokenizer))[:8]])
+    assert longest.tolist() == every.sort(descending=True).values[:2].tolist()
