@@ -30,7 +30,7 @@ TARGETS = {
     "bench-native",
     "bench-decode",
     "bench-beside",
-    "bench-logits",
+    "bench-data", "bench-logits",
     "torture",
     "fuzz",
     "same",

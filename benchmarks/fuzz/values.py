@@ -32,6 +32,7 @@ WRONG = (
 """What some key or other cannot be, as it is written behind the =."""
 NAMES = {
     "phase.phases": ("router_warmup", "experts", "last"),
+    "data.sources": ("code", "chat", "nobody"),
     "optim.roles": ("router", "lora", "attn_lora", "head", "nobody"),
 }
 """Entries of a mapping, some of which are not there."""

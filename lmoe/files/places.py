@@ -8,10 +8,12 @@ SUFFIXES = (".jsonl", ".json", ".gz", ".zst", ".parquet", ".csv", ".tsv", ".arro
 
 
 def is_local(place: str) -> bool:
-    """Whether a place is meant as a path: it begins like one, ends like a file of data, exists, or lies in a folder
-    that exists."""
+    """Whether a place is meant as a path: it begins like one, ends like a file of data, has more slashes than a name on
+    the hub, exists, or lies in a folder that exists."""
     path = expanded(place)
     if place.startswith((".", "/", "~", "\\")) or path.is_absolute() or place.lower().endswith(SUFFIXES):
+        return True
+    if place.count("/") > 1 and "://" not in place:
         return True
     return exists(path) or (path.parent != Path() and is_dir(path.parent))
 

@@ -126,7 +126,7 @@ def _draw_phases(ax: Axes, phases: Mapping[str, int], last: int) -> None:
     """A dashed line where a later phase begins; names above the axes, on two levels so that short phases fit."""
     for i, (name, start) in enumerate(phases.items()):
         level = 1.0 + 0.045 * (1 - i % 2) * (len(phases) > 1)
-        text = name if start == 0 else f"{name} from step {start:,}"
+        text = name if start == 0 else f"{name} after step {start:,}"
         late = start > 0.6 * last
         ax.text(
             start, level, plain(f" {text} "), transform=ax.get_xaxis_transform(), fontsize=11, color="0.25",

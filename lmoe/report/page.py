@@ -107,7 +107,7 @@ def _warnings(summary: RunSummary) -> str:
 def _facts(summary: RunSummary) -> str:
     done = summary.max_steps if summary.steps is None else summary.steps
     phases = ", ".join(
-        f"{name} from step {start:,}{'' if start < done else ' (not reached)'}"
+        f"{name} from step {start + 1:,}{'' if start < done else ' (not reached)'}"
         for name, start in summary.phases.items()
     )
     facts = {

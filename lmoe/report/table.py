@@ -2,11 +2,12 @@
 
 import re
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from lmoe.report.loads import DEAD_SHARE, ExpertLoad, expert_loads
+from lmoe.report.say import say
 from lmoe.report.summary import FINISHED, RunSummary
 from lmoe.report.wording import RUN_FILES, duration, experts, loss_rows, memory, percent, steps
 
@@ -20,17 +21,22 @@ COMMAND_WIDTH = 76
 """Longer commands are continued on the next line with a backslash, which a shell accepts when copied."""
 
 
-def final_tables(summary: RunSummary, next_commands: list[str]) -> Group:
-    """Loss by domain, load of each expert, collapse warnings, where things are, and what to run next."""
+def print_end(console: Console, summary: RunSummary, next_commands: list[str]) -> None:
+    """Print loss by domain, load of each expert, collapse warnings, where things are, and what to run next.
+
+    Tables keep to the width of the console. Paths and commands stay whole, so that they can be copied from a log.
+    """
     parts: list[RenderableType] = [Text(_what_ran(summary)), Text(), loss_table(summary), Text()]
     if summary.site_load:
         parts += [load_table(summary), Text()]
     parts += [Text(f"warning: {message}", style="bold yellow") for message in summary.collapsed]
-    parts.append(_places(summary.run_dir))
+    console.print(Group(*parts))
+    console.print(Text.assemble(("In ", "bold"), summary.run_dir), soft_wrap=True)
+    console.print(_places())
     if next_commands:
-        parts += [Text(), Text("Try next:", style="bold")]
-        parts += [Text(continued(command, indent="  "), overflow="fold") for command in next_commands]
-    return Group(*parts)
+        console.print(Text.assemble("\n", ("Try next:", "bold")))
+        for command in next_commands:
+            say(console, continued(command, indent="  "))
 
 
 def loss_table(summary: RunSummary) -> Table:
@@ -112,8 +118,8 @@ def _what_ran(summary: RunSummary) -> str:
     )
 
 
-def _places(run_dir: str) -> Group:
+def _places() -> Table:
     grid = Table.grid(padding=(0, 2))
     for name, purpose in RUN_FILES.items():
         grid.add_row(f"  {name}", purpose)
-    return Group(Text.assemble(("In ", "bold"), run_dir, overflow="fold"), grid)
+    return grid

@@ -26,7 +26,8 @@ class StrategyDeclaration:
         why_no_adapters: why no adapter can become one of its experts; "": its experts are LoRA adapters on Linears,
             which are imported, added, masked, taken out, averaged and exported one by one.
         peft_adapter: one PEFT adapter holds what it has learnt.
-        instead_of_merging: what to do where its experts cannot be folded into the weights; "" where they can.
+        instead_of_merging: what to do where its experts cannot be folded into the weights, nor, without peft_adapter,
+            be one PEFT adapter; "" where they can.
     """
 
     planner: str

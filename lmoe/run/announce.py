@@ -29,12 +29,14 @@ def describe_plan(parts: Parts, console: Console) -> None:
     lines = [f"backbone {parts.config.backbone.model_name}: {frozen:,} parameters, frozen"]
     lines += expert_lines(parts)
     for phase in parts.module.schedule.phases:
-        lines.append(
-            f"phase {phase.name}: steps {phase.start + 1} to {phase.end} train {', '.join(sorted(phase.trainable))}"
-        )
-    domains = len(parts.prepared.domains)
-    learnt = "rows are read while training" if report.train is None else f"{report.train.rows:,} rows to learn"
-    lines.append(f"data: {learnt}, {report.val.rows:,} to validate, {domains} domains")
+        first, last = phase.start + 1, phase.end
+        steps = f"step {last} trains" if first == last else f"steps {first} to {last} train"
+        lines.append(f"phase {phase.name}: {steps} {', '.join(sorted(phase.trainable))}")
+    domains = counted(len(parts.prepared.domains), "domain")
+    learnt = "rows are read while training"
+    if report.train is not None:
+        learnt = f"{counted(report.train.rows, 'row')} to learn"
+    lines.append(f"data: {learnt}, {report.val.rows:,} to validate, {domains}")
     if (day := parts.config.data.template_date) is not None:
         lines.append(f"the chat template reads the date: {day} for this run (data.template_date)")
     for line in [
@@ -56,6 +58,11 @@ def packing_lines(parts: Parts) -> list[str]:
     return [f"data: a step takes {sequences} packed sequences, about {rows:.0f} rows"]
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 domain`, `8,000 rows`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def expert_lines(parts: Parts) -> list[str]:
     """Where experts come from that do not start anew."""
     injection, record = parts.config.injection, injected(parts.model)
@@ -63,9 +70,9 @@ def expert_lines(parts: Parts) -> list[str]:
         if not record.kept_experts:  # a run that goes on, whose checkpoint will say
             return [f"experts of {run} are kept as they are; only those beyond them train"]
         old, total = record.kept_experts, injection.num_experts
-        return [
-            f"experts 0 to {old - 1} of {run} are kept as they are; new: {old} to {total - 1}, with their router rows"
-        ]
+        kept = "expert 0" if old == 1 else f"experts 0 to {old - 1}"
+        new = f"{old}, with its router rows" if old == total - 1 else f"{old} to {total - 1}, with their router rows"
+        return [f"{kept} of {run} {'is kept as it is' if old == 1 else 'are kept as they are'}; new: {new}"]
     return [f"expert {e} {name}: {place}" for e, (name, place) in enumerate(named_adapters(injection).items())]
 
 

@@ -16,7 +16,7 @@ from lmoe.report.curves import read_metrics
 from lmoe.report.page import write_page
 from lmoe.report.pictures import write_pictures
 from lmoe.report.summary import RunSummary
-from lmoe.report.table import final_tables
+from lmoe.report.table import print_end
 from lmoe.run.loggers import sync_command
 from lmoe.run.memory import peak_memory_mb
 from lmoe.run.next_calls import next_calls
@@ -67,7 +67,7 @@ def finish(
         if isinstance(logger, WandbLogger):
             for name, path in pictures.items():
                 logger.log_image(key=f"report/{name}", images=[str(path)])
-    console.print(final_tables(summary, commands))
+    print_end(console, summary, commands)
 
 
 def save_base(parts: Parts, folder: Path) -> None:

@@ -183,7 +183,7 @@ def test_a_phase_more_from_the_command_line(train):
     assert list(phases)[-1] == "last"
     assert (phases["last"]["start"], phases["last"]["trainable"]) == ("5", ["router"])
     assert (phases["experts"]["lr"], phases["experts"]["trainable"]) == (0.002, ["lora", "attn_lora"])
-    assert "phase last: steps 6 to 6 train router" in done.text
+    assert "phase last: step 6 trains router" in done.text
     again = train(*more, "resume=auto", run="more")
     assert again.code == 0, again.text
     other = train("+phase.phases.last.start=4", f"resume={done.run}", settings=False)

@@ -29,7 +29,7 @@ def asked(request, micro):
         model=model.eval(), tokenizer=AutoTokenizer.from_pretrained(micro.model), batch_size=4, max_length=48
     )
     settings = EvaluateSettings(checkpoint="none", data=str(micro.val))
-    rows, _ = evaluation_rows(settings, None, subject.tokenizer, injected(model).moe, max_length=48, chat_template=None)
+    rows, _ = evaluation_rows(settings, None, subject.tokenizer, injected(model).moe, max_length=48)
     return subject, rows
 
 

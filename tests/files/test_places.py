@@ -11,7 +11,10 @@ from lmoe.rules.validate import hub_names, place_problems
 
 @pytest.mark.parametrize(
     "place",
-    ["./x", "../x", "/x", "~/x", "rows.jsonl", "some/rows.json", "x.jsonl.gz", "x.parquet", "x.CSV", "there/nosuch"],
+    [
+        *("./x", "../x", "/x", "~/x", "rows.jsonl", "some/rows.json", "x.jsonl.gz", "x.parquet", "x.CSV"),
+        *("there/nosuch", "path/to/model"),
+    ],
 )
 def test_what_is_written_like_a_path_must_be_there(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -21,7 +24,7 @@ def test_what_is_written_like_a_path_must_be_there(place, tmp_path, monkeypatch)
     assert hub_note("data.path", place) == []
 
 
-@pytest.mark.parametrize("place", ["Qwen/Qwen3-0.6B", "gpt2", "some/rows", "tatsu-lab/alpaca"])
+@pytest.mark.parametrize("place", ["Qwen/Qwen3-0.6B", "gpt2", "some/rows", "tatsu-lab/alpaca", "hf://datasets/a/b"])
 def test_a_name_that_the_hub_may_have_is_not_looked_up(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert missing_place("data.path", place) == []

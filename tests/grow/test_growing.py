@@ -72,6 +72,7 @@ def test_growing_with_the_bare_phases_says_that_attention_stays_and_keeps_it(tra
     done = train(f"injection.experts_from={finished_run}", *GROW)
     assert done.code == 0, done.text
     assert "names attn_lora, but attn_lora stays as it is" in done.text
+    assert f"experts 0 to 3 of {finished_run} are kept as they are; new: 4, with its router rows" in done.text
     after = read_tensors(done.run / "adapter")
     assert not any("self_attn" in name for name in changed(read_tensors(finished_run / "adapter"), after))
 

@@ -83,12 +83,15 @@ def test_an_adapter_without_the_routers_leaves_those_of_the_backbone(tmp_path):
 @pytest.mark.parametrize(
     ("family", "injection", "reason"),
     [
-        ("qwen3", {}, "injection=mixture_lora chooses experts for each token"),
-        ("qwen3", {"strategy": "moe_expert_lora"}, "injection=moe_expert_lora chooses experts for each token"),
+        ("qwen3", {}, "injection=mixture_lora chooses experts for each token.*; export .* `export_peft_experts`"),
+        (
+            *("qwen3", {"strategy": "moe_expert_lora"}),
+            "injection=moe_expert_lora chooses experts for each token.*; use the adapter as it is",
+        ),
         ("qwen3", DENSE | {"attn_lora": {"use_dora": True}}, "DoRA on all targets or none"),
     ],
 )
-def test_what_peft_cannot_express_is_refused_with_the_reason(family, injection, reason, tmp_path):
+def test_what_peft_cannot_express_is_refused_with_the_reason_and_what_can_be_done(family, injection, reason, tmp_path):
     with pytest.raises(CheckpointError, match=reason):
         save_peft(trained(family, injection), tmp_path / "peft", base_model=family)
     assert not (tmp_path / "peft").exists()

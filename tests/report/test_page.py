@@ -57,7 +57,7 @@ def test_the_page_has_losses_facts_routing_and_the_next_command(
     assert ["code", "4.000", "3.000", "-1.000", "-25.0%"] in page.rows
     assert ["mean over domains", "5.000", "4.583", "-0.417", "-8.3%"] in page.rows
     assert ["experts", "4 experts at each of 6 sites"] in page.rows
-    assert ["phases", "router_warmup from step 0, experts from step 15"] in page.rows
+    assert ["phases", "router_warmup from step 1, experts from step 16"] in page.rows
     assert ["time", "2 min 20 s"] in page.rows
     assert any(row[:3] == ["routing/entropy", "1.375", "1.125"] for row in page.rows)
     assert any(row[:3] == ["routing/dead", "0.000", "2.000"] for row in page.rows)

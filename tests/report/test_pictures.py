@@ -126,7 +126,7 @@ def test_a_phase_boundary_is_a_labelled_line_in_both_panels(summary: RunSummary,
     for ax in figure.axes:
         assert vertical_lines(ax) == [15, 120]
         labels = {text.get_text().strip() for text in ax.texts}
-        assert {"router_warmup", "experts from step 15", "last from step 120"} <= labels
+        assert {"router_warmup", "experts after step 15", "last after step 120"} <= labels
 
 
 def test_one_phase_has_no_boundary(metrics: Curves) -> None:

@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from lmoe.report.summary import RunSummary
-from lmoe.report.table import COMMAND_WIDTH, MAX_EXPERTS, continued, final_tables
+from lmoe.report.table import COMMAND_WIDTH, MAX_EXPERTS, continued, print_end
 from lmoe.report.wording import duration, memory
 
 
@@ -12,7 +12,7 @@ def printed(summary: RunSummary, commands: list[str], encoding: str = "utf-8") -
     """What a log of 80 columns gets."""
     content = io.BytesIO()
     file = io.TextIOWrapper(content, encoding=encoding, newline="\n")
-    Console(file=file, width=80).print(final_tables(summary, commands))
+    print_end(Console(file=file, width=80), summary, commands)
     file.flush()
     return content.getvalue().decode(encoding)
 
@@ -45,11 +45,17 @@ def test_a_log_gets_80_columns_without_colour_codes(
 ) -> None:
     for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
-    summary.run_dir = "outputs/" + "long/" * 30
-    text = printed(summary, [f"lmoe generate --checkpoint {summary.run_dir} --prompt 'x'"], encoding)
+    summary.domains[0] = "long" * 30
+    text = printed(summary, ["lmoe chat --checkpoint x"], encoding)
     assert "\x1b" not in text
     assert max(map(len, text.splitlines())) <= 80
-    assert summary.run_dir in text.replace("\n", "")
+
+
+def test_a_log_gets_paths_and_commands_whole(summary: RunSummary) -> None:
+    summary.run_dir = "outputs/" + "long/" * 30
+    text = printed(summary, [f"lmoe generate --checkpoint {summary.run_dir} --prompt 'x'"])
+    assert f"In {summary.run_dir}" in text.splitlines()
+    assert f"--checkpoint {summary.run_dir} " in text
 
 
 def test_a_dead_expert_is_counted_and_a_collapse_is_said(summary: RunSummary) -> None:
