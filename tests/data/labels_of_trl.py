@@ -6,10 +6,10 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lmoe.data.encode import Encoder
+from lmoe.data.account import Account
+from lmoe.data.encode import Encoder, TokenisedRow
 from lmoe.data.row import Row
 from lmoe.data.template import GENERATION, ChatTemplate
-from lmoe.errors import DataError
 from tests.data.public_templates import AXOLOTL, LONGEST, ROWS, TRL
 from tests.public_packages import TOKENIZERS, public_folder
 
@@ -99,11 +99,8 @@ def compared() -> list[Compared]:
 
 def our_labels(encoder: Encoder, row: Row) -> tuple[list[int], list[bool]] | None:
     """Tokens and labels; None for a row that is refused."""
-    try:
-        [(ids, labels)] = encoder._tokenised([row])
-    except DataError:
-        return None
-    return ids, labels.tolist()
+    [found] = encoder.tokenise([row], Account())
+    return (found.input_ids.tolist(), found.is_label.tolist()) if isinstance(found, TokenisedRow) else None
 
 
 def trl_labels(tokenizer, row: Row) -> tuple[list[int], list[bool]] | None:

@@ -8,7 +8,8 @@ from pathlib import Path
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from lmoe.data.encode import Encoder
+from lmoe.data.account import Account
+from lmoe.data.encode import Encoder, TokenisedRow
 from lmoe.data.row import Message, Row
 from lmoe.data.template import ChatTemplate
 from lmoe.errors import DataError
@@ -209,10 +210,12 @@ def outcome_of(tokenizer: PreTrainedTokenizerFast, sample: Row) -> Outcome:
     """
     template = ChatTemplate.of(tokenizer)
     rendered = template.render(sample)
-    [(ids, labels)] = Encoder(tokenizer, template, LONGEST)._tokenised([sample])
+    [found] = Encoder(tokenizer, template, LONGEST).tokenise([sample], Account())
+    assert isinstance(found, TokenisedRow)
+    tokens = zip(found.is_label.tolist(), found.input_ids.tolist(), strict=True)
     pieces = [
         (is_learnt, tokenizer.decode([token for _, token in pairs]))
-        for is_learnt, pairs in groupby(zip(labels.tolist(), ids, strict=True), key=lambda pair: pair[0])
+        for is_learnt, pairs in groupby(tokens, key=lambda pair: pair[0])
     ]
     return Outcome(pieces, rendered.endless, rendered.shortened)
 
