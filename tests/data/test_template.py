@@ -10,8 +10,9 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 from lmoe.data.account import Account
 from lmoe.data.encode import Encoder, token_labels
 from lmoe.data.row import Row
-from lmoe.data.template import TEMPLATE_FILE, ChatTemplate, take_template
+from lmoe.data.template import ChatTemplate
 from lmoe.data.template_settings import with_settings
+from lmoe.data.template_source import TEMPLATE_FILE, take_template
 from lmoe.errors import DataError, LmoeError
 from lmoe.pretrain.bpe import CHAT_TEMPLATE
 from lmoe.vocabulary import TrainOn
