@@ -17,7 +17,6 @@ REAL = {"smollm2": "SmolLM2", "mistral-v1": "Mistral v1 (with byte fallback)"}
 """Folders of real tokenizers, and whose they are."""
 REFUSED = "refused here: the template shows no tools, or no calls"
 EMPTY = "a turn that says nothing is not learnt here, nor is its end"
-LAST_EOS = "the eos token behind the last turn has a mark of its own, which counts here as an empty turn"
 NO_TEXT = "Transformers marks a token also for a mark around no text"
 
 
@@ -63,8 +62,6 @@ class Compared:
             return REFUSED
         if self.row == "an empty turn":
             return EMPTY
-        if more == real_tokenizer(self.tokenizer).eos_token:
-            return LAST_EOS
         return "?" if any(character.isalnum() for character in more) else NO_TEXT
 
     def only_ours(self) -> bool:

@@ -64,6 +64,7 @@ DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>")
 DEEPSEEK_BOS, DEEPSEEK_EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 PHI3 = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 GEMMA4 = ("<|turn>", "<|channel>", "<channel|>", "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", '<|"|>')
+GEMMA4 = (*GEMMA4, "<|tool_response>", "<tool_response|>")
 HARMONY = ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|call|>")
 MISTRAL = ("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]")
 LFM2 = ("<|im_start|>", "<|tool_call_start|>", "<|tool_call_end|>", "<|tool_list_start|>", "<|tool_list_end|>")
