@@ -65,7 +65,7 @@ class Chat:
 
     @property
     def speaking(self) -> list[int]:
-        """Those of them that say something."""
+        """Indices of those of them that say something."""
         return [index for index in self.assistant if says_something(self.messages[index])]
 
 

@@ -80,7 +80,7 @@ class TurnFinder:
         )
 
     def _own_part(self, index: int, place: Span | None) -> Span | None:
-        """That part of a place, between what others say, which is the turn."""
+        """The part of a place, between what others say, which is the turn."""
         if place is None or not self._reaches_others(index, place):
             return place
         parts = (self._turn_in(index, *part) for part in cut_out(place, self.others()))
@@ -143,7 +143,8 @@ class TurnFinder:
         if not _is_more_than_content(self.messages[index]):
             return None
         for message in _shorter(self.messages[index]):
-            if (place := self._between_prefixes(index, message, window)) is not None:
+            place = self._between_prefixes(index, message, window) or self._in_prefix(index, message, window)
+            if place is not None:
                 return place
         return None
 
@@ -160,12 +161,36 @@ class TurnFinder:
         turn = whole[start:].rstrip()
         if not turn or start < len(before):
             return None
-        if not self.text.startswith(whole):  # such as one that writes the tools before the last question
-            start = self.text.find(turn, *window)
-            if start < 0 or self.text.find(turn, start + 1, window[1]) >= 0:
-                return None
+        start = self._found_again(whole[:start], turn, window)
+        if start is None:
+            return None
         ending = max((token for token in self.tokens if turn.endswith(token)), key=len, default="")
         return self._turn_in(index, start, start + len(turn) - len(ending))
+
+    def _in_prefix(self, index: int, message: Message, window: Span) -> Span | None:
+        """The place that a plain turn shows in the conversation up to it, for templates that write what comes before
+        otherwise where it is the last."""
+        [sentinel] = sentinels(self.text, 1)
+        try:
+            whole = self.render([*self.messages[:index], message], False)
+            probe = self.render([*self.messages[:index], _plain(message, sentinel)], False)
+        except DataError:
+            return None
+        before, found, after = probe.partition(sentinel)
+        start = common_prefix(whole, before)
+        turn = whole[start : len(whole) - len(after)]
+        if not found or sentinel in after or not whole.endswith(after) or not turn.strip():
+            return None
+        place = self._found_again(whole[:start], turn, window)
+        return None if place is None else self._turn_in(index, place, place + len(turn))
+
+    def _found_again(self, before: str, turn: str, window: Span) -> int | None:
+        """Where a turn begins that stands behind `before` in another rendering; None: nowhere, or in more than one
+        place."""
+        if self.text.startswith(before + turn):
+            return len(before)
+        start = self.text.find(turn, *window)  # such as one that writes the tools before the last question
+        return start if start >= 0 and self.text.find(turn, start + 1, window[1]) < 0 else None
 
     def _turn_in(self, index: int, start: int, end: int) -> Span | None:
         """The place of a turn that is looked for in text[start:end]; None: what it says is not there."""

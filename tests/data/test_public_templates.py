@@ -229,9 +229,8 @@ def test_no_character_that_another_than_the_assistant_says_is_learnt(name):
             assert text or (train_on is TrainOn.last and label == "a muted answer")
             assert {*GREEK} & {*rendered.text}
             learnt_rows += 1
-    shown = (
-        TOLD if name in SHOW_TOOLS else [label for label in TOLD if "call" not in label and "muted answer" not in label]
-    )
+    without_calls = [label for label in TOLD if "call" not in label and label != "a muted answer"]
+    shown = TOLD if name in SHOW_TOOLS else without_calls
     assert learnt_rows == 2 * (len(shown) - (name == "Gemma"))  # which takes no system prompt
 
 
