@@ -45,7 +45,7 @@ class TurnFinder:
     others: Callable[[], Sequence[Span]] = tuple
 
     def places(self, wanted: Sequence[int]) -> dict[int, Span]:
-        """By index the place of each turn, without the token that ends it; those that cannot be found are left out.
+        """The place of each turn by its index, without the token that ends it; those that cannot be found are left out.
 
         Of a plain turn its content; of one that reasons or calls tools all that the template writes of it.
 
@@ -241,7 +241,7 @@ def _plain(message: Message, content: str | None) -> Message:
 
 
 def sentinels(text: str, count: int) -> list[str]:
-    """At most `count` pairs of private-use characters that `text` does not have, no two of them alike."""
+    """Pairs of private-use characters that `text` does not have, at most `count` of them, no two alike."""
     used = set(text)
     first, *others = islice((chr(code) for code in PRIVATE_USE if chr(code) not in used), count + 1)
     return [first + other for other in others]
