@@ -19,7 +19,7 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     found = [] if known is None else [known] if isinstance(known, int) else list(known)
     if isinstance(tokenizer.eos_token_id, int):
         found.append(tokenizer.eos_token_id)
-    if isinstance(tokenizer.chat_template, str):
+    if tokenizer.chat_template:
         ends = ChatTemplate.of(tokenizer, None).turn_ends()
         found += [int(tokenizer.convert_tokens_to_ids(end)) for end in ends]  # type: ignore[arg-type]
     return list(dict.fromkeys(found))

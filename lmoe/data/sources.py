@@ -152,10 +152,10 @@ class Opened:
     unread: list[str]
 
     def rows(self) -> Iterator[Row]:
-        """All rows.
+        """Yield all rows in order.
 
         Raises:
-            DataError: the first one that is none.
+            DataError: a record, which is named, is no row.
         """
         for part in self.parts:
             for row, _ in part.rows():

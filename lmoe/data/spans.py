@@ -35,15 +35,17 @@ class TurnFinder:
         messages: as the template takes them.
         render: the template.
         tokens: texts of the tokenizer's added tokens, one of which may end a turn.
+        others: where what others say stands; asked for only where a turn is more than its content.
     """
 
     text: str
     messages: Sequence[Message]
     render: Render
     tokens: Sequence[str] = ()
+    others: Callable[[], Sequence[Span]] = tuple
 
     def places(self, wanted: Sequence[int]) -> dict[int, Span]:
-        """By index the place of each turn, without the token that ends it; those that cannot be found are left out.
+        """The place of each turn by its index, without the token that ends it; those that cannot be found are left out.
 
         Of a plain turn its content; of one that reasons or calls tools all that the template writes of it.
 
@@ -62,9 +64,27 @@ class TurnFinder:
         for index in wanted:
             if index in found:
                 continue
-            if (place := self._alone(index) or self._by_prefixes(index, self._window(index, found))) is not None:
+            place = self._alone(index)
+            if place is None or self._reaches_others(index, place):
+                by_prefixes = self._by_prefixes(index, self._window(index, found))
+                place = self._own_part(index, by_prefixes or place)
+            if place is not None:
                 found[index] = place
         return dict(sorted(found.items()))
+
+    def _reaches_others(self, index: int, place: Span) -> bool:
+        """Whether a place that is more than the turn's content holds what others say: some templates write what a tool
+        answers into the turn that calls it."""
+        return _is_more_than_content(self.messages[index]) and any(
+            start < place[1] and place[0] < end for start, end in self.others()
+        )
+
+    def _own_part(self, index: int, place: Span | None) -> Span | None:
+        """The part of a place, between what others say, which is the turn."""
+        if place is None or not self._reaches_others(index, place):
+            return place
+        parts = (self._turn_in(index, *part) for part in cut_out(place, self.others()))
+        return next((part for part in parts if part is not None), None)
 
     def _window(self, index: int, found: Mapping[int, Span]) -> Span:
         """Where a turn can be: between the turns beside it that are found."""
@@ -74,8 +94,7 @@ class TurnFinder:
 
     def _together(self, wanted: list[int]) -> tuple[dict[int, Span], set[int]]:
         """The places of all these turns by one rendering, or else those turns that stand in its way."""
-        sentinels = _sentinels(self.text, len(wanted))
-        marks = dict(zip(wanted, sentinels, strict=False))
+        marks = dict(zip(wanted, sentinels(self.text, len(wanted)), strict=False))
         try:
             probe = self.render([_plain(m, marks.get(i)) for i, m in enumerate(self.messages)], False)
         except DataError:
@@ -95,14 +114,14 @@ class TurnFinder:
         found = {}
         for index, slot in zip(wanted, slots, strict=True):
             place = self._turn_in(index, *slot)
-            if place is None:
+            if place is None or self._reaches_others(index, place):
                 return {}, {index}
             found[index] = place
         return found, set()
 
     def _alone(self, index: int) -> Span | None:
         """The place of one turn, by a rendering for it alone."""
-        [sentinel] = _sentinels(self.text, 1)
+        [sentinel] = sentinels(self.text, 1)
         try:
             probe = self.render(
                 [_plain(m, sentinel if i == index else None) for i, m in enumerate(self.messages)], False
@@ -112,7 +131,7 @@ class TurnFinder:
         before, found, after = probe.partition(sentinel)
         if not found or sentinel in after or not self.text.endswith(after):
             return None
-        return self._turn_in(index, _common_prefix(self.text, before), len(self.text) - len(after))
+        return self._turn_in(index, common_prefix(self.text, before), len(self.text) - len(after))
 
     def _by_prefixes(self, index: int, window: Span) -> Span | None:
         """The place of a turn that a plain one cannot stand in for: between the conversation up to it, with the prompt
@@ -123,9 +142,11 @@ class TurnFinder:
         """
         if not _is_more_than_content(self.messages[index]):
             return None
-        shown = self._between_prefixes(index, self.messages[index], window)
-        silent = {key: value for key, value in self.messages[index].items() if key not in THOUGHTS}
-        return shown or self._between_prefixes(index, silent, window)  # thoughts may be left out later on
+        for message in _shorter(self.messages[index]):
+            place = self._between_prefixes(index, message, window) or self._in_prefix(index, message, window)
+            if place is not None:
+                return place
+        return None
 
     def _between_prefixes(self, index: int, message: Message, window: Span) -> Span | None:
         try:
@@ -136,16 +157,40 @@ class TurnFinder:
             return None
         if not whole.startswith(before):
             return None
-        start = _common_prefix(whole, asking)
+        start = common_prefix(whole, asking)
         turn = whole[start:].rstrip()
         if not turn or start < len(before):
             return None
-        if not self.text.startswith(whole):  # such as one that writes the tools before the last question
-            start = self.text.find(turn, *window)
-            if start < 0 or self.text.find(turn, start + 1, window[1]) >= 0:
-                return None
+        start = self._found_again(whole[:start], turn, window)
+        if start is None:
+            return None
         ending = max((token for token in self.tokens if turn.endswith(token)), key=len, default="")
         return self._turn_in(index, start, start + len(turn) - len(ending))
+
+    def _in_prefix(self, index: int, message: Message, window: Span) -> Span | None:
+        """The place that a plain turn shows in the conversation up to it, for templates that write what comes before
+        otherwise where it is the last."""
+        [sentinel] = sentinels(self.text, 1)
+        try:
+            whole = self.render([*self.messages[:index], message], False)
+            probe = self.render([*self.messages[:index], _plain(message, sentinel)], False)
+        except DataError:
+            return None
+        before, found, after = probe.partition(sentinel)
+        start = common_prefix(whole, before)
+        turn = whole[start : len(whole) - len(after)]
+        if not found or sentinel in after or not whole.endswith(after) or not turn.strip():
+            return None
+        place = self._found_again(whole[:start], turn, window)
+        return None if place is None else self._turn_in(index, place, place + len(turn))
+
+    def _found_again(self, before: str, turn: str, window: Span) -> int | None:
+        """Where a turn begins that stands behind `before` in another rendering; None: nowhere, or in more than one
+        place."""
+        if self.text.startswith(before + turn):
+            return len(before)
+        start = self.text.find(turn, *window)  # such as one that writes the tools before the last question
+        return start if start >= 0 and self.text.find(turn, start + 1, window[1]) < 0 else None
 
     def _turn_in(self, index: int, start: int, end: int) -> Span | None:
         """The place of a turn that is looked for in text[start:end]; None: what it says is not there."""
@@ -161,6 +206,15 @@ class TurnFinder:
         return (start, end) if squeezed(answer) in squeezed(inside) else None
 
 
+def cut_out(span: Span, places: Sequence[Span]) -> list[Span]:
+    """What is left of a span without places that are in order."""
+    left, (position, end) = [], span
+    for start, stop in places:
+        left.append((position, min(start, end)))
+        position = max(position, stop)
+    return [(start, stop) for start, stop in [*left, (position, end)] if start < stop]
+
+
 def squeezed(text: str) -> str:
     """Text without white space, which templates strip and insert."""
     return "".join(text.split())
@@ -168,6 +222,14 @@ def squeezed(text: str) -> str:
 
 def _is_more_than_content(message: Message) -> bool:
     return bool(called_names(message) or reasoning_of(message).strip())
+
+
+def _shorter(message: Message) -> list[Message]:
+    """The turn, and what templates leave of it later on: without its thoughts, and of calls nothing but these."""
+    silent = {key: value for key, value in message.items() if key not in THOUGHTS}
+    calls_alone = [{**silent, "content": content} for content in ("", None)]
+    forms = [message, silent, *(calls_alone if called_names(message) else [])]
+    return [form for place, form in enumerate(forms) if form not in forms[:place]]
 
 
 def _plain(message: Message, content: str | None) -> Message:
@@ -178,8 +240,8 @@ def _plain(message: Message, content: str | None) -> Message:
     return {**rest, "content": content}
 
 
-def _sentinels(text: str, count: int) -> list[str]:
-    """At most `count` pairs of private-use characters that `text` does not have, no two of them alike."""
+def sentinels(text: str, count: int) -> list[str]:
+    """Pairs of private-use characters that `text` does not have, at most `count` of them, no two alike."""
     used = set(text)
     first, *others = islice((chr(code) for code in PRIVATE_USE if chr(code) not in used), count + 1)
     return [first + other for other in others]
@@ -217,7 +279,8 @@ def _slots(text: str, pieces: Sequence[str]) -> tuple[list[Span], int | None]:
     return early, next((i for i, (one, other) in enumerate(zip(early, late, strict=True)) if one != other), None)
 
 
-def _common_prefix(a: str, b: str) -> int:
+def common_prefix(a: str, b: str) -> int:
+    """How many characters two texts have in common at their beginning."""
     if a.startswith(b):
         return len(b)
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

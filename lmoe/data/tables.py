@@ -186,7 +186,7 @@ def streamed_table(file: Path) -> Any:
 
 
 def table_digest(table: Any) -> str:
-    """Of the rows, whatever files they lie in."""
+    """Return a digest of the rows, whatever files they lie in."""
     digest = hashlib.sha256()
     for batch in (table if table._indices is None else table.flatten_indices()).data.to_batches():
         digest.update(batch.serialize())

@@ -6,28 +6,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from functools import cached_property
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
+from lmoe.data.chat_turns import Chat, ChatTurns, TokenTexts
 from lmoe.data.render_limit import render, render_with_generation
 from lmoe.data.row import Message, Row
-from lmoe.data.spans import Span, TurnFinder
-from lmoe.data.template_input import (
-    CallForm,
-    call_forms,
-    called_names,
-    content_of,
-    given_messages,
-    says_something,
-    with_names,
-)
-from lmoe.data.template_settings import reads_clock, variables_of, with_settings
-from lmoe.data.turn_labels import behind_prompt, ends_in_token, is_blank, shows_all, with_turn_end
+from lmoe.data.spans import Render, Span, cut_out
+from lmoe.data.template_input import CallForm, call_forms, called_names, given_messages, with_names
+from lmoe.data.template_settings import reads_clock, variables_of
+from lmoe.data.template_source import DEFAULT, TOOL_USE, template_sources
+from lmoe.data.turn_labels import AnswerPrompt, earlier_span, is_blank
 from lmoe.errors import DataError
-from lmoe.files.small_file import Reader
 from lmoe.files.wording import LONGEST_REASON, shown
 from lmoe.rules.template import CLOCK
 from lmoe.vocabulary import TrainOn
@@ -39,8 +31,8 @@ PROBE: list[Message] = [
     {"role": "assistant", "content": "I am well."},
 ]
 """A conversation that any template can render."""
-TEMPLATE_FILE = "chat_template.jinja"
-"""Where Transformers keeps the template of a tokenizer that it saves."""
+LABELS = 2
+"""Of the way in which turns are labelled; 1 was that of the content and a special token."""
 GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
@@ -64,42 +56,6 @@ class Rendered:
     shortened: int = 0
 
 
-@dataclass(slots=True, frozen=True, kw_only=True)
-class Chat:
-    """A row on its way through a template.
-
-    Args:
-        messages: as the template takes them.
-        tools: functions that may be called.
-        where: file and line.
-        text: the rendering.
-        marked: what {% generation %} marks in it.
-    """
-
-    messages: list[Message]
-    tools: list[dict[str, Any]] | None
-    where: str
-    text: str
-    marked: list[Span]
-
-    @property
-    def assistant(self) -> list[int]:
-        """Indices of the assistant's turns."""
-        return [index for index, message in enumerate(self.messages) if message["role"] == "assistant"]
-
-    @property
-    def speaking(self) -> list[int]:
-        """Those of them that say something."""
-        return [index for index in self.assistant if says_something(self.messages[index])]
-
-
-class Turn(NamedTuple):
-    """A turn of the assistant in a rendering; index None: it is not known which."""
-
-    index: int | None
-    span: Span
-
-
 class ChatTemplate:
     """A Jinja chat template with the special tokens of one tokenizer.
 
@@ -110,6 +66,7 @@ class ChatTemplate:
         added_tokens: those of the other tokens that were added to the vocabulary.
         train_on: the turns that are learnt.
         day: what a template that reads the date is told, YYYY-MM-DD; None: today.
+        for_tools: the template of rows with tools, where that is another one.
     """
 
     def __init__(
@@ -121,13 +78,20 @@ class ChatTemplate:
         *,
         train_on: TrainOn = TrainOn.assistant,
         day: str | None = None,
+        for_tools: str | None = None,
     ) -> None:
         self.source = source
         self.has_generation = source is not None and GENERATION.search(source) is not None
-        self._map, self._special, self._train_on = special_tokens_map, list(special_tokens), train_on
-        self._tokens = [*special_tokens, *(token for token in added_tokens if token.strip())]
-        self.reads_clock = reads_clock(source)
-        self._day = (day or date.today().isoformat()) if self.reads_clock else None
+        self._map, self._train_on = special_tokens_map, train_on
+        every = [*special_tokens, *(token for token in added_tokens if token.strip())]
+        self._tokens = TokenTexts(list(special_tokens), every, special_tokens_map.get("eos_token"))
+        self._for_tools: ChatTemplate | None = None
+        if for_tools is not None:
+            parts = (for_tools, special_tokens_map, special_tokens, added_tokens)
+            self._for_tools = ChatTemplate(*parts, train_on=train_on, day=day)
+        own_clock = reads_clock(source)
+        self.reads_clock = own_clock or (self._for_tools is not None and self._for_tools.reads_clock)
+        self._day = (day or date.today().isoformat()) if own_clock else None
 
     @classmethod
     def of(
@@ -151,8 +115,10 @@ class ChatTemplate:
         added = tokenizer.added_tokens_decoder.values()
         special = sorted({*(token.content for token in added if token.special), *tokenizer.all_special_tokens})
         others = sorted({token.content for token in added} - {*special})
-        source = _source(tokenizer, file, settings or {})
-        return cls(source, dict(tokenizer.special_tokens_map), special, others, train_on=train_on, day=day)
+        sources = template_sources(tokenizer, file, settings or {})
+        names = dict(tokenizer.special_tokens_map)
+        how = {"train_on": train_on, "day": day, "for_tools": sources.get(TOOL_USE)}
+        return cls(sources.get(DEFAULT), names, special, others, **how)
 
     @classmethod
     def of_data(cls, tokenizer: PreTrainedTokenizerBase, config: DataConfig) -> "ChatTemplate":
@@ -166,10 +132,42 @@ class ChatTemplate:
 
     @property
     def identity(self) -> str | None:
-        """All of the template that a rendering and its labels depend on; None: there is no template."""
-        if self.source is None or (self._train_on is TrainOn.assistant and self._day is None):
+        """All of the template that a rendering and its labels depend on; None: there is no template.
+
+        It is the text alone where turns are labelled as they were when they were their contents and a special token, so
+        that runs of that time find their rows again; others are not resumed with other labels.
+        """
+        others = {
+            "labels": LABELS if self._has_other_labels else None,
+            "for_tools": None if self._for_tools is None else self._for_tools.identity,
+        }
+        others = {name: value for name, value in others.items() if value is not None}
+        if not others and (self.source is None or (self._train_on is TrainOn.assistant and self._day is None)):
             return self.source
-        return json.dumps({"source": self.source, "train_on": self._train_on, "day": self._day}, sort_keys=True)
+        parts = {"source": self.source, "train_on": self._train_on, "day": self._day, **others}
+        return json.dumps(parts, sort_keys=True)
+
+    @cached_property
+    def _has_other_labels(self) -> bool:
+        """Whether a plain conversation has other labels than when a turn was its content and a special token."""
+        for messages in (PROBE[:2], PROBE):
+            try:
+                found = self._probed(messages)
+                turns = found.turns(found.chat.assistant)
+                chat, spans = found.chat, found.spans(turns)
+                if chat.marked is not None:
+                    inside = [chat.text[slice(*span)] for span in chat.marked]
+                    pairs = zip(chat.marked, inside, strict=True)
+                    before = [span for span, text in pairs if not is_blank(text, self._tokens.special)]
+                else:
+                    special, eos = self._tokens.special, self._tokens.eos
+                    places = found.places(chat.assistant, needed=chat.assistant).values()
+                    before = [earlier_span(chat.text, place, special, eos) for place in places]
+            except DataError:
+                continue
+            if _characters(spans) != _characters(before):
+                return True
+        return False
 
     def render(self, row: Row) -> Rendered:
         """Render a conversation and find the turns that are learnt; turns that say nothing have no span.
@@ -178,6 +176,8 @@ class ChatTemplate:
             DataError: no template, a template that refuses the conversation or shows no tools, or a turn that cannot be
                 found.
         """
+        if row.tools is not None and self._for_tools is not None:
+            return self._for_tools.render(row)
         problems: list[DataError] = []
         for chat in self._chats(row):
             try:
@@ -190,18 +190,28 @@ class ChatTemplate:
         asked = set(chat.assistant) - set(muted)
         if self._train_on is TrainOn.last:
             asked &= set(chat.assistant[-1:])
-        turns = self._turns(chat, asked)
+        found = self._turns_of(chat)
+        turns = found.turns(asked)
         learnt = [turn for turn in turns if turn.index is None or turn.index in asked]
-        spans = [turn.span for turn in learnt]
         if self._train_on is TrainOn.all:
-            spans = _others(len(chat.text), [turn.span for turn in turns if turn.index in muted])
+            spans = cut_out((0, len(chat.text)), [turn.span for turn in turns if turn.index in muted])
+        else:
+            spans = found.spans(learnt)
+        ends = self.turn_ends() if learnt else []
         return Rendered(
             text=chat.text,
             spans=spans,
             turns=len(learnt),
-            endless=sum(not self._ends(chat, turn) for turn in learnt),
-            shortened=self._shortened(chat, asked, learnt),
+            endless=sum(not found.ends(turn, ends) for turn in learnt),
+            shortened=found.shortened(asked, learnt),
         )
+
+    def _turns_of(self, chat: Chat) -> ChatTurns:
+        return ChatTurns(chat, self._tokens, lambda: self._prompt, self._train_on)
+
+    def _probed(self, messages: Sequence[Message]) -> ChatTurns:
+        row = Row(where="a plain conversation", domain="", messages=tuple(messages))
+        return ChatTurns(next(self._chats(row)), self._tokens, lambda: self._prompt)
 
     def render_answer(self, messages: Sequence[Message], where: str) -> Rendered:
         """Render a conversation and find the characters of its assistant contents, without the token that ends a turn.
@@ -210,32 +220,39 @@ class ChatTemplate:
             DataError: as `render`.
         """
         chat = next(self._chats(Row(where=where, domain="", messages=tuple(messages))))
-        return Rendered(chat.text, list(self._places(chat, chat.speaking, needed=set(chat.speaking)).values()))
+        return Rendered(chat.text, list(self._turns_of(chat).places(chat.speaking, needed=set(chat.speaking)).values()))
 
     def turn_ends(self) -> list[str]:
         """The tokens that `render` gives to the assistant's turns as their ends; none where there is no such token, or
         the template refuses a plain conversation."""
+        return list(self._ends)
+
+    @cached_property
+    def _ends(self) -> list[str]:
         ends: list[str] = []
         for messages in (PROBE[:2], PROBE):
             try:
-                row = Row(where="a conversation to find an end", domain="", messages=tuple(messages))
-                chat = next(self._chats(row))
-                turns = self._turns(chat, set(chat.assistant))
+                found = self._probed(messages)
+                turns = found.turns(found.chat.assistant)
             except DataError:
                 continue
             for turn in turns:
                 said = messages[1 if turn.index is None else turn.index]["content"]
-                behind = chat.text[slice(*turn.span)].rpartition(said)[2].rstrip()
-                ends += sorted((token for token in self._tokens if behind.endswith(token)), key=len)[-1:]
+                behind = found.chat.text[slice(*turn.span)].rpartition(said)[2].rstrip()
+                ends += sorted((token for token in self._tokens.every if behind.endswith(token)), key=len)[-1:]
         return list(dict.fromkeys(ends))
 
-    def check(self, messages: Sequence[Message]) -> None:
+    def check(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> None:
         """Render a conversation that an answer is to follow, to see that the template takes it and comes to an end.
+
+        Args:
+            tools: functions that the assistant may call.
 
         Raises:
             DataError: no template, or one that refuses the conversation.
         """
-        self._run(messages, "", answer=True)
+        template = self if tools is None or self._for_tools is None else self._for_tools
+        template._run(messages, "", tools=None if tools is None else list(tools), answer=True)
 
     def _chats(self, row: Row) -> Iterator[Chat]:
         """The rendering of a row; of one with calls of tools in each form in which the template shows them.
@@ -259,7 +276,14 @@ class ChatTemplate:
             except DataError as error:
                 problem = problem or error
                 continue
-            chat = Chat(messages=given, tools=tools, where=row.where, text=text, marked=marked)
+            chat = Chat(
+                messages=given,
+                tools=tools,
+                where=row.where,
+                text=text,
+                marked=marked if self.has_generation else None,
+                render=self._render_again(row.where, tools),
+            )
             if first is not None and text.count("None") > first.count("None"):
                 continue  # it writes what stands for no content
             if not calls or self._shows_calls(chat, len(calls)):
@@ -273,6 +297,9 @@ class ChatTemplate:
         if first is None:
             assert problem is not None
             raise problem
+
+    def _render_again(self, where: str, tools: list[dict[str, Any]] | None) -> Render:
+        return lambda messages, answer: self._run(messages, where, tools=tools, answer=answer)[0]
 
     def _no_tools(self, where: str, what: str) -> str:
         return (
@@ -289,84 +316,18 @@ class ChatTemplate:
             return True  # it knows the names: what is shown is seen when the turn is looked for
         return all(name in text for name in names)
 
-    def _turns(self, chat: Chat, asked: Collection[int]) -> list[Turn]:
-        """The assistant's turns with their ends, in order: those that are asked for, and muted ones where all text is
-        learnt, which has to leave them out."""
-        if not self.has_generation:
-            whole = self._train_on is TrainOn.all
-            wanted = [index for index in chat.speaking if whole or index in asked]
-            needed = set(chat.speaking) - set(asked) if whole else set(asked)
-            return self._unmarked(chat, self._places(chat, wanted, needed=needed))
-        if len(chat.marked) == len(chat.assistant):
-            turns = [Turn(index, span) for index, span in zip(chat.assistant, chat.marked, strict=True)]
-        elif not set(chat.assistant) - set(asked):
-            turns = [Turn(None, span) for span in chat.marked]
-        else:  # the marks must be told apart
-            places = self._places(chat, chat.speaking, needed=set(chat.speaking) - set(asked))
-            turns = [Turn(_owner(span, places), span) for span in chat.marked]
-        return [turn for turn in turns if not self._is_blank(chat, turn)]
-
-    def _is_blank(self, chat: Chat, turn: Turn) -> bool:
-        inside = chat.text[slice(*turn.span)]
-        says_nothing = turn.index is not None and not says_something(chat.messages[turn.index])
-        return is_blank(inside, self._special) or (says_nothing and is_blank(inside, self._tokens))
-
-    def _unmarked(self, chat: Chat, places: Mapping[int, Span]) -> list[Turn]:
-        turns, floor = [], 0
-        for index, place in places.items():
-            span = with_turn_end(chat.text, place, self._tokens, self._map.get("eos_token"))
-            span = behind_prompt(chat.text, span, content_end=place[1], floor=floor, prompt=self._prompt)
-            turns.append(Turn(index, span))
-            floor = span[1]
-        return turns
-
-    def _places(self, chat: Chat, wanted: Sequence[int], *, needed: Collection[int]) -> dict[int, Span]:
-        """Where turns are, without their ends.
-
-        Args:
-            needed: those that must be found.
-        """
-
-        def render_again(messages: Sequence[Message], answer: bool) -> str:
-            return self._run(messages, chat.where, tools=chat.tools, answer=answer)[0]
-
-        places = TurnFinder(chat.text, chat.messages, render_again, self._tokens).places(wanted)
-        for index in wanted:
-            message = chat.messages[index]
-            drops_thoughts = not content_of(message).strip() and not called_names(message)
-            if index in needed and index not in places and not drops_thoughts:
-                raise DataError(
-                    f"{chat.where}: the chat template does not show messages[{index}] (assistant) as it stands, so its "
-                    "tokens cannot be found. Change the row, or give a template with {% generation %} by "
-                    "data.chat_template=FILE"
-                )
-        return places
-
-    def _ends(self, chat: Chat, turn: Turn) -> bool:
-        """Whether the end of a turn is learnt."""
-        span, content = turn.span, "" if turn.index is None else content_of(chat.messages[turn.index])
-        if self._train_on is TrainOn.all:
-            span = with_turn_end(chat.text, span, self._tokens, self._map.get("eos_token"))
-        return ends_in_token(chat.text[slice(*span)], content, self._tokens)
-
-    def _shortened(self, chat: Chat, asked: Collection[int], learnt: Sequence[Turn]) -> int:
-        """Turns that are to be learnt, and of which less stands in the text than the row says."""
-        spans = {turn.index: turn.span for turn in learnt}
-        whole = (0, len(chat.text)) if None in spans or self._train_on is TrainOn.all else (0, 0)
-        return sum(
-            not shows_all(chat.text[slice(*spans.get(index, whole))], chat.messages[index])
-            for index in chat.speaking
-            if index in asked
-        )
-
     @cached_property
-    def _prompt(self) -> str:
-        """What the template writes where an answer is to follow; "" where nothing, or elsewhere."""
+    def _prompt(self) -> AnswerPrompt:
+        """What the template writes where an answer is to follow."""
         try:
-            without, given = (self._run(PROBE[:1], "", answer=answer)[0] for answer in (False, True))
+            question, asking = (self._run(PROBE[:1], "", answer=answer)[0] for answer in (False, True))
         except DataError:
-            return ""
-        return given.removeprefix(without) if given.startswith(without) else ""
+            return AnswerPrompt()
+        try:
+            answered = self._run(PROBE[:2], "")[0]
+        except DataError:
+            answered = ""
+        return AnswerPrompt.of(question, asking, answered, PROBE[1]["content"])
 
     def _run(
         self,
@@ -395,53 +356,5 @@ class ChatTemplate:
             raise DataError(f"{where}the chat template refuses this conversation: {reason}") from None
 
 
-def _owner(span: Span, places: Mapping[int, Span]) -> int | None:
-    """The turn that a mark is about."""
-    return next((index for index, place in places.items() if span[0] < place[1] and place[0] < span[1]), None)
-
-
-def take_template(
-    tokenizer: PreTrainedTokenizerBase, file: str | None, settings: Mapping[str, Any] | None = None
-) -> None:
-    """Give a tokenizer the template in a file, None: its own, with variables set; it is then saved with that.
-
-    Args:
-        settings: variables of the template, as in data.template_kwargs.
-
-    Raises:
-        DataError: the file cannot be read, or the template does not read a variable.
-    """
-    if file is not None or settings:
-        tokenizer.chat_template = _source(tokenizer, file, settings or {})
-
-
-def read_template(file: str) -> str:
-    """Text of the chat template in a file.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    reader = Reader(error=DataError, most=1_000_000, what="a chat template")
-    try:
-        return reader.text(Path(file).expanduser())
-    except DataError as error:
-        raise DataError(f"data.chat_template={error}") from None
-
-
-def _source(tokenizer: PreTrainedTokenizerBase, file: str | None, settings: Mapping[str, Any]) -> str | None:
-    if file is not None:
-        source = read_template(file)
-    else:
-        source = tokenizer.get_chat_template() if tokenizer.chat_template else None
-    if settings and source is None:
-        raise DataError(
-            f"data.template_kwargs sets {', '.join(settings)}, and the tokenizer has no chat template. Set "
-            "data.chat_template=FILE, or leave it out"
-        )
-    return with_settings(source, settings) if source is not None and settings else source
-
-
-def _others(size: int, spans: Collection[Span]) -> list[Span]:
-    """What of a text of `size` characters lies outside of spans that are in order."""
-    edges = [0, *(edge for span in spans for edge in span), size]
-    return [(start, end) for start, end in zip(edges[::2], edges[1::2], strict=True) if start < end]
+def _characters(spans: Collection[Span]) -> set[int]:
+    return {place for span in spans for place in range(*span)}

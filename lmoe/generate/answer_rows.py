@@ -158,7 +158,7 @@ def _line(number: int, row: RowPrompt, answer: Line | None, problem: str | None)
 
 
 def _notes(speaker: Speaker, rows: Sequence[RowPrompt]) -> list[str]:
-    template = speaker.tokenizer.get_chat_template() if speaker.tokenizer.chat_template else ""
+    template = speaker.tokenizer.get_chat_template(tools=[]) if speaker.tokenizer.chat_template else ""
     unseen = sum(bool(row.tools) for row in rows) if "tools" not in template else 0
     return [f"{unseen:,} rows have tools, which the chat template does not show the model"] if unseen else []
 

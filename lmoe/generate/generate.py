@@ -12,7 +12,6 @@ from lmoe.adapter.answer_end import end_tokens
 from lmoe.backbones.load import context_length
 from lmoe.data.template import ChatTemplate
 from lmoe.errors import ConfigError, DataError
-from lmoe.files.wording import first_line
 
 COLDEST, MOST_TOKENS = 1e-6, 1_000_000_000
 """A lower temperature makes scores infinite; more tokens than any context or vocabulary has."""
@@ -112,19 +111,11 @@ def prompt_ids(
         if tools:
             raise DataError("tools cannot be shown to the model: its tokenizer has no chat template")
         return text_ids(tokenizer, "\n".join(turn["content"] for turn in turns))
-    ChatTemplate.of(tokenizer, None).check(turns)
-    try:
-        encoded = tokenizer.apply_chat_template(
-            turns,
-            tools=list(tools) if tools else None,
-            add_generation_prompt=True,
-            return_tensors="pt",
-            return_dict=True,
-        )
-    except Exception as error:  # of the template, which is a program of its own and has not seen the tools yet
-        if not tools:
-            raise
-        raise DataError(f"the chat template refuses this conversation with its tools: {first_line(error)}") from None
+    shown: list[Any] | None = list(tools) if tools else None
+    ChatTemplate.of(tokenizer, None).check(turns, shown)
+    encoded = tokenizer.apply_chat_template(
+        turns, tools=shown, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
     return encoded["input_ids"]  # type: ignore[index, return-value]
 
 

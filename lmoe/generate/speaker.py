@@ -22,7 +22,7 @@ from lmoe.blend.blend import Blend
 from lmoe.blend.routers import BlendRouter
 from lmoe.config.backbone import BackboneConfig
 from lmoe.data.sources import read_rows
-from lmoe.data.template import TEMPLATE_FILE, read_template
+from lmoe.data.template_source import TEMPLATE_FILE, read_template
 from lmoe.errors import CheckpointError, ConfigError, DataError
 from lmoe.files.small_file import link_outside, unreadable
 from lmoe.generate.generate import Sampling, Turn, stream_answer

@@ -21,7 +21,7 @@ from lmoe.data.datamodule import TrainingData
 from lmoe.data.pack import packing_supported_by_attention
 from lmoe.data.prepare import PreparedData
 from lmoe.data.stream import RowStream
-from lmoe.data.template import take_template
+from lmoe.data.template_source import take_template
 from lmoe.errors import ConfigError, DataError
 from lmoe.files.resources import resource_dir
 from lmoe.grow.import_experts import import_experts

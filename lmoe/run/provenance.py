@@ -102,7 +102,7 @@ def changed_since(run_dir: Path, data: dict[str, str], rows: list[str], backbone
         problems = []
     elif not problems and (known is not None or before != data):
         places = ", ".join(dict.fromkeys(str(Path(path).parent) for path in before))
-        problems = [f"rows, domains or tokens are others than when the run was started (from {places})"]
+        problems = [f"rows, domains, tokens or labels are others than when the run was started (from {places})"]
     if fingerprint is not None and fingerprint != backbone["fingerprint"]:
         problems.append(f"backbone {backbone['name']} has other weights than when the run was started")
     return problems

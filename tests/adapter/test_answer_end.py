@@ -84,6 +84,8 @@ def test_a_model_and_a_tokenizer_from_anywhere_stop_where_the_template_ends_a_tu
     model, tokenizer = AutoModelForCausalLM.from_pretrained(base), AutoTokenizer.from_pretrained(base)
     assert continue_ids(model, tokenizer, prompt_ids(tokenizer, "hello"), Sampling()).tolist() == [END]
     assert model.generation_config.eos_token_id == EOS
+    tokenizer.chat_template = {"default": CHAT_TEMPLATE, "other": CHAT_TEMPLATE}
+    assert end_tokens(model, tokenizer) == [EOS, END]
     tokenizer.chat_template = None
     assert end_tokens(model, tokenizer) == [EOS]
 

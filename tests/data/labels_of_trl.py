@@ -7,10 +7,9 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lmoe.data.account import Account
-from lmoe.data.encode import Encoder
+from lmoe.data.encode import Encoder, TokenisedRow
 from lmoe.data.row import Row
 from lmoe.data.template import GENERATION, ChatTemplate
-from lmoe.errors import LmoeError
 from tests.data.public_templates import AXOLOTL, LONGEST, ROWS, TRL
 from tests.public_packages import TOKENIZERS, public_folder
 
@@ -18,7 +17,6 @@ REAL = {"smollm2": "SmolLM2", "mistral-v1": "Mistral v1 (with byte fallback)"}
 """Folders of real tokenizers, and whose they are."""
 REFUSED = "refused here: the template shows no tools, or no calls"
 EMPTY = "a turn that says nothing is not learnt here, nor is its end"
-LAST_EOS = "the eos token behind the last turn has a mark of its own, which counts here as an empty turn"
 NO_TEXT = "Transformers marks a token also for a mark around no text"
 
 
@@ -64,8 +62,6 @@ class Compared:
             return REFUSED
         if self.row == "an empty turn":
             return EMPTY
-        if more == real_tokenizer(self.tokenizer).eos_token:
-            return LAST_EOS
         return "?" if any(character.isalnum() for character in more) else NO_TEXT
 
     def only_ours(self) -> bool:
@@ -101,9 +97,7 @@ def compared() -> list[Compared]:
 def our_labels(encoder: Encoder, row: Row) -> tuple[list[int], list[bool]] | None:
     """Tokens and labels; None for a row that is refused."""
     [found] = encoder.tokenise([row], Account())
-    if isinstance(found, LmoeError):
-        return None
-    return found.input_ids.tolist(), found.is_label.tolist()
+    return (found.input_ids.tolist(), found.is_label.tolist()) if isinstance(found, TokenisedRow) else None
 
 
 def trl_labels(tokenizer, row: Row) -> tuple[list[int], list[bool]] | None:

@@ -9,10 +9,10 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lmoe.data.account import Account
-from lmoe.data.encode import Encoder
+from lmoe.data.encode import Encoder, TokenisedRow
 from lmoe.data.row import Message, Row
 from lmoe.data.template import ChatTemplate
-from lmoe.errors import DataError, LmoeError
+from lmoe.errors import DataError
 from tests.public_packages import public_folder
 
 TINY = Path(__file__).parents[2] / "data" / "tiny"
@@ -64,6 +64,7 @@ DEEPSEEK = ("<｜User｜>", "<｜Assistant｜>")
 DEEPSEEK_BOS, DEEPSEEK_EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 PHI3 = ("<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 GEMMA4 = ("<|turn>", "<|channel>", "<channel|>", "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", '<|"|>')
+GEMMA4 = (*GEMMA4, "<|tool_response>", "<tool_response|>")
 HARMONY = ("<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|call|>")
 MISTRAL = ("[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_CALLS]", "[TOOL_RESULTS]")
 LFM2 = ("<|im_start|>", "<|tool_call_start|>", "<|tool_call_end|>", "<|tool_list_start|>", "<|tool_list_end|>")
@@ -211,12 +212,11 @@ def outcome_of(tokenizer: PreTrainedTokenizerFast, sample: Row) -> Outcome:
     template = ChatTemplate.of(tokenizer)
     rendered = template.render(sample)
     [found] = Encoder(tokenizer, template, LONGEST).tokenise([sample], Account())
-    if isinstance(found, LmoeError):
-        raise found
-    labelled = zip(found.is_label.tolist(), found.input_ids.tolist(), strict=True)
+    assert isinstance(found, TokenisedRow)
+    tokens = zip(found.is_label.tolist(), found.input_ids.tolist(), strict=True)
     pieces = [
         (is_learnt, tokenizer.decode([token for _, token in pairs]))
-        for is_learnt, pairs in groupby(labelled, key=lambda pair: pair[0])
+        for is_learnt, pairs in groupby(tokens, key=lambda pair: pair[0])
     ]
     return Outcome(pieces, rendered.endless, rendered.shortened)
 

@@ -5,9 +5,24 @@ from dataclasses import replace
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from lmoe.data.row import Message, Row
+from lmoe.data.template import ChatTemplate
 from lmoe.errors import DataError
+from lmoe.vocabulary import TrainOn
 from tests.data.labels_of_trl import compared, generation_templates
-from tests.data.public_templates import CODE, ROWS, TEMPLATES, THOUGHTS, learnt, outcome, outcome_of
+from tests.data.public_templates import (
+    CALL,
+    CODE,
+    ROWS,
+    TEMPLATES,
+    THOUGHTS,
+    WEATHER,
+    learnt,
+    outcome,
+    outcome_of,
+    turns,
+)
+from tests.data.public_templates import row as row_of
 from tests.data.write_templates import PAGE, page
 from tests.public_packages import public_folder
 
@@ -85,18 +100,6 @@ SHOW_TOOLS = (
     "Muse Glimmer",
 )
 """Templates that read `tools` and write calls."""
-END_OF_TWO = "the token that ends a turn stands behind another one"
-NOT_YET = {
-    "Tiny Aya": END_OF_TWO,
-    "Command A": END_OF_TWO,
-    "Nemotron 3 Nano": "a prompt that goes on otherwise",
-}
-"""Templates whose labels are not as they should be, and why."""
-
-
-def marked_as_missing(request: pytest.FixtureRequest, missing: dict[str, str], name: str) -> None:
-    if name in missing:
-        request.applymarker(pytest.mark.xfail(reason=missing[name], strict=True))
 
 
 def without_blanks(text: str) -> str:
@@ -110,8 +113,7 @@ def test_forty_templates_and_twelve_rows_are_tried():
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_an_answer_is_learnt_from_the_end_of_the_prompt_to_the_end_of_the_turn(name, request):
-    marked_as_missing(request, NOT_YET, name)
+def test_an_answer_is_learnt_from_the_end_of_the_prompt_to_the_end_of_the_turn(name):
     alone, first, last = EXPECTED[name]
     assert learnt(name, "one turn") == [alone]
     assert learnt(name, "two turns") == [first, last]
@@ -154,8 +156,7 @@ def test_thoughts_are_learnt_where_the_template_keeps_them_and_others_are_counte
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_a_call_is_learnt_and_what_the_tool_says_is_not(name, request):
-    marked_as_missing(request, {"Gemma 4": "the template writes what the tool says into the assistant's turn"}, name)
+def test_a_call_is_learnt_and_what_the_tool_says_is_not(name):
     row = "a tool call"
     if name not in SHOW_TOOLS:
         with pytest.raises(DataError, match=r"^rows\.jsonl:1: the chat template (shows no|does not show the calls)"):
@@ -177,9 +178,101 @@ def test_a_call_with_thoughts_before_it_is_learnt(name):
     assert found.shortened == (0 if "Look it up." in found.text else 1)
 
 
+GREEK = "αβγδεζηθικλμνξοπ"
+"""Letters that no template writes, and here nobody but others than the assistant."""
+
+
+def told(*answers: Message, system: bool = False, **parts) -> Row:
+    """A row in which all that others say is Greek; a tool answers behind each call."""
+    letters = iter(GREEK)
+    messages = [{"role": "system", "content": next(letters) * 3}] if system else []
+    messages.append({"role": "user", "content": next(letters) * 3})
+    for place, answer in enumerate(answers, 1):
+        messages.append({"role": "assistant", **answer})
+        if answer.get("tool_calls"):
+            messages.append({"role": "tool", "content": next(letters) * 3, "tool_call_id": CALL["id"], "name": "look"})
+        elif place < len(answers):
+            messages.append({"role": "user", "content": f" {next(letters) * 2}\n"})
+    return row_of(tuple(messages), **parts)
+
+
+CALLS = {"content": "", "tool_calls": [CALL]}
+AGAIN = {"content": "", "tool_calls": [{**CALL, "function": {"name": "get_weather", "arguments": {"city": "Rome"}}}]}
+TALKS = {"content": "Look.", "tool_calls": [CALL]}
+THOUGHT = {"content": "Six.", "reasoning_content": "Hm."}
+SAID = {"content": "Four."}
+TOLD = {
+    "answers": told(SAID, {"content": "<think>Hm.</think>Five."}, THOUGHT, system=True),
+    "an answer after a muted one": told(SAID, THOUGHT, muted=frozenset({1})),
+    "a call": told(CALLS, SAID, tools=(WEATHER,)),
+    "a call that says something": told(SAID, TALKS, SAID, tools=(WEATHER,)),
+    "a call with thoughts": told({**CALLS, "reasoning_content": "Hm."}, THOUGHT, tools=(WEATHER,)),
+    "calls one after the other": told(CALLS, AGAIN, THOUGHT, system=True, tools=(WEATHER,)),
+    "a muted call": told(CALLS, SAID, tools=(WEATHER,), muted=frozenset({1})),
+    "a muted answer": told(CALLS, SAID, tools=(WEATHER,), muted=frozenset({3})),
+    "the second call muted": told(CALLS, AGAIN, SAID, tools=(WEATHER,), muted=frozenset({3})),
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_no_character_that_another_than_the_assistant_says_is_learnt(name):
+    tokenizer, learnt_rows = TEMPLATES[name].tokenizer(), 0
+    for train_on in (TrainOn.assistant, TrainOn.last):
+        template = ChatTemplate.of(tokenizer, train_on=train_on)
+        for label, sample in TOLD.items():
+            try:
+                rendered = template.render(sample)
+            except DataError:
+                continue
+            text = "".join(rendered.text[start:end] for start, end in rendered.spans)
+            assert not {*GREEK} & {*text}, (label, train_on)
+            assert text or (train_on is TrainOn.last and label == "a muted answer")
+            assert {*GREEK} & {*rendered.text}
+            learnt_rows += 1
+    without_calls = [label for label in TOLD if "call" not in label and label != "a muted answer"]
+    shown = TOLD if name in SHOW_TOOLS else without_calls
+    assert learnt_rows == 2 * (len(shown) - (name == "Gemma"))  # which takes no system prompt
+
+
+@pytest.mark.parametrize("name", SHOW_TOOLS)
+def test_what_is_said_beside_a_call_is_learnt_or_counted(name):
+    call = {"role": "assistant", "content": "Let me look.", "tool_calls": [CALL]}
+    question, _, *rest = ROWS["a tool call"].messages or ()
+    found = outcome_of(TEMPLATES[name].tokenizer(), replace(ROWS["a tool call"], messages=(question, call, *rest)))
+    assert "get_weather" in found.learnt[0] and "It is 3 C." in found.learnt[-1]
+    assert found.shortened == (0 if "Let me look." in "".join(found.learnt) else 1)
+
+
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_turn_whose_end_is_not_learnt_is_counted(name):
     assert outcome(name, "two turns").ends_missing == (1 if name == "GLM-4.5" else 0)
+    if name in SHOW_TOOLS:
+        assert outcome(name, "a tool call").ends_missing == (1 if name == "GLM-4.5" else 0)
+
+
+def test_thoughts_do_not_end_a_turn_and_the_prompt_ends_at_one_place_with_them_or_without():
+    found = outcome_of(TEMPLATES["GLM-4.5"].tokenizer(), row_of(turns("hi", "<think>hm</think>")))
+    assert (found.learnt, found.ends_missing) == (["\n<think>hm</think>"], 1)
+    beginnings = {
+        "GLM-4.5": ("\n<think>", "\n<think>", "\n<think>"),
+        "Qwen3.5": ("\n\n</think>", "Norway too.\n</think>", "Norway too.\n</think>"),
+        "Nemotron 3 Nano": ("</think>", "Norway too.\n</think>", "Norway too.\n</think>"),
+    }
+    for name, expected in beginnings.items():
+        for label, beginning in zip(("one turn", "<think>", "reasoning_content"), expected, strict=True):
+            assert learnt(name, label)[-1].startswith(beginning), (name, label)
+
+
+OTHER_LABELS = {"Qwen3", "Qwen3.5", "Qwen3.8", "GLM-4.5", "GPT-OSS", "Tiny Aya", "Command A", "Nemotron 3 Nano"}
+OTHER_LABELS |= {"Muse Glimmer"}
+DATED = {"Llama 3.2", "Llama 4", "Mistral Small 3", "GPT-OSS", "Muse Glimmer"}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_whose_plain_turns_are_labelled_otherwise_than_before_have_another_identity(name):
+    identity = ChatTemplate.of(TEMPLATES[name].tokenizer()).identity
+    assert ('"labels"' in str(identity)) == (name in OTHER_LABELS)
+    assert (identity == TEMPLATES[name].source()) == (name not in OTHER_LABELS | DATED)
 
 
 PAIRED = {
@@ -194,8 +287,7 @@ OTHER_TEXT = {"GLM-4.5"}
 
 
 @pytest.mark.parametrize("name", sorted({*PAIRED} - NO_PAIR - OTHER_TEXT))
-def test_turns_that_are_looked_for_are_those_that_trl_marks_but_for_the_prompt(name, request):
-    marked_as_missing(request, NOT_YET, name)
+def test_turns_that_are_looked_for_are_those_that_trl_marks_but_for_the_prompt(name):
     tokenizer = replace(TEMPLATES[name], file=PAIRED[name]).tokenizer()
     prompt, compared_turns = prompt_of(TEMPLATES[name].tokenizer()), 0
     for row in PAIRED_ROWS:

@@ -1,6 +1,7 @@
 """Assistant spans and token labels, with and without {% generation %}."""
 
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 from lmoe.data.account import Account
 from lmoe.data.encode import Encoder, token_labels
 from lmoe.data.row import Row
-from lmoe.data.template import TEMPLATE_FILE, ChatTemplate, take_template
+from lmoe.data.template import ChatTemplate
 from lmoe.data.template_settings import with_settings
+from lmoe.data.template_source import TEMPLATE_FILE, take_template
 from lmoe.errors import DataError, LmoeError
 from lmoe.pretrain.bpe import CHAT_TEMPLATE
 from lmoe.vocabulary import TrainOn
@@ -381,6 +383,97 @@ def test_turns_whose_end_is_not_learnt_are_counted(source: str) -> None:
     assert (rendered.turns, rendered.endless) == (2, 2)
 
 
+def test_an_eos_token_directly_behind_the_first_end_is_learnt_with_it_and_one_that_opens_the_next_turn_is_not() -> None:
+    two = WITHOUT_GENERATION.replace("'<|im_end|>'", "'<end><|im_end|>'")
+    assert texts(template_of(two, "<end>"), row_of(chat("hi", "Paris"))) == ["Paris<end><|im_end|>"]
+    doubled = WITHOUT_GENERATION.replace("'<|im_end|>'", "'<|im_end|><|im_end|>'")
+    assert texts(template_of(doubled), row_of(chat("hi", "Paris"))) == ["Paris<|im_end|>"]
+
+
+EOS_MARKED = CHAT_TEMPLATE + "{%- generation -%}{{- eos_token -}}{%- endgeneration -%}"
+"""As TRL's for Phi, whose last turn has the eos token behind its end."""
+
+
+def test_marks_that_touch_are_one_and_a_mark_of_a_token_alone_behind_another_turn_is_not_learnt() -> None:
+    marked = EOS_MARKED.replace("'<|im_end|>' -}}{%- endgen", "'<end>' -}}{%- endgen").replace("'\\n' -}}", "'' -}}")
+    last = "six<end><|im_end|>"
+    conversation = chat("hi", "Paris", "b", "six")
+    for muted, expected in ((frozenset(), ["Paris<end>", last]), (frozenset({1}), [last])):
+        assert texts(template_of(marked, "<end>"), row_of(conversation, muted=muted)) == expected
+    assert texts(template_of(marked, "<end>"), row_of(conversation[:3])) == ["Paris<end>"]
+
+
+INTO_THE_TURN = """\
+{%- for m in messages -%}
+{%- if m.role == 'assistant' -%}
+{%- generation -%}{{- m.content + '!' -}}
+{%- if not loop.last -%}{{- '(' + messages[loop.index].content WRITTEN + ')' -}}{%- endif -%}
+{{- '<|im_end|>' -}}{%- endgeneration -%}
+{%- elif loop.first -%}{{- m.content -}}
+{%- endif -%}
+{%- endfor -%}
+"""
+"""Writes into a turn of the assistant, and marks, what comes behind it."""
+
+
+def test_what_others_say_is_cut_out_of_a_mark_or_the_row_is_refused() -> None:
+    row = row_of(chat("hi", "Paris", "my words", "six"))
+    cut = texts(template_of(INTO_THE_TURN.replace("WRITTEN", "| tojson")), row)
+    assert cut == ['Paris!("', '")<|im_end|>', "six!<|im_end|>"]
+    counting = template_of(INTO_THE_TURN.replace("WRITTEN", "+ (messages[0].content | length | string)"))
+    with pytest.raises(DataError, match=r"^f:1: .*what is said in another turn into a turn of the assistant"):
+        counting.render(row)
+
+
+def test_a_turn_that_a_muted_one_stands_before_without_a_prompt_of_its_own_begins_behind_it() -> None:
+    source = THINKING.replace("{{- '<|im_start|>assistant\\n' -}}\n{%- if loop", "{{- HEAD -}}\n{%- if loop")
+    head = "('' if loop.index0 and messages[loop.index0 - 1].role == 'assistant' else '<|im_start|>assistant\\n')"
+    assert "HEAD" in source
+    row = row_of((*chat("hi", "Paris"), {"role": "assistant", "content": "six"}), muted=frozenset({1}))
+    found = template_of(source.replace("HEAD", head))
+    assert "assistant\nParis" in found.render(row).text
+    assert "Paris" not in "".join(texts(found, row))
+
+
+def test_a_plain_conversation_is_rendered_twice_and_once_more_where_a_turn_is_more_than_its_content(
+    monkeypatch,
+) -> None:
+    rendered: list[int] = []
+    run = ChatTemplate._run
+    monkeypatch.setattr(ChatTemplate, "_run", lambda *given, **named: rendered.append(1) or run(*given, **named))
+    for source, times in ((WITHOUT_GENERATION, 2), (CHAT_TEMPLATE, 1), (THINKING, 3)):
+        template = template_of(source)
+        for _ in range(2):  # the first row has the template's own ways found out
+            rendered.clear()
+            template.render(row_of(chat(*map(str, range(20)))))
+        assert len(rendered) == times
+
+
+def test_rows_with_tools_are_rendered_by_the_template_of_that_name(tokenizer, tmp_path) -> None:
+    tokenizer.chat_template = {"default": QWEN_STYLE, "tool_use": THINKING, "rag": QWEN_STYLE}
+    template = ChatTemplate.of(tokenizer)
+    assert "<|im_start|>tools" in template.render(row_of(WITH_CALL, tools=TOOLS)).text
+    plain = row_of(chat("hi", "Paris"))
+    assert template.render(plain) == ChatTemplate.of(tokenizer, str(write(tmp_path, QWEN_STYLE))).render(plain)
+    assert template.turn_ends() == ["<|im_end|>"]
+    other = template.identity
+    tokenizer.chat_template = {"default": QWEN_STYLE, "tool_use": THINKING + " "}
+    assert other != ChatTemplate.of(tokenizer).identity != QWEN_STYLE
+    take_template(tokenizer, None, {"enable_thinking": False})
+    tokenizer.save_pretrained(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    assert saved.chat_template["default"] == QWEN_STYLE
+    assert saved.chat_template["tool_use"] == with_settings(THINKING + " ", {"enable_thinking": False})
+    with pytest.raises(DataError, match=r"data\.template_kwargs\.other: the chat template does not read other"):
+        take_template(saved, None, {"other": 1})
+
+
+def write(folder: Path, source: str) -> Path:
+    file = folder / "given.jinja"
+    file.write_text(source, encoding="utf-8")
+    return file
+
+
 def test_a_template_that_reads_the_date_is_told_the_day_that_is_given() -> None:
     row = row_of(chat("hi", "Paris"))
     dated = template_of(DATED, day="2026-01-31")
@@ -395,6 +488,28 @@ def test_the_identity_holds_all_that_labels_depend_on() -> None:
     parts = {template_of(CHAT_TEMPLATE, train_on=train_on).identity for train_on in TrainOn}
     assert len(days) == 2 and len(parts) == 3
     assert template_of(DATED).identity == template_of(DATED, day=date.today().isoformat()).identity
+
+
+@pytest.mark.parametrize(
+    ("source", "differs"),
+    [
+        (CHAT_TEMPLATE, False),
+        (WITHOUT_GENERATION, False),
+        (QWEN_STYLE, False),
+        (LLAMA2_STYLE, False),
+        (JOINING, False),
+        (THINKING, True),
+        (WITHOUT_GENERATION.replace("<|im_end|>", "<end>"), True),
+        (WITHOUT_GENERATION.replace("'<|im_end|>'", "'\\n<|im_end|>'"), True),
+        (WITHOUT_GENERATION.replace("'<|im_end|>'", "'<|im_start|><|im_end|>'"), True),
+        (EOS_MARKED.replace("'\\n' -}}", "'' -}}"), True),
+        ("{{- raise_exception('no') -}}", False),
+    ],
+    ids=range(11),
+)
+def test_the_identity_is_the_bare_text_unless_turns_were_labelled_otherwise_before(source: str, differs: bool) -> None:
+    identity = template_of(source, "<end>").identity
+    assert (identity != source) == differs
 
 
 def test_settings_are_saved_with_the_tokenizers_template(tokenizer, tmp_path):

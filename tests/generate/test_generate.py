@@ -64,6 +64,12 @@ def test_tools_reach_the_template_and_one_that_fails_of_them_is_refused_in_words
     tokenizer.chat_template = "{% if tools %}{{ raise_exception('no tools here') }}{% endif %}{{ messages[0].content }}"
     with pytest.raises(DataError, match="refuses this conversation.*no tools here"):
         prompt_ids(tokenizer, turns, [TOOL])
+    tokenizer.chat_template = "{% for _ in range(tools | length * 99999) %}{{ '-' * 9999 }}{% endfor %}"
+    with pytest.raises(DataError, match="refuses this conversation.*writes more than"):
+        prompt_ids(tokenizer, turns, [TOOL])
+    tokenizer.chat_template = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools[0].function.name }}"}
+    assert tokenizer.decode(prompt_ids(tokenizer, turns, [TOOL])[0]) == "look"
+    assert tokenizer.decode(prompt_ids(tokenizer, turns)[0]) == "hello"
     tokenizer.chat_template = None
     with pytest.raises(DataError, match="tools cannot be shown.*no chat template"):
         prompt_ids(tokenizer, turns, [TOOL])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lmoe.config.phase import PhaseConfig, PlateauConfig
+from lmoe.data.template import ChatTemplate
 from lmoe.resume.stopping import StopSignals
 from lmoe.training.callbacks.plateau_start import PlateauStart
 from lmoe.training.callbacks.validation import Validation
@@ -17,6 +18,7 @@ from lmoe.training.module import AdapterModule
 from lmoe.training.phases import PhaseSchedule
 from lmoe.training.step import StepRecord
 from lmoe.vocabulary import Role
+from tests.data.templates import THINKING
 from tests.metric_names import rows
 from tests.micro import saved_config
 from tests.resume.test_exactness import EXACT, adapter, losses
@@ -94,6 +96,17 @@ def test_data_that_changed_since_the_start_are_refused(train, micro, tmp_path):
     done = train(f"resume={short.run}", settings=False)
     assert done.code == 1
     assert f"{file} has changed since the run was started" in done.text
+
+
+def test_a_run_whose_turns_would_be_labelled_otherwise_now_is_refused(train, tmp_path, monkeypatch):
+    file = tmp_path / "thinking.jinja"
+    file.write_text(THINKING, encoding="utf-8")
+    with monkeypatch.context() as before:
+        before.setattr(ChatTemplate, "_has_other_labels", False)  # as when the text alone told templates apart
+        run = train(f"data.chat_template={file}", "trainer.max_steps=2").run
+    done = train(f"resume={run}", "trainer.max_steps=3", settings=False)
+    assert done.code == 1
+    assert "tokens or labels are others than when the run was started" in done.text
 
 
 def test_where_validations_decide_their_interval_stays(train, micro):
@@ -204,7 +217,7 @@ def test_data_in_another_folder_are_the_same_data_and_renamed_ones_are_not(train
     assert f"{second / 'code.jsonl'} is no longer there" in done.text
     (second / "zebra.jsonl").rename(second / "code.jsonl")
     done = train(f"resume={run}", f"data.path={micro.val}", f"data.val_path={micro.train}", settings=False)
-    assert "rows, domains or tokens are others than when the run was started" in done.text
+    assert "rows, domains, tokens or labels are others than when the run was started" in done.text
     (run / "provenance.json").unlink()
     done = train(f"resume={run}", f"data.path={micro.val}", settings=False)
     assert "data.path is" in done.text and "it cannot change on resume" in done.text
@@ -221,4 +234,4 @@ def test_a_backbone_in_another_folder_is_the_same_and_another_tokenizer_is_not(t
     file.write_text(json.dumps(content), encoding="utf-8")
     done = train(f"resume={run}", "trainer.max_steps=4", settings=False)
     assert done.code == 1
-    assert "rows, domains or tokens are others than when the run was started" in done.text
+    assert "rows, domains, tokens or labels are others than when the run was started" in done.text
