@@ -41,7 +41,7 @@ check: $(READY)  ## lint, formatting, types, import order, generated pages and d
 docs: $(READY) $(PUBLIC_READY)  ## write docs/CONFIG.md from the schemas and conf/, docs/BACKBONES.md from tiny models, docs/TEMPLATES.md from public templates, tables of docs/ROUTING.md and docs/SCALING.md
 	@$(BIN)/python -m tools.describe
 	@$(BIN)/python -m tests.backbones.write_table
-	@$(BIN)/python -m tests.data.write_templates
+	@$(BIN)/python -m tests.data.chats.write_templates
 	@$(BIN)/python -m benchmarks.scaling
 
 bench: bench-default bench-step bench-layer bench-experts bench-native  ## run all benchmarks

@@ -107,7 +107,7 @@ def load_tokenizer():  # of the tiny base
 def cold(file: str, cache: str, num_proc: int) -> dict[str, float]:
     """Tokenise all rows of a file that are in no cache."""
     from lmoe.data.reader import Reader
-    from lmoe.data.sources import Source
+    from lmoe.data.rows.sources import Source
 
     tokenizer = load_tokenizer()
     reader = Reader(config(Path(file), Path(cache), num_proc=num_proc), tokenizer)
@@ -174,8 +174,8 @@ def streamed(file: str, val: str, cache: str, marks: list[int]) -> dict[str, flo
 
 def turns(count: int, template: str) -> dict[str, float]:
     """Seconds to find what is learnt of one conversation."""
-    from lmoe.data.row import Row
-    from lmoe.data.template import ChatTemplate
+    from lmoe.data.chats.template import ChatTemplate
+    from lmoe.data.rows.row import Row
 
     tokenizer = load_tokenizer()
     tokenizer.chat_template = Path(template).read_text(encoding="utf-8")

@@ -356,7 +356,7 @@ def read_to_convert(whole: Whole, place: Path, draw: random.Random) -> None:
 
 def read_rows(whole: Whole, place: Path, draw: random.Random) -> None:
     """A folder of rows, as they are read for training."""
-    from lmoe.data.sources import read_rows as read
+    from lmoe.data.rows.sources import read_rows as read
 
     read(str(place), output(place))
 
@@ -365,8 +365,8 @@ def read_tokenizer(whole: Whole, place: Path, draw: random.Random) -> None:
     """A tokenizer, and a prompt through its template."""
     from lmoe.backbones.load import load_tokenizer, tokenizer_in
     from lmoe.config.backbone import BackboneConfig
-    from lmoe.data.row import Row
-    from lmoe.data.template import ChatTemplate
+    from lmoe.data.chats.template import ChatTemplate
+    from lmoe.data.rows.row import Row
 
     one = tokenizer_in(place) if draw.random() < 0.5 else load_tokenizer(BackboneConfig(model_name=str(place)))
     if one is not None and one.chat_template:

@@ -1,7 +1,7 @@
 """Where an answer ends: the tokens after which generation stops.
 
 A base's eos token need not be what ends a turn: Qwen's bases have `<|endoftext|>` there, and turns end in `<|im_end|>`,
-which is what training labels (data/template.py), so that this is what an answer ends in.
+which is what training labels (data/chats/template.py), so that this is what an answer ends in.
 """
 
 import copy
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from lmoe.data.template import ChatTemplate
+from lmoe.data.chats.template import ChatTemplate
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -74,8 +74,8 @@ def run(
         from lmoe.config.backbone import BackboneConfig
         from lmoe.config.data import DataConfig
         from lmoe.config.problems import raise_problems, without_effect
+        from lmoe.data.chats.template import ChatTemplate
         from lmoe.data.prepare import prepare
-        from lmoe.data.template import ChatTemplate
         from lmoe.files.resources import resource_dir
         from lmoe.generate.speaker import named_places
         from lmoe.report.html import page_place

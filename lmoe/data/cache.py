@@ -38,14 +38,6 @@ METADATA_KEY = "lmoe"
 UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError, OverflowError)
 
 
-def cache_folder(cache_dir: str | None) -> Path:
-    """data.cache_dir, or lmoe/ in the user's cache folder."""
-    if cache_dir is not None:
-        return Path(cache_dir).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "lmoe"
-
-
 def cache_key(
     content: str,
     tokenizer: PreTrainedTokenizerBase,

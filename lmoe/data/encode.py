@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lmoe.data.account import Account
+from lmoe.data.chats.spans import Span
+from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encoded import EncodedRow, EncodedRows, row_digest
-from lmoe.data.row import Row
-from lmoe.data.spans import Span
-from lmoe.data.template import ChatTemplate
+from lmoe.data.rows.row import Row
 from lmoe.errors import DataError, LmoeError
 from lmoe.files.wording import quoted
 

@@ -10,17 +10,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
-from lmoe.data.cache import cache_folder
 from lmoe.data.encode import EncodedSource
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.mixing import domain_shares, mixed, weight_shares
 from lmoe.data.pack import PackedRows, packing_supported
 from lmoe.data.reader import Reader
 from lmoe.data.report import PrepareReport, split_report, stream_report
-from lmoe.data.sources import Source, open_source, sources_of, val_source
+from lmoe.data.rows.sources import Source, open_source, sources_of, val_source
 from lmoe.data.split import first_of_each, split_rows
 from lmoe.data.stream import RowStream
 from lmoe.errors import DataError
+from lmoe.files.places import cache_folder
 
 
 @dataclass(slots=True, kw_only=True)

@@ -11,12 +11,13 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
-from lmoe.data.cache import cache_file, cache_folder, cache_key, collect, load_source
+from lmoe.data.cache import cache_file, cache_key, collect, load_source
+from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encode import Chunk, EncodedSource, Encoder, cut_reason
 from lmoe.data.report import SourceReport
-from lmoe.data.sources import Opened, Part, Source, open_source
-from lmoe.data.template import ChatTemplate
+from lmoe.data.rows.sources import Opened, Part, Source, open_source
 from lmoe.errors import DataError, LmoeError
+from lmoe.files.places import cache_folder
 from lmoe.vocabulary import OnBadRow
 
 PARTS_FOR_PROCESSES = 4

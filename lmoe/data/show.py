@@ -8,13 +8,13 @@ from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
 from lmoe.data.account import Account
-from lmoe.data.cache import cache_folder
+from lmoe.data.chats.spans import Span
 from lmoe.data.encode import Encoder, TokenisedRow
 from lmoe.data.reader import Reader
-from lmoe.data.row import Row
-from lmoe.data.sources import open_source, sources_of
-from lmoe.data.spans import Span
+from lmoe.data.rows.row import Row
+from lmoe.data.rows.sources import open_source, sources_of
 from lmoe.errors import LmoeError
+from lmoe.files.places import cache_folder
 
 MOST_CUT = 100
 """Tokens behind the cut that a sample keeps; of the others it knows the number."""

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from lmoe.data.account import Account
-from lmoe.data.contract import row_of
 from lmoe.data.encode import Encoder
 from lmoe.data.encoded import EncodedRow, EncodedRows
 from lmoe.data.pack import PackedRows
-from lmoe.data.row import Row
-from lmoe.data.sources import Part
+from lmoe.data.rows.contract import row_of
+from lmoe.data.rows.row import Row
+from lmoe.data.rows.sources import Part
 from lmoe.errors import DataError, LmoeError
 from lmoe.vocabulary import OnBadRow
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from lmoe.data.chats.spans import Span
+from lmoe.data.chats.template import ChatTemplate, Rendered
 from lmoe.data.encode import CHUNK, token_labels, token_places
 from lmoe.data.encoded import EncodedRow, EncodedRows
-from lmoe.data.spans import Span
-from lmoe.data.template import ChatTemplate, Rendered
 from lmoe.errors import DataError
 from lmoe.evaluate.questions import ChoiceRow
 

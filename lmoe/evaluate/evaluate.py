@@ -13,8 +13,8 @@ from lmoe.adapter.load import adapter_folder, load
 from lmoe.backbones.placement import placed
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.evaluate import NO_DATA, EvaluateSettings
-from lmoe.data.template import ChatTemplate
-from lmoe.data.template_source import take_template
+from lmoe.data.chats.template import ChatTemplate
+from lmoe.data.chats.template_source import take_template
 from lmoe.errors import DataError
 from lmoe.evaluate.choices import choice_accuracy
 from lmoe.evaluate.encode_questions import encode_choices

@@ -10,7 +10,7 @@ from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import read_all, split_off
 from lmoe.data.reader import Reader
 from lmoe.data.report import SourceReport
-from lmoe.data.sources import sources_of, val_source
+from lmoe.data.rows.sources import sources_of, val_source
 from lmoe.data.split import first_of_each
 
 

@@ -11,8 +11,8 @@ from lmoe.config.backbone import BackboneConfig
 from lmoe.config.data import DataConfig
 from lmoe.config.problems import size_problems
 from lmoe.config.read import read_section
-from lmoe.data.template_settings import variables_of, with_settings
-from lmoe.data.template_source import read_template
+from lmoe.data.chats.template_settings import variables_of, with_settings
+from lmoe.data.chats.template_source import read_template
 from lmoe.errors import BackboneError, DataError
 from lmoe.files.run_folder import CONFIG_FILE
 from lmoe.files.small_file import Reader

@@ -14,7 +14,7 @@ from lmoe.adapter.save_pretrained import save_backbone
 from lmoe.backbones.load import load_model, precision_of
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.evaluate import NO_DATA
-from lmoe.data.template_source import TEMPLATE_FILE
+from lmoe.data.chats.template_source import TEMPLATE_FILE
 from lmoe.errors import CheckpointError
 from lmoe.evaluate.val_loss import val_loss, validation_rows
 from lmoe.export.merge import merge_adapters, merge_average

@@ -1,5 +1,6 @@
 """Paths of a config: what can only be a local one must be there; what may be a name on the hub is not looked up."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def hub_note(key: str, place: str | None, *, names: tuple[str, ...] = ()) -> lis
     if not place or place in names or is_local(place):
         return []
     return [f"{key}={place}: taken for a hub name, not looked up"]
+
+
+def cache_folder(cache_dir: str | None) -> Path:
+    """data.cache_dir, or lmoe/ in the user's cache folder."""
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path("~/.cache").expanduser()) / "lmoe"
 
 
 def expanded(place: str) -> Path:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from lmoe.adapter.answer_end import end_tokens
 from lmoe.backbones.load import context_length
-from lmoe.data.template import ChatTemplate
+from lmoe.data.chats.template import ChatTemplate
 from lmoe.errors import ConfigError, DataError
 
 COLDEST, MOST_TOKENS = 1e-6, 1_000_000_000

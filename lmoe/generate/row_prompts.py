@@ -7,8 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lmoe.data.row import Message, Row
-from lmoe.data.sources import read_rows
+from lmoe.data.rows.row import Message, Row
+from lmoe.data.rows.sources import read_rows
 from lmoe.errors import DataError
 from lmoe.generate.generate import prompt_ids, text_ids
 

@@ -21,8 +21,8 @@ from lmoe.backbones.placement import placed
 from lmoe.blend.blend import Blend
 from lmoe.blend.routers import BlendRouter
 from lmoe.config.backbone import BackboneConfig
-from lmoe.data.sources import read_rows
-from lmoe.data.template_source import TEMPLATE_FILE, read_template
+from lmoe.data.chats.template_source import TEMPLATE_FILE, read_template
+from lmoe.data.rows.sources import read_rows
 from lmoe.errors import CheckpointError, ConfigError, DataError
 from lmoe.files.small_file import link_outside, unreadable
 from lmoe.generate.generate import Sampling, Turn, stream_answer

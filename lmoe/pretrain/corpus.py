@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from lmoe.data.row import Row
-from lmoe.data.sources import read_rows
+from lmoe.data.rows.row import Row
+from lmoe.data.rows.sources import read_rows
 from lmoe.errors import DataError
 from lmoe.files.small_file import ordinary_size
 from lmoe.ops.labels import IGNORE

@@ -13,7 +13,7 @@ from lmoe.backbones.load import tokenizer_in
 from lmoe.config.pretrain import PretrainConfig
 from lmoe.config.trainer import max_seconds
 from lmoe.data.order import ResumableLoader, SeededBatches
-from lmoe.data.row import Row
+from lmoe.data.rows.row import Row
 from lmoe.errors import CheckpointError
 from lmoe.files.run_folder import METRICS_FILE
 from lmoe.pretrain.bpe import END_OF_TEXT, PAD, TURN_END, train_bpe

@@ -100,7 +100,7 @@ def packages() -> Iterator[Finding]:
 
 def rows_cache() -> Iterator[Finding]:
     """Where tokenised rows are kept."""
-    from lmoe.data.cache import cache_folder
+    from lmoe.files.places import cache_folder
 
     yield from place("tokenised rows", cache_folder(None), "data.cache_dir=… keeps them elsewhere")
 

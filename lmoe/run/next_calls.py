@@ -4,9 +4,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encoded import EncodedRows
-from lmoe.data.row import Row
-from lmoe.data.template import ChatTemplate
+from lmoe.data.rows.row import Row
 from lmoe.errors import CheckpointError, DataError
 from lmoe.peft.expert_branches import refuse_what_is_no_branch
 from lmoe.peft.layout import peft_parts

@@ -17,11 +17,11 @@ from lmoe.config.moe import MoeConfig
 from lmoe.config.phase import PLATEAU
 from lmoe.config.problems import raise_problems
 from lmoe.config.run import RunConfig
+from lmoe.data.chats.template_source import take_template
 from lmoe.data.datamodule import TrainingData
 from lmoe.data.pack import packing_supported_by_attention
 from lmoe.data.prepare import PreparedData
 from lmoe.data.stream import RowStream
-from lmoe.data.template_source import take_template
 from lmoe.errors import ConfigError, DataError
 from lmoe.files.resources import resource_dir
 from lmoe.grow.import_experts import import_experts

@@ -7,7 +7,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.run import RunConfig
-from lmoe.data.template import ChatTemplate
+from lmoe.data.chats.template import ChatTemplate
 from lmoe.errors import ConfigError
 from lmoe.files.run_folder import CONFIG_FILE
 from lmoe.files.small_file import Reader

@@ -164,7 +164,7 @@ def test_sampling_that_cannot_be_is_said_and_the_old_one_stays(restored, micro, 
 
 def test_whatever_a_template_refuses_is_one_line_and_the_conversation_goes_on(restored, micro, own_run):
     """Also one that never comes to an end."""
-    from lmoe.data import render_limit
+    from lmoe.data.chats import render_limit
 
     template = (own_run / "adapter" / "chat_template.jinja").read_text(encoding="utf-8")
     refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"

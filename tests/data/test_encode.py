@@ -8,13 +8,13 @@ from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from lmoe.config.data import DataConfig
+from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encode import NO_ASSISTANT_TEXT, NO_TEXT, NOTHING_TO_PREDICT, EncodedSource, Encoder, cut_reason
 from lmoe.data.prepare import prepare
-from lmoe.data.row import Row
-from lmoe.data.template import ChatTemplate
+from lmoe.data.rows.row import Row
 from lmoe.errors import DataError
 from lmoe.vocabulary import OnBadRow
-from tests.data.test_template import chat
+from tests.data.chats.test_template import chat
 
 
 def row(*contents: str, text: str | None = None, domain: str = "all") -> Row:

@@ -7,8 +7,8 @@ import shlex
 import pytest
 
 from lmoe.config.run import RunConfig
-from lmoe.data.contract import FORMATS, row_of
-from lmoe.data.files import COMPRESSED, KINDS
+from lmoe.data.rows.contract import FORMATS, row_of
+from lmoe.data.rows.files import COMPRESSED, KINDS
 from lmoe.rules.data import data_problems
 from tests.composing import compose
 from tests.micro import ROOT

@@ -16,7 +16,7 @@ from lmoe.data.prepare import PreparedData, prepare
 from lmoe.errors import DataError
 from lmoe.pretrain.bpe import train_bpe
 from lmoe.vocabulary import OnBadRow
-from tests.data.templates import WITHOUT_GENERATION
+from tests.data.chats.templates import WITHOUT_GENERATION
 
 
 def pair(number: int, domain: str = "all") -> dict[str, str]:

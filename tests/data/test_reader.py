@@ -18,7 +18,7 @@ from lmoe.data.cache import load_source
 from lmoe.data.encode import EncodedSource
 from lmoe.data.encoded import BY_ROW
 from lmoe.data.reader import Reader
-from lmoe.data.sources import Source
+from lmoe.data.rows.sources import Source
 from lmoe.errors import DataError
 from lmoe.vocabulary import OnBadRow
 
@@ -194,8 +194,8 @@ def test_several_processes_give_the_same_as_one(
         (tmp_path / "more" / f"{name}.jsonl").write_bytes(mixed.read_bytes())
     (tmp_path / "more" / "c.jsonl.gz").write_bytes(gzip.compress("\n".join(GOOD).encode()))
     Dataset.from_list([json.loads(good) for good in GOOD]).to_parquet(tmp_path / "more" / "d.parquet")
-    monkeypatch.setattr("lmoe.data.files.SHARD_BYTES", 400)
-    monkeypatch.setattr("lmoe.data.tables.SHARD_ROWS", 7)
+    monkeypatch.setattr("lmoe.data.rows.files.SHARD_BYTES", 400)
+    monkeypatch.setattr("lmoe.data.rows.tables.SHARD_ROWS", 7)
     monkeypatch.setattr("lmoe.data.encode.CHUNK", 3)
     found = []
     for processes in (1, 2):
@@ -214,7 +214,7 @@ def test_a_torn_file_in_a_process_is_one_clear_error(
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "a.jsonl").write_text("\n".join(GOOD))
     (tmp_path / "more" / "b.jsonl.gz").write_bytes(gzip.compress("\n".join(GOOD).encode())[:-9])
-    monkeypatch.setattr("lmoe.data.files.SHARD_BYTES", 400)
+    monkeypatch.setattr("lmoe.data.rows.files.SHARD_BYTES", 400)
     with pytest.raises(DataError) as refused:
         reader(num_proc=2).read(source(tmp_path / "more"))
     assert str(refused.value).startswith(f"{tmp_path}/more/b.jsonl.gz: cannot be read: ")

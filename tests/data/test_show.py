@@ -9,12 +9,12 @@ from tokenizers import Tokenizer, decoders, models, normalizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lmoe.config.data import DataConfig
+from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encode import NO_ASSISTANT_TEXT, Encoder, cut_reason
-from lmoe.data.row import Row
+from lmoe.data.rows.row import Row
 from lmoe.data.show import MOST_CUT, ShownSample, first_rows, show_row, show_rows
-from lmoe.data.template import ChatTemplate
-from tests.data.templates import LLAMA2_STYLE, QWEN_STYLE, WITHOUT_GENERATION
-from tests.data.test_template import CONVERSATIONS, chat
+from tests.data.chats.templates import LLAMA2_STYLE, QWEN_STYLE, WITHOUT_GENERATION
+from tests.data.chats.test_template import CONVERSATIONS, chat
 
 TEXTS = ("Two plus two", "  é 日本語 👩‍👩‍👧\n\n\ttail ", "日", "<|im_end|> inside")
 

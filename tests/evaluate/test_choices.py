@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lmoe
-from lmoe.data.template import ChatTemplate
+from lmoe.data.chats.template import ChatTemplate
 from lmoe.errors import DataError
 from lmoe.evaluate.choices import (
     Accuracy,

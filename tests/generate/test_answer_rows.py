@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from lmoe.data.contract import row_of
+from lmoe.data.rows.contract import row_of
 from lmoe.errors import ConfigError, DataError, RoutingError, TrainingError
 from lmoe.generate.answer_rows import answer_rows
 from lmoe.generate.generate import Sampling, stream_answer

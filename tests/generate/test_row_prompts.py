@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lmoe.data.contract import FORMATS, row_of
+from lmoe.data.rows.contract import FORMATS, row_of
 from lmoe.errors import DataError
 from lmoe.generate.row_prompts import prompt_of, row_prompts
 

@@ -6,10 +6,10 @@ import re
 import pytest
 from rich.console import Console
 
+from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encode import Encoder
-from lmoe.data.row import Row
+from lmoe.data.rows.row import Row
 from lmoe.data.show import ShownSample, show_row
-from lmoe.data.template import ChatTemplate
 from lmoe.pretrain.bpe import train_bpe
 from lmoe.report.samples import figures_line, print_samples, samples_page
 from lmoe.report.tokens import visible

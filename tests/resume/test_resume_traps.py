@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lmoe.config.phase import PhaseConfig, PlateauConfig
-from lmoe.data.template import ChatTemplate
+from lmoe.data.chats.template import ChatTemplate
 from lmoe.resume.stopping import StopSignals
 from lmoe.training.callbacks.plateau_start import PlateauStart
 from lmoe.training.callbacks.validation import Validation
@@ -18,7 +18,7 @@ from lmoe.training.module import AdapterModule
 from lmoe.training.phases import PhaseSchedule
 from lmoe.training.step import StepRecord
 from lmoe.vocabulary import Role
-from tests.data.templates import THINKING
+from tests.data.chats.templates import THINKING
 from tests.metric_names import rows
 from tests.micro import saved_config
 from tests.resume.test_exactness import EXACT, adapter, losses

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lmoe.config.data import DataConfig, SourceConfig
-from lmoe.data.contract import FORMATS
+from lmoe.data.rows.contract import FORMATS
 from lmoe.rules.data import FIELDS, data_problems
 
 

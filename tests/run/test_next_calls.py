@@ -8,12 +8,12 @@ from typer.testing import CliRunner
 
 from lmoe.cli.commands import shell_command
 from lmoe.cli.main import app
+from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encode import Encoder
-from lmoe.data.row import Row
-from lmoe.data.template import ChatTemplate
+from lmoe.data.rows.row import Row
 from lmoe.report.summary import FINISHED
 from lmoe.run.next_calls import export_format, next_calls, short_prompt
-from tests.data.templates import QWEN_STYLE, WITHOUT_GENERATION
+from tests.data.chats.templates import QWEN_STYLE, WITHOUT_GENERATION
 
 
 def chat(*turns: str) -> Row:

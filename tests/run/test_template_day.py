@@ -6,7 +6,7 @@ import pytest
 
 from lmoe.errors import ConfigError
 from lmoe.run.template_day import with_template_day
-from tests.data.templates import DATED
+from tests.data.chats.templates import DATED
 from tests.micro import saved_config
 
 

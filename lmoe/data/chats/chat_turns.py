@@ -6,11 +6,10 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from lmoe.data.other_turns import OtherContents, other_contents
-from lmoe.data.row import Message
-from lmoe.data.spans import Render, Span, TurnFinder, cut_out, squeezed
-from lmoe.data.template_input import called_names, content_of, reasoning_of, says_something
-from lmoe.data.turn_labels import (
+from lmoe.data.chats.other_turns import OtherContents, other_contents
+from lmoe.data.chats.spans import Render, Span, TurnFinder, cut_out, squeezed
+from lmoe.data.chats.template_input import called_names, content_of, reasoning_of, says_something
+from lmoe.data.chats.turn_labels import (
     AnswerPrompt,
     behind_prompt,
     ends_in_token,
@@ -20,6 +19,7 @@ from lmoe.data.turn_labels import (
     with_turn_end,
     without_tokens,
 )
+from lmoe.data.rows.row import Message
 from lmoe.errors import DataError
 from lmoe.vocabulary import TrainOn
 

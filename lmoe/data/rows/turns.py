@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lmoe.data.row import Message
+from lmoe.data.rows.row import Message
 from lmoe.errors import DataError, LmoeError
 from lmoe.files.small_file import Reader
 from lmoe.files.wording import quoted, shown

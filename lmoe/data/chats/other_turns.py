@@ -7,9 +7,9 @@ begins, in the middle of each; without the marks that must be the same text.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmoe.data.row import Message
-from lmoe.data.spans import Render, Span, sentinels
-from lmoe.data.template_input import content_of
+from lmoe.data.chats.spans import Render, Span, sentinels
+from lmoe.data.chats.template_input import content_of
+from lmoe.data.rows.row import Message
 from lmoe.errors import DataError
 
 

@@ -5,9 +5,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmoe.data.row import Message
-from lmoe.data.spans import Span, common_prefix, squeezed
-from lmoe.data.template_input import called_names, content_of, reasoning_of
+from lmoe.data.chats.spans import Span, common_prefix, squeezed
+from lmoe.data.chats.template_input import called_names, content_of, reasoning_of
+from lmoe.data.rows.row import Message
 
 THOUGHTS = re.compile(r"</?think(?:ing)?>")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmoe.config.limits import MOST_CHARACTERS
-from lmoe.data.row import Message, Row
-from lmoe.data.turns import NOTHING, Turns, in_row, text_of, tools_of
+from lmoe.data.rows.row import Message, Row
+from lmoe.data.rows.turns import NOTHING, Turns, in_row, text_of, tools_of
 from lmoe.errors import DataError
 from lmoe.files.wording import shown
 

@@ -15,9 +15,9 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from lmoe.data.files import Piece, folder_of, kind_of, pieces, stem
-from lmoe.data.row import Row
-from lmoe.data.sources import read_rows
+from lmoe.data.rows.files import Piece, folder_of, kind_of, pieces, stem
+from lmoe.data.rows.row import Row
+from lmoe.data.rows.sources import read_rows
 from lmoe.errors import DataError, LmoeError
 
 RECORDS = [{"prompt": f'What is {n}?\nSay, "it".', "response": f"é {n}, 漢"} for n in range(5)]
@@ -250,8 +250,8 @@ def test_a_cell_may_be_huge_and_blank_lines_are_passed_over(tmp_path: Path) -> N
 def test_a_line_that_is_longer_than_any_row_ends_the_reading_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, packed: str
 ) -> None:
-    monkeypatch.setattr("lmoe.data.files.LONGEST_LINE", 100)
-    monkeypatch.setattr("lmoe.data.files.SHARD_BYTES", 30)
+    monkeypatch.setattr("lmoe.data.rows.files.LONGEST_LINE", 100)
+    monkeypatch.setattr("lmoe.data.rows.files.SHARD_BYTES", 30)
     head = {"rows.csv": b"text\n", "rows.txt": b"x\n"}.get(name, b'{"text": "x"}\n')
     file = written(tmp_path / f"{name}{packed}", PACKED[packed](head + b"x" * 300 + b"\n" + head))
     assert refused(file).startswith(f"{file}:2: a line of more than 100 ")
@@ -274,7 +274,7 @@ def test_a_file_in_pieces_has_the_same_records_lines_and_digest(
     content = b"\xef\xbb\xbf" + end.join(lines) + (end + last if last else b"")
     file = written(tmp_path / "a.jsonl", content)
     whole = [(str(record), where, number) for record, where, number in Piece(file)]
-    monkeypatch.setattr("lmoe.data.files.SHARD_BYTES", size)
+    monkeypatch.setattr("lmoe.data.rows.files.SHARD_BYTES", size)
     found, digest = pieces(file)
     assert [(str(record), where, number) for piece in found for record, where, number in piece] == whole
     assert digest == hashlib.sha256(content).hexdigest()
@@ -285,7 +285,7 @@ def test_a_file_in_pieces_has_the_same_records_lines_and_digest(
 
 @pytest.mark.parametrize("name", ["a.jsonl.gz", "a.csv", "a.json", "a.parquet"])
 def test_only_plain_files_of_lines_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    monkeypatch.setattr("lmoe.data.files.SHARD_BYTES", 10)
+    monkeypatch.setattr("lmoe.data.rows.files.SHARD_BYTES", 10)
     file = written(tmp_path / name, LINES)
     assert pieces(file) == ([Piece(file)], hashlib.sha256(LINES).hexdigest())
 

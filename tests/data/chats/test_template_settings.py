@@ -2,10 +2,10 @@
 
 import pytest
 
-from lmoe.data.render_limit import render
-from lmoe.data.template_settings import reads_clock, variables_of, with_settings
+from lmoe.data.chats.render_limit import render
+from lmoe.data.chats.template_settings import reads_clock, variables_of, with_settings
 from lmoe.errors import DataError
-from tests.data.templates import DATED, THINKING
+from tests.data.chats.templates import DATED, THINKING
 
 READS = (
     "  {%- if flag is defined and flag %}yes{% endif %}\n\n{% for m in messages %}\n  {{ m.content }} {{ flag }} "

@@ -5,12 +5,12 @@ import time
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from lmoe.data import render_limit
-from lmoe.data.row import Row
-from lmoe.data.template import ChatTemplate
+from lmoe.data.chats import render_limit
+from lmoe.data.chats.template import ChatTemplate
+from lmoe.data.rows.row import Row
 from lmoe.errors import DataError
 from lmoe.pretrain.bpe import CHAT_TEMPLATE
-from tests.data.templates import LLAMA2_STYLE, QWEN_STYLE, WITHOUT_GENERATION
+from tests.data.chats.templates import LLAMA2_STYLE, QWEN_STYLE, WITHOUT_GENERATION
 
 MESSAGES = [
     {"role": "user", "content": " hi "},

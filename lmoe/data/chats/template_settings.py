@@ -8,7 +8,7 @@ from typing import Any
 from jinja2 import meta
 from jinja2.exceptions import TemplateError
 
-from lmoe.data.render_limit import environment
+from lmoe.data.chats.render_limit import environment
 from lmoe.errors import DataError
 from lmoe.rules.template import CLOCK, OWN_NAMES, template_problems
 

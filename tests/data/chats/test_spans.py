@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmoe.data.row import Row
-from lmoe.data.spans import TurnFinder, squeezed
-from lmoe.data.template import ChatTemplate
-from tests.data.templates import LLAMA2_STYLE, QWEN_STYLE, THINKING, WITHOUT_GENERATION
+from lmoe.data.chats.spans import TurnFinder, squeezed
+from lmoe.data.chats.template import ChatTemplate
+from lmoe.data.rows.row import Row
+from tests.data.chats.templates import LLAMA2_STYLE, QWEN_STYLE, THINKING, WITHOUT_GENERATION
 
 TOKENS = {"eos_token": "<|im_end|>"}
 UNMARKED = {"chatml": WITHOUT_GENERATION, "qwen": QWEN_STYLE, "llama2": LLAMA2_STYLE, "thinking": THINKING}

@@ -9,15 +9,15 @@ from tokenizers import processors
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from lmoe.data.account import Account
+from lmoe.data.chats.template import ChatTemplate
+from lmoe.data.chats.template_settings import with_settings
+from lmoe.data.chats.template_source import TEMPLATE_FILE, take_template
 from lmoe.data.encode import Encoder, token_labels
-from lmoe.data.row import Row
-from lmoe.data.template import ChatTemplate
-from lmoe.data.template_settings import with_settings
-from lmoe.data.template_source import TEMPLATE_FILE, take_template
+from lmoe.data.rows.row import Row
 from lmoe.errors import DataError, LmoeError
 from lmoe.pretrain.bpe import CHAT_TEMPLATE
 from lmoe.vocabulary import TrainOn
-from tests.data.templates import DATED, JOINING, LLAMA2_STYLE, QWEN_STYLE, THINKING, WITHOUT_GENERATION
+from tests.data.chats.templates import DATED, JOINING, LLAMA2_STYLE, QWEN_STYLE, THINKING, WITHOUT_GENERATION
 
 
 def chat(*contents: str, system: str | None = None) -> tuple[dict[str, str], ...]:

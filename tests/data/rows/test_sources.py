@@ -11,8 +11,8 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from lmoe.config.data import DataConfig, SourceConfig
-from lmoe.data.row import Row
-from lmoe.data.sources import Source, open_source, read_rows, sources_of, val_source
+from lmoe.data.rows.row import Row
+from lmoe.data.rows.sources import Source, open_source, read_rows, sources_of, val_source
 from lmoe.errors import DataError
 from lmoe.evaluate.questions import read_choices
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import zstandard
 
-from lmoe.data.files import Found, opened, suffixes
+from lmoe.data.rows.files import Found, opened, suffixes
 from lmoe.errors import DataError
 from lmoe.files.places import is_file
 from lmoe.files.wording import first_line

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmoe.data.contract import FORMATS, row_of
-from lmoe.data.row import Row
+from lmoe.data.rows.contract import FORMATS, row_of
+from lmoe.data.rows.row import Row
 from lmoe.errors import DataError
 
 USER, ASSISTANT = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}

@@ -2,10 +2,10 @@
 
 import pytest
 
-from lmoe.data.other_turns import other_contents
-from lmoe.data.row import Message
-from lmoe.data.template import ChatTemplate
-from lmoe.data.turn_labels import AnswerPrompt, joined
+from lmoe.data.chats.other_turns import other_contents
+from lmoe.data.chats.template import ChatTemplate
+from lmoe.data.chats.turn_labels import AnswerPrompt, joined
+from lmoe.data.rows.row import Message
 
 SAID = ("one", ' "two"\n', "one")
 MESSAGES: list[Message] = [

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lmoe.data.template_settings import variables_of, with_settings
+from lmoe.data.chats.template_settings import variables_of, with_settings
 from lmoe.errors import DataError
 from lmoe.files.small_file import Reader
 

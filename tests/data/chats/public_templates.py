@@ -9,13 +9,13 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lmoe.data.account import Account
+from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encode import Encoder, TokenisedRow
-from lmoe.data.row import Message, Row
-from lmoe.data.template import ChatTemplate
+from lmoe.data.rows.row import Message, Row
 from lmoe.errors import DataError
 from tests.public_packages import public_folder
 
-TINY = Path(__file__).parents[2] / "data" / "tiny"
+TINY = Path(__file__).parents[3] / "data" / "tiny"
 TRL, AXOLOTL = "trl/chat_templates", "axolotl/utils/chat_templates/templates"
 LONGEST = 100_000
 

@@ -5,13 +5,13 @@ from functools import cache
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.collate import Collate
 from lmoe.data.encode import Encoder
 from lmoe.data.encoded import EncodedRow
-from lmoe.data.row import Row
-from lmoe.data.template import ChatTemplate
+from lmoe.data.rows.row import Row
 from lmoe.ops.labels import IGNORE
-from tests.data.public_templates import AXOLOTL, CODE, LONGEST, ROWS, TRL, outcome_of
+from tests.data.chats.public_templates import AXOLOTL, CODE, LONGEST, ROWS, TRL, outcome_of
 from tests.public_packages import TOKENIZERS, public_folder
 
 TEMPLATES = {

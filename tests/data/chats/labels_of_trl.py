@@ -7,10 +7,10 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from lmoe.data.account import Account
+from lmoe.data.chats.template import GENERATION, ChatTemplate
 from lmoe.data.encode import Encoder, TokenisedRow
-from lmoe.data.row import Row
-from lmoe.data.template import GENERATION, ChatTemplate
-from tests.data.public_templates import AXOLOTL, LONGEST, ROWS, TRL
+from lmoe.data.rows.row import Row
+from tests.data.chats.public_templates import AXOLOTL, LONGEST, ROWS, TRL
 from tests.public_packages import TOKENIZERS, public_folder
 
 REAL = {"smollm2": "SmolLM2", "mistral-v1": "Mistral v1 (with byte fallback)"}

@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from lmoe.config.data import DataConfig, SourceConfig
-from lmoe.data.cache import cache_folder
-from lmoe.data.contract import row_of
-from lmoe.data.files import TABLES, Piece, folder_of, is_saved_to_disk, kind_of, pieces, whole
-from lmoe.data.row import Row
-from lmoe.data.tables import StreamPiece, TablePiece, mapped_table, streamed_table, table_digest, table_pieces
+from lmoe.data.rows.contract import row_of
+from lmoe.data.rows.files import TABLES, Piece, folder_of, is_saved_to_disk, kind_of, pieces, whole
+from lmoe.data.rows.row import Row
+from lmoe.data.rows.tables import StreamPiece, TablePiece, mapped_table, streamed_table, table_digest, table_pieces
 from lmoe.errors import DataError, LmoeError
-from lmoe.files.places import exists, expanded, is_dir, is_local
+from lmoe.files.places import cache_folder, exists, expanded, is_dir, is_local
 from lmoe.files.wording import LONGEST_REASON, first_line, shown
 
 BUNDLED = "bundled"

@@ -11,14 +11,14 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
-from lmoe.data.chat_turns import Chat, ChatTurns, TokenTexts
-from lmoe.data.render_limit import render, render_with_generation
-from lmoe.data.row import Message, Row
-from lmoe.data.spans import Render, Span, cut_out
-from lmoe.data.template_input import CallForm, call_forms, called_names, given_messages, with_names
-from lmoe.data.template_settings import reads_clock, variables_of
-from lmoe.data.template_source import DEFAULT, TOOL_USE, template_sources
-from lmoe.data.turn_labels import AnswerPrompt, earlier_span, is_blank
+from lmoe.data.chats.chat_turns import Chat, ChatTurns, TokenTexts
+from lmoe.data.chats.render_limit import render, render_with_generation
+from lmoe.data.chats.spans import Render, Span, cut_out
+from lmoe.data.chats.template_input import CallForm, call_forms, called_names, given_messages, with_names
+from lmoe.data.chats.template_settings import reads_clock, variables_of
+from lmoe.data.chats.template_source import DEFAULT, TOOL_USE, template_sources
+from lmoe.data.chats.turn_labels import AnswerPrompt, earlier_span, is_blank
+from lmoe.data.rows.row import Message, Row
 from lmoe.errors import DataError
 from lmoe.files.wording import LONGEST_REASON, shown
 from lmoe.rules.template import CLOCK

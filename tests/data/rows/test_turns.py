@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from lmoe.data.contract import row_of
-from lmoe.data.row import Row
+from lmoe.data.rows.contract import row_of
+from lmoe.data.rows.row import Row
 from lmoe.errors import DataError
 
 USER = {"role": "user", "content": "q"}

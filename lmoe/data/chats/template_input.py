@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmoe.data.row import Message
+from lmoe.data.rows.row import Message
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

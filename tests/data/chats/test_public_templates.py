@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from lmoe.data.row import Message, Row
-from lmoe.data.template import ChatTemplate
+from lmoe.data.chats.template import ChatTemplate
+from lmoe.data.rows.row import Message, Row
 from lmoe.errors import DataError
 from lmoe.vocabulary import TrainOn
-from tests.data.labels_of_trl import compared, generation_templates
-from tests.data.public_templates import (
+from tests.data.chats.labels_of_trl import compared, generation_templates
+from tests.data.chats.public_templates import (
     CALL,
     CODE,
     ROWS,
@@ -22,8 +22,8 @@ from tests.data.public_templates import (
     outcome_of,
     turns,
 )
-from tests.data.public_templates import row as row_of
-from tests.data.write_templates import PAGE, page
+from tests.data.chats.public_templates import row as row_of
+from tests.data.chats.write_templates import PAGE, page
 from tests.public_packages import public_folder
 
 CHATML = ("Paris.<|im_end|>", "Four.<|im_end|>", "Six.<|im_end|>")

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
-from lmoe.data.row import Message
-from lmoe.data.template_input import called_names, content_of, reasoning_of
+from lmoe.data.chats.template_input import called_names, content_of, reasoning_of
+from lmoe.data.rows.row import Message
 from lmoe.errors import DataError
 
 Span = tuple[int, int]

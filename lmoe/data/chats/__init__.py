@@ -1,0 +1,1 @@
+"""Conversations: rendered by chat templates, and what of them is learnt."""
