@@ -182,6 +182,7 @@ def test_an_empty_file_has_no_rows(tmp_path: Path, name: str, content: bytes) ->
         ("a.parquet", as_parquet(RECORDS[:0])),
         ("a.jsonl.gz", gzip.compress(b"")),
     ],
+    ids=["list", "header", "table", "archive"],
 )
 def test_a_file_that_holds_nothing_has_no_rows(tmp_path: Path, name: str, content: bytes) -> None:
     file = written(tmp_path / name, content)
