@@ -8,6 +8,7 @@ import argparse
 import gc
 import json
 import multiprocessing
+import os
 import shlex
 import sys
 import tempfile
@@ -105,7 +106,8 @@ def load_tokenizer():  # of the tiny base
 
 
 def cold(file: str, cache: str, num_proc: int) -> dict[str, float]:
-    """Tokenise all rows of a file that are in no cache."""
+    """Tokenise all rows of a file that are in no cache, each process in one thread."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
     from lmoe.data.reader import Reader
     from lmoe.data.rows.sources import Source
 

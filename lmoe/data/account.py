@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from lmoe.data.rows.contract import UNKNOWN
 from lmoe.errors import DataError
 
 NAMED = 5
@@ -66,20 +67,26 @@ class Account:
             total.add(account)
         return total
 
-    def check(self) -> None:
+    def check(self, *, advise: bool = True) -> None:
         """Refuse bad rows.
+
+        Args:
+            advise: say which keys of a config help; False: the user has none.
 
         Raises:
             DataError: there are some; names the first ones.
         """
+        if not self.bad:
+            return
+        lines = _by_reason(self.first_bad)
+        if self.bad > len(self.first_bad):
+            lines.append(f"and {self.bad - len(self.first_bad):,} more")
+        if advise and any(UNKNOWN in problem for problem in self.first_bad):
+            lines.append("data.columns={prompt: question, response: answer} names other keys")
         if self.bad == self.read == 1:
-            raise DataError(self.first_bad[0])
-        if self.bad:
-            more = [f"and {self.bad - len(self.first_bad):,} more"] if self.bad > len(self.first_bad) else []
-            raise DataError(
-                f"{self.bad:,} of {self.read:,} rows cannot be used; mend them, or leave them out with "
-                "data.on_bad_row=drop:\n  " + "\n  ".join([*_by_reason(self.first_bad), *more])
-            )
+            raise DataError("; ".join(lines))
+        cure = "; mend them, or leave them out with data.on_bad_row=drop" if advise else ""
+        raise DataError(f"{self.bad:,} of {self.read:,} rows cannot be used{cure}:\n  " + "\n  ".join(lines))
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, in an order that does not depend on that of the rows."""

@@ -34,6 +34,7 @@ class Reader:
         tokenizer: of the backbone.
         length_name: what the user calls data.max_length, for messages.
         num_embeddings: of the backbone; None: not known.
+        has_keys: whether the user has the keys of the section, for advice in messages.
     """
 
     def __init__(
@@ -42,7 +43,10 @@ class Reader:
         tokenizer: PreTrainedTokenizerBase,
         length_name: str = "data.max_length",
         num_embeddings: int | None = None,
+        *,
+        has_keys: bool = True,
     ) -> None:
+        self.has_keys = has_keys
         self.config, self.tokenizer, self.length_name = config, tokenizer, length_name
         self.num_embeddings = num_embeddings
         self.template = ChatTemplate.of_data(tokenizer, config)
@@ -126,7 +130,7 @@ class Reader:
 
     def _check(self, found: EncodedSource, source: Source) -> None:
         if self.config.on_bad_row is OnBadRow.error:
-            found.account.check()
+            found.account.check(advise=self.has_keys)
         if len(found.rows):
             return
         if not found.account.read:

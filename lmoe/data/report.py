@@ -38,6 +38,12 @@ class SourceReport:
     cache_path: str | None
     streamed: bool = False
 
+    @property
+    def formats(self) -> str:
+        """The formats of its rows, in words."""
+        counts = [f"{name} ({count:,})" for name, count in sorted(self.account.formats.items())]
+        return f"format{'s' * (len(counts) != 1)}: {', '.join(counts)}"
+
 
 @dataclass(slots=True, kw_only=True)
 class SplitReport:
@@ -115,8 +121,7 @@ class PrepareReport:
             )
             for reason, count in sorted(account.dropped.items()):
                 line += f"; {count:,} dropped: {reason}"
-            counts = [f"{name} ({count:,})" for name, count in sorted(account.formats.items())]
-            line += f"; format{'s' * (len(counts) != 1)}: {', '.join(counts)}"
+            line += f"; {source.formats}"
             state = "hit" if source.cache_hit else "miss"
             lines.append(f"{line}; cache {state}, {source.cache_path or 'not written'}")
         return lines + self.notes()

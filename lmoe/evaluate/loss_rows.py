@@ -42,7 +42,7 @@ def prepare_evaluation(
     Raises:
         DataError: rows that cannot be read or masked, or none of them usable.
     """
-    reader = Reader(config, tokenizer, length_name=named[1])
+    reader = Reader(config, tokenizer, length_name=named[1], has_keys=False)
     val_from = val_source(config, bundled)
     if val_from is None:
         sources = sources_of(config, bundled)

@@ -300,6 +300,8 @@ def data_notes(prepared: PreparedData) -> list[str]:
     notes = []
     for source in prepared.report.sources:
         account = source.account
+        if account.formats:
+            notes.append(f"data: {source.path}: {source.formats}")
         notes += [
             f"data: {count} of {account.read} rows of {source.path} dropped: {why}"
             for why, count in sorted(account.dropped.items())

@@ -111,7 +111,7 @@ def test_wandb_that_cannot_start_costs_no_evaluation(evaluate, monkeypatch, tmp_
         (("--data", "/nowhere/rows.jsonl"), "/nowhere/rows.jsonl: no such file or folder"),
         (("--data", "bad.jsonl"), "bad.jsonl:2: malformed JSON"),
         (("--data", "empty.jsonl"), "empty.jsonl: no rows"),
-        (("--data", "quiz.jsonl"), "quiz.jsonl:1: unknown row format"),
+        (("--data", "quiz.jsonl"), "rows cannot be used: quiz.jsonl:1, quiz.jsonl:2: unknown row format"),
         (("--max-length", "4"), "raise --max-length (now 4)"),
         (("--max-length", "4000"), "--max-length 4000 is beyond the backbone's context of 128 tokens"),
         (("--choices", "wrong.jsonl"), "wrong.jsonl:1: answer must be the index of the right choice, 0 to 1, got 7"),

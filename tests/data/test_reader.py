@@ -71,10 +71,11 @@ def test_all_bad_rows_come_in_one_message_and_nothing_is_written(
 ) -> None:
     with pytest.raises(DataError) as refused:
         reader().read(source(mixed))
-    first, *named, last = str(refused.value).splitlines()
+    first, *named, last, advice = str(refused.value).splitlines()
     assert first == "7 of 29 rows cannot be used; mend them, or leave them out with data.on_bad_row=drop:"
     assert [line.split(": ")[0] for line in named] == [f"  {mixed}:{number}" for number in (2, 6, 10, 14, 18)]
     assert "malformed JSON" in named[0] and "prompt must be text, got 1" in named[1] and last == "  and 2 more"
+    assert advice == "  data.columns={prompt: question, response: answer} names other keys"
     assert left_in(tmp_path / "cache") == []
 
 
@@ -106,9 +107,10 @@ def test_rows_that_the_template_refuses_come_in_one_message_with_the_others(
     path = write_rows(good, refused, {"q": 1}, refused, good)
     with pytest.raises(DataError) as error:
         reader().read(source(path))
-    head, *named = str(error.value).splitlines()
+    head, *named, advice = str(error.value).splitlines()
     assert head.startswith("3 of 5 rows cannot be used") and "the chat template refuses" in named[0]
     assert [line.split(": ")[0] for line in named] == [f"  {path}:2, {path}:4", f"  {path}:3"]
+    assert advice.startswith("  data.columns=")
     found = reader(on_bad_row=OnBadRow.drop).read(source(path))
     assert (found.account.bad, len(found.rows)) == (3, 2)
 

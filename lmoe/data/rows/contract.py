@@ -14,6 +14,8 @@ from lmoe.errors import DataError
 from lmoe.files.wording import shown
 
 Record = Mapping[str, Any]
+UNKNOWN = "unknown row format"
+"""How the refusal of a record begins whose keys are those of no format."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -72,7 +74,7 @@ def row_of(record: Record, where: str, domain: str, columns: Mapping[str, str] |
     given, record = record, _renamed(record, columns, where)
     form = _format_of(record)
     if form is None:
-        raise DataError(f"{where}: unknown row format with keys {in_row(sorted(given))}; expected {FORMATS_IN_WORDS}")
+        raise DataError(f"{where}: {UNKNOWN} with keys {in_row(sorted(given))}; expected {FORMATS_IN_WORDS}")
     parts = form.read(record, where)
     used = {*(form.keys_in(record, filled=False) or ()), *form.uses, "domain"}
     taken = {columns.get(name, name) for name in used}
@@ -293,7 +295,4 @@ FORMATS = (
 )
 """In the order in which they are looked for: turns before a text that was rendered of them; last, what is a part of
 others."""
-FORMATS_IN_WORDS = (
-    f"{', '.join(form.example for form in FORMATS[:-1])} or {FORMATS[-1].example}; "
-    "data.columns={prompt: question, response: answer} names other keys"
-)
+FORMATS_IN_WORDS = f"{', '.join(form.example for form in FORMATS[:-1])} or {FORMATS[-1].example}"

@@ -11,6 +11,7 @@ import io
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -149,8 +150,7 @@ class Piece:
             yield _object(record, where), where, number
 
     def _csv(self) -> Iterator[Found]:
-        csv.field_size_limit(LONGEST_LINE)
-        with opened(self.file) as stream:
+        with _cells_as_long_as_lines(), opened(self.file) as stream:
             text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
             reader = csv.reader(self._csv_lines(text), delimiter=self._delimiter(), strict=True)
             number = 1
@@ -210,6 +210,16 @@ def _check_utf8(cells: list[str], where: str) -> None:
     """Refuse cells with bytes that are no UTF-8, which were read as halves of surrogate pairs."""
     if not _is_utf8("".join(cells)):
         raise ROW.refusal(where, "not UTF-8; convert the file, for example with iconv -f latin1 -t utf8")
+
+
+@contextmanager
+def _cells_as_long_as_lines() -> Iterator[None]:
+    """Lift the limit of Python's csv, which is one for the whole process, for as long as a file is read."""
+    before = csv.field_size_limit(LONGEST_LINE)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def opened(file: Path) -> BinaryIO:

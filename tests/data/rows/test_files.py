@@ -352,3 +352,10 @@ def test_a_bad_line_does_not_hide_those_behind_it(tmp_path: Path) -> None:
     content = b'{"text": "x"}\nbad\n\xff\n{"text": "y"}\n'
     found = [record for record, _, _ in Piece(written(tmp_path / "a.jsonl", content))]
     assert [isinstance(record, LmoeError) for record in found] == [False, True, True, False]
+
+
+def test_reading_a_csv_file_leaves_the_limit_of_pythons_csv_as_it_was(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    file = written(tmp_path / "a.csv", b"text\n" + b"a" * (before + 1) + b"\n")
+    assert len(rows_of(file)) == 1
+    assert csv.field_size_limit() == before
