@@ -262,6 +262,8 @@ def is_deeper(value: Any, levels: int) -> bool:
     layer = [value]
     for _ in range(levels):
         outer = [one for one in layer if isinstance(one, dict | list)]
+        if not outer:
+            return False
         layer = [inner for one in outer for inner in (one.values() if isinstance(one, dict) else one)]
     return any(isinstance(one, dict | list) for one in layer)
 
