@@ -106,11 +106,13 @@ class RowStream:
         Raises:
             DataError: rows that cannot be read or used, or a whole pass without one.
         """
-        skip = start.sample
-        for block in self.blocks(start):
+        skip, blocks = start.sample, self.blocks(start)
+        while True:
+            block = next(blocks)
             for number in range(skip, len(block.order)):
                 yield block.samples[block.order[number]], block, number
             skip = 0
+            del block  # before the next one is made
 
     def blocks(self, start: Place) -> Iterator[Block]:
         """Each block from a place on.
@@ -132,6 +134,7 @@ class RowStream:
                     found = True
                     order = self._shuffled(len(samples), epoch, number)
                     yield Block(samples=samples, order=order, epoch=epoch, number=number, reading=begins)
+                del some, samples  # before the next block is made
                 number += 1
             if not found and not start.block:
                 raise DataError(f"data.streaming: a pass over {account.read:,} rows gave none to learn from")
@@ -276,7 +279,10 @@ class StreamLoader:
                 units += int(counted[1][block.order[number]])
                 tokens += int(block.samples.lengths[block.order[number]])
                 window.append(sample)
+                if number == len(block.order) - 1:
+                    counted = None
                 behind = Place(block.epoch, block.number, block.reading, number + 1)
+                del sample, block  # before the next one is made
             self._totals = {step: (units, tokens)}
             for micro in range(done, self.micro_batches):
                 first = (micro * self.world_size + self.rank) * self.batch_size
