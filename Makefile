@@ -62,7 +62,7 @@ bench-beside: $(READY)  ## two runs at the same time on two cores, beside one al
 	@$(BIN)/python -m benchmarks.beside $(ARGS)
 
 bench-logits: $(READY)  ## losses at the labels beside the logits of all tokens, time and memory; ARGS="--dtype fp32 --repeats 2" makes it shorter
-	@GOMP_SPINCOUNT=$${GOMP_SPINCOUNT-2000} $(BIN)/python -m benchmarks.logits $(ARGS)
+	@GOMP_SPINCOUNT=$${GOMP_SPINCOUNT-2500} $(BIN)/python -m benchmarks.logits $(ARGS)
 
 bench-data: $(READY)  ## reading and tokenising rows: speed, memory, cache, streams; ARGS="--rows 20000 --stream-rows 100000" makes it shorter
 	@$(BIN)/python -m benchmarks.data $(ARGS)

@@ -109,6 +109,7 @@ def load_tokenizer():  # of the tiny base
 def cold(file: str, cache: str, num_proc: int) -> dict[str, float]:
     """Tokenise all rows of a file that are in no cache, each process in one thread."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    multiprocessing.set_start_method("fork", force=True)  # as in a process of its own: this one was spawned
     from lmoe.data.reader import Reader
     from lmoe.data.rows.sources import Source
 

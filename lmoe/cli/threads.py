@@ -12,7 +12,7 @@ from pathlib import Path
 
 WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Any of these means that the user has decided how threads wait."""
-SPINS = "2000"
+SPINS = "2500"
 """Turns that a waiting thread spins before it sleeps: beside another run a third of the cost, alone nearly none."""
 CGROUP = Path("/sys/fs/cgroup")
 

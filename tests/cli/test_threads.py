@@ -18,13 +18,13 @@ def before_torch(monkeypatch):
 @pytest.mark.parametrize(
     ("given", "quota", "expected"),
     [
-        ({}, None, {"GOMP_SPINCOUNT": "2000"}),
+        ({}, None, {"GOMP_SPINCOUNT": "2500"}),
         ({"OMP_WAIT_POLICY": "active"}, None, {"OMP_WAIT_POLICY": "active"}),
         ({"GOMP_SPINCOUNT": "5"}, None, {"GOMP_SPINCOUNT": "5"}),
         ({"KMP_BLOCKTIME": "0"}, None, {"KMP_BLOCKTIME": "0"}),
-        ({}, 3, {"GOMP_SPINCOUNT": "2000", "OMP_NUM_THREADS": "3"}),
-        ({}, 8, {"GOMP_SPINCOUNT": "2000"}),
-        ({"OMP_NUM_THREADS": "6"}, 3, {"GOMP_SPINCOUNT": "2000", "OMP_NUM_THREADS": "6"}),
+        ({}, 3, {"GOMP_SPINCOUNT": "2500", "OMP_NUM_THREADS": "3"}),
+        ({}, 8, {"GOMP_SPINCOUNT": "2500"}),
+        ({"OMP_NUM_THREADS": "6"}, 3, {"GOMP_SPINCOUNT": "2500", "OMP_NUM_THREADS": "6"}),
     ],
 )
 def test_waiting_threads_sleep_and_are_no_more_than_the_quota(before_torch, monkeypatch, given, quota, expected):
@@ -85,4 +85,4 @@ def test_every_way_into_a_run_decides_it_before_torch_is_asked_for(tmp_path, ver
     call = f"from lmoe.cli.{verb} import main\nsys.argv[1:] = {arguments}\nmain()\n"
     bare = {name: value for name, value in bare_environment().items() if not name.startswith(("OMP_", "GOMP_"))}
     done = subprocess.run([sys.executable, "-c", LOOK + call], cwd=tmp_path, env=bare, capture_output=True, text=True)
-    assert done.stdout.strip().endswith("spins 2000"), done.stdout + done.stderr
+    assert done.stdout.strip().endswith("spins 2500"), done.stdout + done.stderr

@@ -48,7 +48,7 @@ LONGEST_LINE = 64_000_000
 """Bytes of a line: a row of that length has more tokens than any context, so that a file without lines is no JSONL."""
 LARGEST_LIST = 2_000_000_000
 """Bytes of a JSON file that holds one list, which is read whole."""
-SHARD_BYTES = 8_000_000
+SHARD_BYTES = 1_000_000
 """About as much of a file is one piece of work."""
 ROW = Reader(error=DataError, finite=False)
 """How a line is parsed; what a field that nobody reads holds may be NaN."""
