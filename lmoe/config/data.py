@@ -5,6 +5,9 @@ from typing import Any
 
 from lmoe.vocabulary import OnBadRow, TrainOn
 
+BUNDLED = "bundled"
+"""What data.path calls the rows that ship with lmoe."""
+
 
 @dataclass(slots=True, kw_only=True)
 class SourceConfig:

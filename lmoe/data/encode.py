@@ -75,6 +75,12 @@ class Chunk:
     domains: list[str]
     account: Account
 
+    def rows(self) -> Iterator[tuple[Tensor, Tensor, str]]:
+        """Yield tokens (n,) int32, labels (n,) bool and domain of each kept row."""
+        ends = self.lengths.cumsum()
+        for start, end, domain in zip(ends - self.lengths, ends, self.domains, strict=True):
+            yield torch.from_numpy(self.input_ids[start:end]), torch.from_numpy(self.is_label[start:end]), domain
+
 
 @dataclass(slots=True, frozen=True)
 class EncodedSource:
@@ -164,14 +170,7 @@ class Encoder:
         account.check()
         domains = sorted({row.domain for row in rows})
         kept = [
-            EncodedRow(torch.from_numpy(ids), torch.from_numpy(labels), domains.index(domain))
-            for chunk in chunks
-            for ids, labels, domain in zip(
-                np.split(chunk.input_ids, chunk.lengths.cumsum()),
-                np.split(chunk.is_label, chunk.lengths.cumsum()),
-                chunk.domains,
-                strict=False,  # behind the last row there is an empty piece
-            )
+            EncodedRow(ids, labels, domains.index(domain)) for chunk in chunks for ids, labels, domain in chunk.rows()
         ]
         return EncodedSource(EncodedRows.of(kept), domains, account)
 

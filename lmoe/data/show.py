@@ -96,7 +96,7 @@ def show_rows(
         DataError: rows that cannot be read.
     """
     reader = Reader(config, tokenizer)
-    encoder = Encoder(tokenizer, reader.template, config.max_length)
+    encoder = reader.encoder()
     cache = cache_folder(config.cache_dir)
     parts = [part for source in sources_of(config, bundled) for part in open_source(source, cache).parts]
     found = [row for part in parts for row, _ in part.rows()]

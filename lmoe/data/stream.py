@@ -22,7 +22,6 @@ from lmoe.data.account import Account
 from lmoe.data.encode import Encoder
 from lmoe.data.encoded import EncodedRow, EncodedRows
 from lmoe.data.pack import PackedRows
-from lmoe.data.rows.contract import row_of
 from lmoe.data.rows.row import Row
 from lmoe.data.rows.sources import Part
 from lmoe.errors import DataError, LmoeError
@@ -167,11 +166,7 @@ class RowStream:
         """The row of a record, or why it is none."""
         if found["problem"]:
             return DataError(found["problem"])
-        part = self.parts[found["source"]][found["part"]]
-        try:
-            return row_of(json.loads(found["record"]), found["where"], part.domain, part.columns)
-        except LmoeError as error:
-            return error
+        return self.parts[found["source"]][found["part"]].row(json.loads(found["record"]), found["where"])
 
     def _encoded(self, rows: Sequence[Row | LmoeError], account: Account, epoch: int, number: int) -> Samples:
         kept: list[EncodedRow] = []
@@ -179,11 +174,7 @@ class RowStream:
             account.add(chunk.account)
             if self.on_bad_row is OnBadRow.error:
                 chunk.account.check()
-            edges = chunk.lengths.cumsum()[:-1]
-            for ids, labels, domain in zip(
-                np.split(chunk.input_ids, edges), np.split(chunk.is_label, edges), chunk.domains, strict=False
-            ):
-                kept.append(EncodedRow(torch.from_numpy(ids), torch.from_numpy(labels), self._domain(domain)))
+            kept += [EncodedRow(ids, labels, self._domain(domain)) for ids, labels, domain in chunk.rows()]
         samples = EncodedRows.of(kept)
         if self.packing and kept:
             return PackedRows.of(samples, self.encoder.max_length, self._seed_of(epoch, number))

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lmoe.config.data import BUNDLED
 from lmoe.data.rows.files import LINES, LISTS, folder_of, json_records, kind_of
-from lmoe.data.rows.sources import BUNDLED
 from lmoe.errors import DataError
 from lmoe.files.wording import quoted
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from lmoe.config.data import BUNDLED
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.config.moe import MoeConfig
-from lmoe.data.rows.sources import BUNDLED
 from lmoe.errors import DataError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation
 from lmoe.evaluate.run_data import run_data

@@ -1,12 +1,11 @@
 """What is wrong in the section `data`, as far as it shows without reading rows."""
 
-from lmoe.config.data import DataConfig, SourceConfig
+from lmoe.config.data import BUNDLED, DataConfig, SourceConfig
 from lmoe.config.limits import MOST_CHARACTERS
 from lmoe.config.problems import above_zero, at_least, without_effect
 from lmoe.files.places import expanded, is_file, is_local, missing_file
 from lmoe.rules.template import template_problems
 
-BUNDLED = "bundled"
 FIELDS = (
     *("messages", "conversations", "prompt", "response", "completion", "instruction", "input", "output", "text"),
     *("system", "history", "tools", "chosen", "rejected", "label", "answer", "domain"),

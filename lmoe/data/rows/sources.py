@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmoe.config.data import DataConfig, SourceConfig
+from lmoe.config.data import BUNDLED, DataConfig, SourceConfig
 from lmoe.data.rows.contract import row_of
 from lmoe.data.rows.files import TABLES, Piece, folder_of, is_saved_to_disk, kind_of, pieces, whole
 from lmoe.data.rows.row import Row
@@ -21,8 +21,6 @@ from lmoe.errors import DataError, LmoeError
 from lmoe.files.places import cache_folder, exists, expanded, is_dir, is_local
 from lmoe.files.wording import LONGEST_REASON, first_line, shown
 
-BUNDLED = "bundled"
-"""What data.path calls the rows that ship with lmoe."""
 DEFAULT_DOMAIN = "all"
 
 
@@ -123,13 +121,14 @@ class Part:
             DataError: a file that cannot be read.
         """
         for record, where, number in self.records:
-            if isinstance(record, LmoeError):
-                yield record, number
-                continue
-            try:
-                yield row_of(record, where, self.domain, self.columns), number
-            except LmoeError as error:
-                yield error, number
+            yield record if isinstance(record, LmoeError) else self.row(record, where), number
+
+    def row(self, record: Mapping[str, Any], where: str) -> Row | LmoeError:
+        """The row of one record, or why it is none."""
+        try:
+            return row_of(record, where, self.domain, self.columns)
+        except LmoeError as error:
+            return error
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
