@@ -66,6 +66,10 @@ class TrainingError(LmoeError):
     """A run cannot go on: non-finite loss, no memory, no space."""
 
 
+class StudyError(LmoeError):
+    """A study cannot be done as asked, or what it has kept cannot be used."""
+
+
 class BlendError(LmoeError):
     """Experts cannot be blended as asked: an unknown name, a weight that is no number, a model that is taken."""
 

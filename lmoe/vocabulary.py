@@ -213,6 +213,32 @@ class ExportFormat(StrEnum):
     lmoe = "lmoe"
 
 
+class Sampler(StrEnum):
+    """How the values that a study tries are drawn."""
+
+    grid = "grid"
+    tpe = "tpe"
+
+
+class AtEdge(StrEnum):
+    """What a study does where the best of an arm's values is the outermost."""
+
+    widen = "widen"
+    report = "report"
+
+
+class Verdict(StrEnum):
+    """What a study says of an arm beside its baseline."""
+
+    better = "better"
+    worse = "worse"
+    equivalent = "equivalent"
+    undecided = "undecided"
+    edge = "edge"
+    too_few_seeds = "too few seeds"
+    failed = "failed"
+
+
 class LoggerKind(StrEnum):
     """metrics.csv is always written; wandb adds a W&B run."""
 

@@ -182,10 +182,9 @@ def test_a_promised_metric_is_described(name):
 
 def test_the_data_page_covers_every_domain_and_every_source():
     text, files = (ROOT / "data/README.md").read_text(encoding="utf-8"), sorted((ROOT / "data/sft").glob("*/*.jsonl"))
-    assert len(files) == 2 * len(DOMAINS)
+    assert len(files) == 3 * len(DOMAINS)
     assert {file.stem for file in files} == set(DOMAINS)
-    assert not [domain for domain in DOMAINS if f"| `{domain}` | 1,000 | 100 |" not in text]
-    sources = set()
+    sources, counts = set(), {}
     questions = sorted((ROOT / "data/eval").glob("*.jsonl"))
     assert len(questions) == 5
     for file in questions:
@@ -194,9 +193,13 @@ def test_the_data_page_covers_every_domain_and_every_source():
         sources |= {row["source"].split(":")[0] for row in rows}
     for file in files:
         rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        assert len(rows) == {"train": 1000, "val": 100}[file.parent.name], file
+        counts[file.stem, file.parent.name] = len(rows)
         assert {row["domain"] for row in rows} == {file.stem}
         sources |= {row["source"].split(":")[0] for row in rows}
+    for domain in DOMAINS:
+        train, val, judge = (counts[domain, part] for part in ("train", "val", "judge"))
+        assert f"| `{domain}` | {train:,} | {val} | {judge} |" in text
+        assert (train, val) == (1000, 100) and 200 <= judge <= 300
     licensed = set(re.findall(r"^\| \w+ \| `([\w/.-]+)` \| [0-9a-f]{12} \|", text, flags=re.MULTILINE))
     assert len(sources) >= len(DOMAINS)
     assert sources <= licensed, sources - licensed

@@ -21,13 +21,15 @@ from omegaconf import DictConfig, OmegaConf
 
 from lmoe.config.pretrain import PretrainConfig
 from lmoe.config.run import RunConfig
+from lmoe.config.study import StudyFile
 from lmoe.files.resources import resource_dir
 from lmoe.rules.routers import ROUTERS
 from lmoe.rules.strategies import STRATEGIES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, ROUTER_PAGE = DOCS / "CONFIG.md", DOCS / "ROUTING.md"
-SCHEMAS: dict[str, type] = {"train": RunConfig, "pretrain": PretrainConfig}
+SCHEMAS: dict[str, type] = {"train": RunConfig, "pretrain": PretrainConfig, "study": StudyFile}
+CALLED = {"train": "python train.py", "pretrain": "lmoe pretrain", "study": "lmoe study study=…"}
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", Any: "any"}
 COMMANDS = ("python ", "lmoe ")
 
@@ -99,8 +101,7 @@ def page() -> str:
     parts = [HEAD]
     for verb, schema in SCHEMAS.items():
         config = composed(verb)
-        command = "python train.py" if verb == "train" else "lmoe pretrain"
-        parts += [f"# `{command}`\n", *_sections(schema, config, "", section_doc(schema))]
+        parts += [f"# `{CALLED[verb]}`\n", *_sections(schema, config, "", section_doc(schema))]
         if verb == "train":
             hydra = OmegaConf.to_container(config.hydra, resolve=False)
             assert isinstance(hydra, dict)

@@ -4,10 +4,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO
 
 from hydra.core.override_parser.types import Override
 
@@ -92,6 +94,20 @@ def in_own_process(command: list[str], folder: Path) -> None:
         Stopped: a signal has ended it, and all jobs.
         JobError: it failed, and has said why.
     """
+    if code := exit_code_of([sys.executable, *command, f"hydra.run.dir={hydra_quoted(folder)}"]):
+        raise JobError(f"its run ended with exit code {code}")
+
+
+def exit_code_of(command: list[str], environment: Mapping[str, str] | None = None, log: BinaryIO | None = None) -> int:
+    """The exit code of a process, to which signals are passed on.
+
+    Args:
+        environment: None: that of this process.
+        log: gets what it writes; None: the terminal of this process.
+
+    Raises:
+        Stopped: a signal has ended it.
+    """
     received: list[int] = []
 
     def passed_on(signum: int, frame: FrameType | None) -> None:
@@ -99,7 +115,10 @@ def in_own_process(command: list[str], folder: Path) -> None:
         if signum != signal.SIGINT:  # Ctrl-C reaches all processes of a terminal by itself
             job.send_signal(signum)
 
-    job = subprocess.Popen([sys.executable, *command, f"hydra.run.dir={hydra_quoted(folder)}"])
+    said = {} if log is None else {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
+    job = subprocess.Popen(command, env=environment, **said)
+    if threading.current_thread() is not threading.main_thread():
+        return job.wait()  # only the main thread may take signals
     before = {signum: signal.signal(signum, passed_on) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         code = job.wait()
@@ -109,8 +128,7 @@ def in_own_process(command: list[str], folder: Path) -> None:
     stopped = {128 + signum: signum for signum in before} | {-signum: signum for signum in before}
     if received or code in stopped:
         raise Stopped(received[0] if received else stopped[code])
-    if code:
-        raise JobError(f"its run ended with exit code {code}")
+    return code
 
 
 def hand_on(signum: int) -> None:

@@ -38,6 +38,14 @@ def pretrain(context: typer.Context) -> None:
     raise typer.Exit(run(context.args))
 
 
+@app.command(context_settings=COMPOSED, add_help_option=False)
+def study(context: typer.Context) -> None:
+    """Compare ways of fine-tuning: study=NAME key=value …, tuned alike, judged on rows of their own."""
+    from lmoe.cli.study import main as run
+
+    raise typer.Exit(run(context.args))
+
+
 Checkpoint = Annotated[str | None, typer.Option(help="Run directory or adapter directory.")]
 BaseModel = Annotated[str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")]
 Domain = Annotated[str | None, typer.Option(help="Domain of all prompts, for moe.router=oracle.")]
@@ -212,7 +220,10 @@ def evaluate(
     checkpoint: Annotated[str, typer.Option(help="Run directory or adapter directory.")],
     data: Annotated[
         str | None,
-        typer.Option(help="Rows for losses and samples: JSONL file, folder, bundled, or none; without: the run's own."),
+        typer.Option(
+            help="Rows for losses and samples: JSONL file, folder, bundled, judge (those that the run keeps for "
+            "judging), or none; without: the run's own validation rows."
+        ),
     ] = None,
     choices: Annotated[
         str | None, typer.Option(help="Multiple-choice questions: JSONL file, folder of them, or bundled.")

@@ -7,6 +7,8 @@ from lmoe.vocabulary import OnBadRow, TrainOn
 
 BUNDLED = "bundled"
 """What data.path calls the rows that ship with lmoe."""
+JUDGE = "judge"
+"""What an evaluation calls the rows that a run's config keeps for judging."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,6 +48,12 @@ class DataConfig:
     """Share of the rows kept for validation where there is no val_path, above 0 and below 1."""
     split_seed: int | None = None
     """Seed of that share, so that runs of several seeds can keep the same rows; null: seed."""
+    judge_path: str | None = None
+    """Rows for judging runs, as data.path: nothing but `lmoe study`, `lmoe compare` and `lmoe evaluate --data judge`
+    reads them; null: see judge_fraction (bundled: its own judging rows)."""
+    judge_fraction: float = 0.0
+    """Share of the rows kept for judging where there is no judge_path, split off like validation rows and before them;
+    0: none."""
     val_rows_per_domain: int = 0
     """Validation rows used of each domain, the first ones; 0: all."""
     temperature: float | None = None

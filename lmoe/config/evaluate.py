@@ -20,7 +20,8 @@ class EvaluateSettings:
     trust_remote_code: bool = False
     """Run Python that comes with the base or the adapter's tokenizer."""
     data: str | None = None
-    """Rows for losses and samples; None: the run's own validation rows, or else the bundled ones; none: no rows."""
+    """Rows for losses and samples; None: the run's own validation rows, or else the bundled ones; judge: those that the
+    run's config keeps for judging; none: no rows."""
     choices: str | None = None
     """Questions: JSONL file, folder of them, or bundled; None: no questions."""
     prompts: Prompts = Prompts.auto

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lmoe.config.data import DataConfig
+from lmoe.config.data import BUNDLED, DataConfig
 from lmoe.data.encode import EncodedSource
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.mixing import domain_shares, mixed, weight_shares
@@ -17,7 +17,7 @@ from lmoe.data.pack import PackedRows, packing_supported
 from lmoe.data.reader import Reader
 from lmoe.data.report import PrepareReport, split_report, stream_report
 from lmoe.data.rows.sources import Source, open_source, sources_of, val_source
-from lmoe.data.split import first_of_each, split_rows
+from lmoe.data.split import Split, first_of_each, split_in_three
 from lmoe.data.stream import RowStream
 from lmoe.errors import DataError
 from lmoe.files.places import cache_folder
@@ -67,13 +67,12 @@ def prepare(
         assert val_from is not None
         return _prepare_stream(config, reader, given, val_from, seed=seed, packing=packing)
     whole, domains, of_source = read_all(reader, given)
-    if val_from is None:
-        chosen, held_out = split_off(whole, domains, config, seed)
-        train, val, of_source = whole.subset(chosen), whole.subset(held_out), of_source[chosen]
-    else:
+    split = split_off(whole, domains, config, seed)
+    train, val, of_source = whole.subset(split.train), whole.subset(split.val), of_source[split.train]
+    if val_from is not None:
         other = reader.read(val_from)
         both = sorted({*domains, *other.domains})
-        train, val = whole.with_domains([both.index(name) for name in domains]), _joined([other], both)
+        train, val = train.with_domains([both.index(name) for name in domains]), _joined([other], both)
         domains = both
     val = _first(val, config)
     of_train = split_report(train, domains)
@@ -148,17 +147,24 @@ def read_all(reader: Reader, sources: Sequence[Source]) -> tuple[EncodedRows, li
     return _joined(found, domains), domains, torch.arange(len(found)).repeat_interleave(counts)
 
 
-def split_off(rows: EncodedRows, domains: list[str], config: DataConfig, seed: int) -> tuple[list[int], list[int]]:
-    """Indices of the rows to train on, and of those kept for validation.
+def split_off(rows: EncodedRows, domains: list[str], config: DataConfig, seed: int) -> Split:
+    """Which rows are to train on, and which are kept for validation and for judging where these have no place of their
+    own.
 
     Args:
         seed: of the run, which counts where data.split_seed is null.
 
     Raises:
-        DataError: fewer than two rows.
+        DataError: too few rows.
     """
     names = [domains[i] for i in rows.domains.tolist()]
-    return split_rows(names, config.val_fraction, seed if config.split_seed is None else config.split_seed)
+    own_val = config.val_path is None and not (config.path == BUNDLED and not config.sources)
+    return split_in_three(
+        names,
+        val_fraction=config.val_fraction if own_val else 0.0,
+        judge_fraction=config.judge_fraction,
+        seed=seed if config.split_seed is None else config.split_seed,
+    )
 
 
 def _joined(found: Sequence[EncodedSource], domains: list[str]) -> EncodedRows:

@@ -3,13 +3,54 @@
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 
 from lmoe.errors import DataError
 
+OF_JUDGING = "judge:"
+"""Parts the random numbers of the one split from those of the other."""
 
-def split_rows(domains: Sequence[str], val_fraction: float, seed: int) -> tuple[list[int], list[int]]:
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Split:
+    """Indices of rows, each ascending; disjoint, and all rows together.
+
+    Args:
+        train: to train on.
+        val: kept for validation.
+        judge: kept for judging.
+    """
+
+    train: list[int]
+    val: list[int]
+    judge: list[int]
+
+
+def split_in_three(domains: Sequence[str], *, val_fraction: float, judge_fraction: float, seed: int) -> Split:
+    """Judging rows are split off all rows, and then validation rows off the rest, each by `split_rows`.
+
+    Args:
+        domains: the domain of each row.
+        val_fraction, judge_fraction: below 1; 0: none are split off.
+        seed: of both choices.
+
+    Raises:
+        DataError: too few rows.
+    """
+    rest, judge, val = list(range(len(domains))), [], []
+    if judge_fraction:
+        rest, judge = split_rows(domains, judge_fraction, seed, purpose=OF_JUDGING)
+    if val_fraction:
+        train, held_out = split_rows([domains[i] for i in rest], val_fraction, seed)
+        rest, val = [rest[i] for i in train], [rest[i] for i in held_out]
+    return Split(train=rest, val=val, judge=judge)
+
+
+def split_rows(
+    domains: Sequence[str], val_fraction: float, seed: int, *, purpose: str = ""
+) -> tuple[list[int], list[int]]:
     """Indices of the training and of the validation rows, each ascending, disjoint, and all rows together.
 
     The validation rows number round(val_fraction * rows), at least one, shared among domains by their sizes (largest
@@ -20,6 +61,7 @@ def split_rows(domains: Sequence[str], val_fraction: float, seed: int) -> tuple[
         domains: the domain of each row.
         val_fraction: above 0 and below 1.
         seed: seed of the choice.
+        purpose: of the rows that are kept; "" for validation.
 
     Raises:
         DataError: fewer than two rows.
@@ -35,7 +77,7 @@ def split_rows(domains: Sequence[str], val_fraction: float, seed: int) -> tuple[
     val: list[int] = []
     for domain, count in _shares({name: len(rows) for name, rows in by_domain.items()}, val_fraction).items():
         rows = by_domain[domain]
-        order = torch.randperm(len(rows), generator=_generator(seed, domain))
+        order = torch.randperm(len(rows), generator=_generator(seed, purpose + domain))
         val += [rows[int(i)] for i in order[:count]]
     chosen = set(val)
     return [i for i in range(len(domains)) if i not in chosen], sorted(val)

@@ -7,14 +7,10 @@ from dataclasses import asdict
 import torch
 from transformers import PreTrainedModel
 
-from lmoe.adapter.answer_end import answers_end
 from lmoe.adapter.folder import read_adapter_config
-from lmoe.adapter.load import adapter_folder, load
-from lmoe.backbones.placement import placed
-from lmoe.config.backbone import BackboneConfig
+from lmoe.adapter.load import adapter_folder
 from lmoe.config.evaluate import NO_DATA, EvaluateSettings
 from lmoe.data.chats.template import ChatTemplate
-from lmoe.data.chats.template_source import take_template
 from lmoe.errors import DataError
 from lmoe.evaluate.choices import choice_accuracy
 from lmoe.evaluate.encode_questions import encode_choices
@@ -23,9 +19,9 @@ from lmoe.evaluate.losses import domain_losses
 from lmoe.evaluate.questions import ChoiceRow, read_choices
 from lmoe.evaluate.results import Evaluation
 from lmoe.evaluate.rows import evaluation_rows, row_notes
-from lmoe.evaluate.run_data import run_data, run_folder, run_template
+from lmoe.evaluate.run_data import run_data, run_folder
 from lmoe.evaluate.samples import samples
-from lmoe.evaluate.subject import Subject, longest
+from lmoe.evaluate.subject import Subject, subject_of
 from lmoe.files.resources import resource_dir
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain as of_domain
@@ -53,18 +49,18 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
     source, folder = settings.choices, resource_dir("data/eval")
     questions = {} if source is None else read_choices(source, folder, settings.limit)
     manager = task_manager(settings.tasks, settings.task_path) if settings.tasks else None
-    trust = settings.trust_remote_code
-    model, tokenizer = load(settings.checkpoint, base_model=settings.base_model, trust_remote_code=trust)
-    length = longest(settings.max_length, own.max_length, model)
+    subject = subject_of(
+        settings.checkpoint,
+        base_model=settings.base_model,
+        trust_remote_code=settings.trust_remote_code,
+        batch_size=settings.batch_size,
+        max_length=settings.max_length,
+        chat_template=settings.chat_template,
+        device=settings.device,
+    )
+    model, tokenizer, length = subject.model, subject.tokenizer, subject.max_length
     if settings.domain is not None:
         expert_of(injected(model).moe, settings.domain)
-    subject = Subject(
-        model=placed(model, settings.device), tokenizer=tokenizer, batch_size=settings.batch_size, max_length=length
-    )
-    backbone = BackboneConfig(model_name=str(model.name_or_path), trust_remote_code=trust)
-    # Rows, questions, answers and tasks: all by one template.
-    take_template(tokenizer, *run_template(settings.chat_template, own, tokenizer, backbone))
-    answers_end(model, tokenizer)
     template = ChatTemplate.of(tokenizer, day=own.template_date)
     check_template(settings, template)
     result = Evaluation(

@@ -1,8 +1,12 @@
-"""The rows that a trained model is measured on: those that the run validated on, or others."""
+"""The rows that a trained model is measured on: those that the run validated on, those kept for judging, or others."""
+
+from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+import xxhash
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
@@ -10,8 +14,9 @@ from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import read_all, split_off
 from lmoe.data.reader import Reader
 from lmoe.data.report import SourceReport
-from lmoe.data.rows.sources import sources_of, val_source
+from lmoe.data.rows.sources import judge_source, sources_of, val_source
 from lmoe.data.split import first_of_each
+from lmoe.errors import DataError
 
 
 @dataclass(slots=True, kw_only=True)
@@ -22,11 +27,57 @@ class EvaluationRows:
         rows: tokenised, never packed.
         domains: names, rows.domains points into it.
         reports: what was read, dropped and cut, of each source.
+        data_hashes: SHA-256 of each file (of the rows, for a data set) by path, in the order in which they were read.
     """
 
     rows: EncodedRows
     domains: list[str]
     reports: list[SourceReport]
+    data_hashes: dict[str, str]
+
+    def first_of_each_domain(self, count: int) -> EvaluationRows:
+        """The first `count` rows of each domain; 0: all of them."""
+        return replace(self, rows=self.rows.subset(first_of_each(self.rows.domains.tolist(), count)))
+
+    def row_ids(self) -> list[str]:
+        """Return a name of each row, of 16 hexadecimal digits: the same for the same row of the same files, wherever
+        they lie and whatever tokenizer, template or prefix has made tokens of them."""
+        files = " ".join(self.data_hashes.values())
+        places = torch.cat([self.rows.source[:, None], self.rows.places], 1).tolist()
+        return [xxhash.xxh3_64_hexdigest(f"{files} {place}".encode()) for place in places]
+
+
+def prepare_judging(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int, bundled: Path, length_name: str
+) -> EvaluationRows:
+    """The rows of a config that nothing but judging reads, of all domains; of a share that is split off, those whose
+    tokens no other row has.
+
+    Args:
+        seed: of the split.
+        bundled: folder with train/ and judge/, what path "bundled" means.
+        length_name: what the user calls the length, for messages.
+
+    Raises:
+        DataError: rows that cannot be read or masked, none of them usable, or no such rows.
+    """
+    reader = Reader(config, tokenizer, length_name=length_name, has_keys=False)
+    judge_from = judge_source(config, bundled)
+    if judge_from is not None:
+        source = reader.read(judge_from)
+        rows, domains = source.rows, source.domains
+    elif config.judge_fraction:
+        whole, domains, _ = read_all(reader, sources_of(config, bundled))
+        split = split_off(whole, domains, config, seed)
+        rest, kept = whole.subset(split.train + split.val), whole.subset(split.judge)
+        rows = kept.subset((~torch.isin(kept.digests, rest.digests)).nonzero().flatten())
+        if not len(rows):
+            raise DataError(f"data.judge_fraction={config.judge_fraction}: all of its rows are among the others too")
+    else:
+        raise DataError(
+            "no rows are kept for judging: name some with data.judge_path, or keep a share with data.judge_fraction"
+        )
+    return EvaluationRows(rows=rows, domains=domains, reports=reader.reports, data_hashes=reader.hashes)
 
 
 def prepare_evaluation(
@@ -47,10 +98,9 @@ def prepare_evaluation(
     if val_from is None:
         sources = sources_of(config, bundled)
         whole, domains, _ = read_all(reader, [replace(sources[0], key=named[0])] if len(sources) == 1 else sources)
-        rows = whole.subset(split_off(whole, domains, config, seed)[1])
+        rows = whole.subset(split_off(whole, domains, config, seed).val)
     else:
         source = reader.read(replace(val_from, key=named[0]))
         rows, domains = source.rows, source.domains
-    if config.val_rows_per_domain:
-        rows = rows.subset(first_of_each(rows.domains.tolist(), config.val_rows_per_domain))
-    return EvaluationRows(rows=rows, domains=domains, reports=reader.reports)
+    found = EvaluationRows(rows=rows, domains=domains, reports=reader.reports, data_hashes=reader.hashes)
+    return found.first_of_each_domain(config.val_rows_per_domain)

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from lmoe.config.data import BUNDLED
+from lmoe.config.data import BUNDLED, JUDGE
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import DataError
-from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation
+from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation, prepare_judging
 from lmoe.evaluate.run_data import run_data
 from lmoe.files.resources import resource_dir
 from lmoe.rules.routers import needs_domain
@@ -37,6 +37,11 @@ def evaluation_rows(
     """
     own, seed = run_data(run)
     config = replace(own, packing=False, max_length=max_length, chat_template=None, template_kwargs={})
+    bundled = resource_dir("data/sft")
+    if settings.data == JUDGE:
+        named = "the judging rows" + ("" if run is None else f" of {run}")
+        rows = prepare_judging(config, tokenizer, seed=seed, bundled=bundled, length_name="`max_length`")
+        return with_experts(rows.first_of_each_domain(settings.limit), moe, named), named
     if settings.data is not None:
         columns = {} if settings.data == BUNDLED else config.columns
         config = replace(
@@ -53,20 +58,30 @@ def evaluation_rows(
         config = replace(config, val_rows_per_domain=min(few, default=0))
         named = "the bundled rows" if run is None else f"the validation rows of {run}"
     try:
-        rows = prepare_evaluation(
-            config, tokenizer, seed=seed, bundled=resource_dir("data/sft"), named=("`data`", "`max_length`")
-        )
+        rows = prepare_evaluation(config, tokenizer, seed=seed, bundled=bundled, named=("`data`", "`max_length`"))
     except DataError as error:
         if settings.data is not None or run is None:
             raise
         raise DataError(f"{named} cannot be used, name others with `data`: {error}") from None
+    return with_experts(rows, moe, named), named
+
+
+def with_experts(rows: EvaluationRows, moe: MoeConfig, named: str) -> EvaluationRows:
+    """The same rows, where a router that goes by domain has an expert for each of them.
+
+    Args:
+        named: what the rows are called.
+
+    Raises:
+        DataError: for moe.router=oracle rows of a domain without an expert.
+    """
     unknown = sorted(set(rows.domains) - set(moe.domains or []))
     if needs_domain(moe) and unknown:
         raise DataError(
             f"{named}: moe.router={moe.router} has no expert for the domain {unknown[0]!r} of these rows; "
             f"it has {moe.domains}"
         )
-    return rows, named
+    return rows
 
 
 def row_notes(rows: EvaluationRows, max_length: int) -> list[str]:

@@ -2,14 +2,22 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lmoe.adapter.answer_end import answers_end
+from lmoe.adapter.load import load
+from lmoe.adapter.place import adapter_folder
 from lmoe.backbones.load import context_length
+from lmoe.backbones.placement import placed
+from lmoe.config.backbone import BackboneConfig
+from lmoe.data.chats.template_source import take_template
 from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRows
 from lmoe.errors import ConfigError
+from lmoe.evaluate.run_data import run_data, run_folder, run_template
 from lmoe.objectives.objective import Objective
 from lmoe.objectives.sft import SupervisedFineTuning
 
@@ -58,6 +66,37 @@ class Subject:
         pad = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
         for indices, batch in batches_by_length(rows, self.batch_size, pad, self.max_length):
             yield indices, {name: tensor.to(self.model.device) for name, tensor in batch.items()}
+
+
+def subject_of(
+    checkpoint: str | Path,
+    *,
+    base_model: str | None = None,
+    trust_remote_code: bool = False,
+    batch_size: int,
+    max_length: int | None = None,
+    chat_template: str | None = None,
+    device: str | None = None,
+) -> Subject:
+    """A trained mixture, ready to be measured: rows, questions and answers by the template of its run.
+
+    Args:
+        checkpoint: run or adapter directory.
+        base_model: backbone to use instead of the one the adapter names.
+        max_length: longest row in tokens; None: that of the run, within the context.
+        chat_template: file in place of the run's template.
+        device: as torch names it; None: a GPU where there is one.
+
+    Raises:
+        LmoeError: a checkpoint that cannot be read, or a length beyond the context.
+    """
+    own, _ = run_data(run_folder(adapter_folder(checkpoint)))
+    model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
+    length = longest(max_length, own.max_length, model)
+    backbone = BackboneConfig(model_name=str(model.name_or_path), trust_remote_code=trust_remote_code)
+    take_template(tokenizer, *run_template(chat_template, own, tokenizer, backbone))
+    answers_end(model, tokenizer)
+    return Subject(model=placed(model, device), tokenizer=tokenizer, batch_size=batch_size, max_length=length)
 
 
 def longest(asked: int | None, usual: int, model: PreTrainedModel) -> int:

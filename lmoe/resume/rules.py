@@ -23,6 +23,7 @@ SAFE = (
     "data.num_workers",
     "data.num_proc",
     "data.cache_dir",
+    "data.judge_path",
     "output",
     "eval_sft",
 )

@@ -37,8 +37,9 @@ def data_problems(data: DataConfig) -> list[str]:
     if data.val_path or (data.path == BUNDLED and not data.sources):
         if data.val_fraction != DataConfig().val_fraction:
             problems.append("data.val_fraction has no effect where validation rows are given; leave it out")
-        if data.split_seed is not None:
+        if data.split_seed is not None and not data.judge_fraction:
             problems.append("data.split_seed has no effect where validation rows are given; leave it out")
+    problems += _judge_problems(data)
     if data.columns and (data.path == BUNDLED or data.sources) and data.val_path in (None, BUNDLED):
         where = "data.sources.<name>.columns names those of a source" if data.sources else "leave it out"
         problems.append(f"data.columns has no effect on these rows; {where}")
@@ -47,6 +48,17 @@ def data_problems(data: DataConfig) -> list[str]:
     problems += column_problems(data.columns, "data.columns")
     problems += template_problems(data.template_kwargs, data.template_date)
     return problems + missing_file("data.chat_template", data.chat_template)
+
+
+def _judge_problems(data: DataConfig) -> list[str]:
+    """Problems of the rows that are kept for judging."""
+    if not 0 <= data.judge_fraction < 1:
+        return [f"data.judge_fraction is {data.judge_fraction}, must be from 0 to below 1"]
+    if data.judge_fraction and data.judge_path is not None:
+        return ["data.judge_path and data.judge_fraction are both set; give one of them"]
+    if data.judge_fraction and data.streaming:
+        return ["data.judge_fraction: no rows can be split off a stream; give data.judge_path"]
+    return []
 
 
 def _stream_problems(data: DataConfig) -> list[str]:

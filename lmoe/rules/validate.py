@@ -107,7 +107,12 @@ def step_problems(rows_key: str, rows: int, trainer: TrainerConfig) -> list[str]
     ]
 
 
-PLACES = {"backbone.model_name": ("tiny",), "data.path": (BUNDLED,), "data.val_path": (BUNDLED,)}
+PLACES = {
+    "backbone.model_name": ("tiny",),
+    "data.path": (BUNDLED,),
+    "data.val_path": (BUNDLED,),
+    "data.judge_path": (BUNDLED,),
+}
 """Keys that name a local path or something on the hub, and what else each may say."""
 
 
@@ -132,7 +137,7 @@ def _names(key: str) -> tuple[str, ...]:
 def _places(config: RunConfig) -> dict[str, str | None]:
     places: dict[str, str | None] = {"backbone.model_name": config.backbone.model_name}
     if config.dry_run not in (DryRun.estimate, DryRun.preflight):  # of a config alone, whose rows may be elsewhere
-        places |= {"data.val_path": config.data.val_path}
+        places |= {"data.val_path": config.data.val_path, "data.judge_path": config.data.judge_path}
         places |= {f"data.sources.{name}.path": source.path for name, source in config.data.sources.items()}
         places |= {} if config.data.sources else {"data.path": config.data.path}
     if config.resume is None:  # a run that goes on has its experts in its checkpoint

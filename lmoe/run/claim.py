@@ -37,8 +37,11 @@ def is_first_process(processes: int) -> bool:
 
 
 @contextmanager
-def claimed(run_dir: Path) -> Iterator[None]:
+def claimed(run_dir: Path, *, another: str = "hydra.run.dir=…") -> Iterator[None]:
     """Hold the lock of a run directory inside the block.
+
+    Args:
+        another: setting that chooses another folder, for the message.
 
     Raises:
         TrainingError: another process holds it, the folder cannot be written, or holds what leads out of it.
@@ -55,8 +58,8 @@ def claimed(run_dir: Path) -> Iterator[None]:
         if taken_by_others(file):
             file.seek(0)
             raise TrainingError(
-                f"{run_dir} is in use{_holder(file.read(LONGEST_LOCK))}; wait for it, stop it, or give this run "
-                "another folder with hydra.run.dir=…"
+                f"{run_dir} is in use{_holder(file.read(LONGEST_LOCK))}; wait for it, stop it, or choose "
+                f"another folder with {another}"
             )
         holder = {
             "pid": os.getpid(),

@@ -10,7 +10,7 @@ from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import RECORD, Injected
 from lmoe.layers.trace import Routing
 from lmoe.metrics.language import DomainLoss
-from lmoe.objectives.objective import Batch, Objective
+from lmoe.objectives.objective import Batch, Losses, Objective
 
 
 def measured(
@@ -23,32 +23,50 @@ def measured(
     routing: Callable[[dict[str, Routing], Batch], None] | None = None,
     between: Callable[[], None] = lambda: None,
 ) -> DomainLoss:
-    """Losses over batches, without gradients and dropout; the model's mode is put back.
+    """Losses over batches, by domain.
+
+    Args:
+        objective, model, batches, domains, routing: see `batch_losses`.
+        device: of the batches.
+        between: called after each batch; may raise to break off.
+    """
+    loss = objective.meter(domains).to(device)
+    for losses in batch_losses(objective, model, batches, domains, routing=routing):
+        loss.update(*losses)
+        between()
+    return loss
+
+
+def batch_losses(
+    objective: Objective,
+    model: PreTrainedModel,
+    batches: Iterable[Batch],
+    domains: Sequence[str],
+    *,
+    routing: Callable[[dict[str, Routing], Batch], None] | None = None,
+) -> Iterator[Losses]:
+    """The losses of each batch, without gradients and dropout; the model's mode is put back at the end.
 
     Args:
         objective: whose losses.
         model: bare or injected.
         batches: on the device.
         domains: names, in the order of the batches' domain ids.
-        device: of the batches.
         routing: gets the routing of each batch; a bare model has none.
-        between: called after each batch; may raise to break off.
     """
-    loss = objective.meter(domains).to(device)
     training, record = model.training, getattr(model, RECORD, None)
     model.eval()
-    with torch.no_grad():
+    try:
         for batch in batches:
-            with nullcontext() if record is None else _routed_and_recorded(record, batch, domains):
+            with torch.no_grad(), nullcontext() if record is None else _routed_and_recorded(record, batch, domains):
                 losses = objective.losses(model, batch)
-            loss.update(*losses)
             if record is not None and routing is not None:
                 routing(record.trace.routing, batch)
-            between()
-    if record is not None:
-        record.trace.clear()
-    model.train(training)
-    return loss
+            yield losses
+    finally:
+        if record is not None:
+            record.trace.clear()
+        model.train(training)
 
 
 @contextmanager

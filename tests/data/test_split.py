@@ -2,7 +2,7 @@
 
 import pytest
 
-from lmoe.data.split import first_of_each, split_rows
+from lmoe.data.split import first_of_each, split_in_three, split_rows
 from lmoe.errors import DataError
 
 DOMAINS = ["a"] * 60 + ["b"] * 40 + ["c"]
@@ -44,3 +44,18 @@ def test_another_domain_does_not_change_the_choice_within_one() -> None:
 def test_first_rows_of_each_domain() -> None:
     assert first_of_each([0, 0, 1, 0, 1, 1], 2) == [0, 1, 2, 4]
     assert first_of_each([0, 0, 1], 0) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_for_judging_are_split_off_before_those_for_validation(seed: int) -> None:
+    split = split_in_three(DOMAINS, val_fraction=0.1, judge_fraction=0.2, seed=seed)
+    assert sorted(split.train + split.val + split.judge) == list(range(101))
+    assert (len(split.judge), len(split.val)) == (20, 8)
+    assert split.judge == split_in_three(DOMAINS, val_fraction=0.5, judge_fraction=0.2, seed=seed).judge
+    assert split.judge != split_rows(DOMAINS, 0.2, seed)[1]
+
+
+def test_without_a_share_for_judging_the_split_is_as_it_was() -> None:
+    split = split_in_three(DOMAINS, val_fraction=0.1, judge_fraction=0.0, seed=3)
+    assert (split.train, split.val) == split_rows(DOMAINS, 0.1, 3) and split.judge == []
+    assert split_in_three(DOMAINS, val_fraction=0.0, judge_fraction=0.0, seed=3).train == list(range(101))

@@ -36,7 +36,13 @@ def test_promised_metrics_are_logged_at_each_step(finished_run):
     by_step = {int(row["step"]): row for row in rows(finished_run)}
     assert sorted(by_step) == list(range(7))
     site = "model.layers.0.mlp.gate_proj"
-    promised = {"train/loss", "train/load_balancing_loss", "train/router_z_loss", "throughput/tokens_per_second"}
+    promised = {
+        "train/loss",
+        "train/load_balancing_loss",
+        "train/router_z_loss",
+        "throughput/tokens",
+        "throughput/tokens_per_second",
+    }
     promised |= {f"routing/{name}" for name in ("entropy", "cv", "max_vio", "dead", "effective")}
     promised |= {f"routing/{site}/load/{expert}" for expert in range(4)}
     for step in range(1, 7):

@@ -98,6 +98,22 @@ def val_source(config: DataConfig, bundled: Path) -> Source | None:
     return Source(key="data.val_path", path=path, columns=config.columns)
 
 
+def judge_source(config: DataConfig, bundled: Path) -> Source | None:
+    """Where the judging rows of a config are; None: they are split off its training rows, or there are none.
+
+    Args:
+        bundled: folder with judge/, what path "bundled" means.
+    """
+    path = config.judge_path
+    if path is None and config.path == BUNDLED and not config.sources and not config.judge_fraction:
+        path = BUNDLED
+    if path is None:
+        return None
+    if path == BUNDLED:
+        return Source(key="data.judge_path", path=str(bundled / "judge"))
+    return Source(key="data.judge_path", path=path, columns=config.columns)
+
+
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Part:
     """A piece of work: records that are read one after the other.

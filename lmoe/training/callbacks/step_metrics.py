@@ -1,7 +1,7 @@
 """Metrics of each optimizer step.
 
 Logs: train/loss, train/load_balancing_loss, train/router_z_loss, train/relu_l1, train/diversity_penalty, train/phase,
-lr/<role>, grad_norm/<role>, throughput/tokens_per_second,
+lr/<role>, grad_norm/<role>, throughput/{tokens,tokens_per_second},
 routing/{entropy,cv,max_vio,dead,dead_share,effective,load_entropy,information}, routing/<site>/{load,importance}/<e>,
 routing/<site>/{entropy,cv,max_vio,effective,load_entropy,information}.
 """
@@ -59,6 +59,7 @@ class StepMetrics(StepCallback):
             {
                 **step.losses,
                 "train/phase": float(module.phase),
+                "throughput/tokens": float(self._tokens),
                 "throughput/tokens_per_second": self._tokens / (now - self._since),
                 **{f"lr/{role}": lr for role, lr in step.learning_rates.items()},
                 **{f"grad_norm/{role}": float(norm) for role, norm in step.gradient_norms.items()},

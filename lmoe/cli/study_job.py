@@ -1,0 +1,62 @@
+"""One job of a study, in a process of its own: python -m lmoe.cli.study_job FOLDER."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+from lmoe.cli.errors import with_keys
+from lmoe.cli.threads import prepare_threads
+from lmoe.cli.train import main as train
+from lmoe.errors import LmoeError
+from lmoe.files.run_folder import hydra_quoted
+from lmoe.resume.stopping import Stopped
+
+LOOK_EVERY = 5.0
+"""Seconds between looks at whether the study is still there."""
+
+
+def main(place: Path) -> int:
+    """Train what is not trained yet, and judge it.
+
+    Returns:
+        The exit code of the run that failed, or 0.
+    """
+    prepare_threads()
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    from lmoe.study.jobs import ROWS_FILE, finished, read_job
+
+    try:
+        job = read_job(place)
+        for run in job.runs:
+            folder = place / run.folder
+            if finished(folder) is None:
+                code = train([*run.settings, "resume=auto", f"hydra.run.dir={hydra_quoted(folder)}"])
+                if code:
+                    return code
+                if finished(folder) is None:
+                    sys.stderr.write("the run has ended before its last step\n")
+                    return 1
+        if job.judging is not None and not (place / ROWS_FILE).exists():
+            from lmoe.study.judge import judge
+
+            judge(job, place)
+    except LmoeError as error:
+        sys.stderr.write(f"{with_keys(str(error))}\n")
+        return 1
+    except Stopped as stopped:
+        return stopped.exit_code
+    return 0
+
+
+def _end_with(parent: int) -> None:
+    """Stop at the next safe place once the process that has started this one is gone."""
+    while os.getppid() == parent:
+        time.sleep(LOOK_EVERY)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

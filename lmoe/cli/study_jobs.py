@@ -1,0 +1,147 @@
+"""Jobs of a study through Hydra's launchers: each in a process of its own, wherever the launcher runs it."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig
+
+from lmoe.cli.compose import store_defaults
+from lmoe.cli.launchers import exit_code_of, lost_job
+from lmoe.cli.threads import own_cores
+from lmoe.config.run import RunConfig
+from lmoe.errors import StudyError
+from lmoe.files.resources import resource_dir
+from lmoe.files.run_folder import hydra_quoted
+from lmoe.report.wording import duration
+from lmoe.study.jobs import FAILURE_FILE, LOG_FILE, SECONDS_FILE, Job, read_job, write_job
+
+LAST_LINES = 12
+"""Of the log of a job that has failed, for its message."""
+PARALLEL = "n_jobs"
+
+
+@dataclass(slots=True, frozen=True)
+class JobTask:
+    """What a launcher calls for each job; pickled where it runs elsewhere.
+
+    Args:
+        total: jobs of this launch.
+        parallel: how many run at a time on one machine.
+    """
+
+    total: int
+    parallel: int
+
+    def __call__(self, config: DictConfig) -> int:
+        runtime = HydraConfig.get()
+        place, number = Path(runtime.runtime.output_dir), int(runtime.job.num) + 1
+        started, job = time.monotonic(), read_job(place)
+        environment = dict(os.environ)
+        if self.parallel > 1:
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, own_cores() // self.parallel)))
+        with (place / LOG_FILE).open("ab") as log:
+            code = exit_code_of([sys.executable, "-m", "lmoe.cli.study_job", str(place)], environment, log)
+        seconds = time.monotonic() - started
+        if code:
+            (place / FAILURE_FILE).write_text(json.dumps({"exit_code": code, "reason": reason(place, code)}) + "\n")
+        else:
+            (place / SECONDS_FILE).write_text(json.dumps({"seconds": seconds}) + "\n")
+        state = f"failed (exit code {code}, see {place / LOG_FILE})" if code else "done"
+        sys.stdout.write(f"[{number}/{self.total}] {job.label}: {state}, {duration(seconds)}\n")
+        sys.stdout.flush()
+        return code
+
+
+def reason(place: Path, code: int) -> str:
+    """The last thing that a job has said, in a line."""
+    lines = (place / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
+    said = [line.strip() for line in lines if line.strip()]
+    if code in (-9, 137):
+        return "it was killed, perhaps for want of memory"
+    return said[-1] if said else f"exit code {code}"
+
+
+class JobLauncher:
+    """Does jobs with a launcher of Hydra.
+
+    Args:
+        settings: `hydra/launcher=…` and `hydra.launcher.…=…`.
+        folder: of the study.
+    """
+
+    def __init__(self, settings: Sequence[str], folder: Path) -> None:
+        self.settings, self.folder = list(settings), folder
+
+    @property
+    def parallel(self) -> int:
+        """Jobs that run beside one another on one machine."""
+        hydra = _hydra()
+        try:
+            return _parallel(hydra.compose_config("train", self.settings, RunMode.MULTIRUN))
+        finally:
+            GlobalHydra.instance().clear()
+
+    def alone(self, settings: Sequence[str], folder: Path) -> int:
+        """Train into a folder, in a process of its own, and return its exit code.
+
+        Raises:
+            Stopped: a signal has ended the study.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOG_FILE).open("ab") as log:
+            return exit_code_of(
+                [sys.executable, "-m", "lmoe.cli.train", *settings, f"hydra.run.dir={hydra_quoted(folder)}"], None, log
+            )
+
+    def __call__(self, jobs: Sequence[Job]) -> None:
+        """Write the jobs and do them; what a job leaves says how it went.
+
+        Raises:
+            StudyError: the launcher has lost a job, or another study's job is in its folder.
+            Stopped: a signal has ended the study.
+        """
+        for job in jobs:
+            write_job(job, self.folder)
+        hydra = _hydra()
+        try:
+            config = hydra.compose_config(
+                "train", [*self.settings, f"hydra.sweep.dir={hydra_quoted(self.folder)}"], RunMode.MULTIRUN
+            )
+            parallel = _parallel(config)
+            launcher: Any = Plugins.instance().instantiate_launcher(
+                hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)),
+                task_function=JobTask(len(jobs), parallel),
+                config=config,
+            )
+            launcher.launch([[f"hydra.sweep.subdir={hydra_quoted(job.place)}"] for job in jobs], 0)
+        except Exception as error:
+            if (lost := lost_job(error)) is None:
+                raise
+            raise StudyError(f"{lost}\nWhat is done is kept; the same command goes on") from None
+        finally:
+            GlobalHydra.instance().clear()
+
+
+def _hydra() -> Hydra:
+    store_defaults("train", RunConfig)
+    GlobalHydra.instance().clear()
+    return Hydra.create_main_hydra2("study", create_config_search_path(str(resource_dir("conf").resolve())))
+
+
+def _parallel(config: DictConfig) -> int:
+    """Jobs that the launcher runs beside one another on one machine."""
+    count = int(config.hydra.launcher.get(PARALLEL, 1) or 1)
+    return own_cores() if count < 0 else count

@@ -1,0 +1,66 @@
+"""What `lmoe study` does once its config is known to be good; imports the heavy libraries."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from lmoe.cli.study_jobs import JobLauncher
+from lmoe.config.run import RunConfig
+from lmoe.config.study import StudyConfig
+from lmoe.report.say import say
+from lmoe.run.announce import quiet_libraries
+from lmoe.study.arms import Arm
+from lmoe.study.estimate import estimate_lines
+from lmoe.study.rows import study_rows
+from lmoe.study.run import run_study
+from lmoe.study.study import Study, Tools, keep_config
+
+
+def do_study(
+    config: StudyConfig,
+    given: Sequence[str],
+    folder: Path,
+    arms: Mapping[str, Arm],
+    configs: Mapping[str, RunConfig],
+    command: str,
+    launcher: JobLauncher,
+) -> None:
+    """Do what is not done yet of a study, and write its result.
+
+    Args:
+        given: settings of the runs of all arms.
+        folder: of the study, held by this process.
+        command: with which it goes on.
+
+    Raises:
+        LmoeError: rows that cannot be used, or a folder of another study.
+        Stopped: a signal has ended it.
+    """
+    quiet_libraries()
+    console = Console()
+    rows = study_rows(configs[config.baseline])
+    study = Study(
+        config=config,
+        given=tuple(given),
+        folder=folder,
+        arms=arms,
+        configs=configs,
+        domains=rows.domains,
+        command=command,
+    )
+    keep_config(study, rows.data_hashes)
+    tools = Tools(
+        launch=launcher, alone=launcher.alone, say=lambda line: say(console, line), parallel=launcher.parallel
+    )
+    run_study(study, tools)
+
+
+def estimate_study(
+    config: StudyConfig, arms: Mapping[str, Arm], configs: Mapping[str, RunConfig], folder: Path, parallel: int
+) -> None:
+    """Say which jobs a study has, what its arms are, and how long it will take."""
+    quiet_libraries()
+    console = Console()
+    for line in estimate_lines(config, arms, configs, folder, parallel):
+        say(console, line)

@@ -1,0 +1,1 @@
+"""Ways of fine-tuning beside one another: tuned alike, judged on rows of their own, compared with honest statistics."""

@@ -1,0 +1,100 @@
+"""The config of a run of each arm, and what is wrong with arms beside one another."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from lmoe.config.data import BUNDLED
+from lmoe.config.problems import raise_problems
+from lmoe.config.run import RunConfig
+from lmoe.config.study import StudyConfig
+from lmoe.errors import ConfigError
+from lmoe.files.run_folder import hydra_quoted
+from lmoe.study.arms import Arm, Values, value_settings, values_text
+from lmoe.vocabulary import LoggerKind
+
+SPLIT = "data.split_seed=0"
+"""Lets the runs of all seeds keep the same rows for validation and judging."""
+
+
+def compose_each(
+    study: StudyConfig, arms: Mapping[str, Arm], compose: Callable[[Sequence[str]], RunConfig]
+) -> tuple[dict[str, RunConfig], dict[str, Arm]]:
+    """The config of each arm with the first values of its space, and the arms with what their rows need.
+
+    Args:
+        compose: the config of settings; raises ConfigError.
+
+    Raises:
+        ConfigError: every problem of every arm, said once for all that have it.
+    """
+    configs: dict[str, RunConfig] = {}
+    found: dict[str, list[str]] = {}
+    for name, arm in arms.items():
+        try:
+            configs[name] = compose([*arm.settings, *value_settings(_first(arm))])
+        except ConfigError as error:
+            for problem in error.problems:
+                found.setdefault(problem, []).append(name)
+            continue
+        for problem in _space_problems(arm, configs[name], compose):
+            found.setdefault(problem, []).append(name)
+    problems = [f"{_whose(names, arms)}: {problem}" for problem, names in found.items()]
+    if not problems:
+        problems = _alike(study, configs)
+    raise_problems(problems)
+    return configs, {
+        name: replace(arm, settings=(*arm.settings, *_own(study, configs[name]))) for name, arm in arms.items()
+    }
+
+
+def _first(arm: Arm) -> Values:
+    return arm.grid()[0]
+
+
+def _space_problems(arm: Arm, first: RunConfig, compose: Callable[[Sequence[str]], RunConfig]) -> list[str]:
+    """Values of the space that the arm's runs refuse, or that make no other run than the first."""
+    problems = []
+    start = dict(_first(arm))
+    for key, values in arm.space.items():
+        for value in values[1:]:
+            point = tuple((start | {key: value}).items())
+            try:
+                config = compose([*arm.settings, *value_settings(point)])
+            except ConfigError as error:
+                problems += [f"with {values_text(((key, value),))}: {problem}" for problem in error.problems]
+                continue
+            if config == first:
+                problems.append(f"{key} is in the space, and its values change nothing in the runs of this arm")
+                break
+    return problems
+
+
+def _whose(names: Sequence[str], arms: Mapping[str, Arm]) -> str:
+    return "all arms" if len(names) == len(arms) > 1 else f"arm{'s' * (len(names) > 1)} {', '.join(names)}"
+
+
+def _alike(study: StudyConfig, configs: Mapping[str, RunConfig]) -> list[str]:
+    """Arms that are another one under another name, with the same seeds."""
+    problems, names = [], list(configs)
+    for number, name in enumerate(names):
+        for other in names[:number]:
+            mine, others = study.arms[name], study.arms[other]
+            if configs[name] != configs[other] or mine.apart != others.apart:
+                continue
+            if mine.space != others.space and any(mine.space.values()):
+                continue
+            seeds = {seed + mine.seed_offset for seed in study.judging.seeds}
+            if seeds & {seed + others.seed_offset for seed in study.judging.seeds}:
+                problems.append(
+                    f"arms {other} and {name} have the same runs with the same seeds; take one out, or for an A/A "
+                    f"comparison give one of them seeds of its own (study.arms.{name}.seed_offset=1000)"
+                )
+    return problems
+
+
+def _own(study: StudyConfig, config: RunConfig) -> list[str]:
+    """Settings of the runs of an arm that the study adds: one group of W&B, and the same split for all seeds."""
+    bundled = config.data.path == BUNDLED and not config.data.sources
+    splits = bool(config.data.judge_fraction) or (config.data.val_path is None and not bundled)
+    group = [f"logger.group={hydra_quoted(study.name)}"] if config.logger.kind is LoggerKind.wandb else []
+    return group + ([SPLIT] if splits and config.data.split_seed is None else [])

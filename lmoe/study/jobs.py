@@ -1,0 +1,216 @@
+"""The jobs of a study: each trains one arm with one seed, and some judge what was trained; kept as files."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lmoe.errors import LmoeError, StudyError
+from lmoe.files.run_folder import hydra_quoted
+from lmoe.files.small_file import Reader
+from lmoe.files.write import write_whole
+from lmoe.report.summary import FINISHED, RunSummary
+from lmoe.study.arms import Arm, Values, value_settings, values_text
+
+JOB_FILE, FAILURE_FILE, ROWS_FILE, LOG_FILE = "job.json", "failed.json", "judged_rows.csv", "job.log"
+SECONDS_FILE = "seconds.json"
+"""How long a job took that was done in one go."""
+PARTS = "domains"
+"""Folder of the runs of a job that has one for each domain."""
+RUNS, LONGER = "runs", "longer"
+"""Folders of jobs, by what they are for."""
+KEPT = Reader(error=StudyError, cure="remove the folder of this job, and it is done again", what="such a file")
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class JobRun:
+    """One training run of a job.
+
+    Args:
+        folder: below that of the job; "": the same.
+        domain: whose rows it is trained on; "": all.
+        settings: of lmoe train, without the folder.
+    """
+
+    folder: str
+    domain: str
+    settings: tuple[str, ...]
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Judging:
+    """How a job judges what it has trained.
+
+    Args:
+        rows_per_domain: the first ones; 0: all.
+        batch_size: rows in a batch.
+    """
+
+    rows_per_domain: int
+    batch_size: int
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Job:
+    """One arm with one seed.
+
+    Args:
+        arm: its name.
+        values: of the tuned keys.
+        seed: of its runs.
+        place: folder below that of the study.
+        runs: one, or one for each domain.
+        judging: None: a job of tuning, which looks at validation rows alone.
+    """
+
+    arm: str
+    values: Values
+    seed: int
+    place: str
+    runs: tuple[JobRun, ...]
+    judging: Judging | None
+
+    @property
+    def label(self) -> str:
+        """The job in a line."""
+        return f"{self.arm} {values_text(self.values)} seed {self.seed}"
+
+
+def job_of(
+    arm: Arm,
+    values: Values,
+    seed: int,
+    *,
+    study: str,
+    domains: Sequence[str],
+    max_steps: int | None,
+    judging: Judging | None,
+    longer: int = 1,
+) -> Job:
+    """The job of an arm with a seed.
+
+    Args:
+        seed: of the study; the arm's own offset is added to it.
+        study: its name.
+        domains: of the training rows, for an arm that trains apart.
+        max_steps: of a run of the arm; None: it is as long as its rows are.
+        judging: None: nothing is judged.
+        longer: factor of its steps.
+    """
+    kind = RUNS if longer == 1 else LONGER
+    place = f"{kind}/{arm.name}/{values_text(values)}/seed_{seed + arm.seed_offset}"
+    own = [
+        *arm.settings,
+        *value_settings(values),
+        f"seed={seed + arm.seed_offset}",
+        f"name={hydra_quoted(f'study/{study}/{arm.name}/{values_text(values)}')}",
+    ]
+    steps = None if max_steps is None else max_steps * longer
+    if not arm.apart:
+        length = [f"trainer.max_steps={steps}"] if longer > 1 else []
+        runs = (JobRun(folder="", domain="", settings=(*own, *length)),)
+    else:
+        length = [] if steps is None else [f"trainer.max_steps={-(-steps // len(domains))}"]
+        runs = tuple(
+            JobRun(
+                folder=f"{PARTS}/{number:02d}",
+                domain=domain,
+                settings=(*own, *length, f"data.domains=[{hydra_quoted(domain)}]"),
+            )
+            for number, domain in enumerate(domains)
+        )
+    return Job(arm=arm.name, values=values, seed=seed, place=place, runs=runs, judging=judging)
+
+
+def write_job(job: Job, folder: Path) -> None:
+    """Write what a job is into its folder, and take away the mark of a failure.
+
+    Args:
+        folder: of the study.
+
+    Raises:
+        StudyError: another job was there.
+        CheckpointError: the folder cannot be written.
+    """
+    place = folder / job.place
+    text = json.dumps(_plain(job), indent=1)
+    if (place / JOB_FILE).exists():
+        kept = KEPT.json(place / JOB_FILE)
+        if kept["runs"] != json.loads(text)["runs"]:
+            raise StudyError(
+                f"{place}: it holds a job with other settings; remove it, or give the study another name (study.name)"
+            )
+    (place / FAILURE_FILE).unlink(missing_ok=True)
+    write_whole(place, {JOB_FILE: text.encode() + b"\n"})
+
+
+def read_job(place: Path) -> Job:
+    """The job that was written into a folder.
+
+    Raises:
+        StudyError: it is damaged.
+    """
+    kept = KEPT.json(place / JOB_FILE)
+    try:
+        return Job(
+            arm=kept["arm"],
+            values=tuple((key, value) for key, value in kept["values"]),
+            seed=kept["seed"],
+            place=kept["place"],
+            runs=tuple(JobRun(**run | {"settings": tuple(run["settings"])}) for run in kept["runs"]),
+            judging=None if kept["judging"] is None else Judging(**kept["judging"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise KEPT.refusal(place / JOB_FILE, f"holds something else ({error})") from None
+
+
+def _plain(job: Job) -> dict[str, Any]:
+    return json.loads(json.dumps(asdict(job)))
+
+
+def finished(run: Path) -> RunSummary | None:
+    """The summary of a run that has done all its steps; None: it has not.
+
+    Raises:
+        CheckpointError: the summary is damaged.
+    """
+    file = run / "report" / "summary.json"
+    if not file.exists():
+        return None
+    summary = RunSummary.from_json(file)
+    return summary if summary.ended == FINISHED else None
+
+
+def is_done(job: Job, folder: Path) -> bool:
+    """Whether all of a job is there.
+
+    Args:
+        folder: of the study.
+    """
+    place = folder / job.place
+    try:
+        trained = all(finished(place / run.folder) is not None for run in job.runs)
+    except LmoeError:
+        return False
+    return trained and (job.judging is None or (place / ROWS_FILE).exists())
+
+
+def failure_of(job: Job, folder: Path) -> str | None:
+    """Why the last try of a job has failed, in a line; None: it has not."""
+    file = folder / job.place / FAILURE_FILE
+    return str(KEPT.json(file).get("reason", "it failed")) if file.exists() else None
+
+
+def seconds_of(folder: Path) -> list[tuple[Job, float]]:
+    """The jobs that are done, with the seconds that they took.
+
+    Args:
+        folder: of the study.
+    """
+    found = []
+    for file in sorted(folder.glob(f"{RUNS}/*/*/*/{SECONDS_FILE}")):
+        seconds = KEPT.json(file).get("seconds")
+        if isinstance(seconds, int | float) and (file.parent / JOB_FILE).exists():
+            found.append((read_job(file.parent), float(seconds)))
+    return found

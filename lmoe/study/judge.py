@@ -1,0 +1,97 @@
+"""Judge what a job has trained: the loss of each judging row, under the last adapter of its run."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from lmoe.config.data import DataConfig
+from lmoe.data.encoded import EncodedRows
+from lmoe.data.prepare import read_all, split_off
+from lmoe.data.reader import Reader
+from lmoe.data.rows.sources import sources_of
+from lmoe.evaluate.loss_rows import EvaluationRows, prepare_judging
+from lmoe.evaluate.row_losses import RowLoss, row_losses, write_row_losses
+from lmoe.evaluate.rows import with_experts
+from lmoe.evaluate.run_data import run_data
+from lmoe.evaluate.subject import Subject, subject_of
+from lmoe.files.resources import resource_dir
+from lmoe.files.write import write_whole
+from lmoe.injection.record import injected
+from lmoe.study.jobs import ROWS_FILE, Job, Judging
+from lmoe.study.prompt_classifier import PromptClassifier
+
+CLASSIFIER_FILE = "classifier.json"
+PROMPTS_PER_DOMAIN = 100
+"""Training prompts of each domain that a classifier learns from."""
+
+
+def judge(job: Job, place: Path) -> None:
+    """Write the loss of each judging row into the folder of a job whose runs are done.
+
+    Args:
+        place: its folder.
+
+    Raises:
+        LmoeError: a run or rows that cannot be read, or a domain without an expert.
+    """
+    assert job.judging is not None
+    if len(job.runs) == 1:
+        subject, data = _opened(place / job.runs[0].folder, job.judging)
+        losses = row_losses(subject, with_experts(data, injected(subject.model).moe, "the judging rows"))
+    else:
+        losses = _judge_apart(job, place)
+    write_row_losses(losses, place / ROWS_FILE)
+
+
+def judging_rows(run: Path, subject: Subject) -> EvaluationRows:
+    """The judging rows of a run's config, as its own template renders them.
+
+    Args:
+        subject: the run, as `subject_of` gives it.
+    """
+    config, seed = _data_of(run, subject)
+    return prepare_judging(
+        config, subject.tokenizer, seed=seed, bundled=resource_dir("data/sft"), length_name="data.max_length"
+    )
+
+
+def _opened(run: Path, judging: Judging) -> tuple[Subject, EvaluationRows]:
+    subject = subject_of(run, batch_size=judging.batch_size)
+    return subject, judging_rows(run, subject).first_of_each_domain(judging.rows_per_domain)
+
+
+def _data_of(run: Path, subject: Subject) -> tuple[DataConfig, int]:
+    """The data section of a run for rows of all domains under the template that its tokenizer has, and its seed."""
+    own, seed = run_data(run)
+    config = replace(own, packing=False, max_length=subject.max_length, chat_template=None, template_kwargs={})
+    return config, seed
+
+
+def _judge_apart(job: Job, place: Path) -> list[RowLoss]:
+    """Each row under the run whose domain a classifier gives it, which has learnt from training prompts."""
+    assert job.judging is not None
+    subject, data = _opened(place / job.runs[0].folder, job.judging)
+    train, domains = _training_rows(place / job.runs[0].folder, subject)
+    names = [run.domain for run in job.runs]
+    classifier = PromptClassifier.fitted(subject, train, [domains[i] for i in train.domains.tolist()])
+    chosen = classifier.classify(subject, data.rows)
+    right = [data.domains[d] == name for d, name in zip(data.rows.domains.tolist(), chosen, strict=True)]
+    losses: dict[int, RowLoss] = {}
+    for run in job.runs:
+        mine = [index for index, name in enumerate(chosen) if name == run.domain]
+        if mine:
+            part = replace(data, rows=data.rows.subset(mine))
+            expert = subject_of(place / run.folder, batch_size=job.judging.batch_size)
+            losses |= dict(zip(mine, row_losses(expert, part), strict=True))
+    report = {"domains": names, "prompts": len(right), "accuracy": sum(right) / len(right)}
+    write_whole(place, {CLASSIFIER_FILE: json.dumps(report, indent=1).encode() + b"\n"})
+    return [losses[index] for index in range(len(chosen))]
+
+
+def _training_rows(run: Path, subject: Subject) -> tuple[EncodedRows, list[str]]:
+    """The first training rows of each domain, of all domains, and the domains' names."""
+    config, seed = _data_of(run, subject)
+    whole, domains, _ = read_all(Reader(config, subject.tokenizer), sources_of(config, resource_dir("data/sft")))
+    train = whole.subset(split_off(whole, domains, config, seed).train)
+    found = EvaluationRows(rows=train, domains=domains, reports=[], data_hashes={})
+    return found.first_of_each_domain(PROMPTS_PER_DOMAIN).rows, domains

@@ -1,0 +1,95 @@
+"""Seconds a step of each arm: alone on the machine, the arms in turns, so that its moods fall on all of them alike."""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from lmoe.report.curves import read_metrics
+from lmoe.rules.study import setting_key
+from lmoe.study.arms import Arm, Values, value_settings
+from lmoe.study.jobs import finished
+
+TIMING = "timing"
+"""Folder of the timed runs."""
+LEFT_OUT = 2
+"""First steps, which warm up what is slow once."""
+SHORT = (
+    "logger=none",
+    "trainer.max_epochs=null",
+    "trainer.val_every_n_steps=0",
+    "trainer.log_every_n_steps=1",
+    "data.val_rows_per_domain=1",
+    "checkpoint.every_n_steps=0",
+    "analysis.knock_out=none",
+)
+"""Settings of a timed run, behind its own."""
+Alone = Callable[[Sequence[str], Path], int]
+"""Trains with settings into a folder, in a process of its own; returns its exit code."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ArmTiming:
+    """How fast an arm trains.
+
+    Args:
+        seconds: of a step: the median over the steps of each turn.
+        tokens_per_step: valid tokens, on average.
+    """
+
+    seconds: tuple[float, ...]
+    tokens_per_step: float
+
+    @property
+    def median(self) -> float:
+        """Over the turns."""
+        return median(self.seconds)
+
+
+def time_arms(
+    arms: Mapping[str, Arm],
+    values: Mapping[str, Values],
+    folder: Path,
+    *,
+    steps: int,
+    repeats: int,
+    alone: Alone,
+    say: Callable[[str], None],
+) -> dict[str, ArmTiming]:
+    """Time the arms in turns; an arm whose run fails is left out, and said.
+
+    Args:
+        arms, values: by name; the first domain's run stands for an arm that trains apart.
+        folder: of the study.
+        steps: timed in a turn, after LEFT_OUT others.
+        repeats: turns.
+    """
+    seconds: dict[str, list[float]] = {}
+    tokens: dict[str, list[float]] = {}
+    failed: set[str] = set()
+    for repeat in range(repeats):
+        for name, chosen in values.items():
+            if name in failed:
+                continue
+            place = folder / TIMING / name / f"turn_{repeat}"
+            if finished(place) is None:
+                shutil.rmtree(place, ignore_errors=True)
+                own = [text for text in arms[name].settings if setting_key(text).split(".")[0] != "logger"]
+                short = [*own, *value_settings(chosen), *SHORT, f"trainer.max_steps={steps + LEFT_OUT}"]
+                if alone(short, place):
+                    say(f"{name}: not timed, its short run failed; see {place}")
+                    failed.add(name)
+                    continue
+            counted, rates = (
+                dict(read_metrics(place / "metrics.csv")[f"throughput/{kind}"])
+                for kind in ("tokens", "tokens_per_second")
+            )
+            timed = [step for step in counted if step > LEFT_OUT]
+            seconds.setdefault(name, []).append(median(counted[step] / rates[step] for step in timed))
+            tokens.setdefault(name, []).append(sum(counted[step] for step in timed) / len(timed))
+    return {
+        name: ArmTiming(seconds=tuple(found), tokens_per_step=sum(tokens[name]) / len(tokens[name]))
+        for name, found in seconds.items()
+        if name not in failed
+    }

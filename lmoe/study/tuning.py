@@ -1,0 +1,154 @@
+"""Choose the values of each arm by the validation rows, with the same number of tries for all."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lmoe.config.study import MEAN
+from lmoe.errors import StudyError
+from lmoe.report.curves import read_metrics
+from lmoe.study.arms import UNTUNED, Arm, Values
+from lmoe.study.jobs import Job, finished, is_done
+
+MOST_WIDENED = 2
+"""How often grids are widened."""
+LOWER, UPPER = "lower", "upper"
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Try:
+    """What was found with some values of an arm.
+
+    Args:
+        values: of the tuned keys.
+        scores: by seed, of the runs that are done.
+    """
+
+    values: Values
+    scores: Mapping[int, float]
+
+    @property
+    def mean(self) -> float:
+        """Mean over the seeds; infinity without any, so that nothing is chosen by runs that failed."""
+        return sum(self.scores.values()) / len(self.scores) if self.scores else math.inf
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Chosen:
+    """The values with which an arm is judged.
+
+    Args:
+        best: of the tries.
+        second: the second best; None: there was one try.
+        edges: of each key whose best value is outermost, which side: lower or upper.
+        tries: all, in their order.
+    """
+
+    best: Try
+    second: Try | None
+    edges: Mapping[str, str]
+    tries: tuple[Try, ...]
+
+    @property
+    def usable(self) -> bool:
+        """Whether a try has done its runs; of an arm without a space, nothing was tried."""
+        return bool(self.best.scores) or self.best.values == UNTUNED
+
+
+def score_of(job: Job, folder: Any, metric: str) -> float | None:
+    """What tuning makes small, of a job; None: it is not done.
+
+    Args:
+        folder: of the study.
+        metric: `mean`, or a metric that validations log.
+
+    Raises:
+        StudyError: no validation has logged the metric.
+    """
+    if not is_done(replace(job, judging=None), folder):
+        return None
+    found = []
+    for run in job.runs:
+        place = folder / job.place / run.folder
+        summary = finished(place)
+        assert summary is not None
+        value = summary.after_mean
+        if metric != MEAN:
+            points = read_metrics(place / "metrics.csv").get(metric)
+            if not points:
+                there = ", ".join(summary.metric_names) or "none is recorded"
+                raise StudyError(
+                    f"study.tuning.metric={metric}: no validation of {job.label} logs it; there are: {there}"
+                )
+            value = points[-1][1]
+        if value is None:
+            raise StudyError(f"study.tuning.metric={metric}: {job.label} has no validation loss of any domain")
+        found.append(value)
+    mean = sum(found) / len(found)
+    return mean if math.isfinite(mean) else None
+
+
+def chosen(arm: Arm, tries: Sequence[Try]) -> Chosen:
+    """The best values of an arm, and the second best; of equals the first.
+
+    Args:
+        tries: with the arm's space as it is now.
+    """
+    ranked = sorted(tries, key=lambda found: found.mean)
+    best = ranked[0]
+    edges = {} if not math.isfinite(best.mean) else _edges(arm, best.values)
+    return Chosen(best=best, second=ranked[1] if len(ranked) > 1 else None, edges=edges, tries=tuple(tries))
+
+
+def _edges(arm: Arm, values: Values) -> dict[str, str]:
+    found = {}
+    for key, value in values:
+        tried = arm.space[key]
+        if len(tried) > 1 and all(_is_number(other) for other in tried):
+            if value == min(tried):
+                found[key] = LOWER
+            elif value == max(tried):
+                found[key] = UPPER
+    return found
+
+
+def widened(arms: Mapping[str, Arm], found: Mapping[str, Chosen]) -> dict[str, Arm] | None:
+    """All arms with one more value on each side on which the best of any of them is outermost; None: there is none.
+
+    A side is that of a key's place in the space: arms may tune keys of other names, but as many.
+    """
+    sides = {(list(arms[name].space).index(key), side) for name, of in found.items() for key, side in of.edges.items()}
+    if not sides:
+        return None
+    wider = {}
+    for name, arm in arms.items():
+        space = {key: list(values) for key, values in arm.space.items()}
+        for number, side in sorted(sides):
+            key = list(space)[number]
+            space[key] = with_one_more(space[key], side)
+        wider[name] = replace(arm, space={key: tuple(values) for key, values in space.items()})
+    return wider
+
+
+def with_one_more(values: Sequence[Any], side: str) -> list[Any]:
+    """The values with another one beyond the outermost, as far from it as that is from its neighbour: in ratio where
+    all are above 0, else in difference."""
+    ordered = sorted(values)
+    outer, inner = (ordered[0], ordered[1]) if side == LOWER else (ordered[-1], ordered[-2])
+    whole = all(isinstance(value, int) for value in values)
+    if ordered[0] > 0:
+        beyond = outer * outer / inner
+    else:
+        beyond = 2 * outer - inner
+    if whole:
+        beyond = math.ceil(beyond) if side == UPPER else math.floor(beyond)
+        if beyond in values or beyond < 1 <= ordered[0]:
+            return list(values)
+    else:
+        beyond = float(f"{beyond:.3g}")
+    return [beyond, *values] if side == LOWER else [*values, beyond]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -1,0 +1,154 @@
+"""What a study does with its jobs: the same tries for all arms, fresh seeds to judge, nothing twice, failures said."""
+
+from pathlib import Path
+
+import pytest
+
+from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, TuningConfig
+from lmoe.study.jobs import Job
+from lmoe.study.run import run_study
+from lmoe.vocabulary import AtEdge
+from tests.study.studies import Written, config, study_of
+
+BEST = {"plain": 0.002, "other": 0.002}
+
+
+def by_distance(job: Job) -> float:
+    """Least at the arm's best learning rate."""
+    rate = dict(job.values)["optim.lr"]
+    return 2.0 + abs(rate - BEST[job.arm]) * 100 + job.seed * 1e-4
+
+
+def test_every_arm_gets_the_same_tries_and_fresh_seeds_judge(tmp_path):
+    written = Written(tmp_path, by_distance)
+    progress = run_study(study_of(config(), tmp_path), written.tools)
+    tuned = [label for label in written.launched if "seed 10" in label]
+    assert len(tuned) == 2 * 3 * 2 and len(written.launched) == 12 + 2 * 3
+    assert {name: dict(found.best.values)["optim.lr"] for name, found in progress.chosen.items()} == BEST
+    assert written.launched[12:14] == ["plain optim.lr=0.002 seed 0", "other optim.lr=0.002 seed 0"]
+    assert not progress.chosen["plain"].edges
+
+
+def test_what_is_done_is_never_done_again(tmp_path):
+    run_study(study_of(config(), tmp_path), Written(tmp_path, by_distance).tools)
+    again = Written(tmp_path, by_distance)
+    run_study(study_of(config(), tmp_path), again.tools)
+    assert again.launched == []
+
+
+def test_a_study_goes_on_where_it_was_stopped(tmp_path):
+    class Stop(Exception):
+        pass
+
+    done = []
+
+    def stopping(job: Job) -> float:
+        if len(done) == 5:
+            raise Stop
+        done.append(job.label)
+        return by_distance(job)
+
+    with pytest.raises(Stop):
+        run_study(study_of(config(), tmp_path), Written(tmp_path, stopping).tools)
+    rest = Written(tmp_path, by_distance)
+    run_study(study_of(config(), tmp_path), rest.tools)
+    assert len(rest.launched) == 18 - 5 and not set(rest.launched) & set(done)
+
+
+def test_a_winner_at_the_edge_widens_the_grid_of_every_arm(tmp_path):
+    def rising(job: Job) -> float:
+        rate = dict(job.values)["optim.lr"]
+        return by_distance(job) if job.arm == "plain" else 2.0 + abs(rate - 0.008) * 10
+
+    written = Written(tmp_path, rising)
+    progress = run_study(study_of(config(), tmp_path), written.tools)
+    assert progress.arms["plain"].space["optim.lr"] == progress.arms["other"].space["optim.lr"]
+    assert progress.arms["other"].space["optim.lr"][-1] == pytest.approx(0.016)
+    assert dict(progress.chosen["other"].best.values)["optim.lr"] == pytest.approx(0.008)
+    assert not progress.chosen["other"].edges
+
+
+def test_an_edge_is_reported_where_grids_are_not_widened(tmp_path):
+    def rising(job: Job) -> float:
+        return 2.0 - dict(job.values)["optim.lr"]
+
+    written = Written(tmp_path, rising)
+    found = run_study(study_of(config(tuning=TuningConfig(at_edge=AtEdge.report)), tmp_path), written.tools)
+    assert found.chosen["other"].edges == {"optim.lr": "upper"}
+    assert len(written.launched) == 18
+    assert any("optim.lr is at the upper edge" in line for line in written.said)
+
+
+def test_an_arm_whose_runs_fail_is_said_and_does_not_stop_the_others(tmp_path):
+    def failing(job: Job) -> float:
+        if job.arm == "other":
+            raise ArithmeticError
+        return by_distance(job)
+
+    written = Written(tmp_path, failing)
+    progress = run_study(study_of(config(), tmp_path), written.tools)
+    assert list(progress.judged) == ["plain"]
+    assert any(line.startswith("failed: other") and line.endswith("and 3 more: no memory") for line in written.said)
+    assert any("every try has failed" in line for line in written.said)
+
+
+def test_a_try_that_failed_with_one_seed_is_not_chosen(tmp_path):
+    def failing(job: Job) -> float:
+        if job.seed == 101 and dict(job.values)["optim.lr"] == 0.002:
+            raise ArithmeticError
+        return by_distance(job)
+
+    found = run_study(study_of(config(), tmp_path), Written(tmp_path, failing).tools)
+    assert dict(found.chosen["plain"].best.values)["optim.lr"] != 0.002
+
+
+def test_the_best_arms_and_the_baseline_train_longer(tmp_path):
+    arms = {name: ArmConfig(overrides=[f"moe.temperature={i + 1}"]) for i, name in enumerate(("a", "b", "c", "d"))}
+    order = {"a": 2.4, "b": 2.1, "c": 2.3, "d": 2.2}
+    given = config(
+        arms=arms,
+        baseline="a",
+        space={},
+        tuning=TuningConfig(),
+        longer=LongerConfig(arms=2, times=4),
+        judging=JudgingConfig(seeds=[0, 1, 2]),
+    )
+    written = Written(tmp_path, lambda job: order[job.arm])
+    progress = run_study(study_of(given, tmp_path), written.tools)
+    assert list(progress.longer) == ["a", "b", "d"]
+    settings = progress.longer["b"][0].runs[0].settings
+    assert settings[-1] == "trainer.max_steps=40"
+    assert len([label for label in written.launched if label.endswith("longer")]) == 9
+
+
+def test_an_arm_that_trains_apart_has_a_run_for_each_domain_and_as_many_steps_in_sum(tmp_path):
+    given = config(
+        arms={"plain": ArmConfig(), "apart": ArmConfig(overrides=["moe=soft"], apart=True)},
+        space={},
+        judging=JudgingConfig(seeds=[0]),
+    )
+    progress = run_study(study_of(given, tmp_path, max_steps=11), Written(tmp_path, lambda job: 2.0).tools)
+    [job] = progress.judged["apart"]
+    assert [run.domain for run in job.runs] == ["code", "math"]
+    assert all("trainer.max_steps=6" in run.settings for run in job.runs)
+    assert job.runs[1].settings[-1] == "data.domains=['math']"
+
+
+def test_seeds_of_an_arm_are_moved_by_its_offset(tmp_path):
+    given = config(
+        arms={"plain": ArmConfig(), "again": ArmConfig(seed_offset=1000)}, space={}, judging=JudgingConfig(seeds=[3])
+    )
+    progress = run_study(study_of(given, tmp_path), Written(tmp_path, lambda job: 2.0).tools)
+    [job] = progress.judged["again"]
+    assert "seed=1003" in job.runs[0].settings and Path(job.place).name == "seed_1003"
+
+
+def test_a_screening_drops_what_is_clearly_worse_and_says_so(tmp_path):
+    losses = {"plain": 2.0, "other": 2.01, "worse": 2.5}
+    arms = {name: ArmConfig(overrides=[f"moe.temperature={i + 1}"]) for i, name in enumerate(losses)}
+    written = Written(tmp_path, lambda job: losses[job.arm] + abs(dict(job.values)["optim.lr"] - 0.002))
+    given = config(arms=arms, max_time="00:01:00:00")
+    progress = run_study(study_of(given, tmp_path), written.tools)
+    assert list(progress.judged) == ["plain", "other"]
+    assert any("worse was dropped after the screening: 0.500 behind" in note for note in progress.notes)
+    assert not any(label.startswith("worse") and "seed 101" in label for label in written.launched)
