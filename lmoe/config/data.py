@@ -40,6 +40,8 @@ class DataConfig:
     """Several sources by name, in place of data.path."""
     columns: dict[str, str] = field(default_factory=dict)
     """What the rows call our keys, such as {prompt: question, response: answer}."""
+    domains: list[str] | None = None
+    """Domains whose rows are trained and validated on; null: all."""
     val_path: str | None = None
     """Validation rows, as data.path; null: a seeded share of the training rows (bundled: its own validation rows)."""
     val_fraction: float = 0.05

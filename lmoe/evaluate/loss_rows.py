@@ -6,12 +6,14 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
+from lmoe.data.domains import names_of, of_domains
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import read_all, split_off
 from lmoe.data.reader import Reader
 from lmoe.data.report import SourceReport
 from lmoe.data.rows.sources import sources_of, val_source
 from lmoe.data.split import first_of_each
+from lmoe.errors import DataError
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,6 +53,12 @@ def prepare_evaluation(
     else:
         source = reader.read(replace(val_from, key=named[0]))
         rows, domains = source.rows, source.domains
+    if config.domains is not None:
+        there = [domains[d] for d in rows.domains.unique().tolist()]
+        rows, _ = of_domains(rows, domains, config.domains)
+        domains = [name for name in domains if name in config.domains]
+        if not len(rows):
+            raise DataError(f"no row is of the run's data.domains, {names_of(config.domains)}, but {names_of(there)}")
     if config.val_rows_per_domain:
         rows = rows.subset(first_of_each(rows.domains.tolist(), config.val_rows_per_domain))
     return EvaluationRows(rows=rows, domains=domains, reports=reader.reports)

@@ -45,6 +45,7 @@ def evaluation_rows(
             sources={},
             columns=columns,
             val_path=settings.data,
+            domains=None,
             val_rows_per_domain=settings.limit,
         )
         named = "the bundled rows" if settings.data == BUNDLED else settings.data

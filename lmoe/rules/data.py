@@ -25,6 +25,8 @@ def data_problems(data: DataConfig) -> list[str]:
         problems += at_least(data.num_proc, 1, "data.num_proc")
     if data.temperature is not None:
         problems += above_zero(data.temperature, "data.temperature")
+    if data.domains is not None and (not data.domains or len(set(data.domains)) < len(data.domains)):
+        problems.append(f"data.domains is {data.domains}, must be null or a list of different names")
     problems += _stream_problems(data)
     if data.sources:
         problems += source_problems(data)

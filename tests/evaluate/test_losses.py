@@ -15,6 +15,7 @@ from lmoe.evaluate.evaluate import evaluate
 from lmoe.evaluate.losses import ALL_TOKENS, MEAN, domain_losses, perplexity
 from lmoe.evaluate.rows import evaluation_rows
 from lmoe.evaluate.subject import Subject, longest
+from lmoe.evaluate.val_loss import validation_rows
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain
 from lmoe.pretrain.bpe import TURN_END
@@ -126,6 +127,30 @@ def test_a_run_that_split_its_rows_is_measured_on_the_share_it_kept(micro, own_r
     )
     assert [row.input_ids.tolist() for row in found.rows] == [row.input_ids.tolist() for row in parts.prepared.val]
     assert found.rows.domains.tolist() == parts.prepared.val.domains.tolist()
+
+
+@pytest.mark.parametrize("val", ["val_path", "held out"])
+def test_a_run_on_some_domains_is_measured_on_its_own_rows_of_them_and_on_all_other_rows(micro, own_run, subject, val):
+    file, here = own_run / "config.yaml", f"val_path: {micro.val}"
+    text = file.read_text("utf-8")
+    assert here in text and "domains: null" in text
+    wanted = ["data.domains=[code,math]", *(["data.val_path=null"] if val == "held out" else [])]
+    text = text.replace(here, "val_path: null") if val == "held out" else text
+    before, _, behind = text.partition("\ndata:")
+    file.write_text(f"{before}\ndata:{behind.replace('domains: null', 'domains: [code, math]', 1)}")
+    moe = injected(subject.model).moe
+
+    def rows(**settings):
+        settings = EvaluateSettings(checkpoint=str(own_run), **settings)
+        return evaluation_rows(settings, own_run, subject.tokenizer, moe, max_length=48)[0]
+
+    found, expected = rows(), micro.parts(*wanted).prepared.val
+    assert [row.input_ids.tolist() for row in found.rows] == [row.input_ids.tolist() for row in expected]
+    assert found.domains == ["code", "math"] and found.rows.domains.tolist() == expected.domains.tolist()
+    assert rows(data=str(micro.val)).domains == sorted(DOMAINS) != found.domains
+    own = validation_rows(None, own_run, subject.model, subject.tokenizer)
+    assert own.rows.digests.equal(found.rows.digests) and own.domains == found.domains
+    assert validation_rows(str(micro.val), own_run, subject.model, subject.tokenizer).domains == sorted(DOMAINS)
 
 
 def test_a_run_whose_rows_are_gone_says_how_to_name_others(own_run, micro):

@@ -49,6 +49,8 @@ WRONG = [
     (DataConfig(path="x", val_path="y", val_fraction=0.1), "data.val_fraction has no effect where validation rows are"),
     (DataConfig(columns={"text": "t"}), "data.columns has no effect on these rows; leave it out"),
     (DataConfig(sources={"a": one()}, columns={"text": "t"}), "data.sources.<name>.columns names those of a source"),
+    (DataConfig(domains=[]), "data.domains is [], must be null or a list of different names"),
+    (DataConfig(domains=["a", "a"]), "data.domains is ['a', 'a'], must be null or a list of different names"),
     (DataConfig(path="x", columns={"promt": "q"}), "data.columns.promt: no row has such a key; allowed: messages, "),
     (DataConfig(path="x", columns={"prompt": "q", "response": "q"}), "data.columns takes 'q' twice"),
     (DataConfig(path="x.jsonl", sources={"a": one()}), "data.path=x.jsonl and data.sources are both set; give one"),
