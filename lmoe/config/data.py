@@ -42,6 +42,9 @@ class DataConfig:
     """What the rows call our keys, such as {prompt: question, response: answer}."""
     domains: list[str] | None = None
     """Domains whose rows are trained and validated on; null: all."""
+    permute_domains: bool = False
+    """A control: deal the domains anew among the training rows, and among the validation rows, so that they say nothing
+    of a row; every run deals the same rows alike."""
     val_path: str | None = None
     """Validation rows, as data.path; null: a seeded share of the training rows (bundled: its own validation rows)."""
     val_fraction: float = 0.05

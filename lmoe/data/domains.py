@@ -1,6 +1,7 @@
-"""The rows of some domains."""
+"""The rows of some domains; and domains that say nothing of the rows, as a control."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -64,6 +65,36 @@ def of_domains(rows: EncodedRows, domains: Sequence[str], chosen: Collection[str
     which = is_kept[rows.domains].nonzero().flatten()
     new_index = [kept.index(name) if name in chosen else -1 for name in domains]
     return rows.subset(which).with_domains(new_index), which
+
+
+def dealt_anew(rows: EncodedRows) -> EncodedRows:
+    """The same rows, where each has the domain of another one; each domain has as many rows as before.
+
+    In the order of their digests, which are a hash of their tokens, each row gets the domain of the one half of all
+    rows further on. So the same rows always get the same domains, whatever the seed, the process and their order;
+    equal rows stand side by side, which is why it is not the next one.
+    """
+    order = rows.digests.argsort(stable=True)
+    dealt = torch.empty_like(rows.domains)
+    dealt[order] = rows.domains[order].roll(-(len(rows) // 2))
+    return replace(rows, domains=dealt)
+
+
+def check_several(rows: EncodedRows, domains: Sequence[str]) -> None:
+    """Refuse to deal one domain anew.
+
+    Args:
+        rows: training rows.
+        domains: names, rows.domains points into it.
+
+    Raises:
+        DataError: all rows are of one domain.
+    """
+    if len(there := rows.domains.unique().tolist()) < 2:
+        raise DataError(
+            f"data.permute_domains=true: all training rows are of the domain {shown(domains[there[0]])}, so there is "
+            "nothing to deal; give the rows domains, or set it to false"
+        )
 
 
 def names_of(domains: Collection[str]) -> str:

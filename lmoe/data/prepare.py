@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
-from lmoe.data.domains import check_chosen, check_some_left, of_domains
+from lmoe.data.domains import check_chosen, check_several, check_some_left, dealt_anew, of_domains
 from lmoe.data.encode import EncodedSource
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.mixing import domain_shares, mixed, weight_shares
@@ -87,6 +87,10 @@ def prepare(
         left_out = LeftOut(train=len(all_train) - len(train), val=len(all_val) - len(val), domains=others)
         of_source, domains = of_source[used], sorted(config.domains)
     val = _first(val, config)
+    shares = _shares(config, given, train, of_source)
+    if config.permute_domains:  # so that the rows are those of a run that does not
+        check_several(train, domains)
+        train, val = dealt_anew(train), dealt_anew(val)
     of_train = split_report(train, domains)
     report = PrepareReport(
         sources=reader.reports,
@@ -95,8 +99,9 @@ def prepare(
         data_hashes=reader.hashes,
         leaked=int(torch.isin(val.digests, train.digests).sum()),
         left_out=left_out,
+        permuted=config.permute_domains,
     )
-    if (shares := _shares(config, given, train, of_source)) is not None:
+    if shares is not None:
         groups, parts = shares
         train = train.subset(mixed(groups, parts, seed))
         report.mixed = split_report(train, domains)

@@ -11,6 +11,7 @@ from lmoe.files.wording import shown
 
 NAMED = 10
 """Fields and files that a note names."""
+PERMUTED = "domains were dealt anew among the rows (data.permute_domains): what is said of a domain is of a false one"
 PERCENTILES = (("min", 0.0), ("50 %", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("max", 1.0))
 
 
@@ -104,6 +105,7 @@ class PrepareReport:
         mixed: what an epoch of training holds where sources or domains are mixed; None: the training rows.
         not_packed: why rows are not packed though nothing was said against it; None: they are, or need not be.
         left_out: rows of other domains than those of data.domains; None: rows of all domains are used.
+        permuted: whether domains were dealt anew.
     """
 
     sources: list[SourceReport]
@@ -114,6 +116,7 @@ class PrepareReport:
     mixed: SplitReport | None = None
     not_packed: str | None = None
     left_out: LeftOut | None = None
+    permuted: bool = False
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows of (what, training, validation), plain text."""
@@ -180,6 +183,8 @@ class PrepareReport:
                 )
         if self.left_out is not None:
             notes.append(self.left_out.note())
+        if self.permuted:
+            notes.append(PERMUTED)
         if self.train is not None and self.train.duplicates:
             notes.append(
                 f"{self.train.duplicates:,} of {self.train.rows:,} training rows repeat the tokens of another one"

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
-from lmoe.data.domains import names_of, of_domains
+from lmoe.data.domains import dealt_anew, names_of, of_domains
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import read_all, split_off
 from lmoe.data.reader import Reader
@@ -24,15 +24,23 @@ class EvaluationRows:
         rows: tokenised, never packed.
         domains: names, rows.domains points into it.
         reports: what was read, dropped and cut, of each source.
+        permuted: whether domains were dealt anew, as in the run.
     """
 
     rows: EncodedRows
     domains: list[str]
     reports: list[SourceReport]
+    permuted: bool = False
 
 
 def prepare_evaluation(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int, bundled: Path, named: tuple[str, str]
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    bundled: Path,
+    named: tuple[str, str],
+    limit: int = 0,
 ) -> EvaluationRows:
     """The validation rows of a config; its training rows are read only where the others are split off from them.
 
@@ -40,6 +48,7 @@ def prepare_evaluation(
         seed: of the split.
         bundled: folder with train/ and val/, what path "bundled" means.
         named: what the user calls the rows and the length, for messages.
+        limit: rows of each domain, the first ones of those of the config; 0: all.
 
     Raises:
         DataError: rows that cannot be read or masked, or none of them usable.
@@ -61,4 +70,8 @@ def prepare_evaluation(
             raise DataError(f"no row is of the run's data.domains, {names_of(config.domains)}, but {names_of(there)}")
     if config.val_rows_per_domain:
         rows = rows.subset(first_of_each(rows.domains.tolist(), config.val_rows_per_domain))
-    return EvaluationRows(rows=rows, domains=domains, reports=reader.reports)
+    if config.permute_domains:
+        rows = dealt_anew(rows)
+    if limit:
+        rows = rows.subset(first_of_each(rows.domains.tolist(), limit))
+    return EvaluationRows(rows=rows, domains=domains, reports=reader.reports, permuted=config.permute_domains)

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from lmoe.config.data import BUNDLED
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.config.moe import MoeConfig
+from lmoe.data.report import PERMUTED
 from lmoe.errors import DataError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation
 from lmoe.evaluate.run_data import run_data
@@ -46,16 +47,20 @@ def evaluation_rows(
             columns=columns,
             val_path=settings.data,
             domains=None,
-            val_rows_per_domain=settings.limit,
+            permute_domains=False,
+            val_rows_per_domain=0,
         )
         named = "the bundled rows" if settings.data == BUNDLED else settings.data
     else:
-        few = [count for count in (settings.limit, own.val_rows_per_domain) if count]
-        config = replace(config, val_rows_per_domain=min(few, default=0))
         named = "the bundled rows" if run is None else f"the validation rows of {run}"
     try:
         rows = prepare_evaluation(
-            config, tokenizer, seed=seed, bundled=resource_dir("data/sft"), named=("`data`", "`max_length`")
+            config,
+            tokenizer,
+            seed=seed,
+            bundled=resource_dir("data/sft"),
+            named=("`data`", "`max_length`"),
+            limit=settings.limit,
         )
     except DataError as error:
         if settings.data is not None or run is None:
@@ -72,7 +77,7 @@ def evaluation_rows(
 
 def row_notes(rows: EvaluationRows, max_length: int) -> list[str]:
     """Rows that were dropped or cut, one line a source and reason."""
-    notes = []
+    notes = [f"data: {PERMUTED}"] if rows.permuted else []
     for source in rows.reports:
         account = source.account
         notes += [

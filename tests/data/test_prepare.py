@@ -419,3 +419,38 @@ def test_a_choice_of_domains_that_leaves_nothing_says_what_there_is(
     config.path, config.val_path = write_rows(*(pair(n) for n in range(9)), pair(1, "math"), name="few.jsonl"), None
     with pytest.raises(DataError, match=r"no validation row is of these domains; raise data\.val_fraction, or set"):
         run(config, tokenizer)
+
+
+# --- domains that say nothing
+
+
+def test_domains_are_dealt_anew_among_the_same_rows_of_each_split(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config.temperature = 2.0
+    plain = run(config, tokenizer)
+    assert not any("permute" in note for note in plain.report.notes())
+    config.permute_domains = True
+    data, again = run(config, tokenizer), run(config, tokenizer)
+    for new, old, repeated in ((data.train, plain.train, again.train), (data.val, plain.val, again.val)):
+        assert new.digests.equal(old.digests) and hits(data) == [True]
+        assert new.domains.bincount().equal(old.domains.bincount()) and not new.domains.equal(old.domains)
+        assert new.domains.equal(repeated.domains)
+    assert data.domains == plain.domains
+    [note] = [note for note in data.report.notes() if "permute" in note]
+    assert "domains were dealt anew among the rows (data.permute_domains)" in note
+
+
+def test_a_row_that_comes_again_in_a_mixture_has_one_false_domain(
+    two: DataConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    two.sources["a"].weight, two.sources["b"].weight, two.permute_domains = 1.0, 3.0, True
+    train = run(two, tokenizer).train
+    pairs = {*zip(train.digests.tolist(), train.domains.tolist(), strict=True)}
+    assert len(pairs) == len(train.digests.unique()) < len(train)
+
+
+def test_one_domain_cannot_be_dealt_anew(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    config.permute_domains, config.domains = True, ["math"]
+    with pytest.raises(DataError, match=r"data\.permute_domains=true: all training rows are of the domain math, so"):
+        run(config, tokenizer)

@@ -13,7 +13,7 @@ from lmoe.config.evaluate import EvaluateSettings
 from lmoe.errors import CheckpointError, ConfigError, DataError
 from lmoe.evaluate.evaluate import evaluate
 from lmoe.evaluate.losses import ALL_TOKENS, MEAN, domain_losses, perplexity
-from lmoe.evaluate.rows import evaluation_rows
+from lmoe.evaluate.rows import evaluation_rows, row_notes
 from lmoe.evaluate.subject import Subject, longest
 from lmoe.evaluate.val_loss import validation_rows
 from lmoe.injection.record import injected
@@ -151,6 +151,30 @@ def test_a_run_on_some_domains_is_measured_on_its_own_rows_of_them_and_on_all_ot
     own = validation_rows(None, own_run, subject.model, subject.tokenizer)
     assert own.rows.digests.equal(found.rows.digests) and own.domains == found.domains
     assert validation_rows(str(micro.val), own_run, subject.model, subject.tokenizer).domains == sorted(DOMAINS)
+
+
+def test_a_run_on_false_domains_is_measured_on_those_that_it_had_whatever_the_limit(micro, own_run, subject):
+    file, few = own_run / "config.yaml", "data.val_rows_per_domain=3"
+    text = file.read_text("utf-8")
+    for old, new in (("permute_domains: false", "permute_domains: true"), ("per_domain: 0", "per_domain: 3")):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    file.write_text(text)
+    moe = injected(subject.model).moe
+
+    def rows(**settings):
+        settings = EvaluateSettings(checkpoint=str(own_run), **settings)
+        return evaluation_rows(settings, own_run, subject.tokenizer, moe, max_length=48)[0]
+
+    def pairs(rows):
+        return [*zip(rows.digests.tolist(), rows.domains.tolist(), strict=True)]
+
+    found, true = micro.parts(few, "data.permute_domains=true").prepared.val, micro.parts(few).prepared.val
+    assert pairs(rows().rows) == pairs(found) != pairs(true)
+    assert {*pairs(rows(limit=1).rows)} < {*pairs(found)} and rows(limit=1).rows.domains.bincount().tolist() == [1] * 3
+    assert pairs(rows(data=str(micro.val), limit=3).rows) == pairs(true)
+    assert any("permute_domains" in note for note in row_notes(rows(), 48))
+    assert not row_notes(rows(data=str(micro.val)), 48)
 
 
 def test_a_run_whose_rows_are_gone_says_how_to_name_others(own_run, micro):
