@@ -80,6 +80,9 @@ class DataConfig:
     """Variables of the chat template, such as {enable_thinking: false}; they are saved with the adapter's template."""
     template_date: str | None = None
     """Day (YYYY-MM-DD) that a chat template reads which asks for the date; null: the day the run begins."""
+    prompt_prefix: str | None = None
+    """Text in front of the first message of the user in each conversation, such as "[{domain}] ": {domain} stands for
+    the row's domain, all else is kept as it is; null: none."""
     train_on: TrainOn = TrainOn.assistant
     """Turns that are learnt: all of the assistant's, its last one, or all text; turns with weight 0 never are."""
     cache_dir: str | None = None

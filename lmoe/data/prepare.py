@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
+from lmoe.data.account import Account
 from lmoe.data.domains import check_chosen, check_several, check_some_left, dealt_anew, of_domains
 from lmoe.data.encode import EncodedSource
 from lmoe.data.encoded import EncodedRows
@@ -86,6 +87,7 @@ def prepare(
         others = sorted({*domains} - {*config.domains})
         left_out = LeftOut(train=len(all_train) - len(train), val=len(all_val) - len(val), domains=others)
         of_source, domains = of_source[used], sorted(config.domains)
+    _check_prefix(config, reader)
     val = _first(val, config)
     shares = _shares(config, given, train, of_source)
     if config.permute_domains:  # so that the rows are those of a run that does not
@@ -112,6 +114,20 @@ def prepare(
         of_train.packed_sequences = len(packed)
         of_train.fill = int(train.lengths.sum()) / (len(packed) * config.max_length)
     return PreparedData(train=train if packed is None else packed, val=val, domains=domains, report=report)
+
+
+def _check_prefix(config: DataConfig, reader: Reader) -> None:
+    """Refuse a prefix that no row has a place for.
+
+    Raises:
+        DataError: no row has a message of the user.
+    """
+    read = Account.sum(report.account for report in reader.reports)
+    if config.prompt_prefix is not None and read.unprefixed == read.formats.total():
+        raise DataError(
+            "data.prompt_prefix has no effect: no row has a message of the user that it could stand before; leave it "
+            "out, or give conversations"
+        )
 
 
 def _first(val: EncodedRows, config: DataConfig) -> EncodedRows:

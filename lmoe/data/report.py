@@ -176,6 +176,8 @@ class PrepareReport:
                     f"{source.path}: {_turns(account.shortened)} shortened by the chat template, which leaves out a "
                     "part of what the rows say"
                 )
+            if account.unprefixed:
+                notes.append(f"{source.path}: {unprefixed(account)}")
             if account.endless:
                 notes.append(
                     f"{source.path}: the end of {account.endless:,} of {_turns(account.turns)} is not learnt: the chat "
@@ -209,6 +211,14 @@ class PrepareReport:
 
 def _turns(count: int) -> str:
     return f"{count:,} turn{'s' * (count != 1)} of the assistant"
+
+
+def unprefixed(account: Account) -> str:
+    """Says that some rows have no place for data.prompt_prefix."""
+    return (
+        f"{account.unprefixed:,} of {account.read:,} rows have no message of the user, so data.prompt_prefix is not "
+        "put before them"
+    )
 
 
 def stream_report(path: str, key: str, unread: list[str]) -> SourceReport:

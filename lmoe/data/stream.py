@@ -22,6 +22,7 @@ from lmoe.data.account import Account
 from lmoe.data.encode import Encoder
 from lmoe.data.encoded import EncodedRow, EncodedRows
 from lmoe.data.pack import PackedRows
+from lmoe.data.report import unprefixed
 from lmoe.data.rows.row import Row
 from lmoe.data.rows.sources import Part
 from lmoe.errors import DataError, LmoeError
@@ -207,6 +208,8 @@ class RowStream:
         return int(np.random.SeedSequence((self.seed, epoch, number)).generate_state(1, np.uint64)[0] >> 1)
 
     def _tell(self, account: Account, epoch: int) -> None:
+        if account.unprefixed:
+            self.say(f"data: pass {epoch + 1}: {unprefixed(account)}")
         left_out = account.bad + sum(account.dropped.values())
         if left_out:
             reasons = [f"{count:,} {reason}" for reason, count in sorted(account.dropped.items())]

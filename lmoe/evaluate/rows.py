@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from lmoe.config.data import BUNDLED
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.config.moe import MoeConfig
-from lmoe.data.report import PERMUTED
+from lmoe.data.report import PERMUTED, unprefixed
 from lmoe.errors import DataError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation
 from lmoe.evaluate.run_data import run_data
@@ -85,6 +85,8 @@ def row_notes(rows: EvaluationRows, max_length: int) -> list[str]:
         ]
         if account.bad:
             notes.append(f"data: {account.bad} of {account.read} rows cannot be used, such as {account.first_bad[0]}")
+        if account.unprefixed:
+            notes.append(f"data: {unprefixed(account)}")
         if account.truncated:
             notes.append(f"data: {account.truncated} of {account.read} rows cut at {max_length} tokens")
     return notes

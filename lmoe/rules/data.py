@@ -49,6 +49,8 @@ def data_problems(data: DataConfig) -> list[str]:
     if data.split_seed is not None and not 0 <= data.split_seed < 2**32:
         problems.append(f"data.split_seed is {data.split_seed}, must be from 0 to {2**32 - 1}")
     problems += column_problems(data.columns, "data.columns")
+    if data.prompt_prefix == "":
+        problems.append('data.prompt_prefix is empty and has no effect; give a text such as "[{domain}] ", or null')
     problems += template_problems(data.template_kwargs, data.template_date)
     return problems + missing_file("data.chat_template", data.chat_template)
 

@@ -92,7 +92,19 @@ def change_vocabulary(config: DataConfig, tokenizer: PreTrainedTokenizerFast) ->
     tokenizer.add_tokens(["What"])
 
 
-KEY_PARTS = [change_rows, change_length, change_template, change_template_file, change_special_token, change_vocabulary]
+def change_prompt_prefix(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    config.prompt_prefix = "{domain}: "
+
+
+KEY_PARTS = [
+    change_prompt_prefix,
+    change_rows,
+    change_length,
+    change_template,
+    change_template_file,
+    change_special_token,
+    change_vocabulary,
+]
 
 
 @pytest.mark.parametrize("change", KEY_PARTS)
@@ -454,3 +466,25 @@ def test_one_domain_cannot_be_dealt_anew(config: DataConfig, tokenizer: PreTrain
     config.permute_domains, config.domains = True, ["math"]
     with pytest.raises(DataError, match=r"data\.permute_domains=true: all training rows are of the domain math, so"):
         run(config, tokenizer)
+
+
+# --- a text before prompts
+
+
+def test_a_prefix_no_row_has_a_place_for_is_refused_and_rows_without_one_are_counted(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    config.prompt_prefix = "[{domain}] "
+    data = run(config, tokenizer)
+    assert all(f"user\n[{data.domains[row.domain]}] What is" in tokenizer.decode(row.input_ids) for row in data.train)
+    assert not any("prompt_prefix" in note for note in data.report.notes())
+    config.path = write_rows(pair(1), {"text": "four"}, pair(2), name="mixed.jsonl")
+    for _ in range(2):  # also from the cache
+        data = run(config, tokenizer)
+        [note] = [note for note in data.report.notes() if "prompt_prefix" in note]
+        assert "1 of 3 rows have no message of the user, so data.prompt_prefix is not put before them" in note
+    config.path = write_rows({"text": "four"}, {"text": "five"}, name="texts.jsonl")
+    with pytest.raises(DataError, match=r"data\.prompt_prefix has no effect: no row has a message of the user"):
+        run(config, tokenizer)
+    config.prompt_prefix = None
+    assert not any("prompt_prefix" in note for note in run(config, tokenizer).report.notes())

@@ -230,3 +230,15 @@ def test_rows_of_domains_that_are_not_chosen_are_left_out_of_a_stream_and_counte
     config.domains = ["law"]
     with pytest.raises(DataError, match=r"data\.domains names law, of which there is no row; the rows are of a, b"):
         data(config, tokenizer)
+
+
+def test_a_stream_puts_the_prefix_before_prompts_and_says_which_rows_have_no_place_for_it(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    write_rows({"text": "six", "domain": "a"}, name="train/w.jsonl")
+    config.prompt_prefix, config.batch_size = "{domain}: ", 5
+    with pytest.warns(UserWarning, match="pass 1: 1 of 51 rows have no message of the user, so data.prompt_prefix is"):
+        rows = [tokenizer.decode(row) for row in rows_of(list(loader(config, tokenizer, max_steps=4)))]
+    assert all(f"{'b' if ' y ' in text else 'a'}: What is" in text for text in rows if "What" in text)
+    val = data(config, tokenizer).prepared.val
+    assert [f"{'ab'[row.domain]}: What is" in tokenizer.decode(row.input_ids) for row in val] == [True] * 6

@@ -153,6 +153,21 @@ def test_a_run_on_some_domains_is_measured_on_its_own_rows_of_them_and_on_all_ot
     assert validation_rows(str(micro.val), own_run, subject.model, subject.tokenizer).domains == sorted(DOMAINS)
 
 
+def test_a_run_with_a_prefix_is_measured_with_it_on_whatever_rows(micro, own_run, subject):
+    file = own_run / "config.yaml"
+    text = file.read_text("utf-8")
+    assert text.count("prompt_prefix: null") == 1
+    file.write_text(text.replace("prompt_prefix: null", "prompt_prefix: '[{domain}] '"))
+    expected = micro.parts("data.prompt_prefix='[{domain}] '").prepared.val.digests
+    moe = injected(subject.model).moe
+    for path in (None, str(micro.val)):
+        settings = EvaluateSettings(checkpoint=str(own_run), data=path)
+        found, _ = evaluation_rows(settings, own_run, subject.tokenizer, moe, max_length=48)
+        assert found.rows.digests.equal(expected)
+        assert validation_rows(path, own_run, subject.model, subject.tokenizer).rows.digests.equal(expected)
+    assert not micro.parts().prepared.val.digests.equal(expected)
+
+
 def test_a_run_on_false_domains_is_measured_on_those_that_it_had_whatever_the_limit(micro, own_run, subject):
     file, few = own_run / "config.yaml", "data.val_rows_per_domain=3"
     text = file.read_text("utf-8")

@@ -56,6 +56,7 @@ WRONG = [
         DataConfig(path="x", val_path="y", streaming=True, permute_domains=True),
         "data.permute_domains=true deals the domains among all rows, which a stream never has; set data.streaming=",
     ),
+    (DataConfig(prompt_prefix=""), "data.prompt_prefix is empty and has no effect"),
     (DataConfig(domains=["a", "a"]), "data.domains is ['a', 'a'], must be null or a list of different names"),
     (DataConfig(path="x", columns={"promt": "q"}), "data.columns.promt: no row has such a key; allowed: messages, "),
     (DataConfig(path="x", columns={"prompt": "q", "response": "q"}), "data.columns takes 'q' twice"),
