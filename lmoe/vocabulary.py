@@ -58,6 +58,7 @@ class RouterKind(StrEnum):
     uniform = "uniform"
     random = "random"
     oracle = "oracle"
+    prompt_hash = "prompt_hash"
 
 
 class RouterScope(StrEnum):

@@ -9,6 +9,7 @@ from lmoe.cli.hydra_run import drop_empty, hydra_main
 from lmoe.cli.resume import refuse_existing
 from lmoe.config.run import RunConfig
 from lmoe.resume.stopping import StopSignals
+from lmoe.rules.data import data_warnings
 from lmoe.rules.phases import phase_warnings
 from lmoe.rules.validate import hub_names, run_problems
 from lmoe.run.claim import claimed, is_first_process
@@ -26,7 +27,7 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
     if config.dry_run is DryRun.config:
         for note in hub_names(config):
             sys.stdout.write(f"{note}\n")
-        for warning in phase_warnings(config):
+        for warning in phase_warnings(config) + data_warnings(config.data, config.moe):
             sys.stdout.write(f"warning: {warning}\n")
         sys.stdout.write("config: no problems\n")
         drop_empty(run_dir)

@@ -42,6 +42,11 @@ class DataConfig:
     """Several sources by name, in place of data.path."""
     columns: dict[str, str] = field(default_factory=dict)
     """What the rows call our keys, such as {prompt: question, response: answer}."""
+    domains: list[str] | None = None
+    """Domains whose rows are trained and validated on; null: all."""
+    permute_domains: bool = False
+    """A control: deal the domains anew among the training rows, and among the validation rows, so that they say nothing
+    of a row; every run deals the same rows alike."""
     val_path: str | None = None
     """Validation rows, as data.path; null: a seeded share of the training rows (bundled: its own validation rows)."""
     val_fraction: float = 0.05
@@ -83,6 +88,9 @@ class DataConfig:
     """Variables of the chat template, such as {enable_thinking: false}; they are saved with the adapter's template."""
     template_date: str | None = None
     """Day (YYYY-MM-DD) that a chat template reads which asks for the date; null: the day the run begins."""
+    prompt_prefix: str | None = None
+    """Text in front of the first message of the user in each conversation, such as "[{domain}] ": {domain} stands for
+    the row's domain, all else is kept as it is; null: none."""
     train_on: TrainOn = TrainOn.assistant
     """Turns that are learnt: all of the assistant's, its last one, or all text; turns with weight 0 never are."""
     cache_dir: str | None = None

@@ -30,6 +30,7 @@ class Account:
         turns: the assistant's turns that are learnt.
         endless: those of them whose end is not learnt.
         shortened: the assistant's turns of which the chat template leaves something out.
+        unprefixed: rows without a message of the user, before which data.prompt_prefix would stand; 0 without it.
     """
 
     read: int = 0
@@ -43,6 +44,7 @@ class Account:
     turns: int = 0
     endless: int = 0
     shortened: int = 0
+    unprefixed: int = 0
 
     def refuse(self, problem: str) -> None:
         """Count a bad row."""
@@ -53,7 +55,7 @@ class Account:
     def add(self, other: Account) -> None:
         """Count the rows that come behind these."""
         self.first_bad = [*self.first_bad, *other.first_bad][:NAMED]
-        for name in ("read", "bad", "truncated", "turns", "endless", "shortened"):
+        for name in ("read", "bad", "truncated", "turns", "endless", "shortened", "unprefixed"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.largest_token = max(self.largest_token, other.largest_token)
         for name in ("dropped", "formats", "ignored"):

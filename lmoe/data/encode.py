@@ -1,7 +1,7 @@
 """From rows to tokens with labels: each row is rendered once and tokenised once."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -125,6 +125,11 @@ def token_places(offsets: Sequence[Span]) -> tuple[np.ndarray, np.ndarray]:
     return np.minimum(starts, np.concatenate([[0], np.maximum.accumulate(ends)[:-1]])[: len(starts)]), ends
 
 
+def user_turn(row: Row) -> int | None:
+    """Index of the user's first message in a row; None: it has none, or is plain text."""
+    return next((index for index, turn in enumerate(row.messages or ()) if turn["role"] == "user"), None)
+
+
 def not_for_sft(row: Row) -> str | None:
     """Why supervised fine-tuning cannot learn from a row, or None."""
     if row.chosen is not None:
@@ -147,6 +152,7 @@ class Encoder:
         template: renders chats.
         max_length: longest row in tokens, at least 2.
         num_embeddings: of the backbone, which has no use for a row with a token beyond them; None: not known.
+        prompt_prefix: put before the user's first message, as data.prompt_prefix says; None: nothing is.
     """
 
     def __init__(
@@ -155,9 +161,10 @@ class Encoder:
         template: ChatTemplate,
         max_length: int,
         num_embeddings: int | None = None,
+        prompt_prefix: str | None = None,
     ) -> None:
         self.tokenizer, self.template, self.max_length = tokenizer, template, max_length
-        self.num_embeddings = num_embeddings
+        self.num_embeddings, self.prompt_prefix = num_embeddings, prompt_prefix
 
     def encode(self, rows: Sequence[Row]) -> EncodedSource:
         """Tokenise, cut and label rows that are at hand; count those that leave nothing to learn.
@@ -201,6 +208,7 @@ class Encoder:
                 continue
             account.formats[row.format] += 1
             account.ignored.update(row.ignored)
+            account.unprefixed += self.prompt_prefix is not None and user_turn(row) is None
             if row.answer is not None:
                 account.ignored["answer"] += 1
             labels = found.is_label[: self.max_length].copy()
@@ -277,7 +285,7 @@ class Encoder:
         rendered = []
         for index, row in rows:
             try:
-                rendered.append((index, row, self.template.render(row)))
+                rendered.append((index, row, self.template.render(self._prefixed(row))))
             except DataError as error:
                 if self.template.source is None:
                     raise
@@ -293,6 +301,14 @@ class Encoder:
             account.endless += r.endless
             account.shortened += r.shortened
             yield index, TokenisedRow(row, np.asarray(ids, dtype=np.int32), labels, offsets, r.text)
+
+    def _prefixed(self, row: Row) -> Row:
+        """The row with the prefix before the user's first message."""
+        if self.prompt_prefix is None or (first := user_turn(row)) is None:
+            return row
+        prefix, turns = self.prompt_prefix.replace("{domain}", row.domain), list(row.messages or ())
+        turns[first] = turns[first] | {"content": prefix + turns[first]["content"]}
+        return replace(row, messages=tuple(turns))
 
     def _texts(self, rows: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, TokenisedRow]]:
         if not rows:

@@ -10,12 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import BUNDLED, DataConfig
+from lmoe.data.account import Account
+from lmoe.data.domains import check_chosen, check_several, check_some_left, dealt_anew, of_domains
 from lmoe.data.encode import EncodedSource
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.mixing import domain_shares, mixed, weight_shares
 from lmoe.data.pack import PackedRows, packing_supported
 from lmoe.data.reader import Reader
-from lmoe.data.report import PrepareReport, split_report, stream_report
+from lmoe.data.report import LeftOut, PrepareReport, split_report, stream_report
 from lmoe.data.rows.sources import Source, open_source, sources_of, val_source
 from lmoe.data.split import Split, first_of_each, split_in_three
 from lmoe.data.stream import RowStream
@@ -74,7 +76,22 @@ def prepare(
         both = sorted({*domains, *other.domains})
         train, val = train.with_domains([both.index(name) for name in domains]), _joined([other], both)
         domains = both
+    left_out = None
+    if config.domains is not None:
+        check_chosen(config.domains, domains)
+        all_train, all_val = train, val
+        train, used = of_domains(train, domains, config.domains)
+        val, _ = of_domains(val, domains, config.domains)
+        check_some_left(len(train), len(val), config)
+        others = sorted({*domains} - {*config.domains})
+        left_out = LeftOut(train=len(all_train) - len(train), val=len(all_val) - len(val), domains=others)
+        of_source, domains = of_source[used], sorted(config.domains)
+    _check_prefix(config, reader)
     val = _first(val, config)
+    shares = _shares(config, given, train, of_source)
+    if config.permute_domains:  # so that the rows are those of a run that does not
+        check_several(train, domains)
+        train, val = dealt_anew(train), dealt_anew(val)
     of_train = split_report(train, domains)
     report = PrepareReport(
         sources=reader.reports,
@@ -82,8 +99,10 @@ def prepare(
         val=split_report(val, domains),
         data_hashes=reader.hashes,
         leaked=int(torch.isin(val.digests, train.digests).sum()),
+        left_out=left_out,
+        permuted=config.permute_domains,
     )
-    if (shares := _shares(config, given, train, of_source)) is not None:
+    if shares is not None:
         groups, parts = shares
         train = train.subset(mixed(groups, parts, seed))
         report.mixed = split_report(train, domains)
@@ -94,6 +113,20 @@ def prepare(
         of_train.packed_sequences = len(packed)
         of_train.fill = int(train.lengths.sum()) / (len(packed) * config.max_length)
     return PreparedData(train=train if packed is None else packed, val=val, domains=domains, report=report)
+
+
+def _check_prefix(config: DataConfig, reader: Reader) -> None:
+    """Refuse a prefix that no row has a place for.
+
+    Raises:
+        DataError: no row has a message of the user.
+    """
+    read = Account.sum(report.account for report in reader.reports)
+    if config.prompt_prefix is not None and read.unprefixed == read.formats.total():
+        raise DataError(
+            "data.prompt_prefix has no effect: no row has a message of the user that it could stand before; leave it "
+            "out, or give conversations"
+        )
 
 
 def _first(val: EncodedRows, config: DataConfig) -> EncodedRows:
@@ -110,6 +143,13 @@ def _prepare_stream(
     opened = [open_source(source, cache, streaming=True) for source in sources]
     other = reader.read(val_from)
     domains = sorted({*(part.domain for found in opened for part in found.parts), *other.domains})
+    val, left_out = _joined([other], domains), None
+    if config.domains is not None:
+        check_chosen(config.domains, domains)
+        val, _ = of_domains(val, domains, config.domains)
+        check_some_left(None, len(val), config)
+        others = sorted({*domains} - {*config.domains})
+        left_out, domains = LeftOut(train=None, val=len(other.rows) - len(val), domains=others), sorted(config.domains)
     streamed = []
     for source, found in zip(sources, opened, strict=True):
         reader.hashes |= found.hashes
@@ -124,13 +164,15 @@ def _prepare_stream(
         packing=packing,
         on_bad_row=config.on_bad_row,
         say=warnings.warn,
+        only_these=config.domains is not None,
     )
-    val = _first(_joined([other], domains), config)
+    val = _first(val, config)
     report = PrepareReport(
         sources=[*streamed, *reader.reports],
         train=None,
         val=split_report(val, domains),
         data_hashes=reader.hashes,
+        left_out=left_out,
     )
     return PreparedData(train=stream, val=val, domains=domains, report=report)
 

@@ -69,11 +69,20 @@ class Reader:
 
     def encoder(self) -> Encoder:
         """Makes tokens of rows, of which those that the backbone has no embedding for cannot be used."""
-        return Encoder(self.tokenizer, self.template, self.config.max_length, self.num_embeddings)
+        return self._encoder(self.num_embeddings)
+
+    def _encoder(self, num_embeddings: int | None) -> Encoder:
+        config = self.config
+        return Encoder(self.tokenizer, self.template, config.max_length, num_embeddings, config.prompt_prefix)
 
     def key(self, source: Source, opened: Opened, num_embeddings: int | None = None) -> str:
         """Digest of all that the tokenised rows of a source depend on."""
-        how = {"domain": source.domain, "columns": dict(source.columns), "num_embeddings": num_embeddings}
+        how = {
+            "domain": source.domain,
+            "columns": dict(source.columns),
+            "num_embeddings": num_embeddings,
+            "prompt_prefix": self.config.prompt_prefix,
+        }
         return cache_key(
             opened.content,
             self.tokenizer,
@@ -101,8 +110,7 @@ class Reader:
             check(stored)
             found = stored
         else:
-            encoder = Encoder(self.tokenizer, self.template, self.config.max_length, num_embeddings)
-            found, kept = collect(self._chunks(encoder, opened), file, key, check)
+            found, kept = collect(self._chunks(self._encoder(num_embeddings), opened), file, key, check)
         report = SourceReport(
             path=source.path,
             key=key,

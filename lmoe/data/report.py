@@ -5,11 +5,13 @@ from dataclasses import dataclass
 import torch
 
 from lmoe.data.account import Account
+from lmoe.data.domains import names_of
 from lmoe.data.encoded import EncodedRows
 from lmoe.files.wording import shown
 
 NAMED = 10
 """Fields and files that a note names."""
+PERMUTED = "domains were dealt anew among the rows (data.permute_domains): what is said of a domain is of a false one"
 PERCENTILES = (("min", 0.0), ("50 %", 0.5), ("90 %", 0.9), ("99 %", 0.99), ("max", 1.0))
 
 
@@ -71,6 +73,27 @@ class SplitReport:
 
 
 @dataclass(slots=True, kw_only=True)
+class LeftOut:
+    """Rows of other domains than those of data.domains.
+
+    Args:
+        train, val: how many; train None: they are read, and left out, while training.
+        domains: theirs, as far as they are known.
+    """
+
+    train: int | None
+    val: int
+    domains: list[str]
+
+    def note(self) -> str:
+        """How many, in words."""
+        others = f" of other domains: {names_of(self.domains)}" if self.domains else ""
+        if self.train is None:
+            return f"data.domains leaves out {self.val:,} validation rows, and training rows as they are read{others}"
+        return f"data.domains leaves out {self.train:,} training and {self.val:,} validation rows{others}"
+
+
+@dataclass(slots=True, kw_only=True)
 class PrepareReport:
     """Everything `prepare` did.
 
@@ -81,6 +104,8 @@ class PrepareReport:
         leaked: validation rows whose tokens a training row has too.
         mixed: what an epoch of training holds where sources or domains are mixed; None: the training rows.
         not_packed: why rows are not packed though nothing was said against it; None: they are, or need not be.
+        left_out: rows of other domains than those of data.domains; None: rows of all domains are used.
+        permuted: whether domains were dealt anew.
     """
 
     sources: list[SourceReport]
@@ -90,6 +115,8 @@ class PrepareReport:
     leaked: int = 0
     mixed: SplitReport | None = None
     not_packed: str | None = None
+    left_out: LeftOut | None = None
+    permuted: bool = False
 
     def table(self) -> list[tuple[str, str, str]]:
         """Rows of (what, training, validation), plain text."""
@@ -149,11 +176,17 @@ class PrepareReport:
                     f"{source.path}: {_turns(account.shortened)} shortened by the chat template, which leaves out a "
                     "part of what the rows say"
                 )
+            if account.unprefixed:
+                notes.append(f"{source.path}: {unprefixed(account)}")
             if account.endless:
                 notes.append(
                     f"{source.path}: the end of {account.endless:,} of {_turns(account.turns)} is not learnt: the chat "
                     "template writes none, or leaves it out of {% generation %}; the model will not learn to stop"
                 )
+        if self.left_out is not None:
+            notes.append(self.left_out.note())
+        if self.permuted:
+            notes.append(PERMUTED)
         if self.train is not None and self.train.duplicates:
             notes.append(
                 f"{self.train.duplicates:,} of {self.train.rows:,} training rows repeat the tokens of another one"
@@ -178,6 +211,14 @@ class PrepareReport:
 
 def _turns(count: int) -> str:
     return f"{count:,} turn{'s' * (count != 1)} of the assistant"
+
+
+def unprefixed(account: Account) -> str:
+    """Says that some rows have no place for data.prompt_prefix."""
+    return (
+        f"{account.unprefixed:,} of {account.read:,} rows have no message of the user, so data.prompt_prefix is not "
+        "put before them"
+    )
 
 
 def stream_report(path: str, key: str, unread: list[str]) -> SourceReport:

@@ -22,6 +22,7 @@ from lmoe.data.account import Account
 from lmoe.data.encode import Encoder
 from lmoe.data.encoded import EncodedRow, EncodedRows
 from lmoe.data.pack import PackedRows
+from lmoe.data.report import unprefixed
 from lmoe.data.rows.row import Row
 from lmoe.data.rows.sources import Part
 from lmoe.errors import DataError, LmoeError
@@ -35,6 +36,8 @@ COLUMNS = {
     )
 }
 """Of a record on its way through `datasets`; as JSON, or the keys of one would be those of all."""
+OTHER_DOMAIN = "of domains that data.domains does not name"
+"""Why a row is left out."""
 Sample = EncodedRow | tuple[EncodedRow, ...]
 Samples = EncodedRows | PackedRows
 
@@ -80,6 +83,7 @@ class RowStream:
         packing: whether a sample is a packed sequence.
         on_bad_row: what a row does that cannot be used.
         say: told how many rows of a pass were left out.
+        only_these: rows of other domains are left out; else they are refused.
     """
 
     def __init__(
@@ -94,7 +98,9 @@ class RowStream:
         packing: bool,
         on_bad_row: OnBadRow,
         say: Callable[[str], None],
+        only_these: bool = False,
     ) -> None:
+        self.only_these = only_these
         self.parts, self.shares, self.encoder = parts, shares, encoder
         self.domains = {name: number for number, name in enumerate(domains)}
         self.buffer, self.seed, self.packing, self.on_bad_row, self.say = buffer, seed, packing, on_bad_row, say
@@ -170,6 +176,12 @@ class RowStream:
 
     def _encoded(self, rows: Sequence[Row | LmoeError], account: Account, epoch: int, number: int) -> Samples:
         kept: list[EncodedRow] = []
+        if self.only_these:
+            used = [row for row in rows if isinstance(row, LmoeError) or row.domain in self.domains]
+            if others := len(rows) - len(used):
+                account.read += others
+                account.dropped[OTHER_DOMAIN] += others
+            rows = used
         for chunk in self.encoder.chunks(((row, 0) for row in rows), place=0):
             account.add(chunk.account)
             if self.on_bad_row is OnBadRow.error:
@@ -196,6 +208,8 @@ class RowStream:
         return int(np.random.SeedSequence((self.seed, epoch, number)).generate_state(1, np.uint64)[0] >> 1)
 
     def _tell(self, account: Account, epoch: int) -> None:
+        if account.unprefixed:
+            self.say(f"data: pass {epoch + 1}: {unprefixed(account)}")
         left_out = account.bad + sum(account.dropped.values())
         if left_out:
             reasons = [f"{count:,} {reason}" for reason, count in sorted(account.dropped.items())]

@@ -10,6 +10,7 @@ import xxhash
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
+from lmoe.data.domains import dealt_anew, names_of, of_domains
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import read_all, split_off
 from lmoe.data.reader import Reader
@@ -28,16 +29,22 @@ class EvaluationRows:
         domains: names, rows.domains points into it.
         reports: what was read, dropped and cut, of each source.
         data_hashes: SHA-256 of each file (of the rows, for a data set) by path, in the order in which they were read.
+        permuted: whether domains were dealt anew, as in the run.
     """
 
     rows: EncodedRows
     domains: list[str]
     reports: list[SourceReport]
     data_hashes: dict[str, str]
+    permuted: bool = False
 
     def first_of_each_domain(self, count: int) -> EvaluationRows:
         """The first `count` rows of each domain; 0: all of them."""
         return replace(self, rows=self.rows.subset(first_of_each(self.rows.domains.tolist(), count)))
+
+    def dealt_as(self, config: DataConfig) -> EvaluationRows:
+        """The same rows, their domains dealt anew where a run has data.permute_domains."""
+        return replace(self, rows=dealt_anew(self.rows), permuted=True) if config.permute_domains else self
 
     def row_ids(self) -> list[str]:
         """Return a name of each row, of 16 hexadecimal digits: the same for the same row of the same files, wherever
@@ -81,7 +88,13 @@ def prepare_judging(
 
 
 def prepare_evaluation(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int, bundled: Path, named: tuple[str, str]
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    bundled: Path,
+    named: tuple[str, str],
+    limit: int = 0,
 ) -> EvaluationRows:
     """The validation rows of a config; its training rows are read only where the others are split off from them.
 
@@ -89,6 +102,7 @@ def prepare_evaluation(
         seed: of the split.
         bundled: folder with train/ and val/, what path "bundled" means.
         named: what the user calls the rows and the length, for messages.
+        limit: rows of each domain, the first ones of those of the config; 0: all.
 
     Raises:
         DataError: rows that cannot be read or masked, or none of them usable.
@@ -102,5 +116,22 @@ def prepare_evaluation(
     else:
         source = reader.read(replace(val_from, key=named[0]))
         rows, domains = source.rows, source.domains
-    found = EvaluationRows(rows=rows, domains=domains, reports=reader.reports, data_hashes=reader.hashes)
-    return found.first_of_each_domain(config.val_rows_per_domain)
+    if config.domains is not None:
+        there = [domains[d] for d in rows.domains.unique().tolist()]
+        rows, _ = of_domains(rows, domains, config.domains)
+        domains = [name for name in domains if name in config.domains]
+        if not len(rows):
+            raise DataError(f"no row is of the run's data.domains, {names_of(config.domains)}, but {names_of(there)}")
+    if config.val_rows_per_domain:
+        rows = rows.subset(first_of_each(rows.domains.tolist(), config.val_rows_per_domain))
+    if config.permute_domains:
+        rows = dealt_anew(rows)
+    if limit:
+        rows = rows.subset(first_of_each(rows.domains.tolist(), limit))
+    return EvaluationRows(
+        rows=rows,
+        domains=domains,
+        reports=reader.reports,
+        data_hashes=reader.hashes,
+        permuted=config.permute_domains,
+    )

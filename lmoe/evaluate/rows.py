@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from lmoe.config.data import BUNDLED, JUDGE
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.config.moe import MoeConfig
+from lmoe.data.report import PERMUTED, unprefixed
 from lmoe.errors import DataError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation, prepare_judging
 from lmoe.evaluate.run_data import run_data
@@ -41,7 +42,7 @@ def evaluation_rows(
     if settings.data == JUDGE:
         named = "the judging rows" + ("" if run is None else f" of {run}")
         rows = prepare_judging(config, tokenizer, seed=seed, bundled=bundled, length_name="`max_length`")
-        return with_experts(rows.first_of_each_domain(settings.limit), moe, named), named
+        return with_experts(rows.first_of_each_domain(settings.limit).dealt_as(own), moe, named), named
     if settings.data is not None:
         columns = {} if settings.data == BUNDLED else config.columns
         config = replace(
@@ -50,15 +51,22 @@ def evaluation_rows(
             sources={},
             columns=columns,
             val_path=settings.data,
-            val_rows_per_domain=settings.limit,
+            domains=None,
+            permute_domains=False,
+            val_rows_per_domain=0,
         )
         named = "the bundled rows" if settings.data == BUNDLED else settings.data
     else:
-        few = [count for count in (settings.limit, own.val_rows_per_domain) if count]
-        config = replace(config, val_rows_per_domain=min(few, default=0))
         named = "the bundled rows" if run is None else f"the validation rows of {run}"
     try:
-        rows = prepare_evaluation(config, tokenizer, seed=seed, bundled=bundled, named=("`data`", "`max_length`"))
+        rows = prepare_evaluation(
+            config,
+            tokenizer,
+            seed=seed,
+            bundled=bundled,
+            named=("`data`", "`max_length`"),
+            limit=settings.limit,
+        )
     except DataError as error:
         if settings.data is not None or run is None:
             raise
@@ -86,7 +94,7 @@ def with_experts(rows: EvaluationRows, moe: MoeConfig, named: str) -> Evaluation
 
 def row_notes(rows: EvaluationRows, max_length: int) -> list[str]:
     """Rows that were dropped or cut, one line a source and reason."""
-    notes = []
+    notes = [f"data: {PERMUTED}"] if rows.permuted else []
     for source in rows.reports:
         account = source.account
         notes += [
@@ -94,6 +102,8 @@ def row_notes(rows: EvaluationRows, max_length: int) -> list[str]:
         ]
         if account.bad:
             notes.append(f"data: {account.bad} of {account.read} rows cannot be used, such as {account.first_bad[0]}")
+        if account.unprefixed:
+            notes.append(f"data: {unprefixed(account)}")
         if account.truncated:
             notes.append(f"data: {account.truncated} of {account.read} rows cut at {max_length} tokens")
     return notes

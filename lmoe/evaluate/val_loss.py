@@ -39,7 +39,7 @@ def validation_rows(
     """
     config, seed = run_data(run_folder(adapter_folder(checkpoint)))
     if path is not None:
-        config = DataConfig(path=path, val_path=path)
+        config = DataConfig(path=path, val_path=path, prompt_prefix=config.prompt_prefix)
     else:
         backbone = BackboneConfig(model_name=str(model.name_or_path), trust_remote_code=trust_remote_code)
         file, settings = run_template(None, config, tokenizer, backbone)

@@ -25,7 +25,7 @@ from lmoe.layers.context import RoutingContext
 from lmoe.layers.routers import PromptReader
 from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.rules.phases import BASE_ROLES
-from lmoe.rules.routers import ROUTERS, needs_domain, needs_prompt, trains_logits
+from lmoe.rules.routers import ROUTERS, needs_domain, needs_prompt, needs_prompt_ids, trains_logits
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.rules.validate import section_problems
 from lmoe.vocabulary import LoadBalanceType, Role
@@ -135,7 +135,7 @@ def inject(
     if needs_domain(moe):
         model.register_forward_pre_hook(context.forget_last_batch_info)
     if needs_prompt(moe):
-        PromptReader(context).attach(model)
+        PromptReader(context, str(moe.router), by_ids=needs_prompt_ids(moe)).attach(model)
     if needs_domain(moe) or needs_prompt(moe):
         ContextForCheckpoints(context).attach(model)
     record = Injected(

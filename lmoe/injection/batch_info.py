@@ -9,11 +9,11 @@ from torch import Tensor
 from lmoe.injection.record import Injected
 from lmoe.injection.tracing import expert_of
 from lmoe.layers.context import PromptRows
-from lmoe.rules.routers import needs_domain, needs_prompt
+from lmoe.rules.routers import needs_domain, needs_prompt, needs_prompt_ids
 
 
 def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str]) -> AbstractContextManager[None]:
-    """A context in which forwards know what their router needs of the batch: domains (oracle), prompts (sequence).
+    """A context in which forwards know what their router needs of the batch: domains, or prompts.
 
     Args:
         record: of the model.
@@ -25,8 +25,13 @@ def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str
     """
     return record.context.with_batch_info(
         expert_of_token=_experts(record, batch["domain_ids"], domains) if needs_domain(record.moe) else None,
-        rows=PromptRows(batch["prompt_mask"], batch["row_ids"]) if needs_prompt(record.moe) else None,
+        rows=_prompts(record, batch) if needs_prompt(record.moe) else None,
     )
+
+
+def _prompts(record: Injected, batch: dict[str, Tensor]) -> PromptRows:
+    rows = PromptRows(batch["prompt_mask"], batch["row_ids"])
+    return rows.with_hashes(batch["input_ids"]) if needs_prompt_ids(record.moe) else rows
 
 
 def _experts(record: Injected, domain_ids: Tensor, domains: Sequence[str]) -> Tensor:

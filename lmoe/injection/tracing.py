@@ -34,8 +34,8 @@ def trace(
         model: an injected model.
         attention_mask: (B, T) bool or 0/1; padding counts for no loss and no statistic.
         domains: B names, for moe.router=oracle.
-        prompt_mask: (B, T) bool or 0/1, for moe.router=sequence: the tokens that the decision is made from; None: those
-            that the attention mask keeps, up to the first label.
+        prompt_mask: (B, T) bool or 0/1, for a router that decides by the prompt: the tokens that the decision is made
+            from; None: those that the attention mask keeps, up to the first label.
 
     Raises:
         RoutingError: a domain that no expert has, another number of names than rows, or facts that the router of this

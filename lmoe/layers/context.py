@@ -6,13 +6,14 @@ Shapes: B sequences of T tokens, P rows packed into one sequence.
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from lmoe.layers.per_call import PerCall
 from lmoe.ops.gating import Gate
+from lmoe.ops.prompt_hash import prompt_hashes
 
 SiteDecisions = dict[str, tuple[Tensor, Gate]]
 """Logits and gate, (B, 1, E), by site."""
@@ -25,10 +26,13 @@ class PromptRows:
     Args:
         prompt: (B, P, T) bool: the prompt tokens of each row.
         row_ids: (B, T) int64 row of each token, from 0 to P - 1.
+        hashes: (B, P) int64 of the ids of each row's prompt tokens, see `prompt_hashes`; None: nobody asks for them, or
+            the ids are not known.
     """
 
     prompt: Tensor
     row_ids: Tensor
+    hashes: Tensor | None = None
 
     @classmethod
     def single(cls, prompt: Tensor) -> "PromptRows":
@@ -38,6 +42,14 @@ class PromptRows:
             prompt: (B, T) bool.
         """
         return cls(prompt.unsqueeze(1), torch.zeros(prompt.shape, dtype=torch.long, device=prompt.device))
+
+    def with_hashes(self, input_ids: Tensor) -> "PromptRows":
+        """The same with the hashes of the prompts.
+
+        Args:
+            input_ids: (B, T).
+        """
+        return replace(self, hashes=prompt_hashes(input_ids, self.prompt))
 
 
 @dataclass(slots=True, frozen=True)

@@ -93,6 +93,11 @@ class ForwardInputs:
         )
 
     @property
+    def ids(self) -> Tensor | None:
+        """(B, T) input_ids; None where the forward has embeddings in their place."""
+        return None if self.tokens is None or self.tokens.is_floating_point() else self.tokens
+
+    @property
     def cached_tokens(self) -> int:
         """How many tokens the KV cache holds before this forward."""
         return 0 if self.cache is None else int(self.cache.get_seq_length())

@@ -2,8 +2,10 @@
 
 from lmoe.config.data import BUNDLED, DataConfig, SourceConfig
 from lmoe.config.limits import MOST_CHARACTERS
+from lmoe.config.moe import MoeConfig
 from lmoe.config.problems import above_zero, at_least, without_effect
 from lmoe.files.places import expanded, is_file, is_local, missing_file
+from lmoe.rules.routers import Need, needs_domain, routers_that_need
 from lmoe.rules.template import template_problems
 
 FIELDS = (
@@ -25,6 +27,8 @@ def data_problems(data: DataConfig) -> list[str]:
         problems += at_least(data.num_proc, 1, "data.num_proc")
     if data.temperature is not None:
         problems += above_zero(data.temperature, "data.temperature")
+    if data.domains is not None and (not data.domains or len(set(data.domains)) < len(data.domains)):
+        problems.append(f"data.domains is {data.domains}, must be null or a list of different names")
     problems += _stream_problems(data)
     if data.sources:
         problems += source_problems(data)
@@ -46,6 +50,8 @@ def data_problems(data: DataConfig) -> list[str]:
     if data.split_seed is not None and not 0 <= data.split_seed < 2**32:
         problems.append(f"data.split_seed is {data.split_seed}, must be from 0 to {2**32 - 1}")
     problems += column_problems(data.columns, "data.columns")
+    if data.prompt_prefix == "":
+        problems.append('data.prompt_prefix is empty and has no effect; give a text such as "[{domain}] ", or null')
     problems += template_problems(data.template_kwargs, data.template_date)
     return problems + missing_file("data.chat_template", data.chat_template)
 
@@ -61,6 +67,17 @@ def _judge_problems(data: DataConfig) -> list[str]:
     return []
 
 
+def data_warnings(data: DataConfig, moe: MoeConfig) -> list[str]:
+    """What is allowed and perhaps not meant; call on a valid config."""
+    if not data.permute_domains or needs_domain(moe):
+        return []
+    router = "there is no router that chooses" if moe.router is None else f"moe.router={moe.router} does not choose"
+    return [
+        f"data.permute_domains=true: {router} by domain, so nothing changes but "
+        f"what is measured by domain; it is meant for moe={routers_that_need(Need.domain)}"
+    ]
+
+
 def _stream_problems(data: DataConfig) -> list[str]:
     """Problems of rows that are read while training."""
     if not data.streaming:
@@ -74,6 +91,11 @@ def _stream_problems(data: DataConfig) -> list[str]:
     if len(data.sources) > 1 and any(source.weight is None for source in data.sources.values()):
         problems.append(
             "data.streaming=true: how many rows a source has is not known, so each of data.sources needs a weight"
+        )
+    if data.permute_domains:
+        problems.append(
+            "data.permute_domains=true deals the domains among all rows, which a stream never has; set "
+            "data.streaming=false, or data.permute_domains=false"
         )
     for name, given in (
         ("data.temperature", data.temperature is not None),

@@ -67,6 +67,7 @@ class RouterDeclaration:
         experts_per_token: how many experts work on a token.
         why_no_top_k: why injection.top_k cannot act; "" where it acts.
         needs: what it must know of a token beside its hidden state.
+        prompt_ids: of the prompt it must know the ids of its tokens, not only which tokens they are.
         keys: keys of `moe` that act on it and on no router that does not name them too.
         required_keys: those of `keys` that have no neutral value and must be given.
         extra_weights: names of its (E, D) parameters beside `weight`, one row for each expert.
@@ -86,6 +87,7 @@ class RouterDeclaration:
     experts_per_token: ExpertsPerToken = ExpertsPerToken.top_k
     why_no_top_k: str = ""
     needs: Need | None = None
+    prompt_ids: bool = False
     keys: tuple[str, ...] = ()
     required_keys: tuple[str, ...] = ()
     extra_weights: tuple[str, ...] = ()
@@ -240,6 +242,23 @@ ROUTERS = {
         scales=(),
         balances=NO_BALANCE,
     ),
+    RouterKind.prompt_hash: RouterDeclaration(
+        implementation="lmoe.layers.routers.prompt_hash.PromptHashRouter",
+        description="the expert that a hash of the prompt's tokens gives",
+        row=TableRow(
+            chooses="the expert that a hash of its row's prompt gives, once for all its tokens",
+            use_for="is a choice by the prompt better than one by chance?",
+        ),
+        experts_per_token=ExpertsPerToken.one,
+        why_no_top_k="which chooses one expert",
+        needs=Need.prompt,
+        prompt_ids=True,
+        logits=False,
+        trains=False,
+        temperature=False,
+        scales=(),
+        balances=NO_BALANCE,
+    ),
 }
 
 
@@ -256,6 +275,11 @@ def needs_domain(moe: MoeConfig) -> bool:
 def needs_prompt(moe: MoeConfig) -> bool:
     """Whether the router goes by the prompt of a token's row."""
     return moe.router is not None and ROUTERS[moe.router].needs is Need.prompt
+
+
+def needs_prompt_ids(moe: MoeConfig) -> bool:
+    """Whether the router goes by the ids of the prompt's tokens."""
+    return moe.router is not None and ROUTERS[moe.router].prompt_ids
 
 
 def mixture_scale(moe: MoeConfig, injection: InjectionConfig) -> MixtureScale:

@@ -32,6 +32,7 @@ from lmoe.injection.roles import parameter_layers, parameter_roles
 from lmoe.objectives.objective import Objective, objective_of
 from lmoe.ops.linear_sizes import parameter_counts
 from lmoe.rules.callbacks import early_stopping_monitors
+from lmoe.rules.data import data_warnings
 from lmoe.rules.experts_from import named_adapters, without_source
 from lmoe.rules.phase_options import TRAIN_LOSS
 from lmoe.rules.phases import lora_B_std, phase_warnings, trained_base
@@ -169,7 +170,7 @@ def build_parts(
         prepared=prepared,
         datamodule=datamodule,
         module=module,
-        warnings=phase_warnings(config),  # those of the plan are printed with it
+        warnings=phase_warnings(config) + data_warnings(config.data, config.moe),  # the plan's are printed with it
         base_model=base_model,
     )
 

@@ -37,7 +37,10 @@ def judge(job: Job, place: Path) -> None:
     assert job.judging is not None
     if len(job.runs) == 1:
         subject, data = _opened(place / job.runs[0].folder, job.judging)
-        losses = row_losses(subject, with_experts(data, injected(subject.model).moe, "the judging rows"))
+        config, _ = run_data(place / job.runs[0].folder)
+        dealt = with_experts(data.dealt_as(config), injected(subject.model).moe, "the judging rows")
+        names = [data.domains[domain] for domain in data.rows.domains.tolist()]
+        losses = [replace(loss, domain=name) for loss, name in zip(row_losses(subject, dealt), names, strict=True)]
     else:
         losses = _judge_apart(job, place)
     write_row_losses(losses, place / ROWS_FILE)

@@ -49,8 +49,6 @@ class Judged:
 def read_judged(jobs: Mapping[str, Sequence[Job]], folder: Path, domains: Sequence[str] | None) -> Judged:
     """Read what the judging jobs of the arms have left.
 
-    A row belongs to the domain that the first arm has for it: another one may have dealt the domains anew.
-
     Args:
         jobs: by arm, those that are not done are passed over.
         folder: of the study.

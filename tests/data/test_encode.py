@@ -106,3 +106,33 @@ def test_a_row_with_a_token_beyond_the_embedding_is_refused_by_name_and_by_its_l
     found = prepare(config, tokenizer, **given, num_embeddings=size)
     assert (len(found.train), len(found.val)) == (1, 1) and "1 of 3 rows cannot be used" in found.report.notes()[0]
     assert len(prepare(config, tokenizer, **given, num_embeddings=size + 1).train) == 2
+
+
+# --- a text before prompts
+
+
+def prefixed(tokenizer: PreTrainedTokenizerFast, prefix: str | None, *rows: Row) -> EncodedSource:
+    return Encoder(tokenizer, ChatTemplate.of(tokenizer, None), 512, prompt_prefix=prefix).encode(rows)
+
+
+def test_a_prefix_gives_the_tokens_of_rows_that_have_it_written_before_the_first_message_of_the_user(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    system = {"role": "system", "content": "You answer."}
+    talk = chat("two plus two", "four", "six plus six", "twelve")
+    given = Row(messages=(system, *talk), muted=frozenset({4}), domain="math", where="f:1")
+    written = ({**talk[0], "content": "{math} {x} {} two plus two"}, *talk[1:])
+    expected = encode(tokenizer, Row(messages=(system, *written), muted=given.muted, domain="math", where="f:1"))
+    found = prefixed(tokenizer, "{{domain}} {x} {} ", given)
+    assert found.rows[0].input_ids.equal(expected.rows[0].input_ids)
+    assert found.rows[0].is_label.equal(expected.rows[0].is_label) and found.account == expected.account
+    assert given.messages is not None and given.messages[1]["content"] == "two plus two"
+
+
+def test_rows_without_a_message_of_the_user_have_no_prefix_and_are_counted(tokenizer: PreTrainedTokenizerFast) -> None:
+    alone = Row(messages=({"role": "assistant", "content": "four"},), domain="all", where="f:2")
+    rows = row(text="two"), alone, row("six", "four")
+    found, plain = prefixed(tokenizer, "a ", *rows), encode(tokenizer, *rows)
+    same = [a.input_ids.equal(b.input_ids) for a, b in zip(found.rows, plain.rows, strict=True)]
+    assert same == [True, True, False]
+    assert (found.account.unprefixed, plain.account.unprefixed) == (2, 0)

@@ -92,7 +92,19 @@ def change_vocabulary(config: DataConfig, tokenizer: PreTrainedTokenizerFast) ->
     tokenizer.add_tokens(["What"])
 
 
-KEY_PARTS = [change_rows, change_length, change_template, change_template_file, change_special_token, change_vocabulary]
+def change_prompt_prefix(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    config.prompt_prefix = "{domain}: "
+
+
+KEY_PARTS = [
+    change_prompt_prefix,
+    change_rows,
+    change_length,
+    change_template,
+    change_template_file,
+    change_special_token,
+    change_vocabulary,
+]
 
 
 @pytest.mark.parametrize("change", KEY_PARTS)
@@ -347,3 +359,132 @@ def test_a_long_list_of_ignored_fields_is_shortened(
     config.path = write_rows(*(pair(n) | {"": 1, "a" * 5000: 1} | {f"k{k}": 1 for k in range(30)} for n in range(3)))
     [note] = run(config, tokenizer).report.notes()
     assert 'fields that are ignored: "", aaa' in note and note.endswith(" and 22 more") and len(note) < 500
+
+
+# --- the rows of some domains
+
+
+@pytest.mark.parametrize("with_val", [False, True])
+def test_chosen_domains_alone_are_used_with_the_rows_and_the_cache_of_a_run_of_all(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any, with_val: bool
+) -> None:
+    if with_val:
+        config.val_path = write_rows(pair(1, "a"), pair(2, "math"), pair(3, "code"), name="val.jsonl")
+    everything = run(config, tokenizer)
+    config.domains = ["math"]
+    data = run(config, tokenizer)
+    assert (
+        all(hits(data)) and data.domains == ["math"] and data.report.train.rows_by_domain == {"math": len(data.train)}
+    )
+    for some, whole in ((data.train, everything.train), (data.val, everything.val)):
+        names = [everything.domains[d] for d in whole.domains.tolist()]
+        expected = [row.input_ids.tolist() for row, name in zip(whole, names, strict=True) if name == "math"]
+        assert [row.input_ids.tolist() for row in some] == expected and expected
+        assert set(some.domains.tolist()) == {0}
+    [note] = [note for note in data.report.notes() if "data.domains" in note]
+    gone = len(everything.train) - len(data.train), len(everything.val) - len(data.val)
+    others = "a, code" if with_val else "code"
+    assert note == (
+        f"data.domains leaves out {gone[0]} training and {gone[1]} validation rows of other domains: {others}"
+    )
+
+
+def test_the_order_in_which_domains_are_named_changes_nothing(
+    two: DataConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    plain = run(two, tokenizer)
+    assert plain.report.left_out is None
+    two.domains = plain.domains[::-1]
+    data = run(two, tokenizer)
+    assert data.domains == plain.domains and counts(data) == counts(plain)
+    assert data.train.domains.equal(plain.train.domains) and data.train.digests.equal(plain.train.digests)
+
+
+@pytest.mark.parametrize("mixing", [{"temperature": 2.0}, {"sources": "weighted"}])
+def test_mixtures_are_made_of_the_chosen_domains_alone(
+    two: DataConfig, tokenizer: PreTrainedTokenizerFast, mixing: dict[str, Any]
+) -> None:
+    two.domains = ["little"]
+    if "temperature" in mixing:
+        two.temperature = mixing["temperature"]
+    else:
+        two.sources["a"].weight = two.sources["b"].weight = 1.0
+    data = run(two, tokenizer)
+    assert data.report.mixed is not None and data.report.mixed.rows_by_domain == {"little": 8}
+
+
+def test_a_choice_of_domains_that_leaves_nothing_says_what_there_is(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    config.domains = ["math", "law"]
+    with pytest.raises(
+        DataError, match=r"data\.domains names law, of which there is no row; the rows are of code, math"
+    ):
+        run(config, tokenizer)
+    config.val_path = write_rows(pair(1, "law"), name="val.jsonl")
+    config.domains = ["law"]
+    with pytest.raises(DataError, match=r"data\.domains=law: all rows of these domains are validation rows"):
+        run(config, tokenizer)
+    config.domains = ["math"]
+    with pytest.raises(DataError, match=r"no validation row is of these domains; add some to data\.val_path"):
+        run(config, tokenizer)
+    config.path, config.val_path = write_rows(*(pair(n) for n in range(9)), pair(1, "math"), name="few.jsonl"), None
+    with pytest.raises(DataError, match=r"no validation row is of these domains; raise data\.val_fraction, or set"):
+        run(config, tokenizer)
+
+
+# --- domains that say nothing
+
+
+def test_domains_are_dealt_anew_among_the_same_rows_of_each_split(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    config.temperature = 2.0
+    plain = run(config, tokenizer)
+    assert not any("permute" in note for note in plain.report.notes())
+    config.permute_domains = True
+    data, again = run(config, tokenizer), run(config, tokenizer)
+    for new, old, repeated in ((data.train, plain.train, again.train), (data.val, plain.val, again.val)):
+        assert new.digests.equal(old.digests) and hits(data) == [True]
+        assert new.domains.bincount().equal(old.domains.bincount()) and not new.domains.equal(old.domains)
+        assert new.domains.equal(repeated.domains)
+    assert data.domains == plain.domains
+    [note] = [note for note in data.report.notes() if "permute" in note]
+    assert "domains were dealt anew among the rows (data.permute_domains)" in note
+
+
+def test_a_row_that_comes_again_in_a_mixture_has_one_false_domain(
+    two: DataConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    two.sources["a"].weight, two.sources["b"].weight, two.permute_domains = 1.0, 3.0, True
+    train = run(two, tokenizer).train
+    pairs = {*zip(train.digests.tolist(), train.domains.tolist(), strict=True)}
+    assert len(pairs) == len(train.digests.unique()) < len(train)
+
+
+def test_one_domain_cannot_be_dealt_anew(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    config.permute_domains, config.domains = True, ["math"]
+    with pytest.raises(DataError, match=r"data\.permute_domains=true: all training rows are of the domain math, so"):
+        run(config, tokenizer)
+
+
+# --- a text before prompts
+
+
+def test_a_prefix_no_row_has_a_place_for_is_refused_and_rows_without_one_are_counted(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    config.prompt_prefix = "[{domain}] "
+    data = run(config, tokenizer)
+    assert all(f"user\n[{data.domains[row.domain]}] What is" in tokenizer.decode(row.input_ids) for row in data.train)
+    assert not any("prompt_prefix" in note for note in data.report.notes())
+    config.path = write_rows(pair(1), {"text": "four"}, pair(2), name="mixed.jsonl")
+    for _ in range(2):  # also from the cache
+        data = run(config, tokenizer)
+        [note] = [note for note in data.report.notes() if "prompt_prefix" in note]
+        assert "1 of 3 rows have no message of the user, so data.prompt_prefix is not put before them" in note
+    config.path = write_rows({"text": "four"}, {"text": "five"}, name="texts.jsonl")
+    with pytest.raises(DataError, match=r"data\.prompt_prefix has no effect: no row has a message of the user"):
+        run(config, tokenizer)
+    config.prompt_prefix = None
+    assert not any("prompt_prefix" in note for note in run(config, tokenizer).report.notes())

@@ -208,3 +208,37 @@ def test_the_largest_batch_holds_the_longest_samples_of_a_block(
     longest = data(config, tokenizer).largest_batch()["valid_mask"].sum(1)
     every = torch.cat([batch["valid_mask"].sum(1) for batch in list(loader(config, tokenizer))[:8]])
     assert longest.tolist() == every.sort(descending=True).values[:2].tolist()
+
+
+def test_rows_of_domains_that_are_not_chosen_are_left_out_of_a_stream_and_counted(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    write_rows(*records(5, "unknown", "w"), name="train/w.jsonl")
+    config.domains, config.batch_size = ["b"], 1
+    stream = loader(config, tokenizer, max_steps=6)
+    with pytest.warns(
+        UserWarning, match="pass 1 left out 38 of 55 rows: 38 of domains that data.domains does not name"
+    ):
+        batches = list(stream)
+    rows = rows_of(batches)
+    assert all("What is y " in tokenizer.decode(row) for row in rows) and len(set(rows)) == 17
+    assert all(not batch["domain_ids"].any() for batch in batches)
+    prepared = data(config, tokenizer).prepared
+    assert prepared.domains == ["b"] and len(prepared.val) == 3
+    [note] = prepared.report.notes()
+    assert "leaves out 3 validation rows, and training rows as they are read of other domains: a" in note
+    config.domains = ["law"]
+    with pytest.raises(DataError, match=r"data\.domains names law, of which there is no row; the rows are of a, b"):
+        data(config, tokenizer)
+
+
+def test_a_stream_puts_the_prefix_before_prompts_and_says_which_rows_have_no_place_for_it(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    write_rows({"text": "six", "domain": "a"}, name="train/w.jsonl")
+    config.prompt_prefix, config.batch_size = "{domain}: ", 5
+    with pytest.warns(UserWarning, match="pass 1: 1 of 51 rows have no message of the user, so data.prompt_prefix is"):
+        rows = [tokenizer.decode(row) for row in rows_of(list(loader(config, tokenizer, max_steps=4)))]
+    assert all(f"{'b' if ' y ' in text else 'a'}: What is" in text for text in rows if "What" in text)
+    val = data(config, tokenizer).prepared.val
+    assert [f"{'ab'[row.domain]}: What is" in tokenizer.decode(row.input_ids) for row in val] == [True] * 6

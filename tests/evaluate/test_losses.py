@@ -13,8 +13,9 @@ from lmoe.config.evaluate import EvaluateSettings
 from lmoe.errors import CheckpointError, ConfigError, DataError
 from lmoe.evaluate.evaluate import evaluate
 from lmoe.evaluate.losses import ALL_TOKENS, MEAN, domain_losses, perplexity
-from lmoe.evaluate.rows import evaluation_rows
+from lmoe.evaluate.rows import evaluation_rows, row_notes
 from lmoe.evaluate.subject import Subject, longest
+from lmoe.evaluate.val_loss import validation_rows
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain
 from lmoe.pretrain.bpe import TURN_END
@@ -126,6 +127,69 @@ def test_a_run_that_split_its_rows_is_measured_on_the_share_it_kept(micro, own_r
     )
     assert [row.input_ids.tolist() for row in found.rows] == [row.input_ids.tolist() for row in parts.prepared.val]
     assert found.rows.domains.tolist() == parts.prepared.val.domains.tolist()
+
+
+@pytest.mark.parametrize("val", ["val_path", "held out"])
+def test_a_run_on_some_domains_is_measured_on_its_own_rows_of_them_and_on_all_other_rows(micro, own_run, subject, val):
+    file, here = own_run / "config.yaml", f"val_path: {micro.val}"
+    text = file.read_text("utf-8")
+    assert here in text and "domains: null" in text
+    wanted = ["data.domains=[code,math]", *(["data.val_path=null"] if val == "held out" else [])]
+    text = text.replace(here, "val_path: null") if val == "held out" else text
+    before, _, behind = text.partition("\ndata:")
+    file.write_text(f"{before}\ndata:{behind.replace('domains: null', 'domains: [code, math]', 1)}")
+    moe = injected(subject.model).moe
+
+    def rows(**settings):
+        settings = EvaluateSettings(checkpoint=str(own_run), **settings)
+        return evaluation_rows(settings, own_run, subject.tokenizer, moe, max_length=48)[0]
+
+    found, expected = rows(), micro.parts(*wanted).prepared.val
+    assert [row.input_ids.tolist() for row in found.rows] == [row.input_ids.tolist() for row in expected]
+    assert found.domains == ["code", "math"] and found.rows.domains.tolist() == expected.domains.tolist()
+    assert rows(data=str(micro.val)).domains == sorted(DOMAINS) != found.domains
+    own = validation_rows(None, own_run, subject.model, subject.tokenizer)
+    assert own.rows.digests.equal(found.rows.digests) and own.domains == found.domains
+    assert validation_rows(str(micro.val), own_run, subject.model, subject.tokenizer).domains == sorted(DOMAINS)
+
+
+def test_a_run_with_a_prefix_is_measured_with_it_on_whatever_rows(micro, own_run, subject):
+    file = own_run / "config.yaml"
+    text = file.read_text("utf-8")
+    assert text.count("prompt_prefix: null") == 1
+    file.write_text(text.replace("prompt_prefix: null", "prompt_prefix: '[{domain}] '"))
+    expected = micro.parts("data.prompt_prefix='[{domain}] '").prepared.val.digests
+    moe = injected(subject.model).moe
+    for path in (None, str(micro.val)):
+        settings = EvaluateSettings(checkpoint=str(own_run), data=path)
+        found, _ = evaluation_rows(settings, own_run, subject.tokenizer, moe, max_length=48)
+        assert found.rows.digests.equal(expected)
+        assert validation_rows(path, own_run, subject.model, subject.tokenizer).rows.digests.equal(expected)
+    assert not micro.parts().prepared.val.digests.equal(expected)
+
+
+def test_a_run_on_false_domains_is_measured_on_those_that_it_had_whatever_the_limit(micro, own_run, subject):
+    file, few = own_run / "config.yaml", "data.val_rows_per_domain=3"
+    text = file.read_text("utf-8")
+    for old, new in (("permute_domains: false", "permute_domains: true"), ("per_domain: 0", "per_domain: 3")):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    file.write_text(text)
+    moe = injected(subject.model).moe
+
+    def rows(**settings):
+        settings = EvaluateSettings(checkpoint=str(own_run), **settings)
+        return evaluation_rows(settings, own_run, subject.tokenizer, moe, max_length=48)[0]
+
+    def pairs(rows):
+        return [*zip(rows.digests.tolist(), rows.domains.tolist(), strict=True)]
+
+    found, true = micro.parts(few, "data.permute_domains=true").prepared.val, micro.parts(few).prepared.val
+    assert pairs(rows().rows) == pairs(found) != pairs(true)
+    assert {*pairs(rows(limit=1).rows)} < {*pairs(found)} and rows(limit=1).rows.domains.bincount().tolist() == [1] * 3
+    assert pairs(rows(data=str(micro.val), limit=3).rows) == pairs(true)
+    assert any("permute_domains" in note for note in row_notes(rows(), 48))
+    assert not row_notes(rows(data=str(micro.val)), 48)
 
 
 def test_a_run_whose_rows_are_gone_says_how_to_name_others(own_run, micro):

@@ -29,7 +29,7 @@ from tests.tiny_models import tiny_model, tokens
 VOCAB = 300
 TEXTS = {"code": ["a = b", "c = d + a"], "chat": ["hello to you", "you say hello"], "sql": ["select a", "from b"]}
 BLENDS = ["fixed", "by_row", "arrow", "encoder"]
-BY_PROMPT = ("sequence", "sequence block", "encoder")
+BY_PROMPT = ("sequence", "sequence block", "prompt_hash", "encoder")
 NAMES = [*ROUTERS, "sequence block", "top_k block", *BLENDS]
 LENGTH, NEW = 7, 6
 

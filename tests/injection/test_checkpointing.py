@@ -59,7 +59,7 @@ def gradients_as_in_training(model: PreTrainedModel) -> dict[str, Tensor]:
     prompt = torch.zeros(1, 2, 8, dtype=torch.bool)
     prompt[0, 0, :2], prompt[0, 1, 4:6] = True, True
     rows = torch.tensor([[0] * 4 + [1] * 4])
-    batch = {"domain_ids": rows, "prompt_mask": prompt, "row_ids": rows}
+    batch = {"input_ids": ids, "domain_ids": rows, "prompt_mask": prompt, "row_ids": rows}
     torch.manual_seed(5)
     with batch_info(record, batch, DOMAINS), record.trace.recording(torch.ones_like(ids)):
         loss = model(input_ids=ids, labels=ids).loss + record.trace.auxiliary_loss()
@@ -68,7 +68,7 @@ def gradients_as_in_training(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("router", ["oracle", "sequence", "top_k"])
+@pytest.mark.parametrize("router", ["oracle", "sequence", "prompt_hash", "top_k"])
 def test_the_facts_of_a_batch_are_still_known_when_its_forward_runs_again(router):
     expected = gradients_as_in_training(randomly(tiny_injected(router)))
     model = randomly(tiny_injected(router))
@@ -100,7 +100,10 @@ def two_losses(model: PreTrainedModel) -> list[Tensor]:
 @pytest.mark.parametrize(
     "enable", [recompute_activations, partial(checkpointed, use_reentrant=False)], ids=["own", "user"]
 )
-@pytest.mark.parametrize(("router", "scope"), [("oracle", "linear"), ("sequence", "linear"), ("sequence", "block")])
+@pytest.mark.parametrize(
+    ("router", "scope"),
+    [("oracle", "linear"), ("sequence", "linear"), ("sequence", "block"), ("prompt_hash", "linear")],
+)
 def test_two_forwards_before_one_backward_pass_have_the_gradients_of_each(router, scope, enable):
     plain, model = (tiny_injected(router, moe={"router_scope": scope}).train() for _ in range(2))
     for loss in two_losses(plain):

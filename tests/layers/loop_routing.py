@@ -49,7 +49,8 @@ def info_for_router(router: Router, x: Tensor, valid: Tensor, *, seed: int = 0) 
     if needs is Need.prompt:
         prompt = (torch.rand(x.shape[:2], generator=generator) < 0.6) & valid
         prompt[:, :1] = True  # without a prompt all logits are 0, and the choice is a tie
-        return {"rows": PromptRows.single(prompt)}
+        ids = torch.randint(100, prompt.shape, generator=generator)
+        return {"rows": PromptRows.single(prompt).with_hashes(ids)}
     if needs is Need.domain:
         return {"expert_of_token": torch.randint(router.settings.num_experts, x.shape[:-1], generator=generator)}
     return {}
@@ -75,6 +76,8 @@ def loop_choices(
         z, bias = dumb_layer.logits(looked_at, router.weight), router.selection_bias
     given = {"k": made.top_k, "p": made.top_p, "temperature": made.temperature, "scale": made.scale, "bias": bias}
     wanted = facts["expert_of_token"].flatten().tolist() if "expert_of_token" in facts else [None] * len(looked_at)
+    if made.declared.prompt_ids:
+        wanted = [hashed % made.experts for (hashed,) in facts["rows"].hashes.tolist() for _ in range(x.shape[1])]
     rows = x.new_zeros(len(looked_at), made.experts) if z is None else z
     return z, [
         dumb_gates.choose(made.router, row, **given, expert=expert) for row, expert in zip(rows, wanted, strict=True)

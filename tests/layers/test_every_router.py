@@ -184,7 +184,7 @@ def test_padding_changes_nothing_at_valid_tokens_nor_in_losses(router, balance):
     for tokens, keep, ids in ((x, valid, experts), (padded, mask, more)):
         leaf = tokens.clone().requires_grad_()
         with (
-            context.with_batch_info(rows=PromptRows.single(keep), expert_of_token=ids),
+            context.with_batch_info(rows=PromptRows.single(keep).with_hashes(ids), expert_of_token=ids),
             router_of(site).trace.recording(keep) as trace,
         ):
             y = site(leaf)

@@ -145,6 +145,7 @@ REFERENCES: dict[str, Callable[..., Choice]] = {
     "uniform": uniform,
     "random": top_k,
     "oracle": oracle,
+    "prompt_hash": oracle,
 }
 """What each router makes of one token's logits."""
 

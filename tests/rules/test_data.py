@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 
 from lmoe.config.data import DataConfig, SourceConfig
+from lmoe.config.moe import MoeConfig
 from lmoe.data.rows.contract import FORMATS
-from lmoe.rules.data import FIELDS, data_problems
+from lmoe.rules.data import FIELDS, data_problems, data_warnings
+from lmoe.vocabulary import RouterKind
 
 
 def sources(**given: SourceConfig) -> DataConfig:
@@ -49,6 +51,13 @@ WRONG = [
     (DataConfig(path="x", val_path="y", val_fraction=0.1), "data.val_fraction has no effect where validation rows are"),
     (DataConfig(columns={"text": "t"}), "data.columns has no effect on these rows; leave it out"),
     (DataConfig(sources={"a": one()}, columns={"text": "t"}), "data.sources.<name>.columns names those of a source"),
+    (DataConfig(domains=[]), "data.domains is [], must be null or a list of different names"),
+    (
+        DataConfig(path="x", val_path="y", streaming=True, permute_domains=True),
+        "data.permute_domains=true deals the domains among all rows, which a stream never has; set data.streaming=",
+    ),
+    (DataConfig(prompt_prefix=""), "data.prompt_prefix is empty and has no effect"),
+    (DataConfig(domains=["a", "a"]), "data.domains is ['a', 'a'], must be null or a list of different names"),
     (DataConfig(path="x", columns={"promt": "q"}), "data.columns.promt: no row has such a key; allowed: messages, "),
     (DataConfig(path="x", columns={"prompt": "q", "response": "q"}), "data.columns takes 'q' twice"),
     (DataConfig(path="x.jsonl", sources={"a": one()}), "data.path=x.jsonl and data.sources are both set; give one"),
@@ -80,6 +89,16 @@ WRONG = [
 def test_a_problem_is_named_by_its_key(config: DataConfig, message: str) -> None:
     problems = data_problems(config)
     assert len(problems) == 1 and message in problems[0]
+
+
+def test_false_domains_are_warned_of_where_no_router_goes_by_domain() -> None:
+    permuted = DataConfig(permute_domains=True)
+    assert "there is no router that chooses by domain" in data_warnings(permuted, MoeConfig(router=None))[0]
+    [warning] = data_warnings(permuted, MoeConfig(router=RouterKind.top_k))
+    assert "moe.router=top_k does not choose by domain" in warning and "it is meant for moe=oracle" in warning
+    assert (
+        data_warnings(permuted, MoeConfig(router=RouterKind.oracle)) == data_warnings(DataConfig(), MoeConfig()) == []
+    )
 
 
 def test_a_split_of_a_file_has_no_effect(tmp_path: Path) -> None:

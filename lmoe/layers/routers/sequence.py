@@ -3,6 +3,7 @@
 Shapes: B sequences of T tokens, P rows packed into one sequence, D hidden, E experts.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -12,24 +13,36 @@ from torch import Tensor, nn
 from lmoe.errors import RoutingError
 from lmoe.layers.context import PromptDecisions, PromptRows, RoutingContext, RunningForward
 from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, keep_with
+from lmoe.layers.routers.base import Router
 from lmoe.layers.routers.token import TopKRouter
 from lmoe.layers.trace import Routing
 from lmoe.ops.gating import Gate
 from lmoe.ops.labels import IGNORE
 
 
-class SequenceRouter(TopKRouter):
-    """top_k of the mean hidden state of a row's prompt tokens, the same for all tokens of the row.
+class PromptRouter(Router):
+    """One decision for each row's prompt, the same for all tokens of the row.
 
     The prompt is all that comes before the first label, in `generate` its input, and else what fills the KV cache. The
     decision travels with that cache: later forwards with it, or with a copy, keep it. Prompt tokens see later prompt
     tokens through it, answers see nothing that a user would not have at that time.
     """
 
+    name: str
+    """Of the router in a config."""
+
+    @abstractmethod
+    def decide(self, x: Tensor, rows: PromptRows) -> tuple[Tensor, Gate]:
+        """Logits (B, P, E) and gate of the prompts.
+
+        Args:
+            x: (B, T, D) hidden states.
+        """
+
     def route(self, x: Tensor, router_logits: Tensor | None) -> Routing:
         if x.dim() != 3:
             raise RoutingError(
-                f"moe.router=sequence needs (B, T, D) hidden states at {self.site}, got {tuple(x.shape)}"
+                f"moe.router={self.name} needs (B, T, D) hidden states at {self.site}, got {tuple(x.shape)}"
             )
         forward = self.context.current_forward(training=self.training)
         if forward is not None and forward.cached is not None:
@@ -39,25 +52,22 @@ class SequenceRouter(TopKRouter):
             rows = self.context.rows(training=self.training)
             if rows is None or rows.row_ids.shape != x.shape[:2]:
                 raise RoutingError(
-                    f"moe.router=sequence does not know the prompts of the {tuple(x.shape[:2])} tokens at {self.site}; "
-                    "call the whole model, or wrap its parts in `with lmoe.trace(model, attention_mask=…)`"
+                    f"moe.router={self.name} does not know the prompts of the {tuple(x.shape[:2])} tokens at "
+                    f"{self.site}; call the whole model, or wrap its parts in `with lmoe.trace(model, "
+                    "attention_mask=…)`"
                 )
-            logits = self.logits(_pooled(x, rows.prompt))
-            gate = self.gate(self.perturbed(logits, x))
+            logits, gate = self.decide(x, rows)
             row_ids = rows.row_ids
             if forward is not None and not self.training and rows.prompt.shape[1] == 1:
                 forward.new.sites[self.site] = (logits.detach(), _map(gate, Tensor.detach))
         spread = row_ids.unsqueeze(-1)
         return Routing.of(_of_row(logits, spread), _map(gate, lambda values: _of_row(values, spread)))
 
-    def reads_every_token(self) -> bool:
-        return False
-
     def _cached_decision(self, cached: PromptDecisions, batch: int) -> tuple[Tensor, Gate]:
         decided = cached.sites.get(self.site)
         if decided is None or decided[0].shape[0] != batch or not self._is_of_this_model(cached):
             raise RoutingError(
-                f"moe.router=sequence has no decision for these {batch} sequences at {self.site}: the KV cache must "
+                f"moe.router={self.name} has no decision for these {batch} sequences at {self.site}: the KV cache must "
                 "have been filled by a forward of the same sequences through this model, with the same experts"
             )
         return decided
@@ -67,15 +77,30 @@ class SequenceRouter(TopKRouter):
         return cached.masked == self.context.masked and cached.model_id == self.context.model_id
 
 
+class SequenceRouter(PromptRouter, TopKRouter):
+    """top_k of the mean hidden state of a row's prompt tokens."""
+
+    name = "sequence"
+
+    def decide(self, x: Tensor, rows: PromptRows) -> tuple[Tensor, Gate]:
+        logits = self.logits(_pooled(x, rows.prompt))
+        return logits, self.gate(self.perturbed(logits, x))
+
+    def reads_every_token(self) -> bool:
+        return False
+
+
 class PromptReader:
     """Reads from a model's inputs, before each forward, which tokens are the prompt, or what was decided for it.
 
     Args:
         context: the model's, which it writes to.
+        router: the name of its routers, for messages.
+        by_ids: whether they decide by the ids of the prompt's tokens.
     """
 
-    def __init__(self, context: RoutingContext) -> None:
-        self.context = context
+    def __init__(self, context: RoutingContext, router: str, *, by_ids: bool) -> None:
+        self.context, self.router, self.by_ids = context, router, by_ids
 
     def attach(self, model: nn.Module) -> None:
         """Read before each forward of the whole model, and leave the decision with its KV cache after it."""
@@ -102,13 +127,16 @@ class PromptReader:
         if rows is None and inputs.tokens is not None:
             if inputs.flattened:
                 raise RoutingError(
-                    "moe.router=sequence does not know the prompts of rows that lie one behind the other (continuous "
-                    "batching, padding-free batches): call the model, or generate, with one row a sequence"
+                    f"moe.router={self.router} does not know the prompts of rows that lie one behind the other "
+                    "(continuous batching, padding-free batches): call the model, or generate, with one row a sequence"
                 )
             prompt = inputs.prompt(context.prompt.get())
             if inputs.labels is not None:
                 prompt = prompt & before_labels(inputs.labels)
             rows = PromptRows.single(prompt)
+        ids = inputs.ids if self.by_ids else None
+        if ids is not None and rows is not None and rows.hashes is None and rows.row_ids.shape == ids.shape:
+            rows = rows.with_hashes(ids)
         context.begin_forward(RunningForward(rows, None, new), training=model.training)
 
     def end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
