@@ -9,7 +9,7 @@ Where a pass stands in its files, and which source is next where several are mix
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -207,14 +207,23 @@ def _records_of(parts: Sequence[tuple[int, int, Part]]) -> Iterator[dict[str, An
     """Records of parts, each with the number of its source and of its part there."""
     for source, number, part in parts:
         for record, where, _ in part.records:
-            failed = isinstance(record, LmoeError)
+            text, problem = ("", record) if isinstance(record, LmoeError) else _as_json(record, where, part)
             yield {
                 "source": source,
                 "part": number,
                 "where": where,
-                "record": "" if failed else json.dumps(record, default=str),
-                "problem": str(record) if failed else "",
+                "record": text,
+                "problem": "" if problem is None else str(problem),
             }
+
+
+def _as_json(record: Mapping[str, Any], where: str, part: Part) -> tuple[str, LmoeError | None]:
+    """A record as JSON, and why it is no row where JSON does not tell: a date of a table would come back as text."""
+    try:
+        return json.dumps(record), None
+    except TypeError:
+        row = part.row(record, where)
+        return json.dumps(record, default=str), row if isinstance(row, LmoeError) else None
 
 
 class StreamLoader:

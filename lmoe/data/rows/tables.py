@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from lmoe.files.wording import first_line
 
 SHARD_ROWS = 10_000
 """Rows of a table that are one piece of work."""
+BATCH_ROWS = 1_000
+"""Rows of a Parquet file that are read at a time while training."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -45,7 +48,12 @@ class TablePiece:
             except Exception as error:  # of datasets, which decodes what others wrote
                 yield DataError(f"{where}: cannot be read: {first_line(error)}"), where, number
             else:
-                yield {key: _filled(value) for key, value in record.items()}, where, number
+                yield _record_of(record), where, number
+
+
+def _record_of(record: dict[str, Any]) -> dict[str, Any]:
+    """A row of a table as a record: null stays where a field of the row is null, so that it is refused by name."""
+    return {key: _filled(value) for key, value in record.items()}
 
 
 def _filled(value: Any) -> Any:
@@ -68,16 +76,28 @@ class StreamPiece:
     name: str
 
     def __iter__(self) -> Iterator[Found]:
-        """Yield the records, null taken for a field that is not there."""
-        for number, record in enumerate(self.table):
-            yield _filled(record), f"{self.name}[{number}]", number
+        """Yield the records, as those of a TablePiece.
+
+        Raises:
+            DataError: the table cannot be read on.
+        """
+        records = iter(self.table)
+        for number in count():
+            where = f"{self.name}[{number}]"
+            try:
+                record = next(records)
+            except StopIteration:
+                return
+            except Exception as error:  # of datasets, which decodes what others wrote
+                raise DataError(f"{where}: cannot be read: {first_line(error)}") from None
+            yield _record_of(record), where, number
 
 
 def table_pieces(table: Any, name: str) -> list[TablePiece]:
     """Cut a table into pieces of work."""
-    count = len(table)
-    starts = range(0, count, SHARD_ROWS)
-    return [TablePiece(table, name, start, min(start + SHARD_ROWS, count)) for start in starts]
+    rows = len(table)
+    starts = range(0, rows, SHARD_ROWS)
+    return [TablePiece(table, name, start, min(start + SHARD_ROWS, rows)) for start in starts]
 
 
 def mapped_table(file: Path, digest: str, cache: Path) -> Any:
@@ -179,8 +199,11 @@ def streamed_table(file: Path) -> Any:
         raise DataError(
             f"{file}: a compressed table cannot be read while training; unpack it, or set data.streaming=false"
         )
+    options: dict[str, Any] = {"batch_size": BATCH_ROWS} if end == ".parquet" else {}  # or an empty file has none
     try:
-        return datasets.load_dataset(end.removeprefix("."), data_files=str(file), split="train", streaming=True)
+        return datasets.load_dataset(
+            end.removeprefix("."), data_files=str(file), split="train", streaming=True, **options
+        )
     except (OSError, ValueError, RuntimeError, pyarrow.ArrowException, DatasetsError) as error:
         raise DataError(f"{file}: cannot be read: {first_line(error.__cause__ or error)}") from None
 

@@ -24,7 +24,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 PASSED_ON = ("name", "tool_call_id")
 NOTHING: tuple[Any, ...] = (None, "", [], {})
 """Values of a field that say as little as its absence."""
-JSON_TEXT = Reader(error=DataError, finite=False)
+JSON_TEXT = Reader(error=DataError, finite=False, keys_once=True)
 """How a text that holds JSON is parsed."""
 OTHER_CONTENT = ("function_call", "audio", "image", "images", "video", "videos", "refusal")
 """Fields of a message that say something which a text cannot show."""

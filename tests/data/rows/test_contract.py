@@ -120,7 +120,7 @@ def test_what_is_no_text_is_refused_by_name(name: str, value: Any, shown: str) -
         ({"conversations": "x"}, "conversations must be a non-empty list of objects, got 'x'"),
         ({"text": "x", "domain": "a/b"}, "domain must be text without a slash"),
         ({"text": "x", "domain": 0}, "domain must be text without a slash"),
-        ({"text": "x", "domain": "a" * 1001}, "domain must be text without a slash, of at most 1,000 characters"),
+        ({"text": "x", "domain": "a" * 1001}, "of at most 1,000 characters; got"),
         ({"instruction": "q", "output": "a", "history": "x"}, "history must be a list of pairs"),
         (
             {"instruction": "q", "output": "a", "history": [["x"]]},
