@@ -22,6 +22,7 @@ from lmoe.data.account import Account
 from lmoe.data.encode import Encoder
 from lmoe.data.encoded import EncodedRow, EncodedRows
 from lmoe.data.pack import PackedRows
+from lmoe.data.report import ignored_note, turn_notes
 from lmoe.data.rows.row import Row
 from lmoe.data.rows.sources import Part
 from lmoe.errors import DataError, LmoeError
@@ -79,7 +80,7 @@ class RowStream:
         seed: of the order.
         packing: whether a sample is a packed sequence.
         on_bad_row: what a row does that cannot be used.
-        say: told how many rows of a pass were left out.
+        say: told how many rows of a pass were left out, and what of them is ignored or not learnt.
     """
 
     def __init__(
@@ -120,6 +121,7 @@ class RowStream:
             DataError: as `samples`.
         """
         epoch, number, reading = start.epoch, start.block, start.reading
+        told: set[tuple[str, str]] = set()
         while True:
             found, account = False, Account()
             rows = self._rows(epoch)
@@ -129,6 +131,7 @@ class RowStream:
             while some := [self._row(found) for found in islice(iterator, self.buffer)]:
                 begins, reading = reading, json.dumps(rows.state_dict())
                 samples = self._encoded(some, account, epoch, number)
+                self._tell_new(account, told)
                 if len(samples):
                     found = True
                     order = self._shuffled(len(samples), epoch, number)
@@ -194,6 +197,21 @@ class RowStream:
 
     def _seed_of(self, epoch: int, number: int) -> int:
         return int(np.random.SeedSequence((self.seed, epoch, number)).generate_state(1, np.uint64)[0] >> 1)
+
+    def _tell_new(self, account: Account, told: set[tuple[str, str]]) -> None:
+        """Say what a user should know of the rows, each thing at the first block that shows it.
+
+        Args:
+            account: of the pass so far.
+            told: what was said before; grows.
+        """
+        fields = {name for name in account.ignored if ("ignored", name) not in told}
+        if fields:
+            self.say(f"data: {ignored_note(fields)}")
+        notes = {name: note for name, note in turn_notes(account).items() if (name, "") not in told}
+        for note in notes.values():
+            self.say(f"data: {note}")
+        told |= {("ignored", name) for name in fields} | {(name, "") for name in notes}
 
     def _tell(self, account: Account, epoch: int) -> None:
         left_out = account.bad + sum(account.dropped.values())

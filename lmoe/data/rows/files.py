@@ -89,6 +89,16 @@ class Piece:
     stop: int | None = None
     first: int = 1
 
+    @property
+    def size(self) -> int:
+        """Bytes; 0 of a file that cannot be found."""
+        if self.stop is not None:
+            return self.stop - self.start
+        try:
+            return self.file.stat().st_size
+        except OSError:
+            return 0
+
     def __iter__(self) -> Iterator[Found]:
         """Yield the records in order.
 

@@ -5,7 +5,6 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -17,6 +16,7 @@ from lmoe.data.rows.files import Found, opened, suffixes
 from lmoe.errors import DataError
 from lmoe.files.places import is_file
 from lmoe.files.wording import first_line
+from lmoe.files.writing_folder import writing_folder
 
 SHARD_ROWS = 10_000
 """Rows of a table that are one piece of work."""
@@ -29,7 +29,7 @@ class TablePiece:
     """Rows of a table.
 
     Args:
-        table: a `datasets.Dataset`, or a list of records.
+        table: a `datasets.Dataset`.
         name: for messages.
         start, stop: rows.
     """
@@ -38,6 +38,11 @@ class TablePiece:
     name: str
     start: int
     stop: int
+
+    @property
+    def size(self) -> int:
+        """Bytes, as Arrow counts them."""
+        return self.table.data.nbytes * (self.stop - self.start) // max(1, len(self.table))
 
     def __iter__(self) -> Iterator[Found]:
         """The records, null in lists and objects taken for a field that is not there."""
@@ -74,6 +79,8 @@ class StreamPiece:
 
     table: Any
     name: str
+    size: int = 0
+    """Bytes, which are not known."""
 
     def __iter__(self) -> Iterator[Found]:
         """Yield the records, as those of a TablePiece.
@@ -115,8 +122,8 @@ def mapped_table(file: Path, digest: str, cache: Path) -> Any:
     to = cache / "tables" / f"{digest[:32]}.arrow"
     try:
         if not is_file(to):
-            with _writing_folder(to.parent) as folder:
-                _convert(file, folder).replace(to)
+            with _folder_for(to.parent) as folder:
+                _convert(file, Path(folder)).replace(to)
         return datasets.Dataset.from_file(str(to))
     except (
         *(OSError, EOFError, ValueError, RuntimeError, TypeError, KeyError),
@@ -125,17 +132,13 @@ def mapped_table(file: Path, digest: str, cache: Path) -> Any:
         raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
 
 
-@contextmanager
-def _writing_folder(cache: Path) -> Iterator[Path]:
+def _folder_for(cache: Path) -> "tempfile.TemporaryDirectory[str]":
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=cache, prefix=".writing-")
+        return writing_folder(cache)
     except OSError as error:
         raise DataError(
             f"data.cache_dir: {cache} cannot be written, where tables are unpacked to: {first_line(error)}"
         ) from None
-    with folder as name:
-        yield Path(name)
 
 
 def _convert(file: Path, folder: Path) -> Path:
