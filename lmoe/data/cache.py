@@ -28,7 +28,8 @@ from lmoe.files.writing_folder import writing_folder
 
 KEY_VERSION = 1
 """Of what the key says; older runs know their rows by it."""
-FILE_VERSION = 2
+FILE_VERSION = 3
+"""Of a file, and of what is made of records: a file of another version is not read."""
 TOKENS = {"input_ids": torch.int32, "is_label": torch.bool}
 """Tensors with an entry for each token."""
 ROWS = ("lengths", "label_counts", "digests", "domains", "places")
