@@ -20,7 +20,7 @@ from lmoe.errors import DataError, LmoeError
 from lmoe.files.places import cache_folder
 from lmoe.vocabulary import OnBadRow
 
-BYTES_FOR_PROCESSES = 4_000_000
+BYTES_FOR_PROCESSES = 8_000_000
 """A smaller source is tokenised in one process, in however many files: others would take longer to start."""
 SHOWN_AFTER = 2.0
 """Seconds after which tokenising shows how far it is."""

@@ -17,9 +17,10 @@ from lmoe.data.account import Account
 from lmoe.data.cache import load_source
 from lmoe.data.encode import Chunk, EncodedSource, Encoder
 from lmoe.data.encoded import BY_ROW
-from lmoe.data.reader import Reader
+from lmoe.data.reader import BYTES_FOR_PROCESSES, Reader
 from lmoe.data.rows.sources import Part, Source
 from lmoe.errors import DataError
+from lmoe.files.resources import resource_dir
 from lmoe.vocabulary import OnBadRow
 
 Read = Callable[..., EncodedSource]
@@ -227,6 +228,8 @@ def test_the_bytes_of_a_source_decide_on_processes_and_not_its_files(
     Dataset.from_list([json.loads(good) for good in GOOD]).to_parquet(tmp_path / "more" / "table.parquet")
     reader().read(source(tmp_path / "more"))
     assert started == []
+    bundled = resource_dir("data/sft") / "train"
+    assert 0 < sum(file.stat().st_size for file in bundled.iterdir()) < BYTES_FOR_PROCESSES
     monkeypatch.setattr("lmoe.data.reader.BYTES_FOR_PROCESSES", 8 * len("\n".join(GOOD)) + 1)
     one = reader()
     one.config.cache_dir = str(tmp_path / "another")
