@@ -74,6 +74,14 @@ class BlendError(LmoeError):
     """Experts cannot be blended as asked: an unknown name, a weight that is no number, a model that is taken."""
 
 
+def with_keys_renamed(text: str, names: Mapping[str, str]) -> str:
+    """A message in the words of `keys_renamed`."""
+    for key, name in names.items():
+        pattern = rf"(?<![\w.]){re.escape(key)}" + (r"(?!\w)" if key[-1].isalnum() else "")
+        text = re.sub(pattern, lambda _, to=name: to, text)
+    return text
+
+
 @contextmanager
 def keys_renamed(names: Mapping[str, str]) -> Iterator[None]:
     """Let errors inside the block name what the caller was given, in place of keys of a config that it never wrote.
@@ -88,7 +96,5 @@ def keys_renamed(names: Mapping[str, str]) -> Iterator[None]:
         yield
     except LmoeError as error:
         problems = error.problems if isinstance(error, ConfigError) else [str(error)]
-        for key, name in names.items():
-            pattern = rf"(?<![\w.]){re.escape(key)}" + (r"(?!\w)" if key[-1].isalnum() else "")
-            problems = [re.sub(pattern, lambda _, to=name: to, text) for text in problems]
+        problems = [with_keys_renamed(problem, names) for problem in problems]
         raise (type(error)(problems) if isinstance(error, ConfigError) else type(error)(problems[0])) from None

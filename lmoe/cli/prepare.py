@@ -1,6 +1,7 @@
 """`lmoe prepare`: fill the cache of tokenised rows, say what they hold, and show what training sees of the first."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lmoe.cli.errors import exit_code_of
-from lmoe.errors import DataError, keys_renamed
+from lmoe.errors import DataError, keys_renamed, with_keys_renamed
 from lmoe.vocabulary import OnBadRow, TrainOn
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ EXAMPLES = {
     "data.columns={response: chosen}": "--columns response=chosen",
 }
 """Advice in messages, as it is written here."""
+NAMES = EXAMPLES | {f"{key}=": f"{flag} " for key, flag in FLAGS.items()} | FLAGS
+"""All of these, as messages are to have them."""
 
 
 def run(
@@ -97,7 +100,7 @@ def run(
             num_proc=num_proc,
             cache_dir=cache_dir,
         )
-        with keys_renamed(EXAMPLES | {f"{key}=": f"{flag} " for key, flag in FLAGS.items()} | FLAGS):
+        with keys_renamed(NAMES):
             problems = data_problems(config)
             if output is not None and show is None:
                 problems.append(without_effect("--output", "without --show N, whose rows it shows on a page"))
@@ -150,7 +153,10 @@ def _show(
     from lmoe.report.samples import print_samples, samples_page
     from lmoe.report.say import say
 
-    samples = show_rows(config, tokenizer, bundled=bundled, count=count)
+    samples = [
+        replace(sample, note=with_keys_renamed(sample.note, NAMES))
+        for sample in show_rows(config, tokenizer, bundled=bundled, count=count)
+    ]
     if page is None:
         print_samples(console, samples)
         return

@@ -1,4 +1,9 @@
-"""How large a number of a config may be: beyond it a step would not end, or no machine could hold what it asks for."""
+"""How large a number of a config may be: beyond it a step would not end, or no machine could hold what it asks for.
+
+And how long a text, and what the name of a domain, which also rows, files and sources give.
+"""
+
+import unicodedata
 
 LARGEST_OF_OTHER_KEYS = 2**31 - 1
 """Of every whole number that is not below."""
@@ -6,6 +11,10 @@ LEAST_SIZE, MOST_SIZE = 1e-30, 1e30
 """Sizes of a number that is not 0; squares and products of settings stay within float32's."""
 MOST_CHARACTERS = 1000
 """Of a text: no path is longer, and a message can still show it."""
+DOMAIN_IN_WORDS = (
+    f"text without a slash, a line break or another control character, and of at most {MOST_CHARACTERS:,} characters"
+)
+"""What `is_domain` asks for, for messages."""
 RANKS, EXPERTS, ROWS = 2**16, 2**16, 2**16
 MOST_BRANCHES = 2**20
 """Experts of a site times their rank."""
@@ -46,3 +55,9 @@ REASONS = {
     "corpus.batch_size": STEP_SEES_ALL,
     "trainer.accumulate_grad_batches": STEP_SEES_ALL,
 }
+
+
+def is_domain(name: str) -> bool:
+    """Whether a text may be the name of a domain: it becomes a part of the names of metrics, and stands in tables."""
+    broken = any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in name)
+    return bool(name) and len(name) <= MOST_CHARACTERS and "/" not in name and not broken

@@ -176,8 +176,13 @@ def _mapping(element: Any, given: Any, key: str, reading: Reading) -> dict[str, 
             reading.refuse(inner, f"{key}: the name {shown(name)} must have at most {MOST_CHARACTERS:,} characters")
         elif is_dataclass(element) and isinstance(element, type):
             entries[name] = _section(element, value, inner, reading, inner)
-        elif value is not UNREAD:
+        elif element is Any and value is not UNREAD:
             entries[name] = value
+        elif value is not UNREAD:
+            try:
+                entries[name] = _leaf(element, value, inner, optional=False)
+            except ValueError as error:
+                reading.refuse(inner, str(error))
     return entries
 
 

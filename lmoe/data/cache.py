@@ -6,7 +6,6 @@ A file that is torn, damaged or of another version is as good as none; a folder 
 import hashlib
 import json
 import os
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -25,10 +24,12 @@ from lmoe.data.account import Account
 from lmoe.data.encode import Chunk, EncodedSource
 from lmoe.data.encoded import EncodedRows, Tokens
 from lmoe.errors import DataError
+from lmoe.files.writing_folder import writing_folder
 
 KEY_VERSION = 1
 """Of what the key says; older runs know their rows by it."""
-FILE_VERSION = 2
+FILE_VERSION = 3
+"""Of a file, and of what is made of records: a file of another version is not read."""
 TOKENS = {"input_ids": torch.int32, "is_label": torch.bool}
 """Tensors with an entry for each token."""
 ROWS = ("lengths", "label_counts", "digests", "domains", "places")
@@ -224,8 +225,7 @@ def collect(
 def _writing_folder(cache: Path, stack: ExitStack) -> Path | None:
     """A folder in the cache that ends with the stack; None where there cannot be one."""
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        return Path(stack.enter_context(tempfile.TemporaryDirectory(dir=cache, prefix=".writing-")))
+        return Path(stack.enter_context(writing_folder(cache)))
     except OSError as error:
         _warn(cache, error)
         return None

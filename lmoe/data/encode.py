@@ -203,7 +203,7 @@ class Encoder:
                 account.refuse(str(found))
                 continue
             row = found.row
-            if (beyond := self._beyond(found)) is not None:
+            if (beyond := self.beyond(found)) is not None:
                 account.refuse(f"{row.where}: {beyond}")
                 continue
             account.formats[row.format] += 1
@@ -211,10 +211,10 @@ class Encoder:
             account.unprefixed += self.prompt_prefix is not None and user_turn(row) is None
             if row.answer is not None:
                 account.ignored["answer"] += 1
-            labels = found.is_label[: self.max_length].copy()
-            if not labels[1:].any():
-                account.dropped[self._reason(row, found.is_label)] += 1
+            if (reason := self.nothing_to_learn(found)) is not None:
+                account.dropped[reason] += 1
                 continue
+            labels = found.is_label[: self.max_length].copy()
             account.truncated += len(found.input_ids) > self.max_length
             kept.append((found.input_ids[: self.max_length], labels, number, row.domain))
             account.largest_token = max(account.largest_token, int(kept[-1][0].max()))
@@ -231,7 +231,7 @@ class Encoder:
             account=account,
         )
 
-    def _beyond(self, found: TokenisedRow) -> str | None:
+    def beyond(self, found: TokenisedRow) -> str | None:
         """Why a row has a token that the backbone has no embedding for, or None."""
         ids = found.input_ids[: self.max_length]
         if self.num_embeddings is None or not len(ids) or (largest := int(ids.max())) < self.num_embeddings:
@@ -242,7 +242,11 @@ class Encoder:
             f"the backbone {self.num_embeddings}: resize it, or use the tokenizer that it was trained with"
         )
 
-    def _reason(self, row: Row, labels: np.ndarray) -> str:
+    def nothing_to_learn(self, found: TokenisedRow) -> str | None:
+        """Why nothing of a row can be learnt, so that it is dropped, or None."""
+        row, labels = found.row, found.is_label
+        if labels[1 : self.max_length].any():
+            return None
         if row.text is not None and not row.text.strip():
             return NO_TEXT
         if row.text is None and not labels.any():

@@ -20,8 +20,8 @@ from lmoe.errors import DataError, LmoeError
 from lmoe.files.places import cache_folder
 from lmoe.vocabulary import OnBadRow
 
-PARTS_FOR_PROCESSES = 4
-"""A source of fewer pieces is tokenised in one process: others would take longer to start."""
+BYTES_FOR_PROCESSES = 8_000_000
+"""A smaller source is tokenised in one process, in however many files: others would take longer to start."""
 SHOWN_AFTER = 2.0
 """Seconds after which tokenising shows how far it is."""
 
@@ -126,7 +126,8 @@ class Reader:
         """All rows as tokens, in their order, with a line of progress where it takes long."""
         with tqdm(desc="tokenising", unit=" rows", delay=SHOWN_AFTER, leave=False, disable=None) as progress:
             processes = min(self.config.num_proc or torch.get_num_threads(), len(opened.parts))
-            enough = self.config.num_proc is not None or len(opened.parts) >= PARTS_FOR_PROCESSES
+            size = sum(part.records.size for part in opened.parts)
+            enough = self.config.num_proc is not None or size >= BYTES_FOR_PROCESSES
             chunks = (
                 _in_processes(opened.parts, encoder, processes)
                 if processes > 1 and enough

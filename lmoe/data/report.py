@@ -1,5 +1,6 @@
 """What preparing the data did, for people and for the provenance of a run."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -164,25 +165,12 @@ class PrepareReport:
                     f"{account.first_bad[0]}"
                 )
             if account.ignored:
-                names = [name or '""' for name in sorted(account.ignored)]
-                more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
-                shown_names = ", ".join(shown(name) for name in names[:NAMED])
-                notes.append(f"{source.path}: fields that are ignored: {shown_names}{more}")
+                notes.append(f"{source.path}: {ignored_note(account.ignored)}")
             if source.unread:
-                more = f" and {len(source.unread) - NAMED:,} more" if len(source.unread) > NAMED else ""
-                notes.append(f"{source.path}: files that are not read: {', '.join(source.unread[:NAMED])}{more}")
-            if account.shortened:
-                notes.append(
-                    f"{source.path}: {_turns(account.shortened)} shortened by the chat template, which leaves out a "
-                    "part of what the rows say"
-                )
+                notes.append(f"{source.path}: files that are not read: {_names(source.unread)}")
+            notes += [f"{source.path}: {note}" for note in turn_notes(account).values()]
             if account.unprefixed:
                 notes.append(f"{source.path}: {unprefixed(account)}")
-            if account.endless:
-                notes.append(
-                    f"{source.path}: the end of {account.endless:,} of {_turns(account.turns)} is not learnt: the chat "
-                    "template writes none, or leaves it out of {% generation %}; the model will not learn to stop"
-                )
         if self.left_out is not None:
             notes.append(self.left_out.note())
         if self.permuted:
@@ -207,6 +195,31 @@ class PrepareReport:
         if self.not_packed is not None:
             notes.append(f"rows are not packed: {self.not_packed}")
         return notes
+
+
+def ignored_note(fields: Iterable[str]) -> str:
+    """Which fields of rows are ignored."""
+    return f"fields that are ignored: {_names(sorted(fields))}"
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return ", ".join(shown(name or '""') for name in names[:NAMED]) + more
+
+
+def turn_notes(account: Account) -> dict[str, str]:
+    """What a user should know of the assistant's turns, by the field of the account that it is about."""
+    notes = {}
+    if account.shortened:
+        notes["shortened"] = (
+            f"{_turns(account.shortened)} shortened by the chat template, which leaves out a part of what the rows say"
+        )
+    if account.endless:
+        notes["endless"] = (
+            f"the end of {account.endless:,} of {_turns(account.turns)} is not learnt: the chat template writes none, "
+            "or leaves it out of {% generation %}; the model will not learn to stop"
+        )
+    return notes
 
 
 def _turns(count: int) -> str:

@@ -13,7 +13,7 @@ from lmoe.data.encode import Encoder, TokenisedRow
 from lmoe.data.reader import Reader
 from lmoe.data.rows.row import Row
 from lmoe.data.rows.sources import open_source, sources_of
-from lmoe.errors import LmoeError
+from lmoe.errors import DataError, LmoeError
 from lmoe.files.places import cache_folder
 
 MOST_CUT = 100
@@ -50,7 +50,7 @@ class ShownSample:
 
     Args:
         where: file and line, or data set and row.
-        domain: of the row.
+        domain: of the row; empty of a record that is no row.
         tokens: all that training sees, and the first MOST_CUT of those that are cut; none of a row that is refused.
         turns: the assistant's turns that are learnt; 1 for plain text.
         turn_ends: index in the row of the token that ends each of these turns, where there is one.
@@ -100,8 +100,8 @@ def show_rows(
     cache = cache_folder(config.cache_dir)
     parts = [part for source in sources_of(config, bundled) for part in open_source(source, cache).parts]
     found = [row for part in parts for row, _ in part.rows()]
-    refused = [ShownSample(where="", domain="", note=f"refused: {row}") for row in found if isinstance(row, LmoeError)]
-    return [*(show_row(row, encoder) for row in first_rows(found, count)), *refused[:count]]
+    refused = [row for row in found if isinstance(row, LmoeError)][:count]
+    return [*(show_row(row, encoder) for row in first_rows(found, count)), *map(_show_refused, refused)]
 
 
 def first_rows(rows: Iterable[Row | LmoeError], count: int) -> list[Row]:
@@ -122,10 +122,12 @@ def show_row(row: Row, encoder: Encoder) -> ShownSample:
         [tokenised] = encoder.tokenise([row], Account())
         if isinstance(tokenised, LmoeError):
             raise tokenised
-        dropped = encoder.encode([row]).account.dropped
+        if (beyond := encoder.beyond(tokenised)) is not None:
+            raise DataError(beyond)
     except LmoeError as error:
         reason = str(error).removeprefix(f"{row.where}: ")
         return ShownSample(where=row.where, domain=row.domain, note=f"refused: {reason}", ignored=row.ignored)
+    dropped = encoder.nothing_to_learn(tokenised)
     texts = token_texts(tokenised, encoder.tokenizer)
     labels = tokenised.is_label.tolist()
     special = _special_ids(encoder.tokenizer)
@@ -149,9 +151,15 @@ def show_row(row: Row, encoder: Encoder) -> ShownSample:
         turns=len(turns),
         turn_ends=tuple(end for end in ends if end is not None),
         cut=max(0, len(tokenised.input_ids) - encoder.max_length),
-        note="".join(f"dropped: {reason}" for reason in dropped),
+        note="" if dropped is None else f"dropped: {dropped}",
         ignored=row.ignored,
     )
+
+
+def _show_refused(error: LmoeError) -> ShownSample:
+    """A record that is no row, and so of no domain."""
+    where, _, reason = str(error).partition(": ")
+    return ShownSample(where=where, domain="", note=f"refused: {reason}")
 
 
 def token_texts(row: TokenisedRow, tokenizer: PreTrainedTokenizerBase) -> list[str]:

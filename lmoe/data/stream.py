@@ -9,7 +9,7 @@ Where a pass stands in its files, and which source is next where several are mix
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -22,7 +22,7 @@ from lmoe.data.account import Account
 from lmoe.data.encode import Encoder
 from lmoe.data.encoded import EncodedRow, EncodedRows
 from lmoe.data.pack import PackedRows
-from lmoe.data.report import unprefixed
+from lmoe.data.report import ignored_note, turn_notes, unprefixed
 from lmoe.data.rows.row import Row
 from lmoe.data.rows.sources import Part
 from lmoe.errors import DataError, LmoeError
@@ -82,7 +82,7 @@ class RowStream:
         seed: of the order.
         packing: whether a sample is a packed sequence.
         on_bad_row: what a row does that cannot be used.
-        say: told how many rows of a pass were left out.
+        say: told how many rows of a pass were left out, and what of them is ignored or not learnt.
         only_these: rows of other domains are left out; else they are refused.
     """
 
@@ -126,6 +126,7 @@ class RowStream:
             DataError: as `samples`.
         """
         epoch, number, reading = start.epoch, start.block, start.reading
+        told: set[tuple[str, str]] = set()
         while True:
             found, account = False, Account()
             rows = self._rows(epoch)
@@ -135,6 +136,7 @@ class RowStream:
             while some := [self._row(found) for found in islice(iterator, self.buffer)]:
                 begins, reading = reading, json.dumps(rows.state_dict())
                 samples = self._encoded(some, account, epoch, number)
+                self._tell_new(account, told)
                 if len(samples):
                     found = True
                     order = self._shuffled(len(samples), epoch, number)
@@ -207,6 +209,21 @@ class RowStream:
     def _seed_of(self, epoch: int, number: int) -> int:
         return int(np.random.SeedSequence((self.seed, epoch, number)).generate_state(1, np.uint64)[0] >> 1)
 
+    def _tell_new(self, account: Account, told: set[tuple[str, str]]) -> None:
+        """Say what a user should know of the rows, each thing at the first block that shows it.
+
+        Args:
+            account: of the pass so far.
+            told: what was said before; grows.
+        """
+        fields = {name for name in account.ignored if ("ignored", name) not in told}
+        if fields:
+            self.say(f"data: {ignored_note(fields)}")
+        notes = {name: note for name, note in turn_notes(account).items() if (name, "") not in told}
+        for note in notes.values():
+            self.say(f"data: {note}")
+        told |= {("ignored", name) for name in fields} | {(name, "") for name in notes}
+
     def _tell(self, account: Account, epoch: int) -> None:
         if account.unprefixed:
             self.say(f"data: pass {epoch + 1}: {unprefixed(account)}")
@@ -221,14 +238,23 @@ def _records_of(parts: Sequence[tuple[int, int, Part]]) -> Iterator[dict[str, An
     """Records of parts, each with the number of its source and of its part there."""
     for source, number, part in parts:
         for record, where, _ in part.records:
-            failed = isinstance(record, LmoeError)
+            text, problem = ("", record) if isinstance(record, LmoeError) else _as_json(record, where, part)
             yield {
                 "source": source,
                 "part": number,
                 "where": where,
-                "record": "" if failed else json.dumps(record, default=str),
-                "problem": str(record) if failed else "",
+                "record": text,
+                "problem": "" if problem is None else str(problem),
             }
+
+
+def _as_json(record: Mapping[str, Any], where: str, part: Part) -> tuple[str, LmoeError | None]:
+    """A record as JSON, and why it is no row where JSON does not tell: a date of a table would come back as text."""
+    try:
+        return json.dumps(record), None
+    except TypeError:
+        row = part.row(record, where)
+        return json.dumps(record, default=str), row if isinstance(row, LmoeError) else None
 
 
 class StreamLoader:

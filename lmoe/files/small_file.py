@@ -45,6 +45,7 @@ class Reader:
         most: bytes, at most.
         what: such a file is called.
         finite: whether a JSON number that is infinite or none is refused.
+        keys_once: whether a JSON object is refused that has a key twice, of which Python keeps the last.
     """
 
     cure: str = ""
@@ -52,6 +53,7 @@ class Reader:
     most: int = BYTES
     what: str = "a config"
     finite: bool = True
+    keys_once: bool = False
 
     def refusal(self, where: object, reason: object) -> LmoeError:
         """The error that names a file, or a file and line."""
@@ -117,10 +119,13 @@ class Reader:
             before: the reason of a refusal.
 
         Raises:
-            LmoeError: not JSON, nested too deeply, a number that is none or endless, or half a character.
+            LmoeError: not JSON, nested too deeply, a number that is none or endless, half a character, or a key twice.
         """
+        pairs_hook = _object_of if self.keys_once else None
         try:
-            content = json.loads(text, parse_constant=self._constant, parse_float=self._float)
+            content = json.loads(
+                text, parse_constant=self._constant, parse_float=self._float, object_pairs_hook=pairs_hook
+            )
             if is_deeper(content, LEVELS):
                 raise RecursionError
             json.dumps(content, ensure_ascii=False).encode()
@@ -194,6 +199,20 @@ class Reader:
         if len(word) > most or not word.isprintable():
             raise self.refusal(path, f"must hold one line of at most {most} characters")
         return word or None
+
+
+def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of a JSON text.
+
+    Raises:
+        ValueError: a key comes twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        doubled = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"the key {quoted(doubled)} comes twice in one object; leave one of them out")
+    return found
 
 
 def ordinary_size(path: Path) -> int:

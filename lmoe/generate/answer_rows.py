@@ -33,16 +33,20 @@ class Answered:
         answers: rows with an answer.
         problems: why a row has none, by row.
         notes: what the user should know.
+        ignored: fields of rows that nothing is made of.
     """
 
     path: Path
     answers: int
     problems: dict[int, str]
     notes: list[str] = field(default_factory=list)
+    ignored: list[str] = field(default_factory=list)
 
     def lines(self) -> list[str]:
         """What to say of it: where the answers are, what is to be noted, and the first rows without an answer."""
         said = [f"{self.answers:,} answers in {self.path}", *(f"warning: {note}" for note in self.notes)]
+        if self.ignored:
+            said.append(f"fields that are ignored: {', '.join(self.ignored)}")
         if self.problems:
             said.append(f"{len(self.problems):,} rows have no answer (null) but a problem:")
             said += [f"  row {row}: {problem}" for row, problem in list(self.problems.items())[:SHOWN]]
@@ -115,7 +119,8 @@ def answer_rows(
             )
             progress(len(file.done), len(prompts))
     file.finish([_line(number, row, file.done.get(number), problems.get(number)) for number, row in enumerate(rows)])
-    return Answered(path=output, answers=len(prompts), problems=problems, notes=_notes(speaker, rows))
+    ignored = sorted({name for row in rows for name in row.ignored})
+    return Answered(path=output, answers=len(prompts), problems=problems, notes=_notes(speaker, rows), ignored=ignored)
 
 
 def _domains(speaker: Speaker, rows: Sequence[RowPrompt]) -> list[str] | None:

@@ -22,12 +22,14 @@ class RowPrompt:
         prompt: messages, or a plain text.
         tools: functions that the assistant may call.
         reference: the row's own answer, and where it calls tools the calls as JSON; None where the row has none.
+        ignored: fields of the row that nothing is made of.
     """
 
     domain: str
     prompt: list[Message] | str
     tools: tuple[dict[str, Any], ...] | None = None
     reference: str | None = None
+    ignored: tuple[str, ...] = ()
 
     def ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """(T,) tokens of the prompt.
@@ -59,12 +61,12 @@ def prompt_of(row: Row) -> RowPrompt:
     Of a pair of answers the preferred one stands for the row's own; one that is labelled bad is no reference.
     """
     if row.messages is None:
-        return RowPrompt(domain=row.domain, prompt=row.text or "")
+        return RowPrompt(domain=row.domain, prompt=row.text or "", ignored=row.ignored)
     turns, own = [*row.messages, *(row.chosen or ())], row.answer
     if turns and turns[-1]["role"] == "assistant":
         last = turns.pop()
         own = own if row.label is False else _answer_text(last) or own
-    return RowPrompt(domain=row.domain, prompt=turns, tools=row.tools, reference=own)
+    return RowPrompt(domain=row.domain, prompt=turns, tools=row.tools, reference=own, ignored=row.ignored)
 
 
 def _answer_text(turn: Message) -> str:

@@ -62,9 +62,9 @@ def figures(samples: "Sequence[ShownSample]") -> Figures:
 
 def figures_line(sample: "ShownSample") -> str:
     """Where a sample is from, its domain and its figures, in one line."""
-    words = [f"{visible(sample.where)}: domain {visible(sample.domain)}", counts_line(sample), unlearnt_line(sample)]
+    words = [f"domain {visible(sample.domain)}" if sample.domain else "", counts_line(sample), unlearnt_line(sample)]
     words += [visible(sample.note), ignored_line(sample)]
-    return "; ".join(word for word in words if word)
+    return f"{visible(sample.where)}: {'; '.join(word for word in words if word)}"
 
 
 def counts_line(sample: "ShownSample") -> str:

@@ -1,10 +1,11 @@
 """What is wrong in the section `data`, as far as it shows without reading rows."""
 
 from lmoe.config.data import BUNDLED, DataConfig, SourceConfig
-from lmoe.config.limits import MOST_CHARACTERS
+from lmoe.config.limits import DOMAIN_IN_WORDS, is_domain
 from lmoe.config.moe import MoeConfig
 from lmoe.config.problems import above_zero, at_least, without_effect
 from lmoe.files.places import expanded, is_file, is_local, missing_file
+from lmoe.files.wording import quoted
 from lmoe.rules.routers import Need, needs_domain, routers_that_need
 from lmoe.rules.template import template_problems
 
@@ -121,8 +122,8 @@ def source_problems(data: DataConfig) -> list[str]:
         if source.weight is not None:
             problems += at_least(source.weight, 0, f"{key}.weight")
         domain = name if source.domain is None else source.domain
-        if not domain or "/" in domain or len(domain) > MOST_CHARACTERS:
-            problems.append(f"{key}.domain must be text without a slash, got {domain!r}")
+        if not is_domain(domain):
+            problems.append(f"{key}.domain must be {DOMAIN_IN_WORDS}; got {quoted(domain)}")
         if (other := domains.setdefault(domain, name)) != name:
             problems.append(f"{key}.domain is {domain}, which is the domain of data.sources.{other} too; name another")
     problems += _weight_problems(data)

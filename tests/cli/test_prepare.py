@@ -104,6 +104,14 @@ def test_a_row_that_is_refused_is_shown_before_the_command_ends_with_its_error(p
     assert f"{micro.train}/math.jsonl:1: domain math; refused: the chat template refuses" in said
 
 
+def test_what_is_shown_of_a_refused_row_advises_what_can_be_written_here(prepare, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "answer": "b"}\n')
+    _, said = prepare(str(rows), "--show", "1")
+    shown = said.split("refused: ")[1].splitlines()[0]
+    assert "--columns response=answer learns it" in shown and "data.columns" not in said
+
+
 @pytest.mark.parametrize(
     ("line", "said"), [('{"prompt": ', "malformed JSON"), ('{"question": 1}', "unknown row format"), ("[]", "object")]
 )

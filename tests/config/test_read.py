@@ -34,6 +34,9 @@ WRONG = [
     ({"moe": {"scale": "half"}}, "moe.scale is half; allowed: sum_to_one, unit, raw, null"),
     ({"data": {"batchsize": 3}}, "data.batchsize: no such key; did you mean batch_size?"),
     ({"data": {"path": "???"}}, "data.path is required"),
+    ({"data": {"columns": {"prompt": None}}}, "data.columns.prompt is null, must be text"),
+    ({"data": {"columns": {"prompt": ["q"]}}}, "data.columns.prompt is [q], must be text"),
+    ({"data": {"sources": {"a": {"path": "x", "columns": {"text": None}}}}}, "data.sources.a.columns.text is null"),
     ({"name": "${injection.nosuch}"}, "name is ${injection.nosuch}, which cannot be resolved"),
     ({"name": "${name}"}, "name is ${name}, which cannot be resolved"),
     ({"optim": {"lr": "9" * 5000}}, None),
@@ -82,3 +85,8 @@ def test_a_problem_that_comes_of_a_refused_value_is_left_out_and_others_stay():
 def test_a_required_key_of_a_pretraining_is_named():
     _, reading = read_section(PretrainConfig, OmegaConf.create({"corpus": {"path": "???"}, "model": {"vocab": 3}}))
     assert reading.problems == ["corpus.path is required", "model.vocab: no such key; did you mean vocab_size?"]
+
+
+def test_a_name_in_a_mapping_may_be_written_as_a_number():
+    config, reading = read_section(RunConfig, {"data": {"columns": {"prompt": 5}}})
+    assert (reading.problems, config.data.columns) == ([], {"prompt": "5"})

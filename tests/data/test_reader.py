@@ -3,7 +3,7 @@
 import gzip
 import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerFast
 from lmoe.config.data import DataConfig
 from lmoe.data.account import Account
 from lmoe.data.cache import load_source
-from lmoe.data.encode import EncodedSource
+from lmoe.data.encode import Chunk, EncodedSource, Encoder
 from lmoe.data.encoded import BY_ROW
-from lmoe.data.reader import Reader
-from lmoe.data.rows.sources import Source
+from lmoe.data.reader import BYTES_FOR_PROCESSES, Reader
+from lmoe.data.rows.sources import Part, Source
 from lmoe.errors import DataError
+from lmoe.files.resources import resource_dir
 from lmoe.vocabulary import OnBadRow
 
 Read = Callable[..., EncodedSource]
@@ -208,6 +209,32 @@ def test_several_processes_give_the_same_as_one(
     assert same(*found)
     assert found[0].domains == ["a", "b", "c", "d", "z"] and len(found[0].rows) == 82
     assert found[0].rows.places[:3].tolist() == [[0, 1], [0, 3], [0, 4]]
+
+
+def test_the_bytes_of_a_source_decide_on_processes_and_not_its_files(
+    reader: Callable[..., Reader], mixed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+
+    def in_processes(parts: list[Part], encoder: Encoder, processes: int) -> Iterator[Chunk]:
+        started.append(processes)
+        return (chunk for part in parts for chunk in encoder.chunks(part.rows(), part.place))
+
+    monkeypatch.setattr("lmoe.data.reader._in_processes", in_processes)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    (tmp_path / "more").mkdir()
+    for number in range(8):
+        (tmp_path / "more" / f"{number}.jsonl").write_text("\n".join(GOOD))
+    Dataset.from_list([json.loads(good) for good in GOOD]).to_parquet(tmp_path / "more" / "table.parquet")
+    reader().read(source(tmp_path / "more"))
+    assert started == []
+    bundled = resource_dir("data/sft") / "train"
+    assert 0 < sum(file.stat().st_size for file in bundled.iterdir()) < BYTES_FOR_PROCESSES
+    monkeypatch.setattr("lmoe.data.reader.BYTES_FOR_PROCESSES", 8 * len("\n".join(GOOD)) + 1)
+    one = reader()
+    one.config.cache_dir = str(tmp_path / "another")
+    one.read(source(tmp_path / "more"))
+    assert started == [2]
 
 
 def test_a_torn_file_in_a_process_is_one_clear_error(

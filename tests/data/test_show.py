@@ -143,3 +143,23 @@ def test_the_first_rows_of_each_domain_are_shown(
     [sample] = show_rows(config, tokenizer, bundled=share.parent.parent, count=1)
     assert (sample.where, sample.domain, sample.ignored) == (f"{share}:1", "math", ("source",))
     assert joined(sample) == "one<|im_end|>"
+
+
+def test_a_record_that_is_no_row_is_shown_by_its_file_and_line(
+    tokenizer: PreTrainedTokenizerFast, write_rows: Any, tmp_path: Path
+) -> None:
+    path = write_rows({"text": "one"}, {"text": 2}, {"text": None})
+    config = DataConfig(path=path, cache_dir=str(tmp_path / "cache"))
+    _, refused = show_rows(config, tokenizer, bundled=tmp_path, count=1)
+    assert (refused.where, refused.domain, refused.note) == (f"{path}:2", "", "refused: text must be text, got 2")
+
+
+def test_a_row_is_rendered_once_to_be_shown(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder, rendered = encoder_of(tokenizer), []
+    render = encoder.template.render
+    monkeypatch.setattr(encoder.template, "render", lambda row: rendered.append(row) or render(row))
+    row = chat_row("hi", "four")
+    assert show_row(row, encoder).tokens
+    assert rendered == [row]

@@ -3,6 +3,8 @@
 import gzip
 import json
 from collections import Counter
+from datetime import date, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +244,72 @@ def test_a_stream_puts_the_prefix_before_prompts_and_says_which_rows_have_no_pla
     assert all(f"{'b' if ' y ' in text else 'a'}: What is" in text for text in rows if "What" in text)
     val = data(config, tokenizer).prepared.val
     assert [f"{'ab'[row.domain]}: What is" in tokenizer.decode(row.input_ids) for row in val] == [True] * 6
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("response", datetime(2026, 1, 31)), ("response", b"six"), ("response", Decimal("1.5"))),
+        *(("response", None), ("prompt", None), ("domain", date(2026, 1, 31))),
+    ],
+)
+def test_a_row_of_a_table_is_refused_in_the_words_that_it_gets_before_training(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, kind: str, field: str, value: Any
+) -> None:
+    table = pyarrow.Table.from_pylist([{"prompt": "x", "response": "y", field: value}])
+    path = tmp_path / f"rows.{kind}"
+    if kind == "parquet":
+        parquet.write_table(table, path)
+    else:
+        with pyarrow.OSFile(str(path), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    config.path = str(path)
+    with pytest.raises(DataError) as while_training:
+        list(loader(config, tokenizer))
+    config.streaming, config.shuffle_buffer = False, 10_000
+    with pytest.raises(DataError) as before:
+        prepare(config, tokenizer, seed=0, bundled=Path("nowhere"), packing_model_type="qwen3")
+    assert str(while_training.value) == str(before.value)
+    assert f"{field} must be text" in str(before.value)
+
+
+def test_a_date_that_nobody_reads_is_ignored_by_name_while_training(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    rows = [record | {"when": datetime(2026, 1, 31)} for record in records(20)]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    config.path = str(tmp_path / "rows.parquet")
+    with pytest.warns(UserWarning, match="data: fields that are ignored: when") as said:
+        list(loader(config, tokenizer))
+    assert len([one for one in said if "ignored" in str(one.message)]) == 1
+
+
+def test_turns_whose_end_is_not_learnt_are_told_while_training(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    with pytest.warns(UserWarning, match="the end of .* is not learnt: .* the model will not learn to stop") as said:
+        list(loader(config, tokenizer))
+    assert len(said) == 1
+
+
+def test_a_table_without_rows_is_passed_over(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    found = set(rows_of(list(loader(config, tokenizer, max_steps=9))))
+    parquet.write_table(pyarrow.Table.from_pylist(records(1)).slice(0, 0), tmp_path / "train" / "w.parquet")
+    assert set(rows_of(list(loader(config, tokenizer, max_steps=9)))) == found
+    assert len(found) == 50
+
+
+def test_a_damaged_table_ends_the_run_by_name(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    text = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.py_buffer(b"\0\0\0\0\2\0\0\0"), pyarrow.py_buffer(b"\xff\xfe")]
+    )
+    parquet.write_table(pyarrow.table({"text": text}), tmp_path / "rows.parquet")
+    config.path = str(tmp_path / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet\[0\]: cannot be read: "):
+        list(loader(config, tokenizer))

@@ -221,3 +221,8 @@ def test_tools_that_the_template_does_not_show_are_noted(command):
     tool = {"type": "function", "function": {"name": "look", "parameters": {}}}
     done, _, _ = command(rows=asked([{"messages": [{"role": "user", "content": "hi"}], "tools": [tool]}, *RECORDS]))
     assert "warning: 1 rows have tools, which the chat template does not show the model" in done.lines()
+
+
+def test_fields_that_nobody_reads_are_named_once(command):
+    done, _, _ = command(rows=asked([record | {"id": 7, "source": "x"} for record in RECORDS]))
+    assert [line for line in done.lines() if "ignored" in line] == ["fields that are ignored: id, source"]

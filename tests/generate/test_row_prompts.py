@@ -78,3 +78,8 @@ def test_a_file_without_rows_or_none_is_refused(tmp_path):
     for name, words in (("empty.jsonl", "no rows"), ("none.jsonl", "no such file")):
         with pytest.raises(DataError, match=words):
             row_prompts(str(tmp_path / name))
+
+
+def test_what_a_row_has_and_nobody_reads_goes_with_the_prompt():
+    for record in ({"messages": [USER, SAID]}, {"text": "once"}):
+        assert prompt_of(row_of(record | {"id": 7}, "rows.jsonl:1", "all")).ignored == ("id",)

@@ -150,3 +150,8 @@ def test_a_domain_of_refused_rows_has_no_share() -> None:
     parsed = page(ShownSample(where="f:1", domain="all", note="refused: no"))
     assert parsed.rows[1] == ["all", "1", "0", "0", "-", "0", "0 of 0"]
     assert "tokens" not in parsed.text("article")
+
+
+def test_a_record_that_is_no_row_has_no_domain() -> None:
+    line = figures_line(ShownSample(where="f:1", domain="", note="refused: no"))
+    assert line == "f:1: refused: no"

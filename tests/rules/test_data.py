@@ -74,8 +74,9 @@ WRONG = [
         "data.temperature and the weights of data.sources both mix the rows; give one of them",
     ),
     (sources(a=one(domain="b"), b=one()), "data.sources.b.domain is b, which is the domain of data.sources.a too"),
-    (sources(a=one(domain="x/y")), "data.sources.a.domain must be text without a slash, got 'x/y'"),
-    (sources(a=one(domain="")), "data.sources.a.domain must be text without a slash, got ''"),
+    (sources(a=one(domain="x/y")), "data.sources.a.domain must be text without a slash"),
+    (sources(a=one(domain="a\nb")), "data.sources.a.domain must be text without a slash, a line break"),
+    (sources(a=one(domain="")), "data.sources.a.domain must be text without a slash"),
     (sources(a=one(path="./x", config="c")), "data.sources.a.config has no effect on ./x, which is no data set"),
     (sources(a=one(path="bundled", revision="r")), "data.sources.a.revision has no effect on bundled"),
     (

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmoe.config.limits import MOST_CHARACTERS
+from lmoe.config.limits import DOMAIN_IN_WORDS, is_domain
 from lmoe.data.rows.row import Message, Row
 from lmoe.data.rows.turns import NOTHING, Turns, in_row, text_of, tools_of
 from lmoe.errors import DataError
@@ -111,9 +111,8 @@ def _format_of(record: Record) -> Format | None:
 
 
 def _domain(domain: Any, where: str) -> str:
-    if not isinstance(domain, str) or "/" in domain or len(domain) > MOST_CHARACTERS:
-        most = f"of at most {MOST_CHARACTERS:,} characters"
-        raise DataError(f"{where}: domain must be text without a slash, {most}; got {in_row(domain)}")
+    if not isinstance(domain, str) or not is_domain(domain):
+        raise DataError(f"{where}: domain must be {DOMAIN_IN_WORDS}; got {in_row(domain)}")
     return domain
 
 
@@ -137,16 +136,24 @@ def _conversation(turns: Turns, record: Record, where: str) -> dict[str, Any]:
     }
 
 
+def _answered(turns: Turns, record: Record, where: str) -> dict[str, Any]:
+    """A conversation that may be labelled as a good or a bad one."""
+    label = _label(record)
+    if label is None and record.get("label") not in NOTHING:
+        turns.ignored.add("label")
+    return _conversation(turns, record, where) | {"label": label}
+
+
 def _from_messages(record: Record, where: str) -> dict[str, Any]:
     turns = _opened(record, where)
     turns.add_all(record["messages"], "messages", where)
-    return _conversation(turns, record, where)
+    return _answered(turns, record, where)
 
 
 def _from_sharegpt(record: Record, where: str) -> dict[str, Any]:
     turns = _opened(record, where)
     turns.add_sharegpt(record["conversations"], "conversations", where)
-    return _conversation(turns, record, where)
+    return _answered(turns, record, where)
 
 
 def _from_alpaca(record: Record, where: str) -> dict[str, Any]:
@@ -165,7 +172,7 @@ def _from_alpaca(record: Record, where: str) -> dict[str, Any]:
         prompt = f"{prompt}\n\n{text_of(extra, 'input', where)}"
     turns.add("user", prompt)
     turns.add("assistant", text_of(record["output"], "output", where))
-    return _conversation(turns, record, where)
+    return _answered(turns, record, where)
 
 
 def _prompt(record: Record, where: str) -> Turns:
@@ -190,10 +197,7 @@ def _from_pair(record: Record, where: str) -> dict[str, Any]:
     name = _chosen(ANSWERS, record)
     assert name is not None  # or the record is of another format
     _add_answer(turns, record[name], name, where)
-    label = _label(record)
-    if label is None and record.get("label") not in NOTHING:
-        turns.ignored.add("label")
-    return _conversation(turns, record, where) | {"label": label, "answer": _answer(record, where)}
+    return _answered(turns, record, where) | {"answer": _answer(record, where)}
 
 
 def _label(record: Record) -> bool | None:
@@ -265,10 +269,11 @@ def _from_text(record: Record, where: str) -> dict[str, Any]:
 
 
 SHARED = ("system", "tools")
+LABELLED = ("label", *SHARED)
 ANSWERS = ("response", "completion")
 FORMATS = (
-    Format("messages", ("messages",), SHARED, _from_messages, '{"messages": [{"role": …, "content": …}, …]}'),
-    Format("ShareGPT", ("conversations",), SHARED, _from_sharegpt, '{"conversations": [{"from": …, "value": …}, …]}'),
+    Format("messages", ("messages",), LABELLED, _from_messages, '{"messages": [{"role": …, "content": …}, …]}'),
+    Format("ShareGPT", ("conversations",), LABELLED, _from_sharegpt, '{"conversations": [{"from": …, "value": …}, …]}'),
     Format(
         "preference",
         ("chosen", "rejected"),
@@ -279,14 +284,14 @@ FORMATS = (
     Format(
         "prompt and response",
         ("prompt", ANSWERS),
-        ("label", "answer", *SHARED),
+        ("answer", *LABELLED),
         _from_pair,
         '{"prompt": …, "response": …}',
     ),
     Format(
         "Alpaca",
         ("instruction", "output"),
-        ("input", "history", *SHARED),
+        ("input", "history", *LABELLED),
         _from_alpaca,
         '{"instruction": …, "input": …, "output": …}',
     ),

@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 
 import zstandard
 
+from lmoe.config.limits import DOMAIN_IN_WORDS, is_domain
+from lmoe.data.rows.zst import ZstFile
 from lmoe.errors import DataError, LmoeError
 from lmoe.files.small_file import Reader, ordinary_size, unreadable
 from lmoe.files.wording import first_line, quoted
@@ -50,7 +52,7 @@ LARGEST_LIST = 2_000_000_000
 """Bytes of a JSON file that holds one list, which is read whole."""
 SHARD_BYTES = 1_000_000
 """About as much of a file is one piece of work."""
-ROW = Reader(error=DataError, finite=False)
+ROW = Reader(error=DataError, finite=False, keys_once=True)
 """How a line is parsed; what a field that nobody reads holds may be NaN."""
 
 
@@ -86,6 +88,16 @@ class Piece:
     start: int = 0
     stop: int | None = None
     first: int = 1
+
+    @property
+    def size(self) -> int:
+        """Bytes; 0 of a file that cannot be found."""
+        if self.stop is not None:
+            return self.stop - self.start
+        try:
+            return self.file.stat().st_size
+        except OSError:
+            return 0
 
     def __iter__(self) -> Iterator[Found]:
         """Yield the records in order.
@@ -228,7 +240,7 @@ def opened(file: Path) -> BinaryIO:
     if packed == ".gz":
         return gzip.open(file, "rb")  # type: ignore[return-value]
     if packed == ".zst":
-        return io.BufferedReader(zstandard.open(file, "rb"))  # type: ignore[arg-type]
+        return io.BufferedReader(ZstFile(file))
     return open(file, "rb")
 
 
@@ -262,7 +274,7 @@ def whole(file: Path) -> tuple[Piece, str]:
     try:
         return Piece(file), f"{ordinary_size(file):,} bytes"
     except OSError as error:
-        raise DataError(f"{file}: cannot be read: {error}") from None
+        raise DataError(f"{file}: {unreadable(error)}") from None
 
 
 def pieces(file: Path) -> tuple[list[Piece], str]:
@@ -344,8 +356,9 @@ def folder_of(path: Path) -> Folder:
         there = f"; it holds {', '.join(unread[:5])}" if unread else ""
         raise DataError(f"{path}: no file of rows in this folder ({', '.join(KINDS)}, each also .gz or .zst){there}")
     domains = [stem(file) if file.parent == path else file.relative_to(path).parts[0] for file in files]
-    if strange := [domain for domain in domains if not _is_utf8(domain)]:
-        raise DataError(f"{path}: the name of {strange[0]!r} is not UTF-8, and it is a domain; rename it")
+    if strange := [domain for domain in domains if not is_domain(domain)]:
+        reason = f"must be {DOMAIN_IN_WORDS}" if _is_utf8(strange[0]) else "is not UTF-8"
+        raise DataError(f"{path}: the name of {strange[0]!r} {reason}, since it is a domain; rename it")
     origins: dict[str, str] = {}
     for file, domain in zip(files, domains, strict=True):
         origin = "".join(suffixes(file)) if file.parent == path else "/"

@@ -5,8 +5,8 @@ import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from lmoe.data.rows.files import Found, opened, suffixes
 from lmoe.errors import DataError
 from lmoe.files.places import is_file
 from lmoe.files.wording import first_line
+from lmoe.files.writing_folder import writing_folder
 
 SHARD_ROWS = 10_000
 """Rows of a table that are one piece of work."""
+BATCH_ROWS = 1_000
+"""Rows of a Parquet file that are read at a time while training."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -26,7 +29,7 @@ class TablePiece:
     """Rows of a table.
 
     Args:
-        table: a `datasets.Dataset`, or a list of records.
+        table: a `datasets.Dataset`.
         name: for messages.
         start, stop: rows.
     """
@@ -35,6 +38,11 @@ class TablePiece:
     name: str
     start: int
     stop: int
+
+    @property
+    def size(self) -> int:
+        """Bytes, as Arrow counts them."""
+        return self.table.data.nbytes * (self.stop - self.start) // max(1, len(self.table))
 
     def __iter__(self) -> Iterator[Found]:
         """The records, null in lists and objects taken for a field that is not there."""
@@ -45,7 +53,12 @@ class TablePiece:
             except Exception as error:  # of datasets, which decodes what others wrote
                 yield DataError(f"{where}: cannot be read: {first_line(error)}"), where, number
             else:
-                yield {key: _filled(value) for key, value in record.items()}, where, number
+                yield _record_of(record), where, number
+
+
+def _record_of(record: dict[str, Any]) -> dict[str, Any]:
+    """A row of a table as a record: null stays where a field of the row is null, so that it is refused by name."""
+    return {key: _filled(value) for key, value in record.items()}
 
 
 def _filled(value: Any) -> Any:
@@ -66,18 +79,32 @@ class StreamPiece:
 
     table: Any
     name: str
+    size: int = 0
+    """Bytes, which are not known."""
 
     def __iter__(self) -> Iterator[Found]:
-        """Yield the records, null taken for a field that is not there."""
-        for number, record in enumerate(self.table):
-            yield _filled(record), f"{self.name}[{number}]", number
+        """Yield the records, as those of a TablePiece.
+
+        Raises:
+            DataError: the table cannot be read on.
+        """
+        records = iter(self.table)
+        for number in count():
+            where = f"{self.name}[{number}]"
+            try:
+                record = next(records)
+            except StopIteration:
+                return
+            except Exception as error:  # of datasets, which decodes what others wrote
+                raise DataError(f"{where}: cannot be read: {first_line(error)}") from None
+            yield _record_of(record), where, number
 
 
 def table_pieces(table: Any, name: str) -> list[TablePiece]:
     """Cut a table into pieces of work."""
-    count = len(table)
-    starts = range(0, count, SHARD_ROWS)
-    return [TablePiece(table, name, start, min(start + SHARD_ROWS, count)) for start in starts]
+    rows = len(table)
+    starts = range(0, rows, SHARD_ROWS)
+    return [TablePiece(table, name, start, min(start + SHARD_ROWS, rows)) for start in starts]
 
 
 def mapped_table(file: Path, digest: str, cache: Path) -> Any:
@@ -95,8 +122,8 @@ def mapped_table(file: Path, digest: str, cache: Path) -> Any:
     to = cache / "tables" / f"{digest[:32]}.arrow"
     try:
         if not is_file(to):
-            with _writing_folder(to.parent) as folder:
-                _convert(file, folder).replace(to)
+            with _folder_for(to.parent) as folder:
+                _convert(file, Path(folder)).replace(to)
         return datasets.Dataset.from_file(str(to))
     except (
         *(OSError, EOFError, ValueError, RuntimeError, TypeError, KeyError),
@@ -105,17 +132,13 @@ def mapped_table(file: Path, digest: str, cache: Path) -> Any:
         raise DataError(f"{file}: cannot be read: {first_line(error)}") from None
 
 
-@contextmanager
-def _writing_folder(cache: Path) -> Iterator[Path]:
+def _folder_for(cache: Path) -> "tempfile.TemporaryDirectory[str]":
     try:
-        cache.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=cache, prefix=".writing-")
+        return writing_folder(cache)
     except OSError as error:
         raise DataError(
             f"data.cache_dir: {cache} cannot be written, where tables are unpacked to: {first_line(error)}"
         ) from None
-    with folder as name:
-        yield Path(name)
 
 
 def _convert(file: Path, folder: Path) -> Path:
@@ -179,8 +202,11 @@ def streamed_table(file: Path) -> Any:
         raise DataError(
             f"{file}: a compressed table cannot be read while training; unpack it, or set data.streaming=false"
         )
+    options: dict[str, Any] = {"batch_size": BATCH_ROWS} if end == ".parquet" else {}  # or an empty file has none
     try:
-        return datasets.load_dataset(end.removeprefix("."), data_files=str(file), split="train", streaming=True)
+        return datasets.load_dataset(
+            end.removeprefix("."), data_files=str(file), split="train", streaming=True, **options
+        )
     except (OSError, ValueError, RuntimeError, pyarrow.ArrowException, DatasetsError) as error:
         raise DataError(f"{file}: cannot be read: {first_line(error.__cause__ or error)}") from None
 

@@ -1,5 +1,6 @@
 """Turns of a conversation, as data sets write them, brought to the shape that chat templates take."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 PASSED_ON = ("name", "tool_call_id")
 NOTHING: tuple[Any, ...] = (None, "", [], {})
 """Values of a field that say as little as its absence."""
-JSON_TEXT = Reader(error=DataError, finite=False)
+JSON_TEXT = Reader(error=DataError, finite=False, keys_once=True)
 """How a text that holds JSON is parsed."""
 OTHER_CONTENT = ("function_call", "audio", "image", "images", "video", "videos", "refusal")
 """Fields of a message that say something which a text cannot show."""
@@ -161,7 +162,8 @@ class Turns:
             )
         arguments = _arguments(function.get("arguments", {}), f"{place}.function.arguments", where)
         identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-        self._ignore(call, ("type", "function", *identity, *(("name", "arguments") if function is call else ())), name)
+        kind = ("type",) if call.get("type") == "function" else ()
+        self._ignore(call, (*kind, "function", *identity, *(("name", "arguments") if function is call else ())), name)
         if function is not call:
             self._ignore(function, ("name", "arguments"), f"{name}.function")
         return {**identity, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
@@ -219,6 +221,7 @@ def tools_of(value: Any, where: str) -> tuple[dict[str, Any], ...] | None:
                 f'{where}: tools[{index}] must be {{"type": "function", "function": {{"name": …, "parameters": …}}}}, '
                 f"got {in_row(tool)}"
             )
+        _check_json(tool, f"tools[{index}]", where)
     whole = ({"type": "function", **(tool if "function" in tool else {"function": tool})} for tool in tools)
     return tuple(whole) or None
 
@@ -247,7 +250,16 @@ def _arguments(value: Any, name: str, where: str) -> dict[str, Any]:
     found = {} if value is None or value == "" else _of_json(value, name, "an object or its JSON text", where)
     if not isinstance(found, dict):
         raise DataError(f"{where}: {name} must be an object or its JSON text, got {in_row(value)}")
+    _check_json(found, name, where)
     return found
+
+
+def _check_json(value: Any, name: str, where: str) -> None:
+    """Refuse what a template cannot write as JSON: a date of a table, and a number that is none or endless."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{where}: {name} cannot be written as JSON, got {in_row(value)} ({error})") from None
 
 
 def last_assistant(messages: Sequence[Message]) -> int | None:

@@ -120,7 +120,10 @@ def test_what_is_no_text_is_refused_by_name(name: str, value: Any, shown: str) -
         ({"conversations": "x"}, "conversations must be a non-empty list of objects, got 'x'"),
         ({"text": "x", "domain": "a/b"}, "domain must be text without a slash"),
         ({"text": "x", "domain": 0}, "domain must be text without a slash"),
-        ({"text": "x", "domain": "a" * 1001}, "domain must be text without a slash, of at most 1,000 characters"),
+        ({"text": "x", "domain": "a\nb"}, "domain must be text without a slash, a line break or another control"),
+        ({"text": "x", "domain": "\x1b[31m"}, "domain must be text without a slash, a line break or another control"),
+        ({"text": "x", "domain": "a\u2028b"}, "domain must be text without a slash, a line break or another control"),
+        ({"text": "x", "domain": "a" * 1001}, "of at most 1,000 characters; got"),
         ({"instruction": "q", "output": "a", "history": "x"}, "history must be a list of pairs"),
         (
             {"instruction": "q", "output": "a", "history": [["x"]]},
@@ -189,8 +192,9 @@ def test_the_prompt_of_a_pair_of_answers_is_there_once(record: dict[str, Any], p
     ],
 )
 def test_a_label_is_true_or_false_and_anything_else_is_ignored(value: Any, label: Any, ignored: Any) -> None:
-    row = read({"prompt": "q", "response": "a", "label": value})
-    assert (row.label, row.ignored) == (label, ignored)
+    for form in ("prompt and response", "messages", "ShareGPT", "Alpaca"):
+        row = read(WRITTEN[form] | {"label": value})
+        assert (row.label, row.ignored) == (label, ignored)
 
 
 def test_an_answer_to_check_against_is_kept() -> None:

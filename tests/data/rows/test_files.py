@@ -156,7 +156,45 @@ def test_a_torn_packed_file_is_one_clear_error(tmp_path: Path, name: str, packed
     for content in (whole[:-7], whole[:12], b"neither", whole[:15] + b"\xff" * 20 + whole[35:]):
         file = written(tmp_path / f"a.{name}{packed}", content)
         assert refused(file).startswith(f"{file}")
+        assert not refused(file).endswith("no rows")
     assert not list((tmp_path / ".cache").rglob(".writing-*"))
+
+
+@pytest.mark.parametrize("packed", [".gz", ".zst"])
+def test_a_packed_file_that_ends_early_is_refused_wherever_it_ends(tmp_path: Path, packed: str) -> None:
+    lines = "".join(json.dumps({"text": f"{number} {number**50}"}) + "\n" for number in range(300)).encode()
+    whole = PACKED[packed](lines) + PACKED[packed](lines)
+    for end in (len(whole) - 1, len(whole) * 3 // 4, len(whole) // 2 + 20, len(whole) // 3):
+        file = written(tmp_path / f"a.jsonl{packed}", whole[:end])
+        assert "cannot be read: " in refused(file), end
+    file = written(tmp_path / f"a.jsonl{packed}", whole)
+    assert len(rows_of(file)) == 600
+
+
+def test_frames_of_zst_that_hold_no_rows_are_passed_over(tmp_path: Path) -> None:
+    aside = b"\x50\x2a\x4d\x18\x04\0\0\0abcd"
+    packed = PACKED[".zst"](b'{"text": "x"}\n')
+    file = written(tmp_path / "a.jsonl.zst", aside + packed + aside + packed + PACKED[".zst"](b"") + aside)
+    assert [row.text for row in rows_of(file)] == ["x", "x"]
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ('{"prompt": "a", "prompt": "b", "response": "c"}', "prompt"),
+        ('{"messages": [{"role": "user", "role": "assistant", "content": "x"}]}', "role"),
+        ('{"text": "x", "about": {"id": 1, "id": 1}}', "id"),
+        (r'{"text": "x", "t\u0065xt": "y"}', "text"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_a_key_that_comes_twice_is_refused_since_one_value_would_be_lost(
+    tmp_path: Path, line: str, key: str, name: str
+) -> None:
+    content = f"[{line}]" if name == "a.json" else f'{{"text": "x"}}\n{line}'
+    file = written(tmp_path / name, content.encode())
+    where = file if name == "a.json" else f"{file}:2"
+    assert refused(file) == f"{where}: the key {key!r} comes twice in one object; leave one of them out"
 
 
 @pytest.mark.parametrize("name", ["parquet", "file.arrow", "stream.arrow"])
@@ -333,6 +371,13 @@ def test_a_file_name_that_is_no_utf8_is_refused_as_a_domain(tmp_path: Path) -> N
     name = os.fsdecode(b"\xff.jsonl")
     written(tmp_path / "rows" / name, b'{"text": "x"}\n')
     assert refused(tmp_path / "rows").startswith(f"{tmp_path}/rows: the name of '\\udcff' is not UTF-8")
+
+
+def test_a_file_name_with_a_line_break_is_refused_as_a_domain(tmp_path: Path) -> None:
+    written(tmp_path / "rows" / "a\nb.jsonl", b'{"text": "x"}\n')
+    assert refused(tmp_path / "rows").startswith(
+        f"{tmp_path}/rows: the name of 'a\\nb' must be text without a slash, a"
+    )
 
 
 def test_a_folder_without_files_of_rows_says_what_it_holds(tmp_path: Path) -> None:

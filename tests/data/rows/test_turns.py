@@ -1,6 +1,7 @@
 """Turns as OpenAI and ShareGPT write them, brought to the shape of chat templates."""
 
 import json
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -97,6 +98,27 @@ def test_what_is_within_a_call_and_not_read_is_named() -> None:
     assert read(USER, answer(tool_calls=[call])).ignored == tuple(
         sorted(f"messages[].tool_calls[].{name}" for name in names)
     )
+    custom = read(USER, answer(tool_calls=[{"type": "custom", "name": "f", "arguments": {}}]))
+    assert custom.ignored == ("messages[].tool_calls[].type",)
+
+
+NO_JSON = [datetime(2026, 1, 31), b"x", float("nan"), float("inf"), [{"deep": float("-inf")}]]
+
+
+@pytest.mark.parametrize("value", NO_JSON, ids=repr)
+def test_what_json_cannot_write_is_refused_in_calls_and_tools(value: Any) -> None:
+    with pytest.raises(
+        DataError, match=r"f:1: messages\[1\].tool_calls\[0\].function.arguments cannot be written as JSON"
+    ):
+        read(USER, answer(tool_calls=[{"name": "f", "arguments": {"a": value}}]))
+    with pytest.raises(DataError, match=r"f:1: tools\[0\] cannot be written as JSON"):
+        read(USER, answer(), tools=[{"name": "f", "parameters": {"default": value}}])
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e400"])
+def test_a_number_that_is_none_or_endless_is_refused_in_the_text_of_arguments(number: str) -> None:
+    with pytest.raises(DataError, match="function.arguments cannot be written as JSON"):
+        read(USER, answer(tool_calls=[{"name": "f", "arguments": f'{{"a": {number}}}'}]))
 
 
 def test_roles_names_and_results_of_tools_are_passed_on() -> None:
