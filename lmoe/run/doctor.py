@@ -204,8 +204,9 @@ def shipped_files() -> Iterator[Finding]:
 def base() -> Iterator[Finding]:
     """Whether the bundled base loads and has the weights that it was shipped with."""
     from lmoe.backbones.fingerprint import fingerprint
-    from lmoe.backbones.load import TINY, load_model, load_tokenizer
+    from lmoe.backbones.load import load_model, load_tokenizer
     from lmoe.config.backbone import BackboneConfig
+    from lmoe.files.resources import TINY
 
     config = BackboneConfig(model_name=TINY)
     load_tokenizer(config)
