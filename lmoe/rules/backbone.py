@@ -37,7 +37,9 @@ def gguf_problems(backbone: BackboneConfig, file: str) -> list[str]:
     folder = expanded(name)
     if is_dir(folder):
         if not is_file(folder / file):
-            problems.append(f"backbone.model_name={backbone.full_name}: no such file{_instead(name, gguf_files(folder))}")
+            problems.append(
+                f"backbone.model_name={backbone.full_name}: no such file{_instead(name, gguf_files(folder))}"
+            )
     elif "/" not in name and not is_local(name):
         problems.append(
             f"backbone.model_name={backbone.full_name}: there is no folder {name} here, and a file of the hub is named "
