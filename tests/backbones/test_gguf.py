@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,22 @@ def test_a_file_of_the_same_name_in_the_working_directory_is_not_taken_instead(g
     monkeypatch.chdir(tmp_path)
     load_model(of(gguf_base))
     load_tokenizer(of(gguf_base))
+
+
+def test_a_gguf_file_of_the_hub_is_fetched_by_its_repository_and_keeps_that_name(gguf_base, monkeypatch):
+    asked: list[tuple[str, str, str | None]] = []
+
+    def fetched(repository: str, file: str, revision: str | None) -> str:
+        asked.append((repository, file, revision))
+        return str(gguf_base)
+
+    monkeypatch.setattr("lmoe.backbones.load.cached_file", fetched)
+    monkeypatch.setattr("lmoe.backbones.load.find_adapter_config_file", lambda source, revision: None)
+    config = BackboneConfig(model_name="owner/repository/micro.gguf", revision="v1")
+    model = load_model(config)
+    assert asked == [("owner/repository", "micro.gguf", "v1")]
+    assert model.name_or_path == "owner/repository/micro.gguf"
+    assert BackboneConfig(model_name=str(model.name_or_path)) == replace(config, revision=None)
 
 
 @pytest.mark.parametrize("precision", QUANTISED)
