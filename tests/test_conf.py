@@ -76,12 +76,13 @@ def test_no_file_is_forgotten():
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(PRETRAIN)])
-def test_a_file_of_a_training_composes_validates_and_builds(name, micro, restored):
+def test_a_file_of_a_training_composes_validates_and_builds(name, micro, restored, monkeypatch):
     """On the micro backbone and its rows, whatever the file says about those."""
     from lmoe.run.loggers import build_loggers
     from lmoe.run.parts import build_parts
     from lmoe.run.trainer import extra_callbacks
 
+    monkeypatch.setenv("LMOE_REAL_BASE", str(micro.model))  # which not every machine has
     config = compose("train", RunConfig, [*choice(name), *sweep_choices(name)])
     validate(config)
     native = adapts_native(config.injection.strategy)

@@ -32,3 +32,10 @@ def test_packages_that_are_required_fail_a_test_where_they_are_missing(tmp_path,
 def test_every_package_is_pinned():
     lines = [line for line in PINS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
     assert len(lines) >= 5 and all(line.count("==") == 1 for line in lines)
+
+
+def test_what_reads_gguf_is_pinned_as_the_environment_has_it():
+    constraints = (PINS.parents[1] / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in PINS.read_text(encoding="utf-8").splitlines() if line.startswith("gguf==")] == [
+        line for line in constraints if line.startswith("gguf==")
+    ]

@@ -11,7 +11,7 @@ from lmoe.adapter.average import merge_without_config
 from lmoe.adapter.folder import CONFIG_FILE, AdapterConfig, check_sizes, load_adapter, read_adapter_config
 from lmoe.adapter.inject import inject
 from lmoe.adapter.place import adapter_folder, lost_config
-from lmoe.adapter.stored_base import BESIDE
+from lmoe.adapter.stored_base import BESIDE, GGUF_FILE
 from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
 from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import BackboneError, CheckpointError, ConfigError, InjectionError, keys_renamed
@@ -61,6 +61,7 @@ def load(
         )
     backbone = BackboneConfig(
         model_name=base_model or (str(folder) if is_beside else stored["name"]),
+        gguf_file=None if base_model or is_beside else stored.get(GGUF_FILE),
         revision=None if base_model or is_beside else stored.get("revision"),
         precision=BackbonePrecision(stored["precision"]),
         trust_remote_code=trust_remote_code,
@@ -68,8 +69,10 @@ def load(
     if stored.get("trust_remote_code") and base_model is None and not trust_remote_code:
         refuse_code(backbone.model_name, folder)
     model = load_base(backbone, None if base_model or is_beside else folder / CONFIG_FILE)
-    inject_stored(model, folder, config, f"the base {backbone.model_name}")
-    named = replace(backbone, model_name=stored["name"]) if is_beside and stored["name"] else backbone
+    inject_stored(model, folder, config, f"the base {backbone.full_name}")
+    named = backbone
+    if is_beside and stored["name"]:
+        named = replace(backbone, model_name=stored["name"], gguf_file=stored.get(GGUF_FILE))
     with keys_renamed(as_argument(base_model) if base_model else {}):
         tokenizer = tokenizer_in(folder, trust_remote_code=trust_remote_code) or load_tokenizer(named)
     answers_end(model, tokenizer)
@@ -86,7 +89,7 @@ def load_base(backbone: BackboneConfig, named_by: Path | None) -> PreTrainedMode
         BackboneError: it cannot be loaded; says which file names it.
     """
     if named_by is None:
-        with keys_renamed(as_argument(backbone.model_name)):
+        with keys_renamed(as_argument(backbone.full_name)):
             return load_model(backbone)
     try:
         with keys_renamed({"backbone.model_name=": ""}):

@@ -7,8 +7,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.adapter.folder import save_adapter
-from lmoe.backbones.load import TINY, precision_of
-from lmoe.files.resources import resource_dir
+from lmoe.adapter.stored_base import GGUF_FILE
+from lmoe.backbones.load import precision_of
+from lmoe.config.backbone import BackboneConfig
+from lmoe.files.resources import name_of_base
 
 
 def save(
@@ -46,5 +48,13 @@ def base_entry(model: nn.Module, base_model: str | None = None) -> dict[str, Any
         base_model: its name; None: what the model says of itself.
     """
     own_name = str(getattr(model, "name_or_path", "") or "")
-    name = base_model or (TINY if own_name == str(resource_dir("data/tiny")) else own_name)
-    return {"name": name, "revision": None, "precision": precision_of(model).value}
+    return stored_name(BackboneConfig(model_name=base_model or name_of_base(own_name))) | {
+        "revision": None,
+        "precision": precision_of(model).value,
+    }
+
+
+def stored_name(backbone: BackboneConfig) -> dict[str, str]:
+    """How an adapter file names a base: the folder or hub name, and the GGUF file there, if it is one."""
+    file = {} if backbone.gguf_file is None else {GGUF_FILE: backbone.gguf_file}
+    return {"name": backbone.model_name, **file}

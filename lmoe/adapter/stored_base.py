@@ -12,9 +12,9 @@ from lmoe.files.wording import quoted
 from lmoe.injection.backbone_state import backbone_fingerprint
 from lmoe.injection.record import injected
 
-ROUNDED, AFTER_TRAINING, BESIDE = "rounded", "after_training", "beside"
+ROUNDED, AFTER_TRAINING, BESIDE, GGUF_FILE = "rounded", "after_training", "beside", "gguf_file"
 """Optional fields of base_model: digests in other types, the base as a phase has left it, whether it lies in the same
-folder."""
+folder, which GGUF file of its folder it is."""
 KINDS = ("as_float16", "signs", "dtype")
 
 
@@ -44,6 +44,10 @@ def check_fields(base_model: Mapping[str, Any], path: Path) -> None:
     texts = [after.get("fingerprint"), *(section.get(kind, "") or "" for section in sections for kind in KINDS)]
     if not all(isinstance(text, str) for text in texts):
         raise CheckpointError(f"{path}: base_model holds a fingerprint that is no text")
+    if not isinstance(base_model.get(GGUF_FILE), str | None):
+        raise CheckpointError(
+            f"{path}: base_model.{GGUF_FILE} is {quoted(base_model[GGUF_FILE])}, must be text or null"
+        )
     if not isinstance(base_model.get(BESIDE, False), bool):
         raise CheckpointError(f"{path}: base_model.{BESIDE} is {quoted(base_model[BESIDE])}, must be true or false")
 

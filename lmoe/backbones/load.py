@@ -1,10 +1,10 @@
-"""Load a backbone and its tokenizer from the hub, a local directory, or what ships with lmoe."""
+"""Load a backbone and its tokenizer from the hub, a local directory, a GGUF file, or what ships with lmoe."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -14,47 +14,106 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GgufConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import cached_file, find_adapter_config_file
 
+from lmoe.backbones.gguf_header import check_whole
 from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import BackboneError, LmoeError
-from lmoe.files.resources import resource_dir
+from lmoe.files.gguf import gguf_files
+from lmoe.files.resources import missing_base, named_base
 from lmoe.files.small_file import NO_FILE, Reader, link_outside
 from lmoe.files.wording import first_line, quoted, shown
+from lmoe.rules.backbone import gguf_problems
 from lmoe.rules.trust import kernels
-from lmoe.vocabulary import BackbonePrecision
+from lmoe.vocabulary import QUANTISED, BackbonePrecision
 
-TINY = "tiny"
 REPACKS = "support_avx512bf16_for_cpu"
 """What a 4-bit Linear of bitsandbytes asks before it repacks its weights for inference."""
+NEEDED_FOR_GGUF = ("gguf", "accelerate")
 TO_TRUST = "where you trust its code, say so: `trust_remote_code=True`"
-QUANTISED = (BackbonePrecision.int8, BackbonePrecision.nf4)
 
 
-def model_source(model_name: str) -> str:
-    """What Transformers is asked for: the shipped folder for "tiny", else the name as given.
+class Source(NamedTuple):
+    """What Transformers is asked for, and what every one of its loaders is told beside it."""
+
+    place: str
+    settings: dict[str, Any]
+
+
+def model_source(model_name: str, gguf_file: str | None = None) -> str:
+    """Where a model lies: the folder of a base that has a name of ours, else the name as given.
+
+    Args:
+        gguf_file: the file there that is the model; None: the whole folder is.
 
     Raises:
         BackboneError: a local path that is no model directory, or holds a PEFT adapter too.
     """
-    if model_name == TINY:
-        shipped = resource_dir("data/tiny")
-        if not (shipped / "config.json").exists():
-            raise BackboneError(f"backbone.model_name=tiny: {shipped} is missing; install lmoe anew, or name a model")
-        return str(shipped)
+    if (own := named_base(model_name)) is not None:
+        if (reason := missing_base(model_name)) is not None:
+            raise BackboneError(f"backbone.model_name={model_name}: {reason}")
+        return str(own)
     path = Path(model_name).expanduser()
     if path.is_dir():
         if (reason := _adapter_beside(str(path))) is not None:
             raise BackboneError(f"backbone.model_name={model_name}: {reason}")
-        if not (path / "config.json").exists():
-            raise BackboneError(f"backbone.model_name={model_name}: this directory holds no config.json, so no model")
+        if gguf_file is None and not (path / "config.json").exists():
+            raise BackboneError(
+                f"backbone.model_name={model_name}: this directory holds no config.json, so no model"
+                + _advise_gguf(model_name, gguf_files(path))
+            )
         return str(path)
     if path.exists() or model_name.startswith((".", "/", "~")):
         raise BackboneError(f"backbone.model_name={model_name}: no such model directory")
     return model_name
+
+
+def _advise_gguf(folder: str, files: list[str]) -> str:
+    """How to name one of the GGUF files of a folder that holds no other model."""
+    if not files:
+        return ""
+    one = f"backbone.model_name={folder.rstrip('/')}/{files[0]}"
+    return f" but {files[0]}: name it, {one}" if len(files) == 1 else f"; name one of {', '.join(files)}, such as {one}"
+
+
+@contextmanager
+def _reading(config: BackboneConfig, what: str) -> Iterator[Source]:
+    """Let whatever Transformers meets while it reads a base be an error that names the base.
+
+    Args:
+        what: is read of it.
+
+    Raises:
+        BackboneError: it cannot be loaded.
+    """
+    file = config.gguf_file
+    if file is not None and (problems := gguf_problems(config, file)):
+        raise BackboneError("; ".join(problems))
+    place = model_source(config.model_name, file)
+    with _named(config, what, place):
+        settings: dict[str, Any] = {"revision": config.revision, "trust_remote_code": config.trust_remote_code}
+        yield Source(place, settings) if file is None else _gguf_source(config, place, file, settings)
+
+
+def _gguf_source(config: BackboneConfig, place: str, file: str, settings: dict[str, Any]) -> Source:
+    """The folder of a GGUF file, which is fetched from the hub where it is there.
+
+    NOTE Transformers takes a file of this name in the working directory for the one that was meant, so it is told the
+    whole path.
+
+    Raises:
+        BackboneError: what reads GGUF is not installed.
+    """
+    if missing := [name for name in NEEDED_FOR_GGUF if find_spec(name) is None]:
+        raise BackboneError(f"reading a GGUF file needs {' and '.join(missing)}: pip install 'lmoe[gguf]'")
+    found = Path(place) / file if Path(place).is_dir() else Path(cached_file(place, file, revision=config.revision))  # type: ignore[arg-type]
+    check_whole(found)
+    return Source(str(found.parent), {**settings, "revision": None, "gguf_file": str(found.absolute())})
 
 
 def _adapter_beside(source: str, revision: str | None = None) -> str | None:
@@ -75,15 +134,15 @@ def _adapter_beside(source: str, revision: str | None = None) -> str | None:
     )
 
 
-def _refuse_kernels(config: BackboneConfig, source: str) -> None:
-    """Refuse a model whose attention is code from the hub.
+def _refuse_kernels(config: BackboneConfig, source: Source) -> None:
+    """Refuse a model whose attention is code from the hub; a GGUF file has no place for it.
 
     Raises:
         BackboneError: the model's config.json names a kernel, and its code is not trusted.
     """
-    if config.trust_remote_code:
+    if config.trust_remote_code or config.gguf_file is not None:
         return
-    file = Path(cached_file(source, "config.json", revision=config.revision))  # type: ignore[arg-type]
+    file = Path(cached_file(source.place, "config.json", revision=config.revision))  # type: ignore[arg-type]
     for key, name in kernels(MODEL_FILE.json(file)).items():
         raise BackboneError(
             f"{file}: {key} is {quoted(name)}, a kernel whose code would be fetched from the hub and run; {TO_TRUST}"
@@ -96,11 +155,8 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     Raises:
         BackboneError: no tokenizer there, damaged files, or no network.
     """
-    source = model_source(config.model_name)
-    with _named(config, "tokenizer", source):
-        return _with_padding(
-            AutoTokenizer.from_pretrained(source, revision=config.revision, trust_remote_code=config.trust_remote_code)
-        )
+    with _reading(config, "tokenizer") as source:
+        return _with_padding(AutoTokenizer.from_pretrained(source.place, **source.settings))
 
 
 def tokenizer_in(folder: Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase | None:
@@ -133,17 +189,18 @@ def load_model(config: BackboneConfig) -> PreTrainedModel:
     Raises:
         BackboneError: no model there, no network, torn weights, or weights that are not safetensors.
     """
-    source, stored = model_source(config.model_name), storage(config.precision)
-    with _named(config, "model", source):
-        if (reason := _adapter_beside(source, config.revision)) is not None:
+    stored = storage(config.precision)
+    with _reading(config, "model") as source:
+        if (reason := _adapter_beside(source.place, config.revision)) is not None:
             raise BackboneError(reason)
         _refuse_kernels(config, source)
+        if config.gguf_file is not None:
+            stored |= {"config": _settings(config, source), "quantization_config": GgufConfig(dequantize=True)}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            revision=config.revision,
+            source.place,
+            **source.settings,
             **stored,
             attn_implementation=config.attn_implementation,
-            trust_remote_code=config.trust_remote_code,
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -151,8 +208,36 @@ def load_model(config: BackboneConfig) -> PreTrainedModel:
         own = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         if config.precision not in QUANTISED and (missing := sorted(own & set(loading["missing_keys"]))):
             raise ValueError(f"its files lack {len(missing)} weights, which would start at random; first {missing[0]}")
+    if config.gguf_file is not None:
+        _forget_gguf(model)
+        # By this name every verb finds the same file again; Transformers has left the folder alone there.
+        model.name_or_path = config.full_name
     stay_trainable(model)
     return model.requires_grad_(False).eval()
+
+
+def _settings(config: BackboneConfig, source: Source) -> PreTrainedConfig:
+    """The model's config, of sizes that can be."""
+    settings = AutoConfig.from_pretrained(source.place, **source.settings)
+    if config.gguf_file is not None:  # a config.json has been looked at as it is written
+        _check_sizes(Path(source.place) / config.gguf_file, settings.to_dict())
+    return settings
+
+
+def _forget_gguf(model: PreTrainedModel) -> None:
+    """Let a model that was read from a GGUF file be an ordinary one: its weights are plain numbers now.
+
+    NOTE Transformers may leave what it reads with on the model, which could not be saved then.
+    """
+    for holder, name in (
+        (model, "hf_quantizer"),
+        (model, "quantization_method"),
+        (model, "is_quantized"),
+        (model.config, "quantization_config"),
+        (model.config, "_is_quantized"),
+    ):
+        if hasattr(holder, name):
+            delattr(holder, name)
 
 
 def bare_model(config: BackboneConfig) -> PreTrainedModel:
@@ -163,12 +248,9 @@ def bare_model(config: BackboneConfig) -> PreTrainedModel:
         BackboneError: no config there, or no network.
     """
     dtype = torch.bfloat16 if config.precision in QUANTISED else getattr(torch, config.precision.value)
-    source = model_source(config.model_name)
-    with _named(config, "config", source):
+    with _reading(config, "config") as source:
         _refuse_kernels(config, source)
-        settings = AutoConfig.from_pretrained(
-            source, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        settings = _settings(config, source)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 settings,
@@ -181,8 +263,13 @@ def bare_model(config: BackboneConfig) -> PreTrainedModel:
 
 def has_weights(config: BackboneConfig) -> bool:
     """False for a local directory that holds a config and no weights; what the hub has is not asked."""
-    folder = Path(model_source(config.model_name))
-    return not folder.is_dir() or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin"))
+    folder = Path(model_source(config.model_name, config.gguf_file))
+    return (
+        config.gguf_file is not None
+        or not folder.is_dir()
+        or any(folder.glob("*.safetensors"))
+        or any(folder.glob("*.bin"))
+    )
 
 
 def stay_trainable(model: nn.Module) -> None:
@@ -238,13 +325,10 @@ def context_length(model: PreTrainedModel) -> int | None:
 
 
 def model_type(config: BackboneConfig) -> str | None:
-    """The family in config.json, or None if there is no config that can be loaded."""
+    """The family in the model's config, or None if there is no config that can be loaded."""
     try:
-        source = model_source(config.model_name)
-        with _named(config, "config", source):
-            return AutoConfig.from_pretrained(
-                source, revision=config.revision, trust_remote_code=config.trust_remote_code
-            ).model_type
+        with _reading(config, "config") as source:
+            return _settings(config, source).model_type
     except BackboneError:
         return None
 
@@ -323,7 +407,7 @@ def _named(config: BackboneConfig | None, what: str, source: str | Path) -> Iter
     Raises:
         BackboneError: it cannot be loaded.
     """
-    named = f"backbone.model_name={config.model_name}" if config is not None else str(source)
+    named = f"backbone.model_name={config.full_name}" if config is not None else str(source)
     try:
         if Path(source).is_dir():
             check_files(Path(source))
@@ -345,7 +429,9 @@ def _remedy(config: BackboneConfig | None, error: Exception) -> str:
         return TO_TRUST
     if config is None:
         return "put back the files that were saved there, or remove its tokenizer_config.json to use that of the base"
-    if Path(config.model_name).expanduser().exists() or config.model_name == TINY:
+    if config.gguf_file is not None and "not supported" in str(error):
+        return "Transformers reads no such GGUF file; give the model as a folder in the format of Transformers"
+    if Path(config.model_name).expanduser().exists() or named_base(config.model_name) is not None:
         return "check backbone.model_name"
     return (
         "give a local directory, or check the name and the network (a download needs the hub once; then "

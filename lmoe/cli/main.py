@@ -19,6 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+BASE = "hub name, local directory, folder/file.gguf, tiny, or smollm2_q4"
 COMPOSED = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -49,7 +50,7 @@ def study(context: typer.Context) -> None:
 Checkpoint = Annotated[str | None, typer.Option(help="Run directory or adapter directory.")]
 BaseModel = Annotated[str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")]
 Domain = Annotated[str | None, typer.Option(help="Domain of all prompts, for moe.router=oracle.")]
-Model = Annotated[str | None, typer.Option(help="Base to blend experts over: hub name, local directory, or tiny.")]
+Model = Annotated[str | None, typer.Option(help=f"Base to blend experts over: {BASE}.")]
 Experts = Annotated[str | None, typer.Option(help="code=DIR,chat=DIR: PEFT adapters, or runs of dense_lora.")]
 Weights = Annotated[str | None, typer.Option(help="0.7,0.3 in the order of --experts, or code=0.7,chat=0.3.")]
 Router = Annotated[str | None, typer.Option(help="weighted, static, encoder (by the prompt) or arrow (by the token).")]
@@ -154,9 +155,7 @@ def _sampling(given: dict[str, Any]) -> dict[str, Any]:
 @app.command()
 def prepare(
     data: Annotated[str, typer.Option(help="File of rows, folder, data set of the hub, or bundled.")] = "bundled",
-    model: Annotated[
-        str, typer.Option(help="Hub name, local directory, or tiny: whose tokenizer and template.")
-    ] = "tiny",
+    model: Annotated[str, typer.Option(help=f"Whose tokenizer and template: {BASE}.")] = "tiny",
     val: Annotated[str | None, typer.Option(help="Validation rows; without: a seeded share of the data.")] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Longest row, in tokens.")] = 512,
     packing: Annotated[

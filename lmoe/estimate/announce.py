@@ -28,7 +28,7 @@ def lines(config: RunConfig, found: Estimate) -> list[str]:
     devices = trainer.devices * trainer.num_nodes
     each = "its share of the weights" if trainer.strategy.value == SHARDING and devices > 1 else "all weights"
     said = [
-        f"estimate from the config of {config.backbone.model_name}, without its weights and without data",
+        f"estimate from the config of {config.backbone.full_name}, without its weights and without data",
         f"  {devices} device{'s' * (devices > 1)}, {each} on each; a micro-batch of {data.batch_size} rows of "
         f"{data.max_length} tokens, {trainer.accumulate_grad_batches} in a step: "
         f"{data.batch_size * trainer.accumulate_grad_batches * devices:,} rows in a step over all devices",

@@ -79,7 +79,7 @@ def preflight(config: RunConfig, console: Console) -> MemoryEstimate | None:
         announce_estimate(config, console)
         return None
     if not has_weights(config.backbone):
-        say(console, f"{config.backbone.model_name} holds a config and no weights: nothing was tried")
+        say(console, f"{config.backbone.full_name} holds a config and no weights: nothing was tried")
         announce_estimate(config, console)
         return None
     check_devices(config.trainer)

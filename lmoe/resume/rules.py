@@ -29,7 +29,7 @@ SAFE = (
 )
 """Neither the weights nor the order of the data depends on these, but for rounding and random numbers elsewhere."""
 ENDS = ("callbacks", "trainer.stop_on_collapse")
-PLACES = ("data.path", "data.val_path", "backbone.model_name")
+PLACES = ("data.path", "data.val_path", "backbone.model_name", "backbone.gguf_file")
 """Safe where the command means them: when the run ends, and where the rows and the backbone are, whose contents are
 compared with those of the start (run/provenance.py)."""
 PER_STEP = (

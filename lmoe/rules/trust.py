@@ -10,6 +10,7 @@ from typing import Any
 
 from lmoe.errors import LmoeError
 from lmoe.files.places import expanded, is_dir, is_file
+from lmoe.files.resources import BASES
 from lmoe.files.run_folder import CONFIG_FILE
 from lmoe.files.small_file import Reader, texts
 from lmoe.files.wording import quoted
@@ -59,14 +60,14 @@ def would_run(model_name: str, tokenizer: Path | None = None) -> str | None:
     """What Python would run with a model that is trusted, in words; None: a local folder that names none.
 
     Args:
-        model_name: hub name, local folder, or tiny.
+        model_name: hub name, local folder, or a base that has a name of ours.
         tokenizer: another folder with a tokenizer that is loaded too.
     """
     folder = expanded(model_name)
     found: list[str] = []
     if is_dir(folder):
         found += list(_named_code(folder))
-    elif model_name != "tiny":
+    elif model_name not in BASES:
         found.append(f"whatever Python {model_name} brings")
     found += list(_named_code(tokenizer)) if tokenizer is not None else []
     return ", ".join(dict.fromkeys(found)) or None

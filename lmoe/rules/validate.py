@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from lmoe.config.analysis import AnalysisConfig
-from lmoe.config.backbone import BackboneConfig
 from lmoe.config.checkpoint import CheckpointConfig
 from lmoe.config.data import BUNDLED
 from lmoe.config.injection import InjectionConfig
@@ -18,7 +17,9 @@ from lmoe.config.read import independent
 from lmoe.config.run import RunConfig
 from lmoe.config.trainer import PRECISIONS, TrainerConfig, max_seconds
 from lmoe.files.places import blocked_folder, exists, expanded, hub_note, missing_place
+from lmoe.files.resources import BASES
 from lmoe.files.run_folder import name_problems
+from lmoe.rules.backbone import backbone_problems
 from lmoe.rules.callbacks import callback_problems, callbacks_from_problems
 from lmoe.rules.data import data_problems
 from lmoe.rules.experts_from import expert_places
@@ -27,7 +28,7 @@ from lmoe.rules.moe import moe_problems
 from lmoe.rules.phase_options import schedule_problems
 from lmoe.rules.phases import TRAINABLE, phase_problems, present_roles, trained_base
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.vocabulary import Accelerator, BackbonePrecision, DryRun, KnockOut, LoggerKind, Role, Strategy, WandbMode
+from lmoe.vocabulary import QUANTISED, Accelerator, DryRun, KnockOut, LoggerKind, Role, Strategy, WandbMode
 
 NOT_IN_PROJECT = "/\\#?%:"
 LONGEST_NAME, LONGEST_TAG = 128, 64
@@ -108,7 +109,7 @@ def step_problems(rows_key: str, rows: int, trainer: TrainerConfig) -> list[str]
 
 
 PLACES = {
-    "backbone.model_name": ("tiny",),
+    "backbone.model_name": tuple(BASES),
     "data.path": (BUNDLED,),
     "data.val_path": (BUNDLED,),
     "data.judge_path": (BUNDLED,),
@@ -188,13 +189,6 @@ def seed_problems(seed: int) -> list[str]:
     return [] if 0 <= seed < 2**32 else [f"seed is {seed}, must be from 0 to {2**32 - 1}"]
 
 
-def backbone_problems(backbone: BackboneConfig) -> list[str]:
-    """Problems of `backbone` that show without loading it."""
-    if backbone.model_name:
-        return []
-    return ["backbone.model_name is required: a hub name, a local directory, or tiny"]
-
-
 def optim_problems(optim: OptimConfig) -> list[str]:
     """What is wrong in the section `optim`."""
     problems = at_least(optim.warmup_steps, 0, "optim.warmup_steps") + above_zero(optim.eps, "optim.eps")
@@ -269,15 +263,7 @@ def quantised_problems(config: RunConfig) -> list[str]:
     """What several devices cannot do with a quantised backbone: bitsandbytes puts that of every process on GPU 0."""
     loop, precision = config.trainer, config.backbone.precision
     several = loop.strategy is Strategy.ddp and loop.devices * loop.num_nodes > 1
-    if (
-        not several
-        or loop.accelerator is Accelerator.cpu
-        or precision
-        not in (
-            BackbonePrecision.int8,
-            BackbonePrecision.nf4,
-        )
-    ):
+    if not several or loop.accelerator is Accelerator.cpu or precision not in QUANTISED:
         return []
     return [
         f"backbone.precision={precision} works on one GPU only: every process would load its base onto GPU 0. Use "
@@ -294,7 +280,7 @@ def sharding_problems(config: RunConfig) -> list[str]:
         problems.append(
             f"trainer.strategy=fsdp2 shards the backbone as frozen, so {', '.join(roles)} cannot train; use trainer=ddp"
         )
-    if config.backbone.precision in (BackbonePrecision.int8, BackbonePrecision.nf4):
+    if config.backbone.precision in QUANTISED:
         problems.append(
             f"trainer.strategy=fsdp2 cannot shard backbone.precision={config.backbone.precision}; use bfloat16, or one "
             "device with trainer.strategy=auto"

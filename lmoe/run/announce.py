@@ -26,7 +26,7 @@ def describe_plan(parts: Parts, console: Console) -> None:
     say(console, str(parts.plan))
     frozen = sum(count for _, count, _ in role_table(parts.model)) - parts.plan.total_parameters
     report = parts.prepared.report
-    lines = [f"backbone {parts.config.backbone.model_name}: {frozen:,} parameters, frozen"]
+    lines = [f"backbone {parts.config.backbone.full_name}: {frozen:,} parameters, frozen"]
     lines += expert_lines(parts)
     for phase in parts.module.schedule.phases:
         first, last = phase.start + 1, phase.end

@@ -33,6 +33,7 @@ def findings() -> Iterator[Finding]:
     yield from findings_of("places", "tokenised rows", rows_cache)
     yield from findings_of("places", "hub cache (HF_HOME)", hub_cache)
     yield from findings_of("places", "runs", runs)
+    yield from findings_of("places", "real base", real_base)
     yield from findings_of("accounts", "switches", switches)
     yield from findings_of("accounts", "hub token", hub_token)
     yield from findings_of("accounts", "W&B", wandb_account, cure="pip install wandb; logger=none trains without")
@@ -117,6 +118,15 @@ def hub_cache() -> Iterator[Finding]:
 def runs() -> Iterator[Finding]:
     """Where runs are written."""
     yield from place("runs", Path("outputs"), "hydra.run.dir=… writes a run elsewhere")
+
+
+def real_base() -> Iterator[Finding]:
+    """Whether smollm2_q4, the base that does not ship with lmoe, has been written here."""
+    from lmoe.files.resources import REAL_BASE, missing_base, named_base
+
+    missing = missing_base(REAL_BASE)
+    value = "not there" if missing else str(named_base(REAL_BASE))
+    yield Finding(section="places", name=f"real base ({REAL_BASE})", value=value, advice=missing or "")
 
 
 def place(name: str, folder: Path, elsewhere: str) -> Iterator[Finding]:
@@ -204,8 +214,9 @@ def shipped_files() -> Iterator[Finding]:
 def base() -> Iterator[Finding]:
     """Whether the bundled base loads and has the weights that it was shipped with."""
     from lmoe.backbones.fingerprint import fingerprint
-    from lmoe.backbones.load import TINY, load_model, load_tokenizer
+    from lmoe.backbones.load import load_model, load_tokenizer
     from lmoe.config.backbone import BackboneConfig
+    from lmoe.files.resources import TINY
 
     config = BackboneConfig(model_name=TINY)
     load_tokenizer(config)

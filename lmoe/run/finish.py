@@ -100,7 +100,7 @@ def run_summary(
         trainable_parameters=sum(
             p.numel() for name, p in parts.model.named_parameters() if parts.module.roles[name] in trained
         ),
-        backbone=parts.config.backbone.model_name,
+        backbone=parts.config.backbone.full_name,
         collapsed=collapsed,
         expert_names=list(injected(parts.model).expert_names),
         steps=ended.step,

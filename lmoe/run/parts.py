@@ -9,6 +9,7 @@ from lightning.pytorch import seed_everything
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.adapter.inject import inject
+from lmoe.adapter.save import stored_name
 from lmoe.backbones.checkpointing import recompute_activations
 from lmoe.backbones.load import context_length, load_model, load_tokenizer
 from lmoe.config.injection import InjectionConfig
@@ -127,8 +128,7 @@ def build_parts(
     check_monitors(config, prepared, objective)
     check_context(config, model)
     check_base_training(config, model)
-    base_model = {
-        "name": backbone.model_name,
+    base_model = stored_name(backbone) | {
         "revision": backbone.revision,
         "precision": backbone.precision.value,
         "trust_remote_code": backbone.trust_remote_code,

@@ -42,6 +42,14 @@ TAIL = """
   is refused. The native routers train as float32 copies; the backbone's own stay as they were.
 - **Quantised bases** (`backbone.precision=int8|nf4`): Linears are quantised, fused experts stay in bfloat16. DoRA, svd
   starts and `share_base=false` need the numbers of the weights and are refused.
+- **A GGUF file** (`backbone.model_name=folder/file.gguf`, or `owner/repository/file.gguf` of the hub, wherever a base
+  is named; `pip install 'lmoe[gguf]'`) is read by Transformers with its tokenizer and chat template, and dequantised
+  to `backbone.precision`. From then on it is a base as any other, with the memory of one: `export` and
+  `save_pretrained` write ordinary folders. Its fingerprint is that of the numbers that came out, so an adapter fits
+  the same numbers in any format, and not the model before it was quantised. `int8` and `nf4` are refused.
+  Transformers reads one file, not a model in parts, of [these
+  architectures](https://huggingface.co/docs/transformers/gguf); of Qwen3 only with heads of 128 (5.23 leaves the size
+  of a head at its default).
 - **Fused Linears** (qkv_proj, gate_up_proj, c_attn) are one site each.
 
 ## A family that is not listed

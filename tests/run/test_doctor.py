@@ -57,7 +57,6 @@ def test_files_that_are_missing_or_torn_are_named_with_how_to_get_them_back(monk
     shutil.copytree(resource_dir("data/tiny"), tmp_path / "data/tiny")
     (tmp_path / "data/tiny/config.json").write_text("{")
     monkeypatch.setattr("lmoe.files.resources.resource_dir", lambda name: tmp_path / name)
-    monkeypatch.setattr("lmoe.backbones.load.resource_dir", lambda name: tmp_path / name)
     found = by_name(doctor.shipped_files)
     assert {finding.state for finding in found.values()} == {State.broken}
     assert found["conf"].advice.endswith("git restore conf")
