@@ -8,7 +8,7 @@ from lmoe.study.comparison import Comparison
 from lmoe.study.families import holm
 
 FEWEST_SEEDS = 3
-"""Seeds below which nothing is claimed: with two, the standard error of the seeds is one number's distance to another."""
+"""Seeds below which nothing is claimed: two tell the spread over seeds by a single distance."""
 
 
 class Verdict(StrEnum):
@@ -66,10 +66,10 @@ def judge(comparisons: Sequence[Comparison], alpha: float = 0.05) -> list[Judged
     """The verdicts of a family: each arm beside the baseline, or each arm in each domain.
 
     The differences are one family at alpha and the equivalences another (Holm 1979 in each), since "there is a
-    difference" and "it is smaller than the margin" are separate claims, and can both be true. In at most alpha of studies
-    some true no-difference is called better or worse; in at most alpha some difference of the margin or more is called
-    smaller than it. A difference counts with the sign of its estimate: two-sided, so the sign is wrong more seldom still.
-    Comparisons with too few seeds are not judged and do not count in the families.
+    difference" and "it is smaller than the margin" are separate claims, and can both be true. In at most alpha of
+    studies some true no-difference is called better or worse; in at most alpha some difference of the margin or more is
+    called smaller than it. A difference has the sign of its estimate. Comparisons with too few seeds are not judged and
+    do not count in the families.
 
     Args:
         comparisons: names must differ.
