@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lmoe.study.bootstrap import bootstrap_interval
 from lmoe.study.crossed import CrossedEstimate, crossed_estimate
 from lmoe.study.crossed_t import critical
 from lmoe.study.inference import equivalence_p, half_width, interval, smallest_effect
@@ -160,7 +161,19 @@ def family_share(design: Design, noise: Noise, seeds: int, studies: int, generat
     for drawn in draw(design, noise, seeds, studies, ARMS + 1, generator):
         of = crossed_estimate(drawn.models[:, 1:] - drawn.models[:, :1], drawn.strata)
         called += np.count_nonzero((np.abs(of.estimate) > half_width(of, (1 - LEVEL) / ARMS)).any(-1))
-    return called / studies
+    return float(called / studies)
+
+
+def bootstrap_share(
+    design: Design, noise: Noise, seeds: int, studies: int, draws: int, generator: np.random.Generator
+) -> float:
+    """Share of studies whose interval by resampling leaves the true difference out, at 95 %."""
+    missed = 0
+    for drawn in draw(design, noise, seeds, studies, 1, generator):
+        for number, delta in enumerate(drawn.models[:, 0]):
+            low, high = bootstrap_interval(delta, drawn.strata, level=LEVEL, draws=draws, seed=number)
+            missed += not low <= 0 <= high
+    return missed / studies
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -181,7 +194,7 @@ def selection(
 ) -> dict[str, Selection]:
     """The best of 20, chosen on the judging rows, and on other rows with other seeds; judged alike."""
     estimates: dict[str, list[Floats]] = {"judging rows": [], "other rows and seeds": []}
-    called = dict.fromkeys(estimates, 0)
+    called = dict.fromkeys(estimates, 0.0)
     judging = draw(design, noise, seeds, studies, LEARNING_RATES + 1, generator)
     for drawn in judging:
         count = drawn.models.shape[0]
@@ -196,7 +209,7 @@ def selection(
         for name, chosen in (("judging rows", of.estimate.argmin(-1)), ("other rows and seeds", elsewhere.argmin(-1))):
             which = np.arange(count), chosen
             estimates[name].append(of.estimate[which] / (np.sqrt(2) * drawn.truth.standard_error))
-            called[name] += np.count_nonzero(of.estimate[which] < -width[which])
+            called[name] += float(np.count_nonzero(of.estimate[which] < -width[which]))
     return {
         name: Selection(bias=float(np.concatenate(values).mean()), better=called[name] / studies)
         for name, values in estimates.items()

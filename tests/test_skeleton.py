@@ -32,6 +32,7 @@ TARGETS = {
     "bench-beside",
     "bench-data",
     "bench-logits",
+    "bench-statistics",
     "torture",
     "fuzz",
     "same",
