@@ -24,6 +24,30 @@ FAR = 8.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Bound:
+    """What a share must lie within."""
+
+    least: float
+    most: float
+
+    def holds(self, value: float) -> bool:
+        """Whether it does."""
+        return self.least <= value <= self.most
+
+
+def bounds(seeds: int) -> dict[str, Bound]:
+    """By the name of a share; those without a bound are shown only."""
+    slack = 0.03 if seeds == 3 else 0.02
+    return {
+        "false_alarms": Bound(least=0.035, most=0.065),
+        "covered": Bound(least=0.95 - slack, most=0.95 + slack),
+        "found": Bound(least=0.76, most=0.84),
+        "false_equivalence": Bound(least=0.0, most=0.065),
+        "family": Bound(least=0.0, most=0.065),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Design:
     """The rows that studies are judged on.
 

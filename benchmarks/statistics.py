@@ -20,7 +20,17 @@ import torch
 from benchmarks.critical_values import RULES, extremes
 from benchmarks.flags import RESULTS, positive
 from benchmarks.machine import facts, versions
-from benchmarks.simulated_studies import ARMS, DESIGNS, Design, Noise, bootstrap_share, family_share, selection, share
+from benchmarks.simulated_studies import (
+    ARMS,
+    DESIGNS,
+    Design,
+    Noise,
+    bootstrap_share,
+    bounds,
+    family_share,
+    selection,
+    share,
+)
 
 SEEDS = (3, 5, 10)
 SEED_NOISE = (0.0, 1.0, 3.0)
@@ -37,30 +47,6 @@ NAMES = {
     "student": "false alarms, t",
     "family": f"false alarms of {ARMS} arms",
 }
-
-
-@dataclass(slots=True, frozen=True, kw_only=True)
-class Bound:
-    """What a share must lie within."""
-
-    least: float
-    most: float
-
-    def holds(self, value: float) -> bool:
-        """Whether it does."""
-        return self.least <= value <= self.most
-
-
-def bounds(seeds: int) -> dict[str, Bound]:
-    """By the name of a share; those without a bound are shown only."""
-    slack = 0.03 if seeds == 3 else 0.02
-    return {
-        "false_alarms": Bound(least=0.035, most=0.065),
-        "covered": Bound(least=0.95 - slack, most=0.95 + slack),
-        "found": Bound(least=0.76, most=0.84),
-        "false_equivalence": Bound(least=0.0, most=0.065),
-        "family": Bound(least=0.0, most=0.065),
-    }
 
 
 MOST_BIAS, LEAST_SHOWN = 0.1, 0.5
