@@ -26,9 +26,15 @@ def critical(tail: ArrayLike, seed_share: ArrayLike, seed_df: ArrayLike, row_df:
         c^2 = ((1 - w^k) (z^2)^k + (w t^2)^k)^(1/k),  k = 3
         w = seed_share, t = t_{seed_df}(1 - tail), z = t_{row_df}(1 - tail)
 
-    A power mean of squared t values. k = 1 is the bound of Banerjee (1961, JASA 56), which never calls too often and
-    calls seldom; the weight w^k and the power k were chosen among those that were tried so that the level holds for all
-    shares, from 5 % down to 5 %/12 (`benchmarks/statistics.py`, `docs/LOG.md`). w = 0 gives z, w = 1 gives t.
+    A power mean of squared t values; w = 0 gives z, w = 1 gives t. k = 1 is the bound of Banerjee (1961, JASA 56), which
+    never calls too often, and with few seeds calls half as often as it may. With k = 3, over all shares w and many rows,
+    what is called where there is no difference:
+
+        seeds      2             3             5             10
+        5 %        2.1 to 4.9    4.0 to 5.0    5.0 to 5.2    5.0 to 5.3
+        5 %/12     0.03 to 0.40  0.12 to 0.42  0.33 to 0.44  0.42 to 0.48
+
+    `benchmarks/critical_values.py` has the others that were tried, `docs/LOG.md` their figures.
 
     Args:
         tail: probability of one side, above 0 and below 0.5.
