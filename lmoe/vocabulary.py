@@ -232,18 +232,6 @@ class AtEdge(StrEnum):
     report = "report"
 
 
-class Verdict(StrEnum):
-    """What a study says of an arm beside its baseline."""
-
-    better = "better"
-    worse = "worse"
-    equivalent = "equivalent"
-    undecided = "undecided"
-    edge = "edge"
-    too_few_seeds = "too few seeds"
-    failed = "failed"
-
-
 class LoggerKind(StrEnum):
     """metrics.csv is always written; wandb adds a W&B run."""
 

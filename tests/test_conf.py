@@ -36,6 +36,7 @@ CONF = resource_dir("conf")
 FILES = sorted(CONF.rglob("*.yaml"))
 NAMES = [str(file.relative_to(CONF)) for file in FILES]
 PRETRAIN = ("pretrain.yaml", "corpus/", "model/", "optim/pretrain.yaml")
+STUDY = ("study.yaml", "study/")
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 # What a file leaves to the user.
 REQUIRED = {
@@ -75,7 +76,7 @@ def test_no_file_is_forgotten():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(PRETRAIN)])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith((*PRETRAIN, *STUDY))])
 def test_a_file_of_a_training_composes_validates_and_builds(name, micro, restored, monkeypatch):
     """On the micro backbone and its rows, whatever the file says about those."""
     from lmoe.run.loggers import build_loggers

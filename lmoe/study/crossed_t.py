@@ -26,9 +26,9 @@ def critical(tail: ArrayLike, seed_share: ArrayLike, seed_df: ArrayLike, row_df:
         c^2 = ((1 - w^k) (z^2)^k + (w t^2)^k)^(1/k),  k = 3
         w = seed_share, t = t_{seed_df}(1 - tail), z = t_{row_df}(1 - tail)
 
-    A power mean of squared t values; w = 0 gives z, w = 1 gives t. k = 1 is the bound of Banerjee (1961, JASA 56), which
-    never calls too often, and with few seeds calls half as often as it may. With k = 3, over all shares w and many rows,
-    what is called where there is no difference:
+    A power mean of squared t values; w = 0 gives z, w = 1 gives t. k = 1 is the bound of Banerjee (1961, JASA 56),
+    which never calls too often, and with few seeds calls half as often as it may. With k = 3, over all shares w and
+    many rows, what is called where there is no difference:
 
         seeds      2             3             5             10
         5 %        2.1 to 4.9    4.0 to 5.0    5.0 to 5.2    5.0 to 5.3

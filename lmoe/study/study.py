@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lmoe.config.read import read_section
 from lmoe.config.run import RunConfig
 from lmoe.config.study import StudyConfig
 from lmoe.errors import StudyError
@@ -80,7 +81,7 @@ def keep_config(study: Study, data_hashes: Mapping[str, str]) -> None:
     if not file.exists():
         write_whole(study.folder, {CONFIG_FILE: json.dumps(wanted, indent=1, ensure_ascii=False).encode() + b"\n"})
         return
-    there = CONFIG.json(file)
+    there = _completed(CONFIG.json(file))
     if changes := list(_differences(wanted, there, "")):
         listed = "\n".join(f"  - {change}" for change in changes[:20])
         raise StudyError(
@@ -89,12 +90,21 @@ def keep_config(study: Study, data_hashes: Mapping[str, str]) -> None:
         )
 
 
+def _completed(kept: dict[str, Any]) -> dict[str, Any]:
+    """What was kept, with the defaults of keys that studies did not yet have then."""
+    read, _ = read_section(StudyConfig, kept.get("study", {}), prefix="study")
+    return kept | {"study": json.loads(json.dumps(_section(read)))}
+
+
+def _section(config: StudyConfig) -> dict[str, Any]:
+    return {key: value for key, value in asdict(config).items() if key not in NO_PART_OF_IT}
+
+
 def kept_config(study: Study, data_hashes: Mapping[str, str]) -> dict[str, Any]:
     """What a study depends on."""
-    section = {key: value for key, value in asdict(study.config).items() if key not in NO_PART_OF_IT}
     return {
         "format_version": FORMAT_VERSION,
-        "study": section,
+        "study": _section(study.config),
         "settings": list(study.given),
         "data": sorted(data_hashes.values()),
     }
