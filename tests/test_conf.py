@@ -9,6 +9,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from lmoe.cli.study import compose_arms, read_study
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.defaults import injection_section, moe_section
 from lmoe.config.injection import InjectionConfig
@@ -267,3 +268,20 @@ def test_the_sweep_runners_own_command_lines_run(train, micro, tmp_path, monkeyp
         assert done.code == 0, done.text
         assert spec["metric"]["name"] in rows(done.run)[-1]
         assert list((done.run / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize("name", [Path(name).stem for name in NAMES if name.startswith("study/")])
+def test_a_file_of_a_study_composes_and_so_does_every_value_of_every_arm(name, micro, restored, monkeypatch):
+    monkeypatch.setenv("LMOE_REAL_BASE", str(micro.model))  # which not every machine has
+    study, given, _, _ = read_study([f"study={name}"])
+    assert study.name == name and study.question.endswith("?")
+    configs, arms = compose_arms(study, given, [])
+    assert list(configs) == list(arms) == [study.baseline, *(other for other in study.arms if other != study.baseline)]
+    assert all(arm.space for arm in arms.values())
+
+
+def test_a_study_of_ones_own_rows_needs_them_alone(micro, restored):
+    study, given, _, _ = read_study(["study=my_data", f"data.path={micro.train}", "data.judge_fraction=0.2"])
+    configs, arms = compose_arms(study, given, [])
+    assert {config.data.judge_fraction for config in configs.values()} == {0.2}
+    assert all("data.split_seed=0" in arm.settings for arm in arms.values())
