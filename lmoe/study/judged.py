@@ -66,9 +66,7 @@ def read_judged(jobs: Mapping[str, Sequence[Job]], folder: Path, domains: Sequen
     if not found:
         raise StudyError("no job has judged anything")
     first = next(iter(found.values()))[0]
-    wanted = [
-        row for row, loss in first.items() if loss.label_tokens and (domains is None or loss.domain in domains)
-    ]
+    wanted = [row for row, loss in first.items() if loss.label_tokens and (domains is None or loss.domain in domains)]
     every = [losses for of_arm in found.values() for losses in of_arm]
     rows = [row for row in wanted if all(row in of and of[row].labels == first[row].labels for of in every)]
     if not rows:

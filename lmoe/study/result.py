@@ -214,7 +214,9 @@ class StudyResult:
         file = folder / RESULT_FILE
         kept = KEPT.json(file)
         if kept.get("format_version") != RESULT_VERSION:
-            raise KEPT.refusal(file, f"format_version is {kept.get('format_version')}, this version reads {RESULT_VERSION}")
+            raise KEPT.refusal(
+                file, f"format_version is {kept.get('format_version')}, this version reads {RESULT_VERSION}"
+            )
         try:
             return _read(cls, kept)
         except (KeyError, TypeError, AttributeError) as error:
