@@ -11,10 +11,12 @@ from lmoe.config.study import StudyConfig
 from lmoe.report.say import say
 from lmoe.run.announce import quiet_libraries
 from lmoe.study.arms import Arm
+from lmoe.study.conclude import conclude
 from lmoe.study.estimate import estimate_lines
 from lmoe.study.rows import study_rows
 from lmoe.study.run import run_study
 from lmoe.study.study import Study, Tools, keep_config
+from lmoe.study.tables import study_tables, write_tables
 
 
 def do_study(
@@ -53,7 +55,10 @@ def do_study(
     tools = Tools(
         launch=launcher, alone=launcher.alone, say=lambda line: say(console, line), parallel=launcher.parallel
     )
-    run_study(study, tools)
+    result = conclude(study, run_study(study, tools))
+    result.write(folder)
+    console.print(study_tables(result))
+    say(console, f"\nIn {folder}: {', '.join(write_tables(result, folder))}")
 
 
 def estimate_study(

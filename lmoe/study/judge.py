@@ -10,17 +10,18 @@ from lmoe.data.prepare import read_all, split_off
 from lmoe.data.reader import Reader
 from lmoe.data.rows.sources import sources_of
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_judging
-from lmoe.evaluate.row_losses import RowLoss, row_losses, write_row_losses
+from lmoe.evaluate.row_losses import RowLoss, read_row_losses, row_losses, write_row_losses
 from lmoe.evaluate.rows import with_experts
 from lmoe.evaluate.run_data import run_data
 from lmoe.evaluate.subject import Subject, subject_of
 from lmoe.files.resources import resource_dir
 from lmoe.files.write import write_whole
 from lmoe.injection.record import injected
+from lmoe.injection.tracing import adapters_off
 from lmoe.study.jobs import ROWS_FILE, Job, Judging
 from lmoe.study.prompt_classifier import PromptClassifier
 
-CLASSIFIER_FILE = "classifier.json"
+CLASSIFIER_FILE, BASE_FILE = "classifier.json", "base_rows.csv"
 PROMPTS_PER_DOMAIN = 100
 """Training prompts of each domain that a classifier learns from."""
 
@@ -44,6 +45,25 @@ def judge(job: Job, place: Path) -> None:
     else:
         losses = _judge_apart(job, place)
     write_row_losses(losses, place / ROWS_FILE)
+
+
+def base_losses(job: Job, folder: Path) -> dict[str, float]:
+    """The loss of each judging row under the base with all adapters off, by the row's name; measured once.
+
+    Args:
+        job: of the baseline, which is done.
+        folder: of the study, which keeps them.
+
+    Raises:
+        LmoeError: a run or rows that cannot be read.
+    """
+    file = folder / BASE_FILE
+    if not file.exists():
+        assert job.judging is not None
+        subject, data = _opened(folder / job.place / job.runs[0].folder, job.judging)
+        with adapters_off(subject.model):
+            write_row_losses(row_losses(subject, data), file)
+    return {loss.row: loss.loss for loss in read_row_losses(file)}
 
 
 def judging_rows(run: Path, subject: Subject) -> EvaluationRows:

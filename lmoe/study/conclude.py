@@ -1,0 +1,256 @@
+"""From what the jobs of a study have left to its result."""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lmoe.report.curves import read_metrics
+from lmoe.run.machine import cpu_model
+from lmoe.run.packages import installed_version
+from lmoe.run.provenance import PACKAGES
+from lmoe.study.arms import Values
+from lmoe.study.comparison import Comparison, compare, compare_domains
+from lmoe.study.jobs import Job, failure_of, finished, is_done
+from lmoe.study.judge import CLASSIFIER_FILE, base_losses
+from lmoe.study.judged import JudgedLosses, read_judged
+from lmoe.study.ledger import models_judged
+from lmoe.study.matched import ArmSize, arm_size
+from lmoe.study.result import EDGE, ArmResult, ComparisonResult, Curve, StudyResult, TryResult
+from lmoe.study.run import Progress
+from lmoe.study.strata import domain_losses
+from lmoe.study.study import Study
+from lmoe.study.verdict import Judged, judge
+
+POINTS = 40
+"""Of a curve."""
+
+
+def conclude(study: Study, progress: Progress) -> StudyResult:
+    """The result of a study whose jobs are done, as far as they are.
+
+    Raises:
+        LmoeError: nothing was judged, or a file is damaged.
+    """
+    config = study.config
+    judged = read_judged(progress.judged, study.folder, config.judging.domains)
+    longer = read_judged(progress.longer, study.folder, config.judging.domains) if progress.longer else None
+    strata, digest = judged.strata, hashlib.sha256(" ".join(judged.rows).encode()).hexdigest()[:16]
+    return StudyResult(
+        name=config.name,
+        question=config.question,
+        command=study.command,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        versions={name: installed_version(name) for name in PACKAGES},
+        machine=f"{cpu_model()}, {torch.get_num_threads()} threads",
+        baseline=config.baseline,
+        metric=config.tuning.metric,
+        tuning_seeds=list(config.tuning.seeds) if any(arm.space for arm in study.arms.values()) else [],
+        margin=config.judging.margin,
+        alpha=config.judging.alpha,
+        judging_rows=len(judged.rows),
+        judging_tokens=int(strata.tokens.sum()),
+        judging_digest=digest,
+        left_out=judged.left_out,
+        judged_before=models_judged(study.folder, digest, _judged_models(progress)),
+        domains=dict(zip(strata.names, strata.rows.astype(int).tolist(), strict=True)),
+        base_domain_losses=_base(study, progress, judged),
+        arms=[_arm(study, progress, name, progress.judged.get(name, []), judged) for name in study.arms],
+        primary=_compared(study, progress, judged),
+        secondary=_by_domain(study, progress, judged),
+        longer_times=config.longer.times if longer is not None else 1,
+        longer_arms=[_arm(study, progress, name, jobs, longer) for name, jobs in progress.longer.items() if longer],
+        longer=_compared(study, progress, longer) if longer else [],
+        notes=[*progress.notes, *_notes(study, judged)],
+    )
+
+
+def _base(study: Study, progress: Progress, judged: JudgedLosses) -> dict[str, float]:
+    """By domain, the loss of the base with all adapters off."""
+    done = [job for job in progress.judged.get(study.config.baseline, []) if is_done(job, study.folder)]
+    if not done:
+        return {}
+    by_row = base_losses(done[0], study.folder)
+    if not all(row in by_row for row in judged.rows):
+        return {}
+    losses = domain_losses(np.array([[by_row[row] for row in judged.rows]]), judged.strata)[0]
+    return dict(zip(judged.strata.names, losses.tolist(), strict=True))
+
+
+def _judged_models(progress: Progress) -> int:
+    return sum(len(jobs) for jobs in [*progress.judged.values(), *progress.longer.values()])
+
+
+def _compared(study: Study, progress: Progress, judged: JudgedLosses) -> list[ComparisonResult]:
+    """Each arm beside the baseline on the mean over domains, one family; the A/A arm too."""
+    baseline, config = study.config.baseline, study.config.judging
+    if baseline not in judged.losses:
+        return []
+    found: list[Comparison] = []
+    for name in judged.losses:
+        mine, others = judged.paired(name, baseline)
+        if name != baseline and len(mine):
+            found.append(
+                compare(
+                    name,
+                    mine,
+                    others,
+                    judged.strata,
+                    margin=config.margin,
+                    level=1 - config.alpha,
+                    draws=config.resamples,
+                )
+            )
+    return [_comparison(of, of.comparison.name, None, progress, baseline) for of in judge(found, config.alpha)]
+
+
+def _by_domain(study: Study, progress: Progress, judged: JudgedLosses) -> list[ComparisonResult]:
+    """Each arm beside the baseline in each domain, all of them one family."""
+    baseline, config = study.config.baseline, study.config.judging
+    if baseline not in judged.losses or len(judged.strata.names) < 2:
+        return []
+    found: dict[str, tuple[str, str, Comparison]] = {}
+    for name in judged.losses:
+        mine, others = judged.paired(name, baseline)
+        if name == baseline or not len(mine):
+            continue
+        of_domains = compare_domains(
+            name, mine, others, judged.strata, margin=config.margin, level=1 - config.alpha, draws=config.resamples
+        )
+        found |= {comparison.name: (name, domain, comparison) for domain, comparison in of_domains.items()}
+    verdicts = judge([comparison for _, _, comparison in found.values()], config.alpha)
+    return [
+        _comparison(of, name, domain, progress, baseline)
+        for of, (name, domain, _) in zip(verdicts, found.values(), strict=True)
+    ]
+
+
+def _comparison(of: Judged, arm: str, domain: str | None, progress: Progress, baseline: str) -> ComparisonResult:
+    comparison, spread = of.comparison, of.comparison.spread
+    edges = [name for name in (arm, baseline) if progress.chosen[name].edges]
+    sentence = of.sentence()
+    if edges:
+        sentence = f"{EDGE}: {sentence}, but the best value of {' and of '.join(edges)} is the outermost that was tried"
+    return ComparisonResult(
+        arm=arm,
+        domain=domain,
+        seeds=comparison.seeds,
+        estimate=comparison.estimate,
+        low=None if spread is None else spread.low,
+        high=None if spread is None else spread.high,
+        bootstrap_low=None if spread is None else spread.bootstrap_low,
+        bootstrap_high=None if spread is None else spread.bootstrap_high,
+        standard_error=None if spread is None else spread.standard_error,
+        df=None if spread is None else spread.satterthwaite_df,
+        difference_p=of.difference_p,
+        equivalence_p=of.equivalence_p,
+        smallest_effect=None if spread is None else spread.smallest_effect,
+        verdict=EDGE if edges else of.verdict.value,
+        sentence=sentence,
+        by_seed=list(comparison.by_seed),
+    )
+
+
+def _arm(study: Study, progress: Progress, name: str, jobs: Sequence[Job], judged: JudgedLosses) -> ArmResult:
+    arm, found, timing = (
+        progress.arms.get(name, study.arms[name]),
+        progress.chosen.get(name),
+        progress.timings.get(name),
+    )
+    done = [job for job in jobs if is_done(job, study.folder)]
+    runs = [study.folder / job.place / run.folder for job in done for run in job.runs]
+    means = judged.means(name).tolist() if name in judged.losses else []
+    domains = domain_losses(judged.losses[name], judged.strata).mean(0).tolist() if means else []
+    size = _size(study, name)
+    return ArmResult(
+        name=name,
+        title=arm.title,
+        commands=[command_of(run.settings) for job in done[:1] for run in job.runs],
+        space={key: list(values) for key, values in arm.space.items()},
+        tries=[] if found is None or not arm.space else [_try(of.values, of.scores) for of in found.tries],
+        chosen=None if found is None or not found.usable else dict(found.best.values),
+        second=None if found is None or found.second is None or not found.second.scores else dict(found.second.values),
+        edges={} if found is None else dict(found.edges),
+        seeds=[job.seed + arm.seed_offset for job in done],
+        losses=means,
+        loss=float(np.mean(means)) if means else None,
+        domain_losses=dict(zip(judged.strata.names, domains, strict=True)) if means else {},
+        total_parameters=size.total_parameters,
+        active_parameters=size.active_parameters,
+        flops_per_token=size.flops_per_token,
+        steps=_steps(study, name, jobs),
+        tokens_per_step=None if timing is None else timing.tokens_per_step,
+        seconds_per_step=None if timing is None else timing.median,
+        peak_memory_mb=_peak(runs),
+        classifier_accuracy=_accuracy(study, done),
+        curve=_curve(runs) if len(done) == len(runs) else None,
+        failures=[f"{job.label}: {why}" for job in jobs if (why := failure_of(job, study.folder)) is not None],
+    )
+
+
+def command_of(settings: Sequence[str]) -> str:
+    """The command of a run as a shell takes it."""
+    return " ".join(["lmoe", "train", *map(shlex.quote, settings)])
+
+
+def _size(study: Study, name: str) -> ArmSize:
+    return arm_size(study.configs[name], len(study.domains) if study.arms[name].apart else 1)
+
+
+def _steps(study: Study, name: str, jobs: Sequence[Job]) -> int:
+    for job in jobs:
+        summary = finished(study.folder / job.place / job.runs[0].folder)
+        if summary is not None:
+            return summary.max_steps
+    return study.configs[name].trainer.max_steps
+
+
+def _try(values: Values, scores: Mapping[int, float]) -> TryResult:
+    mean = sum(scores.values()) / len(scores) if scores else None
+    return TryResult(values=dict(values), scores={str(seed): score for seed, score in scores.items()}, mean=mean)
+
+
+def _peak(runs: Sequence[Path]) -> float | None:
+    peaks = [summary.peak_memory_mb for run in runs if (summary := finished(run)) is not None]
+    return max((peak for peak in peaks if peak is not None), default=None)
+
+
+def _accuracy(study: Study, jobs: Sequence[Job]) -> float | None:
+    found: list[Any] = [
+        json.loads(file.read_text("utf-8"))["accuracy"]
+        for job in jobs
+        if (file := study.folder / job.place / CLASSIFIER_FILE).exists()
+    ]
+    return sum(found) / len(found) if found else None
+
+
+def _curve(runs: Sequence[Path]) -> Curve | None:
+    """Mean over runs of the training loss, each point the mean of the steps since the one before."""
+    by_run = [dict(read_metrics(run / "metrics.csv").get("train/loss", [])) for run in runs]
+    common = sorted(set.intersection(*(set(found) for found in by_run))) if by_run else []
+    if not common:
+        return None
+    bins = np.array_split(np.array(common), min(POINTS, len(common)))
+    loss = np.array([[found[step] for step in common] for found in by_run]).mean(0)
+    means = np.split(loss, np.cumsum([len(part) for part in bins])[:-1])
+    return Curve(steps=[int(part[-1]) for part in bins], loss=[float(part.mean()) for part in means])
+
+
+def _notes(study: Study, judged: JudgedLosses) -> list[str]:
+    notes = []
+    if judged.left_out:
+        notes.append(
+            f"{judged.left_out} judging rows are not compared: not every arm was asked for the same tokens of them, "
+            "such as where one was cut"
+        )
+    few = {name: len(seeds) for name, seeds in judged.seeds.items() if len(seeds) < len(study.config.judging.seeds)}
+    if few:
+        listed = ", ".join(f"{name} {count}" for name, count in few.items())
+        notes.append(f"fewer seeds than planned were judged of: {listed}")
+    return notes

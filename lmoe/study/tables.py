@@ -1,0 +1,229 @@
+"""The tables of a study: for the terminal, and as Markdown, CSV and LaTeX."""
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lmoe.report.files import write_bytes
+from lmoe.report.wording import NOT_MEASURED
+from lmoe.report.wording import memory as memory_text
+from lmoe.study.result import ArmResult, ComparisonResult, StudyResult
+
+Rows = list[list[str]]
+"""The heading first."""
+LATEX = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"})
+
+
+def study_tables(result: StudyResult) -> Group:
+    """The verdicts, and what is matched, for the terminal."""
+    parts: list[RenderableType] = [Text(), Text(result.question or result.name, "bold"), Text()]
+    parts.append(_rich(f"{_measure(result)}, less that of {result.baseline}", verdict_rows(result, result.primary)))
+    if result.longer:
+        title = f"The same with {result.longer_times} times the steps"
+        parts += [Text(), _rich(title, verdict_rows(result, result.longer))]
+    parts += [Text(), _rich("What is matched", matched_rows(result))]
+    parts += [Text(f"note: {note}") for note in all_notes(result)]
+    return Group(*parts)
+
+
+def write_tables(result: StudyResult, folder: Path) -> list[str]:
+    """Write the tables as Markdown, CSV and LaTeX.
+
+    Returns:
+        The names of the files.
+
+    Raises:
+        TrainingError: a file cannot be written.
+    """
+    tables = _tables(result)
+    markdown = [f"# {result.name}", result.question, f"`{result.command}`", _head(result)]
+    for title, _, rows in tables:
+        markdown += [f"## {title}", as_markdown(rows)]
+    if notes := all_notes(result):
+        markdown += ["## Notes", "\n".join(f"* {note}" for note in notes)]
+    files = {"study.md": "\n\n".join(part for part in markdown if part) + "\n"}
+    for _, name, rows in tables:
+        files[f"{name}.csv"] = as_csv(rows)
+    files["study.tex"] = "\n".join(as_latex(title, rows) for title, _, rows in tables)
+    for name, text in files.items():
+        write_bytes(folder / name, text.encode("utf-8"))
+    return list(files)
+
+
+def _tables(result: StudyResult) -> list[tuple[str, str, Rows]]:
+    """(title, name of the file, rows) of each table."""
+    tables = [(f"{_measure(result)}, beside {result.baseline}", "verdicts", verdict_rows(result, result.primary))]
+    if result.longer:
+        title = f"With {result.longer_times} times the steps"
+        tables.append((title, "verdicts_longer", verdict_rows(result, result.longer)))
+    tables.append(("What is matched", "matched", matched_rows(result)))
+    if result.secondary:
+        tables.append(("By domain, secondary", "domains", domain_rows(result)))
+    if any(arm.tries for arm in result.arms):
+        tables.append((f"Tuning: {result.metric} of the validation loss", "tuning", tuning_rows(result)))
+    return tables
+
+
+def verdict_rows(result: StudyResult, comparisons: Sequence[ComparisonResult]) -> Rows:
+    """Each arm with its loss, its difference to the baseline, and the verdict; the best first."""
+    arms = result.arms if comparisons is result.primary else result.longer_arms
+    by_arm = {found.arm: found for found in comparisons}
+    level = round(100 * (1 - result.alpha))
+    rows = [["arm", "loss", "seeds", "difference", f"{level} % interval", "p (Holm)", "verdict"]]
+    judged = sorted((arm for arm in arms if arm.loss is not None), key=lambda arm: arm.loss or 0.0)
+    for arm in judged:
+        found = by_arm.get(arm.name)
+        loss = f"{arm.loss:.4f}"
+        if found is None:
+            said = "baseline" if arm.name == result.baseline else "not compared"
+            rows.append([arm.title, loss, str(len(arm.seeds)), "", "", "", said])
+            continue
+        interval = "" if found.low is None else f"{found.low:+.4f} to {found.high:+.4f}"
+        p = "" if found.difference_p is None else p_text(found.difference_p)
+        rows.append([arm.title, loss, str(found.seeds), f"{found.estimate:+.4f}", interval, p, found.sentence])
+    for arm in arms:
+        if arm.loss is None:
+            rows.append([arm.title, NOT_MEASURED, "0", "", "", "", "failed" if arm.failures else "not judged"])
+    if result.base_loss is not None and arms is result.arms:
+        rows.append(["the base, adapters off", f"{result.base_loss:.4f}", "", "", "", "", ""])
+    return rows
+
+
+def matched_rows(result: StudyResult) -> Rows:
+    """What each arm has and takes, and the values that tuning chose."""
+    rows = [["arm", "parameters", "active", "MFLOP a token", "s a step", "memory", "chosen", "second best"]]
+    for arm in result.arms:
+        rows.append(
+            [
+                arm.title,
+                f"{arm.total_parameters:,}",
+                f"{arm.active_parameters:,}",
+                f"{arm.flops_per_token / 1e6:,.1f}",
+                NOT_MEASURED if arm.seconds_per_step is None else f"{arm.seconds_per_step:.3f}",
+                NOT_MEASURED if arm.peak_memory_mb is None else memory_text(arm.peak_memory_mb),
+                _values(arm, arm.chosen),
+                _values(arm, arm.second),
+            ]
+        )
+    return rows
+
+
+def domain_rows(result: StudyResult) -> Rows:
+    """The difference of each arm in each domain, with * where its verdict is better or worse."""
+    names = list(result.domains)
+    rows = [["arm", *names]]
+    for arm in result.arms:
+        own = {found.domain: found for found in result.secondary if found.arm == arm.name}
+        if arm.name == result.baseline:
+            rows.append(
+                [f"{arm.title} (loss)", *(f"{arm.domain_losses.get(name, float('nan')):.4f}" for name in names)]
+            )
+        elif own:
+            shown = [f"{own[name].estimate:+.4f}{'*' * _decided(result, own[name])}" for name in names]
+            rows.append([arm.title, *shown])
+    return rows
+
+
+def tuning_rows(result: StudyResult) -> Rows:
+    """Every try of every arm: the mean over the seeds, and each seed."""
+    rows = [["arm", "values", "mean", *(f"seed {seed}" for seed in result.tuning_seeds)]]
+    for arm in result.arms:
+        for found in arm.tries:
+            mean = NOT_MEASURED if found.mean is None else f"{found.mean:.4f}"
+            scores = list(found.scores.values())
+            shown = [f"{scores[i]:.4f}" if i < len(scores) else NOT_MEASURED for i in range(len(result.tuning_seeds))]
+            rows.append([arm.title, _values(arm, found.values), mean, *shown])
+    return rows
+
+
+def all_notes(result: StudyResult) -> list[str]:
+    """What a reader has to know, how often these rows have judged included."""
+    models = sum(result.judged_before.values())
+    studies = len(result.judged_before)
+    often = f"these judging rows have judged {models} models in {studies} stud{'y' if studies == 1 else 'ies'} here"
+    failures = [f"failed: {failure}" for arm in result.arms for failure in arm.failures]
+    return [*result.notes, often, *failures]
+
+
+def p_text(p: float) -> str:
+    """A p value with as many digits as it is worth."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def as_markdown(rows: Rows) -> str:
+    """A table in Markdown."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    lines = ["| " + " | ".join(row) + " |" for row in escaped]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def as_csv(rows: Rows) -> str:
+    """A table as CSV."""
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
+
+
+def as_latex(title: str, rows: Rows) -> str:
+    """A table for the package booktabs."""
+    cells = [[cell.replace("\\", "/").translate(LATEX) for cell in row] for row in rows]
+    lines = [" & ".join(row) + r" \\" for row in cells]
+    return "\n".join(
+        [
+            r"\begin{table}",
+            rf"\caption{{{title.translate(LATEX)}}}",
+            rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}",
+            r"\toprule",
+            lines[0],
+            r"\midrule",
+            *lines[1:],
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _measure(result: StudyResult) -> str:
+    return "Loss per label token, mean over domains" if len(result.domains) > 1 else "Loss per label token"
+
+
+def _head(result: StudyResult) -> str:
+    base = "" if result.base_loss is None else f" The base with its adapters off: {result.base_loss:.4f}."
+    return (
+        f"{result.judging_rows:,} judging rows of {len(result.domains)} domains, {result.judging_tokens:,} label "
+        f"tokens. Differences in nats per label token, below 0 better than {result.baseline}; equivalent within "
+        f"{result.margin:g}.{base}"
+    )
+
+
+def _decided(result: StudyResult, found: ComparisonResult) -> bool:
+    return found.difference_p is not None and found.difference_p < result.alpha
+
+
+def _values(arm: ArmResult, values: dict[str, object] | None) -> str:
+    if values is None:
+        return NOT_MEASURED
+    said = ", ".join(f"{key}={_value(value)}" for key, value in values.items())
+    edge = " (edge)" if values is arm.chosen and arm.edges else ""
+    return (said or "as given") + edge
+
+
+def _value(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _rich(title: str, rows: Rows) -> Table:
+    table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
+    for number, name in enumerate(rows[0]):
+        last = number == len(rows[0]) - 1
+        table.add_column(name, overflow="fold", justify="left" if number == 0 or last else "right")
+    for row in rows[1:]:
+        table.add_row(*map(Text, row))
+    return table
