@@ -36,7 +36,7 @@ class Bound:
 
 
 def bounds(seeds: int) -> dict[str, Bound]:
-    """By the name of a share; those without a bound are shown only."""
+    """Returns bounds by the name of a share; shares without a bound are shown only."""
     slack = 0.03 if seeds == 3 else 0.02
     return {
         "false_alarms": Bound(least=0.035, most=0.065),
@@ -63,7 +63,7 @@ class Design:
     heavy: bool
 
     def strata(self, generator: np.random.Generator) -> Strata:
-        """Rows drawn anew."""
+        """Draw the rows of some studies."""
         rows = [int(generator.integers(least, most + 1)) for least, most in self.domains]
         names = [f"domain {number}" for number, count in enumerate(rows) for _ in range(count)]
         tokens = np.ceil(100 * np.exp(self.token_spread * generator.standard_normal(len(names))))
@@ -150,7 +150,7 @@ def draw(
 
 
 def share(design: Design, noise: Noise, seeds: int, studies: int, generator: np.random.Generator) -> dict[str, float]:
-    """Of studies with one comparison, the share of
+    """Returns shares of studies with one comparison, by name:
 
     false_alarms: a difference called at 5 % where there is none,
     covered: the interval of 95 % holds the true difference, here three standard errors from 0,

@@ -92,7 +92,7 @@ def measure(designs: Sequence[Design], studies: int, generator: np.random.Genera
 
 
 def as_markdown(report: dict[str, Any], cells: Sequence[Cell]) -> str:
-    """A page."""
+    """Returns a page with the promises, a table for each kind of rows, and the rules that were tried."""
     lines = ["# Whether the statistics of a study keep what they promise", "", f"`{report['command']}`", ""]
     lines += [", ".join(f"{name} {value}" for name, value in report["machine"].items()), ""]
     lines += [
