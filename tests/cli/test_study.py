@@ -1,0 +1,191 @@
+"""`lmoe study` from its command to its tables, on the micro backbone; and one clear message for what cannot be."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from lmoe.cli.main import app
+from lmoe.cli.study_job import main as do_job
+from lmoe.cli.study_jobs import JobLauncher, reason
+from lmoe.evaluate.row_losses import read_row_losses
+from lmoe.study.jobs import write_job
+from lmoe.study.result import StudyResult
+from tests.conftest import process_state
+from tests.micro import DOMAINS, Micro
+
+STUDY = """\
+# A small study.
+name: small
+question: Does anything help?
+baseline: lora
+arms:
+  lora: {title: LoRA, overrides: [injection=dense_lora]}
+  apart: {title: LoRAs apart, overrides: [injection=dense_lora], apart: true}
+  permuted: {title: permuted, overrides: [moe=oracle, injection.num_experts=3, phase=joint, data.permute_domains=true]}
+judging: {seeds: [0, 1, 2], resamples: 200}
+timing: {steps: 0}
+"""
+
+
+def settings(micro: Micro) -> list[str]:
+    """Of all runs: two steps, a share of the rows kept for judging."""
+    kept = [text for text in micro.overrides if not text.startswith(("trainer.max_steps", "logger"))]
+    return [*kept, "trainer.max_steps=2", "logger=none", "data.judge_fraction=0.2"]
+
+
+def in_this_process(self, jobs):
+    """What a launcher does, without starting Python anew for each job."""
+    for job in jobs:
+        write_job(job, self.folder)
+        assert do_job(self.folder / job.place) == 0
+
+
+def study(micro: Micro, folder: Path, *more: str):
+    """The command, with a folder of studies of its own."""
+    (folder / "mine" / "study").mkdir(parents=True, exist_ok=True)
+    (folder / "mine" / "study" / "small.yaml").write_text(STUDY, encoding="utf-8")
+    command = ["study", "--config-dir", "mine", "study=small", *settings(micro), *more]
+    return CliRunner().invoke(app, command)
+
+
+@pytest.fixture(scope="module")
+def done(micro: Micro, tmp_path_factory: pytest.TempPathFactory):
+    """A study that has been done once: its folder, and what it has said."""
+    folder = tmp_path_factory.mktemp("study")
+    with process_state(folder) as patch:
+        patch.setattr(JobLauncher, "__call__", in_this_process)
+        patch.setattr("lmoe.run.finish.write_pictures", lambda summary, metrics, report: {})
+        found = study(micro, folder)
+    assert found.exit_code == 0, found.output
+    return folder, found.output
+
+
+@pytest.fixture
+def own(done, restored, tmp_path, monkeypatch) -> Path:
+    """A copy of its folder, in the working directory."""
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True)
+    monkeypatch.setattr(JobLauncher, "__call__", in_this_process)
+    return tmp_path
+
+
+def test_a_study_ends_with_a_verdict_on_every_arm(done):
+    folder, said = done
+    result = StudyResult.read(folder / "outputs/study/small")
+    assert [arm.name for arm in result.arms] == ["lora", "apart", "permuted"]
+    assert [found.arm for found in result.primary] == ["apart", "permuted"]
+    assert {len(arm.losses) for arm in result.arms} == {3} and list(result.domains) == sorted(DOMAINS)
+    for found in result.primary:
+        assert found.low is not None and found.high is not None and found.low <= found.estimate <= found.high
+        difference = sum(result.arm(found.arm).losses) / 3 - sum(result.arm("lora").losses) / 3
+        assert found.estimate == pytest.approx(difference)
+        assert found.sentence in " ".join(said.split()) or found.verdict == "undecided"
+    assert len(result.secondary) == 2 * len(DOMAINS)
+    assert set(result.base_domain_losses) == set(DOMAINS)
+    assert "Does anything help?" in said and result.judged_before == {"small": 9}
+    files = {file.name for file in (folder / "outputs/study/small").iterdir()}
+    assert {"study.json", "study.md", "study.tex", "verdicts.csv", "matched.csv", "domains.csv"} <= files
+
+
+def test_an_arm_that_trains_apart_is_judged_by_the_run_of_the_domain_that_its_classifier_names(done):
+    folder = done[0] / "outputs/study/small"
+    (job,) = folder.glob("runs/apart/*/seed_0")
+    report = json.loads((job / "classifier.json").read_text())
+    assert report["domains"] == sorted(DOMAINS) and 0 <= report["accuracy"] <= 1
+    assert len(list((job / "domains").iterdir())) == len(DOMAINS)
+    (other,) = folder.glob("runs/lora/*/seed_0")
+    mine, theirs = (read_row_losses(place / "judged_rows.csv") for place in (job, other))
+    assert [row.row for row in mine] == [row.row for row in theirs]
+    assert [row.labels for row in mine] == [row.labels for row in theirs]
+
+
+def test_rows_keep_their_own_domain_where_domains_are_dealt_anew(done):
+    folder = done[0] / "outputs/study/small"
+    found = {}
+    for arm in ("lora", "permuted"):
+        (job,) = folder.glob(f"runs/{arm}/*/seed_1")
+        found[arm] = read_row_losses(job / "judged_rows.csv")
+    assert [(row.row, row.domain) for row in found["lora"]] == [(row.row, row.domain) for row in found["permuted"]]
+
+
+def test_a_study_that_is_done_is_only_written_anew(own, micro, monkeypatch):
+    def refuse(self, jobs):
+        raise AssertionError("nothing is left to do")
+
+    monkeypatch.setattr(JobLauncher, "__call__", refuse)
+    before = json.loads((own / "outputs/study/small/study.json").read_text())
+    found = study(micro, own)
+    assert found.exit_code == 0, found.output
+    after = json.loads((own / "outputs/study/small/study.json").read_text())
+    assert {**before, "finished": 0} == {**after, "finished": 0}
+
+
+def test_a_changed_study_is_refused_with_the_difference(own, micro):
+    found = study(micro, own, "study.judging.margin=0.1")
+    assert found.exit_code == 1
+    assert "study.judging.margin is 0.1, was 0.01" in found.output and "study.name=…" in found.output
+    found = study(micro, own, "optim.weight_decay=0.5")
+    assert found.exit_code == 1 and "settings is" in found.output
+
+
+def test_a_study_in_which_another_process_works_is_refused(own, micro, monkeypatch):
+    monkeypatch.setattr("lmoe.run.claim.taken_by_others", lambda file: True)
+    found = study(micro, own)
+    assert found.exit_code == 1 and "study.name=…" in found.output, found.output
+
+
+def test_judging_rows_that_are_trained_on_are_refused(restored, micro, tmp_path):
+    found = study(micro, tmp_path, f"data.judge_path={micro.train}", "data.judge_fraction=0")
+    assert found.exit_code == 1
+    assert "judging rows are training rows too, the first " in found.output
+    assert not list(tmp_path.glob("outputs/study/small/runs"))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["seed=3"], "seed=3: a study sets seed itself"),
+        (["hydra.run.dir=x"], "of Hydra a study takes hydra/launcher and hydra.launcher.* alone"),
+        (["dry_run=preflight"], "dry_run=preflight: a study has none, config, estimate"),
+        (["injection=mixture_lora"], "of the arms lora, apart set injection themselves"),
+        (["study.arms.lora.overrides=['moe=sfot']"], "arm lora: moe=sfot: no such choice; did you mean soft"),
+        (["+study.space.optim.lr=[0.001,0.002]", "optim.lr=0.1"], "optim.lr=0.1: it is tuned"),
+        (["+study.space.moe.temperature=[1,2]"], "with moe.temperature=2"),
+        (["study.baseline=nobody"], "study.baseline is nobody, which is no arm"),
+        (["optim.lrr=1"], "optim.lrr: no such key"),
+        (["study.judging.seed=1"], "study.judging.seed: no such key"),
+        (["study.arms.permuted.overrides=['injection=dense_lora']"], "arms lora and permuted have the same runs"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_read(restored, micro, tmp_path, more, said):
+    found = study(micro, tmp_path, *more)
+    assert found.exit_code == 1
+    assert said in " ".join(found.output.split()), found.output
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_value_that_changes_nothing_is_no_tuning(restored, micro, tmp_path):
+    found = study(micro, tmp_path, "+study.space.trainer.devices=[1,'1']")
+    assert found.exit_code == 1 and "change nothing" in found.output, found.output
+
+
+def test_without_a_study_the_command_says_which_there_are(restored):
+    found = CliRunner().invoke(app, ["study", "optim.lr=1"])
+    assert found.exit_code == 1 and "study is required" in found.output and "routing" in found.output
+    assert "study=routing" in CliRunner().invoke(app, ["study", "--help"]).output
+
+
+def test_config_and_estimate_start_nothing(restored, micro, tmp_path):
+    found = study(micro, tmp_path, "dry_run=config")
+    assert found.exit_code == 0 and "3 arms: lora, apart, permuted" in found.output
+    found = study(micro, tmp_path, "dry_run=estimate")
+    assert found.exit_code == 0 and "9 jobs, 1 beside one another: about" in found.output, found.output
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_reason_of_a_failure_is_the_last_thing_that_was_said(tmp_path):
+    (tmp_path / "job.log").write_text("Loading\nconfig: 1 problem\n  - x is 3\n\n", encoding="utf-8")
+    assert reason(tmp_path, 1) == "- x is 3"
+    assert "memory" in reason(tmp_path, -9)
