@@ -5,6 +5,8 @@ from typing import Any
 
 from lmoe.vocabulary import AtEdge, Sampler
 
+BUNDLED_TEXT = "bundled_text"
+"""What judging.more calls the plain text that ships with lmoe."""
 MEAN = "mean"
 """What tuning calls the mean over domains of the validation loss."""
 
@@ -55,6 +57,9 @@ class JudgingConfig:
     """Judging rows of each domain, the first ones; 0: all."""
     domains: list[str] | None = None
     """Domains of the judging rows whose mean is compared; null: all."""
+    more: dict[str, str] = field(default_factory=dict)
+    """More rows to judge, by the domain that they are to be called: file or folder, or bundled_text (plain text that
+    ships with lmoe). They are compared by domain alone, and count in no mean."""
     margin: float = 0.01
     """Arms are equivalent within this difference, in nats."""
     alpha: float = 0.05

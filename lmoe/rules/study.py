@@ -9,8 +9,9 @@ from typing import Any
 from lmoe.config.keys import near
 from lmoe.config.problems import above_zero, at_least, changed_keys, keys_named, within_sizes, without_effect
 from lmoe.config.read import independent
-from lmoe.config.study import MEAN, ArmConfig, JudgingConfig, StudyConfig, TuningConfig
+from lmoe.config.study import BUNDLED_TEXT, MEAN, ArmConfig, JudgingConfig, StudyConfig, TuningConfig
 from lmoe.config.trainer import max_seconds
+from lmoe.files.places import missing_place
 from lmoe.files.run_folder import name_problems
 from lmoe.files.wording import shown
 from lmoe.vocabulary import AtEdge, Sampler
@@ -176,6 +177,13 @@ def _judging_problems(judging: JudgingConfig) -> list[str]:
         problems.append(f"study.judging.alpha is {judging.alpha}, must be above 0 and below 0.5")
     if not judging.seeds:
         problems.append("study.judging.seeds is empty; give at least three")
+    problems += [
+        problem
+        for domain, path in judging.more.items()
+        for problem in missing_place(f"study.judging.more.{domain}", path, names=(BUNDLED_TEXT,))
+    ]
+    if both := sorted(set(judging.domains or []) & set(judging.more)):
+        problems.append(f"study.judging.domains names {both[0]}, which study.judging.more adds and counts in no mean")
     if judging.domains is not None and not judging.domains:
         problems.append("study.judging.domains is empty; leave it out for all")
     return problems

@@ -9,6 +9,7 @@ from lmoe.config.run import RunConfig
 from lmoe.config.study import StudyConfig
 from lmoe.errors import ConfigError
 from lmoe.files.run_folder import hydra_quoted
+from lmoe.rules.routers import needs_domain
 from lmoe.study.arms import Arm, Values, value_settings, values_text
 from lmoe.vocabulary import LoggerKind
 
@@ -40,7 +41,7 @@ def compose_each(
             found.setdefault(problem, []).append(name)
     problems = [f"{_whose(names, arms)}: {problem}" for problem, names in found.items()]
     if not problems:
-        problems = _alike(study, configs)
+        problems = _alike(study, configs) + _without_expert(study, configs)
     raise_problems(problems)
     return configs, {
         name: replace(arm, settings=(*arm.settings, *_own(study, configs[name]))) for name, arm in arms.items()
@@ -90,6 +91,17 @@ def _alike(study: StudyConfig, configs: Mapping[str, RunConfig]) -> list[str]:
                     f"comparison give one of them seeds of its own (study.arms.{name}.seed_offset=1000)"
                 )
     return problems
+
+
+def _without_expert(study: StudyConfig, configs: Mapping[str, RunConfig]) -> list[str]:
+    """Arms that cannot judge rows of further domains, because they choose the expert by the domain."""
+    names = [name for name, config in configs.items() if needs_domain(config.moe)]
+    if not names or not study.judging.more:
+        return []
+    return [
+        f"study.judging.more: moe.router={configs[names[0]].moe.router} of the arms {', '.join(names)} has no expert "
+        f"for {', '.join(study.judging.more)}; take the arms out, or judge on no more rows"
+    ]
 
 
 def _own(study: StudyConfig, config: RunConfig) -> list[str]:

@@ -39,8 +39,9 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
         LmoeError: nothing was judged, or a file is damaged.
     """
     config = study.config
-    judged = read_judged(progress.judged, study.folder, config.judging.domains)
-    longer = read_judged(progress.longer, study.folder, config.judging.domains) if progress.longer else None
+    every = read_judged(progress.judged, study.folder)
+    judged = every.in_the_mean(config.judging)
+    longer = read_judged(progress.longer, study.folder).in_the_mean(config.judging) if progress.longer else None
     strata, digest = judged.strata, hashlib.sha256(" ".join(judged.rows).encode()).hexdigest()[:16]
     return StudyResult(
         name=config.name,
@@ -60,12 +61,19 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
         left_out=judged.left_out,
         judged_before=models_judged(study.folder, digest, _judged_models(progress)),
         domains=dict(zip(strata.names, strata.rows.astype(int).tolist(), strict=True)),
-        base_domain_losses=_base(study, progress, judged),
-        arms=[_arm(study, progress, name, progress.judged.get(name, []), judged) for name in study.arms],
+        more_domains={
+            name: int(rows)
+            for name, rows in zip(every.strata.names, every.strata.rows, strict=True)
+            if name not in strata.names
+        },
+        base_domain_losses=_base(study, progress, every),
+        arms=[_arm(study, progress, name, progress.judged.get(name, []), every, judged) for name in study.arms],
         primary=_compared(study, progress, judged),
-        secondary=_by_domain(study, progress, judged),
+        secondary=_by_domain(study, progress, every),
         longer_times=config.longer.times if longer is not None else 1,
-        longer_arms=[_arm(study, progress, name, jobs, longer) for name, jobs in progress.longer.items() if longer],
+        longer_arms=[
+            _arm(study, progress, name, jobs, longer, longer) for name, jobs in progress.longer.items() if longer
+        ],
         longer=_compared(study, progress, longer) if longer else [],
         notes=[*progress.notes, *_notes(study, judged)],
     )
@@ -157,7 +165,16 @@ def _comparison(of: Judged, arm: str, domain: str | None, progress: Progress, ba
     )
 
 
-def _arm(study: Study, progress: Progress, name: str, jobs: Sequence[Job], judged: JudgedLosses) -> ArmResult:
+def _arm(
+    study: Study, progress: Progress, name: str, jobs: Sequence[Job], every: JudgedLosses, judged: JudgedLosses
+) -> ArmResult:
+    """What is known of an arm.
+
+    Args:
+        jobs: that judge it.
+        every: losses on all judging rows.
+        judged: those of the rows in the mean.
+    """
     arm, found, timing = (
         progress.arms.get(name, study.arms[name]),
         progress.chosen.get(name),
@@ -166,7 +183,7 @@ def _arm(study: Study, progress: Progress, name: str, jobs: Sequence[Job], judge
     done = [job for job in jobs if is_done(job, study.folder)]
     runs = [study.folder / job.place / run.folder for job in done for run in job.runs]
     means = judged.means(name).tolist() if name in judged.losses else []
-    domains = domain_losses(judged.losses[name], judged.strata).mean(0).tolist() if means else []
+    domains = domain_losses(every.losses[name], every.strata).mean(0).tolist() if means else []
     size = _size(study, name)
     return ArmResult(
         name=name,
@@ -180,7 +197,7 @@ def _arm(study: Study, progress: Progress, name: str, jobs: Sequence[Job], judge
         seeds=[job.seed + arm.seed_offset for job in done],
         losses=means,
         loss=float(np.mean(means)) if means else None,
-        domain_losses=dict(zip(judged.strata.names, domains, strict=True)) if means else {},
+        domain_losses=dict(zip(every.strata.names, domains, strict=True)) if means else {},
         total_parameters=size.total_parameters,
         active_parameters=size.active_parameters,
         flops_per_token=size.flops_per_token,
@@ -222,11 +239,9 @@ def _peak(runs: Sequence[Path]) -> float | None:
 
 
 def _accuracy(study: Study, jobs: Sequence[Job]) -> float | None:
-    found: list[Any] = [
-        json.loads(file.read_text("utf-8"))["accuracy"]
-        for job in jobs
-        if (file := study.folder / job.place / CLASSIFIER_FILE).exists()
-    ]
+    files = [study.folder / job.place / CLASSIFIER_FILE for job in jobs]
+    every: list[Any] = [json.loads(file.read_text("utf-8"))["accuracy"] for file in files if file.exists()]
+    found = [accuracy for accuracy in every if accuracy is not None]
     return sum(found) / len(found) if found else None
 
 

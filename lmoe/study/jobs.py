@@ -1,8 +1,8 @@
 """The jobs of a study: each trains one arm with one seed, and some judge what was trained; kept as files."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,12 @@ class Judging:
     Args:
         rows_per_domain: the first ones; 0: all.
         batch_size: rows in a batch.
+        more: paths of more rows, by the domain that they are called.
     """
 
     rows_per_domain: int
     batch_size: int
+    more: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

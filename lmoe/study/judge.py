@@ -5,6 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from lmoe.config.data import DataConfig
+from lmoe.config.study import BUNDLED_TEXT
+from lmoe.data.domains import of_domains
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import read_all, split_off
 from lmoe.data.reader import Reader
@@ -37,11 +39,8 @@ def judge(job: Job, place: Path) -> None:
     """
     assert job.judging is not None
     if len(job.runs) == 1:
-        subject, data = _opened(place / job.runs[0].folder, job.judging)
-        config, _ = run_data(place / job.runs[0].folder)
-        dealt = with_experts(data.dealt_as(config), injected(subject.model).moe, "the judging rows")
-        names = [data.domains[domain] for domain in data.rows.domains.tolist()]
-        losses = [replace(loss, domain=name) for loss, name in zip(row_losses(subject, dealt), names, strict=True)]
+        subject, parts = _opened(place / job.runs[0].folder, job.judging)
+        losses = [loss for data in parts for loss in _of_one_run(subject, data, place / job.runs[0].folder)]
     else:
         losses = _judge_apart(job, place)
     write_row_losses(losses, place / ROWS_FILE)
@@ -60,9 +59,9 @@ def base_losses(job: Job, folder: Path) -> dict[str, float]:
     file = folder / BASE_FILE
     if not file.exists():
         assert job.judging is not None
-        subject, data = _opened(folder / job.place / job.runs[0].folder, job.judging)
+        subject, parts = _opened(folder / job.place / job.runs[0].folder, job.judging)
         with adapters_off(subject.model):
-            write_row_losses(row_losses(subject, data), file)
+            write_row_losses([loss for data in parts for loss in row_losses(subject, data)], file)
     return {loss.row: loss.loss for loss in read_row_losses(file)}
 
 
@@ -78,9 +77,31 @@ def judging_rows(run: Path, subject: Subject) -> EvaluationRows:
     )
 
 
-def _opened(run: Path, judging: Judging) -> tuple[Subject, EvaluationRows]:
+def _opened(run: Path, judging: Judging) -> tuple[Subject, list[EvaluationRows]]:
+    """A run, its judging rows, and then each of the further sets of rows as one domain."""
     subject = subject_of(run, batch_size=judging.batch_size)
-    return subject, judging_rows(run, subject).first_of_each_domain(judging.rows_per_domain)
+    config, seed = _data_of(run, subject)
+    parts = [judging_rows(run, subject)]
+    for domain, path in judging.more.items():
+        place = str(resource_dir("data/text")) if path == BUNDLED_TEXT else path
+        more = prepare_judging(
+            replace(config, judge_path=place, judge_fraction=0.0, columns={}, prompt_prefix=None),
+            subject.tokenizer,
+            seed=seed,
+            bundled=resource_dir("data/sft"),
+            length_name="data.max_length",
+        )
+        one = more.rows.with_domains([0] * len(more.domains))
+        parts.append(replace(more, rows=one, domains=[domain]))
+    return subject, [part.first_of_each_domain(judging.rows_per_domain) for part in parts]
+
+
+def _of_one_run(subject: Subject, data: EvaluationRows, run: Path) -> list[RowLoss]:
+    """Each row under one run, by its own domain also where the run has dealt the domains anew."""
+    config, _ = run_data(run)
+    dealt = with_experts(data.dealt_as(config), injected(subject.model).moe, "the judging rows")
+    names = [data.domains[domain] for domain in data.rows.domains.tolist()]
+    return [replace(loss, domain=name) for loss, name in zip(row_losses(subject, dealt), names, strict=True)]
 
 
 def _data_of(run: Path, subject: Subject) -> tuple[DataConfig, int]:
@@ -93,28 +114,33 @@ def _data_of(run: Path, subject: Subject) -> tuple[DataConfig, int]:
 def _judge_apart(job: Job, place: Path) -> list[RowLoss]:
     """Each row under the run whose domain a classifier gives it, which has learnt from training prompts."""
     assert job.judging is not None
-    subject, data = _opened(place / job.runs[0].folder, job.judging)
-    train, domains = _training_rows(place / job.runs[0].folder, subject)
+    subject, parts = _opened(place / job.runs[0].folder, job.judging)
     names = [run.domain for run in job.runs]
+    train, domains = _training_rows(place / job.runs[0].folder, subject, names)
     classifier = PromptClassifier.fitted(subject, train, [domains[i] for i in train.domains.tolist()])
-    chosen = classifier.classify(subject, data.rows)
-    right = [data.domains[d] == name for d, name in zip(data.rows.domains.tolist(), chosen, strict=True)]
-    losses: dict[int, RowLoss] = {}
+    chosen = [classifier.classify(subject, data.rows) for data in parts]
+    losses: dict[tuple[int, int], RowLoss] = {}
     for run in job.runs:
-        mine = [index for index, name in enumerate(chosen) if name == run.domain]
-        if mine:
-            part = replace(data, rows=data.rows.subset(mine))
-            expert = subject_of(place / run.folder, batch_size=job.judging.batch_size)
-            losses |= dict(zip(mine, row_losses(expert, part), strict=True))
-    report = {"domains": names, "prompts": len(right), "accuracy": sum(right) / len(right)}
+        expert = subject_of(place / run.folder, batch_size=job.judging.batch_size)
+        for number, data in enumerate(parts):
+            mine = [index for index, name in enumerate(chosen[number]) if name == run.domain]
+            if mine:
+                part = replace(data, rows=data.rows.subset(mine))
+                found = row_losses(expert, part)
+                losses |= {(number, index): loss for index, loss in zip(mine, found, strict=True)}
+    own = [loss.domain for _, loss in sorted(losses.items())]
+    told = [name for of_part in chosen for name in of_part]
+    right = [name == domain for name, domain in zip(told, own, strict=True) if domain in names]
+    report = {"domains": names, "prompts": len(right), "accuracy": sum(right) / len(right) if right else None}
     write_whole(place, {CLASSIFIER_FILE: json.dumps(report, indent=1).encode() + b"\n"})
-    return [losses[index] for index in range(len(chosen))]
+    return [loss for _, loss in sorted(losses.items())]
 
 
-def _training_rows(run: Path, subject: Subject) -> tuple[EncodedRows, list[str]]:
-    """The first training rows of each domain, of all domains, and the domains' names."""
+def _training_rows(run: Path, subject: Subject, names: list[str]) -> tuple[EncodedRows, list[str]]:
+    """The first training rows of each of some domains, and their names."""
     config, seed = _data_of(run, subject)
     whole, domains, _ = read_all(Reader(config, subject.tokenizer), sources_of(config, resource_dir("data/sft")))
     train = whole.subset(split_off(whole, domains, config, seed).train)
-    found = EvaluationRows(rows=train, domains=domains, reports=[], data_hashes={})
-    return found.first_of_each_domain(PROMPTS_PER_DOMAIN).rows, domains
+    chosen, _ = of_domains(train, domains, names)
+    found = EvaluationRows(rows=chosen, domains=sorted(names), reports=[], data_hashes={})
+    return found.first_of_each_domain(PROMPTS_PER_DOMAIN).rows, found.domains

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lmoe.config.study import JudgingConfig
 from lmoe.errors import StudyError
 from lmoe.evaluate.row_losses import RowLoss, read_row_losses
 from lmoe.study.jobs import ROWS_FILE, Job, is_done
@@ -37,6 +38,28 @@ class JudgedLosses:
         """(S,) the measure of each model of an arm, in nats a token."""
         return measure(self.losses[arm], self.strata)
 
+    def in_the_mean(self, config: JudgingConfig) -> "JudgedLosses":
+        """The rows of the domains whose mean is compared: study.judging.domains, or all but those of judging.more.
+
+        Raises:
+            StudyError: a domain without rows.
+        """
+        names = config.domains or [name for name in self.strata.names if name not in config.more]
+        if missing := sorted(set(names) - set(self.strata.names)):
+            raise StudyError(
+                f"study.judging.domains names {', '.join(missing)}, and the judging rows have "
+                f"{', '.join(self.strata.names)}"
+            )
+        domains = [self.strata.names[i] for i in self.strata.domain_ids.tolist()]
+        kept = [index for index, name in enumerate(domains) if name in names]
+        return JudgedLosses(
+            rows=tuple(self.rows[index] for index in kept),
+            strata=Strata.of_rows(self.strata.tokens[kept], [domains[index] for index in kept]),
+            losses={arm: losses[:, kept] for arm, losses in self.losses.items()},
+            seeds=self.seeds,
+            left_out=self.left_out,
+        )
+
     def paired(self, arm: str, other: str) -> tuple[np.ndarray, np.ndarray]:
         """(S, N) losses of both arms with the seeds that both were judged with, in the same order."""
         common = [seed for seed in self.seeds[arm] if seed in self.seeds[other]]
@@ -44,13 +67,12 @@ class JudgedLosses:
         return self.losses[arm][mine], self.losses[other][others]
 
 
-def read_judged(jobs: Mapping[str, Sequence[Job]], folder: Path, domains: Sequence[str] | None) -> JudgedLosses:
+def read_judged(jobs: Mapping[str, Sequence[Job]], folder: Path) -> JudgedLosses:
     """Read what the judging jobs of the arms have left.
 
     Args:
         jobs: by arm, those that are not done are passed over.
         folder: of the study.
-        domains: rows of these alone; None: of all.
 
     Raises:
         LmoeError: a damaged file, or no row that all arms were judged on.
@@ -66,16 +88,11 @@ def read_judged(jobs: Mapping[str, Sequence[Job]], folder: Path, domains: Sequen
     if not found:
         raise StudyError("no job has judged anything")
     first = next(iter(found.values()))[0]
-    wanted = [row for row, loss in first.items() if loss.label_tokens and (domains is None or loss.domain in domains)]
+    wanted = [row for row, loss in first.items() if loss.label_tokens]
     every = [losses for of_arm in found.values() for losses in of_arm]
     rows = [row for row in wanted if all(row in of and of[row].labels == first[row].labels for of in every)]
     if not rows:
         raise StudyError("no judging row was asked of all arms alike, so there is nothing to compare")
-    there = {first[row].domain for row in rows}
-    if missing := sorted(set(domains or []) - there):
-        raise StudyError(
-            f"study.judging.domains names {', '.join(missing)}, and the judging rows have {', '.join(sorted(there))}"
-        )
     return JudgedLosses(
         rows=tuple(rows),
         strata=Strata.of_rows([first[row].label_tokens for row in rows], [first[row].domain for row in rows]),

@@ -167,7 +167,9 @@ class StudyResult:
     judged_before: dict[str, int]
     """Models that these rows have judged, by study in the same folder of studies, this one included."""
     domains: dict[str, int]
-    """Judging rows of each domain."""
+    """Judging rows of each domain that counts in the mean."""
+    more_domains: dict[str, int]
+    """Judging rows of each other domain, which is compared alone."""
     base_domain_losses: dict[str, float]
     """By domain, of the base with all adapters off; empty: not measured."""
     arms: list[ArmResult]
@@ -188,7 +190,7 @@ class StudyResult:
     @property
     def base_loss(self) -> float | None:
         """Mean over domains of the base's loss."""
-        values = list(self.base_domain_losses.values())
+        values = [loss for name, loss in self.base_domain_losses.items() if name in self.domains]
         return sum(values) / len(values) if values else None
 
     def arm(self, name: str) -> ArmResult:

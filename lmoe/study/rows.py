@@ -1,5 +1,6 @@
 """The rows of a study: what they are before anything runs, and that judging rows are nothing else."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,6 +14,7 @@ from lmoe.data.stream import RowStream
 from lmoe.errors import StudyError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_judging
 from lmoe.files.resources import resource_dir
+from lmoe.rules.routers import needs_domain
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -67,6 +69,24 @@ def study_rows(config: RunConfig) -> StudyRows:
         data_hashes=prepared.report.data_hashes | judging.data_hashes,
         repeated=len(digests) - len(digests.unique()),
     )
+
+
+def check_experts(rows: StudyRows, configs: Mapping[str, RunConfig]) -> None:
+    """Refuse arms that choose the expert by the domain, where judging rows are of a domain that they do not train.
+
+    Args:
+        configs: by arm.
+
+    Raises:
+        StudyError: names the arms and the domain.
+    """
+    for name, config in configs.items():
+        trained = config.data.domains or rows.domains
+        if needs_domain(config.moe) and (missing := sorted(set(rows.judged_domains) - set(trained))):
+            raise StudyError(
+                f"arm {name}: moe.router={config.moe.router} has no expert for {', '.join(missing)} of the judging "
+                f"rows, since it trains {', '.join(trained)}; take the arm out, or judge on other rows"
+            )
 
 
 def _place(rows: EvaluationRows, index: int) -> str:

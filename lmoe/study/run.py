@@ -156,7 +156,7 @@ def screened(grid: Sequence[Values]) -> list[Values]:
 
 def judge_longer(study: Study, tools: Tools, progress: Progress, values: Mapping[str, Values]) -> None:
     """The best arms and the baseline again, each with its values and longer runs."""
-    judged = read_judged(progress.judged, study.folder, study.config.judging.domains)
+    judged = read_judged(progress.judged, study.folder).in_the_mean(study.config.judging)
     ranked = sorted(judged.losses, key=lambda name: float(judged.means(name).mean()))
     best = ranked[: study.config.longer.arms]
     names = [study.config.baseline, *(name for name in best if name != study.config.baseline)]
@@ -181,7 +181,7 @@ def tuning_jobs(
 def judging_jobs(study: Study, arms: Mapping[str, Arm], values: Mapping[str, Values], *, longer: int = 1) -> list[Job]:
     """A job for each arm and seed, the seeds outermost, so that a study that is stopped has whole seeds."""
     config = study.config.judging
-    judging = Judging(rows_per_domain=config.rows_per_domain, batch_size=config.batch_size)
+    judging = Judging(rows_per_domain=config.rows_per_domain, batch_size=config.batch_size, more=config.more)
     return [
         make_job(study, arms[name], values[name], seed, judging=judging, longer=longer)
         for seed in config.seeds

@@ -115,8 +115,8 @@ def matched_rows(result: StudyResult) -> Rows:
 
 def domain_rows(result: StudyResult) -> Rows:
     """The difference of each arm in each domain, with * where its verdict is better or worse."""
-    names = list(result.domains)
-    rows = [["arm", *names]]
+    names = [*result.domains, *result.more_domains]
+    rows = [["arm", *(name if name in result.domains else f"({name})" for name in names)]]
     for arm in result.arms:
         own = {found.domain: found for found in result.secondary if found.arm == arm.name}
         if arm.name == result.baseline:

@@ -43,10 +43,10 @@ def in_this_process(self, jobs):
         assert do_job(self.folder / job.place) == 0
 
 
-def study(micro: Micro, folder: Path, *more: str):
+def study(micro: Micro, folder: Path, *more: str, text: str = STUDY):
     """The command, with a folder of studies of its own."""
     (folder / "mine" / "study").mkdir(parents=True, exist_ok=True)
-    (folder / "mine" / "study" / "small.yaml").write_text(STUDY, encoding="utf-8")
+    (folder / "mine" / "study" / "small.yaml").write_text(text, encoding="utf-8")
     command = ["study", "--config-dir", "mine", "study=small", *settings(micro), *more]
     return CliRunner().invoke(app, command)
 
@@ -108,6 +108,32 @@ def test_rows_keep_their_own_domain_where_domains_are_dealt_anew(done):
         (job,) = folder.glob(f"runs/{arm}/*/seed_1")
         found[arm] = read_row_losses(job / "judged_rows.csv")
     assert [(row.row, row.domain) for row in found["lora"]] == [(row.row, row.domain) for row in found["permuted"]]
+
+
+def test_more_rows_are_compared_alone_and_count_in_no_mean(restored, micro, tmp_path, monkeypatch):
+    monkeypatch.setattr(JobLauncher, "__call__", in_this_process)
+    monkeypatch.setattr("lmoe.run.finish.write_pictures", lambda summary, metrics, report: {})
+    rows = [{"text": f"seven green birds and {number} stones in the river", "domain": "x"} for number in range(4)]
+    (tmp_path / "text.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    forgetting = "".join(line for line in STUDY.splitlines(keepends=True) if "permuted" not in line)
+    more = ["data.domains=[code,math]", "study.judging.seeds=[0]", "+study.judging.more.plain=text.jsonl"]
+    found = study(micro, tmp_path, *more, "study.judging.domains=[words]", text=forgetting)
+    assert found.exit_code == 0, found.output
+    result = StudyResult.read(tmp_path / "outputs/study/small")
+    assert list(result.domains) == ["words"] and result.more_domains == {"code": 2, "math": 2, "plain": 4}
+    assert set(result.base_domain_losses) == {*DOMAINS, "plain"}
+    assert result.arm("lora").loss == pytest.approx(result.arm("lora").domain_losses["words"])
+    assert {found.domain for found in result.secondary} == {*DOMAINS, "plain"}
+    assert result.primary[0].verdict == "too few seeds" and result.primary[0].low is None
+    assert "(plain)" in (tmp_path / "outputs/study/small/domains.csv").read_text()
+    found = study(micro, tmp_path, "study.name=other", "+study.judging.more.plain=text.jsonl")
+    assert found.exit_code == 1 and "of the arms permuted has no expert for plain" in found.output
+
+
+def test_an_arm_that_goes_by_domain_is_refused_rows_of_a_domain_that_it_does_not_train(restored, micro, tmp_path):
+    found = study(micro, tmp_path, "data.domains=[code,math]")
+    assert found.exit_code == 1
+    assert "arm permuted: moe.router=oracle has no expert for words of the judging rows" in found.output
 
 
 def test_a_study_that_is_done_is_only_written_anew(own, micro, monkeypatch):
