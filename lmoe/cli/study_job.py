@@ -13,7 +13,10 @@ from lmoe.cli.train import main as train
 from lmoe.errors import LmoeError
 from lmoe.files.run_folder import hydra_quoted
 from lmoe.resume.stopping import Stopped
+from lmoe.study.jobs import PRUNED_FILE, ROWS_FILE, Job, finished, read_job
 
+STUDY_ABOVE = 3
+"""Folders between that of a job and that of its study."""
 LOOK_EVERY = 5.0
 """Seconds between looks at whether the study is still there."""
 
@@ -26,16 +29,17 @@ def main(place: Path) -> int:
     """
     prepare_threads()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    from lmoe.study.jobs import ROWS_FILE, finished, read_job
 
     try:
         job = read_job(place)
+        if job.watch is not None:
+            threading.Thread(target=_prune, args=(place, job), daemon=True).start()
         for run in job.runs:
             folder = place / run.folder
             if finished(folder) is None:
                 code = train([*run.settings, "resume=auto", f"hydra.run.dir={hydra_quoted(folder)}"])
                 if code:
-                    return code
+                    return 0 if (place / PRUNED_FILE).exists() else code
                 if finished(folder) is None:
                     sys.stderr.write("the run has ended before its last step\n")
                     return 1
@@ -47,8 +51,24 @@ def main(place: Path) -> int:
         sys.stderr.write(f"{with_keys(str(error))}\n")
         return 1
     except Stopped as stopped:
-        return stopped.exit_code
+        return 0 if (place / PRUNED_FILE).exists() else stopped.exit_code
     return 0
+
+
+def _prune(place: Path, job: Job) -> None:
+    """Stop at the next safe place once the validations of a job have fallen behind."""
+    from lmoe.study.sampling import should_prune
+    from lmoe.study.tuning import validated
+
+    reported: set[int] = set()
+    while True:
+        time.sleep(LOOK_EVERY)
+        assert job.watch is not None
+        scores = validated(place, job, job.watch.metric)
+        if should_prune(job.watch, place.parents[STUDY_ABOVE], reported, scores):
+            (place / PRUNED_FILE).touch()
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
 
 
 def _end_with(parent: int) -> None:

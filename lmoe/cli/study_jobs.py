@@ -26,7 +26,7 @@ from lmoe.errors import StudyError
 from lmoe.files.resources import resource_dir
 from lmoe.files.run_folder import hydra_quoted
 from lmoe.report.wording import duration
-from lmoe.study.jobs import FAILURE_FILE, LOG_FILE, SECONDS_FILE, Job, read_job, write_job
+from lmoe.study.jobs import FAILURE_FILE, LOG_FILE, PRUNED_FILE, SECONDS_FILE, Job, read_job, write_job
 
 LAST_LINES = 12
 """Of the log of a job that has failed, for its message."""
@@ -59,7 +59,8 @@ class JobTask:
             (place / FAILURE_FILE).write_text(json.dumps({"exit_code": code, "reason": reason(place, code)}) + "\n")
         else:
             (place / SECONDS_FILE).write_text(json.dumps({"seconds": seconds}) + "\n")
-        state = f"failed (exit code {code}, see {place / LOG_FILE})" if code else "done"
+        done = "pruned" if (place / PRUNED_FILE).exists() else "done"
+        state = f"failed (exit code {code}, see {place / LOG_FILE})" if code else done
         sys.stdout.write(f"[{number}/{self.total}] {job.label}: {state}, {duration(seconds)}\n")
         sys.stdout.flush()
         return code

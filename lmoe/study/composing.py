@@ -41,7 +41,7 @@ def compose_each(
             found.setdefault(problem, []).append(name)
     problems = [f"{_whose(names, arms)}: {problem}" for problem, names in found.items()]
     if not problems:
-        problems = _alike(study, configs) + _without_expert(study, configs)
+        problems = _alike(study, configs) + _without_expert(study, configs) + _unwatched(study, configs)
     raise_problems(problems)
     return configs, {
         name: replace(arm, settings=(*arm.settings, *_own(study, configs[name]))) for name, arm in arms.items()
@@ -102,6 +102,23 @@ def _without_expert(study: StudyConfig, configs: Mapping[str, RunConfig]) -> lis
         f"study.judging.more: moe.router={configs[names[0]].moe.router} of the arms {', '.join(names)} has no expert "
         f"for {', '.join(study.judging.more)}; take the arms out, or judge on no more rows"
     ]
+
+
+def _unwatched(study: StudyConfig, configs: Mapping[str, RunConfig]) -> list[str]:
+    """Arms that cannot be pruned, because nothing is validated on the way or their steps are not known before."""
+    if not study.tuning.prune:
+        return []
+    blind = [name for name, config in configs.items() if not config.trainer.val_every_n_steps]
+    open_end = [name for name, config in configs.items() if config.trainer.max_epochs is not None]
+    problems = []
+    if blind:
+        problems.append(
+            f"study.tuning.prune=true: runs of {', '.join(blind)} validate only at their end; set "
+            "trainer.val_every_n_steps"
+        )
+    if open_end:
+        problems.append("study.tuning.prune=true needs trainer.max_steps, from which it knows where the last phase is")
+    return problems
 
 
 def _own(study: StudyConfig, config: RunConfig) -> list[str]:

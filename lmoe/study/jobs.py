@@ -12,8 +12,10 @@ from lmoe.files.small_file import Reader
 from lmoe.files.write import write_whole
 from lmoe.report.summary import FINISHED, RunSummary
 from lmoe.study.arms import Arm, Values, value_settings, values_text
+from lmoe.study.sampling import Watch
 
 JOB_FILE, FAILURE_FILE, ROWS_FILE, LOG_FILE = "job.json", "failed.json", "judged_rows.csv", "job.log"
+PRUNED_FILE = "pruned"
 SECONDS_FILE = "seconds.json"
 """How long a job took that was done in one go."""
 PARTS = "domains"
@@ -64,6 +66,7 @@ class Job:
         place: folder below that of the study.
         runs: one, or one for each domain.
         judging: None: a job of tuning, which looks at validation rows alone.
+        watch: what prunes it; None: nothing.
     """
 
     arm: str
@@ -72,6 +75,7 @@ class Job:
     place: str
     runs: tuple[JobRun, ...]
     judging: Judging | None
+    watch: Watch | None = None
 
     @property
     def label(self) -> str:
@@ -162,6 +166,7 @@ def read_job(place: Path) -> Job:
             place=kept["place"],
             runs=tuple(JobRun(**run | {"settings": tuple(run["settings"])}) for run in kept["runs"]),
             judging=None if kept["judging"] is None else Judging(**kept["judging"]),
+            watch=None if kept.get("watch") is None else Watch(**kept["watch"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise KEPT.refusal(place / JOB_FILE, f"holds something else ({error})") from None
@@ -196,6 +201,15 @@ def is_done(job: Job, folder: Path) -> bool:
     except LmoeError:
         return False
     return trained and (job.judging is None or (place / ROWS_FILE).exists())
+
+
+def was_pruned(job: Job, folder: Path) -> bool:
+    """Whether a job was ended because it fell behind.
+
+    Args:
+        folder: of the study.
+    """
+    return (folder / job.place / PRUNED_FILE).exists()
 
 
 def failure_of(job: Job, folder: Path) -> str | None:

@@ -3,17 +3,19 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from lmoe.config.trainer import max_seconds
 from lmoe.report.wording import duration
 from lmoe.study.arms import UNTUNED, Arm, Values, values_text
-from lmoe.study.jobs import Job, Judging, failure_of, is_done, job_of, seconds_of
+from lmoe.study.jobs import Job, Judging, failure_of, is_done, job_of, seconds_of, was_pruned
 from lmoe.study.judged import read_judged
+from lmoe.study.sampling import ArmSampler, Watch, check_installed
 from lmoe.study.study import Study, Tools
 from lmoe.study.timing import ArmTiming, time_arms
 from lmoe.study.tuning import MOST_WIDENED, Chosen, Try, chosen, score_of, widened
-from lmoe.vocabulary import AtEdge
+from lmoe.training.phases import PhaseSchedule
+from lmoe.vocabulary import AtEdge, Sampler
 
 NAMED = 3
 """Jobs that a message names."""
@@ -65,6 +67,8 @@ def run_study(study: Study, tools: Tools) -> Progress:
     if not any(arm.space for arm in progress.arms.values()):
         progress.chosen = {name: _untuned() for name in progress.arms}
         progress.notes.append("nothing was tuned: each arm has the values that it was given")
+    elif study.config.tuning.sampler is Sampler.tpe:
+        tune_by_sampling(study, tools, progress)
     elif limit is None:
         tune(study, tools, progress)
     else:
@@ -104,6 +108,53 @@ def tune(study: Study, tools: Tools, progress: Progress) -> None:
         if wider is None:
             return
         progress.arms = wider
+
+
+def tune_by_sampling(study: Study, tools: Tools, progress: Progress) -> None:
+    """Draw as many tries of each arm as asked for, one of each at a time, and choose.
+
+    With study.tuning.prune a try is watched with its first seed alone, and where it was pruned its other seeds are not
+    trained.
+    """
+    check_installed()
+    tuning = study.config.tuning
+    tries = tuning.tries or max(len(arm.grid()) for arm in progress.arms.values())
+    samplers = {name: ArmSampler(arm, tries, study.folder) for name, arm in progress.arms.items()}
+    while asked := {name: got for name, sampler in samplers.items() if (got := sampler.ask()) is not None}:
+        first = [make_job(study, progress.arms[n], v, tuning.seeds[0], judging=None) for n, (_, v) in asked.items()]
+        if tuning.prune:
+            watched = [replace(job, watch=_watch(study, job, asked[job.arm][0], tries)) for job in first]
+            number = max(trial for trial, _ in asked.values()) + 1
+            do(study, tools, watched, f"tuning, try {number} of {tries}, first seed", progress)
+            first = [job for job in first if is_done(job, study.folder)]
+        values = {job.arm: [job.values] for job in first}
+        arms = {name: progress.arms[name] for name in values}
+        jobs = tuning_jobs(study, arms, values, tuning.seeds)
+        do(study, tools, jobs, f"tuning, try {max(trial for trial, _ in asked.values()) + 1} of {tries}", progress)
+        for name, (trial, drawn) in asked.items():
+            found = choose(study, progress.arms[name], [drawn], tuning.seeds).best
+            pruned = was_pruned(
+                make_job(study, progress.arms[name], drawn, tuning.seeds[0], judging=None), study.folder
+            )
+            samplers[name].tell(trial, found.mean if found.scores else None, pruned=pruned)
+    for name, arm in progress.arms.items():
+        found = choose(study, arm, list(dict.fromkeys(samplers[name].all_values())), tuning.seeds)
+        edges = samplers[name].edges(found.best.values) if found.usable else {}
+        progress.chosen[name] = replace(found, edges=edges)
+        tools.say(_chosen_line(name, progress.chosen[name]))
+
+
+def _watch(study: Study, job: Job, trial: int, tries: int) -> Watch:
+    """What a launcher has to know to prune a job."""
+    phases = PhaseSchedule.of(study.configs[job.arm]).phases
+    return Watch(
+        arm=job.arm,
+        trial=trial,
+        tries=tries,
+        several_keys=len(job.values) > 1,
+        from_step=phases[-1].start if isinstance(phases[-1].start, int) else 0,
+        metric=study.config.tuning.metric,
+    )
 
 
 def tune_in_time(study: Study, tools: Tools, progress: Progress) -> None:
@@ -206,15 +257,17 @@ def make_job(study: Study, arm: Arm, values: Values, seed: int, *, judging: Judg
 
 def do(study: Study, tools: Tools, jobs: Sequence[Job], what: str, progress: Progress) -> None:
     """Launch the jobs that are not done, as far as the time reaches, and say which have failed."""
-    left = [job for job in jobs if not is_done(job, study.folder)]
+    left = [job for job in jobs if not is_done(job, study.folder) and not was_pruned(job, study.folder)]
     done = f", {len(jobs) - len(left)} of them done" if len(left) < len(jobs) else ""
     tools.say(f"{what}: {len(jobs)} jobs{done}")
     if not left:
         return
     started = time.monotonic()
     begun = _launch(study, tools, left, progress)
-    failed = [job for job in begun if not is_done(job, study.folder)]
-    tools.say(f"{what}: {len(begun) - len(failed)} done in {duration(time.monotonic() - started)}")
+    pruned = [job for job in begun if was_pruned(job, study.folder)]
+    failed = [job for job in begun if job not in pruned and not is_done(job, study.folder)]
+    ended = f", {len(pruned)} of them pruned" if pruned else ""
+    tools.say(f"{what}: {len(begun) - len(failed)} done{ended} in {duration(time.monotonic() - started)}")
     if len(begun) < len(left):
         progress.notes.append(f"{what}: {len(left) - len(begun)} of {len(jobs)} jobs were not begun, for want of time")
         tools.say(progress.notes[-1])

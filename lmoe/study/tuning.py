@@ -1,8 +1,10 @@
 """Choose the values of each arm by the validation rows, with the same number of tries for all."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lmoe.config.study import MEAN
@@ -11,6 +13,7 @@ from lmoe.report.curves import read_metrics
 from lmoe.study.arms import UNTUNED, Arm, Values
 from lmoe.study.jobs import Job, finished, is_done
 
+OF_DOMAIN = re.compile(r"val/.+/loss")
 MOST_WIDENED = 2
 """How often grids are widened."""
 LOWER, UPPER = "lower", "upper"
@@ -56,7 +59,7 @@ class Chosen:
         return bool(self.best.scores) or self.best.values == UNTUNED
 
 
-def score_of(job: Job, folder: Any, metric: str) -> float | None:
+def score_of(job: Job, folder: Path, metric: str) -> float | None:
     """What tuning makes small, of a job; None: it is not done.
 
     Args:
@@ -87,6 +90,29 @@ def score_of(job: Job, folder: Any, metric: str) -> float | None:
         found.append(value)
     mean = sum(found) / len(found)
     return mean if math.isfinite(mean) else None
+
+
+def validated(place: Path, job: Job, metric: str) -> dict[int, float]:
+    """What the validations of a job that is under way have found, by step: of a job with several runs the mean of those
+    that have come as far.
+
+    Args:
+        place: its folder.
+    """
+    by_step: dict[int, list[float]] = {}
+    for run in job.runs:
+        file = place / run.folder / "metrics.csv"
+        if not file.exists():
+            continue
+        metrics = read_metrics(file)
+        wanted = [metric] if metric != MEAN else [name for name in metrics if OF_DOMAIN.fullmatch(name)]
+        found: dict[int, list[float]] = {}
+        for name in wanted:
+            for step, value in metrics.get(name, []):
+                found.setdefault(step, []).append(value)
+        for step, values in found.items():
+            by_step.setdefault(step, []).append(sum(values) / len(values))
+    return {step: sum(values) / len(values) for step, values in by_step.items() if len(values) == len(job.runs)}
 
 
 def chosen(arm: Arm, tries: Sequence[Try]) -> Chosen:

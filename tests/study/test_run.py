@@ -7,7 +7,7 @@ import pytest
 from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, TuningConfig
 from lmoe.study.jobs import Job
 from lmoe.study.run import run_study
-from lmoe.vocabulary import AtEdge
+from lmoe.vocabulary import AtEdge, Sampler
 from tests.study.studies import Written, config, study_of
 
 BEST = {"plain": 0.002, "other": 0.002}
@@ -152,3 +152,49 @@ def test_a_screening_drops_what_is_clearly_worse_and_says_so(tmp_path):
     assert list(progress.judged) == ["plain", "other"]
     assert any("worse was dropped after the screening: 0.500 behind" in note for note in progress.notes)
     assert not any(label.startswith("worse") and "seed 101" in label for label in written.launched)
+
+
+def test_values_are_drawn_one_try_after_the_other_and_told_of(tmp_path):
+    tuning = TuningConfig(sampler=Sampler.tpe, tries=5)
+    written = Written(tmp_path, lambda job: 2.0 + abs(dict(job.values)["optim.lr"] - 0.002) * 100)
+    progress = run_study(study_of(config(tuning=tuning), tmp_path), written.tools)
+    tried = {label.split()[1] for label in written.launched if label.startswith("plain") and "seed 100" in label}
+    assert len(tried) == 5
+    values = [float(text.partition("=")[2]) for text in tried]
+    assert all(0.001 <= value <= 0.004 for value in values)
+    best = min(values, key=lambda value: abs(value - 0.002))
+    assert dict(progress.chosen["plain"].best.values)["optim.lr"] == best
+    again = Written(tmp_path, by_distance)
+    run_study(study_of(config(tuning=tuning), tmp_path), again.tools)
+    assert again.launched == []
+
+
+def test_a_study_that_draws_goes_on_with_the_try_that_was_under_way(tmp_path):
+    tuning = TuningConfig(sampler=Sampler.tpe, tries=3)
+
+    class Stop(Exception):
+        pass
+
+    def stopping(job: Job) -> float:
+        if len(stopped.launched) == 7:
+            raise Stop
+        return 2.0 + dict(job.values)["optim.lr"]
+
+    stopped = Written(tmp_path, stopping)
+    with pytest.raises(Stop):
+        run_study(study_of(config(tuning=tuning), tmp_path), stopped.tools)
+    rest = Written(tmp_path, lambda job: 2.0 + dict(job.values)["optim.lr"])
+    progress = run_study(study_of(config(tuning=tuning), tmp_path), rest.tools)
+    assert len(set(stopped.launched + rest.launched)) == 2 * 3 * 2 + 2 * 3
+    assert all(len(found.tries) == 3 for found in progress.chosen.values())
+
+
+def test_a_try_whose_runs_fail_is_told_of_and_not_chosen(tmp_path):
+    def failing(job: Job) -> float:
+        if job.arm == "other":
+            raise ArithmeticError
+        return 2.0
+
+    tuning = TuningConfig(sampler=Sampler.tpe, tries=2)
+    progress = run_study(study_of(config(tuning=tuning), tmp_path), Written(tmp_path, failing).tools)
+    assert not progress.chosen["other"].usable and progress.chosen["plain"].usable

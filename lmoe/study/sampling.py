@@ -1,0 +1,176 @@
+"""Values drawn by Optuna's TPE (Bergstra 2011, NeurIPS): ask for some, tell what came of them, and prune what falls
+behind. Each arm has a study of Optuna's, kept in a journal in the folder of the study.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lmoe.errors import StudyError
+from lmoe.study.arms import Arm, Values
+
+if TYPE_CHECKING:
+    import optuna
+
+FOLDER = "optuna"
+DIGITS = 4
+"""Of a value that was drawn."""
+AT_EDGE = 0.02
+"""Share of the range within which a value counts as outermost."""
+LOWER, UPPER = "lower", "upper"
+
+
+def check_installed() -> None:
+    """Refuse to draw values without Optuna.
+
+    Raises:
+        StudyError: it is not installed.
+    """
+    if find_spec("optuna") is None:
+        raise StudyError(
+            "study.tuning.sampler=tpe needs Optuna, which is not installed: pip install 'lmoe[study]', or use grid"
+        )
+
+
+def opened(arm: str, folder: Path, *, tries: int, several_keys: bool, begun: int = 0) -> "optuna.Study":
+    """Optuna's study of an arm, as far as it is.
+
+    Args:
+        folder: of the study.
+        begun: tries that there are, so that a study that goes on does not draw the same once more.
+        tries: of the arm; the first third are drawn at random.
+        several_keys: whether more than one key is tuned, which are then drawn together.
+    """
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    seed = int.from_bytes(hashlib.sha256(f"{arm} {begun}".encode()).digest()[:4], "big")
+    startup = max(2, tries // 3)
+    sampler = optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed, multivariate=several_keys or None)
+    return optuna.create_study(
+        storage=JournalStorage(JournalFileBackend(str(folder / FOLDER / f"{arm}.log"))),
+        study_name=arm,
+        sampler=sampler,
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=startup),
+        direction="minimize",
+        load_if_exists=True,
+    )
+
+
+class ArmSampler:
+    """Draws the values of one arm.
+
+    Args:
+        arm: with the least and the largest value of each key, and whatever between.
+        tries: how many are drawn.
+        folder: of the study.
+    """
+
+    def __init__(self, arm: Arm, tries: int, folder: Path) -> None:
+        self.arm, self.tries = arm, tries
+        several = len(arm.space) > 1
+        begun = len(opened(arm.name, folder, tries=tries, several_keys=several).get_trials(deepcopy=False))
+        self.study = opened(arm.name, folder, tries=tries, several_keys=several, begun=begun)
+
+    def ask(self) -> tuple[int, Values] | None:
+        """The number and the values of the next try: one that was asked for and never told of, or a new one; None: all
+        have been told of."""
+        import optuna
+
+        study = self.study
+        open_trials = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
+        if open_trials:
+            return open_trials[0].number, self._values(open_trials[0].params)
+        if len(study.get_trials(deepcopy=False)) >= self.tries:
+            return None
+        trial = study.ask({key: _distribution(values) for key, values in self.arm.space.items()})
+        return trial.number, self._values(trial.params)
+
+    def tell(self, number: int, score: float | None, *, pruned: bool = False) -> None:
+        """What came of a try; None: its runs have failed, or were pruned."""
+        import optuna
+
+        states = optuna.trial.TrialState
+        state = states.COMPLETE if score is not None else states.PRUNED if pruned else states.FAIL
+        self.study.tell(number, score, state=state)
+
+    def all_values(self) -> list[Values]:
+        """The values of all tries, in their order."""
+        return [self._values(trial.params) for trial in self.study.get_trials(deepcopy=False)]
+
+    def edges(self, values: Values) -> dict[str, str]:
+        """Keys whose value lies at the end of its range."""
+        return {key: side for key, value in values if (side := _side(value, self.arm.space[key])) is not None}
+
+    def _values(self, params: Mapping[str, Any]) -> Values:
+        return tuple((key, _rounded(params[key])) for key in self.arm.space)
+
+
+def _distribution(values: Sequence[Any]) -> Any:
+    """From the least to the largest value: whole numbers where all are, on a scale of ratios where all are above 0."""
+    import optuna
+
+    low, high = min(values), max(values)
+    if all(isinstance(value, int) for value in values):
+        return optuna.distributions.IntDistribution(low, high, log=low > 0)
+    return optuna.distributions.FloatDistribution(float(low), float(high), log=low > 0)
+
+
+def _rounded(value: Any) -> Any:
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def _side(value: float, values: Sequence[float]) -> str | None:
+    import math
+
+    low, high = min(values), max(values)
+    if low == high:
+        return None
+    share = math.log(value / low) / math.log(high / low) if low > 0 else (value - low) / (high - low)
+    return LOWER if share < AT_EDGE else UPPER if share > 1 - AT_EDGE else None
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Watch:
+    """What a job is watched for while it runs, so that it can be pruned.
+
+    Args:
+        arm: whose study of Optuna decides.
+        trial: number of the try in it.
+        tries: of the arm.
+        several_keys: whether more than one key is tuned.
+        from_step: first optimizer step of the last phase: before it nothing is reported.
+        metric: `mean`, or a metric that validations log.
+    """
+
+    arm: str
+    trial: int
+    tries: int
+    several_keys: bool
+    from_step: int
+    metric: str
+
+
+def should_prune(watch: Watch, folder: Path, reported: set[int], scores: Mapping[int, float]) -> bool:
+    """Report what validations have found since the last call, and ask whether the try falls behind the median.
+
+    Args:
+        folder: of the study.
+        reported: steps that were reported; grows.
+        scores: by step, of validations.
+    """
+    import optuna
+
+    study = opened(watch.arm, folder, tries=watch.tries, several_keys=watch.several_keys)
+    trial = optuna.trial.Trial(study, study.get_trials(deepcopy=False)[watch.trial]._trial_id)
+    for step, score in sorted(scores.items()):
+        if step >= watch.from_step and step not in reported:
+            reported.add(step)
+            trial.report(score, step)
+    return bool(reported) and bool(trial.should_prune())
