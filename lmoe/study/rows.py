@@ -1,12 +1,13 @@
 """The rows of a study: what they are before anything runs, and that judging rows are nothing else."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from lmoe.backbones.load import load_tokenizer
 from lmoe.config.run import RunConfig
+from lmoe.config.study import MEAN
 from lmoe.data.chats.template_source import take_template
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import prepare
@@ -14,6 +15,7 @@ from lmoe.data.stream import RowStream
 from lmoe.errors import StudyError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_judging
 from lmoe.files.resources import resource_dir
+from lmoe.objectives.objective import objective_of
 from lmoe.rules.routers import needs_domain
 
 
@@ -86,6 +88,28 @@ def check_experts(rows: StudyRows, configs: Mapping[str, RunConfig]) -> None:
             raise StudyError(
                 f"arm {name}: moe.router={config.moe.router} has no expert for {', '.join(missing)} of the judging "
                 f"rows, since it trains {', '.join(trained)}; take the arm out, or judge on other rows"
+            )
+
+
+def check_metric(metric: str, rows: StudyRows, configs: Mapping[str, RunConfig], apart: Sequence[str]) -> None:
+    """Refuse to tune by a metric that not every run logs.
+
+    Args:
+        metric: study.tuning.metric.
+        configs: by arm.
+        apart: arms with a run for each domain, which validates on that domain alone.
+
+    Raises:
+        StudyError: names the metrics that there are.
+    """
+    for name, config in configs.items():
+        there = objective_of(config.task.name).metric_names(config.data.domains or rows.domains)
+        if name in apart:
+            there = [one for one in there if one == "val/loss"]
+        if metric not in (MEAN, *there):
+            raise StudyError(
+                f"study.tuning.metric={metric}: runs of arm {name} do not log it; they log {', '.join(there)}, or use "
+                f"{MEAN}"
             )
 
 

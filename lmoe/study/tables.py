@@ -22,11 +22,12 @@ LATEX = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"})
 def study_tables(result: StudyResult) -> Group:
     """The verdicts, and what is matched, for the terminal."""
     parts: list[RenderableType] = [Text(), Text(result.question or result.name, "bold"), Text()]
-    parts.append(_rich(f"{_measure(result)}, less that of {result.baseline}", verdict_rows(result, result.primary)))
+    title = f"{_measure(result)}, less that of {result.baseline}"
+    parts.append(_rich(title, verdict_rows(result, result.primary), without=("seeds", "p (Holm)")))
     if result.longer:
         title = f"The same with {result.longer_times} times the steps"
-        parts += [Text(), _rich(title, verdict_rows(result, result.longer))]
-    parts += [Text(), _rich("What is matched", matched_rows(result))]
+        parts += [Text(), _rich(title, verdict_rows(result, result.longer), without=("seeds", "p (Holm)"))]
+    parts += [Text(), _rich("What is matched", matched_rows(result), without=("second best",))]
     parts += [Text(f"note: {note}") for note in all_notes(result)]
     return Group(*parts)
 
@@ -96,13 +97,13 @@ def verdict_rows(result: StudyResult, comparisons: Sequence[ComparisonResult]) -
 
 def matched_rows(result: StudyResult) -> Rows:
     """What each arm has and takes, and the values that tuning chose."""
-    rows = [["arm", "parameters", "active", "MFLOP a token", "s a step", "memory", "chosen", "second best"]]
+    rows = [["arm", "parameters", "active", "MFLOP/token", "s/step", "memory", "chosen", "second best"]]
     for arm in result.arms:
         rows.append(
             [
                 arm.title,
-                f"{arm.total_parameters:,}",
-                f"{arm.active_parameters:,}",
+                _millions(arm.total_parameters),
+                _millions(arm.active_parameters),
                 f"{arm.flops_per_token / 1e6:,.1f}",
                 NOT_MEASURED if arm.seconds_per_step is None else f"{arm.seconds_per_step:.3f}",
                 NOT_MEASURED if arm.peak_memory_mb is None else memory_text(arm.peak_memory_mb),
@@ -219,11 +220,22 @@ def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _rich(title: str, rows: Rows) -> Table:
+def _millions(count: int) -> str:
+    """A number of parameters: `2.45 M`, or all its digits below a hundred thousand."""
+    return f"{count / 1e6:.2f} M" if count >= 100_000 else f"{count:,}"
+
+
+def _rich(title: str, rows: Rows, *, without: tuple[str, ...]) -> Table:
+    """A table for the terminal: figures stay whole, words are folded.
+
+    Args:
+        without: headings of columns that only the files have.
+    """
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
-    for number, name in enumerate(rows[0]):
-        last = number == len(rows[0]) - 1
-        table.add_column(name, overflow="fold", justify="left" if number == 0 or last else "right")
+    shown = [number for number, name in enumerate(rows[0]) if name not in without]
+    for number in shown:
+        words = number in (shown[0], shown[-1])
+        table.add_column(rows[0][number], overflow="fold", no_wrap=not words, justify="left" if words else "right")
     for row in rows[1:]:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(row[number]) for number in shown))
     return table

@@ -136,6 +136,15 @@ def test_an_arm_that_goes_by_domain_is_refused_rows_of_a_domain_that_it_does_not
     assert "arm permuted: moe.router=oracle has no expert for words of the judging rows" in found.output
 
 
+def test_a_metric_that_no_run_logs_is_refused_before_any_run(restored, micro, tmp_path):
+    tuned = ["+study.space.optim.lr=[0.001,0.002]", "study.tuning.metric=val/codes/loss"]
+    found = study(micro, tmp_path, *tuned)
+    assert found.exit_code == 1 and "runs of arm lora do not log it; they log val/loss, val/code/loss" in found.output
+    found = study(micro, tmp_path, tuned[0], "study.tuning.metric=val/code/loss")
+    assert found.exit_code == 1 and "runs of arm apart do not log it; they log val/loss" in found.output
+    assert not list(tmp_path.glob("outputs/study/small/runs"))
+
+
 def test_a_study_that_is_done_is_only_written_anew(own, micro, monkeypatch):
     def refuse(self, jobs):
         raise AssertionError("nothing is left to do")
