@@ -1,6 +1,7 @@
 """`lmoe study` from its command to its tables, on the micro backbone; and one clear message for what cannot be."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from lmoe.evaluate.row_losses import read_row_losses
 from lmoe.study.jobs import write_job
 from lmoe.study.result import StudyResult
 from tests.conftest import process_state
-from tests.micro import DOMAINS, Micro
+from tests.micro import DOMAINS, ROOT, Micro
 
 STUDY = """\
 # A small study.
@@ -204,6 +205,16 @@ def test_what_cannot_be_is_said_before_anything_is_read(restored, micro, tmp_pat
 def test_a_value_that_changes_nothing_is_no_tuning(restored, micro, tmp_path):
     found = study(micro, tmp_path, "+study.space.trainer.devices=[1,'1']")
     assert found.exit_code == 1 and "change nothing" in found.output, found.output
+
+
+def test_the_study_of_the_page_composes(restored, micro, tmp_path):
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/STUDY.md").read_text("utf-8"), flags=re.DOTALL)
+    text = block.replace("my.jsonl", str(micro.train))
+    kept = [one for one in settings(micro) if not one.startswith(("data.path", "data.val_path", "data.judge"))]
+    (tmp_path / "mine" / "study").mkdir(parents=True)
+    (tmp_path / "mine" / "study" / "mine.yaml").write_text(text, encoding="utf-8")
+    found = CliRunner().invoke(app, ["study", "--config-dir", "mine", "study=mine", *kept, "dry_run=config"])
+    assert found.exit_code == 0 and "2 arms: four, eight" in found.output, found.output
 
 
 def test_without_a_study_the_command_says_which_there_are(restored):
