@@ -45,13 +45,14 @@ class StepMetrics(StepCallback):
         step.learning_rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
 
     def after_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord) -> None:
-        self._tokens += int(step.tokens) * trainer.world_size
+        self._tokens += int(step.tokens)
         shares, done = step.window.values(), trainer.global_step
         step.losses = {name: float(over_ranks(trainer, torch.tensor(v))) for name, v in shares.items()}
         self.on_step(done, module.current.name, step.losses["train/loss"])
         if done % self.every_n_steps and done not in (1, trainer.max_steps):
             return
         now = time.perf_counter()
+        tokens = float(over_ranks(trainer, torch.tensor(self._tokens, dtype=torch.float64)))
         sites = module.step_routing.compute() if module.step_routing.update_called else {}
         module.step_routing.reset()
         record(
@@ -59,8 +60,8 @@ class StepMetrics(StepCallback):
             {
                 **step.losses,
                 "train/phase": float(module.phase),
-                "throughput/tokens": float(self._tokens),
-                "throughput/tokens_per_second": self._tokens / (now - self._since),
+                "throughput/tokens": tokens,
+                "throughput/tokens_per_second": tokens / (now - self._since),
                 **{f"lr/{role}": lr for role, lr in step.learning_rates.items()},
                 **{f"grad_norm/{role}": float(norm) for role, norm in step.gradient_norms.items()},
                 **routing_summary(sites),
