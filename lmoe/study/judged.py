@@ -65,17 +65,39 @@ def read_judged(jobs: Mapping[str, Sequence[Job]], folder: Path, domains: Sequen
             seeds[arm] = tuple(job.seed for job in done)
     if not found:
         raise StudyError("no job has judged anything")
+    if domains is not None:
+        there = {loss.domain for of_arm in found.values() for losses in of_arm for loss in losses.values()}
+        if missing := sorted(set(domains) - there):
+            raise StudyError(
+                f"study.judging.domains names {', '.join(missing)}, and the judging rows have "
+                f"{', '.join(sorted(there))}"
+            )
+        found = {
+            arm: [{row: loss for row, loss in losses.items() if loss.domain in domains} for losses in of_arm]
+            for arm, of_arm in found.items()
+        }
+    return judged_losses(found, seeds)
+
+
+def judged_losses(
+    found: Mapping[str, Sequence[Mapping[str, RowLoss]]], seeds: Mapping[str, tuple[int, ...]]
+) -> JudgedLosses:
+    """The losses on the rows of which all models were asked for the same tokens.
+
+    Args:
+        found: by arm, of each model, each row by its name.
+        seeds: by arm, of these models.
+
+    Raises:
+        StudyError: there is no such row.
+        DataError: a single one in some domain.
+    """
     first = next(iter(found.values()))[0]
-    wanted = [row for row, loss in first.items() if loss.label_tokens and (domains is None or loss.domain in domains)]
+    wanted = [row for row, loss in first.items() if loss.label_tokens]
     every = [losses for of_arm in found.values() for losses in of_arm]
     rows = [row for row in wanted if all(row in of and of[row].labels == first[row].labels for of in every)]
     if not rows:
         raise StudyError("no judging row was asked of all arms alike, so there is nothing to compare")
-    there = {first[row].domain for row in rows}
-    if missing := sorted(set(domains or []) - there):
-        raise StudyError(
-            f"study.judging.domains names {', '.join(missing)}, and the judging rows have {', '.join(sorted(there))}"
-        )
     return JudgedLosses(
         rows=tuple(rows),
         strata=Strata.of_rows([first[row].label_tokens for row in rows], [first[row].domain for row in rows]),

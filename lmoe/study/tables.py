@@ -12,6 +12,7 @@ from rich.text import Text
 from lmoe.report.files import write_bytes
 from lmoe.report.wording import NOT_MEASURED
 from lmoe.report.wording import memory as memory_text
+from lmoe.study.ledger import judged_often
 from lmoe.study.result import ArmResult, ComparisonResult, StudyResult
 
 Rows = list[list[str]]
@@ -22,11 +23,13 @@ LATEX = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"})
 def study_tables(result: StudyResult) -> Group:
     """The verdicts, and what is matched, for the terminal."""
     parts: list[RenderableType] = [Text(), Text(result.question or result.name, "bold"), Text()]
-    parts.append(_rich(f"{_measure(result)}, less that of {result.baseline}", verdict_rows(result, result.primary)))
+    parts.append(
+        rich_table(f"{_measure(result)}, less that of {result.baseline}", verdict_rows(result, result.primary))
+    )
     if result.longer:
         title = f"The same with {result.longer_times} times the steps"
-        parts += [Text(), _rich(title, verdict_rows(result, result.longer))]
-    parts += [Text(), _rich("What is matched", matched_rows(result))]
+        parts += [Text(), rich_table(title, verdict_rows(result, result.longer))]
+    parts += [Text(), rich_table("What is matched", matched_rows(result))]
     parts += [Text(f"note: {note}") for note in all_notes(result)]
     return Group(*parts)
 
@@ -143,11 +146,8 @@ def tuning_rows(result: StudyResult) -> Rows:
 
 def all_notes(result: StudyResult) -> list[str]:
     """What a reader has to know, how often these rows have judged included."""
-    models = sum(result.judged_before.values())
-    studies = len(result.judged_before)
-    often = f"these judging rows have judged {models} models in {studies} stud{'y' if studies == 1 else 'ies'} here"
     failures = [f"failed: {failure}" for arm in result.arms for failure in arm.failures]
-    return [*result.notes, often, *failures]
+    return [*result.notes, judged_often(result.judged_before), *failures]
 
 
 def p_text(p: float) -> str:
@@ -219,7 +219,8 @@ def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _rich(title: str, rows: Rows) -> Table:
+def rich_table(title: str, rows: Rows) -> Table:
+    """A table for the terminal."""
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     for number, name in enumerate(rows[0]):
         last = number == len(rows[0]) - 1
