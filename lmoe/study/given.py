@@ -2,11 +2,9 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from lmoe.adapter.folder import WEIGHTS_FILE
 from lmoe.adapter.place import adapter_folder
@@ -164,7 +162,7 @@ def _flat(config: RunConfig) -> dict[str, Any]:
         else:
             found[key] = value
 
-    add(OmegaConf.to_container(OmegaConf.structured(config), enum_to_str=True), "")
+    add(asdict(config), "")
     return found
 
 
@@ -192,7 +190,7 @@ def check_rows(runs: Sequence[GivenRun], *, measured_on_split: bool) -> list[str
                 "rows can be compared"
             )
         for key in CHOOSE_ROWS:
-            mine, others = (OmegaConf.select(OmegaConf.structured(of.config), key) for of in (run, first))
+            mine, others = (getattr(of.config.data, key.removeprefix("data.")) for of in (run, first))
             if mine != others:
                 raise StudyError(
                     f"{run.name} was trained on other rows than {first.name}: {key} is {shown(mine)}, there "
