@@ -134,11 +134,20 @@ def check_settings(settings: CompareSettings) -> None:
 
 
 def data_of(asked: str | None, runs: Sequence[GivenRun]) -> tuple[str, list[str]]:
-    """Which rows the runs are compared on, and what a reader has to know of them."""
+    """Which rows the runs are compared on, and what a reader has to know of them.
+
+    Raises:
+        StudyError: judging rows are asked for, and a run keeps none.
+    """
     bundled = resource_dir("data/sft")
     keep = [bool(run.config.data.judge_fraction) or judge_source(run.config.data, bundled) is not None for run in runs]
-    if asked is None and not all(keep):
+    if asked in (None, JUDGE) and not all(keep):
         run = runs[keep.index(False)]
+        if asked == JUDGE:
+            raise StudyError(
+                f"`data=judge`: {run.name} keeps no rows for judging (data.judge_path, data.judge_fraction); name a "
+                "file of rows that the runs have not read"
+            )
         return VAL, [f"no rows are kept for judging by {run.name} (data.judge_path, data.judge_fraction)", LOOKED_AT]
     data = asked or JUDGE
     return data, [LOOKED_AT] if data == VAL else []
@@ -365,8 +374,8 @@ def _seed_notes(arms: Sequence[GivenArm]) -> list[str]:
     if fewest < FEWEST_SEEDS:
         notes.append(
             f"{fewest} seed{'s' * (fewest > 1)}: another seed may turn the difference round, and nothing is concluded "
-            f"below {FEWEST_SEEDS}; the interval over rows is of these very models on other rows, and says nothing of "
-            "other seeds"
+            f"below {FEWEST_SEEDS}; the interval over rows alone is of these very models on other "
+            "rows, and says nothing of other seeds"
         )
     return notes
 

@@ -312,4 +312,10 @@ def _names(arms: Sequence[Sequence[GivenRun]], differing: Sequence[str]) -> list
 
 
 def _label(run: GivenRun, keys: Sequence[str]) -> str:
-    return ",".join(f"{key}={shown(run.settings[key])}" if key in run.settings else f"no {key}" for key in keys)
+    """Settings of a run, each by the last part of its key where no other one has it too."""
+    last = [key.rpartition(".")[2] for key in keys]
+    said = [name if last.count(name) == 1 else key for key, name in zip(keys, last, strict=True)]
+    return ",".join(
+        f"{name}={shown(run.settings[key])}" if key in run.settings else f"no {name}"
+        for key, name in zip(keys, said, strict=True)
+    )

@@ -18,6 +18,8 @@ from lmoe.study.verdict import Judged, Verdict
 
 JSON_FILE, CSV_FILE = "compare.json", "compare.csv"
 FORMAT_VERSION = 1
+OVER_ROWS, P = "over rows alone", "p (Holm)"
+"""Columns: the interval of these very models, and the adjusted p value."""
 MOST_SETTINGS = 8
 """Of an arm that the terminal shows."""
 
@@ -151,53 +153,76 @@ class RunsResult:
         head = f"{self.rows:,} {what} of {len(self.domains)} domains, {self.tokens:,} label tokens"
         parts: list[RenderableType] = [Text(), Text(head.replace(" 1 domains", " 1 domain"), "bold"), Text()]
         mean = ", mean over domains" if len(self.domains) > 1 else ""
-        parts.append(rich_table(f"Loss per label token{mean}, less that of {self.baseline}", self._verdict_rows()))
+        parts.append(
+            rich_table(
+                f"Loss per label token{mean}, less that of {self.baseline}", self._verdict_rows(), whole=self._whole
+            )
+        )
         if by_domain and self.by_domain:
-            parts += [Text(), rich_table("By domain", self._domain_rows())]
+            parts += [Text(), rich_table("By domain", self._domain_rows(), whole=self._whole)]
         parts.append(Text())
         for arm in self.arms:
             said = [f"{key}={shown(value)}" for key, value in arm.differs.items()]
             more = f", and {len(said) - MOST_SETTINGS} more" if len(said) > MOST_SETTINGS else ""
-            parts.append(Text(f"{arm.name}: {', '.join(arm.runs)} ({', '.join(said[:MOST_SETTINGS])}{more})"))
+            settings = "" if said == [arm.name] else f" ({', '.join(said[:MOST_SETTINGS])}{more})"
+            parts.append(Text(f"{arm.name}: {', '.join(arm.runs)}{settings}"))
         parts += [Text(f"note: {note}") for note in self.notes]
         return Group(*parts)
 
+    @property
+    def _whole(self) -> list[str]:
+        """Columns of numbers."""
+        return [*_columns([*self.primary, *self.by_domain], self.alpha)[:-1], "domain", "loss", "seeds"]
+
     def _verdict_rows(self) -> Rows:
-        over_rows = _few_seeds(self.primary)
-        rows = [["arm", "loss", "seeds", *self._columns(over_rows)]]
+        columns = _columns(self.primary, self.alpha)
+        rows = [["arm", "loss", "seeds", *columns]]
         for arm in sorted(self.arms, key=lambda arm: arm.loss):
             own = next((found for found in self.primary if found.arm == arm.name), None)
             seeds = len(arm.seeds) if own is None else own.seeds
-            rows.append([arm.name, f"{arm.loss:.4f}", str(seeds), *self._cells(own, over_rows)])
+            rows.append([arm.name, f"{arm.loss:.4f}", str(seeds), *_cells(own, columns)])
         return rows
 
     def _domain_rows(self) -> Rows:
-        over_rows = _few_seeds(self.by_domain)
-        rows = [["domain", "arm", "loss", *self._columns(over_rows)]]
-        for domain in self.domains:
-            for arm in self.arms:
+        columns = _columns(self.by_domain, self.alpha)
+        rows = [["arm", "domain", "loss", *columns]]
+        for arm in self.arms:
+            for domain in self.domains:
                 own = next((found for found in self.by_domain if _is(found, arm.name, domain)), None)
-                loss = f"{arm.domain_losses[domain]:.4f}"
-                rows.append([domain, arm.name, loss, *self._cells(own, over_rows)])
+                rows.append([arm.name, domain, f"{arm.domain_losses[domain]:.4f}", *_cells(own, columns)])
         return rows
 
-    def _columns(self, over_rows: bool) -> list[str]:
-        level = f"{100 * (1 - self.alpha):g} %"
-        more = ["over rows, these models"] if over_rows else []
-        return ["difference", f"{level} interval", *more, "p (Holm)", "verdict"]
 
-    def _cells(self, found: RunsComparison | None, over_rows: bool) -> list[str]:
-        if found is None:
-            return ["", "", *([""] if over_rows else []), "", "baseline"]
-        interval = "" if found.low is None else f"{found.low:+.4f} to {found.high:+.4f}"
-        more = [f"{found.rows_low:+.4f} to {found.rows_high:+.4f}"] if over_rows else []
-        p = "" if found.difference_p is None else p_text(found.difference_p)
-        return [f"{found.estimate:+.4f}", interval, *more, p, found.sentence]
+def _columns(comparisons: Sequence[RunsComparison], alpha: float) -> list[str]:
+    """What stands behind the loss: the interval over seeds and rows where there is one, and that over rows alone, of
+    these very models, where there are too few seeds for a verdict."""
+    level = f"{100 * (1 - alpha):g} %"
+    columns = ["difference"]
+    if any(found.low is not None for found in comparisons):
+        columns.append(f"{level} interval")
+    if any(found.verdict == Verdict.TOO_FEW_SEEDS for found in comparisons):
+        columns.append(OVER_ROWS)
+    if any(found.difference_p is not None for found in comparisons):
+        columns.append(P)
+    return [*columns, "verdict"]
+
+
+def _cells(found: RunsComparison | None, columns: Sequence[str]) -> list[str]:
+    if found is None:
+        return [""] * (len(columns) - 1) + ["baseline"]
+    cells = []
+    for name in columns[:-1]:
+        if name == "difference":
+            cells.append(f"{found.estimate:+.4f}")
+        elif name == P:
+            cells.append("" if found.difference_p is None else p_text(found.difference_p))
+        elif name == OVER_ROWS:
+            cells.append(f"{found.rows_low:+.4f} to {found.rows_high:+.4f}")
+        else:
+            cells.append("" if found.low is None else f"{found.low:+.4f} to {found.high:+.4f}")
+    few = found.verdict == Verdict.TOO_FEW_SEEDS
+    return [*cells, str(Verdict.TOO_FEW_SEEDS) if few else found.sentence]
 
 
 def _is(found: RunsComparison, arm: str, domain: str) -> bool:
     return found.arm == arm and (found.domain or "") == domain
-
-
-def _few_seeds(comparisons: Sequence[RunsComparison]) -> bool:
-    return any(found.verdict == Verdict.TOO_FEW_SEEDS for found in comparisons)

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -219,12 +219,17 @@ def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def rich_table(title: str, rows: Rows) -> Table:
-    """A table for the terminal."""
+def rich_table(title: str, rows: Rows, *, whole: Collection[str] = ()) -> Table:
+    """A table for the terminal.
+
+    Args:
+        whole: columns whose cells stay in one line.
+    """
     table = Table(title=Text(title), title_justify="left", box=None, pad_edge=False)
     for number, name in enumerate(rows[0]):
         last = number == len(rows[0]) - 1
-        table.add_column(name, overflow="fold", justify="left" if number == 0 or last else "right")
+        side = "left" if number == 0 or last else "right"
+        table.add_column(name, overflow="fold", justify=side, no_wrap=name in whole)
     for row in rows[1:]:
         table.add_row(*map(Text, row))
     return table

@@ -23,6 +23,7 @@ from tests.conftest import process_state
 from tests.micro import DOMAINS, write_rows
 
 ROWS = 4
+PLAIN = {"data.judge_path": None}
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def compared(tmp_path: Path, *places: Path, **settings: object) -> RunsResult:
 def test_runs_that_differ_in_their_seed_are_one_arm_and_arms_are_named_by_what_differs(runs, tmp_path):
     places = [runs("soft", 2), runs("top_k", 1), runs("top_k", 0), runs("soft", 0), runs("soft", 1), runs("top_k", 2)]
     found = compared(tmp_path, *places)
-    assert [arm.name for arm in found.arms] == ["moe.router=soft", "moe.router=top_k"]
+    assert [arm.name for arm in found.arms] == ["router=soft", "router=top_k"]
     assert [arm.seeds for arm in found.arms] == [[0, 1, 2]] * 2
     assert [Path(run).name for run in found.arms[0].runs] == ["soft_0", "soft_1", "soft_2"]
     assert found.arms[1].differs["moe.router"] == "top_k" and "seed" not in found.arms[1].differs
@@ -152,7 +153,7 @@ def test_common_seeds_are_compared_and_others_in_their_order(runs, tmp_path):
 
 
 def test_validation_rows_are_said_to_flatter_what_was_tuned_on_them(runs, tmp_path):
-    plain = [runs(arm, 0, f"plain_{arm}", **{"data.judge_path": None}) for arm in ("top_k", "soft")]
+    plain = [runs(arm, 0, f"plain_{arm}", **PLAIN) for arm in ("top_k", "soft")]
     found = compared(tmp_path, *plain)
     assert found.data == "val" and LOOKED_AT in found.notes and "no rows are kept for judging" in found.notes[0]
     assert not (tmp_path / "judged.json").exists() and found.judged_before == {}
@@ -182,7 +183,7 @@ def test_the_same_rows_and_base_may_lie_elsewhere(runs, micro, tmp_path):
     data = {f"/elsewhere/{Path(path).name}{n}": digest for n, (path, digest) in enumerate(record["data"].items())}
     change_record(moved, data=data, backbone=record["backbone"] | {"name": "/other/base"})
     found = compared(tmp_path, runs("top_k", 0), moved)
-    assert found.arms[1].name == "moe.router=soft" and "backbone.model_name" not in found.arms[1].differs
+    assert found.arms[1].name == "router=soft" and "backbone.model_name" not in found.arms[1].differs
 
 
 def test_other_bases_are_compared_with_a_note(runs, tmp_path):
@@ -190,7 +191,7 @@ def test_other_bases_are_compared_with_a_note(runs, tmp_path):
     [record] = json.loads((other / "provenance.json").read_text())
     change_record(other, backbone=record["backbone"] | {"fingerprint": "f" * 32})
     found = compared(tmp_path, runs("top_k", 0), other)
-    assert found.arms[1].name.startswith("backbone.model_name=") and found.arms[1].name.endswith("@ffffffff")
+    assert found.arms[1].name.startswith("model_name=") and found.arms[1].name.endswith("@ffffffff")
     assert any("the bases differ" in note for note in found.notes)
 
 
@@ -273,13 +274,15 @@ def test_an_oracle_without_an_expert_for_a_domain_is_refused(runs, tmp_path):
         (["top_k", "soft"], {"names": ("a", "a")}, "each needs its own"),
         (["top_k", "soft"], {"baseline": "elsewhere"}, "`baseline=elsewhere` is none of the runs"),
         (["top_k", "soft"], {"domains": ("code", "cooking")}, "`domains`: no row is of cooking; .* code, math, words"),
+        (["plain_top_k", "soft"], {"data": "judge"}, "plain_top_k keeps no rows for judging"),
         (["top_k", "soft"], {"margin": 0.0}, "`margin=0` must be above 0"),
         (["top_k", "soft"], {"alpha": 0.5}, "`alpha=0.5` must be above 0"),
     ],
 )
 def test_what_cannot_be_compared_is_said(runs, tmp_path, names, settings, said):
+    places = [runs("top_k", 0, name, **PLAIN) if name.startswith("plain") else runs(name) for name in names]
     with pytest.raises(StudyError, match=said):
-        compared(tmp_path, *(runs(name, 0) for name in names), **settings)
+        compared(tmp_path, *places, **settings)
 
 
 def test_one_arm_and_the_same_run_under_two_names_are_refused(runs, tmp_path):
