@@ -90,8 +90,7 @@ def compare_runs(settings: CompareSettings, ledger: Path, say: Say = lambda line
     runs = [read_run(place, unfinished=settings.unfinished) for place in settings.runs]
     check_once(runs)
     data, notes = data_of(settings.data, runs)
-    on_split = data == VAL or (data == JUDGE and any(run.config.data.judge_path is None for run in runs))
-    notes += check_rows(runs, measured_on_split=on_split)
+    notes += check_rows(runs, measured_on_split=any(split_off_for(data, run) for run in runs))
     arms = baseline_first(arms_of_runs(runs, settings.names), runs, settings.baseline)
     tokenizers = {run.folder: row_tokenizer(run.folder, trust_remote_code=settings.trust_remote_code) for run in runs}
     check_tokenizers(runs, tokenizers)
@@ -151,6 +150,12 @@ def data_of(asked: str | None, runs: Sequence[GivenRun]) -> tuple[str, list[str]
         return VAL, [f"no rows are kept for judging by {run.name} (data.judge_path, data.judge_fraction)", LOOKED_AT]
     data = asked or JUDGE
     return data, [LOOKED_AT] if data == VAL else []
+
+
+def split_off_for(data: str, run: GivenRun) -> bool:
+    """Whether the rows that a run is measured on are split off its training rows."""
+    own = run.config.data
+    return run.splits_validation if data == VAL else data == JUDGE and own.judge_path is None and own.judge_fraction > 0
 
 
 def baseline_first(arms: Sequence[GivenArm], runs: Sequence[GivenRun], baseline: str | None) -> list[GivenArm]:

@@ -73,6 +73,8 @@ def test_every_job_has_a_folder_and_a_tracked_run_of_its_own(micro, tmp_path, la
     assert code == 0, said
     assert [saved_config(folder / job)["injection"]["num_experts"] for job in ("0", "1")] == [2, 4]
     assert len({run_id(folder / job) for job in ("0", "1")}) == 2
+    assert "compare them: lmoe compare many/0 many/1" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many"]
 
 
 @pytest.mark.slow

@@ -167,6 +167,16 @@ def test_rows_of_a_file_are_said_to_be_known_where_the_runs_have_read_them(runs,
     assert not any("have read" in note for note in other.notes)
 
 
+@pytest.mark.parametrize("data", ["judge", "val"])
+def test_rows_keep_their_own_domain_where_a_run_has_dealt_the_domains_anew(runs, tmp_path, data):
+    permuted = runs("soft", 0, "permuted", **{"data.permute_domains": True})
+    found = compared(tmp_path, permuted, runs("top_k", 0), data=data)
+    plain = compared(tmp_path, runs("soft", 0), runs("top_k", 0), data=data)
+    assert found.domains == plain.domains and found.left_out == 0
+    estimates = [[one.estimate for one in result.by_domain] for result in (found, plain)]
+    assert estimates[0] == pytest.approx(estimates[1])
+
+
 def test_judging_rows_are_counted_once_for_the_same_models(runs, tmp_path):
     ledger = tmp_path / "outputs"
     compared(tmp_path, runs("top_k", 0), runs("soft", 0))
@@ -222,6 +232,8 @@ def test_rows_that_the_seed_has_split_off_are_refused_with_the_cure(runs, micro,
     first, other = runs("top_k", 0, "split_a", **split), runs("soft", 1, "split_b", **split)
     with pytest.raises(StudyError, match=r"split off by the seed.*data.split_seed=0"):
         compared(tmp_path, first, other)
+    with pytest.raises(StudyError, match="split off by the seed"):
+        compared(tmp_path, first, other, data="val")
     found = compared(tmp_path, first, other, data=str(runs.judge))
     assert any("split off by each run's seed" in note for note in found.notes)
 
