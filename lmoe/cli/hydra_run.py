@@ -62,7 +62,7 @@ def hydra_main(config_name: str, schema: type, check: Check, job: Job, argv: lis
 def _compose_and_run(
     config_name: str, schema: type, check: Check, job: Job, argv: list[str], *, entry: str, notes: JobNotes
 ) -> int:
-    """As `hydra_main`, with the notes of the jobs of a multirun."""
+    """Do what `hydra_main` says, and leave notes of the jobs of a multirun; return the exit code."""
     prepare_threads()
     store_defaults(config_name, schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to us instead of printing a traceback

@@ -175,7 +175,7 @@ def _processes(composed: DictConfig) -> int:
 
 
 def state_of(error: BaseException) -> str:
-    """That a job was stopped, or why it has failed, in a line: the first problem of several."""
+    """Return in a line that a job was stopped, or why it has failed: the first problem of several."""
     if isinstance(error, Stopped):
         return str(error)
     lines = str(error).splitlines()

@@ -94,11 +94,12 @@ def compare_runs(settings: CompareSettings, ledger: Path, say: Say = lambda line
     arms = baseline_first(arms_of_runs(runs, settings.names), runs, settings.baseline)
     tokenizers = {run.folder: row_tokenizer(run.folder, trust_remote_code=settings.trust_remote_code) for run in runs}
     check_tokenizers(runs, tokenizers)
-    judged, read = judged_of(arms, tokenizers, data, settings, say)
-    notes += notes_of(arms, judged, read if data not in (JUDGE, VAL) else set())
+    measured = measure_runs(arms, tokenizers, data, settings, say)
+    judged = measured.judged
+    notes += notes_of(arms, judged, measured.files if data not in (JUDGE, VAL) else set())
     often: dict[str, int] = {}
     if data == JUDGE:
-        often = models_judged(ledger / _ledger_name(runs), rows_digest(judged.rows), len(runs))
+        often = models_judged(ledger / _ledger_name(runs), rows_digest(measured.every_row), len(runs))
         notes.append(judged_often(often))
     return RunsResult(
         data=data,
@@ -200,25 +201,42 @@ def _vocabulary(tokenizer: PreTrainedTokenizerBase) -> Any:
     return {key: value for key, value in json.loads(backend.to_str()).items() if key not in ("padding", "truncation")}
 
 
-def judged_of(
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Measured:
+    """What the runs lose.
+
+    Args:
+        judged: on the rows that are compared.
+        every_row: names of all rows of the first run that have a label token, also of domains that are not asked for.
+        files: SHA-256 of the files of the rows.
+    """
+
+    judged: JudgedLosses
+    every_row: list[str]
+    files: set[str]
+
+
+def measure_runs(
     arms: Sequence[GivenArm],
     tokenizers: dict[Path, PreTrainedTokenizerBase],
     data: str,
     settings: CompareSettings,
     say: Say,
-) -> tuple[JudgedLosses, set[str]]:
-    """The losses of all runs on the rows that were asked of them alike, and the SHA-256 of the files of these rows.
+) -> Measured:
+    """The losses of all runs on the rows that were asked of them alike.
 
     Raises:
         LmoeError: rows that cannot be read, a domain without rows or without an expert, no row in common.
     """
     found: dict[str, list[dict[str, RowLoss]]] = {}
     files: set[str] = set()
+    every_row: list[str] = []
     for arm in arms:
         for run in arm.runs:
             rows = rows_of(run, tokenizers[run.folder], data)
             files |= set(rows.data_hashes.values())
             losses = losses_of(run, rows, data, settings, say)
+            every_row = every_row or [loss.row for loss in losses if loss.label_tokens]
             there = {loss.domain for loss in losses}
             if missing := sorted(set(settings.domains or ()) - there):
                 raise StudyError(
@@ -227,7 +245,8 @@ def judged_of(
                 )
             kept = [loss for loss in losses if settings.domains is None or loss.domain in settings.domains]
             found.setdefault(arm.name, []).append({loss.row: loss for loss in kept})
-    return judged_losses(found, {arm.name: arm.seeds for arm in arms}), files
+    judged = judged_losses(found, {arm.name: arm.seeds for arm in arms})
+    return Measured(judged=judged, every_row=every_row, files=files)
 
 
 def rows_of(run: GivenRun, tokenizer: PreTrainedTokenizerBase, data: str) -> EvaluationRows:
@@ -386,6 +405,6 @@ def _seed_notes(arms: Sequence[GivenArm]) -> list[str]:
 
 
 def _ledger_name(runs: Sequence[GivenRun]) -> str:
-    """Of a comparison of these models, the same whatever order they are named in."""
+    """Return the name of a comparison of these models, the same whatever order they are given in."""
     models = " ".join(sorted(run.adapter_hash for run in runs))
     return f"compare {hashlib.sha256(models.encode()).hexdigest()[:8]}"

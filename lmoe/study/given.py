@@ -102,7 +102,7 @@ class GivenArm:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Of the runs."""
+        """The seeds of the runs, in their order."""
         return tuple(run.config.seed for run in self.runs)
 
 
@@ -299,7 +299,7 @@ def _differing(arms: Sequence[Sequence[GivenRun]]) -> list[str]:
 
 
 def _names(arms: Sequence[Sequence[GivenRun]], differing: Sequence[str]) -> list[str]:
-    """As few settings as tell the arms apart."""
+    """The names of the arms: as few settings as tell them apart."""
     chosen: list[str] = []
     labels = [""] * len(arms)
     for key in differing:

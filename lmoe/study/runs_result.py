@@ -148,7 +148,7 @@ class RunsResult:
         return found
 
     def tables(self, *, by_domain: bool) -> Group:
-        """For the terminal: the arms, their verdicts, those of each domain if asked for, and the notes."""
+        """The tables for the terminal: the arms, their verdicts, those of each domain if asked for, and the notes."""
         what = {"judge": "judging rows", "val": "validation rows"}.get(self.data, f"rows of {self.data}")
         head = f"{self.rows:,} {what} of {len(self.domains)} domains, {self.tokens:,} label tokens"
         parts: list[RenderableType] = [Text(), Text(head.replace(" 1 domains", " 1 domain"), "bold"), Text()]
@@ -171,7 +171,7 @@ class RunsResult:
 
     @property
     def _whole(self) -> list[str]:
-        """Columns of numbers."""
+        """The names of the columns whose cells stay in one line."""
         return [*_columns([*self.primary, *self.by_domain], self.alpha)[:-1], "domain", "loss", "seeds"]
 
     def _verdict_rows(self) -> Rows:

@@ -183,7 +183,8 @@ def test_judging_rows_are_counted_once_for_the_same_models(runs, tmp_path):
     compared(tmp_path, runs("soft", 0), runs("top_k", 0))
     [counts] = json.loads((ledger / "judged.json").read_text()).values()
     assert list(counts.values()) == [2]
-    found = compared(tmp_path, runs("top_k", 0), runs("soft", 0), runs("soft", 1))
+    found = compared(tmp_path, runs("top_k", 0), runs("soft", 0), runs("soft", 1), domains=("code", "math"))
+    assert list(found.domains) == ["code", "math"]
     assert found.notes[-1] == "these judging rows have judged 5 models in 2 studies or comparisons here"
 
 
