@@ -54,8 +54,8 @@ class DataConfig:
     split_seed: int | None = None
     """Seed of that share, so that runs of several seeds can keep the same rows; null: seed."""
     judge_path: str | None = None
-    """Rows for judging runs, as data.path: nothing but `lmoe study`, `lmoe compare` and an evaluation of the data
-    `judge` reads them; null: see judge_fraction (bundled: its own judging rows)."""
+    """Rows for judging runs, as data.path: nothing but `lmoe study`, `lmoe compare` and an evaluation that is asked for
+    them (data=judge) reads them; null: see judge_fraction (bundled: its own judging rows)."""
     judge_fraction: float = 0.0
     """Share of the rows kept for judging where there is no judge_path, split off like validation rows and before them;
     0: none."""
