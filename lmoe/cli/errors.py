@@ -15,6 +15,7 @@ MARKED = re.compile(r"`([a-z_][\w.]*)(?:=([^`]*)|\([^`]*\))?`")
 SAME = (
     *("base_model", "batch_size", "chat_template", "choices", "data", "device", "domain", "experts", "fit"),
     "max_length",
+    *("alpha", "baseline", "domains", "margin", "names", "unfinished"),
     *("max_new_tokens", "output", "prompts", "router", "samples", "task_path", "tasks", "trust_remote_code"),
 )
 """Arguments that the verbs call the same."""

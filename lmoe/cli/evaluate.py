@@ -44,7 +44,7 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
             raise ConfigError(f"--output {folder}: a file is there; name a folder")
         if wandb:
             check_logger(LoggerConfig())  # before anything takes time
-        asked = EvaluateSettings(**settings, tasks=split(tasks), limit=limit or 0)
+        asked = EvaluateSettings(**settings, tasks=() if tasks is None else split(tasks, "--tasks"), limit=limit or 0)
         given = [name for name in OF_DATA if settings.get(name) is not None]
         flags = {f"data.{name}": FLAGS[name] for name in given}
         with keys_renamed({f"{key}=": f"{flag} " for key, flag in flags.items()} | flags):
@@ -60,15 +60,17 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
     return exit_code_of(action)
 
 
-def split(tasks: str | None) -> tuple[str, ...]:
+def split(names_given: str, flag: str) -> tuple[str, ...]:
     """Names between commas, each once.
+
+    Args:
+        flag: that gives them, for messages.
 
     Raises:
         ConfigError: none.
     """
-    if tasks is None:
-        return ()
-    names = tuple(dict.fromkeys(name.strip() for name in tasks.split(",") if name.strip()))
+    names = tuple(dict.fromkeys(name.strip() for name in names_given.split(",") if name.strip()))
     if not names:
-        raise ConfigError(f"--tasks {tasks!r} names no task; give one or more, separated by commas")
+        what = flag.lstrip("-").removesuffix("s")
+        raise ConfigError(f"{flag} {names_given!r} names no {what}; give one or more, separated by commas")
     return names

@@ -25,7 +25,8 @@ from lmoe.cli.launchers import (
     lost_job,
     several_processes_here,
 )
-from lmoe.cli.overrides import Command, first_point, own_folders, read_command
+from lmoe.cli.multirun_table import JobNotes, job_notes
+from lmoe.cli.overrides import MULTIRUN, Command, first_point, own_folders, read_command
 from lmoe.cli.resume import AUTO, merge_saved
 from lmoe.cli.threads import prepare_threads
 from lmoe.config.keys import near
@@ -54,6 +55,14 @@ def hydra_main(config_name: str, schema: type, check: Check, job: Job, argv: lis
     Returns:
         The exit code: 0, 1 after a message on stderr, or 128 + the signal that ended it.
     """
+    with job_notes(any(flag in argv for flag in MULTIRUN), argv) as notes:
+        return _compose_and_run(config_name, schema, check, job, argv, entry=entry, notes=notes)
+
+
+def _compose_and_run(
+    config_name: str, schema: type, check: Check, job: Job, argv: list[str], *, entry: str, notes: JobNotes
+) -> int:
+    """Do what `hydra_main` says, and leave notes of the jobs of a multirun; return the exit code."""
     prepare_threads()
     store_defaults(config_name, schema)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands errors to us instead of printing a traceback
@@ -62,6 +71,10 @@ def hydra_main(config_name: str, schema: type, check: Check, job: Job, argv: lis
     named: list[str] = []  # keys that this command line sets; not those that a sweep's file adds
 
     def task(composed: DictConfig) -> None:  # NOTE it is pickled for a job in another process: so is what it refers to
+        with notes.job(composed):
+            do(composed)
+
+    def do(composed: DictConfig) -> None:
         composed_once.append(True)
         runtime = HydraConfig.get()
         overrides, folder = list(runtime.overrides.task), Path(runtime.runtime.output_dir)
@@ -97,6 +110,7 @@ def hydra_main(config_name: str, schema: type, check: Check, job: Job, argv: lis
     try:
         command = read_command(argv, config_name, schema)
         named += [setting.key for setting in command.settings]
+        notes.settings += [setting.text for setting in command.settings if not setting.of_hydra]
         if command.problems:
             raise ConfigError(command.problems + _problems_beside(command, config_name, schema, check))
         if command.places:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lmoe import __version__
 from lmoe.cli.threads import prepare_threads
 from lmoe.config.evaluate import MAX_NEW_TOKENS
 from lmoe.vocabulary import ExportFormat, OnBadRow, Prompts, TrainOn
@@ -19,6 +20,23 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"lmoe {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def lmoe(
+    version: Annotated[
+        bool, typer.Option("--version", help="Say which version this is.", callback=_say_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Fine-tune a language model with a mixture of LoRA experts, and see what its routers do."""
+
+
 BASE = "hub name, local directory, folder/file.gguf, tiny, or smollm2_q4"
 COMPOSED = {"allow_extra_args": True, "ignore_unknown_options": True}
 
@@ -279,6 +297,46 @@ def evaluate(
         "device": device,
     }
     raise typer.Exit(run(settings, tasks=tasks, limit=limit, output=output, wandb=wandb))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[str], typer.Argument(help="Run directories; the first is the baseline.", metavar="RUN RUN …")],
+    baseline: Annotated[str | None, typer.Option(help="Which of the runs the others are compared with.")] = None,
+    names: Annotated[str | None, typer.Option(help="Names of the arms, a,b, in the order of their first runs.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="judge: rows that the runs keep for judging; val: their validation rows; or a file or folder. "
+            "Without: judge where there are such rows, else val."
+        ),
+    ] = None,
+    domains: Annotated[str | None, typer.Option(help="Domains whose rows count, a,b; without: all.")] = None,
+    by_domain: Annotated[bool, typer.Option("--by-domain", help="Show each domain too.")] = False,
+    margin: Annotated[float, typer.Option(help="Arms are equivalent within it, in nats a token.")] = 0.01,
+    alpha: Annotated[float, typer.Option(help="Of each family of comparisons.")] = 0.05,
+    unfinished: Annotated[bool, typer.Option("--unfinished", help="Also runs that have not finished.")] = False,
+    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 16,
+    device: Device = None,
+    output: Annotated[
+        str | None, typer.Option(help="Folder of compare.json and compare.csv; without: none is written.")
+    ] = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Compare runs that exist on rows that they have not learnt: differences, how sure they are, verdicts."""
+    from lmoe.cli.compare import run
+
+    settings = {
+        "baseline": baseline,
+        "data": data,
+        "margin": margin,
+        "alpha": alpha,
+        "unfinished": unfinished,
+        "batch_size": batch_size,
+        "device": device,
+        "trust_remote_code": trust_remote_code,
+    }
+    raise typer.Exit(run(runs, settings, names=names, domains=domains, by_domain=by_domain, output=output))
 
 
 @app.command()

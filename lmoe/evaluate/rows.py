@@ -23,6 +23,7 @@ def evaluation_rows(
     moe: MoeConfig,
     *,
     max_length: int,
+    dealt: bool = True,
 ) -> tuple[EvaluationRows, str]:
     """The rows, and what they are called.
 
@@ -31,12 +32,14 @@ def evaluation_rows(
         moe: section of the checkpoint.
         tokenizer: with the template that rows are rendered by.
         max_length: longest row in tokens.
+        dealt: whether domains are dealt anew where the run has data.permute_domains.
 
     Raises:
         DataError: rows that cannot be read, and for moe.router=oracle rows of a domain without an expert.
         CheckpointError: the config of the run cannot be read.
     """
     own, seed = run_data(run)
+    own = replace(own, permute_domains=own.permute_domains and dealt)
     config = replace(own, packing=False, max_length=max_length, chat_template=None, template_kwargs={})
     bundled = resource_dir("data/sft")
     if settings.data == JUDGE:

@@ -8,9 +8,11 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.adapter.answer_end import answers_end
+from lmoe.adapter.folder import read_adapter_config
 from lmoe.adapter.load import load
 from lmoe.adapter.place import adapter_folder
-from lmoe.backbones.load import context_length
+from lmoe.adapter.stored_base import GGUF_FILE
+from lmoe.backbones.load import context_length, load_tokenizer, tokenizer_in
 from lmoe.backbones.placement import placed
 from lmoe.config.backbone import BackboneConfig
 from lmoe.data.chats.template_source import take_template
@@ -97,6 +99,23 @@ def subject_of(
     take_template(tokenizer, *run_template(chat_template, own, tokenizer, backbone))
     answers_end(model, tokenizer)
     return Subject(model=placed(model, device), tokenizer=tokenizer, batch_size=batch_size, max_length=length)
+
+
+def row_tokenizer(checkpoint: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a trained mixture with the template of its run, as `subject_of` gives it, without the model.
+
+    Raises:
+        LmoeError: a checkpoint or a tokenizer that cannot be read.
+    """
+    folder = adapter_folder(checkpoint)
+    own, _ = run_data(run_folder(folder))
+    stored = read_adapter_config(folder).base_model
+    backbone = BackboneConfig(
+        model_name=stored["name"], gguf_file=stored.get(GGUF_FILE), trust_remote_code=trust_remote_code
+    )
+    tokenizer = tokenizer_in(folder, trust_remote_code=trust_remote_code) or load_tokenizer(backbone)
+    take_template(tokenizer, *run_template(None, own, tokenizer, backbone))
+    return tokenizer
 
 
 def longest(asked: int | None, usual: int, model: PreTrainedModel) -> int:

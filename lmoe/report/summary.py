@@ -14,6 +14,8 @@ SUMMARY = Reader(most=2**30, what="it", finite=False, cure="it is no summary of 
 
 FINISHED = "all steps done"
 """Why a run ends that nothing ended before."""
+TIME_OVER = "trainer.max_time was over"
+"""Why a run ends that goes on when it is resumed."""
 
 
 @dataclass(slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
 
 from lmoe.report.say import say
-from lmoe.report.summary import FINISHED
+from lmoe.report.summary import FINISHED, TIME_OVER
 from lmoe.resume.stopping import Stopped
 from lmoe.training.callbacks.collapse_watch import CollapseWatch
 from lmoe.training.callbacks.progress_line import ProgressLine
@@ -43,7 +43,7 @@ def run_end(trainer: Trainer) -> RunEnd:
         return RunEnd(step=step, reason=FINISHED, can_resume=False)
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     if any(isinstance(callback, StopRequest) and callback.time_over for callback in callbacks):
-        return RunEnd(step=step, reason="trainer.max_time was over", can_resume=True)
+        return RunEnd(step=step, reason=TIME_OVER, can_resume=True)
     if any(isinstance(callback, CollapseWatch) and callback.stop and callback.messages for callback in callbacks):
         return RunEnd(step=step, reason="routing collapse, with trainer.stop_on_collapse=true", can_resume=False)
     for callback in callbacks:

@@ -1,6 +1,5 @@
 """From what the jobs of a study have left to its result."""
 
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -20,7 +19,7 @@ from lmoe.study.comparison import Comparison, compare, compare_domains
 from lmoe.study.jobs import Job, failure_of, finished, is_done
 from lmoe.study.judge import CLASSIFIER_FILE, base_losses
 from lmoe.study.judged import JudgedLosses, read_judged
-from lmoe.study.ledger import models_judged
+from lmoe.study.ledger import models_judged, rows_digest
 from lmoe.study.matched import ArmSize, arm_size
 from lmoe.study.result import EDGE, ArmResult, ComparisonResult, Curve, StudyResult, TryResult
 from lmoe.study.run import Progress
@@ -42,7 +41,7 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
     every = read_judged(progress.judged, study.folder)
     judged = every.in_the_mean(config.judging)
     longer = read_judged(progress.longer, study.folder).in_the_mean(config.judging) if progress.longer else None
-    strata, digest = judged.strata, hashlib.sha256(" ".join(judged.rows).encode()).hexdigest()[:16]
+    strata, digest = judged.strata, rows_digest(judged.rows)
     return StudyResult(
         name=config.name,
         question=config.question,

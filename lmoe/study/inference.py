@@ -6,9 +6,9 @@ p value is below 1 - level. Arrays keep the shape (...) of the estimate; nats a 
 
 import numpy as np
 
-from lmoe.study.crossed import CrossedEstimate
+from lmoe.study.crossed import SEEDS_FOR_SPREAD, CrossedEstimate, crossed_estimate
 from lmoe.study.crossed_t import critical, upper_tail
-from lmoe.study.strata import Floats
+from lmoe.study.strata import Floats, Strata
 
 
 def half_width(of: CrossedEstimate, alpha: float) -> Floats:
@@ -20,6 +20,21 @@ def interval(of: CrossedEstimate, level: float = 0.95) -> tuple[Floats, Floats]:
     """(low, high) = estimate -+ half width: holds the true difference in a share `level` of studies."""
     width = half_width(of, 1 - level)
     return of.estimate - width, of.estimate + width
+
+
+def rows_interval(delta: Floats, strata: Strata, level: float = 0.95) -> tuple[Floats, Floats]:
+    """(low, high) of the mean difference of these very models over other rows of the same kind.
+
+        estimate -+ sqrt(B) t_{row_df}((1 + level) / 2)
+
+    with B and row_df of `crossed_estimate`. It says nothing of other seeds: the models are taken as they are, so that a
+    single seed has such an interval too. As if every seed had given the mean of all of them: no spread over seeds.
+
+    Args:
+        delta: (..., S, N) nats, as for `crossed_estimate`.
+    """
+    mean = delta.mean(-2, keepdims=True)
+    return interval(crossed_estimate(np.repeat(mean, SEEDS_FOR_SPREAD, -2), strata), level)
 
 
 def difference_p(of: CrossedEstimate) -> Floats:

@@ -87,6 +87,22 @@ def read_judged(jobs: Mapping[str, Sequence[Job]], folder: Path) -> JudgedLosses
             seeds[arm] = tuple(job.seed for job in done)
     if not found:
         raise StudyError("no job has judged anything")
+    return judged_losses(found, seeds)
+
+
+def judged_losses(
+    found: Mapping[str, Sequence[Mapping[str, RowLoss]]], seeds: Mapping[str, tuple[int, ...]]
+) -> JudgedLosses:
+    """The losses on the rows of which all models were asked for the same tokens.
+
+    Args:
+        found: by arm, of each model, each row by its name.
+        seeds: by arm, of these models.
+
+    Raises:
+        StudyError: there is no such row.
+        DataError: a single one in some domain.
+    """
     first = next(iter(found.values()))[0]
     wanted = [row for row, loss in first.items() if loss.label_tokens]
     every = [losses for of_arm in found.values() for losses in of_arm]

@@ -1,6 +1,8 @@
 """How often rows have judged: the more models were compared on them, the less a verdict on them is worth."""
 
+import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lmoe.errors import StudyError
@@ -11,13 +13,31 @@ LEDGER_FILE = "judged.json"
 LEDGER = Reader(error=StudyError, cure="put it back, or remove it to count anew", what="it")
 
 
+def rows_digest(rows: Sequence[str]) -> str:
+    """Which rows have judged, by their names in their order."""
+    return hashlib.sha256(" ".join(rows).encode()).hexdigest()[:16]
+
+
+def judged_often(judged: Mapping[str, int]) -> str:
+    """How often rows have judged, in words.
+
+    Args:
+        judged: as `models_judged` returns it.
+    """
+    times = f"{len(judged)} studies or comparisons" if len(judged) > 1 else "1 study or comparison"
+    return f"these judging rows have judged {sum(judged.values())} models in {times} here"
+
+
 def models_judged(folder: Path, digest: str, models: int) -> dict[str, int]:
-    """Note how many models a study has judged on its rows, and return the numbers of all studies on the same rows.
+    """Note how many models a study, or a comparison of runs, has judged on its rows.
 
     Args:
         folder: of the study; the numbers are kept beside it.
         digest: of the names of the rows.
         models: of this study.
+
+    Returns:
+        The numbers of all studies and comparisons on the same rows, by name.
 
     Raises:
         StudyError: the file is damaged.

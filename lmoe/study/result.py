@@ -203,7 +203,7 @@ class StudyResult:
         Raises:
             TrainingError: it cannot be written.
         """
-        text = json.dumps(_finite(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(finite(asdict(self)), indent=1, ensure_ascii=False, allow_nan=False)
         return write_bytes(folder / RESULT_FILE, (text + "\n").encode("utf-8"))
 
     @classmethod
@@ -245,11 +245,11 @@ def _read(schema: Any, kept: Mapping[str, Any]) -> Any:
     return schema(**values)
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The same with None for what JSON has no number for."""
     if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     assert not is_dataclass(value)
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -12,6 +12,7 @@ from rich.text import Text
 from lmoe.report.files import write_bytes
 from lmoe.report.wording import NOT_MEASURED
 from lmoe.report.wording import memory as memory_text
+from lmoe.study.ledger import judged_often
 from lmoe.study.result import ArmResult, ComparisonResult, StudyResult
 
 Rows = list[list[str]]
@@ -23,11 +24,11 @@ def study_tables(result: StudyResult) -> Group:
     """The verdicts, and what is matched, for the terminal."""
     parts: list[RenderableType] = [Text(), Text(result.question or result.name, "bold"), Text()]
     title = f"{_measure(result)}, less that of {result.baseline}"
-    parts.append(_rich(title, verdict_rows(result, result.primary), without=("seeds", "p (Holm)")))
+    parts.append(rich_table(title, verdict_rows(result, result.primary), without=("seeds", "p (Holm)")))
     if result.longer:
         title = f"The same with {result.longer_times} times the steps"
-        parts += [Text(), _rich(title, verdict_rows(result, result.longer), without=("seeds", "p (Holm)"))]
-    parts += [Text(), _rich("What is matched", matched_rows(result), without=("second best",))]
+        parts += [Text(), rich_table(title, verdict_rows(result, result.longer), without=("seeds", "p (Holm)"))]
+    parts += [Text(), rich_table("What is matched", matched_rows(result), without=("second best",))]
     parts += [Text(f"note: {note}") for note in all_notes(result)]
     return Group(*parts)
 
@@ -144,11 +145,8 @@ def tuning_rows(result: StudyResult) -> Rows:
 
 def all_notes(result: StudyResult) -> list[str]:
     """What a reader has to know, how often these rows have judged included."""
-    models = sum(result.judged_before.values())
-    studies = len(result.judged_before)
-    often = f"these judging rows have judged {models} models in {studies} stud{'y' if studies == 1 else 'ies'} here"
     failures = [f"failed: {failure}" for arm in result.arms for failure in arm.failures]
-    return [*result.notes, often, *failures]
+    return [*result.notes, judged_often(result.judged_before), *failures]
 
 
 def p_text(p: float) -> str:
@@ -225,8 +223,8 @@ def _millions(count: int) -> str:
     return f"{count / 1e6:.2f} M" if count >= 100_000 else f"{count:,}"
 
 
-def _rich(title: str, rows: Rows, *, without: tuple[str, ...]) -> Table:
-    """A table for the terminal: figures stay whole, words are folded.
+def rich_table(title: str, rows: Rows, *, without: Collection[str] = ()) -> Table:
+    """A table for the terminal: figures stay whole, words in the first and the last column are folded.
 
     Args:
         without: headings of columns that only the files have.

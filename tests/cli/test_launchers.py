@@ -46,6 +46,10 @@ def test_a_job_that_cannot_be_is_told_and_the_other_runs(micro, tmp_path):
     assert code == 1, said
     assert "job 1 failed (" in said
     assert said.count("config: 1 problem") == 1
+    table = said[said.index("Jobs of this multirun") :]
+    assert "injection.num_experts=2" in table and "done" in table
+    assert "failed: injection.top_k is 2, more than the 1 experts" in table
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many"]
     assert "injection.top_k is 2, more than the 1 experts" in said
     assert "Traceback" not in said
     assert (folder / "0" / "adapter" / "adapter.safetensors").exists()
@@ -69,6 +73,8 @@ def test_every_job_has_a_folder_and_a_tracked_run_of_its_own(micro, tmp_path, la
     assert code == 0, said
     assert [saved_config(folder / job)["injection"]["num_experts"] for job in ("0", "1")] == [2, 4]
     assert len({run_id(folder / job) for job in ("0", "1")}) == 2
+    assert "compare them: lmoe compare many/0 many/1" in said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many"]
 
 
 @pytest.mark.slow
@@ -80,7 +86,8 @@ def test_jobs_of_two_processes_one_after_the_other(micro, tmp_path):
     processes = ("trainer=two", f"--config-dir={tmp_path / 'own'}", "data.batch_size=2", "+phase.phases.experts.lr=0.1")
     code, said = multirun(micro, folder, *processes, "injection.num_experts=1,4,2")
     assert code == 1, said
-    assert said.count("injection.top_k is 2, more than the 1 experts") == 1
+    assert said.count("config: 1 problem") == 1
+    assert "failed: injection.top_k is 2, more than the 1 experts" in said[said.index("Jobs of this multirun") :]
     assert "job 0 failed (" in said
     assert not (folder / "0").exists()
     assert [saved_config(folder / job)["injection"]["num_experts"] for job in ("1", "2")] == [4, 2]

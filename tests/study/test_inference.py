@@ -6,7 +6,7 @@ from scipy import stats
 
 from lmoe.study.crossed import CrossedEstimate, crossed_estimate
 from lmoe.study.crossed_t import critical, upper_tail
-from lmoe.study.inference import difference_p, equivalence_p, interval, smallest_effect
+from lmoe.study.inference import difference_p, equivalence_p, interval, rows_interval, smallest_effect
 from lmoe.study.strata import Strata
 from tests.reference import dumb_study as dumb
 
@@ -28,6 +28,19 @@ def test_without_noise_of_rows_it_is_the_t_test_over_seeds():
     for margin in (0.1, 0.3, 2.0):
         by_hand = dumb.two_one_sided_tests(float(np.mean(by_seed)), error, 3, margin)
         assert equivalence_p(found, margin) == pytest.approx(by_hand, rel=1e-9)
+
+
+def test_over_rows_alone_it_is_the_t_test_of_the_rows_also_of_a_single_seed():
+    delta = np.random.default_rng(0).standard_normal((3, 12))
+    strata = Strata.of_rows([1.0] * 12, ["a"] * 12)
+    for seeds in (delta, delta[:1]):
+        expected = stats.ttest_1samp(seeds.mean(0), 0)
+        assert rows_interval(seeds, strata, 0.9) == pytest.approx(tuple(expected.confidence_interval(0.9)), rel=1e-9)
+    tokens, domains = np.arange(1.0, 13.0), ["a", "b", "b"] * 4
+    parts = dumb.crossed_parts(delta.tolist(), tokens.tolist(), domains)
+    width = np.sqrt(parts.of_rows) * stats.t.ppf(0.975, parts.row_df)
+    expected = (parts.estimate - width, parts.estimate + width)
+    assert rows_interval(delta, Strata.of_rows(tokens, domains)) == pytest.approx(expected)
 
 
 def test_seeds_that_agree_leave_the_t_test_over_rows():
