@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -22,7 +22,7 @@ LATEX = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"})
 def study_tables(result: StudyResult) -> Group:
     """The verdicts, and what is matched, for the terminal."""
     parts: list[RenderableType] = [Text(), Text(result.question or result.name, "bold"), Text()]
-    parts.append(_rich(f"{_measure(result)}, less that of {result.baseline}", verdict_rows(result, result.primary)))
+    parts.append(_rich(f"{measure_text(result)}, less that of {result.baseline}", verdict_rows(result, result.primary)))
     if result.longer:
         title = f"The same with {result.longer_times} times the steps"
         parts += [Text(), _rich(title, verdict_rows(result, result.longer))]
@@ -40,8 +40,8 @@ def write_tables(result: StudyResult, folder: Path) -> list[str]:
     Raises:
         TrainingError: a file cannot be written.
     """
-    tables = _tables(result)
-    markdown = [f"# {result.name}", result.question, f"`{result.command}`", _head(result)]
+    tables = all_tables(result)
+    markdown = [f"# {result.name}", result.question, f"`{result.command}`", head_text(result)]
     for title, _, rows in tables:
         markdown += [f"## {title}", as_markdown(rows)]
     if notes := all_notes(result):
@@ -55,9 +55,9 @@ def write_tables(result: StudyResult, folder: Path) -> list[str]:
     return list(files)
 
 
-def _tables(result: StudyResult) -> list[tuple[str, str, Rows]]:
+def all_tables(result: StudyResult) -> list[tuple[str, str, Rows]]:
     """(title, name of the file, rows) of each table."""
-    tables = [(f"{_measure(result)}, beside {result.baseline}", "verdicts", verdict_rows(result, result.primary))]
+    tables = [(f"{measure_text(result)}, beside {result.baseline}", "verdicts", verdict_rows(result, result.primary))]
     if result.longer:
         title = f"With {result.longer_times} times the steps"
         tables.append((title, "verdicts_longer", verdict_rows(result, result.longer)))
@@ -124,7 +124,7 @@ def domain_rows(result: StudyResult) -> Rows:
                 [f"{arm.title} (loss)", *(f"{arm.domain_losses.get(name, float('nan')):.4f}" for name in names)]
             )
         elif own:
-            shown = [f"{own[name].estimate:+.4f}{'*' * _decided(result, own[name])}" for name in names]
+            shown = [f"{own[name].estimate:+.4f}{'*' * is_decided(result, own[name])}" for name in names]
             rows.append([arm.title, *shown])
     return rows
 
@@ -147,7 +147,9 @@ def all_notes(result: StudyResult) -> list[str]:
     studies = len(result.judged_before)
     often = f"these judging rows have judged {models} models in {studies} stud{'y' if studies == 1 else 'ies'} here"
     failures = [f"failed: {failure}" for arm in result.arms for failure in arm.failures]
-    return [*result.notes, often, *failures]
+    times = result.longer_times
+    longer = [f"failed with {times} times the steps: {why}" for arm in result.longer_arms for why in arm.failures]
+    return [*result.notes, often, *failures, *longer]
 
 
 def p_text(p: float) -> str:
@@ -190,11 +192,13 @@ def as_latex(title: str, rows: Rows) -> str:
     )
 
 
-def _measure(result: StudyResult) -> str:
+def measure_text(result: StudyResult) -> str:
+    """What is compared."""
     return "Loss per label token, mean over domains" if len(result.domains) > 1 else "Loss per label token"
 
 
-def _head(result: StudyResult) -> str:
+def head_text(result: StudyResult) -> str:
+    """What the models were judged on, and how to read the differences."""
     base = "" if result.base_loss is None else f" The base with its adapters off: {result.base_loss:.4f}."
     return (
         f"{result.judging_rows:,} judging rows of {len(result.domains)} domains, {result.judging_tokens:,} label "
@@ -203,20 +207,27 @@ def _head(result: StudyResult) -> str:
     )
 
 
-def _decided(result: StudyResult, found: ComparisonResult) -> bool:
+def is_decided(result: StudyResult, found: ComparisonResult) -> bool:
+    """Whether a difference was shown, which tables and pictures mark with *."""
     return found.difference_p is not None and found.difference_p < result.alpha
+
+
+def values_said(values: Mapping[str, object]) -> str:
+    """Values that were tried, such as `optim.lr=0.001, injection.lora_alpha=32`."""
+    return ", ".join(f"{key}={value_said(value)}" for key, value in values.items())
+
+
+def value_said(value: object) -> str:
+    """A value that was tried, a number with as many digits as it needs."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _values(arm: ArmResult, values: dict[str, object] | None) -> str:
     if values is None:
         return NOT_MEASURED
-    said = ", ".join(f"{key}={_value(value)}" for key, value in values.items())
+    said = values_said(values)
     edge = " (edge)" if values is arm.chosen and arm.edges else ""
     return (said or "as given") + edge
-
-
-def _value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _rich(title: str, rows: Rows) -> Table:
