@@ -50,4 +50,3 @@ def write_loss_curve(metrics: Curves, max_steps: int, path: Path) -> Path:
         TrainingError: the file cannot be written.
     """
     return write_bytes(path, as_png(loss_curves(metrics, {}, max_steps)))
-

@@ -7,6 +7,9 @@ from lmoe.study.verdict import FEWEST_SEEDS, Verdict, verdict_of
 
 ORDER = (Verdict.BETTER, Verdict.WORSE, Verdict.EQUIVALENT, Verdict.UNDECIDED, Verdict.TOO_FEW_SEEDS)
 
+MOST_CHARACTERS = 60
+"""Of a title in a sentence; the tables have all of it."""
+
 
 def answer(result: StudyResult) -> str:
     """Who is better or worse than the baseline or equivalent to it, of whom that cannot be told, and why not."""
@@ -16,8 +19,10 @@ def answer(result: StudyResult) -> str:
     missing = [arm.title for arm in others if arm.loss is None]
     if not result.primary:
         absent = [*([baseline.title] if baseline.loss is None else []), *missing]
-        return f"Nothing can be told, because {listed(absent)} {_were(absent)} not judged." if absent else (
-            "Nothing can be told, because no arm was judged with a seed of the baseline."
+        return (
+            f"Nothing can be told, because {listed(absent)} {_were(absent)} not judged."
+            if absent
+            else ("Nothing can be told, because no arm was judged with a seed of the baseline.")
         )
     firm = [found for found in result.primary if found.verdict != EDGE]
     parts = _clauses(result, firm)
@@ -52,9 +57,15 @@ def best_first(comparisons: Sequence[ComparisonResult]) -> list[ComparisonResult
 
 
 def listed(titles: Sequence[str]) -> str:
-    """Titles in quotation marks, the last one behind `and`."""
-    quoted = [f"“{title}”" for title in titles]
+    """Titles in quotation marks, shortened, the last one behind `and`."""
+    quoted = [f"“{shortened(title)}”" for title in titles]
     return " and ".join([", ".join(quoted[:-1]), quoted[-1]] if len(quoted) > 1 else quoted)
+
+
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """Text from a user on one line, cut where it has more characters."""
+    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return line if len(line) <= most else f"{line[: most - 1].rstrip()}…"
 
 
 def _clauses(result: StudyResult, comparisons: Sequence[ComparisonResult]) -> list[str]:

@@ -10,7 +10,7 @@ from matplotlib.colors import Normalize
 
 from lmoe.report.canvas import new_figure
 from lmoe.report.cells import ABSENT, MIN_CELL_INCHES, ROW_INCHES, draw_cells, label_rows, write_cell
-from lmoe.study.answer import best_first, verdict_as_tuned, within_margin
+from lmoe.study.answer import best_first, shortened, verdict_as_tuned, within_margin
 from lmoe.study.pictures import Picture, label
 from lmoe.study.result import EDGE, ComparisonResult, StudyResult
 from lmoe.study.tables import is_decided
@@ -69,14 +69,18 @@ def difference_picture(result: StudyResult, comparisons: Sequence[ComparisonResu
     right.spines[:].set_visible(False)
     baseline, level = label(result.arm(result.baseline).title), round(100 * (1 - result.alpha))
     fig.supxlabel(f"loss less that of {baseline}, nats per label token: below 0 is better", fontsize=13)
-    intervals = f"with its {level} % interval" if any(found.low is not None for found in ordered) else "with one seed"
+    several = any(found.low is not None for found in ordered)
+    shown = (
+        f", its {level} % interval, and a small dot for each seed"
+        if several
+        else ", of one seed, so without an interval"
+    )
     return Picture(
         title=title,
         caption=(
-            f"Each line is an arm, the best first: the difference of its loss to that of {result.arm(result.baseline).title} "
-            f"{intervals}, and a small dot for each seed. The band is the margin of {result.margin:g} on both sides of 0, "
-            "within which arms are equivalent. A verdict is adjusted for the number of arms, an interval is not. "
-            "An open mark: a best value is the outermost that was tried."
+            f"Each line is an arm, the best first: the difference of its loss to that of {_title(result)}{shown}. The band "
+            f"is the margin of {result.margin:g} on both sides of 0, within which arms are equivalent. A verdict is adjusted "
+            "for the number of arms, an interval is not. An open mark: a best value is the outermost that was tried."
         ),
         alt=f"{title}, the best first: " + "; ".join(_in_words(result, found) for found in ordered) + ".",
         figure=fig,
@@ -114,8 +118,8 @@ def domain_picture(result: StudyResult) -> Picture | None:
     bar = fig.colorbar(ScalarMappable(scale, COLOURS), ax=ax, extend=beyond, pad=0.01, fraction=0.03, aspect=25)
     bar.set_label("difference, nats per label token", fontsize=12)
     decided = [found for found in best_first(result.secondary) if is_decided(result, found)]
-    said = "; ".join(f"{result.arm(f.arm).title} in {f.domain} {f.estimate:+.4f}" for f in decided) or "none"
-    baseline = result.arm(result.baseline).title
+    said = "; ".join(f"{shortened(result.arm(f.arm).title)} in {f.domain} {f.estimate:+.4f}" for f in decided) or "none"
+    baseline = _title(result)
     return Picture(
         title="By domain, secondary",
         caption=(
@@ -160,7 +164,12 @@ def _said(result: StudyResult, found: ComparisonResult) -> str:
 
 def _in_words(result: StudyResult, found: ComparisonResult) -> str:
     interval = "" if found.low is None or found.high is None else f" ({found.low:+.4f} to {found.high:+.4f})"
-    return f"{result.arm(found.arm).title} {found.estimate:+.4f}{interval}, {_said(result, found)}"
+    return f"{shortened(result.arm(found.arm).title)} {found.estimate:+.4f}{interval}, {_said(result, found)}"
+
+
+def _title(result: StudyResult) -> str:
+    """Of the baseline."""
+    return shortened(result.arm(result.baseline).title)
 
 
 def _values(found: ComparisonResult) -> list[float]:

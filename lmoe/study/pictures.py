@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 from lmoe.report.canvas import as_svg, plain
+from lmoe.study.answer import shortened
 
 MOST_CHARACTERS = 44
 """Of a title in a picture; the tables have all of it."""
@@ -34,5 +35,4 @@ class Picture:
 
 def label(text: str, most: int = MOST_CHARACTERS) -> str:
     """Text from a user on one line of a picture: cut where it is long, without what starts a formula or is no text."""
-    line = " ".join("".join(character if character.isprintable() else " " for character in text).split())
-    return plain(line if len(line) <= most else f"{line[: most - 1].rstrip()}…")
+    return plain(shortened(text, most))

@@ -142,14 +142,24 @@ def tuning_rows(result: StudyResult) -> Rows:
 
 
 def all_notes(result: StudyResult) -> list[str]:
-    """What a reader has to know, how often these rows have judged included."""
-    models = sum(result.judged_before.values())
+    """What a reader has to know, how often these rows have judged and what failed included."""
+    return [*result.notes, f"these judging rows {judged_text(result)}", *failures(result)]
+
+
+def judged_text(result: StudyResult) -> str:
+    """How often the judging rows have judged."""
     studies = len(result.judged_before)
-    often = f"these judging rows have judged {models} models in {studies} stud{'y' if studies == 1 else 'ies'} here"
-    failures = [f"failed: {failure}" for arm in result.arms for failure in arm.failures]
-    times = result.longer_times
-    longer = [f"failed with {times} times the steps: {why}" for arm in result.longer_arms for why in arm.failures]
-    return [*result.notes, often, *failures, *longer]
+    models = sum(result.judged_before.values())
+    return f"have judged {models} models in {studies} stud{'y' if studies == 1 else 'ies'} here"
+
+
+def failures(result: StudyResult) -> list[str]:
+    """The jobs that failed, and why."""
+    longer = f"failed with {result.longer_times} times the steps"
+    return [
+        *(f"failed: {why}" for arm in result.arms for why in arm.failures),
+        *(f"{longer}: {why}" for arm in result.longer_arms for why in arm.failures),
+    ]
 
 
 def p_text(p: float) -> str:

@@ -6,16 +6,18 @@ from statistics import median
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
 
 from lmoe.report.canvas import new_figure
 from lmoe.report.loss_picture import OKABE_ITO
+from lmoe.study.answer import shortened
 from lmoe.study.pictures import Picture, label
 from lmoe.study.result import ArmResult
 
 STROKES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)))
 """Of eight arms each, so that arms of one colour are told apart."""
-FIRST = 10
-"""A tenth of a curve is what a run begins with, whose high losses the axis leaves out."""
+FIRST = 4
+"""A quarter of a curve is what a run begins with, whose high losses the axis leaves out."""
 CUT = 4.0
 """Distances between the lowest and the middle of what the arms have behind that, above which an arm is cut."""
 LEGEND_INCHES = 0.3
@@ -42,12 +44,15 @@ def training_picture(arms: Sequence[ArmResult], title: str) -> Picture | None:
     looks = {arm.name: (OKABE_ITO[i % 8], STROKES[i // 8 % 4]) for i, arm in enumerate(a for a in arms if a in drawn)}
     costs = {name: cost for name, cost in COSTS.items() if any(cost(arm) is not None for arm in drawn)}
     fig = new_figure(max(4.5 * math.ceil(len(costs) / 2), 1.0 + LEGEND_INCHES * len(drawn)))
-    axes = fig.subplots(math.ceil(len(costs) / 2), min(2, len(costs)), sharey=True, squeeze=False).flat
-    absent = [f"without a curve: {_titles([arm for arm in arms if arm not in drawn])}"] if len(drawn) < len(arms) else []
+    panels = fig.subplots(math.ceil(len(costs) / 2), min(2, len(costs)), sharey=True, squeeze=False)
+    axes: list[Axes] = list(panels.flat)
+    absent = (
+        [f"without a curve: {_titles([arm for arm in arms if arm not in drawn])}"] if len(drawn) < len(arms) else []
+    )
     for ax, (name, cost) in zip(axes, costs.items(), strict=False):
         _draw(ax, drawn, cost, looks)
         ax.set_xlabel(name, fontsize=13)
-    for ax in list(axes)[len(costs) :]:
+    for ax in axes[len(costs) :]:
         ax.set_visible(False)
     axes[0].set_ylim(*_limits(drawn))
     for name, cost in COSTS.items():
@@ -56,9 +61,9 @@ def training_picture(arms: Sequence[ArmResult], title: str) -> Picture | None:
             absent.append(f"{name.partition(',')[0]} not measured of {who}")
     fig.supylabel("training loss, nats per label token", fontsize=13)
     handles = [Line2D([], [], color=looks[arm.name][0], linestyle=looks[arm.name][1], linewidth=2) for arm in drawn]
-    names = [label(f"{arm.title}", 34) + f"  {_finite(arm)[-1][1]:.3f}" for arm in drawn]
+    names = [label(arm.title, 34) + f"  {_finite(arm)[-1][1]:.3f}" for arm in drawn]
     fig.legend(handles, names, loc="outside right center", fontsize=12, frameon=False, handlelength=3)
-    ends = "; ".join(f"{arm.title} {_finite(arm)[0][1]:.3f} to {_finite(arm)[-1][1]:.3f}" for arm in drawn)
+    ends = "; ".join(f"{shortened(arm.title)} {_finite(arm)[0][1]:.3f} to {_finite(arm)[-1][1]:.3f}" for arm in drawn)
     return Picture(
         title=title,
         caption=(
@@ -86,13 +91,14 @@ def _draw(
             ax.plot(steps, losses, color=colour, linestyle=stroke, linewidth=1.8, **mark)
     ax.grid(True, color="0.9")
     ax.set_axisbelow(True)
+    ax.xaxis.set_major_formatter(EngFormatter())
     ax.tick_params(labelsize=12)
     ax.tick_params(axis="y", labelleft=True)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def _limits(arms: Sequence[ArmResult]) -> tuple[float, float]:
-    """The y axis: what the arms have behind the first tenth of their curves, but for one that is far above the others."""
+    """The y axis: what the arms have behind the first quarter of their curves, but for one that is far above the others."""
     behind = [[loss for _, loss in _finite(arm)] for arm in arms]
     behind = [losses[len(losses) // FIRST :] for losses in behind]
     low, highest = min(map(min, behind)), sorted(map(max, behind))
@@ -110,4 +116,4 @@ def _finite(arm: ArmResult) -> list[tuple[int, float]]:
 
 
 def _titles(arms: Sequence[ArmResult]) -> str:
-    return ", ".join(arm.title for arm in arms)
+    return ", ".join(shortened(arm.title) for arm in arms)

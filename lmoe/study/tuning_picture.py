@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 
 from lmoe.report.canvas import new_figure
 from lmoe.report.loss_picture import MARKERS, OKABE_ITO
+from lmoe.study.answer import shortened
 from lmoe.study.pictures import Picture, label
 from lmoe.study.result import ArmResult, StudyResult, TryResult
 from lmoe.study.tables import value_said, values_said
@@ -70,12 +71,13 @@ def _picture(result: StudyResult, key: str, arms: Sequence[ArmResult]) -> Pictur
     axes: list[Axes] = list(panels.flat)
     for ax, arm in zip(axes, arms, strict=False):
         for line in lines[arm.name]:
-            _draw(ax, arm, line, texts, axis, high)
+            _draw(ax, key, arm, line, texts, axis, high)
         edge = " (edge)" if arm.edges else ""
         ax.set_title(label(arm.title, 36) + edge, fontsize=12)
         ax.grid(True, color="0.9")
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)
+        ax.margins(x=0.12)
         ax.tick_params(labelsize=11)
     for ax in axes[len(arms) :]:
         ax.set_visible(False)
@@ -131,19 +133,18 @@ def _limits(tries: Sequence[TryResult]) -> tuple[float, float]:
     return bottom - room, top + room
 
 
-def _draw(ax: Axes, arm: ArmResult, line: Line, texts: Sequence[str], axis: Axis, high: float) -> None:
+def _draw(ax: Axes, key: str, arm: ArmResult, line: Line, texts: Sequence[str], axis: Axis, high: float) -> None:
     look = _look(texts, line.text)
-    ordered = sorted(line.tries, key=lambda found: axis.place(found.values[next(iter(found.values))]))
-    means = [(axis.place(found.values[next(iter(found.values))]), found) for found in ordered]
-    ax.plot([x for x, _ in means], [found.mean for _, found in means], **look)
-    for x, found in means:
-        assert found.mean is not None
+    points = sorted((axis.place(found.values[key]), found.mean or 0.0, i) for i, found in enumerate(line.tries))
+    ax.plot([x for x, _, _ in points], [mean for _, mean, _ in points], **look)
+    for x, mean, i in points:
+        found = line.tries[i]
         scores = list(found.scores.values())
         ax.plot([x] * len(scores), scores, "o", color=look["color"], markersize=4, alpha=0.35, markeredgewidth=0)
-        if found.mean > high:
+        if mean > high:
             ax.plot(x, high, "^", color=look["color"], markersize=9, clip_on=False)
         if found.values == arm.chosen:
-            ax.plot(x, min(found.mean, high), "o", color="black", fillstyle="none", markersize=14, clip_on=False)
+            ax.plot(x, min(mean, high), "o", color="black", fillstyle="none", markersize=14, clip_on=False)
 
 
 def _look(texts: Sequence[str], text: str) -> dict[str, Any]:
@@ -173,4 +174,4 @@ def _in_words(arm: ArmResult) -> str:
     means = [(values_said(found.values), found.mean) for found in arm.tries if found.mean is not None]
     best = "nothing chosen" if arm.chosen is None else f"chosen {values_said(arm.chosen)}"
     scores = [mean for _, mean in means]
-    return f"{arm.title} {min(scores):.4f} to {max(scores):.4f} in {len(scores)} tries, {best}"
+    return f"{shortened(arm.title)} {min(scores):.4f} to {max(scores):.4f} in {len(scores)} tries, {best}"
