@@ -1,4 +1,4 @@
-"""An empty figure of the report's width, drawn without pyplot or any lasting global state, and what is written of it."""
+"""An empty figure of the report's width, drawn without pyplot or any lasting global state, and its bytes."""
 
 import io
 import warnings

@@ -32,7 +32,7 @@ def answer(result: StudyResult) -> str:
         values = "value" if len(titles) == 1 else "values"
         parts.append(
             f"as far as it was tuned, {', '.join(_clauses(result, edge))}, but the best {values} of {listed(titles)} "
-            f"{'is' if len(titles) == 1 else 'are'} the outermost that {_were(titles)} tried, so that this is no verdict"
+            f"{'is' if len(titles) == 1 else 'are'} the outermost tried, so that this is no verdict"
         )
     if missing:
         parts.append(f"{listed(missing)} {_were(missing)} not judged")

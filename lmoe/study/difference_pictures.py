@@ -30,6 +30,8 @@ NEAR = 5
 FAR = 12
 """Margins from 0 from which a difference hides the others, so that there is a second panel."""
 LINE_INCHES = 0.36
+MOST_LEVEL = 8
+"""Domains whose names stand level."""
 COLOURS = colormaps["RdBu_r"]
 CLEAR_SHARE = 0.9
 """Share of the differences that the colours of the map tell apart; those beyond have the outermost colour."""
@@ -78,9 +80,9 @@ def difference_picture(result: StudyResult, comparisons: Sequence[ComparisonResu
     return Picture(
         title=title,
         caption=(
-            f"Each line is an arm, the best first: the difference of its loss to that of {_title(result)}{shown}. The band "
-            f"is the margin of {result.margin:g} on both sides of 0, within which arms are equivalent. A verdict is adjusted "
-            "for the number of arms, an interval is not. An open mark: a best value is the outermost that was tried."
+            f"Each line is an arm, the best first: the difference of its loss to that of {_title(result)}{shown}. The "
+            f"band is the margin of {result.margin:g} on both sides of 0, within which arms are equivalent. A verdict "
+            "is adjusted for the number of arms, an interval is not. An open mark: a best value is the outermost tried."
         ),
         alt=f"{title}, the best first: " + "; ".join(_in_words(result, found) for found in ordered) + ".",
         figure=fig,
@@ -110,8 +112,10 @@ def domain_picture(result: StudyResult) -> Picture | None:
                 star = "*" if is_decided(result, found) else ""
                 text = f"{found.estimate:+.3f}{star}" if wide else star
                 write_cell(ax, column, row, text, COLOURS(scale(found.estimate)))
-    turned = {"rotation": 90} if len(domains) > 8 else {}
-    ax.set_xticks([i + 0.5 for i in range(len(domains))], [label(name, 24) for name in domains], fontsize=12, **turned)
+    turned = 90 if len(domains) > MOST_LEVEL else 0
+    ax.set_xticks(
+        [i + 0.5 for i in range(len(domains))], [label(name, 24) for name in domains], fontsize=12, rotation=turned
+    )
     label_rows(ax, [])
     ax.set_yticks([i + 0.5 for i in range(len(arms))], [label(result.arm(arm).title) for arm in arms], fontsize=12)
     beyond = "both" if sizes[-1] > bound else "neither"

@@ -17,7 +17,7 @@ PAGE_FILE = "study.html"
 NUMBER_STARTS = "+-<0123456789."
 """What a cell of a column of numbers begins with."""
 
-MOST_ROWS = 40
+MOST_ROWS = 25
 """Of a table that is open from the start."""
 
 

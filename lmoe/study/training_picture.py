@@ -14,7 +14,8 @@ from lmoe.study.answer import shortened
 from lmoe.study.pictures import Picture, label
 from lmoe.study.result import ArmResult
 
-STROKES = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)))
+Stroke = tuple[float, tuple[float, ...] | None]
+STROKES: tuple[Stroke, ...] = ((0, None), (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)))
 """Of eight arms each, so that arms of one colour are told apart."""
 FIRST = 4
 """A quarter of a curve is what a run begins with, whose high losses the axis leaves out."""
@@ -80,15 +81,15 @@ def _draw(
     ax: Axes,
     arms: Sequence[ArmResult],
     cost: Callable[[ArmResult], float | None],
-    looks: dict[str, tuple[str, object]],
+    looks: dict[str, tuple[str, Stroke]],
 ) -> None:
     for arm in arms:
         if (a_step := cost(arm)) is not None:
             points = _finite(arm)
             colour, stroke = looks[arm.name]
             steps, losses = [step * a_step for step, _ in points], [loss for _, loss in points]
-            mark = {"marker": "o"} if len(points) == 1 else {}
-            ax.plot(steps, losses, color=colour, linestyle=stroke, linewidth=1.8, **mark)
+            mark = "o" if len(points) == 1 else "none"
+            ax.plot(steps, losses, color=colour, linestyle=stroke, linewidth=1.8, marker=mark)
     ax.grid(True, color="0.9")
     ax.set_axisbelow(True)
     ax.xaxis.set_major_formatter(EngFormatter())
@@ -98,7 +99,7 @@ def _draw(
 
 
 def _limits(arms: Sequence[ArmResult]) -> tuple[float, float]:
-    """The y axis: what the arms have behind the first quarter of their curves, but for one that is far above the others."""
+    """The y axis: what the arms have behind the first quarter of their curves, but for one far above the others."""
     behind = [[loss for _, loss in _finite(arm)] for arm in arms]
     behind = [losses[len(losses) // FIRST :] for losses in behind]
     low, highest = min(map(min, behind)), sorted(map(max, behind))

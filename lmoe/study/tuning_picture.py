@@ -22,6 +22,8 @@ CUT = 5.0
 """Distances between the lowest and the middle mean, above which a try is drawn at the upper edge."""
 MOST_TICKS = 8
 ARM_INCHES = 2.5
+TITLE = 32
+"""Characters above a panel."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -72,8 +74,8 @@ def _picture(result: StudyResult, key: str, arms: Sequence[ArmResult]) -> Pictur
     for ax, arm in zip(axes, arms, strict=False):
         for line in lines[arm.name]:
             _draw(ax, key, arm, line, texts, axis, high)
-        edge = " (edge)" if arm.edges else ""
-        ax.set_title(label(arm.title, 36) + edge, fontsize=12)
+        title = f"{label(arm.title, TITLE - 7)} (edge)" if arm.edges else label(arm.title, TITLE)
+        ax.set_title(title, fontsize=12)
         ax.grid(True, color="0.9")
         ax.set_axisbelow(True)
         ax.spines[["top", "right"]].set_visible(False)

@@ -146,7 +146,7 @@ def usual_result(**changes: Any) -> StudyResult:
 
 
 def large_result(count: int = 16, *, seed: int = 0) -> StudyResult:
-    """Many arms with differences as a study has them, longer runs of four, one arm that failed, two without a timing."""
+    """Many arms with differences as a study has them, longer runs of four, one that failed, two not timed."""
     random = np.random.default_rng(seed)
     differences = [0.0, *random.normal(0, 0.02, count - 3), -0.25, 0.08]
     names = [f"arm_{i}" for i in range(count)]
