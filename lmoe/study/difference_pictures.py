@@ -56,19 +56,9 @@ def difference_picture(result: StudyResult, comparisons: Sequence[ComparisonResu
         _draw_differences(ax, result, ordered)
     if zoomed:
         axes[0].set_title("all", fontsize=13)
-        axes[1].set_title(f"near 0: an arrow points to what lies farther than {near:g}", fontsize=13)
-        axes[1].set_xlim(-near, near)
-        for row, found in enumerate(ordered):
-            if abs(found.estimate) > near:
-                colour, _ = LOOKS[verdict_as_tuned(result, found)]
-                side = math.copysign(0.97 * near, found.estimate)
-                axes[1].plot(side, row, marker="<" if side < 0 else ">", color=colour, markersize=9)
+        _zoom(axes[1], result, ordered, near)
     axes[0].set_yticks(range(len(ordered)), [label(result.arm(found.arm).title) for found in ordered], fontsize=12)
-    right = axes[-1].twinx()
-    right.set_ylim(axes[-1].get_ylim())
-    right.set_yticks(range(len(ordered)), [f"{found.estimate:+.4f}  {_said(result, found)}" for found in ordered])
-    right.tick_params(length=0, labelsize=12)
-    right.spines[:].set_visible(False)
+    _write_verdicts(axes[-1], [f"{found.estimate:+.4f}  {_said(result, found)}" for found in ordered])
     baseline, level = label(result.arm(result.baseline).title), round(100 * (1 - result.alpha))
     fig.supxlabel(f"loss less that of {baseline}, nats per label token: below 0 is better", fontsize=13)
     several = any(found.low is not None for found in ordered)
@@ -155,6 +145,26 @@ def _draw_differences(ax: Axes, result: StudyResult, ordered: Sequence[Compariso
     ax.tick_params(axis="y", length=0)
     ax.tick_params(axis="x", labelsize=12)
     ax.spines[["top", "right", "left"]].set_visible(False)
+
+
+def _write_verdicts(ax: Axes, texts: Sequence[str]) -> None:
+    """A text at the right of each line."""
+    right = ax.twinx()
+    right.set_ylim(ax.get_ylim())
+    right.set_yticks(range(len(texts)), texts)
+    right.tick_params(length=0, labelsize=12)
+    right.spines[:].set_visible(False)
+
+
+def _zoom(ax: Axes, result: StudyResult, ordered: Sequence[ComparisonResult], near: float) -> None:
+    """Show what is near 0 alone, with an arrow to each difference that is not."""
+    ax.set_title(f"near 0: an arrow points to what lies farther than {near:g}", fontsize=13)
+    ax.set_xlim(-near, near)
+    for row, found in enumerate(ordered):
+        if abs(found.estimate) > near:
+            colour, _ = LOOKS[verdict_as_tuned(result, found)]
+            side = math.copysign(0.97 * near, found.estimate)
+            ax.plot(side, row, marker="<" if side < 0 else ">", color=colour, markersize=9)
 
 
 def _said(result: StudyResult, found: ComparisonResult) -> str:

@@ -7,6 +7,7 @@ from statistics import median
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
+from matplotlib.typing import LineStyleType
 
 from lmoe.report.canvas import new_figure
 from lmoe.report.loss_picture import OKABE_ITO
@@ -14,8 +15,7 @@ from lmoe.study.answer import shortened
 from lmoe.study.pictures import Picture, label
 from lmoe.study.result import ArmResult
 
-Stroke = tuple[float, tuple[float, ...] | None]
-STROKES: tuple[Stroke, ...] = ((0, None), (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)))
+STROKES: tuple[LineStyleType, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)))
 """Of eight arms each, so that arms of one colour are told apart."""
 FIRST = 4
 """A quarter of a curve is what a run begins with, whose high losses the axis leaves out."""
@@ -42,24 +42,19 @@ def training_picture(arms: Sequence[ArmResult], title: str) -> Picture | None:
     drawn = sorted((arm for arm in arms if _finite(arm)), key=lambda arm: _finite(arm)[-1][1])
     if not drawn:
         return None
-    looks = {arm.name: (OKABE_ITO[i % 8], STROKES[i // 8 % 4]) for i, arm in enumerate(a for a in arms if a in drawn)}
+    looks: dict[str, tuple[str, LineStyleType]] = {
+        arm.name: (OKABE_ITO[i % 8], STROKES[i // 8 % 4]) for i, arm in enumerate(a for a in arms if a in drawn)
+    }
     costs = {name: cost for name, cost in COSTS.items() if any(cost(arm) is not None for arm in drawn)}
     fig = new_figure(max(4.5 * math.ceil(len(costs) / 2), 1.0 + LEGEND_INCHES * len(drawn)))
     panels = fig.subplots(math.ceil(len(costs) / 2), min(2, len(costs)), sharey=True, squeeze=False)
     axes: list[Axes] = list(panels.flat)
-    absent = (
-        [f"without a curve: {_titles([arm for arm in arms if arm not in drawn])}"] if len(drawn) < len(arms) else []
-    )
     for ax, (name, cost) in zip(axes, costs.items(), strict=False):
         _draw(ax, drawn, cost, looks)
         ax.set_xlabel(name, fontsize=13)
     for ax in axes[len(costs) :]:
         ax.set_visible(False)
     axes[0].set_ylim(*_limits(drawn))
-    for name, cost in COSTS.items():
-        if missing := [arm for arm in drawn if cost(arm) is None]:
-            who = "any arm" if len(missing) == len(drawn) else _titles(missing)
-            absent.append(f"{name.partition(',')[0]} not measured of {who}")
     fig.supylabel("training loss, nats per label token", fontsize=13)
     handles = [Line2D([], [], color=looks[arm.name][0], linestyle=looks[arm.name][1], linewidth=2) for arm in drawn]
     names = [label(arm.title, 34) + f"  {_finite(arm)[-1][1]:.3f}" for arm in drawn]
@@ -70,18 +65,31 @@ def training_picture(arms: Sequence[ArmResult], title: str) -> Picture | None:
         caption=(
             "Mean over the judged seeds, each point the mean of the steps since the one before; in the legend the arm "
             "with the lowest last loss first. The axis leaves out the high losses that a run begins with."
-            + "".join(f" {text[0].upper()}{text[1:]}." for text in absent)
+            + "".join(f" {text}." for text in _absent(arms, drawn))
         ),
         alt=f"{title} against {', '.join(costs)}. From the first to the last point: {ends}.",
         figure=fig,
     )
 
 
+def _absent(arms: Sequence[ArmResult], drawn: Sequence[ArmResult]) -> list[str]:
+    """Which arms are not drawn, in all panels or in one of them."""
+    absent = []
+    if without := [arm for arm in arms if arm not in drawn]:
+        absent.append(f"Without a curve: {_titles(without)}")
+    for name, cost in COSTS.items():
+        if missing := [arm for arm in drawn if cost(arm) is None]:
+            who = "any arm" if len(missing) == len(drawn) else _titles(missing)
+            what = name.partition(",")[0]
+            absent.append(f"{what[0].upper()}{what[1:]} not measured of {who}")
+    return absent
+
+
 def _draw(
     ax: Axes,
     arms: Sequence[ArmResult],
     cost: Callable[[ArmResult], float | None],
-    looks: dict[str, tuple[str, Stroke]],
+    looks: dict[str, tuple[str, LineStyleType]],
 ) -> None:
     for arm in arms:
         if (a_step := cost(arm)) is not None:

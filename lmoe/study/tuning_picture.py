@@ -74,13 +74,7 @@ def _picture(result: StudyResult, key: str, arms: Sequence[ArmResult]) -> Pictur
     for ax, arm in zip(axes, arms, strict=False):
         for line in lines[arm.name]:
             _draw(ax, key, arm, line, texts, axis, high)
-        title = f"{label(arm.title, TITLE - 7)} (edge)" if arm.edges else label(arm.title, TITLE)
-        ax.set_title(title, fontsize=12)
-        ax.grid(True, color="0.9")
-        ax.set_axisbelow(True)
-        ax.spines[["top", "right"]].set_visible(False)
-        ax.margins(x=0.12)
-        ax.tick_params(labelsize=11)
+        _dress(ax, arm)
     for ax in axes[len(arms) :]:
         ax.set_visible(False)
     for ax in axes[max(0, len(arms) - panels.shape[1]) : len(arms)]:
@@ -104,6 +98,17 @@ def _picture(result: StudyResult, key: str, arms: Sequence[ArmResult]) -> Pictur
         alt=f"Tuning by {key}, a panel for each arm: " + "; ".join(_in_words(arm) for arm in arms) + ".",
         figure=fig,
     )
+
+
+def _dress(ax: Axes, arm: ArmResult) -> None:
+    """The title and the frame of a panel."""
+    title = f"{label(arm.title, TITLE - 7)} (edge)" if arm.edges else label(arm.title, TITLE)
+    ax.set_title(title, fontsize=12)
+    ax.grid(True, color="0.9")
+    ax.set_axisbelow(True)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.margins(x=0.12)
+    ax.tick_params(labelsize=11)
 
 
 def _lines(arm: ArmResult, key: str) -> list[Line]:

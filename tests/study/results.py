@@ -145,6 +145,22 @@ def usual_result(**changes: Any) -> StudyResult:
     return result(arms, primary, **changes)
 
 
+def bare_result() -> StudyResult:
+    """Two arms with a seed each, nothing tuned, timed, or known."""
+    absent = {"tries": [], "curve": None, "tokens_per_step": None, "seconds_per_step": None, "peak_memory_mb": None}
+    arms = [arm("plain", 2.0, chosen={}, seeds=[0], **absent), arm("other", 2.1, chosen={}, seeds=[0], **absent)]
+    return result(
+        arms,
+        [comparison("other", 0.1, seeds=1)],
+        secondary=[],
+        tuning_seeds=[],
+        domains={"all": 10},
+        base_domain_losses={},
+        question="",
+        judged_before={},
+    )
+
+
 def large_result(count: int = 16, *, seed: int = 0) -> StudyResult:
     """Many arms with differences as a study has them, longer runs of four, one that failed, two not timed."""
     random = np.random.default_rng(seed)

@@ -21,7 +21,17 @@ from lmoe.study.training_picture import training_picture
 from lmoe.study.tuning_picture import tuning_pictures
 from lmoe.study.verdict import Verdict
 from tests.report.html_page import ParsedPage
-from tests.study.results import DOMAINS, MARGIN, RATE, RATES, arm, comparison, large_result, result, usual_result
+from tests.study.results import (
+    DOMAINS,
+    MARGIN,
+    RATE,
+    RATES,
+    arm,
+    bare_result,
+    large_result,
+    result,
+    usual_result,
+)
 
 NASTY = '<b>&"$x$ \\$y_1^{2}$\n' + "very_long_" * 30
 
@@ -345,24 +355,8 @@ def test_the_map_of_domains_has_a_star_where_a_difference_was_shown() -> None:
     assert low == -high
 
 
-def bare() -> StudyResult:
-    """Two arms with a seed each, nothing tuned, timed, or known."""
-    absent = {"tries": [], "curve": None, "tokens_per_step": None, "seconds_per_step": None, "peak_memory_mb": None}
-    arms = [arm("plain", 2.0, chosen={}, seeds=[0], **absent), arm("other", 2.1, chosen={}, seeds=[0], **absent)]
-    return result(
-        arms,
-        [comparison("other", 0.1, seeds=1)],
-        secondary=[],
-        tuning_seeds=[],
-        domains={"all": 10},
-        base_domain_losses={},
-        question="",
-        judged_before={},
-    )
-
-
 def test_what_is_missing_has_no_part_of_the_page() -> None:
-    page = ParsedPage(study_page(bare()))
+    page = ParsedPage(study_page(bare_result()))
     assert page.text("answer") == (
         "Beside “the arm plain”, there are too few seeds to judge “the arm other” (1, and a verdict needs 3)."
     )
@@ -389,9 +383,9 @@ def test_runs_that_failed_among_the_longer_ones_are_named() -> None:
 def test_a_result_that_was_read_again_has_the_same_page(tmp_path: Path) -> None:
     usual_result().write(tmp_path)
     assert StudyResult.read(tmp_path) == usual_result()
-    bare().write(tmp_path)
+    bare_result().write(tmp_path)
     assert write_page(StudyResult.read(tmp_path), tmp_path) == PAGE_FILE
-    assert (tmp_path / PAGE_FILE).read_text("utf-8") == study_page(bare())
+    assert (tmp_path / PAGE_FILE).read_text("utf-8") == study_page(bare_result())
 
 
 def test_colours_are_not_all_that_tells_verdicts_apart() -> None:
