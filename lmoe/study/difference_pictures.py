@@ -115,7 +115,7 @@ def domain_picture(result: StudyResult) -> Picture | None:
     said = "; ".join(f"{shortened(result.arm(f.arm).title)} in {f.domain} {f.estimate:+.4f}" for f in decided) or "none"
     baseline = _title(result)
     return Picture(
-        title="By domain, secondary",
+        title="Differences by domain, secondary",
         caption=(
             f"The difference of each arm to {baseline} in each domain: blue is better, red is worse; * where a "
             "difference was shown. All cells are one family, apart from the comparisons above."

@@ -61,8 +61,8 @@ def study_page(result: StudyResult) -> str:
         difference_picture(result, result.longer, f"The same {times}"),
     ]
     training = [
-        training_picture(result.arms, "Training loss"),
-        training_picture(result.longer_arms, f"Training loss {times}"),
+        training_picture(result, result.arms, "Training loss"),
+        training_picture(result, result.longer_arms, f"Training loss {times}"),
     ]
     return render(
         "study.html.jinja",

@@ -13,7 +13,7 @@ from lmoe.report.canvas import new_figure
 from lmoe.report.loss_picture import OKABE_ITO
 from lmoe.study.answer import shortened
 from lmoe.study.pictures import Picture, label
-from lmoe.study.result import ArmResult
+from lmoe.study.result import ArmResult, StudyResult
 
 STROKES: tuple[LineStyleType, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)))
 """Of eight arms each, so that arms of one colour are told apart."""
@@ -33,17 +33,19 @@ COSTS: dict[str, Callable[[ArmResult], float | None]] = {
 """What a step takes, by the name of the axis; None: not measured."""
 
 
-def training_picture(arms: Sequence[ArmResult], title: str) -> Picture | None:
+def training_picture(result: StudyResult, arms: Sequence[ArmResult], title: str) -> Picture | None:
     """The training loss of each arm against steps, tokens, seconds and FLOPs; None: no arm has a curve.
 
     Args:
+        result: whose arms each have a look of their own, the same in all pictures.
+        arms: of it, or those with longer runs.
         title: of the picture.
     """
     drawn = sorted((arm for arm in arms if _finite(arm)), key=lambda arm: _finite(arm)[-1][1])
     if not drawn:
         return None
     looks: dict[str, tuple[str, LineStyleType]] = {
-        arm.name: (OKABE_ITO[i % 8], STROKES[i // 8 % 4]) for i, arm in enumerate(a for a in arms if a in drawn)
+        arm.name: (OKABE_ITO[i % 8], STROKES[i // 8 % 4]) for i, arm in enumerate(result.arms)
     }
     costs = {name: cost for name, cost in COSTS.items() if any(cost(arm) is not None for arm in drawn)}
     fig = new_figure(max(4.5 * math.ceil(len(costs) / 2), 1.0 + LEGEND_INCHES * len(drawn)))

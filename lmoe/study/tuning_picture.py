@@ -8,6 +8,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from lmoe.config.study import MEAN
 from lmoe.report.canvas import new_figure
 from lmoe.report.loss_picture import MARKERS, OKABE_ITO
 from lmoe.study.answer import shortened
@@ -82,22 +83,27 @@ def _picture(result: StudyResult, key: str, arms: Sequence[ArmResult]) -> Pictur
     axes[0].set_ylim(low, high)
     _ticks(axes[0], axis)
     fig.supxlabel(label(key), fontsize=13)
-    fig.supylabel("validation loss" if result.metric == "mean" else label(result.metric), fontsize=13)
+    fig.supylabel(label(_measure(result)), fontsize=13)
     if 1 < len(texts) <= MOST_LINES:
         shown = {text: _look(texts, text) for text in texts}
         handles = [axes[0].plot([], [], **look)[0] for look in shown.values()]
         fig.legend(handles, [label(text, 60) for text in texts], loc="outside upper center", ncols=3, fontsize=11)
     many = f" The {len(texts)} combinations of other keys are not joined by lines." if len(texts) > MOST_LINES else ""
     return Picture(
-        title=f"Tuning: {result.metric} of the validation loss by {key}",
+        title=f"Tuning by {key}",
         caption=(
-            "A panel for each arm, on common axes: the mean over the seeds of tuning of each try, a faint dot for each "
-            "seed, and a ring around the chosen one. A triangle at the upper edge stands for a try whose loss is "
-            f"higher still; a try with a run that failed is not drawn.{many}"
+            f"A panel for each arm, on common axes: {_measure(result)} of each try, its mean over the seeds of tuning, "
+            "a faint dot for each seed, and a ring around the chosen one. A triangle at the upper edge stands for a try "
+            f"whose loss is higher still; a try with a run that failed is not drawn.{many}"
         ),
         alt=f"Tuning by {key}, a panel for each arm: " + "; ".join(_in_words(arm) for arm in arms) + ".",
         figure=fig,
     )
+
+
+def _measure(result: StudyResult) -> str:
+    """What tuning made small."""
+    return "validation loss, mean over domains" if result.metric == MEAN else result.metric
 
 
 def _dress(ax: Axes, arm: ArmResult) -> None:

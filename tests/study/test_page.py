@@ -89,10 +89,10 @@ def test_the_page_has_its_parts_in_order() -> None:
         "What is matched",
         "By domain, secondary",
         "Tuning: mean of the validation loss",
-        f"Tuning: mean of the validation loss by {RATE}",
+        f"Tuning by {RATE}",
         "Training loss",
         "Training loss with 4 times the steps",
-        "By domain, secondary",
+        "Differences by domain, secondary",
         "The first judged model of each arm is made again with",
         "What failed",
     ]
@@ -292,7 +292,7 @@ def test_a_try_that_went_astray_does_not_hide_the_others() -> None:
 
 def test_training_is_drawn_against_what_a_step_takes() -> None:
     given = usual_result()
-    steps, tokens, seconds, flops = axes_of(training_picture(given.arms, "a"))
+    steps, tokens, seconds, flops = axes_of(training_picture(given, given.arms, "a"))
     assert [ax.get_xlabel().split(",")[0] for ax in (steps, tokens, seconds, flops)] == [
         "optimizer steps", "tokens", "seconds", "FLOPs",
     ]  # fmt: skip
@@ -307,7 +307,7 @@ def test_an_arm_that_was_not_timed_is_left_out_of_that_panel_and_named() -> None
     given.arms[1].seconds_per_step = None
     given.arms[2].tokens_per_step = given.arms[2].seconds_per_step = None
     given.arms[3].curve = None
-    picture = training_picture(given.arms, "a")
+    picture = training_picture(given, given.arms, "a")
     assert [len(ax.lines) for ax in axes_of(picture)] == [4, 3, 2, 3]
     assert picture is not None
     for said in (
@@ -319,17 +319,26 @@ def test_an_arm_that_was_not_timed_is_left_out_of_that_panel_and_named() -> None
         assert said in picture.caption
 
 
+def test_an_arm_looks_the_same_in_all_pictures_of_training() -> None:
+    given = usual_result()
+    [every, *_], [few, *_] = (axes_of(training_picture(given, arms, "a")) for arms in (given.arms, given.arms[3:]))
+    losses = {str(np.asarray(line.get_ydata()).tolist()): line.get_color() for line in every.lines}
+    assert [losses[str(np.asarray(line.get_ydata()).tolist())] for line in few.lines] == [
+        line.get_color() for line in few.lines
+    ]
+
+
 def test_nothing_that_was_not_measured_has_a_panel() -> None:
     given = usual_result()
     for found in given.arms:
         found.tokens_per_step = found.seconds_per_step = None
-    picture = training_picture(given.arms, "a")
+    picture = training_picture(given, given.arms, "a")
     assert len(axes_of(picture)) == 1 and picture is not None and "Seconds not measured of any arm." in picture.caption
 
 
 def test_each_of_many_arms_has_a_look_of_its_own() -> None:
     arms = [arm(f"a{i}", 2.0 + i / 10) for i in range(20)]
-    picture = training_picture(arms, "a")
+    picture = training_picture(result(arms, []), arms, "a")
     assert picture is not None
     lines = axes_of(picture)[0].lines
     looks = {(to_hex(str(line.get_color())), str(line._unscaled_dash_pattern)) for line in lines}  # type: ignore[attr-defined]
@@ -340,7 +349,7 @@ def test_a_loss_that_is_no_number_leaves_a_gap() -> None:
     given = arm("plain", 2.0)
     assert given.curve is not None
     given.curve.loss[3] = float("nan")
-    [ax, *_] = axes_of(training_picture([given], "a"))
+    [ax, *_] = axes_of(training_picture(result([given], []), [given], "a"))
     assert len(x_of(ax)[0]) == 19 and np.isfinite(ax.get_ylim()).all()
 
 
