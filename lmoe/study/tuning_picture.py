@@ -93,8 +93,8 @@ def _picture(result: StudyResult, key: str, arms: Sequence[ArmResult]) -> Pictur
         title=f"Tuning by {key}",
         caption=(
             f"A panel for each arm, on common axes: {_measure(result)} of each try, its mean over the seeds of tuning, "
-            "a faint dot for each seed, and a ring around the chosen one. A triangle at the upper edge stands for a try "
-            f"whose loss is higher still; a try with a run that failed is not drawn.{many}"
+            "a faint dot for each seed, and a ring around the chosen one. A triangle at the upper edge stands for a "
+            f"try whose loss is higher still; a try with a run that failed is not drawn.{many}"
         ),
         alt=f"Tuning by {key}, a panel for each arm: " + "; ".join(_in_words(arm) for arm in arms) + ".",
         figure=fig,
