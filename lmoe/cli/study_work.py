@@ -13,6 +13,7 @@ from lmoe.run.announce import quiet_libraries
 from lmoe.study.arms import Arm
 from lmoe.study.conclude import conclude
 from lmoe.study.estimate import estimate_lines
+from lmoe.study.page import write_page
 from lmoe.study.rows import check_experts, check_metric, study_rows
 from lmoe.study.run import run_study
 from lmoe.study.study import Study, Tools, keep_config
@@ -60,7 +61,8 @@ def do_study(
     result = conclude(study, run_study(study, tools))
     result.write(folder)
     console.print(study_tables(result))
-    say(console, f"\nIn {folder}: {', '.join(write_tables(result, folder))}")
+    names = [write_page(result, folder), *write_tables(result, folder)]
+    say(console, f"\nIn {folder}: {', '.join(names)}")
 
 
 def estimate_study(

@@ -1,6 +1,13 @@
-"""An empty figure of the report's width, drawn by Agg without pyplot or any global state."""
+"""An empty figure of the report's width, drawn without pyplot or any lasting global state, and its bytes."""
 
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 WIDTH = 16.0
@@ -27,3 +34,27 @@ def note(message: str) -> Figure:
 def plain(text: str) -> str:
     """Text from a user in which dollar signs do not start a formula."""
     return text.replace("$", r"\$")
+
+
+def as_png(figure: Figure) -> bytes:
+    """The figure as a PNG."""
+    content = io.BytesIO()
+    with _boxes_for_missing_glyphs():
+        FigureCanvasAgg(figure).print_png(content)
+    return content.getvalue()
+
+
+def as_svg(figure: Figure) -> bytes:
+    """The figure as an SVG, the same bytes each time, whose text is drawn as shapes so that it needs no fonts."""
+    content = io.BytesIO()
+    with _boxes_for_missing_glyphs(), rc_context({"svg.hashsalt": "lmoe", "svg.fonttype": "path"}):
+        FigureCanvasSVG(figure).print_svg(content, metadata={"Date": None, "Creator": None})
+    return content.getvalue()
+
+
+@contextmanager
+def _boxes_for_missing_glyphs() -> Iterator[None]:
+    """A name may use a script that the bundled font lacks; boxes in a label are no reason to fail."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+")
+        yield

@@ -1,12 +1,10 @@
 """The pictures of a report."""
 
-import io
-import warnings
 from pathlib import Path
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from lmoe.report.canvas import as_png
 from lmoe.report.curves import Curves
 from lmoe.report.expert_maps import coactivation, knock_out
 from lmoe.report.files import write_bytes
@@ -42,7 +40,7 @@ def write_pictures(summary: RunSummary, metrics: Curves, folder: Path) -> dict[s
     figures["loss_curves"] = loss_curves(metrics, summary.phases, summary.max_steps, summary.loss_measure)
     if summary.knock_out:
         figures["knock_out"] = knock_out(summary)
-    return {name: write_bytes(Path(folder) / f"{name}.png", _png(figure)) for name, figure in figures.items()}
+    return {name: write_bytes(Path(folder) / f"{name}.png", as_png(figure)) for name, figure in figures.items()}
 
 
 def write_loss_curve(metrics: Curves, max_steps: int, path: Path) -> Path:
@@ -51,13 +49,4 @@ def write_loss_curve(metrics: Curves, max_steps: int, path: Path) -> Path:
     Raises:
         TrainingError: the file cannot be written.
     """
-    return write_bytes(path, _png(loss_curves(metrics, {}, max_steps)))
-
-
-def _png(figure: Figure) -> bytes:
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        # A domain's name may use a script that the bundled font lacks; boxes in a label are no reason to fail.
-        warnings.filterwarnings("ignore", message=r"Glyph \d+")
-        FigureCanvasAgg(figure).print_png(content)
-    return content.getvalue()
+    return write_bytes(path, as_png(loss_curves(metrics, {}, max_steps)))

@@ -168,8 +168,6 @@ class StudyResult:
     """Models that these rows have judged, by study in the same folder of studies, this one included."""
     domains: dict[str, int]
     """Judging rows of each domain that counts in the mean."""
-    more_domains: dict[str, int]
-    """Judging rows of each other domain, which is compared alone."""
     base_domain_losses: dict[str, float]
     """By domain, of the base with all adapters off; empty: not measured."""
     arms: list[ArmResult]
@@ -184,6 +182,8 @@ class StudyResult:
     """The arms with longer runs."""
     longer: list[ComparisonResult] = field(default_factory=list)
     """These beside the baseline with longer runs: a family of its own."""
+    more_domains: dict[str, int] = field(default_factory=dict)
+    """Judging rows of each domain that counts in no mean, and is compared alone."""
     notes: list[str] = field(default_factory=list)
     """What a reader has to know of how it was done."""
 

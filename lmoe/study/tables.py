@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -23,7 +23,7 @@ LATEX = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"})
 def study_tables(result: StudyResult) -> Group:
     """The verdicts, and what is matched, for the terminal."""
     parts: list[RenderableType] = [Text(), Text(result.question or result.name, "bold"), Text()]
-    title = f"{_measure(result)}, less that of {result.baseline}"
+    title = f"{measure_text(result)}, less that of {result.baseline}"
     parts.append(rich_table(title, verdict_rows(result, result.primary), without=("seeds", "p (Holm)")))
     if result.longer:
         title = f"The same with {result.longer_times} times the steps"
@@ -42,8 +42,8 @@ def write_tables(result: StudyResult, folder: Path) -> list[str]:
     Raises:
         TrainingError: a file cannot be written.
     """
-    tables = _tables(result)
-    markdown = [f"# {result.name}", result.question, f"`{result.command}`", _head(result)]
+    tables = all_tables(result)
+    markdown = [f"# {result.name}", result.question, f"`{result.command}`", head_text(result)]
     for title, _, rows in tables:
         markdown += [f"## {title}", as_markdown(rows)]
     if notes := all_notes(result):
@@ -57,9 +57,9 @@ def write_tables(result: StudyResult, folder: Path) -> list[str]:
     return list(files)
 
 
-def _tables(result: StudyResult) -> list[tuple[str, str, Rows]]:
+def all_tables(result: StudyResult) -> list[tuple[str, str, Rows]]:
     """(title, name of the file, rows) of each table."""
-    tables = [(f"{_measure(result)}, beside {result.baseline}", "verdicts", verdict_rows(result, result.primary))]
+    tables = [(f"{measure_text(result)}, beside {result.baseline}", "verdicts", verdict_rows(result, result.primary))]
     if result.longer:
         title = f"With {result.longer_times} times the steps"
         tables.append((title, "verdicts_longer", verdict_rows(result, result.longer)))
@@ -126,7 +126,7 @@ def domain_rows(result: StudyResult) -> Rows:
                 [f"{arm.title} (loss)", *(f"{arm.domain_losses.get(name, float('nan')):.4f}" for name in names)]
             )
         elif own:
-            shown = [f"{own[name].estimate:+.4f}{'*' * _decided(result, own[name])}" for name in names]
+            shown = [f"{own[name].estimate:+.4f}{'*' * is_decided(result, own[name])}" for name in names]
             rows.append([arm.title, *shown])
     return rows
 
@@ -144,9 +144,17 @@ def tuning_rows(result: StudyResult) -> Rows:
 
 
 def all_notes(result: StudyResult) -> list[str]:
-    """What a reader has to know, how often these rows have judged included."""
-    failures = [f"failed: {failure}" for arm in result.arms for failure in arm.failures]
-    return [*result.notes, judged_often(result.judged_before), *failures]
+    """What a reader has to know, how often these rows have judged and what failed included."""
+    return [*result.notes, judged_often(result.judged_before), *failures(result)]
+
+
+def failures(result: StudyResult) -> list[str]:
+    """The jobs that failed, and why."""
+    longer = f"failed with {result.longer_times} times the steps"
+    return [
+        *(f"failed: {why}" for arm in result.arms for why in arm.failures),
+        *(f"{longer}: {why}" for arm in result.longer_arms for why in arm.failures),
+    ]
 
 
 def p_text(p: float) -> str:
@@ -189,11 +197,13 @@ def as_latex(title: str, rows: Rows) -> str:
     )
 
 
-def _measure(result: StudyResult) -> str:
+def measure_text(result: StudyResult) -> str:
+    """What is compared."""
     return "Loss per label token, mean over domains" if len(result.domains) > 1 else "Loss per label token"
 
 
-def _head(result: StudyResult) -> str:
+def head_text(result: StudyResult) -> str:
+    """What the models were judged on, and how to read the differences."""
     base = "" if result.base_loss is None else f" The base with its adapters off: {result.base_loss:.4f}."
     return (
         f"{result.judging_rows:,} judging rows of {len(result.domains)} domains, {result.judging_tokens:,} label "
@@ -202,14 +212,25 @@ def _head(result: StudyResult) -> str:
     )
 
 
-def _decided(result: StudyResult, found: ComparisonResult) -> bool:
+def is_decided(result: StudyResult, found: ComparisonResult) -> bool:
+    """Whether a difference was shown, which tables and pictures mark with *."""
     return found.difference_p is not None and found.difference_p < result.alpha
+
+
+def values_said(values: Mapping[str, object]) -> str:
+    """Values that were tried, such as `optim.lr=0.001, injection.lora_alpha=32`."""
+    return ", ".join(f"{key}={value_said(value)}" for key, value in values.items())
+
+
+def value_said(value: object) -> str:
+    """A value that was tried, a number with as many digits as it needs."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _values(arm: ArmResult, values: dict[str, object] | None) -> str:
     if values is None:
         return NOT_MEASURED
-    said = ", ".join(f"{key}={_value(value)}" for key, value in values.items())
+    said = values_said(values)
     edge = " (edge)" if values is arm.chosen and arm.edges else ""
     return (said or "as given") + edge
 

@@ -91,7 +91,7 @@ def judge(comparisons: Sequence[Comparison], alpha: float = 0.05) -> list[Judged
         judged.append(
             Judged(
                 comparison=comparison,
-                verdict=_verdict(comparison.estimate, difference, within, alpha),
+                verdict=verdict_of(comparison.estimate, difference, within, alpha),
                 within_margin=within,
                 difference_p=difference,
                 equivalence_p=equivalence,
@@ -101,7 +101,15 @@ def judge(comparisons: Sequence[Comparison], alpha: float = 0.05) -> list[Judged
     return judged
 
 
-def _verdict(estimate: float, difference_p: float | None, within: bool, alpha: float) -> Verdict:
+def verdict_of(estimate: float, difference_p: float | None, within: bool, alpha: float) -> Verdict:
+    """What may be said of a comparison.
+
+    Args:
+        estimate: the difference.
+        difference_p: Holm-adjusted; None with too few seeds.
+        within: whether the difference was shown to be smaller than the margin.
+        alpha: of the family.
+    """
     if difference_p is None:
         return Verdict.TOO_FEW_SEEDS
     if difference_p < alpha:

@@ -179,7 +179,7 @@ def test_a_silenced_expert_is_a_row_of_loss_changes_and_nothing_silenced_is_no_p
 ) -> None:
     seen = texts(knock_out(summary))
     assert {"all sites/3", "code", "math", "sql", "-0.030", "+0.030"} <= set(seen)
-    monkeypatch.setattr("lmoe.report.pictures._png", lambda figure: b"")
+    monkeypatch.setattr("lmoe.report.pictures.as_png", lambda figure: b"")
     assert list(write_pictures(summary, {}, tmp_path)) == NAMES
     summary.knock_out = {}
     assert list(write_pictures(summary, {}, tmp_path)) == NAMES[:-1]
