@@ -86,7 +86,7 @@ def read_row_losses(file: Path) -> list[RowLoss]:
     Raises:
         CheckpointError: the file is damaged, or holds something else.
     """
-    lines = csv.reader(io.StringIO(FILE.text(file), newline=""))
+    lines = FILE.rows(io.StringIO(FILE.text(file), newline=""), file)
     if tuple(next(lines, ())) != COLUMNS:
         raise CheckpointError(f"{file}: it does not begin with {','.join(COLUMNS)}; {FILE.cure}")
     found = []

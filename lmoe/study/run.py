@@ -250,6 +250,7 @@ def make_job(study: Study, arm: Arm, values: Values, seed: int, *, judging: Judg
         study=study.config.name,
         domains=study.domains,
         max_steps=None if trainer.max_epochs is not None else trainer.max_steps,
+        max_epochs=trainer.max_epochs,
         judging=judging,
         longer=longer,
     )
