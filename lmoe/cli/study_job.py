@@ -65,11 +65,11 @@ def _do(place: Path) -> int:
         threading.Thread(target=_prune, args=(place, job), daemon=True).start()
     for run in job.runs:
         folder = place / run.folder
-        if finished(folder) is None:
+        if not _is_finished(folder):
             code = train([*run.settings, "resume=auto", f"hydra.run.dir={hydra_quoted(folder)}"])
             if code:
                 return 0 if (place / PRUNED_FILE).exists() else code
-            if finished(folder) is None:
+            if not _is_finished(folder):
                 sys.stderr.write("the run has ended before its last step\n")
                 return 1
     if job.judging is not None and not (place / ROWS_FILE).exists():
@@ -77,6 +77,14 @@ def _do(place: Path) -> int:
 
         judge(job, place)
     return 0
+
+
+def _is_finished(run: Path) -> bool:
+    """Whether a run has done all its steps; one whose summary is damaged goes on from its last checkpoint."""
+    try:
+        return finished(run) is not None
+    except LmoeError:
+        return False
 
 
 def _prune(place: Path, job: Job) -> None:

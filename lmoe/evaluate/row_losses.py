@@ -57,12 +57,13 @@ def row_losses(subject: Subject, data: EvaluationRows) -> list[RowLoss]:
     by_row = dict(zip(order, sums, strict=True))
     ids = data.row_ids()
     return [
-        RowLoss(ids[i], data.domains[row.domain], _label_digest(row), int(row.is_label[1:].sum()), by_row[i])
+        RowLoss(ids[i], data.domains[row.domain], label_digest(row), int(row.is_label[1:].sum()), by_row[i])
         for i, row in enumerate(data.rows)
     ]
 
 
-def _label_digest(row: EncodedRow) -> str:
+def label_digest(row: EncodedRow) -> str:
+    """A digest of the tokens of a row that carry a label."""
     labels = row.input_ids[1:][row.is_label[1:]]
     return f"{row_digest(labels.contiguous().numpy()) % 2**64:016x}"
 

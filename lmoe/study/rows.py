@@ -16,6 +16,7 @@ from lmoe.data.prepare import prepare
 from lmoe.data.stream import RowStream
 from lmoe.errors import LmoeError, StudyError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_judging
+from lmoe.evaluate.row_losses import label_digest
 from lmoe.files.resources import resource_dir
 from lmoe.objectives.objective import objective_of
 from lmoe.rules.routers import needs_domain
@@ -31,7 +32,8 @@ class StudyRows:
         domains: of the training rows.
         judged_domains: of the judging rows.
         judged: judging rows, those of study.judging.more with them.
-        row_ids: of the judging rows that are compared, by domain: the first study.judging.rows_per_domain of each.
+        row_ids: names and label tokens of the judging rows that are compared, by domain: the first
+            study.judging.rows_per_domain of each.
         data_hashes: SHA-256 by path, of all files.
         repeated: judging rows whose tokens a judging row before them has.
     """
@@ -81,8 +83,9 @@ def _in_common(found: Sequence[StudyRows], name: str) -> dict[str, int]:
         common = {domain: ids & set(other.row_ids.get(domain, [])) for domain, ids in common.items()}
     if not any(common.values()):
         raise StudyError(
-            f"arm {name} judges on other rows than the arms before it, so that nothing could be compared; let all arms "
-            "have the same data.judge_path, or the same rows and data.judge_fraction"
+            f"arm {name} is judged on other rows than the arms before it, or asked for other tokens of them, so that "
+            "nothing could be compared; let all arms have the same rows (data.judge_path, data.judge_fraction), "
+            "tokenizer and template"
         )
     return {domain: len(ids) for domain, ids in common.items()}
 
@@ -102,8 +105,8 @@ def check_judging(counts: Mapping[str, int], judging: JudgingConfig) -> None:
         )
     if few := sorted(name for name, count in counts.items() if count < FEWEST_ROWS):
         raise StudyError(
-            f"{', '.join(few)}: fewer than {FEWEST_ROWS} judging rows, of which no spread can be told; keep more of them "
-            "for judging (data.judge_fraction, data.judge_path), or take rows of these domains out"
+            f"{', '.join(few)}: fewer than {FEWEST_ROWS} judging rows, of which no spread can be told; keep more of "
+            "them for judging (data.judge_fraction, data.judge_path), or take rows of these domains out"
         )
 
 
@@ -144,8 +147,8 @@ def study_rows(config: RunConfig, judging_config: JudgingConfig) -> StudyRows:
     row_ids: dict[str, list[str]] = {}
     for part in parts:
         compared = part.first_of_each_domain(judging_config.rows_per_domain)
-        for row, domain in zip(compared.row_ids(), compared.rows.domains.tolist(), strict=True):
-            row_ids.setdefault(compared.domains[domain], []).append(row)
+        for name, row in zip(compared.row_ids(), compared.rows, strict=True):
+            row_ids.setdefault(compared.domains[row.domain], []).append(f"{name} {label_digest(row)}")
     return StudyRows(
         domains=prepared.domains,
         judged_domains=own,

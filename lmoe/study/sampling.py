@@ -68,7 +68,7 @@ def opened(arm: str, folder: Path, *, tries: int, several_keys: bool, begun: int
         )
     except Exception as error:  # whatever Optuna makes of a damaged file
         raise StudyError(
-            f"{file} cannot be used ({type(error).__name__}: {error}); remove it, and the values of {arm} are drawn anew"
+            f"{file} cannot be used ({type(error).__name__}: {error}); remove it, and values of {arm} are drawn anew"
         ) from None
 
 

@@ -96,7 +96,7 @@ def time_arms(
 
 
 def _timed(place: Path) -> tuple[float, float] | None:
-    """Median seconds of a step of a short run, and its mean tokens; None: it is not done, or what it left is damaged."""
+    """Median seconds of a step of a short run, and its mean tokens; None: not done, or what it left is damaged."""
     try:
         if finished(place) is None:
             return None
