@@ -20,6 +20,8 @@ from lmoe.study.jobs import PRUNED_FILE, ROWS_FILE, Job, finished, read_job
 STUDY_ABOVE = 3
 """Folders between that of a job and that of its study."""
 LOCK_FILE = "job.lock"
+LOOK_AGAIN = 0.5
+"""Seconds between looks at whether another process of the same job has ended."""
 LONGEST_WAIT = 600.0
 """Seconds for another process of the same job to end."""
 LOOK_EVERY = 5.0
@@ -56,7 +58,7 @@ def _wait_for(file: TextIO, place: Path) -> None:
     while taken_by_others(file):
         if time.monotonic() > until:
             raise StudyError(f"{place} is in use by another process since {LONGEST_WAIT:g} s; stop it")
-        time.sleep(0.5)
+        time.sleep(LOOK_AGAIN)
 
 
 def _do(place: Path) -> int:

@@ -100,8 +100,6 @@ def _arm_problems(study: StudyConfig) -> list[str]:
 def _setting_problems(settings: Sequence[str], where: str, space: Mapping[str, Any]) -> list[str]:
     problems = []
     for setting in settings:
-        if not isinstance(setting, str):  # refused already
-            continue
         if "=" not in setting and not setting.startswith("~"):
             problems.append(f"{where}: {shown(setting)} is no setting; write key=value")
         elif own_key(setting):
