@@ -13,6 +13,7 @@ from lmoe.cli.main import app
 from lmoe.cli.study_job import main as do_job
 from lmoe.cli.study_jobs import JobLauncher, reason
 from lmoe.evaluate.row_losses import read_row_losses
+from lmoe.report.summary import FINISHED
 from lmoe.study.jobs import write_job
 from lmoe.study.result import StudyResult
 from tests.conftest import process_state
@@ -45,11 +46,16 @@ def in_this_process(self, jobs):
         assert do_job(self.folder / job.place) == 0
 
 
-def study(micro: Micro, folder: Path, *more: str, text: str = STUDY):
-    """The command, with a folder of studies of its own."""
+def study(micro: Micro, folder: Path, *more: str, text: str = STUDY, without: tuple[str, ...] = ()):
+    """The command, with a folder of studies of its own.
+
+    Args:
+        without: beginnings of `settings` that the study itself has.
+    """
     (folder / "mine" / "study").mkdir(parents=True, exist_ok=True)
     (folder / "mine" / "study" / "small.yaml").write_text(text, encoding="utf-8")
-    command = ["study", "--config-dir", "mine", "study=small", *settings(micro), *more]
+    usual = [one for one in settings(micro) if not one.startswith(without)]
+    command = ["study", "--config-dir", "mine", "study=small", *usual, *more]
     return CliRunner().invoke(app, command)
 
 
@@ -191,7 +197,7 @@ def one_row(file: Path, number: int) -> None:
         (["+study.judging.more.plain=judge/few.jsonl"], "plain: fewer than 2 judging rows"),
         (["+study.judging.more.plain=TRAIN"], "judging rows are training rows too"),
         (
-            ["study.arms.permuted.overrides=['data.path=TRAIN','data.judge_path=TRAIN']"],
+            ["study.arms.permuted.overrides=['data.judge_path=TRAIN','data.judge_fraction=0']"],
             "arm permuted: 30 of 30 judging",
         ),
         (
@@ -205,7 +211,11 @@ def test_rows_that_could_not_be_judged_are_refused_before_any_run(restored, micr
     for number in range(5):
         one_row(tmp_path / "judge" / ("few.jsonl" if number == 4 else "many.jsonl"), number)
     text = STUDY.replace("moe=oracle, injection.num_experts=3, phase=joint, data.permute_domains=true", "moe=soft")
-    found = study(micro, tmp_path, *[one.replace("TRAIN", str(micro.train)) for one in more], text=text)
+    text = text.replace("arms:", "common: [data.judge_fraction=0.2]\narms:", 1)
+    without = ("data.judge",) if any("arms" in one for one in more) else ()
+    found = study(
+        micro, tmp_path, *[one.replace("TRAIN", str(micro.train)) for one in more], text=text, without=without
+    )
     assert found.exit_code == 1, found.output
     assert said in " ".join(found.output.split()), found.output
     assert not list(tmp_path.glob("outputs/study/small/runs"))
@@ -259,7 +269,7 @@ def test_a_run_with_a_damaged_summary_is_done_again_to_the_same_losses(own, micr
     found = study(micro, own)
     assert found.exit_code == 0, found.output
     after = json.loads((folder / "study.json").read_text())
-    assert after["primary"] == before["primary"] and json.loads(summary.read_text())["ended"] == "finished"
+    assert after["primary"] == before["primary"] and json.loads(summary.read_text())["ended"] == FINISHED
 
 
 def test_a_model_whose_loss_is_no_number_fails_its_job_and_leaves_no_rows(own, monkeypatch, capsys):
