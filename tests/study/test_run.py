@@ -234,3 +234,17 @@ def test_a_damaged_journal_of_drawn_values_is_refused_with_its_name(tmp_path, co
             study_of(config(tuning=TuningConfig(sampler=Sampler.tpe, tries=2)), tmp_path),
             Written(tmp_path, by_distance).tools,
         )
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_an_arm_that_the_screening_did_not_reach_is_not_called_failed(tmp_path, monkeypatch, slow):
+    def failing(job: Job) -> float:
+        if slow:
+            monkeypatch.setattr("lmoe.study.run.Progress.time_left", -1.0)
+        elif job.arm == "other":
+            raise ArithmeticError
+        return 2.0
+
+    progress = run_study(study_of(config(max_time="00:01:00:00"), tmp_path), Written(tmp_path, failing).tools)
+    said = "the time did not reach for its screening" if slow else "its runs of the screening failed"
+    assert f"other was dropped: {said}" in progress.notes
