@@ -104,7 +104,7 @@ def read_study(argv: Sequence[str]) -> tuple[StudyConfig, list[str], list[str], 
     runs = [text for text in runs if not own_key(text)]
     of_runs = read_command([*places, *runs], "train", RunConfig)
     of_study = read_command([*places, *named["study"]], "study", StudyFile)
-    problems += of_runs.problems + of_study.problems
+    problems = list(dict.fromkeys([*problems, *of_runs.problems, *of_study.problems]))
     if not any(setting.key == "study" for setting in of_study.settings) and not of_study.problems:
         there = sorted(file.stem for file in (resource_dir("conf") / "study").glob("*.yaml"))
         problems.append(f"study is required: study=NAME, one of {', '.join(there)}, or one of a folder of yours")

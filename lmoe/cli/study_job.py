@@ -6,17 +6,24 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import TextIO
 
 from lmoe.cli.errors import with_keys
 from lmoe.cli.threads import prepare_threads
 from lmoe.cli.train import main as train
-from lmoe.errors import LmoeError
+from lmoe.errors import LmoeError, StudyError
+from lmoe.files.lock import taken_by_others
 from lmoe.files.run_folder import hydra_quoted
 from lmoe.resume.stopping import Stopped
 from lmoe.study.jobs import PRUNED_FILE, ROWS_FILE, Job, finished, read_job
 
 STUDY_ABOVE = 3
 """Folders between that of a job and that of its study."""
+LOCK_FILE = "job.lock"
+LOOK_AGAIN = 0.5
+"""Seconds between looks at whether another process of the same job has ended."""
+LONGEST_WAIT = 600.0
+"""Seconds for another process of the same job to end."""
 LOOK_EVERY = 5.0
 """Seconds between looks at whether the study is still there."""
 
@@ -29,30 +36,57 @@ def main(place: Path) -> int:
     """
     prepare_threads()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-
     try:
-        job = read_job(place)
-        if job.watch is not None:
-            threading.Thread(target=_prune, args=(place, job), daemon=True).start()
-        for run in job.runs:
-            folder = place / run.folder
-            if finished(folder) is None:
-                code = train([*run.settings, "resume=auto", f"hydra.run.dir={hydra_quoted(folder)}"])
-                if code:
-                    return 0 if (place / PRUNED_FILE).exists() else code
-                if finished(folder) is None:
-                    sys.stderr.write("the run has ended before its last step\n")
-                    return 1
-        if job.judging is not None and not (place / ROWS_FILE).exists():
-            from lmoe.study.judge import judge
-
-            judge(job, place)
+        with (place / LOCK_FILE).open("a") as file:
+            _wait_for(file, place)
+            return _do(place)
     except LmoeError as error:
         sys.stderr.write(f"{with_keys(str(error))}\n")
         return 1
     except Stopped as stopped:
         return 0 if (place / PRUNED_FILE).exists() else stopped.exit_code
+
+
+def _wait_for(file: TextIO, place: Path) -> None:
+    """Hold the lock of a job: of a study that was killed and begun again, the first process of the job may not have
+    ended yet.
+
+    Raises:
+        StudyError: it does not end.
+    """
+    until = time.monotonic() + LONGEST_WAIT
+    while taken_by_others(file):
+        if time.monotonic() > until:
+            raise StudyError(f"{place} is in use by another process since {LONGEST_WAIT:g} s; stop it")
+        time.sleep(LOOK_AGAIN)
+
+
+def _do(place: Path) -> int:
+    job = read_job(place)
+    if job.watch is not None:
+        threading.Thread(target=_prune, args=(place, job), daemon=True).start()
+    for run in job.runs:
+        folder = place / run.folder
+        if not _is_finished(folder):
+            code = train([*run.settings, "resume=auto", f"hydra.run.dir={hydra_quoted(folder)}"])
+            if code:
+                return 0 if (place / PRUNED_FILE).exists() else code
+            if not _is_finished(folder):
+                sys.stderr.write("the run has ended before its last step\n")
+                return 1
+    if job.judging is not None and not (place / ROWS_FILE).exists():
+        from lmoe.study.judge import judge
+
+        judge(job, place)
     return 0
+
+
+def _is_finished(run: Path) -> bool:
+    """Whether a run has done all its steps; one whose summary is damaged goes on from its last checkpoint."""
+    try:
+        return finished(run) is not None
+    except LmoeError:
+        return False
 
 
 def _prune(place: Path, job: Job) -> None:

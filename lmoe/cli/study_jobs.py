@@ -25,6 +25,7 @@ from lmoe.config.run import RunConfig
 from lmoe.errors import StudyError
 from lmoe.files.resources import resource_dir
 from lmoe.files.run_folder import hydra_quoted
+from lmoe.report.files import write_bytes
 from lmoe.report.wording import duration
 from lmoe.study.jobs import FAILURE_FILE, LOG_FILE, PRUNED_FILE, SECONDS_FILE, Job, read_job, write_job
 
@@ -49,6 +50,7 @@ class JobTask:
         runtime = HydraConfig.get()
         place, number = Path(runtime.runtime.output_dir), int(runtime.job.num) + 1
         started, job = time.monotonic(), read_job(place)
+        first = not (place / LOG_FILE).exists()
         environment = dict(os.environ)
         if self.parallel > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, own_cores() // self.parallel)))
@@ -56,14 +58,18 @@ class JobTask:
             code = exit_code_of([sys.executable, "-m", "lmoe.cli.study_job", str(place)], environment, log)
         seconds = time.monotonic() - started
         if code:
-            (place / FAILURE_FILE).write_text(json.dumps({"exit_code": code, "reason": reason(place, code)}) + "\n")
-        else:
-            (place / SECONDS_FILE).write_text(json.dumps({"seconds": seconds}) + "\n")
+            _note(place / FAILURE_FILE, {"exit_code": code, "reason": reason(place, code)})
+        elif first:
+            _note(place / SECONDS_FILE, {"seconds": seconds})
         done = "pruned" if (place / PRUNED_FILE).exists() else "done"
         state = f"failed (exit code {code}, see {place / LOG_FILE})" if code else done
         sys.stdout.write(f"[{number}/{self.total}] {job.label}: {state}, {duration(seconds)}\n")
         sys.stdout.flush()
         return code
+
+
+def _note(file: Path, what: dict[str, Any]) -> None:
+    write_bytes(file, (json.dumps(what) + "\n").encode())
 
 
 def reason(place: Path, code: int) -> str:

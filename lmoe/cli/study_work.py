@@ -14,7 +14,7 @@ from lmoe.study.arms import Arm
 from lmoe.study.conclude import conclude
 from lmoe.study.estimate import estimate_lines
 from lmoe.study.page import write_page
-from lmoe.study.rows import check_experts, check_metric, study_rows
+from lmoe.study.rows import check_experts, check_metric, rows_of_arms
 from lmoe.study.run import run_study
 from lmoe.study.study import Study, Tools, keep_config
 from lmoe.study.tables import study_tables, write_tables
@@ -42,7 +42,7 @@ def do_study(
     """
     quiet_libraries()
     console = Console()
-    rows = study_rows(configs[config.baseline])
+    rows = rows_of_arms(configs, config.judging)
     check_experts(rows, configs)
     check_metric(config.tuning.metric, rows, configs, [name for name, arm in arms.items() if arm.apart])
     study = Study(

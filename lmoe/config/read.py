@@ -195,7 +195,8 @@ def _items(element: Any, given: Any, key: str, optional: bool) -> list[Any]:
     if not isinstance(given, list | tuple):
         many = MANY.get(element) or f"a list of {', '.join(element)}"
         raise ValueError(f"{key} is {shown(given)}, must be {many}{' or null' if optional else ''}")
-    return [_leaf(element, item, f"{key}[{number}]", optional=False) for number, item in enumerate(given)]
+    items = [(number, item) for number, item in enumerate(given) if item is not UNREAD]
+    return [_leaf(element, item, f"{key}[{number}]", optional=False) for number, item in items]
 
 
 def _leaf(kind: Any, given: Any, key: str, optional: bool) -> Any:

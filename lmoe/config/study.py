@@ -7,6 +7,8 @@ from lmoe.vocabulary import AtEdge, Sampler
 
 BUNDLED_TEXT = "bundled_text"
 """What judging.more calls the plain text that ships with lmoe."""
+LEDGER_FILE = "judged.json"
+"""Beside the studies: how often rows have judged."""
 MEAN = "mean"
 """What tuning calls the mean over domains of the validation loss."""
 
@@ -77,7 +79,7 @@ class LongerConfig:
     arms: int = 0
     """How many, by their judged loss, and the baseline with them; 0: none."""
     times: int = 4
-    """Factor of trainer.max_steps."""
+    """Factor of trainer.max_steps, or of trainer.max_epochs."""
 
 
 @dataclass(slots=True, kw_only=True)

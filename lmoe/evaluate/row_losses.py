@@ -63,7 +63,7 @@ def row_losses(subject: Subject, data: EvaluationRows) -> list[RowLoss]:
 
 
 def label_digest(row: EncodedRow) -> str:
-    """Which tokens of a row carry a label."""
+    """A digest of the tokens of a row that carry a label."""
     labels = row.input_ids[1:][row.is_label[1:]]
     return f"{row_digest(labels.contiguous().numpy()) % 2**64:016x}"
 
@@ -87,7 +87,7 @@ def read_row_losses(file: Path) -> list[RowLoss]:
     Raises:
         CheckpointError: the file is damaged, or holds something else.
     """
-    lines = csv.reader(io.StringIO(FILE.text(file), newline=""))
+    lines = FILE.rows(io.StringIO(FILE.text(file), newline=""), file)
     if tuple(next(lines, ())) != COLUMNS:
         raise CheckpointError(f"{file}: it does not begin with {','.join(COLUMNS)}; {FILE.cure}")
     found = []

@@ -9,7 +9,7 @@ from typing import Any
 from lmoe.config.keys import near
 from lmoe.config.problems import above_zero, at_least, changed_keys, keys_named, within_sizes, without_effect
 from lmoe.config.read import independent
-from lmoe.config.study import BUNDLED_TEXT, MEAN, ArmConfig, JudgingConfig, StudyConfig, TuningConfig
+from lmoe.config.study import BUNDLED_TEXT, LEDGER_FILE, MEAN, ArmConfig, JudgingConfig, StudyConfig, TuningConfig
 from lmoe.config.trainer import max_seconds
 from lmoe.files.places import missing_place
 from lmoe.files.run_folder import name_problems
@@ -77,6 +77,8 @@ def points(space: Mapping[str, Sequence[Any]]) -> int:
 def _name_problems(study: StudyConfig) -> list[str]:
     if not study.name:
         return ["study.name is required: the folder outputs/study/<name> is made of it"]
+    if study.name == LEDGER_FILE:
+        return [f"study.name is {LEDGER_FILE}, the file beside the studies that counts what rows judged; take another"]
     return [problem.replace("outputs/", "outputs/study/") for problem in name_problems(study.name)]
 
 
@@ -175,6 +177,11 @@ def _judging_problems(judging: JudgingConfig) -> list[str]:
         + at_least(judging.resamples, FEWEST_RESAMPLES, "study.judging.resamples")
         + at_least(judging.batch_size, 1, "study.judging.batch_size")
     )
+    if judging.rows_per_domain == 1:
+        problems.append(
+            "study.judging.rows_per_domain is 1, must be 0 for all or at least 2: one row has no spread, so that "
+            "nothing could be said"
+        )
     if not 0 < judging.alpha < 0.5:
         problems.append(f"study.judging.alpha is {judging.alpha}, must be above 0 and below 0.5")
     if not judging.seeds:

@@ -1,5 +1,6 @@
 """The arms of a study, and the settings of each of their runs."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from lmoe.rules.study import space_of
 Values = tuple[tuple[str, Any], ...]
 """A value of each tuned key, in the order of the space."""
 UNTUNED: Values = ()
+LONGEST_NAME = 120
+"""Bytes of a folder's name that values make."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -67,14 +70,22 @@ def value_settings(values: Values) -> list[str]:
 
 
 def values_text(values: Values) -> str:
-    """The values as a folder and a table name them: optim.lr=0.001,injection.lora_alpha=32."""
-    return ",".join(f"{key}={_plain(value)}" for key, value in values) or "as_given"
+    """The values as a folder and a table name them: optim.lr=0.001,injection.lora_alpha=32.
+
+    What a folder's name cannot have becomes _, and a long name is cut; such a name ends with a digest of the values, so
+    that others have another one.
+    """
+    written = {key: _json(value) for key, value in values}
+    plain = {key: "".join(c if c.isalnum() or c in "._+-" else "_" for c in text) for key, text in written.items()}
+    text = ",".join(f"{key}={value}" for key, value in plain.items())
+    if plain != written or len(text.encode()) > LONGEST_NAME:
+        digest = hashlib.sha256(repr(values).encode()).hexdigest()[:8]
+        text = f"{text.encode()[:LONGEST_NAME].decode(errors='ignore')}-{digest}"
+    return text or "as_given"
 
 
-def _plain(value: Any) -> str:
-    """A value without what a folder's name cannot have."""
-    text = str(value) if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-    return "".join(character if character.isalnum() or character in "._+-" else "_" for character in text)
+def _json(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), ensure_ascii=False)
 
 
 def _as_hydra_reads(value: Any) -> str:

@@ -99,7 +99,7 @@ def compare_runs(settings: CompareSettings, ledger: Path, say: Say = lambda line
     notes += notes_of(arms, judged, measured.files if data not in (JUDGE, VAL) else set())
     often: dict[str, int] = {}
     if data == JUDGE:
-        often = models_judged(ledger / _ledger_name(runs), rows_digest(measured.every_row), len(runs))
+        often = models_judged(ledger, _ledger_name(runs), rows_digest(measured.every_row), len(runs))
         notes.append(judged_often(often))
     return RunsResult(
         data=data,

@@ -1,6 +1,5 @@
 """From what the jobs of a study have left to its result."""
 
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -10,13 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from lmoe.errors import StudyError
+from lmoe.files.small_file import Reader
 from lmoe.report.curves import read_metrics
 from lmoe.run.machine import cpu_model
 from lmoe.run.packages import installed_version
 from lmoe.run.provenance import PACKAGES
 from lmoe.study.arms import Values
 from lmoe.study.comparison import Comparison, compare, compare_domains
-from lmoe.study.jobs import Job, failure_of, finished, is_done
+from lmoe.study.jobs import ROWS_FILE, Job, failure_of, finished, is_done
 from lmoe.study.judge import CLASSIFIER_FILE, base_losses
 from lmoe.study.judged import JudgedLosses, read_judged
 from lmoe.study.ledger import models_judged, rows_digest
@@ -27,6 +28,7 @@ from lmoe.study.strata import domain_losses
 from lmoe.study.study import Study
 from lmoe.study.verdict import Judged, judge
 
+CLASSIFIED = Reader(error=StudyError, cure=f"remove it and {ROWS_FILE} beside it, and it is judged again", what="it")
 POINTS = 40
 """Of a curve."""
 
@@ -40,7 +42,7 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
     config = study.config
     every = read_judged(progress.judged, study.folder)
     judged = every.in_the_mean(config.judging)
-    longer = read_judged(progress.longer, study.folder).in_the_mean(config.judging) if progress.longer else None
+    longer = _longer(study, progress)
     strata, digest = judged.strata, rows_digest(judged.rows)
     return StudyResult(
         name=config.name,
@@ -58,7 +60,7 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
         judging_tokens=int(strata.tokens.sum()),
         judging_digest=digest,
         left_out=judged.left_out,
-        judged_before=models_judged(study.folder, digest, _judged_models(progress)),
+        judged_before=models_judged(_root(study), config.name, digest, _judged_models(study, progress)),
         domains=dict(zip(strata.names, strata.rows.astype(int).tolist(), strict=True)),
         more_domains={
             name: int(rows)
@@ -74,8 +76,15 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
             _arm(study, progress, name, jobs, longer, longer) for name, jobs in progress.longer.items() if longer
         ],
         longer=_compared(study, progress, longer) if longer else [],
-        notes=[*progress.notes, *_notes(study, judged)],
+        notes=[*progress.notes, *_notes(study, progress, judged, longer)],
     )
+
+
+def _longer(study: Study, progress: Progress) -> JudgedLosses | None:
+    """What the longer runs have left; None: there are none, or none of them is done."""
+    if not any(is_done(job, study.folder) for jobs in progress.longer.values() for job in jobs):
+        return None
+    return read_judged(progress.longer, study.folder).in_the_mean(study.config.judging)
 
 
 def _base(study: Study, progress: Progress, judged: JudgedLosses) -> dict[str, float]:
@@ -90,8 +99,14 @@ def _base(study: Study, progress: Progress, judged: JudgedLosses) -> dict[str, f
     return dict(zip(judged.strata.names, losses.tolist(), strict=True))
 
 
-def _judged_models(progress: Progress) -> int:
-    return sum(len(jobs) for jobs in [*progress.judged.values(), *progress.longer.values()])
+def _judged_models(study: Study, progress: Progress) -> int:
+    jobs = [job for of_arms in (progress.judged, progress.longer) for own in of_arms.values() for job in own]
+    return sum(is_done(job, study.folder) for job in jobs)
+
+
+def _root(study: Study) -> Path:
+    """The folder of all studies; a study's name may have several parts."""
+    return study.folder.parents[len(Path(study.config.name).parts) - 1]
 
 
 def _compared(study: Study, progress: Progress, judged: JudgedLosses) -> list[ComparisonResult]:
@@ -221,8 +236,9 @@ def _size(study: Study, name: str) -> ArmSize:
 
 def _steps(study: Study, name: str, jobs: Sequence[Job]) -> int:
     for job in jobs:
-        summary = finished(study.folder / job.place / job.runs[0].folder)
-        if summary is not None:
+        if is_done(job, study.folder):
+            summary = finished(study.folder / job.place / job.runs[0].folder)
+            assert summary is not None
             return summary.max_steps
     return study.configs[name].trainer.max_steps
 
@@ -239,8 +255,8 @@ def _peak(runs: Sequence[Path]) -> float | None:
 
 def _accuracy(study: Study, jobs: Sequence[Job]) -> float | None:
     files = [study.folder / job.place / CLASSIFIER_FILE for job in jobs]
-    every: list[Any] = [json.loads(file.read_text("utf-8"))["accuracy"] for file in files if file.exists()]
-    found = [accuracy for accuracy in every if accuracy is not None]
+    every: list[Any] = [CLASSIFIED.json(file).get("accuracy") for file in files if file.exists()]
+    found = [float(accuracy) for accuracy in every if isinstance(accuracy, int | float)]
     return sum(found) / len(found) if found else None
 
 
@@ -256,8 +272,16 @@ def _curve(runs: Sequence[Path]) -> Curve | None:
     return Curve(steps=[int(part[-1]) for part in bins], loss=[float(part.mean()) for part in means])
 
 
-def _notes(study: Study, judged: JudgedLosses) -> list[str]:
+def _notes(study: Study, progress: Progress, judged: JudgedLosses, longer: JudgedLosses | None) -> list[str]:
     notes = []
+    for what, found in (("", judged), (" with longer runs", longer)):
+        if found is not None and study.config.baseline not in found.losses:
+            notes.append(
+                f"the baseline {study.config.baseline} was not judged{what}, so that nothing is compared; mend what "
+                "stopped it, and the same command goes on"
+            )
+    if progress.longer and longer is None:
+        notes.append("none of the longer runs is done, so that they are not compared")
     if judged.left_out:
         notes.append(
             f"{judged.left_out} judging rows are not compared: not every arm was asked for the same tokens of them, "

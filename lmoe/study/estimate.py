@@ -45,12 +45,12 @@ def estimate_lines(
             f"{size.flops_per_token / 1e6:,.1f} MFLOP a token, {count} jobs{runs}"
         )
     if config.longer.arms:
-        count = (config.longer.arms + 1) * len(config.judging.seeds)
+        longer = min(config.longer.arms + 1, len(arms))
+        count = longer * len(config.judging.seeds)
         seconds += seconds / jobs * config.longer.times * count
         jobs += count
         yield (
-            f"  at most {config.longer.arms} arms and the baseline again, {config.longer.times} times as long: "
-            f"{count} jobs"
+            f"  at most {longer} arms again, the baseline among them, {config.longer.times} times as long: {count} jobs"
         )
     how = "as the jobs took that are done" if known else f"on {device}, without start-up, validation and judging"
     yield f"{jobs} jobs, {parallel} beside one another: about {rough_duration(seconds / parallel)} ({how})"

@@ -91,6 +91,7 @@ def job_of(
     study: str,
     domains: Sequence[str],
     max_steps: int | None,
+    max_epochs: float | None = None,
     judging: Judging | None,
     longer: int = 1,
 ) -> Job:
@@ -100,9 +101,10 @@ def job_of(
         seed: of the study; the arm's own offset is added to it.
         study: its name.
         domains: of the training rows, for an arm that trains apart.
-        max_steps: of a run of the arm; None: it is as long as its rows are.
+        max_steps: of a run of the arm; None: it is as long as max_epochs makes it.
+        max_epochs: of a run of the arm; None: max_steps counts.
         judging: None: nothing is judged.
-        longer: factor of its steps.
+        longer: factor of its length.
     """
     kind = RUNS if longer == 1 else LONGER
     place = f"{kind}/{arm.name}/{values_text(values)}/seed_{seed + arm.seed_offset}"
@@ -112,12 +114,15 @@ def job_of(
         f"seed={seed + arm.seed_offset}",
         f"name={hydra_quoted(f'study/{study}/{arm.name}/{values_text(values)}')}",
     ]
-    steps = None if max_steps is None else max_steps * longer
+    share = len(domains) if arm.apart else 1
+    if max_epochs is not None:  # of the rows of each domain, and so as long in sum
+        length = [f"trainer.max_epochs={max_epochs * longer}"] if longer > 1 else []
+    else:
+        assert max_steps is not None, "a run has max_epochs or max_steps"
+        length = [f"trainer.max_steps={-(-max_steps * longer // share)}"] if longer > 1 or arm.apart else []
     if not arm.apart:
-        length = [f"trainer.max_steps={steps}"] if longer > 1 else []
         runs = (JobRun(folder="", domain="", settings=(*own, *length)),)
     else:
-        length = [] if steps is None else [f"trainer.max_steps={-(-steps // len(domains))}"]
         runs = tuple(
             JobRun(
                 folder=f"{PARTS}/{number:02d}",
@@ -141,12 +146,10 @@ def write_job(job: Job, folder: Path) -> None:
     """
     place = folder / job.place
     text = json.dumps(_plain(job), indent=1)
-    if (place / JOB_FILE).exists():
-        kept = KEPT.json(place / JOB_FILE)
-        if kept["runs"] != json.loads(text)["runs"]:
-            raise StudyError(
-                f"{place}: it holds a job with other settings; remove it, or give the study another name (study.name)"
-            )
+    if (place / JOB_FILE).exists() and read_job(place).runs != job.runs:
+        raise StudyError(
+            f"{place}: it holds a job with other settings; remove it, or give the study another name (study.name)"
+        )
     (place / FAILURE_FILE).unlink(missing_ok=True)
     write_whole(place, {JOB_FILE: text.encode() + b"\n"})
 
@@ -168,7 +171,7 @@ def read_job(place: Path) -> Job:
             judging=None if kept["judging"] is None else Judging(**kept["judging"]),
             watch=None if kept.get("watch") is None else Watch(**kept["watch"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise KEPT.refusal(place / JOB_FILE, f"holds something else ({error})") from None
 
 
@@ -215,18 +218,27 @@ def was_pruned(job: Job, folder: Path) -> bool:
 def failure_of(job: Job, folder: Path) -> str | None:
     """Why the last try of a job has failed, in a line; None: it has not."""
     file = folder / job.place / FAILURE_FILE
-    return str(KEPT.json(file).get("reason", "it failed")) if file.exists() else None
+    if not file.exists():
+        return None
+    try:
+        return str(KEPT.json(file).get("reason", "it failed"))
+    except LmoeError:
+        return f"it failed, and {file} cannot be read"
 
 
 def seconds_of(folder: Path) -> list[tuple[Job, float]]:
-    """The jobs that are done, with the seconds that they took.
+    """The jobs that are done, with the seconds that they took; what cannot be read is passed over, since only an
+    estimate is made of it.
 
     Args:
         folder: of the study.
     """
     found = []
     for file in sorted(folder.glob(f"{RUNS}/*/*/*/{SECONDS_FILE}")):
-        seconds = KEPT.json(file).get("seconds")
-        if isinstance(seconds, int | float) and (file.parent / JOB_FILE).exists():
-            found.append((read_job(file.parent), float(seconds)))
+        try:
+            seconds, job = KEPT.json(file).get("seconds"), read_job(file.parent)
+        except LmoeError:
+            continue
+        if isinstance(seconds, int | float):
+            found.append((job, float(seconds)))
     return found

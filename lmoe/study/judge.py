@@ -1,8 +1,12 @@
 """Judge what a job has trained: the loss of each judging row, under the last adapter of its run."""
 
 import json
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
 from lmoe.config.study import BUNDLED_TEXT
@@ -11,6 +15,7 @@ from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import read_all, split_off
 from lmoe.data.reader import Reader
 from lmoe.data.rows.sources import sources_of
+from lmoe.errors import StudyError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_judging
 from lmoe.evaluate.row_losses import RowLoss, read_row_losses, row_losses, write_row_losses
 from lmoe.evaluate.rows import with_experts
@@ -43,6 +48,11 @@ def judge(job: Job, place: Path) -> None:
         losses = [loss for data in parts for loss in _of_one_run(subject, data, place / job.runs[0].folder)]
     else:
         losses = _judge_apart(job, place)
+    if diverged := sum(not math.isfinite(loss.loss) for loss in losses):
+        raise StudyError(
+            f"{diverged} of {len(losses)} judging rows have a loss that is no finite number: the model has diverged, "
+            "so it is not compared"
+        )
     write_row_losses(losses, place / ROWS_FILE)
 
 
@@ -81,19 +91,35 @@ def _opened(run: Path, judging: Judging) -> tuple[Subject, list[EvaluationRows]]
     """A run, its judging rows, and then each of the further sets of rows as one domain."""
     subject = subject_of(run, batch_size=judging.batch_size)
     config, seed = _data_of(run, subject)
-    parts = [judging_rows(run, subject)]
-    for domain, path in judging.more.items():
+    parts = [judging_rows(run, subject), *more_rows(config, subject.tokenizer, judging.more, seed)]
+    return subject, [part.first_of_each_domain(judging.rows_per_domain) for part in parts]
+
+
+def more_rows(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, more: Mapping[str, str], seed: int
+) -> list[EvaluationRows]:
+    """Each of the further sets of rows as one domain.
+
+    Args:
+        config: of a run, for rows of all domains under the template that the tokenizer has.
+        more: paths by the domain that the rows are called.
+        seed: of the run.
+
+    Raises:
+        DataError: rows that cannot be read.
+    """
+    parts = []
+    for domain, path in more.items():
         place = str(resource_dir("data/text")) if path == BUNDLED_TEXT else path
-        more = prepare_judging(
+        found = prepare_judging(
             replace(config, judge_path=place, judge_fraction=0.0, columns={}, prompt_prefix=None),
-            subject.tokenizer,
+            tokenizer,
             seed=seed,
             bundled=resource_dir("data/sft"),
-            length_name="data.max_length",
+            length_name=f"study.judging.more.{domain}",
         )
-        one = more.rows.with_domains([0] * len(more.domains))
-        parts.append(replace(more, rows=one, domains=[domain]))
-    return subject, [part.first_of_each_domain(judging.rows_per_domain) for part in parts]
+        parts.append(replace(found, rows=found.rows.with_domains([0] * len(found.domains)), domains=[domain]))
+    return parts
 
 
 def _of_one_run(subject: Subject, data: EvaluationRows, run: Path) -> list[RowLoss]:

@@ -12,7 +12,7 @@ import numpy as np
 from lmoe.config.study import JudgingConfig
 from lmoe.errors import StudyError
 from lmoe.evaluate.row_losses import RowLoss, read_row_losses
-from lmoe.study.jobs import ROWS_FILE, Job, is_done
+from lmoe.study.jobs import ROWS_FILE, Job, failure_of, is_done
 from lmoe.study.strata import Strata, measure
 
 
@@ -86,7 +86,7 @@ def read_judged(jobs: Mapping[str, Sequence[Job]], folder: Path) -> JudgedLosses
             found[arm] = [{loss.row: loss for loss in losses} for losses in files]
             seeds[arm] = tuple(job.seed for job in done)
     if not found:
-        raise StudyError("no job has judged anything")
+        raise StudyError(_nothing(jobs, folder))
     return judged_losses(found, seeds)
 
 
@@ -103,9 +103,9 @@ def judged_losses(
         StudyError: there is no such row.
         DataError: a single one in some domain.
     """
-    first = next(iter(found.values()))[0]
-    wanted = [row for row, loss in first.items() if loss.label_tokens]
     every = [losses for of_arm in found.values() for losses in of_arm]
+    first = {row: loss for losses in reversed(every) for row, loss in losses.items()}
+    wanted = [row for row in {row: None for losses in every for row in losses} if first[row].label_tokens]
     rows = [row for row in wanted if all(row in of and of[row].labels == first[row].labels for of in every)]
     if not rows:
         raise StudyError("no judging row was asked of all arms alike, so there is nothing to compare")
@@ -115,4 +115,15 @@ def judged_losses(
         losses={arm: np.array([[of[row].loss for row in rows] for of in own]) for arm, own in found.items()},
         seeds=seeds,
         left_out=len(wanted) - len(rows),
+    )
+
+
+def _nothing(jobs: Mapping[str, Sequence[Job]], folder: Path) -> str:
+    """Why there is nothing to compare."""
+    reasons = [why for own in jobs.values() for job in own if (why := failure_of(job, folder)) is not None]
+    if reasons:
+        return f"no job has judged anything: {len(reasons)} have failed, the first with: {reasons[0]}"
+    return (
+        "no job has judged anything: none was begun, because tuning has left no values to judge with or the time was "
+        "over (study.max_time); what is done is kept, and the same command goes on"
     )

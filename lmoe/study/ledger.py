@@ -5,11 +5,11 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from lmoe.config.study import LEDGER_FILE
 from lmoe.errors import StudyError
 from lmoe.files.small_file import Reader
 from lmoe.report.files import write_bytes
 
-LEDGER_FILE = "judged.json"
 LEDGER = Reader(error=StudyError, cure="put it back, or remove it to count anew", what="it")
 
 
@@ -28,11 +28,12 @@ def judged_often(judged: Mapping[str, int]) -> str:
     return f"these judging rows have judged {sum(judged.values())} models in {times} here"
 
 
-def models_judged(folder: Path, digest: str, models: int) -> dict[str, int]:
+def models_judged(root: Path, name: str, digest: str, models: int) -> dict[str, int]:
     """Note how many models a study, or a comparison of runs, has judged on its rows.
 
     Args:
-        folder: of the study; the numbers are kept beside it.
+        root: folder of all studies, which keeps the numbers.
+        name: of the study.
         digest: of the names of the rows.
         models: of this study.
 
@@ -43,11 +44,11 @@ def models_judged(folder: Path, digest: str, models: int) -> dict[str, int]:
         StudyError: the file is damaged.
         TrainingError: it cannot be written.
     """
-    file = folder.parent / LEDGER_FILE
+    file = root / LEDGER_FILE
     kept = LEDGER.json(file) if file.exists() else {}
     of_rows = kept.get(digest, {})
     if not isinstance(of_rows, dict) or not all(isinstance(count, int) for count in of_rows.values()):
         raise LEDGER.refusal(file, "holds something else")
-    of_rows[folder.name] = models
+    of_rows[name] = models
     write_bytes(file, (json.dumps(kept | {digest: of_rows}, indent=1) + "\n").encode())
     return of_rows

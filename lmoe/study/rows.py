@@ -6,17 +6,22 @@ from dataclasses import dataclass, replace
 import torch
 
 from lmoe.backbones.load import load_tokenizer
+from lmoe.config.backbone import BackboneConfig
+from lmoe.config.data import DataConfig
 from lmoe.config.run import RunConfig
-from lmoe.config.study import MEAN
+from lmoe.config.study import MEAN, JudgingConfig
 from lmoe.data.chats.template_source import take_template
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import prepare
 from lmoe.data.stream import RowStream
-from lmoe.errors import StudyError
+from lmoe.errors import LmoeError, StudyError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_judging
+from lmoe.evaluate.row_losses import label_digest
 from lmoe.files.resources import resource_dir
 from lmoe.objectives.objective import objective_of
 from lmoe.rules.routers import needs_domain
+from lmoe.study.judge import more_rows
+from lmoe.study.strata import FEWEST_ROWS
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -26,7 +31,9 @@ class StudyRows:
     Args:
         domains: of the training rows.
         judged_domains: of the judging rows.
-        judged: judging rows.
+        judged: judging rows, those of study.judging.more with them.
+        row_ids: names and label tokens of the judging rows that are compared, by domain: the first
+            study.judging.rows_per_domain of each.
         data_hashes: SHA-256 by path, of all files.
         repeated: judging rows whose tokens a judging row before them has.
     """
@@ -34,15 +41,80 @@ class StudyRows:
     domains: list[str]
     judged_domains: list[str]
     judged: int
+    row_ids: dict[str, list[str]]
     data_hashes: dict[str, str]
     repeated: int
 
 
-def study_rows(config: RunConfig) -> StudyRows:
+def rows_of_arms(configs: Mapping[str, RunConfig], judging: JudgingConfig) -> StudyRows:
+    """The rows of a study, checked for all arms, of which some may have rows of their own.
+
+    Args:
+        configs: by arm, the baseline first.
+
+    Raises:
+        LmoeError: as `study_rows`, arms that have no judging rows in common, or a domain with too few of them.
+    """
+    read: list[tuple[tuple[BackboneConfig, DataConfig], StudyRows]] = []
+    for name, config in configs.items():
+        data = replace(config.data, permute_domains=False)
+        if any(of == (config.backbone, data) for of, _ in read):
+            continue
+        try:
+            read.append(((config.backbone, data), study_rows(config, judging)))
+        except LmoeError as error:
+            if not read:
+                raise
+            raise type(error)(f"arm {name}: {error}") from None
+        check_judging(_in_common([found for _, found in read], name), judging)
+    first = read[0][1]
+    hashes = {path: text for _, found in read for path, text in found.data_hashes.items()}
+    return replace(first, data_hashes=hashes)
+
+
+def _in_common(found: Sequence[StudyRows], name: str) -> dict[str, int]:
+    """How many judging rows of each domain all arms have.
+
+    Args:
+        name: of the last arm.
+    """
+    common = {domain: set(ids) for domain, ids in found[0].row_ids.items()}
+    for other in found[1:]:
+        common = {domain: ids & set(other.row_ids.get(domain, [])) for domain, ids in common.items()}
+    if not any(common.values()):
+        raise StudyError(
+            f"arm {name} is judged on other rows than the arms before it, or asked for other tokens of them, so that "
+            "nothing could be compared; let all arms have the same rows (data.judge_path, data.judge_fraction), "
+            "tokenizer and template"
+        )
+    return {domain: len(ids) for domain, ids in common.items()}
+
+
+def check_judging(counts: Mapping[str, int], judging: JudgingConfig) -> None:
+    """Refuse judging rows that nothing could be said of, before anything runs.
+
+    Args:
+        counts: judging rows by domain.
+
+    Raises:
+        StudyError: names the domains.
+    """
+    if missing := sorted(set(judging.domains or []) - set(counts)):
+        raise StudyError(
+            f"study.judging.domains names {', '.join(missing)}, and the judging rows have {', '.join(sorted(counts))}"
+        )
+    if few := sorted(name for name, count in counts.items() if count < FEWEST_ROWS):
+        raise StudyError(
+            f"{', '.join(few)}: fewer than {FEWEST_ROWS} judging rows, of which no spread can be told; keep more of "
+            "them for judging (data.judge_fraction, data.judge_path), or take rows of these domains out"
+        )
+
+
+def study_rows(config: RunConfig, judging_config: JudgingConfig) -> StudyRows:
     """Read the rows of a run's config, and check that none of those that judge is trained or tuned on.
 
     Args:
-        config: of the baseline.
+        config: of an arm.
 
     Raises:
         LmoeError: rows that cannot be read; judging rows that are among the others.
@@ -56,19 +128,34 @@ def study_rows(config: RunConfig) -> StudyRows:
     prepared = prepare(plain, tokenizer, seed=config.seed, bundled=bundled, packing_model_type=None)
     judging = prepare_judging(plain, tokenizer, seed=config.seed, bundled=bundled, length_name="data.max_length")
     assert isinstance(prepared.train, EncodedRows) and not isinstance(prepared.train, RowStream)
-    for name, rows in (("training", prepared.train), ("validation", prepared.val)):
-        if len(shared := torch.isin(judging.rows.digests, rows.digests).nonzero()):
-            first = _place(judging, int(shared[0]))
-            raise StudyError(
-                f"{len(shared)} of {len(judging.rows)} judging rows are {name} rows too, the first {first}; "
-                "a verdict on rows that were trained or tuned on says nothing: take them out of one of the files"
-            )
-    digests = judging.rows.digests
+    more = more_rows(plain, tokenizer, judging_config.more, config.seed)
+    own = [judging.domains[i] for i in judging.rows.domains.unique().tolist()]
+    if both := sorted(set(own) & set(judging_config.more)):
+        raise StudyError(
+            f"study.judging.more.{both[0]}: the judging rows have a domain {both[0]} already; call these rows otherwise"
+        )
+    parts = [judging, *more]
+    for part in parts:
+        for name, rows in (("training", prepared.train), ("validation", prepared.val)):
+            if len(shared := torch.isin(part.rows.digests, rows.digests).nonzero()):
+                first = _place(part, int(shared[0]))
+                raise StudyError(
+                    f"{len(shared)} of {len(part.rows)} judging rows are {name} rows too, the first {first}; "
+                    "a verdict on rows that were trained or tuned on says nothing: take them out of one of the files"
+                )
+    digests = torch.cat([part.rows.digests for part in parts])
+    row_ids: dict[str, list[str]] = {}
+    for part in parts:
+        compared = part.first_of_each_domain(judging_config.rows_per_domain)
+        for name, row in zip(compared.row_ids(), compared.rows, strict=True):
+            row_ids.setdefault(compared.domains[row.domain], []).append(f"{name} {label_digest(row)}")
     return StudyRows(
         domains=prepared.domains,
-        judged_domains=[judging.domains[i] for i in judging.rows.domains.unique().tolist()],
-        judged=len(judging.rows),
-        data_hashes=prepared.report.data_hashes | judging.data_hashes,
+        judged_domains=own,
+        judged=len(digests),
+        row_ids=row_ids,
+        data_hashes=prepared.report.data_hashes
+        | {path: text for part in parts for path, text in part.data_hashes.items()},
         repeated=len(digests) - len(digests.unique()),
     )
 

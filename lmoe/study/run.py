@@ -172,9 +172,12 @@ def tune_in_time(study: Study, tools: Tools, progress: Progress) -> None:
     for name in first.keys() - kept.keys():
         behind = first[name].best.mean - first[study.config.baseline].best.mean
         note = f"{name} was dropped after the screening: {behind:.3f} behind the baseline with one seed"
-        progress.notes.append(
-            note if math.isfinite(behind) else f"{name} was dropped: its runs of the screening failed"
-        )
+        if not math.isfinite(behind):
+            jobs = tuning_jobs(study, {name: progress.arms[name]}, few, seeds[:1])
+            failed = any(failure_of(job, study.folder) is not None for job in jobs)
+            why = "its runs of the screening failed" if failed else "the time did not reach for its screening"
+            note = f"{name} was dropped: {why}"
+        progress.notes.append(note)
         tools.say(progress.notes[-1])
     arms = {name: progress.arms[name] for name in kept}
     every = {name: arm.grid() for name, arm in arms.items()}
@@ -250,6 +253,7 @@ def make_job(study: Study, arm: Arm, values: Values, seed: int, *, judging: Judg
         study=study.config.name,
         domains=study.domains,
         max_steps=None if trainer.max_epochs is not None else trainer.max_steps,
+        max_epochs=trainer.max_epochs,
         judging=judging,
         longer=longer,
     )

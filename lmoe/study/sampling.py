@@ -43,24 +43,33 @@ def opened(arm: str, folder: Path, *, tries: int, several_keys: bool, begun: int
         begun: tries that there are, so that a study that goes on does not draw the same once more.
         tries: of the arm; the first third are drawn at random.
         several_keys: whether more than one key is tuned, which are then drawn together.
+
+    Raises:
+        StudyError: its journal cannot be used.
     """
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
+    file = folder / FOLDER / f"{arm}.log"
     seed = int.from_bytes(hashlib.sha256(f"{arm} {begun}".encode()).digest()[:4], "big")
     startup = max(2, tries // 3)
     sampler = optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed, multivariate=several_keys or None)
-    return optuna.create_study(
-        storage=JournalStorage(JournalFileBackend(str(folder / FOLDER / f"{arm}.log"))),
-        study_name=arm,
-        sampler=sampler,
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=startup),
-        direction="minimize",
-        load_if_exists=True,
-    )
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return optuna.create_study(
+            storage=JournalStorage(JournalFileBackend(str(file))),
+            study_name=arm,
+            sampler=sampler,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=startup),
+            direction="minimize",
+            load_if_exists=True,
+        )
+    except Exception as error:  # whatever Optuna makes of a damaged file
+        raise StudyError(
+            f"{file} cannot be used ({type(error).__name__}: {error}); remove it, and values of {arm} are drawn anew"
+        ) from None
 
 
 class ArmSampler:
@@ -84,10 +93,11 @@ class ArmSampler:
         import optuna
 
         study = self.study
-        open_trials = study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
-        if open_trials:
-            return open_trials[0].number, self._values(open_trials[0].params)
-        if len(study.get_trials(deepcopy=False)) >= self.tries:
+        for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+            if self._is_drawn(trial.params):
+                return trial.number, self._values(trial.params)
+            self.tell(trial.number, None)
+        if len(self.all_values()) >= self.tries:
             return None
         trial = study.ask({key: _distribution(values) for key, values in self.arm.space.items()})
         return trial.number, self._values(trial.params)
@@ -102,11 +112,16 @@ class ArmSampler:
 
     def all_values(self) -> list[Values]:
         """The values of all tries, in their order."""
-        return [self._values(trial.params) for trial in self.study.get_trials(deepcopy=False)]
+        every = self.study.get_trials(deepcopy=False)
+        return [self._values(trial.params) for trial in every if self._is_drawn(trial.params)]
 
     def edges(self, values: Values) -> dict[str, str]:
         """Keys whose value lies at the end of its range."""
         return {key: side for key, value in values if (side := _side(value, self.arm.space[key])) is not None}
+
+    def _is_drawn(self, params: Mapping[str, Any]) -> bool:
+        """Whether a try has a value of each key: one that was killed while it was asked for has none."""
+        return all(key in params for key in self.arm.space)
 
     def _values(self, params: Mapping[str, Any]) -> Values:
         return tuple((key, _rounded(params[key])) for key in self.arm.space)

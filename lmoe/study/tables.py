@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,11 @@ from lmoe.study.result import ArmResult, ComparisonResult, StudyResult
 
 Rows = list[list[str]]
 """The heading first."""
-LATEX = str.maketrans({character: f"\\{character}" for character in "&%$#_{}"})
+LATEX = str.maketrans(
+    {character: f"\\{character}" for character in "&%$#_{}"}
+    | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+)
 
 
 def study_tables(result: StudyResult) -> Group:
@@ -164,9 +169,14 @@ def p_text(p: float) -> str:
 
 def as_markdown(rows: Rows) -> str:
     """A table in Markdown."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in rows]
+    escaped = [[_markdown(cell) for cell in row] for row in rows]
     lines = ["| " + " | ".join(row) + " |" for row in escaped]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+
+
+def _markdown(cell: str) -> str:
+    """A cell in one line, in which nothing is a mark or a tag."""
+    return re.sub(r"[\\|<>*_`]", r"\\\g<0>", " ".join(cell.split()))
 
 
 def as_csv(rows: Rows) -> str:
@@ -178,7 +188,7 @@ def as_csv(rows: Rows) -> str:
 
 def as_latex(title: str, rows: Rows) -> str:
     """A table for the package booktabs."""
-    cells = [[cell.replace("\\", "/").translate(LATEX) for cell in row] for row in rows]
+    cells = [[" ".join(cell.split()).translate(LATEX) for cell in row] for row in rows]
     lines = [" & ".join(row) + r" \\" for row in cells]
     return "\n".join(
         [

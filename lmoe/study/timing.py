@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from lmoe.errors import LmoeError
 from lmoe.report.curves import read_metrics
 from lmoe.rules.study import setting_key
 from lmoe.study.arms import Arm, Values, value_settings
@@ -73,7 +74,7 @@ def time_arms(
             if name in failed:
                 continue
             place = folder / TIMING / name / f"turn_{repeat}"
-            if finished(place) is None:
+            if _timed(place) is None:
                 shutil.rmtree(place, ignore_errors=True)
                 own = [text for text in arms[name].settings if setting_key(text).split(".")[0] != "logger"]
                 short = [*own, *value_settings(chosen), *SHORT, f"trainer.max_steps={steps + LEFT_OUT}"]
@@ -81,15 +82,29 @@ def time_arms(
                     say(f"{name}: not timed, its short run failed; see {place}")
                     failed.add(name)
                     continue
-            counted, rates = (
-                dict(read_metrics(place / "metrics.csv")[f"throughput/{kind}"])
-                for kind in ("tokens", "tokens_per_second")
-            )
-            timed = [step for step in counted if step > LEFT_OUT]
-            seconds.setdefault(name, []).append(median(counted[step] / rates[step] for step in timed))
-            tokens.setdefault(name, []).append(sum(counted[step] for step in timed) / len(timed))
+            if (timed := _timed(place)) is None:
+                say(f"{name}: not timed, its short run has left no throughput; see {place}")
+                failed.add(name)
+                continue
+            seconds.setdefault(name, []).append(timed[0])
+            tokens.setdefault(name, []).append(timed[1])
     return {
         name: ArmTiming(seconds=tuple(found), tokens_per_step=sum(tokens[name]) / len(tokens[name]))
         for name, found in seconds.items()
         if name not in failed
     }
+
+
+def _timed(place: Path) -> tuple[float, float] | None:
+    """Median seconds of a step of a short run, and its mean tokens; None: not done, or what it left is damaged."""
+    try:
+        if finished(place) is None:
+            return None
+        metrics = read_metrics(place / "metrics.csv")
+    except LmoeError:
+        return None
+    counted, rates = (dict(metrics.get(f"throughput/{kind}", [])) for kind in ("tokens", "tokens_per_second"))
+    timed = [step for step in counted if step > LEFT_OUT and rates.get(step)]
+    if not timed:
+        return None
+    return median(counted[step] / rates[step] for step in timed), sum(counted[step] for step in timed) / len(timed)

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from lmoe.cli.main import app
 from lmoe.cli.study_job import main as do_job
 from lmoe.cli.study_jobs import JobLauncher, reason
 from lmoe.evaluate.row_losses import read_row_losses
+from lmoe.report.summary import FINISHED
 from lmoe.study.jobs import write_job
 from lmoe.study.result import StudyResult
 from tests.conftest import process_state
@@ -44,11 +46,16 @@ def in_this_process(self, jobs):
         assert do_job(self.folder / job.place) == 0
 
 
-def study(micro: Micro, folder: Path, *more: str, text: str = STUDY):
-    """The command, with a folder of studies of its own."""
+def study(micro: Micro, folder: Path, *more: str, text: str = STUDY, without: tuple[str, ...] = ()):
+    """The command, with a folder of studies of its own.
+
+    Args:
+        without: beginnings of `settings` that the study itself has.
+    """
     (folder / "mine" / "study").mkdir(parents=True, exist_ok=True)
     (folder / "mine" / "study" / "small.yaml").write_text(text, encoding="utf-8")
-    command = ["study", "--config-dir", "mine", "study=small", *settings(micro), *more]
+    usual = [one for one in settings(micro) if not one.startswith(without)]
+    command = ["study", "--config-dir", "mine", "study=small", *usual, *more]
     return CliRunner().invoke(app, command)
 
 
@@ -87,7 +94,7 @@ def test_a_study_ends_with_a_verdict_on_every_arm(done):
     assert set(result.base_domain_losses) == set(DOMAINS)
     assert "Does anything help?" in said and result.judged_before == {"small": 9}
     files = {file.name for file in (folder / "outputs/study/small").iterdir()}
-    assert {"study.json", "study.md", "study.tex", "verdicts.csv", "matched.csv", "domains.csv"} <= files
+    assert {"study.json", "study.html", "study.md", "study.tex", "verdicts.csv", "matched.csv", "domains.csv"} <= files
 
 
 def test_an_arm_that_trains_apart_is_judged_by_the_run_of_the_domain_that_its_classifier_names(done):
@@ -172,6 +179,120 @@ def test_a_study_in_which_another_process_works_is_refused(own, micro, monkeypat
     assert found.exit_code == 1 and "study.name=…" in found.output, found.output
 
 
+def one_row(file: Path, number: int) -> None:
+    messages = [{"role": "user", "content": f"a row of its own {number}"}, {"role": "assistant", "content": "so it is"}]
+    with file.open("a", encoding="utf-8") as text:
+        text.write(json.dumps({"messages": messages}) + "\n")
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (
+            ["study.judging.domains=[nosuch]"],
+            "study.judging.domains names nosuch, and the judging rows have code, math",
+        ),
+        (["data.judge_path=judge", "data.judge_fraction=0"], "few: fewer than 2 judging rows"),
+        (["+study.judging.more.code=judge/many.jsonl"], "the judging rows have a domain code already"),
+        (["+study.judging.more.plain=judge/few.jsonl"], "plain: fewer than 2 judging rows"),
+        (["+study.judging.more.plain=TRAIN"], "judging rows are training rows too"),
+        (
+            ["study.arms.permuted.overrides=['data.judge_path=TRAIN','data.judge_fraction=0']"],
+            "arm permuted: 30 of 30 judging",
+        ),
+        (
+            ["study.arms.permuted.overrides=['data.judge_path=judge','data.judge_fraction=0']"],
+            "arm permuted is judged on",
+        ),
+    ],
+)
+def test_rows_that_could_not_be_judged_are_refused_before_any_run(restored, micro, tmp_path, more, said):
+    (tmp_path / "judge").mkdir()
+    for number in range(5):
+        one_row(tmp_path / "judge" / ("few.jsonl" if number == 4 else "many.jsonl"), number)
+    text = STUDY.replace("moe=oracle, injection.num_experts=3, phase=joint, data.permute_domains=true", "moe=soft")
+    text = text.replace("arms:", "common: [data.judge_fraction=0.2]\narms:", 1)
+    without = ("data.judge",) if any("arms" in one for one in more) else ()
+    found = study(
+        micro, tmp_path, *[one.replace("TRAIN", str(micro.train)) for one in more], text=text, without=without
+    )
+    assert found.exit_code == 1, found.output
+    assert said in " ".join(found.output.split()), found.output
+    assert not list(tmp_path.glob("outputs/study/small/runs"))
+
+
+def failing(self, jobs):
+    for job in jobs:
+        write_job(job, self.folder)
+        (self.folder / job.place / "failed.json").write_text('{"exit_code": 1, "reason": "no memory"}')
+
+
+def test_a_baseline_that_fails_leaves_a_result_that_says_so(own, micro, monkeypatch):
+    folder = own / "outputs/study/small"
+    for file in folder.glob("runs/lora/*/*/judged_rows.csv"):
+        file.unlink()
+    monkeypatch.setattr(JobLauncher, "__call__", failing)
+    found = study(micro, own)
+    assert found.exit_code == 0 and "the baseline lora was not judged" in " ".join(found.output.split()), found.output
+    result = StudyResult.read(folder)
+    assert not result.primary and result.arm("lora").loss is None and len(result.arm("lora").failures) == 3
+    assert result.judged_before == {"small": 6}
+
+
+def test_longer_runs_that_all_fail_leave_the_result_of_the_others(own, micro, monkeypatch):
+    folder = own / "outputs/study/small"
+    kept = json.loads((folder / "study_config.json").read_text())
+    kept["study"]["longer"]["arms"] = 5
+    (folder / "study_config.json").write_text(json.dumps(kept))
+    monkeypatch.setattr(JobLauncher, "__call__", failing)
+    found = study(micro, own, "study.longer.arms=5")
+    assert found.exit_code == 0, found.output
+    result = StudyResult.read(folder)
+    assert len(result.primary) == 2 and not result.longer
+    assert "none of the longer runs is done, so that they are not compared" in result.notes
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"])
+def test_a_damaged_report_of_a_classifier_is_refused_with_its_file(own, micro, content):
+    (file,) = (own / "outputs/study/small").glob("runs/apart/*/seed_1/classifier.json")
+    file.write_text(content)
+    found = study(micro, own)
+    said = " ".join(found.output.split())
+    assert found.exit_code == 1 and "classifier.json: " in said and "it is judged again" in said
+
+
+def test_a_run_with_a_damaged_summary_is_done_again_to_the_same_losses(own, micro):
+    folder = own / "outputs/study/small"
+    (summary,) = folder.glob("runs/lora/*/seed_2/report/summary.json")
+    before = json.loads((folder / "study.json").read_text())
+    summary.write_text('{"name": ')
+    found = study(micro, own)
+    assert found.exit_code == 0, found.output
+    after = json.loads((folder / "study.json").read_text())
+    assert after["primary"] == before["primary"] and json.loads(summary.read_text())["ended"] == FINISHED
+
+
+def test_a_model_whose_loss_is_no_number_fails_its_job_and_leaves_no_rows(own, monkeypatch, capsys):
+    (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
+    (place / "judged_rows.csv").unlink()
+    nothing = [replace(loss, loss=float("nan")) for loss in read_row_losses(place.parent / "seed_1/judged_rows.csv")]
+    monkeypatch.setattr("lmoe.study.judge.row_losses", lambda subject, data: nothing)
+    assert do_job(place) == 1
+    assert "6 of 6 judging rows have a loss that is no finite number" in capsys.readouterr().err
+    assert not (place / "judged_rows.csv").exists()
+
+
+def test_a_job_waits_until_another_process_of_it_has_ended(own, monkeypatch, capsys):
+    (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
+    answers = [True, True, False]
+    monkeypatch.setattr("lmoe.cli.study_job.taken_by_others", lambda file: answers.pop(0))
+    monkeypatch.setattr("lmoe.cli.study_job.LOOK_AGAIN", 0.0)
+    assert do_job(place) == 0 and not answers
+    monkeypatch.setattr("lmoe.cli.study_job.taken_by_others", lambda file: True)
+    monkeypatch.setattr("lmoe.cli.study_job.LONGEST_WAIT", -1.0)
+    assert do_job(place) == 1 and "is in use by another process" in capsys.readouterr().err
+
+
 def test_judging_rows_that_are_trained_on_are_refused(restored, micro, tmp_path):
     found = study(micro, tmp_path, f"data.judge_path={micro.train}", "data.judge_fraction=0")
     assert found.exit_code == 1
@@ -192,6 +313,8 @@ def test_judging_rows_that_are_trained_on_are_refused(restored, micro, tmp_path)
         (["study.baseline=nobody"], "study.baseline is nobody, which is no arm"),
         (["optim.lrr=1"], "optim.lrr: no such key"),
         (["study.judging.seed=1"], "study.judging.seed: no such key"),
+        (["study.judging.rows_per_domain=1"], "rows_per_domain is 1, must be 0 for all or at least 2"),
+        (["study.name=judged.json"], "study.name is judged.json, the file beside the studies"),
         (["study.arms.permuted.overrides=['injection=dense_lora']"], "arms lora and permuted have the same runs"),
     ],
 )
@@ -200,6 +323,13 @@ def test_what_cannot_be_is_said_before_anything_is_read(restored, micro, tmp_pat
     assert found.exit_code == 1
     assert said in " ".join(found.output.split()), found.output
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_problem_is_said_once_and_by_what_was_written(restored, micro, tmp_path):
+    found = study(micro, tmp_path, "study.arms.lora.overrides=['optim.lr=${nosuch}']")
+    assert "which cannot be resolved" in found.output and "Unread" not in found.output, found.output
+    found = CliRunner().invoke(app, ["study", "--config-dir", "nowhere", "study=x"])
+    assert found.exit_code == 1 and found.output.count("nowhere: no such folder") == 1, found.output
 
 
 def test_a_value_that_changes_nothing_is_no_tuning(restored, micro, tmp_path):

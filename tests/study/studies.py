@@ -34,9 +34,9 @@ def config(**changes: Any) -> StudyConfig:
     return StudyConfig(**(usual | changes))
 
 
-def study_of(config: StudyConfig, folder: Path, *, max_steps: int = 10) -> Study:
+def study_of(config: StudyConfig, folder: Path, *, max_steps: int = 10, max_epochs: float | None = None) -> Study:
     """The study, in a folder."""
-    trainer = SimpleNamespace(max_steps=max_steps, max_epochs=None)
+    trainer = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs)
     return Study(
         config=config,
         given=("logger=none",),

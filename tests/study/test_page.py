@@ -106,7 +106,7 @@ def test_the_page_says_how_the_study_was_done() -> None:
     for part in (
         "lmoe study study=made_up",
         "1,234 with 56,789 label tokens: code 400, math 400, poems 400",
-        "have judged 10 models in 2 studies here: made_up 6, another 4",
+        "have judged 10 models in 2 studies or comparisons here: made_up 6, another 4",
         "judged with 0, 1, 2; tuned with 100, 101",
         "0.01 nats per label token; 5 % false alarms",
         "a machine, 1 threads",

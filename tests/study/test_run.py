@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 
 from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, TuningConfig
+from lmoe.errors import StudyError
 from lmoe.study.jobs import Job
 from lmoe.study.run import run_study
+from lmoe.study.sampling import opened
 from lmoe.vocabulary import AtEdge, Sampler
 from tests.study.studies import Written, config, study_of
 
@@ -198,3 +200,51 @@ def test_a_try_whose_runs_fail_is_told_of_and_not_chosen(tmp_path):
     tuning = TuningConfig(sampler=Sampler.tpe, tries=2)
     progress = run_study(study_of(config(tuning=tuning), tmp_path), Written(tmp_path, failing).tools)
     assert not progress.chosen["other"].usable and progress.chosen["plain"].usable
+
+
+def test_longer_runs_of_arms_with_epochs_have_more_epochs(tmp_path):
+    given = config(space={}, longer=LongerConfig(arms=9, times=4), judging=JudgingConfig(seeds=[0]))
+    written = Written(tmp_path, lambda job: 2.0)
+    study = study_of(given, tmp_path, max_epochs=0.5)
+    progress = run_study(study, written.tools)
+    assert list(progress.longer) == ["plain", "other"]
+    for jobs in progress.longer.values():
+        assert jobs[0].runs[0].settings[-1] == "trainer.max_epochs=2.0"
+    assert not any("trainer.max_steps" in text for text in progress.judged["other"][0].runs[0].settings)
+
+
+def test_a_study_that_was_killed_while_it_drew_values_goes_on(tmp_path):
+    tuning = TuningConfig(sampler=Sampler.tpe, tries=2)
+    study = study_of(config(tuning=tuning), tmp_path)
+    opened("plain", tmp_path, tries=2, several_keys=False).ask()
+    progress = run_study(study, Written(tmp_path, by_distance).tools)
+    assert all(len(found.tries) == 2 and found.usable for found in progress.chosen.values())
+
+
+@pytest.mark.parametrize("content", ["not a journal\n", '{"op_code": 99}\n{}\n', None])
+def test_a_damaged_journal_of_drawn_values_is_refused_with_its_name(tmp_path, content):
+    file = tmp_path / "optuna" / "plain.log"
+    if content is None:
+        file.mkdir(parents=True)
+    else:
+        file.parent.mkdir()
+        file.write_text(content + content)
+    with pytest.raises(StudyError, match=r"optuna/plain\.log cannot be used .* remove it"):
+        run_study(
+            study_of(config(tuning=TuningConfig(sampler=Sampler.tpe, tries=2)), tmp_path),
+            Written(tmp_path, by_distance).tools,
+        )
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_an_arm_that_the_screening_did_not_reach_is_not_called_failed(tmp_path, monkeypatch, slow):
+    def failing(job: Job) -> float:
+        if slow:
+            monkeypatch.setattr("lmoe.study.run.Progress.time_left", -1.0)
+        elif job.arm == "other":
+            raise ArithmeticError
+        return 2.0
+
+    progress = run_study(study_of(config(max_time="00:01:00:00"), tmp_path), Written(tmp_path, failing).tools)
+    said = "the time did not reach for its screening" if slow else "its runs of the screening failed"
+    assert f"other was dropped: {said}" in progress.notes

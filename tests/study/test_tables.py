@@ -1,0 +1,16 @@
+"""Tables hold whatever titles hold."""
+
+from lmoe.study.tables import as_csv, as_latex, as_markdown
+
+ROWS = [["arm", "p"], ["50 % | a_b & <c>\n$x^2$ ~ \\d {e} #", "< 0.001"]]
+
+
+def test_a_title_with_marks_stays_one_cell_in_every_format():
+    markdown = as_markdown(ROWS)
+    assert markdown.splitlines()[2] == r"| 50 % \| a\_b & \<c\> $x^2$ ~ \\d {e} # | \< 0.001 |"
+    row = as_latex("a < b", ROWS).splitlines()[6]
+    assert row == (
+        r"50 \% \textbar{} a\_b \& \textless{}c\textgreater{} \$x\textasciicircum{}2\$ \textasciitilde{} "
+        r"\textbackslash{}d \{e\} \# & \textless{} 0.001 \\"
+    )
+    assert as_csv(ROWS).startswith('arm,p\n"50 % | a_b & <c>\n')
