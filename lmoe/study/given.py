@@ -13,7 +13,7 @@ from lmoe.config.read import read_section
 from lmoe.config.run import RunConfig
 from lmoe.errors import StudyError
 from lmoe.evaluate.run_data import run_folder
-from lmoe.files.places import expanded
+from lmoe.files.places import expanded, is_local
 from lmoe.files.run_folder import CONFIG_FILE, PROVENANCE_FILE, path_from_here
 from lmoe.files.small_file import Reader
 from lmoe.files.wording import shown
@@ -275,10 +275,12 @@ def arms_of_runs(runs: Sequence[GivenRun], names: Sequence[str] | None) -> list[
 
 
 def _with_bases(runs: Sequence[GivenRun]) -> list[GivenRun]:
-    """The runs with the name of their base as a setting: one name for the same weights, wherever they lie."""
+    """The runs with the name of their base as a setting: one name for the same weights, wherever they lie; of a folder
+    the last part of its path."""
     names: dict[str, str] = {}
     for run in runs:
         name = str(run.record["backbone"].get("name"))
+        name = Path(name).name if is_local(name) else name
         taken = name in names.values() and run.base not in names
         names.setdefault(run.base, f"{name}@{run.base[:8]}" if taken else name)
     return [replace(run, settings=run.settings | {BASE: names[run.base]}) for run in runs]
