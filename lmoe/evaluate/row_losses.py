@@ -82,7 +82,7 @@ def write_row_losses(losses: Sequence[RowLoss], file: Path) -> None:
 
 
 def read_row_losses(file: Path) -> list[RowLoss]:
-    """The same again.
+    """Return what `write_row_losses` has written.
 
     Raises:
         CheckpointError: the file is damaged, or holds something else.

@@ -88,7 +88,7 @@ def _longer(study: Study, progress: Progress) -> JudgedLosses | None:
 
 
 def _base(study: Study, progress: Progress, judged: JudgedLosses) -> dict[str, float]:
-    """By domain, the loss of the base with all adapters off."""
+    """The loss of the base with all adapters off, by domain."""
     done = [job for job in progress.judged.get(study.config.baseline, []) if is_done(job, study.folder)]
     if not done:
         return {}

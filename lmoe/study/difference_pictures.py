@@ -182,7 +182,7 @@ def _in_words(result: StudyResult, found: ComparisonResult) -> str:
 
 
 def _title(result: StudyResult) -> str:
-    """Of the baseline."""
+    """The title of the baseline, shortened."""
     return shortened(result.arm(result.baseline).title)
 
 

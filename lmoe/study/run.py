@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from lmoe.config.trainer import max_seconds
+from lmoe.files.run_folder import hydra_quoted
 from lmoe.report.wording import duration
 from lmoe.study.arms import UNTUNED, Arm, Values, values_text
 from lmoe.study.jobs import Job, Judging, failure_of, is_done, job_of, seconds_of, was_pruned
@@ -82,7 +83,7 @@ def run_study(study: Study, tools: Tools) -> Progress:
     if study.config.timing.steps and progress.time_left > 0:
         tools.say("timing each arm alone")
         progress.timings = time_arms(
-            progress.arms,
+            {name: _of_one_run(study, arm) for name, arm in progress.arms.items()},
             values,
             study.folder,
             steps=study.config.timing.steps,
@@ -91,6 +92,13 @@ def run_study(study: Study, tools: Tools) -> Progress:
             say=tools.say,
         )
     return progress
+
+
+def _of_one_run(study: Study, arm: Arm) -> Arm:
+    """The arm; of one that trains apart, the runs of the first domain alone."""
+    if not arm.apart:
+        return arm
+    return replace(arm, settings=(*arm.settings, f"data.domains=[{hydra_quoted(study.domains[0])}]"))
 
 
 def tune(study: Study, tools: Tools, progress: Progress) -> None:

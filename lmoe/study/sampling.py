@@ -128,7 +128,8 @@ class ArmSampler:
 
 
 def _distribution(values: Sequence[Any]) -> Any:
-    """From the least to the largest value: whole numbers where all are, on a scale of ratios where all are above 0."""
+    """A distribution from the least to the largest value: of whole numbers where all are, by ratios where all are above
+    0."""
     import optuna
 
     low, high = min(values), max(values)

@@ -44,7 +44,7 @@ class ArmTiming:
 
     @property
     def median(self) -> float:
-        """Over the turns."""
+        """Seconds of a step, the median over the turns."""
         return median(self.seconds)
 
 

@@ -42,7 +42,7 @@ class Axis:
     log: bool
 
     def place(self, value: Any) -> float:
-        """Of a value."""
+        """Where a value stands on the axis."""
         return float(value) if self.numbers else float(self.values.index(value))
 
 

@@ -1,10 +1,11 @@
 """What a study does with its jobs: the same tries for all arms, fresh seeds to judge, nothing twice, failures said."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, TuningConfig
+from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, TimingConfig, TuningConfig
 from lmoe.errors import StudyError
 from lmoe.study.jobs import Job
 from lmoe.study.run import run_study
@@ -248,3 +249,18 @@ def test_an_arm_that_the_screening_did_not_reach_is_not_called_failed(tmp_path, 
     progress = run_study(study_of(config(max_time="00:01:00:00"), tmp_path), Written(tmp_path, failing).tools)
     said = "the time did not reach for its screening" if slow else "its runs of the screening failed"
     assert f"other was dropped: {said}" in progress.notes
+
+
+def test_an_arm_that_trains_apart_is_timed_by_the_run_of_its_first_domain(tmp_path):
+    arms = {"plain": ArmConfig(), "apart": ArmConfig(overrides=["moe=soft"], apart=True)}
+    given = config(arms=arms, space={}, judging=JudgingConfig(seeds=[0]), timing=TimingConfig(steps=2, repeats=1))
+    asked: list[list[str]] = []
+
+    def alone(settings, folder):
+        asked.append(list(settings))
+        return 1
+
+    tools = replace(Written(tmp_path, lambda job: 2.0).tools, alone=alone)
+    progress = run_study(study_of(given, tmp_path), tools)
+    assert progress.timings == {}
+    assert ["data.domains=['code']" in settings for settings in asked] == [False, True]

@@ -29,7 +29,7 @@ class PromptHashRouter(PromptRouter):
         return torch.zeros_like(gate.probs), gate
 
     def _hashes(self, rows: PromptRows) -> Tensor | None:
-        """Those of the rows; of rows that a block has named, which knows no tokens, those that the forward has read."""
+        """Hashes of the rows; of rows named by a block, which knows no tokens, those that the forward has read."""
         if rows.hashes is not None:
             return rows.hashes
         forward = self.context.current_forward(training=self.training)
