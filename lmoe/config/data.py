@@ -95,3 +95,13 @@ class DataConfig:
     """Turns that are learnt: all of the assistant's, its last one, or all text; turns with weight 0 never are."""
     cache_dir: str | None = None
     """Folder of tokenised rows; null: $XDG_CACHE_HOME/lmoe or ~/.cache/lmoe."""
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether the training rows are those that ship with lmoe."""
+        return self.path == BUNDLED and not self.sources
+
+    @property
+    def splits_val(self) -> bool:
+        """Whether validation rows are split off the training rows: they have no place of their own."""
+        return not self.val_path and not self.is_bundled

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from lmoe.config.data import BUNDLED, DataConfig
+from lmoe.config.data import DataConfig
 from lmoe.data.account import Account
 from lmoe.data.domains import check_chosen, check_several, check_some_left, dealt_anew, of_domains
 from lmoe.data.encode import EncodedSource
@@ -200,10 +200,9 @@ def split_off(rows: EncodedRows, domains: list[str], config: DataConfig, seed: i
         DataError: too few rows.
     """
     names = [domains[i] for i in rows.domains.tolist()]
-    own_val = config.val_path is None and not (config.path == BUNDLED and not config.sources)
     return split_in_three(
         names,
-        val_fraction=config.val_fraction if own_val else 0.0,
+        val_fraction=config.val_fraction if config.splits_val else 0.0,
         judge_fraction=config.judge_fraction,
         seed=seed if config.split_seed is None else config.split_seed,
     )

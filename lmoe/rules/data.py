@@ -39,7 +39,7 @@ def data_problems(data: DataConfig) -> list[str]:
         )
     if not 0 < data.val_fraction < 1:
         problems.append(f"data.val_fraction is {data.val_fraction}, must be above 0 and below 1")
-    if data.val_path or (data.path == BUNDLED and not data.sources):
+    if not data.splits_val:
         if data.val_fraction != DataConfig().val_fraction:
             problems.append("data.val_fraction has no effect where validation rows are given; leave it out")
         if data.split_seed is not None and not data.judge_fraction:
@@ -87,7 +87,7 @@ def _stream_problems(data: DataConfig) -> list[str]:
     problems = at_least(data.shuffle_buffer, 1, "data.shuffle_buffer")
     if data.val_path is None:
         problems.append("data.streaming=true needs data.val_path: no rows can be split off a stream; set it")
-    if data.path == BUNDLED and not data.sources:
+    if data.is_bundled:
         problems.append("data.streaming=true: the bundled rows are few, and read at once; set data.streaming=false")
     if len(data.sources) > 1 and any(source.weight is None for source in data.sources.values()):
         problems.append(

@@ -156,7 +156,9 @@ def data_of(asked: str | None, runs: Sequence[GivenRun]) -> tuple[str, list[str]
 def split_off_for(data: str, run: GivenRun) -> bool:
     """Whether the rows that a run is measured on are split off its training rows."""
     own = run.config.data
-    return run.splits_validation if data == VAL else data == JUDGE and own.judge_path is None and own.judge_fraction > 0
+    if data == VAL:
+        return own.splits_val
+    return data == JUDGE and own.judge_path is None and own.judge_fraction > 0
 
 
 def baseline_first(arms: Sequence[GivenArm], runs: Sequence[GivenRun], baseline: str | None) -> list[GivenArm]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from lmoe.config.data import BUNDLED
 from lmoe.config.problems import raise_problems
 from lmoe.config.run import RunConfig
 from lmoe.config.study import StudyConfig
@@ -123,7 +122,6 @@ def _unwatched(study: StudyConfig, configs: Mapping[str, RunConfig]) -> list[str
 
 def _own(study: StudyConfig, config: RunConfig) -> list[str]:
     """Settings of the runs of an arm that the study adds: one group of W&B, and the same split for all seeds."""
-    bundled = config.data.path == BUNDLED and not config.data.sources
-    splits = bool(config.data.judge_fraction) or (config.data.val_path is None and not bundled)
+    splits = bool(config.data.judge_fraction) or config.data.splits_val
     group = [f"logger.group={hydra_quoted(study.name)}"] if config.logger.kind is LoggerKind.wandb else []
     return group + ([SPLIT] if splits and config.data.split_seed is None else [])

@@ -8,7 +8,6 @@ from typing import Any
 
 from lmoe.adapter.folder import WEIGHTS_FILE
 from lmoe.adapter.place import adapter_folder
-from lmoe.config.data import BUNDLED
 from lmoe.config.read import read_section
 from lmoe.config.run import RunConfig
 from lmoe.errors import StudyError
@@ -72,12 +71,6 @@ class GivenRun:
         """Seed by which rows are split off."""
         found = self.config.data.split_seed
         return self.config.seed if found is None else found
-
-    @property
-    def splits_validation(self) -> bool:
-        """Whether its validation rows are split off its training rows."""
-        data = self.config.data
-        return data.val_path is None and not (data.path == BUNDLED and not data.sources)
 
     @property
     def commanded(self) -> set[str]:
@@ -198,7 +191,7 @@ def check_rows(runs: Sequence[GivenRun], *, measured_on_split: bool) -> list[str
                 )
         if sorted(run.config.data.sources) != sorted(first.config.data.sources):
             raise StudyError(f"{run.name} was trained on other rows than {first.name}: data.sources differs")
-    splits = any(run.splits_validation or run.config.data.judge_fraction for run in runs)
+    splits = any(run.config.data.splits_val or run.config.data.judge_fraction for run in runs)
     seeds = {run.split_seed for run in runs}
     if not splits or len(seeds) == 1:
         return []

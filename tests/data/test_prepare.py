@@ -316,6 +316,13 @@ def test_what_was_done_about_packing_is_said(config: DataConfig, tokenizer: PreT
     assert run(config, tokenizer, packing_model_type="strange").report.notes() == []
 
 
+def test_an_empty_place_of_validation_rows_is_none(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
+    config.val_path = None
+    split = run(config, tokenizer)
+    config.val_path = ""
+    assert len(split.val) and run(config, tokenizer).val.digests.tolist() == split.val.digests.tolist()
+
+
 def test_the_seed_of_the_split_may_be_its_own(config: DataConfig, tokenizer: PreTrainedTokenizerFast) -> None:
     config.split_seed = 1
     one, other = (texts(run(config, tokenizer, seed=seed).val, tokenizer) for seed in (2, 3))

@@ -90,9 +90,9 @@ def val_source(config: DataConfig, bundled: Path) -> Source | None:
     Args:
         bundled: folder with val/, what path "bundled" means.
     """
-    path = config.val_path or (BUNDLED if config.path == BUNDLED and not config.sources else None)
-    if path is None:
+    if config.splits_val:
         return None
+    path = config.val_path or BUNDLED
     if path == BUNDLED:
         return Source(key="data.val_path", path=str(bundled / "val"))
     return Source(key="data.val_path", path=path, columns=config.columns)
@@ -105,7 +105,7 @@ def judge_source(config: DataConfig, bundled: Path) -> Source | None:
         bundled: folder with judge/, what path "bundled" means.
     """
     path = config.judge_path
-    if path is None and config.path == BUNDLED and not config.sources and not config.judge_fraction:
+    if path is None and config.is_bundled and not config.judge_fraction:
         path = BUNDLED
     if path is None:
         return None
