@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from lmoe.cli.launchers import JobError
 from lmoe.errors import LmoeError
 from lmoe.files.run_folder import path_from_here
+from lmoe.report.files import write_bytes
 from lmoe.resume.stopping import Stopped
 from lmoe.run.claim import is_first_process
 
@@ -108,11 +109,8 @@ class JobNotes:
 
     def _write(self, note: JobNote) -> None:
         assert self.folder is not None
-        with suppress(OSError):  # the table lacks it, and the job goes on
-            file = self.folder / f"{note.number}.json"
-            part = file.with_suffix(".partial")
-            part.write_text(json.dumps(asdict(note)), encoding="utf-8")
-            part.replace(file)
+        with suppress(LmoeError):  # the table lacks it, and the job goes on
+            write_bytes(self.folder / f"{note.number}.json", json.dumps(asdict(note)).encode())
 
     def read(self) -> list[JobNote]:
         """The notes so far, by the numbers of the jobs."""

@@ -25,6 +25,8 @@ from lmoe.rules.study import own_key, setting_key, space_of, study_problems
 from lmoe.rules.trust import trust_problems
 from lmoe.rules.validate import run_problems
 from lmoe.run.claim import claimed
+from lmoe.study.arms import Arm, arms_of
+from lmoe.study.composing import compose_each
 from lmoe.vocabulary import DryRun
 
 ROOT = Path("outputs/study")
@@ -73,13 +75,11 @@ def _run(argv: list[str]) -> None:
         sys.stdout.write(f"config: no problems; {len(arms)} arms: {', '.join(arms)}\n")
         return
     # Heavy imports wait until the config is known to be good.
-    from lmoe.cli.study_work import do_study
+    from lmoe.cli.study_work import do_study, estimate_study
 
     folder = ROOT / study.name
     command = f"lmoe study {shlex.join(argv)}"
     if dry_run is DryRun.estimate:
-        from lmoe.cli.study_work import estimate_study
-
         estimate_study(study, arms, configs, folder, JobLauncher(launcher, folder).parallel)
         return
     with StopSignals(), claimed(folder, another="study.name=…"):
@@ -115,14 +115,14 @@ def read_study(argv: Sequence[str]) -> tuple[StudyConfig, list[str], list[str], 
     return study, [setting.text for setting in of_runs.settings], named["hydra"], dry_run
 
 
-def compose_arms(study: StudyConfig, given: Sequence[str], places: Sequence[str]):
+def compose_arms(
+    study: StudyConfig, given: Sequence[str], places: Sequence[str]
+) -> tuple[dict[str, RunConfig], dict[str, Arm]]:
     """A config of a run of each arm, with the first values of its space, and the arms.
 
     Raises:
         ConfigError: every problem of an arm, a value that its runs refuse or that changes nothing, arms that are alike.
     """
-    from lmoe.study.arms import arms_of
-    from lmoe.study.composing import compose_each
 
     def compose(settings: Sequence[str]) -> RunConfig:
         try:
@@ -133,8 +133,7 @@ def compose_arms(study: StudyConfig, given: Sequence[str], places: Sequence[str]
         raise_problems(problems + trust_problems(config, [setting_key(text) for text in given]))
         return config
 
-    arms = arms_of(study, given)
-    return compose_each(study, arms, compose)
+    return compose_each(study, arms_of(study, given), compose)
 
 
 def _composed(command: Command) -> StudyConfig:

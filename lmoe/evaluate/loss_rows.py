@@ -122,16 +122,5 @@ def prepare_evaluation(
         domains = [name for name in domains if name in config.domains]
         if not len(rows):
             raise DataError(f"no row is of the run's data.domains, {names_of(config.domains)}, but {names_of(there)}")
-    if config.val_rows_per_domain:
-        rows = rows.subset(first_of_each(rows.domains.tolist(), config.val_rows_per_domain))
-    if config.permute_domains:
-        rows = dealt_anew(rows)
-    if limit:
-        rows = rows.subset(first_of_each(rows.domains.tolist(), limit))
-    return EvaluationRows(
-        rows=rows,
-        domains=domains,
-        reports=reader.reports,
-        data_hashes=reader.hashes,
-        permuted=config.permute_domains,
-    )
+    found = EvaluationRows(rows=rows, domains=domains, reports=reader.reports, data_hashes=reader.hashes)
+    return found.first_of_each_domain(config.val_rows_per_domain).dealt_as(config).first_of_each_domain(limit)

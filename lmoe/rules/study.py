@@ -122,7 +122,7 @@ def _space_problems(study: StudyConfig) -> list[str]:
                 problems.append(f"{where} has a value twice: {shown(values)}")
             if own_key(f"{key}="):
                 problems.append(f"{where}: a study sets {key} itself")
-            if study.tuning.sampler is Sampler.tpe and not all(_is_number(value) for value in values):
+            if study.tuning.sampler is Sampler.tpe and not all(is_number(value) for value in values):
                 problems.append(f"{where} is {shown(values)}; study.tuning.sampler=tpe draws numbers, so use grid")
         shapes[name] = (len(space), points(space))
     if len(set(shapes.values())) > 1:
@@ -136,7 +136,8 @@ def _space_problems(study: StudyConfig) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a value is a number, which true and false are not."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from lmoe.study.judge import CLASSIFIER_FILE, base_losses
 from lmoe.study.judged import JudgedLosses, read_judged
 from lmoe.study.ledger import models_judged, rows_digest
 from lmoe.study.matched import ArmSize, arm_size
-from lmoe.study.result import EDGE, ArmResult, ComparisonResult, Curve, StudyResult, TryResult
+from lmoe.study.result import EDGE, ArmResult, ComparisonResult, Curve, StudyResult, TryResult, comparison_result
 from lmoe.study.run import Progress
 from lmoe.study.strata import domain_losses
 from lmoe.study.study import Study
@@ -154,29 +155,13 @@ def _by_domain(study: Study, progress: Progress, judged: JudgedLosses) -> list[C
 
 
 def _comparison(of: Judged, arm: str, domain: str | None, progress: Progress, baseline: str) -> ComparisonResult:
-    comparison, spread = of.comparison, of.comparison.spread
+    found = comparison_result(of, arm, domain)
     edges = [name for name in (arm, baseline) if progress.chosen[name].edges]
-    sentence = of.sentence()
-    if edges:
-        sentence = f"{EDGE}: {sentence}, but the best value of {' and of '.join(edges)} is the outermost that was tried"
-    return ComparisonResult(
-        arm=arm,
-        domain=domain,
-        seeds=comparison.seeds,
-        estimate=comparison.estimate,
-        low=None if spread is None else spread.low,
-        high=None if spread is None else spread.high,
-        bootstrap_low=None if spread is None else spread.bootstrap_low,
-        bootstrap_high=None if spread is None else spread.bootstrap_high,
-        standard_error=None if spread is None else spread.standard_error,
-        df=None if spread is None else spread.satterthwaite_df,
-        difference_p=of.difference_p,
-        equivalence_p=of.equivalence_p,
-        smallest_effect=None if spread is None else spread.smallest_effect,
-        verdict=EDGE if edges else of.verdict.value,
-        sentence=sentence,
-        by_seed=list(comparison.by_seed),
-    )
+    if not edges:
+        return found
+    whose = " and of ".join(edges)
+    sentence = f"{EDGE}: {found.sentence}, but the best value of {whose} is the outermost that was tried"
+    return replace(found, verdict=EDGE, sentence=sentence)
 
 
 def _arm(

@@ -4,7 +4,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 from lmoe.errors import LmoeError, StudyError
 from lmoe.files.run_folder import hydra_quoted
@@ -145,7 +144,7 @@ def write_job(job: Job, folder: Path) -> None:
         CheckpointError: the folder cannot be written.
     """
     place = folder / job.place
-    text = json.dumps(_plain(job), indent=1)
+    text = json.dumps(asdict(job), indent=1)
     if (place / JOB_FILE).exists() and read_job(place).runs != job.runs:
         raise StudyError(
             f"{place}: it holds a job with other settings; remove it, or give the study another name (study.name)"
@@ -173,10 +172,6 @@ def read_job(place: Path) -> Job:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise KEPT.refusal(place / JOB_FILE, f"holds something else ({error})") from None
-
-
-def _plain(job: Job) -> dict[str, Any]:
-    return json.loads(json.dumps(asdict(job)))
 
 
 def finished(run: Path) -> RunSummary | None:

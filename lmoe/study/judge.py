@@ -45,7 +45,8 @@ def judge(job: Job, place: Path) -> None:
     assert job.judging is not None
     if len(job.runs) == 1:
         subject, parts = _opened(place / job.runs[0].folder, job.judging)
-        losses = [loss for data in parts for loss in _of_one_run(subject, data, place / job.runs[0].folder)]
+        config, _ = run_data(place / job.runs[0].folder)
+        losses = [loss for data in parts for loss in _of_one_run(subject, data, config)]
     else:
         losses = _judge_apart(job, place)
     if diverged := sum(not math.isfinite(loss.loss) for loss in losses):
@@ -75,23 +76,14 @@ def base_losses(job: Job, folder: Path) -> dict[str, float]:
     return {loss.row: loss.loss for loss in read_row_losses(file)}
 
 
-def judging_rows(run: Path, subject: Subject) -> EvaluationRows:
-    """The judging rows of a run's config, as its own template renders them.
-
-    Args:
-        subject: the run, as `subject_of` gives it.
-    """
-    config, seed = _data_of(run, subject)
-    return prepare_judging(
-        config, subject.tokenizer, seed=seed, bundled=resource_dir("data/sft"), length_name="data.max_length"
-    )
-
-
 def _opened(run: Path, judging: Judging) -> tuple[Subject, list[EvaluationRows]]:
     """A run, its judging rows, and then each of the further sets of rows as one domain."""
     subject = subject_of(run, batch_size=judging.batch_size)
     config, seed = _data_of(run, subject)
-    parts = [judging_rows(run, subject), *more_rows(config, subject.tokenizer, judging.more, seed)]
+    rows = prepare_judging(
+        config, subject.tokenizer, seed=seed, bundled=resource_dir("data/sft"), length_name="data.max_length"
+    )
+    parts = [rows, *more_rows(config, subject.tokenizer, judging.more, seed)]
     return subject, [part.first_of_each_domain(judging.rows_per_domain) for part in parts]
 
 
@@ -122,9 +114,8 @@ def more_rows(
     return parts
 
 
-def _of_one_run(subject: Subject, data: EvaluationRows, run: Path) -> list[RowLoss]:
+def _of_one_run(subject: Subject, data: EvaluationRows, config: DataConfig) -> list[RowLoss]:
     """Each row under one run, by its own domain also where the run has dealt the domains anew."""
-    config, _ = run_data(run)
     dealt = with_experts(data.dealt_as(config), injected(subject.model).moe, "the judging rows")
     names = [data.domains[domain] for domain in data.rows.domains.tolist()]
     return [replace(loss, domain=name) for loss, name in zip(row_losses(subject, dealt), names, strict=True)]

@@ -10,6 +10,7 @@ from typing import Any
 from lmoe.errors import StudyError
 from lmoe.files.small_file import Reader
 from lmoe.report.files import write_bytes
+from lmoe.study.verdict import Judged
 
 RESULT_FILE = "study.json"
 RESULT_VERSION = 1
@@ -126,6 +127,33 @@ class ComparisonResult:
     """The verdict in words."""
     by_seed: list[float]
     """The difference of each seed."""
+
+
+def comparison_result(judged: Judged, arm: str, domain: str | None) -> ComparisonResult:
+    """A comparison with the verdict of its family.
+
+    Args:
+        domain: None: the mean over domains.
+    """
+    comparison, spread = judged.comparison, judged.comparison.spread
+    return ComparisonResult(
+        arm=arm,
+        domain=domain,
+        seeds=comparison.seeds,
+        estimate=comparison.estimate,
+        low=None if spread is None else spread.low,
+        high=None if spread is None else spread.high,
+        bootstrap_low=None if spread is None else spread.bootstrap_low,
+        bootstrap_high=None if spread is None else spread.bootstrap_high,
+        standard_error=None if spread is None else spread.standard_error,
+        df=None if spread is None else spread.satterthwaite_df,
+        difference_p=judged.difference_p,
+        equivalence_p=judged.equivalence_p,
+        smallest_effect=None if spread is None else spread.smallest_effect,
+        verdict=judged.verdict.value,
+        sentence=judged.sentence(),
+        by_seed=list(comparison.by_seed),
+    )
 
 
 @dataclass(slots=True, kw_only=True)

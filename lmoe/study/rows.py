@@ -13,7 +13,6 @@ from lmoe.config.study import MEAN, JudgingConfig
 from lmoe.data.chats.template_source import take_template
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import prepare
-from lmoe.data.stream import RowStream
 from lmoe.errors import LmoeError, StudyError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_judging
 from lmoe.evaluate.row_losses import label_digest
@@ -31,19 +30,15 @@ class StudyRows:
     Args:
         domains: of the training rows.
         judged_domains: of the judging rows.
-        judged: judging rows, those of study.judging.more with them.
         row_ids: names and label tokens of the judging rows that are compared, by domain: the first
             study.judging.rows_per_domain of each.
         data_hashes: SHA-256 by path, of all files.
-        repeated: judging rows whose tokens a judging row before them has.
     """
 
     domains: list[str]
     judged_domains: list[str]
-    judged: int
     row_ids: dict[str, list[str]]
     data_hashes: dict[str, str]
-    repeated: int
 
 
 def rows_of_arms(configs: Mapping[str, RunConfig], judging: JudgingConfig) -> StudyRows:
@@ -127,7 +122,7 @@ def study_rows(config: RunConfig, judging_config: JudgingConfig) -> StudyRows:
         raise StudyError("data.streaming=true: a study reads its rows before it begins; set data.streaming=false")
     prepared = prepare(plain, tokenizer, seed=config.seed, bundled=bundled, packing_model_type=None)
     judging = prepare_judging(plain, tokenizer, seed=config.seed, bundled=bundled, length_name="data.max_length")
-    assert isinstance(prepared.train, EncodedRows) and not isinstance(prepared.train, RowStream)
+    assert isinstance(prepared.train, EncodedRows)
     more = more_rows(plain, tokenizer, judging_config.more, config.seed)
     own = [judging.domains[i] for i in judging.rows.domains.unique().tolist()]
     if both := sorted(set(own) & set(judging_config.more)):
@@ -143,7 +138,6 @@ def study_rows(config: RunConfig, judging_config: JudgingConfig) -> StudyRows:
                     f"{len(shared)} of {len(part.rows)} judging rows are {name} rows too, the first {first}; "
                     "a verdict on rows that were trained or tuned on says nothing: take them out of one of the files"
                 )
-    digests = torch.cat([part.rows.digests for part in parts])
     row_ids: dict[str, list[str]] = {}
     for part in parts:
         compared = part.first_of_each_domain(judging_config.rows_per_domain)
@@ -152,11 +146,9 @@ def study_rows(config: RunConfig, judging_config: JudgingConfig) -> StudyRows:
     return StudyRows(
         domains=prepared.domains,
         judged_domains=own,
-        judged=len(digests),
         row_ids=row_ids,
         data_hashes=prepared.report.data_hashes
         | {path: text for part in parts for path, text in part.data_hashes.items()},
-        repeated=len(digests) - len(digests.unique()),
     )
 
 

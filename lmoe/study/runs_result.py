@@ -11,7 +11,7 @@ from rich.text import Text
 
 from lmoe.files.wording import shown
 from lmoe.report.files import write_bytes
-from lmoe.study.result import ComparisonResult, finite
+from lmoe.study.result import ComparisonResult, comparison_result, finite
 from lmoe.study.strata import Floats
 from lmoe.study.tables import Rows, as_csv, p_text, rich_table
 from lmoe.study.verdict import Judged, Verdict
@@ -41,27 +41,8 @@ class RunsComparison(ComparisonResult):
             domain: None: the mean over domains.
             over_rows: see `rows_interval`.
         """
-        comparison, spread = judged.comparison, judged.comparison.spread
-        return cls(
-            arm=arm,
-            domain=domain,
-            seeds=comparison.seeds,
-            estimate=comparison.estimate,
-            low=None if spread is None else spread.low,
-            high=None if spread is None else spread.high,
-            bootstrap_low=None if spread is None else spread.bootstrap_low,
-            bootstrap_high=None if spread is None else spread.bootstrap_high,
-            standard_error=None if spread is None else spread.standard_error,
-            df=None if spread is None else spread.satterthwaite_df,
-            difference_p=judged.difference_p,
-            equivalence_p=judged.equivalence_p,
-            smallest_effect=None if spread is None else spread.smallest_effect,
-            verdict=judged.verdict.value,
-            sentence=judged.sentence(),
-            by_seed=list(comparison.by_seed),
-            rows_low=float(over_rows[0]),
-            rows_high=float(over_rows[1]),
-        )
+        low, high = over_rows
+        return cls(**asdict(comparison_result(judged, arm, domain)), rows_low=float(low), rows_high=float(high))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -21,6 +21,7 @@ DIGITS = 4
 AT_EDGE = 0.02
 """Share of the range within which a value counts as outermost."""
 LOWER, UPPER = "lower", "upper"
+"""Sides on which a value may be outermost."""
 
 
 def check_installed() -> None:

@@ -10,13 +10,14 @@ from typing import Any
 from lmoe.config.study import MEAN
 from lmoe.errors import StudyError
 from lmoe.report.curves import read_metrics
+from lmoe.rules.study import is_number
 from lmoe.study.arms import UNTUNED, Arm, Values
 from lmoe.study.jobs import Job, finished, is_done
+from lmoe.study.sampling import LOWER, UPPER
 
 OF_DOMAIN = re.compile(r"val/.+/loss")
 MOST_WIDENED = 2
 """How often grids are widened."""
-LOWER, UPPER = "lower", "upper"
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -131,7 +132,7 @@ def _edges(arm: Arm, values: Values) -> dict[str, str]:
     found = {}
     for key, value in values:
         tried = arm.space[key]
-        if len(tried) > 1 and all(_is_number(other) for other in tried):
+        if len(tried) > 1 and all(is_number(other) for other in tried):
             if value == min(tried):
                 found[key] = LOWER
             elif value == max(tried):
@@ -174,7 +175,3 @@ def with_one_more(values: Sequence[Any], side: str) -> list[Any]:
     else:
         beyond = float(f"{beyond:.3g}")
     return [beyond, *values] if side == LOWER else [*values, beyond]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
