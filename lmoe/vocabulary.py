@@ -66,6 +66,30 @@ class RouterScope(StrEnum):
 
     linear = "linear"
     block = "block"
+    model = "model"
+
+
+class Decide(StrEnum):
+    """Which prompts of a conversation a router of the whole model decides for."""
+
+    first = "first"
+    turn = "turn"
+
+
+class RouterTarget(StrEnum):
+    """What routers are taught to tell apart."""
+
+    none = "none"
+    domain = "domain"
+    cluster = "cluster"
+    auto = "auto"
+
+
+class RouteBy(StrEnum):
+    """Whose decision the experts train on."""
+
+    router = "router"
+    target = "target"
 
 
 class RouterDtype(StrEnum):

@@ -46,7 +46,7 @@ def _average_branches(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
     """lora_A and lora_B / R of one branch that does what all experts of a site do on average, by module path."""
     halves: dict[str, dict[str, dict[int, Tensor]]] = {}
     for key, tensor in read_tensors(folder).items():
-        if f".{ROUTER}." in key:
+        if f".{ROUTER}." in f".{key}":
             continue
         found = BRANCH_KEY.fullmatch(key)
         if found is None or ".shared_expert." in key or tensor.ndim != 2:

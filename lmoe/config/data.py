@@ -91,6 +91,9 @@ class DataConfig:
     prompt_prefix: str | None = None
     """Text in front of the first message of the user in each conversation, such as "[{domain}] ": {domain} stands for
     the row's domain, all else is kept as it is; null: none."""
+    clusters: int | None = None
+    """With moe.router_target=cluster: into how many clusters the prompts of the training rows are put, by k-means on
+    hidden states of the base; null: injection.num_experts."""
     train_on: TrainOn = TrainOn.assistant
     """Turns that are learnt: all of the assistant's, its last one, or all text; turns with weight 0 never are."""
     cache_dir: str | None = None

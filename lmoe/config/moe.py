@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from lmoe.vocabulary import (
     Backend,
     BalanceScope,
+    Decide,
     LoadBalanceType,
     Mixing,
     MixtureScale,
     RouterDtype,
     RouterKind,
     RouterScope,
+    RouterTarget,
 )
 
 
@@ -41,7 +43,22 @@ class MoeConfig:
     router: RouterKind | None = None
     """{routers}. Required."""  # docs/CONFIG.md puts in what lmoe/rules/routers.py says of each
     router_scope: RouterScope = RouterScope.linear
-    """linear: a router for each Linear; block: one for all Linears of a block (gate, up and down; or q, k and v)."""
+    """linear: a router for each Linear; block: one for all Linears of a block (gate, up and down; or q, k and v);
+    model (router=sequence): one for all sites, which reads hidden states of the prompt (docs/ROUTING.md)."""
+    router_layer: int = -1
+    """router_scope=model: which hidden states of the prompt the router reads: 0: the embeddings, n: the output of the
+    n-th decoder layer; negative ones from the end, -1: the last, after the final norm."""
+    prompt_experts: bool = False
+    """router_scope=model: whether the experts act on the prompt too. off: only on what follows it, so that one forward
+    of the prompt decides and fills the KV cache; on: the prompt is read once more after the decision."""
+    decide: Decide = Decide.first
+    """router_scope=model, in a conversation: first: the first prompt decides for all of it; turn: each new one decides
+    for the answer to it."""
+    router_target: RouterTarget = RouterTarget.none
+    """What routers are taught, by a cross-entropy on their logits: domain: that of the row; cluster: data.clusters;
+    auto: domain where at least two are named and no more than there are experts, else cluster; none."""
+    router_target_coef: float = 1.0
+    """Weight of that cross-entropy in the training loss, in phases that train routers."""
     router_dtype: RouterDtype = RouterDtype.float32
     """float32 or bfloat16: type of the router's matmul and softmax, whatever autocast says."""
     router_bias: bool = False
@@ -79,7 +96,8 @@ class MoeConfig:
     l1_growth: float = 1.2
     """Factor by which relu's L1 weight moves each optimizer step towards injection.top_k active experts a token."""
     domains: list[str] | None = None
-    """Domain of each of oracle's experts, in order; null: the domains of the data."""
+    """Domain of each of oracle's experts, or of each target with router_target=domain, in order; null: the domains of
+    the data."""
     backend: Backend = Backend.auto
     """stacked: all experts in one matmul; grouped: tokens sorted by expert; auto: the faster one, as measured."""
     load_balance: LoadBalanceConfig = field(default_factory=LoadBalanceConfig)

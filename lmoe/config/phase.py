@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from lmoe.vocabulary import Curve, LrSchedule, PhaseMode, Role
+from lmoe.vocabulary import Curve, LrSchedule, PhaseMode, Role, RouteBy
 
 PLATEAU = "plateau"
 """Start of a phase that begins when a metric no longer improves."""
@@ -69,6 +69,12 @@ class PhaseConfig:
     """Weight of the load_balancing_loss in this phase; null: moe.load_balance.aux_loss_coef."""
     router_z_loss_coef: float | None = None
     """Weight of the router_z_loss in this phase; null: moe.router_z_loss_coef."""
+    router_target_coef: float | None = None
+    """Weight of the cross-entropy of moe.router_target in this phase; null: moe.router_target_coef where the phase
+    trains routers, else 0."""
+    route_by: RouteBy = RouteBy.router
+    """Whose decision the experts train on: router; target: that of moe.router_target, by which experts are dealt to
+    domains or clusters. Validation and inference always go by the router."""
     auxiliary_loss: bool | None = None
     """Default of load_balance and router_z_loss; null: only where the phase trains routers (a frozen router would push
     its balance into the experts)."""

@@ -24,7 +24,8 @@ class Collate:
     Labels are not shifted (a Hugging Face model shifts them itself), and the first token of each row has none.
     domain_ids name the domain of each token's row, 0 on padding. row_ids (B, T) int64 number the rows packed into a
     sequence from 0 (padding: 0), and prompt_mask (B, P, T) bool marks the tokens of each of the P rows before its first
-    label. Single rows come with attention_mask (B, T) int64.
+    label. Rows that were put into clusters come with cluster_ids (B, T) int64, -1 on padding. Single rows come with
+    attention_mask (B, T) int64.
     Packed sequences come with position_ids (B, T) int64 instead, which restart at each row and at the padding: a mask
     beside them would make the rows see each other.
 
@@ -49,6 +50,8 @@ class Collate:
             "valid_mask": torch.zeros(shape, dtype=torch.bool),
             "domain_ids": torch.zeros(shape, dtype=torch.long),
         }
+        if any(row.cluster >= 0 for rows in sequences for row in rows):
+            batch["cluster_ids"] = torch.full(shape, -1, dtype=torch.long)
         position_ids = torch.zeros(shape, dtype=torch.long)
         most = max(len(rows) for rows in sequences)
         batch["row_ids"] = torch.zeros(shape, dtype=torch.long)
@@ -64,6 +67,8 @@ class Collate:
                 batch["prompt_mask"][index, number, place[1]] = (labels != IGNORE).cumsum(0) == 0
                 batch["valid_mask"][place] = True
                 batch["domain_ids"][place] = row.domain
+                if "cluster_ids" in batch:
+                    batch["cluster_ids"][place] = row.cluster
                 position_ids[place] = torch.arange(len(row))
                 start += len(row)
             position_ids[index, start:] = torch.arange(length - start)

@@ -20,11 +20,13 @@ class EncodedRow:
         input_ids: (n,) int32.
         is_label: (n,) bool, the tokens to be learnt; what is at position 0 is predicted by nothing and never counts.
         domain: index into the list of domains.
+        cluster: that its prompt was put into; -1: none.
     """
 
     input_ids: Tensor
     is_label: Tensor
     domain: int
+    cluster: int = -1
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -65,6 +67,7 @@ class EncodedRows(Dataset[EncodedRow]):
         domains: (N,) int64, index into the list of domains.
         digests: (N,) int64, equal for rows of equal tokens.
         places: (N, 2) int64: index of the file in its source, and number of the row in it.
+        clusters: (N,) int64 cluster of each row's prompt; None: they were put into none.
     """
 
     tokens: tuple[Tokens, ...]
@@ -75,6 +78,7 @@ class EncodedRows(Dataset[EncodedRow]):
     domains: Tensor
     digests: Tensor
     places: Tensor
+    clusters: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.domains)
@@ -84,7 +88,8 @@ class EncodedRows(Dataset[EncodedRow]):
             raise IndexError(index)
         tokens, start = self.tokens[int(self.source[index])], int(self.starts[index])
         place = slice(start, start + int(self.lengths[index]))
-        return EncodedRow(tokens.input_ids[place], tokens.is_label[place], int(self.domains[index]))
+        cluster = -1 if self.clusters is None else int(self.clusters[index])
+        return EncodedRow(tokens.input_ids[place], tokens.is_label[place], int(self.domains[index]), cluster)
 
     def __iter__(self) -> Iterator[EncodedRow]:
         return (self[index] for index in range(len(self)))
@@ -96,7 +101,8 @@ class EncodedRows(Dataset[EncodedRow]):
     def subset(self, indices: Sequence[int] | Tensor) -> EncodedRows:
         """The chosen rows, in the order of `indices`, which may name a row twice."""
         chosen = torch.as_tensor(indices, dtype=torch.long)
-        return replace(self, **{name: getattr(self, name)[chosen] for name in BY_ROW})
+        clusters = None if self.clusters is None else self.clusters[chosen]
+        return replace(self, clusters=clusters, **{name: getattr(self, name)[chosen] for name in BY_ROW})
 
     def with_domains(self, new_index: Sequence[int]) -> EncodedRows:
         """The same rows where domain d has become new_index[d]."""
@@ -134,4 +140,4 @@ class EncodedRows(Dataset[EncodedRow]):
 
 
 BY_ROW = ("source", "starts", "lengths", "label_counts", "domains", "digests", "places")
-"""Fields of EncodedRows that hold a value for each row."""
+"""Fields of EncodedRows that hold a value for each row, clusters aside."""

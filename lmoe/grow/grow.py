@@ -22,7 +22,7 @@ from lmoe.adapter.stored_base import check_base, stored_fingerprints
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import CheckpointError
-from lmoe.injection.build_site import ROUTER
+from lmoe.injection.build_site import router_path
 from lmoe.injection.kept import ROUTER_ROWS
 from lmoe.injection.record import Injected, injected, new_names, record_expert_names, routers
 from lmoe.rules.routers import ROUTERS, mixture_scale
@@ -51,7 +51,17 @@ def new_router_rows(old: Tensor, fresh: Tensor) -> Tensor:
 
 OWN_CHOICE = {"experts_from", "num_experts", "lora_dropout", "lora_B_std"}
 """Keys of `injection` that a model which grows may set otherwise than the run that it grows from."""
-SAME_MOE = ("router", "router_scope", "router_dtype", "router_bias", "top_p", "mixing")
+SAME_MOE = (
+    "router",
+    "router_scope",
+    "router_layer",
+    "prompt_experts",
+    "decide",
+    "router_dtype",
+    "router_bias",
+    "top_p",
+    "mixing",
+)
 SHOWN_KEYS = 8
 
 
@@ -75,7 +85,7 @@ def grow_from(model: nn.Module, place: str | Path) -> int:
     config = read_adapter_config(folder)
     kept = _check(folder, config, record)
     own, stored = adapter_tensors(model), read_tensors(folder)
-    rows = {f"{name}.{ROUTER}.{tensor}" for name, _ in routers(model) for tensor in ROUTER_ROWS}
+    rows = {f"{router_path(name)}.{tensor}" for name, _ in routers(model) for tensor in ROUTER_ROWS}
     places = _places(folder, own, stored, rows, kept)
     fill(places, stored, str(folder))
     if record.moe.router is not None and ROUTERS[record.moe.router].grows_from_mean:

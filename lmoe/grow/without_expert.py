@@ -21,7 +21,7 @@ from lmoe.rules.routers import ROUTERS
 from lmoe.rules.strategies import STRATEGIES, with_adapter_experts
 
 EXPERT_KEY = re.compile(rf"(?P<path>.*)\.experts\.(?P<expert>\d+)\.(?P<tensor>{'|'.join(STACKED)})")
-ROWS_KEY = re.compile(rf".*\.{ROUTER}\.({'|'.join(ROUTER_ROWS)})")
+ROWS_KEY = re.compile(rf"(.*\.)?{ROUTER}\.({'|'.join(ROUTER_ROWS)})")
 
 
 def write_without_expert(folder: Path, output: Path, expert: str) -> Path:

@@ -28,7 +28,7 @@ from lmoe.rules.phases import BASE_ROLES
 from lmoe.rules.routers import ROUTERS, needs_domain, needs_prompt, needs_prompt_ids, trains_logits
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.rules.validate import section_problems
-from lmoe.vocabulary import LoadBalanceType, Role
+from lmoe.vocabulary import LoadBalanceType, Role, RouterScope, RouterTarget
 
 
 def plan(
@@ -131,10 +131,10 @@ def inject(
         model.set_submodule(site.path, wrapper.train(base_layer.training))
         if site.kind is SiteKind.native_experts:
             model.set_submodule(site.router, build.native_router(site).train(base_layer.training))
-    build.attach_block_routers()
+    build.attach_shared_routers()
     if needs_domain(moe):
         model.register_forward_pre_hook(context.forget_last_batch_info)
-    if needs_prompt(moe):
+    if needs_prompt(moe) and moe.router_scope is not RouterScope.model:
         PromptReader(context, str(moe.router), by_ids=needs_prompt_ids(moe)).attach(model)
     if needs_domain(moe) or needs_prompt(moe):
         ContextForCheckpoints(context).attach(model)
@@ -175,6 +175,7 @@ def auxiliary_losses(injection: InjectionConfig, moe: MoeConfig) -> AuxiliaryLos
         router_z_loss_coef=float(moe.router_z_loss_coef or 0) if logits else 0.0,
         l1_top_k=injection.top_k if l1 else None,
         diversity_coef=float(moe.diversity_coef or 0),
+        router_target_coef=0.0 if moe.router_target is RouterTarget.none else moe.router_target_coef,
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from lmoe.backbones.fingerprint import BaseFingerprint, base_parameter_name, fingerprint_of
-from lmoe.injection.build_site import ROUTER
+from lmoe.injection.build_site import router_path
 from lmoe.injection.record import injected
 from lmoe.injection.roles import ADAPTER_ROLES, adapter_buffers, parameter_roles
 from lmoe.layers.expert_ffn import COPIES
@@ -18,7 +18,7 @@ def backbone_state(model: nn.Module, state: Mapping[str, Tensor] | None = None) 
         state: the whole state dict, where somebody has gathered it; None: that of the model.
     """
     roles, buffers = parameter_roles(model), adapter_buffers(model)
-    routers = tuple(f"{name}.{ROUTER}." for name in injected(model).plan.routers)
+    routers = tuple(f"{router_path(name)}." for name in injected(model).plan.routers)
     return {
         base_parameter_name(name): tensor
         for name, tensor in (model.state_dict() if state is None else state).items()

@@ -6,14 +6,18 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
+from lmoe.config.moe import MoeConfig
 from lmoe.injection.record import Injected
 from lmoe.injection.tracing import expert_of
 from lmoe.layers.context import PromptRows
-from lmoe.rules.routers import needs_domain, needs_prompt, needs_prompt_ids
+from lmoe.ops.labels import IGNORE
+from lmoe.ops.router_targets import NO_TARGET, RowTargets
+from lmoe.rules.routers import needs_domain, needs_prompt, needs_prompt_ids, target_count
+from lmoe.vocabulary import Decide, RouterTarget
 
 
 def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str]) -> AbstractContextManager[None]:
-    """A context in which forwards know what their router needs of the batch: domains, or prompts.
+    """A context in which forwards know what their router needs of the batch: domains, prompts, or what it is taught.
 
     Args:
         record: of the model.
@@ -26,10 +30,33 @@ def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str
     return record.context.with_batch_info(
         expert_of_token=_experts(record, batch["domain_ids"], domains) if needs_domain(record.moe) else None,
         rows=_prompts(record, batch) if needs_prompt(record.moe) else None,
+        targets=row_targets(record.moe, batch, domains),
     )
 
 
+def row_targets(moe: MoeConfig, batch: dict[str, Tensor], domains: Sequence[str]) -> RowTargets | None:
+    """What the routers are taught of each token of a batch; None: nothing.
+
+    Args:
+        moe: with the names of its targets in moe.domains.
+        batch, domains: as of `batch_info`.
+    """
+    count = target_count(moe)
+    if not count:
+        return None
+    valid = batch["valid_mask"]
+    if moe.router_target is RouterTarget.cluster:
+        ids = batch.get("cluster_ids")
+        return None if ids is None else RowTargets(ids.masked_fill(~valid, NO_TARGET), count)
+    names = moe.domains or []
+    known = [names.index(name) if name in names else NO_TARGET for name in domains]
+    of_domain = torch.tensor(known, device=batch["domain_ids"].device)
+    return RowTargets(of_domain[batch["domain_ids"]].masked_fill(~valid, NO_TARGET), count)
+
+
 def _prompts(record: Injected, batch: dict[str, Tensor]) -> PromptRows:
+    if record.moe.decide is Decide.turn:
+        return PromptRows.of_turns(batch["labels"] != IGNORE, batch["row_ids"], batch["valid_mask"])
     rows = PromptRows(batch["prompt_mask"], batch["row_ids"])
     return rows.with_hashes(batch["input_ids"]) if needs_prompt_ids(record.moe) else rows
 

@@ -13,9 +13,12 @@ from lmoe.layers.context import RoutingContext
 from lmoe.layers.expert_ffn import ExpertFFN, ExpertFfnSettings
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.mixture_lora_linear import MixtureBeside, MixtureLoRALinear, MixtureSettings
+from lmoe.layers.model_route import MODEL, ModelRoute, RouteSettings
 from lmoe.layers.native_experts import NativeExpertsLoRA, NativeExpertsSettings
 from lmoe.layers.native_router import NativeRouter
+from lmoe.layers.prompt_reading import DecoderPlace
 from lmoe.layers.routers import Router, RouterSettings, router_class
+from lmoe.layers.routers.model import ModelRouter
 from lmoe.layers.trace import RoutingTrace
 from lmoe.ops.ffn_names import FfnNames
 from lmoe.ops.linear_sizes import sizes, weight_OD
@@ -72,6 +75,11 @@ ROUTER = "router"
 """Name of the router under the module that it decides for."""
 
 
+def router_path(site: str) -> str:
+    """Path of the module that is the router of a site; that of the whole model lies on the model itself."""
+    return ROUTER if site == MODEL else f"{site}.{ROUTER}"
+
+
 class SiteBuilder:
     """Makes the wrapper of each site, and the routers that blocks share.
 
@@ -94,6 +102,7 @@ class SiteBuilder:
         self.model, self.layers, self.injection, self.moe = model, layers, injection, moe
         self.trace, self.context = trace, context
         self._blocks: dict[str, BlockRoute] = {}
+        self._model_route: ModelRoute | None = None
 
     def _check(self, site: SitePlan) -> None:
         """Refuse a site that cannot become what is planned.
@@ -110,7 +119,7 @@ class SiteBuilder:
             self._needs_directions(site)
         if site.kind is SiteKind.beside and svd:
             raise InjectionError(f"injection.init_lora=svd needs the weight of a Linear, and {site.path} is a block")
-        by_block = site.kind is SiteKind.mixture and site.router != site.path
+        by_block = site.kind is SiteKind.mixture and site.router not in (site.path, MODEL)
         if by_block and hasattr(self.model.get_submodule(site.router), ROUTER):
             raise InjectionError(f"{site.router} has a {ROUTER} of its own; use moe.router_scope=linear")
         if site.kind is SiteKind.expert_ffn:
@@ -149,7 +158,8 @@ class SiteBuilder:
         return MixtureLoRALinear(base_layer, self._deciding(site, base_layer), self._mixture_settings(site))
 
     def _beside(self, site: SitePlan, base_layer: nn.Module) -> nn.Module:
-        return MixtureBeside(base_layer, self._router(site, base_layer), self._mixture_settings(site), site.in_features)
+        deciding = self._of_model(site, base_layer) or self._router(site, base_layer)
+        return MixtureBeside(base_layer, deciding, self._mixture_settings(site), site.in_features)
 
     def _mixture_settings(self, site: SitePlan) -> MixtureSettings:
         return MixtureSettings(
@@ -176,7 +186,8 @@ class SiteBuilder:
             adapted=tuple(site.branches or ()),
             share_base=self.injection.share_base,
         )
-        return ExpertFFN(base_layer, self._ffn_names(site), self._router(site, base_layer), settings)
+        deciding = self._of_model(site, base_layer) or self._router(site, base_layer)
+        return ExpertFFN(base_layer, self._ffn_names(site), deciding, settings)
 
     def _ffn_names(self, site: SitePlan) -> FfnNames:
         blocks = (layer.ffn_block for layer in self.layers if layer.ffn_block is not None)
@@ -200,16 +211,55 @@ class SiteBuilder:
         base_layer = self.model.get_submodule(site.router)
         return NativeRouter(base_layer, scores=scores, site=site.router, trace=self.trace, context=self.context)
 
-    def _deciding(self, site: SitePlan, base_layer: nn.Module) -> Router | BlockRoute:
-        """The site's own router, or its block's, which the block's first site makes."""
+    def _of_model(self, site: SitePlan, base_layer: nn.Module) -> ModelRoute | None:
+        """The decision of the model's router, which the first site makes; None: the site has another one."""
+        if site.router != MODEL:
+            return None
+        if self._model_route is None:
+            router = self._router(site, base_layer)
+            assert isinstance(router, ModelRouter)
+            place = self._place()
+            settings = RouteSettings(place, prompt_experts=self.moe.prompt_experts, decide=self.moe.decide)
+            self._model_route = ModelRoute(router, settings)
+        return self._model_route
+
+    def _place(self) -> DecoderPlace:
+        """Where the model's router reads hidden states.
+
+        Raises:
+            InjectionError: moe.router_layer is beyond the layers, or the backbone has something named like our router.
+        """
+        if hasattr(self.model, ROUTER):
+            raise InjectionError(f"this backbone has a {ROUTER} of its own; use moe.router_scope=linear")
+        layers, index = tuple(layer.path for layer in self.layers), self.moe.router_layer
+        decoder = ".".join(layers[0].split(".")[:-2])  # what holds the list of layers
+        if not decoder:
+            raise InjectionError("moe.router_scope=model needs a causal language model, and this is its decoder alone")
+        try:
+            return DecoderPlace.of(decoder, layers, index)
+        except IndexError:
+            count = len(layers)
+            raise InjectionError(
+                f"moe.router_layer is {index}; this backbone has {count} layers: 0 (the embeddings) to {count}, or "
+                f"-{count + 1} to -1"
+            ) from None
+
+    def _deciding(self, site: SitePlan, base_layer: nn.Module) -> Router | BlockRoute | ModelRoute:
+        """The site's own router, or its block's, which the block's first site makes, or the model's."""
+        if (of_model := self._of_model(site, base_layer)) is not None:
+            return of_model
         if site.router == site.path:
             return self._router(site, base_layer)
         if site.router not in self._blocks:
             self._blocks[site.router] = BlockRoute(self._router(site, base_layer))
         return self._blocks[site.router]
 
-    def attach_block_routers(self) -> None:
-        """Put the routers that blocks share into their blocks; the last step, because only then the model changes."""
+    def attach_shared_routers(self) -> None:
+        """Put the routers that sites share into their blocks, or the model; the last step, because only then the model
+        changes."""
+        if self._model_route is not None:
+            self.model.add_module(ROUTER, self._model_route.router.train(self.model.training))
+            self._model_route.attach(self.model)
         for path, route in self._blocks.items():
             block = self.model.get_submodule(path)
             block.add_module(ROUTER, route.router.train(block.training))
@@ -231,7 +281,8 @@ class SiteBuilder:
             device=next(base_layer.parameters()).device,
             bias=moe.router_bias,
         )
-        return router_class(moe.router)(settings, site=site.router, trace=self.trace, context=self.context)
+        kind = router_class(moe.router, moe.router_scope)
+        return kind(settings, site=site.router, trace=self.trace, context=self.context)
 
     def _needs_numbers(self, base_layer: nn.Module, site: SitePlan, what: str) -> None:
         try:

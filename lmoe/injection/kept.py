@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from lmoe.injection.build_site import ROUTER
+from lmoe.injection.build_site import router_path
 from lmoe.injection.record import injected, mixtures, routers
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
@@ -37,7 +37,7 @@ def expert_rows(model: nn.Module) -> list[str]:
         names += [f"{path}.{name}" for name in STACKED if hasattr(module, name) and not (one_A and name == "lora_A")]
     for path, router in routers(model):
         found = [name for name in ROUTER_ROWS if getattr(router, name, None) is not None]
-        names += [f"{path}.{ROUTER}.{name}" for name in found]
+        names += [f"{router_path(path)}.{name}" for name in found]
     return names
 
 

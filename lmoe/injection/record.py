@@ -9,7 +9,7 @@ from lmoe.backbones.fingerprint import BaseFingerprint
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import InjectionError
-from lmoe.injection.build_site import ROUTER
+from lmoe.injection.build_site import router_path
 from lmoe.injection.plan import InjectionPlan
 from lmoe.layers.context import RoutingContext
 from lmoe.layers.expert_ffn import ExpertFFN
@@ -118,6 +118,6 @@ def low_rank(model: nn.Module) -> Iterator[tuple[str, Role, LowRankModule]]:
 def routers(model: nn.Module) -> Iterator[tuple[str, Router]]:
     """Every router that lmoe made, by the name of its site, in the order of the plan; the backbone's own are not."""
     for name in injected(model).plan.routers:
-        router = model.get_submodule(f"{name}.{ROUTER}")
+        router = model.get_submodule(router_path(name))
         if isinstance(router, Router):
             yield name, router

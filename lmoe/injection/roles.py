@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from lmoe.backbones.fingerprint import base_parameter_name
-from lmoe.injection.build_site import ROUTER
+from lmoe.injection.build_site import ROUTER, router_path
 from lmoe.injection.record import injected, routers, sites
 from lmoe.layers.expert_ffn import COPIES
 from lmoe.ops.linear_sizes import parameter_counts
@@ -16,7 +16,7 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
     """The role of every parameter of an injected model, by name; each has exactly one."""
     plan = injected(model).plan
     owners = {f"{site.path}.": site.role for site in plan.sites}
-    routers = {f"{name}.{ROUTER}." for name in plan.routers}
+    routers = {f"{router_path(name)}." for name in plan.routers}
     blocks = tuple(f"{path}." for path in plan.base_ffn)
     replaced = tuple(f"{site.path}.base_layer." for site in plan.sites if site.copied_parameters)
     native = tuple(f"{path}." for path in plan.native_routers)
@@ -71,7 +71,7 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def adapter_buffers(model: nn.Module) -> dict[str, Tensor]:
     """Saved tensors of adapters and routers that no gradient changes: selection biases, L1 weights, SVD starts."""
     found = {}
-    for path, module in [*sites(model), *((f"{name}.{ROUTER}", router) for name, router in routers(model))]:
+    for path, module in [*sites(model), *((router_path(name), router) for name, router in routers(model))]:
         found |= {
             f"{path}.{name}": buffer
             for name, buffer in module.named_buffers()

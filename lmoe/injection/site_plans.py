@@ -12,10 +12,11 @@ from lmoe.config.moe import MoeConfig
 from lmoe.errors import InjectionError
 from lmoe.injection.choose import attention_linears, spread
 from lmoe.injection.plan import SiteKind, SitePlan
+from lmoe.layers.model_route import MODEL
 from lmoe.ops.linear_sizes import sizes
 from lmoe.rules.routers import ROUTERS, active_experts
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.vocabulary import LoadBalanceType, Role
+from lmoe.vocabulary import LoadBalanceType, Role, RouterScope
 
 
 class SitePlanner:
@@ -30,6 +31,7 @@ class SitePlanner:
     def __init__(self, model: nn.Module, layers: list[LayerLayout], injection: InjectionConfig, moe: MoeConfig) -> None:
         self.model, self.layers, self.injection, self.moe = model, layers, injection, moe
         self.warnings: list[str] = []
+        self._model_router = False  # planned
         self.attention = attention_linears(model, layers, injection, self.warnings)
 
     def refuse_twice(self, targets: dict[str, nn.Module]) -> None:
@@ -112,6 +114,9 @@ class SitePlanner:
             owner: whether the router's parameters are counted here.
         """
         num_experts = self.num_experts(where)
+        if self.moe.router_scope is RouterScope.model:
+            router, owner, self._model_router = MODEL, not self._model_router, True
+            router_in_features = int(self.model.config.get_text_config().hidden_size)  # type: ignore[union-attr,operator]
         return replace(
             site,
             num_experts=num_experts,

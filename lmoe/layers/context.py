@@ -12,8 +12,11 @@ import torch
 from torch import Tensor
 
 from lmoe.layers.per_call import PerCall
+from lmoe.layers.trace import Routing
 from lmoe.ops.gating import Gate
 from lmoe.ops.prompt_hash import prompt_hashes
+from lmoe.ops.prompt_turns import turns
+from lmoe.ops.router_targets import RowTargets
 
 SiteDecisions = dict[str, tuple[Tensor, Gate]]
 """Logits and gate, (B, 1, E), by site."""
@@ -28,11 +31,14 @@ class PromptRows:
         row_ids: (B, T) int64 row of each token, from 0 to P - 1.
         hashes: (B, P) int64 of the ids of each row's prompt tokens, see `prompt_hashes`; None: nobody asks for them, or
             the ids are not known.
+        turn: (B, P) int64, where a turn of a conversation counts as a row: which one of its conversation it is; None:
+            each conversation is one row.
     """
 
     prompt: Tensor
     row_ids: Tensor
     hashes: Tensor | None = None
+    turn: Tensor | None = None
 
     @classmethod
     def single(cls, prompt: Tensor) -> "PromptRows":
@@ -42,6 +48,27 @@ class PromptRows:
             prompt: (B, T) bool.
         """
         return cls(prompt.unsqueeze(1), torch.zeros(prompt.shape, dtype=torch.long, device=prompt.device))
+
+    @classmethod
+    def of_turns(cls, answers: Tensor, row_ids: Tensor, valid: Tensor) -> "PromptRows":
+        """A row for each turn (`turns`).
+
+        Args:
+            answers: (B, T) bool, tokens of answers.
+            row_ids: (B, T) int64 conversation of each token.
+            valid: (B, T) bool, False for padding.
+        """
+        found = turns(answers, row_ids, valid)
+        return cls(found.prompt, found.ids, turn=found.number)
+
+    @property
+    def last_turn(self) -> int:
+        """The highest number of a turn; 0 where each conversation is one row."""
+        return 0 if self.turn is None else int(self.turn.max())
+
+    def prompts_of_turn(self, number: int) -> Tensor:
+        """(B, P, T) bool: the prompts of the turns of one number, the others empty."""
+        return self.prompt if self.turn is None else self.prompt & (self.turn == number).unsqueeze(-1)
 
     def with_hashes(self, input_ids: Tensor) -> "PromptRows":
         """The same with the hashes of the prompts.
@@ -59,10 +86,12 @@ class BatchInfo:
     Args:
         expert_of_token: for the oracle: int64 expert of each token, (B, T) or (B, 1), or () for all of them.
         rows: for sequence routers: the prompts of the rows.
+        targets: what the routers are taught of each token.
     """
 
     expert_of_token: Tensor | None = None
     rows: PromptRows | None = None
+    targets: RowTargets | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -88,11 +117,13 @@ class RunningForward:
         rows: the prompts; None: the model's inputs do not tell them.
         cached: the decisions that the KV cache came with, which stand; None: a new prompt.
         new: gets the decisions of a new prompt.
+        of_model: with a router of the whole model, what it has decided for each token; None: no routed expert acts.
     """
 
     rows: PromptRows | None
     cached: PromptDecisions | None
     new: PromptDecisions
+    of_model: Routing | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -116,6 +147,7 @@ class RoutingContext:
         temperature: divides the router logits.
         router_noise: standard deviation of the noise on the logits, in training.
         expert_dropout: probability with which an expert is left out of a row, in training.
+        by_target: in training the experts that are dealt to a row's target are the only ones that act.
         silenced: expert whose weight is set to 0, by site.
         masked: experts that `masked_experts` leaves out now.
         off: how many blocks keep the adapters off now.
@@ -132,6 +164,7 @@ class RoutingContext:
     temperature: float = 1.0
     router_noise: float = 0.0
     expert_dropout: float = 0.0
+    by_target: bool = False
     silenced: dict[str, int] = field(default_factory=dict)
     masked: frozenset[int] = frozenset()
     off: int = 0
@@ -163,13 +196,18 @@ class RoutingContext:
 
     @contextmanager
     def with_batch_info(
-        self, *, expert_of_token: Tensor | None = None, rows: PromptRows | None = None
+        self,
+        *,
+        expert_of_token: Tensor | None = None,
+        rows: PromptRows | None = None,
+        targets: RowTargets | None = None,
     ) -> Iterator[None]:
         """Set facts about the tokens of the forwards inside the block; what is left out stays as it was outside."""
         outside = self.batch_info
         inside = BatchInfo(
             outside.expert_of_token if expert_of_token is None else expert_of_token,
             outside.rows if rows is None else rows,
+            outside.targets if targets is None else targets,
         )
         self.compiled_batch_info = self.last_batch_info = inside
         try:
@@ -183,10 +221,19 @@ class RoutingContext:
         whole model."""
         self.last_batch_info = self.batch_info
 
+    def decided(self, cached: PromptDecisions) -> bool:
+        """Whether routers of this model, or of a copy, have decided, with the experts that are there now."""
+        return cached.masked == self.masked and cached.model_id == self.model_id
+
     def expert_of_token(self, *, training: bool) -> Tensor | None:
         """Expert of each token, by which the oracle decides; None where nothing says it."""
         known = self.batch_info.expert_of_token
         return self.last_batch_info.expert_of_token if known is None and training else known
+
+    def targets(self, *, training: bool) -> RowTargets | None:
+        """What the routers are taught of each token; None where nothing says it."""
+        known = self.batch_info.targets
+        return self.last_batch_info.targets if known is None and training else known
 
     def current_forward(self, *, training: bool) -> RunningForward | None:
         """The forward of the whole model that a sequence router is in."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe.layers.lora_linear import branch_dtype
+from lmoe.layers.model_route import ModelRoute
 from lmoe.layers.routers import Router
 from lmoe.layers.stacked_lora import StackedLoRA
 from lmoe.layers.trace import Routing
@@ -54,13 +55,17 @@ class ExpertFFN(nn.Module):
     Args:
         base_layer: the frozen block.
         names: its parts.
-        router: one for the block.
+        router: one for the block, or the decision of the model's.
         settings: what the experts are made from.
     """
 
-    def __init__(self, base_layer: nn.Module, names: FfnNames, router: Router, settings: ExpertFfnSettings) -> None:
+    def __init__(
+        self, base_layer: nn.Module, names: FfnNames, router: Router | ModelRoute, settings: ExpertFfnSettings
+    ) -> None:
         super().__init__()
-        self.base_layer, self.names, self.router, self.settings = base_layer, names, router, settings
+        self.base_layer, self.names, self.settings = base_layer, names, settings
+        self.router = router if isinstance(router, Router) else None
+        self.model_route = router if isinstance(router, ModelRoute) else None
         self.enabled = True
         self.lora_dropout = nn.Dropout(settings.dropout)
         for name in settings.adapted:
@@ -84,8 +89,24 @@ class ExpertFFN(nn.Module):
         """(..., D) to (..., D), in the type of the block's output."""
         if not self.enabled:
             return self.base_layer(hidden_states)
+        routing = self._routing(hidden_states)
+        if routing is None:
+            return self.base_layer(hidden_states)
+        y = self._experts(hidden_states, routing)
+        if routing.acting is None:
+            return y
+        return torch.where(routing.acting.unsqueeze(-1), y, self.base_layer(hidden_states))
+
+    def _routing(self, hidden_states: Tensor) -> Routing | None:
+        """What the experts do at each token; None: the block stands as it was, on a prompt that is to decide."""
+        if self.router is not None:
+            return self.router(hidden_states)
+        assert self.model_route is not None
+        return self.model_route.decision(hidden_states.device)
+
+    def _experts(self, hidden_states: Tensor, routing: Routing) -> Tensor:
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
-        indices, gates = chosen(self.router(hidden_states))
+        indices, gates = chosen(routing)
         groups = group_by_expert(indices, self.settings.num_experts)
         inner = self._inner(x, groups)
         y = self._down(inner, gates.to(inner.dtype), groups)

@@ -12,6 +12,7 @@ from torch.nn.functional import linear
 from lmoe.errors import RoutingError
 from lmoe.layers.block_route import BlockRoute
 from lmoe.layers.lora_linear import LowRank, branch_dtype
+from lmoe.layers.model_route import ModelRoute
 from lmoe.layers.routers import LinearRouter, Router
 from lmoe.layers.trace import Routing
 from lmoe.ops.frozen_linear import frozen_and_down
@@ -62,7 +63,7 @@ class MixtureLoRALinear(nn.Module):
 
     Args:
         base_layer: the frozen Linear, a quantised one or a Conv1D.
-        router: the site's own router, or the decision of its block's.
+        router: the site's own router, or the decision of its block's or its model's.
         settings: what the mixture is made from.
         shape: (D, O) where the base layer is no Linear.
     """
@@ -75,7 +76,7 @@ class MixtureLoRALinear(nn.Module):
     def __init__(
         self,
         base_layer: nn.Module,
-        router: Router | BlockRoute,
+        router: Router | BlockRoute | ModelRoute,
         settings: MixtureSettings,
         shape: tuple[int, int] | None = None,
     ) -> None:
@@ -84,6 +85,7 @@ class MixtureLoRALinear(nn.Module):
         self.fade: float | Tensor = 1.0
         self.router = router if isinstance(router, Router) else None
         self.block_route = router if isinstance(router, BlockRoute) else None
+        self.model_route = router if isinstance(router, ModelRoute) else None
         (in_features, out_features), device = shape or sizes(base_layer), next(base_layer.parameters()).device
         experts, rank = settings.num_experts, settings.lora_r
         self.lora_dropout = nn.Dropout(settings.dropout)
@@ -106,6 +108,8 @@ class MixtureLoRALinear(nn.Module):
         """(..., D) to (..., O), in the type of the base layer's output."""
         if not self.enabled:
             return self.base_layer(x)
+        if not self._routed(x):
+            return self._without_routed(self.base_layer(x), x)
         dtype = branch_dtype(x, self.lora_A)
         if not self._passes_through_one_function(x, dtype):
             y = self.base_layer(x)
@@ -126,6 +130,8 @@ class MixtureLoRALinear(nn.Module):
             y: (..., O); may be changed in place.
             x: (..., D).
         """
+        if not self._routed(x):
+            return self._without_routed(y, x)
         lora_A, lora_B = self.factors()
         branch = self.lora_dropout(x.to(branch_dtype(x, self.lora_A)))
         hidden = None if self._groups(x, branch.dtype, lora_A) else linear(branch, lora_A.flatten(0, 1))
@@ -141,9 +147,23 @@ class MixtureLoRALinear(nn.Module):
             y = self._stacked(y, hidden, lora_A, lora_B, routing)
         return y if self.shared_expert is None else y + self.shared_expert(branch).to(y.dtype)
 
+    def _routed(self, x: Tensor) -> bool:
+        """Whether routed experts act in this forward: not on a prompt that is to decide."""
+        return self.model_route is None or self.model_route.decision(x.device) is not None
+
+    def _without_routed(self, y: Tensor, x: Tensor) -> Tensor:
+        if self.shared_expert is None:
+            return y
+        branch = self.lora_dropout(x.to(branch_dtype(x, self.lora_A)))
+        return y + self.shared_expert(branch).to(y.dtype)
+
     def _routing(self, x: Tensor, router_logits: Tensor | None = None) -> Routing:
         if self.router is not None:
             return self.router(x, router_logits)
+        if self.model_route is not None:
+            decision = self.model_route.decision(x.device)
+            assert decision is not None
+            return decision
         assert self.block_route is not None
         return self.block_route.decision()
 
@@ -186,7 +206,7 @@ class MixtureLoRALinear(nn.Module):
         return why is None
 
     def _fixed_k(self) -> int | None:
-        router = self.router if self.router is not None else self.block_route.router  # type: ignore[union-attr]
+        router = self.router or (self.block_route or self.model_route).router  # type: ignore[union-attr]
         return router.settings.top_k if router.settings.fixed_k else None
 
     def _stacked(self, y: Tensor, hidden: Tensor, lora_A: Tensor, lora_B: Tensor, routing: Routing) -> Tensor:
@@ -233,12 +253,14 @@ class MixtureBeside(MixtureLoRALinear):
 
     Args:
         base_layer: a block that reads (..., D) and returns (..., D), alone or first in a tuple.
-        router: one for the block.
+        router: one for the block, or the decision of the model's.
         settings: what the mixture is made from.
         width: D.
     """
 
-    def __init__(self, base_layer: nn.Module, router: Router, settings: MixtureSettings, width: int) -> None:
+    def __init__(
+        self, base_layer: nn.Module, router: Router | ModelRoute, settings: MixtureSettings, width: int
+    ) -> None:
         super().__init__(base_layer, router, settings, (width, width))
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, ...]:  # type: ignore[override]

@@ -4,7 +4,7 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Protocol
 
 import torch
@@ -14,6 +14,7 @@ from lmoe.errors import RoutingError
 from lmoe.layers.step_means import StepMeans
 from lmoe.ops.expert_similarity import diversity_penalty
 from lmoe.ops.gating import Gate
+from lmoe.ops.router_targets import RowTargets, router_target_loss
 from lmoe.ops.routing_losses import importance_cv_loss, load_balancing_loss, masked_mean, relu_l1, router_z_loss
 from lmoe.ops.site_groups import sites_of_one_shape
 from lmoe.vocabulary import LoadBalanceType
@@ -29,6 +30,7 @@ class Routing:
         routing_weights: (..., E), 0 for experts that were not chosen.
         assignment: (..., E), share of the token that each expert gets; no gradient.
         expert_indices: (..., K), or None where the number of chosen experts varies.
+        acting: (...) bool, tokens on which the experts act; None: all.
     """
 
     router_logits: Tensor
@@ -36,11 +38,24 @@ class Routing:
     routing_weights: Tensor
     assignment: Tensor
     expert_indices: Tensor | None = None
+    acting: Tensor | None = None
 
     @classmethod
     def of(cls, router_logits: Tensor, gate: Gate) -> "Routing":
         """The logits and what a gate made of them."""
         return cls(router_logits, gate.probs, gate.weights, gate.assignment, gate.expert_indices)
+
+    def to(self, device: torch.device) -> "Routing":
+        """The same on another device."""
+        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
+
+    def first_tokens(self, count: int) -> "Routing":
+        """The first tokens of each sequence, of a routing of (B, T) tokens."""
+        return replace(self, **{name: tensor[:, :count] for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        every = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: tensor for name, tensor in every.items() if tensor is not None}
 
     def without(self, expert: int) -> "Routing":
         """The same with one expert's weight at 0; the others keep theirs."""
@@ -59,6 +74,7 @@ class AuxiliaryLosses:
         router_z_loss_coef: weight of the router_z_loss.
         l1_top_k: relu only: the mean number of active experts that its L1 aims at.
         diversity_coef: weight of the mean squared cosine between a site's experts; 0: there is no such loss.
+        router_target_coef: weight of the cross-entropy of what the routers are taught; 0: there is no such loss.
     """
 
     balance: LoadBalanceType
@@ -66,6 +82,7 @@ class AuxiliaryLosses:
     router_z_loss_coef: float
     l1_top_k: int | None = None
     diversity_coef: float = 0.0
+    router_target_coef: float = 0.0
 
     @property
     def moves_after_step(self) -> bool:
@@ -76,7 +93,11 @@ class AuxiliaryLosses:
     def weights(self) -> "LossWeights":
         """Weights of the auxiliary losses with all of them on."""
         return LossWeights(
-            load_balancing=self.aux_loss_coef, router_z=self.router_z_loss_coef, relu_l1=True, diversity=True
+            load_balancing=self.aux_loss_coef,
+            router_z=self.router_z_loss_coef,
+            relu_l1=True,
+            diversity=True,
+            router_target=self.router_target_coef,
         )
 
 
@@ -85,7 +106,7 @@ class LossWeights:
     """What counts in one forward.
 
     Args:
-        load_balancing, router_z: weights; 0: the loss is left out of the sum.
+        load_balancing, router_z, router_target: weights; 0: the loss is left out of the sum.
         relu_l1, diversity: whether they count, with the weights that the model has for them.
     """
 
@@ -93,6 +114,7 @@ class LossWeights:
     router_z: float
     relu_l1: bool
     diversity: bool
+    router_target: float = 0.0
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -125,6 +147,7 @@ class RoutingTrace:
 
     Attributes:
         mixtures: whose experts the diversity penalty compares.
+        targets: what the routers are taught of the tokens of the forward.
         step_activity: share of the tokens that use each expert, of the step that `lmoe.balance` will balance by.
         counted_from: version of the weights at the first forward of that step.
     """
@@ -134,6 +157,7 @@ class RoutingTrace:
         self.routing: dict[str, Routing] = {}
         self.l1_coefs: dict[str, Tensor] = {}
         self.valid: Tensor | None = None
+        self.targets: RowTargets | None = None
         self.on = False
         self._thread = 0
         self.mixtures: Sequence[StackedExperts] = ()
@@ -143,11 +167,12 @@ class RoutingTrace:
         self._counted = False
 
     @contextmanager
-    def recording(self, valid: Tensor) -> Iterator["RoutingTrace"]:
+    def recording(self, valid: Tensor, targets: RowTargets | None = None) -> Iterator["RoutingTrace"]:
         """Collect the forwards of this thread inside the block.
 
         Args:
             valid: (B, T) bool or 0/1, False for padding.
+            targets: what the routers are taught of these tokens.
 
         Raises:
             RoutingError: another thread collects.
@@ -158,7 +183,7 @@ class RoutingTrace:
                 "another thread traces this model, which keeps the routing of one forward: let one trace at a time"
             )
         self.clear()
-        self.valid, self.on, self._thread = valid.bool(), True, me
+        self.valid, self.targets, self.on, self._thread = valid.bool(), targets, True, me
         try:
             yield self
         finally:
@@ -195,7 +220,7 @@ class RoutingTrace:
         self.routing.clear()
         self.l1_coefs.clear()
         self._without_graph.clear()
-        self.valid, self._counted = None, False
+        self.valid, self.targets, self._counted = None, None, False
 
     def loads(self) -> dict[str, Tensor]:
         """(E,) share of all assignments over valid tokens, of each site; without gradient."""
@@ -234,6 +259,14 @@ class RoutingTrace:
         logits = [torch.stack([r.router_logits for r in group]) for _, group in self._differentiable_groups()]
         return torch.cat([router_z_loss(stacked, valid) for stacked in logits]).mean()
 
+    def router_target_loss(self) -> Tensor:
+        """() mean over sites; 0 where nothing says what the routers are taught."""
+        valid, targets = self._valid(), self.targets
+        if targets is None:
+            return torch.zeros((), device=valid.device)
+        logits = [torch.stack([r.router_logits for r in group]) for _, group in self._differentiable_groups()]
+        return torch.cat([router_target_loss(stacked, targets, valid) for stacked in logits]).mean()
+
     def relu_l1(self) -> Tensor:
         """() mean over sites of coefficient times L1; 0 for routers other than relu."""
         valid, parts = self._valid(), []
@@ -252,7 +285,7 @@ class RoutingTrace:
 
     def auxiliary_loss(self) -> Tensor:
         """() aux_loss_coef * load_balancing_loss + router_z_loss_coef * router_z_loss, relu: + its weighted L1, and
-        + diversity_coef * diversity_penalty where the model has one.
+        + diversity_coef * diversity_penalty and router_target_coef * router_target_loss where the model has them.
 
         To be added to the task loss. Where selection biases or an L1 coefficient balance the experts, this also counts
         which experts the tokens use, for `lmoe.balance(model)` after the optimizer step.
@@ -291,6 +324,9 @@ class RoutingTrace:
         if self.losses.diversity_coef:
             values["diversity_penalty"] = penalty = self.diversity_penalty()
             terms += [self.losses.diversity_coef * penalty] if weights.diversity else []
+        if self.targets is not None:
+            values["router_target_loss"] = taught = self.router_target_loss()
+            terms += [weights.router_target * taught] if weights.router_target else []
         return ForwardLosses(values=values, total=torch.stack(terms).sum() if terms else None)
 
     def _differentiable_groups(self) -> Iterator[tuple[list[str], list[Routing]]]:

@@ -8,6 +8,7 @@ from lmoe.files.places import expanded, is_file, is_local, missing_file
 from lmoe.files.wording import quoted
 from lmoe.rules.routers import Need, needs_domain, routers_that_need
 from lmoe.rules.template import template_problems
+from lmoe.vocabulary import RouterTarget
 
 FIELDS = (
     *("messages", "conversations", "prompt", "response", "completion", "instruction", "input", "output", "text"),
@@ -57,6 +58,22 @@ def data_problems(data: DataConfig) -> list[str]:
     return problems + missing_file("data.chat_template", data.chat_template)
 
 
+def cluster_problems(data: DataConfig, moe: MoeConfig) -> list[str]:
+    """Problems of data.clusters, and of clusters that are asked for."""
+    target, problems = moe.router_target, []
+    if data.clusters is not None and target not in (RouterTarget.cluster, RouterTarget.auto):
+        why = f"with moe.router_target={target}; use router_target=cluster or auto"
+        problems.append(without_effect("data.clusters", why))
+    elif data.clusters is not None and data.clusters < 2:
+        problems.append(f"data.clusters is {data.clusters}, must be at least 2")
+    if target is RouterTarget.cluster and data.streaming:
+        problems.append(
+            "moe.router_target=cluster needs all training rows before the first step, and data.streaming=true reads "
+            "them while training; use router_target=domain, or streaming=false"
+        )
+    return problems
+
+
 def _judge_problems(data: DataConfig) -> list[str]:
     """Problems of the rows that are kept for judging."""
     if not 0 <= data.judge_fraction < 1:
@@ -70,7 +87,7 @@ def _judge_problems(data: DataConfig) -> list[str]:
 
 def data_warnings(data: DataConfig, moe: MoeConfig) -> list[str]:
     """What is allowed and perhaps not meant; call on a valid config."""
-    if not data.permute_domains or needs_domain(moe):
+    if not data.permute_domains or needs_domain(moe) or moe.router_target is RouterTarget.domain:
         return []
     router = "there is no router that chooses" if moe.router is None else f"moe.router={moe.router} does not choose"
     return [

@@ -7,7 +7,7 @@ from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.config.phase import start_step
 from lmoe.config.problems import above_zero, without_effect
-from lmoe.rules.routers import ROUTERS, ExpertsPerToken, RouterDeclaration
+from lmoe.rules.routers import ROUTERS, ExpertsPerToken, RouterDeclaration, routers_of_model, trains_logits
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import (
     L1_LEAST,
@@ -19,6 +19,7 @@ from lmoe.vocabulary import (
     MixtureScale,
     RouterKind,
     RouterScope,
+    RouterTarget,
 )
 
 DEFAULT_AUX_LOSS_COEF, DEFAULT_Z_LOSS_COEF = 0.01, 0.001  # of conf/moe/top_k.yaml: left standing, they are no mistake
@@ -34,6 +35,7 @@ def moe_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
         return idle
     if moe.router is not None:
         problems += _idle_settings(moe, ROUTERS[moe.router]) + _scale_problems(moe, ROUTERS[moe.router])
+        problems += _scope_problems(moe, ROUTERS[moe.router], injection) + _target_problems(moe, injection)
     return problems + _balance_problems(moe)
 
 
@@ -45,7 +47,7 @@ def _strategy_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
     problems = [
         without_effect(f"moe.{key}", f"with injection={injection.strategy}")
         for key, value in given.items()
-        if value != left[key] and key not in acting
+        if value != left[key] and key not in acting and value is not RouterScope.model
     ]
     if not problems and not traits.own_routers and moe.load_balance.type is LoadBalanceType.aux_loss_free:
         problems.append(
@@ -130,7 +132,10 @@ def _idle_settings(moe: MoeConfig, traits: RouterDeclaration) -> list[str]:
             traits.logits and traits.trains,
         ),
         "router_scope": (moe.router_scope is RouterScope.block, traits.logits),
-        **{key: (getattr(moe, key) != getattr(ORDINARY, key), key in traits.keys) for key in OWN_KEYS},
+        **{
+            key: (getattr(moe, key) != getattr(ORDINARY, key), key in traits.keys or _names_targets(moe, key))
+            for key in OWN_KEYS
+        },
         "mixing": (moe.mixing is Mixing.factors, traits.experts_per_token is not ExpertsPerToken.one),
     }
     why = f"with moe.router={moe.router}"
@@ -143,6 +148,55 @@ def _idle_settings(moe: MoeConfig, traits: RouterDeclaration) -> list[str]:
         problems.append(f"moe.backend=grouped needs a fixed number of experts a token; {why} use stacked or auto")
     if moe.backend is Backend.grouped and moe.mixing is Mixing.factors:
         problems.append("moe.backend=grouped cannot compute moe.mixing=factors; use stacked or auto")
+    return problems
+
+
+def _names_targets(moe: MoeConfig, key: str) -> bool:
+    return key == "domains" and moe.router_target is not RouterTarget.none
+
+
+MODEL_KEYS = ("router_layer", "prompt_experts", "decide")
+"""Keys that act on a router of the whole model alone."""
+
+
+def _scope_problems(moe: MoeConfig, traits: RouterDeclaration, injection: InjectionConfig) -> list[str]:
+    if moe.router_scope is not RouterScope.model:
+        return [
+            without_effect(f"moe.{key}", f"with moe.router_scope={moe.router_scope}; use router_scope=model")
+            for key in MODEL_KEYS
+            if getattr(moe, key) != getattr(ORDINARY, key)
+        ]
+    problems = []
+    if not traits.of_model:
+        scopes = f"{RouterScope.linear} or {RouterScope.block}" if traits.logits else RouterScope.linear
+        problems.append(
+            f"moe.router_scope=model is for moe={routers_of_model()}, which decides by the prompt; "
+            f"with moe.router={moe.router} use router_scope={scopes}"
+        )
+    if injection.num_experts_by_layer:
+        problems.append(
+            "moe.router_scope=model decides for all sites at once, so injection.num_experts_by_layer cannot give them "
+            "different numbers of experts; use injection.num_experts"
+        )
+    return problems
+
+
+def _target_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
+    coef, problems = moe.router_target_coef, []
+    if coef < 0:
+        problems.append(f"moe.router_target_coef is {coef}, must be at least 0")
+    if moe.router_target is RouterTarget.none:
+        if coef != ORDINARY.router_target_coef:
+            problems.append(without_effect("moe.router_target_coef", "with moe.router_target=none"))
+        return problems
+    if not trains_logits(moe):
+        problems.append(without_effect("moe.router_target", f"with moe.router={moe.router}, which learns nothing"))
+    fewest = min(injection.num_experts_by_layer or [injection.num_experts])
+    if moe.domains is not None and len(moe.domains) > fewest:
+        problems.append(
+            f"moe.domains names {len(moe.domains)} targets, and a site has {fewest} experts; set "
+            f"injection.num_experts={len(moe.domains)} or more"
+        )
     return problems
 
 

@@ -8,8 +8,9 @@ from lmoe.config.optim import OptimConfig
 from lmoe.config.phase import PLATEAU, HandoffConfig, PhaseConfig, PlateauConfig, start_step
 from lmoe.config.problems import at_least, changed_keys, without_effect
 from lmoe.config.run import RunConfig
+from lmoe.rules.routers import ROUTERS
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.vocabulary import LoadBalanceType, LrSchedule, Role
+from lmoe.vocabulary import LoadBalanceType, LrSchedule, Role, RouteBy, RouterTarget
 
 TRAIN_LOSS = "train/loss"
 
@@ -32,6 +33,7 @@ def option_problems(
         + _plateau_problems(key, phase, config)
         + _layer_problems(f"{key}.target_layers", phase.target_layers)
         + _coefficient_problems(key, phase, roles, config.moe, config.injection)
+        + _target_problems(key, phase, roles, config)
         + _handoff_problems(f"{key}.lora_handoff", phase.lora_handoff, roles, steps, config.injection)
     )
 
@@ -137,6 +139,28 @@ def _coefficient_problems(
             problems.append(
                 without_effect(f"{key}.{name}", "in a phase that trains no routers and does not set auxiliary_loss")
             )
+    return problems
+
+
+def _target_problems(key: str, phase: PhaseConfig, trained: set[Role], config: RunConfig) -> list[str]:
+    moe, coef, problems = config.moe, phase.router_target_coef, []
+    by_target = phase.route_by is RouteBy.target
+    if moe.router_target is RouterTarget.none:
+        why = "with moe.router_target=none; set moe.router_target=auto, domain or cluster"
+        problems += [without_effect(f"{key}.router_target_coef", why)] if coef is not None else []
+        problems += [without_effect(f"{key}.route_by=target", why)] if by_target else []
+        return problems
+    if coef is not None and coef < 0:
+        problems.append(f"{key}.router_target_coef is {coef}, must be at least 0")
+    elif coef and Role.router not in trained:
+        problems.append(
+            without_effect(f"{key}.router_target_coef", "in a phase that trains no routers; add router to trainable")
+        )
+    if by_target and moe.router is not None and ROUTERS[moe.router].l1:
+        problems.append(
+            f"{key}.route_by=target cannot act on moe.router={moe.router}, whose logits are weights that may be 0 for "
+            "the expert of the target; use route_by=router, or another router"
+        )
     return problems
 
 

@@ -10,7 +10,7 @@ from enum import Enum, auto
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.vocabulary import LoadBalanceType, MixtureScale, RouterKind
+from lmoe.vocabulary import LoadBalanceType, MixtureScale, RouterKind, RouterTarget
 
 Balance, Scale = LoadBalanceType, MixtureScale
 ANY_BALANCE = (Balance.aux_loss, Balance.aux_loss_free, Balance.importance_cv, Balance.none)
@@ -62,6 +62,7 @@ class RouterDeclaration:
 
     Args:
         implementation: dotted name of its class.
+        of_model: dotted name of the class that decides for the whole model (moe.router_scope=model); "": there is none.
         description: what docs/CONFIG.md says of it.
         row: its row in docs/ROUTING.md.
         experts_per_token: how many experts work on a token.
@@ -84,6 +85,7 @@ class RouterDeclaration:
     implementation: str
     description: str
     row: TableRow
+    of_model: str = ""
     experts_per_token: ExpertsPerToken = ExpertsPerToken.top_k
     why_no_top_k: str = ""
     needs: Need | None = None
@@ -194,6 +196,7 @@ ROUTERS = {
     ),
     RouterKind.sequence: RouterDeclaration(
         implementation="lmoe.layers.routers.sequence.SequenceRouter",
+        of_model="lmoe.layers.routers.model.ModelRouter",
         description="top_k once for each prompt, from its pooled hidden states",
         row=TableRow(
             chooses="top_k of the mean hidden state of a row's prompt, once for all its tokens",
@@ -265,6 +268,16 @@ ROUTERS = {
 def routers_that_need(need: Need) -> str:
     """Names of the routers that need it, as a message lists them."""
     return " or ".join(kind for kind, router in ROUTERS.items() if router.needs is need)
+
+
+def target_count(moe: MoeConfig) -> int:
+    """How many targets the routers are taught, once the rows are known; 0: they are taught nothing."""
+    return 0 if moe.router_target is RouterTarget.none else len(moe.domains or [])
+
+
+def routers_of_model() -> str:
+    """Names of the routers that can decide for the whole model, as a message lists them."""
+    return " or ".join(kind for kind, router in ROUTERS.items() if router.of_model)
 
 
 def needs_domain(moe: MoeConfig) -> bool:

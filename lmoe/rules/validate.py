@@ -21,7 +21,7 @@ from lmoe.files.resources import BASES
 from lmoe.files.run_folder import name_problems
 from lmoe.rules.backbone import backbone_problems
 from lmoe.rules.callbacks import callback_problems, callbacks_from_problems
-from lmoe.rules.data import data_problems
+from lmoe.rules.data import cluster_problems, data_problems
 from lmoe.rules.experts_from import expert_places
 from lmoe.rules.injection import injection_problems
 from lmoe.rules.moe import moe_problems
@@ -54,6 +54,7 @@ def run_problems(config: RunConfig) -> list[str]:
         + phase_problems(config)
         + backbone_problems(config.backbone)
         + data_problems(config.data)
+        + cluster_problems(config.data, config.moe)
         + optim_problems(config.optim)
         + schedule_problems(config)
         + trainer_problems(config.trainer)

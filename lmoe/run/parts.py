@@ -39,6 +39,7 @@ from lmoe.rules.phase_options import TRAIN_LOSS
 from lmoe.rules.phases import lora_B_std, phase_warnings, trained_base
 from lmoe.rules.routers import needs_domain
 from lmoe.rules.validate import run_problems
+from lmoe.run.targets import with_targets
 from lmoe.run.template_day import with_template_day
 from lmoe.training.dials import Dials
 from lmoe.training.module import AdapterModule
@@ -134,7 +135,7 @@ def build_parts(
         "trust_remote_code": backbone.trust_remote_code,
     }
     seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what the cache had to do
-    moe = with_domains(config.moe, config.injection, prepared.domains)
+    moe = with_targets(with_domains(config.moe, config.injection, prepared.domains), config, prepared)
     settings = replace(without_source(config.injection), lora_B_std=lora_B_std(config))
     plan = inject(model, settings, moe, trained_base=trained_base(config))
     if fill_experts and config.injection.experts_from is not None:

@@ -48,6 +48,7 @@ class Auxiliary:
             router_z=(own.router_z_loss_coef if z is None else z) if phase.router_z_loss else 0.0,
             relu_l1=phase.load_balance,
             diversity=phase.diversity,
+            router_target=phase.router_target_coef,
         )
 
     def after_step(self, phase: Phase) -> None:

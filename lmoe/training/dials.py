@@ -47,6 +47,7 @@ def set_dials(record: Injected, dials: Dials, phase: Phase, step: int) -> None:
     context.temperature = dials.at(dials.temperature, step)
     context.router_noise = dials.at(dials.router_noise, step) if phase.router_noise else 0.0
     context.expert_dropout = dials.expert_dropout if phase.expert_dropout else 0.0
+    context.by_target = phase.by_target
 
 
 def _ends(first: float, last: float | None) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from lmoe.config.run import RunConfig
 from lmoe.rules.phases import ordered_phases, share_base
 from lmoe.training.handoff import Fades, Handoff
 from lmoe.training.lr_schedule import LrShape, lr_factor
-from lmoe.vocabulary import Role
+from lmoe.vocabulary import Role, RouteBy, RouterTarget
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -25,6 +25,8 @@ class Phase:
         load_balance, router_z_loss, router_noise, expert_dropout, diversity: whether each is on.
         lr_shape: what the learning rate does after the warm-up.
         aux_loss_coef, router_z_loss_coef: weights of the auxiliary losses; None: those of the model.
+        router_target_coef: weight of the cross-entropy of what the routers are taught; 0: it is off.
+        by_target: the experts train on the decision of the target, not of the router.
         layers: decoder layers whose parameters train, negative ones from the end; None: all.
         handoff: branches that fade out, over steps that a plateau or a longer run do not change.
         waits_for: the plateau that starts it before its `start`, which is then the latest; None: it has none, or has
@@ -45,6 +47,8 @@ class Phase:
     lr_shape: LrShape = field(default_factory=LrShape)
     aux_loss_coef: float | None = None
     router_z_loss_coef: float | None = None
+    router_target_coef: float = 0.0
+    by_target: bool = False
     layers: tuple[int, ...] | None = None
     handoff: Handoff | None = None
     waits_for: PlateauConfig | None = None
@@ -146,12 +150,23 @@ def _phase(name: str, start: int, end: int, handoff: Handoff | None, phase: Phas
         handoff=handoff,
         aux_loss_coef=phase.aux_loss_coef,
         router_z_loss_coef=phase.router_z_loss_coef,
+        router_target_coef=_target_coef(phase, config, routers),
+        by_target=phase.route_by is RouteBy.target,
         load_balance=_chosen(phase.load_balance, auxiliary),
         router_z_loss=_chosen(phase.router_z_loss, auxiliary),
         router_noise=_chosen(phase.router_noise, routers),
         expert_dropout=_chosen(phase.expert_dropout, experts),
         diversity=_chosen(phase.diversity, experts),
     )
+
+
+def _target_coef(phase: PhaseConfig, config: RunConfig, trains_routers: bool) -> float:
+    moe = config.moe
+    if moe.router_target is RouterTarget.none:
+        return 0.0
+    if phase.router_target_coef is not None:
+        return phase.router_target_coef
+    return moe.router_target_coef if trains_routers else 0.0
 
 
 def _chosen(setting: bool | None, default: bool) -> bool:

@@ -7,19 +7,20 @@ from lmoe.layers.routers.base import LinearRouter, Router, RouterSettings
 from lmoe.layers.routers.sequence import PromptReader, SequenceRouter
 from lmoe.layers.routers.token import ReluRouter
 from lmoe.rules.routers import ROUTERS
-from lmoe.vocabulary import RouterKind
+from lmoe.vocabulary import RouterKind, RouterScope
 
 __all__ = ["LinearRouter", "PromptReader", "ReluRouter", "Router", "RouterSettings", "SequenceRouter", "router_class"]
 
 
 @cache
-def router_class(kind: RouterKind) -> type[Router]:
+def router_class(kind: RouterKind, scope: RouterScope = RouterScope.linear) -> type[Router]:
     """The class that is declared as this router.
 
     Raises:
         TypeError: it is no Router.
     """
-    name = ROUTERS[kind].implementation
+    declared = ROUTERS[kind]
+    name = declared.of_model if scope is RouterScope.model else declared.implementation
     found = resolve_name(name)
     if not (isinstance(found, type) and issubclass(found, Router)):
         raise TypeError(f"lmoe/rules/routers.py: implementation={name} of {kind} is no subclass of Router")

@@ -10,6 +10,7 @@ from torch.nn.functional import linear
 from lmoe.layers.context import RoutingContext
 from lmoe.layers.trace import Routing, RoutingTrace
 from lmoe.ops.gating import Gate
+from lmoe.ops.router_targets import experts_of_targets, restricted
 from lmoe.vocabulary import MixtureScale
 
 
@@ -113,7 +114,32 @@ class LinearRouter(Router):
 
     def route(self, x: Tensor, router_logits: Tensor | None) -> Routing:
         logits = self.logits(x) if router_logits is None else self.biased(router_logits)
-        return Routing.of(logits, self.gate(self.perturbed(logits, x)))
+        return Routing.of(logits, self.gated(logits, x))
+
+    def gated(self, logits: Tensor, x: Tensor, targets: Tensor | None = None) -> Gate:
+        """The gate of clean logits: with what training adds to them, or among the experts of each target alone.
+
+        Args:
+            logits: (..., E).
+            x: what they were computed from.
+            targets: (...) int64, in place of those of the batch's tokens.
+        """
+        ids = self._targets(logits) if targets is None else targets
+        if not (self.training and self.context.by_target) or ids is None:
+            return self.gate(self.perturbed(logits, x))
+        allowed = experts_of_targets(ids.to(logits.device), self._count(), logits.shape[-1])
+        return restricted(self.gate(logits.masked_fill(~allowed, -torch.inf)), allowed)
+
+    def _targets(self, logits: Tensor) -> Tensor | None:
+        """(...) target of each token that there are logits of."""
+        known = self.context.targets(training=self.training)
+        return None if known is None else known.ids.reshape(logits.shape[:-1])
+
+    def _count(self) -> int:
+        """C of the targets."""
+        known = self.context.targets(training=self.training)
+        assert known is not None
+        return known.count
 
     def reads_every_token(self) -> bool:
         """Whether z = x W^T token by token, so that a site may compute it in one matmul with its experts."""

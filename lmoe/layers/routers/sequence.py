@@ -18,6 +18,8 @@ from lmoe.layers.routers.token import TopKRouter
 from lmoe.layers.trace import Routing
 from lmoe.ops.gating import Gate
 from lmoe.ops.labels import IGNORE
+from lmoe.ops.prompt_states import mean_of_prompts
+from lmoe.ops.router_targets import targets_of_rows
 
 
 class PromptRouter(Router):
@@ -59,22 +61,17 @@ class PromptRouter(Router):
             logits, gate = self.decide(x, rows)
             row_ids = rows.row_ids
             if forward is not None and not self.training and rows.prompt.shape[1] == 1:
-                forward.new.sites[self.site] = (logits.detach(), _map(gate, Tensor.detach))
-        spread = row_ids.unsqueeze(-1)
-        return Routing.of(_of_row(logits, spread), _map(gate, lambda values: _of_row(values, spread)))
+                forward.new.sites[self.site] = detached(logits, gate)
+        return of_rows(logits, gate, row_ids)
 
     def _cached_decision(self, cached: PromptDecisions, batch: int) -> tuple[Tensor, Gate]:
         decided = cached.sites.get(self.site)
-        if decided is None or decided[0].shape[0] != batch or not self._is_of_this_model(cached):
+        if decided is None or decided[0].shape[0] != batch or not self.context.decided(cached):
             raise RoutingError(
                 f"moe.router={self.name} has no decision for these {batch} sequences at {self.site}: the KV cache must "
                 "have been filled by a forward of the same sequences through this model, with the same experts"
             )
         return decided
-
-    def _is_of_this_model(self, cached: PromptDecisions) -> bool:
-        """Whether routers of this model, or of a copy, have decided with the experts that are there now."""
-        return cached.masked == self.context.masked and cached.model_id == self.context.model_id
 
 
 class SequenceRouter(PromptRouter, TopKRouter):
@@ -83,8 +80,10 @@ class SequenceRouter(PromptRouter, TopKRouter):
     name = "sequence"
 
     def decide(self, x: Tensor, rows: PromptRows) -> tuple[Tensor, Gate]:
-        logits = self.logits(_pooled(x, rows.prompt))
-        return logits, self.gate(self.perturbed(logits, x))
+        logits = self.logits(mean_of_prompts(x, rows.prompt))
+        targets = self.context.targets(training=self.training)
+        ids = None if targets is None else targets_of_rows(targets.ids, rows.row_ids, logits.shape[1])
+        return logits, self.gated(logits, x, ids)
 
     def reads_every_token(self) -> bool:
         return False
@@ -153,18 +152,19 @@ def before_labels(labels: Tensor) -> Tensor:
     return (labels != IGNORE).long().cumsum(-1) == 0
 
 
-def _pooled(x: Tensor, prompt: Tensor) -> Tensor:
-    """(B, P, D): mean of each row's prompt tokens, in float32; 0 for a row without any."""
-    share = prompt.float()
-    share = share / share.sum(-1, keepdim=True).clamp(min=1)
-    # NOTE padding may hold anything, and 0 * NaN is NaN.
-    inside = prompt.any(1).unsqueeze(-1)
-    return share @ x.float().masked_fill(~inside, 0)
+def of_rows(logits: Tensor, gate: Gate, row_ids: Tensor) -> Routing:
+    """The decisions of rows, (B, P, E), as those of their tokens, (B, T, E), by the row (B, T) of each."""
+    where = row_ids.unsqueeze(-1)
+
+    def spread(values: Tensor) -> Tensor:
+        return values.gather(1, where.expand(-1, -1, values.shape[-1]))
+
+    return Routing.of(spread(logits), _map(gate, spread))
 
 
-def _of_row(values: Tensor, row_ids: Tensor) -> Tensor:
-    """(B, P, E) to (B, T, E) by the row (B, T, 1) of each token."""
-    return values.gather(1, row_ids.expand(-1, -1, values.shape[-1]))
+def detached(logits: Tensor, gate: Gate) -> tuple[Tensor, Gate]:
+    """What a KV cache keeps of a decision."""
+    return logits.detach(), _map(gate, Tensor.detach)
 
 
 def _map(gate: Gate, function: Callable[[Tensor], Tensor]) -> Gate:

@@ -1,0 +1,274 @@
+"""The decision of a router for the whole model: what it reads, when it decides, and on which tokens experts act.
+
+Shapes: B sequences of T tokens, P rows packed into one sequence (with decide=turn: turns of rows), D hidden, E experts.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lmoe.errors import RoutingError
+from lmoe.layers.context import PromptDecisions, PromptRows, RunningForward
+from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, keep_with
+from lmoe.layers.prompt_reading import DecoderPlace, ReadInputs, StateReader
+from lmoe.layers.routers.model import ModelRouter
+from lmoe.layers.routers.sequence import detached, of_rows
+from lmoe.layers.trace import Routing
+from lmoe.ops.gating import Gate
+from lmoe.ops.labels import IGNORE
+from lmoe.ops.prompt_states import mean_of_prompts
+from lmoe.ops.router_targets import targets_of_rows
+from lmoe.vocabulary import Decide
+
+MODEL = "model"
+"""Name of the site that stands for all of them."""
+Decision = tuple[Tensor, Gate]
+"""Logits and gate, (B, P, E)."""
+
+
+@dataclass(slots=True, frozen=True)
+class RouteSettings:
+    """How a model decides.
+
+    Args:
+        place: whose hidden states are read.
+        prompt_experts: experts act on the prompt too.
+        decide: for the first prompt of a conversation, or for each turn.
+    """
+
+    place: DecoderPlace
+    prompt_experts: bool
+    decide: Decide
+
+
+class ModelRoute:
+    """Decides once for all sites of a model, before a forward of it or while a prompt runs through it.
+
+    A prompt is read without routed experts, and what it decides holds for what follows. Where a forward has both, the
+    prompts run first, alone and without gradients. Where experts do not act on prompts, and a forward is a prompt and
+    nothing else, as the first one of `generate`, that forward itself is read, and its KV cache is kept.
+
+    Args:
+        router: of the model.
+        settings: how it decides.
+    """
+
+    def __init__(self, router: ModelRouter, settings: RouteSettings) -> None:
+        self.router, self.settings, self.context = router, settings, router.context
+        self.states = StateReader(settings.place)
+
+    def attach(self, model: nn.Module) -> None:
+        """Decide with each forward of a model."""
+        self.states.attach(model)
+        model.register_forward_pre_hook(self.begin, with_kwargs=True)
+        model.register_forward_hook(self.end, with_kwargs=True, always_call=True)
+        PromptedGenerate(model, self.context.prompt).attach()
+
+    def decision(self, device: torch.device) -> Routing | None:
+        """What the experts of this forward do at each token, (B, T, E); None: no routed expert acts.
+
+        Raises:
+            RoutingError: outside of a forward of the whole model.
+        """
+        forward = self.context.current_forward(training=self.router.training)
+        if forward is None:
+            raise RoutingError(
+                "moe.router_scope=model decides in forwards of the whole model: call it, not one of its parts"
+            )
+        routing = forward.of_model
+        return routing if routing is None or routing.routing_weights.device == device else routing.to(device)
+
+    def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A forward pre-hook of the whole model.
+
+        Raises:
+            RoutingError: the prompts of these inputs cannot be told, or the KV cache came without a decision.
+        """
+        context, inputs = self.context, ForwardInputs.of(model, args, kwargs)
+        context.forget_last_batch_info()
+        empty = RunningForward(None, None, PromptDecisions(masked=context.masked, model_id=context.model_id))
+        context.begin_forward(empty, training=model.training)
+        if context.off or inputs.tokens is None:
+            return
+        if inputs.cache is not None and inputs.cached_tokens:
+            forward = self._after_cached(model, inputs, args, kwargs, empty)
+        else:
+            forward = self._from_the_start(model, inputs, args, kwargs, empty)
+        context.begin_forward(forward, training=model.training)
+
+    def end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        """A forward hook of the whole model, called also after a forward that failed."""
+        forward, states = self.context.end_forward(), self.states.heard()
+        if forward is None or output is None:
+            return
+        if states is not None and forward.rows is not None:
+            rows = forward.rows
+            decision = self._decided(mean_of_prompts(states, rows.prompt), rows)
+            nowhere = torch.zeros_like(rows.row_ids, dtype=torch.bool)
+            self._seen(decision, rows, nowhere)
+            self._keep(decision, rows, forward)
+        if forward.new.sites and (cache := cache_of(output)) is not None:
+            inputs = ForwardInputs.of(model, args, kwargs)
+            again = forward.cached is not None
+            length = inputs.cached_tokens if again else inputs.prompt_length(self.context.prompt.get())
+            keep_with(cache, forward.new, length)
+
+    def _from_the_start(
+        self,
+        model: nn.Module,
+        inputs: ForwardInputs,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        empty: RunningForward,
+    ) -> RunningForward:
+        """A forward with an empty KV cache, or without one."""
+        assert inputs.tokens is not None
+        rows = self._rows(inputs)
+        if self._is_one_prompt(inputs) and not self.settings.prompt_experts:
+            self.states.listen()
+            return replace(empty, rows=rows)
+        acting = None if self.settings.prompt_experts else ~rows.prompt.any(1)
+        read = ReadInputs.of(model, self._decoder(model), args, kwargs)
+        decision = self._decided(self._means(model, read, rows, acting, empty), rows)
+        forward = replace(empty, rows=rows, of_model=self._seen(decision, rows, acting))
+        if not model.training:
+            self._keep(decision, rows, forward)
+        return forward
+
+    def _after_cached(
+        self,
+        model: nn.Module,
+        inputs: ForwardInputs,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        empty: RunningForward,
+    ) -> RunningForward:
+        """A forward with a filled KV cache: what was decided stands, or a new turn of the user decides anew.
+
+        Raises:
+            RoutingError: nothing was decided for this cache.
+        """
+        assert inputs.cache is not None and inputs.tokens is not None
+        cached = decision_in(inputs.cache, inputs.cached_tokens)
+        batch, length = inputs.tokens.shape[:2]
+        decided = cached.sites.get(MODEL) if isinstance(cached, PromptDecisions) else None
+        if decided is None or decided[0].shape[0] != batch or not self.context.decided(cached):
+            raise RoutingError(
+                f"moe.router_scope=model has no decision for these {batch} sequences: the KV cache must have been "
+                "filled by a forward of the same sequences through this model, with the same experts"
+            )
+        stated = self.context.prompt.get()
+        is_turn = stated is not None and inputs.cached_tokens < stated.shape[1] <= inputs.cached_tokens + length
+        rows = PromptRows.single(_valid_now(inputs))
+        if self.settings.decide is Decide.first or not is_turn:
+            return replace(empty, cached=cached, of_model=self._seen(decided, rows, None))
+        if not self.settings.prompt_experts:
+            self.states.listen()
+            return replace(empty, rows=rows, cached=cached)
+        read = ReadInputs.of(model, self._decoder(model), args, kwargs)
+        decision = self._decided(mean_of_prompts(self._read(model, read), rows.prompt), rows)
+        forward = replace(empty, rows=rows, cached=cached, of_model=self._seen(decision, rows, None))
+        self._keep(decision, rows, forward)
+        return forward
+
+    def _rows(self, inputs: ForwardInputs) -> PromptRows:
+        """The prompts of a forward that begins with an empty cache.
+
+        Raises:
+            RoutingError: they cannot be told.
+        """
+        assert inputs.tokens is not None
+        rows = self.context.batch_info.rows
+        if rows is not None and rows.row_ids.shape == inputs.tokens.shape[:2]:
+            return rows
+        if inputs.flattened:
+            raise RoutingError(
+                "moe.router_scope=model does not know the prompts of rows that lie one behind the other (continuous "
+                "batching, padding-free batches): call the model, or generate, with one row a sequence"
+            )
+        prompt = inputs.prompt(self.context.prompt.get())
+        if inputs.labels is None:
+            return PromptRows.single(prompt)
+        answers = inputs.labels != IGNORE
+        if self.settings.decide is Decide.first:
+            return PromptRows.single(prompt & (answers.long().cumsum(-1) == 0))
+        return PromptRows.of_turns(answers, torch.zeros_like(inputs.labels), prompt)
+
+    def _is_one_prompt(self, inputs: ForwardInputs) -> bool:
+        """Whether the tokens of a forward are a prompt and nothing else."""
+        assert inputs.tokens is not None
+        told = self.context.batch_info.rows is not None or inputs.labels is not None
+        return not told and inputs.prompt_length(self.context.prompt.get()) == inputs.tokens.shape[1]
+
+    def _means(
+        self, model: nn.Module, read: ReadInputs, rows: PromptRows, acting: Tensor | None, empty: RunningForward
+    ) -> Tensor:
+        """(B, P, D) mean state of each prompt; one turn is read after the other, because it follows earlier answers."""
+        first = read.prompts_alone(rows)
+        means = mean_of_prompts(self._read(model, first), first.prompt)
+        for number in range(1, rows.last_turn + 1):
+            assert rows.turn is not None
+            here = read.up_to(rows.prompts_of_turn(number))
+            known = (rows.turn < number).gather(1, rows.row_ids)
+            routing = of_rows(*self._decided(means, rows, clean=True), rows.row_ids)
+            acts = known if acting is None else known & acting
+            inside = _where(routing, acts).first_tokens(here.prompt.shape[-1])
+            self.context.begin_forward(replace(empty, rows=rows, of_model=inside), training=False)
+            means = means + mean_of_prompts(self._read(model, here), here.prompt)
+        return means
+
+    @torch.no_grad()
+    def _read(self, model: nn.Module, inputs: ReadInputs) -> Tensor:
+        """(B, T, D) states of a forward of the decoder that is there only to be read.
+
+        Raises:
+            RoutingError: the decoder did not come by the place that is read.
+        """
+        self.states.listen()
+        try:
+            self._decoder(model)(**inputs.of_a_copied_cache(), use_cache=inputs.cached)
+        finally:
+            states = self.states.heard()
+        if states is None:
+            raise RoutingError(f"{type(model).__name__}: no hidden states at {self.settings.place}")
+        return states
+
+    def _decided(self, means: Tensor, rows: PromptRows, *, clean: bool = False) -> Decision:
+        known = self.context.targets(training=self.router.training)
+        ids = None if known is None else targets_of_rows(known.ids, rows.row_ids, rows.prompt.shape[1])
+        return self.router.decide(means.to(self.router.weight.device), ids, clean=clean)
+
+    def _seen(self, decision: Decision, rows: PromptRows, acting: Tensor | None) -> Routing:
+        """The routing of the tokens as the sites get it, after the trace has got it."""
+        routing = self.router.seen(replace(of_rows(*decision, rows.row_ids.to(decision[0].device)), acting=acting))
+        return routing if acting is None else _where(routing, acting)
+
+    def _keep(self, decision: Decision, rows: PromptRows, forward: RunningForward) -> None:
+        """Have the decision for the last row of each sequence travel with the KV cache."""
+        logits, gate = decision
+        if logits.shape[1] > 1:
+            last = rows.row_ids[:, -1:].to(logits.device)
+            of_last = of_rows(logits, gate, last)
+            logits = of_last.router_logits
+            gate = Gate(of_last.probs, of_last.routing_weights, of_last.assignment, of_last.expert_indices)
+        forward.new.sites[MODEL] = detached(logits, gate)
+
+    def _decoder(self, model: nn.Module) -> nn.Module:
+        return model.get_submodule(self.settings.place.decoder)
+
+
+def _where(routing: Routing, acting: Tensor) -> Routing:
+    """The routing with weights of 0 for tokens on which no expert acts."""
+    acting = acting.to(routing.routing_weights.device)
+    return replace(routing, routing_weights=routing.routing_weights * acting.unsqueeze(-1), acting=acting)
+
+
+def _valid_now(inputs: ForwardInputs) -> Tensor:
+    """(B, T) bool: which tokens of a forward with a filled KV cache are no padding."""
+    assert inputs.tokens is not None
+    mask, (batch, length) = inputs.attention_mask, inputs.tokens.shape[:2]
+    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= length:
+        return mask[:, -length:].bool()
+    return torch.ones(batch, length, dtype=torch.bool, device=inputs.tokens.device)
