@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from lmoe.evaluate.rows import evaluation_rows
 from lmoe.evaluate.subject import row_tokenizer, subject_of
 from lmoe.files.places import expanded
 from lmoe.files.resources import resource_dir
-from lmoe.study.comparison import Comparison, compare, compare_domains
+from lmoe.study.beside import Beside, beside_baseline, beside_by_domain
+from lmoe.study.comparison import Terms
 from lmoe.study.given import NAMED, GivenArm, GivenRun, arms_of_runs, check_once, check_rows, read_run
 from lmoe.study.inference import rows_interval
 from lmoe.study.judged import JudgedLosses, judged_losses
 from lmoe.study.ledger import judged_often, models_judged, rows_digest
 from lmoe.study.runs_result import RunsArm, RunsComparison, RunsResult
-from lmoe.study.strata import Floats, Strata, domain_losses
+from lmoe.study.strata import Floats, domain_losses
 from lmoe.study.verdict import FEWEST_SEEDS, judge
 
 VAL = "val"
@@ -311,39 +313,27 @@ def paired(judged: JudgedLosses, arm: str, baseline: str) -> tuple[Floats, Float
 
 def _primary(arms: Sequence[GivenArm], judged: JudgedLosses, settings: CompareSettings) -> list[RunsComparison]:
     """Each arm beside the baseline on the mean over domains, one family."""
-    found: dict[str, tuple[Comparison, Floats]] = {}
-    for arm in arms[1:]:
-        mine, others = paired(judged, arm.name, arms[0].name)
-        comparison = compare(arm.name, mine, others, judged.strata, **_how(settings))
-        found[arm.name] = (comparison, mine - others)
-    verdicts = judge([comparison for comparison, _ in found.values()], settings.alpha)
-    level = 1 - settings.alpha
-    return [
-        RunsComparison.of(one, name, None, rows_interval(delta, judged.strata, level))
-        for one, (name, (_, delta)) in zip(verdicts, found.items(), strict=True)
-    ]
+    names = [arm.name for arm in arms]
+    return _verdicts(beside_baseline(judged, names, names[0], partial(paired, judged), _terms(settings)), settings)
 
 
 def _by_domain(arms: Sequence[GivenArm], judged: JudgedLosses, settings: CompareSettings) -> list[RunsComparison]:
     """Each arm beside the baseline in each domain, another family; nothing where there is one domain."""
-    if len(judged.strata.names) < 2:
-        return []
-    found: list[tuple[str, str, Comparison, tuple[Floats, Floats]]] = []
-    for arm in arms[1:]:
-        mine, others = paired(judged, arm.name, arms[0].name)
-        for domain, comparison in compare_domains(arm.name, mine, others, judged.strata, **_how(settings)).items():
-            own: Strata = judged.strata.only(domain)
-            delta = (mine - others)[:, judged.strata.rows_of(domain)]
-            found.append((arm.name, domain, comparison, rows_interval(delta, own, 1 - settings.alpha)))
-    verdicts = judge([comparison for _, _, comparison, _ in found], settings.alpha)
+    names = [arm.name for arm in arms]
+    return _verdicts(beside_by_domain(judged, names, names[0], partial(paired, judged), _terms(settings)), settings)
+
+
+def _verdicts(family: Sequence[Beside], settings: CompareSettings) -> list[RunsComparison]:
+    verdicts = judge([one.comparison for one in family], settings.alpha)
+    level = 1 - settings.alpha
     return [
-        RunsComparison.of(one, arm, domain, over_rows)
-        for one, (arm, domain, _, over_rows) in zip(verdicts, found, strict=True)
+        RunsComparison.of(verdict, one.arm, one.domain, rows_interval(one.delta, one.strata, level))
+        for verdict, one in zip(verdicts, family, strict=True)
     ]
 
 
-def _how(settings: CompareSettings) -> dict[str, Any]:
-    return {"margin": settings.margin, "level": 1 - settings.alpha, "draws": settings.resamples}
+def _terms(settings: CompareSettings) -> Terms:
+    return Terms(margin=settings.margin, level=1 - settings.alpha, draws=settings.resamples)
 
 
 def _arm(arm: GivenArm, judged: JudgedLosses) -> RunsArm:

@@ -70,27 +70,33 @@ class Comparison:
     spread: Spread | None
 
 
-def compare(
-    name: str,
-    arm: Floats,
-    baseline: Floats,
-    strata: Strata,
-    *,
-    margin: float,
-    level: float = 0.95,
-    power: float = 0.8,
-    draws: int = 2000,
-    seed: int = 0,
-) -> Comparison:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Terms:
+    """What a comparison is asked, alike for every arm.
+
+    Args:
+        margin: nats a token, above 0, chosen before the study.
+        level: of the intervals.
+        power: of `Spread.smallest_effect`.
+        draws: of the bootstrap; 0 leaves it out.
+        seed: of the bootstrap.
+    """
+
+    margin: float
+    level: float = 0.95
+    power: float = 0.8
+    draws: int = 2000
+    seed: int = 0
+
+
+def compare(name: str, arm: Floats, baseline: Floats, strata: Strata, terms: Terms) -> Comparison:
     """The comparison of an arm with the baseline on all rows, or those of one domain (see `compare_domains`).
 
     Args:
         arm: (S, N) nats, loss summed over the label tokens of each row, a line a seed.
         baseline: (S, N) nats, of the same rows; its seeds stand in the same order as those of the arm.
         strata: of the N rows.
-        margin: nats a token, above 0, chosen before the study.
-        draws: of the bootstrap; 0 leaves it out.
-        seed: of the bootstrap.
+        terms: what is asked.
 
     Raises:
         DataError: shapes that do not fit, no seed, or a loss that is not finite.
@@ -109,33 +115,24 @@ def compare(
     spread = None
     if delta.shape[0] >= SEEDS_FOR_SPREAD:
         estimate = crossed_estimate(delta, strata)
-        resampled = bootstrap_interval(delta, strata, level=level, draws=draws, seed=seed) if draws else (None, None)
-        spread = _spread(estimate, margin, level, power, resampled)
+        resampled = None, None
+        if terms.draws:
+            resampled = bootstrap_interval(delta, strata, level=terms.level, draws=terms.draws, seed=terms.seed)
+        spread = _spread(estimate, terms, resampled)
     return Comparison(
         name=name,
         estimate=float(by_seed.mean()),
         by_seed=tuple(by_seed.tolist()),
         seeds=delta.shape[0],
         rows=delta.shape[1],
-        margin=margin,
-        level=level,
-        power=power,
+        margin=terms.margin,
+        level=terms.level,
+        power=terms.power,
         spread=spread,
     )
 
 
-def compare_domains(
-    name: str,
-    arm: Floats,
-    baseline: Floats,
-    strata: Strata,
-    *,
-    margin: float,
-    level: float = 0.95,
-    power: float = 0.8,
-    draws: int = 2000,
-    seed: int = 0,
-) -> dict[str, Comparison]:
+def compare_domains(name: str, arm: Floats, baseline: Floats, strata: Strata, terms: Terms) -> dict[str, Comparison]:
     """A comparison for each domain, on its rows alone, named "NAME, DOMAIN"; arguments as for `compare`."""
     found = {}
     for domain in strata.names:
@@ -145,19 +142,13 @@ def compare_domains(
             np.asarray(arm)[:, rows],
             np.asarray(baseline)[:, rows],
             strata.only(domain),
-            margin=margin,
-            level=level,
-            power=power,
-            draws=draws,
-            seed=seed,
+            terms,
         )
     return found
 
 
-def _spread(
-    of: CrossedEstimate, margin: float, level: float, power: float, resampled: tuple[float | None, float | None]
-) -> Spread:
-    low, high = interval(of, level)
+def _spread(of: CrossedEstimate, terms: Terms, resampled: tuple[float | None, float | None]) -> Spread:
+    low, high = interval(of, terms.level)
     return Spread(
         standard_error=float(of.standard_error),
         satterthwaite_df=float(of.satterthwaite_df),
@@ -169,6 +160,6 @@ def _spread(
         row_part=float(of.row_part),
         rest_part=float(of.rest_part),
         difference_p=float(difference_p(of)),
-        equivalence_p=float(equivalence_p(of, margin)),
-        smallest_effect=float(smallest_effect(of, 1 - level, power)),
+        equivalence_p=float(equivalence_p(of, terms.margin)),
+        smallest_effect=float(smallest_effect(of, 1 - terms.level, terms.power)),
     )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lmoe.config.study import JudgingConfig
 from lmoe.errors import StudyError
 from lmoe.files.small_file import Reader
 from lmoe.report.curves import read_metrics
@@ -17,7 +18,8 @@ from lmoe.run.machine import cpu_model
 from lmoe.run.packages import installed_version
 from lmoe.run.provenance import PACKAGES
 from lmoe.study.arms import Values
-from lmoe.study.comparison import Comparison, compare, compare_domains
+from lmoe.study.beside import Beside, beside_baseline, beside_by_domain
+from lmoe.study.comparison import Terms
 from lmoe.study.jobs import ROWS_FILE, Job, failure_of, finished, is_done
 from lmoe.study.judge import CLASSIFIER_FILE, base_losses
 from lmoe.study.judged import JudgedLosses, read_judged
@@ -115,43 +117,27 @@ def _compared(study: Study, progress: Progress, judged: JudgedLosses) -> list[Co
     baseline, config = study.config.baseline, study.config.judging
     if baseline not in judged.losses:
         return []
-    found: list[Comparison] = []
-    for name in judged.losses:
-        mine, others = judged.paired(name, baseline)
-        if name != baseline and len(mine):
-            found.append(
-                compare(
-                    name,
-                    mine,
-                    others,
-                    judged.strata,
-                    margin=config.margin,
-                    level=1 - config.alpha,
-                    draws=config.resamples,
-                )
-            )
-    return [_comparison(of, of.comparison.name, None, progress, baseline) for of in judge(found, config.alpha)]
+    found = beside_baseline(judged, judged.losses, baseline, judged.paired, _terms(config))
+    return _verdicts(found, progress, study)
 
 
 def _by_domain(study: Study, progress: Progress, judged: JudgedLosses) -> list[ComparisonResult]:
     """Each arm beside the baseline in each domain, all of them one family."""
     baseline, config = study.config.baseline, study.config.judging
-    if baseline not in judged.losses or len(judged.strata.names) < 2:
+    if baseline not in judged.losses:
         return []
-    found: dict[str, tuple[str, str, Comparison]] = {}
-    for name in judged.losses:
-        mine, others = judged.paired(name, baseline)
-        if name == baseline or not len(mine):
-            continue
-        of_domains = compare_domains(
-            name, mine, others, judged.strata, margin=config.margin, level=1 - config.alpha, draws=config.resamples
-        )
-        found |= {comparison.name: (name, domain, comparison) for domain, comparison in of_domains.items()}
-    verdicts = judge([comparison for _, _, comparison in found.values()], config.alpha)
-    return [
-        _comparison(of, name, domain, progress, baseline)
-        for of, (name, domain, _) in zip(verdicts, found.values(), strict=True)
-    ]
+    found = beside_by_domain(judged, judged.losses, baseline, judged.paired, _terms(config))
+    return _verdicts(found, progress, study)
+
+
+def _terms(config: JudgingConfig) -> Terms:
+    return Terms(margin=config.margin, level=1 - config.alpha, draws=config.resamples)
+
+
+def _verdicts(family: Sequence[Beside], progress: Progress, study: Study) -> list[ComparisonResult]:
+    verdicts = judge([one.comparison for one in family], study.config.judging.alpha)
+    baseline = study.config.baseline
+    return [_comparison(of, one.arm, one.domain, progress, baseline) for of, one in zip(verdicts, family, strict=True)]
 
 
 def _comparison(of: Judged, arm: str, domain: str | None, progress: Progress, baseline: str) -> ComparisonResult:

@@ -15,7 +15,7 @@ from lmoe.errors import DataError, LmoeError, StudyError
 from lmoe.evaluate.row_losses import read_row_losses
 from lmoe.study import compare as module
 from lmoe.study.compare import LOOKED_AT, CompareSettings, compare_runs
-from lmoe.study.comparison import compare
+from lmoe.study.comparison import Terms, compare
 from lmoe.study.inference import rows_interval
 from lmoe.study.runs_result import RunsResult
 from lmoe.study.strata import Strata
@@ -107,7 +107,7 @@ def test_the_verdict_is_that_of_the_statistics_on_the_losses_that_the_runs_keep(
     files = [next(rows for rows in of_run if len(rows) == found.rows) for of_run in kept]
     strata = Strata.of_rows([row.label_tokens for row in files[0]], [row.domain for row in files[0]])
     losses = np.array([[row.loss for row in rows] for rows in files])
-    expected = compare("x", losses[3:], losses[:3], strata, margin=0.5, draws=0)
+    expected = compare("x", losses[3:], losses[:3], strata, Terms(margin=0.5, draws=0))
     [own] = found.primary
     assert expected.spread is not None
     assert own.estimate == pytest.approx(expected.estimate) and own.by_seed == pytest.approx(expected.by_seed)

@@ -5,7 +5,7 @@ import pytest
 
 from lmoe.errors import DataError
 from lmoe.study.bootstrap import bootstrap_interval
-from lmoe.study.comparison import compare, compare_domains
+from lmoe.study.comparison import Terms, compare, compare_domains
 from lmoe.study.crossed import crossed_estimate
 from lmoe.study.inference import difference_p, equivalence_p, interval, smallest_effect
 from lmoe.study.strata import Strata
@@ -17,7 +17,7 @@ ARM = BASELINE - STRATA.tokens * (0.5 + 0.1 * GENERATOR.standard_normal((4, 30))
 
 
 def test_an_arm_with_less_loss_has_an_estimate_below_zero():
-    found = compare("ours", ARM, BASELINE, STRATA, margin=0.1, draws=0)
+    found = compare("ours", ARM, BASELINE, STRATA, Terms(margin=0.1, draws=0))
     assert found.estimate == pytest.approx(-0.5, abs=0.05)
     assert np.mean(found.by_seed) == pytest.approx(found.estimate)
     assert (found.seeds, found.rows) == (4, 30)
@@ -25,7 +25,7 @@ def test_an_arm_with_less_loss_has_an_estimate_below_zero():
 
 
 def test_figures_are_those_of_the_functions():
-    found = compare("ours", ARM, BASELINE, STRATA, margin=0.1, level=0.9, power=0.7, draws=200, seed=5).spread
+    found = compare("ours", ARM, BASELINE, STRATA, Terms(margin=0.1, level=0.9, power=0.7, draws=200, seed=5)).spread
     of = crossed_estimate(ARM - BASELINE, STRATA)
     assert found is not None
     assert (found.low, found.high) == interval(of, 0.9)
@@ -38,31 +38,31 @@ def test_figures_are_those_of_the_functions():
 
 
 def test_a_single_seed_has_an_estimate_and_no_spread():
-    found = compare("ours", ARM[:1], BASELINE[:1], STRATA, margin=0.1)
+    found = compare("ours", ARM[:1], BASELINE[:1], STRATA, Terms(margin=0.1))
     assert found.spread is None and found.estimate == found.by_seed[0]
 
 
 def test_seeds_are_paired_by_their_order():
-    apart = compare("ours", ARM[::-1], BASELINE, STRATA, margin=0.1, draws=0)
-    paired = compare("ours", ARM, BASELINE, STRATA, margin=0.1, draws=0)
+    apart = compare("ours", ARM[::-1], BASELINE, STRATA, Terms(margin=0.1, draws=0))
+    paired = compare("ours", ARM, BASELINE, STRATA, Terms(margin=0.1, draws=0))
     assert apart.estimate == pytest.approx(paired.estimate)
     assert apart.spread is not None and paired.spread is not None
     assert apart.spread.standard_error > paired.spread.standard_error
 
 
 def test_a_domain_is_compared_on_its_rows_alone():
-    found = compare_domains("ours", ARM, BASELINE, STRATA, margin=0.1, draws=0)
+    found = compare_domains("ours", ARM, BASELINE, STRATA, Terms(margin=0.1, draws=0))
     assert [c.name for c in found.values()] == ["ours, a", "ours, b"] and list(found) == ["a", "b"]
     own = Strata.of_rows(STRATA.tokens[12:], ["b"] * 18)
-    assert found["b"] == compare("ours, b", ARM[:, 12:], BASELINE[:, 12:], own, margin=0.1, draws=0)
-    whole = compare("ours", ARM, BASELINE, STRATA, margin=0.1, draws=0)
+    assert found["b"] == compare("ours, b", ARM[:, 12:], BASELINE[:, 12:], own, Terms(margin=0.1, draws=0))
+    whole = compare("ours", ARM, BASELINE, STRATA, Terms(margin=0.1, draws=0))
     assert (found["a"].estimate + found["b"].estimate) / 2 == pytest.approx(whole.estimate)
 
 
 def test_losses_that_do_not_fit_are_refused_with_the_name_of_the_arm():
     with pytest.raises(DataError, match=r"ours: losses of shape \(3, 30\) beside \(4, 30\)"):
-        compare("ours", ARM[:3], BASELINE, STRATA, margin=0.1)
+        compare("ours", ARM[:3], BASELINE, STRATA, Terms(margin=0.1))
     broken = ARM.copy()
     broken[2, 7] = np.nan
     with pytest.raises(DataError, match="ours: losses of seed 2 are not finite"):
-        compare("ours", broken, BASELINE, STRATA, margin=0.1)
+        compare("ours", broken, BASELINE, STRATA, Terms(margin=0.1))
