@@ -21,6 +21,8 @@ SAME = (
 """Arguments that the verbs call the same."""
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in SAME} | {
     "average": "--format merged --average-experts",
+    "export_merged": "--format merged",
+    "export_native_moe": "--format native-moe",
     "export_peft": "--format peft",
     "export_peft_experts": "--format peft-experts",
     "lmoe.load": "lmoe generate --checkpoint",
