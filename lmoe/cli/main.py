@@ -348,14 +348,21 @@ def export(
         ExportFormat,
         typer.Option(
             help="peft: one PEFT adapter, of dense_lora, native_moe_expert_lora or a blend; peft-experts: one for each "
-            "expert of mixture_lora; merged: a Hugging Face model; lmoe: an adapter less one expert, --without-expert."
+            "expert of mixture_lora; merged: a Hugging Face model; native-moe: moe_expert_lora or native experts as a "
+            "mixture of Transformers' own; lmoe: an adapter less one expert, --without-expert."
         ),
     ] = ExportFormat.peft,
     base_model: BaseModel = None,
     model: Model = None,
     experts: Experts = None,
     weights: Weights = None,
-    precision: Precision = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --model: float32, bfloat16, float16, int8 or nf4; native-moe: float32, bfloat16 or float16 to "
+            "write, without: as the base is held."
+        ),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     rank: Annotated[
         int | None, typer.Option(min=1, help="peft, of a blend: the nearest adapter of this rank; without: exact.")

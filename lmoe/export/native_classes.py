@@ -119,12 +119,12 @@ def native_class_of(config: PreTrainedConfig) -> tuple[NativeClass | None, list[
         return native, []
     if native is not None:
         return None, [
-            f"the code of this base comes with it ({type(config).__name__}), so that {native.model_type} of Transformers "
-            "may be another model; use the adapter as it is: `lmoe.load` runs it"
+            f"the code of this base comes with it ({type(config).__name__}), so that {native.model_type} of "
+            "Transformers may be another model; use the adapter as it is: `lmoe.load` runs it"
         ]
     return None, [
-        f"model_type={config.model_type}: no mixture of Transformers' own is such a model with experts; there is one for "
-        f"{', '.join(sorted(BY_FAMILY))}. Use the adapter as it is: `lmoe.load` runs it"
+        f"model_type={config.model_type}: no mixture of Transformers' own is such a model with experts; there is one "
+        f"for {', '.join(sorted(BY_FAMILY))}. Use the adapter as it is: `lmoe.load` runs it"
     ]
 
 

@@ -6,7 +6,7 @@ reversal of how it loads says under which names the files hold them, experts one
 Shapes: E experts, D in, O out, I inner.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from functools import partial
 
 import torch
@@ -27,6 +27,7 @@ from lmoe.layers.native_router import NativeRouter
 from lmoe.layers.stacked_lora import StackedLoRA
 from lmoe.ops.linear_sizes import weight_OD
 from lmoe.ops.lora import faded
+from lmoe.rules.native_export import AS_IT_IS
 from lmoe.rules.routers import ROUTERS
 
 FFN, UP, DOWN = "mlp", ("gate_proj", "up_proj"), ("down_proj",)
@@ -52,7 +53,7 @@ def stored_tensors(
         merging: folds branches into weights.
     """
     wanted = _unshared(exported.state_dict(keep_vars=True))
-    own = _unshared(backbone_state(model, model.state_dict(keep_vars=True)))
+    own = base_weights(model)
     wholes, experts = _wholes(model, own, merging), _native_experts(model, merging)
     placed = own.keys() & wanted.keys()
     if native is not None:
@@ -72,6 +73,11 @@ def stored_tensors(
     return tensors, []
 
 
+def base_weights(model: PreTrainedModel) -> State:
+    """The backbone's own tensors by its own names; each once, where some are tied."""
+    return _unshared(backbone_state(model, model.state_dict(keep_vars=True)))
+
+
 def _unshared(state: State) -> State:
     """Each tensor once, under its first name: embeddings that are tied to the head are stored once."""
     first = {id(tensor): name for name, tensor in reversed(state.items())}
@@ -79,22 +85,21 @@ def _unshared(state: State) -> State:
 
 
 def _problems(wanted: State, own: State, there: set[str], placed: set[str], exported: PreTrainedModel) -> list[str]:
-    kind, problems = type(exported).__name__, []
-    for names, what in ((own.keys() - placed, "has no place for"), (wanted.keys() - there, "needs")):
-        if names:
-            more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-            problems.append(
-                f"{kind} {what} {min(names)}{more}, which the base {'has' if 'place' in what else 'has not'}; use the "
-                "adapter as it is: `lmoe.load` runs it"
-            )
-    wrong = [name for name in own.keys() & wanted.keys() if own[name].shape != wanted[name].shape]
-    if wrong:
-        name = min(wrong)
-        problems.append(
-            f"{name} is {tuple(own[name].shape)} in the base and {tuple(wanted[name].shape)} in {kind}; use the adapter "
-            "as it is: `lmoe.load` runs it"
-        )
-    return problems
+    """What of the base has no place in the exported model, what that needs beside it, and what has another shape."""
+    kind = type(exported).__name__
+    both = own.keys() & wanted.keys()
+    found = {
+        f"{kind} has no place for these weights of the base": own.keys() - placed,
+        f"{kind} needs weights that the base has not": wanted.keys() - there,
+        f"{kind} has other shapes for these weights of the base": {n for n in both if own[n].shape != wanted[n].shape},
+    }
+    return [f"{what}: {_some(names)}; {AS_IT_IS.removeprefix('or ')}" for what, names in found.items() if names]
+
+
+def _some(names: Set[str]) -> str:
+    """The first names, and how many there are."""
+    first = ", ".join(sorted(names)[:3])
+    return first if len(names) <= 3 else f"{first}, … ({len(names):,})"
 
 
 def _wholes(model: PreTrainedModel, own: State, merging: Merging) -> dict[str, Whole]:

@@ -25,15 +25,15 @@ def _router_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
     if why := ROUTERS[moe.router].why_no_native:
         fitting = " or ".join(kind for kind, router in ROUTERS.items() if not router.why_no_native)
         problems.append(
-            f"moe.router={moe.router} {why}, and a mixture of Transformers' own takes the injection.top_k largest of a "
-            f"softmax for each token: train with moe.router={fitting}, {AS_IT_IS}"
+            f"moe.router={moe.router} {why}, and a mixture of Transformers' own takes the injection.top_k largest of "
+            f"a softmax for each token: train with moe.router={fitting}, {AS_IT_IS}"
         )
     elif scale is not MixtureScale.sum_to_one and not (scale is MixtureScale.unit and injection.top_k == 1):
         problems.append(f"moe.scale={scale}: the weights must sum to 1; train with moe.scale=sum_to_one, {AS_IT_IS}")
     if moe.load_balance.type is LoadBalanceType.aux_loss_free:
         problems.append(
-            "moe.load_balance.type=aux_loss_free chooses by a bias beside the scores, and there is no place for it: train "
-            f"with moe.load_balance.type=aux_loss, {AS_IT_IS}"
+            "moe.load_balance.type=aux_loss_free chooses by a bias beside the scores, and there is no place for it: "
+            f"train with moe.load_balance.type=aux_loss, {AS_IT_IS}"
         )
     if moe.router_bias:
         problems.append(
@@ -42,7 +42,8 @@ def _router_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
         )
     if moe.router_scope not in (RouterScope.linear, RouterScope.block):
         problems.append(
-            f"moe.router_scope={moe.router_scope}: each FFN must have a gate of its own; train with the default, {AS_IT_IS}"
+            f"moe.router_scope={moe.router_scope}: each FFN must have a gate of its own; train with the default, "
+            f"{AS_IT_IS}"
         )
     return problems
 
@@ -56,7 +57,7 @@ def _expert_problems(injection: InjectionConfig) -> list[str]:
         )
     if injection.shared_lora_r:
         problems.append(
-            f"injection.shared_lora_r={injection.shared_lora_r} is an expert that is always on, beside the FFN, and there "
-            f"is no place for it: train without it, {AS_IT_IS}"
+            f"injection.shared_lora_r={injection.shared_lora_r} is an expert that is always on, beside the FFN, and "
+            f"there is no place for it: train without it, {AS_IT_IS}"
         )
     return problems

@@ -26,7 +26,8 @@ class StrategyDeclaration:
         why_no_adapters: why no adapter can become one of its experts; "": its experts are LoRA adapters on Linears,
             which are imported, added, masked, taken out, averaged and exported one by one.
         peft_adapter: one PEFT adapter holds what it has learnt.
-        why_no_native: why its experts are not those of a mixture of Transformers' own, and what to do; "" where they are.
+        why_no_native: why its experts are not those of a mixture of Transformers' own, and what to do; "" where they
+            are.
         instead_of_merging: what to do where its experts cannot be folded into the weights, nor, without peft_adapter,
             be one PEFT adapter; "" where they can.
     """

@@ -1,0 +1,28 @@
+"""What an exported model says of the run that it is of."""
+
+from pathlib import Path
+
+from lmoe.adapter.folder import WEIGHTS_FILE, read_adapter_config
+from lmoe.adapter.place import adapter_folder
+from lmoe.files.export_record import ExportRecord, path_from, sha256
+from lmoe.vocabulary import BackbonePrecision, ExportFormat
+
+
+def record_of(checkpoint: str | Path, place: Path, kind: ExportFormat, precision: BackbonePrecision) -> ExportRecord:
+    """The record of a run or an adapter that is exported to a place; the digests of its files are not there yet.
+
+    Args:
+        checkpoint: a run directory or an adapter directory.
+        place: the exported folder.
+        kind: its format.
+        precision: of its weights.
+    """
+    adapter = adapter_folder(checkpoint)
+    return ExportRecord(
+        format=kind,
+        run=path_from(place, Path(checkpoint).expanduser()),
+        adapter=sha256(adapter / WEIGHTS_FILE),
+        base=read_adapter_config(adapter).base_model,
+        precision=precision,
+        files={},
+    )
