@@ -261,6 +261,26 @@ def bare_model(config: BackboneConfig) -> PreTrainedModel:
     return model.requires_grad_(False).eval()
 
 
+def stored_precision(config: BackboneConfig) -> BackbonePrecision:
+    """The type that the config of a model names for its weights; of one that names none, float32.
+
+    Raises:
+        BackboneError: no config there, or no network.
+    """
+    dtype = str(bare_config(config).dtype).removeprefix("torch.")
+    return BackbonePrecision(dtype) if dtype in tuple(BackbonePrecision) else BackbonePrecision.float32
+
+
+def bare_config(config: BackboneConfig) -> PreTrainedConfig:
+    """The config of a model.
+
+    Raises:
+        BackboneError: no config there, or no network.
+    """
+    with _reading(config, "config") as source:
+        return _settings(config, source)
+
+
 def has_weights(config: BackboneConfig) -> bool:
     """False for a local directory that holds a config and no weights; what the hub has is not asked."""
     folder = Path(model_source(config.model_name, config.gguf_file))
@@ -327,8 +347,7 @@ def context_length(model: PreTrainedModel) -> int | None:
 def model_type(config: BackboneConfig) -> str | None:
     """The family in the model's config, or None if there is no config that can be loaded."""
     try:
-        with _reading(config, "config") as source:
-            return _settings(config, source).model_type
+        return bare_config(config).model_type
     except BackboneError:
         return None
 

@@ -108,4 +108,4 @@ def _header(tensors: Sequence[StoredTensor]) -> bytes:
 
 def _bytes(tensor: Tensor) -> memoryview:
     flat = tensor.detach().cpu().contiguous().flatten()
-    return memoryview(flat.view(torch.uint8).numpy())
+    return flat.view(torch.uint8).numpy().data

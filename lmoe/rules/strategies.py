@@ -88,8 +88,8 @@ STRATEGIES = {
         idle=KINDS_OF_MIXTURE,
         idle_moe=("router_scope", "mixing", "backend"),
         why_no_adapters="has whole FFNs as experts, and an adapter may act on any Linear",
-        instead_of_merging="write it as a mixture of Transformers' own with `export_native_moe`, or use the adapter as "
-        "it is: `lmoe.load` runs it",
+        instead_of_merging="use the adapter as it is: `lmoe.load` runs it, or write it as a mixture of Transformers' "
+        "own with `export_native_moe`",
     ),
     InjectionStrategy.native_moe_expert_lora: StrategyDeclaration(
         planner="lmoe.injection.strategies.native_moe_expert_lora.plan_native_moe_expert_lora",
