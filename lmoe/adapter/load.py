@@ -18,7 +18,7 @@ from lmoe.errors import BackboneError, CheckpointError, ConfigError, InjectionEr
 from lmoe.injection.apply import plan
 from lmoe.injection.plan import InjectionPlan
 from lmoe.rules.trust import would_run
-from lmoe.vocabulary import BackbonePrecision
+from lmoe.vocabulary import QUANTISED, BackbonePrecision
 
 
 def load(
@@ -27,6 +27,7 @@ def load(
     base_model: str | None = None,
     average_without_config: bool = True,
     trust_remote_code: bool = False,
+    precision: BackbonePrecision | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Rebuild backbone, routers and experts exactly.
 
@@ -39,6 +40,7 @@ def load(
             False: refuse it.
         trust_remote_code: run Python that comes with the base, or with the adapter's tokenizer. What the adapter's own
             config says of it never counts.
+        precision: of the base; None: that in which it was trained. What was trained over a quantised base has that one.
 
     Returns:
         The model in evaluation mode, ready for model.generate, which stops where training ended a turn, and its
@@ -54,6 +56,8 @@ def load(
     folder = adapter_folder(path)
     config = read_adapter_config(folder)
     backbone, is_beside = stored_backbone(folder, config, base_model, trust_remote_code=trust_remote_code)
+    if precision is not None and backbone.precision not in QUANTISED:
+        backbone.precision = precision
     model = load_base(backbone, None if base_model or is_beside else folder / CONFIG_FILE)
     inject_stored(model, folder, config, f"the base {backbone.full_name}")
     named, stored = backbone, config.base_model

@@ -13,31 +13,11 @@ from lmoe.errors import BlendError, LmoeError
 MARKED = re.compile(r"`([a-z_][\w.]*)(?:=([^`]*)|\([^`]*\))?`")
 """Name of an argument, perhaps with its value; or of a function, perhaps with its arguments."""
 SAME = (
-    *(
-        "base_model",
-        "batch_size",
-        "chat_template",
-        "checkpoint",
-        "choices",
-        "data",
-        "device",
-        "domain",
-        "experts",
-        "fit",
-    ),
-    "max_length",
+    *("base_model", "batch_size", "chat_template", "checkpoint", "choices", "data", "device", "domain", "experts"),
+    *("fit", "max_length"),
     *("alpha", "baseline", "domains", "margin", "names", "unfinished"),
-    *(
-        "max_new_tokens",
-        "output",
-        "precision",
-        "prompts",
-        "router",
-        "samples",
-        "task_path",
-        "tasks",
-        "trust_remote_code",
-    ),
+    *("max_new_tokens", "model", "output", "precision", "prompts", "router", "samples", "task_path", "tasks"),
+    "trust_remote_code",
 )
 """Arguments that the verbs call the same."""
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in SAME} | {

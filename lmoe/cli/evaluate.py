@@ -1,5 +1,6 @@
 """`lmoe evaluate`: what a trained mixture does better than its base, and whether an exported model is that mixture."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
         with keys_renamed({f"{key}=": f"{flag} " for key, flag in flags.items()} | flags):
             found = evaluate(asked, say=lambda line: say(console, with_flag_names(line)))
         files = found.write(folder)
-        console.print(evaluation_tables(found))
+        console.print(evaluation_tables(replace(found, notes=[with_flag_names(note) for note in found.notes])))
         say(console, f"\nIn {path_from_here(folder)}: {', '.join(file.name for file in files)}")
         if wandb:
             mode = log_evaluation(found, folder, run_dir, lambda line: say(console, line))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lmoe.adapter.folder import WEIGHTS_FILE
 from lmoe.adapter.place import adapter_folder
-from lmoe.backbones.load import load_model, load_tokenizer, stored_precision
+from lmoe.backbones.load import load_model, load_tokenizer, precision_of, stored_precision
 from lmoe.backbones.placement import placed
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.data import DataConfig
@@ -20,6 +20,7 @@ from lmoe.evaluate.rows import evaluation_rows, row_notes
 from lmoe.evaluate.run_data import run_data, run_folder, run_template
 from lmoe.evaluate.subject import Subject, longest, subject_of
 from lmoe.files.export_record import EXPORT_FILE, ExportRecord, changes, read_export_record, sha256
+from lmoe.vocabulary import BackbonePrecision
 
 Say = Callable[[str], None]
 
@@ -38,15 +39,13 @@ def evaluate_exported(settings: EvaluateSettings, say: Say) -> Evaluation:
     record = read_export_record(folder)
     adapter, notes = _adapter_of(settings, folder, record)
     notes += _notes_on_files(folder, record)
-    for note in notes:
-        say(f"note: {note}")
     run = None if adapter is None else run_folder(adapter)
     own, _ = run_data(run)
     subject = _subject(settings, folder, own)
     tokenizer, length = subject.tokenizer, subject.max_length
     data, named = evaluation_rows(settings, run, tokenizer, MoeConfig(), max_length=length)
     say(f"losses of {folder} on {len(data.rows):,} rows: {named}")
-    device = str(subject.model.device)
+    device, precision = str(subject.model.device), precision_of(subject.model)
     measured = [measured_losses(subject, data)]
     del subject  # two models at once may be more than there is room for
     if adapter is not None:
@@ -58,6 +57,8 @@ def evaluate_exported(settings: EvaluateSettings, say: Say) -> Evaluation:
             batch_size=settings.batch_size,
             max_length=length,
             device=settings.device,
+            # What was trained over a base in bfloat16 and written in float32 is compared in float32.
+            precision=precision if precision is BackbonePrecision.float32 else None,
         )
         measured.append(measured_losses(trained, data))
     return Evaluation(
