@@ -84,7 +84,7 @@ def _subject(settings: EvaluateSettings, folder: Path, own: DataConfig) -> Subje
     backbone = BackboneConfig(model_name=str(folder), trust_remote_code=settings.trust_remote_code)
     with keys_renamed({"backbone.model_name=": "`model` ", "backbone.model_name": "`model`"}):
         backbone.precision = stored_precision(backbone)
-        model, tokenizer = load_model(backbone), load_tokenizer(backbone)
+        model, tokenizer = load_model(backbone, notices_changes=False), load_tokenizer(backbone)
     length = longest(settings.max_length, own.max_length, model)
     take_template(tokenizer, *run_template(settings.chat_template, own, tokenizer, backbone))
     return Subject(

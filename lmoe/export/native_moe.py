@@ -120,13 +120,15 @@ def _plan_beforehand(
     problems, bare, plan = native_export_problems(injection, moe), None, None
     with suppress(BackboneError):
         bare = bare_model(backbone)
+    written = precision or backbone.precision
     if backbone.precision in QUANTISED:
         size = None if bare is None else sum(parameter_counts(bare).values())
         problems.append(quantised(backbone.precision, size))
+        written = BackbonePrecision.bfloat16
     if bare is not None:
         try:
             inject(bare, injection, moe, trained_base=config.trained_base)
-            plan = native_plan(bare, precision or backbone.precision)
+            plan = native_plan(bare, written)
         except ConfigError as error:
             problems += [problem for problem in error.problems if problem not in problems]
         except InjectionError as error:

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from lmoe.backbones.load import precision_of
 from lmoe.backbones.placement import first_offloaded
 from lmoe.config.problems import raise_problems
+from lmoe.errors import ConfigError
 from lmoe.export.native_classes import NativeClass, native_class_of, native_config
 from lmoe.export.native_weights import base_weights, stored_tensors
 from lmoe.export.stored_tensor import Merging, StoredTensor
@@ -60,15 +61,16 @@ def native_plan(model: PreTrainedModel, precision: BackbonePrecision) -> NativeP
     """
     record = injected(model)
     native, config, found = _target(model)
-    raise_problems(native_export_problems(record.injection, record.moe) + found + _weight_problems(model))
-    assert config is not None
+    problems = native_export_problems(record.injection, record.moe) + found + _weight_problems(model)
+    if config is None:
+        raise ConfigError(problems)
     config.dtype = dtype = getattr(torch, precision.value)
     with torch.device("meta"):
         exported = type(model)._from_config(config) if native is None else AutoModelForCausalLM.from_config(config)
     exported.config.architectures = [type(exported).__name__]
     merging = Merging(dtype)
-    tensors, problems = stored_tensors(model, exported, native, merging)
-    raise_problems(problems)
+    tensors, found = stored_tensors(model, exported, native, merging)
+    raise_problems(problems + found)
     lines = _lines(model, exported, native, tensors, precision)
     return NativePlan(exported=exported, tensors=tensors, merging=merging, lines=lines)
 
