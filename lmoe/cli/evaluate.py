@@ -43,7 +43,10 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
             raise ConfigError("give --checkpoint RUN (a trained mixture) or --model FOLDER (what was exported of it)")
         adapter = None if checkpoint is None else adapter_folder(checkpoint)
         run_dir = None if adapter is None else run_folder(adapter)
-        measured = run_dir or adapter if model is None else Path(model).expanduser()
+        if model is None:
+            measured = run_dir or adapter
+        else:
+            measured = Path(model).expanduser() if Path(model).expanduser().is_dir() else Path()
         assert measured is not None
         folder = Path(output).expanduser() if output else measured / FOLDER
         if folder.exists() and not folder.is_dir():

@@ -128,7 +128,7 @@ def export_merged(
     with folder_when_whole(place) as folder:
         save_backbone(model, folder, weights)
         tokenizer.save_pretrained(folder)
-        write_export_record(folder, record_of(checkpoint, place, ExportFormat.merged, precision))
+        write_export_record(folder, record_of(checkpoint, place, ExportFormat.merged, precision, base_model))
     if rows is None:
         return Merged(folder=place, loss_before=None, loss_after=None)
     backbone = BackboneConfig(model_name=str(place), precision=precision, trust_remote_code=trust_remote_code)

@@ -70,7 +70,7 @@ def export_native_moe(
     plan = native_plan(model, written)
     if beforehand is None:
         _announce(plan, place, say)
-    record = record_of(checkpoint, place, ExportFormat.native_moe, written)
+    record = record_of(checkpoint, place, ExportFormat.native_moe, written, base_model)
     write_native_moe(model, tokenizer, plan, place, record)
     if (lost := plan.merging.lost()) is not None:
         say(

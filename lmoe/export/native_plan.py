@@ -46,7 +46,7 @@ class NativePlan:
 
     @property
     def bytes(self) -> int:
-        """That they fill."""
+        """Bytes that they fill."""
         return sum(tensor.bytes for tensor in self.tensors)
 
 

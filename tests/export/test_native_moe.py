@@ -234,6 +234,18 @@ def test_a_base_that_no_class_is_exactly_is_refused_by_its_config(
     assert "moe.router=top_p gives tokens different numbers" in str(caught.value)  # beside the other
 
 
+def test_settings_that_somebody_has_written_into_an_adapter_are_refused_like_those_that_were_trained(run, tmp_path):
+    adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
+    content = json.loads((adapter / CONFIG_FILE).read_text())
+    content["moe"]["norm_topk_prob"] = False
+    content["injection"]["shared_lora_r"] = 2
+    (adapter / CONFIG_FILE).write_text(json.dumps(content))
+    with pytest.raises(ConfigError) as caught:
+        export_native_moe(adapter, tmp_path / "out")
+    assert "moe.scale=raw: the weights must sum to 1; train with moe.scale=sum_to_one" in str(caught.value)
+    assert "injection.shared_lora_r=2 is an expert that is always on" in str(caught.value)
+
+
 def test_a_quantised_base_is_refused_with_the_precision_that_is_needed_and_its_price(trained, run, tmp_path):
     adapter = shutil.copytree(run / "adapter", tmp_path / "adapter")
     content = json.loads((adapter / CONFIG_FILE).read_text())
