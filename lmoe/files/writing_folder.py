@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from lmoe.errors import CheckpointError
+from safetensors import SafetensorError
+
+from lmoe.errors import CheckpointError, LmoeError
+from lmoe.files.wording import first_line
 
 PREFIX = ".writing-"
 ABANDONED_AFTER = 24 * 3600.0
@@ -35,14 +38,15 @@ def writing_folder(cache: Path, prefix: str = PREFIX) -> tempfile.TemporaryDirec
 
 
 @contextmanager
-def folder_when_whole(place: Path) -> Iterator[Path]:
+def folder_when_whole(place: Path, error: type[LmoeError] = CheckpointError) -> Iterator[Path]:
     """A folder to write into, which takes its name when the `with` block ends well; else nothing of it stays.
 
     Args:
         place: where it is to be; there is none yet, or it is empty.
+        error: type of the error.
 
     Raises:
-        CheckpointError: something could not be written, in the block or here.
+        LmoeError: of that type, because something could not be written, in the block or here.
     """
     place = place.absolute()
     try:
@@ -53,8 +57,9 @@ def folder_when_whole(place: Path) -> Iterator[Path]:
             if place.exists():
                 place.rmdir()
             inside.rename(place)
-    except OSError as error:
-        raise CheckpointError(f"{place} cannot be written: {error.strerror or error}; nothing is left of it") from None
+    except (OSError, SafetensorError) as met:  # the latter too where a disk is full
+        reason = met.strerror if isinstance(met, OSError) and met.strerror else first_line(met)
+        raise error(f"{place} cannot be written: {reason}; nothing is left of it") from None
 
 
 def _last_write(folder: Path) -> float:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM
 
-NEW_TOKENS = 6
+NEW_TOKENS = 4
 
 
 def answers(model, ids: torch.Tensor) -> dict[str, torch.Tensor]:

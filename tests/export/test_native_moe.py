@@ -2,11 +2,9 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -26,6 +24,7 @@ from lmoe.injection.record import sites
 from lmoe.layers.expert_ffn import ExpertFFN
 from lmoe.vocabulary import BackbonePrecision
 from tests.export.plain_models import answers
+from tests.full_disk import files_of_at_most
 from tests.tiny_models import NATIVE_FAMILIES, randomise, tiny_model, tokens
 
 EXPERTS = {"strategy": "moe_expert_lora", "num_experts": 3, "lora_r": 4}
@@ -285,17 +284,6 @@ def test_rounding_is_said_and_float32_has_none(run, tmp_path):
     assert len(said) == 1 and "rounding" not in said[0]
     with pytest.raises(ConfigError, match="`precision=nf4`: weights are written in float32, bfloat16 or float16"):
         export_native_moe(run, tmp_path / "out", precision=BackbonePrecision.nf4)
-
-
-@contextmanager
-def files_of_at_most(size: int):
-    """What a full disk does: a write ends in the middle."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("exists", [True, False])
