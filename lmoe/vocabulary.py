@@ -239,6 +239,7 @@ class ExportFormat(StrEnum):
     peft = "peft"
     peft_experts = "peft-experts"
     merged = "merged"
+    native_moe = "native-moe"
     lmoe = "lmoe"
 
 

@@ -31,6 +31,7 @@ TARGETS = {
     "bench-decode",
     "bench-beside",
     "bench-data",
+    "bench-export",
     "bench-logits",
     "bench-statistics",
     "torture",

@@ -18,7 +18,7 @@ from lmoe.errors import BackboneError, CheckpointError, ConfigError, InjectionEr
 from lmoe.injection.apply import plan
 from lmoe.injection.plan import InjectionPlan
 from lmoe.rules.trust import would_run
-from lmoe.vocabulary import BackbonePrecision
+from lmoe.vocabulary import QUANTISED, BackbonePrecision
 
 
 def load(
@@ -27,6 +27,7 @@ def load(
     base_model: str | None = None,
     average_without_config: bool = True,
     trust_remote_code: bool = False,
+    precision: BackbonePrecision | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Rebuild backbone, routers and experts exactly.
 
@@ -39,6 +40,7 @@ def load(
             False: refuse it.
         trust_remote_code: run Python that comes with the base, or with the adapter's tokenizer. What the adapter's own
             config says of it never counts.
+        precision: of the base; None: that in which it was trained. What was trained over a quantised base has that one.
 
     Returns:
         The model in evaluation mode, ready for model.generate, which stops where training ended a turn, and its
@@ -53,6 +55,31 @@ def load(
         return _average(lost, base_model, trust_remote_code)
     folder = adapter_folder(path)
     config = read_adapter_config(folder)
+    backbone, is_beside = stored_backbone(folder, config, base_model, trust_remote_code=trust_remote_code)
+    if precision is not None and backbone.precision not in QUANTISED:
+        backbone.precision = precision
+    model = load_base(backbone, None if base_model or is_beside else folder / CONFIG_FILE)
+    inject_stored(model, folder, config, f"the base {backbone.full_name}")
+    named, stored = backbone, config.base_model
+    if is_beside and stored["name"]:
+        named = replace(backbone, model_name=stored["name"], gguf_file=stored.get(GGUF_FILE))
+    with keys_renamed(as_argument(base_model) if base_model else {}):
+        tokenizer = tokenizer_in(folder, trust_remote_code=trust_remote_code) or load_tokenizer(named)
+    answers_end(model, tokenizer)
+    return model.eval(), tokenizer
+
+
+def stored_backbone(
+    folder: Path, config: AdapterConfig, base_model: str | None, *, trust_remote_code: bool
+) -> tuple[BackboneConfig, bool]:
+    """The base of an adapter, and whether it lies in the adapter's own folder; nothing is loaded.
+
+    Args:
+        base_model: as in `load`.
+
+    Raises:
+        CheckpointError: the adapter does not name it, or it would run Python that nobody has trusted in this call.
+    """
     stored = config.base_model
     is_beside = base_model is None and bool(stored.get(BESIDE)) and _holds_model(folder)
     if not (base_model or is_beside or stored["name"]):
@@ -68,15 +95,7 @@ def load(
     )
     if stored.get("trust_remote_code") and base_model is None and not trust_remote_code:
         refuse_code(backbone.model_name, folder)
-    model = load_base(backbone, None if base_model or is_beside else folder / CONFIG_FILE)
-    inject_stored(model, folder, config, f"the base {backbone.full_name}")
-    named = backbone
-    if is_beside and stored["name"]:
-        named = replace(backbone, model_name=stored["name"], gguf_file=stored.get(GGUF_FILE))
-    with keys_renamed(as_argument(base_model) if base_model else {}):
-        tokenizer = tokenizer_in(folder, trust_remote_code=trust_remote_code) or load_tokenizer(named)
-    answers_end(model, tokenizer)
-    return model.eval(), tokenizer
+    return backbone, is_beside
 
 
 def load_base(backbone: BackboneConfig, named_by: Path | None) -> PreTrainedModel:

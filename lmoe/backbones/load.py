@@ -1,5 +1,6 @@
 """Load a backbone and its tokenizer from the hub, a local directory, a GGUF file, or what ships with lmoe."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -24,6 +25,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 from lmoe.backbones.gguf_header import check_whole
 from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import BackboneError, LmoeError
+from lmoe.files.export_record import changes, read_export_record
 from lmoe.files.gguf import gguf_files
 from lmoe.files.resources import missing_base, named_base
 from lmoe.files.small_file import NO_FILE, Reader, link_outside
@@ -183,11 +185,15 @@ def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def load_model(config: BackboneConfig) -> PreTrainedModel:
+def load_model(config: BackboneConfig, *, notices_changes: bool = True) -> PreTrainedModel:
     """The backbone, frozen, in evaluation mode, on the CPU.
+
+    Args:
+        notices_changes: warn of a folder that lmoe has exported and somebody has changed since.
 
     Raises:
         BackboneError: no model there, no network, torn weights, or weights that are not safetensors.
+        CheckpointError: of a folder that lmoe has exported the record is damaged.
     """
     stored = storage(config.precision)
     with _reading(config, "model") as source:
@@ -212,8 +218,17 @@ def load_model(config: BackboneConfig) -> PreTrainedModel:
         _forget_gguf(model)
         # By this name every verb finds the same file again; Transformers has left the folder alone there.
         model.name_or_path = config.full_name
+    if notices_changes:
+        _notice_changes(Path(source.place))
     stay_trainable(model)
     return model.requires_grad_(False).eval()
+
+
+def _notice_changes(folder: Path) -> None:
+    """Warn where a folder is not what an export has left there."""
+    record = read_export_record(folder)
+    if record is not None and (found := changes(folder, record)):
+        warnings.warn(f"{folder} is not as lmoe has exported it: {'; '.join(found)}", stacklevel=3)
 
 
 def _settings(config: BackboneConfig, source: Source) -> PreTrainedConfig:
@@ -259,6 +274,26 @@ def bare_model(config: BackboneConfig) -> PreTrainedModel:
                 trust_remote_code=config.trust_remote_code,
             )
     return model.requires_grad_(False).eval()
+
+
+def stored_precision(config: BackboneConfig) -> BackbonePrecision:
+    """The type that the config of a model names for its weights; of one that names none, float32.
+
+    Raises:
+        BackboneError: no config there, or no network.
+    """
+    dtype = str(bare_config(config).dtype).removeprefix("torch.")
+    return BackbonePrecision(dtype) if dtype in tuple(BackbonePrecision) else BackbonePrecision.float32
+
+
+def bare_config(config: BackboneConfig) -> PreTrainedConfig:
+    """The config of a model.
+
+    Raises:
+        BackboneError: no config there, or no network.
+    """
+    with _reading(config, "config") as source:
+        return _settings(config, source)
 
 
 def has_weights(config: BackboneConfig) -> bool:
@@ -327,8 +362,7 @@ def context_length(model: PreTrainedModel) -> int | None:
 def model_type(config: BackboneConfig) -> str | None:
     """The family in the model's config, or None if there is no config that can be loaded."""
     try:
-        with _reading(config, "config") as source:
-            return _settings(config, source).model_type
+        return bare_config(config).model_type
     except BackboneError:
         return None
 

@@ -25,6 +25,7 @@ from lmoe.blend.stack import BlendStack
 from lmoe.blend.weights import Weights, checked_name, checked_weights
 from lmoe.errors import BlendError
 from lmoe.files.write import empty_folder
+from lmoe.files.writing_folder import folder_when_whole
 from lmoe.injection.record import BLEND
 from lmoe.layers.prompt import ForwardInputs
 from lmoe.peft.expert_file import ExpertHeader
@@ -343,21 +344,22 @@ class Blend:
         """Write base and blend as one Hugging Face model; the blend stays as it is.
 
         Raises:
-            BlendError: as `fold`, or something in the way.
+            BlendError: as `fold`, something in the way, or a folder that cannot be written, of which nothing is left.
         """
         target = empty_folder(folder, BlendError)
-        with self._gate.changing():
-            folded_here = self._folded is None
-            if folded_here:
-                self.fold()
-            try:
-                self.model.save_pretrained(target)
-            finally:
+        with folder_when_whole(target, BlendError) as made:
+            with self._gate.changing():
+                folded_here = self._folded is None
                 if folded_here:
-                    self.unfold()
-        if tokenizer is not None:
-            tokenizer.save_pretrained(target)
-            write_answer_end(self.model, tokenizer, target)
+                    self.fold()
+                try:
+                    self.model.save_pretrained(made)
+                finally:
+                    if folded_here:
+                        self.unfold()
+            if tokenizer is not None:
+                tokenizer.save_pretrained(made)
+                write_answer_end(self.model, tokenizer, made)
         return target
 
     def close(self) -> None:

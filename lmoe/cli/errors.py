@@ -13,14 +13,17 @@ from lmoe.errors import BlendError, LmoeError
 MARKED = re.compile(r"`([a-z_][\w.]*)(?:=([^`]*)|\([^`]*\))?`")
 """Name of an argument, perhaps with its value; or of a function, perhaps with its arguments."""
 SAME = (
-    *("base_model", "batch_size", "chat_template", "choices", "data", "device", "domain", "experts", "fit"),
-    "max_length",
+    *("base_model", "batch_size", "chat_template", "checkpoint", "choices", "data", "device", "domain", "experts"),
+    *("fit", "max_length"),
     *("alpha", "baseline", "domains", "margin", "names", "unfinished"),
-    *("max_new_tokens", "output", "prompts", "router", "samples", "task_path", "tasks", "trust_remote_code"),
+    *("max_new_tokens", "model", "output", "precision", "prompts", "router", "samples", "task_path", "tasks"),
+    "trust_remote_code",
 )
 """Arguments that the verbs call the same."""
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in SAME} | {
     "average": "--format merged --average-experts",
+    "export_merged": "--format merged",
+    "export_native_moe": "--format native-moe",
     "export_peft": "--format peft",
     "export_peft_experts": "--format peft-experts",
     "lmoe.load": "lmoe generate --checkpoint",
@@ -50,11 +53,20 @@ def exit_code_of(action: Callable[[], None]) -> int:
 
 def with_flags(error: LmoeError) -> str:
     """The message of an error with flags: `max_length=900` becomes --max-length 900."""
+    return with_flag_names(error.without_config(), BLEND_FLAGS if isinstance(error, BlendError) else FLAGS)
+
+
+def with_flag_names(text: str, names: Mapping[str, str] = FLAGS) -> str:
+    """What the library says, with flags in place of its arguments.
+
+    Args:
+        names: flags by argument.
+    """
 
     def say(flag: str, value: str | None) -> str:
         return flag if value in (None, "True") else f"{flag} {value}"
 
-    return _with_names(error.without_config(), BLEND_FLAGS if isinstance(error, BlendError) else FLAGS, say)
+    return _with_names(text, names, say)
 
 
 def with_keys(message: str) -> str:

@@ -1,9 +1,10 @@
-"""`lmoe evaluate`: what a trained mixture does better than its base."""
+"""`lmoe evaluate`: what a trained mixture does better than its base, and whether an exported model is that mixture."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from lmoe.cli.errors import FLAGS, exit_code_of
+from lmoe.cli.errors import FLAGS, exit_code_of, with_flag_names
 from lmoe.errors import ConfigError, keys_renamed
 
 FOLDER = "evaluation"
@@ -17,7 +18,7 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
     Args:
         settings: fields of EvaluateSettings that the command line gives as they are.
         tasks: names, separated by commas.
-        output: folder of the results; None: evaluation/ of the run or adapter.
+        output: folder of the results; None: evaluation/ of the run, the adapter or the model.
     """
 
     def action() -> None:
@@ -37,9 +38,17 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
 
         quiet_libraries()
         console = Console()
-        adapter = adapter_folder(settings["checkpoint"])
-        run_dir = run_folder(adapter)
-        folder = Path(output).expanduser() if output else (run_dir or adapter) / FOLDER
+        checkpoint, model = settings["checkpoint"], settings["model"]
+        if checkpoint is None and model is None:
+            raise ConfigError("give --checkpoint RUN (a trained mixture) or --model FOLDER (what was exported of it)")
+        adapter = None if checkpoint is None else adapter_folder(checkpoint)
+        run_dir = None if adapter is None else run_folder(adapter)
+        if model is None:
+            measured = run_dir or adapter
+        else:
+            measured = Path(model).expanduser() if Path(model).expanduser().is_dir() else Path()
+        assert measured is not None
+        folder = Path(output).expanduser() if output else measured / FOLDER
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--output {folder}: a file is there; name a folder")
         if wandb:
@@ -48,9 +57,9 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
         given = [name for name in OF_DATA if settings.get(name) is not None]
         flags = {f"data.{name}": FLAGS[name] for name in given}
         with keys_renamed({f"{key}=": f"{flag} " for key, flag in flags.items()} | flags):
-            found = evaluate(asked, say=lambda line: say(console, line))
+            found = evaluate(asked, say=lambda line: say(console, with_flag_names(line)))
         files = found.write(folder)
-        console.print(evaluation_tables(found))
+        console.print(evaluation_tables(replace(found, notes=[with_flag_names(note) for note in found.notes])))
         say(console, f"\nIn {path_from_here(folder)}: {', '.join(file.name for file in files)}")
         if wandb:
             mode = log_evaluation(found, folder, run_dir, lambda line: say(console, line))

@@ -1,17 +1,21 @@
 """`lmoe export`: a trained run, or a base with experts blended over it, as files that other tools read."""
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, replace
 from statistics import mean
 from typing import TYPE_CHECKING
 
-from lmoe.cli.errors import exit_code_of
+from lmoe.cli.errors import exit_code_of, with_flag_names
 from lmoe.cli.speak import SpeakerFlags, open_speaker
 from lmoe.config.problems import raise_problems, without_effect
-from lmoe.vocabulary import ExportFormat
+from lmoe.vocabulary import QUANTISED, BackbonePrecision, ExportFormat
 
 if TYPE_CHECKING:
     from lmoe.blend.export import BlendExport
     from lmoe.export.export import Merged
+
+
+WRITTEN = tuple(precision.value for precision in BackbonePrecision if precision not in QUANTISED)
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -33,7 +37,8 @@ class ExportFlags:
 
     def problems(self, source: SpeakerFlags) -> list[str]:
         """Flags that cannot stand together."""
-        if found := source.problems():
+        writes_precision = self.format is ExportFormat.native_moe and source.checkpoint is not None
+        if found := (replace(source, precision=None) if writes_precision else source).problems():
             return found
         blend, with_format = source.checkpoint is None, f"with --format {self.format}"
         if blend and source.experts is None:
@@ -41,6 +46,8 @@ class ExportFlags:
         if blend and self.format not in (ExportFormat.peft, ExportFormat.merged):
             return [f"--format {self.format} is for --checkpoint; a blend is exported with --format peft or merged"]
         problems = []
+        if writes_precision and source.precision is not None and source.precision not in WRITTEN:
+            problems.append(f"--precision {source.precision}: allowed {with_format}: {', '.join(WRITTEN)}")
         if self.format is ExportFormat.lmoe and self.without_expert is None:
             problems.append("--format lmoe writes an adapter with an expert less: name it with --without-expert")
         if self.format is ExportFormat.lmoe and source.base_model is not None:
@@ -92,6 +99,8 @@ def _of_checkpoint(checkpoint: str, source: SpeakerFlags, wanted: ExportFlags) -
     quiet_libraries()
     output, base_model, trust = wanted.output, source.base_model, source.trust_remote_code
     match wanted.format:
+        case ExportFormat.native_moe:
+            _native_moe(checkpoint, source, output)
         case ExportFormat.peft:
             print(f"PEFT adapter in {export.export_peft(checkpoint, output, base_model, trust_remote_code=trust)}")
         case ExportFormat.peft_experts:
@@ -107,6 +116,18 @@ def _of_checkpoint(checkpoint: str, source: SpeakerFlags, wanted: ExportFlags) -
                 *(checkpoint, output, base_model), average=average, data=wanted.data, trust_remote_code=trust
             )
             print(_merged_lines(merged, average=average))
+
+
+def _native_moe(checkpoint: str, source: SpeakerFlags, output: str) -> None:
+    from lmoe.export.native_moe import export_native_moe
+
+    folder = export_native_moe(
+        *(checkpoint, output, source.base_model),
+        precision=None if source.precision is None else BackbonePrecision(source.precision),
+        say=lambda line: print(with_flag_names(line), flush=True),
+        trust_remote_code=source.trust_remote_code,
+    )
+    print(f"mixture in {folder}; whether it is what was trained: lmoe evaluate --model {shlex.quote(str(folder))}")
 
 
 def _blend_line(done: "BlendExport") -> str:

@@ -234,7 +234,16 @@ def prepare(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[str, typer.Option(help="Run directory or adapter directory.")],
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="Run directory or adapter directory; beside --model, its run, where its folder does not say."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="Folder of a model that was exported (native-moe, merged): losses, beside those of its run."),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -271,16 +280,17 @@ def evaluate(
     seed: Annotated[int, typer.Option(help="Seed of the few-shot examples of tasks.")] = 0,
     device: Device = None,
     output: Annotated[
-        str | None, typer.Option(help="Folder of the results; without: evaluation/ of the run or adapter.")
+        str | None, typer.Option(help="Folder of the results; without: evaluation/ of the run, adapter or model.")
     ] = None,
     wandb: Annotated[bool, typer.Option("--wandb", help="Also as a W&B run with tables.")] = False,
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Measure a trained mixture beside its base: losses, multiple choice, samples, benchmarks."""
+    """Measure a trained mixture beside its base (losses, choices, samples, benchmarks), or what was exported of it."""
     from lmoe.cli.evaluate import run
 
     settings = {
         "checkpoint": checkpoint,
+        "model": model,
         "base_model": base_model,
         "trust_remote_code": trust_remote_code,
         "data": data,
@@ -348,14 +358,21 @@ def export(
         ExportFormat,
         typer.Option(
             help="peft: one PEFT adapter, of dense_lora, native_moe_expert_lora or a blend; peft-experts: one for each "
-            "expert of mixture_lora; merged: a Hugging Face model; lmoe: an adapter less one expert, --without-expert."
+            "expert of mixture_lora; merged: a Hugging Face model; native-moe: moe_expert_lora or native experts as a "
+            "mixture of Transformers' own; lmoe: an adapter less one expert, --without-expert."
         ),
     ] = ExportFormat.peft,
     base_model: BaseModel = None,
     model: Model = None,
     experts: Experts = None,
     weights: Weights = None,
-    precision: Precision = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="Of --model: float32, bfloat16, float16, int8 or nf4; native-moe: float32, bfloat16 or float16 to "
+            "write, without: as the base is held."
+        ),
+    ] = None,
     trust_remote_code: TrustRemoteCode = False,
     rank: Annotated[
         int | None, typer.Option(min=1, help="peft, of a blend: the nearest adapter of this rank; without: exact.")

@@ -13,8 +13,11 @@ MAX_NEW_TOKENS = 64
 class EvaluateSettings:
     """What to measure, and on what."""
 
-    checkpoint: str
-    """Run directory or adapter directory."""
+    checkpoint: str | None = None
+    """Run directory or adapter directory. Beside `model`, the run that it was exported from; None: the one that its
+    folder names."""
+    model: str | None = None
+    """Folder of a model that was exported, which is measured beside its run; None: the checkpoint is measured."""
     base_model: str | None = None
     """Backbone to use instead of the one the adapter names."""
     trust_remote_code: bool = False

@@ -11,9 +11,10 @@ from lmoe.adapter.folder import read_adapter_config
 from lmoe.adapter.load import adapter_folder
 from lmoe.config.evaluate import NO_DATA, EvaluateSettings
 from lmoe.data.chats.template import ChatTemplate
-from lmoe.errors import DataError
+from lmoe.errors import ConfigError, DataError
 from lmoe.evaluate.choices import choice_accuracy
 from lmoe.evaluate.encode_questions import encode_choices
+from lmoe.evaluate.exported import evaluate_exported
 from lmoe.evaluate.harness import harness_scores, task_manager
 from lmoe.evaluate.losses import domain_losses
 from lmoe.evaluate.questions import ChoiceRow, read_choices
@@ -26,14 +27,14 @@ from lmoe.files.resources import resource_dir
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain as of_domain
 from lmoe.injection.tracing import expert_of
-from lmoe.rules.evaluate import check_settings
+from lmoe.rules.evaluate import check_exported, check_settings
 from lmoe.vocabulary import Prompts
 
 Say = Callable[[str], None]
 
 
 def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evaluation:
-    """Measure everything that was asked for, with the adapters off and on.
+    """Measure everything that was asked for, with the adapters off and on; or an exported model beside its run.
 
     Args:
         say: told what is measured now.
@@ -41,6 +42,11 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
     Raises:
         LmoeError: settings that cannot act, a checkpoint or rows that cannot be read, a domain without an expert.
     """
+    if settings.model is not None:
+        check_exported(settings)
+        return evaluate_exported(settings, say)
+    if settings.checkpoint is None:
+        raise ConfigError("name what is measured: `checkpoint=RUN`, or `model=FOLDER` that was exported")
     adapter = adapter_folder(settings.checkpoint)
     check_settings(settings, str(read_adapter_config(adapter).moe.get("router", "")))
     run = run_folder(adapter)

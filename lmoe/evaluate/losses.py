@@ -1,6 +1,7 @@
 """Loss and perplexity of each domain, with the adapters off and on."""
 
 import math
+from collections.abc import Sequence
 
 from lmoe.evaluate.loss_rows import EvaluationRows
 from lmoe.evaluate.results import DomainLosses
@@ -16,22 +17,34 @@ ALL_TOKENS, MEAN = "(all tokens)", "(domain mean)"
 def domain_losses(subject: Subject, data: EvaluationRows) -> list[DomainLosses]:
     """A row for each domain that has label tokens, one for all tokens, and with several domains their mean."""
 
-    def losses() -> DomainLoss:
-        batches = (batch for _, batch in subject.batches(data.rows))
-        return measured(subject.objective, subject.model, batches, data.domains, device=subject.model.device)
-
     with adapters_off(subject.model):
-        off = losses().compute()
-    on = losses()
-    tokens, after = dict(zip(data.domains, on.unit_sum.int().tolist(), strict=True)), on.compute()
-    there = [name for name in data.domains if tokens[name]]
-    rows = [_row(name, tokens[name], off[f"{name}/loss"], after[f"{name}/loss"]) for name in there]
-    total = sum(tokens.values())
-    rows.append(_row(ALL_TOKENS, total, off["loss"], after["loss"]))
+        off = measured_losses(subject, data)
+    on = measured_losses(subject, data)
+    return [_row(name, tokens, *losses) for name, tokens, losses in by_domain(data.domains, off, on)]
+
+
+def measured_losses(subject: Subject, data: EvaluationRows) -> DomainLoss:
+    """The losses of a model as it is now."""
+    batches = (batch for _, batch in subject.batches(data.rows))
+    return measured(subject.objective, subject.model, batches, data.domains, device=subject.model.device)
+
+
+def by_domain(domains: Sequence[str], *measured: DomainLoss) -> list[tuple[str, int, list[float]]]:
+    """Name, label tokens and losses of each domain that has some, of all tokens, and of the mean of several domains.
+
+    Args:
+        domains: names.
+        measured: of the same rows.
+    """
+    values = [loss.compute() for loss in measured]
+    tokens = dict(zip(domains, measured[-1].unit_sum.int().tolist(), strict=True))
+    there, total = [name for name in domains if tokens[name]], sum(tokens.values())
+    found = [(name, tokens[name], [losses[f"{name}/loss"] for losses in values]) for name in there]
+    found.append((ALL_TOKENS, total, [losses["loss"] for losses in values]))
     if len(there) > 1:
-        means = [sum(values[f"{name}/loss"] for name in there) / len(there) for values in (off, after)]
-        rows.append(_row(MEAN, total, *means))
-    return rows
+        means = [sum(losses[f"{name}/loss"] for name in there) / len(there) for losses in values]
+        found.append((MEAN, total, means))
+    return found
 
 
 def perplexity(loss: float) -> float:

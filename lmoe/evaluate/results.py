@@ -12,7 +12,7 @@ from typing import Any
 from lmoe.report.files import write_bytes
 
 JSON_FILE = "evaluation.json"
-TABLES = ("losses", "choices", "samples", "tasks")
+TABLES = ("losses", "choices", "samples", "tasks", "exported")
 """Parts of an evaluation that become a CSV file and a W&B table of that name."""
 
 
@@ -100,6 +100,22 @@ class TaskScore:
     """Its standard error."""
 
 
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ExportedLosses:
+    """Loss of an exported model in nats per label token, beside that of the run that it is of."""
+
+    domain: str
+    """A domain, or one of the two sums over domains, which are in brackets."""
+    label_tokens: int
+    """Tokens that the loss is taken on."""
+    loss: float
+    """Of the exported model."""
+    perplexity: float
+    """exp(loss)."""
+    run_loss: float | None
+    """Of the run, with its adapters on; None: it was not measured."""
+
+
 @dataclass(slots=True, kw_only=True)
 class Evaluation:
     """Everything that was measured."""
@@ -116,6 +132,8 @@ class Evaluation:
     """Prompts in the order of the domains."""
     tasks: list[TaskScore] = field(default_factory=list)
     """One a task and metric."""
+    exported: list[ExportedLosses] = field(default_factory=list)
+    """Of an exported folder in place of `losses`; one a domain, then the sums."""
 
     def write(self, folder: Path) -> list[Path]:
         """evaluation.json and a CSV file for each part that was measured; files of an earlier evaluation go.

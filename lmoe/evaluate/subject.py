@@ -22,6 +22,7 @@ from lmoe.errors import ConfigError
 from lmoe.evaluate.run_data import run_data, run_folder, run_template
 from lmoe.objectives.objective import Objective
 from lmoe.objectives.sft import SupervisedFineTuning
+from lmoe.vocabulary import BackbonePrecision
 
 
 def batches_by_length(
@@ -79,6 +80,7 @@ def subject_of(
     max_length: int | None = None,
     chat_template: str | None = None,
     device: str | None = None,
+    precision: BackbonePrecision | None = None,
 ) -> Subject:
     """A trained mixture, ready to be measured: rows, questions and answers by the template of its run.
 
@@ -88,12 +90,13 @@ def subject_of(
         max_length: longest row in tokens; None: that of the run, within the context.
         chat_template: file in place of the run's template.
         device: as torch names it; None: a GPU where there is one.
+        precision: of the base; None: that in which it was trained.
 
     Raises:
         LmoeError: a checkpoint that cannot be read, or a length beyond the context.
     """
     own, _ = run_data(run_folder(adapter_folder(checkpoint)))
-    model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
+    model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code, precision=precision)
     length = longest(max_length, own.max_length, model)
     backbone = BackboneConfig(model_name=str(model.name_or_path), trust_remote_code=trust_remote_code)
     take_template(tokenizer, *run_template(chat_template, own, tokenizer, backbone))

@@ -17,6 +17,8 @@ def evaluation_tables(evaluation: Evaluation) -> Group:
     parts: list[RenderableType] = []
     if evaluation.losses:
         parts += [Text(), _losses(evaluation)]
+    if evaluation.exported:
+        parts += [Text(), _exported(evaluation)]
     if evaluation.choices:
         parts += [Text(), _choices(evaluation)]
     if evaluation.tasks:
@@ -47,6 +49,20 @@ def _losses(evaluation: Evaluation) -> Table:
             f"{row.off_perplexity:,.2f}",
             f"{row.on_perplexity:,.2f}",
         )
+    return table
+
+
+def _exported(evaluation: Evaluation) -> Table:
+    table = _table(
+        "Loss (nats per label token) and perplexity of the exported model, beside its run",
+        "domain",
+        ("tokens", "loss", "of the run", "difference", "perplexity"),
+    )
+    for row in evaluation.exported:
+        run = "" if row.run_loss is None else f"{row.run_loss:.5f}"
+        difference = "" if row.run_loss is None else f"{row.loss - row.run_loss:+.5f}"
+        cells = (f"{row.label_tokens:,}", f"{row.loss:.5f}", run, difference, f"{row.perplexity:,.2f}")
+        table.add_row(Text(row.domain, overflow="fold"), *cells)
     return table
 
 

@@ -56,11 +56,17 @@ def log_evaluation(evaluation: Evaluation, folder: Path, run: Path | None, say: 
 
 
 def metrics(evaluation: Evaluation) -> dict[str, float]:
-    """eval/<domain>/loss, eval/<task>/accuracy and eval/<task>/<metric> with the adapters on, …_off with them off."""
+    """eval/<domain>/loss, eval/<task>/accuracy and eval/<task>/<metric> with the adapters on, …_off with them off;
+    of an exported model eval/<domain>/loss, and loss_run of its run."""
     values: dict[str, float] = {}
     for row in evaluation.losses:
         name = row.domain.strip("()").replace(" ", "_")
         values |= {f"eval/{name}/loss": row.on_loss, f"eval/{name}/loss_off": row.off_loss}
+    for row in evaluation.exported:
+        name = row.domain.strip("()").replace(" ", "_")
+        values[f"eval/{name}/loss"] = row.loss
+        if row.run_loss is not None:
+            values[f"eval/{name}/loss_run"] = row.run_loss
     for row in evaluation.choices:
         values |= {f"eval/{row.task}/accuracy": row.on_normalised, f"eval/{row.task}/accuracy_off": row.off_normalised}
     for row in evaluation.tasks:

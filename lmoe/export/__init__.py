@@ -1,1 +1,1 @@
-"""What leaves the project: PEFT adapters, merged models, an adapter less one expert."""
+"""What leaves the project: PEFT adapters, merged models, mixtures of Transformers' own, an adapter less one expert."""

@@ -1,11 +1,7 @@
 """Turn a trained run or adapter into files that other tools read."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
-from transformers import PreTrainedModel
 
 from lmoe.adapter.answer_end import write_answer_end
 from lmoe.adapter.load import load
@@ -15,13 +11,16 @@ from lmoe.backbones.load import load_model, precision_of
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.evaluate import NO_DATA
 from lmoe.data.chats.template_source import TEMPLATE_FILE
-from lmoe.errors import CheckpointError
 from lmoe.evaluate.val_loss import val_loss, validation_rows
 from lmoe.export.merge import merge_adapters, merge_average
+from lmoe.export.record import record_of
+from lmoe.files.export_record import write_export_record
 from lmoe.files.write import empty_folder, write_whole
+from lmoe.files.writing_folder import folder_when_whole
 from lmoe.grow.without_expert import write_without_expert
 from lmoe.peft.adapter import save_peft
 from lmoe.peft.experts import save_peft_experts
+from lmoe.vocabulary import ExportFormat
 
 
 def export_peft(
@@ -39,12 +38,13 @@ def export_peft(
         CheckpointError: no adapter there, something in the way, or what a PEFT adapter cannot hold.
         BackboneError: the base cannot be loaded.
     """
-    folder = empty_folder(output)
+    place = empty_folder(output)
     model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
-    save_peft(model, folder, base_model=str(model.name_or_path))
-    tokenizer.save_pretrained(folder)
-    write_answer_end(model, tokenizer, folder)
-    return folder
+    with folder_when_whole(place) as folder:
+        save_peft(model, folder, base_model=str(model.name_or_path))
+        tokenizer.save_pretrained(folder)
+        write_answer_end(model, tokenizer, folder)
+    return place
 
 
 def export_peft_experts(
@@ -57,14 +57,15 @@ def export_peft_experts(
     Returns:
         The folders by name.
     """
-    folder = empty_folder(output)
+    place = empty_folder(output)
     model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
-    written = save_peft_experts(model, folder, base_model=str(model.name_or_path))
-    for place in written.values():
-        write_answer_end(model, tokenizer, place)
-        if isinstance(tokenizer.chat_template, str):  # a whole tokenizer for each expert would outweigh it
-            write_whole(place, {TEMPLATE_FILE: tokenizer.chat_template.encode()})
-    return written
+    with folder_when_whole(place) as folder:
+        written = save_peft_experts(model, folder, base_model=str(model.name_or_path))
+        for of_expert in written.values():
+            write_answer_end(model, tokenizer, of_expert)
+            if isinstance(tokenizer.chat_template, str):  # a whole tokenizer for each expert would outweigh it
+                write_whole(of_expert, {TEMPLATE_FILE: tokenizer.chat_template.encode()})
+    return {name: place / of_expert.name for name, of_expert in written.items()}
 
 
 def export_without_expert(checkpoint: str | Path, output: str | Path, expert: str) -> Path:
@@ -116,27 +117,20 @@ def export_merged(
         BackboneError: the base cannot be loaded.
         DataError: rows that cannot be read.
     """
-    folder, merge = empty_folder(output), merge_average if average else merge_adapters
+    place, merge = empty_folder(output), merge_average if average else merge_adapters
     model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
     measures = average if data is None else data != NO_DATA
     rows = None
     if measures:
         rows = validation_rows(data, checkpoint, model, tokenizer, trust_remote_code=trust_remote_code)
     before = None if rows is None else val_loss(model, tokenizer, rows)
-    _save(model, folder, merge)
-    tokenizer.save_pretrained(folder)
-    if rows is None:
-        return Merged(folder=folder, loss_before=None, loss_after=None)
-    backbone = BackboneConfig(
-        model_name=str(folder), precision=precision_of(model), trust_remote_code=trust_remote_code
-    )
-    saved = load_model(backbone)
-    return Merged(folder=folder, loss_before=before, loss_after=val_loss(saved, tokenizer, rows))
-
-
-def _save(model: PreTrainedModel, folder: Path, merge: Callable[[PreTrainedModel], dict[str, Tensor]]) -> None:
-    weights = merge(model)
-    try:
+    weights, precision = merge(model), precision_of(model)
+    with folder_when_whole(place) as folder:
         save_backbone(model, folder, weights)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be written: {error.strerror or error}") from None
+        tokenizer.save_pretrained(folder)
+        write_export_record(folder, record_of(checkpoint, place, ExportFormat.merged, precision, base_model))
+    if rows is None:
+        return Merged(folder=place, loss_before=None, loss_after=None)
+    backbone = BackboneConfig(model_name=str(place), precision=precision, trust_remote_code=trust_remote_code)
+    saved = load_model(backbone)
+    return Merged(folder=place, loss_before=before, loss_after=val_loss(saved, tokenizer, rows))

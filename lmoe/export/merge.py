@@ -51,18 +51,22 @@ def _merged(model: PreTrainedModel) -> dict[str, Tensor]:
     with torch.no_grad():
         for path, site in sites(model):
             assert isinstance(site, LoRALinear | MixtureLoRALinear)
-            branch = _branch(site)
-            magnitude = site.lora_magnitude if isinstance(site, LoRALinear) and site.use_dora else None
+            branch, magnitude = branch_of(site), magnitude_of(site)
             merged = merged_weight(found[path], branch.lora_A, branch.lora_B, branch.scaling, magnitude)
             found[path].copy_(merged)
     return backbone_state(model)
 
 
-def _branch(site: LoRALinear | MixtureLoRALinear) -> Branch:
+def branch_of(site: LoRALinear | MixtureLoRALinear) -> Branch:
     """What a site adds; of a mixture the average."""
     if isinstance(site, LoRALinear):
         return Branch(site.lora_A, faded(site.lora_B, site.fade), site.scaling)
     return with_shared(site, *average_branch(*site.factors()))
+
+
+def magnitude_of(site: LoRALinear | MixtureLoRALinear) -> Tensor | None:
+    """Row lengths of DoRA; None: it has none."""
+    return site.lora_magnitude if isinstance(site, LoRALinear) and site.use_dora else None
 
 
 def _weight(path: str, base_layer: torch.nn.Module) -> Tensor:

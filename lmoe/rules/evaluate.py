@@ -6,6 +6,33 @@ from lmoe.rules.routers import ROUTERS, Need, routers_that_need
 from lmoe.vocabulary import Prompts, RouterKind
 
 
+def check_exported(settings: EvaluateSettings) -> None:
+    """Refuse what was asked for and cannot act on a model that was exported.
+
+    Raises:
+        ConfigError: everything that was asked for and cannot act.
+    """
+    of_checkpoints = {
+        "choices": settings.choices is not None,
+        "samples": settings.samples > 0,
+        "max_new_tokens": settings.max_new_tokens != MAX_NEW_TOKENS,
+        "tasks": bool(settings.tasks),
+        "task_path": settings.task_path is not None,
+        "prompts": settings.prompts is not Prompts.auto,
+        "domain": settings.domain is not None,
+    }
+    problems = [
+        f"`{name}={getattr(settings, name)}` is for `checkpoint` alone; with `model` losses are measured, beside those "
+        "of its run"
+        for name, given in of_checkpoints.items()
+        if given
+    ]
+    if settings.data == NO_DATA:
+        problems.append("`data=none` leaves nothing to measure with `model`")
+    if problems:
+        raise ConfigError(problems)
+
+
 def check_settings(settings: EvaluateSettings, router: str) -> None:
     """Refuse what was asked for and cannot act on this checkpoint.
 

@@ -67,6 +67,8 @@ class RouterDeclaration:
         row: its row in docs/ROUTING.md.
         experts_per_token: how many experts work on a token.
         why_no_top_k: why injection.top_k cannot act; "" where it acts.
+        why_no_native: what it does that no mixture of Transformers' own does, whose gate is the top_k largest of a
+            softmax, token by token; "" where such a gate computes the same once training is over.
         needs: what it must know of a token beside its hidden state.
         prompt_ids: of the prompt it must know the ids of its tokens, not only which tokens they are.
         keys: keys of `moe` that act on it and on no router that does not name them too.
@@ -88,6 +90,7 @@ class RouterDeclaration:
     of_model: str = ""
     experts_per_token: ExpertsPerToken = ExpertsPerToken.top_k
     why_no_top_k: str = ""
+    why_no_native: str = "scores experts otherwise than by a softmax over them"
     needs: Need | None = None
     prompt_ids: bool = False
     keys: tuple[str, ...] = ()
@@ -117,6 +120,7 @@ EVERY_EXPERT = "which uses every expert"
 ROUTERS = {
     RouterKind.top_k: RouterDeclaration(
         implementation="lmoe.layers.routers.token.TopKRouter",
+        why_no_native="",
         description="softmax, then the injection.top_k largest",
         row=TableRow(
             chooses="the k largest p = softmax(z)",
@@ -136,6 +140,7 @@ ROUTERS = {
         ),
         experts_per_token=ExpertsPerToken.all,
         why_no_top_k=EVERY_EXPERT,
+        why_no_native="",
         scales=DENSE_SCALE,
         balances=LOSSES,
     ),
@@ -150,6 +155,7 @@ ROUTERS = {
         ),
         experts_per_token=ExpertsPerToken.some,
         why_no_top_k="which chooses by moe.top_p",
+        why_no_native="gives tokens different numbers of experts",
         keys=("top_p",),
         required_keys=("top_p",),
         balances=LOSSES,
@@ -175,6 +181,7 @@ ROUTERS = {
             source="ReMoE 2412.14711",
         ),
         experts_per_token=ExpertsPerToken.about_top_k,
+        why_no_native="gives tokens different numbers of experts",
         keys=("l1_start", "l1_growth"),
         temperature=False,
         l1=True,
@@ -192,6 +199,7 @@ ROUTERS = {
             use_for="exploration with learnt noise",
             source="1701.06538",
         ),
+        why_no_native="",
         extra_weights=("noise_weight",),
     ),
     RouterKind.sequence: RouterDeclaration(
@@ -204,6 +212,7 @@ ROUTERS = {
             use_for="one skill for one prompt; travels with the KV cache "
             "([ways of generating](BLENDING.md#many-requests-on-one-model))",
         ),
+        why_no_native="decides once for a prompt, not for each token",
         needs=Need.prompt,
     ),
     RouterKind.uniform: RouterDeclaration(
@@ -212,6 +221,7 @@ ROUTERS = {
         row=TableRow(chooses="all experts alike: one LoRA of rank E * r", use_for="does routing help at all?"),
         experts_per_token=ExpertsPerToken.all,
         why_no_top_k=EVERY_EXPERT,
+        why_no_native="is a baseline of studies, which has learnt no gate to write",
         logits=False,
         trains=False,
         temperature=False,
@@ -225,6 +235,7 @@ ROUTERS = {
             chooses="top_k of a random router that never trains",
             use_for="does *learning* to route help?",
         ),
+        why_no_native="is a baseline of studies, which has learnt no gate to write",
         trains=False,
         balances=NO_BALANCE,
     ),
@@ -237,6 +248,7 @@ ROUTERS = {
         ),
         experts_per_token=ExpertsPerToken.one,
         why_no_top_k="which chooses one expert",
+        why_no_native="goes by the domain of a row, of which a model is not told",
         needs=Need.domain,
         keys=("domains",),
         logits=False,
@@ -254,6 +266,7 @@ ROUTERS = {
         ),
         experts_per_token=ExpertsPerToken.one,
         why_no_top_k="which chooses one expert",
+        why_no_native="decides once for a prompt, not for each token",
         needs=Need.prompt,
         prompt_ids=True,
         logits=False,

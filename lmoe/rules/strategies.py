@@ -26,6 +26,8 @@ class StrategyDeclaration:
         why_no_adapters: why no adapter can become one of its experts; "": its experts are LoRA adapters on Linears,
             which are imported, added, masked, taken out, averaged and exported one by one.
         peft_adapter: one PEFT adapter holds what it has learnt.
+        why_no_native: why its experts are not those of a mixture of Transformers' own, and what to do; "" where they
+            are.
         instead_of_merging: what to do where its experts cannot be folded into the weights, nor, without peft_adapter,
             be one PEFT adapter; "" where they can.
     """
@@ -41,6 +43,7 @@ class StrategyDeclaration:
     native_moe: tuple[str, ...] = ()
     why_no_adapters: str = ""
     peft_adapter: bool = False
+    why_no_native: str = ""
     instead_of_merging: str = ""
 
     @property
@@ -67,11 +70,14 @@ STRATEGIES = {
         idle=(*EXPERTS, *KINDS_OF_MIXTURE, "lora_B_std", "share_base"),
         why_no_adapters="has no experts",
         peft_adapter=True,
+        why_no_native="has no experts; merge it with `export_merged`",
     ),
     InjectionStrategy.mixture_lora: StrategyDeclaration(
         planner="lmoe.injection.strategies.mixture_lora.plan_mixture_lora",
         description="each chosen Linear becomes a mixture of LoRA experts with its own router",
         idle=("share_base",),
+        why_no_native="has branches on single Linears as experts, and such a mixture has whole FFNs: export them with "
+        "`export_peft_experts`, or merge their average, without routing, with `average=True`",
         instead_of_merging="export the experts with `export_peft_experts`, or merge their average, without routing, "
         "with `average=True`",
     ),
@@ -82,7 +88,8 @@ STRATEGIES = {
         idle=KINDS_OF_MIXTURE,
         idle_moe=("router_scope", "mixing", "backend"),
         why_no_adapters="has whole FFNs as experts, and an adapter may act on any Linear",
-        instead_of_merging="use the adapter as it is: `lmoe.load` runs it",
+        instead_of_merging="use the adapter as it is: `lmoe.load` runs it, or write it as a mixture of Transformers' "
+        "own with `export_native_moe`",
     ),
     InjectionStrategy.native_moe_expert_lora: StrategyDeclaration(
         planner="lmoe.injection.strategies.native_moe_expert_lora.plan_native_moe_expert_lora",
@@ -92,7 +99,7 @@ STRATEGIES = {
         native_moe=("router_z_loss_coef", "diversity_coef", *BALANCE),
         why_no_adapters="has the experts of the backbone",
         peft_adapter=True,
-        instead_of_merging="export with `export_peft`, and merge that with PEFT's merge_and_unload",
+        instead_of_merging="write the backbone's own mixture with it in its weights with `export_native_moe`",
     ),
 }
 

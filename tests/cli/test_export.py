@@ -26,13 +26,27 @@ from tests.tiny_models import tokens
         ("peft", {"without_expert": "1"}, "--without-expert has no effect with --format peft; use --format lmoe"),
         ("peft-experts", {"average_experts": True}, "--average-experts has no effect"),
         ("peft", {"data": "rows"}, "--data has no effect"),
+        ("native-moe", {"data": "rows"}, "--data has no effect with --format native-moe; use --format merged"),
+        ("native-moe", {"rank": 2}, "--rank has no effect but on a blend"),
+        ("native-moe", {"precision": "nf4"}, "--precision nf4: allowed with --format native-moe: float32, bfloat16, f"),
+        ("merged", {"precision": "float32"}, "--precision has no effect with --checkpoint; it goes with --model"),
     ],
 )
 def test_an_option_that_cannot_act_is_refused_before_anything_is_loaded(capsys, format, given, reason):
-    base_model = given.pop("base_model", None)
-    source = SpeakerFlags(checkpoint="nowhere", base_model=base_model)
-    code = run(source, ExportFlags(output="out", format=ExportFormat(format), **given))
+    of_source = {name: given[name] for name in ("base_model", "precision") if name in given}
+    others = {name: value for name, value in given.items() if name not in of_source}
+    source = SpeakerFlags(checkpoint="nowhere", **of_source)
+    code = run(source, ExportFlags(output="out", format=ExportFormat(format), **others))
     assert code == 1 and reason in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_mixture_of_linears_is_told_its_other_formats_in_flags(finished_run, tmp_path, capsys):
+    source = SpeakerFlags(checkpoint=str(finished_run))
+    assert run(source, ExportFlags(output=str(tmp_path / "out"), format=ExportFormat.native_moe)) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "injection=mixture_lora has branches on single Linears as experts" in said
+    assert "--format peft-experts" in said and "--format merged --average-experts" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_average_says_that_it_is_another_model_and_what_it_costs(finished_run, tmp_path, capsys):

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 import lmoe
 from lmoe.adapter.folder import WEIGHTS_FILE
 from lmoe.errors import CheckpointError, LmoeError
-from lmoe.export.export import export_merged, export_peft_experts, export_without_expert
+from lmoe.export.export import export_merged, export_peft, export_peft_experts, export_without_expert
 from lmoe.generate.speaker import stored_template
 from lmoe.peft.experts import save_peft_experts
+from tests.full_disk import files_of_at_most
 from tests.micro import write_rows
 from tests.tiny_models import randomise, tiny_model, tokens
 
@@ -108,6 +109,14 @@ def test_dense_lora_merges_into_a_model_of_hugging_face_with_the_same_logits(tra
     found = AutoModelForCausalLM.from_pretrained(merged.folder).eval()
     with torch.no_grad():
         torch.testing.assert_close(found(tokens()).logits, model(tokens()).logits, atol=5e-5, rtol=1e-5)
+
+
+def test_a_disk_that_fills_up_leaves_nothing_of_a_merged_model_or_an_adapter(trained, tmp_path):
+    dense(trained, {}, tmp_path / "adapter")
+    for export, size in ((export_merged, 40_000), (export_peft, 4_000)):
+        with files_of_at_most(size), pytest.raises(CheckpointError, match=r"cannot be written: .*"):
+            export(tmp_path / "adapter", tmp_path / "out")
+        assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
 
 
 def test_a_mixture_is_not_merged_and_the_alternatives_are_named(trained, tmp_path):

@@ -3,7 +3,10 @@
 import os
 import time
 
-from lmoe.files.writing_folder import ABANDONED_AFTER, writing_folder
+import pytest
+
+from lmoe.errors import BlendError
+from lmoe.files.writing_folder import ABANDONED_AFTER, folder_when_whole, writing_folder
 
 
 def test_a_folder_is_there_as_long_as_it_is_written_in(tmp_path):
@@ -27,3 +30,24 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_stays(tmp
     with writing_folder(tmp_path):
         pass
     assert sorted(os.listdir(tmp_path)) == [".writing-new", ".writing-slow", "rows-1.safetensors"]
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_folder_has_its_name_when_it_is_whole_and_else_is_not_there(tmp_path, error):
+    (tmp_path / "out").mkdir()
+    (tmp_path / ".mine.writing-1").mkdir()
+
+    def write() -> None:
+        with folder_when_whole(tmp_path / "out", BlendError) as folder:
+            (folder / "half").write_text("x")
+            raise error
+
+    with pytest.raises(BlendError if isinstance(error, OSError) else KeyboardInterrupt) as caught:
+        write()
+    if isinstance(error, OSError):
+        assert str(caught.value).endswith("out cannot be written: No space left on device; nothing is left of it")
+    assert sorted(os.listdir(tmp_path)) == [".mine.writing-1", "out"] and not os.listdir(tmp_path / "out")
+    with folder_when_whole(tmp_path / "out") as folder:
+        (folder / "whole").write_text("x")
+        assert not os.listdir(tmp_path / "out")
+    assert os.listdir(tmp_path / "out") == ["whole"] and len(os.listdir(tmp_path)) == 2
