@@ -216,6 +216,15 @@ class ExportFormat(StrEnum):
     peft_experts = "peft-experts"
     merged = "merged"
     lmoe = "lmoe"
+    gguf = "gguf"
+    gguf_lora = "gguf-lora"
+
+
+class GgufType(StrEnum):
+    """The numbers of the matrices in a GGUF file."""
+
+    f32 = "f32"
+    f16 = "f16"
 
 
 class Sampler(StrEnum):
