@@ -62,10 +62,8 @@ class ExportFlags:
         if self.format not in FILES and self.gguf_type is not None:
             problems.append(without_effect("--gguf-type", f"{with_format}; use --format gguf or gguf-lora"))
         if blend or self.format is not ExportFormat.merged:
-            merged_blend = blend and self.format is ExportFormat.merged
-            why = (
-                "with --model, whose blend is merged exactly" if merged_blend else f"{with_format}; use --format merged"
-            )
+            exact = blend and self.format is not ExportFormat.gguf
+            why = "with --model, whose blend is merged exactly" if exact else f"{with_format}; use --format merged"
             given = {"--average-experts": self.average_experts, "--data": self.data is not None}
             problems += [without_effect(option, why) for option, on in given.items() if on]
         if self.rank is not None and (not blend or self.format not in WITH_RANK):

@@ -44,8 +44,8 @@ class Architecture:
         layer: names in llama.cpp of the weights of a decoder layer, by module.
         biases: modules of a layer that may have a bias.
         needs_biases: whether all of these must have one.
-        norm_topk_prob: of a mixture: whether llama.cpp renormalises the weights of the chosen experts; None: no mixture.
-        swaps_rope: whether llama.cpp turns neighbouring rows of a head, not rows half a head apart as Transformers does.
+        norm_topk_prob: whether llama.cpp renormalises the weights of the chosen experts; None: the model is no mixture.
+        swaps_rope: whether llama.cpp turns neighbouring rows of a head, and not rows half a head apart as Transformers.
         rope_types: of the rotary embedding.
     """
 

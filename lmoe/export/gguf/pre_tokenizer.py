@@ -58,8 +58,8 @@ def pre_tokenizer_name(found: PreTokenizer | None, *, ignore_merges: bool, where
             return name
     names = ", ".join(f"{name} (ignore_merges={str(whole).lower()})" for name, whole in _known())
     raise BackboneError(
-        f"{where}: the tokenizer cuts text before merging in a way (ignore_merges={str(ignore_merges).lower()}) that is "
-        f"none of {names}, so llama.cpp would make other tokens of the same text; it is not written"
+        f"{where}: the tokenizer (ignore_merges={str(ignore_merges).lower()}) cuts text before merging as none of "
+        f"{names} does, so llama.cpp would make other tokens of the same text; it is not written"
     )
 
 

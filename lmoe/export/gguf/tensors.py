@@ -96,8 +96,8 @@ class _Plan:
         left = [n for n in self.weights.shapes if n not in self.used and n != ignored and not n.endswith(IGNORED)]
         if left:
             raise BackboneError(
-                f"{self.weights.folder}: {len(left)} weights are no part of this architecture in llama.cpp and would be "
-                f"left out: {shown(sorted(left)[:5], longest=300)}"
+                f"{self.weights.folder}: {len(left)} weights are no part of this architecture in llama.cpp and would "
+                f"be left out: {shown(sorted(left)[:5], longest=300)}"
             )
         return found
 

@@ -97,8 +97,8 @@ def vocabulary_of(
         merges=[pair if isinstance(pair, str) else " ".join(pair) for pair in model["merges"]],
         eos=ends[0],
         more_ends=ends[1:],
-        bos=tokenizer.bos_token_id,
-        pad=tokenizer.pad_token_id,
+        bos=_id(tokenizer.bos_token_id),
+        pad=_id(tokenizer.pad_token_id),
         add_bos=add_bos,
         add_eos=add_eos,
         chat_template=_template(tokenizer),
@@ -152,12 +152,17 @@ def _ends(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | Non
     ends = list(dict.fromkeys(token for token in found if token is not None))
     if not ends:
         raise BackboneError(
-            f"{where}: neither the tokenizer nor generation_config.json names a token that ends an answer; set eos_token "
-            "in tokenizer_config.json"
+            f"{where}: neither the tokenizer nor generation_config.json names a token that ends an answer; set "
+            "eos_token in tokenizer_config.json"
         )
     if len(ends) > 3:
         raise BackboneError(f"{where}: {len(ends)} tokens end an answer ({ends}); a GGUF file names at most three")
     return ends
+
+
+def _id(token: object) -> int | None:
+    """The id of a special token; None: the tokenizer has none."""
+    return token if isinstance(token, int) else None
 
 
 def _added(tokenizer: PreTrainedTokenizerBase, where: object) -> tuple[bool, bool]:
