@@ -87,7 +87,8 @@ def _bare(header: ExpertHeader, base_model: str | None) -> PreTrainedModel:
     if header.base_weights:
         raise CheckpointError(
             f"{header.folder}: holds weights of the base too ({', '.join(header.base_weights)}), which no LoRA file of "
-            "llama.cpp can; merge it into the base"
+            "llama.cpp can; merge it into the base, or, where they are unchanged, save it without them: "
+            "save_pretrained(…, save_embedding_layers=False)"
         )
     name = base_model or header.base_model
     if name is None:

@@ -34,7 +34,7 @@ def save_family(family: str, folder: Path, *, max_shard_size: str = "5GB", **cha
     """Write a random model, its biases away from 0, with the tokenizer."""
     model = tiny_model(family, **settings_of(family, **changes))
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:  # norms that differ from 1, too
                 parameter.add_(0.3 * torch.randn(parameter.shape))
     model.save_pretrained(folder, max_shard_size=max_shard_size)

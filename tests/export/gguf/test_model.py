@@ -14,7 +14,7 @@ from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import BackboneError, CheckpointError
 from lmoe.export.gguf.model import write_gguf
 from lmoe.vocabulary import GgufType
-from tests.export.gguf.folders import MIXTURES, ROWS, VOCAB, contents, save_family, tokenizer
+from tests.export.gguf.folders import MIXTURES, ROWS, VOCAB, contents, save_family
 from tests.gguf_file import need_gguf, save_qwen2
 from tests.gguf_file import write_gguf as write_by_hand
 
@@ -237,7 +237,10 @@ def test_numbers_that_the_type_cannot_hold_are_refused_and_nothing_is_left(value
 def test_a_full_disk_and_files_in_the_way_are_refused_before_anything_is_written(tmp_path, monkeypatch):
     save_family("llama", tmp_path / "model")
     (tmp_path / "there.gguf").write_text("mine")
-    for output, reason in (("there.gguf", "is there already"), ("model.bin", "must be the name of a file that ends in")):
+    for output, reason in (
+        ("there.gguf", "is there already"),
+        ("model.bin", "must be the name of a file that ends in"),
+    ):
         with pytest.raises(CheckpointError, match=reason):
             write_gguf(tmp_path / "model", tmp_path / output)
     full = shutil._ntuple_diskusage(10**9, 10**9, 10**6)  # type: ignore[attr-defined]
