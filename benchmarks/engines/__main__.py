@@ -82,19 +82,19 @@ def main() -> int:
     parser.add_argument("--only", metavar="TEXT", help="models whose name holds it")
     parser.add_argument("--record", action="store_true", help="write benchmarks/results/engines.json")
     flags = parser.parse_args()
-    try:
-        engine = llama_cpp()
-    except Unavailable as reason:
-        print(f"engines: skipped: {reason}")
-        return 0
     quiet_libraries()
     begun, rows = time.monotonic(), []
     wanted = [name for name in (*MODELS, *flags.model) if flags.only is None or flags.only in name]
-    for name in wanted:
-        with tempfile.TemporaryDirectory(prefix="engines") as place:
-            for row in rows_of(name, engine, Path(place), flags.prompts, flags.tokens):
-                print(line(row), flush=True)
-                rows.append(row)
+    try:
+        engine = llama_cpp()
+        for name in wanted:
+            with tempfile.TemporaryDirectory(prefix="engines") as place:
+                for row in rows_of(name, engine, Path(place), flags.prompts, flags.tokens):
+                    print(line(row), flush=True)
+                    rows.append(row)
+    except Unavailable as reason:
+        print(f"engines: skipped: {reason}")
+        return 0
     print(f"{len(rows)} files in {time.monotonic() - begun:.0f} s, {PACKAGE} {VERSION}")
     if flags.record:
         about = facts(torch.device("cpu")) | {PACKAGE: VERSION}

@@ -8,10 +8,17 @@ import {pathToFileURL} from "node:url";
 const [packages, requestFile, answerFile] = process.argv.slice(2);
 const entry = path.join(packages, "node_modules", "node-llama-cpp", "dist", "index.js");
 const {getLlama} = await import(pathToFileURL(entry).href);
+const cannotRun = 3;
 const request = JSON.parse(fs.readFileSync(requestFile, "utf8"));
 
 // One thread: those of llama.cpp wait by spinning, and on cores that others use too they take fifty times as long.
-const llama = await getLlama({gpu: false, build: "never", maxThreads: 1, logLevel: "error"});
+let llama;
+try {
+    llama = await getLlama({gpu: false, build: "never", maxThreads: 1, logLevel: "error"});
+} catch (error) {
+    console.error(String(error));
+    process.exit(cannotRun);
+}
 const model = await llama.loadModel({modelPath: request.model});
 const longest = Math.max(...request.prompts.map((prompt) => prompt.ids.length));
 const context = await model.createContext({

@@ -16,8 +16,10 @@ PACKAGE = "node-llama-cpp"
 BINARIES = {("Linux", "x86_64"): "@node-llama-cpp/linux-x64", ("Linux", "aarch64"): "@node-llama-cpp/linux-arm64"}
 """Packages with what was compiled, by system and processor."""
 LEAST_NODE = 20
-MOST_SECONDS = 300
-"""Of an installation, or of all prompts of one model."""
+MOST_SECONDS = 180
+"""Of the installation of a package, or of all prompts of one model."""
+CANNOT_RUN = 3
+"""Exit code of the script where what was compiled does not run on this machine."""
 SCRIPT = Path(__file__).with_suffix(".mjs")
 
 
@@ -63,13 +65,14 @@ class LlamaCpp:
     packages: Path
 
     def answers(self, model: Path, prompts: Sequence[Prompt], tokens: int, *, lora: Path | None = None) -> list[Answer]:
-        """Its greedy tokens for each prompt, computed with a cache of keys and values in float32.
+        """Ask for the greedy tokens after each prompt, computed with a cache of keys and values in float32.
 
         Args:
             model, lora: GGUF files.
             tokens: at most, for each prompt.
 
         Raises:
+            Unavailable: it does not run on this machine.
             RuntimeError: it fails, for instance because it refuses the file.
         """
         request: dict[str, Any] = {
@@ -83,6 +86,8 @@ class LlamaCpp:
             asked.write_text(json.dumps(request), encoding="utf-8")
             command = [self.node, str(SCRIPT), str(self.packages), str(asked), str(answered)]
             done = subprocess.run(command, capture_output=True, text=True, timeout=MOST_SECONDS, check=False)
+            if done.returncode == CANNOT_RUN:
+                raise Unavailable(f"{PACKAGE} does not run on this machine: {done.stderr.strip()[-500:]}")
             if done.returncode or not answered.exists():
                 raise RuntimeError(f"llama.cpp failed on {model.name}: {done.stderr.strip()[-2000:]}")
             found = json.loads(answered.read_text(encoding="utf-8"))
@@ -128,6 +133,7 @@ def _install(packages: Path, binary: str) -> None:
     with tempfile.TemporaryDirectory(prefix="installing", dir=packages.parent) as place:
         Path(place, "package.json").write_text('{"private": true}\n', encoding="utf-8")  # npm would search for one
         quiet = ["--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund", "--no-update-notifier"]
+        quiet += ["--fetch-retries=1", "--fetch-timeout=60000"]
         for package in (PACKAGE, binary):
             command = [npm, "install", "--save-exact", *quiet, f"{package}@{VERSION}"]
             try:

@@ -33,7 +33,7 @@ def tiny_base() -> PreTrainedModel:
 
 
 def _sizes(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Of a random model; logits are far from flat."""
+    """Sizes of a random model, whose logits are far from flat."""
     return {
         "vocab_size": len(tokenizer) + 5,  # rows without a token
         "hidden_size": 64,
@@ -86,7 +86,7 @@ def upcycled(_: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 
 def mixtral(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A random Mixtral."""
+    """Make a random Mixtral."""
     experts = {"num_local_experts": EXPERTS, "num_experts_per_tok": CHOSEN}
     return _random("mixtral", **_sizes(tokenizer), **experts, sliding_window=None)
 
@@ -115,7 +115,7 @@ def llama(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 
 def qwen3(_: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """The tiny base."""
+    """Load the tiny base."""
     return tiny_base()
 
 

@@ -1,1 +1,1 @@
-"""What leaves the project: PEFT adapters, merged models, an adapter less one expert."""
+"""What leaves the project: PEFT adapters, merged models, an adapter less one expert, GGUF files."""

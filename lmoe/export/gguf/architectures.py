@@ -1,6 +1,6 @@
 """Which classes of Transformers llama.cpp computes, and what it calls their weights.
 
-Names: github.com/ggml-org/llama.cpp, gguf-py/gguf/constants.py.
+Names: `MODEL_TENSORS` of the package gguf, which is llama.cpp's own.
 """
 
 from collections.abc import Mapping

@@ -47,7 +47,7 @@ class GgufTensor:
         return int(np.prod(self.shape)) * TYPES[self.kind][0].itemsize
 
     def values(self) -> np.ndarray:
-        """Its numbers, as the file holds them.
+        """Read its numbers, as the file holds them.
 
         Raises:
             BackboneError: one is too large for the type.

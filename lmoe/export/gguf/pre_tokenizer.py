@@ -27,8 +27,8 @@ def _split(pattern: str) -> PreTokenizer:
 
 
 def _known() -> dict[tuple[str, bool], PreTokenizer]:
-    """By tokenizer.ggml.pre, and whether llama.cpp then takes a whole word that is a token without merging
-    (`ignore_merges`)."""
+    """What cuts alike, by tokenizer.ggml.pre and by whether llama.cpp then takes a whole word that is a token without
+    merging (`ignore_merges`)."""
     gpt2 = ByteLevel(add_prefix_space=False, use_regex=True)
     llama3 = _split(rf"{WORDS}|\p{{N}}{{1,3}}|{REST}")
     return {

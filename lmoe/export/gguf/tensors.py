@@ -83,7 +83,7 @@ class _Plan:
         self.used: set[str] = set()
 
     def tensors(self) -> list[GgufTensor]:
-        """As `model_tensors`."""
+        """Describe every tensor of the file, as `model_tensors`."""
         tied = self.config.tie_word_embeddings
         outer = [module for module in OUTER if not (tied and module == HEAD)]
         found = [self._plain(module, "weight") for module in outer]
@@ -147,7 +147,7 @@ class _Plan:
         return (len(names), *shapes.pop()), lambda: torch.stack(self.weights.read(names))
 
     def _fused(self, base: str, part: str) -> Stack:
-        """Of gate_up_proj (E, 2I, H) or down_proj (E, H, I)."""
+        """One part out of gate_up_proj (E, 2I, H), or down_proj (E, H, I)."""
         if part == "down_proj":
             return self._shape(f"{base}.down_proj"), lambda: self.weights.read([f"{base}.down_proj"])[0]
         experts, both, hidden = self._shape(f"{base}.gate_up_proj")

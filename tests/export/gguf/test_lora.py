@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
-import lmoe
 from lmoe.errors import BackboneError, CheckpointError
 from lmoe.export.gguf.lora import write_gguf_lora
 from lmoe.export.gguf.model import write_gguf
+from lmoe.peft.reader import read_expert
 from lmoe.vocabulary import GgufType
 from tests.export.gguf.folders import contents, save_family
 from tests.gguf_file import need_gguf
@@ -56,8 +56,8 @@ def test_what_is_added_to_each_weight_is_what_peft_merges_into_it(family, settin
     done = write_gguf_lora(tmp_path / "peft", tmp_path / "lora.gguf", str(tmp_path / "base"))
     metadata, lora = contents(done.file)
     _, before = contents(write_gguf(tmp_path / "base", tmp_path / "base.gguf", GgufType.f32))
-    merged = lmoe.Blend(AutoModelForCausalLM.from_pretrained(tmp_path / "base"), {"one": tmp_path / "peft"}, {"one": 1})
-    merged.save_merged(tmp_path / "merged", None)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    PeftModel.from_pretrained(base, tmp_path / "peft").merge_and_unload().save_pretrained(tmp_path / "merged")
     for file in (tmp_path / "base").glob("*token*"):
         (tmp_path / "merged" / file.name).write_bytes(file.read_bytes())
     _, after = contents(write_gguf(tmp_path / "merged", tmp_path / "merged.gguf", GgufType.f32))
@@ -74,7 +74,7 @@ def test_with_one_rank_and_alpha_no_number_is_changed(tmp_path):
     save_family("qwen3", tmp_path / "base")
     adapter_over(tmp_path / "base", tmp_path / "peft", targets=["v_proj"], r=8, lora_alpha=6, use_rslora=True)
     metadata, lora = contents(write_gguf_lora(tmp_path / "peft", tmp_path / "lora.gguf", str(tmp_path / "base")).file)
-    stored = lmoe.peft.reader.read_expert(tmp_path / "peft").branches
+    stored = read_expert(tmp_path / "peft").branches
     assert metadata["adapter.lora.alpha"] == np.float32(6 / np.sqrt(8) * 8)
     for path, branch in stored.items():
         layer = path.split(".")[2]
