@@ -1,4 +1,4 @@
-"""A LoRA adapter as a GGUF file, for the option --lora of llama.cpp.
+"""A LoRA adapter as a GGUF file, which llama.cpp applies beside the GGUF file of its base.
 
 There a weight gains scale * alpha / R * B A, with one alpha for the whole file and R the rank of that weight.
 """

@@ -59,7 +59,7 @@ def _local(name: str) -> Path:
     place = Path(model_source(backbone.model_name))
     if not place.is_dir():
         raise BackboneError(
-            f"`model_name={name}` is no local directory; download it first: hf download {name} --local-dir DIR"
+            f"`model_name={name}` is no local directory; download it first, with hf download, and name its folder"
         )
     return place
 

@@ -256,7 +256,7 @@ def test_places_without_a_model_are_refused(tmp_path):
     file = write_gguf(tmp_path / "model", tmp_path / "model.gguf")
     for place, reason in (
         (str(file), "is a GGUF file already"),
-        ("owner/model", "is no local directory; download it first: hf download owner/model"),
+        ("owner/model", "is no local directory; download it first, with hf download"),
         (str(tmp_path / "nowhere"), "no such model directory"),
     ):
         with pytest.raises(BackboneError, match=reason):
