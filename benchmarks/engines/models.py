@@ -1,13 +1,23 @@
-"""Small models of every architecture that is exported, each a folder with the tokenizer of the tiny base."""
+"""Small models of every architecture that is exported, each a folder with a tokenizer of its own."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model  # type: ignore[import-not-found] - an extra
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from tokenizers import Tokenizer, pre_tokenizers, trainers
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
+from lmoe.export.gguf.pre_tokenizer import known_cuts
 from lmoe.files.resources import BASES, TINY, resource_dir
 
 EXPERTS, CHOSEN = 4, 2
@@ -104,8 +114,9 @@ def qwen2_moe(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
 
 
 def qwen2(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
-    """A random Qwen2 with biases away from 0."""
-    return _with_biases(_random("qwen2", **_sizes(tokenizer)))
+    """A random Qwen2 with biases away from 0 and a stretched rotation."""
+    stretched = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}
+    return _with_biases(_random("qwen2", **_sizes(tokenizer), rope_parameters=stretched))
 
 
 def llama(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
@@ -127,12 +138,46 @@ MODELS: dict[str, Callable[[PreTrainedTokenizerBase], PreTrainedModel]] = {
     "Qwen2, random": qwen2,
     "Qwen3, the tiny base": qwen3,
 }
+CUTS = {
+    "Mixtral, random": ("smollm", False),
+    "Qwen2-MoE, random": ("smaug-bpe", False),
+    "Llama, random": ("llama-bpe", True),
+    "Qwen2, random": ("gpt-2", False),
+}
+"""How text is cut before merging, of those whose tokenizer is not the tiny base's."""
+TOKENS = 2000
 WITH_LORA = ("Qwen3, the tiny base", "Llama, random", "Mixtral, random")
 
 
-def save_model(name: str, folder: Path) -> PreTrainedModel:
-    """One of MODELS in float32, written with the tiny base's tokenizer."""
+def tokenizer_of(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of one of MODELS: the tiny base's, or one of its kind, trained on the bundled rows, that cuts text
+    in another way."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_folder())
+    if name not in CUTS:
+        return tokenizer
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    content["model"]["ignore_merges"] = CUTS[name][1]
+    backend = Tokenizer.from_str(json.dumps(content))
+    backend.pre_tokenizer = known_cuts()[CUTS[name]]
+    special = [token["content"] for token in content["added_tokens"]]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    rows = [file.read_text(encoding="utf-8") for file in sorted((resource_dir("data/sft") / "val").glob("*.jsonl"))]
+    trainer = trainers.BpeTrainer(
+        vocab_size=TOKENS, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    backend.train_from_iterator(rows, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        bos_token=None,
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
+        chat_template=tokenizer.chat_template,
+    )
+
+
+def save_model(name: str, folder: Path) -> PreTrainedModel:
+    """One of MODELS in float32, written with its tokenizer."""
+    tokenizer = tokenizer_of(name)
     torch.manual_seed(0)
     model = MODELS[name](tokenizer).eval()
     model.save_pretrained(folder)

@@ -26,7 +26,7 @@ def _split(pattern: str) -> PreTokenizer:
     return Sequence([cut, ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def _known() -> dict[tuple[str, bool], PreTokenizer]:
+def known_cuts() -> dict[tuple[str, bool], PreTokenizer]:
     """What cuts alike, by tokenizer.ggml.pre and by whether llama.cpp then takes a whole word that is a token without
     merging (`ignore_merges`)."""
     gpt2 = ByteLevel(add_prefix_space=False, use_regex=True)
@@ -51,10 +51,10 @@ def pre_tokenizer_name(found: PreTokenizer | None, *, ignore_merges: bool, where
     Raises:
         BackboneError: none that llama.cpp knows cuts like it.
     """
-    for (name, whole_words), known in _known().items():
+    for (name, whole_words), known in known_cuts().items():
         if found is not None and whole_words == ignore_merges and _agree(found, known):
             return name
-    names = ", ".join(f"{name} (ignore_merges={str(whole).lower()})" for name, whole in _known())
+    names = ", ".join(f"{name} (ignore_merges={str(whole).lower()})" for name, whole in known_cuts())
     raise BackboneError(
         f"{where}: the tokenizer (ignore_merges={str(ignore_merges).lower()}) cuts text before merging as none of "
         f"{names} does, so llama.cpp would make other tokens of the same text; it is not written"
