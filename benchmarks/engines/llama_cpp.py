@@ -131,14 +131,16 @@ def _install(packages: Path, binary: str) -> None:
     packages.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(packages, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="installing", dir=packages.parent) as place:
-        Path(place, "package.json").write_text('{"private": true}\n', encoding="utf-8")  # npm would search for one
+        new = Path(place, packages.name)
+        new.mkdir()
+        (new / "package.json").write_text('{"private": true}\n', encoding="utf-8")  # npm would search for one
         quiet = ["--ignore-scripts", "--omit=optional", "--no-audit", "--no-fund", "--no-update-notifier"]
         quiet += ["--fetch-retries=1", "--fetch-timeout=60000"]
         for package in (PACKAGE, binary):
             command = [npm, "install", "--save-exact", *quiet, f"{package}@{VERSION}"]
             try:
                 done = subprocess.run(
-                    command, cwd=place, capture_output=True, text=True, timeout=MOST_SECONDS, check=False
+                    command, cwd=new, capture_output=True, text=True, timeout=MOST_SECONDS, check=False
                 )
             except subprocess.TimeoutExpired:
                 raise Unavailable(f"npm did not install {package} within {MOST_SECONDS} s") from None
@@ -147,4 +149,4 @@ def _install(packages: Path, binary: str) -> None:
                 raise Unavailable(
                     f"npm could not install {package}@{VERSION}: {lines[0] if lines else 'no reason given'}"
                 )
-        shutil.copytree(place, packages, symlinks=True)
+        os.replace(new, packages)
