@@ -14,7 +14,7 @@ ARGS ?=
 TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-data bench-export bench-statistics torture fuzz same real-base story reworded prompt-words clean
+.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-data bench-export bench-statistics torture fuzz same real-base story reworded prompt-words engines clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,9 @@ reworded: $(READY)  ## write the bundled rows with the fixed sentences of their 
 
 prompt-words: reworded  ## how well the mere words of a prompt tell its domain, which a router must beat
 	@$(BIN)/python -m benchmarks.prompt_words $(ARGS)
+
+engines: $(READY)  ## exported models in llama.cpp beside Transformers, token by token; skipped without Node; ARGS="--model DIR" adds one
+	@$(BIN)/python -m benchmarks.engines $(ARGS)
 
 clean:  ## remove caches and build products, but neither .venv nor outputs
 	@rm -rf $(LOWEST) build dist .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

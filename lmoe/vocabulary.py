@@ -241,6 +241,15 @@ class ExportFormat(StrEnum):
     merged = "merged"
     native_moe = "native-moe"
     lmoe = "lmoe"
+    gguf = "gguf"
+    gguf_lora = "gguf-lora"
+
+
+class GgufType(StrEnum):
+    """The numbers of the matrices in a GGUF file."""
+
+    f32 = "f32"
+    f16 = "f16"
 
 
 class Sampler(StrEnum):

@@ -39,6 +39,7 @@ TARGETS = {
     "same",
     "real-base",
     "story",
+    "engines",
     "gpu",
     "test-lowest",
     "bench-backends",

@@ -46,8 +46,7 @@ def tensor_shapes(path: Path) -> dict[str, Shape]:
             part = file.get_slice(name)
             if part.get_dtype() not in FLOATS:
                 raise CheckpointError(
-                    f"{path}: {name} has type {part.get_dtype()}; allowed: {', '.join(FLOATS)}. Save the adapter "
-                    "unquantised"
+                    f"{path}: {name} has type {part.get_dtype()}; allowed: {', '.join(FLOATS)}. Save it unquantised"
                 )
             shapes[name] = tuple(part.get_shape())
     return shapes

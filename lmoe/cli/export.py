@@ -1,6 +1,7 @@
 """`lmoe export`: a trained run, or a base with experts blended over it, as files that other tools read."""
 
 import shlex
+import tempfile
 from dataclasses import dataclass, replace
 from statistics import mean
 from typing import TYPE_CHECKING
@@ -8,11 +9,18 @@ from typing import TYPE_CHECKING
 from lmoe.cli.errors import exit_code_of, with_flag_names
 from lmoe.cli.speak import SpeakerFlags, open_speaker
 from lmoe.config.problems import raise_problems, without_effect
-from lmoe.vocabulary import QUANTISED, BackbonePrecision, ExportFormat
+from lmoe.errors import keys_renamed
+from lmoe.vocabulary import QUANTISED, BackbonePrecision, ExportFormat, GgufType
 
 if TYPE_CHECKING:
     from lmoe.blend.export import BlendExport
     from lmoe.export.export import Merged
+    from lmoe.export.gguf.lora import GgufLora
+
+OF_BLENDS = (ExportFormat.peft, ExportFormat.merged, ExportFormat.gguf_lora)
+WITH_RANK = (ExportFormat.peft, ExportFormat.gguf_lora)
+FILES = (ExportFormat.gguf, ExportFormat.gguf_lora)
+"""Formats that are one file, and not a folder."""
 
 
 WRITTEN = tuple(precision.value for precision in BackbonePrecision if precision not in QUANTISED)
@@ -25,7 +33,8 @@ class ExportFlags:
     Args:
         output, format: where and what.
         without_expert, average_experts, data: of some formats of a run.
-        rank: of a blend as a PEFT adapter.
+        rank: of a blend as a PEFT adapter, or as a LoRA for llama.cpp.
+        gguf_type: of the numbers in a GGUF file.
     """
 
     output: str
@@ -34,17 +43,15 @@ class ExportFlags:
     average_experts: bool = False
     data: str | None = None
     rank: int | None = None
+    gguf_type: GgufType | None = None
 
     def problems(self, source: SpeakerFlags) -> list[str]:
         """Flags that cannot stand together."""
         writes_precision = self.format is ExportFormat.native_moe and source.checkpoint is not None
-        if found := (replace(source, precision=None) if writes_precision else source).problems():
+        of_source = (replace(source, precision=None) if writes_precision else source).problems()
+        if found := of_source or self._source_problems(source):
             return found
         blend, with_format = source.checkpoint is None, f"with --format {self.format}"
-        if blend and source.experts is None:
-            return ["--model alone is what it was already; give --experts name=DIR,… to blend over it"]
-        if blend and self.format not in (ExportFormat.peft, ExportFormat.merged):
-            return [f"--format {self.format} is for --checkpoint; a blend is exported with --format peft or merged"]
         problems = []
         if writes_precision and source.precision is not None and source.precision not in WRITTEN:
             problems.append(f"--precision {source.precision}: allowed {with_format}: {', '.join(WRITTEN)}")
@@ -56,13 +63,38 @@ class ExportFlags:
             problems.append(without_effect("--trust-remote-code", f"{with_format}, which loads no backbone"))
         if self.format is not ExportFormat.lmoe and self.without_expert is not None:
             problems.append(without_effect("--without-expert", f"{with_format}; use --format lmoe"))
+        if self.format is ExportFormat.gguf and source.precision is not None:
+            problems.append(without_effect("--precision", f"{with_format}; --gguf-type is the type that is written"))
+        if self.format in FILES and source.trust_remote_code and source.experts is None:
+            problems.append(without_effect("--trust-remote-code", f"{with_format}, which runs no code of a model"))
+        if self.format not in FILES and self.gguf_type is not None:
+            problems.append(without_effect("--gguf-type", f"{with_format}; use --format gguf or gguf-lora"))
         if blend or self.format is not ExportFormat.merged:
-            why = "with --model, whose blend is merged exactly" if blend else f"{with_format}; use --format merged"
+            exact = blend and self.format is not ExportFormat.gguf
+            why = "with --model, whose blend is merged exactly" if exact else f"{with_format}; use --format merged"
             given = {"--average-experts": self.average_experts, "--data": self.data is not None}
             problems += [without_effect(option, why) for option, on in given.items() if on]
-        if self.rank is not None and (not blend or self.format is not ExportFormat.peft):
-            problems.append(without_effect("--rank", "but on a blend with --format peft"))
+        if self.rank is not None and (not blend or self.format not in WITH_RANK):
+            problems.append(without_effect("--rank", f"but on a blend with --format {' or '.join(WITH_RANK)}"))
         return problems
+
+    def _source_problems(self, source: SpeakerFlags) -> list[str]:
+        """What cannot be written in the format that was asked for."""
+        blend = source.checkpoint is None and source.experts is not None
+        if self.format is ExportFormat.gguf:
+            if source.checkpoint is None and not blend:
+                return []
+            given = "a blend" if blend else "a run"
+            return [
+                f"--format gguf takes a Hugging Face folder, not {given}; write one first (--format native-moe of "
+                "moe_expert_lora and native experts, merged where experts can be merged), then export it with --model FOLDER --format gguf"
+            ]
+        if source.checkpoint is None and not blend:
+            return ["--model alone is what it was already; give --experts name=DIR,… to blend over it"]
+        if blend and self.format not in OF_BLENDS:
+            allowed = f"{', '.join(OF_BLENDS[:-1])} or {OF_BLENDS[-1]}"
+            return [f"--format {self.format} is for --checkpoint; a blend is exported with --format {allowed}"]
+        return []
 
 
 def run(source: SpeakerFlags, wanted: ExportFlags) -> int:
@@ -70,7 +102,9 @@ def run(source: SpeakerFlags, wanted: ExportFlags) -> int:
 
     def action() -> None:
         raise_problems(wanted.problems(source))
-        if source.checkpoint is None:
+        if wanted.format is ExportFormat.gguf:
+            _as_gguf(source, wanted)
+        elif source.checkpoint is None:
             _of_blend(source, wanted)
         else:
             _of_checkpoint(source.checkpoint, source, wanted)
@@ -78,9 +112,23 @@ def run(source: SpeakerFlags, wanted: ExportFlags) -> int:
     return exit_code_of(action)
 
 
+def _as_gguf(source: SpeakerFlags, wanted: ExportFlags) -> None:
+    from lmoe.export.gguf.model import write_gguf
+    from lmoe.run.announce import quiet_libraries
+
+    quiet_libraries()
+    assert source.model is not None
+    kind = wanted.gguf_type or GgufType.f16
+    with keys_renamed({"backbone.model_name=": "--model ", "backbone.model_name": "--model"}):
+        print(f"GGUF model ({kind}) in {write_gguf(source.model, wanted.output, kind)}")
+
+
 def _of_blend(source: SpeakerFlags, wanted: ExportFlags) -> None:
     from lmoe.adapter.answer_end import write_answer_end
 
+    if wanted.format is ExportFormat.gguf_lora:
+        print(_lora_line(_blend_as_gguf(source, wanted)))
+        return
     speaker = open_speaker(source)
     assert speaker.blend is not None
     if wanted.format is ExportFormat.merged:
@@ -90,6 +138,20 @@ def _of_blend(source: SpeakerFlags, wanted: ExportFlags) -> None:
     speaker.tokenizer.save_pretrained(done.folder)
     write_answer_end(speaker.model, speaker.tokenizer, done.folder)
     print(_blend_line(done))
+
+
+def _blend_as_gguf(source: SpeakerFlags, wanted: ExportFlags) -> "GgufLora":
+    from lmoe.export.gguf.file import gguf_output
+    from lmoe.export.gguf.lora import write_gguf_lora
+
+    gguf_output(wanted.output)  # a refusal comes before the base is loaded
+    speaker = open_speaker(source)
+    assert speaker.blend is not None and source.model is not None
+    with tempfile.TemporaryDirectory(prefix="lmoe_lora") as place:
+        done = speaker.blend.export(f"{place}/peft", "cat" if wanted.rank is None else "svd", wanted.rank)
+        if any(done.errors.values()):
+            print(_error_of(done))
+        return write_gguf_lora(done.folder, wanted.output, source.model, wanted.gguf_type or GgufType.f32)
 
 
 def _of_checkpoint(checkpoint: str, source: SpeakerFlags, wanted: ExportFlags) -> None:
@@ -116,6 +178,16 @@ def _of_checkpoint(checkpoint: str, source: SpeakerFlags, wanted: ExportFlags) -
                 *(checkpoint, output, base_model), average=average, data=wanted.data, trust_remote_code=trust
             )
             print(_merged_lines(merged, average=average))
+        case ExportFormat.gguf_lora:
+            from lmoe.export.gguf.lora import write_gguf_lora
+
+            print(_lora_line(write_gguf_lora(checkpoint, output, base_model, wanted.gguf_type or GgufType.f32)))
+
+
+def _lora_line(done: "GgufLora") -> str:
+    low, high = min(done.ranks.values()), max(done.ranks.values())
+    ranks = low if low == high else f"{low} to {high}"
+    return f"LoRA for llama.cpp (--lora) in {done.file}: rank {ranks} at {len(done.ranks)} weights"
 
 
 def _native_moe(checkpoint: str, source: SpeakerFlags, output: str) -> None:
@@ -137,9 +209,13 @@ def _blend_line(done: "BlendExport") -> str:
     )
     if not any(done.errors.values()):
         return f"{line}, exact"
+    return f"{line}; {_error_of(done)}"
+
+
+def _error_of(done: "BlendExport") -> str:
     worst = max(done.errors, key=lambda path: done.errors[path])
     return (
-        f"{line}; |exact - written| / |exact| is {mean(done.errors.values()):.3f} on the mean and at most "
+        f"|exact - written| / |exact| is {mean(done.errors.values()):.3f} on the mean and at most "
         f"{done.errors[worst]:.3f}, at {worst}"
     )
 

@@ -9,7 +9,7 @@ import typer
 from lmoe import __version__
 from lmoe.cli.threads import prepare_threads
 from lmoe.config.evaluate import MAX_NEW_TOKENS
-from lmoe.vocabulary import ExportFormat, OnBadRow, Prompts, TrainOn
+from lmoe.vocabulary import ExportFormat, GgufType, OnBadRow, Prompts, TrainOn
 
 if TYPE_CHECKING:
     from lmoe.cli.speak import SpeakerFlags
@@ -352,14 +352,19 @@ def compare(
 @app.command()
 def export(
     context: typer.Context,
-    output: Annotated[str, typer.Option(help="Directory to write; must not exist, or be empty.")],
+    output: Annotated[
+        str,
+        typer.Option(help="Directory to write; must not exist, or be empty. gguf, gguf-lora: a file NAME.gguf."),
+    ],
     checkpoint: Checkpoint = None,
     format: Annotated[
         ExportFormat,
         typer.Option(
             help="peft: one PEFT adapter, of dense_lora, native_moe_expert_lora or a blend; peft-experts: one for each "
             "expert of mixture_lora; merged: a Hugging Face model; native-moe: moe_expert_lora or native experts as a "
-            "mixture of Transformers' own; lmoe: an adapter less one expert, --without-expert."
+            "mixture of Transformers' own; lmoe: an adapter less one expert, --without-expert; gguf: the Hugging Face "
+            "model that --model names, for llama.cpp; gguf-lora: a LoRA for its --lora, of dense_lora, a PEFT adapter "
+            "or a blend."
         ),
     ] = ExportFormat.peft,
     base_model: BaseModel = None,
@@ -375,7 +380,11 @@ def export(
     ] = None,
     trust_remote_code: TrustRemoteCode = False,
     rank: Annotated[
-        int | None, typer.Option(min=1, help="peft, of a blend: the nearest adapter of this rank; without: exact.")
+        int | None,
+        typer.Option(min=1, help="peft, gguf-lora, of a blend: the nearest adapter of this rank; without: exact."),
+    ] = None,
+    gguf_type: Annotated[
+        GgufType | None, typer.Option(help="gguf, gguf-lora: type of the numbers; without: f16, of a LoRA f32.")
     ] = None,
     without_expert: Annotated[
         str | None, typer.Option(help="lmoe: number or name of the expert of mixture_lora to leave out.")
@@ -390,7 +399,7 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write a trained run, or experts blended over a base, in a format that other tools read."""
+    """Write a trained run, experts blended over a base, or a model, in a format that other tools read."""
     from lmoe.cli.export import ExportFlags, run
 
     wanted = ExportFlags(**{field.name: context.params[field.name] for field in fields(ExportFlags)})

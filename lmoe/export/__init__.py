@@ -1,1 +1,2 @@
-"""What leaves the project: PEFT adapters, merged models, mixtures of Transformers' own, an adapter less one expert."""
+"""What leaves the project: PEFT adapters, merged models, mixtures of Transformers' own, an adapter less one expert, GGUF
+files."""

@@ -3,6 +3,7 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -13,9 +14,12 @@ import lmoe
 from lmoe.cli.export import ExportFlags, ExportFormat, run
 from lmoe.cli.main import app
 from lmoe.cli.speak import SpeakerFlags
+from lmoe.peft.reader import read_expert
+from tests.export.gguf.folders import contents
+from tests.gguf_file import need_gguf
 from tests.micro import write_rows
 from tests.peft_experts import write_peft
-from tests.tiny_models import tokens
+from tests.tiny_models import randomise, tokens
 
 
 @pytest.mark.parametrize(
@@ -127,11 +131,79 @@ def test_a_blend_is_merged_into_a_model_of_hugging_face(blend, tmp_path):
         (["--checkpoint", "c", "--rank", "2"], "--rank has no effect"),
         (["--checkpoint", "c", "--weights", "1"], "--weights has no effect with --checkpoint"),
         (["--model", "m", "--experts", "a=b", "--data", "d"], "--data has no effect with --model"),
+        (["--model", "m", "--experts", "a=b", "--format", "gguf"], "takes a Hugging Face folder, not a blend"),
+        (["--model", "m", "--format", "gguf-lora"], "give --experts name=DIR,… to blend over it"),
+        (["--model", "m", "--format", "gguf", "--precision", "bfloat16"], "--precision has no effect"),
+        (["--model", "m", "--format", "gguf", "--trust-remote-code"], "--trust-remote-code has no effect"),
+        (["--model", "m", "--format", "gguf", "--rank", "2"], "--rank has no effect but on a blend with --format peft"),
+        (["--model", "m", "--format", "gguf", "--data", "d"], "--data has no effect with --format gguf"),
+        (["--model", "m", "--format", "gguf"], "must be the name of a file that ends in .gguf"),
+        (["--model", "m/m.gguf", "--format", "gguf"], "must be the name of a file that ends in .gguf"),
+        (["--checkpoint", "c", "--gguf-type", "f16"], "--gguf-type has no effect with --format peft"),
     ],
 )
 def test_options_of_runs_and_of_blends_are_told_apart(given, reason, tmp_path):
     done = CliRunner().invoke(app, ["export", *given, "--output", str(tmp_path / "out")])
     assert done.exit_code == 1 and reason in " ".join(done.output.split())
+
+
+def test_a_folder_becomes_a_gguf_file_of_the_type_that_is_asked_for(micro, tmp_path):
+    need_gguf()
+    base = AutoModelForCausalLM.from_pretrained(micro.model).eval()
+    sizes = {}
+    for given, kind in (([], "f16"), (["--gguf-type", "f32"], "f32")):
+        file = tmp_path / f"{kind}.gguf"
+        command = ["export", "--model", str(micro.model), "--format", "gguf", "--output", str(file), *given]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0 and f"GGUF model ({kind}) in {file}" in " ".join(done.stdout.split()), done.output
+        sizes[kind] = file.stat().st_size
+    assert sizes["f16"] < 0.75 * sizes["f32"]
+    embedding = contents(tmp_path / "f32.gguf")[1]["token_embd.weight"]
+    np.testing.assert_array_equal(embedding, base.get_input_embeddings().weight.detach().numpy())
+    again = CliRunner().invoke(app, [*command[:-4], "--output", str(file)])
+    assert again.exit_code == 1 and "is there already; name another file" in " ".join(again.output.split())
+
+
+def test_a_blend_becomes_one_lora_for_llama_cpp(blend, tmp_path):
+    need_gguf()
+    given, _ = blend
+    command = [*given, "--format", "gguf-lora", "--output"]
+    done = CliRunner().invoke(app, [*command, str(tmp_path / "lora.gguf")])
+    assert done.exit_code == 0 and "rank 6 at 14 weights" in " ".join(done.stdout.split()), done.output
+    metadata, tensors = contents(tmp_path / "lora.gguf")
+    assert CliRunner().invoke(app, [*given, "--output", str(tmp_path / "peft")]).exit_code == 0
+    branch = read_expert(tmp_path / "peft").branches["model.layers.1.self_attn.v_proj"]
+    assert (metadata["adapter.type"], metadata["adapter.lora.alpha"], len(tensors)) == ("lora", 6 * branch.scaling, 28)
+    np.testing.assert_array_equal(tensors["blk.1.attn_v.weight.lora_b"], branch.lora_B.numpy())
+    done = CliRunner().invoke(app, [*command, str(tmp_path / "small.gguf"), "--rank", "3"])
+    assert "rank 3 at 14 weights" in " ".join(done.stdout.split()), done.output
+    assert "|exact - written| / |exact| is 0." in " ".join(done.stdout.split())
+
+
+def test_plain_lora_becomes_a_lora_for_llama_cpp(micro, tmp_path):
+    need_gguf()
+    model = AutoModelForCausalLM.from_pretrained(micro.model)
+    lmoe.inject(model, {"strategy": "dense_lora", "lora_r": 3, "lora_alpha": 5.0})
+    randomise(model)
+    lmoe.save(model, tmp_path / "adapter")
+    command = ["export", "--checkpoint", str(tmp_path / "adapter"), "--format", "gguf-lora"]
+    done = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "lora.gguf")])
+    assert done.exit_code == 0 and "rank 3 at 10 weights" in " ".join(done.stdout.split()), done.output
+    metadata, tensors = contents(tmp_path / "lora.gguf")
+    site = model.model.layers[1].mlp.up_proj
+    assert metadata["adapter.lora.alpha"] == 5.0
+    np.testing.assert_array_equal(tensors["blk.1.ffn_up.weight.lora_b"], site.lora_B.detach().numpy())
+
+
+def test_a_mixture_is_no_lora_and_a_run_no_folder(finished_run, tmp_path):
+    need_gguf()
+    for format, reason in (
+        ("gguf-lora", "chooses its experts by itself"),
+        ("gguf", "--format gguf takes a Hugging Face folder, not a run; write one first (--format merged"),
+    ):
+        command = ["export", "--checkpoint", str(finished_run), "--format", format]
+        done = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "out.gguf")])
+        assert done.exit_code == 1 and reason in " ".join(done.output.split()), done.output
 
 
 def test_the_command_line_knows_them(capsys):

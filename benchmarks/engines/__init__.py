@@ -1,0 +1,1 @@
+"""What lmoe exports, run in an engine that nobody here wrote."""
