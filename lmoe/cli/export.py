@@ -87,7 +87,8 @@ class ExportFlags:
             given = "a blend" if blend else "a run"
             return [
                 f"--format gguf takes a Hugging Face folder, not {given}; write one first (--format native-moe of "
-                "moe_expert_lora and native experts, merged where experts can be merged), then export it with --model FOLDER --format gguf"
+                "moe_expert_lora and native experts, merged where experts can be merged), then export it with --model "
+                "FOLDER --format gguf"
             ]
         if source.checkpoint is None and not blend:
             return ["--model alone is what it was already; give --experts name=DIR,… to blend over it"]

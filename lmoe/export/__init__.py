@@ -1,2 +1,2 @@
-"""What leaves the project: PEFT adapters, merged models, mixtures of Transformers' own, an adapter less one expert, GGUF
-files."""
+"""What leaves the project: PEFT adapters, merged models, mixtures of Transformers' own, GGUF files, adapters less one
+expert."""

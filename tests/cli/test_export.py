@@ -199,7 +199,7 @@ def test_a_mixture_is_no_lora_and_a_run_no_folder(finished_run, tmp_path):
     need_gguf()
     for format, reason in (
         ("gguf-lora", "chooses its experts by itself"),
-        ("gguf", "--format gguf takes a Hugging Face folder, not a run; write one first (--format merged"),
+        ("gguf", "--format gguf takes a Hugging Face folder, not a run; write one first (--format native-moe"),
     ):
         command = ["export", "--checkpoint", str(finished_run), "--format", format]
         done = CliRunner().invoke(app, [*command, "--output", str(tmp_path / "out.gguf")])
