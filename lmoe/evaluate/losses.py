@@ -1,11 +1,15 @@
 """Loss and perplexity of each domain, with the adapters off and on."""
 
 import math
+from collections.abc import Callable
+
+from torch import Tensor
 
 from lmoe.evaluate.loss_rows import EvaluationRows
 from lmoe.evaluate.results import DomainLosses
 from lmoe.evaluate.subject import Subject
 from lmoe.injection.tracing import adapters_off
+from lmoe.layers.trace import Routing
 from lmoe.metrics.language import DomainLoss
 from lmoe.training.measure import measured
 
@@ -13,16 +17,25 @@ ALL_TOKENS, MEAN = "(all tokens)", "(domain mean)"
 """In brackets: a domain may be called anything else."""
 
 
-def domain_losses(subject: Subject, data: EvaluationRows) -> list[DomainLosses]:
-    """A row for each domain that has label tokens, one for all tokens, and with several domains their mean."""
+SeenRouting = Callable[[dict[str, Routing], dict[str, Tensor]], None]
+"""Gets the routing of each batch, and the batch."""
 
-    def losses() -> DomainLoss:
+
+def domain_losses(subject: Subject, data: EvaluationRows, routing: SeenRouting | None = None) -> list[DomainLosses]:
+    """A row for each domain that has label tokens, one for all tokens, and with several domains their mean.
+
+    Args:
+        routing: told what the routers do, with the adapters on.
+    """
+
+    def losses(routing: SeenRouting | None = None) -> DomainLoss:
         batches = (batch for _, batch in subject.batches(data.rows))
-        return measured(subject.objective, subject.model, batches, data.domains, device=subject.model.device)
+        device = subject.model.device
+        return measured(subject.objective, subject.model, batches, data.domains, device=device, routing=routing)
 
     with adapters_off(subject.model):
         off = losses().compute()
-    on = losses()
+    on = losses(routing)
     tokens, after = dict(zip(data.domains, on.unit_sum.int().tolist(), strict=True)), on.compute()
     there = [name for name in data.domains if tokens[name]]
     rows = [_row(name, tokens[name], off[f"{name}/loss"], after[f"{name}/loss"]) for name in there]

@@ -56,11 +56,21 @@ def log_evaluation(evaluation: Evaluation, folder: Path, run: Path | None, say: 
 
 
 def metrics(evaluation: Evaluation) -> dict[str, float]:
-    """eval/<domain>/loss, eval/<task>/accuracy and eval/<task>/<metric> with the adapters on, …_off with them off."""
+    """eval/<domain>/loss, eval/<task>/accuracy and eval/<task>/<metric> with the adapters on, …_off with them off.
+
+    Of routers that were taught targets also eval/target_accuracy, eval/target_loss and eval/domain_agreement.
+    """
     values: dict[str, float] = {}
     for row in evaluation.losses:
         name = row.domain.strip("()").replace(" ", "_")
         values |= {f"eval/{name}/loss": row.on_loss, f"eval/{name}/loss_off": row.off_loss}
+    if (targets := evaluation.targets) is not None:
+        found = {
+            "target_accuracy": targets.accuracy,
+            "target_loss": targets.loss,
+            "domain_agreement": targets.agreement,
+        }
+        values |= {f"eval/{name}": value for name, value in found.items() if value is not None}
     for row in evaluation.choices:
         values |= {f"eval/{row.task}/accuracy": row.on_normalised, f"eval/{row.task}/accuracy_off": row.off_normalised}
     for row in evaluation.tasks:

@@ -66,7 +66,10 @@ class TargetChoices(NamedTuple):
     def mean_shares(self) -> list[list[float]]:
         """L lists of C: share of each label's rows by the target that was chosen, mean over sites; 0 without rows."""
         return [
-            [fmean(site.chosen[label][c] for site in self.sites.values()) / max(count, 1) for c in _places(self.targets)]
+            [
+                fmean(site.chosen[label][c] for site in self.sites.values()) / max(count, 1)
+                for c in _places(self.targets)
+            ]
             for label, count in enumerate(self.rows)
         ]
 

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 
-NOT_TRAINED = "not trained"
-"""How a domain is marked that no target is."""
+WITHOUT_TARGET = {"domain": "not trained", "cluster": "no cluster"}
+"""How a domain is marked whose rows have no target, by what the targets are."""
 
 
 @dataclass(slots=True, kw_only=True)
 class TargetReport:
-    """Choices of the routers at one validation; shares are of rows, mean over sites."""
+    """Choices of the routers in one pass over rows; shares are of rows, mean over sites."""
 
     kind: str
     """What the targets are: domain or cluster."""
@@ -28,6 +28,8 @@ class TargetReport:
     """For each of them the share of its rows for which each target was chosen."""
     accuracy: float | None = None
     """Share of the rows with a target whose target was chosen; None: there is no such row."""
+    loss: float | None = None
+    """Their mean cross-entropy in nats; None: there is no such row."""
     agreement: float | None = None
     """Adjusted mutual information of the rows' domains and the experts with most of their routing weight."""
     domains: list[str] = field(default_factory=list)
@@ -46,7 +48,7 @@ class TargetReport:
     @property
     def labels(self) -> list[str]:
         """Names of the rows of the whole table: the targets, then the domains that none is."""
-        return [*self.targets, *(f"{name} ({NOT_TRAINED})" for name in self.untrained)]
+        return [*self.targets, *(f"{name} ({WITHOUT_TARGET[self.kind]})" for name in self.untrained)]
 
     @property
     def table(self) -> list[list[float]]:

@@ -48,7 +48,8 @@ class TargetEvaluation:
     def report(self) -> TargetReport:
         """The choices for the report, means over sites."""
         found = self.choice.compute()
-        shares, count, accuracy = found.mean_shares(), len(found.targets), found.accuracy()
+        shares, count = found.mean_shares(), len(found.targets)
+        accuracy, losses = found.accuracy(), found.losses()
         others = [(name, count + d) for d, name in enumerate(found.domains) if found.rows[count + d]]
         return TargetReport(
             kind=str(self.moe.router_target),
@@ -60,6 +61,7 @@ class TargetEvaluation:
             untrained_rows=[found.rows[label] for _, label in others],
             untrained_chosen=[shares[label] for _, label in others],
             accuracy=fmean(accuracy.values()) if accuracy else None,
+            loss=fmean(losses.values()) if losses else None,
             agreement=fmean(site.agreement for site in found.sites.values()),
         )
 

@@ -164,7 +164,11 @@ class Validation(StepCallback):
         of_routing = {} if routing is None else self._routing(trainer.global_step, pl_module, routing)
         if log:
             record(trainer, metrics | of_routing)
-        self.announce(f"validation loss {self.results.after['loss']:.3f} after step {trainer.global_step}")
+        taught = self.results.targets
+        right = (
+            "" if taught is None or taught.accuracy is None else f", target chosen for {taught.accuracy:.0%} of rows"
+        )
+        self.announce(f"validation loss {self.results.after['loss']:.3f} after step {trainer.global_step}{right}")
         return metrics
 
     def _routing(self, step: int, pl_module: AdapterModule, routing: RoutingEvaluation) -> dict[str, float]:
