@@ -24,12 +24,10 @@ class SiteTargets(NamedTuple):
         chosen: L lists of C: rows of each label by the target that was chosen. A row of which only a share of the
             tokens chose a target counts as that share.
         loss: mean over rows with a target of the mean over their tokens of -ln p(target); None: there is no such row.
-        agreement: adjusted mutual information of a row's domain and the expert with most of its routing weight.
     """
 
     chosen: list[list[float]]
     loss: float | None
-    agreement: float
 
 
 class TargetChoices(NamedTuple):
@@ -147,6 +145,7 @@ class TargetChoice(Metric):
         is_label_LR = _indicators(label_R, len(self.targets) + len(self.domains), there_R)
         is_domain_MR = _indicators(domain_R, len(self.domains), there_R)
         self.label_rows += is_label_LR.sum(-1)
+        is_row_RN = (torch.arange(len(tokens_R), device=row_N.device)[:, None] == row_N).float()
         groups = zip(
             stacked_sites({site: r.router_logits for site, r in routing.items()}, self.num_experts, valid),
             stacked_sites({site: r.routing_weights for site, r in routing.items()}, self.num_experts, valid),
@@ -158,7 +157,7 @@ class TargetChoice(Metric):
             share_SRC = _shares(log_p_SNC.argmax(-1), len(self.targets), row_N, counts_N, tokens_R)
             self.chosen_sum[where] += torch.matmul(is_label_LR, share_SRC)
             self.loss_sum[where] += _row_losses(log_p_SNC, target_R, row_N, counts_N, tokens_R)
-            of_rows_SRE = _by_row(w_SNE, row_N, counts_N, len(tokens_R))
+            of_rows_SRE = torch.matmul(is_row_RN, torch.where(valid.reshape(-1, 1), w_SNE.float(), 0))
             heaviest_SRE = _indicators(of_rows_SRE.argmax(-1), w_SNE.shape[-1], of_rows_SRE.sum(-1) > 0, dim=-1)
             self.expert_rows[where, :, : w_SNE.shape[-1]] += torch.matmul(is_domain_MR, heaviest_SRE)
 
@@ -166,22 +165,17 @@ class TargetChoice(Metric):
         """What was chosen for all rows so far."""
         rows = [round(count) for count in self.label_rows.tolist()]
         with_target = sum(rows[: len(self.targets)])
-        sums = zip(
-            self.num_experts,
-            self.chosen_sum.tolist(),
-            self.loss_sum.tolist(),
-            self.expert_rows.cpu(),
-            strict=True,
-        )
-        sites = {
-            site: SiteTargets(
-                chosen,
-                loss / with_target if with_target else None,
-                adjusted_mutual_information(table_ME),
-            )
-            for site, chosen, loss, table_ME in sums
-        }
+        sums = zip(self.num_experts, self.chosen_sum.tolist(), self.loss_sum.tolist(), strict=True)
+        sites = {site: SiteTargets(chosen, loss / with_target if with_target else None) for site, chosen, loss in sums}
         return TargetChoices(self.targets, self.domains, rows, sites)
+
+    def agreement(self) -> dict[str, float]:
+        """Adjusted mutual information of a row's domain and the expert with most of its routing weight, by site.
+
+        Of all rows that any expert has a weight in. It takes some milliseconds a site.
+        """
+        tables = zip(self.num_experts, self.expert_rows.cpu(), strict=True)
+        return {site: adjusted_mutual_information(table_ME) for site, table_ME in tables}
 
 
 def _indicators(ids: Tensor, count: int, counts: Tensor, dim: int = 0) -> Tensor:
@@ -204,12 +198,6 @@ def _row_losses(log_p_SNC: Tensor, target_R: Tensor, row_N: Tensor, counts_N: Te
     of_target_SN = log_p_SNC.gather(-1, index_N.view(1, -1, 1).expand(len(log_p_SNC), -1, 1)).squeeze(-1)
     weight_N = counts_N * (target_R != NO_TARGET)[row_N] / tokens_R.clamp(min=1)[row_N]
     return -torch.where(weight_N > 0, of_target_SN.double() * weight_N, 0).sum(-1)
-
-
-def _by_row(w_SNE: Tensor, row_N: Tensor, counts_N: Tensor, rows: int) -> Tensor:
-    """(S, R, E) sum of the weights of each row's tokens."""
-    counted = torch.where(counts_N[:, None] > 0, w_SNE.double(), 0)
-    return counted.new_zeros(len(w_SNE), rows, w_SNE.shape[-1]).index_add_(1, row_N, counted)
 
 
 def _places(names: Sequence[str]) -> range:

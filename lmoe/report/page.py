@@ -201,9 +201,7 @@ def _taught(report: TargetReport | None) -> str:
     )
     return (
         f"<h2>Targets of the routers</h2>\n<p>On the validation rows.</p>\n{lines}"
-        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n"
-        + "\n".join(rows)
-        + "\n</tbody></table>"
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
     )
 
 

@@ -92,8 +92,10 @@ def load_table(summary: RunSummary) -> Table:
     return table
 
 
-def target_table(report: TargetReport) -> Table:
-    """For each target how many rows have it, for how many of them it is chosen, and what else is chosen most."""
+def target_table(report: TargetReport) -> Group:
+    """For each target how many rows have it, for how many of them it is chosen, and what else is chosen most; below,
+    the accuracy of all.
+    """
     table = _table(f"What routers choose, by the {report.kind} of the row", report.kind)
     for heading in ("rows", "chosen rightly"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -111,8 +113,7 @@ def target_table(report: TargetReport) -> Table:
     lines = target_lines(report)
     if len(rows) > MAX_TARGETS:
         lines.append(f"the {MAX_TARGETS} of {len(rows)} with the fewest right choices")
-    table.caption = "\n".join(lines)
-    return table
+    return Group(table, *(Text(line, style="dim") for line in lines))
 
 
 def _rightness(report: TargetReport, label: int) -> float:

@@ -154,9 +154,9 @@ def target_lines(report: TargetReport) -> list[str]:
     else:
         lines.append("no row has a target")
     if report.agreement is not None:
-        lines.append(f"{AGREEMENT} of experts and domains: {report.agreement:.2f}")
+        lines.append(f"{AGREEMENT} of experts and domains: {report.agreement:.3f}")
     if report.cluster_agreement is not None:
-        lines.append(f"{AGREEMENT} of clusters and domains (training rows): {report.cluster_agreement:.2f}")
+        lines.append(f"{AGREEMENT} of clusters and domains (training rows): {report.cluster_agreement:.3f}")
     return lines
 
 

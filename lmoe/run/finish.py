@@ -116,7 +116,7 @@ def run_summary(
         loss_title=parts.module.objective.title,
         loss_measure=parts.module.objective.measure,
         metric_names=[f"val/{name}" for name in results.after],
-        targets=results.targets if results.targets is None else with_clusters(results.targets, parts.prepared),
+        targets=None if results.targets is None else with_clusters(results.targets.report(), parts.prepared),
         sites_of_one_router=sites_of_one_router(parts),
     )
 

@@ -62,15 +62,10 @@ class TargetEvaluation:
             untrained_chosen=[shares[label] for _, label in others],
             accuracy=fmean(accuracy.values()) if accuracy else None,
             loss=fmean(losses.values()) if losses else None,
-            agreement=fmean(site.agreement for site in found.sites.values()),
+            agreement=fmean(self.choice.agreement().values()),
         )
 
     def by_site(self) -> dict[str, dict[str, float]]:
         """Values of each site, by the last part of their metric names."""
         found = self.choice.compute()
-        agreement = {site: value.agreement for site, value in found.sites.items()}
-        return {
-            "target_accuracy": found.accuracy(),
-            "target_loss": found.losses(),
-            "domain_agreement": agreement,
-        }
+        return {"target_accuracy": found.accuracy(), "target_loss": found.losses()}

@@ -35,12 +35,16 @@ def packed(seed: int, sequences: int = 2, length: int = 9, rows: int = 3, first_
     return routing, valid, row_ids * valid, domain_ids
 
 
-def updated(*batches) -> TargetChoices:
+def metric_of(*batches) -> TargetChoice:
     metric = TargetChoice(SITES, TARGETS, DOMAINS)
     for routing, valid, row_ids, domain_ids in batches:
         ids = TARGET_OF_DOMAIN[domain_ids].masked_fill(~valid, NO_TARGET)
         metric.update(routing, RowTargets(ids, len(TARGETS)), valid, row_ids, domain_ids)
-    return metric.compute()
+    return metric
+
+
+def updated(*batches) -> TargetChoices:
+    return metric_of(*batches).compute()
 
 
 def rows_of(valid: Tensor, row_ids: Tensor, domain_ids: Tensor) -> tuple[list[int], list[int]]:
@@ -97,7 +101,8 @@ def test_rows_of_a_domain_that_is_no_target_are_counted_apart_and_not_in_the_acc
 
 def test_the_batches_may_be_cut_anywhere_between_sequences_and_padding_may_hold_anything():
     routing, valid, row_ids, domain_ids = packed(3, sequences=4)
-    whole = updated((routing, valid, row_ids, domain_ids))
+    one = metric_of((routing, valid, row_ids, domain_ids))
+    whole = one.compute()
 
     def part(rows: slice, fill: float | None = None):
         cut = {
@@ -111,15 +116,16 @@ def test_the_batches_may_be_cut_anywhere_between_sequences_and_padding_may_hold_
         }
         return cut, valid[rows], row_ids[rows], domain_ids[rows]
 
-    halves = updated(part(slice(0, 1)), part(slice(1, 4), torch.nan))
+    other = metric_of(part(slice(0, 1)), part(slice(1, 4), torch.nan))
+    halves = other.compute()
     assert halves.rows == whole.rows
     for site, value in whole.sites.items():
         assert halves.sites[site].chosen == [pytest.approx(row) for row in value.chosen]
         assert halves.sites[site].loss == pytest.approx(value.loss)
-        assert halves.sites[site].agreement == pytest.approx(value.agreement)
+    assert other.agreement() == pytest.approx(one.agreement())
 
 
-def single(domains: list[int], experts: list[int], lengths: list[int] | None = None) -> TargetChoices:
+def single(domains: list[int], experts: list[int], lengths: list[int] | None = None) -> TargetChoice:
     """One row a sequence, whose tokens all choose one expert of four."""
     longest = max(lengths or [2])
     one_hot = torch.nn.functional.one_hot(torch.tensor(experts), 4).float()[:, None].expand(-1, longest, -1)
@@ -129,12 +135,12 @@ def single(domains: list[int], experts: list[int], lengths: list[int] | None = N
     ids = TARGET_OF_DOMAIN[of_token].masked_fill(~valid, NO_TARGET)
     routing = {"model": SimpleNamespace(router_logits=5 * one_hot, routing_weights=one_hot)}
     metric.update(routing, RowTargets(ids, 3), valid, torch.zeros_like(of_token), of_token)
-    return metric.compute()
+    return metric
 
 
 def test_an_expert_beyond_the_targets_stands_for_the_one_it_is_dealt_to():
     """Expert 3 is the second one of target 0; rows weigh alike, however long."""
-    found = single([1, 1, 2, 3], [0, 3, 1, 0], lengths=[1, 9, 2, 3])
+    found = single([1, 1, 2, 3], [0, 3, 1, 0], lengths=[1, 9, 2, 3]).compute()
     assert found.sites["model"].chosen[:3] == [[2, 0, 0], [0, 1, 0], [1, 0, 0]]
     assert found.accuracy() == {"model": 0.75}
     assert found.mean_shares()[:3] == [[1, 0, 0], [0, 1, 0], [1, 0, 0]]
@@ -142,12 +148,12 @@ def test_an_expert_beyond_the_targets_stands_for_the_one_it_is_dealt_to():
 
 def test_the_agreement_of_experts_and_domains_is_that_of_the_rows_heaviest_experts():
     domains, experts = [0, 0, 1, 1, 2, 2, 3, 3], [0, 0, 1, 1, 2, 2, 3, 3]
-    assert single(domains, experts).sites["model"].agreement == pytest.approx(1.0)
+    assert single(domains, experts).agreement()["model"] == pytest.approx(1.0)
     mixed = [0, 1, 1, 2, 2, 3, 3, 0]
     joint = torch.zeros(4, 4)
     for d, e in zip(domains, mixed, strict=True):
         joint[d, e] += 1
-    assert single(domains, mixed).sites["model"].agreement == pytest.approx(adjusted_mutual_information(joint))
+    assert single(domains, mixed).agreement()["model"] == pytest.approx(adjusted_mutual_information(joint))
 
 
 def test_without_targets_all_rows_are_counted_by_their_domain():

@@ -2,7 +2,7 @@
 
 Logs: val/loss, val/<domain>/loss, init/logit_change, val/routing/{domain_information,domain_information_null,
 domain_information_adjusted,domain_information_p,saturation,expert_cosine}, where routers are taught
-val/routing/{target_accuracy,target_loss,domain_agreement}, the same of each site (without the null), and
+val/routing/{target_accuracy,target_loss}, the same of each site (without the null), and
 val/routing/knock_out/….
 """
 
@@ -17,7 +17,6 @@ from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.knock_out import ALL_SITES, specialisation_of
 from lmoe.metrics.saturation import Choices
-from lmoe.report.targets import TargetReport
 from lmoe.resume.stopping import StopSignals
 from lmoe.training.callbacks.step_metrics import record
 from lmoe.training.evaluation import (
@@ -31,6 +30,7 @@ from lmoe.training.evaluation import (
 from lmoe.training.metrics_csv import MetricsCsv
 from lmoe.training.module import AdapterModule
 from lmoe.training.step import Stage, StepCallback, StepRecord
+from lmoe.training.target_evaluation import TargetEvaluation
 from lmoe.vocabulary import KnockOut
 
 
@@ -47,7 +47,7 @@ class ValidationResults:
         coactivation: share of the tokens of one expert (row) that use another too, by site.
         knock_out: change of each domain's loss by what was silenced.
         specialisation: the domain that each silenced expert matters most for, or None.
-        targets: what routers chose of what they are taught; None: they are taught nothing.
+        targets: what routers chose of what they are taught in the latest validation; None: they are taught nothing.
     """
 
     before: dict[str, float] = field(default_factory=dict)
@@ -58,7 +58,7 @@ class ValidationResults:
     coactivation: dict[str, list[list[float]]] = field(default_factory=dict)
     knock_out: dict[str, dict[str, float]] = field(default_factory=dict)
     specialisation: dict[str, str | None] = field(default_factory=dict)
-    targets: TargetReport | None = None
+    targets: TargetEvaluation | None = None
 
 
 class Validation(StepCallback):
@@ -164,10 +164,8 @@ class Validation(StepCallback):
         of_routing = {} if routing is None else self._routing(trainer.global_step, pl_module, routing)
         if log:
             record(trainer, metrics | of_routing)
-        taught = self.results.targets
-        right = (
-            "" if taught is None or taught.accuracy is None else f", target chosen for {taught.accuracy:.0%} of rows"
-        )
+        accuracy = of_routing.get("val/routing/target_accuracy")
+        right = "" if accuracy is None else f", target chosen for {accuracy:.0%} of rows"
         self.announce(f"validation loss {self.results.after['loss']:.3f} after step {trainer.global_step}{right}")
         return metrics
 
@@ -176,7 +174,7 @@ class Validation(StepCallback):
         self.results.site_load = {site: value.load for site, value in routing.stats.compute().items()}
         self.results.domain_load = routing.stats.load_by_domain()
         self.results.coactivation = {site: value.conditional for site, value in routing.coactivation.compute().items()}
-        self.results.targets = None if routing.targets is None else routing.targets.report()
+        self.results.targets = routing.targets
         # A finished run that is resumed validates its last step again, and must not be compared with itself.
         earlier = [(past, choices) for past, choices in self._choices if past < step]
         saturated_from = earlier[-1][1] if earlier else None
