@@ -31,7 +31,6 @@ from lmoe.run.parts import Parts
 from lmoe.run.run_end import RunEnd
 from lmoe.run.verb_call import Wording
 from lmoe.training.callbacks.validation import ValidationResults
-from lmoe.vocabulary import RouterScope
 
 REPORT = "report"
 
@@ -117,15 +116,8 @@ def run_summary(
         loss_measure=parts.module.objective.measure,
         metric_names=[f"val/{name}" for name in results.after],
         targets=None if results.targets is None else with_clusters(results.targets.report(), parts.prepared),
-        sites_of_one_router=sites_of_one_router(parts),
+        sites_of_one_router=parts.plan.sites_of_one_router,
     )
-
-
-def sites_of_one_router(parts: Parts) -> int | None:
-    """At how many sites the experts are that one router of the whole model chooses from; None: there is none."""
-    if injected(parts.model).moe.router_scope is not RouterScope.model:
-        return None
-    return sum(site.num_experts > 0 for site in parts.plan.sites)
 
 
 def with_clusters(report: TargetReport, prepared: PreparedData) -> TargetReport:

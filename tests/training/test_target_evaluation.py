@@ -1,5 +1,6 @@
 """What a run measures of routers that are taught domains, from the first validation to `lmoe evaluate`."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -8,11 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from rich.console import Console
 
 import lmoe
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.data.encoded import EncodedRow, EncodedRows
 from lmoe.evaluate.evaluate import evaluate
+from lmoe.evaluate.tables import evaluation_tables
+from lmoe.evaluate.wandb_tables import metrics
 from lmoe.injection.record import injected
 from lmoe.report.targets import TargetReport
 from lmoe.run.finish import with_clusters
@@ -129,6 +133,7 @@ def test_the_table_and_the_page_show_the_targets_and_one_router_for_all_sites(ta
         assert "words (not trained)" in text
         assert "always the largest target: 50.0%" in text.lower()
         assert "4 experts at each of 6 sites, chosen by one router" in " ".join(text.split())
+    assert "one router decides for all 6 sites, from the prompt" in taught.out
     assert "of 1 sites" not in taught.out
     accuracy = summary_of(taught.run)["targets"]["accuracy"]
     assert f"after step 6, target chosen for {accuracy:.0%} of rows" in taught.out
@@ -139,7 +144,7 @@ def test_a_collapse_is_not_looked_for_where_experts_go_by_the_target(taught):
     assert message.startswith("routing collapse of the router of the model (step 4): the test says so")
 
 
-def test_an_evaluation_of_the_run_finds_what_its_last_validation_found_whatever_the_batch(taught):
+def test_an_evaluation_of_the_run_finds_what_its_last_validation_found_whatever_the_batch(taught, tmp_path):
     found = evaluate(EvaluateSettings(checkpoint=str(taught.run), batch_size=1))
     assert found.targets is not None
     last = summary_of(taught.run)["targets"]
@@ -152,6 +157,15 @@ def test_an_evaluation_of_the_run_finds_what_its_last_validation_found_whatever_
         ("math", True),
         ("words", False),
     }
+    assert [path.name for path in found.write(tmp_path)] == ["evaluation.json", "losses.csv", "target_choices.csv"]
+    written = json.loads((tmp_path / "evaluation.json").read_text(encoding="utf-8"))
+    assert written["targets"]["rows"] == [3, 3]
+    logged = metrics(found)
+    assert logged["eval/target_accuracy"] == found.targets.accuracy and logged["eval/target_loss"] == found.targets.loss
+    assert logged["eval/domain_agreement"] == found.targets.agreement
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(evaluation_tables(found))
+    assert "words (not trained)" in console.export_text()
 
 
 def test_rows_of_another_file_are_counted_by_their_domain_and_target(taught, tmp_path):
