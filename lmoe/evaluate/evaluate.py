@@ -28,6 +28,7 @@ from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain as of_domain
 from lmoe.injection.tracing import expert_of
 from lmoe.rules.evaluate import check_exported, check_settings
+from lmoe.training.target_evaluation import TargetEvaluation
 from lmoe.vocabulary import Prompts
 
 Say = Callable[[str], None]
@@ -82,7 +83,9 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
         say(f"losses on {len(data.rows):,} rows: {named}")
         result.settings["data"] = named
         result.notes += row_notes(data, length)
-        result.losses = domain_losses(subject, data)
+        taught = TargetEvaluation.of(model, data.domains, model.device)
+        result.losses = domain_losses(subject, data, None if taught is None else taught.update)
+        result.targets = None if taught is None else taught.report()
         if settings.samples:
             say("samples")
             result.samples = samples(subject, data, count=settings.samples, max_new_tokens=settings.max_new_tokens)

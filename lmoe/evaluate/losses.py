@@ -1,12 +1,15 @@
 """Loss and perplexity of each domain, with the adapters off and on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+from torch import Tensor
 
 from lmoe.evaluate.loss_rows import EvaluationRows
 from lmoe.evaluate.results import DomainLosses
 from lmoe.evaluate.subject import Subject
 from lmoe.injection.tracing import adapters_off
+from lmoe.layers.trace import Routing
 from lmoe.metrics.language import DomainLoss
 from lmoe.training.measure import measured
 
@@ -14,19 +17,27 @@ ALL_TOKENS, MEAN = "(all tokens)", "(domain mean)"
 """In brackets: a domain may be called anything else."""
 
 
-def domain_losses(subject: Subject, data: EvaluationRows) -> list[DomainLosses]:
-    """A row for each domain that has label tokens, one for all tokens, and with several domains their mean."""
+SeenRouting = Callable[[dict[str, Routing], dict[str, Tensor]], None]
+"""Gets the routing of each batch, and the batch."""
 
+
+def domain_losses(subject: Subject, data: EvaluationRows, routing: SeenRouting | None = None) -> list[DomainLosses]:
+    """A row for each domain that has label tokens, one for all tokens, and with several domains their mean.
+
+    Args:
+        routing: told what the routers do, with the adapters on.
+    """
     with adapters_off(subject.model):
         off = measured_losses(subject, data)
-    on = measured_losses(subject, data)
+    on = measured_losses(subject, data, routing)
     return [_row(name, tokens, *losses) for name, tokens, losses in by_domain(data.domains, off, on)]
 
 
-def measured_losses(subject: Subject, data: EvaluationRows) -> DomainLoss:
-    """The losses of a model as it is now."""
+def measured_losses(subject: Subject, data: EvaluationRows, routing: SeenRouting | None = None) -> DomainLoss:
+    """The losses of a model as it is now; `routing` is told what its routers do."""
     batches = (batch for _, batch in subject.batches(data.rows))
-    return measured(subject.objective, subject.model, batches, data.domains, device=subject.model.device)
+    device = subject.model.device
+    return measured(subject.objective, subject.model, batches, data.domains, device=device, routing=routing)
 
 
 def by_domain(domains: Sequence[str], *measured: DomainLoss) -> list[tuple[str, int, list[float]]]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lmoe.report.files import write_bytes
+from lmoe.report.targets import TargetReport
 
 JSON_FILE = "evaluation.json"
-TABLES = ("losses", "choices", "samples", "tasks", "exported")
+TABLES = ("losses", "target_choices", "choices", "samples", "tasks", "exported")
 """Parts of an evaluation that become a CSV file and a W&B table of that name."""
 
 
@@ -32,6 +33,22 @@ class DomainLosses:
     """exp(off_loss)."""
     on_perplexity: float
     """exp(on_loss)."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class TargetShare:
+    """How often routers choose a target for rows of one kind."""
+
+    row: str
+    """A target that the rows have, or the domain of rows without one."""
+    has_target: bool
+    """Whether they have one: routers were taught their domain, or the rows were put into clusters."""
+    rows: int
+    """Number of such rows."""
+    chosen: str
+    """The target that is chosen."""
+    share: float
+    """For which share of these rows, mean over the routers."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -126,6 +143,8 @@ class Evaluation:
     """What a reader has to know about the numbers."""
     losses: list[DomainLosses] = field(default_factory=list)
     """One a domain, then the sums."""
+    targets: TargetReport | None = None
+    """What routers choose of what they were taught; None: they were taught nothing."""
     choices: list[ChoiceAccuracy] = field(default_factory=list)
     """One a task."""
     samples: list[Sample] = field(default_factory=list)
@@ -134,6 +153,20 @@ class Evaluation:
     """One a task and metric."""
     exported: list[ExportedLosses] = field(default_factory=list)
     """Of an exported folder in place of `losses`; one a domain, then the sums."""
+
+    @property
+    def target_choices(self) -> list[TargetShare]:
+        """One for each kind of row that there is, and each target."""
+        report = self.targets
+        if report is None:
+            return []
+        names = [*report.targets, *report.untrained]
+        return [
+            TargetShare(row=name, has_target=label < len(report.targets), rows=count, chosen=chosen, share=share)
+            for label, (name, count) in enumerate(zip(names, report.counts, strict=True))
+            if count
+            for chosen, share in zip(report.targets, report.table[label], strict=True)
+        ]
 
     def write(self, folder: Path) -> list[Path]:
         """evaluation.json and a CSV file for each part that was measured; files of an earlier evaluation go.

@@ -7,6 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmoe.evaluate.results import Evaluation, Sample
+from lmoe.report.table import target_table
 
 SHOWN = 400
 """Characters of a prompt or answer that the terminal shows; the files have all of it."""
@@ -19,6 +20,8 @@ def evaluation_tables(evaluation: Evaluation) -> Group:
         parts += [Text(), _losses(evaluation)]
     if evaluation.exported:
         parts += [Text(), _exported(evaluation)]
+    if evaluation.targets is not None:
+        parts += [Text(), target_table(evaluation.targets)]
     if evaluation.choices:
         parts += [Text(), _choices(evaluation)]
     if evaluation.tasks:

@@ -56,8 +56,11 @@ def log_evaluation(evaluation: Evaluation, folder: Path, run: Path | None, say: 
 
 
 def metrics(evaluation: Evaluation) -> dict[str, float]:
-    """eval/<domain>/loss, eval/<task>/accuracy and eval/<task>/<metric> with the adapters on, …_off with them off;
-    of an exported model eval/<domain>/loss, and loss_run of its run."""
+    """eval/<domain>/loss, eval/<task>/accuracy and eval/<task>/<metric> with the adapters on, …_off with them off.
+
+    Of an exported model eval/<domain>/loss, and loss_run of its run. Of routers that were taught targets also
+    eval/target_accuracy, eval/target_loss and eval/domain_agreement.
+    """
     values: dict[str, float] = {}
     for row in evaluation.losses:
         name = row.domain.strip("()").replace(" ", "_")
@@ -67,6 +70,13 @@ def metrics(evaluation: Evaluation) -> dict[str, float]:
         values[f"eval/{name}/loss"] = row.loss
         if row.run_loss is not None:
             values[f"eval/{name}/loss_run"] = row.run_loss
+    if (targets := evaluation.targets) is not None:
+        found = {
+            "target_accuracy": targets.accuracy,
+            "target_loss": targets.loss,
+            "domain_agreement": targets.agreement,
+        }
+        values |= {f"eval/{name}": value for name, value in found.items() if value is not None}
     for row in evaluation.choices:
         values |= {f"eval/{row.task}/accuracy": row.on_normalised, f"eval/{row.task}/accuracy_off": row.off_normalised}
     for row in evaluation.tasks:

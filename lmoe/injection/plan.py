@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from lmoe.layers.model_route import MODEL
 from lmoe.vocabulary import Role
 
 
@@ -122,6 +123,11 @@ class InjectionPlan:
     def routers(self) -> dict[str, int]:
         """Number of experts that each router chooses from, by the router's name, in the order of the backbone."""
         return {site.router: site.num_experts for site in self.sites if site.num_experts}
+
+    @property
+    def sites_of_one_router(self) -> int | None:
+        """At how many sites the experts are that one router of the whole model chooses; None: there is none."""
+        return sum(site.num_experts > 0 for site in self.sites) if MODEL in self.routers else None
 
     @property
     def total_parameters(self) -> int:

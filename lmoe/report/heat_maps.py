@@ -42,13 +42,15 @@ def load_by_site(summary: RunSummary) -> Figure:
     for row in range(1, len(sites)):
         if layers[row] != layers[row - 1]:
             ax.axhline(row, color="black", linewidth=1.2)
-    fig.suptitle(f"Load of every expert by site{_reading(summary)}", fontsize=15)
+    by_site = " by site" if len(sites) > 1 else ""
+    fig.suptitle(f"Load of every expert{by_site}{_reading(summary)}", fontsize=15)
     _load_scale(fig, [ax])
     return fig
 
 
 def load_by_domain(summary: RunSummary) -> Figure:
-    """Above: domains by experts, averaged over sites of a kind. Below: how far each site tells domains apart."""
+    """Above: domains by experts, averaged over sites of a kind. Below, of several sites: how far each tells domains
+    apart."""
     domains = [domain for domain in summary.domains if summary.domain_load.get(domain)]
     sites = [site for site in summary.site_load if all(site in summary.domain_load[domain] for domain in domains)]
     if not domains or not sites:
@@ -57,7 +59,7 @@ def load_by_domain(summary: RunSummary) -> Figure:
     columns = min(PANELS_PER_ROW, len(groups))
     rows = math.ceil(len(groups) / columns)
     panel_inches = max(MIN_INCHES, 1.1 + ROW_INCHES * len(domains))
-    has_distance = len(domains) > 1
+    has_distance = len(domains) > 1 and len(sites) > 1
     # Labels under the lower panel are written upright and take an inch and a half.
     heights = [panel_inches] * rows + [panel_inches + 1.5] * has_distance
     fig = new_figure(sum(heights) + 0.6)

@@ -10,7 +10,18 @@ from lmoe.report.curves import Curves
 from lmoe.report.files import write_bytes
 from lmoe.report.loads import DEAD_SHARE
 from lmoe.report.summary import RunSummary
-from lmoe.report.wording import RUN_FILES, duration, experts, loss_rows, memory, specialists, steps
+from lmoe.report.targets import TargetReport
+from lmoe.report.wording import (
+    RUN_FILES,
+    duration,
+    experts,
+    loss_rows,
+    memory,
+    specialists,
+    steps,
+    target_lines,
+    target_rows,
+)
 
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
@@ -40,6 +51,16 @@ CAPTIONS = {
         "Rows that differ show experts that specialise by domain; experts of different sites are different experts, so "
         "the lower panel, which compares domains within each site, is the surer sign.",
     ),
+    "target_choices": (
+        "What routers choose of what they were taught",
+        "Rows are what validation rows are, columns what routers choose for them: the diagonal is right. Below the "
+        "line stand domains that no router was taught, and where their rows go.",
+    ),
+    "cluster_domains": (
+        "Clusters and domains",
+        "The clusters that routers were taught, made from prompts alone, beside the domains that the rows name: a row "
+        "with one bright cell is a domain that the clusters found too.",
+    ),
     "coactivation": (
         "Experts that work together",
         "The diagonal is 100 %. Two experts that always meet do the work of one; with a dense router all of them meet.",
@@ -51,6 +72,16 @@ CAPTIONS = {
     ),
 }
 """Picture -> its heading, and how to read it; in the order of the page."""
+
+CAPTIONS_OF_ONE = {
+    "load_by_site": (
+        "Load of the experts",
+        "White is the uniform share, red an expert that gets more of the assignments, blue one that gets less; one "
+        "dark red cell is a router that collapsed.",
+    ),
+    "load_by_domain": ("Load by domain", "Rows that differ show experts that specialise by domain."),
+}
+"""The same where one router alone has decided."""
 
 ROUTING = {
     "entropy": "router entropy over ln E: 1 where a router is undecided, 0 where it is certain",
@@ -84,9 +115,10 @@ def write_page(
             _facts(summary),
             "<h2>Validation loss by domain</h2>",
             _losses(summary),
-            _figures(pictures, folder),
+            _figures(pictures, folder, CAPTIONS | (CAPTIONS_OF_ONE if len(summary.site_load) == 1 else {})),
+            _taught(summary.targets),
             _specialists(summary),
-            _routing(metrics),
+            _routing(metrics, several=len(summary.site_load) > 1),
             "<h2>Where things are</h2>",
             _files(summary),
             _next(next_commands),
@@ -137,10 +169,10 @@ def _losses(summary: RunSummary) -> str:
     )
 
 
-def _figures(pictures: Mapping[str, Path], folder: Path) -> str:
+def _figures(pictures: Mapping[str, Path], folder: Path, captions: Mapping[str, tuple[str, str]]) -> str:
     parts = []
-    for name in [*(n for n in CAPTIONS if n in pictures), *(n for n in pictures if n not in CAPTIONS)]:
-        title, reading = CAPTIONS.get(name, (name, ""))
+    for name in [*(n for n in captions if n in pictures), *(n for n in pictures if n not in captions)]:
+        title, reading = captions.get(name, (name, ""))
         link = escape(quote(os.path.relpath(pictures[name], folder).replace(os.sep, "/")))
         parts.append(
             f'<h2>{escape(title)}</h2>\n<figure><figcaption>{escape(reading)}</figcaption>\n<a href="{link}">'
@@ -158,7 +190,22 @@ def _specialists(summary: RunSummary) -> str:
     )
 
 
-def _routing(metrics: Curves) -> str:
+def _taught(report: TargetReport | None) -> str:
+    if report is None:
+        return ""
+    lines = "".join(f"<p>{escape(line[:1].upper() + line[1:])}.</p>\n" for line in target_lines(report))
+    head = "".join(f"<th>{name}</th>" for name in (report.kind, "rows", "chosen rightly", "chosen instead"))
+    rows = (
+        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in (row.label, row.rows, row.right, row.other))}</tr>"
+        for row in target_rows(report)
+    )
+    return (
+        f"<h2>Targets of the routers</h2>\n<p>On the validation rows.</p>\n{lines}"
+        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
+    )
+
+
+def _routing(metrics: Curves, *, several: bool) -> str:
     lines = []
     for name, meaning in ROUTING.items():
         if points := metrics.get(f"routing/{name}"):
@@ -169,8 +216,9 @@ def _routing(metrics: Curves) -> str:
     if not lines:
         return ""
     head = "<tr><th>metric</th><th>first</th><th>last</th><th>meaning</th></tr>"
+    means = "; means over the sites unless it says otherwise" if several else ""
     return (
-        "<h2>Routing</h2>\n<p>As first and as last logged; means over the sites unless it says otherwise.</p>\n"
+        f"<h2>Routing</h2>\n<p>As first and as last logged{means}.</p>\n"
         f'<table class="text"><thead>{head}</thead>\n<tbody>\n' + "\n".join(lines) + "\n</tbody></table>"
     )
 

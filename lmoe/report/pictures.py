@@ -11,20 +11,24 @@ from lmoe.report.files import write_bytes
 from lmoe.report.heat_maps import load_by_domain, load_by_site
 from lmoe.report.loss_picture import loss_curves
 from lmoe.report.summary import RunSummary
+from lmoe.report.target_maps import cluster_domains, target_choices
 
 __all__ = [
+    "cluster_domains",
     "coactivation",
     "knock_out",
     "load_by_domain",
     "load_by_site",
     "loss_curves",
+    "target_choices",
     "write_loss_curve",
     "write_pictures",
 ]
 
 
 def write_pictures(summary: RunSummary, metrics: Curves, folder: Path) -> dict[str, Path]:
-    """Write the pictures as PNG: loss_curves, with routers their maps, and knock_out where experts were silenced.
+    """Write the pictures as PNG: loss_curves, with routers their maps, target_choices (and cluster_domains) where they
+    are taught, and knock_out where experts were silenced.
 
     Returns:
         Name of each picture without `.png` -> its file.
@@ -37,6 +41,10 @@ def write_pictures(summary: RunSummary, metrics: Curves, folder: Path) -> dict[s
         figures["load_by_site"] = load_by_site(summary)
         figures["load_by_domain"] = load_by_domain(summary)
         figures["coactivation"] = coactivation(summary)
+    if summary.targets is not None:
+        figures["target_choices"] = target_choices(summary.targets)
+        if summary.targets.cluster_rows:
+            figures["cluster_domains"] = cluster_domains(summary.targets)
     figures["loss_curves"] = loss_curves(metrics, summary.phases, summary.max_steps, summary.loss_measure)
     if summary.knock_out:
         figures["knock_out"] = knock_out(summary)

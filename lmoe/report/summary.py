@@ -9,6 +9,7 @@ from lmoe.errors import CheckpointError
 from lmoe.files.small_file import Reader
 from lmoe.files.wording import LONGEST_REASON, shown
 from lmoe.report.files import write_bytes
+from lmoe.report.targets import TargetReport
 
 SUMMARY = Reader(most=2**30, what="it", finite=False, cure="it is no summary of a run")
 
@@ -69,6 +70,10 @@ class RunSummary:
     """What the objective measures it in."""
     metric_names: list[str] = field(default_factory=list)
     """Names of the metrics that the objective logs in a validation; empty: not recorded."""
+    targets: TargetReport | None = None
+    """What routers chose of what they are taught; None: they are taught nothing."""
+    sites_of_one_router: int | None = None
+    """With one router for the whole model: at how many sites its experts are; None: each site has a router."""
 
     @property
     def before_mean(self) -> float | None:
@@ -108,7 +113,21 @@ class RunSummary:
             raise CheckpointError(
                 f"{path} is no summary of a run that this version reads: {shown(named, longest=LONGEST_REASON)}"
             )
-        return cls(**content)
+        return cls(**content | {"targets": cls._targets(path, content.get("targets"))})
+
+    @staticmethod
+    def _targets(path: Path, content: object) -> TargetReport | None:
+        """The part about targets.
+
+        Raises:
+            CheckpointError: it is none.
+        """
+        if content is None:
+            return None
+        try:
+            return TargetReport(**content)  # type: ignore[arg-type]
+        except TypeError:
+            raise CheckpointError(f"{path} is no summary of a run that this version reads: targets") from None
 
 
 def _mean(losses: Mapping[str, float], domains: Sequence[str]) -> float | None:

@@ -9,13 +9,27 @@ from rich.text import Text
 from lmoe.report.loads import DEAD_SHARE, ExpertLoad, expert_loads
 from lmoe.report.say import say
 from lmoe.report.summary import FINISHED, RunSummary
-from lmoe.report.wording import RUN_FILES, duration, experts, loss_rows, memory, percent, steps
+from lmoe.report.targets import TargetReport
+from lmoe.report.wording import (
+    RUN_FILES,
+    duration,
+    experts,
+    loss_rows,
+    memory,
+    percent,
+    steps,
+    target_lines,
+    target_rows,
+)
 
 BAR_WIDTH = 20
 """Characters of the longest bar."""
 
 MAX_EXPERTS = 32
 """With more experts, only the busiest and the idlest are listed."""
+
+MAX_TARGETS = 32
+"""With more targets, only those that are chosen least rightly are listed."""
 
 COMMAND_WIDTH = 76
 """Longer commands are continued on the next line with a backslash, which a shell accepts when copied."""
@@ -29,6 +43,8 @@ def print_end(console: Console, summary: RunSummary, next_commands: list[str]) -
     parts: list[RenderableType] = [Text(_what_ran(summary)), Text(), loss_table(summary), Text()]
     if summary.site_load:
         parts += [load_table(summary), Text()]
+    if summary.targets is not None:
+        parts += [target_table(summary.targets), Text()]
     parts += [Text(f"warning: {message}", style="bold yellow") for message in summary.collapsed]
     console.print(Group(*parts))
     console.print(Text.assemble(("In ", "bold"), summary.run_dir), soft_wrap=True)
@@ -54,30 +70,56 @@ def loss_table(summary: RunSummary) -> Table:
 
 
 def load_table(summary: RunSummary) -> Table:
-    """Load of each expert over the sites: mean, lowest, highest, and where it is dead."""
-    loads = expert_loads(summary.site_load)
-    table = _table("Load of each expert (share of assignments, over the sites)", "expert")
-    table.add_column("mean", justify="right", no_wrap=True)
+    """Load of each expert over the sites: mean, lowest, highest, and where it is dead; of one router, just its load."""
+    loads, several = expert_loads(summary.site_load), len(summary.site_load) > 1
+    over = ", over the sites" if several else ""
+    table = _table(f"Load of each expert (share of assignments{over})", "expert")
+    table.add_column("mean" if several else "load", justify="right", no_wrap=True)
     table.add_column("", no_wrap=True, width=BAR_WIDTH)
-    for heading in ("min", "max", "dead at"):
+    for heading in ("min", "max", "dead at") if several else ("dead",):
         table.add_column(heading, justify="right", no_wrap=True)
     longest = max(load.mean for load in loads)
     for load in _listed(loads):
         bar = "#" * round(BAR_WIDTH * load.mean / longest) if longest > 0 else ""
-        dead = Text(f"{load.dead_sites} of {load.sites} sites", style="bold red" if load.dead_sites else "")
-        table.add_row(
-            summary.expert_label(load.expert),
-            percent(load.mean),
-            bar,
-            percent(load.lowest),
-            percent(load.highest),
-            dead,
-        )
+        style = "bold red" if load.dead_sites else ""
+        dead = f"{load.dead_sites} of {load.sites} sites" if several else "dead" if load.dead_sites else ""
+        spread = (percent(load.lowest), percent(load.highest)) if several else ()
+        table.add_row(summary.expert_label(load.expert), percent(load.mean), bar, *spread, Text(dead, style=style))
     uniform = sorted({1 / len(shares) for shares in summary.site_load.values()})
     table.caption = f"uniform: {' or '.join(map(percent, uniform[:4]))}; dead: below {DEAD_SHARE:g} of uniform"
     if len(loads) > MAX_EXPERTS:
         table.caption += f"\nthe {MAX_EXPERTS // 2} busiest and {MAX_EXPERTS // 2} idlest of {len(loads)} experts"
     return table
+
+
+def target_table(report: TargetReport) -> Group:
+    """For each target how many rows have it, for how many of them it is chosen, and what else is chosen most; below,
+    the accuracy of all.
+    """
+    table = _table(f"What routers choose, by the {report.kind} of the row", report.kind)
+    for heading in ("rows", "chosen rightly"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("chosen instead", overflow="fold")
+    rows = target_rows(report)
+    shown = range(len(rows))
+    if len(rows) > MAX_TARGETS:
+        worst = sorted(shown, key=lambda label: _rightness(report, label))[:MAX_TARGETS]
+        shown = sorted(worst)
+    for label in shown:
+        row = rows[label]
+        table.add_row(Text(row.label, overflow="fold"), row.rows, row.right, Text(row.other, overflow="fold"))
+        if label == len(report.targets) - 1 and report.untrained:
+            table.add_section()
+    lines = target_lines(report)
+    if len(rows) > MAX_TARGETS:
+        lines.append(f"the {MAX_TARGETS} of {len(rows)} with the fewest right choices")
+    return Group(table, *(Text(line, style="dim") for line in lines))
+
+
+def _rightness(report: TargetReport, label: int) -> float:
+    """For sorting: the share of right choices; what has none to make comes last."""
+    right = report.right(label) if label < len(report.targets) else None
+    return 2.0 if right is None else right
 
 
 def continued(command: str, indent: str = "") -> str:

@@ -4,8 +4,10 @@ import math
 from dataclasses import dataclass
 
 from lmoe.report.summary import RunSummary
+from lmoe.report.targets import TargetReport
 
 NOT_MEASURED = "-"
+AGREEMENT = "adjusted mutual information"
 MOST_EXPERTS = 12
 """Of more experts that matter for one domain, the rest is only counted."""
 
@@ -79,7 +81,7 @@ def memory(megabytes: float | None) -> str:
 
 
 def experts(summary: RunSummary) -> str:
-    """`8 experts at each of 18 sites`, with their names where they have some."""
+    """`8 experts at each of 18 sites`, with their names where they have some, and one router for all if that is so."""
     named = f" ({', '.join(summary.expert_names)})" if summary.expert_names else ""
     return _count(summary) + named
 
@@ -88,7 +90,10 @@ def _count(summary: RunSummary) -> str:
     counts = sorted({len(loads) for loads in summary.site_load.values()})
     if not counts:
         return "no routers"
-    sites = len(summary.site_load)
+    sites = summary.sites_of_one_router or len(summary.site_load)
+    if summary.sites_of_one_router is not None:
+        where = "1 site" if sites == 1 else f"each of {sites} sites"
+        return f"{counts[0]} experts at {where}, chosen by one router for the whole model"
     if len(counts) > 1:
         return f"{counts[0]} to {counts[-1]} experts at {sites} sites"
     return f"{counts[0]} experts at 1 site" if sites == 1 else f"{counts[0]} experts at each of {sites} sites"
@@ -107,6 +112,52 @@ def specialists(summary: RunSummary) -> dict[str, str]:
     if useless := [e for e, best in summary.specialisation.items() if best is None]:
         rows["no domain"] = _listed(useless)
     return rows
+
+
+@dataclass(slots=True, kw_only=True)
+class TargetRow:
+    """What routers choose for the rows of one target, or of a domain that none is, as text."""
+
+    label: str
+    rows: str
+    right: str
+    other: str
+    """The other target that is chosen most, and how often."""
+
+
+def target_rows(report: TargetReport) -> list[TargetRow]:
+    """A row for each target, then for each domain that was not trained; those without rows say so by dashes."""
+    found = []
+    for label, name in enumerate(report.labels):
+        right = report.right(label) if label < len(report.targets) else None
+        other = report.most_other(label)
+        found.append(
+            TargetRow(
+                label=name,
+                rows=f"{report.counts[label]:,}",
+                right=NOT_MEASURED if right is None else percent(right),
+                other=NOT_MEASURED
+                if other is None
+                else f"{report.targets[other]} {percent(report.table[label][other])}",
+            )
+        )
+    return found
+
+
+def target_lines(report: TargetReport) -> list[str]:
+    """The accuracy beside that of always the same target, and how experts, clusters and domains agree."""
+    lines = []
+    if report.accuracy is not None and report.largest is not None:
+        mean = "" if report.sites == 1 else f" (mean over {report.sites} routers)"
+        lines.append(f"target chosen for {percent(report.accuracy)} of {sum(report.rows):,} rows{mean}")
+        lines.append(f"always the largest target: {percent(report.largest)}")
+    else:
+        lines.append("no row has a target")
+    if report.agreement is not None:
+        lines.append(f"{AGREEMENT} of experts and domains: {report.agreement:.3f}")
+    if report.cluster_agreement is not None:
+        lines.append(f"{AGREEMENT} of clusters and domains (training rows): {report.cluster_agreement:.3f}")
+    return lines
 
 
 def _listed(names: list[str]) -> str:

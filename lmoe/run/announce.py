@@ -28,6 +28,8 @@ def describe_plan(parts: Parts, console: Console) -> None:
     report = parts.prepared.report
     lines = [f"backbone {parts.config.backbone.full_name}: {frozen:,} parameters, frozen"]
     lines += expert_lines(parts)
+    if (sites := parts.plan.sites_of_one_router) is not None:
+        lines.append(f"one router decides for {'1 site' if sites == 1 else f'all {sites} sites'}, from the prompt")
     for phase in parts.module.schedule.phases:
         first, last = phase.start + 1, phase.end
         steps = f"step {last} trains" if first == last else f"steps {first} to {last} train"

@@ -1,7 +1,9 @@
 """What a run leaves when it ends: the adapter to use, pictures, a page, and a table with the next command."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
@@ -9,14 +11,19 @@ from rich.console import Console
 from lmoe.adapter.folder import save_adapter
 from lmoe.adapter.place import ADAPTER_DIR
 from lmoe.adapter.save_pretrained import save_backbone
+from lmoe.data.pack import PackedRows
+from lmoe.data.prepare import PreparedData
+from lmoe.data.stream import RowStream
 from lmoe.files.run_folder import METRICS_FILE, path_from_here
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected
+from lmoe.ops.mutual_information import adjusted_mutual_information
 from lmoe.report.curves import read_metrics
 from lmoe.report.page import write_page
 from lmoe.report.pictures import write_pictures
 from lmoe.report.summary import RunSummary
 from lmoe.report.table import print_end
+from lmoe.report.targets import TargetReport
 from lmoe.run.loggers import sync_command
 from lmoe.run.memory import peak_memory_mb
 from lmoe.run.next_calls import next_calls
@@ -108,4 +115,24 @@ def run_summary(
         loss_title=parts.module.objective.title,
         loss_measure=parts.module.objective.measure,
         metric_names=[f"val/{name}" for name in results.after],
+        targets=None if results.targets is None else with_clusters(results.targets.report(), parts.prepared),
+        sites_of_one_router=parts.plan.sites_of_one_router,
+    )
+
+
+def with_clusters(report: TargetReport, prepared: PreparedData) -> TargetReport:
+    """The report with the clusters of the training rows beside their domains, where they were put into clusters."""
+    train = prepared.train
+    rows = train.rows if isinstance(train, PackedRows) else train
+    if isinstance(rows, RowStream) or rows.clusters is None:
+        return report
+    clusters, domains = len(report.targets), len(prepared.domains)
+    put = rows.clusters >= 0
+    places = rows.domains[put] * clusters + rows.clusters[put]
+    table = torch.bincount(places, minlength=domains * clusters).view(domains, clusters)
+    return replace(
+        report,
+        domains=list(prepared.domains),
+        cluster_rows=table.tolist(),
+        cluster_agreement=adjusted_mutual_information(table),
     )

@@ -14,6 +14,7 @@ from lmoe.metrics.routing import RoutingStats
 from lmoe.metrics.saturation import Choices, ChosenExperts, routing_saturation
 from lmoe.metrics.specialisation import DomainSpecialisation, specialisation_rows, specialisation_summary
 from lmoe.ops.expert_similarity import mean_expert_cosine
+from lmoe.training.target_evaluation import TargetEvaluation
 from lmoe.vocabulary import KnockOut
 
 
@@ -26,12 +27,14 @@ class RoutingEvaluation:
         specialisation: mutual information of domain and expert.
         coactivation: which experts work together.
         chosen: the experts of every token.
+        targets: what they choose of what they are taught; None: they are taught nothing.
     """
 
     stats: RoutingStats
     specialisation: DomainSpecialisation
     coactivation: Coactivation
     chosen: ChosenExperts
+    targets: TargetEvaluation | None
 
     @classmethod
     def of(cls, model: nn.Module, domains: list[str], device: torch.device, permutations: int) -> "RoutingEvaluation":
@@ -42,6 +45,7 @@ class RoutingEvaluation:
             DomainSpecialisation(experts, domains, permutations=permutations).to(device),
             Coactivation(experts).to(device),
             ChosenExperts(experts).to(device),
+            TargetEvaluation.of(model, domains, device),
         )
 
     def update(self, routing: dict[str, Routing], batch: dict[str, Tensor]) -> None:
@@ -51,6 +55,8 @@ class RoutingEvaluation:
         self.specialisation.update(assignment, valid, batch["row_ids"], batch["domain_ids"])
         self.coactivation.update(assignment, valid)
         self.chosen.update(assignment, valid)
+        if self.targets is not None:
+            self.targets.update(routing, batch)
 
 
 def specialisation_metrics(evaluation: RoutingEvaluation, earlier: Choices | None) -> dict[str, float]:
@@ -59,6 +65,14 @@ def specialisation_metrics(evaluation: RoutingEvaluation, earlier: Choices | Non
     metrics = specialisation_summary(found) | specialisation_rows(found)
     if earlier is not None:
         metrics |= _by_site("saturation", routing_saturation(earlier, evaluation.chosen.compute()))
+    return metrics
+
+
+def target_metrics(targets: TargetEvaluation | None) -> dict[str, float]:
+    """val/routing/… of what routers are taught, and of each site."""
+    metrics: dict[str, float] = {}
+    for name, values in ({} if targets is None else targets.by_site()).items():
+        metrics |= _by_site(name, values)
     return metrics
 
 

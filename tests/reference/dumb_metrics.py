@@ -68,3 +68,24 @@ def dense_cosine(lora_A: Tensor, lora_B: Tensor) -> Tensor:
     products = dense_inner_products(lora_A, lora_B)
     norms = torch.stack([products[e, e].sqrt() for e in range(products.shape[0])])
     return torch.stack([products[i] / (norms[i] * norms) for i in range(products.shape[0])])
+
+
+def target_choices(
+    logits: Tensor, row_of_token: Sequence[int], target_of_row: Sequence[int], targets: int
+) -> tuple[list[list[float]], float]:
+    """(rows of each target by chosen target, mean loss of the rows), of rows that all have a target.
+
+    Args:
+        logits: (N, E) of valid tokens; expert e belongs to target e mod C.
+    """
+    chosen, losses = [[0.0] * targets for _ in range(targets)], []
+    for row, target in enumerate(target_of_row):
+        tokens = [logits[n] for n in range(len(logits)) if row_of_token[n] == row]
+        row_loss = 0.0
+        for z in tokens:
+            p = [math.exp(float(value)) for value in z]
+            of_target = [sum(p[e] for e in range(len(p)) if e % targets == c) / sum(p) for c in range(targets)]
+            chosen[target][of_target.index(max(of_target))] += 1 / len(tokens)
+            row_loss -= math.log(of_target[target])
+        losses.append(row_loss / len(tokens))
+    return chosen, sum(losses) / len(losses)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from lightning.pytorch import Trainer
 
+from lmoe.layers.model_route import MODEL
 from lmoe.metrics.routing import SiteRouting
 from lmoe.training.module import AdapterModule
 from lmoe.training.step import Stage, StepCallback, StepRecord
@@ -83,8 +84,15 @@ class CollapseWatch(StepCallback):
             trainer.should_stop = True
 
     def look(self, pl_module: AdapterModule, step: int) -> None:
-        """Judge the sites on the routing since the last look; nothing where every step since was skipped."""
+        """Judge the sites on the routing since the last look.
+
+        Nothing is judged where every step since was skipped, nor in a phase with route_by=target: there the data says
+        how much each expert gets, not the router.
+        """
         if not pl_module.recent_routing.update_called:
+            return
+        if pl_module.current.by_target:
+            pl_module.recent_routing.reset()
             return
         seen = pl_module.recent_routing.compute()
         if pl_module.phase != self._phase:
@@ -100,8 +108,9 @@ class CollapseWatch(StepCallback):
                 if self.aux_loss_coef
                 else "Use moe.load_balance.type=aux_loss with an aux_loss_coef such as 0.01, raise it"
             )
+            where = "of the router of the model" if site == MODEL else f"at {site}"
             message = (
-                f"routing collapse at {site} (step {step}): {reason}. {balance} or moe.temperature, lower "
+                f"routing collapse {where} (step {step}): {reason}. {balance} or moe.temperature, lower "
                 "optim.roles.router.lr, or warm the routers up for longer (phase.phases.<next>.start)"
             )
             self.messages.append(message)

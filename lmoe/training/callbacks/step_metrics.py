@@ -1,7 +1,7 @@
 """Metrics of each optimizer step.
 
-Logs: train/loss, train/load_balancing_loss, train/router_z_loss, train/relu_l1, train/diversity_penalty, train/phase,
-lr/<role>, grad_norm/<role>, throughput/{tokens,tokens_per_second},
+Logs: train/loss, train/load_balancing_loss, train/router_z_loss, train/relu_l1, train/diversity_penalty,
+train/router_target_loss, train/phase, lr/<role>, grad_norm/<role>, throughput/{tokens,tokens_per_second},
 routing/{entropy,cv,max_vio,dead,dead_share,effective,load_entropy,information}, routing/<site>/{load,importance}/<e>,
 routing/<site>/{entropy,cv,max_vio,effective,load_entropy,information}.
 """

@@ -1,8 +1,9 @@
 """Validate before the first step with adapters off, every n steps of a phase, and at the end of each phase.
 
 Logs: val/loss, val/<domain>/loss, init/logit_change, val/routing/{domain_information,domain_information_null,
-domain_information_adjusted,domain_information_p,saturation,expert_cosine}, the same of each site (without the null),
-and val/routing/knock_out/….
+domain_information_adjusted,domain_information_p,saturation,expert_cosine}, where routers are taught
+val/routing/{target_accuracy,target_loss}, the same of each site (without the null), and
+val/routing/knock_out/….
 """
 
 from collections.abc import Callable
@@ -24,10 +25,12 @@ from lmoe.training.evaluation import (
     domain_losses,
     knock_out,
     specialisation_metrics,
+    target_metrics,
 )
 from lmoe.training.metrics_csv import MetricsCsv
 from lmoe.training.module import AdapterModule
 from lmoe.training.step import Stage, StepCallback, StepRecord
+from lmoe.training.target_evaluation import TargetEvaluation
 from lmoe.vocabulary import KnockOut
 
 
@@ -44,6 +47,7 @@ class ValidationResults:
         coactivation: share of the tokens of one expert (row) that use another too, by site.
         knock_out: change of each domain's loss by what was silenced.
         specialisation: the domain that each silenced expert matters most for, or None.
+        targets: what routers chose of what they are taught in the latest validation; None: they are taught nothing.
     """
 
     before: dict[str, float] = field(default_factory=dict)
@@ -54,6 +58,7 @@ class ValidationResults:
     coactivation: dict[str, list[list[float]]] = field(default_factory=dict)
     knock_out: dict[str, dict[str, float]] = field(default_factory=dict)
     specialisation: dict[str, str | None] = field(default_factory=dict)
+    targets: TargetEvaluation | None = None
 
 
 class Validation(StepCallback):
@@ -159,7 +164,9 @@ class Validation(StepCallback):
         of_routing = {} if routing is None else self._routing(trainer.global_step, pl_module, routing)
         if log:
             record(trainer, metrics | of_routing)
-        self.announce(f"validation loss {self.results.after['loss']:.3f} after step {trainer.global_step}")
+        accuracy = of_routing.get("val/routing/target_accuracy")
+        right = "" if accuracy is None else f", target chosen for {accuracy:.0%} of rows"
+        self.announce(f"validation loss {self.results.after['loss']:.3f} after step {trainer.global_step}{right}")
         return metrics
 
     def _routing(self, step: int, pl_module: AdapterModule, routing: RoutingEvaluation) -> dict[str, float]:
@@ -167,11 +174,13 @@ class Validation(StepCallback):
         self.results.site_load = {site: value.load for site, value in routing.stats.compute().items()}
         self.results.domain_load = routing.stats.load_by_domain()
         self.results.coactivation = {site: value.conditional for site, value in routing.coactivation.compute().items()}
+        self.results.targets = routing.targets
         # A finished run that is resumed validates its last step again, and must not be compared with itself.
         earlier = [(past, choices) for past, choices in self._choices if past < step]
         saturated_from = earlier[-1][1] if earlier else None
         self._choices = [*earlier[-1:], (step, routing.chosen.compute())]
-        return specialisation_metrics(routing, saturated_from) | cosine_metrics(pl_module.model)
+        found = specialisation_metrics(routing, saturated_from) | cosine_metrics(pl_module.model)
+        return found | target_metrics(routing.targets)
 
     def knock_out(self, trainer: Trainer, pl_module: AdapterModule, mode: KnockOut) -> None:
         """Silence experts one at a time, and log what each domain's loss does beside that of the validation before.
