@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmoe.adapter.answer_end import answers_end
 from lmoe.adapter.folder import CONFIG_FILE as LMOE_CONFIG
 from lmoe.adapter.load import load
-from lmoe.adapter.place import adapter_folder, lost_config
+from lmoe.adapter.place import adapter_folder, lost_config, run_folder
+from lmoe.adapter.run_data import run_data
 from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.backbones.placement import placed
@@ -26,9 +27,10 @@ from lmoe.data.rows.sources import read_rows
 from lmoe.errors import CheckpointError, ConfigError, DataError
 from lmoe.files.small_file import link_outside, unreadable
 from lmoe.generate.generate import Sampling, Turn, stream_answer
+from lmoe.injection.batch_info import reads_prompts
 from lmoe.injection.tracing import domain as of_domain
 from lmoe.peft.files import CONFIG_FILE as PEFT_CONFIG
-from lmoe.vocabulary import BackbonePrecision
+from lmoe.vocabulary import BackbonePrecision, TrainOn
 
 FITTED_PROMPTS = 64
 """Enough for a mean."""
@@ -45,6 +47,7 @@ class Speaker:
         domain: of every prompt, for moe.router=oracle.
         folders: of the adapter, or of each expert, by name.
         settings: of the blend, for people.
+        train_on: the turns of conversations that it has learnt.
     """
 
     model: PreTrainedModel
@@ -54,6 +57,7 @@ class Speaker:
     domain: str | None = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    train_on: TrainOn = TrainOn.assistant
 
     def answer(self, prompt: str | list[Turn], sampling: Sampling, write: Callable[[str], object]) -> str:
         """The answer to a prompt or a conversation, piece by piece.
@@ -63,7 +67,7 @@ class Speaker:
         """
         try:
             with self._about():
-                return stream_answer(self.model, self.tokenizer, prompt, sampling, write)
+                return stream_answer(self.model, self.tokenizer, prompt, sampling, write, train_on=self.train_on)
         except DataError as error:
             if self.tokenizer.chat_template is None:
                 raise
@@ -104,12 +108,16 @@ def trained(
         LmoeError: as lmoe.load, or no such device.
     """
     model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
+    folder, train_on = lost_config(checkpoint) or adapter_folder(checkpoint), TrainOn.assistant
+    if reads_prompts(model):
+        train_on = run_data(run_folder(folder))[0].train_on
     return Speaker(
         model=placed(model, device),
         tokenizer=tokenizer,
         template_place=str(tokenizer.name_or_path),
         domain=domain,
-        folders={"checkpoint": lost_config(checkpoint) or adapter_folder(checkpoint)},
+        folders={"checkpoint": folder},
+        train_on=train_on,
     )
 
 

@@ -1,13 +1,13 @@
 """What a batch tells the routers of its tokens."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmoe.config.moe import MoeConfig
-from lmoe.injection.record import Injected
+from lmoe.injection.record import RECORD, Injected
 from lmoe.injection.tracing import expert_of
 from lmoe.layers.context import PromptRows
 from lmoe.ops.labels import IGNORE
@@ -32,6 +32,26 @@ def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str
         rows=_prompts(record, batch) if needs_prompt(record.moe) else None,
         targets=row_targets(record.moe, batch, domains),
     )
+
+
+def reads_prompts(model: nn.Module) -> bool:
+    """Whether a model decides by the prompts of a conversation."""
+    record = getattr(model, RECORD, None)
+    return record is not None and needs_prompt(record.moe)
+
+
+def conversations(model: nn.Module, answers: Tensor | None, valid: Tensor) -> AbstractContextManager[None]:
+    """A context in which `generate` decides for conversations by the prompts that training decided by.
+
+    Args:
+        model: to which nothing is told where it does not go by prompts.
+        answers: (B, T) bool, tokens of earlier answers; None: there are none, and all tokens are the prompt.
+        valid: (B, T) bool, False for padding.
+    """
+    record = getattr(model, RECORD, None)
+    if answers is None or record is None or not needs_prompt(record.moe):
+        return nullcontext()
+    return record.context.with_batch_info(rows=PromptRows.awaiting_answer(answers, valid, record.moe.decide))
 
 
 def row_targets(moe: MoeConfig, batch: dict[str, Tensor], domains: Sequence[str]) -> RowTargets | None:

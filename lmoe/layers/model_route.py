@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lmoe.errors import RoutingError
 from lmoe.layers.context import PromptDecisions, PromptRows, RunningForward
-from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, keep_with
+from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, keep_with, valid_tokens
 from lmoe.layers.prompt_reading import DecoderPlace, ReadInputs, StateReader
 from lmoe.layers.routers.model import ModelRouter
 from lmoe.layers.routers.sequence import detached, of_rows
@@ -110,9 +110,11 @@ class ModelRoute:
             self._seen(decision, rows, nowhere)
             self._keep(decision, rows, forward)
         if forward.new.sites and (cache := cache_of(output)) is not None:
-            inputs = ForwardInputs.of(model, args, kwargs)
-            again = forward.cached is not None
-            length = inputs.cached_tokens if again else inputs.prompt_length(self.context.prompt.get())
+            stated, inputs = self.context.prompt.get(), ForwardInputs.of(model, args, kwargs)
+            if forward.cached is None or stated is None:
+                length = inputs.prompt_length(stated)
+            else:  # of a turn more
+                length = stated.shape[1]
             keep_with(cache, forward.new, length)
 
     def _from_the_start(
@@ -159,19 +161,31 @@ class ModelRoute:
                 f"moe.router_scope=model has no decision for these {batch} sequences: the KV cache must have been "
                 "filled by a forward of the same sequences through this model, with the same experts"
             )
-        stated = self.context.prompt.get()
-        is_turn = stated is not None and inputs.cached_tokens < stated.shape[1] <= inputs.cached_tokens + length
-        rows = PromptRows.single(_valid_now(inputs))
-        if self.settings.decide is Decide.first or not is_turn:
-            return replace(empty, cached=cached, of_model=self._seen(decided, rows, None))
-        if not self.settings.prompt_experts:
+        asked = self._tokens_of_a_turn(inputs)
+        if not asked:
+            here = PromptRows.single(torch.ones(batch, length, dtype=torch.bool, device=inputs.tokens.device))
+            return replace(empty, cached=cached, of_model=self._seen(decided, here, None))
+        valid = valid_tokens(inputs.attention_mask, inputs.tokens, inputs.cached_tokens)
+        rows = PromptRows.single(valid & (torch.arange(length, device=valid.device) < asked))
+        if asked == length and not self.settings.prompt_experts:
             self.states.listen()
             return replace(empty, rows=rows, cached=cached)
-        read = ReadInputs.of(model, self._decoder(model), args, kwargs)
-        decision = self._decided(mean_of_prompts(self._read(model, read), rows.prompt), rows)
-        forward = replace(empty, rows=rows, cached=cached, of_model=self._seen(decision, rows, None))
+        read = ReadInputs.of(model, self._decoder(model), args, kwargs).up_to(rows.prompt)
+        decision = self._decided(mean_of_prompts(self._read(model, read), read.prompt), rows)
+        acting = None if self.settings.prompt_experts else ~rows.prompt.any(1)
+        forward = replace(empty, rows=rows, cached=cached, of_model=self._seen(decision, rows, acting))
         self._keep(decision, rows, forward)
         return forward
+
+    def _tokens_of_a_turn(self, inputs: ForwardInputs) -> int:
+        """How many tokens of a forward with a filled KV cache are a turn of the user that is to be decided for: those
+        up to the end of what `generate` was given. Candidates of an assistant may follow."""
+        stated, cached = self.context.prompt.get(), inputs.cached_tokens
+        assert inputs.tokens is not None
+        if self.settings.decide is Decide.first or stated is None:
+            return 0
+        end = stated.shape[1] - cached
+        return end if 0 < end <= inputs.tokens.shape[1] else 0
 
     def _rows(self, inputs: ForwardInputs) -> PromptRows:
         """The prompts of a forward that begins with an empty cache.
@@ -180,8 +194,7 @@ class ModelRoute:
             RoutingError: they cannot be told.
         """
         assert inputs.tokens is not None
-        rows = self.context.batch_info.rows
-        if rows is not None and rows.row_ids.shape == inputs.tokens.shape[:2]:
+        if (rows := inputs.known_rows(self.context.batch_info.rows, self.context.prompt.get())) is not None:
             return rows
         if inputs.flattened:
             raise RoutingError(
@@ -199,8 +212,9 @@ class ModelRoute:
     def _is_one_prompt(self, inputs: ForwardInputs) -> bool:
         """Whether the tokens of a forward are a prompt and nothing else."""
         assert inputs.tokens is not None
-        told = self.context.batch_info.rows is not None or inputs.labels is not None
-        return not told and inputs.prompt_length(self.context.prompt.get()) == inputs.tokens.shape[1]
+        stated = self.context.prompt.get()
+        told = inputs.labels is not None or inputs.known_rows(self.context.batch_info.rows, stated) is not None
+        return not told and inputs.prompt_length(stated) == inputs.tokens.shape[1]
 
     def _means(
         self, model: nn.Module, read: ReadInputs, rows: PromptRows, acting: Tensor | None, empty: RunningForward
@@ -263,12 +277,3 @@ def _where(routing: Routing, acting: Tensor) -> Routing:
     """The routing with weights of 0 for tokens on which no expert acts."""
     acting = acting.to(routing.routing_weights.device)
     return replace(routing, routing_weights=routing.routing_weights * acting.unsqueeze(-1), acting=acting)
-
-
-def _valid_now(inputs: ForwardInputs) -> Tensor:
-    """(B, T) bool: which tokens of a forward with a filled KV cache are no padding."""
-    assert inputs.tokens is not None
-    mask, (batch, length) = inputs.attention_mask, inputs.tokens.shape[:2]
-    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= length:
-        return mask[:, -length:].bool()
-    return torch.ones(batch, length, dtype=torch.bool, device=inputs.tokens.device)

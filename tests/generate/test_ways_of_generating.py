@@ -29,8 +29,12 @@ from tests.tiny_models import tiny_model, tokens
 VOCAB = 300
 TEXTS = {"code": ["a = b", "c = d + a"], "chat": ["hello to you", "you say hello"], "sql": ["select a", "from b"]}
 BLENDS = ["fixed", "by_row", "arrow", "encoder"]
-BY_PROMPT = ("sequence", "sequence block", "prompt_hash", "encoder")
-NAMES = [*ROUTERS, "sequence block", "top_k block", *BLENDS]
+OF_MODEL = {
+    "sequence model": {"router_scope": "model"},
+    "sequence model on prompts": {"router_scope": "model", "prompt_experts": True},
+}
+BY_PROMPT = ("sequence", "sequence block", "prompt_hash", *OF_MODEL, "encoder")
+NAMES = [*ROUTERS, "sequence block", "top_k block", *OF_MODEL, *BLENDS]
 LENGTH, NEW = 7, 6
 
 
@@ -71,7 +75,7 @@ def made(name: str, places) -> Mixed:
     base, experts, tokenizer = places
     if name not in BLENDS:
         router, _, scope = name.partition(" ")
-        model = tiny_injected(router, moe={"router_scope": scope or "linear"}, std=0.5)
+        model = tiny_injected(router, moe=OF_MODEL.get(name, {"router_scope": scope or "linear"}), std=0.5)
         model.generation_config.eos_token_id = None
         return Mixed(model, about=(lambda: domain(model, DOMAINS[0])) if router in BY_DOMAIN else nullcontext)
     model = copy.deepcopy(base)
