@@ -161,31 +161,20 @@ class ModelRoute:
                 f"moe.router_scope=model has no decision for these {batch} sequences: the KV cache must have been "
                 "filled by a forward of the same sequences through this model, with the same experts"
             )
-        asked = self._tokens_of_a_turn(inputs)
-        if not asked:
+        stated = self.context.prompt.get()
+        is_turn = stated is not None and stated.shape[1] == inputs.cached_tokens + length
+        if self.settings.decide is Decide.first or not is_turn:
             here = PromptRows.single(torch.ones(batch, length, dtype=torch.bool, device=inputs.tokens.device))
             return replace(empty, cached=cached, of_model=self._seen(decided, here, None))
-        valid = valid_tokens(inputs.attention_mask, inputs.tokens, inputs.cached_tokens)
-        rows = PromptRows.single(valid & (torch.arange(length, device=valid.device) < asked))
-        if asked == length and not self.settings.prompt_experts:
+        rows = PromptRows.single(valid_tokens(inputs.attention_mask, inputs.tokens, inputs.cached_tokens))
+        if not self.settings.prompt_experts:
             self.states.listen()
             return replace(empty, rows=rows, cached=cached)
-        read = ReadInputs.of(model, self._decoder(model), args, kwargs).up_to(rows.prompt)
-        decision = self._decided(mean_of_prompts(self._read(model, read), read.prompt), rows)
-        acting = None if self.settings.prompt_experts else ~rows.prompt.any(1)
-        forward = replace(empty, rows=rows, cached=cached, of_model=self._seen(decision, rows, acting))
+        read = ReadInputs.of(model, self._decoder(model), args, kwargs)
+        decision = self._decided(mean_of_prompts(self._read(model, read), rows.prompt), rows)
+        forward = replace(empty, rows=rows, cached=cached, of_model=self._seen(decision, rows, None))
         self._keep(decision, rows, forward)
         return forward
-
-    def _tokens_of_a_turn(self, inputs: ForwardInputs) -> int:
-        """How many tokens of a forward with a filled KV cache are a turn of the user that is to be decided for: those
-        up to the end of what `generate` was given. Candidates of an assistant may follow."""
-        stated, cached = self.context.prompt.get(), inputs.cached_tokens
-        assert inputs.tokens is not None
-        if self.settings.decide is Decide.first or stated is None:
-            return 0
-        end = stated.shape[1] - cached
-        return end if 0 < end <= inputs.tokens.shape[1] else 0
 
     def _rows(self, inputs: ForwardInputs) -> PromptRows:
         """The prompts of a forward that begins with an empty cache.

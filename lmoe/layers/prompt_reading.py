@@ -134,11 +134,6 @@ class ReadInputs:
         """Whether a filled KV cache is among them."""
         return self.given.get("past_key_values") is not None
 
-    @property
-    def cached_tokens(self) -> int:
-        """How many tokens that cache holds."""
-        return int(self.given["past_key_values"].get_seq_length()) if self.cached else 0
-
     def of_a_copied_cache(self) -> dict[str, Any]:
         """The inputs, with a copy of the KV cache: a forward writes into it."""
         cache = self.given.get("past_key_values")
@@ -177,8 +172,8 @@ class ReadInputs:
         """
         there = prompt.flatten(0, 1).any(0).nonzero()
         end = int(there[-1]) + 1 if len(there) else 1
-        shape, cached = self.shape, self.cached_tokens
-        given = {name: _cut(value, shape, end, cached) for name, value in self.given.items()}
+        shape = self.shape
+        given = {name: _cut(value, shape, end) for name, value in self.given.items()}
         return ReadInputs(given, prompt[..., :end])
 
     def _gathered(self, value: Any, order: Tensor) -> Any:
@@ -188,16 +183,10 @@ class ReadInputs:
         return value.gather(1, where)
 
 
-def _cut(value: Any, shape: tuple[int, int], end: int, cached: int) -> Any:
-    """The part of an input that is about the first `end` tokens, and those of the KV cache before them."""
-    if isinstance(value, dict):
-        return {name: _cut(part, shape, end, cached) for name, part in value.items()}
+def _cut(value: Any, shape: tuple[int, int], end: int) -> Any:
+    """The part of an input that is about the first `end` tokens."""
     if not isinstance(value, Tensor):
-        return value
-    (rows, length), keys = shape, cached + shape[1]
-    if value.dim() == 4 and value.shape[2] == length:
-        # NOTE a mask for a filled cache of a fixed size has as many keys as that has room, and keeps them.
-        return value[:, :, :end] if cached and value.shape[3] != keys else value[:, :, :end, : cached + end]
-    if value.dim() == 2 and value.shape == (rows, keys):
-        return value[:, : cached + end]
+        return {name: _cut(part, shape, end) for name, part in value.items()} if isinstance(value, dict) else value
+    if value.dim() == 4 and value.shape[2] == shape[1]:
+        return value[:, :, :end, :end]
     return value[:, :end] if value.shape[:2] == shape else value

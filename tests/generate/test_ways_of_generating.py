@@ -24,7 +24,7 @@ from lmoe.pretrain.bpe import train_bpe
 from tests.generate.near_ties import part_at_a_near_tie
 from tests.injection.tiny_injected import BY_DOMAIN, DOMAINS, ROUTERS, tiny_injected
 from tests.peft_experts import three
-from tests.tiny_models import tiny_model, tokens
+from tests.tiny_models import randomise, tiny_model, tokens
 
 VOCAB = 300
 TEXTS = {"code": ["a = b", "c = d + a"], "chat": ["hello to you", "you say hello"], "sql": ["select a", "from b"]}
@@ -109,6 +109,33 @@ def test_a_way_of_generating_gives_the_tokens_of_plain_greedy_or_is_refused(mixe
             one.answers(ids, **options)
     else:
         assert torch.equal(one.answers(ids, **options), expected)
+
+
+@pytest.mark.parametrize("mixed", BY_PROMPT, indirect=True)
+def test_a_padded_prompt_is_read_alike_as_embeddings_and_under_a_mask_of_queries_and_keys(mixed):
+    one, mask = mixed[1], torch.ones_like(rows())
+    mask[0, :3] = 0
+    expected = one.answers(rows(), attention_mask=mask)
+    static = {"cache_implementation": "static", "disable_compile": True}
+    assert torch.equal(one.answers(rows(), attention_mask=mask, **static), expected)
+    embedded = one.model.get_input_embeddings()(rows())
+    with torch.no_grad():
+        found = one.model.generate(inputs_embeds=embedded, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("moe", OF_MODEL.values(), ids=OF_MODEL)
+def test_a_mask_for_each_kind_of_layer_tells_a_router_of_the_model_the_padding(moe):
+    """Sliding and full attention over a cache of a fixed size."""
+    model = tiny_model("gemma3_text")
+    lmoe.inject(model, {"lora_r": 4}, {"router": "sequence", **moe})
+    randomise(model, std=0.5)
+    model.generation_config.eos_token_id = None
+    one, mask = Mixed(model), torch.ones_like(rows())
+    mask[0, :3] = 0
+    expected = one.answers(rows(), attention_mask=mask)
+    static = {"cache_implementation": "static", "disable_compile": True}
+    assert torch.equal(one.answers(rows(), attention_mask=mask, **static), expected)
 
 
 def test_candidates_of_an_assistant_are_not_taken_for_the_prompt(mixed):
