@@ -22,6 +22,7 @@ from lmoe.files.write import empty_folder, write_whole
 from lmoe.grow.without_expert import write_without_expert
 from lmoe.peft.adapter import save_peft
 from lmoe.peft.experts import save_peft_experts
+from lmoe.peft.router_head import write_head
 
 
 def export_peft(
@@ -60,6 +61,7 @@ def export_peft_experts(
     folder = empty_folder(output)
     model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
     written = save_peft_experts(model, folder, base_model=str(model.name_or_path))
+    write_head(model, folder, list(written))
     for place in written.values():
         write_answer_end(model, tokenizer, place)
         if isinstance(tokenizer.chat_template, str):  # a whole tokenizer for each expert would outweigh it

@@ -55,6 +55,9 @@ class ModelRoute:
         settings: how it decides.
     """
 
+    NAME = "moe.router_scope=model"
+    """For messages."""
+
     def __init__(self, router: ModelRouter, settings: RouteSettings) -> None:
         self.router, self.settings, self.context = router, settings, router.context
         self.states = StateReader(settings.place)
@@ -74,9 +77,7 @@ class ModelRoute:
         """
         forward = self.context.current_forward(training=self.router.training)
         if forward is None:
-            raise RoutingError(
-                "moe.router_scope=model decides in forwards of the whole model: call it, not one of its parts"
-            )
+            raise RoutingError(f"{self.NAME} decides in forwards of the whole model: call it, not one of its parts")
         routing = forward.of_model
         return routing if routing is None or routing.routing_weights.device == device else routing.to(device)
 
@@ -158,7 +159,7 @@ class ModelRoute:
         decided = cached.sites.get(MODEL) if isinstance(cached, PromptDecisions) else None
         if decided is None or decided[0].shape[0] != batch or not self.context.decided(cached):
             raise RoutingError(
-                f"moe.router_scope=model has no decision for these {batch} sequences: the KV cache must have been "
+                f"{self.NAME} has no decision for these {batch} sequences: the KV cache must have been "
                 "filled by a forward of the same sequences through this model, with the same experts"
             )
         stated = self.context.prompt.get()
@@ -187,7 +188,7 @@ class ModelRoute:
             return rows
         if inputs.flattened:
             raise RoutingError(
-                "moe.router_scope=model does not know the prompts of rows that lie one behind the other (continuous "
+                f"{self.NAME} does not know the prompts of rows that lie one behind the other (continuous "
                 "batching, padding-free batches): call the model, or generate, with one row a sequence"
             )
         prompt = inputs.prompt(self.context.prompt.get())
