@@ -53,8 +53,8 @@ class Blend:
             training), encoder (the prompt decides, see `fit_centroids`).
         top_k: arrow and encoder: experts that take part; None: 3 with arrow, all with encoder.
         temperature: arrow and encoder: of the softmax; None: 1 with arrow, 0.1 with encoder.
-        head: encoder: the router of the run that the experts are from, in place of centroids: the folder or file that
-            `lmoe export --format peft-experts` has written beside them.
+        head: encoder: the router of the run that the experts were exported from, in place of centroids; its file, or
+            the folder around it and them.
         dtype: of the experts' tensors; None: that of the base, so that nothing is converted at each token.
 
     Raises:

@@ -13,7 +13,7 @@ from lmoe.errors import BlendError, LmoeError
 MARKED = re.compile(r"`([a-z_][\w.]*)(?:=([^`]*)|\([^`]*\))?`")
 """Name of an argument, perhaps with its value; or of a function, perhaps with its arguments."""
 SAME = (
-    *("base_model", "batch_size", "chat_template", "choices", "data", "device", "domain", "experts", "fit"),
+    *("base_model", "batch_size", "chat_template", "choices", "data", "device", "domain", "experts", "fit", "head"),
     "max_length",
     *("alpha", "baseline", "domains", "margin", "names", "unfinished"),
     *("max_new_tokens", "output", "prompts", "router", "samples", "task_path", "tasks", "trust_remote_code"),

@@ -1,6 +1,7 @@
 """`lmoe export`: a trained run, or a base with experts blended over it, as files that other tools read."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -87,6 +88,7 @@ def _of_blend(source: SpeakerFlags, wanted: ExportFlags) -> None:
 
 def _of_checkpoint(checkpoint: str, source: SpeakerFlags, wanted: ExportFlags) -> None:
     from lmoe.export import export
+    from lmoe.peft.router_head import HEAD_FILE
     from lmoe.run.announce import quiet_libraries
 
     quiet_libraries()
@@ -98,6 +100,9 @@ def _of_checkpoint(checkpoint: str, source: SpeakerFlags, wanted: ExportFlags) -
             folders = export.export_peft_experts(checkpoint, output, base_model, trust_remote_code=trust)
             for name, folder in folders.items():
                 print(f"PEFT adapter of expert {name} in {folder}")
+            head = Path(output).expanduser() / HEAD_FILE
+            if head.exists():
+                print(f"router of the run in {head}: a blend decides by it with --router encoder --head {output}")
         case ExportFormat.lmoe:
             assert wanted.without_expert is not None
             print(f"adapter in {export.export_without_expert(checkpoint, output, wanted.without_expert)}")

@@ -51,7 +51,8 @@ def export_peft(
 def export_peft_experts(
     checkpoint: str | Path, output: str | Path, base_model: str | None = None, *, trust_remote_code: bool = False
 ) -> dict[str, Path]:
-    """Write each expert of a mixture_lora as a PEFT adapter under its name, with attention LoRA and the chat template.
+    """Write each expert of a mixture_lora as a PEFT adapter under its name, with attention LoRA and the chat template,
+    and beside them the router of a whole model.
 
     Args, Raises: as export_peft.
 

@@ -117,12 +117,11 @@ def read_head(place: str | Path, base: BaseFingerprint, width: int) -> RouterHea
     Raises:
         CheckpointError: no head there, one that cannot be read, of another version, or of another base.
     """
-    path = Path(place).expanduser()
-    path = path / HEAD_FILE if path.is_dir() else path
+    path = head_file(place)
     if not path.exists():
         raise CheckpointError(
-            f"{path}: there is no such file; `lmoe export --format peft-experts` of a run with moe.router_scope=model "
-            f"writes {HEAD_FILE} beside its experts"
+            f"{path}: there is no such file; `export_peft_experts` of a run with moe.router_scope=model writes "
+            f"{HEAD_FILE} beside its experts"
         )
     shapes, about = tensor_shapes(path), _about(path)
     head = _head(path, about, {})
@@ -137,6 +136,12 @@ def read_head(place: str | Path, base: BaseFingerprint, width: int) -> RouterHea
             f"{path}: of a run on another base, fingerprint {found[0].digest}; this one has {base.digest}"
         )
     return _head(path, about, finite_tensors(path, list(shapes)))
+
+
+def head_file(place: str | Path) -> Path:
+    """The file of a head that is named by itself or by its folder."""
+    path = Path(place).expanduser()
+    return path / HEAD_FILE if path.is_dir() else path
 
 
 def _about(path: Path) -> dict[str, Any]:

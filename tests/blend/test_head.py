@@ -247,7 +247,7 @@ def stored_about(path) -> str:
 def test_a_head_that_is_not_there_says_what_writes_it(tmp_path):
     model = mixture(SETTINGS["first, after prompts"])
     base = lmoe.injection.record.injected(model).base
-    with pytest.raises(CheckpointError, match="`lmoe export --format peft-experts`"):
+    with pytest.raises(CheckpointError, match="`export_peft_experts` of a run with moe.router_scope=model"):
         read_head(tmp_path, base, 32)
     save_file({"weight": torch.zeros(2, 32)}, tmp_path / HEAD_FILE)
     with pytest.raises(CheckpointError, match="it is no head of lmoe"):
