@@ -20,6 +20,8 @@ from lmoe.errors import LmoeError, RoutingError
 from lmoe.generate.batches import BatchAnswers
 from lmoe.generate.generate import Sampling, continue_ids
 from lmoe.injection.tracing import domain
+from lmoe.peft.experts import save_peft_experts
+from lmoe.peft.router_head import write_head
 from lmoe.pretrain.bpe import train_bpe
 from tests.generate.near_ties import part_at_a_near_tie
 from tests.injection.tiny_injected import BY_DOMAIN, DOMAINS, ROUTERS, tiny_injected
@@ -28,12 +30,12 @@ from tests.tiny_models import randomise, tiny_model, tokens
 
 VOCAB = 300
 TEXTS = {"code": ["a = b", "c = d + a"], "chat": ["hello to you", "you say hello"], "sql": ["select a", "from b"]}
-BLENDS = ["fixed", "by_row", "arrow", "encoder"]
+BLENDS = ["fixed", "by_row", "arrow", "encoder", "head"]
 OF_MODEL = {
     "sequence model": {"router_scope": "model"},
     "sequence model on prompts": {"router_scope": "model", "prompt_experts": True},
 }
-BY_PROMPT = ("sequence", "sequence block", "prompt_hash", *OF_MODEL, "encoder")
+BY_PROMPT = ("sequence", "sequence block", "prompt_hash", *OF_MODEL, "encoder", "head")
 NAMES = [*ROUTERS, "sequence block", "top_k block", *OF_MODEL, *BLENDS]
 LENGTH, NEW = 7, 6
 
@@ -62,7 +64,13 @@ class Mixed:
 def places(tmp_path_factory):
     base = tiny_model(vocab_size=VOCAB)
     tokenizer = train_bpe([" ".join(text for texts in TEXTS.values() for text in texts)], VOCAB, 64)
-    return base, three(base, tmp_path_factory.mktemp("experts")), tokenizer
+    trained, folder = copy.deepcopy(base), tmp_path_factory.mktemp("of a run")
+    injection = {"lora_r": 4, "num_experts": 3, "attn_lora": {"enabled": False}}
+    lmoe.inject(trained, injection, {"router": "sequence", "router_scope": "model"})
+    randomise(trained, std=0.5)
+    of_run = save_peft_experts(trained, folder, base_model="tiny")
+    write_head(trained, folder, list(of_run))
+    return base, three(base, tmp_path_factory.mktemp("experts")), tokenizer, of_run
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -72,7 +80,7 @@ def mixed(request, places) -> tuple[str, Mixed]:
 
 def made(name: str, places) -> Mixed:
     """A fresh one; sharp, so that another decision gives another answer."""
-    base, experts, tokenizer = places
+    base, experts, tokenizer, of_run = places
     if name not in BLENDS:
         router, _, scope = name.partition(" ")
         model = tiny_injected(router, moe=OF_MODEL.get(name, {"router_scope": scope or "linear"}), std=0.5)
@@ -80,6 +88,8 @@ def made(name: str, places) -> Mixed:
         return Mixed(model, about=(lambda: domain(model, DOMAINS[0])) if router in BY_DOMAIN else nullcontext)
     model = copy.deepcopy(base)
     model.generation_config.eos_token_id = None
+    if name == "head":
+        return Mixed(model, lmoe.Blend(model, of_run, router="encoder", head=of_run["expert0"].parent))
     weights = {"fixed": {"code": 1.5, "sql": -2.0}, "by_row": [{"code": 2.0, "chat": -1.0}, {"sql": 3.0}]}.get(name)
     router = name if name in ("arrow", "encoder") else "weighted"
     sharp = {"temperature": 0.02} if name == "encoder" else {}
