@@ -142,7 +142,10 @@ class ForwardInputs:
             return None
         shape, known = tuple(self.tokens.shape[:2]), tuple(rows.row_ids.shape)
         if stated is None and shape != known:
-            raise RoutingError(f"the prompts that were told are of {known} tokens, and this forward has {shape}")
+            raise RoutingError(
+                f"a block around this forward says the prompts of {known} rows and tokens, and it has {shape}: give "
+                "lmoe.trace a prompt_mask of the tokens that the model gets"
+            )
         if stated is None:
             return rows
         if known != tuple(stated.shape[:2]) or not _begins_alike(self.tokens, stated):

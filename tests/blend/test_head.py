@@ -197,6 +197,15 @@ def test_what_cannot_be_with_a_head_is_refused_with_the_way_out(tmp_path):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in base.modules())
 
 
+def test_compiled_code_is_refused(pairs):
+    _, other, _ = pairs("first, after prompts")
+    try:
+        with pytest.raises(BlendError, match="cannot be had inside torch.compile; call the model as it is"):
+            torch.compile(other, backend="eager")(input_ids=tokens(1, 4), use_cache=False)
+    finally:
+        torch.compiler.reset()
+
+
 def test_what_of_the_run_a_blend_does_otherwise_is_said_once(tmp_path):
     folders = exported(mixture(SETTINGS["first, on prompts too"], {"attn_lora": {"enabled": True}}), tmp_path)
     with pytest.warns(UserWarning, match="attention LoRA worked while the prompt was read"):
