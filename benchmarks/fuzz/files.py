@@ -269,8 +269,8 @@ def ended(code: int, text: str) -> None:
 
 def read_run(whole: Whole, place: Path, draw: random.Random) -> None:
     """Everything that reads a file of a run; now and then all of it in a run that goes on."""
+    from lmoe.adapter.run_data import run_data
     from lmoe.cli.train import main
-    from lmoe.evaluate.run_data import run_data
     from lmoe.report.curves import read_metrics
     from lmoe.report.summary import RunSummary
     from lmoe.resume.run_files import found_in

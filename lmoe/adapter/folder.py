@@ -33,9 +33,12 @@ from lmoe.layers.stacked_lora import StackedLoRA
 from lmoe.ops.lora import faded
 from lmoe.rules.experts_from import NAME
 from lmoe.rules.phases import BASE_ROLES
-from lmoe.vocabulary import BackbonePrecision
+from lmoe.vocabulary import BackbonePrecision, RouterScope
 
-FORMAT_VERSION = 1
+FORMAT_VERSIONS = (1, 2)
+"""That this lmoe reads; it writes the oldest that an adapter can have, see `format_version`."""
+ADDED_MOE = ("router_layer", "prompt_experts", "decide", "router_target", "router_target_coef")
+"""Keys of `moe` that an older lmoe does not know; version 1 leaves out those that stand as they are without them."""
 CONFIG_FILE, WEIGHTS_FILE = "lmoe_config.json", "adapter.safetensors"
 
 
@@ -127,11 +130,12 @@ def save_adapter(
         CheckpointError: the folder cannot be written.
     """
     record = injected(model)
+    moe = moe_as_used(record)
     config = {
-        "format_version": FORMAT_VERSION,
+        "format_version": format_version(moe),
         "base_model": {**base_model, **fingerprints_of(model)},
         "injection": {key: value for key, value in asdict(record.injection).items() if key != "experts_from"},
-        "moe": asdict(moe_as_used(record)),
+        "moe": _stored_moe(moe),
         "trained_base": sorted(record.trained_base),
         **({"expert_names": list(record.expert_names)} if record.expert_names else {}),
     }
@@ -142,6 +146,20 @@ def save_adapter(
     }
     write_whole(folder, contents)
     return folder
+
+
+def format_version(moe: MoeConfig) -> int:
+    """2 where one router decides for the whole model, which a version 1 cannot say; else 1."""
+    return 2 if moe.router_scope is RouterScope.model else 1
+
+
+def _stored_moe(moe: MoeConfig) -> dict[str, Any]:
+    stored, usual = asdict(moe), (MoeConfig(), moe_section({"router": moe.router}))
+    if format_version(moe) == 1:
+        for key in ADDED_MOE:
+            if all(getattr(section, key) == stored[key] for section in usual):
+                del stored[key]
+    return stored
 
 
 def adapter_bytes(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> bytes:
@@ -171,9 +189,10 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     if not path.exists():
         raise CheckpointError(f"{folder}: no {CONFIG_FILE}, so this is no lmoe adapter")
     raw = read_json(path)
-    if raw.get("format_version") != FORMAT_VERSION:
+    if raw.get("format_version") not in FORMAT_VERSIONS or isinstance(raw["format_version"], bool):
         raise CheckpointError(
-            f"{path}: format_version is {quoted(raw.get('format_version'))}; this lmoe reads {FORMAT_VERSION}"
+            f"{path}: format_version is {quoted(raw.get('format_version'))}; this lmoe reads "
+            f"{' and '.join(map(str, FORMAT_VERSIONS))}"
         )
     parts = ("base_model", "injection", "moe")
     if missing := [part for part in parts if not isinstance(raw.get(part), dict)]:

@@ -37,3 +37,9 @@ def lost_config(path: str | Path) -> Path | None:
         if (candidate / WEIGHTS_FILE).exists() and not (candidate / CONFIG_FILE).exists():
             return candidate
     return None
+
+
+def run_folder(adapter: Path) -> Path | None:
+    """The run directory that an adapter folder lies in, or None for an adapter on its own."""
+    run = adapter.parent
+    return run if adapter.name == ADAPTER_DIR and (run / RUN_CONFIG_FILE).exists() else None

@@ -1,7 +1,7 @@
 """Blend LoRA experts over one loaded base, with weights that may change at any time (docs/BLENDING.md)."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,9 +15,10 @@ from lmoe.adapter.save_pretrained import RefuseToSave
 from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.placement import refuse_offloaded
 from lmoe.blend.calls import GenerateBatchWithModelWeights, ModelGate
-from lmoe.blend.encoder import EncoderRouter, fitted, save_centroids
+from lmoe.blend.encoder import EncoderRouter, fitted, save_centroids, width_of
 from lmoe.blend.export import BlendExport, Method, export_peft
 from lmoe.blend.fold import Folded, FoldReport, Keep
+from lmoe.blend.head import HeadRouter, place_of_head
 from lmoe.blend.linear import Setting, wrong_rows
 from lmoe.blend.routers import ArrowRouter, BlendRouter, Router, Static, checked_settings
 from lmoe.blend.sites import experts_dtype, refuse_unblendable
@@ -27,9 +28,12 @@ from lmoe.errors import BlendError
 from lmoe.files.write import empty_folder
 from lmoe.files.writing_folder import folder_when_whole
 from lmoe.injection.record import BLEND
+from lmoe.layers.context import RoutingContext
 from lmoe.layers.prompt import ForwardInputs
 from lmoe.peft.expert_file import ExpertHeader
 from lmoe.peft.reader import read_header
+from lmoe.peft.router_head import read_head
+from lmoe.vocabulary import Decide
 
 Place = str | Path
 
@@ -50,6 +54,8 @@ class Blend:
             training), encoder (the prompt decides, see `fit_centroids`).
         top_k: arrow and encoder: experts that take part; None: 3 with arrow, all with encoder.
         temperature: arrow and encoder: of the softmax; None: 1 with arrow, 0.1 with encoder.
+        head: encoder: the router of the run that the experts were exported from, in place of centroids; its file, or
+            the folder around it and them.
         dtype: of the experts' tensors; None: that of the base, so that nothing is converted at each token.
 
     Raises:
@@ -67,9 +73,10 @@ class Blend:
         *,
         top_k: int | None = None,
         temperature: float | None = None,
+        head: Place | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
-        kind = checked_settings(router, top_k, temperature)
+        kind = checked_settings(router, top_k, temperature, head)
         refuse_unblendable(model)
         refuse_offloaded(model, "blending")
         if not isinstance(experts, Mapping) or not experts:
@@ -84,6 +91,8 @@ class Blend:
         self._folded: Folded | None = None
         self._gate = ModelGate()
         headers = {name: self._header(place) for name, place in experts.items()}
+        known = None if head is None else read_head(head, self.base, width_of(model))
+        reads = None if known is None else place_of_head(model, known)
         arrow = (top_k or ArrowRouter.TOP_K, temperature or 1.0) if kind is BlendRouter.arrow else None
         self._stack = BlendStack(model, headers, dtype or experts_dtype(model), setting, arrow)
         setattr(model, BLEND, self)
@@ -93,7 +102,10 @@ class Blend:
         ]
         RefuseToSave(model).attach()
         try:
-            self._router = self._made_router(kind, top_k, temperature)
+            if known is not None and reads is not None:
+                self._router: Router = HeadRouter(self, known, reads)
+            else:
+                self._router = self._made_router(kind, top_k, temperature)
         except BaseException:
             self._release()
             raise
@@ -176,6 +188,7 @@ class Blend:
             CheckpointError: it cannot be read or does not fit; nothing has changed.
         """
         self._ready()
+        self._router.refuse_change()
         checked_name(name, self.names)
         header = self._header(place)
         self._router.check(header.folder)
@@ -189,6 +202,7 @@ class Blend:
         Raises:
             BlendError: no such expert, or the blend is folded.
         """
+        self._router.refuse_change()
         with self._changing(name):
             self._stack.remove(name)
             self._changed()
@@ -201,6 +215,7 @@ class Blend:
             CheckpointError: it cannot be read or does not fit; nothing has changed.
         """
         self._ready(name)
+        self._router.refuse_change()
         header = self._header(place)
         self._router.check(header.folder)
         with self._changing(name):
@@ -214,6 +229,7 @@ class Blend:
         Raises:
             BlendError: no such expert, or a name that is taken.
         """
+        self._router.refuse_change()
         with self._changing(old):
             self._stack.rename(old, checked_name(new, self.names))
             self._router.renamed(old, new)
@@ -278,8 +294,23 @@ class Blend:
 
     @property
     def unfitted(self) -> list[str]:
-        """Experts that router=encoder cannot choose before `fit_centroids` tells it of them."""
-        return self._encoder().unfitted
+        """Experts that router=encoder cannot choose before `fit_centroids` tells it of them; none with a head."""
+        return [] if isinstance(self._router, HeadRouter) else self._encoder().unfitted
+
+    @property
+    def prompt_context(self) -> tuple[RoutingContext, Decide] | None:
+        """Where a router's head looks for the prompts of conversations, and which of them it decides for; None: there
+        is no head."""
+        route = self._router.route if isinstance(self._router, HeadRouter) else None
+        return None if route is None else (route.context, route.settings.decide)
+
+    def reading(self, setting: Setting) -> AbstractContextManager[None]:
+        """A block in which this thread's forwards of the decoder compute with another setting."""
+        return self._stack.settings.inside(setting)
+
+    def decided(self, setting: Setting) -> None:
+        """Show what a router has decided for the last prompts as the weights of the model."""
+        self._stack.use(setting)
 
     @property
     def is_folded(self) -> bool:
@@ -393,6 +424,8 @@ class Blend:
         return Static(self) if kind is BlendRouter.static else Router(self)
 
     def _encoder(self) -> EncoderRouter:
+        if isinstance(self._router, HeadRouter):
+            raise BlendError("with a head router=encoder has no centroids: it decides as it was trained to")
         if not isinstance(self._router, EncoderRouter):
             raise BlendError("only router=encoder has centroids; make the blend with router='encoder'")
         return self._router
@@ -443,7 +476,8 @@ class Blend:
             self._check_rows(setting, args, kwargs)
         if not setting.silent and (decision := self._router.decide(args, kwargs)) is not None:
             setting = decision
-            self._stack.use(setting)
+            if not setting.decided:
+                self._stack.use(setting)
         settings.begin(setting)
 
     def _check_rows(self, setting: Setting, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -457,7 +491,7 @@ class Blend:
             return
         setting = self._stack.settings.end()
         self._gate.leave()
-        if setting is not None and not setting.silent:
+        if setting is not None and (setting.decided or not setting.silent):
             self._router.keep(setting, args, kwargs, output)
 
     def _ready(self, *names: str) -> None:
@@ -487,6 +521,7 @@ class Blend:
 
 
 def _decide(router: Router, stack: BlendStack, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    router.refuse_compiled()
     decision = router.decide(args, kwargs)
     if decision is not None:
         stack.use(decision)

@@ -152,7 +152,7 @@ class EncoderRouter(Router):
         return [dict(zip(names, row, strict=True)) for row in shares.tolist()]
 
     def _read_centroid(self, folder: Path) -> Tensor:
-        return read_centroid(folder / CENTROID_FILE, _width(self.blend.model), self.blend.base)
+        return read_centroid(folder / CENTROID_FILE, width_of(self.blend.model), self.blend.base)
 
 
 @torch.no_grad()
@@ -233,5 +233,6 @@ def read_centroid(path: Path, width: int, base: BaseFingerprint) -> Tensor:
     return finite_tensors(path, ["centroid"])["centroid"].float()
 
 
-def _width(model: nn.Module) -> int:
+def width_of(model: nn.Module) -> int:
+    """D of a model's hidden states."""
     return model.get_input_embeddings().weight.shape[1]  # type: ignore[operator, union-attr]

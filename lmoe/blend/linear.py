@@ -42,7 +42,7 @@ class ActiveRun:
 
     Args:
         run: where it lies.
-        gates: weight times scaling of each rank, (R,) or (B, 1, R); with Arrow (R,) the scaling alone.
+        gates: weight times scaling of each rank, (R,), (B, 1, R) or (B, T, R); with Arrow (R,) the scaling alone.
         order: as in the run, on the device.
         pair: (R,) site * E + expert of each rank, for Arrow.
     """
@@ -84,6 +84,9 @@ class Setting:
         silent: no expert takes part.
         watched: whether to sum up what Arrow gives.
         experts: number of each expert that was there when the setting was made, by name: another expert may get a name.
+        weights: (B, T, E) or (B, 1, E) in place of the rows' numbers, which may differ by token.
+        names: of the experts of these weights.
+        decided: by a router's head, for the prompts of one forward or KV cache.
         groups: what each group shows, by its number; made when first asked for.
         active_runs: the runs that groups with the same ranks share.
     """
@@ -93,11 +96,15 @@ class Setting:
     silent: bool = False
     watched: bool = False
     experts: Mapping[str, int] = field(default_factory=dict)
+    weights: Tensor | None = None
+    names: Sequence[str] = ()
+    decided: bool = False
     groups: dict[int, GroupWeights] = field(default_factory=dict)
     active_runs: dict[Any, list[ActiveRun]] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.rows, self.by_row, self.silent, self.watched, self.experts)
+        values = (self.rows, self.by_row, self.silent, self.watched, self.experts)
+        return type(self), (*values, self.weights, self.names, self.decided)
 
     def gone(self, experts: Mapping[str, int]) -> str | None:
         """The first expert with a weight that is not there any more under its name, or None."""
@@ -299,7 +306,7 @@ class BlendLinear(nn.Module):
 
 
 def _of_rows(gates: Tensor, hidden: Tensor) -> Tensor:
-    """(B, 1, R) as it fits h (B, T, R), or (B * T, R) where the backbone has flattened its rows.
+    """(B, 1, R) or (B, T, R) as it fits h (B, T, R), or (B * T, R) where the backbone has flattened its rows.
 
     Raises:
         BlendError: h has another number of rows.
@@ -308,7 +315,7 @@ def _of_rows(gates: Tensor, hidden: Tensor) -> Tensor:
     if hidden.dim() == 3 and rows == found:
         return gates
     if hidden.dim() == 2 and found % rows == 0:
-        return gates[:, 0].repeat_interleave(found // rows, 0)
+        return gates.expand(-1, found // rows, -1).reshape(found, -1)
     raise BlendError(wrong_rows(rows, found))
 
 

@@ -42,6 +42,20 @@ class Router:
             BlendError: weights are not the user's to set now.
         """
 
+    def refuse_change(self) -> None:
+        """Called before experts come, go, or get another name.
+
+        Raises:
+            BlendError: the router knows those that are there alone.
+        """
+
+    def refuse_compiled(self) -> None:
+        """Called before it decides for compiled code.
+
+        Raises:
+            BlendError: it cannot.
+        """
+
     def check(self, folder: Path) -> None:
         """An expert from this folder is about to come.
 
@@ -100,7 +114,9 @@ class ArrowRouter(Router):
         raise BlendError("router=arrow weighs every token at every site by itself; use router=weighted to set weights")
 
 
-def checked_settings(router: BlendRouter | str, top_k: int | None, temperature: float | None) -> BlendRouter:
+def checked_settings(
+    router: BlendRouter | str, top_k: int | None, temperature: float | None, head: str | Path | None = None
+) -> BlendRouter:
     """The router by its name, after its settings have been checked.
 
     Raises:
@@ -109,6 +125,11 @@ def checked_settings(router: BlendRouter | str, top_k: int | None, temperature: 
     if router not in tuple(BlendRouter):
         raise BlendError(f"router={router!r}; allowed: {', '.join(BlendRouter)}")
     chosen = BlendRouter(router)
+    if head is not None and chosen is not BlendRouter.encoder:
+        raise BlendError(f"`head={head}` has no effect with router={chosen}; leave it out, or use router=encoder")
+    for name, value in (("top_k", top_k), ("temperature", temperature)):
+        if head is not None and value is not None:
+            raise BlendError(f"`{name}={value}` has no effect with `head`, which brings its own; leave it out")
     if chosen in (BlendRouter.weighted, BlendRouter.static):
         for name, value in (("top_k", top_k), ("temperature", temperature)):
             if value is not None:

@@ -4,7 +4,7 @@ Shapes: B rows of a batch, E experts, S sites that read one input, R ranks.
 """
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -159,14 +159,10 @@ class BlendStack:
         names, lora_A = tuple(self.headers), group.lora_A
         key = (names, group.ranks, lora_A.device, lora_A.dtype)
         if key not in setting.active_runs:
-            weights_BE = torch.tensor([[row.get(name, 0.0) for name in names] for row in setting.rows])
-            weights_BE = weights_BE.view(len(setting.rows), -1)
-            weights_BE = weights_BE.masked_fill(weights_BE.abs() < SILENT, 0.0)
-            active = tuple((weights_BE != 0).any(0).tolist())
+            weights = _weights(setting, names)
+            active = tuple((weights != 0).flatten(0, -2).any(0).tolist())
             runs_here = _runs(group.ranks, active)
-            setting.active_runs[key] = [
-                _active_run(run, weights_BE, lora_A, by_row=setting.by_row) for run in runs_here
-            ]
+            setting.active_runs[key] = [_active_run(run, weights, lora_A, by_row=setting.by_row) for run in runs_here]
         return setting.active_runs[key]
 
     def blended(self, weights: Mapping[str, float]) -> dict[str, list[Branch]]:
@@ -213,19 +209,29 @@ def _inside(group: SiteGroup, branches: Mapping[str, Branch]) -> dict[str, Branc
     return {path: branches[path] for path in group.paths if path in branches}
 
 
+def _weights(setting: Setting, names: Sequence[str]) -> Tensor:
+    """(B, T, E), (B, 1, E), or (1, 1, E) of all rows; what is nearly 0 is 0, unless a router's head has said so."""
+    if setting.weights is not None:
+        return setting.weights[..., [setting.names.index(name) for name in names]]
+    weights_BE = torch.tensor([[row.get(name, 0.0) for name in names] for row in setting.rows])
+    weights_BE = weights_BE.view(len(setting.rows), -1)
+    return weights_BE.masked_fill(weights_BE.abs() < SILENT, 0.0).unsqueeze(1)
+
+
 @lru_cache(maxsize=256)
 def _runs(ranks: Ranks, active: tuple[bool, ...]) -> list[Run]:
     return runs(ranks, active)
 
 
-def _active_run(run: Run, weights_BE: Tensor, lora_A: Tensor, *, by_row: bool) -> ActiveRun:
-    return ActiveRun(run, _gates(run, weights_BE, lora_A, by_row=by_row), _on(run.order, lora_A))
+def _active_run(run: Run, weights_BTE: Tensor, lora_A: Tensor, *, by_row: bool) -> ActiveRun:
+    return ActiveRun(run, _gates(run, weights_BTE, lora_A, by_row=by_row), _on(run.order, lora_A))
 
 
-def _gates(run: Run, weights_BE: Tensor, like: Tensor, *, by_row: bool) -> Tensor:
-    """(R,) or (B, 1, R) weight times scaling."""
-    gates = weights_BE[:, run.expert_of] * run.scaling
-    return (gates.unsqueeze(1) if by_row else gates[0]).to(like.device, like.dtype)
+def _gates(run: Run, weights_BTE: Tensor, like: Tensor, *, by_row: bool) -> Tensor:
+    """(R,), (B, 1, R) or (B, T, R) weight times scaling."""
+    expert_of, scaling = run.expert_of.to(weights_BTE.device), run.scaling.to(weights_BTE.device)
+    gates = weights_BTE[..., expert_of] * scaling
+    return (gates if by_row else gates[0, 0]).to(like.device, like.dtype)
 
 
 def _arrow_run(run: Run, count: int, lora_A: Tensor) -> ActiveRun:

@@ -25,10 +25,10 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
         from rich.console import Console
 
         from lmoe.adapter.load import adapter_folder
+        from lmoe.adapter.place import run_folder
         from lmoe.config.evaluate import EvaluateSettings
         from lmoe.config.logger import LoggerConfig
         from lmoe.evaluate.evaluate import evaluate
-        from lmoe.evaluate.run_data import run_folder
         from lmoe.evaluate.tables import evaluation_tables
         from lmoe.evaluate.wandb_tables import log_evaluation
         from lmoe.files.run_folder import path_from_here

@@ -3,6 +3,7 @@
 import shlex
 import tempfile
 from dataclasses import dataclass, replace
+from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING
 
@@ -157,6 +158,7 @@ def _blend_as_gguf(source: SpeakerFlags, wanted: ExportFlags) -> "GgufLora":
 
 def _of_checkpoint(checkpoint: str, source: SpeakerFlags, wanted: ExportFlags) -> None:
     from lmoe.export import export
+    from lmoe.peft.router_head import HEAD_FILE
     from lmoe.run.announce import quiet_libraries
 
     quiet_libraries()
@@ -170,6 +172,9 @@ def _of_checkpoint(checkpoint: str, source: SpeakerFlags, wanted: ExportFlags) -
             folders = export.export_peft_experts(checkpoint, output, base_model, trust_remote_code=trust)
             for name, folder in folders.items():
                 print(f"PEFT adapter of expert {name} in {folder}")
+            head = Path(output).expanduser() / HEAD_FILE
+            if head.exists():
+                print(f"router of the run in {head}: a blend decides by it with --router encoder --head {output}")
         case ExportFormat.lmoe:
             assert wanted.without_expert is not None
             print(f"adapter in {export.export_without_expert(checkpoint, output, wanted.without_expert)}")

@@ -75,6 +75,9 @@ Router = Annotated[str | None, typer.Option(help="weighted, static, encoder (by 
 ExpertsTopK = Annotated[int | None, typer.Option(min=1, help="Experts that encoder and arrow choose.")]
 RouterTemperature = Annotated[float | None, typer.Option(min=0.0, help="Of the choice of encoder and arrow.")]
 Fit = Annotated[str | None, typer.Option(help="code=ROWS,…: prompts that tell encoder what an expert is for; kept.")]
+Head = Annotated[
+    str | None, typer.Option(help="For encoder: the trained router beside exported experts, by its folder.")
+]
 Precision = Annotated[str | None, typer.Option(help="Of --model: float32, bfloat16, float16, int8 or nf4.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; without: a GPU where there is one.")]
 TrustRemoteCode = Annotated[
@@ -108,6 +111,7 @@ def generate(
     experts_top_k: ExpertsTopK = None,
     router_temperature: RouterTemperature = None,
     fit: Fit = None,
+    head: Head = None,
     precision: Precision = None,
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -141,6 +145,7 @@ def chat(
     experts_top_k: ExpertsTopK = None,
     router_temperature: RouterTemperature = None,
     fit: Fit = None,
+    head: Head = None,
     precision: Precision = None,
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,

@@ -15,8 +15,8 @@ class SpeakerFlags:
 
     Args:
         checkpoint, base_model, domain: a trained run, and what it runs on.
-        model, experts, weights, router, experts_top_k, router_temperature, fit, precision: a base with experts blended
-            over it.
+        model, experts, weights, router, experts_top_k, router_temperature, fit, head, precision: a base with experts
+            blended over it.
         device: where either computes.
         trust_remote_code: whether Python that comes with the base runs.
     """
@@ -31,6 +31,7 @@ class SpeakerFlags:
     experts_top_k: int | None = None
     router_temperature: float | None = None
     fit: str | None = None
+    head: str | None = None
     precision: str | None = None
     device: str | None = None
     trust_remote_code: bool = False
@@ -47,6 +48,7 @@ class SpeakerFlags:
             "--experts-top-k": self.experts_top_k,
             "--router-temperature": self.router_temperature,
             "--fit": self.fit,
+            "--head": self.head,
             "--precision": self.precision,
         }
         if self.checkpoint is not None:
@@ -57,9 +59,15 @@ class SpeakerFlags:
         else:
             wrong, why = of_run, "with --model; it goes with --checkpoint"
         problems = [f"{name} has no effect {why}; leave it out" for name, value in wrong.items() if value is not None]
-        if not problems and self.fit is not None and self.router != "encoder":
-            problems.append("--fit has no effect without --router encoder; leave it out")
-        return problems
+        if problems:
+            return problems
+        of_encoder = {"--fit": self.fit, "--head": self.head}
+        given = [name for name, value in of_encoder.items() if value is not None]
+        if self.router != "encoder":
+            return [f"{name} has no effect without --router encoder; leave it out" for name in given]
+        if len(given) > 1:
+            return ["--fit has no effect with --head, which was trained to decide; leave one of them out"]
+        return []
 
 
 def open_speaker(flags: SpeakerFlags) -> "Speaker":
@@ -99,6 +107,7 @@ def open_speaker(flags: SpeakerFlags) -> "Speaker":
             top_k=flags.experts_top_k,
             router_temperature=flags.router_temperature,
             fit=named_places(flags.fit, "fit"),
+            head=flags.head,
             device=flags.device,
             trust_remote_code=flags.trust_remote_code,
         )

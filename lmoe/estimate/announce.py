@@ -7,6 +7,7 @@ from lmoe.estimate.cost import UTILISATION, rates, rough_duration
 from lmoe.estimate.estimate import SHARDING, Estimate, estimate
 from lmoe.report.say import say
 from lmoe.run.announce import quiet_libraries
+from lmoe.vocabulary import RouterScope
 
 
 def announce_estimate(config: RunConfig, console: Console) -> Estimate:
@@ -43,6 +44,7 @@ def lines(config: RunConfig, found: Estimate) -> list[str]:
         f"time of {flops / 1e12:,.3g} TFLOP a step and device, at {UTILISATION:.0%} of the peak; communication, data "
         "and validation not counted"
     )
+    said += _reading(config, found)
     for name, rate in rates(trainer.precision).items():
         step = found.cost.step_seconds(found.tokens, rate)
         line = f"  {name:<12}{rough_duration(step):>10} a step"
@@ -50,3 +52,19 @@ def lines(config: RunConfig, found: Estimate) -> list[str]:
             line += f" {rough_duration(step * trainer.max_steps):>12} for {trainer.max_steps:,} steps"
         said.append(line)
     return said
+
+
+def _reading(config: RunConfig, found: Estimate) -> list[str]:
+    """What a router of the whole model costs beside that."""
+    if config.moe.router_scope is not RouterScope.model:
+        return []
+    share = found.cost.reading_flops_per_token() / found.cost.flops_per_token()
+    answer = (
+        "an answer costs a second forward of its prompt (moe.prompt_experts=true)"
+        if config.moe.prompt_experts
+        else "an answer costs no more than without (moe.prompt_experts=false)"
+    )
+    return [
+        f"  not counted: the router reads the prompts first, without gradients: {share:.0%} of that, were all tokens "
+        f"prompts; {answer}"
+    ]

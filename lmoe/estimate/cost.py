@@ -54,6 +54,10 @@ class StepCost:
             flops += 2 * self.frozen + scores + 2 * self.adapters
         return float(flops)
 
+    def reading_flops_per_token(self) -> float:
+        """2 N + 2 T q L: a forward of the decoder alone, in which a router of the whole model reads a prompt."""
+        return 2.0 * (self.frozen + self.length * self.attention)
+
     def step_seconds(self, tokens: int, flops_per_second: float) -> float:
         """Seconds for the tokens that one device takes in a step, at a given rate of that device."""
         return self.flops_per_token() * tokens / flops_per_second

@@ -8,7 +8,8 @@ import torch
 from transformers import PreTrainedModel
 
 from lmoe.adapter.folder import read_adapter_config
-from lmoe.adapter.load import adapter_folder
+from lmoe.adapter.place import adapter_folder, run_folder
+from lmoe.adapter.run_data import run_data
 from lmoe.config.evaluate import NO_DATA, EvaluateSettings
 from lmoe.data.chats.template import ChatTemplate
 from lmoe.errors import ConfigError, DataError
@@ -20,7 +21,6 @@ from lmoe.evaluate.losses import domain_losses
 from lmoe.evaluate.questions import ChoiceRow, read_choices
 from lmoe.evaluate.results import Evaluation
 from lmoe.evaluate.rows import evaluation_rows, row_notes
-from lmoe.evaluate.run_data import run_data, run_folder
 from lmoe.evaluate.samples import samples
 from lmoe.evaluate.subject import Subject, subject_of
 from lmoe.files.resources import resource_dir

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.errors import ConfigError, DataError
 from lmoe.evaluate.results import TaskScore
+from lmoe.injection.batch_info import reads_prompts
 from lmoe.injection.tracing import adapters_off
 
 if TYPE_CHECKING:
@@ -96,8 +97,10 @@ def harness_scores(
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    loaded = _loaded(manager, tasks, seed)
-    wrapped = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)  # type: ignore[arg-type]
+    from lmoe.evaluate.harness_model import ByPrompt
+
+    loaded, kind = _loaded(manager, tasks, seed), ByPrompt if reads_prompts(model) else HFLM
+    wrapped = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, max_length=max_length)  # type: ignore[arg-type]
 
     def scores() -> Scores:
         random.seed(seed)

@@ -5,13 +5,13 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from lmoe.adapter.run_data import run_data
 from lmoe.config.data import BUNDLED, JUDGE
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.config.moe import MoeConfig
 from lmoe.data.report import PERMUTED, unprefixed
 from lmoe.errors import DataError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation, prepare_judging
-from lmoe.evaluate.run_data import run_data
 from lmoe.files.resources import resource_dir
 from lmoe.rules.routers import needs_domain
 

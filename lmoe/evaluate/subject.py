@@ -10,7 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmoe.adapter.answer_end import answers_end
 from lmoe.adapter.folder import read_adapter_config
 from lmoe.adapter.load import load
-from lmoe.adapter.place import adapter_folder
+from lmoe.adapter.place import adapter_folder, run_folder
+from lmoe.adapter.run_data import run_data
 from lmoe.adapter.stored_base import GGUF_FILE
 from lmoe.backbones.load import context_length, load_tokenizer, tokenizer_in
 from lmoe.backbones.placement import placed
@@ -19,7 +20,7 @@ from lmoe.data.chats.template_source import take_template
 from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRows
 from lmoe.errors import ConfigError
-from lmoe.evaluate.run_data import run_data, run_folder, run_template
+from lmoe.evaluate.run_template import run_template
 from lmoe.objectives.objective import Objective
 from lmoe.objectives.sft import SupervisedFineTuning
 from lmoe.vocabulary import BackbonePrecision

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmoe.adapter.place import adapter_folder
+from lmoe.adapter.place import adapter_folder, run_folder
+from lmoe.adapter.run_data import run_data
 from lmoe.backbones.load import context_length
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.data import DataConfig
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation
-from lmoe.evaluate.run_data import run_data, run_folder, run_template
+from lmoe.evaluate.run_template import run_template
 from lmoe.evaluate.subject import Subject
 from lmoe.files.resources import resource_dir
 from lmoe.training.measure import measured

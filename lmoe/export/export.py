@@ -20,6 +20,7 @@ from lmoe.files.writing_folder import folder_when_whole
 from lmoe.grow.without_expert import write_without_expert
 from lmoe.peft.adapter import save_peft
 from lmoe.peft.experts import save_peft_experts
+from lmoe.peft.router_head import write_head
 from lmoe.vocabulary import ExportFormat
 
 
@@ -50,7 +51,8 @@ def export_peft(
 def export_peft_experts(
     checkpoint: str | Path, output: str | Path, base_model: str | None = None, *, trust_remote_code: bool = False
 ) -> dict[str, Path]:
-    """Write each expert of a mixture_lora as a PEFT adapter under its name, with attention LoRA and the chat template.
+    """Write each expert of a mixture_lora as a PEFT adapter under its name, with attention LoRA and the chat template,
+    and beside them the router of a whole model.
 
     Args, Raises: as export_peft.
 
@@ -61,6 +63,7 @@ def export_peft_experts(
     model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
     with folder_when_whole(place) as folder:
         written = save_peft_experts(model, folder, base_model=str(model.name_or_path))
+        write_head(model, folder, list(written))
         for of_expert in written.values():
             write_answer_end(model, tokenizer, of_expert)
             if isinstance(tokenizer.chat_template, str):  # a whole tokenizer for each expert would outweigh it

@@ -16,6 +16,7 @@ from lmoe.generate.batches import BatchAnswers, batches_of
 from lmoe.generate.generate import Sampling, room_for_answer
 from lmoe.generate.row_prompts import RowPrompt
 from lmoe.generate.speaker import Speaker
+from lmoe.injection.batch_info import reads_prompts
 from lmoe.injection.record import RECORD, injected
 from lmoe.injection.tracing import expert_of
 from lmoe.rules.routers import needs_domain
@@ -91,6 +92,9 @@ def answer_rows(
         **asdict(sampling),
     }
     file = AnswerFile(path=output, made_of=made_of)
+    answers: dict[int, Tensor | None] = {}
+    if reads_prompts(speaker.model):
+        answers = {row: rows[row].answers(speaker.tokenizer, ids, speaker.train_on) for row, ids in prompts.items()}
     with file.opened():
         left = [row for row in prompts if row not in file.done]
         answering = BatchAnswers(model=speaker.model, tokenizer=speaker.tokenizer, sampling=sampling)
@@ -102,6 +106,7 @@ def answer_rows(
                     [prompts[row] for row in batch],
                     numbers=batch,
                     domains=None if domains is None else [domains[row] for row in batch],
+                    answers=[answers.get(row) for row in batch],
                 )
             except (MemoryError, RuntimeError) as error:
                 if (reason := lack_of_memory(error)) is None:

@@ -57,7 +57,12 @@ class BatchAnswers:
         self.ends = end_tokens(self.model, self.tokenizer)
 
     def answer(
-        self, prompts: Sequence[Tensor], *, numbers: Sequence[int], domains: Sequence[str] | None = None
+        self,
+        prompts: Sequence[Tensor],
+        *,
+        numbers: Sequence[int],
+        domains: Sequence[str] | None = None,
+        answers: Sequence[Tensor | None] | None = None,
     ) -> list[Answer]:
         """The answers to the prompts of one batch, in their order.
 
@@ -65,16 +70,18 @@ class BatchAnswers:
             prompts: (T,) tokens of each.
             numbers: of the rows, from which they draw at a temperature above 0.
             domains: of the rows, for moe.router=oracle.
+            answers: (T,) bool of each, tokens of earlier answers (`earlier_answers`); None: it has none.
 
         Raises:
             DataError: a prompt is empty, or leaves no room in the backbone's context.
             RoutingError: no expert has a row's domain.
         """
         found: dict[int, Answer] = {}
+        before = [None] * len(prompts) if answers is None else answers
         waiting = list(range(len(prompts)))
         while waiting:
             room = min(self._room(prompts[i]) for i in waiting)
-            for i, ids in zip(waiting, self._continued(prompts, waiting, room, numbers, domains), strict=True):
+            for i, ids in zip(waiting, self._continued(prompts, waiting, room, numbers, domains, before), strict=True):
                 answer = self._cut(ids)
                 if answer.ended or room == self._room(prompts[i]):
                     found[i] = answer
@@ -91,6 +98,7 @@ class BatchAnswers:
         room: int,
         numbers: Sequence[int],
         domains: Sequence[str] | None,
+        answers: Sequence[Tensor | None],
     ) -> Tensor:
         """(B, N) new tokens of the chosen rows, at most `room`."""
         rows = [prompts[i] for i in chosen]
@@ -106,6 +114,7 @@ class BatchAnswers:
                 self.tokenizer,
                 ids,
                 mask,
+                answers=_beside(prompts, answers, chosen),
                 max_new_tokens=room,
                 eos_token_id=self.ends or None,
                 logits_processor=processors,
@@ -122,6 +131,14 @@ class BatchAnswers:
         is_end = torch.isin(ids, torch.tensor(self.ends, dtype=ids.dtype))
         ended = bool(is_end.any())
         return Answer(ids[: int(is_end.int().argmax()) + 1] if ended else ids, ended)
+
+
+def _beside(prompts: Sequence[Tensor], answers: Sequence[Tensor | None], chosen: list[int]) -> Tensor | None:
+    """(B, T) bool, tokens of earlier answers in the chosen rows as they are padded; None: no row has any."""
+    if all(answers[i] is None for i in chosen):
+        return None
+    rows = [torch.zeros(len(prompts[i]), dtype=torch.bool) if (a := answers[i]) is None else a for i in chosen]
+    return pad_sequence(rows, batch_first=True, padding_value=False, padding_side="left")
 
 
 class RowSampling(LogitsProcessor):

@@ -12,6 +12,9 @@ from lmoe.adapter.answer_end import end_tokens
 from lmoe.backbones.load import context_length
 from lmoe.data.chats.template import ChatTemplate
 from lmoe.errors import ConfigError, DataError
+from lmoe.generate.earlier_answers import earlier_answers
+from lmoe.injection.batch_info import conversations, reads_prompts
+from lmoe.vocabulary import TrainOn
 
 COLDEST, MOST_TOKENS = 1e-6, 1_000_000_000
 """A lower temperature makes scores infinite; more tokens than any context or vocabulary has."""
@@ -130,6 +133,8 @@ def stream_answer(
     prompt: str | Sequence[Turn],
     sampling: Sampling,
     write: Callable[[str], object],
+    *,
+    train_on: TrainOn = TrainOn.assistant,
 ) -> str:
     """Answer one user turn, handing over each piece of text as soon as it is whole.
 
@@ -137,6 +142,7 @@ def stream_answer(
         prompt: what the user says, or a conversation.
         sampling: how.
         write: gets the pieces.
+        train_on: the turns that the model has learnt, for a router that decides by the prompt.
 
     Returns:
         The whole answer.
@@ -146,7 +152,10 @@ def stream_answer(
     """
     pieces: list[str] = []
     streamer = _Pieces(tokenizer, lambda piece: (pieces.append(piece), write(piece)))
-    continue_ids(model, tokenizer, prompt_ids(tokenizer, prompt), sampling, to=streamer)
+    ids, answers = prompt_ids(tokenizer, prompt), None
+    if not isinstance(prompt, str) and reads_prompts(model):
+        answers = earlier_answers(tokenizer, prompt, None, ids[0], train_on=train_on)
+    continue_ids(model, tokenizer, ids, sampling, to=streamer, answers=answers)
     return "".join(pieces)
 
 
@@ -157,6 +166,7 @@ def continue_ids(
     sampling: Sampling,
     *,
     to: TextStreamer | None = None,
+    answers: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Generate with a KV cache, until an answer ends (`end_tokens`).
 
@@ -164,6 +174,7 @@ def continue_ids(
         ids: (1, T) tokens of the prompt.
         sampling: how.
         to: gets the tokens as they come.
+        answers: (T,) bool, tokens of earlier answers (`earlier_answers`); None: all of it is one prompt.
 
     Returns:
         (N,) the new tokens, at most as many as the context has room for.
@@ -178,6 +189,7 @@ def continue_ids(
         tokenizer,
         ids,
         torch.ones_like(ids),
+        answers=None if answers is None else answers[None],
         max_new_tokens=room,
         streamer=to,
         eos_token_id=end_tokens(model, tokenizer) or None,
@@ -207,6 +219,8 @@ def generated(
     tokenizer: PreTrainedTokenizerBase,
     ids: torch.Tensor,
     mask: torch.Tensor,
+    *,
+    answers: torch.Tensor | None = None,
     **options: Any,
 ) -> torch.Tensor:
     """(B, N) new tokens of `generate` of Transformers, with a KV cache.
@@ -214,13 +228,16 @@ def generated(
     Args:
         ids: (B, T) tokens of the prompts, padded on the left.
         mask: (B, T) 1 for tokens of a prompt, 0 for padding.
+        answers: (B, T) bool, tokens of earlier answers; None: there are none.
         options: as `generate` takes them.
     """
-    whole = model.generate(  # type: ignore[operator]
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        use_cache=True,
-        pad_token_id=tokenizer.pad_token_id,
-        **options,
-    )
+    mask = mask.to(model.device)
+    with conversations(model, None if answers is None else answers.to(model.device), mask.bool()):
+        whole = model.generate(  # type: ignore[operator]
+            input_ids=ids.to(model.device),
+            attention_mask=mask,
+            use_cache=True,
+            pad_token_id=tokenizer.pad_token_id,
+            **options,
+        )
     return whole[:, ids.shape[1] :]

@@ -10,7 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from lmoe.data.rows.row import Message, Row
 from lmoe.data.rows.sources import read_rows
 from lmoe.errors import DataError
+from lmoe.generate.earlier_answers import earlier_answers
 from lmoe.generate.generate import prompt_ids, text_ids
+from lmoe.vocabulary import TrainOn
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -23,6 +25,7 @@ class RowPrompt:
         tools: functions that the assistant may call.
         reference: the row's own answer, and where it calls tools the calls as JSON; None where the row has none.
         ignored: fields of the row that nothing is made of.
+        muted: indices of the assistant's turns in the prompt that carry no label in training.
     """
 
     domain: str
@@ -30,6 +33,7 @@ class RowPrompt:
     tools: tuple[dict[str, Any], ...] | None = None
     reference: str | None = None
     ignored: tuple[str, ...] = ()
+    muted: frozenset[int] = frozenset()
 
     def ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
         """(T,) tokens of the prompt.
@@ -44,6 +48,17 @@ class RowPrompt:
                 raise DataError("no prompt: the text is blank")
             return text_ids(tokenizer, self.prompt)[0]
         return prompt_ids(tokenizer, self.prompt, self.tools)[0]
+
+    def answers(self, tokenizer: PreTrainedTokenizerBase, ids: Tensor, train_on: TrainOn) -> Tensor | None:
+        """(T,) bool: tokens of the prompt that are earlier answers (`earlier_answers`); None: there are none.
+
+        Args:
+            ids: (T,) as `ids` gives them.
+            train_on: the turns that the model has learnt.
+        """
+        if isinstance(self.prompt, str):
+            return None
+        return earlier_answers(tokenizer, self.prompt, self.tools, ids, muted=self.muted, train_on=train_on)
 
 
 def row_prompts(source: str) -> list[RowPrompt]:
@@ -66,7 +81,9 @@ def prompt_of(row: Row) -> RowPrompt:
     if turns and turns[-1]["role"] == "assistant":
         last = turns.pop()
         own = own if row.label is False else _answer_text(last) or own
-    return RowPrompt(domain=row.domain, prompt=turns, tools=row.tools, reference=own, ignored=row.ignored)
+    return RowPrompt(
+        domain=row.domain, prompt=turns, tools=row.tools, reference=own, ignored=row.ignored, muted=row.muted
+    )
 
 
 def _answer_text(turn: Message) -> str:

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmoe.adapter.answer_end import answers_end
 from lmoe.adapter.folder import CONFIG_FILE as LMOE_CONFIG
 from lmoe.adapter.load import load
-from lmoe.adapter.place import adapter_folder, lost_config
+from lmoe.adapter.place import adapter_folder, lost_config, run_folder
+from lmoe.adapter.run_data import run_data
 from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.backbones.placement import placed
@@ -26,9 +27,11 @@ from lmoe.data.rows.sources import read_rows
 from lmoe.errors import CheckpointError, ConfigError, DataError
 from lmoe.files.small_file import link_outside, unreadable
 from lmoe.generate.generate import Sampling, Turn, stream_answer
+from lmoe.injection.batch_info import reads_prompts
 from lmoe.injection.tracing import domain as of_domain
 from lmoe.peft.files import CONFIG_FILE as PEFT_CONFIG
-from lmoe.vocabulary import BackbonePrecision
+from lmoe.peft.router_head import HEAD_FILE, head_file
+from lmoe.vocabulary import BackbonePrecision, TrainOn
 
 FITTED_PROMPTS = 64
 """Enough for a mean."""
@@ -45,6 +48,7 @@ class Speaker:
         domain: of every prompt, for moe.router=oracle.
         folders: of the adapter, or of each expert, by name.
         settings: of the blend, for people.
+        train_on: the turns of conversations that it has learnt.
     """
 
     model: PreTrainedModel
@@ -54,6 +58,7 @@ class Speaker:
     domain: str | None = None
     folders: Mapping[str, Path] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
+    train_on: TrainOn = TrainOn.assistant
 
     def answer(self, prompt: str | list[Turn], sampling: Sampling, write: Callable[[str], object]) -> str:
         """The answer to a prompt or a conversation, piece by piece.
@@ -63,7 +68,7 @@ class Speaker:
         """
         try:
             with self._about():
-                return stream_answer(self.model, self.tokenizer, prompt, sampling, write)
+                return stream_answer(self.model, self.tokenizer, prompt, sampling, write, train_on=self.train_on)
         except DataError as error:
             if self.tokenizer.chat_template is None:
                 raise
@@ -104,12 +109,16 @@ def trained(
         LmoeError: as lmoe.load, or no such device.
     """
     model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
+    folder, train_on = lost_config(checkpoint) or adapter_folder(checkpoint), TrainOn.assistant
+    if reads_prompts(model):
+        train_on = run_data(run_folder(folder))[0].train_on
     return Speaker(
         model=placed(model, device),
         tokenizer=tokenizer,
         template_place=str(tokenizer.name_or_path),
         domain=domain,
-        folders={"checkpoint": lost_config(checkpoint) or adapter_folder(checkpoint)},
+        folders={"checkpoint": folder},
+        train_on=train_on,
     )
 
 
@@ -123,6 +132,7 @@ def blended(
     top_k: int | None = None,
     router_temperature: float | None = None,
     fit: Mapping[str, str] | None = None,
+    head: str | None = None,
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> Speaker:
@@ -130,6 +140,7 @@ def blended(
 
     Args:
         fit: rows by the name of an expert, whose prompts tell router=encoder what it is for; that is kept beside it.
+        head: for router=encoder the trained router beside exported experts: its folder or file.
         device: where it computes; None: a GPU where there is one.
         trust_remote_code: run Python that comes with the base.
 
@@ -141,15 +152,12 @@ def blended(
     model, tokenizer = placed(load_model(backbone), device), load_tokenizer(backbone)
     blend, place = None, str(tokenizer.name_or_path)
     if experts:
-        blend = Blend(model, experts, weights, router, top_k=top_k, temperature=router_temperature)
+        blend = Blend(model, experts, weights, router, top_k=top_k, temperature=router_temperature, head=head)
         if texts:
             blend.fit_centroids(texts, tokenizer)
             blend.save_centroids()
         if router == BlendRouter.encoder and blend.unfitted:
-            raise ConfigError(
-                f"`router=encoder` does not know yet what {', '.join(blend.unfitted)} is for: give `fit` "
-                f"{blend.unfitted[0]}=ROWS,… once, rows with prompts of its kind"
-            )
+            raise ConfigError(_unfitted(blend))
         place = _take_template(tokenizer, blend) or place
     answers_end(model, tokenizer)
     return Speaker(
@@ -164,8 +172,33 @@ def blended(
             "weights": None if weights is None else " ".join(f"{name}={weights[name]:g}" for name in sorted(weights)),
             "experts_top_k": top_k,
             "router_temperature": router_temperature,
+            "head": None if head is None else digest_of_file(head_file(head)),
         },
     )
+
+
+def _unfitted(blend: Blend) -> str:
+    """What to say where router=encoder cannot choose yet."""
+    said = (
+        f"`router=encoder` does not know yet what {', '.join(blend.unfitted)} is for: give `fit` "
+        f"{blend.unfitted[0]}=ROWS,… once, rows with prompts of its kind"
+    )
+    parents = {folder.parent for folder in blend.folders.values()}
+    beside = next((folder for folder in parents if (folder / HEAD_FILE).exists()), None)
+    return said if beside is None else f"{said}; or `head={beside}`, the router that they were trained with"
+
+
+def digest_of_file(path: Path) -> str:
+    """Digest of what a file holds.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
+    try:
+        with open(path, "rb") as content:
+            return f"sha256 {hashlib.file_digest(content, 'sha256').hexdigest()[:32]}"
+    except OSError as error:
+        raise CheckpointError(f"{path}: {unreadable(error)}") from None
 
 
 def digest_of_adapter(folder: Path) -> str:

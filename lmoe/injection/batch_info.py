@@ -1,15 +1,15 @@
 """What a batch tells the routers of its tokens."""
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lmoe.config.moe import MoeConfig
-from lmoe.injection.record import Injected
+from lmoe.injection.record import BLEND, RECORD, Injected
 from lmoe.injection.tracing import expert_of
-from lmoe.layers.context import PromptRows
+from lmoe.layers.context import PromptRows, RoutingContext
 from lmoe.ops.labels import IGNORE
 from lmoe.ops.router_targets import NO_TARGET, RowTargets
 from lmoe.rules.routers import needs_domain, needs_prompt, needs_prompt_ids, target_count
@@ -32,6 +32,34 @@ def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str
         rows=_prompts(record, batch) if needs_prompt(record.moe) else None,
         targets=row_targets(record.moe, batch, domains),
     )
+
+
+def reads_prompts(model: nn.Module) -> bool:
+    """Whether a model decides by the prompts of a conversation."""
+    return _by_prompts(model) is not None
+
+
+def conversations(model: nn.Module, answers: Tensor | None, valid: Tensor) -> AbstractContextManager[None]:
+    """A context in which `generate` decides for conversations by the prompts that training decided by.
+
+    Args:
+        model: to which nothing is told where it does not go by prompts.
+        answers: (B, T) bool, tokens of earlier answers; None: there are none, and all tokens are the prompt.
+        valid: (B, T) bool, False for padding.
+    """
+    found = _by_prompts(model)
+    if answers is None or found is None:
+        return nullcontext()
+    context, decide = found
+    return context.with_batch_info(rows=PromptRows.awaiting_answer(answers, valid, decide))
+
+
+def _by_prompts(model: nn.Module) -> tuple[RoutingContext, Decide] | None:
+    """What the routers of a model read, and which prompts they decide for; None: they do not go by prompts."""
+    record, blend = getattr(model, RECORD, None), getattr(model, BLEND, None)
+    if record is not None:
+        return (record.context, record.moe.decide) if needs_prompt(record.moe) else None
+    return None if blend is None else blend.prompt_context
 
 
 def row_targets(moe: MoeConfig, batch: dict[str, Tensor], domains: Sequence[str]) -> RowTargets | None:

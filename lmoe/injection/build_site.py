@@ -80,6 +80,29 @@ def router_path(site: str) -> str:
     return ROUTER if site == MODEL else f"{site}.{ROUTER}"
 
 
+def decoder_place(layers: list[str], index: int) -> DecoderPlace:
+    """Whose hidden states moe.router_layer means.
+
+    Args:
+        layers: paths of the decoder layers.
+        index: moe.router_layer.
+
+    Raises:
+        InjectionError: there is no such layer, or nothing around the decoder.
+    """
+    decoder = ".".join(layers[0].split(".")[:-2])  # what holds the list of layers
+    if not decoder:
+        raise InjectionError("moe.router_scope=model needs a causal language model, and this is its decoder alone")
+    try:
+        return DecoderPlace.of(decoder, tuple(layers), index)
+    except IndexError:
+        count = len(layers)
+        raise InjectionError(
+            f"moe.router_layer is {index}; this backbone has {count} layers: 0 (the embeddings) to {count}, or "
+            f"-{count + 1} to -1"
+        ) from None
+
+
 class SiteBuilder:
     """Makes the wrapper of each site, and the routers that blocks share.
 
@@ -231,18 +254,7 @@ class SiteBuilder:
         """
         if hasattr(self.model, ROUTER):
             raise InjectionError(f"this backbone has a {ROUTER} of its own; use moe.router_scope=linear")
-        layers, index = tuple(layer.path for layer in self.layers), self.moe.router_layer
-        decoder = ".".join(layers[0].split(".")[:-2])  # what holds the list of layers
-        if not decoder:
-            raise InjectionError("moe.router_scope=model needs a causal language model, and this is its decoder alone")
-        try:
-            return DecoderPlace.of(decoder, layers, index)
-        except IndexError:
-            count = len(layers)
-            raise InjectionError(
-                f"moe.router_layer is {index}; this backbone has {count} layers: 0 (the embeddings) to {count}, or "
-                f"-{count + 1} to -1"
-            ) from None
+        return decoder_place([layer.path for layer in self.layers], self.moe.router_layer)
 
     def _deciding(self, site: SitePlan, base_layer: nn.Module) -> Router | BlockRoute | ModelRoute:
         """The site's own router, or its block's, which the block's first site makes, or the model's."""

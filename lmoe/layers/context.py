@@ -17,6 +17,7 @@ from lmoe.ops.gating import Gate
 from lmoe.ops.prompt_hash import prompt_hashes
 from lmoe.ops.prompt_turns import turns
 from lmoe.ops.router_targets import RowTargets
+from lmoe.vocabulary import Decide
 
 SiteDecisions = dict[str, tuple[Tensor, Gate]]
 """Logits and gate, (B, 1, E), by site."""
@@ -60,6 +61,36 @@ class PromptRows:
         """
         found = turns(answers, row_ids, valid)
         return cls(found.prompt, found.ids, turn=found.number)
+
+    @classmethod
+    def awaiting_answer(cls, answers: Tensor, valid: Tensor, decide: Decide) -> "PromptRows":
+        """Of conversations that are to be answered once more, the prompts by which training decided for them.
+
+        Args:
+            answers: (B, T) bool, tokens of earlier answers.
+            valid: (B, T) bool, False for padding, which is on the left.
+            decide: by the first prompt of each, or for each turn by its own.
+        """
+        if decide is Decide.first:
+            return cls.single(valid & ((answers & valid).long().cumsum(-1) == 0))
+        # The next answer's first token, so that the last prompt is a turn.
+        answers, valid = (torch.nn.functional.pad(mask, (0, 1), value=True) for mask in (answers, valid))
+        rows = cls.of_turns(answers, torch.zeros_like(answers, dtype=torch.long), valid)
+        return replace(rows, prompt=rows.prompt[..., :-1], row_ids=rows.row_ids[:, :-1])
+
+    def in_generate(self, repeats: int, following: int) -> "PromptRows":
+        """The same in a forward of `generate` that began with these tokens.
+
+        Args:
+            repeats: how often each sequence stands in the batch, one behind the other: beams, several answers.
+            following: tokens behind them, which belong to the last row.
+        """
+        every = (self.prompt, self.row_ids, self.hashes, self.turn)
+        prompt, row_ids, hashes, turn = (None if t is None else t.repeat_interleave(repeats, 0) for t in every)
+        assert prompt is not None and row_ids is not None
+        last = row_ids[:, -1:].expand(-1, following)
+        prompt = torch.nn.functional.pad(prompt, (0, following))
+        return PromptRows(prompt, torch.cat([row_ids, last], 1), hashes, turn)
 
     @property
     def last_turn(self) -> int:
@@ -252,7 +283,10 @@ class RoutingContext:
         return forward
 
     def rows(self, *, training: bool) -> PromptRows | None:
-        """The prompts by which a sequence router decides: those of the block, or what the model's inputs say."""
+        """The prompts by which a sequence router decides: those of the running forward, or of the block."""
+        running = self._forward.get()
+        if running is not None and running.rows is not None:
+            return running.rows
         if self.batch_info.rows is not None:
             return self.batch_info.rows
         if training and self.last_batch_info.rows is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lmoe.errors import RoutingError
 from lmoe.layers.context import PromptDecisions, PromptRows, RunningForward
-from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, keep_with
+from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, keep_with, valid_tokens
 from lmoe.layers.prompt_reading import DecoderPlace, ReadInputs, StateReader
 from lmoe.layers.routers.model import ModelRouter
 from lmoe.layers.routers.sequence import detached, of_rows
@@ -55,6 +55,9 @@ class ModelRoute:
         settings: how it decides.
     """
 
+    NAME = "moe.router_scope=model"
+    """For messages."""
+
     def __init__(self, router: ModelRouter, settings: RouteSettings) -> None:
         self.router, self.settings, self.context = router, settings, router.context
         self.states = StateReader(settings.place)
@@ -74,9 +77,7 @@ class ModelRoute:
         """
         forward = self.context.current_forward(training=self.router.training)
         if forward is None:
-            raise RoutingError(
-                "moe.router_scope=model decides in forwards of the whole model: call it, not one of its parts"
-            )
+            raise RoutingError(f"{self.NAME} decides in forwards of the whole model: call it, not one of its parts")
         routing = forward.of_model
         return routing if routing is None or routing.routing_weights.device == device else routing.to(device)
 
@@ -110,9 +111,11 @@ class ModelRoute:
             self._seen(decision, rows, nowhere)
             self._keep(decision, rows, forward)
         if forward.new.sites and (cache := cache_of(output)) is not None:
-            inputs = ForwardInputs.of(model, args, kwargs)
-            again = forward.cached is not None
-            length = inputs.cached_tokens if again else inputs.prompt_length(self.context.prompt.get())
+            stated, inputs = self.context.prompt.get(), ForwardInputs.of(model, args, kwargs)
+            if forward.cached is None or stated is None:
+                length = inputs.prompt_length(stated)
+            else:  # of a turn more
+                length = stated.shape[1]
             keep_with(cache, forward.new, length)
 
     def _from_the_start(
@@ -156,14 +159,15 @@ class ModelRoute:
         decided = cached.sites.get(MODEL) if isinstance(cached, PromptDecisions) else None
         if decided is None or decided[0].shape[0] != batch or not self.context.decided(cached):
             raise RoutingError(
-                f"moe.router_scope=model has no decision for these {batch} sequences: the KV cache must have been "
+                f"{self.NAME} has no decision for these {batch} sequences: the KV cache must have been "
                 "filled by a forward of the same sequences through this model, with the same experts"
             )
         stated = self.context.prompt.get()
-        is_turn = stated is not None and inputs.cached_tokens < stated.shape[1] <= inputs.cached_tokens + length
-        rows = PromptRows.single(_valid_now(inputs))
+        is_turn = stated is not None and stated.shape[1] == inputs.cached_tokens + length
         if self.settings.decide is Decide.first or not is_turn:
-            return replace(empty, cached=cached, of_model=self._seen(decided, rows, None))
+            here = PromptRows.single(torch.ones(batch, length, dtype=torch.bool, device=inputs.tokens.device))
+            return replace(empty, cached=cached, of_model=self._seen(decided, here, None))
+        rows = PromptRows.single(valid_tokens(inputs.attention_mask, inputs.tokens, inputs.cached_tokens))
         if not self.settings.prompt_experts:
             self.states.listen()
             return replace(empty, rows=rows, cached=cached)
@@ -180,12 +184,11 @@ class ModelRoute:
             RoutingError: they cannot be told.
         """
         assert inputs.tokens is not None
-        rows = self.context.batch_info.rows
-        if rows is not None and rows.row_ids.shape == inputs.tokens.shape[:2]:
+        if (rows := inputs.known_rows(self.context.batch_info.rows, self.context.prompt.get())) is not None:
             return rows
         if inputs.flattened:
             raise RoutingError(
-                "moe.router_scope=model does not know the prompts of rows that lie one behind the other (continuous "
+                f"{self.NAME} does not know the prompts of rows that lie one behind the other (continuous "
                 "batching, padding-free batches): call the model, or generate, with one row a sequence"
             )
         prompt = inputs.prompt(self.context.prompt.get())
@@ -199,8 +202,9 @@ class ModelRoute:
     def _is_one_prompt(self, inputs: ForwardInputs) -> bool:
         """Whether the tokens of a forward are a prompt and nothing else."""
         assert inputs.tokens is not None
-        told = self.context.batch_info.rows is not None or inputs.labels is not None
-        return not told and inputs.prompt_length(self.context.prompt.get()) == inputs.tokens.shape[1]
+        stated = self.context.prompt.get()
+        told = inputs.labels is not None or inputs.known_rows(self.context.batch_info.rows, stated) is not None
+        return not told and inputs.prompt_length(stated) == inputs.tokens.shape[1]
 
     def _means(
         self, model: nn.Module, read: ReadInputs, rows: PromptRows, acting: Tensor | None, empty: RunningForward
@@ -263,12 +267,3 @@ def _where(routing: Routing, acting: Tensor) -> Routing:
     """The routing with weights of 0 for tokens on which no expert acts."""
     acting = acting.to(routing.routing_weights.device)
     return replace(routing, routing_weights=routing.routing_weights * acting.unsqueeze(-1), acting=acting)
-
-
-def _valid_now(inputs: ForwardInputs) -> Tensor:
-    """(B, T) bool: which tokens of a forward with a filled KV cache are no padding."""
-    assert inputs.tokens is not None
-    mask, (batch, length) = inputs.attention_mask, inputs.tokens.shape[:2]
-    if isinstance(mask, Tensor) and mask.dim() == 2 and mask.shape[1] >= length:
-        return mask[:, -length:].bool()
-    return torch.ones(batch, length, dtype=torch.bool, device=inputs.tokens.device)

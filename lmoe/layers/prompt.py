@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from lmoe.errors import RoutingError
+from lmoe.layers.context import PromptRows
 from lmoe.layers.method_replacement import MethodReplacement
 from lmoe.layers.per_call import PerCall
 
 
-def valid_tokens(mask: object, given: Tensor) -> Tensor:
+def valid_tokens(mask: object, given: Tensor, cached: int = 0) -> Tensor:
     """Returns which tokens are valid, (B, T) bool.
 
     `generate` makes a mask of queries and keys where a cache has a fixed size, and one for each kind of layer where
@@ -26,7 +27,8 @@ def valid_tokens(mask: object, given: Tensor) -> Tensor:
     Args:
         mask: attention_mask as the model gets it: None, (B, T), (B or 1, heads or 1, T, keys) of bool or of what is
             added to the scores, or a dict of such.
-        given: (B, T) input_ids, or inputs_embeds (B, T, D), of a forward that begins with an empty cache.
+        given: (B, T) input_ids, or inputs_embeds (B, T, D), of a forward.
+        cached: tokens that its KV cache holds already, which a mask says something of too.
 
     Raises:
         RoutingError: a mask of another kind.
@@ -36,14 +38,15 @@ def valid_tokens(mask: object, given: Tensor) -> Tensor:
         mask = next((value for value in mask.values() if value is not None), None)
     if mask is None:
         return torch.ones(rows, length, dtype=torch.bool, device=given.device)
-    if isinstance(mask, Tensor) and mask.shape == (rows, length):
-        return mask.bool()
-    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[2] == length <= mask.shape[3]:
-        itself = mask[:, 0, :, :length].diagonal(dim1=1, dim2=2)
+    if isinstance(mask, Tensor) and mask.shape == (rows, cached + length):
+        return mask[:, cached:].bool()
+    if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[2] == length <= mask.shape[3] - cached:
+        itself = mask[:, 0, :, cached : cached + length].diagonal(dim1=1, dim2=2)
         return (itself if itself.dtype == torch.bool else itself == 0).expand(rows, length)
     found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
     raise RoutingError(
-        f"attention_mask {found} does not say which of {rows} x {length} tokens are padding; give one of (rows, tokens)"
+        f"attention_mask {found} does not say which of {rows} x {cached + length} tokens are padding; give one of "
+        "(rows, tokens)"
     )
 
 
@@ -123,6 +126,31 @@ class ForwardInputs:
                 "needs all of it at once: leave prefill_chunk_size out"
             )
         return stated.shape[1]
+
+    def known_rows(self, rows: PromptRows | None, stated: Tensor | None) -> PromptRows | None:
+        """The prompts that a block around this forward has set, as they lie in its tokens; None: it has set none, or
+        they are those of `generate` and this forward reads another prompt meanwhile.
+
+        Args:
+            rows: of the block.
+            stated: as of `prompt_length`; the rows are then of its tokens.
+
+        Raises:
+            RoutingError: rows of other tokens, or the stated prompt in pieces.
+        """
+        if rows is None or self.tokens is None:
+            return None
+        shape, known = tuple(self.tokens.shape[:2]), tuple(rows.row_ids.shape)
+        if stated is None and shape != known:
+            raise RoutingError(
+                f"a block around this forward says the prompts of {known} rows and tokens, and it has {shape}: give "
+                "lmoe.trace a prompt_mask of the tokens that the model gets"
+            )
+        if stated is None:
+            return rows
+        if known != tuple(stated.shape[:2]) or not _begins_alike(self.tokens, stated):
+            return None
+        return rows.in_generate(shape[0] // known[0], shape[1] - self.prompt_length(stated))
 
     def prompt(self, stated: Tensor | None) -> Tensor:
         """(B, T) bool: the tokens of the prompt, of a forward that begins with an empty cache.

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from lmoe.layers.context import PromptRows
 from lmoe.layers.per_call import PerCall
@@ -66,13 +67,12 @@ class StateReader:
         self.place = place
         self._heard: PerCall[list[Tensor]] = PerCall()
 
-    def attach(self, model: nn.Module) -> None:
-        """Hook the place of a model."""
+    def attach(self, model: nn.Module) -> RemovableHandle:
+        """Hook the place of a model; the handle takes the hook off."""
         module = model.get_submodule(self.place.layer or self.place.decoder)
         if self.place.before:
-            module.register_forward_pre_hook(self._before, with_kwargs=True)
-        else:
-            module.register_forward_hook(self._after)
+            return module.register_forward_pre_hook(self._before, with_kwargs=True)
+        return module.register_forward_hook(self._after)
 
     def listen(self) -> None:
         """Keep the states of the forward that begins now."""

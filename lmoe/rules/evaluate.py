@@ -43,8 +43,7 @@ def check_settings(settings: EvaluateSettings, router: str) -> None:
         ConfigError: everything that was asked for and cannot act.
     """
     questions, problems = bool(settings.choices or settings.tasks), []
-    needs = ROUTERS[RouterKind(router)].needs if router in tuple(RouterKind) else None
-    by_domain = needs is Need.domain
+    by_domain = router in tuple(RouterKind) and ROUTERS[RouterKind(router)].needs is Need.domain
     if settings.data == NO_DATA and not questions:
         problems.append("`data=none` without `choices` and `tasks` leaves nothing to measure")
     if settings.data == NO_DATA and settings.samples:
@@ -63,11 +62,6 @@ def check_settings(settings: EvaluateSettings, router: str) -> None:
         problems.append(
             f"moe.router={router} chooses the expert by the domain, and questions of `choices` and `tasks` have none; "
             "name one for all of them with `domain`, or leave both out"
-        )
-    if settings.tasks and needs is Need.prompt:
-        problems.append(
-            f"`tasks`: moe.router={router} decides by the prompt alone, and the harness hands over prompt and answer "
-            "as one row, so that the router would see the answer; use `choices`, which keeps them apart"
         )
     if problems:
         raise ConfigError(problems)

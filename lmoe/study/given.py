@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from lmoe.adapter.folder import WEIGHTS_FILE
-from lmoe.adapter.place import adapter_folder
+from lmoe.adapter.place import adapter_folder, run_folder
 from lmoe.config.read import read_section
 from lmoe.config.run import RunConfig
 from lmoe.errors import StudyError
-from lmoe.evaluate.run_data import run_folder
 from lmoe.files.places import expanded, is_local
 from lmoe.files.run_folder import CONFIG_FILE, PROVENANCE_FILE, path_from_here
 from lmoe.files.small_file import Reader

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from lmoe.adapter.run_data import run_data
 from lmoe.config.data import DataConfig
 from lmoe.config.study import BUNDLED_TEXT
 from lmoe.data.domains import of_domains
@@ -19,7 +20,6 @@ from lmoe.errors import StudyError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_judging
 from lmoe.evaluate.row_losses import RowLoss, read_row_losses, row_losses, write_row_losses
 from lmoe.evaluate.rows import with_experts
-from lmoe.evaluate.run_data import run_data
 from lmoe.evaluate.subject import Subject, subject_of
 from lmoe.files.resources import resource_dir
 from lmoe.files.write import write_whole

@@ -26,13 +26,13 @@ BASE = {
 TOKENS = [3, 7, 11, 5]
 
 
-def main() -> None:
-    """Write the four files."""
-    folder = Path(__file__).parent / "fixtures" / "format_1"
+def write(name: str, moe: dict) -> None:
+    """The four files of one fixture."""
+    folder = Path(__file__).parent / "fixtures" / name
     model = tiny_model(**BASE)
     folder.mkdir(parents=True)
     save_file({name: p.detach().clone() for name, p in model.named_parameters()}, folder / "base.safetensors")
-    lmoe.inject(model, injection={"lora_r": 2, "num_experts": 3})
+    lmoe.inject(model, {"lora_r": 2, "num_experts": 3}, moe)
     randomise(model)
     save_adapter(model, folder, {"name": "tiny random Qwen3", "revision": None, "precision": "float32"})
     logits = model(torch.tensor([TOKENS])).logits[0, -1, :8].tolist()
@@ -40,4 +40,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    write("format_1", {})

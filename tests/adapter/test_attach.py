@@ -17,6 +17,8 @@ SETTINGS = [
     ("qwen3", {"strategy": "mixture_lora"}, {"router": "top_k"}),
     ("qwen3", {"strategy": "mixture_lora"}, {"router": "sequence"}),
     ("qwen3", {"strategy": "mixture_lora"}, {"router_scope": "block"}),
+    ("qwen3", {"strategy": "mixture_lora"}, {"router": "sequence", "router_scope": "model", "prompt_experts": True}),
+    ("qwen3", {"strategy": "moe_expert_lora"}, {"router": "sequence", "router_scope": "model", "prompt_experts": True}),
     ("qwen3", {"strategy": "mixture_lora", "init_lora": "svd", "num_experts": 2, "lora_r": 4}, {}),
     ("qwen3", {"strategy": "dense_lora", "attn_lora": {"use_dora": True}}, {}),
     ("qwen3", {"strategy": "moe_expert_lora"}, {}),

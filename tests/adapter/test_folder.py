@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 import lmoe
 from lmoe.adapter.folder import (
     CONFIG_FILE,
-    FORMAT_VERSION,
     WEIGHTS_FILE,
     adapter_tensors,
     load_adapter,
@@ -22,9 +21,9 @@ from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected
 from lmoe.injection.roles import adapter_parameters
 from tests.adapter.conftest import BASE, INJECTION
-from tests.tiny_models import tiny_model, tokens
+from tests.tiny_models import randomise, tiny_model, tokens
 
-FIXTURE = Path(__file__).parent / "fixtures" / "format_1"
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def fresh(folder: Path, **base):
@@ -158,16 +157,20 @@ def test_keys_are_those_of_the_format(adapter):
     assert config["injection"]["num_experts"] == 3 and config["moe"]["router"] == "top_k"
 
 
-def test_the_adapter_of_format_version_1_that_was_stored_once_loads_forever():
-    """Made on 2026-11-22 by tests/adapter/make_format_1.py; the logits beside it are those of the model then."""
-    assert {path.name for path in FIXTURE.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, "base.safetensors", "logits.json"}
-    config = read_adapter_config(FIXTURE)
-    model = tiny_model(**json.loads((FIXTURE / "logits.json").read_text())["base"])
-    difference = model.load_state_dict(load_file(FIXTURE / "base.safetensors"), strict=False)
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_adapter_of_each_format_version_that_was_stored_once_loads_forever(version):
+    """Made by tests/adapter/make_format_1.py on 2026-11-22 and make_format_2.py on 2026-11-28; the logits beside each
+    are those of the model then."""
+    fixture = FIXTURES / f"format_{version}"
+    assert {path.name for path in fixture.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, "base.safetensors", "logits.json"}
+    assert json.loads((fixture / CONFIG_FILE).read_text())["format_version"] == version
+    config = read_adapter_config(fixture)
+    model = tiny_model(**json.loads((fixture / "logits.json").read_text())["base"])
+    difference = model.load_state_dict(load_file(fixture / "base.safetensors"), strict=False)
     assert difference.missing_keys == ["lm_head.weight"] and not difference.unexpected_keys  # tied to the embedding
     lmoe.inject(model, config.injection, config.moe)
-    load_adapter(model, FIXTURE, config)
-    recorded = json.loads((FIXTURE / "logits.json").read_text())
+    load_adapter(model, fixture, config)
+    recorded = json.loads((fixture / "logits.json").read_text())
     logits = model(torch.tensor([recorded["tokens"]])).logits[0, -1, :8]
     torch.testing.assert_close(logits, torch.tensor(recorded["logits"]), atol=1e-4, rtol=1e-4)
 
@@ -233,8 +236,9 @@ def test_a_folder_without_config_is_no_adapter(tmp_path):
         (b'{"format_version": 1\xff}', "cannot be read"),
         (b"[" * 100_000, "cannot be read"),
         (b"[1]", "must hold an object, holds list"),
-        (b'{"format_version": 2}', "format_version is 2; this lmoe reads 1"),
-        (b"{}", "format_version is None; this lmoe reads 1"),
+        (b'{"format_version": 3}', "format_version is 3; this lmoe reads 1 and 2"),
+        (b'{"format_version": true}', "format_version is True; this lmoe reads 1 and 2"),
+        (b"{}", "format_version is None; this lmoe reads 1 and 2"),
         (b'{"format_version": 1, "injection": {}}', "base_model, moe missing"),
     ],
 )
@@ -342,8 +346,33 @@ def test_a_folder_that_cannot_be_written_is_named(model, tmp_path):
         save_adapter(model, tmp_path / "file" / "adapter", BASE)
 
 
-def test_the_version_in_the_file_is_that_of_the_code(adapter):
-    assert json.loads((adapter / CONFIG_FILE).read_text())["format_version"] == FORMAT_VERSION == 1
+def test_the_version_in_the_file_is_the_oldest_that_can_say_it(adapter):
+    """An older lmoe reads version 1: without a router of the whole model, nothing of one stands in the file."""
+    raw = json.loads((adapter / CONFIG_FILE).read_text())
+    assert raw["format_version"] == 1
+    assert not raw["moe"].keys() & {"router_layer", "prompt_experts", "decide", "router_target", "router_target_coef"}
+
+
+OF_MODEL = {"router": "sequence", "router_scope": "model"}
+
+
+def test_a_router_of_the_whole_model_is_saved_and_loaded_bit_by_bit_as_version_2(tmp_path):
+    model = tiny_model()
+    lmoe.inject(model, INJECTION, OF_MODEL | {"prompt_experts": True, "decide": "turn", "router_bias": True})
+    randomise(model, std=0.5)
+    folder = save_adapter(model, tmp_path / "adapter", BASE)
+    stored = load_file(folder / WEIGHTS_FILE)
+    of_router = {name: tuple(tensor.shape) for name, tensor in stored.items() if "router" in name}
+    assert of_router == {"router.weight": (3, 32), "router.bias": (3,)}
+    raw = json.loads((folder / CONFIG_FILE).read_text())
+    assert (raw["format_version"], raw["moe"]["prompt_experts"], raw["moe"]["decide"]) == (2, True, "turn")
+    twin, config = fresh(folder)
+    load_adapter(twin, folder, config)
+    assert torch.equal(twin(tokens()).logits, model(tokens()).logits)
+    assert injected(twin).fingerprint == injected(model).fingerprint
+    edit(folder, lambda raw: raw["moe"].update(router_scope="linear", prompt_experts=False, decide="first"))
+    with pytest.raises(CheckpointError, match="12 keys missing, first model.layers.0.mlp.down_proj.router"):
+        load_into_fresh(folder)
 
 
 def test_what_the_injection_resolved_is_stored(adapter):

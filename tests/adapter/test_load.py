@@ -170,6 +170,15 @@ def test_weights_without_config_give_the_average_on_a_base_that_is_named_and_wit
         torch.testing.assert_close(averaged(tokens()).logits, model.eval()(tokens()).logits, atol=1e-4, rtol=1e-4)
 
 
+def test_an_average_leaves_out_the_router_of_a_whole_model(trained, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(trained.base)
+    lmoe.inject(model, {"lora_r": 4, "num_experts": 3}, {"router": "sequence", "router_scope": "model"})
+    lmoe.save(model, tmp_path / "lost", tokenizer=trained.tokenizer)
+    (tmp_path / "lost" / CONFIG_FILE).unlink()
+    with pytest.warns(UserWarning, match="no router decides, 10 Linears have the average"):
+        lmoe.load(tmp_path / "lost", base_model=str(trained.base))
+
+
 @pytest.mark.parametrize(
     ("key", "reason"),
     [

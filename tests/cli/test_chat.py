@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
+import lmoe
 from lmoe.cli.main import app
 from lmoe.cli.speak import SpeakerFlags
 from lmoe.errors import ConfigError
 from lmoe.generate.speaker import named_places, named_weights
+from tests.tiny_models import randomise
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +101,12 @@ def test_a_trained_run_chats_too_and_has_no_weights_to_turn(restored, finished_r
         ({"checkpoint": "a", "weights": "1"}, "--weights has no effect with --checkpoint"),
         ({"model": "a", "router": "arrow"}, "--router has no effect without --experts"),
         ({"model": "a", "experts": "b=c", "domain": "code"}, "--domain has no effect with --model"),
+        ({"model": "a", "experts": "b=c", "head": "d"}, "--head has no effect without --router encoder"),
+        ({"model": "a", "head": "d"}, "--head has no effect without --experts"),
+        (
+            {"model": "a", "experts": "b=c", "router": "encoder", "head": "d", "fit": "b=e"},
+            "--fit has no effect with --head",
+        ),
     ],
 )
 def test_flags_that_cannot_stand_together_are_named(flags, said):
@@ -152,6 +160,35 @@ def test_the_encoder_is_fitted_once_and_chats(restored, micro, experts, tmp_path
     again = blended(micro, places, "--router", "encoder", verb="chat", text="\n".join(lines) + "\n")
     assert again.exit_code == 0, again.output
     assert "there was none yet" in again.stdout and "code=" in again.stdout and "code, chat, third" in again.stdout
+
+
+def test_exported_experts_answer_by_the_router_of_their_run(restored, micro, tmp_path):
+    """Exported and blended from the command line, where the run is a mixture without attention LoRA."""
+    model = AutoModelForCausalLM.from_pretrained(micro.model)
+    injection = {"lora_r": 4, "num_experts": 2, "attn_lora": {"enabled": False}}
+    lmoe.inject(model, injection, {"router": "sequence", "router_scope": "model"})
+    randomise(model, std=0.3)
+    run = lmoe.save(model, tmp_path / "run", tokenizer=AutoTokenizer.from_pretrained(micro.model))
+    out = tmp_path / "experts"
+    export = ["export", "--checkpoint", str(run), "--format", "peft-experts", "--output", str(out)]
+    done = CliRunner().invoke(app, export)
+    assert done.exit_code == 0, done.output
+    assert f"a blend decides by it with --router encoder --head {out}" in " ".join(done.output.split())
+    places = {name: out / name for name in ("expert0", "expert1")}
+    asked, length = ["--prompt", "red green"], ["--max-new-tokens", "8"]
+    missing = blended(micro, places, "--router", "encoder", *asked)
+    assert missing.exit_code == 1
+    assert f"or --head {out}, the router that they were trained with" in " ".join(missing.output.split())
+    found = blended(micro, places, "--router", "encoder", "--head", str(out), *asked)
+    assert found.exit_code == 0, found.output
+    expected = CliRunner().invoke(app, ["generate", "--checkpoint", str(run), *asked, *length])
+    assert expected.exit_code == 0 and found.stdout == expected.stdout
+    lines = ["red green", "blue seven", "/weights", f"/add third={places['expert0']}"]
+    chat = blended(micro, places, "--router", "encoder", "--head", str(out), verb="chat", text="\n".join(lines) + "\n")
+    own = CliRunner().invoke(app, ["chat", "--checkpoint", str(run), *length], input="\n".join(lines[:2]) + "\n")
+    assert chat.exit_code == own.exit_code == 0, chat.output + own.output
+    assert chat.stdout.startswith(own.stdout.rstrip()) and "expert0=" in chat.stdout
+    assert "make a new blend without it" in chat.stdout
 
 
 def test_sampling_that_cannot_be_is_said_and_the_old_one_stays(restored, micro, experts):

@@ -7,6 +7,7 @@ import torch
 
 from lmoe.backbones.load import bare_model, load_model
 from lmoe.config.run import RunConfig
+from lmoe.estimate.announce import lines
 from lmoe.estimate.cost import StepCost, rough_duration
 from lmoe.estimate.estimate import estimate, estimate_model
 from lmoe.estimate.preflight import try_step
@@ -144,3 +145,17 @@ def test_an_estimate_of_no_model_is_one_message(train, tmp_path):
 @pytest.mark.parametrize(("seconds", "said"), [(0.005, "5.00 ms"), (0.5, "500 ms"), (90, "1.5 min"), (2e5, "2.3 days")])
 def test_a_duration_is_in_the_unit_that_reads_best(seconds, said):
     assert rough_duration(seconds) == said
+
+
+@pytest.mark.parametrize("on", [False, True])
+def test_what_a_router_of_the_whole_model_reads_first_is_said(micro, restored, on):
+    scope = ["moe=sequence", "moe.router_scope=model", f"moe.prompt_experts={on}"]
+    config = micro.config(*scope)
+    found = estimate(config)
+    assert found.cost.reading_flops_per_token() == 2 * (found.cost.frozen + found.cost.length * found.cost.attention)
+    said = [line for line in lines(config, found) if "reads the prompts first" in line]
+    share = found.cost.reading_flops_per_token() / found.cost.flops_per_token()
+    assert len(said) == 1 and f"without gradients: {share:.0%} of that" in said[0]
+    assert ("a second forward of its prompt (moe.prompt_experts=true)" in said[0]) is on
+    other = micro.config("moe=sequence")
+    assert not any("reads the prompts first" in line for line in lines(other, estimate(other)))

@@ -6,18 +6,22 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 import lmoe
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.errors import ConfigError, DataError
 from lmoe.evaluate import harness
-from lmoe.evaluate.choices import choice_accuracy
+from lmoe.evaluate.choices import choice_accuracy, loglikelihoods
 from lmoe.evaluate.encode_questions import encode_choices
 from lmoe.evaluate.evaluate import evaluate
 from lmoe.evaluate.harness import read_scores, task_manager, unknown_tasks
 from lmoe.evaluate.questions import ChoiceRow
 from lmoe.evaluate.subject import Subject
+from lmoe.injection.tracing import adapters_off
 from tests.micro import WORDS
+from tests.tiny_models import randomise
 
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
 THIRD_PARTY = pytest.mark.filterwarnings(
@@ -79,6 +83,64 @@ def test_the_harness_finds_the_accuracies_that_our_own_likelihoods_give(finished
     assert (found["acc,none"].on, found["acc,none"].off) == (own.on_plain, own.off_plain)
     assert (found["acc_norm,none"].on, found["acc_norm,none"].off) == (own.on_normalised, own.off_normalised)
     assert found["acc,none"].on_stderr == pytest.approx(own.on_plain_stderr)
+
+
+BY_PROMPT = {
+    "sequence": {"router": "sequence"},
+    "prompt_hash": {"router": "prompt_hash"},
+    "of the model": {"router": "sequence", "router_scope": "model"},
+    "of the model, on prompts": {"router": "sequence", "router_scope": "model", "prompt_experts": True},
+}
+
+
+@needs_harness
+@THIRD_PARTY
+@pytest.mark.parametrize("moe", BY_PROMPT.values(), ids=BY_PROMPT)
+def test_a_router_that_decides_by_prompts_gets_the_context_of_a_request_for_the_prompt(trained, moe):
+    """Against the likelihoods of `lmoe evaluate --choices`, and each request alone against those of a batch."""
+    from lmoe.evaluate.harness_model import ByPrompt
+
+    model = AutoModelForCausalLM.from_pretrained(trained.base)
+    lmoe.inject(model, {"lora_r": 4, "num_experts": 3}, moe)
+    randomise(model, std=0.5)
+    questions = [ChoiceRow(row["question"], tuple(row["choices"]), row["answer"], "q") for row in rows()[:5]]
+    encoded = encode_choices(questions, trained.tokenizer, None, 96)
+    own = [score for scores in loglikelihoods(_subject(model, trained, 3), encoded) for score in scores]
+    asked = []
+    for row in encoded.rows:
+        first = int(row.is_label.int().argmax())
+        asked.append((None, row.input_ids[:first].tolist(), row.input_ids[first:].tolist()))
+    for batch_size in (1, 4):
+        wrapped = ByPrompt(pretrained=model, tokenizer=trained.tokenizer, batch_size=batch_size, max_length=96)
+        found = wrapped._loglikelihood_tokens(asked)
+        assert [score for score, _ in found] == pytest.approx(own, abs=1e-4)
+    with adapters_off(model):
+        assert [score for score, _ in wrapped._loglikelihood_tokens(asked)] != pytest.approx(own, abs=1e-2)
+    greedy = model.generate(torch.tensor([asked[0][1]]), max_new_tokens=3, do_sample=False, eos_token_id=None)
+    context, written = asked[0][1], greedy[0, len(asked[0][1]) :].tolist()
+    assert wrapped._loglikelihood_tokens([(None, context, written)])[0][1]
+    assert not wrapped._loglikelihood_tokens([(None, context, [written[0], (written[1] + 1) % 300])])[0][1]
+
+
+@needs_harness
+@THIRD_PARTY
+def test_tasks_of_a_checkpoint_that_decides_by_prompts_have_the_accuracies_of_choices(trained, task_path, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(trained.base)
+    lmoe.inject(model, {"lora_r": 4, "num_experts": 3}, BY_PROMPT["of the model, on prompts"])
+    randomise(model, std=0.5)
+    adapter = lmoe.save(model, tmp_path / "adapter", tokenizer=trained.tokenizer)
+    settings = EvaluateSettings(
+        checkpoint=str(adapter), data="none", tasks=("own_quiz",), task_path=str(task_path), batch_size=5
+    )
+    found = {score.metric: score for score in evaluate(settings).tasks}
+    questions = [ChoiceRow(row["question"], tuple(row["choices"]), row["answer"], "q") for row in rows()]
+    own = choice_accuracy(_subject(model, trained, 7), "own", encode_choices(questions, trained.tokenizer, None, 96))
+    assert (found["acc,none"].on, found["acc,none"].off) == (own.on_plain, own.off_plain)
+    assert own.on_plain != own.off_plain
+
+
+def _subject(model, trained, batch_size: int) -> Subject:
+    return Subject(model=model, tokenizer=trained.tokenizer, batch_size=batch_size, max_length=96)
 
 
 @needs_harness

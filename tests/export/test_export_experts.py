@@ -91,6 +91,32 @@ def test_growing_and_taking_the_new_expert_out_again_gives_the_old_weights_byte_
         assert (folder / name).read_bytes() == (trained.adapter / name).read_bytes()
 
 
+OF_MODEL = {"router": "sequence", "router_scope": "model", "prompt_experts": True}
+
+
+def test_a_router_of_the_whole_model_grows_loses_an_expert_and_comes_back_byte_by_byte(trained, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(trained.base)
+    lmoe.inject(model, {"lora_r": 4, "num_experts": 3}, OF_MODEL)
+    randomise(model, std=0.5)
+    old = lmoe.save(model, tmp_path / "old", tokenizer=trained.tokenizer)
+    grown = AutoModelForCausalLM.from_pretrained(trained.base)
+    lmoe.inject(grown, {"lora_r": 4, "num_experts": 4}, OF_MODEL)
+    lmoe.import_experts(grown, old)
+    assert torch.equal(grown.router.weight[:3], model.router.weight)
+    assert (grown.router.weight[3] - model.router.weight.mean(0)).abs().max() < 0.05
+    ids = tokens()
+    with torch.no_grad(), lmoe.masked_experts(grown, [3]):
+        assert torch.equal(grown(ids).logits, model(ids).logits)
+    lmoe.save(grown, tmp_path / "grown", tokenizer=trained.tokenizer)
+    back = export_without_expert(tmp_path / "grown", tmp_path / "back", "3")
+    for name in (WEIGHTS_FILE, "lmoe_config.json"):
+        assert (back / name).read_bytes() == (old / name).read_bytes()
+    other = AutoModelForCausalLM.from_pretrained(trained.base)
+    lmoe.inject(other, {"lora_r": 4, "num_experts": 4}, OF_MODEL | {"router_layer": 1})
+    with pytest.raises(CheckpointError, match="other settings; set moe.router_layer=-1"):
+        lmoe.import_experts(other, old)
+
+
 def dense(trained, injection: dict, folder: Path):
     model = AutoModelForCausalLM.from_pretrained(trained.base)
     lmoe.inject(model, {"strategy": "dense_lora", "lora_r": 4} | injection)

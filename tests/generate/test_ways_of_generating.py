@@ -20,17 +20,23 @@ from lmoe.errors import LmoeError, RoutingError
 from lmoe.generate.batches import BatchAnswers
 from lmoe.generate.generate import Sampling, continue_ids
 from lmoe.injection.tracing import domain
+from lmoe.peft.experts import save_peft_experts
+from lmoe.peft.router_head import write_head
 from lmoe.pretrain.bpe import train_bpe
 from tests.generate.near_ties import part_at_a_near_tie
 from tests.injection.tiny_injected import BY_DOMAIN, DOMAINS, ROUTERS, tiny_injected
 from tests.peft_experts import three
-from tests.tiny_models import tiny_model, tokens
+from tests.tiny_models import randomise, tiny_model, tokens
 
 VOCAB = 300
 TEXTS = {"code": ["a = b", "c = d + a"], "chat": ["hello to you", "you say hello"], "sql": ["select a", "from b"]}
-BLENDS = ["fixed", "by_row", "arrow", "encoder"]
-BY_PROMPT = ("sequence", "sequence block", "prompt_hash", "encoder")
-NAMES = [*ROUTERS, "sequence block", "top_k block", *BLENDS]
+BLENDS = ["fixed", "by_row", "arrow", "encoder", "head"]
+OF_MODEL = {
+    "sequence model": {"router_scope": "model"},
+    "sequence model on prompts": {"router_scope": "model", "prompt_experts": True},
+}
+BY_PROMPT = ("sequence", "sequence block", "prompt_hash", *OF_MODEL, "encoder", "head")
+NAMES = [*ROUTERS, "sequence block", "top_k block", *OF_MODEL, *BLENDS]
 LENGTH, NEW = 7, 6
 
 
@@ -58,7 +64,13 @@ class Mixed:
 def places(tmp_path_factory):
     base = tiny_model(vocab_size=VOCAB)
     tokenizer = train_bpe([" ".join(text for texts in TEXTS.values() for text in texts)], VOCAB, 64)
-    return base, three(base, tmp_path_factory.mktemp("experts")), tokenizer
+    trained, folder = copy.deepcopy(base), tmp_path_factory.mktemp("of a run")
+    injection = {"lora_r": 4, "num_experts": 3, "attn_lora": {"enabled": False}}
+    lmoe.inject(trained, injection, {"router": "sequence", "router_scope": "model"})
+    randomise(trained, std=0.5)
+    of_run = save_peft_experts(trained, folder, base_model="tiny")
+    write_head(trained, folder, list(of_run))
+    return base, three(base, tmp_path_factory.mktemp("experts")), tokenizer, of_run
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -68,14 +80,16 @@ def mixed(request, places) -> tuple[str, Mixed]:
 
 def made(name: str, places) -> Mixed:
     """A fresh one; sharp, so that another decision gives another answer."""
-    base, experts, tokenizer = places
+    base, experts, tokenizer, of_run = places
     if name not in BLENDS:
         router, _, scope = name.partition(" ")
-        model = tiny_injected(router, moe={"router_scope": scope or "linear"}, std=0.5)
+        model = tiny_injected(router, moe=OF_MODEL.get(name, {"router_scope": scope or "linear"}), std=0.5)
         model.generation_config.eos_token_id = None
         return Mixed(model, about=(lambda: domain(model, DOMAINS[0])) if router in BY_DOMAIN else nullcontext)
     model = copy.deepcopy(base)
     model.generation_config.eos_token_id = None
+    if name == "head":
+        return Mixed(model, lmoe.Blend(model, of_run, router="encoder", head=of_run["expert0"].parent))
     weights = {"fixed": {"code": 1.5, "sql": -2.0}, "by_row": [{"code": 2.0, "chat": -1.0}, {"sql": 3.0}]}.get(name)
     router = name if name in ("arrow", "encoder") else "weighted"
     sharp = {"temperature": 0.02} if name == "encoder" else {}
@@ -105,6 +119,37 @@ def test_a_way_of_generating_gives_the_tokens_of_plain_greedy_or_is_refused(mixe
             one.answers(ids, **options)
     else:
         assert torch.equal(one.answers(ids, **options), expected)
+
+
+@pytest.mark.parametrize("mixed", BY_PROMPT, indirect=True)
+def test_a_padded_prompt_is_read_alike_as_embeddings_and_under_a_mask_of_queries_and_keys(mixed):
+    one, mask = mixed[1], torch.ones_like(rows())
+    mask[0, :3] = 0
+    expected = one.answers(rows(), attention_mask=mask)
+    static = {"cache_implementation": "static", "disable_compile": True}
+    assert torch.equal(one.answers(rows(), attention_mask=mask, **static), expected)
+    embedded = one.model.get_input_embeddings()(rows())
+    if mixed[0] == "prompt_hash":
+        with pytest.raises(RoutingError, match="with input_ids in place of inputs_embeds"):
+            one.model.generate(inputs_embeds=embedded, attention_mask=mask, max_new_tokens=NEW)
+        return
+    with torch.no_grad():
+        found = one.model.generate(inputs_embeds=embedded, attention_mask=mask, max_new_tokens=NEW, do_sample=False)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("moe", OF_MODEL.values(), ids=OF_MODEL)
+def test_a_mask_for_each_kind_of_layer_tells_a_router_of_the_model_the_padding(moe):
+    """Sliding and full attention over a cache of a fixed size."""
+    model = tiny_model("gemma3_text")
+    lmoe.inject(model, {"lora_r": 4}, {"router": "sequence", **moe})
+    randomise(model, std=0.5)
+    model.generation_config.eos_token_id = None
+    one, mask = Mixed(model), torch.ones_like(rows())
+    mask[0, :3] = 0
+    expected = one.answers(rows(), attention_mask=mask)
+    static = {"cache_implementation": "static", "disable_compile": True}
+    assert torch.equal(one.answers(rows(), attention_mask=mask, **static), expected)
 
 
 def test_candidates_of_an_assistant_are_not_taken_for_the_prompt(mixed):

@@ -281,3 +281,14 @@ def test_domain_ids_of_a_batch_go_by_their_names_whatever_the_order_of_the_exper
             assert record.context.batch_info.expert_of_token[:, 0].tolist() == experts
     with pytest.raises(RoutingError, match="no expert for the domain 'law'"):
         batch_info(record, batch, ["maths", "law"])
+
+
+@pytest.mark.parametrize("scope", ["linear", "model"])
+def test_a_prompt_mask_of_other_tokens_is_refused_with_both_sizes(scope):
+    model, ids = tiny_injected("sequence", moe={"router_scope": scope}), tokens(2, 5)
+    mask = torch.ones(2, 7)
+    with (
+        pytest.raises(RoutingError, match=r"the prompts of \(2, 7\) rows and tokens, and it has \(2, 5\): give lmoe"),
+        lmoe.trace(model, attention_mask=mask, prompt_mask=mask),
+    ):
+        model(ids)

@@ -30,16 +30,21 @@ def tiny_injected(
     injection: dict[str, Any] | None = None,
     moe: dict[str, Any] | None = None,
     std: float = 0.3,
+    **base: Any,
 ) -> PreTrainedModel:
-    """Every adapter, router and selection bias random; in evaluation mode."""
-    model = tiny_model()
+    """Every adapter, router and selection bias random; in evaluation mode.
+
+    Args:
+        base: settings of the backbone's config.
+    """
+    model = tiny_model(**base)
     own = {"domains": DOMAINS} if router in BY_DOMAIN else {}
     lmoe.inject(model, {"lora_r": 4, **(injection or {})}, {"router": router, **own, **(moe or {})})
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, values in sorted({**dict(model.named_parameters()), **dict(model.named_buffers())}.items()):
             leaf = name.rsplit(".", 1)[-1]
-            if leaf in ("lora_A", "lora_B", "selection_bias") or (".router." in name and "weight" in leaf):
+            if leaf in ("lora_A", "lora_B", "selection_bias") or (".router." in f".{name}" and "weight" in leaf):
                 size = 0.05 if leaf == "selection_bias" else std
                 values.copy_(torch.randn(values.shape, generator=generator) * size)
     return model

@@ -122,7 +122,7 @@ class PromptReader:
             cached = cached if isinstance(cached, PromptDecisions) else PromptDecisions()
             context.begin_forward(RunningForward(None, cached, new), training=model.training)
             return
-        rows = context.batch_info.rows
+        rows = inputs.known_rows(context.batch_info.rows, context.prompt.get())
         if rows is None and inputs.tokens is not None:
             if inputs.flattened:
                 raise RoutingError(
