@@ -6,6 +6,7 @@ from pathlib import Path
 
 from lmoe.adapter.folder import WEIGHTS_FILE
 from lmoe.adapter.place import adapter_folder
+from lmoe.adapter.run_data import run_data, run_folder
 from lmoe.backbones.load import load_model, load_tokenizer, precision_of, stored_precision
 from lmoe.backbones.placement import placed
 from lmoe.config.backbone import BackboneConfig
@@ -17,7 +18,7 @@ from lmoe.errors import CheckpointError, keys_renamed
 from lmoe.evaluate.losses import by_domain, measured_losses, perplexity
 from lmoe.evaluate.results import Evaluation, ExportedLosses
 from lmoe.evaluate.rows import evaluation_rows, row_notes
-from lmoe.evaluate.run_data import run_data, run_folder, run_template
+from lmoe.evaluate.run_template import run_template
 from lmoe.evaluate.subject import Subject, longest, subject_of
 from lmoe.files.export_record import EXPORT_FILE, ExportRecord, changes, read_export_record, sha256
 from lmoe.vocabulary import BackbonePrecision

@@ -154,7 +154,7 @@ def _mixtures(
 def _gate(model: PreTrainedModel, site: ExpertFFN, dtype: torch.dtype) -> Tensor:
     """W_r / temperature, so that softmax(x W_r^T / temperature) is that of the plain logits."""
     record = injected(model)
-    assert record.moe.router is not None
+    assert record.moe.router is not None and site.router is not None
     weight = site.router.weight
     assert isinstance(weight, Tensor)
     temperature = record.context.temperature if ROUTERS[record.moe.router].temperature else 1.0
