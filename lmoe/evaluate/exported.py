@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from lmoe.adapter.folder import WEIGHTS_FILE
-from lmoe.adapter.place import adapter_folder
-from lmoe.adapter.run_data import run_data, run_folder
+from lmoe.adapter.place import adapter_folder, run_folder
+from lmoe.adapter.run_data import run_data
 from lmoe.backbones.load import load_model, load_tokenizer, precision_of, stored_precision
 from lmoe.backbones.placement import placed
 from lmoe.config.backbone import BackboneConfig
