@@ -131,7 +131,7 @@ class ModelRoute:
             return replace(empty, rows=rows)
         acting = None if self.settings.prompt_experts else ~rows.prompt.any(1)
         read = ReadInputs.of(model, self._decoder(model), args, kwargs)
-        decision = self._decided(self._means(model, read, rows, acting, empty), rows)
+        decision = self._decide(model, read, rows, acting, empty)
         forward = replace(empty, rows=rows, of_model=self._seen(decision, rows, acting))
         if not model.training:
             self._keep(decision, rows, forward)
@@ -202,22 +202,23 @@ class ModelRoute:
         told = self.context.batch_info.rows is not None or inputs.labels is not None
         return not told and inputs.prompt_length(self.context.prompt.get()) == inputs.tokens.shape[1]
 
-    def _means(
+    def _decide(
         self, model: nn.Module, read: ReadInputs, rows: PromptRows, acting: Tensor | None, empty: RunningForward
-    ) -> Tensor:
-        """(B, P, D) mean state of each prompt; one turn is read after the other, because it follows earlier answers."""
+    ) -> Decision:
+        """The decision for each prompt; one turn is read after the other, because it follows earlier answers."""
         first = read.prompts_alone(rows)
-        means = mean_of_prompts(self._read(model, first), first.prompt)
+        decision = self._decided(mean_of_prompts(self._read(model, first), first.prompt), rows)
         for number in range(1, rows.last_turn + 1):
             assert rows.turn is not None
             here = read.up_to(rows.prompts_of_turn(number))
-            known = (rows.turn < number).gather(1, rows.row_ids)
-            routing = of_rows(*self._decided(means, rows, clean=True), rows.row_ids)
-            acts = known if acting is None else known & acting
-            inside = _where(routing, acts).first_tokens(here.prompt.shape[-1])
+            known = rows.turn < number
+            of_tokens = known.gather(1, rows.row_ids)
+            acts = of_tokens if acting is None else of_tokens & acting
+            inside = _where(self._of_tokens(decision, rows), acts).first_tokens(here.prompt.shape[-1])
             self.context.begin_forward(replace(empty, rows=rows, of_model=inside), training=False)
-            means = means + mean_of_prompts(self._read(model, here), here.prompt)
-        return means
+            later = self._decided(mean_of_prompts(self._read(model, here), here.prompt), rows)
+            decision = _one_or_other(known, decision, later)
+        return decision
 
     @torch.no_grad()
     def _read(self, model: nn.Module, inputs: ReadInputs) -> Tensor:
@@ -226,24 +227,23 @@ class ModelRoute:
         Raises:
             RoutingError: the decoder did not come by the place that is read.
         """
-        self.states.listen()
-        try:
-            self._decoder(model)(**inputs.of_a_copied_cache(), use_cache=inputs.cached)
-        finally:
-            states = self.states.heard()
+        states = self.states.read(self._decoder(model), {**inputs.of_a_copied_cache(), "use_cache": inputs.cached})
         if states is None:
             raise RoutingError(f"{type(model).__name__}: no hidden states at {self.settings.place}")
         return states
 
-    def _decided(self, means: Tensor, rows: PromptRows, *, clean: bool = False) -> Decision:
+    def _decided(self, means: Tensor, rows: PromptRows) -> Decision:
         known = self.context.targets(training=self.router.training)
         ids = None if known is None else targets_of_rows(known.ids, rows.row_ids, rows.prompt.shape[1])
-        return self.router.decide(means.to(self.router.weight.device), ids, clean=clean)
+        return self.router.decide(means.to(self.router.weight.device), ids)
 
     def _seen(self, decision: Decision, rows: PromptRows, acting: Tensor | None) -> Routing:
         """The routing of the tokens as the sites get it, after the trace has got it."""
-        routing = self.router.seen(replace(of_rows(*decision, rows.row_ids.to(decision[0].device)), acting=acting))
+        routing = self.router.seen(replace(self._of_tokens(decision, rows), acting=acting))
         return routing if acting is None else _where(routing, acting)
+
+    def _of_tokens(self, decision: Decision, rows: PromptRows) -> Routing:
+        return of_rows(*decision, rows.row_ids.to(decision[0].device))
 
     def _keep(self, decision: Decision, rows: PromptRows, forward: RunningForward) -> None:
         """Have the decision for the last row of each sequence travel with the KV cache."""
@@ -257,6 +257,14 @@ class ModelRoute:
 
     def _decoder(self, model: nn.Module) -> nn.Module:
         return model.get_submodule(self.settings.place.decoder)
+
+
+def _one_or_other(first: Tensor, one: Decision, other: Decision) -> Decision:
+    """Of each row, (B, P) bool, the one decision or the other."""
+    (logits, gate), (other_logits, other_gate) = one, other
+    first = first.to(logits.device).unsqueeze(-1)
+    chosen = [torch.where(first, mine, yours) for mine, yours in zip(gate, other_gate, strict=True)]
+    return torch.where(first, logits, other_logits), Gate(*chosen)
 
 
 def _where(routing: Routing, acting: Tensor) -> Routing:

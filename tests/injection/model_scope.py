@@ -109,7 +109,8 @@ class Reference:
             if parameter.requires_grad:
                 leaves[name] = parameter.detach().clone().requires_grad_()
         moe, injection = record.moe, record.injection
-        adapters = dumb.Adapters(head=leaves["router.weight"], scale=injection.lora_alpha / injection.lora_r)
+        rank = injection.lora_r**0.5 if injection.use_rslora else injection.lora_r
+        adapters = dumb.Adapters(head=leaves["router.weight"], scale=injection.lora_alpha / rank)
         for path, module in model.named_modules():
             if isinstance(module, MixtureLoRALinear):
                 adapters.mixtures[path] = leaves[f"{path}.lora_A"], leaves[f"{path}.lora_B"]
