@@ -127,6 +127,11 @@ class ModelRoute:
         assert inputs.tokens is not None
         rows = self._rows(inputs)
         if self._is_one_prompt(inputs) and not self.settings.prompt_experts:
+            if model.training and torch.is_grad_enabled():
+                raise RoutingError(
+                    "moe.router_scope=model takes all of these tokens for a prompt, on which no expert acts, so none "
+                    "would learn: give the model labels, or mark the prompt in `lmoe.trace(model, …, prompt_mask=…)`"
+                )
             self.states.listen()
             return replace(empty, rows=rows)
         acting = None if self.settings.prompt_experts else ~rows.prompt.any(1)
@@ -181,7 +186,12 @@ class ModelRoute:
         """
         assert inputs.tokens is not None
         rows = self.context.batch_info.rows
-        if rows is not None and rows.row_ids.shape == inputs.tokens.shape[:2]:
+        if rows is not None:
+            if rows.row_ids.shape != inputs.tokens.shape[:2]:
+                raise RoutingError(
+                    f"moe.router_scope=model was told the prompts of {tuple(rows.row_ids.shape)} tokens, and this "
+                    f"forward has {tuple(inputs.tokens.shape[:2])}; open an `lmoe.trace` for each batch"
+                )
             return rows
         if inputs.flattened:
             raise RoutingError(
@@ -191,7 +201,7 @@ class ModelRoute:
         prompt = inputs.prompt(self.context.prompt.get())
         if inputs.labels is None:
             return PromptRows.single(prompt)
-        answers = inputs.labels != IGNORE
+        answers = (inputs.labels != IGNORE) & (prompt.long().cumsum(-1) > 1)  # nothing predicts the first token
         if self.settings.decide is Decide.first:
             return PromptRows.single(prompt & (answers.long().cumsum(-1) == 0))
         return PromptRows.of_turns(answers, torch.zeros_like(inputs.labels), prompt)

@@ -124,22 +124,12 @@ class LinearRouter(Router):
             x: what they were computed from.
             targets: (...) int64, in place of those of the batch's tokens.
         """
-        ids = self._targets(logits) if targets is None else targets
-        if not (self.training and self.context.by_target) or ids is None:
+        known = self.context.targets(training=self.training)
+        if not (self.training and self.context.by_target) or known is None:
             return self.gate(self.perturbed(logits, x))
-        allowed = experts_of_targets(ids.to(logits.device), self._count(), logits.shape[-1])
+        ids = known.ids.reshape(logits.shape[:-1]) if targets is None else targets
+        allowed = experts_of_targets(ids.to(logits.device), known.count, logits.shape[-1])
         return restricted(self.gate(logits.masked_fill(~allowed, -torch.inf)), allowed)
-
-    def _targets(self, logits: Tensor) -> Tensor | None:
-        """(...) target of each token that there are logits of."""
-        known = self.context.targets(training=self.training)
-        return None if known is None else known.ids.reshape(logits.shape[:-1])
-
-    def _count(self) -> int:
-        """C of the targets."""
-        known = self.context.targets(training=self.training)
-        assert known is not None
-        return known.count
 
     def reads_every_token(self) -> bool:
         """Whether z = x W^T token by token, so that a site may compute it in one matmul with its experts."""
