@@ -70,7 +70,7 @@ class ModelRoute:
         """What the experts of this forward do at each token, (B, T, E); None: no routed expert acts.
 
         Raises:
-            RoutingError: outside of a forward of the whole model.
+            RoutingError: outside of a forward of the whole model, or without the gradients that it began with.
         """
         forward = self.context.current_forward(training=self.router.training)
         if forward is None:
@@ -78,6 +78,11 @@ class ModelRoute:
                 "moe.router_scope=model decides in forwards of the whole model: call it, not one of its parts"
             )
         routing = forward.of_model
+        if routing is not None and routing.routing_weights.requires_grad and not torch.is_grad_enabled():
+            raise RoutingError(
+                "moe.router_scope=model decided with gradients, and this layer runs without, so it would not train the "
+                "router: gradient checkpointing needs use_reentrant=False"
+            )
         return routing if routing is None or routing.routing_weights.device == device else routing.to(device)
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -224,7 +229,8 @@ class ModelRoute:
             known = rows.turn < number
             of_tokens = known.gather(1, rows.row_ids)
             acts = of_tokens if acting is None else of_tokens & acting
-            inside = _where(self._of_tokens(decision, rows), acts).first_tokens(here.prompt.shape[-1])
+            with torch.no_grad():
+                inside = _where(self._of_tokens(decision, rows), acts).first_tokens(here.prompt.shape[-1])
             self.context.begin_forward(replace(empty, rows=rows, of_model=inside), training=False)
             later = self._decided(mean_of_prompts(self._read(model, here), here.prompt), rows)
             decision = _one_or_other(known, decision, later)
