@@ -154,13 +154,13 @@ def inject(
         model.set_submodule(site.path, wrapper.train(base_layer.training))
         if site.kind is SiteKind.native_experts:
             model.set_submodule(site.router, build.native_router(site).train(base_layer.training))
+    if needs_domain(moe) or needs_prompt(moe):
+        ContextForCheckpoints(context).attach(model)  # first, because the next may run the model
     build.attach_shared_routers()
     if needs_domain(moe):
         model.register_forward_pre_hook(context.forget_last_batch_info)
     if needs_prompt(moe) and moe.router_scope is not RouterScope.model:
         PromptReader(context, str(moe.router), by_ids=needs_prompt_ids(moe)).attach(model)
-    if needs_domain(moe) or needs_prompt(moe):
-        ContextForCheckpoints(context).attach(model)
     record = Injected(
         plan=plan,
         injection=injection,
