@@ -11,7 +11,7 @@ from lmoe.injection.record import injected, mixtures, routers
 from lmoe.layers.expert_ffn import ExpertFFN
 from lmoe.ops.router_targets import experts_of_targets
 from lmoe.rules.routers import ROUTERS
-from lmoe.vocabulary import Backend, LoadBalanceType
+from lmoe.vocabulary import Backend, LoadBalanceType, RouterKind
 from tests.injection.tiny_injected import DOMAINS, randomly, tiny_injected
 from tests.layers.loop_routing import scales
 from tests.reference import dumb_targets
@@ -47,6 +47,7 @@ def step(model, rows: list[int], *, by_target: bool = True):
 
 def check_only_the_experts_of(rows: list[int], model, experts: int) -> None:
     trace, gradients = step(model, rows)
+    assert gradients.keys() == {name for name, p in model.named_parameters() if p.requires_grad}  # or DDP would wait
     allowed = experts_of_targets(torch.tensor(rows), 3, experts)
     assert all(gradient.isfinite().all() for gradient in gradients.values())
     for routing in trace.routing.values():
@@ -60,7 +61,7 @@ def check_only_the_experts_of(rows: list[int], model, experts: int) -> None:
             gradient = gradients[f"{path}.{name}"].flatten(1)
             learning = gradient.any(1)
             assert learning.any() and not learning[~used].any()
-            assert learning[used].all() or trace.routing[next(iter(trace.routing))].expert_indices is None  # top_p: some
+            assert learning[used].all() or injected(model).moe.router is RouterKind.top_p
     assert len(list(mixtures(model))) >= 6
 
 
@@ -113,8 +114,6 @@ def test_evaluation_and_rows_without_target_go_by_the_router(router, scope):
         with torch.no_grad(), lmoe.trace(model, attention_mask=torch.ones_like(ids), targets=targets):
             logits.append(model(input_ids=ids, labels=labels_of(ids)).logits)
     assert torch.equal(*logits)
-    if router == "noisy_top_k":  # it draws in training
-        return
     trained = [step(model.train(), [-1, -1], by_target=by_target)[1] for by_target in (True, False)]
     assert trained[0].keys() == trained[1].keys()
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
