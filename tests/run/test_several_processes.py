@@ -33,6 +33,7 @@ SAME = {"rtol": 1e-4, "atol": 1e-6}
 ROUTED = (
     "moe=sequence",
     "moe.router_scope=model",
+    "moe.router_layer=1",  # a reading that ends before the last layer
     "moe.router_target=domain",
     "phase=supervised_routing",
     "phase.phases.routed.start=2",
