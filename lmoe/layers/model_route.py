@@ -72,18 +72,29 @@ class ModelRoute:
         Raises:
             RoutingError: outside of a forward of the whole model, or without the gradients that it began with.
         """
-        forward = self.context.current_forward(training=self.router.training)
-        if forward is None:
-            raise RoutingError(
-                "moe.router_scope=model decides in forwards of the whole model: call it, not one of its parts"
-            )
-        routing = forward.of_model
+        routing = self._forward().of_model
         if routing is not None and routing.routing_weights.requires_grad and not torch.is_grad_enabled():
             raise RoutingError(
                 "moe.router_scope=model decided with gradients, and this layer runs without, so it would not train the "
                 "router: gradient checkpointing needs use_reentrant=False"
             )
         return routing if routing is None or routing.routing_weights.device == device else routing.to(device)
+
+    def acts(self) -> bool:
+        """Whether routed experts act in this forward: not on a prompt that is to decide.
+
+        Raises:
+            RoutingError: outside of a forward of the whole model.
+        """
+        return self._forward().of_model is not None
+
+    def _forward(self) -> RunningForward:
+        forward = self.context.current_forward(training=self.router.training)
+        if forward is None:
+            raise RoutingError(
+                "moe.router_scope=model decides in forwards of the whole model: call it, not one of its parts"
+            )
+        return forward
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the whole model.
@@ -277,10 +288,14 @@ class ModelRoute:
 
 def _one_or_other(first: Tensor, one: Decision, other: Decision) -> Decision:
     """Of each row, (B, P) bool, the one decision or the other."""
-    (logits, gate), (other_logits, other_gate) = one, other
-    first = first.to(logits.device).unsqueeze(-1)
-    chosen = [torch.where(first, mine, yours) for mine, yours in zip(gate, other_gate, strict=True)]
-    return torch.where(first, logits, other_logits), Gate(*chosen)
+    first = first.to(one[0].device).unsqueeze(-1)
+
+    def chosen(mine: Tensor | None, yours: Tensor | None) -> Tensor:
+        assert mine is not None and yours is not None  # top_k has indices
+        return torch.where(first, mine, yours)
+
+    gate = Gate(*(chosen(*parts) for parts in zip(one[1], other[1], strict=True)))
+    return chosen(one[0], other[0]), gate
 
 
 def _where(routing: Routing, acting: Tensor) -> Routing:

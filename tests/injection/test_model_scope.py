@@ -43,7 +43,7 @@ def agree(model, rows: Rows, reference: Reference, *, packed=None) -> None:
     assert wanted["router.weight"].any() and sum(bool(values.any()) for values in wanted.values()) >= 5
     for name, values in wanted.items():
         close = 1e-3 * float(values.abs().max()) + 1e-6  # sums of large parts
-        torch.testing.assert_close(own[name], values, atol=close, rtol=1e-3, msg=lambda text, name=name: f"{name} {text}")
+        torch.testing.assert_close(own[name], values, atol=close, rtol=1e-3, msg=lambda said, at=name: f"{at} {said}")
 
 
 @pytest.mark.parametrize("prompt_experts", [False, True])
@@ -330,7 +330,7 @@ def test_under_bfloat16_autocast_the_head_decides_in_float32_from_what_the_base_
 
 @pytest.mark.parametrize(("decide", "packed", "asked"), [("first", None, 1), ("first", [2, 1], 1), ("turn", None, 4)])
 def test_a_training_step_asks_the_device_for_the_lengths_of_the_prompts_and_nothing_else(decide, packed, asked):
-    """decide=turn: also for the number of turns, of a sequence and of a row, and for the length of the other reading."""
+    """decide=turn: also for the number of turns, of a sequence and of a row, and the length of the other reading."""
     model = model_scope(moe={"decide": decide, **TARGETS})
     batch, record = Rows.of("ppaappaa", "pppaaaaa", "paaaaaaa").batch(packed=packed), injected(model)
     inputs = {"input_ids": batch["input_ids"]} | ({"position_ids": batch["position_ids"]} if packed else {})

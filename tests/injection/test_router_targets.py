@@ -56,7 +56,7 @@ def check_only_the_experts_of(rows: list[int], model, experts: int) -> None:
         assert (shown.sum(-1) > 0).all()
         torch.testing.assert_close(routing.assignment.sum(-1), torch.ones(routing.assignment.shape[:-1]))
     used = allowed.any(0)
-    for path, module in mixtures(model):
+    for path, _ in mixtures(model):
         for name in ("lora_A", "lora_B"):
             gradient = gradients[f"{path}.{name}"].flatten(1)
             learning = gradient.any(1)

@@ -102,7 +102,7 @@ def test_a_setting_of_the_clusters_that_cannot_act_is_named(moe, data, said):
 
 BY_TARGET = {"route_by": RouteBy.target}
 PHASES = [
-    ({}, {"only": phase(*ALL, **BY_TARGET)}, "only.route_by=target has no effect with moe.router_target=none; set moe."),
+    ({}, {"only": phase(*ALL, **BY_TARGET)}, "only.route_by=target has no effect with moe.router_target=none"),
     ({}, {"only": phase(*ALL, router_target_coef=1.0)}, "router_target_coef has no effect with moe.router_target=none"),
     (CLUSTER, {"only": phase(*ALL, router_target_coef=-1.0)}, "router_target_coef is -1.0, must be at least 0"),
     (

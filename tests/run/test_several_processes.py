@@ -38,7 +38,7 @@ ROUTED = (
     "phase=supervised_routing",
     "phase.phases.routed.start=2",
 )
-"""One router for the whole model, which reads the prompts in a forward of their own, and experts that train by target."""
+"""One router for the whole model, which reads the prompts in a forward of its own; experts train by target first."""
 SPEED = "throughput/tokens_per_second"
 
 

@@ -117,8 +117,9 @@ class LinearRouter(Router):
         return Routing.of(logits, self.gated(logits, x))
 
     def gated(self, logits: Tensor, x: Tensor, targets: Tensor | None = None) -> Gate:
-        """The gate of clean logits with what training adds to them; by target, among the experts of each alone, of which
-        none is dropped.
+        """The gate of clean logits with what training adds to them; by target, among the experts of each alone.
+
+        By target no expert is dropped: a target may have one alone.
 
         Args:
             logits: (..., E).
