@@ -117,10 +117,10 @@ class Reference:
                 if module.shared_expert is not None:
                     names = [f"{path}.shared_expert.lora_A", f"{path}.shared_expert.lora_B"]
                     scale = injection.lora_alpha / int(injection.shared_lora_r or 0)
-                    adapters.singles[path] = [(leaves[names[0]], leaves[names[1]], scale)]
+                    adapters.singles[path] = leaves[names[0]], leaves[names[1]], scale, None
             elif isinstance(module, LoRALinear):
-                scale = module.scaling
-                adapters.singles[path] = [(leaves[f"{path}.lora_A"], leaves[f"{path}.lora_B"], scale)]
+                names = [f"{path}.{name}" for name in ("lora_A", "lora_B", "lora_magnitude")]
+                adapters.singles[path] = leaves[names[0]], leaves[names[1]], module.scaling, leaves.get(names[2])
             elif isinstance(module, ExpertFFN):
                 adapters.ffns[path] = {
                     name: (leaves[f"{path}.{name}.lora_A"], leaves[f"{path}.{name}.lora_B"])

@@ -96,6 +96,7 @@ def test_every_family_is_read_where_router_layer_says(family):
         ({"strategy": "moe_expert_lora", "top_k": 1}, {"decide": "turn", "scale": "unit"}),
         ({"strategy": "moe_expert_lora", "share_base": False}, {}),
         ({"target_keywords": ["o_proj", "up_proj"], "attn_lora": {"enabled": True, "keywords": ["k_proj"]}}, {}),
+        ({"attn_lora": {"enabled": True, "use_dora": True}}, {}),
         ({}, {"backend": "grouped"}),
         ({"layer_indices": [1]}, {"router_layer": 0}),
     ],

@@ -8,11 +8,12 @@ the row again.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from tests.reference import dumb_gates
+from tests.reference import dumb_gates, dumb_layer
 
 
 @dataclass
@@ -39,7 +40,8 @@ class Adapters:
 
     Args:
         mixtures: lora_A (E, R, D) or (1, R, D) and lora_B (E, O, R) beside a Linear or a block.
-        singles: lora_A (R, D), lora_B (O, R) and scale that are always on.
+        singles: lora_A (R, D), lora_B (O, R) and scale that are always on, and with DoRA (2402.09353) the lengths (O,)
+            that the rows of W + scale * B A have.
         ffns: feed-forward blocks of which each expert has its own: lora_A and lora_B by name of the Linear.
         scale: of the experts.
         head: (E, D).
@@ -48,7 +50,7 @@ class Adapters:
     head: Tensor
     scale: float
     mixtures: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    singles: dict[str, list[tuple[Tensor, Tensor, float]]] = field(default_factory=dict)
+    singles: dict[str, tuple[Tensor, Tensor, float, Tensor | None]] = field(default_factory=dict)
     ffns: dict[str, dict[str, tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
 
@@ -111,13 +113,8 @@ def beside(backbone: nn.Module, adapters: Adapters, weights: list[list[Tensor] |
         weights: E weights of each token; None: no routed expert acts on it.
     """
     hooks = []
-    for path, branches in adapters.singles.items():
-        for lora_A, lora_B, scale in branches:
-            hooks.append(
-                backbone.get_submodule(path).register_forward_hook(
-                    lambda _, args, y, A=lora_A, B=lora_B, s=scale: plus(y, [s * (B @ (A @ x)) for x in args[0][0]])
-                )
-            )
+    for path, branch in adapters.singles.items():
+        hooks.append(backbone.get_submodule(path).register_forward_hook(partial(single, branch)))
     for path, (lora_A, lora_B) in adapters.mixtures.items():
         hooks.append(
             backbone.get_submodule(path).register_forward_hook(
@@ -133,6 +130,15 @@ def beside(backbone: nn.Module, adapters: Adapters, weights: list[list[Tensor] |
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def single(branch: tuple[Tensor, Tensor, float, Tensor | None], module: nn.Module, args: tuple, y: Tensor) -> Tensor:
+    """y + scale * B A x of each token; with lengths m: m / |W + scale * B A| times that, row by row."""
+    lora_A, lora_B, scale, lengths = branch
+    y = plus(y, [scale * (lora_B @ (lora_A @ x)) for x in args[0][0]])
+    if lengths is None:
+        return y
+    return lengths / dumb_layer.row_norms(module.weight, lora_A, lora_B, scale).detach() * y
 
 
 def delta(x: Tensor, lora_A: Tensor, lora_B: Tensor, w: list[Tensor] | None, scale: float) -> Tensor:
