@@ -30,11 +30,11 @@ def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str
     return record.context.with_batch_info(
         expert_of_token=_experts(record, batch["domain_ids"], domains) if needs_domain(record.moe) else None,
         rows=_prompts(record, batch) if needs_prompt(record.moe) else None,
-        targets=_row_targets(record.moe, batch, domains),
+        targets=row_targets(record.moe, batch, domains),
     )
 
 
-def _row_targets(moe: MoeConfig, batch: dict[str, Tensor], domains: Sequence[str]) -> RowTargets | None:
+def row_targets(moe: MoeConfig, batch: dict[str, Tensor], domains: Sequence[str]) -> RowTargets | None:
     """What the routers are taught of each token of a batch; None: nothing.
 
     Args:
