@@ -31,7 +31,7 @@ from lmoe.rules.phases import lora_B_std, trained_base
 from lmoe.rules.routers import needs_domain
 from lmoe.run.memory import MB, trained_bytes
 from lmoe.training.phases import PhaseSchedule
-from lmoe.vocabulary import Backend, InitLora
+from lmoe.vocabulary import Backend, InitLora, RouterTarget
 
 SHARDING = "fsdp2"
 """The strategy that splits the frozen weights over the devices."""
@@ -209,7 +209,9 @@ def _numbers(config: RunConfig) -> Numbers:
 
 
 def _named_domains(config: RunConfig) -> MoeConfig:
-    """The section, with names for an oracle's domains, which are otherwise read from the data."""
+    """The section, with names for an oracle's domains and routers' targets, which are otherwise read from the data."""
+    if config.moe.router_target is not RouterTarget.none:
+        return replace(config.moe, router_target=RouterTarget.cluster)  # whatever they are, and are called
     if not needs_domain(config.moe) or config.moe.domains is not None:
         return config.moe
     fewest = min(config.injection.num_experts_by_layer or [config.injection.num_experts])

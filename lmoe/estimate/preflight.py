@@ -188,7 +188,7 @@ def forward_backward(module: AdapterModule, trainer: Trainer, batch: dict[str, T
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         trainer.precision_plugin.forward_context(),
         batch_info(record, batch, module.domains),
-        record.trace.recording(batch["valid_mask"]),
+        record.trace.recording(batch["valid_mask"], record.context.batch_info.targets),
     ):
         losses = module.losses(batch)
         loss = losses.values.sum() / losses.counted.sum() + record.trace.auxiliary_loss()

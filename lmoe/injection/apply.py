@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -25,7 +26,7 @@ from lmoe.layers.context import RoutingContext
 from lmoe.layers.routers import PromptReader
 from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.rules.phases import BASE_ROLES
-from lmoe.rules.routers import ROUTERS, needs_domain, needs_prompt, needs_prompt_ids, trains_logits
+from lmoe.rules.routers import ROUTERS, cluster_names, needs_domain, needs_prompt, needs_prompt_ids, trains_logits
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.rules.validate import section_problems
 from lmoe.vocabulary import LoadBalanceType, Role, RouterScope, RouterTarget
@@ -87,6 +88,27 @@ def _checked(
     return injection, moe
 
 
+def _with_targets(moe: MoeConfig, injection: InjectionConfig) -> MoeConfig:
+    """The section with the names of what the routers are taught.
+
+    Raises:
+        ConfigError: they cannot be known.
+    """
+    if moe.router_target is RouterTarget.auto:
+        raise ConfigError(
+            "moe.router_target=auto is for the config of a run, which knows its rows; here use domain, with the names "
+            "in moe.domains, or cluster"
+        )
+    if moe.router_target is RouterTarget.domain and len(moe.domains or []) < 2:
+        raise ConfigError(
+            f"moe.router_target=domain needs two names at least in moe.domains, which is {moe.domains}: the domains "
+            "that the routers are taught, in the order of their experts"
+        )
+    if moe.router_target is RouterTarget.cluster and moe.domains is None:
+        return replace(moe, domains=cluster_names(min(injection.num_experts_by_layer or [injection.num_experts])))
+    return moe
+
+
 def refuse_taken(model: nn.Module) -> None:
     """Refuse a model that carries experts or a blend already.
 
@@ -110,6 +132,7 @@ def inject(
     saves the model.
     """
     injection, moe = _checked(model, injection, moe)
+    moe = _with_targets(moe, injection)
     refuse_offloaded(model, "injecting experts")
     if injection.experts_from is not None:
         raise InjectionError(
@@ -131,13 +154,13 @@ def inject(
         model.set_submodule(site.path, wrapper.train(base_layer.training))
         if site.kind is SiteKind.native_experts:
             model.set_submodule(site.router, build.native_router(site).train(base_layer.training))
+    if needs_domain(moe) or needs_prompt(moe):
+        ContextForCheckpoints(context).attach(model)  # first, because the next may run the model
     build.attach_shared_routers()
     if needs_domain(moe):
         model.register_forward_pre_hook(context.forget_last_batch_info)
     if needs_prompt(moe) and moe.router_scope is not RouterScope.model:
         PromptReader(context, str(moe.router), by_ids=needs_prompt_ids(moe)).attach(model)
-    if needs_domain(moe) or needs_prompt(moe):
-        ContextForCheckpoints(context).attach(model)
     record = Injected(
         plan=plan,
         injection=injection,

@@ -78,8 +78,7 @@ def row_targets(moe: MoeConfig, batch: dict[str, Tensor], domains: Sequence[str]
         return None if ids is None else RowTargets(ids.masked_fill(~valid, NO_TARGET), count)
     names = moe.domains or []
     known = [names.index(name) if name in names else NO_TARGET for name in domains]
-    of_domain = torch.tensor(known, device=batch["domain_ids"].device)
-    return RowTargets(of_domain[batch["domain_ids"]].masked_fill(~valid, NO_TARGET), count)
+    return RowTargets(_by_domain(known, batch["domain_ids"]).masked_fill(~valid, NO_TARGET), count)
 
 
 def _prompts(record: Injected, batch: dict[str, Tensor]) -> PromptRows:
@@ -90,5 +89,9 @@ def _prompts(record: Injected, batch: dict[str, Tensor]) -> PromptRows:
 
 
 def _experts(record: Injected, domain_ids: Tensor, domains: Sequence[str]) -> Tensor:
-    experts = [expert_of(record.moe, name) for name in domains]
-    return torch.tensor(experts, device=domain_ids.device)[domain_ids]
+    return _by_domain([expert_of(record.moe, name) for name in domains], domain_ids)
+
+
+def _by_domain(values: list[int], domain_ids: Tensor) -> Tensor:
+    """The value of each token's domain."""
+    return torch.tensor(values).to(domain_ids.device, non_blocking=True)[domain_ids]  # NOTE the host need not wait

@@ -28,6 +28,8 @@ class CheckpointInContext:
     def __call__(self, layer: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # what is known becomes part of the graph
             return self.checkpoint(layer, *args, **kwargs)
+        if not (torch.is_grad_enabled() or kwargs):  # nothing will run again
+            return layer(*args)
         state = self.context.call_state
 
         def layer_in_context(*inputs: Any, **named: Any) -> Any:

@@ -207,6 +207,14 @@ class RoutingContext:
     _batch_info: PerCall[BatchInfo] = field(default_factory=PerCall)
     _forward: PerCall[RunningForward] = field(default_factory=PerCall)
 
+    def __deepcopy__(self, memo: dict) -> "RoutingContext":
+        """The same dials for a copy of the model. What a forward has left is not copied, and its graph cannot be."""
+        own = {name: PerCall() for name in ("prompt", "_batch_info", "_forward")}
+        nothing = {name: BatchInfo() for name in ("compiled_batch_info", "last_batch_info")}
+        twin = replace(self, silenced=dict(self.silenced), last_forward=None, **own, **nothing)
+        memo[id(self)] = twin
+        return twin
+
     @property
     def batch_info(self) -> BatchInfo:
         """The facts that the innermost `with_batch_info` of this thread has set; empty outside of one."""

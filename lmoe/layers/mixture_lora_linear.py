@@ -108,7 +108,7 @@ class MixtureLoRALinear(nn.Module):
         """(..., D) to (..., O), in the type of the base layer's output."""
         if not self.enabled:
             return self.base_layer(x)
-        if not self._routed(x):
+        if not self._routed():
             return self._without_routed(self.base_layer(x), x)
         dtype = branch_dtype(x, self.lora_A)
         if not self._passes_through_one_function(x, dtype):
@@ -130,7 +130,7 @@ class MixtureLoRALinear(nn.Module):
             y: (..., O); may be changed in place.
             x: (..., D).
         """
-        if not self._routed(x):
+        if not self._routed():
             return self._without_routed(y, x)
         lora_A, lora_B = self.factors()
         branch = self.lora_dropout(x.to(branch_dtype(x, self.lora_A)))
@@ -147,9 +147,9 @@ class MixtureLoRALinear(nn.Module):
             y = self._stacked(y, hidden, lora_A, lora_B, routing)
         return y if self.shared_expert is None else y + self.shared_expert(branch).to(y.dtype)
 
-    def _routed(self, x: Tensor) -> bool:
-        """Whether routed experts act in this forward: not on a prompt that is to decide."""
-        return self.model_route is None or self.model_route.decision(x.device) is not None
+    def _routed(self) -> bool:
+        """Whether routed experts act in this forward: not on a prompt that is to decide for the whole model."""
+        return self.model_route is None or self.model_route.acts()
 
     def _without_routed(self, y: Tensor, x: Tensor) -> Tensor:
         if self.shared_expert is None:

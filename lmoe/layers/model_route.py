@@ -73,13 +73,29 @@ class ModelRoute:
         """What the experts of this forward do at each token, (B, T, E); None: no routed expert acts.
 
         Raises:
+            RoutingError: outside of a forward of the whole model, or without the gradients that it began with.
+        """
+        routing = self._forward().of_model
+        if routing is not None and routing.routing_weights.requires_grad and not torch.is_grad_enabled():
+            raise RoutingError(
+                "moe.router_scope=model decided with gradients, and this layer runs without, so it would not train the "
+                "router: gradient checkpointing needs use_reentrant=False"
+            )
+        return routing if routing is None or routing.routing_weights.device == device else routing.to(device)
+
+    def acts(self) -> bool:
+        """Whether routed experts act in this forward: not on a prompt that is to decide.
+
+        Raises:
             RoutingError: outside of a forward of the whole model.
         """
+        return self._forward().of_model is not None
+
+    def _forward(self) -> RunningForward:
         forward = self.context.current_forward(training=self.router.training)
         if forward is None:
             raise RoutingError(f"{self.NAME} decides in forwards of the whole model: call it, not one of its parts")
-        routing = forward.of_model
-        return routing if routing is None or routing.routing_weights.device == device else routing.to(device)
+        return forward
 
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the whole model.
@@ -130,11 +146,16 @@ class ModelRoute:
         assert inputs.tokens is not None
         rows = self._rows(inputs)
         if self._is_one_prompt(inputs) and not self.settings.prompt_experts:
+            if model.training and torch.is_grad_enabled():
+                raise RoutingError(
+                    "moe.router_scope=model takes all of these tokens for a prompt, on which no expert acts, so none "
+                    "would learn: give the model labels, or mark the prompt in `lmoe.trace(model, …, prompt_mask=…)`"
+                )
             self.states.listen()
             return replace(empty, rows=rows)
         acting = None if self.settings.prompt_experts else ~rows.prompt.any(1)
         read = ReadInputs.of(model, self._decoder(model), args, kwargs)
-        decision = self._decided(self._means(model, read, rows, acting, empty), rows)
+        decision = self._decide(model, read, rows, acting, empty)
         forward = replace(empty, rows=rows, of_model=self._seen(decision, rows, acting))
         if not model.training:
             self._keep(decision, rows, forward)
@@ -194,7 +215,7 @@ class ModelRoute:
         prompt = inputs.prompt(self.context.prompt.get())
         if inputs.labels is None:
             return PromptRows.single(prompt)
-        answers = inputs.labels != IGNORE
+        answers = (inputs.labels != IGNORE) & (prompt.long().cumsum(-1) > 1)  # nothing predicts the first token
         if self.settings.decide is Decide.first:
             return PromptRows.single(prompt & (answers.long().cumsum(-1) == 0))
         return PromptRows.of_turns(answers, torch.zeros_like(inputs.labels), prompt)
@@ -206,22 +227,24 @@ class ModelRoute:
         told = inputs.labels is not None or inputs.known_rows(self.context.batch_info.rows, stated) is not None
         return not told and inputs.prompt_length(stated) == inputs.tokens.shape[1]
 
-    def _means(
+    def _decide(
         self, model: nn.Module, read: ReadInputs, rows: PromptRows, acting: Tensor | None, empty: RunningForward
-    ) -> Tensor:
-        """(B, P, D) mean state of each prompt; one turn is read after the other, because it follows earlier answers."""
+    ) -> Decision:
+        """The decision for each prompt; one turn is read after the other, because it follows earlier answers."""
         first = read.prompts_alone(rows)
-        means = mean_of_prompts(self._read(model, first), first.prompt)
+        decision = self._decided(mean_of_prompts(self._read(model, first), first.prompt), rows)
         for number in range(1, rows.last_turn + 1):
             assert rows.turn is not None
             here = read.up_to(rows.prompts_of_turn(number))
-            known = (rows.turn < number).gather(1, rows.row_ids)
-            routing = of_rows(*self._decided(means, rows, clean=True), rows.row_ids)
-            acts = known if acting is None else known & acting
-            inside = _where(routing, acts).first_tokens(here.prompt.shape[-1])
+            known = rows.turn < number
+            of_tokens = known.gather(1, rows.row_ids)
+            acts = of_tokens if acting is None else of_tokens & acting
+            with torch.no_grad():
+                inside = _where(self._of_tokens(decision, rows), acts).first_tokens(here.prompt.shape[-1])
             self.context.begin_forward(replace(empty, rows=rows, of_model=inside), training=False)
-            means = means + mean_of_prompts(self._read(model, here), here.prompt)
-        return means
+            later = self._decided(mean_of_prompts(self._read(model, here), here.prompt), rows)
+            decision = _one_or_other(known, decision, later)
+        return decision
 
     @torch.no_grad()
     def _read(self, model: nn.Module, inputs: ReadInputs) -> Tensor:
@@ -230,24 +253,23 @@ class ModelRoute:
         Raises:
             RoutingError: the decoder did not come by the place that is read.
         """
-        self.states.listen()
-        try:
-            self._decoder(model)(**inputs.of_a_copied_cache(), use_cache=inputs.cached)
-        finally:
-            states = self.states.heard()
+        states = self.states.read(self._decoder(model), {**inputs.of_a_copied_cache(), "use_cache": inputs.cached})
         if states is None:
             raise RoutingError(f"{type(model).__name__}: no hidden states at {self.settings.place}")
         return states
 
-    def _decided(self, means: Tensor, rows: PromptRows, *, clean: bool = False) -> Decision:
+    def _decided(self, means: Tensor, rows: PromptRows) -> Decision:
         known = self.context.targets(training=self.router.training)
         ids = None if known is None else targets_of_rows(known.ids, rows.row_ids, rows.prompt.shape[1])
-        return self.router.decide(means.to(self.router.weight.device), ids, clean=clean)
+        return self.router.decide(means.to(self.router.weight.device), ids)
 
     def _seen(self, decision: Decision, rows: PromptRows, acting: Tensor | None) -> Routing:
         """The routing of the tokens as the sites get it, after the trace has got it."""
-        routing = self.router.seen(replace(of_rows(*decision, rows.row_ids.to(decision[0].device)), acting=acting))
+        routing = self.router.seen(replace(self._of_tokens(decision, rows), acting=acting))
         return routing if acting is None else _where(routing, acting)
+
+    def _of_tokens(self, decision: Decision, rows: PromptRows) -> Routing:
+        return of_rows(*decision, rows.row_ids.to(decision[0].device))
 
     def _keep(self, decision: Decision, rows: PromptRows, forward: RunningForward) -> None:
         """Have the decision for the last row of each sequence travel with the KV cache."""
@@ -261,6 +283,18 @@ class ModelRoute:
 
     def _decoder(self, model: nn.Module) -> nn.Module:
         return model.get_submodule(self.settings.place.decoder)
+
+
+def _one_or_other(first: Tensor, one: Decision, other: Decision) -> Decision:
+    """Of each row, (B, P) bool, the one decision or the other."""
+    first = first.to(one[0].device).unsqueeze(-1)
+
+    def chosen(mine: Tensor | None, yours: Tensor | None) -> Tensor:
+        assert mine is not None and yours is not None  # top_k has indices
+        return torch.where(first, mine, yours)
+
+    gate = Gate(*(chosen(*parts) for parts in zip(one[1], other[1], strict=True)))
+    return chosen(one[0], other[0]), gate
 
 
 def _where(routing: Routing, acting: Tensor) -> Routing:

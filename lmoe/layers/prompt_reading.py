@@ -56,6 +56,10 @@ class DecoderPlace:
         return cls(decoder, layers[0], before=True) if number == 0 else cls(decoder, layers[number - 1])
 
 
+class _StatesAreThere(Exception):
+    """Ends a forward of which only the states are wanted."""
+
+
 class StateReader:
     """Keeps the hidden states that pass one place of a decoder, in the forwards that are listened to.
 
@@ -66,6 +70,7 @@ class StateReader:
     def __init__(self, place: DecoderPlace) -> None:
         self.place = place
         self._heard: PerCall[list[Tensor]] = PerCall()
+        self._nothing_else: PerCall[bool] = PerCall()
 
     def attach(self, model: nn.Module) -> RemovableHandle:
         """Hook the place of a model; the handle takes the hook off."""
@@ -84,6 +89,18 @@ class StateReader:
         self._heard.set(None)
         return states[-1] if states else None
 
+    def read(self, decoder: nn.Module, inputs: dict[str, Any]) -> Tensor | None:
+        """(B, T, D) states of a forward that goes no further than the place; None where it does not come by it."""
+        self.listen()
+        try:
+            with self._nothing_else.holding(True):
+                decoder(**inputs)
+        except _StatesAreThere:
+            pass
+        finally:
+            states = self.heard()
+        return states
+
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._keep(args[0] if args else kwargs.get("hidden_states"))
 
@@ -95,6 +112,8 @@ class StateReader:
         heard = self._heard.get()
         if heard is not None and isinstance(states, Tensor):
             heard.append(states.detach())
+            if self._nothing_else.get():
+                raise _StatesAreThere
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.place,)
@@ -127,6 +146,8 @@ class ReadInputs:
         if (cache := kept.get("past_key_values")) is not None and not cache.get_seq_length():
             del kept["past_key_values"]
         tokens = kept["input_ids"] if "input_ids" in kept else kept["inputs_embeds"]
+        if isinstance(positions := kept.get("position_ids"), Tensor) and positions.shape == (1, tokens.shape[1]):
+            kept["position_ids"] = positions.expand(tokens.shape[:2])
         return cls(kept, torch.zeros(tokens.shape[0], 0, tokens.shape[1], dtype=torch.bool, device=tokens.device))
 
     @property
@@ -158,7 +179,7 @@ class ReadInputs:
         order = inside.int().argsort(dim=-1, descending=True, stable=True)[:, :length]
         behind = torch.arange(length, device=inside.device) >= inside.sum(-1, keepdim=True)
         given = {name: self._gathered(value, order) for name, value in self.given.items()}
-        if isinstance(positions := given.get("position_ids"), Tensor) and positions.shape == order.shape:
+        if isinstance(positions := given.get("position_ids"), Tensor):
             steps = torch.arange(length, device=inside.device) - inside.sum(-1, keepdim=True)
             given["position_ids"] = torch.where(behind, steps, positions)  # what is filled up is a row of its own
         prompt = marked.gather(-1, order.unsqueeze(1).expand(-1, marked.shape[1], -1))
@@ -170,8 +191,8 @@ class ReadInputs:
         Args:
             prompt: (B, P, T) bool.
         """
-        there = prompt.flatten(0, 1).any(0).nonzero()
-        end = int(there[-1]) + 1 if len(there) else 1
+        numbers = torch.arange(1, prompt.shape[-1] + 1, device=prompt.device)
+        end = max(int((prompt.any(1).any(0) * numbers).max()), 1)
         shape = self.shape
         given = {name: _cut(value, shape, end) for name, value in self.given.items()}
         return ReadInputs(given, prompt[..., :end])
@@ -189,4 +210,7 @@ def _cut(value: Any, shape: tuple[int, int], end: int) -> Any:
         return {name: _cut(part, shape, end) for name, part in value.items()} if isinstance(value, dict) else value
     if value.dim() == 4 and value.shape[2] == shape[1]:
         return value[:, :, :end, :end]
-    return value[:, :end] if value.shape[:2] == shape else value
+    if value.shape[:2] == shape:
+        return value[:, :end]
+    of_tokens = value.dim() == 1 or value.shape[1:2] == shape[:1]  # cache_position, or positions of several axes
+    return value[..., :end] if of_tokens and value.shape[-1:] == shape[1:] else value

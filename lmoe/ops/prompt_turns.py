@@ -47,8 +47,7 @@ def turns(answers: Tensor, row_ids: Tensor, valid: Tensor) -> Turns:
 
 def _followed(answers: Tensor, row_ids: Tensor) -> Tensor:
     """(B, T) bool: an answer stands at or after this token, in its row."""
-    where = torch.arange(answers.shape[1], device=answers.device).expand_as(row_ids)
-    rows = int(row_ids.max()) + 1
-    last = torch.full((answers.shape[0], rows), -1, dtype=torch.long, device=answers.device)
-    last = last.scatter_reduce(1, row_ids, torch.where(answers, where, -1), "amax")
-    return where <= last.gather(1, row_ids)
+    length = answers.shape[1]
+    places = torch.where(answers, torch.arange(length, device=answers.device), length)
+    following = places.flip(-1).cummin(-1).values.flip(-1)
+    return (following < length) & (row_ids.gather(1, following.clamp(max=length - 1)) == row_ids)

@@ -66,6 +66,8 @@ def cluster_problems(data: DataConfig, moe: MoeConfig) -> list[str]:
         problems.append(without_effect("data.clusters", why))
     elif data.clusters is not None and data.clusters < 2:
         problems.append(f"data.clusters is {data.clusters}, must be at least 2")
+    if target is RouterTarget.cluster and moe.domains is not None:
+        problems.append(without_effect("moe.domains", "with moe.router_target=cluster, whose targets are clusters"))
     if target is RouterTarget.cluster and data.streaming:
         problems.append(
             "moe.router_target=cluster needs all training rows before the first step, and data.streaming=true reads "

@@ -47,7 +47,7 @@ def _strategy_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
     problems = [
         without_effect(f"moe.{key}", f"with injection={injection.strategy}")
         for key, value in given.items()
-        if value != left[key] and key not in acting and value is not RouterScope.model
+        if value != left[key] and key not in acting and not (traits.own_routers and value is RouterScope.model)
     ]
     if not problems and not traits.own_routers and moe.load_balance.type is LoadBalanceType.aux_loss_free:
         problems.append(

@@ -58,6 +58,57 @@ def handoff_order_problems(phases: Iterable[tuple[str, PhaseConfig]]) -> list[st
     return problems
 
 
+def target_problems(phases: Iterable[PhaseConfig], moe: MoeConfig) -> list[str]:
+    """Problems of moe.router_target that no phase has a use for.
+
+    Args:
+        phases: with all roles that train in them.
+        moe: the section.
+    """
+    by_router = [phase for phase in phases if Role.router in phase.trainable]
+    by_target = any(phase.route_by is RouteBy.target for phase in phases)
+    if moe.router_target is RouterTarget.none:
+        return []
+    if not by_router and not by_target:
+        why = "where no phase trains routers and none has route_by=target; add router to a trainable"
+        return [without_effect(f"moe.router_target={moe.router_target}", why)]
+    own = all(phase.router_target_coef is not None for phase in by_router)
+    if own and moe.router_target_coef != MoeConfig().router_target_coef:
+        why = "where no phase trains routers" if not by_router else "where each phase that trains routers sets its own"
+        return [without_effect("moe.router_target_coef", why)]
+    return []
+
+
+def untaught(phases: Iterable[tuple[str, PhaseConfig]], moe: MoeConfig) -> list[str]:
+    """A warning where experts train on targets that no router learns to choose.
+
+    Args:
+        phases: by name, with all roles that train in them.
+        moe: the section.
+    """
+    by_target = [name for name, phase in phases if phase.route_by is RouteBy.target]
+    if not by_target or any(target_coef(phase, moe) for _, phase in phases):
+        return []
+    return [
+        f"phase.phases.{by_target[0]}.route_by=target trains experts on targets that no router learns to choose, and "
+        "validation and inference go by the routers: train router in a phase with a router_target_coef above 0"
+    ]
+
+
+def target_coef(phase: PhaseConfig, moe: MoeConfig) -> float:
+    """Weight of the cross-entropy of moe.router_target in a phase.
+
+    Args:
+        phase: with all roles that train in it.
+        moe: the section.
+    """
+    if moe.router_target is RouterTarget.none:
+        return 0.0
+    if phase.router_target_coef is not None:
+        return phase.router_target_coef
+    return moe.router_target_coef if Role.router in phase.trainable else 0.0
+
+
 def schedule_problems(config: RunConfig) -> list[str]:
     """Problems of learning-rate settings that some schedule must have asked for."""
     used = {phase.schedule or config.optim.schedule for phase in config.phase.phases.values()}

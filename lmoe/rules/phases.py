@@ -9,7 +9,7 @@ from lmoe.config.phase import PLATEAU, PhaseConfig, planned_start
 from lmoe.config.problems import without_effect
 from lmoe.config.run import RunConfig
 from lmoe.rules.experts_from import grown_run
-from lmoe.rules.phase_options import handoff_order_problems, option_problems
+from lmoe.rules.phase_options import handoff_order_problems, option_problems, target_problems, untaught
 from lmoe.rules.routers import ROUTERS, trains_logits
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import InitLora, LoadBalanceType, PhaseMode, Role
@@ -98,6 +98,7 @@ def phase_problems(config: RunConfig) -> list[str]:
         written = config.phase.phases[name]
         steps = None if written.start == PLATEAU else end - start
         problems += option_problems(f"phase.phases.{name}", written, phase.trainable, steps, config)
+    problems += target_problems([phase for _, _, phase in ordered_phases(config)], config.moe)
     problems += handoff_order_problems((f"phase.phases.{name}", config.phase.phases[name]) for name, _ in starts)
     if config.phase.phases[starts[0][0]].mode is PhaseMode.add:
         problems.append(without_effect(f"phase.phases.{starts[0][0]}.mode=add", "in the first phase"))
@@ -213,7 +214,7 @@ def phase_warnings(config: RunConfig) -> list[str]:
             warnings.append(
                 f"phase.phases.{name} names router, but {_what_has_no_router(config.injection, config.moe)}"
             )
-    return warnings
+    return warnings + untaught([(name, phase) for name, _, phase in phases], config.moe)
 
 
 def lora_B_std(config: RunConfig) -> float | None:

@@ -288,6 +288,11 @@ def target_count(moe: MoeConfig) -> int:
     return 0 if moe.router_target is RouterTarget.none else len(moe.domains or [])
 
 
+def cluster_names(count: int) -> list[str]:
+    """Names of the targets of moe.router_target=cluster."""
+    return [f"cluster{number}" for number in range(count)]
+
+
 def routers_of_model() -> str:
     """Names of the routers that can decide for the whole model, as a message lists them."""
     return " or ".join(kind for kind, router in ROUTERS.items() if router.of_model)

@@ -9,6 +9,7 @@ from lmoe.data.pack import PackedRows
 from lmoe.data.prepare import PreparedData
 from lmoe.data.stream import RowStream
 from lmoe.errors import ConfigError
+from lmoe.rules.routers import cluster_names
 from lmoe.vocabulary import RouterTarget
 
 
@@ -80,7 +81,7 @@ def _cluster_names(config: RunConfig, fewest: int) -> list[str]:
             f"moe.router_target=cluster needs two experts at least, and a site has {fewest}; raise "
             "injection.num_experts"
         )
-    return [f"cluster{number}" for number in range(count)]
+    return cluster_names(count)
 
 
 def _check_clusters(count: int, moe: MoeConfig, prepared: PreparedData) -> None:

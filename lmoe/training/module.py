@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from lmoe.config.optim import OptimConfig
 from lmoe.errors import CheckpointError
 from lmoe.files.wording import quoted
-from lmoe.injection.batch_info import batch_info, row_targets
+from lmoe.injection.batch_info import batch_info
 from lmoe.injection.kept import wholly_kept
 from lmoe.injection.record import injected, record_expert_names
 from lmoe.injection.roles import adapter_buffers, adapter_parameters, parameter_layers, parameter_roles
@@ -116,8 +116,10 @@ class AdapterModule(LightningModule):
         record = injected(self.model)
         set_dials(record, self.dials, self.current, self.trainer.global_step)
         set_fades(self.model, self.schedule.fades_at(self.trainer.global_step))
-        targets = row_targets(record.moe, batch, self.domains)
-        with batch_info(record, batch, self.domains), record.trace.recording(batch["valid_mask"], targets):
+        with (
+            batch_info(record, batch, self.domains),
+            record.trace.recording(batch["valid_mask"], record.context.batch_info.targets),
+        ):
             losses = self.losses(batch)
             auxiliary = self.auxiliary.losses(self.current, batch["valid_mask"])
         task, share = losses.values.sum() / units, batch["valid_mask"].sum() / valid_tokens

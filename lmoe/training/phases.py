@@ -6,10 +6,11 @@ from itertools import pairwise
 
 from lmoe.config.phase import PLATEAU, PhaseConfig, PlateauConfig
 from lmoe.config.run import RunConfig
+from lmoe.rules.phase_options import target_coef
 from lmoe.rules.phases import ordered_phases, share_base
 from lmoe.training.handoff import Fades, Handoff
 from lmoe.training.lr_schedule import LrShape, lr_factor
-from lmoe.vocabulary import Role, RouteBy, RouterTarget
+from lmoe.vocabulary import Role, RouteBy
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -150,7 +151,7 @@ def _phase(name: str, start: int, end: int, handoff: Handoff | None, phase: Phas
         handoff=handoff,
         aux_loss_coef=phase.aux_loss_coef,
         router_z_loss_coef=phase.router_z_loss_coef,
-        router_target_coef=_target_coef(phase, config, routers),
+        router_target_coef=target_coef(phase, config.moe),
         by_target=phase.route_by is RouteBy.target,
         load_balance=_chosen(phase.load_balance, auxiliary),
         router_z_loss=_chosen(phase.router_z_loss, auxiliary),
@@ -158,15 +159,6 @@ def _phase(name: str, start: int, end: int, handoff: Handoff | None, phase: Phas
         expert_dropout=_chosen(phase.expert_dropout, experts),
         diversity=_chosen(phase.diversity, experts),
     )
-
-
-def _target_coef(phase: PhaseConfig, config: RunConfig, trains_routers: bool) -> float:
-    moe = config.moe
-    if moe.router_target is RouterTarget.none:
-        return 0.0
-    if phase.router_target_coef is not None:
-        return phase.router_target_coef
-    return moe.router_target_coef if trains_routers else 0.0
 
 
 def _chosen(setting: bool | None, default: bool) -> bool:

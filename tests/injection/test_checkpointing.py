@@ -23,7 +23,11 @@ from tests.tiny_models import tiny_model, tokens
 
 @pytest.mark.parametrize(
     ("router", "scope"),
-    [*((name, "linear") for name in ROUTERS), *((name, "block") for name in ("top_k", "noisy_top_k", "sequence"))],
+    [
+        *((name, "linear") for name in ROUTERS),
+        *((name, "block") for name in ("top_k", "noisy_top_k", "sequence")),
+        ("sequence", "model"),
+    ],
 )
 def test_gradients_of_loss_and_auxiliary_loss_are_the_same(router, scope):
     """With expert dropout, noise and dropout drawn again as they were."""
@@ -34,7 +38,9 @@ def test_gradients_of_loss_and_auxiliary_loss_are_the_same(router, scope):
     model = randomly(tiny_injected(router, injection=injection, moe={"router_scope": scope}))
     recompute_activations(model)
     forwards = []
-    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(lambda *_: forwards.append(1))
+    model.model.layers[0].mlp.down_proj.register_forward_pre_hook(
+        lambda *_: forwards.append(1) if torch.is_grad_enabled() else None  # not where prompts are only read
+    )
     torch.testing.assert_close(gradients(model), expected)
     assert len(forwards) == 2, "the forward was not run again, so nothing was checkpointed"
 
@@ -45,9 +51,9 @@ def test_the_draws_matter_so_that_the_test_above_can_fail():
     assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("scope", ["linear", "block"])
-def test_the_trace_holds_one_routing_a_router_after_the_forward_ran_again(scope):
-    model = randomly(tiny_injected("top_k", moe={"router_scope": scope}))
+@pytest.mark.parametrize(("router", "scope"), [("top_k", "linear"), ("top_k", "block"), ("sequence", "model")])
+def test_the_trace_holds_one_routing_a_router_after_the_forward_ran_again(router, scope):
+    model = randomly(tiny_injected(router, moe={"router_scope": scope}))
     recompute_activations(model)
     gradients(model)
     assert list(injected(model).trace.routing) == list(injected(model).plan.routers)
@@ -60,6 +66,7 @@ def gradients_as_in_training(model: PreTrainedModel) -> dict[str, Tensor]:
     prompt[0, 0, :2], prompt[0, 1, 4:6] = True, True
     rows = torch.tensor([[0] * 4 + [1] * 4])
     batch = {"input_ids": ids, "domain_ids": rows, "prompt_mask": prompt, "row_ids": rows}
+    batch |= {"labels": torch.where(prompt.any(1), -100, ids), "valid_mask": torch.ones_like(ids).bool()}
     torch.manual_seed(5)
     with batch_info(record, batch, DOMAINS), record.trace.recording(torch.ones_like(ids)):
         loss = model(input_ids=ids, labels=ids).loss + record.trace.auxiliary_loss()
@@ -68,10 +75,20 @@ def gradients_as_in_training(model: PreTrainedModel) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("router", ["oracle", "sequence", "prompt_hash", "top_k"])
-def test_the_facts_of_a_batch_are_still_known_when_its_forward_runs_again(router):
-    expected = gradients_as_in_training(randomly(tiny_injected(router)))
-    model = randomly(tiny_injected(router))
+@pytest.mark.parametrize(
+    ("router", "moe"),
+    [
+        *((name, {}) for name in ("oracle", "sequence", "prompt_hash", "top_k")),
+        ("sequence", {"router_scope": "model", "decide": "turn"}),
+        *((name, {"router_target": "domain", "domains": DOMAINS}) for name in ("top_k", "sequence")),
+    ],
+)
+def test_the_facts_of_a_batch_are_still_known_when_its_forward_runs_again(router, moe):
+    """Those of the targets too, by which the experts may train."""
+    plain, model = (randomly(tiny_injected(router, moe=moe)) for _ in range(2))
+    for one in (plain, model):
+        injected(one).context.by_target = "router_target" in moe
+    expected = gradients_as_in_training(plain)
     recompute_activations(model)
     torch.testing.assert_close(gradients_as_in_training(model), expected)
 
@@ -102,7 +119,13 @@ def two_losses(model: PreTrainedModel) -> list[Tensor]:
 )
 @pytest.mark.parametrize(
     ("router", "scope"),
-    [("oracle", "linear"), ("sequence", "linear"), ("sequence", "block"), ("prompt_hash", "linear")],
+    [
+        ("oracle", "linear"),
+        ("sequence", "linear"),
+        ("sequence", "block"),
+        ("sequence", "model"),
+        ("prompt_hash", "linear"),
+    ],
 )
 def test_two_forwards_before_one_backward_pass_have_the_gradients_of_each(router, scope, enable):
     plain, model = (tiny_injected(router, moe={"router_scope": scope}).train() for _ in range(2))
@@ -157,6 +180,13 @@ def test_reentrant_checkpointing_is_refused_where_the_auxiliary_loss_would_train
                 getattr(trace, read)()
             with torch.no_grad():
                 assert torch.isfinite(getattr(trace, read)())
+
+
+def test_reentrant_checkpointing_is_refused_where_the_task_would_not_train_the_router_of_the_model():
+    model = randomly(tiny_injected("sequence", moe={"router_scope": "model"}))
+    checkpointed(model, use_reentrant=True)
+    with pytest.raises(RoutingError, match="needs use_reentrant=False"):
+        model(input_ids=tokens(), labels=tokens(), use_cache=False)
 
 
 def test_a_native_router_refuses_reentrant_checkpointing_too():

@@ -36,6 +36,7 @@ class Case:
     beside: dict[str, Any] = field(default_factory=dict)
 
 
+OF_MODEL = {"moe.router": "sequence", "moe.router_scope": "model"}
 CASES = {
     "injection.lora_r": Case(2, {"plan", "logits", "gradients"}),
     "injection.lora_alpha": Case(3.0, {"logits", "gradients"}),
@@ -74,6 +75,11 @@ CASES = {
     "moe.router_z_loss_coef": Case(0.7, {"gradients"}),
     "moe.load_balance.type": Case("none", {"gradients"}),
     "moe.load_balance.aux_loss_coef": Case(0.7, {"gradients"}),
+    "moe.router_layer": Case(1, {"logits", "gradients"}, OF_MODEL),
+    "moe.prompt_experts": Case(True, {"logits", "gradients"}, OF_MODEL),
+    "moe.decide": Case("turn", {"logits", "gradients"}, OF_MODEL),
+    "moe.router_target": Case("cluster", {"gradients"}),
+    "moe.router_target_coef": Case(0.3, {"gradients"}, {"moe.router_target": "cluster"}),
 }
 # Nothing in one forward and backward of a model outside training; each has a test of its own below.
 IN_TRAINING = {
@@ -114,8 +120,10 @@ def observe(changes: dict[str, Any]) -> dict[str, Any]:
     model.train()
     torch.manual_seed(4)
     ids = tokens()
-    with lmoe.trace(model, attention_mask=torch.ones_like(ids)) as trace:
-        out = model(input_ids=ids, labels=ids)
+    labels = torch.where(torch.tensor([False, True, True, False, False, True, True]), ids, -100)
+    targets = [0, 1] if changes.get("moe.router_target") else None
+    with lmoe.trace(model, attention_mask=torch.ones_like(ids), targets=targets) as trace:
+        out = model(input_ids=ids, labels=labels)
         (out.loss + trace.auxiliary_loss()).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return {"plan": str(plan), "logits": out.logits.detach(), "gradients": gradients}
@@ -137,7 +145,7 @@ def test_the_table_covers_exactly_the_keys_of_injection_and_moe():
     keys |= {f"moe.{key}" for key, _ in leaf_keys(MoeConfig)}
     groups = [set(CASES), IN_TRAINING, ELSEWHERE]
     assert set().union(*groups) == keys
-    assert sum(len(group) for group in groups) == len(keys) == 49
+    assert sum(len(group) for group in groups) == len(keys) == 54
 
 
 def test_observing_twice_gives_the_same_bits(unchanged):

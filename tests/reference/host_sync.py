@@ -18,5 +18,20 @@ class NoHostSync(TorchDispatchMode):
         )
         counted = name == "repeat_interleave" and (kwargs or {}).get("output_size") is None
         if name in READS_A_VALUE or by_mask or counted:
-            raise AssertionError(f"{name} reads a value back to the host")
+            self.found(name)
         return func(*args, **(kwargs or {}))
+
+    def found(self, name: str) -> None:
+        """Called for each such operation."""
+        raise AssertionError(f"{name} reads a value back to the host")
+
+
+class CountHostReads(NoHostSync):
+    """Counts them in place of refusing them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[str] = []
+
+    def found(self, name: str) -> None:
+        self.reads.append(name)

@@ -20,6 +20,7 @@ from lmoe.rules.validate import validate
 from lmoe.vocabulary import (
     Backend,
     BalanceScope,
+    Decide,
     InitLora,
     InjectionStrategy,
     KnockOut,
@@ -31,6 +32,7 @@ from lmoe.vocabulary import (
     RouterDtype,
     RouterKind,
     RouterScope,
+    RouterTarget,
 )
 from tests.injection.pairs import adapts_native
 
@@ -52,6 +54,11 @@ ACTING = {DENSE: 0, MIXTURE: 7, FFN: 5, NATIVE: 1}
 MOE: dict[str, Any] = {
     "router": RouterKind.soft,
     "router_scope": RouterScope.block,
+    "router_layer": 1,
+    "prompt_experts": True,
+    "decide": Decide.turn,
+    "router_target": RouterTarget.cluster,
+    "router_target_coef": 0.5,
     "router_dtype": RouterDtype.bfloat16,
     "router_bias": True,
     "temperature": 2.0,
@@ -133,7 +140,7 @@ def test_the_tables_here_change_every_key_and_no_key_is_idle_that_does_not_exist
     assert {key for traits in STRATEGIES.values() for key in traits.idle} == set(INJECTION)
     assert all(getattr(usual, key) != value for key, value in INJECTION.items())
     keys = {key for key, _ in leaf_keys(MoeConfig)}
-    assert set(MOE) == keys and len(keys) == 24
+    assert set(MOE) == keys and len(keys) == 29
     for key, value in MOE.items():
         owner = shipped.load_balance if key.startswith("load_balance.") else shipped
         assert getattr(owner, key.rpartition(".")[2]) != value, key

@@ -30,6 +30,15 @@ COMMON = (
 ONE = ("trainer.strategy=auto", "trainer.devices=1", "trainer.accumulate_grad_batches=2")
 SAME = {"rtol": 1e-4, "atol": 1e-6}
 """Sums in another order: float32 rounds differently, and AdamW divides small by small."""
+ROUTED = (
+    "moe=sequence",
+    "moe.router_scope=model",
+    "moe.router_layer=1",  # a reading that ends before the last layer
+    "moe.router_target=domain",
+    "phase=supervised_routing",
+    "phase.phases.routed.start=2",
+)
+"""One router for the whole model, which reads the prompts in a forward of its own; experts train by target first."""
 SPEED = "throughput/tokens_per_second"
 
 
@@ -42,9 +51,11 @@ def runs(micro, tmp_path_factory) -> Path:
     """A folder with a run of one process, and with what two processes did, for each strategy."""
     folder = tmp_path_factory.mktemp("runs")
     common, tasks = micro.changed(*COMMON), []
+    routed = micro.changed(*(setting for setting in COMMON if not setting.startswith("phase.")), *ROUTED)
     with process_state(folder) as patch:
         patch.setattr("lmoe.run.finish.write_pictures", lambda summary, metrics, report: {})
         assert main([*common, *ONE, f"hydra.run.dir={folder / 'one'}"]) == 0
+        assert main([*routed, *ONE, f"hydra.run.dir={folder / 'one_routed'}"]) == 0
     for strategy in STRATEGIES:
         whole = folder / strategy
         tasks.append([*common, *two(strategy), f"hydra.run.dir={whole}"])
@@ -56,6 +67,7 @@ def runs(micro, tmp_path_factory) -> Path:
         tasks.append([f"resume={stopped}"])
         tasks.append([str(folder / "one"), f"{whole}_from_one", 3])
         tasks.append([f"resume={whole}_from_one", *two(strategy)])
+        tasks.append([*routed, *two(strategy), f"hydra.run.dir={whole}_routed"])
     (folder / "tasks.json").write_text(json.dumps(tasks))
     as_two_processes(folder)
     return folder
@@ -91,20 +103,22 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         torch.testing.assert_close(found[name], tensor, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
 
 
+@pytest.mark.parametrize("routed", ["", "_routed"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_processes_learn_what_one_learns_from_the_same_samples(runs, strategy):
+def test_two_processes_learn_what_one_learns_from_the_same_samples(runs, strategy, routed):
     """Task and auxiliary losses, gradients after clipping, loads: all of them sums over both."""
-    assert_same(adapter(runs / strategy), adapter(runs / "one"), **SAME)
-    for one, both in zip(rows(runs / "one"), rows(runs / strategy), strict=True):
+    assert_same(adapter(runs / f"{strategy}{routed}"), adapter(runs / f"one{routed}"), **SAME)
+    for one, both in zip(rows(runs / f"one{routed}"), rows(runs / f"{strategy}{routed}"), strict=True):
         assert one.keys() == both.keys()
         for name in sorted(one.keys() - {SPEED}):
             chosen = "routing" in name  # one token that chooses another expert moves these
             assert both[name] == pytest.approx(one[name], rel=1e-3, abs=0.02 if chosen else 1e-5), name
 
 
+@pytest.mark.parametrize("routed", ["", "_routed"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_both_processes_hold_the_same_bits_at_the_end_of_the_last_phase(runs, strategy):
-    first, second = (load_file(runs / strategy / f"{rank}.safetensors") for rank in (0, 1))
+def test_both_processes_hold_the_same_bits_at_the_end_of_the_last_phase(runs, strategy, routed):
+    first, second = (load_file(runs / f"{strategy}{routed}" / f"{rank}.safetensors") for rank in (0, 1))
     assert_same(second, first, rtol=0, atol=0)
 
 

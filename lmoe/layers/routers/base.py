@@ -117,29 +117,21 @@ class LinearRouter(Router):
         return Routing.of(logits, self.gated(logits, x))
 
     def gated(self, logits: Tensor, x: Tensor, targets: Tensor | None = None) -> Gate:
-        """The gate of clean logits: with what training adds to them, or among the experts of each target alone.
+        """The gate of clean logits with what training adds to them; by target, among the experts of each alone.
+
+        By target no expert is dropped: a target may have one alone.
 
         Args:
             logits: (..., E).
             x: what they were computed from.
             targets: (...) int64, in place of those of the batch's tokens.
         """
-        ids = self._targets(logits) if targets is None else targets
-        if not (self.training and self.context.by_target) or ids is None:
+        known = self.context.targets(training=self.training)
+        if not (self.training and self.context.by_target) or known is None:
             return self.gate(self.perturbed(logits, x))
-        allowed = experts_of_targets(ids.to(logits.device), self._count(), logits.shape[-1])
-        return restricted(self.gate(logits.masked_fill(~allowed, -torch.inf)), allowed)
-
-    def _targets(self, logits: Tensor) -> Tensor | None:
-        """(...) target of each token that there are logits of."""
-        known = self.context.targets(training=self.training)
-        return None if known is None else known.ids.reshape(logits.shape[:-1])
-
-    def _count(self) -> int:
-        """C of the targets."""
-        known = self.context.targets(training=self.training)
-        assert known is not None
-        return known.count
+        ids = known.ids.reshape(logits.shape[:-1]) if targets is None else targets
+        allowed = experts_of_targets(ids.to(logits.device), known.count, logits.shape[-1])
+        return restricted(self.gate(self.noisy(logits, x).masked_fill(~allowed, -torch.inf)), allowed)
 
     def reads_every_token(self) -> bool:
         """Whether z = x W^T token by token, so that a site may compute it in one matmul with its experts."""
@@ -155,12 +147,15 @@ class LinearRouter(Router):
 
     def perturbed(self, logits: Tensor, x: Tensor) -> Tensor:
         """The logits with what training adds to them."""
-        if not self.training:
-            return logits
-        if self.context.router_noise:
-            logits = logits + self.context.router_noise * torch.randn_like(logits)
-        if self.context.expert_dropout:
+        logits = self.noisy(logits, x)
+        if self.training and self.context.expert_dropout:
             logits = logits.masked_fill(self._left_out(logits), -torch.inf)
+        return logits
+
+    def noisy(self, logits: Tensor, x: Tensor) -> Tensor:
+        """The logits with the noise of training."""
+        if self.training and self.context.router_noise:
+            logits = logits + self.context.router_noise * torch.randn_like(logits)
         return logits
 
     def _left_out(self, logits: Tensor) -> Tensor:

@@ -18,19 +18,16 @@ class ModelRouter(TopKRouter):
     It is no part of any layer: `ModelRoute` hands it the states, and its decision to the sites.
     """
 
-    def decide(self, states: Tensor, targets: Tensor | None, *, clean: bool) -> tuple[Tensor, Gate]:
+    def decide(self, states: Tensor, targets: Tensor | None) -> tuple[Tensor, Gate]:
         """Logits and gate (B, P, E), without autocast.
 
         Args:
             states: (B, P, D) means over the prompts.
             targets: (B, P) int64, what the router is taught of each row; None: nothing.
-            clean: without what training adds to the logits.
         """
         with torch.autocast(states.device.type, enabled=False):
             read = unit_rms(states.detach().float())
             logits = self.logits(read)
-            if clean and not self.context.by_target:
-                return logits, self.gate(logits)
             return logits, self.gated(logits, read, targets)
 
     def seen(self, routing: Routing) -> Routing:

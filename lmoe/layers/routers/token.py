@@ -75,12 +75,12 @@ class NoisyTopKRouter(TopKRouter):
         super().__init__(settings, site=site, trace=trace, context=context)
         self.noise_weight = nn.Parameter(torch.zeros_like(self.weight))
 
-    def perturbed(self, logits: Tensor, x: Tensor) -> Tensor:
+    def noisy(self, logits: Tensor, x: Tensor) -> Tensor:
         if self.training:
             dtype = self.settings.dtype
             size = linear(x.to(dtype), self.noise_weight.to(dtype))
             logits = noisy_logits(logits, size, torch.randn_like(logits))
-        return super().perturbed(logits, x)
+        return super().noisy(logits, x)
 
 
 class ReluRouter(LinearRouter):

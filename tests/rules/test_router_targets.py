@@ -1,0 +1,177 @@
+"""Settings of the router of the whole model, and of what routers are taught: what cannot act is refused by name."""
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from lmoe.config.defaults import injection_section, moe_section
+from lmoe.config.phase import PhaseConfig
+from lmoe.config.run import RunConfig
+from lmoe.errors import ConfigError
+from lmoe.rules.phases import phase_warnings
+from lmoe.rules.validate import validate
+from lmoe.training.phases import PhaseSchedule
+from lmoe.vocabulary import Role, RouteBy
+
+ALL = [Role.router, Role.lora, Role.attn_lora]
+OF_MODEL = {"router": "sequence", "router_scope": "model"}
+CLUSTER, DOMAIN, AUTO = ({"router_target": target} for target in ("cluster", "domain", "auto"))
+BASELINE = {"router_z_loss_coef": 0.0, "load_balance": {"type": "none", "aux_loss_coef": None}}
+
+
+def config(moe: dict, injection: dict | None = None, data: dict | None = None, **phases: PhaseConfig) -> RunConfig:
+    """A run with one phase that trains everything, unless others are named."""
+    made = RunConfig(moe=moe_section(moe), injection=injection_section(injection or {}))
+    made.phase.phases = phases or {"joint": PhaseConfig(trainable=ALL)}
+    made.data = replace(made.data, **(data or {}))
+    return made
+
+
+def phase(*roles: Role, start: str = "0", **settings) -> PhaseConfig:
+    return PhaseConfig(start=start, trainable=list(roles), **settings)
+
+
+VALID = [
+    (OF_MODEL | {"router_layer": 0, "prompt_experts": True, "decide": "turn"}, {}),
+    (OF_MODEL, {"strategy": "moe_expert_lora"}),
+    (AUTO, {}),
+    (DOMAIN | {"domains": ["a", "b"]}, {}),
+    (CLUSTER | {"router_target_coef": 0.0}, {}),
+    ({"router": "relu"} | CLUSTER, {}),
+]
+
+
+@pytest.mark.parametrize(("moe", "injection"), VALID)
+def test_what_can_act_is_valid(moe, injection):
+    validate(config(moe, injection))
+
+
+MOE = [
+    ({"router_layer": 3}, {}, "moe.router_layer has no effect with moe.router_scope=linear; use router_scope=model"),
+    ({"prompt_experts": True, "router_scope": "block"}, {}, "moe.prompt_experts has no effect .*router_scope=block"),
+    ({"router": "sequence", "decide": "turn"}, {}, "moe.decide has no effect with moe.router_scope=linear"),
+    ({"router_scope": "model"}, {}, "is for moe=sequence.*with moe.router=top_k use router_scope=linear or block"),
+    ({"router": "prompt_hash", "router_scope": "model"} | BASELINE, {}, "with moe.router=prompt_hash use .*=linear$"),
+    (OF_MODEL, {"num_experts_by_layer": [2, 4]}, "num_experts_by_layer cannot give them different numbers of experts"),
+    ({"router_scope": "model"}, {"strategy": "dense_lora"}, "moe.router_scope has no effect with injection=dense_lora"),
+    (
+        {"router_scope": "model"},
+        {"strategy": "native_moe_expert_lora"},
+        "moe.router_scope has no effect with injection=native_moe_expert_lora",
+    ),
+    (DOMAIN, {"strategy": "native_moe_expert_lora"}, "moe.router_target has no effect with injection=native_moe"),
+    ({"router_target_coef": 0.5}, {}, "moe.router_target_coef has no effect with moe.router_target=none"),
+    (CLUSTER | {"router_target_coef": -0.5}, {}, "moe.router_target_coef is -0.5, must be at least 0"),
+    (CLUSTER | {"router": "random"} | BASELINE, {}, "moe.router_target has no effect with moe.router=random.*learns"),
+    (CLUSTER | {"router": "oracle"} | BASELINE, {}, "moe.router_target has no effect with moe.router=oracle"),
+    (DOMAIN | {"domains": list("abcde")}, {}, "names 5 targets, and a site has 4 experts; set .*num_experts=5 or more"),
+    (DOMAIN | {"domains": list("abc")}, {"num_experts_by_layer": [2, 8]}, "names 3 targets, and a site has 2 experts"),
+    (DOMAIN | {"domains": ["a", "a"]}, {}, "moe.domains is .*must be null or a list of different names"),
+    (CLUSTER | {"domains": ["a", "b"]}, {}, "moe.domains has no effect with moe.router_target=cluster"),
+    ({"domains": ["a", "b"]}, {}, "moe.domains has no effect with moe.router=top_k"),
+]
+
+
+@pytest.mark.parametrize(("moe", "injection", "said"), MOE)
+def test_a_setting_of_the_routers_that_cannot_act_is_named(moe, injection, said):
+    with pytest.raises(ConfigError) as caught:
+        validate(config(moe, injection))
+    (problem,) = caught.value.problems
+    assert re.search(said, problem), problem
+
+
+DATA = [
+    ({}, {"clusters": 3}, "data.clusters has no effect with moe.router_target=none; use router_target=cluster or auto"),
+    (DOMAIN, {"clusters": 3}, "data.clusters has no effect with moe.router_target=domain"),
+    (CLUSTER, {"clusters": 1}, "data.clusters is 1, must be at least 2"),
+    (
+        CLUSTER,
+        {"streaming": True, "path": "rows", "val_path": "other"},
+        "cluster needs all training rows before the first step, and data.streaming=true reads them while training",
+    ),
+]
+
+
+@pytest.mark.parametrize(("moe", "data", "said"), DATA)
+def test_a_setting_of_the_clusters_that_cannot_act_is_named(moe, data, said):
+    with pytest.raises(ConfigError) as caught:
+        validate(config(moe, data=data))
+    assert [problem for problem in caught.value.problems if said in problem], caught.value.problems
+
+
+BY_TARGET = {"route_by": RouteBy.target}
+PHASES = [
+    ({}, {"only": phase(*ALL, **BY_TARGET)}, "only.route_by=target has no effect with moe.router_target=none"),
+    ({}, {"only": phase(*ALL, router_target_coef=1.0)}, "router_target_coef has no effect with moe.router_target=none"),
+    (CLUSTER, {"only": phase(*ALL, router_target_coef=-1.0)}, "router_target_coef is -1.0, must be at least 0"),
+    (
+        CLUSTER,
+        {"a": phase(*ALL), "b": phase(Role.lora, start="50%", router_target_coef=0.5)},
+        "phase.phases.b.router_target_coef has no effect in a phase that trains no routers; add router to trainable",
+    ),
+    (
+        CLUSTER | {"router": "relu"},
+        {"only": phase(*ALL, **BY_TARGET)},
+        "only.route_by=target cannot act on moe.router=relu, whose logits are weights that may be 0",
+    ),
+    (
+        CLUSTER,
+        {"only": phase(Role.lora, Role.attn_lora)},
+        "moe.router_target=cluster has no effect where no phase trains routers and none has route_by=target; add",
+    ),
+    (
+        CLUSTER | {"router_target_coef": 0.5},
+        {"only": phase(*ALL, router_target_coef=0.2)},
+        "moe.router_target_coef has no effect where each phase that trains routers sets its own",
+    ),
+    (
+        CLUSTER | {"router_target_coef": 0.5},
+        {"only": phase(Role.lora, **BY_TARGET)},
+        "moe.router_target_coef has no effect where no phase trains routers",
+    ),
+]
+
+
+@pytest.mark.parametrize(("moe", "phases", "said"), PHASES)
+def test_a_setting_of_a_phase_that_cannot_act_is_named(moe, phases, said):
+    with pytest.raises(ConfigError) as caught:
+        validate(config(moe, **phases))
+    (problem,) = caught.value.problems
+    assert said in problem, problem
+
+
+def test_experts_that_train_on_targets_which_no_router_learns_are_warned_of():
+    words = "phase.phases.a.route_by=target trains experts on targets that no router learns to choose"
+    lists = {
+        True: [
+            {"a": phase(Role.lora, **BY_TARGET)},
+            {"a": phase(*ALL, router_target_coef=0.0, **BY_TARGET)},
+        ],
+        False: [
+            {"a": phase(*ALL, **BY_TARGET)},
+            {"a": phase(Role.lora, **BY_TARGET), "b": phase(Role.router, start="50%")},
+            {"a": phase(Role.lora, **BY_TARGET), "b": phase(Role.router, start="50%", router_target_coef=0.1)},
+        ],
+    }
+    for warned, several in lists.items():
+        for phases in several:
+            made = config(CLUSTER, **phases)
+            validate(made)
+            assert any(words in warning for warning in phase_warnings(made)) == warned
+
+
+def test_the_coefficient_of_a_phase_is_its_own_or_the_general_one_where_routers_train():
+    """Roles count that a phase adds to those before it."""
+    made = config(
+        CLUSTER | {"router_target_coef": 0.5},
+        a=phase(Role.lora, **BY_TARGET),
+        b=phase(Role.router, start="20%", mode="add"),
+        c=phase(*ALL, start="40%", router_target_coef=0.0, **BY_TARGET),
+        d=phase(*ALL, start="60%", router_target_coef=2.0),
+    )
+    phases = PhaseSchedule.of(made).phases
+    assert [one.router_target_coef for one in phases] == [0.0, 0.5, 0.0, 2.0]
+    assert [one.by_target for one in phases] == [True, False, True, False]
+    without = config({}, a=phase(*ALL))
+    assert [one.router_target_coef for one in PhaseSchedule.of(without).phases] == [0.0]
