@@ -1,6 +1,6 @@
 """What one label tells about another, and how much of it chance alone would show.
 
-Shapes: M domains, E experts, R rows, P permutations; `...` any leading dimensions.
+Shapes: M domains, E experts, R rows, P permutations, N items; `...` any leading dimensions.
 """
 
 import torch
@@ -73,3 +73,57 @@ def permuted_information(
         joint = torch.matmul(is_domain_PMR, loads_RC).unflatten(-1, row_loads.shape[1:])
         found.append(mutual_information(joint.movedim(1, -2)))
     return torch.cat(found)
+
+
+def adjusted_mutual_information(joint: Tensor) -> float:
+    """(I - E[I]) / ((H(D) + H(E)) / 2 - E[I]): how well two groupings of the same items agree, beyond chance.
+
+    1 where they are the same but for the names of the groups, 0 on average where they have nothing to do with each
+    other, whatever the number of groups; a little below 0 is possible. E[I] is that of the hypergeometric model: the
+    items exchange their groups at random and the groups keep their sizes. AMI_sum of Vinh, Epps and Bailey (JMLR 11,
+    2837, 2010), the arithmetic mean that scikit-learn takes too. Both groupings into one group each: 1.
+
+    Args:
+        joint: (M, E) counts of items, whole numbers from 0.
+
+    Raises:
+        ValueError: something else than counts.
+    """
+    counts = joint.double()
+    if counts.dim() != 2 or not bool(((counts >= 0) & (counts == counts.round())).all()):
+        raise ValueError(
+            f"a table of counts is needed, whole numbers from 0; got {joint.dtype} of {tuple(joint.shape)}"
+        )
+    a_M, b_E = (sums[sums > 0] for sums in (counts.sum(1), counts.sum(0)))
+    if len(a_M) == len(b_E) <= 1:
+        return 1.0
+    items = float(counts.sum())
+    expected = expected_mutual_information(a_M, b_E)
+    mean_entropy = float(entropy(a_M / items) + entropy(b_E / items)) / 2
+    if len(a_M) == len(b_E) == items:
+        return 1.0  # where each item is a group of its own, chance shows the same
+    return (float(mutual_information(counts)) - expected) / (mean_entropy - expected)
+
+
+def expected_mutual_information(a_M: Tensor, b_E: Tensor) -> float:
+    """E[I] = sum_{m,e} sum_n n/N ln(N n / (a_m b_e)) P(n), P the hypergeometric probability of n common items.
+
+    Equation 24a of Vinh, Epps and Bailey (JMLR 11, 2837, 2010), n from max(1, a_m + b_e - N) to min(a_m, b_e).
+
+    Args:
+        a_M: items of each group of one grouping, above 0.
+        b_E: items of each group of the other; sums to the same N.
+
+    Returns:
+        Nats.
+    """
+    items, total = a_M.double().sum(), 0.0
+    log_factorial = torch.special.gammaln(torch.arange(int(items) + 1, dtype=torch.float64) + 1)
+    for a in a_M.long().tolist():
+        for b in b_E.long().tolist():
+            n = torch.arange(max(1, a + b - int(items)), min(a, b) + 1)
+            apart = log_factorial[a - n] + log_factorial[b - n] + log_factorial[int(items) - a - b + n]
+            ways = log_factorial[a] + log_factorial[b] + log_factorial[int(items) - a] + log_factorial[int(items) - b]
+            log_p = ways - log_factorial[-1] - log_factorial[n] - apart
+            total += float((n / items * (items * n / (a * b)).log() * log_p.exp()).sum())
+    return total
