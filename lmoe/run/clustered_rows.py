@@ -13,7 +13,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmoe.backbones.fingerprint import BaseFingerprint, base_fingerprint
 from lmoe.backbones.load import QUANTISED
 from lmoe.backbones.mean_states import states_in_batches
-from lmoe.backbones.placement import placed
 from lmoe.config.run import RunConfig
 from lmoe.data.prepare import PreparedData
 from lmoe.files.run_folder import CLUSTERS_FILE
@@ -21,6 +20,7 @@ from lmoe.ops.mutual_information import adjusted_mutual_information
 from lmoe.run.claim import is_first_process
 from lmoe.run.cluster_file import READER, read_clusters, write_clusters
 from lmoe.run.clusters import PromptClusters, RowPrompts
+from lmoe.run.memory import memory_advice
 from lmoe.vocabulary import Accelerator, Strategy
 
 EXAMPLES = 3
@@ -90,7 +90,7 @@ def clustered_rows(
     train, val, base = RowPrompts.of(rows), RowPrompts.of(prepared.val), base_fingerprint(model)
     file = None if config.resume is None or run_dir is None else run_dir / CLUSTERS_FILE
     notes = []
-    with on_device_of_run(model, config):
+    with memory_advice(config), on_device_of_run(model, config):
         tokens = config.data.batch_size * config.data.max_length  # as a micro-batch of the run has at most
         read = partial(states_in_batches, model, batch_size=PROMPTS_AT_ONCE, most_tokens=tokens)
         if file is not None and file.exists():
@@ -117,11 +117,11 @@ def on_device_of_run(model: PreTrainedModel, config: RunConfig) -> Iterator[None
     if not on_gpu or loop.strategy is Strategy.fsdp2 or config.backbone.precision in QUANTISED:
         yield
         return
-    placed(model, f"cuda:{(loop.device_ids or [0])[0]}")
+    model.to(torch.device("cuda", (loop.device_ids or [0])[0]))  # type: ignore[arg-type]
     try:
         yield
     finally:
-        placed(model, str(before))
+        model.to(before)  # type: ignore[arg-type]
         torch.cuda.empty_cache()
 
 
