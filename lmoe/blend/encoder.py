@@ -3,7 +3,6 @@
 Shapes: B rows of T tokens, D hidden, E experts.
 """
 
-import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from lmoe.adapter.stored_base import KINDS
 from lmoe.adapter.tensor_file import finite_tensors, stored_metadata, tensor_shapes
 from lmoe.backbones.fingerprint import BaseFingerprint
+from lmoe.backbones.mean_states import mean_states
 from lmoe.blend.linear import Setting
 from lmoe.blend.routers import Router
 from lmoe.errors import BlendError
@@ -105,7 +105,7 @@ class EncoderRouter(Router):
         length = inputs.prompt_length(self.prompt.get())
         prompt, tokens = inputs.prompt(self.prompt.get())[:, :length], inputs.tokens[:, :length]
         with self.blend.silenced():
-            states = encoded(
+            states = mean_states(
                 self.blend.model, prompt, **{"inputs_embeds" if tokens.is_floating_point() else "input_ids": tokens}
             )
         return Setting(self.weigh(states), by_row=True, experts=self.blend.numbers)
@@ -155,24 +155,6 @@ class EncoderRouter(Router):
         return read_centroid(folder / CENTROID_FILE, width_of(self.blend.model), self.blend.base)
 
 
-@torch.no_grad()
-def encoded(model: nn.Module, mask: Tensor, **inputs: Tensor) -> Tensor:
-    """(B, D) in float32: the mean of the last hidden states over valid tokens.
-
-    Args:
-        model: a causal language model, experts off.
-        mask: (B, T) bool or 1 for valid tokens.
-        inputs: input_ids (B, T) or inputs_embeds.
-    """
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model  # type: ignore[operator]
-    assert isinstance(decoder, nn.Module)
-    if "position_ids" in inspect.signature(decoder.forward).parameters:
-        inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
-    hidden = decoder(attention_mask=mask, use_cache=False, **inputs).last_hidden_state.float()
-    valid = mask.bool().unsqueeze(-1)
-    return hidden.masked_fill(~valid, 0).sum(1) / valid.sum(1).clamp(min=1)
-
-
 def fitted(blend: "Blend", texts: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
     """(D,) the mean of the encoded texts of each expert.
 
@@ -192,7 +174,7 @@ def fitted(blend: "Blend", texts: Mapping[str, Sequence[str]], tokenizer: PreTra
             )
             ids, mask = (batch[key].to(blend.model.device) for key in ("input_ids", "attention_mask"))
             with blend.silenced():
-                rows.append(encoded(blend.model, mask, input_ids=ids))
+                rows.append(mean_states(blend.model, mask, input_ids=ids))
         found[name] = torch.cat(rows).mean(0).cpu()
     return found
 

@@ -91,6 +91,10 @@ class TrainingData(LightningDataModule):
         self._window_order: SeededBatches | None = None
         self._stream: StreamLoader | None = None
 
+    def take_clusters(self, train: Tensor, val: Tensor) -> None:
+        """Put the rows into other clusters; arguments as `PreparedData.with_clusters` has them."""
+        self.prepared = self.prepared.with_clusters(train, val)
+
     def train_dataloader(self) -> ResumableLoader | StreamLoader:
         """Micro-batches of this rank for the whole run, resumable by their number."""
         train = self.prepared.train

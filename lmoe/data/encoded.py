@@ -11,6 +11,9 @@ import xxhash
 from torch import Tensor
 from torch.utils.data import Dataset
 
+OPENING = 32
+"""Tokens of a plain text that are its prompt; of a shorter one the first half."""
+
 
 @dataclass(slots=True, frozen=True)
 class EncodedRow:
@@ -32,8 +35,14 @@ class EncodedRow:
         return len(self.input_ids)
 
 
+def opening(row: EncodedRow) -> int:
+    """Tokens of a row that are its prompt: those before its first label, or the head of a plain text."""
+    first = int(row.is_label.int().argmax())
+    return first or min(OPENING, len(row) // 2)
+
+
 def row_digest(input_ids: np.ndarray) -> int:
-    """Number by which equal rows are found, of 64 bits with a sign.
+    """Number by which equal rows, or equal parts of rows, are found, of 64 bits with a sign.
 
     Args:
         input_ids: (n,) int32.

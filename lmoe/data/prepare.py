@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,6 +40,25 @@ class PreparedData:
     val: EncodedRows
     domains: list[str]
     report: PrepareReport
+
+    @property
+    def train_rows(self) -> EncodedRows | None:
+        """The training rows one by one, also where they are packed; None: a stream."""
+        if isinstance(self.train, RowStream):
+            return None
+        return self.train.rows if isinstance(self.train, PackedRows) else self.train
+
+    def with_clusters(self, train: Tensor, val: Tensor) -> "PreparedData":
+        """The same rows, with the cluster of each prompt.
+
+        Args:
+            train, val: int64, in the order of `train_rows` and of `val`.
+        """
+        rows = self.train_rows
+        assert rows is not None and len(train) == len(rows) and len(val) == len(self.val)
+        rows = replace(rows, clusters=train)
+        packed = replace(self.train, rows=rows) if isinstance(self.train, PackedRows) else rows
+        return replace(self, train=packed, val=replace(self.val, clusters=val))
 
 
 def prepare(

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lmoe.backbones.load import context_length
-from lmoe.data.encoded import EncodedRow
+from lmoe.data.encoded import opening
 from lmoe.data.split import first_of_each
 from lmoe.evaluate.loss_rows import EvaluationRows
 from lmoe.evaluate.results import Sample
@@ -13,9 +13,6 @@ from lmoe.generate.generate import Sampling
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.rules.routers import needs_domain
-
-OPENING = 32
-"""Tokens of a plain text that are its prompt; of a shorter one the first half."""
 
 
 def samples(subject: Subject, data: EvaluationRows, *, count: int, max_new_tokens: int) -> list[Sample]:
@@ -59,9 +56,3 @@ def samples(subject: Subject, data: EvaluationRows, *, count: int, max_new_token
         )
         for i, row in enumerate(chosen)
     ]
-
-
-def opening(row: EncodedRow) -> int:
-    """Tokens of a row that are its prompt: those before its first label, or the head of a plain text."""
-    first = int(row.is_label.int().argmax())
-    return first or min(OPENING, len(row) // 2)

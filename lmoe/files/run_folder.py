@@ -8,6 +8,8 @@ CONFIG_FILE = "config.yaml"
 """The resolved config; a folder that has it holds a run."""
 PROVENANCE_FILE = "provenance.json"
 """Versions, data and command of each start."""
+CLUSTERS_FILE = "clusters.safetensors"
+"""Into which cluster each prompt was put, where clusters of prompts are what routers are taught."""
 METRICS_FILE = "metrics.csv"
 """Every logged metric by step."""
 

@@ -89,7 +89,8 @@ def _judge_problems(data: DataConfig) -> list[str]:
 
 def data_warnings(data: DataConfig, moe: MoeConfig) -> list[str]:
     """What is allowed and perhaps not meant; call on a valid config."""
-    if not data.permute_domains or needs_domain(moe) or moe.router_target in (RouterTarget.domain, RouterTarget.auto):
+    by_domain = needs_domain(moe) or moe.router_target in (RouterTarget.domain, RouterTarget.auto)
+    if not data.permute_domains or by_domain:
         return []
     router = "there is no router that chooses" if moe.router is None else f"moe.router={moe.router} does not choose"
     return [

@@ -22,7 +22,7 @@ def describe(parts: Parts, run_dir: Path, console: Console) -> None:
 
 
 def describe_plan(parts: Parts, console: Console) -> None:
-    """The injection plan, the phases, the data, and what may not be meant."""
+    """The injection plan, the phases, the data, what routers are taught, and what may not be meant."""
     say(console, str(parts.plan))
     frozen = sum(count for _, count, _ in role_table(parts.model)) - parts.plan.total_parameters
     report = parts.prepared.report
@@ -45,6 +45,7 @@ def describe_plan(parts: Parts, console: Console) -> None:
         *lines,
         *data_notes(parts.prepared),
         *packing_lines(parts),
+        *parts.target_lines,
         *(f"warning: {warning}" for warning in parts.warnings),
     ]:
         say(console, line)

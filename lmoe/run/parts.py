@@ -1,7 +1,7 @@
 """The parts of a run from its config: backbone with experts, rows, module, data."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,15 @@ from lmoe.rules.data import data_warnings
 from lmoe.rules.experts_from import named_adapters, without_source
 from lmoe.rules.phase_options import TRAIN_LOSS
 from lmoe.rules.phases import lora_B_std, phase_warnings, trained_base
-from lmoe.rules.routers import needs_domain
+from lmoe.rules.routers import needs_domain, target_count
 from lmoe.rules.validate import run_problems
-from lmoe.run.targets import with_targets
+from lmoe.run.clustered_rows import ClusteredRows, clustered_rows
+from lmoe.run.targets import target_lines, with_targets
 from lmoe.run.template_day import with_template_day
 from lmoe.training.dials import Dials
 from lmoe.training.module import AdapterModule
 from lmoe.training.phases import PhaseSchedule
-from lmoe.vocabulary import BackbonePrecision, Role
+from lmoe.vocabulary import BackbonePrecision, Role, RouterTarget
 
 
 def check_monitors(config: RunConfig, prepared: PreparedData, objective: Objective) -> None:
@@ -75,6 +76,8 @@ class Parts:
         plan: what was injected.
         warnings: what is allowed and perhaps not meant.
         base_model: name, revision, precision and fingerprint, as the adapter file records them.
+        target_lines: what the routers are taught; of clusters also what is in them.
+        clustered: the rows in clusters, where these are what the routers are taught.
     """
 
     config: RunConfig
@@ -86,6 +89,8 @@ class Parts:
     module: AdapterModule
     warnings: list[str]
     base_model: dict[str, Any]
+    target_lines: list[str] = field(default_factory=list)
+    clustered: ClusteredRows | None = None
 
 
 def build_parts(
@@ -134,8 +139,12 @@ def build_parts(
         "precision": backbone.precision.value,
         "trust_remote_code": backbone.trust_remote_code,
     }
-    seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what the cache had to do
     moe = with_targets(with_domains(config.moe, config.injection, prepared.domains), config, prepared)
+    lines, clustered = target_lines(moe, config, prepared), None
+    if moe.router_target is RouterTarget.cluster:
+        clustered = clustered_rows(config, prepared, model, tokenizer, target_count(moe), run_dir)
+        prepared, lines = clustered.prepared, lines + clustered.lines
+    seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what was done before
     settings = replace(without_source(config.injection), lora_B_std=lora_B_std(config))
     plan = inject(model, settings, moe, trained_base=trained_base(config))
     if fill_experts and config.injection.experts_from is not None:
@@ -173,6 +182,8 @@ def build_parts(
         module=module,
         warnings=phase_warnings(config) + data_warnings(config.data, config.moe),  # the plan's are printed with it
         base_model=base_model,
+        target_lines=lines,
+        clustered=clustered,
     )
 
 

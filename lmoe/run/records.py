@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from lmoe.config.pretrain import PretrainConfig
 from lmoe.config.run import RunConfig
-from lmoe.files.run_folder import CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE
+from lmoe.files.run_folder import CLUSTERS_FILE, CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE
 from lmoe.files.write import write_whole
 from lmoe.run.claim import ID_FILE
 from lmoe.run.provenance import add_provenance
@@ -46,9 +46,9 @@ def started_run(config: RunConfig | PretrainConfig, run_dir: Path) -> Iterator[N
     """Let the folder hold a run from the first moment, so that a kill at any later one can be resumed.
 
     A new run that fails, for whatever reason, before it has logged anything leaves neither config.yaml nor a record of
-    its start, and the same command works again.
+    its start nor clusters, and the same command works again.
     """
-    own = [name for name in (CONFIG_FILE, PROVENANCE_FILE, ID_FILE) if not (run_dir / name).exists()]
+    own = [name for name in (CONFIG_FILE, PROVENANCE_FILE, CLUSTERS_FILE, ID_FILE) if not (run_dir / name).exists()]
     if config.resume is None:
         write_config(config, run_dir)
     try:

@@ -5,9 +5,7 @@ from dataclasses import replace
 from lmoe.config.moe import MoeConfig
 from lmoe.config.run import RunConfig
 from lmoe.data.domains import names_of
-from lmoe.data.pack import PackedRows
 from lmoe.data.prepare import PreparedData
-from lmoe.data.stream import RowStream
 from lmoe.errors import ConfigError
 from lmoe.rules.routers import cluster_names
 from lmoe.vocabulary import RouterTarget
@@ -26,7 +24,7 @@ def with_targets(moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> M
     """
     if moe.router_target is RouterTarget.none:
         return moe
-    fewest = min(config.injection.num_experts_by_layer or [config.injection.num_experts])
+    fewest = fewest_experts(config)
     domains = trained_domains(prepared)
     target = moe.router_target
     if target is RouterTarget.auto:
@@ -42,12 +40,36 @@ def with_targets(moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> M
     return replace(moe, router_target=target, domains=names)
 
 
+def target_lines(moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> list[str]:
+    """What the routers are taught, and why where router_target=auto has chosen it; nothing where they are taught none.
+
+    Args:
+        moe: with its targets decided.
+        config, prepared: as of `with_targets`.
+    """
+    if moe.router_target is RouterTarget.none:
+        return []
+    names = moe.domains or []
+    if moe.router_target is RouterTarget.domain:
+        return [f"targets: {len(names)} domains: {names_of(names)}"]
+    line = f"targets: {len(names)} clusters of prompts"
+    if config.moe.router_target is RouterTarget.auto:
+        domains, fewest = len(trained_domains(prepared)), fewest_experts(config)
+        more = f"{domains} domains are more than the {fewest} experts of a site"
+        line += f", because {'all training rows are of one domain' if domains == 1 else more}"
+    return [line]
+
+
+def fewest_experts(config: RunConfig) -> int:
+    """Experts of the site that has the fewest."""
+    return min(config.injection.num_experts_by_layer or [config.injection.num_experts])
+
+
 def trained_domains(prepared: PreparedData) -> list[str]:
     """Domains of the training rows; of a stream those of all rows."""
-    train = prepared.train
-    if isinstance(train, RowStream):
+    rows = prepared.train_rows
+    if rows is None:
         return list(prepared.domains)
-    rows = train.rows if isinstance(train, PackedRows) else train
     return [prepared.domains[index] for index in rows.domains.unique().tolist()]
 
 
@@ -87,13 +109,15 @@ def _cluster_names(config: RunConfig, fewest: int) -> list[str]:
 def _check_clusters(count: int, moe: MoeConfig, prepared: PreparedData) -> None:
     if moe.domains is not None:
         raise ConfigError(f"moe.domains={moe.domains} has no effect where clusters are the targets; leave it out")
-    train = prepared.train
-    if isinstance(train, RowStream):
+    rows = prepared.train_rows
+    if rows is None:
         raise ConfigError(
             "moe.router_target=auto takes clusters here, which need all training rows before the first step, and "
             "data.streaming=true reads them while training; give the rows domains (no more than there are experts), "
             "or use streaming=false"
         )
-    rows = len(train.rows if isinstance(train, PackedRows) else train)
-    if rows < count:
-        raise ConfigError(f"{rows} training rows cannot be put into {count} clusters; lower data.clusters, or add rows")
+    if len(rows) < count:
+        raise ConfigError(
+            f"{len(rows)} training rows cannot be put into {count} clusters; lower data.clusters (null: "
+            "injection.num_experts), or add rows"
+        )

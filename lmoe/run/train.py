@@ -41,6 +41,7 @@ from lmoe.training.callbacks.plateau_start import PlateauStart
 from lmoe.training.callbacks.progress_line import ProgressLine
 from lmoe.training.callbacks.rng_state import RngState
 from lmoe.training.callbacks.run_checkpoint import RunCheckpoint
+from lmoe.training.callbacks.same_clusters import SameClusters
 from lmoe.training.callbacks.step_metrics import StepMetrics
 from lmoe.training.callbacks.stop_request import StopRequest, TakeSignals
 from lmoe.training.callbacks.validation import Validation
@@ -117,6 +118,7 @@ def train(
             ]
             callbacks = [
                 TakeSignals(signals),
+                SameClusters(),
                 PhaseSwitch(),
                 RngState(),
                 *in_stages(each_step, more_callbacks),
@@ -157,6 +159,8 @@ def begin(parts: Parts, run_dir: Path, overrides: list[str], found: FoundCheckpo
     run_id = store_id(run_dir, stored_id(run_dir) or (None if found is None else found.run_id))
     record = provenance(seed=parts.config.seed, overrides=overrides, data=data, rows=rows, backbone=parts.base_model)
     write_records(parts.config, run_dir, record)
+    if parts.clustered is not None:
+        parts.clustered.write(run_dir)
     describe(parts, run_dir, console)
     return run_id
 

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.nn.utils.rnn import pad_sequence
 
-from lmoe.blend.encoder import encoded
-from lmoe.data.encoded import EncodedRows
-from lmoe.evaluate.samples import opening
+from lmoe.backbones.mean_states import prompt_states
+from lmoe.data.encoded import EncodedRows, opening
 from lmoe.evaluate.subject import Subject
 from lmoe.injection.tracing import adapters_off
 
@@ -48,7 +46,7 @@ class PromptClassifier:
             domains: of each row.
         """
         names = tuple(sorted(set(domains)))
-        states = prompt_states(subject, rows).double()
+        states = states_of_rows(subject, rows).double()
         targets = torch.tensor([names.index(name) for name in domains])
         mean, std = states.mean(0), states.std(0, correction=0).clamp(min=1e-6)
         weight = torch.zeros(len(names), states.shape[1], dtype=torch.float64, requires_grad=True)
@@ -67,20 +65,12 @@ class PromptClassifier:
 
     def classify(self, subject: Subject, rows: EncodedRows) -> list[str]:
         """The domain of each row's prompt."""
-        inputs = (prompt_states(subject, rows).double() - self.mean) / self.std
+        inputs = (states_of_rows(subject, rows).double() - self.mean) / self.std
         return [self.names[i] for i in (inputs @ self.weight.t() + self.bias).argmax(1).tolist()]
 
 
-@torch.no_grad()
-def prompt_states(subject: Subject, rows: EncodedRows) -> Tensor:
-    """(N, D) float32 on the CPU: the mean of the base's last hidden states over the prompt of each row."""
-    model, found = subject.model, []
-    prompts = [row.input_ids[: opening(row)].long() for row in rows]
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    with adapters_off(model):
-        for first in range(0, len(order), subject.batch_size):
-            batch = [prompts[i] for i in order[first : first + subject.batch_size]]
-            ids = pad_sequence(batch, batch_first=True).to(model.device)
-            mask = pad_sequence([torch.ones_like(prompt) for prompt in batch], batch_first=True).to(model.device)
-            found.append(encoded(model, mask, input_ids=ids).cpu())
-    return torch.cat(found)[torch.tensor(order).argsort()]
+def states_of_rows(subject: Subject, rows: EncodedRows) -> Tensor:
+    """(N, D) float32 on the CPU: what the base, with the adapters off, makes of the prompt of each row."""
+    prompts = [row.input_ids[: opening(row)] for row in rows]
+    with adapters_off(subject.model):
+        return prompt_states(subject.model, prompts, subject.batch_size)

@@ -1,10 +1,12 @@
 """What the processes of a run tell one another: every reduction of a run passes through here."""
 
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
+
+Value = TypeVar("Value")
 
 
 def over_ranks(trainer: Trainer, values: Tensor, operation: Literal["sum", "max"] = "sum") -> Tensor:
@@ -36,3 +38,8 @@ def from_every_rank(trainer: Trainer, value: object) -> list[object]:
     if trainer.world_size > 1:
         torch.distributed.all_gather_object(values, value)
     return values
+
+
+def from_first_rank(trainer: Trainer, value: Value) -> Value:
+    """The value of the first process; every process must call it, what the others give is not looked at."""
+    return trainer.strategy.broadcast(value)

@@ -8,8 +8,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lmoe
 from lmoe.config.evaluate import EvaluateSettings
+from lmoe.data.encoded import opening
 from lmoe.evaluate.rows import evaluation_rows
-from lmoe.evaluate.samples import opening, samples
+from lmoe.evaluate.samples import samples
 from lmoe.evaluate.subject import Subject
 from lmoe.generate.generate import Sampling, continue_ids
 from lmoe.injection.record import injected

@@ -8,7 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmoe.ops import mutual_information as module
-from lmoe.ops.mutual_information import entropy, mutual_information, permuted_information
+from lmoe.ops.mutual_information import (
+    adjusted_mutual_information,
+    entropy,
+    expected_mutual_information,
+    mutual_information,
+    permuted_information,
+)
 from tests.reference import dumb_metrics as dumb
 
 FEW = settings(max_examples=25, derandomize=True, deadline=None, database=None)
@@ -65,3 +71,55 @@ def test_chunks_of_permutations_are_those_of_one_piece(monkeypatch):
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 3 * 9 * 3)
     torch.testing.assert_close(permuted_information(loads, domains, 3, permutations=10, seed=1), whole)
     assert not torch.equal(permuted_information(loads, domains, 3, permutations=10, seed=2), whole)
+
+
+def table(first: list[int], second: list[int]) -> torch.Tensor:
+    """How many items are in both groups, for each two groups."""
+    counts = torch.zeros(max(first) + 1, max(second) + 1, dtype=torch.long)
+    for a, b in zip(first, second, strict=True):
+        counts[a, b] += 1
+    return counts
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [([0, 0, 1, 1, 2, 2], [0, 0, 0, 1, 1, 1]), ([0, 0, 0, 0, 1, 2], [0, 1, 2, 0, 1, 1]), ([0, 1, 1, 1], [1, 0, 1, 1])],
+)
+def test_what_chance_shows_is_the_mean_over_all_orders(first, second):
+    counts = table(first, second)
+    a, b = counts.sum(1), counts.sum(0)
+    expected = dumb.chance_information(first, second)
+    assert expected_mutual_information(a[a > 0], b[b > 0]) == pytest.approx(expected, rel=1e-12)
+    ones = [[float(group == g) for g in sorted(set(second))] for group in second]
+    shares = [(sizes.double() / sizes.sum()).tolist() for sizes in (a, b)]
+    middle = sum(dumb.entropy(one) for one in shares) / 2
+    value = (dumb.mutual_information(first, ones) - expected) / (middle - expected)
+    assert adjusted_mutual_information(counts) == pytest.approx(value, rel=1e-9)
+
+
+def test_adjusted_information_is_that_of_scikit_learn():
+    """Values of sklearn.metrics.adjusted_mutual_info_score 1.9.1, with its arithmetic mean."""
+    counts = torch.tensor([[20, 3, 0, 1], [2, 15, 4, 0], [0, 1, 30, 2]])
+    assert adjusted_mutual_information(counts) == pytest.approx(0.5629902360328847, rel=1e-9)
+    assert adjusted_mutual_information(counts.t()) == pytest.approx(0.5629902360328847, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "value"),
+    [
+        ([0, 0, 1, 1], [1, 1, 0, 0], 1),
+        ([0, 0, 0, 0], [0, 0, 0, 0], 1),
+        ([0, 1, 2, 3], [3, 2, 0, 1], 1),
+        ([0, 0, 0, 0], [0, 1, 2, 3], 0),
+        ([0, 1, 2, 3], [0, 0, 1, 1], 0),
+        ([0, 0, 0, 0], [0, 1, 1, 0], 0),
+    ],
+)
+def test_equal_groupings_agree_wholly_and_trivial_ones_not_at_all(first, second, value):
+    assert adjusted_mutual_information(table(first, second)) == pytest.approx(value, abs=1e-9)
+
+
+@pytest.mark.parametrize("joint", [torch.tensor([[0.5, 1.0]]), torch.tensor([[-1, 2]]), torch.tensor([1, 2])])
+def test_only_counts_have_an_adjusted_information(joint):
+    with pytest.raises(ValueError, match="a table of counts is needed"):
+        adjusted_mutual_information(joint)

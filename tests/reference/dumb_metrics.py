@@ -5,6 +5,7 @@ N tokens, E experts, D in, O out, R rank.
 
 import math
 from collections.abc import Sequence
+from itertools import permutations
 
 import torch
 from torch import Tensor
@@ -40,6 +41,13 @@ def mutual_information(domains: Sequence[int], a_NE: Sequence[Sequence[float]]) 
             if p_de > 0:
                 total += p_de * math.log(p_de / (p_d * p_e))
     return total
+
+
+def chance_information(first: Sequence[int], second: Sequence[int]) -> float:
+    """Mean mutual information over all orders of one of two groupings, which keep the sizes of all groups."""
+    orders = list(permutations(second))
+    ones = [[[float(group == g) for g in sorted(set(second))] for group in order] for order in orders]
+    return sum(mutual_information(first, one) for one in ones) / len(orders)
 
 
 def coactivation(chosen: Sequence[set[int]], experts: int) -> tuple[list[list[float]], list[list[float]]]:

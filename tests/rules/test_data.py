@@ -9,7 +9,7 @@ from lmoe.config.data import DataConfig, SourceConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.data.rows.contract import FORMATS
 from lmoe.rules.data import FIELDS, data_problems, data_warnings
-from lmoe.vocabulary import RouterKind
+from lmoe.vocabulary import RouterKind, RouterTarget
 
 
 def sources(**given: SourceConfig) -> DataConfig:
@@ -100,6 +100,12 @@ def test_false_domains_are_warned_of_where_no_router_goes_by_domain() -> None:
     assert (
         data_warnings(permuted, MoeConfig(router=RouterKind.oracle)) == data_warnings(DataConfig(), MoeConfig()) == []
     )
+
+
+@pytest.mark.parametrize("target", RouterTarget)
+def test_false_domains_are_warned_of_unless_routers_may_be_taught_them(target: RouterTarget) -> None:
+    warnings = data_warnings(DataConfig(permute_domains=True), MoeConfig(router=RouterKind.top_k, router_target=target))
+    assert bool(warnings) == (target in (RouterTarget.none, RouterTarget.cluster))
 
 
 def test_a_split_of_a_file_has_no_effect(tmp_path: Path) -> None:

@@ -1,0 +1,176 @@
+"""The rows of a run put into clusters by their prompts, before experts are put into its base."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from lmoe.backbones.fingerprint import BaseFingerprint, base_fingerprint
+from lmoe.backbones.load import QUANTISED
+from lmoe.backbones.mean_states import states_in_batches
+from lmoe.config.run import RunConfig
+from lmoe.data.prepare import PreparedData
+from lmoe.files.run_folder import CLUSTERS_FILE
+from lmoe.ops.mutual_information import adjusted_mutual_information
+from lmoe.run.claim import is_first_process
+from lmoe.run.cluster_file import READER, read_clusters, write_clusters
+from lmoe.run.clusters import PromptClusters, RowPrompts
+from lmoe.run.memory import memory_advice
+from lmoe.vocabulary import Accelerator, Strategy
+
+EXAMPLES = 3
+"""Prompts of each cluster that are shown."""
+PROMPTS_AT_ONCE = 64
+"""In one forward of the base, at most."""
+LONGEST = 80
+"""Characters of a prompt that are shown."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ClusteredRows:
+    """Rows with their clusters.
+
+    Args:
+        prepared: the rows; in all processes of a run but the first without a cluster, until it tells them
+            (training/callbacks/same_clusters.py).
+        clusters: of the first process.
+        base: whose states were clustered.
+        seed: of the run.
+        lines: what the user is told.
+    """
+
+    prepared: PreparedData
+    clusters: PromptClusters | None = None
+    base: BaseFingerprint | None = None
+    seed: int = 0
+    lines: list[str] = field(default_factory=list)
+
+    def write(self, run_dir: Path) -> None:
+        """Keep the clusters in the run's folder.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        if self.clusters is not None and self.base is not None:
+            write_clusters(self.clusters, self.base, self.seed, run_dir)
+
+
+def clustered_rows(
+    config: RunConfig,
+    prepared: PreparedData,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    run_dir: Path | None,
+) -> ClusteredRows:
+    """Read the clusters of a run that goes on, or fit them; rows without one get the nearest.
+
+    Args:
+        config: of the run.
+        prepared: its rows, not a stream.
+        model: the bare base.
+        tokenizer: for what is shown.
+        count: of clusters.
+        run_dir: of the run; None: there is none.
+
+    Raises:
+        ConfigError: rows that cannot be put into so many clusters.
+        CheckpointError: the file of a run that goes on is damaged, or not its own.
+    """
+    rows = prepared.train_rows
+    assert rows is not None
+    if not is_first_process(config.trainer.devices * config.trainer.num_nodes):
+        none = [torch.full((len(part),), -1, dtype=torch.long) for part in (rows, prepared.val)]
+        return ClusteredRows(prepared=prepared.with_clusters(*none))
+    train, val, base = RowPrompts.of(rows), RowPrompts.of(prepared.val), base_fingerprint(model)
+    file = None if config.resume is None or run_dir is None else run_dir / CLUSTERS_FILE
+    notes = []
+    with memory_advice(config), on_device_of_run(model, config):
+        tokens = config.data.batch_size * config.data.max_length  # as a micro-batch of the run has at most
+        read = partial(states_in_batches, model, batch_size=PROMPTS_AT_ONCE, most_tokens=tokens)
+        if file is not None and file.exists():
+            clusters = read_clusters(file, base, config.seed, count)
+            if missing := clusters.unknown(train):
+                there = f"{len(missing):,} of {len(train.different):,} prompts of this run's training rows"
+                raise READER.refusal(file, f"{there} are not in it")
+        else:
+            clusters = PromptClusters.fitted(train, count, config.seed, read)
+            notes = [] if file is None else [f"clusters: the run has no {CLUSTERS_FILE}; fitted anew"]
+        clusters = clusters.with_prompts(val, read)
+    clustered = prepared.with_clusters(clusters.of(train), clusters.of(val))
+    lines = notes + cluster_lines(clusters, clustered, train, tokenizer)
+    return ClusteredRows(prepared=clustered, clusters=clusters, base=base, seed=config.seed, lines=lines)
+
+
+@contextmanager
+def on_device_of_run(model: PreTrainedModel, config: RunConfig) -> Iterator[None]:
+    """The base on this process's GPU inside the block, where the run computes on one and it has room for the whole
+    base; a quantised base stays where it was loaded.
+    """
+    loop, before = config.trainer, next(model.parameters()).device
+    on_gpu = torch.cuda.is_available() and loop.accelerator is not Accelerator.cpu
+    if not on_gpu or loop.strategy is Strategy.fsdp2 or config.backbone.precision in QUANTISED:
+        yield
+        return
+    model.to(torch.device("cuda", (loop.device_ids or [0])[0]))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        model.to(before)  # type: ignore[arg-type]
+        torch.cuda.empty_cache()
+
+
+def cluster_lines(
+    clusters: PromptClusters, prepared: PreparedData, train: RowPrompts, tokenizer: PreTrainedTokenizerBase
+) -> list[str]:
+    """The size of each cluster with the prompts nearest to its centroid, and how clusters agree with domains."""
+    rows = prepared.train_rows
+    assert rows is not None and rows.clusters is not None
+    count = len(clusters.centroids)
+    sizes = torch.bincount(rows.clusters, minlength=count).tolist()
+    near = [nearest_prompts(clusters, train, number) for number in range(count)]
+    texts = [[str(tokenizer.decode(prompt, skip_special_tokens=True)) for prompt in prompts] for prompts in near]
+    same = _same_beginning([text for some in texts for text in some])
+    lines = []
+    for number, some in enumerate(texts):
+        lines.append(f"cluster{number}: {sizes[number]:,} {'row' if sizes[number] == 1 else 'rows'}, such as")
+        lines += [f"  {_excerpt(text, same)}" for text in some]
+    joint = domain_table(rows.domains, rows.clusters, len(prepared.domains), count)
+    if int(joint.any(1).sum()) > 1:
+        agreement = adjusted_mutual_information(joint)
+        lines.append(
+            f"clusters and domains of training rows: adjusted mutual information {agreement:.3f} (1: the same groups, "
+            "0: as chance would have it)"
+        )
+    return lines
+
+
+def nearest_prompts(clusters: PromptClusters, train: RowPrompts, number: int) -> list[Tensor]:
+    """The EXAMPLES prompts of training rows that are nearest to the centroid of a cluster."""
+    members = (clusters.clusters == number).nonzero().flatten()
+    order = members[clusters.distances[members].argsort(stable=True)]
+    digests = [digest for digest in clusters.digests[order].tolist() if digest in train.different]
+    return [train.different[digest] for digest in digests[:EXAMPLES]]
+
+
+def domain_table(domains: Tensor, clusters: Tensor, num_domains: int, count: int) -> Tensor:
+    """(domains, clusters) int64: how many rows are of both."""
+    return torch.bincount(domains * count + clusters, minlength=num_domains * count).view(num_domains, count)
+
+
+def _excerpt(text: str, start: int) -> str:
+    """LONGEST characters of a text from `start` on, as Python writes them: what is no printable character shows."""
+    end = start + LONGEST
+    return repr(f"{'…' if start else ''}{text[start:end]}{'…' if len(text) > end else ''}")
+
+
+def _same_beginning(texts: list[str]) -> int:
+    """Characters of a text, such as the system's, that all texts begin with, up to the last word or line of it."""
+    first, last = min(texts), max(texts)
+    same = next((place for place, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), 0)
+    return max(first.rfind(" ", 0, same), first.rfind("\n", 0, same)) + 1
