@@ -3,7 +3,6 @@
 from dataclasses import replace
 from pathlib import Path
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
@@ -11,9 +10,7 @@ from rich.console import Console
 from lmoe.adapter.folder import save_adapter
 from lmoe.adapter.place import ADAPTER_DIR
 from lmoe.adapter.save_pretrained import save_backbone
-from lmoe.data.pack import PackedRows
 from lmoe.data.prepare import PreparedData
-from lmoe.data.stream import RowStream
 from lmoe.files.run_folder import METRICS_FILE, path_from_here
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected
@@ -24,6 +21,7 @@ from lmoe.report.pictures import write_pictures
 from lmoe.report.summary import RunSummary
 from lmoe.report.table import print_end
 from lmoe.report.targets import TargetReport
+from lmoe.run.clustered_rows import domain_table
 from lmoe.run.loggers import sync_command
 from lmoe.run.memory import peak_memory_mb
 from lmoe.run.next_calls import next_calls
@@ -122,14 +120,10 @@ def run_summary(
 
 def with_clusters(report: TargetReport, prepared: PreparedData) -> TargetReport:
     """The report with the clusters of the training rows beside their domains, where they were put into clusters."""
-    train = prepared.train
-    rows = train.rows if isinstance(train, PackedRows) else train
-    if isinstance(rows, RowStream) or rows.clusters is None:
+    rows = prepared.train_rows
+    if rows is None or rows.clusters is None:
         return report
-    clusters, domains = len(report.targets), len(prepared.domains)
-    put = rows.clusters >= 0
-    places = rows.domains[put] * clusters + rows.clusters[put]
-    table = torch.bincount(places, minlength=domains * clusters).view(domains, clusters)
+    table = domain_table(rows.domains, rows.clusters, len(prepared.domains), len(report.targets))
     return replace(
         report,
         domains=list(prepared.domains),
