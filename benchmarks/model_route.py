@@ -40,7 +40,7 @@ class Steps:
     used: int = 0
 
     def __call__(self) -> Laps:
-        """Milliseconds of one."""
+        """Returns the milliseconds of one."""
         batch = self.batches[self.used % len(self.batches)]
         self.used += 1
         clock = Clock(batch["input_ids"].device)

@@ -42,7 +42,7 @@ class ByPrompt(HFLM):
 
     @torch.no_grad()
     def _likelihoods(self, requests: Sequence[tuple[list[int], list[int]]]) -> list[Likelihood]:
-        """Of the contexts and continuations of one batch; what does not fit in the context is cut on the left."""
+        """The inputs of one batch; what does not fit in the context is cut on the left."""
         rows, starts = [], []
         for context, continuation in requests:
             ids = torch.tensor((context + continuation)[-(self.max_length + 1) : -1], dtype=torch.int32)

@@ -18,7 +18,7 @@ from lmoe.layers.native_experts import NativeExpertsLoRA, NativeExpertsSettings
 from lmoe.layers.native_router import NativeRouter
 from lmoe.layers.prompt_reading import DecoderPlace
 from lmoe.layers.routers import Router, RouterSettings, router_class
-from lmoe.layers.routers.model import ModelRouter
+from lmoe.layers.routers.model import ModelOracle, ModelRouter
 from lmoe.layers.trace import RoutingTrace
 from lmoe.ops.ffn_names import FfnNames
 from lmoe.ops.linear_sizes import sizes, weight_OD
@@ -240,7 +240,7 @@ class SiteBuilder:
             return None
         if self._model_route is None:
             router = self._router(site, base_layer)
-            assert isinstance(router, ModelRouter)
+            assert isinstance(router, ModelRouter | ModelOracle)
             place = self._place()
             settings = RouteSettings(place, prompt_experts=self.moe.prompt_experts, decide=self.moe.decide)
             self._model_route = ModelRoute(router, settings)

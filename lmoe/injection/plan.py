@@ -126,7 +126,7 @@ class InjectionPlan:
 
     @property
     def sites_of_one_router(self) -> int | None:
-        """At how many sites the experts are that one router of the whole model chooses; None: there is none."""
+        """Number of sites whose experts one router of the whole model chooses; None: there is none."""
         return sum(site.num_experts > 0 for site in self.sites) if MODEL in self.routers else None
 
     @property

@@ -64,7 +64,7 @@ class PromptRows:
 
     @classmethod
     def awaiting_answer(cls, answers: Tensor, valid: Tensor, decide: Decide) -> "PromptRows":
-        """Of conversations that are to be answered once more, the prompts by which training decided for them.
+        """The prompts of conversations that are to be answered once more, by which training decided for them.
 
         Args:
             answers: (B, T) bool, tokens of earlier answers.

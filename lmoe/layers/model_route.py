@@ -13,7 +13,7 @@ from lmoe.errors import RoutingError
 from lmoe.layers.context import PromptDecisions, PromptRows, RunningForward
 from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, keep_with, valid_tokens
 from lmoe.layers.prompt_reading import DecoderPlace, ReadInputs, StateReader
-from lmoe.layers.routers.model import ModelRouter
+from lmoe.layers.routers.model import ModelOracle, ModelRouter
 from lmoe.layers.routers.sequence import detached, of_rows
 from lmoe.layers.trace import Routing
 from lmoe.ops.gating import Gate
@@ -58,7 +58,7 @@ class ModelRoute:
     NAME = "moe.router_scope=model"
     """For messages."""
 
-    def __init__(self, router: ModelRouter, settings: RouteSettings) -> None:
+    def __init__(self, router: ModelRouter | ModelOracle, settings: RouteSettings) -> None:
         self.router, self.settings, self.context = router, settings, router.context
         self.states = StateReader(settings.place)
 
@@ -145,7 +145,10 @@ class ModelRoute:
         """A forward with an empty KV cache, or without one."""
         assert inputs.tokens is not None
         rows = self._rows(inputs)
-        if self._is_one_prompt(inputs) and not self.settings.prompt_experts:
+        one_prompt = self._is_one_prompt(inputs) and not self.settings.prompt_experts
+        if isinstance(self.router, ModelOracle):
+            return self._told(self.router, model, rows, empty, one_prompt=one_prompt)
+        if one_prompt:
             if model.training and torch.is_grad_enabled():
                 raise RoutingError(
                     "moe.router_scope=model takes all of these tokens for a prompt, on which no expert acts, so none "
@@ -153,13 +156,28 @@ class ModelRoute:
                 )
             self.states.listen()
             return replace(empty, rows=rows)
-        acting = None if self.settings.prompt_experts else ~rows.prompt.any(1)
+        acting = self._acting(rows)
         read = ReadInputs.of(model, self._decoder(model), args, kwargs)
         decision = self._decide(model, read, rows, acting, empty)
         forward = replace(empty, rows=rows, of_model=self._seen(decision, rows, acting))
         if not model.training:
             self._keep(decision, rows, forward)
         return forward
+
+    def _told(
+        self, oracle: ModelOracle, model: nn.Module, rows: PromptRows, empty: RunningForward, *, one_prompt: bool
+    ) -> RunningForward:
+        """The forward of an oracle, which reads nothing before it decides."""
+        decision = oracle.decide(rows.row_ids, rows.prompt.shape[1])
+        routing = self._seen(decision, rows, self._acting(rows))
+        forward = replace(empty, rows=rows, of_model=None if one_prompt else routing)
+        if not model.training:
+            self._keep(decision, rows, forward)
+        return forward
+
+    def _acting(self, rows: PromptRows) -> Tensor | None:
+        """(B, T) bool: tokens on which experts act; None: all."""
+        return None if self.settings.prompt_experts else ~rows.prompt.any(1)
 
     def _after_cached(
         self,
@@ -259,6 +277,7 @@ class ModelRoute:
         return states
 
     def _decided(self, means: Tensor, rows: PromptRows) -> Decision:
+        assert isinstance(self.router, ModelRouter)
         known = self.context.targets(training=self.router.training)
         ids = None if known is None else targets_of_rows(known.ids, rows.row_ids, rows.prompt.shape[1])
         return self.router.decide(means.to(self.router.weight.device), ids)
@@ -286,7 +305,7 @@ class ModelRoute:
 
 
 def _one_or_other(first: Tensor, one: Decision, other: Decision) -> Decision:
-    """Of each row, (B, P) bool, the one decision or the other."""
+    """The one decision for the rows of `first`, (B, P) bool, and the other for the rest."""
     first = first.to(one[0].device).unsqueeze(-1)
 
     def chosen(mine: Tensor | None, yours: Tensor | None) -> Tensor:

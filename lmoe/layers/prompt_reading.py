@@ -162,7 +162,7 @@ class ReadInputs:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(B, T)."""
+        """Sequences and tokens, (B, T)."""
         return self.prompt.shape[0], self.prompt.shape[2]
 
     def prompts_alone(self, rows: PromptRows) -> "ReadInputs":

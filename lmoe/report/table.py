@@ -93,9 +93,7 @@ def load_table(summary: RunSummary) -> Table:
 
 
 def target_table(report: TargetReport) -> Group:
-    """For each target how many rows have it, for how many of them it is chosen, and what else is chosen most; below,
-    the accuracy of all.
-    """
+    """A table of targets: rows that have it, for how many of them it is chosen, and what else is chosen most."""
     table = _table(f"What routers choose, by the {report.kind} of the row", report.kind)
     for heading in ("rows", "chosen rightly"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -117,7 +115,7 @@ def target_table(report: TargetReport) -> Group:
 
 
 def _rightness(report: TargetReport, label: int) -> float:
-    """For sorting: the share of right choices; what has none to make comes last."""
+    """The share of right choices, to sort by; what has none to make comes last."""
     right = report.right(label) if label < len(report.targets) else None
     return 2.0 if right is None else right
 

@@ -170,9 +170,15 @@ def _scope_problems(moe: MoeConfig, traits: RouterDeclaration, injection: Inject
     if not traits.of_model:
         scopes = f"{RouterScope.linear} or {RouterScope.block}" if traits.logits else RouterScope.linear
         problems.append(
-            f"moe.router_scope=model is for moe={routers_of_model()}, which decides by the prompt; "
+            f"moe.router_scope=model is for moe={routers_of_model()}, which decides for a whole row; "
             f"with moe.router={moe.router} use router_scope={scopes}"
         )
+    elif not traits.trains:
+        problems += [
+            without_effect(f"moe.{key}", f"with moe.router={moe.router}, which reads no prompt")
+            for key in ("router_layer", "decide")
+            if getattr(moe, key) != getattr(ORDINARY, key)
+        ]
     if injection.num_experts_by_layer:
         problems.append(
             "moe.router_scope=model decides for all sites at once, so injection.num_experts_by_layer cannot give them "

@@ -10,7 +10,7 @@ from enum import Enum, auto
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.vocabulary import LoadBalanceType, MixtureScale, RouterKind, RouterTarget
+from lmoe.vocabulary import LoadBalanceType, MixtureScale, RouterKind, RouterScope, RouterTarget
 
 Balance, Scale = LoadBalanceType, MixtureScale
 ANY_BALANCE = (Balance.aux_loss, Balance.aux_loss_free, Balance.importance_cv, Balance.none)
@@ -241,6 +241,7 @@ ROUTERS = {
     ),
     RouterKind.oracle: RouterDeclaration(
         implementation="lmoe.layers.routers.token.OracleRouter",
+        of_model="lmoe.layers.routers.model.ModelOracle",
         description="the expert of the row's domain",
         row=TableRow(
             chooses="the expert of its row's domain (`injection.num_experts` at least the number of domains)",
@@ -304,8 +305,9 @@ def needs_domain(moe: MoeConfig) -> bool:
 
 
 def needs_prompt(moe: MoeConfig) -> bool:
-    """Whether the router goes by the prompt of a token's row."""
-    return moe.router is not None and ROUTERS[moe.router].needs is Need.prompt
+    """Whether what a router does goes by the prompt of a token's row: its decision, or on which tokens experts act."""
+    by_prompt = moe.router is not None and ROUTERS[moe.router].needs is Need.prompt
+    return by_prompt or moe.router_scope is RouterScope.model
 
 
 def needs_prompt_ids(moe: MoeConfig) -> bool:

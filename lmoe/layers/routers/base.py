@@ -70,6 +70,10 @@ class Router(nn.Module):
         """
         with torch.autocast(x.device.type, enabled=False):
             routing = self.route(x, router_logits)
+        return self.seen(routing)
+
+    def seen(self, routing: Routing) -> Routing:
+        """A decision as the experts get it, less a silenced one; recorded."""
         silenced = self.context.silenced.get(self.site)
         if silenced is not None:
             routing = routing.without(silenced)

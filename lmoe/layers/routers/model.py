@@ -1,4 +1,4 @@
-"""One decision for all sites, from hidden states of the prompt.
+"""One decision for all sites, from hidden states of the prompt, or by the domain.
 
 Shapes: B sequences, P rows packed into one sequence, D hidden, E experts.
 """
@@ -6,10 +6,10 @@ Shapes: B sequences, P rows packed into one sequence, D hidden, E experts.
 import torch
 from torch import Tensor
 
-from lmoe.layers.routers.token import TopKRouter
-from lmoe.layers.trace import Routing
-from lmoe.ops.gating import Gate
+from lmoe.layers.routers.token import OracleRouter, TopKRouter
+from lmoe.ops.gating import Gate, oracle_gate
 from lmoe.ops.prompt_states import unit_rms
+from lmoe.ops.router_targets import targets_of_rows
 
 
 class ModelRouter(TopKRouter):
@@ -30,17 +30,26 @@ class ModelRouter(TopKRouter):
             logits = self.logits(read)
             return logits, self.gated(logits, read, targets)
 
-    def seen(self, routing: Routing) -> Routing:
-        """The routing of a forward's tokens as the sites get it; recorded.
-
-        Args:
-            routing: (B, T, E) of what was decided.
-        """
-        silenced = self.context.silenced.get(self.site)
-        if silenced is not None:
-            routing = routing.without(silenced)
-        self.record(routing)
-        return routing
-
     def reads_every_token(self) -> bool:
         return False
+
+
+class ModelOracle(OracleRouter):
+    """The expert of a row's domain, for all sites: what a router of the whole model would decide that is always right.
+
+    It reads no prompt.
+    """
+
+    def decide(self, row_ids: Tensor, rows: int) -> tuple[Tensor, Gate]:
+        """Logits, which are 0, and gate (B, P, E).
+
+        Args:
+            row_ids: (B, T) int64 row of each token.
+            rows: P.
+
+        Raises:
+            RoutingError: nothing says the domains.
+        """
+        experts = targets_of_rows(self.experts(row_ids.shape, row_ids.device), row_ids, rows).clamp(min=0)
+        gate = oracle_gate(experts, self.settings.num_experts, self.settings.dtype)
+        return torch.zeros_like(gate.probs), gate

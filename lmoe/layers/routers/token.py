@@ -122,11 +122,19 @@ class OracleRouter(Router):
     """The expert of the token's domain (`oracle_gate`)."""
 
     def route(self, x: Tensor, router_logits: Tensor | None) -> Routing:
+        gate = oracle_gate(self.experts(x.shape[:-1], x.device), self.settings.num_experts, self.settings.dtype)
+        return Routing.of(torch.zeros_like(gate.probs), gate)
+
+    def experts(self, shape: torch.Size, device: torch.device) -> Tensor:
+        """(...) int64: the expert of each token.
+
+        Raises:
+            RoutingError: nothing says the domains.
+        """
         expert = self.context.expert_of_token(training=self.training)
         if expert is None:
             raise RoutingError(
                 "moe.router=oracle does not know the domain of these tokens: name it with "
                 "`lmoe.trace(model, attention_mask=…, domains=[…])`"
             )
-        gate = oracle_gate(expert.to(x.device).expand(x.shape[:-1]), self.settings.num_experts, self.settings.dtype)
-        return Routing.of(torch.zeros_like(gate.probs), gate)
+        return expert.to(device).expand(shape)
