@@ -32,6 +32,8 @@ TARGETS = {
     "bench-beside",
     "bench-data",
     "bench-export",
+    "reworded",
+    "prompt-words",
     "bench-logits",
     "bench-statistics",
     "torture",

@@ -153,7 +153,7 @@ def test_a_preflight_writes_no_clusters_and_an_estimate_does_not_run_the_base(tr
             "takes clusters here, which need all training rows",
         ),
         (("data.streaming=true",), "moe.router_target=cluster needs all training rows before the first step"),
-        (("moe.domains=[a,b]",), "has no effect where clusters are the targets"),
+        (("moe.domains=[a,b]",), "has no effect with moe.router_target=cluster, whose targets are clusters"),
     ],
 )
 def test_what_cannot_be_put_into_clusters_is_refused(micro, settings, message):
