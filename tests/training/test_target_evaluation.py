@@ -230,10 +230,9 @@ def test_the_clusters_of_the_training_rows_are_told_beside_their_domains():
     )
     row = EncodedRow(torch.zeros(2, dtype=torch.int32), torch.ones(2, dtype=torch.bool), 0)
     train = EncodedRows.of([replace(row, domain=d) for d in (0, 0, 1, 1, 1)])
-    prepared = SimpleNamespace(
-        domains=["chat", "code"], train_rows=replace(train, clusters=torch.tensor([0, 0, 1, 1, 1]))
-    )
+    put = replace(train, clusters=torch.tensor([0, 0, 1, 1, 1]))
+    prepared = SimpleNamespace(domains=["chat", "code"], train_rows=put)
     report = with_clusters(found, prepared)  # type: ignore[arg-type]
     assert (report.domains, report.cluster_rows) == (["chat", "code"], [[2, 0], [0, 3]])
     assert report.cluster_agreement == pytest.approx(1)
-    assert with_clusters(found, SimpleNamespace(train=train)).cluster_agreement is None  # type: ignore[arg-type]
+    assert with_clusters(found, SimpleNamespace(train_rows=train)).cluster_agreement is None  # type: ignore[arg-type]
