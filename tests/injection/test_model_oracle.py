@@ -1,4 +1,4 @@
-"""moe=oracle with one decision for all sites: the expert of the domain, on the prompt too or only on what follows it."""
+"""moe=oracle with one decision for all sites: the expert of the domain, on prompts too or only on what follows them."""
 
 import pytest
 import torch
