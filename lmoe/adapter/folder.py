@@ -21,6 +21,7 @@ from lmoe.config.injection import InjectionConfig
 from lmoe.config.limits import MOST_CHARACTERS
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import CheckpointError, ConfigError
+from lmoe.files.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from lmoe.files.small_file import INTERPOLATION, read_json, texts
 from lmoe.files.wording import quoted, shown
 from lmoe.files.write import write_whole
@@ -36,7 +37,6 @@ from lmoe.rules.phases import BASE_ROLES
 from lmoe.vocabulary import BackbonePrecision
 
 FORMAT_VERSION = 1
-CONFIG_FILE, WEIGHTS_FILE = "lmoe_config.json", "adapter.safetensors"
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

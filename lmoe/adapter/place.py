@@ -4,9 +4,8 @@ from pathlib import Path
 
 from lmoe.adapter.folder import CONFIG_FILE, WEIGHTS_FILE
 from lmoe.errors import CheckpointError
+from lmoe.files.adapter_files import ADAPTER_DIR
 from lmoe.files.run_folder import CONFIG_FILE as RUN_CONFIG_FILE
-
-ADAPTER_DIR = "adapter"
 
 
 def adapter_folder(path: str | Path) -> Path:

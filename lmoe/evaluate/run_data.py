@@ -5,7 +5,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from lmoe.adapter.place import ADAPTER_DIR
 from lmoe.backbones.load import load_tokenizer
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.data import DataConfig
@@ -14,6 +13,7 @@ from lmoe.config.read import read_section
 from lmoe.data.chats.template_settings import variables_of, with_settings
 from lmoe.data.chats.template_source import read_template
 from lmoe.errors import BackboneError, DataError
+from lmoe.files.adapter_files import ADAPTER_DIR
 from lmoe.files.run_folder import CONFIG_FILE
 from lmoe.files.small_file import Reader
 from lmoe.files.wording import shown

@@ -15,7 +15,6 @@ from torch import nn
 from lmoe.adapter.folder import CONFIG_FILE as LMOE_CONFIG
 from lmoe.adapter.folder import WEIGHTS_FILE as LMOE_WEIGHTS
 from lmoe.adapter.folder import read_adapter_config
-from lmoe.adapter.place import ADAPTER_DIR
 from lmoe.adapter.stored_base import stored_fingerprints
 from lmoe.adapter.tensor_file import finite_tensors, tensor_shapes
 from lmoe.backbones.families import FAMILIES
@@ -23,6 +22,7 @@ from lmoe.backbones.fingerprint import BaseFingerprint
 from lmoe.config.defaults import injection_section
 from lmoe.config.injection import InjectionConfig
 from lmoe.errors import CheckpointError, ConfigError
+from lmoe.files.adapter_files import ADAPTER_DIR
 from lmoe.files.small_file import read_json
 from lmoe.files.wording import first_line, quoted, shown
 from lmoe.injection.site_plans import lora_scaling
