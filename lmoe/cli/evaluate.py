@@ -7,23 +7,34 @@ from lmoe.cli.errors import FLAGS, exit_code_of
 from lmoe.errors import ConfigError, keys_renamed
 
 FOLDER = "evaluation"
+OF_HUB = Path("outputs/evaluation")
+"""Where the results of adapters on the hub go, whose files are not ours to add to."""
 OF_DATA = ("chat_template", "max_length")
 """Settings that stand for keys of the section `data` of the run, where they are given."""
 
 
-def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, output: str | None, wandb: bool) -> int:
+def run(
+    settings: dict[str, Any],
+    *,
+    revision: str | None,
+    tasks: str | None,
+    limit: int | None,
+    output: str | None,
+    wandb: bool,
+) -> int:
     """Returns the exit code.
 
     Args:
+        revision: of a checkpoint on the hub.
         settings: fields of EvaluateSettings that the command line gives as they are.
         tasks: names, separated by commas.
-        output: folder of the results; None: evaluation/ of the run or adapter.
+        output: folder of the results; None: evaluation/ of the run or adapter, or one in outputs/ of one on the hub.
     """
 
     def action() -> None:
         from rich.console import Console
 
-        from lmoe.adapter.load import adapter_folder
+        from lmoe.adapter.place import adapter_folder, local_checkpoint
         from lmoe.config.evaluate import EvaluateSettings
         from lmoe.config.logger import LoggerConfig
         from lmoe.evaluate.evaluate import evaluate
@@ -37,13 +48,17 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
 
         quiet_libraries()
         console = Console()
-        adapter = adapter_folder(settings["checkpoint"])
+        named, trust = settings["checkpoint"], settings["trust_remote_code"]
+        checkpoint = local_checkpoint(named, revision, trust_remote_code=trust)
+        adapter = adapter_folder(checkpoint)
         run_dir = run_folder(adapter)
-        folder = Path(output).expanduser() if output else (run_dir or adapter) / FOLDER
+        usual = OF_HUB / named if str(checkpoint) != named else (run_dir or adapter) / FOLDER
+        folder = Path(output).expanduser() if output else usual
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--output {folder}: a file is there; name a folder")
         if wandb:
             check_logger(LoggerConfig())  # before anything takes time
+        settings["checkpoint"] = str(checkpoint)
         asked = EvaluateSettings(**settings, tasks=() if tasks is None else split(tasks, "--tasks"), limit=limit or 0)
         given = [name for name in OF_DATA if settings.get(name) is not None]
         flags = {f"data.{name}": FLAGS[name] for name in given}

@@ -85,12 +85,14 @@ def _of_blend(source: SpeakerFlags, wanted: ExportFlags) -> None:
     print(_blend_line(done))
 
 
-def _of_checkpoint(checkpoint: str, source: SpeakerFlags, wanted: ExportFlags) -> None:
+def _of_checkpoint(named: str, source: SpeakerFlags, wanted: ExportFlags) -> None:
+    from lmoe.adapter.place import local_checkpoint
     from lmoe.export import export
     from lmoe.run.announce import quiet_libraries
 
     quiet_libraries()
     output, base_model, trust = wanted.output, source.base_model, source.trust_remote_code
+    checkpoint = local_checkpoint(named, source.revision, trust_remote_code=trust)
     match wanted.format:
         case ExportFormat.peft:
             print(f"PEFT adapter in {export.export_peft(checkpoint, output, base_model, trust_remote_code=trust)}")

@@ -65,7 +65,9 @@ def study(context: typer.Context) -> None:
     raise typer.Exit(run(context.args))
 
 
-Checkpoint = Annotated[str | None, typer.Option(help="Run directory or adapter directory.")]
+CHECKPOINT = "Run directory, adapter directory, or user/name of an adapter on the hub."
+Checkpoint = Annotated[str | None, typer.Option(help=CHECKPOINT)]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a --checkpoint on the hub.")]
 BaseModel = Annotated[str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")]
 Domain = Annotated[str | None, typer.Option(help="Domain of all prompts, for moe.router=oracle.")]
 Model = Annotated[str | None, typer.Option(help=f"Base to blend experts over: {BASE}.")]
@@ -92,6 +94,7 @@ Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
 def generate(
     context: typer.Context,
     checkpoint: Checkpoint = None,
+    revision: Revision = None,
     prompt: Annotated[str | None, typer.Option(help="What the user says.")] = None,
     prompt_file: Annotated[str | None, typer.Option(help="File with the prompt; - reads standard input.")] = None,
     rows: Annotated[
@@ -132,6 +135,7 @@ def generate(
 def chat(
     context: typer.Context,
     checkpoint: Checkpoint = None,
+    revision: Revision = None,
     base_model: BaseModel = None,
     domain: Domain = None,
     model: Model = None,
@@ -234,7 +238,8 @@ def prepare(
 
 @app.command()
 def evaluate(
-    checkpoint: Annotated[str, typer.Option(help="Run directory or adapter directory.")],
+    checkpoint: Annotated[str, typer.Option(help=CHECKPOINT)],
+    revision: Revision = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -296,7 +301,7 @@ def evaluate(
         "seed": seed,
         "device": device,
     }
-    raise typer.Exit(run(settings, tasks=tasks, limit=limit, output=output, wandb=wandb))
+    raise typer.Exit(run(settings, revision=revision, tasks=tasks, limit=limit, output=output, wandb=wandb))
 
 
 @app.command()
@@ -344,6 +349,7 @@ def export(
     context: typer.Context,
     output: Annotated[str, typer.Option(help="Directory to write; must not exist, or be empty.")],
     checkpoint: Checkpoint = None,
+    revision: Revision = None,
     format: Annotated[
         ExportFormat,
         typer.Option(

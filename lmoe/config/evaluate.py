@@ -14,7 +14,7 @@ class EvaluateSettings:
     """What to measure, and on what."""
 
     checkpoint: str
-    """Run directory or adapter directory."""
+    """Run directory, adapter directory, or the name of an adapter on the hub."""
     base_model: str | None = None
     """Backbone to use instead of the one the adapter names."""
     trust_remote_code: bool = False

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmoe.adapter.answer_end import answers_end
 from lmoe.adapter.folder import CONFIG_FILE as LMOE_CONFIG
 from lmoe.adapter.load import load
-from lmoe.adapter.place import adapter_folder, lost_config
+from lmoe.adapter.place import adapter_folder, local_checkpoint, lost_config
 from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.backbones.placement import placed
@@ -93,23 +93,27 @@ def trained(
     domain: str | None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> Speaker:
     """A run or an adapter, routers and all.
 
     Args:
+        checkpoint: its directory, or the name of an adapter on the hub.
         device: where it computes; None: a GPU where there is one.
         trust_remote_code: run Python that comes with the base.
+        revision: of an adapter on the hub.
 
     Raises:
         LmoeError: as lmoe.load, or no such device.
     """
-    model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
+    folder = local_checkpoint(checkpoint, revision, trust_remote_code=trust_remote_code)
+    model, tokenizer = load(folder, base_model=base_model, trust_remote_code=trust_remote_code)
     return Speaker(
         model=placed(model, device),
         tokenizer=tokenizer,
         template_place=str(tokenizer.name_or_path),
         domain=domain,
-        folders={"checkpoint": lost_config(checkpoint) or adapter_folder(checkpoint)},
+        folders={"checkpoint": lost_config(folder) or adapter_folder(folder)},
     )
 
 

@@ -112,7 +112,8 @@ def _idle_growth_problems(config: RunConfig) -> list[str]:
     run, counted = source_run(config.injection), STRATEGIES[config.injection.strategy].adapter_experts
     if run is None or not counted or config.injection.num_experts_by_layer or GROW not in config.phase.phases:
         return []
-    if (count := stored_injection(run).get("num_experts")) != config.injection.num_experts:
+    count = config.injection.num_experts
+    if stored_injection(run).get("num_experts") != count:
         return []
     return [
         f"injection.experts_from={run} has {count} experts, which phase={GROW} is to leave kept as they are, and "
