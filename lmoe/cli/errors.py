@@ -14,7 +14,7 @@ MARKED = re.compile(r"`([a-z_][\w.]*)(?:=([^`]*)|\([^`]*\))?`")
 """Name of an argument, perhaps with its value; or of a function, perhaps with its arguments."""
 SAME = (
     *("base_model", "batch_size", "chat_template", "choices", "data", "device", "domain", "experts", "fit"),
-    *("max_length", "revision"),
+    *("dry_run", "max_length", "message", "name", "public", "revision"),
     *("alpha", "baseline", "domains", "margin", "names", "unfinished"),
     *("max_new_tokens", "output", "prompts", "router", "samples", "task_path", "tasks", "trust_remote_code"),
 )

@@ -387,6 +387,35 @@ def export(
 
 
 @app.command()
+def push(
+    checkpoint: Annotated[str, typer.Option(help="Run directory, adapter directory, or a folder that was exported.")],
+    name: Annotated[str, typer.Option(help="user/name on the hub.")],
+    public: Annotated[bool, typer.Option("--public", help="For everybody to read; without: private.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would go, and show its card; needs no network and no token.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to, made where it is missing.")] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Name on the hub of the base, where it was trained on a local folder.")
+    ] = None,
+) -> None:
+    """Share an adapter or an exported model on the Hugging Face hub, with a card; the token comes from HF_TOKEN or
+    `hf auth login`."""
+    from lmoe.cli.push import run
+
+    settings = {
+        "checkpoint": checkpoint,
+        "name": name,
+        "public": public,
+        "revision": revision,
+        "message": message,
+        "base_model": base_model,
+    }
+    raise typer.Exit(run(settings, dry_run=dry_run))
+
+
+@app.command()
 def convert(
     checkpoint: Annotated[str, typer.Option(help="Run or checkpoint directory of EulerForge (mixture_lora).")],
     output: Annotated[str, typer.Option(help="Directory to write; must not exist, or be empty.")],

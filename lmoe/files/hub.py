@@ -96,12 +96,13 @@ def why_not_written(error: Exception) -> str:
 
     chain = _chain(error)
     status = next((found for one in chain if (found := status_of(one)) is not None), None)
+    said = list(dict.fromkeys((first_line(error), first_line(chain[-1]))))
     if status is None:
         broken = any(isinstance(one, HTTPError | ConnectionError | TimeoutError) for one in chain)
-        return f"the connection to {ENDPOINT} broke ({first_line(chain[-1])}): {AGAIN}" if broken else first_line(error)
+        return f"the connection to {ENDPOINT} broke ({said[-1]}): {AGAIN}" if broken else ": ".join(said)
     if status >= 500:
         return f"{ENDPOINT} has a problem of its own ({status}): {AGAIN}"
-    return WRITING.get(status, f"{first_line(error)} ({status})")
+    return WRITING.get(status, f"{said[-1]} ({status})")
 
 
 def status_of(error: BaseException) -> int | None:
