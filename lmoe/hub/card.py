@@ -47,7 +47,8 @@ def card_text(name: str, description: ModelDescription, revision: str | None = N
 def _metadata(description: ModelDescription) -> Mapping[str, Any]:
     kind = description.contents.kind
     library = {Kind.adapter: HOME, Kind.peft: "peft", Kind.model: "transformers"}[kind]
-    tags = [HOME, *(["lora"] if kind is not Kind.model else []), *(["mixture-of-experts"] if kind.is_lmoe else [])]
+    tags = [HOME] if kind is Kind.model else [HOME, "lora"]
+    tags += ["mixture-of-experts"] if kind.is_lmoe and description.routes else []
     metadata: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": tags}
     if description.base_on_hub:
         relation = "finetune" if kind is Kind.model else "adapter"
@@ -168,6 +169,6 @@ def _pictures(contents: Contents) -> list[str]:
 
 def _versions(description: ModelDescription) -> str:
     trained = ", ".join(f"{name} {version}" for name, version in description.versions.items())
-    commit = "" if description.revision is None else f", commit {description.revision[:12]} of lmoe"
+    commit = "" if description.revision is None else f", commit {description.revision} of lmoe"
     made = f"Trained with {trained}{commit}. " if trained else ""
     return f"{made}This card was written by lmoe {__version__}."

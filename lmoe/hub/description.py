@@ -59,12 +59,13 @@ class ModelDescription:
         base_on_hub: whether others can find it by that name on the hub.
         base_licence: as its card states it.
         settings: by name: strategy, experts, router and so on.
+        routes: whether there are routers.
         expert_names: in their order.
         data: rows that were read for training and validation.
         phases: name, first optimizer step and trained roles.
         summary: of the run.
         versions: of packages, by name.
-        revision: commit of lmoe's checkout.
+        revision: commit of lmoe's checkout, and whether its files differed from it.
     """
 
     contents: Contents
@@ -72,6 +73,7 @@ class ModelDescription:
     base_on_hub: bool = False
     base_licence: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    routes: bool = False
     expert_names: tuple[str, ...] = ()
     data: tuple[DataSource, ...] = ()
     phases: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
@@ -102,6 +104,7 @@ def describe(contents: Contents) -> ModelDescription:
         base_on_hub=base is not None and base not in BASES,
         base_licence=base_licence(place) if place else None,
         settings={} if injection is None or moe is None else _settings(injection, moe),
+        routes=injection is not None and STRATEGIES[injection.strategy].any_routers,
         expert_names=names,
         **of_run,
     )
@@ -137,14 +140,19 @@ def _of_run(run: Path) -> dict[str, Any]:
     records, summary = provenance_records(run), _summary(run)
     last = records[-1] if records else {}
     versions, git = last.get("versions"), last.get("git")
-    described = isinstance(git, dict) and isinstance(git.get("revision"), str)
     return {
         "data": data_sources(config.data, {} if not records else records[-1]["data"]),
         "phases": _phases(config, summary),
         "summary": summary,
         "versions": {k: str(v) for k, v in versions.items()} if isinstance(versions, dict) else {},
-        "revision": str(git["revision"]) if described else None,  # type: ignore[index]
+        "revision": _revision(git) if isinstance(git, dict) else None,
     }
+
+
+def _revision(git: Mapping[str, Any]) -> str | None:
+    if not isinstance(git.get("revision"), str):
+        return None
+    return f"{git['revision'][:12]}{' with changes' if git.get('uncommitted_changes') else ''}"
 
 
 def _summary(run: Path) -> RunSummary | None:
@@ -174,6 +182,8 @@ def data_sources(config: DataConfig, read: Mapping[str, str]) -> tuple[DataSourc
     found = []
     for place, digest in read.items():
         if (domain := bundled.get(digest)) is not None:
+            if config.domains is not None and domain not in config.domains:
+                continue
             found.append(DataSource(name=domain, licence=licences.get(domain), bundled=True))
         elif place in named and HUB_NAME.fullmatch(place) and not is_local(place):
             found.append(DataSource(name=place, on_hub=True))

@@ -6,6 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from yaml import YAMLError
+
 from lmoe.errors import LmoeError
 from lmoe.files.hub import HUB_NAME
 from lmoe.files.places import expanded, is_dir, is_file
@@ -48,7 +50,7 @@ def _metadata(card: Path) -> dict[str, Any]:
 
     try:
         return ModelCard(CARDS.text(card)).data.to_dict()
-    except (LmoeError, ValueError, TypeError, KeyError):
+    except (LmoeError, YAMLError, ValueError, TypeError, KeyError):
         return {}
 
 
