@@ -146,7 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
         if rest[0] == "branch":
             repository.branches.setdefault(rest[1], repository.branches["main"])
             return self._json({})
-        assert rest[0] == "commit", path
+        if rest[0] != "commit":
+            return self._json({"error": f"{path} is not stood in for"}, 404)
         return self._commit(name, repository, rest[1], body)
 
     def _signed_in(self) -> bool:

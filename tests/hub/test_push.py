@@ -101,6 +101,13 @@ def test_an_exported_model_and_a_peft_adapter_go_as_they_are(hub, signed_in, mic
     assert sent["adapter_model.safetensors"] == (tmp_path / "peft" / "adapter_model.safetensors").read_bytes()
 
 
+def test_the_token_that_the_library_has_stored_does_as_well(hub, trained, tmp_path, monkeypatch):
+    (tmp_path / "stored").write_text(TOKEN)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "stored"))
+    push(settings(trained.run))
+    assert hub.repositories[NAME].private
+
+
 # --- what never goes
 
 
