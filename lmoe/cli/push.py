@@ -3,6 +3,7 @@
 import sys
 from typing import TYPE_CHECKING, Any
 
+from lmoe.cli.commands import shell_command
 from lmoe.cli.errors import exit_code_of, with_flags
 from lmoe.errors import LmoeError
 
@@ -25,9 +26,9 @@ def run(settings: dict[str, Any], *, dry_run: bool) -> int:
         quiet_libraries()
         asked = PushSettings(**settings)
         if dry_run:
-            _say(contents_lines(prepared(asked)))
+            _say(contents_lines(prepared(asked, wording=shell_command)))
             return
-        address = push(asked, say=lambda warning: _say([_warning(warning)]))
+        address = push(asked, say=lambda warning: _say([_warning(warning)]), wording=shell_command)
         _say([f"pushed to {asked.name}: {address}"])
 
     return exit_code_of(action)

@@ -9,6 +9,7 @@ from lmoe.hub.contents import Contents, Kind
 from lmoe.hub.description import DataSource, ModelDescription
 from lmoe.report.markdown import front_matter, plain, table
 from lmoe.report.summary import FINISHED, RunSummary
+from lmoe.run.verb_call import VerbCall, Wording
 
 UNKNOWN = "unknown"
 HOME = "lmoe"
@@ -22,18 +23,19 @@ ALT = {
 """What a picture shows, by its name."""
 
 
-def card_text(name: str, description: ModelDescription, revision: str | None = None) -> str:
+def card_text(name: str, description: ModelDescription, revision: str | None = None, *, wording: Wording = str) -> str:
     """README.md, in Markdown.
 
     Args:
         name: user/name on the hub.
         description: what is known.
         revision: branch that it is pushed to; None: main.
+        wording: how the command is said that uses it.
     """
     parts = [
         front_matter(_metadata(description)),
         [f"# {plain(name.partition('/')[2])}", "", _opening(description)],
-        ["## Use", "", *_use(name, description, revision)],
+        ["## Use", "", *_use(name, description, revision, wording)],
         ["## Licences", "", *_licences(description)],
         _data(description.data),
         _training(description),
@@ -76,16 +78,16 @@ def _base(description: ModelDescription) -> str:
     return f"{plain(description.base)} ({where})"
 
 
-def _use(name: str, description: ModelDescription, revision: str | None) -> list[str]:
+def _use(name: str, description: ModelDescription, revision: str | None, wording: Wording) -> list[str]:
     pinned = "" if revision is None else f', revision="{revision}"'
     findable = description.base_on_hub or description.base in BASES
     if description.contents.kind is Kind.adapter:
         base = "" if findable else ', base_model="DIRECTORY_OR_HUB_NAME_OF_THE_BASE"'
-        flag = "" if findable else " --base-model BASE"
-        named = "" if revision is None else f" --revision {revision}"
+        given = {"checkpoint": name, "revision": revision, "base_model": None if findable else "BASE", "prompt": "…"}
+        call = VerbCall(verb="generate", settings={key: value for key, value in given.items() if value is not None})
         return [
             *("```python", "import lmoe", "", f'model, tokenizer = lmoe.load("{name}"{base}{pinned})', "```", ""),
-            *("```", f'lmoe generate --checkpoint {name}{named}{flag} --prompt "…"', "```"),
+            *("```", wording(call), "```"),
         ]
     if description.contents.kind is Kind.peft:
         place = repr(description.base) if findable and description.base not in BASES else '"BASE"'
@@ -171,4 +173,4 @@ def _versions(description: ModelDescription) -> str:
     trained = ", ".join(f"{name} {version}" for name, version in description.versions.items())
     commit = "" if description.revision is None else f", commit {description.revision} of lmoe"
     made = f"Trained with {trained}{commit}. " if trained else ""
-    return f"{made}This card was written by lmoe {__version__}."
+    return f"{made}This card was written by version {__version__} of lmoe."

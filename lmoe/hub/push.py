@@ -13,9 +13,10 @@ from lmoe.hub.card import card_text
 from lmoe.hub.contents import Contents, contents_of
 from lmoe.hub.description import describe
 from lmoe.hub.licences import CARD
+from lmoe.run.verb_call import Wording
 
 MAIN = "main"
-MESSAGE = f"Upload with lmoe {__version__}"
+MESSAGE = f"Upload with version {__version__} of lmoe"
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -40,9 +41,11 @@ class PushSettings:
 
     def problems(self) -> list[str]:
         """What the hub would refuse, without asking it, and before anything is read."""
-        named = {"name": self.name, "base_model": self.base_model}
-        given = {key: value for key, value in named.items() if value is not None}
-        problems = [f"`{key}={value}`: {why}" for key, value in given.items() if (why := name_problem(value))]
+        problems = []
+        if (why := name_problem(self.name)) is not None:
+            problems.append(f"`name={self.name}`: {why}")
+        if self.base_model is not None and (why := name_problem(self.base_model)) is not None:
+            problems.append(f"`base_model={self.base_model}`: {why}")
         if self.message is not None and not self.message.strip():
             problems.append("`message` is empty; say what is pushed, or leave it out")
         if self.revision is not None and not self.revision.strip():
@@ -86,8 +89,11 @@ class Push:
         ]
 
 
-def prepared(settings: PushSettings) -> Push:
+def prepared(settings: PushSettings, *, wording: Wording = str) -> Push:
     """What would go to the hub; needs neither network nor token.
+
+    Args:
+        wording: how the card says the command that uses it.
 
     Raises:
         ConfigError: names that the hub refuses; nothing was read.
@@ -96,9 +102,8 @@ def prepared(settings: PushSettings) -> Push:
     if problems := settings.problems():
         raise ConfigError(problems)
     contents = contents_of(settings.checkpoint, settings.base_model)
-    return Push(
-        settings=settings, contents=contents, card=card_text(settings.name, describe(contents), settings.revision)
-    )
+    card = card_text(settings.name, describe(contents), settings.revision, wording=wording)
+    return Push(settings=settings, contents=contents, card=card)
 
 
 def token() -> str:
@@ -117,7 +122,7 @@ def token() -> str:
     return found
 
 
-def push(settings: PushSettings, say: Callable[[str], object] = lambda line: None) -> str:
+def push(settings: PushSettings, say: Callable[[str], object] = lambda line: None, *, wording: Wording = str) -> str:
     """Make the repository where it is missing, and commit all files at once.
 
     What has arrived when a push breaks is not sent again: large files are known by their SHA-256, and the commit comes
@@ -125,6 +130,7 @@ def push(settings: PushSettings, say: Callable[[str], object] = lambda line: Non
 
     Args:
         say: told what others will lack.
+        wording: how the card says the command that uses it.
 
     Returns:
         The address of the commit.
@@ -137,7 +143,7 @@ def push(settings: PushSettings, say: Callable[[str], object] = lambda line: Non
     if problems := settings.problems():
         raise ConfigError(problems)
     secret = token()
-    planned = prepared(settings)
+    planned = prepared(settings, wording=wording)
     for warning in planned.warnings():
         say(warning)
     from huggingface_hub import CommitOperationAdd, HfApi
