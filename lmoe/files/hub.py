@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lmoe.errors import CheckpointError
-from lmoe.files.places import exists, expanded
+from lmoe.files.places import is_local
 from lmoe.files.wording import first_line
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
@@ -32,10 +32,8 @@ AGAIN = "give the same command again later, and what has arrived is not sent twi
 
 
 def is_hub_name(place: str | Path) -> bool:
-    """Whether a place is meant as a name on the hub: user/name, and nothing is there on this machine."""
-    if isinstance(place, Path) or place.startswith((".", "/", "~")) or HUB_NAME.fullmatch(place) is None:
-        return False
-    return not exists(expanded(place))
+    """Whether a place is meant as a name on the hub: user/name, which is no path of this machine (`is_local`)."""
+    return isinstance(place, str) and HUB_NAME.fullmatch(place) is not None and not is_local(place)
 
 
 def name_problem(name: str) -> str | None:
@@ -74,7 +72,7 @@ def local_copy(name: str, files: Sequence[str], *, revision: str | None = None) 
 
 
 def _why_not_read(error: Exception) -> str:
-    from huggingface_hub.constants import ENDPOINT, is_offline_mode
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, RevisionNotFoundError
 
     if isinstance(error, HFValidationError):
@@ -82,7 +80,7 @@ def _why_not_read(error: Exception) -> str:
     if isinstance(error, RevisionNotFoundError):
         return "it has no such revision"
     if isinstance(error, LocalEntryNotFoundError):
-        if is_offline_mode():
+        if HF_HUB_OFFLINE:
             return "HF_HUB_OFFLINE forbids the network, and it was not downloaded before; download it once without that"
         return f"{ENDPOINT} cannot be reached, and it was not downloaded before: {first_line(error)}"
     status = status_of(error)

@@ -1,7 +1,7 @@
 """Which files of a run, an adapter or an exported folder go to the hub: a list of names, and nothing beside them."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -14,8 +14,8 @@ from lmoe.errors import CheckpointError
 from lmoe.files.adapter_files import ADAPTER_DIR, TOKENIZER_FILES
 from lmoe.files.adapter_files import CONFIG_FILE as LMOE_CONFIG
 from lmoe.files.adapter_files import WEIGHTS_FILE as LMOE_WEIGHTS
-from lmoe.files.hub import HUB_NAME
-from lmoe.files.places import expanded, is_dir, is_file, is_local
+from lmoe.files.hub import is_hub_name
+from lmoe.files.places import expanded, is_dir, is_file
 from lmoe.files.resources import BASES
 from lmoe.files.run_folder import CONFIG_FILE as RUN_CONFIG
 from lmoe.files.small_file import link_outside, read_json
@@ -110,7 +110,7 @@ def _adapter(folder: Path, base_model: str | None) -> Contents:
         raw["base_model"] |= {"name": base, "revision": None}
         files[LMOE_CONFIG] = _written(raw)
     tensor_shapes(folder / LMOE_WEIGHTS)
-    return _contents(Kind.adapter, folder, files, base, place, folder.parent if folder.name == ADAPTER_DIR else None)
+    return _contents(Kind.adapter, folder, files, base, place, [folder.parent] if folder.name == ADAPTER_DIR else [])
 
 
 def _peft(folder: Path, base_model: str | None) -> Contents:
@@ -121,7 +121,7 @@ def _peft(folder: Path, base_model: str | None) -> Contents:
     if base != place:
         files[PEFT_CONFIG] = _written(raw | {"base_model_name_or_path": base})
     tensor_shapes(folder / PEFT_WEIGHTS)
-    return _contents(Kind.peft, folder, files, base, place, folder.parent)
+    return _contents(Kind.peft, folder, files, base, place, folder.parents[:2])  # one of several experts, or one alone
 
 
 def _model(folder: Path, base_model: str | None) -> Contents:
@@ -139,19 +139,19 @@ def _model(folder: Path, base_model: str | None) -> Contents:
     base = base_model or public_base(place)
     if place and place != base:
         files[MODEL_CONFIG] = _written(read_json(folder / MODEL_CONFIG) | {"_name_or_path": base})
-    return _contents(Kind.model, folder, files, base, place, folder.parent)
+    return _contents(Kind.model, folder, files, base, place, folder.parents[:1])
 
 
 def _contents(
-    kind: Kind, folder: Path, files: dict[str, Path | bytes], base: str, place: str, around: Path | None
+    kind: Kind, folder: Path, files: dict[str, Path | bytes], base: str, place: str, around: Sequence[Path]
 ) -> Contents:
     """With the tokenizer, and of a run its pictures.
 
     Args:
-        around: the folder that is its run, if it is one.
+        around: folders one of which may be its run.
     """
     files |= {name: folder / name for name in (*TOKENIZER_FILES, GENERATION) if is_file(folder / name)}
-    run = around if around is not None and is_file(around / RUN_CONFIG) else None
+    run = next((parent for parent in around if is_file(parent / RUN_CONFIG)), None)
     if run is not None:
         files |= {
             f"{PICTURE_FOLDER}/{name}.png": file
@@ -166,7 +166,7 @@ def _contents(
 
 def public_base(place: str) -> str:
     """The base as others can find it: a name on the hub or one of lmoe's; "": it is a path on this machine."""
-    return place if place in BASES or (HUB_NAME.fullmatch(place) and not is_local(place)) else ""
+    return place if place in BASES or is_hub_name(place) else ""
 
 
 def _written(content: dict[str, Any]) -> bytes:

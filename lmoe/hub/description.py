@@ -16,8 +16,7 @@ from lmoe.config.moe import MoeConfig
 from lmoe.config.read import read_section
 from lmoe.config.run import RunConfig
 from lmoe.errors import CheckpointError, LmoeError
-from lmoe.files.hub import HUB_NAME
-from lmoe.files.places import is_local
+from lmoe.files.hub import is_hub_name
 from lmoe.files.resources import BASES
 from lmoe.files.run_folder import CONFIG_FILE
 from lmoe.files.small_file import Reader
@@ -185,7 +184,7 @@ def data_sources(config: DataConfig, read: Mapping[str, str]) -> tuple[DataSourc
             if config.domains is not None and domain not in config.domains:
                 continue
             found.append(DataSource(name=domain, licence=licences.get(domain), bundled=True))
-        elif place in named and HUB_NAME.fullmatch(place) and not is_local(place):
+        elif place in named and is_hub_name(place):
             found.append(DataSource(name=place, on_hub=True))
         else:
             found.append(DataSource(name=Path(place).name))

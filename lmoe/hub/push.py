@@ -113,9 +113,9 @@ def token() -> str:
         HubError: there is none, or the network is forbidden.
     """
     from huggingface_hub import get_token
-    from huggingface_hub.constants import is_offline_mode
+    from huggingface_hub.constants import HF_HUB_OFFLINE
 
-    if is_offline_mode():
+    if HF_HUB_OFFLINE:
         raise HubError("HF_HUB_OFFLINE forbids the network: unset it to push, or see what would go with `dry_run`")
     if (found := get_token()) is None:
         raise HubError(f"nobody is signed in to the hub: {SIGN_IN}; or see what would go with `dry_run`")

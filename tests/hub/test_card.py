@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lmoe.config.data import DataConfig
+from lmoe.export.export import export_peft_experts
 from lmoe.files.resources import resource_dir
 from lmoe.hub.contents import contents_of, public_base
 from lmoe.hub.description import DataSource, data_sources
@@ -58,6 +59,13 @@ def test_an_adapter_on_its_own_says_what_it_is_and_that_its_rows_are_unknown(tra
     text = card_of(trained.adapter).text
     assert "| experts at each site | 3 |" in text and "Rows that it has learnt: unknown" in text
     assert "## Results" not in text and "pictures/" not in text
+
+
+def test_an_expert_exported_inside_its_run_says_how_that_was_trained(own_run):
+    export_peft_experts(own_run, own_run / "peft-experts")
+    place = own_run / "peft-experts" / "expert0"
+    card = card_of(place)
+    assert card.data.to_dict()["library_name"] == "peft" and "| steps | 6 |" in card.text
 
 
 def test_bundled_rows_have_their_licences_and_own_files_their_names_alone(tmp_path):

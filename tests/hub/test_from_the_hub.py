@@ -57,6 +57,14 @@ def test_a_folder_of_that_name_goes_before_the_hub(there, trained, tmp_path, mon
         lmoe.load(NAME, revision="main")
 
 
+def test_a_mistyped_path_in_a_folder_that_exists_is_not_told_to_the_hub(there, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs").mkdir()
+    with pytest.raises(CheckpointError, match="outputs/mistyped: no such run or adapter directory"):
+        lmoe.load("outputs/mistyped")
+    assert there.asked == []
+
+
 def test_attach_takes_it_into_a_base_in_memory(there, trained):
     from transformers import AutoModelForCausalLM
 
