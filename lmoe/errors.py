@@ -70,6 +70,10 @@ class StudyError(LmoeError):
     """A study cannot be done as asked, or what it has kept cannot be used."""
 
 
+class HubError(LmoeError):
+    """The hub cannot be asked, or refuses."""
+
+
 class BlendError(LmoeError):
     """Experts cannot be blended as asked: an unknown name, a weight that is no number, a model that is taken."""
 

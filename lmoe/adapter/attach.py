@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from lmoe.adapter.answer_end import answers_end
 from lmoe.adapter.folder import read_adapter_config
 from lmoe.adapter.load import inject_stored
-from lmoe.adapter.place import adapter_folder
+from lmoe.adapter.place import adapter_folder, local_checkpoint
 from lmoe.adapter.stored_base import check_base, stored_fingerprints
 from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.load import QUANTISED, precision_of, tokenizer_in
@@ -16,7 +16,9 @@ from lmoe.injection.apply import refuse_taken, undone_on_error
 from lmoe.injection.plan import InjectionPlan
 
 
-def attach(model: nn.Module, path: str | Path, *, trust_remote_code: bool = False) -> InjectionPlan:
+def attach(
+    model: nn.Module, path: str | Path, *, trust_remote_code: bool = False, revision: str | None = None
+) -> InjectionPlan:
     """Put a saved adapter into a model in memory, in place: to generate with it, or to train it on.
 
     The backbone is frozen, except that what a phase has trained of it is overwritten with the adapter's; adapters and
@@ -26,8 +28,9 @@ def attach(model: nn.Module, path: str | Path, *, trust_remote_code: bool = Fals
     Args:
         model: the base that the adapter was trained on, in any floating-point type; of a quantised one only names and
             sizes can be compared, unless the adapter was trained on one quantised so.
-        path: a run directory or an adapter directory.
+        path: a run directory, an adapter directory, or the name of an adapter on the hub.
         trust_remote_code: run Python that comes with the adapter's tokenizer.
+        revision: branch, tag or commit of an adapter on the hub; None: main.
 
     Returns:
         The plan that was applied; print it for a table.
@@ -38,7 +41,7 @@ def attach(model: nn.Module, path: str | Path, *, trust_remote_code: bool = Fals
         InjectionError: the model carries experts or a blend already.
     """
     refuse_taken(model)
-    folder = adapter_folder(path)
+    folder = adapter_folder(local_checkpoint(path, revision, trust_remote_code=trust_remote_code))
     config = read_adapter_config(folder)
     stored = config.base_model
     if precision_of(model) not in QUANTISED or precision_of(model) == stored["precision"]:

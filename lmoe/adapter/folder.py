@@ -21,6 +21,7 @@ from lmoe.config.injection import InjectionConfig
 from lmoe.config.limits import MOST_CHARACTERS
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import CheckpointError, ConfigError
+from lmoe.files.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from lmoe.files.small_file import INTERPOLATION, read_json, texts
 from lmoe.files.wording import quoted, shown
 from lmoe.files.write import write_whole
@@ -39,7 +40,6 @@ FORMAT_VERSIONS = (1, 2)
 """That this lmoe reads; it writes the oldest that an adapter can have, see `format_version`."""
 ADDED_MOE = ("router_layer", "prompt_experts", "decide", "router_target", "router_target_coef")
 """Keys of `moe` that an older lmoe does not know; version 1 leaves out those that stand as they are without them."""
-CONFIG_FILE, WEIGHTS_FILE = "lmoe_config.json", "adapter.safetensors"
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from lmoe.adapter.answer_end import answers_end
 from lmoe.adapter.average import merge_without_config
 from lmoe.adapter.folder import CONFIG_FILE, AdapterConfig, check_sizes, load_adapter, read_adapter_config
 from lmoe.adapter.inject import inject
-from lmoe.adapter.place import adapter_folder, lost_config
+from lmoe.adapter.place import adapter_folder, local_checkpoint, lost_config
 from lmoe.adapter.stored_base import BESIDE, GGUF_FILE
 from lmoe.backbones.load import load_model, load_tokenizer, tokenizer_in
 from lmoe.config.backbone import BackboneConfig
@@ -28,11 +28,13 @@ def load(
     average_without_config: bool = True,
     trust_remote_code: bool = False,
     precision: BackbonePrecision | None = None,
+    revision: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Rebuild backbone, routers and experts exactly.
 
     Args:
-        path: a run directory or an adapter directory.
+        path: a run directory, an adapter directory, or the name of an adapter on the hub, of which lmoe's own files and
+            the tokenizer are downloaded. A folder of that name goes before the hub.
         base_model: hub name or directory of the backbone; None: the one that save_pretrained has written beside the
             adapter, or else the one that the adapter names.
         average_without_config: for an adapter whose lmoe_config.json is lost: merge the average of its experts into
@@ -41,6 +43,7 @@ def load(
         trust_remote_code: run Python that comes with the base, or with the adapter's tokenizer. What the adapter's own
             config says of it never counts.
         precision: of the base; None: that in which it was trained. What was trained over a quantised base has that one.
+        revision: branch, tag or commit of an adapter on the hub; None: main.
 
     Returns:
         The model in evaluation mode, ready for model.generate, which stops where training ended a turn, and its
@@ -48,8 +51,10 @@ def load(
 
     Raises:
         CheckpointError: no adapter there, a torn file, a base that does not fit, or one that asks to run Python.
+        ConfigError: a revision of a local folder.
         BackboneError: the base cannot be loaded.
     """
+    path = local_checkpoint(path, revision, trust_remote_code=trust_remote_code)
     lost = lost_config(path)
     if lost is not None and base_model is not None and average_without_config:
         return _average(lost, base_model, trust_remote_code)

@@ -25,6 +25,7 @@ from transformers.utils import cached_file, find_adapter_config_file
 from lmoe.backbones.gguf_header import check_whole
 from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import BackboneError, LmoeError
+from lmoe.files.adapter_files import TOKENIZER_FILES
 from lmoe.files.export_record import changes, read_export_record
 from lmoe.files.gguf import gguf_files
 from lmoe.files.resources import missing_base, named_base
@@ -372,11 +373,6 @@ SMALL_FILES = (
     *("added_tokens.json", "processor_config.json", "preprocessor_config.json", "chat_template.json"),
 )
 """JSON objects that Transformers reads itself, in words of its own where they hold something else."""
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja"),
-    *("vocab.json", "vocab.txt", "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model"),
-)
-"""Which lie beside an adapter, and which exports write again."""
 INDEX = "model.safetensors.index.json"
 LARGEST = {
     "num_hidden_layers": 10_000,

@@ -13,8 +13,8 @@ from lmoe.errors import BlendError, LmoeError
 MARKED = re.compile(r"`([a-z_][\w.]*)(?:=([^`]*)|\([^`]*\))?`")
 """Name of an argument, perhaps with its value; or of a function, perhaps with its arguments."""
 SAME = (
-    *("base_model", "batch_size", "chat_template", "checkpoint", "choices", "data", "device", "domain", "experts"),
-    *("fit", "head", "max_length"),
+    *("base_model", "batch_size", "chat_template", "checkpoint", "choices", "data", "device", "domain", "dry_run"),
+    *("experts", "fit", "head", "max_length", "message", "name", "public", "revision"),
     *("alpha", "baseline", "domains", "margin", "names", "unfinished"),
     *("gguf_type", "max_new_tokens", "model", "output", "precision", "prompts", "router", "samples", "task_path"),
     *("tasks", "trust_remote_code"),

@@ -8,24 +8,35 @@ from lmoe.cli.errors import FLAGS, exit_code_of, with_flag_names
 from lmoe.errors import ConfigError, keys_renamed
 
 FOLDER = "evaluation"
+OF_HUB = Path("outputs/evaluation")
+"""Where the results of adapters on the hub go, whose files are not ours to add to."""
 OF_DATA = ("chat_template", "max_length")
 """Settings that stand for keys of the section `data` of the run, where they are given."""
 
 
-def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, output: str | None, wandb: bool) -> int:
+def run(
+    settings: dict[str, Any],
+    *,
+    revision: str | None,
+    tasks: str | None,
+    limit: int | None,
+    output: str | None,
+    wandb: bool,
+) -> int:
     """Returns the exit code.
 
     Args:
+        revision: of a checkpoint on the hub.
         settings: fields of EvaluateSettings that the command line gives as they are.
         tasks: names, separated by commas.
-        output: folder of the results; None: evaluation/ of the run, the adapter or the model.
+        output: folder of the results; None: evaluation/ of the run, the adapter or the model; of one on the hub
+            a folder in outputs/.
     """
 
     def action() -> None:
         from rich.console import Console
 
-        from lmoe.adapter.load import adapter_folder
-        from lmoe.adapter.place import run_folder
+        from lmoe.adapter.place import adapter_folder, local_checkpoint, run_folder
         from lmoe.config.evaluate import EvaluateSettings
         from lmoe.config.logger import LoggerConfig
         from lmoe.evaluate.evaluate import evaluate
@@ -38,21 +49,25 @@ def run(settings: dict[str, Any], *, tasks: str | None, limit: int | None, outpu
 
         quiet_libraries()
         console = Console()
-        checkpoint, model = settings["checkpoint"], settings["model"]
-        if checkpoint is None and model is None:
+        named, model, trust = settings["checkpoint"], settings["model"], settings["trust_remote_code"]
+        if named is None and model is None:
             raise ConfigError("give --checkpoint RUN (a trained mixture) or --model FOLDER (what was exported of it)")
+        checkpoint = None if named is None else local_checkpoint(named, revision, trust_remote_code=trust)
         adapter = None if checkpoint is None else adapter_folder(checkpoint)
         run_dir = None if adapter is None else run_folder(adapter)
-        if model is None:
-            measured = run_dir or adapter
-        else:
+        if model is not None:
             measured = Path(model).expanduser() if Path(model).expanduser().is_dir() else Path()
+        else:
+            measured = run_dir or adapter
         assert measured is not None
-        folder = Path(output).expanduser() if output else measured / FOLDER
+        of_hub = model is None and named is not None and str(checkpoint) != named
+        usual = OF_HUB / str(named) if of_hub else measured / FOLDER
+        folder = Path(output).expanduser() if output else usual
         if folder.exists() and not folder.is_dir():
             raise ConfigError(f"--output {folder}: a file is there; name a folder")
         if wandb:
             check_logger(LoggerConfig())  # before anything takes time
+        settings["checkpoint"] = None if checkpoint is None else str(checkpoint)
         asked = EvaluateSettings(**settings, tasks=() if tasks is None else split(tasks, "--tasks"), limit=limit or 0)
         given = [name for name in OF_DATA if settings.get(name) is not None]
         flags = {f"data.{name}": FLAGS[name] for name in given}

@@ -156,16 +156,19 @@ def _blend_as_gguf(source: SpeakerFlags, wanted: ExportFlags) -> "GgufLora":
         return write_gguf_lora(done.folder, wanted.output, source.model, wanted.gguf_type or GgufType.f32)
 
 
-def _of_checkpoint(checkpoint: str, source: SpeakerFlags, wanted: ExportFlags) -> None:
+def _of_checkpoint(named: str, source: SpeakerFlags, wanted: ExportFlags) -> None:
+    from lmoe.adapter.place import local_checkpoint
     from lmoe.export import export
     from lmoe.peft.router_head import HEAD_FILE
     from lmoe.run.announce import quiet_libraries
 
     quiet_libraries()
     output, base_model, trust = wanted.output, source.base_model, source.trust_remote_code
+    is_peft = wanted.format is ExportFormat.gguf_lora and source.revision is None  # may be one of the hub
+    checkpoint = named if is_peft else local_checkpoint(named, source.revision, trust_remote_code=trust)
     match wanted.format:
         case ExportFormat.native_moe:
-            _native_moe(checkpoint, source, output)
+            _native_moe(str(checkpoint), source, output)
         case ExportFormat.peft:
             print(f"PEFT adapter in {export.export_peft(checkpoint, output, base_model, trust_remote_code=trust)}")
         case ExportFormat.peft_experts:
@@ -187,7 +190,7 @@ def _of_checkpoint(checkpoint: str, source: SpeakerFlags, wanted: ExportFlags) -
         case ExportFormat.gguf_lora:
             from lmoe.export.gguf.lora import write_gguf_lora
 
-            print(_lora_line(write_gguf_lora(checkpoint, output, base_model, wanted.gguf_type or GgufType.f32)))
+            print(_lora_line(write_gguf_lora(str(checkpoint), output, base_model, wanted.gguf_type or GgufType.f32)))
 
 
 def _lora_line(done: "GgufLora") -> str:

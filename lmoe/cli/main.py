@@ -65,7 +65,9 @@ def study(context: typer.Context) -> None:
     raise typer.Exit(run(context.args))
 
 
-Checkpoint = Annotated[str | None, typer.Option(help="Run directory or adapter directory.")]
+CHECKPOINT = "Run directory, adapter directory, or user/name of an adapter on the hub."
+Checkpoint = Annotated[str | None, typer.Option(help=CHECKPOINT)]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a --checkpoint on the hub.")]
 BaseModel = Annotated[str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")]
 Domain = Annotated[str | None, typer.Option(help="Domain of all prompts, for moe.router=oracle.")]
 Model = Annotated[str | None, typer.Option(help=f"Base to blend experts over: {BASE}.")]
@@ -95,6 +97,7 @@ Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
 def generate(
     context: typer.Context,
     checkpoint: Checkpoint = None,
+    revision: Revision = None,
     prompt: Annotated[str | None, typer.Option(help="What the user says.")] = None,
     prompt_file: Annotated[str | None, typer.Option(help="File with the prompt; - reads standard input.")] = None,
     rows: Annotated[
@@ -136,6 +139,7 @@ def generate(
 def chat(
     context: typer.Context,
     checkpoint: Checkpoint = None,
+    revision: Revision = None,
     base_model: BaseModel = None,
     domain: Domain = None,
     model: Model = None,
@@ -249,6 +253,7 @@ def evaluate(
         str | None,
         typer.Option(help="Folder of a model that was exported (native-moe, merged): losses, beside those of its run."),
     ] = None,
+    revision: Revision = None,
     data: Annotated[
         str | None,
         typer.Option(
@@ -311,7 +316,7 @@ def evaluate(
         "seed": seed,
         "device": device,
     }
-    raise typer.Exit(run(settings, tasks=tasks, limit=limit, output=output, wandb=wandb))
+    raise typer.Exit(run(settings, revision=revision, tasks=tasks, limit=limit, output=output, wandb=wandb))
 
 
 @app.command()
@@ -362,6 +367,7 @@ def export(
         typer.Option(help="Directory to write; must not exist, or be empty. gguf, gguf-lora: a file NAME.gguf."),
     ],
     checkpoint: Checkpoint = None,
+    revision: Revision = None,
     format: Annotated[
         ExportFormat,
         typer.Option(
@@ -409,6 +415,35 @@ def export(
 
     wanted = ExportFlags(**{field.name: context.params[field.name] for field in fields(ExportFlags)})
     raise typer.Exit(run(_flags(context.params), wanted))
+
+
+@app.command()
+def push(
+    checkpoint: Annotated[str, typer.Option(help="Run directory, adapter directory, or a folder that was exported.")],
+    name: Annotated[str, typer.Option(help="user/name on the hub.")],
+    public: Annotated[bool, typer.Option("--public", help="For everybody to read; without: private.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="List what would go, and show its card; needs no network and no token.")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to, made where it is missing.")] = None,
+    message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,
+    base_model: Annotated[
+        str | None, typer.Option(help="Name on the hub of the base, where it was trained on a local folder.")
+    ] = None,
+) -> None:
+    """Share an adapter or an exported model on the Hugging Face hub, with a card; the token comes from HF_TOKEN or
+    `hf auth login`."""
+    from lmoe.cli.push import run
+
+    settings = {
+        "checkpoint": checkpoint,
+        "name": name,
+        "public": public,
+        "revision": revision,
+        "message": message,
+        "base_model": base_model,
+    }
+    raise typer.Exit(run(settings, dry_run=dry_run))
 
 
 @app.command()

@@ -14,7 +14,7 @@ class SpeakerFlags:
     """The flags that say which model speaks, as they were given.
 
     Args:
-        checkpoint, base_model, domain: a trained run, and what it runs on.
+        checkpoint, revision, base_model, domain: a trained run, which one of the hub, and what it runs on.
         model, experts, weights, router, experts_top_k, router_temperature, fit, head, precision: a base with experts
             blended over it.
         device: where either computes.
@@ -22,6 +22,7 @@ class SpeakerFlags:
     """
 
     checkpoint: str | None = None
+    revision: str | None = None
     base_model: str | None = None
     domain: str | None = None
     model: str | None = None
@@ -40,7 +41,7 @@ class SpeakerFlags:
         """Flags that cannot stand together."""
         if (self.checkpoint is None) == (self.model is None):
             return ["give --checkpoint RUN (a trained mixture) or --model BASE (with --experts name=DIR,…)"]
-        of_run = {"--base-model": self.base_model, "--domain": self.domain}
+        of_run = {"--revision": self.revision, "--base-model": self.base_model, "--domain": self.domain}
         of_blend = {
             "--experts": self.experts,
             "--weights": self.weights,
@@ -87,6 +88,7 @@ def open_speaker(flags: SpeakerFlags) -> "Speaker":
     if flags.checkpoint is not None:
         return trained(
             flags.checkpoint,
+            revision=flags.revision,
             base_model=flags.base_model,
             domain=flags.domain,
             device=flags.device,

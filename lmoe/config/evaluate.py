@@ -14,8 +14,8 @@ class EvaluateSettings:
     """What to measure, and on what."""
 
     checkpoint: str | None = None
-    """Run directory or adapter directory. Beside `model`, the run that it was exported from; None: the one that its
-    folder names."""
+    """Run directory, adapter directory, or the name of an adapter on the hub. Beside `model`, the run that it was
+    exported from; None: the one that its folder names."""
     model: str | None = None
     """Folder of a model that was exported, which is measured beside its run; None: the checkpoint is measured."""
     base_model: str | None = None

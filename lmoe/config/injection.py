@@ -69,7 +69,8 @@ class InjectionConfig:
     lora_B_std: float | None = None
     """Standard deviation of lora_B at the start; null: 0, or 0.01 where a phase trains routers before experts."""
     experts_from: Any = None
-    """mixture_lora: what the first experts are. {code: DIR, chat: DIR}: adapters by name, one expert each, from PEFT or
-    a dense_lora run, behind routers that start anew. A run of mixture_lora: what it has is kept as it is, and only
-    experts beyond its own train, with their router rows. null: all experts start anew."""
+    """What the experts are at the start. A run (or the name of an adapter on the hub): with as many experts as it has,
+    all that it has learnt trains on, such as on other rows; with more (mixture_lora), what it has is kept as it is, and
+    only the experts beyond its own train, with their router rows. {code: DIR, chat: DIR} (mixture_lora): adapters by
+    name, one expert each, from PEFT or a dense_lora run, behind routers that start anew. null: all start anew."""
     attn_lora: AttnLoraConfig = field(default_factory=AttnLoraConfig)

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lmoe.adapter.folder import read_adapter_config
-from lmoe.adapter.place import adapter_folder, run_folder
+from lmoe.adapter.place import adapter_folder, local_checkpoint, run_folder
 from lmoe.adapter.run_data import run_data
 from lmoe.config.evaluate import NO_DATA, EvaluateSettings
 from lmoe.data.chats.template import ChatTemplate
@@ -48,7 +48,8 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
         return evaluate_exported(settings, say)
     if settings.checkpoint is None:
         raise ConfigError("name what is measured: `checkpoint=RUN`, or `model=FOLDER` that was exported")
-    adapter = adapter_folder(settings.checkpoint)
+    checkpoint = local_checkpoint(settings.checkpoint, trust_remote_code=settings.trust_remote_code)
+    adapter = adapter_folder(checkpoint)
     check_settings(settings, str(read_adapter_config(adapter).moe.get("router", "")))
     run = run_folder(adapter)
     own, _ = run_data(run)
@@ -57,7 +58,7 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
     questions = {} if source is None else read_choices(source, folder, settings.limit)
     manager = task_manager(settings.tasks, settings.task_path) if settings.tasks else None
     subject = subject_of(
-        settings.checkpoint,
+        checkpoint,
         base_model=settings.base_model,
         trust_remote_code=settings.trust_remote_code,
         batch_size=settings.batch_size,

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmoe.adapter.answer_end import answers_end
 from lmoe.adapter.folder import read_adapter_config
 from lmoe.adapter.load import load
-from lmoe.adapter.place import adapter_folder, run_folder
+from lmoe.adapter.place import adapter_folder, local_checkpoint, run_folder
 from lmoe.adapter.run_data import run_data
 from lmoe.adapter.stored_base import GGUF_FILE
 from lmoe.backbones.load import context_length, load_tokenizer, tokenizer_in
@@ -86,7 +86,7 @@ def subject_of(
     """A trained mixture, ready to be measured: rows, questions and answers by the template of its run.
 
     Args:
-        checkpoint: run or adapter directory.
+        checkpoint: run or adapter directory, or the name of an adapter on the hub.
         base_model: backbone to use instead of the one the adapter names.
         max_length: longest row in tokens; None: that of the run, within the context.
         chat_template: file in place of the run's template.
@@ -96,6 +96,7 @@ def subject_of(
     Raises:
         LmoeError: a checkpoint that cannot be read, or a length beyond the context.
     """
+    checkpoint = local_checkpoint(checkpoint, trust_remote_code=trust_remote_code)
     own, _ = run_data(run_folder(adapter_folder(checkpoint)))
     model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code, precision=precision)
     length = longest(max_length, own.max_length, model)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lmoe.adapter.answer_end import write_answer_end
 from lmoe.adapter.load import load
-from lmoe.adapter.place import adapter_folder
+from lmoe.adapter.place import adapter_folder, local_checkpoint
 from lmoe.adapter.save_pretrained import save_backbone
 from lmoe.backbones.load import load_model, precision_of
 from lmoe.config.backbone import BackboneConfig
@@ -30,7 +30,7 @@ def export_peft(
     """Write one PEFT adapter that does what dense_lora or native_moe_expert_lora has learnt, with its tokenizer.
 
     Args:
-        checkpoint: a run directory or an adapter directory.
+        checkpoint: a run directory, an adapter directory, or the name of an adapter on the hub.
         output: a directory that does not exist or is empty.
         base_model: hub name or directory of the backbone; None: the one that the adapter names.
         trust_remote_code: as in lmoe.load.
@@ -121,6 +121,7 @@ def export_merged(
         DataError: rows that cannot be read.
     """
     place, merge = empty_folder(output), merge_average if average else merge_adapters
+    checkpoint = local_checkpoint(checkpoint, trust_remote_code=trust_remote_code)
     model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
     measures = average if data is None else data != NO_DATA
     rows = None

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmoe.adapter.answer_end import answers_end
 from lmoe.adapter.folder import CONFIG_FILE as LMOE_CONFIG
 from lmoe.adapter.load import load
-from lmoe.adapter.place import adapter_folder, lost_config, run_folder
+from lmoe.adapter.place import adapter_folder, local_checkpoint, lost_config, run_folder
 from lmoe.adapter.run_data import run_data
 from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.load import load_model, load_tokenizer
@@ -98,18 +98,22 @@ def trained(
     domain: str | None,
     device: str | None = None,
     trust_remote_code: bool = False,
+    revision: str | None = None,
 ) -> Speaker:
     """A run or an adapter, routers and all.
 
     Args:
+        checkpoint: its directory, or the name of an adapter on the hub.
         device: where it computes; None: a GPU where there is one.
         trust_remote_code: run Python that comes with the base.
+        revision: of an adapter on the hub.
 
     Raises:
         LmoeError: as lmoe.load, or no such device.
     """
-    model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
-    folder, train_on = lost_config(checkpoint) or adapter_folder(checkpoint), TrainOn.assistant
+    place = local_checkpoint(checkpoint, revision, trust_remote_code=trust_remote_code)
+    model, tokenizer = load(place, base_model=base_model, trust_remote_code=trust_remote_code)
+    folder, train_on = lost_config(place) or adapter_folder(place), TrainOn.assistant
     if reads_prompts(model):
         train_on = run_data(run_folder(folder))[0].train_on
     return Speaker(

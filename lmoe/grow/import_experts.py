@@ -11,25 +11,25 @@ from torch import nn
 
 from lmoe.backbones.placement import refuse_offloaded
 from lmoe.errors import CheckpointError, ConfigError
-from lmoe.grow.grow import grow_from
+from lmoe.grow.grow import take_over
 from lmoe.injection.plan import SiteKind, SitePlan
 from lmoe.injection.record import injected, new_names, record_expert_names, sites
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.lora import rescaled_lora_B
 from lmoe.peft.reader import Branch, ExpertFile, read_expert
-from lmoe.rules.experts_from import experts_from_problems, grown_run, named_adapters, without_source
+from lmoe.rules.experts_from import experts_from_problems, named_adapters, source_run, without_source
 
 
 def import_experts(model: nn.Module, experts_from: Mapping[str, str | Path] | str | Path) -> None:
-    """Give a mixture that has just been injected experts that exist, as `injection.experts_from` does.
+    """Give a model that has just been injected experts that exist, as `injection.experts_from` does.
 
     Adapters by name: expert i gets the i-th adapter's factors at every Linear that it adapts, with zeros in lora_B up
     to the rank of the site and its own scaling folded into lora_B, and adds nothing elsewhere; further experts and the
-    routers stay as they were injected. A run: see `grow_from`.
+    routers stay as they were injected. A run: see `take_over`.
 
     Args:
-        model: injected with mixture_lora, not trained.
-        experts_from: {name: PEFT adapter, or dense_lora run of lmoe}, or one run of mixture_lora that grows.
+        model: injected, not trained; with mixture_lora, or for a run with the strategy of that.
+        experts_from: {name: PEFT adapter, or dense_lora run of lmoe}, or one run that trains on or grows.
 
     Raises:
         ConfigError: names or counts that cannot be.
@@ -45,8 +45,8 @@ def import_experts(model: nn.Module, experts_from: Mapping[str, str | Path] | st
     section.lora_B_std = None  # what was drawn for an expert that comes from elsewhere is overwritten
     if problems := experts_from_problems(section):
         raise ConfigError(problems)
-    if (run := grown_run(section)) is not None:
-        grow_from(model, run)
+    if (run := source_run(section)) is not None:
+        take_over(model, run)
         return
     adapters = named_adapters(section)
     plans = {site.path: site for site in record.plan.sites}

@@ -9,10 +9,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lmoe.adapter.folder import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, read_tensors, sections
-from lmoe.backbones.load import TOKENIZER_FILES
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import CheckpointError
+from lmoe.files.adapter_files import TOKENIZER_FILES
 from lmoe.files.small_file import link_outside, read_json
 from lmoe.files.write import write_whole
 from lmoe.injection.build_site import ROUTER

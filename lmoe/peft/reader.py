@@ -8,14 +8,11 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from torch import nn
 
 from lmoe.adapter.folder import CONFIG_FILE as LMOE_CONFIG
 from lmoe.adapter.folder import WEIGHTS_FILE as LMOE_WEIGHTS
 from lmoe.adapter.folder import read_adapter_config
-from lmoe.adapter.place import ADAPTER_DIR
 from lmoe.adapter.stored_base import stored_fingerprints
 from lmoe.adapter.tensor_file import finite_tensors, tensor_shapes
 from lmoe.backbones.families import FAMILIES
@@ -23,8 +20,10 @@ from lmoe.backbones.fingerprint import BaseFingerprint
 from lmoe.config.defaults import injection_section
 from lmoe.config.injection import InjectionConfig
 from lmoe.errors import CheckpointError, ConfigError
+from lmoe.files.adapter_files import ADAPTER_DIR
+from lmoe.files.hub import is_hub_name, local_copy
 from lmoe.files.small_file import read_json
-from lmoe.files.wording import first_line, quoted, shown
+from lmoe.files.wording import quoted, shown
 from lmoe.injection.site_plans import lora_scaling
 from lmoe.peft.expert_file import Branch, BranchShape, ExpertFile, ExpertHeader, check_fits, paired
 from lmoe.peft.files import CONFIG_FILE as PEFT_CONFIG
@@ -35,7 +34,6 @@ from lmoe.rules.strategies import STRATEGIES
 
 CENTROID_FILE = "centroid.safetensors"
 """Where a blend keeps what its encoder knows of an expert, beside it."""
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 BASE_WEIGHT = re.compile(rf"{re.escape(PREFIX)}(?P<path>[\w.]+?)(\.base_layer)?\.weight")
 PICKLED = ("adapter_model.bin", "adapter_model.pt", "pytorch_model.bin")
 
@@ -100,15 +98,10 @@ def expert_folder(place: str | Path) -> Path:
             return candidate
     if folder.is_dir():
         raise CheckpointError(f"{folder}: neither {PEFT_CONFIG} nor {LMOE_CONFIG} is there, so this is no expert")
-    name = str(place)
-    if folder.exists() or isinstance(place, Path) or name.startswith((".", "/", "~")) or not HUB_NAME.fullmatch(name):
-        raise CheckpointError(f"{name}: no such directory; give a PEFT adapter, an lmoe adapter or run, or a hub name")
-    try:
-        files = [PEFT_CONFIG, PEFT_WEIGHTS, LMOE_CONFIG, LMOE_WEIGHTS, CENTROID_FILE]
-        return expert_folder(Path(snapshot_download(name, allow_patterns=files)))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = first_line(error)
-        raise CheckpointError(f"{name}: no such directory, and the hub does not give it: {reason}") from None
+    if not is_hub_name(place):
+        raise CheckpointError(f"{place}: no such directory; give a PEFT adapter, an lmoe adapter or run, or a hub name")
+    files = [PEFT_CONFIG, PEFT_WEIGHTS, LMOE_CONFIG, LMOE_WEIGHTS, CENTROID_FILE]
+    return expert_folder(local_copy(str(place), files))
 
 
 def _peft_header(folder: Path) -> ExpertHeader:

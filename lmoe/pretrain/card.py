@@ -20,6 +20,7 @@ from lmoe.metrics.language import DomainLoss
 from lmoe.objectives.sft import model_inputs
 from lmoe.ops.labels import IGNORE
 from lmoe.pretrain.corpus import DomainText, Windows
+from lmoe.report.markdown import front_matter, table
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -93,12 +94,11 @@ def card_text(
     parameters = sum(p.numel() for p in model.parameters())
     config = model.config
     total = sum(token_counts.values())
+    base_mean = _mean([figures.bits_per_byte for figures in held_out.values()])
+    gzip_mean = _mean([figures.gzip_bits_per_byte for figures in held_out.values()])
+    mean = ["mean", "", f"{base_mean:.3f}", f"{gzip_mean:.3f}"]
     lines = [
-        "---",
-        "license: cc-by-sa-4.0",
-        "library_name: transformers",
-        "pipeline_tag: text-generation",
-        "---",
+        *front_matter({"license": "cc-by-sa-4.0", "library_name": "transformers", "pipeline_tag": "text-generation"}),
         "# lmoe tiny base",
         "",
         f"A causal language model of {parameters:,} parameters in the Qwen3 architecture, pre-trained from scratch on "
@@ -112,10 +112,13 @@ def card_text(
         "",
         "## Data",
         "",
-        "| part | tokens | share |",
-        "|---|---:|---:|",
-        *(f"| {name} | {count:,} | {count / total:.1%} |" for name, count in token_counts.items()),
-        f"| all | {total:,} | |",
+        *table(
+            ["part", "tokens", "share"],
+            [
+                *([name, f"{count:,}", f"{count / total:.1%}"] for name, count in token_counts.items()),
+                ["all", f"{total:,}", ""],
+            ],
+        ),
         "",
         f"{tokens_seen:,} tokens were seen, {tokens_seen / total:.2f} passes. `chats` are instruction rows in the chat "
         "template; none of them is among the rows of `data/sft/`. Sources: see `data/README.md`.",
@@ -124,11 +127,7 @@ def card_text(
         "",
         "Bits per byte on the tail of each domain, which was kept out of the training; gzip -9 on the same bytes.",
         "",
-        "| domain | bytes | base | gzip -9 |",
-        "|---|---:|---:|---:|",
-        *(f"| {n} | {h.size:,} | {h.bits_per_byte:.3f} | {h.gzip_bits_per_byte:.3f} |" for n, h in held_out.items()),
-        f"| mean | | {_mean([h.bits_per_byte for h in held_out.values()]):.3f} "
-        f"| {_mean([h.gzip_bits_per_byte for h in held_out.values()]):.3f} |",
+        *table(["domain", "bytes", "base", "gzip -9"], [*(_held_out_row(n, h) for n, h in held_out.items()), mean]),
         "",
     ]
     if chats:
@@ -137,10 +136,13 @@ def card_text(
             "",
             "Loss in nats per assistant token on the validation rows of `data/sft/`, before any fine-tuning.",
             "",
-            "| domain | loss |",
-            "|---|---:|",
-            *(f"| {name} | {loss:.3f} |" for name, loss in chats.items()),
-            f"| mean | {_mean(list(chats.values())):.3f} |",
+            *table(
+                ["domain", "loss"],
+                [
+                    *([name, f"{loss:.3f}"] for name, loss in chats.items()),
+                    ["mean", f"{_mean(list(chats.values())):.3f}"],
+                ],
+            ),
             "",
         ]
     lines += [
@@ -162,6 +164,10 @@ def card_text(
 def write_card(folder: Path, text: str) -> None:
     """README.md beside the weights."""
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _held_out_row(name: str, figures: HeldOut) -> list[str]:
+    return [name, f"{figures.size:,}", f"{figures.bits_per_byte:.3f}", f"{figures.gzip_bits_per_byte:.3f}"]
 
 
 def _mean(values: list[float]) -> float:

@@ -1,11 +1,16 @@
-"""`injection.experts_from`: adapters by name, or a run that grows."""
+"""`injection.experts_from`: adapters by name, or a run that trains on or grows."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.problems import without_effect
+from lmoe.errors import LmoeError
+from lmoe.files.adapter_files import ADAPTER_DIR, CONFIG_FILE
+from lmoe.files.places import expanded, is_file
+from lmoe.files.small_file import read_json
 from lmoe.files.wording import quoted, shown
 from lmoe.rules.strategies import STRATEGIES, with_adapter_experts
 from lmoe.vocabulary import InitLora
@@ -20,21 +25,49 @@ def named_adapters(injection: InjectionConfig) -> dict[str, str]:
     return dict(injection.experts_from) if isinstance(injection.experts_from, Mapping) else {}
 
 
-def grown_run(injection: InjectionConfig) -> str | None:
-    """The run or adapter whose experts are kept while new ones are added."""
+def source_run(injection: InjectionConfig) -> str | None:
+    """The run or adapter that is taken over: it trains on, or grows where the config has more experts."""
     return injection.experts_from if isinstance(injection.experts_from, str) else None
 
 
+def grown_run(injection: InjectionConfig) -> str | None:
+    """The run or adapter whose experts are kept while new ones are added; None also where it cannot be read, which is
+    refused when it is taken over."""
+    run = source_run(injection)
+    count = None if run is None else stored_injection(run).get("num_experts")
+    return run if isinstance(count, int) and count < injection.num_experts else None
+
+
+def stored_injection(run: str) -> dict[str, Any]:
+    """The section `injection` of the adapter of a local run, as it stands there; {}: it cannot be read."""
+    for folder in (expanded(run), expanded(run) / ADAPTER_DIR):
+        if is_file(folder / CONFIG_FILE):
+            try:
+                section = read_json(folder / CONFIG_FILE).get("injection")
+            except LmoeError:
+                return {}
+            return section if isinstance(section, dict) else {}
+    return {}
+
+
+def base_training_problem(run: str, roles: Iterable[str]) -> str:
+    """The problem of a phase that trains parts of the backbone on which kept experts rest."""
+    return (
+        f"{KEY}={run} keeps experts as they are, and they rest on the backbone: no phase may train "
+        f"{', '.join(sorted(roles))}; take it out of phase.phases.<name>.trainable"
+    )
+
+
 def expert_places(injection: InjectionConfig) -> dict[str, str]:
-    """Where the experts are, by key. A run that grows, and a name that the hub cannot have, are marked as paths."""
-    if (run := grown_run(injection)) is not None:
-        return {KEY: _as_path(run)}
+    """Where the experts are, by key; a name that the hub cannot have is marked as a path."""
+    if (run := source_run(injection)) is not None:
+        return {KEY: _as_place(run)}
     adapters = {name: place for name, place in named_adapters(injection).items() if isinstance(place, str)}
-    return {f"{KEY}.{name}": place if "/" in place else _as_path(place) for name, place in adapters.items()}
+    return {f"{KEY}.{name}": _as_place(place) for name, place in adapters.items()}
 
 
-def _as_path(place: str) -> str:
-    return place if place.startswith((".", "/", "~")) or not place.strip() else f"./{place}"
+def _as_place(place: str) -> str:
+    return place if "/" in place or place.startswith((".", "~")) or not place.strip() else f"./{place}"
 
 
 def without_source(injection: InjectionConfig) -> InjectionConfig:
@@ -43,16 +76,16 @@ def without_source(injection: InjectionConfig) -> InjectionConfig:
 
 
 def experts_from_problems(injection: InjectionConfig) -> list[str]:
-    """Problems of `injection.experts_from`; what the directories hold is not looked at."""
+    """Problems of `injection.experts_from`; of what the directories hold, only the settings of a run are looked at."""
     given, strategy = injection.experts_from, injection.strategy
     if given is None:
         return []
     problems = _shape_problems(given)
-    if why := STRATEGIES[strategy].why_no_adapters:
+    if (why := STRATEGIES[strategy].why_no_adapters) and isinstance(given, Mapping):
         problems.append(f"{KEY} needs injection={with_adapter_experts()}; injection={strategy} {why}")
     if problems:
         return problems
-    return _growth_problems(injection) if isinstance(given, str) else _import_problems(injection)
+    return _run_problems(injection) if isinstance(given, str) else _import_problems(injection)
 
 
 def _shape_problems(given: object) -> list[str]:
@@ -99,8 +132,12 @@ def _import_problems(injection: InjectionConfig) -> list[str]:
     return problems
 
 
-def _growth_problems(injection: InjectionConfig) -> list[str]:
-    if injection.num_experts_by_layer:
+def _run_problems(injection: InjectionConfig) -> list[str]:
+    stored, by_layer = stored_injection(injection.experts_from), injection.num_experts_by_layer
+    theirs, why = stored.get("strategy"), STRATEGIES[injection.strategy].why_no_adapters
+    if why and isinstance(theirs, str) and theirs != injection.strategy:
+        return [f"{KEY} needs injection={shown(theirs)}; injection={injection.strategy} {why}"]
+    if by_layer and stored.get("num_experts_by_layer") != by_layer:
         return [
             f"{KEY}={injection.experts_from} adds experts to every site alike; use injection.num_experts in place of "
             "injection.num_experts_by_layer"

@@ -8,7 +8,7 @@ from lmoe.config.moe import MoeConfig
 from lmoe.config.phase import PLATEAU, PhaseConfig, planned_start
 from lmoe.config.problems import without_effect
 from lmoe.config.run import RunConfig
-from lmoe.rules.experts_from import grown_run
+from lmoe.rules.experts_from import base_training_problem, grown_run, source_run, stored_injection
 from lmoe.rules.phase_options import handoff_order_problems, option_problems, target_problems, untaught
 from lmoe.rules.routers import ROUTERS, trains_logits
 from lmoe.rules.strategies import STRATEGIES
@@ -20,6 +20,8 @@ BASE_ROLES = (Role.base_ffn, Role.head)
 SWITCHES = ("auxiliary_loss", "load_balance", "router_z_loss", "router_noise", "expert_dropout", "diversity")
 """What a phase may switch on of its routers and their experts."""
 BREAK_SYMMETRY_STD = 0.01
+GROW = "grow"
+"""Phase of conf/phase/grow.yaml, which is for new experts alone."""
 
 
 def ordered_phases(config: RunConfig) -> list[tuple[str, int, PhaseConfig]]:
@@ -59,10 +61,8 @@ def phase_problems(config: RunConfig) -> list[str]:
         problems.append(f"phase.of_steps is {of_steps}, must be from 1 to trainer.max_steps={config.trainer.max_steps}")
     grown = grown_run(config.injection)
     if grown is not None and (trained := trained_base(config)):
-        problems.append(
-            f"injection.experts_from={grown} keeps experts as they are, and they rest on the backbone: no phase may "
-            f"train {', '.join(sorted(trained))}; take it out of phase.phases.<name>.trainable"
-        )
+        problems.append(base_training_problem(grown, trained))
+    problems += _idle_growth_problems(config)
     for name, phase in config.phase.phases.items():
         key = f"phase.phases.{name}"
         try:
@@ -106,6 +106,21 @@ def phase_problems(config: RunConfig) -> list[str]:
         if a == b:
             problems.append(f"phase.phases.{first} and phase.phases.{second} both start at step {a}")
     return problems
+
+
+def _idle_growth_problems(config: RunConfig) -> list[str]:
+    """The problem of phase=grow, which trains what is new, with as many experts as the run has."""
+    run, counted = source_run(config.injection), STRATEGIES[config.injection.strategy].adapter_experts
+    if run is None or not counted or config.injection.num_experts_by_layer or GROW not in config.phase.phases:
+        return []
+    count = config.injection.num_experts
+    if stored_injection(run).get("num_experts") != count:
+        return []
+    return [
+        f"injection.experts_from={run} has {count} experts, which phase={GROW} is to leave kept as they are, and "
+        f"injection.num_experts={count} adds none; set it to at least {count + 1}, or use another phase, such as "
+        "phase=joint, to train the old ones on"
+    ]
 
 
 def start_key(key: str, phase: PhaseConfig) -> str:
@@ -202,10 +217,11 @@ def phase_warnings(config: RunConfig) -> list[str]:
     phases = ordered_phases(config)
     trained = {role for _, _, phase in phases for role in phase.trainable}
     present, imported = present_roles(config.injection, config.moe), bool(config.injection.experts_from)
+    trains_on = source_run(config.injection) is not None and grown_run(config.injection) is None
     warnings = [
         f"role {role} trains in no phase: it stays at its random start; add it to a phase.phases.<name>.trainable"
         for role in present
-        if role not in trained and role not in BASE_ROLES and not (role is Role.lora and imported)
+        if role not in trained and role not in BASE_ROLES and not (role is Role.lora and imported) and not trains_on
     ]
     for name, _, phase in phases:
         if Role.attn_lora in phase.trainable and Role.attn_lora not in present:

@@ -22,7 +22,7 @@ from lmoe.files.run_folder import name_problems
 from lmoe.rules.backbone import backbone_problems
 from lmoe.rules.callbacks import callback_problems, callbacks_from_problems
 from lmoe.rules.data import cluster_problems, data_problems
-from lmoe.rules.experts_from import expert_places
+from lmoe.rules.experts_from import expert_places, without_source
 from lmoe.rules.injection import injection_problems
 from lmoe.rules.moe import moe_problems
 from lmoe.rules.phase_options import schedule_problems
@@ -47,6 +47,8 @@ def run_problems(config: RunConfig) -> list[str]:
     """Every problem of the config, as text."""
     sizes, config = within_sizes(config)
     epochs, config = epoch_problems(config)
+    if config.resume is not None:  # what the experts were at first is in its checkpoint
+        config = replace(config, injection=without_source(config.injection))
     return sizes + independent(
         epochs
         + injection_problems(config.injection, config.moe)

@@ -11,7 +11,7 @@ from lmoe.data.pack import PackedRows
 from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
 from lmoe.report.say import say
-from lmoe.rules.experts_from import grown_run, named_adapters
+from lmoe.rules.experts_from import named_adapters, source_run
 from lmoe.run.parts import Parts, data_notes
 
 
@@ -69,9 +69,9 @@ def counted(number: int, noun: str) -> str:
 def expert_lines(parts: Parts) -> list[str]:
     """Where experts come from that do not start anew."""
     injection, record = parts.config.injection, injected(parts.model)
-    if (run := grown_run(injection)) is not None:
-        if not record.kept_experts:  # a run that goes on, whose checkpoint will say
-            return [f"experts of {run} are kept as they are; only those beyond them train"]
+    if (run := source_run(injection)) is not None:
+        if not record.kept_experts:
+            return [f"goes on from {run}, with all that it has learnt; nothing is kept as it is"]
         old, total = record.kept_experts, injection.num_experts
         kept = "expert 0" if old == 1 else f"experts 0 to {old - 1}"
         new = f"{old}, with its router rows" if old == total - 1 else f"{old} to {total - 1}, with their router rows"

@@ -8,9 +8,9 @@ from lightning.pytorch.loggers import WandbLogger
 from rich.console import Console
 
 from lmoe.adapter.folder import save_adapter
-from lmoe.adapter.place import ADAPTER_DIR
 from lmoe.adapter.save_pretrained import save_backbone
 from lmoe.data.prepare import PreparedData
+from lmoe.files.adapter_files import ADAPTER_DIR
 from lmoe.files.run_folder import METRICS_FILE, path_from_here
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected

@@ -116,7 +116,7 @@ def test_a_new_expert_hardly_changes_the_routing_at_first():
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (("injection.num_experts=4",), "kept as they are, and injection.num_experts=4 adds none"),
+        (("injection.num_experts=4",), "kept as they are, and injection.num_experts=4 adds none"),  # of phase=grow
         (("injection.lora_r=8", "injection.top_k=1"), "other settings; set injection.lora_r=4 injection.top_k=2"),
         (("phase.phases.grow.trainable=[lora,head]",), "no phase may train head"),
         (("phase.phases.grow.trainable=[attn_lora]",), "trains nothing: attn_lora stays as it is"),

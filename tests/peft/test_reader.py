@@ -238,11 +238,11 @@ def test_a_config_that_is_no_file_is_refused(adapter):
 def test_a_local_directory_never_asks_the_network_and_a_hub_name_asks_for_five_files(adapter, tmp_path, monkeypatch):
     asked = []
 
-    def download(name, allow_patterns):
+    def download(name, revision, allow_patterns):
         asked.append((name, sorted(allow_patterns)))
         return str(adapter)
 
-    monkeypatch.setattr(peft_reader, "snapshot_download", download)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     read_expert(adapter)
     read_expert(str(adapter))
     (tmp_path / "empty").mkdir()

@@ -1,0 +1,74 @@
+"""Licences that are stated on this machine: of a base in the card beside it, of the rows that ship with lmoe."""
+
+import hashlib
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from yaml import YAMLError
+
+from lmoe.errors import LmoeError
+from lmoe.files.hub import HUB_NAME
+from lmoe.files.places import expanded, is_dir, is_file
+from lmoe.files.resources import named_base, resource_dir
+from lmoe.files.small_file import Reader
+
+CARD = "README.md"
+CARDS = Reader(most=4_000_000, what="a card")
+ROWS_OF_DOMAIN = re.compile(r"\| `(?P<domain>\w+)` \|.*\| (?P<licence>[^|]+) \|")
+ELSEWHERE = "see below"
+"""What the table of rows says where the sources of a domain differ."""
+
+
+def base_licence(name: str) -> str | None:
+    """The licence in the card of a base: in its folder, or downloaded with it; None: no card there states one.
+
+    Args:
+        name: hub name, local directory, or a base that has a name of ours.
+    """
+    folder = named_base(name) or expanded(name)
+    card = folder / CARD if is_dir(folder) else _downloaded(name)
+    if card is None or not is_file(card):
+        return None
+    metadata = _metadata(card)
+    licence = metadata.get("license")
+    named = metadata.get("license_name") if licence == "other" else licence
+    return str(named or licence) if isinstance(named or licence, str) else None
+
+
+def _downloaded(name: str) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, CARD) if HUB_NAME.fullmatch(name) else None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _metadata(card: Path) -> dict[str, Any]:
+    """The front matter of a card, which others may have written; {} where there is none that can be read."""
+    from huggingface_hub import ModelCard
+
+    try:
+        return ModelCard(CARDS.text(card)).data.to_dict()
+    except (LmoeError, YAMLError, ValueError, TypeError, KeyError):
+        return {}
+
+
+@cache
+def bundled_rows() -> dict[str, str]:
+    """Domain of each file of rows that ships with lmoe, by the SHA-256 of the file."""
+    files = sorted(resource_dir("data/sft").glob("*/*.jsonl"))
+    return {hashlib.sha256(file.read_bytes()).hexdigest(): file.stem for file in files}
+
+
+@cache
+def bundled_licences() -> dict[str, str]:
+    """Licence of the rows of each domain that ships with lmoe, from data/README.md; {} where that file is missing."""
+    page = resource_dir("data/README.md")
+    if not is_file(page):
+        return {}
+    section = CARDS.text(page).partition("## sft/")[2].partition("\n## ")[0]
+    return {
+        found["domain"]: found["licence"].strip() if found["licence"].strip() != ELSEWHERE else "several, by source"
+        for found in ROWS_OF_DOMAIN.finditer(section)
+    }

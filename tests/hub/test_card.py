@@ -1,0 +1,118 @@
+"""The card that lmoe writes: the hub's library reads it, and it says what is known and what is not."""
+
+import hashlib
+import json
+import re
+
+import pytest
+from huggingface_hub import ModelCard
+
+from lmoe.config.data import DataConfig
+from lmoe.export.export import export_peft_experts
+from lmoe.files.resources import resource_dir
+from lmoe.hub.contents import contents_of, public_base
+from lmoe.hub.description import DataSource, data_sources
+from lmoe.hub.licences import base_licence, bundled_licences
+from lmoe.hub.push import PushSettings, prepared
+from lmoe.report.markdown import plain, table
+
+NAME = "maria/experts"
+SQL = resource_dir("data/sft/train") / "sql.jsonl"
+
+
+def sha(path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def card_of(place, **changes) -> ModelCard:
+    return ModelCard(prepared(PushSettings(checkpoint=str(place), name=NAME, **changes)).card)
+
+
+def test_the_front_matter_is_what_the_hub_reads(finished_run):
+    data = card_of(finished_run, base_model="maria/base").data.to_dict()
+    assert data == {
+        "library_name": "lmoe",
+        "pipeline_tag": "text-generation",
+        "tags": ["lmoe", "lora", "mixture-of-experts"],
+        "base_model": "maria/base",
+        "base_model_relation": "adapter",
+    }
+    assert "base_model" not in card_of(finished_run).data.to_dict(), "a folder is no name on the hub"
+
+
+def test_a_card_says_how_the_run_went_and_how_to_use_it(finished_run):
+    text = card_of(finished_run, revision="v2").text
+    summary = json.loads((finished_run / "report" / "summary.json").read_text())
+    for domain in summary["domains"]:
+        assert f"| {domain} | {summary['before'][domain]:.3f} | {summary['after'][domain]:.3f} |" in text
+    assert "| router | top_k by linear, top_k 2 |" in text
+    assert "| phase router_warmup | from step 1, trains router |" in text
+    assert "| phase experts | from step 3, trains lora, attn_lora |" in text
+    assert "| steps | 6 |" in text
+    revision = json.loads((finished_run / "provenance.json").read_text())[-1]["git"]["revision"]
+    assert f"commit {revision[:12]}" in text and re.search(r"torch \d", text)
+    assert f'lmoe.load("{NAME}", base_model="DIRECTORY_OR_HUB_NAME_OF_THE_BASE", revision="v2")' in text
+    assert "* Base: unknown." in text
+
+
+def test_an_adapter_on_its_own_says_what_it_is_and_that_its_rows_are_unknown(trained):
+    text = card_of(trained.adapter).text
+    assert "| experts at each site | 3 |" in text and "Rows that it has learnt: unknown" in text
+    assert "## Results" not in text and "pictures/" not in text
+
+
+def test_an_expert_exported_inside_its_run_says_how_that_was_trained(own_run):
+    export_peft_experts(own_run, own_run / "peft-experts")
+    place = own_run / "peft-experts" / "expert0"
+    card = card_of(place)
+    assert card.data.to_dict()["library_name"] == "peft" and "| steps | 6 |" in card.text
+
+
+def test_bundled_rows_have_their_licences_and_own_files_their_names_alone(tmp_path):
+    own = tmp_path / "secret place" / "mine.jsonl"
+    read = {str(SQL): sha(SQL), str(own): "0" * 64, "somebody/rows": "1" * 64}
+    found = data_sources(DataConfig(path="somebody/rows"), read)
+    assert found == (
+        DataSource(name="sql", licence="BSD-3-Clause", bundled=True),
+        DataSource(name="mine.jsonl"),
+        DataSource(name="somebody/rows", on_hub=True),
+    )
+    assert data_sources(DataConfig(domains=["code"]), {str(SQL): sha(SQL)}) == ()
+
+
+def test_every_bundled_domain_has_a_licence():
+    domains = {file.stem for file in resource_dir("data/sft/train").iterdir()}
+    assert len(domains) == 8 and bundled_licences().keys() == domains
+
+
+@pytest.mark.parametrize(
+    ("card", "licence"),
+    [
+        ("---\nlicense: apache-2.0\n---\n", "apache-2.0"),
+        ("---\nlicense: other\nlicense_name: gemma\n---\n", "gemma"),
+        ("---\nlicense: [1\n---\n", None),
+        ("no front matter", None),
+        (None, None),
+    ],
+)
+def test_the_licence_of_a_base_is_what_its_card_states(tmp_path, card, licence):
+    if card is not None:
+        (tmp_path / "README.md").write_text(card)
+    assert base_licence(str(tmp_path)) == licence
+    assert base_licence("tiny") == "cc-by-sa-4.0"
+
+
+def test_a_base_goes_by_a_name_that_others_can_find(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models").mkdir()
+    places = {"tiny": "tiny", "Qwen/Qwen3-0.6B": "Qwen/Qwen3-0.6B", "models/own": "", "/models/own": "", "~/own": ""}
+    assert {place: public_base(place) for place in places} == places
+    sent = contents_of(trained.adapter).files["lmoe_config.json"]
+    assert isinstance(sent, bytes) and json.loads(sent)["base_model"]["name"] == ""
+    own = json.loads((trained.adapter / "lmoe_config.json").read_text())
+    assert json.loads(sent)["base_model"] | {"name": str(trained.base)} == own["base_model"]
+
+
+def test_names_stay_text_in_a_table():
+    assert plain("a|b\n<script> `x` my_name") == r"a\|b \<script\> \`x\` my_name"
+    assert table(["a", "b"], [["x", "1"], ["y", ""]]) == ["| a | b |", "|---|---:|", "| x | 1 |", "| y | |"]
