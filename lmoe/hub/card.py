@@ -24,7 +24,7 @@ ALT = {
 
 
 def card_text(name: str, description: ModelDescription, revision: str | None = None, *, wording: Wording = str) -> str:
-    """README.md, in Markdown.
+    """Returns README.md, in Markdown.
 
     Args:
         name: user/name on the hub.

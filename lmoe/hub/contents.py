@@ -145,7 +145,7 @@ def _model(folder: Path, base_model: str | None) -> Contents:
 def _contents(
     kind: Kind, folder: Path, files: dict[str, Path | bytes], base: str, place: str, around: Sequence[Path]
 ) -> Contents:
-    """With the tokenizer, and of a run its pictures.
+    """The files, those of the tokenizer too, and of a run its pictures.
 
     Args:
         around: folders one of which may be its run.

@@ -160,7 +160,7 @@ def _summary(run: Path) -> RunSummary | None:
 
 
 def _phases(config: RunConfig, summary: RunSummary | None) -> tuple[tuple[str, int, tuple[str, ...]], ...]:
-    """In their order, from the steps at which they began, where the run has recorded them."""
+    """The phases in their order, from the steps at which they began, where the run has recorded them."""
     try:
         planned = ordered_phases(config)
     except (ValueError, LmoeError):
