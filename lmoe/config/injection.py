@@ -74,3 +74,13 @@ class InjectionConfig:
     only the experts beyond its own train, with their router rows. {code: DIR, chat: DIR} (mixture_lora): adapters by
     name, one expert each, from PEFT or a dense_lora run, behind routers that start anew. null: all start anew."""
     attn_lora: AttnLoraConfig = field(default_factory=AttnLoraConfig)
+
+    @property
+    def fewest_experts(self) -> int:
+        """Experts of the site that has the fewest."""
+        return min(self.num_experts_by_layer or [self.num_experts])
+
+    @property
+    def most_experts(self) -> int:
+        """Experts of the site that has the most."""
+        return max(self.num_experts_by_layer or [self.num_experts])

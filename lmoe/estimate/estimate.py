@@ -214,5 +214,5 @@ def _named_domains(config: RunConfig) -> MoeConfig:
         return replace(config.moe, router_target=RouterTarget.cluster)  # whatever they are, and are called
     if not needs_domain(config.moe) or config.moe.domains is not None:
         return config.moe
-    fewest = min(config.injection.num_experts_by_layer or [config.injection.num_experts])
+    fewest = config.injection.fewest_experts
     return replace(config.moe, domains=[f"domain {number}" for number in range(fewest)])

@@ -105,7 +105,7 @@ def _with_targets(moe: MoeConfig, injection: InjectionConfig) -> MoeConfig:
             "that the routers are taught, in the order of their experts"
         )
     if moe.router_target is RouterTarget.cluster and moe.domains is None:
-        return replace(moe, domains=cluster_names(min(injection.num_experts_by_layer or [injection.num_experts])))
+        return replace(moe, domains=cluster_names(injection.fewest_experts))
     return moe
 
 

@@ -49,7 +49,7 @@ def _branch_problems(injection: InjectionConfig) -> list[str]:
     """The problem of more low-rank branches than a site can hold."""
     if not STRATEGIES[injection.strategy].own_routers:
         return []
-    experts = max(injection.num_experts_by_layer or [injection.num_experts])
+    experts = injection.most_experts
     rank = max(injection.lora_r_by_layer or [injection.lora_r])
     if experts * rank <= MOST_BRANCHES:
         return []
@@ -116,7 +116,7 @@ def _choice_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
     if moe.router is None:
         return []
     problems, router = [], f"with moe.router={moe.router}"
-    traits, fewest = ROUTERS[moe.router], min(injection.num_experts_by_layer or [injection.num_experts])
+    traits, fewest = ROUTERS[moe.router], injection.fewest_experts
     if traits.top_k and injection.top_k > fewest >= 1:
         problems.append(
             f"injection.top_k is {injection.top_k}, more than the {fewest} experts of a site; "

@@ -197,7 +197,7 @@ def _target_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
         return problems
     if not trains_logits(moe):
         problems.append(without_effect("moe.router_target", f"with moe.router={moe.router}, which learns nothing"))
-    fewest = min(injection.num_experts_by_layer or [injection.num_experts])
+    fewest = injection.fewest_experts
     if moe.domains is not None and len(moe.domains) > fewest:
         problems.append(
             f"moe.domains names {len(moe.domains)} targets, and a site has {fewest} experts; set "

@@ -243,7 +243,7 @@ def _handoff_problems(
     except ValueError as error:
         problems.append(f"{key}.steps: {error}")
     if handoff.experts is not None:
-        most = max(injection.num_experts_by_layer or [injection.num_experts])
+        most = injection.most_experts
         own = STRATEGIES[injection.strategy].own_routers
         wrong = [expert for expert in handoff.experts if not 0 <= expert < most]
         if handoff.role is not Role.lora:

@@ -222,7 +222,7 @@ def with_domains(moe: MoeConfig, injection: InjectionConfig, domains: list[str])
             "moe.router=oracle chooses the expert by the row's domain, and all rows are of one domain; give the rows a "
             'field "domain", or use another router'
         )
-    fewest = min(injection.num_experts_by_layer or [injection.num_experts])
+    fewest = injection.fewest_experts
     imported = list(named_adapters(injection))
     default = imported if set(domains) <= set(imported) else list(domains)
     names = default if moe.domains is None else moe.domains

@@ -24,7 +24,7 @@ def with_targets(moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> M
     """
     if moe.router_target is RouterTarget.none:
         return moe
-    fewest = fewest_experts(config)
+    fewest = config.injection.fewest_experts
     domains = trained_domains(prepared)
     target = moe.router_target
     if target is RouterTarget.auto:
@@ -54,15 +54,10 @@ def target_lines(moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> l
         return [f"targets: {len(names)} domains: {names_of(names)}"]
     line = f"targets: {len(names)} clusters of prompts"
     if config.moe.router_target is RouterTarget.auto:
-        domains, fewest = len(trained_domains(prepared)), fewest_experts(config)
+        domains, fewest = len(trained_domains(prepared)), config.injection.fewest_experts
         more = f"{domains} domains are more than the {fewest} experts of a site"
         line += f", because {'all training rows are of one domain' if domains == 1 else more}"
     return [line]
-
-
-def fewest_experts(config: RunConfig) -> int:
-    """Experts of the site that has the fewest."""
-    return min(config.injection.num_experts_by_layer or [config.injection.num_experts])
 
 
 def trained_domains(prepared: PreparedData) -> list[str]:
