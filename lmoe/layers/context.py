@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from lmoe.errors import RoutingError
 from lmoe.layers.per_call import PerCall
 from lmoe.layers.trace import Routing
 from lmoe.ops.gating import Gate
@@ -260,9 +261,28 @@ class RoutingContext:
         whole model."""
         self.last_batch_info = self.batch_info
 
-    def decided(self, cached: PromptDecisions) -> bool:
-        """Whether routers of this model, or of a copy, have decided, with the experts that are there now."""
-        return cached.masked == self.masked and cached.model_id == self.model_id
+    def decided(self, cached: object, site: str, batch: int, whose: str, where: str = "") -> tuple[Tensor, Gate]:
+        """Logits and gate, (B, 1, E), that a KV cache came with for a site.
+
+        Args:
+            cached: what lies with the cache.
+            site: of the router.
+            batch: B, the sequences of the forward that goes on with it.
+            whose: decision it is, for the message.
+            where: it acts, for the message too.
+
+        Raises:
+            RoutingError: there is none for them, by routers of this model, or of a copy, with the experts that are
+                there now.
+        """
+        if isinstance(cached, PromptDecisions) and (cached.masked, cached.model_id) == (self.masked, self.model_id):
+            decision = cached.sites.get(site)
+            if decision is not None and decision[0].shape[0] == batch:
+                return decision
+        raise RoutingError(
+            f"{whose} has no decision for these {batch} sequences{where}: the KV cache must have been filled by a "
+            "forward of the same sequences through this model, with the same experts"
+        )
 
     def expert_of_token(self, *, training: bool) -> Tensor | None:
         """Expert of each token, by which the oracle decides; None where nothing says it."""

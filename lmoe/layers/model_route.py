@@ -3,7 +3,9 @@
 Shapes: B sequences of T tokens, P rows packed into one sequence (with decide=turn: turns of rows), D hidden, E experts.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +19,6 @@ from lmoe.layers.routers.model import ModelOracle, ModelRouter
 from lmoe.layers.routers.sequence import detached, of_rows
 from lmoe.layers.trace import Routing
 from lmoe.ops.gating import Gate
-from lmoe.ops.labels import IGNORE
 from lmoe.ops.prompt_states import mean_of_prompts
 from lmoe.ops.router_targets import targets_of_rows
 from lmoe.vocabulary import Decide
@@ -109,10 +110,11 @@ class ModelRoute:
         context.begin_forward(empty, training=model.training)
         if context.off or inputs.tokens is None:
             return
+        read = partial(ReadInputs.of, model, self._decoder(model), args, kwargs)
         if inputs.cache is not None and inputs.cached_tokens:
-            forward = self._after_cached(model, inputs, args, kwargs, empty)
+            forward = self._after_cached(model, inputs, read, empty)
         else:
-            forward = self._from_the_start(model, inputs, args, kwargs, empty)
+            forward = self._from_the_start(model, inputs, read, empty)
         context.begin_forward(forward, training=model.training)
 
     def end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -135,16 +137,12 @@ class ModelRoute:
             keep_with(cache, forward.new, length)
 
     def _from_the_start(
-        self,
-        model: nn.Module,
-        inputs: ForwardInputs,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        empty: RunningForward,
+        self, model: nn.Module, inputs: ForwardInputs, read: Callable[[], ReadInputs], empty: RunningForward
     ) -> RunningForward:
         """A forward with an empty KV cache, or without one."""
         assert inputs.tokens is not None
-        rows = self._rows(inputs)
+        told, stated = self.context.batch_info.rows, self.context.prompt.get()
+        rows = inputs.prompt_rows(told, stated, self.settings.decide, self.NAME)
         one_prompt = self._is_one_prompt(inputs) and not self.settings.prompt_experts
         if isinstance(self.router, ModelOracle):
             return self._told(self.router, model, rows, empty, one_prompt=one_prompt)
@@ -157,8 +155,7 @@ class ModelRoute:
             self.states.listen()
             return replace(empty, rows=rows)
         acting = self._acting(rows)
-        read = ReadInputs.of(model, self._decoder(model), args, kwargs)
-        decision = self._decide(model, read, rows, acting, empty)
+        decision = self._decide(model, read(), rows, acting, empty)
         forward = replace(empty, rows=rows, of_model=self._seen(decision, rows, acting))
         if not model.training:
             self._keep(decision, rows, forward)
@@ -180,12 +177,7 @@ class ModelRoute:
         return None if self.settings.prompt_experts else ~rows.prompt.any(1)
 
     def _after_cached(
-        self,
-        model: nn.Module,
-        inputs: ForwardInputs,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        empty: RunningForward,
+        self, model: nn.Module, inputs: ForwardInputs, read: Callable[[], ReadInputs], empty: RunningForward
     ) -> RunningForward:
         """A forward with a filled KV cache: what was decided stands, or a new turn of the user decides anew.
 
@@ -195,12 +187,7 @@ class ModelRoute:
         assert inputs.cache is not None and inputs.tokens is not None
         cached = decision_in(inputs.cache, inputs.cached_tokens)
         batch, length = inputs.tokens.shape[:2]
-        decided = cached.sites.get(MODEL) if isinstance(cached, PromptDecisions) else None
-        if decided is None or decided[0].shape[0] != batch or not self.context.decided(cached):
-            raise RoutingError(
-                f"{self.NAME} has no decision for these {batch} sequences: the KV cache must have been "
-                "filled by a forward of the same sequences through this model, with the same experts"
-            )
+        decided = self.context.decided(cached, MODEL, batch, self.NAME)
         stated = self.context.prompt.get()
         is_turn = stated is not None and stated.shape[1] == inputs.cached_tokens + length
         if self.settings.decide is Decide.first or not is_turn:
@@ -210,33 +197,10 @@ class ModelRoute:
         if not self.settings.prompt_experts:
             self.states.listen()
             return replace(empty, rows=rows, cached=cached)
-        read = ReadInputs.of(model, self._decoder(model), args, kwargs)
-        decision = self._decided(mean_of_prompts(self._read(model, read), rows.prompt), rows)
+        decision = self._decided(mean_of_prompts(self._read(model, read()), rows.prompt), rows)
         forward = replace(empty, rows=rows, cached=cached, of_model=self._seen(decision, rows, None))
         self._keep(decision, rows, forward)
         return forward
-
-    def _rows(self, inputs: ForwardInputs) -> PromptRows:
-        """The prompts of a forward that begins with an empty cache.
-
-        Raises:
-            RoutingError: they cannot be told.
-        """
-        assert inputs.tokens is not None
-        if (rows := inputs.known_rows(self.context.batch_info.rows, self.context.prompt.get())) is not None:
-            return rows
-        if inputs.flattened:
-            raise RoutingError(
-                f"{self.NAME} does not know the prompts of rows that lie one behind the other (continuous "
-                "batching, padding-free batches): call the model, or generate, with one row a sequence"
-            )
-        prompt = inputs.prompt(self.context.prompt.get())
-        if inputs.labels is None:
-            return PromptRows.single(prompt)
-        answers = (inputs.labels != IGNORE) & (prompt.long().cumsum(-1) > 1)  # nothing predicts the first token
-        if self.settings.decide is Decide.first:
-            return PromptRows.single(prompt & (answers.long().cumsum(-1) == 0))
-        return PromptRows.of_turns(answers, torch.zeros_like(inputs.labels), prompt)
 
     def _is_one_prompt(self, inputs: ForwardInputs) -> bool:
         """Whether the tokens of a forward are a prompt and nothing else."""

@@ -16,6 +16,8 @@ from lmoe.errors import RoutingError
 from lmoe.layers.context import PromptRows
 from lmoe.layers.method_replacement import MethodReplacement
 from lmoe.layers.per_call import PerCall
+from lmoe.ops.labels import IGNORE
+from lmoe.vocabulary import Decide
 
 
 def valid_tokens(mask: object, given: Tensor, cached: int = 0) -> Tensor:
@@ -151,6 +153,35 @@ class ForwardInputs:
         if known != tuple(stated.shape[:2]) or not _begins_alike(self.tokens, stated):
             return None
         return rows.in_generate(shape[0] // known[0], shape[1] - self.prompt_length(stated))
+
+    def prompt_rows(self, told: PromptRows | None, stated: Tensor | None, decide: Decide, whose: str) -> PromptRows:
+        """The prompts of a forward that begins with an empty cache: those that a block has set, or what its inputs say.
+
+        The first token of a text is a prompt even where it carries a label, because nothing predicts it.
+
+        Args:
+            told: rows of the block, as of `known_rows`.
+            stated: as of `prompt_length`.
+            decide: whether a turn of a conversation counts as a row.
+            whose: decision it is, for the message.
+
+        Raises:
+            RoutingError: the prompts cannot be told.
+        """
+        if (rows := self.known_rows(told, stated)) is not None:
+            return rows
+        if self.flattened:
+            raise RoutingError(
+                f"{whose} does not know the prompts of rows that lie one behind the other (continuous batching, "
+                "padding-free batches): call the model, or generate, with one row a sequence"
+            )
+        prompt = self.prompt(stated)
+        if self.labels is None:
+            return PromptRows.single(prompt)
+        answers = (self.labels != IGNORE) & (prompt.long().cumsum(-1) > 1)
+        if decide is Decide.first:
+            return PromptRows.single(prompt & (answers.long().cumsum(-1) == 0))
+        return PromptRows.of_turns(answers, torch.zeros_like(self.labels), prompt)
 
     def prompt(self, stated: Tensor | None) -> Tensor:
         """(B, T) bool: the tokens of the prompt, of a forward that begins with an empty cache.

@@ -186,6 +186,16 @@ def test_a_part_of_the_model_called_alone_says_what_is_missing():
         model.model.layers[0].mlp(torch.randn(3, 32))
 
 
+@SCOPES
+def test_the_first_token_of_a_text_is_its_prompt_though_it_carries_a_label(scope):
+    model, ids = tiny_injected("sequence", moe={"router_scope": scope}), tokens(2, 5)
+    _, labelled = routing_of(model, ids, labels=ids)
+    _, told = routing_of(model, ids, prompt=first(ids, 1))
+    assert labelled.keys() == told.keys()
+    for name, (weights, _) in labelled.items():
+        torch.testing.assert_close(weights, told[name][0], rtol=0, atol=0)
+
+
 # --- oracle
 
 

@@ -17,9 +17,9 @@ from lmoe.layers.routers.base import Router
 from lmoe.layers.routers.token import TopKRouter
 from lmoe.layers.trace import Routing
 from lmoe.ops.gating import Gate
-from lmoe.ops.labels import IGNORE
 from lmoe.ops.prompt_states import mean_of_prompts
 from lmoe.ops.router_targets import targets_of_rows
+from lmoe.vocabulary import Decide
 
 
 class PromptRouter(Router):
@@ -48,7 +48,8 @@ class PromptRouter(Router):
             )
         forward = self.context.current_forward(training=self.training)
         if forward is not None and forward.cached is not None:
-            logits, gate = self._cached_decision(forward.cached, x.shape[0])
+            whose, where = f"moe.router={self.name}", f" at {self.site}"
+            logits, gate = self.context.decided(forward.cached, self.site, x.shape[0], whose, where)
             row_ids = torch.zeros(x.shape[:2], dtype=torch.long, device=x.device)
         else:
             rows = self.context.rows(training=self.training)
@@ -63,15 +64,6 @@ class PromptRouter(Router):
             if forward is not None and not self.training and rows.prompt.shape[1] == 1:
                 forward.new.sites[self.site] = detached(logits, gate)
         return of_rows(logits, gate, row_ids)
-
-    def _cached_decision(self, cached: PromptDecisions, batch: int) -> tuple[Tensor, Gate]:
-        decided = cached.sites.get(self.site)
-        if decided is None or decided[0].shape[0] != batch or not self.context.decided(cached):
-            raise RoutingError(
-                f"moe.router={self.name} has no decision for these {batch} sequences at {self.site}: the KV cache must "
-                "have been filled by a forward of the same sequences through this model, with the same experts"
-            )
-        return decided
 
 
 class SequenceRouter(PromptRouter, TopKRouter):
@@ -122,17 +114,10 @@ class PromptReader:
             cached = cached if isinstance(cached, PromptDecisions) else PromptDecisions()
             context.begin_forward(RunningForward(None, cached, new), training=model.training)
             return
-        rows = inputs.known_rows(context.batch_info.rows, context.prompt.get())
-        if rows is None and inputs.tokens is not None:
-            if inputs.flattened:
-                raise RoutingError(
-                    f"moe.router={self.router} does not know the prompts of rows that lie one behind the other "
-                    "(continuous batching, padding-free batches): call the model, or generate, with one row a sequence"
-                )
-            prompt = inputs.prompt(context.prompt.get())
-            if inputs.labels is not None:
-                prompt = prompt & before_labels(inputs.labels)
-            rows = PromptRows.single(prompt)
+        rows = None
+        if inputs.tokens is not None:
+            told, stated = context.batch_info.rows, context.prompt.get()
+            rows = inputs.prompt_rows(told, stated, Decide.first, f"moe.router={self.router}")
         ids = inputs.ids if self.by_ids else None
         if ids is not None and rows is not None and rows.hashes is None and rows.row_ids.shape == ids.shape:
             rows = rows.with_hashes(ids)
@@ -145,11 +130,6 @@ class PromptReader:
         if forward is not None and forward.cached is None and forward.new.sites and cache is not None:
             inputs = ForwardInputs.of(model, args, kwargs)
             keep_with(cache, forward.new, inputs.prompt_length(self.context.prompt.get()))
-
-
-def before_labels(labels: Tensor) -> Tensor:
-    """(B, T) bool: tokens before the first label of their sequence; all of them where there is no label."""
-    return (labels != IGNORE).long().cumsum(-1) == 0
 
 
 def of_rows(logits: Tensor, gate: Gate, row_ids: Tensor) -> Routing:
