@@ -10,6 +10,33 @@ class TaskName(StrEnum):
     """What is learnt."""
 
     sft = "sft"
+    dpo = "dpo"
+    orpo = "orpo"
+    simpo = "simpo"
+    kto = "kto"
+
+
+class RowKind(StrEnum):
+    """What an objective learns from."""
+
+    answers = "answers"
+    pairs = "pairs"
+    labelled = "labelled"
+
+
+class PreferenceLoss(StrEnum):
+    """What is made of the margin between a chosen and a rejected answer."""
+
+    sigmoid = "sigmoid"
+    hinge = "hinge"
+    ipo = "ipo"
+
+
+class Reference(StrEnum):
+    """What a preference objective measures its policy against."""
+
+    base = "base"
+    start = "start"
 
 
 class TrainOn(StrEnum):
