@@ -13,15 +13,37 @@ from lmoe.config.moe import MoeConfig
 from lmoe.config.optim import OptimConfig
 from lmoe.config.phase import PhaseScheduleConfig
 from lmoe.config.trainer import TrainerConfig
-from lmoe.vocabulary import DryRun, TaskName
+from lmoe.vocabulary import DryRun, PreferenceLoss, Reference, TaskName
 
 
 @dataclass(slots=True, kw_only=True)
 class TaskConfig:
-    """Supervised fine-tuning: the loss is on the assistant's tokens."""
+    """What is learnt (docs/OBJECTIVES.md). A key that is null has the objective's own default."""
 
     name: TaskName = TaskName.sft
-    """sft."""
+    """sft: the tokens of the assistant; dpo, orpo, simpo: which of two answers is preferred; kto: which answers are
+    good ones, and which are bad."""
+    beta: float | None = None
+    """dpo, kto: how closely the policy is held to its reference; simpo: scale of the margin; orpo: weight of the odds
+    ratio (lambda in the paper). Default 0.1, simpo 2."""
+    label_smoothing: float | None = None
+    """dpo: assumed share of pairs with swapped answers, from 0 to below 0.5. Default 0."""
+    loss_type: PreferenceLoss | None = None
+    """dpo: sigmoid, hinge or ipo. Default sigmoid."""
+    gamma: float | None = None
+    """simpo: margin that is aimed at. Default 1."""
+    good_weight: float | None = None
+    """kto: weight of good answers. Default 1."""
+    bad_weight: float | None = None
+    """kto: weight of bad answers. Default 1."""
+    reference: Reference | None = None
+    """dpo, kto: what the policy is measured against. base: the backbone with the adapters off; start: the model as it
+    is when the phase begins, of which the adapters are kept. Default base."""
+    precompute_reference: bool | None = None
+    """dpo, kto: compute the log-probabilities of the reference once, and keep them beside the tokenised rows. Default
+    false."""
+    dropout: bool | None = None
+    """All but sft: train with dropout, router noise and expert dropout, which are off otherwise. Default false."""
 
 
 @dataclass(slots=True, kw_only=True)

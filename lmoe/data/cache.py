@@ -28,11 +28,11 @@ from lmoe.files.writing_folder import writing_folder
 
 KEY_VERSION = 1
 """Of what the key says; older runs know their rows by it."""
-FILE_VERSION = 3
+FILE_VERSION = 4
 """Of a file, and of what is made of records: a file of another version is not read."""
 TOKENS = {"input_ids": torch.int32, "is_label": torch.bool}
 """Tensors with an entry for each token."""
-ROWS = ("lengths", "label_counts", "digests", "domains", "places")
+ROWS = ("lengths", "label_counts", "digests", "domains", "places", "seconds", "good")
 """Tensors with an entry for each row."""
 METADATA_KEY = "lmoe"
 """One entry only: with several, the bytes of a safetensors file are not reproducible."""

@@ -1,6 +1,8 @@
 """From rows to tokens with labels: each row is rendered once and tokenised once."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
@@ -13,13 +15,16 @@ from lmoe.data.account import Account
 from lmoe.data.chats.spans import Span
 from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encoded import EncodedRow, EncodedRows, row_digest
-from lmoe.data.rows.row import Row
+from lmoe.data.rows.row import Message, Row
 from lmoe.errors import DataError, LmoeError
 from lmoe.files.wording import quoted
+from lmoe.rules.objectives import tasks_of
+from lmoe.vocabulary import RowKind
 
 NO_ASSISTANT_TEXT = "no assistant text"
 NO_TEXT = "no text"
 NOTHING_TO_PREDICT = "no label token behind the first token"
+ALIKE = "both answers are the same tokens"
 CHUNK = 512
 """Rows rendered and tokenised at a time."""
 
@@ -43,6 +48,7 @@ class TokenisedRow:
         offsets: (start, end) characters in `text` of each token, empty for one that the tokenizer has added; None where
             the tokenizer does not tell.
         text: what was tokenised: a rendered conversation with its special tokens written out, or the plain text.
+        rejected: of a pair the prompt with the rejected answer; the rest is the prompt with the chosen one.
     """
 
     row: Row
@@ -50,6 +56,12 @@ class TokenisedRow:
     is_label: np.ndarray
     offsets: Sequence[Span] | None
     text: str
+    rejected: TokenisedRow | None = None
+
+    @property
+    def sequences(self) -> tuple[TokenisedRow, ...]:
+        """The sequences that the row is: one, or of a pair two."""
+        return (self,) if self.rejected is None else (self, self.rejected)
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -60,7 +72,7 @@ class Chunk:
         place: index of the file in its source.
         input_ids: (M,) int32.
         is_label: (M,) bool.
-        lengths, label_counts, digests, numbers: (N,) int64, as in EncodedRows.
+        lengths, label_counts, digests, numbers, seconds, good: (N,) int64, as in EncodedRows.
         domains: of each kept row.
         account: of all rows.
     """
@@ -72,14 +84,30 @@ class Chunk:
     label_counts: np.ndarray
     digests: np.ndarray
     numbers: np.ndarray
+    seconds: np.ndarray
+    good: np.ndarray
     domains: list[str]
     account: Account
 
-    def rows(self) -> Iterator[tuple[Tensor, Tensor, str]]:
-        """Yield tokens (n,) int32, labels (n,) bool and domain of each kept row."""
+    def rows(self, index_of: Callable[[str], int]) -> Iterator[EncodedRow]:
+        """Yield each kept row; `index_of` gives the index of a domain."""
         ends = self.lengths.cumsum()
-        for start, end, domain in zip(ends - self.lengths, ends, self.domains, strict=True):
-            yield torch.from_numpy(self.input_ids[start:end]), torch.from_numpy(self.is_label[start:end]), domain
+        for i, (start, end) in enumerate(zip(ends - self.lengths, ends, strict=True)):
+            ids, labels = torch.from_numpy(self.input_ids[start:end]), torch.from_numpy(self.is_label[start:end])
+            domain = index_of(self.domains[i])
+            yield EncodedRow(ids, labels, domain, second=int(self.seconds[i]), good=bool(self.good[i]))
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class _Kept:
+    """What is kept of one row; see `EncodedRow`."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+    number: int
+    domain: str
+    second: int
+    good: bool
 
 
 @dataclass(slots=True, frozen=True)
@@ -130,11 +158,31 @@ def user_turn(row: Row) -> int | None:
     return next((index for index, turn in enumerate(row.messages or ()) if turn["role"] == "user"), None)
 
 
-def not_for_sft(row: Row) -> str | None:
-    """Why supervised fine-tuning cannot learn from a row, or None."""
+def refused_by(kind: RowKind, row: Row) -> str | None:
+    """Why nothing of a kind can be learnt from a row, or None."""
+    if kind is not RowKind.answers and row.text is not None:
+        return f"plain text has no answers to prefer, and task.name={tasks_of(kind)} learns from such"
+    match kind:
+        case RowKind.pairs if row.chosen is None:
+            return (
+                f'it is no pair of answers, and task.name={tasks_of(kind)} learns from pairs: {{"prompt": …, "chosen": '
+                '…, "rejected": …}'
+            )
+        case RowKind.labelled if row.chosen is None and row.label is None:
+            return (
+                f"nothing says whether its answer is a good one, and task.name={tasks_of(kind)} learns from that: "
+                '{"prompt": …, "completion": …, "label": true or false}, or pairs of answers'
+            )
+        case RowKind.answers:
+            return _not_for_sft(row)
+    return None
+
+
+def _not_for_sft(row: Row) -> str | None:
     if row.chosen is not None:
         return (
-            "chosen and rejected are two answers to compare, which task.name=sft does not do; "
+            "chosen and rejected are two answers to compare, which task.name=sft does not do "
+            f"({tasks_of(RowKind.pairs)} do); "
             "data.columns={response: chosen} learns the chosen ones (of whole conversations {messages: chosen})"
         )
     if row.label is False:
@@ -142,6 +190,17 @@ def not_for_sft(row: Row) -> str | None:
     if row.answer is not None and row.format == "prompt":
         return "answer is what answers are checked against; data.columns={response: answer} learns it as the answer"
     return None
+
+
+def _answered(row: Row, answer: Sequence[Message], label: bool | None = None) -> Row:
+    """The conversation of a pair with one of its answers, which alone is learnt."""
+    prompt = tuple(row.messages or ())
+    muted = _assistant_turns(prompt)
+    return replace(row, messages=(*prompt, *answer), muted=muted, chosen=None, rejected=None, label=label)
+
+
+def _assistant_turns(turns: Sequence[Message]) -> frozenset[int]:
+    return frozenset(index for index, turn in enumerate(turns) if turn["role"] == "assistant")
 
 
 class Encoder:
@@ -153,6 +212,7 @@ class Encoder:
         max_length: longest row in tokens, at least 2.
         num_embeddings: of the backbone, which has no use for a row with a token beyond them; None: not known.
         prompt_prefix: put before the user's first message, as data.prompt_prefix says; None: nothing is.
+        kind: of what is learnt.
     """
 
     def __init__(
@@ -162,9 +222,10 @@ class Encoder:
         max_length: int,
         num_embeddings: int | None = None,
         prompt_prefix: str | None = None,
+        kind: RowKind = RowKind.answers,
     ) -> None:
         self.tokenizer, self.template, self.max_length = tokenizer, template, max_length
-        self.num_embeddings, self.prompt_prefix = num_embeddings, prompt_prefix
+        self.num_embeddings, self.prompt_prefix, self.kind = num_embeddings, prompt_prefix, kind
 
     def encode(self, rows: Sequence[Row]) -> EncodedSource:
         """Tokenise, cut and label rows that are at hand; count those that leave nothing to learn.
@@ -176,9 +237,7 @@ class Encoder:
         account = Account.sum(chunk.account for chunk in chunks)
         account.check()
         domains = sorted({row.domain for row in rows})
-        kept = [
-            EncodedRow(ids, labels, domains.index(domain)) for chunk in chunks for ids, labels, domain in chunk.rows()
-        ]
+        kept = [row for chunk in chunks for row in chunk.rows(domains.index)]
         return EncodedSource(EncodedRows.of(kept), domains, account)
 
     def chunks(self, rows: Iterable[Numbered], place: int) -> Iterator[Chunk]:
@@ -196,7 +255,8 @@ class Encoder:
 
     def _chunk(self, rows: Sequence[Numbered], place: int) -> Chunk:
         account = Account(read=len(rows))
-        kept: list[tuple[np.ndarray, np.ndarray, int, str]] = []
+        kept: list[_Kept] = []
+        rows = list(self._answers_apart(rows))
         tokenised = self.tokenise([row for row, _ in rows], account)
         for found, (_, number) in zip(tokenised, rows, strict=True):
             if isinstance(found, LmoeError):
@@ -214,26 +274,52 @@ class Encoder:
             if (reason := self.nothing_to_learn(found)) is not None:
                 account.dropped[reason] += 1
                 continue
-            labels = found.is_label[: self.max_length].copy()
-            account.truncated += len(found.input_ids) > self.max_length
-            kept.append((found.input_ids[: self.max_length], labels, number, row.domain))
-            account.largest_token = max(account.largest_token, int(kept[-1][0].max()))
-        ids = [part[0] for part in kept]
+            account.truncated += any(len(part.input_ids) > self.max_length for part in found.sequences)
+            kept.append(self._kept(found, number))
+            account.largest_token = max(account.largest_token, int(kept[-1].ids.max()))
+        ids = [row.ids for row in kept]
         return Chunk(
             place=place,
             input_ids=np.concatenate([np.zeros(0, dtype=np.int32), *ids]),
-            is_label=np.concatenate([np.zeros(0, dtype=bool), *(part[1] for part in kept)]),
+            is_label=np.concatenate([np.zeros(0, dtype=bool), *(row.labels for row in kept)]),
             lengths=np.array([len(part) for part in ids], dtype=np.int64),
-            label_counts=np.array([part[1][1:].sum() for part in kept], dtype=np.int64),
+            label_counts=np.array([row.labels[1:].sum() for row in kept], dtype=np.int64),
             digests=np.array([row_digest(part) for part in ids], dtype=np.int64),
-            numbers=np.array([part[2] for part in kept], dtype=np.int64),
-            domains=[part[3] for part in kept],
+            numbers=np.array([row.number for row in kept], dtype=np.int64),
+            seconds=np.array([row.second for row in kept], dtype=np.int64),
+            good=np.array([row.good for row in kept], dtype=np.int64),
+            domains=[row.domain for row in kept],
             account=account,
+        )
+
+    def _answers_apart(self, rows: Iterable[Numbered]) -> Iterator[Numbered]:
+        """The rows; where single answers are learnt, a pair is its good answer and its bad one."""
+        for row, number in rows:
+            if self.kind is RowKind.labelled and isinstance(row, Row) and row.chosen is not None:
+                for answer, good in ((row.chosen, True), (row.rejected, False)):
+                    yield _answered(row, answer or (), label=good), number
+            else:
+                yield row, number
+
+    def _kept(self, found: TokenisedRow, number: int) -> _Kept:
+        """What is kept of a row; a pair is its two sequences behind one another."""
+        parts = [(part.input_ids[: self.max_length], part.is_label[: self.max_length]) for part in found.sequences]
+        labels = np.concatenate([labels for _, labels in parts])
+        second = len(parts[0][0]) if len(parts) > 1 else 0
+        if second:
+            labels[second] = False  # predicted by nothing, as the first token of the row
+        return _Kept(
+            ids=np.concatenate([ids for ids, _ in parts]),
+            labels=labels,
+            number=number,
+            domain=found.row.domain,
+            second=second,
+            good=found.row.label is not False,
         )
 
     def beyond(self, found: TokenisedRow) -> str | None:
         """Why a row has a token that the backbone has no embedding for, or None."""
-        ids = found.input_ids[: self.max_length]
+        ids = np.concatenate([part.input_ids[: self.max_length] for part in found.sequences])
         if self.num_embeddings is None or not len(ids) or (largest := int(ids.max())) < self.num_embeddings:
             return None
         token = self.tokenizer.convert_ids_to_tokens(largest)
@@ -243,7 +329,17 @@ class Encoder:
         )
 
     def nothing_to_learn(self, found: TokenisedRow) -> str | None:
-        """Why nothing of a row can be learnt, so that it is dropped, or None."""
+        """Why nothing of a row can be learnt, so that it is dropped, or None; of a pair, where one answer is gone."""
+        reasons = [self._nothing_in(part) for part in found.sequences]
+        if any(reasons) or found.rejected is None:
+            return next((reason for reason in reasons if reason), None)
+        alike = np.array_equal(found.input_ids[: self.max_length], found.rejected.input_ids[: self.max_length])
+        if not alike:
+            return None
+        whole = np.array_equal(found.input_ids, found.rejected.input_ids)
+        return ALIKE if whole else f"{ALIKE} after truncation to {self.max_length}"
+
+    def _nothing_in(self, found: TokenisedRow) -> str | None:
         row, labels = found.row, found.is_label
         if labels[1 : self.max_length].any():
             return None
@@ -268,7 +364,7 @@ class Encoder:
         for index, row in enumerate(rows):
             if isinstance(row, LmoeError):
                 continue
-            if (reason := not_for_sft(row)) is not None:
+            if (reason := refused_by(self.kind, row)) is not None:
                 found[index] = DataError(f"{row.where}: {reason}")
             else:
                 (chats if row.text is None else texts).append((index, row))
@@ -289,22 +385,37 @@ class Encoder:
         rendered = []
         for index, row in rows:
             try:
-                rendered.append((index, row, self.template.render(self._prefixed(row))))
+                found = [self.template.render(self._prefixed(part)) for part in self._sequences(row)]
+                rendered.append((index, row, found))
             except DataError as error:
                 if self.template.source is None:
                     raise
                 yield index, error
         if not rendered:
             return
-        tokens = self.tokenizer(
-            [r.text for _, _, r in rendered], add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        for (index, row, r), ids, offsets in zip(rendered, tokens["input_ids"], tokens["offset_mapping"], strict=True):
-            labels = token_labels(offsets, r.spans).numpy()
-            account.turns += r.turns
-            account.endless += r.endless
-            account.shortened += r.shortened
-            yield index, TokenisedRow(row, np.asarray(ids, dtype=np.int32), labels, offsets, r.text)
+        texts = [r.text for _, _, found in rendered for r in found]
+        tokens = self.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        every = zip(tokens["input_ids"], tokens["offset_mapping"], strict=True)
+        for index, row, found in rendered:
+            whole: TokenisedRow | None = None
+            for r, (ids, offsets) in reversed(list(zip(found, [next(every) for _ in found], strict=True))):
+                labels = token_labels(offsets, r.spans).numpy()
+                account.turns += r.turns
+                account.endless += r.endless
+                account.shortened += r.shortened
+                whole = TokenisedRow(row, np.asarray(ids, dtype=np.int32), labels, offsets, r.text, whole)
+            assert whole is not None
+            yield index, whole
+
+    def _sequences(self, row: Row) -> tuple[Row, ...]:
+        """The conversations that a row is: of a pair two, of which the answers alone are learnt."""
+        if self.kind is RowKind.answers:
+            return (row,)
+        if self.kind is RowKind.labelled:
+            turns = row.messages or ()
+            last = max((i for i, turn in enumerate(turns) if turn["role"] != "assistant"), default=-1)
+            return (replace(row, muted=row.muted | _assistant_turns(turns[:last])),) if last > 0 else (row,)
+        return tuple(_answered(row, answer or ()) for answer in (row.chosen, row.rejected))
 
     def _prefixed(self, row: Row) -> Row:
         """The row with the prefix before the user's first message."""

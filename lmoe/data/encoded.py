@@ -24,15 +24,27 @@ class EncodedRow:
         is_label: (n,) bool, the tokens to be learnt; what is at position 0 is predicted by nothing and never counts.
         domain: index into the list of domains.
         cluster: that its prompt was put into; -1: none.
+        second: of a pair of answers the token at which prompt and rejected answer begin, behind prompt and chosen
+            answer; 0: the row is one sequence.
+        good: whether its answer is a good one; False only for what a data set marks as bad.
     """
 
     input_ids: Tensor
     is_label: Tensor
     domain: int
     cluster: int = -1
+    second: int = 0
+    good: bool = True
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def pair(self) -> tuple[EncodedRow, EncodedRow]:
+        """Returns prompt and chosen answer, and prompt and rejected answer, of a row that is a pair."""
+        assert self.second
+        ids, labels = self.input_ids, self.is_label
+        chosen = EncodedRow(ids[: self.second], labels[: self.second], self.domain, self.cluster)
+        return chosen, EncodedRow(ids[self.second :], labels[self.second :], self.domain, self.cluster)
 
 
 def opening(row: EncodedRow) -> int:
@@ -76,6 +88,8 @@ class EncodedRows(Dataset[EncodedRow]):
         domains: (N,) int64, index into the list of domains.
         digests: (N,) int64, equal for rows of equal tokens.
         places: (N, 2) int64: index of the file in its source, and number of the row in it.
+        seconds: (N,) int64 `second` of each row.
+        good: (N,) int64, 0 for an answer that is marked as bad, else 1.
         clusters: (N,) int64 cluster of each row's prompt; None: they were put into none.
     """
 
@@ -87,6 +101,8 @@ class EncodedRows(Dataset[EncodedRow]):
     domains: Tensor
     digests: Tensor
     places: Tensor
+    seconds: Tensor
+    good: Tensor
     clusters: Tensor | None = None
 
     def __len__(self) -> int:
@@ -98,7 +114,14 @@ class EncodedRows(Dataset[EncodedRow]):
         tokens, start = self.tokens[int(self.source[index])], int(self.starts[index])
         place = slice(start, start + int(self.lengths[index]))
         cluster = -1 if self.clusters is None else int(self.clusters[index])
-        return EncodedRow(tokens.input_ids[place], tokens.is_label[place], int(self.domains[index]), cluster)
+        return EncodedRow(
+            tokens.input_ids[place],
+            tokens.is_label[place],
+            int(self.domains[index]),
+            cluster,
+            int(self.seconds[index]),
+            bool(self.good[index]),
+        )
 
     def __iter__(self) -> Iterator[EncodedRow]:
         return (self[index] for index in range(len(self)))
@@ -145,8 +168,10 @@ class EncodedRows(Dataset[EncodedRow]):
             domains=torch.tensor([row.domain for row in kept], dtype=torch.long),
             digests=torch.tensor([row_digest(row.input_ids.numpy()) for row in kept], dtype=torch.long),
             places=torch.tensor([(0, number) for number in range(len(kept))], dtype=torch.long).reshape(-1, 2),
+            seconds=torch.tensor([row.second for row in kept], dtype=torch.long),
+            good=torch.tensor([row.good for row in kept], dtype=torch.long),
         )
 
 
-BY_ROW = ("source", "starts", "lengths", "label_counts", "domains", "digests", "places")
+BY_ROW = ("source", "starts", "lengths", "label_counts", "domains", "digests", "places", "seconds", "good")
 """Fields of EncodedRows that hold a value for each row, clusters aside."""

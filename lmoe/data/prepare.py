@@ -23,6 +23,7 @@ from lmoe.data.split import Split, first_of_each, split_in_three
 from lmoe.data.stream import RowStream
 from lmoe.errors import DataError
 from lmoe.files.places import cache_folder
+from lmoe.vocabulary import RowKind
 
 
 @dataclass(slots=True, kw_only=True)
@@ -69,6 +70,7 @@ def prepare(
     bundled: Path,
     packing_model_type: str | None,
     num_embeddings: int | None = None,
+    kind: RowKind = RowKind.answers,
 ) -> PreparedData:
     """Read, tokenise (or take from the cache), split and pack.
 
@@ -77,12 +79,13 @@ def prepare(
         bundled: folder with train/ and val/, what path "bundled" means.
         packing_model_type: config.model_type of the backbone; None: not known, packing is not checked.
         num_embeddings: of the backbone; None: not known, tokens are not checked.
+        kind: of what is learnt from the rows; only answers are packed.
 
     Raises:
         DataError: rows that cannot be read or masked, nothing left to learn, or packing that the backbone refuses.
     """
-    packing = _packs(config.packing, packing_model_type)
-    reader = Reader(config, tokenizer, num_embeddings=num_embeddings)
+    packing = kind is RowKind.answers and _packs(config.packing, packing_model_type)
+    reader = Reader(config, tokenizer, num_embeddings=num_embeddings, kind=kind)
     given, val_from = sources_of(config, bundled), val_source(config, bundled)
     if config.streaming:
         assert val_from is not None
@@ -125,7 +128,7 @@ def prepare(
         groups, parts = shares
         train = train.subset(mixed(groups, parts, seed))
         report.mixed = split_report(train, domains)
-    if config.packing is None and packing_model_type is not None:
+    if config.packing is None and packing_model_type is not None and kind is RowKind.answers:
         report.not_packed = packing_supported(packing_model_type)
     packed = PackedRows.of(train, config.max_length, seed) if packing else None
     if packed is not None:

@@ -18,7 +18,7 @@ from lmoe.data.report import SourceReport
 from lmoe.data.rows.sources import Opened, Part, Source, open_source
 from lmoe.errors import DataError, LmoeError
 from lmoe.files.places import cache_folder
-from lmoe.vocabulary import OnBadRow
+from lmoe.vocabulary import OnBadRow, RowKind
 
 BYTES_FOR_PROCESSES = 8_000_000
 """A smaller source is tokenised in one process, in however many files: others would take longer to start."""
@@ -35,6 +35,7 @@ class Reader:
         length_name: what the user calls data.max_length, for messages.
         num_embeddings: of the backbone; None: not known.
         has_keys: whether the user has the keys of the section, for advice in messages.
+        kind: of what is learnt from the rows.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Reader:
         num_embeddings: int | None = None,
         *,
         has_keys: bool = True,
+        kind: RowKind = RowKind.answers,
     ) -> None:
-        self.has_keys = has_keys
+        self.has_keys, self.kind = has_keys, kind
         self.config, self.tokenizer, self.length_name = config, tokenizer, length_name
         self.num_embeddings = num_embeddings
         self.template = ChatTemplate.of_data(tokenizer, config)
@@ -73,7 +75,9 @@ class Reader:
 
     def _encoder(self, num_embeddings: int | None) -> Encoder:
         config = self.config
-        return Encoder(self.tokenizer, self.template, config.max_length, num_embeddings, config.prompt_prefix)
+        return Encoder(
+            self.tokenizer, self.template, config.max_length, num_embeddings, config.prompt_prefix, self.kind
+        )
 
     def key(self, source: Source, opened: Opened, num_embeddings: int | None = None) -> str:
         """Digest of all that the tokenised rows of a source depend on."""
@@ -82,6 +86,7 @@ class Reader:
             "columns": dict(source.columns),
             "num_embeddings": num_embeddings,
             "prompt_prefix": self.config.prompt_prefix,
+            "kind": None if self.kind is RowKind.answers else str(self.kind),
         }
         return cache_key(
             opened.content,

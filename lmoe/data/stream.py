@@ -188,7 +188,7 @@ class RowStream:
             account.add(chunk.account)
             if self.on_bad_row is OnBadRow.error:
                 chunk.account.check()
-            kept += [EncodedRow(ids, labels, self._domain(domain)) for ids, labels, domain in chunk.rows()]
+            kept += chunk.rows(self._domain)
         samples = EncodedRows.of(kept)
         if self.packing and kept:
             return PackedRows.of(samples, self.encoder.max_length, self._seed_of(epoch, number))

@@ -175,7 +175,7 @@ def _memory(
         optimizer=2 * largest / MB,
         activations=kept / MB,
         recomputed=recomputed / MB,
-        logits=objective_of(config.task.name).logits_bytes(batch.labels, text.vocab_size, compute) / MB,
+        logits=objective_of(config.task).logits_bytes(batch.labels, text.vocab_size, compute) / MB,
     )
 
 

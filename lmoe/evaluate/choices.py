@@ -14,7 +14,7 @@ from lmoe.evaluate.subject import Subject
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
-from lmoe.objectives.sft import model_inputs
+from lmoe.objectives.of_labels import model_inputs
 
 
 @dataclass(slots=True, frozen=True)

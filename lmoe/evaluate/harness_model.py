@@ -10,7 +10,7 @@ from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRow
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
-from lmoe.objectives.sft import model_inputs
+from lmoe.objectives.of_labels import model_inputs
 
 Request = tuple[Any, list[int], list[int]]
 """What the harness keeps an answer under, the tokens of a context, and those of its continuation."""

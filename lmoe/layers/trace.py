@@ -189,6 +189,15 @@ class RoutingTrace:
         finally:
             self.on = False
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Forwards inside the block are not recorded; what was recorded before stays."""
+        on, self.on = self.on, False
+        try:
+            yield
+        finally:
+            self.on = on
+
     def __deepcopy__(self, memo: dict) -> "RoutingTrace":
         """An empty trace with the same losses: what a forward left is not copied, and its graph cannot be."""
         twin = RoutingTrace(self.losses, has_routers=self.has_routers)

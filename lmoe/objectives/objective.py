@@ -3,22 +3,23 @@
 The LightningModule owns phases, optimizer, accumulation window and state; the objective owns rows, batches and losses.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from importlib import import_module
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
+from lmoe.config.run import TaskConfig
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.pack import PackedRows
 from lmoe.data.prepare import PreparedData
 from lmoe.metrics.language import DomainLoss
-from lmoe.rules.objectives import OBJECTIVES
-from lmoe.vocabulary import TaskName
+from lmoe.rules.objectives import OBJECTIVES, with_defaults
 
 Batch = dict[str, Tensor]
 
@@ -29,25 +30,31 @@ class Losses(NamedTuple):
     values: (...) float32, each in the objective's measure, 0 where it does not count.
     counted: (...) bool, which of them count.
     domain_ids: (...) int64, the domain that each belongs to.
+    figures: (...) float32 by name, what is averaged beside the loss; without gradient.
     """
 
     values: Tensor
     counted: Tensor
     domain_ids: Tensor
+    figures: Mapping[str, Tensor] = MappingProxyType({})
 
 
 class Objective(Protocol):
     """One task.
 
     Attributes:
+        task: its settings.
         unit: what a loss belongs to, in the singular, such as "label token"; a step weighs each unit alike.
         measure: what a loss is measured in, such as "nats per label token".
         title: of the validation loss in tables and pictures.
+        sequences: of one sample, which are in memory at the same time.
     """
 
+    task: TaskConfig
     unit: str
     measure: str
     title: str
+    sequences: int
 
     def prepare(
         self,
@@ -60,6 +67,22 @@ class Objective(Protocol):
         num_embeddings: int | None = None,
     ) -> PreparedData:
         """Rows of the run, read, tokenised, split and packed (see `lmoe.data.prepare.prepare`)."""
+        ...
+
+    def begin(self, model: PreTrainedModel) -> None:
+        """A phase of this objective begins: keep what it needs of the model as it is now."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What `begin` has kept, which a resumed run needs again; by name."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `state` has given, in place of what `begin` has kept.
+
+        Raises:
+            CheckpointError: it is of another objective or model.
+        """
         ...
 
     def units(self, samples: EncodedRows | PackedRows) -> Tensor:
@@ -103,7 +126,7 @@ class Objective(Protocol):
         ...
 
 
-def objective_of(name: TaskName) -> Objective:
-    """The objective that a config chooses."""
-    module, _, implementation = OBJECTIVES[name].rpartition(".")
-    return getattr(import_module(module), implementation)()
+def objective_of(task: TaskConfig) -> Objective:
+    """The objective that a config chooses, its own defaults in place of null."""
+    module, _, implementation = OBJECTIVES[task.name].implementation.rpartition(".")
+    return getattr(import_module(module), implementation)(with_defaults(task))

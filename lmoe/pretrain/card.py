@@ -17,7 +17,7 @@ from lmoe.data.datamodule import TrainingData
 from lmoe.data.prepare import prepare
 from lmoe.files.resources import resource_dir
 from lmoe.metrics.language import DomainLoss
-from lmoe.objectives.sft import model_inputs
+from lmoe.objectives.of_labels import model_inputs
 from lmoe.ops.labels import IGNORE
 from lmoe.pretrain.corpus import DomainText, Windows
 from lmoe.report.markdown import front_matter, table

@@ -1,6 +1,119 @@
-"""The objectives that `task.name` chooses from, and where each is implemented. Imports no torch."""
+"""The objectives that `task.name` chooses from: where each is implemented, what it learns from, and its settings.
 
-from lmoe.vocabulary import TaskName
+Imports no torch.
+"""
 
-OBJECTIVES: dict[TaskName, str] = {TaskName.sft: "lmoe.objectives.sft.SupervisedFineTuning"}
-"""Dotted name of the class that implements `lmoe.objectives.objective.Objective`."""
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from lmoe.config.data import DataConfig
+from lmoe.config.problems import above_zero, without_effect
+from lmoe.config.run import TaskConfig
+from lmoe.vocabulary import PreferenceLoss, Reference, RowKind, TaskName, TrainOn
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class ObjectiveTraits:
+    """What is declared of an objective.
+
+    Args:
+        implementation: dotted name of the class that implements `lmoe.objectives.objective.Objective`.
+        rows: what it learns from.
+        settings: its keys of the section `task`, with their defaults.
+    """
+
+    implementation: str
+    rows: RowKind = RowKind.answers
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether it measures its policy against a reference."""
+        return "reference" in self.settings
+
+
+REFERENCE = {"reference": Reference.base, "precompute_reference": False}
+OBJECTIVES: dict[TaskName, ObjectiveTraits] = {
+    TaskName.sft: ObjectiveTraits(implementation="lmoe.objectives.sft.SupervisedFineTuning"),
+    TaskName.dpo: ObjectiveTraits(
+        implementation="lmoe.objectives.dpo.DirectPreference",
+        rows=RowKind.pairs,
+        settings={
+            "beta": 0.1,
+            "label_smoothing": 0.0,
+            "loss_type": PreferenceLoss.sigmoid,
+            "dropout": False,
+            **REFERENCE,
+        },
+    ),
+    TaskName.orpo: ObjectiveTraits(
+        implementation="lmoe.objectives.orpo.OddsRatio",
+        rows=RowKind.pairs,
+        settings={"beta": 0.1, "dropout": False},
+    ),
+    TaskName.simpo: ObjectiveTraits(
+        implementation="lmoe.objectives.simpo.SimplePreference",
+        rows=RowKind.pairs,
+        settings={"beta": 2.0, "gamma": 1.0, "dropout": False},
+    ),
+    TaskName.kto: ObjectiveTraits(
+        implementation="lmoe.objectives.kto.KahnemanTversky",
+        rows=RowKind.labelled,
+        settings={"beta": 0.1, "good_weight": 1.0, "bad_weight": 1.0, "dropout": False, **REFERENCE},
+    ),
+}
+"""By task.name."""
+
+
+def tasks_of(kind: RowKind) -> str:
+    """Names of the tasks that learn from rows of a kind, for messages."""
+    return ", ".join(name for name, traits in OBJECTIVES.items() if traits.rows is kind)
+
+
+def with_defaults(task: TaskConfig) -> TaskConfig:
+    """The section with the objective's own defaults in place of null."""
+    settings = OBJECTIVES[task.name].settings
+    return replace(task, **{name: value for name, value in settings.items() if getattr(task, name) is None})
+
+
+def has_dropout(task: TaskConfig) -> bool:
+    """Whether the policy trains with dropout, router noise and expert dropout."""
+    return "dropout" not in OBJECTIVES[task.name].settings or bool(task.dropout)
+
+
+def task_problems(task: TaskConfig, data: DataConfig, key: str = "task", data_key: str = "data") -> list[str]:
+    """What is wrong in the section of an objective, and of its rows for it.
+
+    Args:
+        key, data_key: what the user calls the sections.
+    """
+    traits, name = OBJECTIVES[task.name], task.name
+    named = f"with {key}.name={name}"
+    problems = [
+        without_effect(f"{key}.{spec.name}", named)
+        for spec in fields(task)
+        if spec.name != "name" and spec.name not in traits.settings and getattr(task, spec.name) is not None
+    ]
+    for setting in ("beta", "good_weight", "bad_weight"):
+        if setting in traits.settings and (value := getattr(task, setting)) is not None:
+            problems += above_zero(value, f"{key}.{setting}")
+    if "gamma" in traits.settings and task.gamma is not None and not 0 <= task.gamma < float("inf"):
+        problems.append(f"{key}.gamma is {task.gamma}, must be at least 0")
+    if "label_smoothing" in traits.settings and task.label_smoothing is not None:
+        if not 0 <= task.label_smoothing < 0.5:
+            problems.append(f"{key}.label_smoothing is {task.label_smoothing}, must be from 0 to below 0.5")
+        elif task.label_smoothing and task.loss_type not in (None, PreferenceLoss.sigmoid):
+            problems.append(without_effect(f"{key}.label_smoothing", f"with {key}.loss_type={task.loss_type}"))
+    if traits.rows is RowKind.answers:
+        return problems
+    if data.packing:
+        problems.append(f"{data_key}.packing=true: {named[5:]} keeps the sequences of its rows apart; leave it out")
+    if data.train_on is TrainOn.all:
+        problems.append(f"{data_key}.train_on=all: {named[5:]} compares answers, and not their prompts; leave it out")
+    if name is TaskName.kto and data.batch_size < 2:
+        problems.append(
+            f"{data_key}.batch_size={data.batch_size}: {named[5:]} measures its policy on answers of other rows of the "
+            "batch, which needs two rows at least"
+        )
+    return problems

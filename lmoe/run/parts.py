@@ -111,7 +111,7 @@ def build_parts(
     Raises:
         LmoeError: a backbone, rows or a plan that cannot be had.
     """
-    objective = objective or objective_of(config.task.name)
+    objective = objective or objective_of(config.task)
     seed_everything(config.seed, verbose=False)
     backbone = config.backbone
     tokenizer = load_tokenizer(backbone)

@@ -182,7 +182,7 @@ def check_metric(metric: str, rows: StudyRows, configs: Mapping[str, RunConfig],
         StudyError: names the metrics that there are.
     """
     for name, config in configs.items():
-        there = objective_of(config.task.name).metric_names(config.data.domains or rows.domains)
+        there = objective_of(config.task).metric_names(config.data.domains or rows.domains)
         if name in apart:
             there = [one for one in there if one == "val/loss"]
         if metric not in (MEAN, *there):

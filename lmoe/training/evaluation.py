@@ -110,7 +110,7 @@ def knock_out(
 
 def domain_losses(losses: dict[str, float]) -> dict[str, float]:
     """{domain: loss} without the total, of the losses that DomainLoss computes."""
-    return {name.removesuffix("/loss"): value for name, value in losses.items() if name != "loss"}
+    return {name.removesuffix("/loss"): value for name, value in losses.items() if name.endswith("/loss")}
 
 
 def _by_site(name: str, values: dict[str, float]) -> dict[str, float]:

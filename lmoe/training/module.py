@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from lmoe.backbones.dropout import Dropouts
 from lmoe.config.optim import OptimConfig
 from lmoe.errors import CheckpointError
 from lmoe.files.wording import quoted
@@ -18,6 +19,7 @@ from lmoe.injection.roles import adapter_buffers, adapter_parameters, parameter_
 from lmoe.metrics.language import DomainLoss
 from lmoe.metrics.routing import RoutingStats
 from lmoe.objectives.objective import Batch, Losses, Objective
+from lmoe.rules.objectives import has_dropout
 from lmoe.training.auxiliary import Auxiliary
 from lmoe.training.dials import Dials, set_dials
 from lmoe.training.evaluation import RoutingEvaluation
@@ -68,7 +70,7 @@ class AdapterModule(LightningModule):
         self.window_routing, self.step_routing = RoutingStats(experts, domains), RoutingStats(experts, domains)
         self.recent_routing = RoutingStats(experts, domains)
         self.step_record = StepRecord()
-        self.auxiliary = Auxiliary(model, self.over_ranks)
+        self.auxiliary, self.dropouts = Auxiliary(model, self.over_ranks), Dropouts(model)
         self.plateau_starts: dict[str, int] = {}
         self.phase = 0
         self.set_phase(0)
@@ -98,6 +100,8 @@ class AdapterModule(LightningModule):
             parameter.requires_grad_(here and self.roles[name] in self.current.trainable)
             if not parameter.requires_grad:
                 parameter.grad = None
+        self.dropouts.turn(has_dropout(self.objective.task))
+        self.objective.begin(self.model)
 
     def on_train_start(self) -> None:
         """A resumed run that was made longer has another schedule than the one its learning rates came from."""
@@ -126,9 +130,9 @@ class AdapterModule(LightningModule):
         self.window_routing.update_all(record.trace.routing, batch["valid_mask"], batch["domain_ids"])
         record.trace.clear()
         self.step_record.tokens = self.step_record.tokens + batch["valid_mask"].sum()  # NOTE int() would wait for a GPU
-        self.step_record.window.add(
-            {"train/loss": task} | {f"train/{name}": loss * share for name, loss in auxiliary.values.items()}
-        )
+        figures = {f"train/{name}": (values * losses.counted).sum() / units for name, values in losses.figures.items()}
+        weighed = {f"train/{name}": loss * share for name, loss in auxiliary.values.items()}
+        self.step_record.window.add({"train/loss": task} | figures | weighed)
         loss = task if auxiliary.total is None else task + auxiliary.total * share
         return loss * (self.trainer.accumulate_grad_batches * self.trainer.world_size)
 
@@ -192,6 +196,7 @@ class AdapterModule(LightningModule):
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in keep}
         checkpoint["lmoe_base"] = injected(self.model).fingerprint
         checkpoint["lmoe_phase"] = self.current.name
+        checkpoint["lmoe_objective"] = self.objective.state()
         checkpoint["lmoe_begun"] = self.plateau_starts
         record = injected(self.model)
         checkpoint["lmoe_experts"] = {"names": list(record.expert_names), "kept": record.kept_experts}
@@ -248,6 +253,7 @@ class AdapterModule(LightningModule):
         if phase not in names:
             raise CheckpointError(f"the checkpoint is in phase {quoted(phase)}; this run has {names}")
         self.set_phase(names.index(phase))
+        self.objective.restore(checkpoint.get("lmoe_objective", {}))
         groups, optimizer = self.groups(), checkpoint["optimizer_states"][0]
         if state_names(optimizer) != [list(group) for group in groups.values()]:
             raise CheckpointError(f"the checkpoint's optimizer holds other parameters than phase {phase}")

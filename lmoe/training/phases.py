@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from lmoe.config.phase import PLATEAU, PhaseConfig, PlateauConfig
 from lmoe.config.run import RunConfig
+from lmoe.rules.objectives import has_dropout
 from lmoe.rules.phase_options import target_coef
 from lmoe.rules.phases import ordered_phases, share_base
 from lmoe.training.handoff import Fades, Handoff
@@ -135,6 +136,7 @@ def _phase(name: str, start: int, end: int, handoff: Handoff | None, phase: Phas
     """One phase with its defaults filled in."""
     optim = config.optim
     routers, experts = Role.router in phase.trainable, Role.lora in phase.trainable
+    dropout = has_dropout(config.task)
     auxiliary = _chosen(phase.auxiliary_loss, routers)
     return Phase(
         name=name,
@@ -155,8 +157,8 @@ def _phase(name: str, start: int, end: int, handoff: Handoff | None, phase: Phas
         by_target=phase.route_by is RouteBy.target,
         load_balance=_chosen(phase.load_balance, auxiliary),
         router_z_loss=_chosen(phase.router_z_loss, auxiliary),
-        router_noise=_chosen(phase.router_noise, routers),
-        expert_dropout=_chosen(phase.expert_dropout, experts),
+        router_noise=_chosen(phase.router_noise, routers and dropout),
+        expert_dropout=_chosen(phase.expert_dropout, experts and dropout),
         diversity=_chosen(phase.diversity, experts),
     )
 

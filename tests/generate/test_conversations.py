@@ -19,7 +19,7 @@ from lmoe.generate.row_prompts import RowPrompt
 from lmoe.generate.speaker import Speaker
 from lmoe.injection.batch_info import batch_info, conversations
 from lmoe.injection.record import injected
-from lmoe.objectives.sft import model_inputs
+from lmoe.objectives.of_labels import model_inputs
 from lmoe.pretrain.bpe import train_bpe
 from lmoe.vocabulary import TrainOn
 from tests.injection.tiny_injected import tiny_injected

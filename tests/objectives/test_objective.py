@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from lmoe.config.run import RunConfig
+from lmoe.config.run import RunConfig, TaskConfig
 from lmoe.files.run_folder import METRICS_FILE
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
@@ -59,7 +59,7 @@ def config(micro) -> RunConfig:
 def test_every_task_that_a_config_can_choose_has_an_objective():
     assert set(OBJECTIVES) == set(TaskName)
     for name in TaskName:
-        objective = objective_of(name)
+        objective = objective_of(TaskConfig(name=name))
         assert objective.unit and objective.measure and objective.title
 
 

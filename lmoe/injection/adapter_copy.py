@@ -1,0 +1,62 @@
+"""The adapters of a model as they once were, which it can compute with again."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from lmoe.errors import CheckpointError
+from lmoe.injection.roles import adapter_buffers, adapter_parameters
+
+
+class AdapterCopy:
+    """A copy of all adapters and routers of a model, and of what of its backbone is trained.
+
+    Args:
+        tensors: by their names in the model.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = dict(tensors)
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "AdapterCopy":
+        """A copy of an injected model's adapters as they are now."""
+        return cls({name: tensor.detach().clone() for name, tensor in _adapters(model).items()})
+
+    def check(self, model: nn.Module) -> None:
+        """Refuse tensors that are not those of a model.
+
+        Raises:
+            CheckpointError: other names or shapes.
+        """
+        own = {name: tensor.shape for name, tensor in _adapters(model).items()}
+        if own != {name: tensor.shape for name, tensor in self.tensors.items()}:
+            raise CheckpointError("the checkpoint keeps other adapters for its reference than this model has")
+
+    @contextmanager
+    def in_place(self, model: nn.Module) -> Iterator[None]:
+        """The model computes with the copy inside the block, without gradients.
+
+        NOTE the tensors change places, so that hooks, wrappers and optimizers find the parameters that they know. A
+        graph that is made inside would be wrong behind the block.
+        """
+        adapters = _adapters(model)
+        own = {name: tensor.data for name, tensor in adapters.items()}
+        try:
+            with torch.no_grad():
+                for name, tensor in adapters.items():
+                    if self.tensors[name].device != tensor.device:
+                        self.tensors[name] = self.tensors[name].to(tensor.device)
+                    tensor.data = self.tensors[name]
+                torch.clear_autocast_cache()
+                yield
+        finally:
+            for name, tensor in adapters.items():
+                tensor.data = own[name]
+            torch.clear_autocast_cache()
+
+
+def _adapters(model: nn.Module) -> dict[str, Tensor]:
+    return {**adapter_parameters(model), **adapter_buffers(model)}

@@ -1,0 +1,90 @@
+"""Kahneman-Tversky optimisation: answers that are good or bad, without pairs."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lmoe.data.collate import Collate
+from lmoe.data.encoded import EncodedRow, opening
+from lmoe.objectives.objective import Batch, Losses
+from lmoe.objectives.preference import ACCURACY, MARGIN, PreferenceObjective, rightness, untraced
+from lmoe.ops.labels import IGNORE
+from lmoe.ops.preference_losses import kto_baseline, kto_loss
+
+MISMATCHED = "mismatched_"
+"""Begins the names of what a batch holds of answers behind prompts that they do not belong to."""
+
+
+class KahnemanTversky(PreferenceObjective):
+    """The objective `task=kto` (2402.01306).
+
+    How far the policy is from its reference is measured in each micro-batch, on the answer of the row before.
+    """
+
+    unit = "answer"
+    measure = "loss per answer"
+    figures = (MARGIN, ACCURACY)
+
+    def collate(self, *, pad_token_id: int, max_length: int, packed: bool) -> "CollateAnswers":
+        """Batches of answers, and of the same answers behind other prompts."""
+        assert not packed
+        return CollateAnswers(Collate(pad_token_id=pad_token_id, max_length=max_length, packed=False))
+
+    def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
+        """The loss of each answer, (B,); its margin is beta (r - z) of a good answer, beta (z - r) of a bad one."""
+        task = self.task
+        assert task.beta is not None and task.good_weight is not None and task.bad_weight is not None
+        baseline = self._baseline(model, batch)
+        reference, policy = self.reference_answers(model, batch), self.answers(model, batch)
+        reward, good = policy.log_probs - reference.log_probs, batch["good"]
+        values = kto_loss(
+            reward, good, baseline, beta=task.beta, good_weight=task.good_weight, bad_weight=task.bad_weight
+        )
+        gained = task.beta * (reward.detach() - baseline)
+        margin = torch.where(good, gained, -gained)
+        figures = {MARGIN: margin, ACCURACY: rightness(margin)}
+        return Losses(values, torch.ones_like(good), batch["domain_ids"][:, 0], figures)
+
+    def _baseline(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+        """() z of a batch; 0 of a single row, beside which there is no other."""
+        if f"{MISMATCHED}labels" not in batch:
+            return torch.zeros((), device=batch["labels"].device)
+        other = {name.removeprefix(MISMATCHED): value for name, value in batch.items() if name.startswith(MISMATCHED)}
+        with untraced(model):
+            policy = self.answers(model, other)
+            reference = self.reference_answers(model, other)
+        return kto_baseline(policy.log_probs - reference.log_probs)
+
+
+class CollateAnswers:
+    """Batches as `Collate` makes them, with good (B,) bool and answer_mask (B, T) bool.
+
+    mismatched_… are input_ids, labels and attention_mask (B, T) of each prompt with the answer of the row before it in
+    the batch (of the first row: of the last), not there in a batch of one row. The prompts are the same tokens in the
+    same places, so what routers know of a batch holds for them too.
+    """
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, items: Sequence[EncodedRow]) -> Batch:
+        rows = [replace(item, second=0) for item in items]
+        others = [self._with_answer(row, rows[index - 1]) for index, row in enumerate(rows)] if len(rows) > 1 else []
+        both = self.collate([*rows, *others])
+        batch = {name: value[: len(rows)] for name, value in both.items()}
+        batch |= {"good": torch.tensor([row.good for row in rows]), "answer_mask": batch["labels"] != IGNORE}
+        if others:
+            named = ("input_ids", "labels", "attention_mask")
+            batch |= {f"{MISMATCHED}{name}": both[name][len(rows) :] for name in named}
+            batch["domain_ids"] = batch["domain_ids"][:, :1].expand_as(batch["labels"]).contiguous()
+        return batch
+
+    def _with_answer(self, row: EncodedRow, other: EncodedRow) -> EncodedRow:
+        """A row's prompt with another row's answer."""
+        mine, theirs = opening(row), opening(other)
+        ids = torch.cat([row.input_ids[:mine], other.input_ids[theirs:]])[: self.collate.max_length]
+        labels = torch.cat([row.is_label[:mine], other.is_label[theirs:]])[: self.collate.max_length]
+        return replace(row, input_ids=ids, is_label=labels)

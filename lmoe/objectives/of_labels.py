@@ -1,0 +1,85 @@
+"""What objectives share whose losses are made of the log-probabilities of labels."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from lmoe.backbones.label_losses import LabelLosses
+from lmoe.config.run import TaskConfig
+from lmoe.errors import CheckpointError
+from lmoe.metrics.language import DomainLoss
+from lmoe.objectives.objective import Batch
+from lmoe.ops.log_probabilities import LOGITS_AT_ONCE
+
+MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """What the model itself gets of a batch."""
+    return {name: batch[name] for name in MODEL_INPUTS if name in batch}
+
+
+class OfLabels:
+    """The part of an objective that asks a model for log-probabilities, and needs nothing of its past.
+
+    Args:
+        task: its settings, without null.
+    """
+
+    title = "Validation loss"
+    sequences = 1
+    figures: tuple[str, ...] = ()
+    """Names of what is averaged beside the loss."""
+
+    def __init__(self, task: TaskConfig) -> None:
+        self.task = task
+        self._label_losses: LabelLosses | None = None
+
+    def label_losses(self, model: PreTrainedModel) -> LabelLosses:
+        """Computes the losses at label positions of a model, and is kept for as long as it is asked for that model."""
+        if self._label_losses is None or self._label_losses.model is not model:
+            self._label_losses = LabelLosses(model)
+        return self._label_losses
+
+    def begin(self, model: PreTrainedModel) -> None:
+        """Keep nothing."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Refuse what another objective has kept.
+
+        Raises:
+            CheckpointError: there is something.
+        """
+        if state:
+            raise CheckpointError(f"the checkpoint keeps adapters for a reference, and task.name={self.task.name} none")
+
+    def logit_change(
+        self, model: PreTrainedModel, batch: Batch, without: Callable[[], AbstractContextManager]
+    ) -> float:
+        """Root mean square over the valid tokens of what the logits are without something."""
+        losses = self.label_losses(model)
+        return losses.mean_square_change(model_inputs(batch), batch["valid_mask"], without) ** 0.5
+
+    def notes(self, model: PreTrainedModel) -> list[str]:
+        """Says it where the logits of all tokens are made, which takes more memory."""
+        reason = self.label_losses(model).all_logits_because
+        return [] if reason is None else [f"the loss makes the logits of all tokens: {reason}"]
+
+    def meter(self, domains: Sequence[str]) -> DomainLoss:
+        """Mean loss of each domain and over all units, and of the figures."""
+        return DomainLoss(list(domains), self.figures)
+
+    def metric_names(self, domains: Sequence[str]) -> list[str]:
+        """Returns val/loss and val/<domain>/loss of each domain, and the same of each figure."""
+        names = ("loss", *self.figures)
+        return [f"val/{name}" for name in names] + [f"val/{domain}/{name}" for domain in domains for name in names]
+
+    def logits_bytes(self, tokens: int, vocabulary: int, compute_bytes: int) -> float:
+        """Bytes of one tile of logits, in float32 and in the compute type."""
+        return float(min(tokens * vocabulary, LOGITS_AT_ONCE) * (4 + compute_bytes))
