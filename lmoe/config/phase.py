@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 from lmoe.vocabulary import Curve, LrSchedule, PhaseMode, Role, RouteBy
 
@@ -51,6 +52,12 @@ class PhaseConfig:
     """First optimizer step, or a share of trainer.max_steps such as 20%, rounded up; plateau: see plateau."""
     plateau: PlateauConfig = field(default_factory=PlateauConfig)
     """With start=plateau."""
+    task: dict[str, Any] = field(default_factory=dict)
+    """What the phase learns, as the section task: {name: dpo, beta: 0.1}; keys that are left out are those of task
+    where its name is the same, else the objective's own. Empty: task."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """Rows of the phase, as the section data: {path: bundled_preference, batch_size: 4}; keys that are left out are
+    those of data, but of rows that it names itself it takes no columns, domains and val_path. Empty: data."""
     trainable: list[Role] = field(default_factory=list)
     """Roles that train: router, lora, attn_lora, base_ffn, head. Everything else is frozen."""
     mode: PhaseMode = PhaseMode.replace

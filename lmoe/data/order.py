@@ -1,6 +1,7 @@
 """The order of samples as a pure function of seed and position, which is what makes a run resumable."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Sampler
@@ -66,3 +67,43 @@ class ResumableLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self._batches.start = self._yielded = state["yielded"]
+
+    def start_at(self, batch: int) -> None:
+        """Let the next iteration begin with micro-batch `batch` of the run."""
+        self._batches.start = batch
+
+
+class SwitchingLoader:
+    """The micro-batches of several loaders, of which one is asked for each; its state is their number, as of one.
+
+    Micro-batch g of the run is micro-batch g of the loader that is asked for it: what a loader would give in the steps
+    of another one is passed over, so that nothing depends on when another one's turn came.
+
+    Args:
+        loaders: of the whole run, each.
+        number_of: which of them micro-batch g of this rank is taken from; asked when its turn comes.
+    """
+
+    def __init__(self, loaders: Sequence[ResumableLoader], number_of: Callable[[int], int]) -> None:
+        self._loaders, self._number_of = loaders, number_of
+        self._yielded = 0
+
+    def __len__(self) -> int:
+        return len(self._loaders[0])
+
+    def __iter__(self) -> Iterator[Any]:
+        current, batches = None, iter(())
+        while self._yielded < len(self):
+            number = self._number_of(self._yielded)
+            if number != current:
+                self._loaders[number].start_at(self._yielded)
+                current, batches = number, iter(self._loaders[number])
+            self._yielded += 1
+            yield next(batches)
+        self._yielded = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"yielded": self._yielded}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self._yielded = state["yielded"]

@@ -49,6 +49,15 @@ class PreparedData:
             return None
         return self.train.rows if isinstance(self.train, PackedRows) else self.train
 
+    def with_domains(self, names: list[str]) -> "PreparedData":
+        """The same rows, no stream, with indices into a longer list of domains."""
+        order = [names.index(name) for name in self.domains]
+        rows = self.train_rows
+        assert rows is not None
+        rows = rows.with_domains(order)
+        train = replace(self.train, rows=rows) if isinstance(self.train, PackedRows) else rows
+        return replace(self, train=train, val=self.val.with_domains(order), domains=names)
+
     def with_clusters(self, train: Tensor, val: Tensor) -> "PreparedData":
         """The same rows, with the cluster of each prompt.
 

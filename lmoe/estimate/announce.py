@@ -4,7 +4,8 @@ from rich.console import Console
 
 from lmoe.config.run import RunConfig
 from lmoe.estimate.cost import UTILISATION, rates, rough_duration
-from lmoe.estimate.estimate import SHARDING, Estimate, estimate
+from lmoe.estimate.estimate import SHARDING, Estimate, estimate, largest_lesson
+from lmoe.objectives.objective import objective_of
 from lmoe.report.say import say
 from lmoe.run.announce import quiet_libraries
 from lmoe.vocabulary import RouterScope
@@ -25,12 +26,14 @@ def announce_estimate(config: RunConfig, console: Console) -> Estimate:
 
 def lines(config: RunConfig, found: Estimate) -> list[str]:
     """Memory of a device, then time on known ones."""
-    trainer, data = config.trainer, config.data
+    trainer, lesson = config.trainer, largest_lesson(config)
+    data, each_row = lesson.data, objective_of(lesson.task).sequences
     devices = trainer.devices * trainer.num_nodes
     each = "its share of the weights" if trainer.strategy.value == SHARDING and devices > 1 else "all weights"
+    two = "" if each_row == 1 else f" ({each_row} sequences each)"
     said = [
         f"estimate from the config of {config.backbone.full_name}, without its weights and without data",
-        f"  {devices} device{'s' * (devices > 1)}, {each} on each; a micro-batch of {data.batch_size} rows of "
+        f"  {devices} device{'s' * (devices > 1)}, {each} on each; a micro-batch of {data.batch_size} rows{two} of "
         f"{data.max_length} tokens, {trainer.accumulate_grad_batches} in a step: "
         f"{data.batch_size * trainer.accumulate_grad_batches * devices:,} rows in a step over all devices",
         "memory of each device (peak of training, without the libraries' own)",

@@ -35,6 +35,7 @@ class StepCost:
         attention: layers times width of all query heads.
         length: T.
         checkpointing: whether each layer's forward runs again.
+        more_forwards: without gradients, of as many tokens each.
     """
 
     frozen: int
@@ -44,15 +45,17 @@ class StepCost:
     attention: int
     length: int
     checkpointing: bool
+    more_forwards: int = 0
 
     def flops_per_token(self) -> float:
         """forward 2 (N + head) + 2 T q L, backward 2 (N + head) + 4 T q L, adapters 6 N_a; recomputation: 2 N + 2 T q L
-        + 2 N_a more. Causal attention forward is two products of 2 T q, half of them masked."""
+        + 2 N_a more; a further forward: 2 (N + head) + 2 T q L. Causal attention forward is two products of 2 T q, half
+        of them masked."""
         scores, weights = 2 * self.length * self.attention, self.frozen + self.head
         flops = 4 * weights + 3 * scores + 6 * self.adapters + 2 * self.trained_base
         if self.checkpointing:
             flops += 2 * self.frozen + scores + 2 * self.adapters
-        return float(flops)
+        return float(flops + self.more_forwards * (2 * weights + scores))
 
     def reading_flops_per_token(self) -> float:
         """2 N + 2 T q L: a forward of the decoder alone, in which a router of the whole model reads a prompt."""

@@ -27,6 +27,7 @@ from lmoe.injection.record import injected
 from lmoe.injection.roles import ADAPTER_ROLES, parameter_roles
 from lmoe.objectives.objective import objective_of
 from lmoe.rules.experts_from import without_source
+from lmoe.rules.lessons import Lesson, lesson_of
 from lmoe.rules.phases import lora_B_std, trained_base
 from lmoe.rules.routers import needs_domain
 from lmoe.run.memory import MB, trained_bytes
@@ -116,11 +117,12 @@ def estimate_model(
     Args:
         config: validated.
         model: not injected yet.
-        rows, length: of the micro-batch; None: data.batch_size and data.max_length.
+        rows, length: sequences of the micro-batch, and tokens of each; None: those of the phase with the most of both.
         labels: its tokens with a label; None: all.
         shards: devices that share the weights; None: all where the strategy shards, else one.
     """
-    rows, length = rows or config.data.batch_size, length or config.data.max_length
+    largest = largest_lesson(config)
+    rows, length = rows or sequences_of(largest), length or largest.data.max_length
     devices = config.trainer.devices * config.trainer.num_nodes
     shards = shards or (devices if config.trainer.strategy.value == SHARDING else 1)
     found = layouts(model)
@@ -147,8 +149,20 @@ def estimate_model(
         attention=sum(shape.query for shape in layers),
         length=length,
         checkpointing=config.trainer.gradient_checkpointing,
+        more_forwards=objective_of(largest.task).more_forwards,
     )
     return Estimate(plan=plan, memory=memory, cost=cost, tokens=rows * length * config.trainer.accumulate_grad_batches)
+
+
+def largest_lesson(config: RunConfig) -> Lesson:
+    """What the phase learns whose micro-batches have the most tokens."""
+    lessons = [lesson_of(config, name) for name in config.phase.phases]
+    return max(lessons, key=lambda lesson: sequences_of(lesson) * lesson.data.max_length)
+
+
+def sequences_of(lesson: Lesson) -> int:
+    """Sequences of a micro-batch."""
+    return lesson.data.batch_size * objective_of(lesson.task).sequences
 
 
 def _memory(
@@ -175,7 +189,7 @@ def _memory(
         optimizer=2 * largest / MB,
         activations=kept / MB,
         recomputed=recomputed / MB,
-        logits=objective_of(config.task).logits_bytes(batch.labels, text.vocab_size, compute) / MB,
+        logits=objective_of(largest_lesson(config).task).logits_bytes(batch.labels, text.vocab_size, compute) / MB,
     )
 
 

@@ -138,7 +138,10 @@ def try_step(parts: Parts) -> tuple[MemoryEstimate, float, list[str], float]:
     model = parts.model
     module.to(device)
     model.train()
-    batch = {name: tensor.to(device) for name, tensor in parts.datamodule.largest_batch().items()}
+    batches = [parts.datamodule.largest_batch(phase.number) for phase in parts.row_sets()]
+    largest_set = max(range(len(batches)), key=lambda number: batches[number]["input_ids"].numel())
+    module.set_phase(next(i for i, phase in enumerate(parts.learnt) if phase.number == largest_set))
+    batch = {name: tensor.to(device) for name, tensor in batches[largest_set].items()}
     roles = {role for phase in module.schedule.phases for role in phase.trainable}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(module.roles[name] in roles)

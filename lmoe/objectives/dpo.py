@@ -11,6 +11,8 @@ from lmoe.vocabulary import PreferenceLoss
 class DirectPreference(PairObjective):
     """The objective `task=dpo` (2305.18290), with the losses of hinge and IPO."""
 
+    more_forwards = 1
+
     def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
         """The loss of each pair, (B,); rewards are beta (log p - log p_ref)."""
         task = self.task

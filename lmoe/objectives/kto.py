@@ -27,6 +27,7 @@ class KahnemanTversky(PreferenceObjective):
     unit = "answer"
     measure = "loss per answer"
     figures = (MARGIN, ACCURACY)
+    more_forwards = 3  # the reference, and both on answers of other rows
 
     def collate(self, *, pad_token_id: int, max_length: int, packed: bool) -> "CollateAnswers":
         """Batches of answers, and of the same answers behind other prompts."""

@@ -48,6 +48,7 @@ class Objective(Protocol):
         measure: what a loss is measured in, such as "nats per label token".
         title: of the validation loss in tables and pictures.
         sequences: of one sample, which are in memory at the same time.
+        more_forwards: without gradients, of as many tokens each, beside the one that is learnt from.
     """
 
     task: TaskConfig
@@ -55,6 +56,7 @@ class Objective(Protocol):
     measure: str
     title: str
     sequences: int
+    more_forwards: int
 
     def prepare(
         self,

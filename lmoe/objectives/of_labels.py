@@ -30,6 +30,7 @@ class OfLabels:
 
     title = "Validation loss"
     sequences = 1
+    more_forwards = 0
     figures: tuple[str, ...] = ()
     """Names of what is averaged beside the loss."""
 

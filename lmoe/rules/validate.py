@@ -24,8 +24,8 @@ from lmoe.rules.callbacks import callback_problems, callbacks_from_problems
 from lmoe.rules.data import cluster_problems, data_problems
 from lmoe.rules.experts_from import expert_places, without_source
 from lmoe.rules.injection import injection_problems
+from lmoe.rules.lessons import lesson_problems
 from lmoe.rules.moe import moe_problems
-from lmoe.rules.objectives import task_problems
 from lmoe.rules.phase_options import schedule_problems
 from lmoe.rules.phases import TRAINABLE, phase_problems, present_roles, trained_base
 from lmoe.rules.strategies import STRATEGIES
@@ -57,7 +57,7 @@ def run_problems(config: RunConfig) -> list[str]:
         + phase_problems(config)
         + backbone_problems(config.backbone)
         + data_problems(config.data)
-        + task_problems(config.task, config.data)
+        + lesson_problems(config)
         + cluster_problems(config.data, config.moe)
         + optim_problems(config.optim)
         + schedule_problems(config)

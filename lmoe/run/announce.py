@@ -12,6 +12,7 @@ from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
 from lmoe.report.say import say
 from lmoe.rules.experts_from import named_adapters, source_run
+from lmoe.run.learnt import Learnt
 from lmoe.run.parts import Parts, data_notes
 
 
@@ -25,7 +26,6 @@ def describe_plan(parts: Parts, console: Console) -> None:
     """The injection plan, the phases, the data, what routers are taught, and what may not be meant."""
     say(console, str(parts.plan))
     frozen = sum(count for _, count, _ in role_table(parts.model)) - parts.plan.total_parameters
-    report = parts.prepared.report
     lines = [f"backbone {parts.config.backbone.full_name}: {frozen:,} parameters, frozen"]
     lines += expert_lines(parts)
     if (sites := parts.plan.sites_of_one_router) is not None:
@@ -34,21 +34,27 @@ def describe_plan(parts: Parts, console: Console) -> None:
         first, last = phase.start + 1, phase.end
         steps = f"step {last} trains" if first == last else f"steps {first} to {last} train"
         lines.append(f"phase {phase.name}: {steps} {', '.join(sorted(phase.trainable))}")
-    domains = counted(len(parts.prepared.domains), "domain")
-    learnt = "rows are read while training"
-    if report.train is not None:
-        learnt = f"{counted(report.train.rows, 'row')} to learn"
-    lines.append(f"data: {learnt}, {report.val.rows:,} to validate, {domains}")
+    lines += [data_line(phase) for phase in parts.row_sets()]
     if (day := parts.config.data.template_date) is not None:
         lines.append(f"the chat template reads the date: {day} for this run (data.template_date)")
     for line in [
         *lines,
-        *data_notes(parts.prepared),
+        *(note for phase in parts.row_sets() for note in data_notes(phase.prepared)),
         *packing_lines(parts),
         *parts.target_lines,
         *(f"warning: {warning}" for warning in parts.warnings),
     ]:
         say(console, line)
+
+
+def data_line(phase: Learnt) -> str:
+    """How many rows there are to learn and to validate on."""
+    report = phase.prepared.report
+    learnt, domains = "rows are read while training", len(phase.prepared.domains)
+    if report.train is not None:
+        learnt = f"{counted(report.train.rows, 'row')} to learn"
+        domains = len(report.train.rows_by_domain.keys() | report.val.rows_by_domain.keys())
+    return f"{phase.lesson.key}: {learnt}, {report.val.rows:,} to validate, {counted(domains, 'domain')}"
 
 
 def packing_lines(parts: Parts) -> list[str]:

@@ -11,35 +11,30 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmoe.adapter.inject import inject
 from lmoe.adapter.save import stored_name
 from lmoe.backbones.checkpointing import recompute_activations
-from lmoe.backbones.load import context_length, load_model, load_tokenizer
+from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.config.injection import InjectionConfig
-from lmoe.config.keys import near
 from lmoe.config.moe import MoeConfig
-from lmoe.config.phase import PLATEAU
 from lmoe.config.problems import raise_problems
 from lmoe.config.run import RunConfig
 from lmoe.data.chats.template_source import take_template
 from lmoe.data.datamodule import TrainingData
-from lmoe.data.pack import packing_supported_by_attention
 from lmoe.data.prepare import PreparedData
 from lmoe.data.stream import RowStream
-from lmoe.errors import ConfigError, DataError
-from lmoe.files.resources import resource_dir
+from lmoe.errors import ConfigError
 from lmoe.grow.import_experts import import_experts
 from lmoe.injection.apply import plan as make_plan
 from lmoe.injection.plan import InjectionPlan
 from lmoe.injection.record import injected
 from lmoe.injection.roles import parameter_layers, parameter_roles
-from lmoe.objectives.objective import Objective, objective_of
+from lmoe.objectives.objective import Objective
 from lmoe.ops.linear_sizes import parameter_counts
-from lmoe.rules.callbacks import early_stopping_monitors
 from lmoe.rules.data import data_warnings
 from lmoe.rules.experts_from import named_adapters, without_source
-from lmoe.rules.phase_options import TRAIN_LOSS
 from lmoe.rules.phases import lora_B_std, phase_warnings, trained_base
 from lmoe.rules.routers import needs_domain, target_count
 from lmoe.rules.validate import run_problems
 from lmoe.run.clustered_rows import ClusteredRows, clustered_rows
+from lmoe.run.learnt import Learnt, check_context, check_monitors, read_lessons
 from lmoe.run.targets import target_lines, with_targets
 from lmoe.run.template_day import with_template_day
 from lmoe.training.dials import Dials
@@ -48,32 +43,14 @@ from lmoe.training.phases import PhaseSchedule
 from lmoe.vocabulary import BackbonePrecision, Role, RouterTarget
 
 
-def check_monitors(config: RunConfig, prepared: PreparedData, objective: Objective) -> None:
-    """Refuse monitors of a metric that no validation measures.
-
-    Raises:
-        ConfigError: validations of these rows do not have a metric that is looked at.
-    """
-    measured = objective.metric_names([prepared.domains[d] for d in prepared.val.domains.unique().tolist()])
-    looked_at = early_stopping_monitors(config) | {
-        f"phase.phases.{name}.plateau.monitor": phase.plateau.monitor
-        for name, phase in config.phase.phases.items()
-        if phase.start == PLATEAU and phase.plateau.monitor != TRAIN_LOSS
-    }
-    if problems := [
-        f"{key}={name}: no validation measures it; {near(name, measured)}"
-        for key, name in looked_at.items()
-        if name not in measured
-    ]:
-        raise ConfigError(problems)
-
-
 @dataclass(slots=True, kw_only=True)
 class Parts:
     """Everything that a run or a preflight needs.
 
     Args:
         plan: what was injected.
+        learnt: in each phase, in their order.
+        prepared: rows of the first phase.
         warnings: what is allowed and perhaps not meant.
         base_model: name, revision, precision and fingerprint, as the adapter file records them.
         target_lines: what the routers are taught; of clusters also what is in them.
@@ -84,6 +61,7 @@ class Parts:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     plan: InjectionPlan
+    learnt: list[Learnt]
     prepared: PreparedData
     datamodule: TrainingData
     module: AdapterModule
@@ -91,6 +69,13 @@ class Parts:
     base_model: dict[str, Any]
     target_lines: list[str] = field(default_factory=list)
     clustered: ClusteredRows | None = None
+
+    def row_sets(self) -> list[Learnt]:
+        """The first phase that learns from each set of rows, in the order of the sets."""
+        first: dict[int, Learnt] = {}
+        for phase in self.learnt:
+            first.setdefault(phase.number, phase)
+        return [first[number] for number in sorted(first)]
 
 
 def build_parts(
@@ -106,12 +91,11 @@ def build_parts(
         config: validated; that of the parts has the day that its chat template reads.
         run_dir: the run's folder; None: nothing of the run is written.
         fill_experts: read what injection.experts_from names; a run that goes on has it in its checkpoint.
-        objective: in place of the one that task.name chooses.
+        objective: of all phases, in place of those that the config names.
 
     Raises:
         LmoeError: a backbone, rows or a plan that cannot be had.
     """
-    objective = objective or objective_of(config.task)
     seed_everything(config.seed, verbose=False)
     backbone = config.backbone
     tokenizer = load_tokenizer(backbone)
@@ -119,20 +103,11 @@ def build_parts(
     take_template(tokenizer, config.data.chat_template, config.data.template_kwargs)
     config = with_template_day(config, tokenizer, run_dir)
     model = load_model(backbone)
-    leak = packing_supported_by_attention(backbone.attn_implementation, config.data.batch_size)
-    if leak and config.data.packing:
-        raise DataError(f"data.packing=true: {leak}")
-    prepared = objective.prepare(
-        config.data,
-        tokenizer,
-        seed=config.seed,
-        bundled=resource_dir("data/sft"),
-        packing_model_type=None if leak and config.data.packing is None else model.config.model_type,
-        num_embeddings=next(model.get_input_embeddings().parameters()).shape[0],
-    )
+    learnt = read_lessons(config, tokenizer, model, objective)
+    prepared = learnt[0].prepared
     config = with_length(config, prepared)
-    check_monitors(config, prepared, objective)
-    check_context(config, model)
+    check_monitors(config, learnt)
+    check_context(learnt, model)
     check_base_training(config, model)
     base_model = stored_name(backbone) | {
         "revision": backbone.revision,
@@ -144,6 +119,7 @@ def build_parts(
     if moe.router_target is RouterTarget.cluster:
         clustered = clustered_rows(config, prepared, model, tokenizer, target_count(moe), run_dir)
         prepared, lines = clustered.prepared, lines + clustered.lines
+        learnt = [replace(phase, prepared=prepared) for phase in learnt]  # phases with rows of their own have none
     seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what was done before
     settings = replace(without_source(config.injection), lora_B_std=lora_B_std(config))
     plan = inject(model, settings, moe, trained_base=trained_base(config))
@@ -153,11 +129,13 @@ def build_parts(
     check_roles(config, model)
     if config.trainer.gradient_checkpointing:
         recompute_activations(model)
+    first = {phase.number: phase.samples() for phase in reversed(learnt)}
     datamodule = TrainingData(
         prepared,
-        config.data,
-        units=objective.units,
-        collate=objective.collate,
+        first[0].config,
+        units=first[0].units,
+        collate=first[0].collate,
+        others=[first[number] for number in sorted(first) if number],
         seed=config.seed,
         max_steps=config.trainer.max_steps,
         accumulate_grad_batches=config.trainer.accumulate_grad_batches,
@@ -165,18 +143,21 @@ def build_parts(
     )
     module = AdapterModule(
         model,
-        objective,
+        [phase.objective for phase in learnt],
         PhaseSchedule.of(config),
         config.optim,
         prepared.domains,
         datamodule.window_totals,
         Dials.of(config),
     )
+    numbers = [phase.number for phase in learnt]
+    datamodule.follow(lambda step: numbers[module.schedule.phase_at(step)], lambda: numbers[module.phase])
     return Parts(
         config=config,
         model=model,
         tokenizer=tokenizer,
         plan=plan,
+        learnt=learnt,
         prepared=prepared,
         datamodule=datamodule,
         module=module,
@@ -295,17 +276,6 @@ def check_roles(config: RunConfig, model: PreTrainedModel) -> None:
             problems.append(f"{key}={list(phase.layers)}: nothing of {', '.join(sorted(phase.trainable))} is there")
     if problems:
         raise ConfigError(problems)
-
-
-def check_context(config: RunConfig, model: PreTrainedModel) -> None:
-    """Refuse rows that are longer than the backbone's context.
-
-    Raises:
-        DataError: data.max_length beyond what the backbone's positions reach.
-    """
-    limit = context_length(model)
-    if limit is not None and config.data.max_length > limit:
-        raise DataError(f"data.max_length={config.data.max_length} is beyond the backbone's context of {limit} tokens")
 
 
 def data_notes(prepared: PreparedData) -> list[str]:

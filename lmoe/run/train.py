@@ -148,7 +148,9 @@ def begin(parts: Parts, run_dir: Path, overrides: list[str], found: FoundCheckpo
     Raises:
         ConfigError: data or a backbone that are no longer those of the run.
     """
-    data, rows = parts.prepared.report.data_hashes, [source.key for source in parts.prepared.report.sources]
+    reports = [phase.prepared.report for phase in parts.row_sets()]
+    data = {path: digest for report in reports for path, digest in report.data_hashes.items()}
+    rows = [source.key for report in reports for source in report.sources]
     if found is not None:
         if changed := changed_since(run_dir, data, rows, parts.base_model):
             raise ConfigError(

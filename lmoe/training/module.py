@@ -1,6 +1,6 @@
 """The LightningModule of a run: phases, one optimizer each, the accumulation window, and the state that is resumed."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ class AdapterModule(LightningModule):
 
     Args:
         model: an injected causal language model.
-        objective: what is learnt.
+        objectives: what is learnt in each phase, in their order; one object for phases that learn the same.
         schedule: the phases.
         optim: AdamW and its schedule.
         domains: names, in the order of the domain ids.
@@ -54,7 +54,7 @@ class AdapterModule(LightningModule):
     def __init__(
         self,
         model: PreTrainedModel,
-        objective: Objective,
+        objectives: Sequence[Objective],
         schedule: PhaseSchedule,
         optim: OptimConfig,
         domains: list[str],
@@ -64,7 +64,8 @@ class AdapterModule(LightningModule):
         super().__init__()
         self.strict_loading = False  # the checkpoint holds adapters only; on_load_checkpoint compares exact keys
         self.model, self.schedule, self.optim, self.window_totals = model, schedule, optim, window_totals
-        self.objective, self.domains, self.dials = objective, domains, dials
+        self.objectives, self.domains, self.dials = tuple(objectives), domains, dials
+        assert len(self.objectives) == len(schedule.phases)
         self.roles, self.layers = parameter_roles(model), parameter_layers(model)
         experts = injected(model).plan.routers
         self.window_routing, self.step_routing = RoutingStats(experts, domains), RoutingStats(experts, domains)
@@ -86,6 +87,16 @@ class AdapterModule(LightningModule):
     def current(self) -> Phase:
         """The phase that trains now."""
         return self.schedule[self.phase]
+
+    @property
+    def objective(self) -> Objective:
+        """What is learnt now."""
+        return self.objectives[self.phase]
+
+    @property
+    def first_like_this(self) -> int:
+        """Index of the first phase that learns the same as the one under way, from the same rows."""
+        return next(index for index, objective in enumerate(self.objectives) if objective is self.objective)
 
     def begin_phases(self, starts: dict[str, int]) -> None:
         """Let phases that waited for a plateau start at steps by name; the switch itself follows before that step."""

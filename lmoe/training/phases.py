@@ -6,6 +6,7 @@ from itertools import pairwise
 
 from lmoe.config.phase import PLATEAU, PhaseConfig, PlateauConfig
 from lmoe.config.run import RunConfig
+from lmoe.rules.lessons import lesson_of
 from lmoe.rules.objectives import has_dropout
 from lmoe.rules.phase_options import target_coef
 from lmoe.rules.phases import ordered_phases, share_base
@@ -136,7 +137,7 @@ def _phase(name: str, start: int, end: int, handoff: Handoff | None, phase: Phas
     """One phase with its defaults filled in."""
     optim = config.optim
     routers, experts = Role.router in phase.trainable, Role.lora in phase.trainable
-    dropout = has_dropout(config.task)
+    dropout = has_dropout(lesson_of(config, name).task)
     auxiliary = _chosen(phase.auxiliary_loss, routers)
     return Phase(
         name=name,

@@ -6,7 +6,7 @@ val/routing/{target_accuracy,target_loss}, the same of each site (without the nu
 val/routing/knock_out/….
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -17,6 +17,7 @@ from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.knock_out import ALL_SITES, specialisation_of
 from lmoe.metrics.saturation import Choices
+from lmoe.objectives.objective import Batch
 from lmoe.resume.stopping import StopSignals
 from lmoe.training.callbacks.step_metrics import record
 from lmoe.training.evaluation import (
@@ -80,14 +81,20 @@ class Validation(StepCallback):
         self.every_n_steps, self.announce, self.permutations = every_n_steps, announce, permutations
         self.signals = signals
         self.results = ValidationResults()
+        self._before_of: int | None = None  # the first phase whose objective the losses before training are of
         self._validated: int | None = None
         self._choices: list[tuple[int, Choices]] = []  # (step, choices) of the last validation and of the one before
 
     def state_dict(self) -> dict:
-        return {"before": self.results.before, "choices": self._choices, "validated": self._validated}
+        return {
+            "before": self.results.before,
+            "before_of": self._before_of,
+            "choices": self._choices,
+            "validated": self._validated,
+        }
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self.results.before = state_dict["before"]
+        self.results.before, self._before_of = state_dict["before"], state_dict.get("before_of", 0)
         self._choices = [(step, choices) for step, choices in state_dict["choices"]]
         self._validated = state_dict["validated"]
 
@@ -98,15 +105,28 @@ class Validation(StepCallback):
             if step < trainer.max_steps and step != self._validated and self.due(step, pl_module):
                 self.validate(trainer, pl_module)  # a signal had broken it off
             return
-        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
-        with adapters_off(pl_module.model):
-            losses = pl_module.evaluate(loader, between=self._between(trainer))
-        self.results.before = losses.compute()
+        loader = self._before(trainer, pl_module)
         change = self._logit_change(trainer, pl_module, loader)
         record(trainer, {f"val/{k}": v for k, v in self.results.before.items()} | {"init/logit_change": change})
         self.announce(f"validation loss {self.results.before['loss']:.3f} with the adapters off")
         for note in pl_module.objective.notes(pl_module.model):
             self.announce(f"note: {note}")
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: AdapterModule, batch, batch_idx: int) -> None:
+        if pl_module.first_like_this == self._before_of:
+            return
+        self._before(trainer, pl_module)  # not logged: the losses of this step are those of the phase before
+        self._choices = []  # perhaps of other rows
+        loss = self.results.before["loss"]
+        self.announce(f"phase {pl_module.current.name}: validation loss {loss:.3f} with the adapters off")
+
+    def _before(self, trainer: Trainer, pl_module: AdapterModule) -> Iterable[Batch]:
+        """Measure with the adapters off, and return the batches of validation rows."""
+        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        with adapters_off(pl_module.model):
+            losses = pl_module.evaluate(loader, between=self._between(trainer))
+        self.results.before, self._before_of = losses.compute(), pl_module.first_like_this
+        return loader
 
     def after_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord) -> None:
         if self.due(trainer.global_step, module):
