@@ -185,6 +185,23 @@ class TrainingData(LightningDataModule):
             worker_init_fn=_ignore_signals,
         )
 
+    def every_row(self) -> DataLoader:
+        """Each row of the phase under way, to train or to validate on, once for its tokens and domain; no stream."""
+        samples = self.sets[self.set_now]
+        train = samples.prepared.train_rows
+        assert train is not None
+        rows = EncodedRows.joined([train, samples.prepared.val])
+        first: dict[tuple[int, int], int] = {}
+        for index, key in enumerate(zip(rows.digests.tolist(), rows.domains.tolist(), strict=True)):
+            first.setdefault(key, index)
+        once = rows.subset(list(first.values()))
+        return DataLoader(
+            once.subset(once.lengths.argsort(stable=True)),
+            generator=torch.Generator(),
+            batch_size=samples.config.batch_size,
+            collate_fn=self._collate(samples, packed=False),
+        )
+
     def window_totals(self, step: int) -> tuple[int, int]:
         """(units, valid tokens) of an optimizer step, over all its micro-batches and ranks."""
         number = self._set_of_step(step)

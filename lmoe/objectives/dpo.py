@@ -11,7 +11,10 @@ from lmoe.vocabulary import PreferenceLoss
 class DirectPreference(PairObjective):
     """The objective `task=dpo` (2305.18290), with the losses of hinge and IPO."""
 
-    more_forwards = 1
+    @property
+    def more_forwards(self) -> int:
+        """That of the reference, unless it was computed before."""
+        return int(not self.task.precompute_reference)
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
         """The loss of each pair, (B,); rewards are beta (log p - log p_ref)."""

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRow, opening
+from lmoe.objectives.known_answers import answer_key
 from lmoe.objectives.objective import Batch, Losses
-from lmoe.objectives.preference import ACCURACY, MARGIN, PreferenceObjective, rightness, untraced
+from lmoe.objectives.preference import ACCURACY, KEYS, MARGIN, PreferenceObjective, rightness, untraced
 from lmoe.ops.labels import IGNORE
 from lmoe.ops.preference_losses import kto_baseline, kto_loss
 
@@ -27,7 +28,11 @@ class KahnemanTversky(PreferenceObjective):
     unit = "answer"
     measure = "loss per answer"
     figures = (MARGIN, ACCURACY)
-    more_forwards = 3  # the reference, and both on answers of other rows
+
+    @property
+    def more_forwards(self) -> int:
+        """Policy and reference on answers of other rows, and the reference, unless it was computed before."""
+        return 2 + int(not self.task.precompute_reference)
 
     def collate(self, *, pad_token_id: int, max_length: int, packed: bool) -> "CollateAnswers":
         """Batches of answers, and of the same answers behind other prompts."""
@@ -61,7 +66,7 @@ class KahnemanTversky(PreferenceObjective):
 
 
 class CollateAnswers:
-    """Batches as `Collate` makes them, with good (B,) bool and answer_mask (B, T) bool.
+    """Batches as `Collate` makes them, with good (B,) bool, answer_mask (B, T) bool and answer_keys (B,) int64.
 
     mismatched_… are input_ids, labels and attention_mask (B, T) of each prompt with the answer of the row before it in
     the batch (of the first row: of the last), not there in a batch of one row. The prompts are the same tokens in the
@@ -77,6 +82,7 @@ class CollateAnswers:
         both = self.collate([*rows, *others])
         batch = {name: value[: len(rows)] for name, value in both.items()}
         batch |= {"good": torch.tensor([row.good for row in rows]), "answer_mask": batch["labels"] != IGNORE}
+        batch[KEYS] = torch.tensor([answer_key(row) for row in rows])
         if others:
             named = ("input_ids", "labels", "attention_mask")
             batch |= {f"{MISMATCHED}{name}": both[name][len(rows) :] for name in named}

@@ -56,7 +56,9 @@ class Objective(Protocol):
     measure: str
     title: str
     sequences: int
-    more_forwards: int
+
+    @property
+    def more_forwards(self) -> int: ...
 
     def prepare(
         self,

@@ -30,13 +30,17 @@ class OfLabels:
 
     title = "Validation loss"
     sequences = 1
-    more_forwards = 0
     figures: tuple[str, ...] = ()
     """Names of what is averaged beside the loss."""
 
     def __init__(self, task: TaskConfig) -> None:
         self.task = task
         self._label_losses: LabelLosses | None = None
+
+    @property
+    def more_forwards(self) -> int:
+        """None beside the one that is learnt from."""
+        return 0
 
     def label_losses(self, model: PreTrainedModel) -> LabelLosses:
         """Computes the losses at label positions of a model, and is kept for as long as it is asked for that model."""

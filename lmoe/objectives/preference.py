@@ -3,12 +3,13 @@
 Shapes: N sequences of T tokens, of which B pairs are 2B: the chosen answers, and then the rejected ones.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import xxhash
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,6 +23,7 @@ from lmoe.errors import CheckpointError
 from lmoe.injection.adapter_copy import AdapterCopy
 from lmoe.injection.record import RECORD
 from lmoe.injection.tracing import adapters_off
+from lmoe.objectives.known_answers import KnownAnswers, answer_key
 from lmoe.objectives.objective import Batch, Losses
 from lmoe.objectives.of_labels import OfLabels, model_inputs
 from lmoe.ops.labels import IGNORE
@@ -30,6 +32,8 @@ from lmoe.vocabulary import Reference
 
 MARGIN, ACCURACY = "reward_margin", "reward_accuracy"
 CHOSEN, REJECTED = "chosen_reward", "rejected_reward"
+KEYS = "answer_keys"
+"""What a batch calls the numbers by which the answers of its rows are found."""
 
 
 class Answers(NamedTuple):
@@ -58,6 +62,8 @@ class PreferenceObjective(OfLabels):
     def __init__(self, task: TaskConfig) -> None:
         super().__init__(task)
         self._start: AdapterCopy | None = None
+        self.known: KnownAnswers | None = None
+        """What the reference says of the rows of the phase, where it was computed before."""
 
     def prepare(
         self,
@@ -86,6 +92,7 @@ class PreferenceObjective(OfLabels):
 
     def begin(self, model: PreTrainedModel) -> None:
         """Keep the adapters, where they are the reference."""
+        self.known = None
         self._start = AdapterCopy.of(model) if self.task.reference is Reference.start else None
 
     def state(self) -> dict[str, Tensor]:
@@ -113,10 +120,32 @@ class PreferenceObjective(OfLabels):
 
     def reference_answers(self, model: PreTrainedModel, batch: Batch) -> Answers:
         """The same by the reference, without gradients. NOTE before those of the policy, see `AdapterCopy.in_place`."""
-        if (known := batch.get("reference_log_probs")) is not None:
-            return Answers(known, (batch["labels"][:, 1:] != IGNORE).sum(1))
+        if self.known is not None and KEYS in batch:
+            log_probs = self.known(batch[KEYS]).T.flatten()[: len(batch["labels"])]
+            return Answers(log_probs, (batch["labels"][:, 1:] != IGNORE).sum(1))
         with untraced(model), self.as_reference(model):
             return self.answers(model, batch)
+
+    def learn_known(self, model: PreTrainedModel, batches: Iterable[Batch]) -> KnownAnswers:
+        """Log-probabilities by the reference of all answers of some batches, whose contexts the caller has entered."""
+        self.known = None
+        return KnownAnswers.of(self._keyed(model, batch) for batch in batches)
+
+    def _keyed(self, model: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+        keys = batch[KEYS]
+        found = self.reference_answers(model, batch).log_probs.view(-1, len(keys)).T
+        return keys, torch.cat([found, torch.zeros_like(found)], 1)[:, :2]
+
+    @property
+    def reference_digest(self) -> str:
+        """Digest of the adapters that are the reference; "" for the base."""
+        if self._start is None:
+            return ""
+        digest = xxhash.xxh3_128()
+        for name, tensor in sorted(self._start.tensors.items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
     def as_reference(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """A block in which the model is the reference."""
@@ -153,8 +182,8 @@ class PairObjective(PreferenceObjective):
 class CollatePairs:
     """Batches of B pairs as 2B sequences (see `Collate`): the chosen answers, and then the rejected ones of the pairs.
 
-    Beside what Collate gives, answer_mask (2B, T) bool marks the tokens of the answers, and where the rows know them,
-    reference_log_probs (2B,) float32 are log p of the answers by the reference.
+    Beside what Collate gives, answer_mask (2B, T) bool marks the tokens of the answers, and answer_keys (B,) int64 are
+    what answers are found by that were computed before.
     """
 
     def __init__(self, collate: Collate) -> None:
@@ -163,7 +192,8 @@ class CollatePairs:
     def __call__(self, items: Sequence[EncodedRow]) -> Batch:
         chosen, rejected = zip(*(item.pair() for item in items), strict=True)
         batch = self.collate([*chosen, *rejected])
-        return batch | {"answer_mask": batch["labels"] != IGNORE}
+        keys = torch.tensor([answer_key(item) for item in items])
+        return batch | {"answer_mask": batch["labels"] != IGNORE, KEYS: keys}
 
 
 def rightness(margin: Tensor) -> Tensor:

@@ -50,6 +50,8 @@ def lesson_of(config: RunConfig, name: str) -> Lesson:
 def lesson_problems(config: RunConfig) -> list[str]:
     """What is wrong in the objective and the rows of the run, and of each phase that has its own."""
     problems = task_problems(config.task, config.data)
+    if config.data.streaming and config.task.precompute_reference:
+        problems.append("task.precompute_reference=true: the rows of a stream are not known before; leave it out")
     own_rows = False
     for name, phase in config.phase.phases.items():
         if not phase.task and not phase.data:

@@ -36,6 +36,7 @@ from lmoe.training.callbacks.collapse_watch import CollapseWatch
 from lmoe.training.callbacks.ended_early import EndedEarly
 from lmoe.training.callbacks.finite_steps import FiniteSteps
 from lmoe.training.callbacks.kept_experts import KeptExperts
+from lmoe.training.callbacks.known_reference import KnownReference
 from lmoe.training.callbacks.phase_switch import PhaseSwitch
 from lmoe.training.callbacks.plateau_start import PlateauStart
 from lmoe.training.callbacks.progress_line import ProgressLine
@@ -120,6 +121,7 @@ def train(
                 TakeSignals(signals),
                 SameClusters(),
                 PhaseSwitch(),
+                KnownReference(line.say, signals.check),
                 RngState(),
                 *in_stages(each_step, more_callbacks),
                 StopRequest(signals, max_seconds(config.trainer.max_time), line.say),

@@ -1,0 +1,80 @@
+"""Log-probabilities of answers that were computed before, found by the tokens of their row.
+
+Shapes: M rows, each with one answer or two; a batch of B rows.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lmoe.data.encoded import EncodedRow, row_digest
+from lmoe.files.writing_folder import writing_folder
+
+FILE_VERSION = 1
+METADATA_KEY = "lmoe"
+
+
+def answer_key(row: EncodedRow) -> int:
+    """Number of 64 bits by which a row is found: of its tokens and of its domain, by which some routers go."""
+    return row_digest(np.append(row.input_ids.numpy(), np.int32(row.domain)))
+
+
+class KnownAnswers:
+    """log p of the answers of M rows.
+
+    Args:
+        keys: (M,) int64, see `answer_key`, each once.
+        log_probs: (M, 2) float32 of the chosen and of the rejected answer; of a single answer the first.
+    """
+
+    def __init__(self, keys: Tensor, log_probs: Tensor) -> None:
+        order = keys.argsort()
+        self.keys, self.log_probs = keys[order], log_probs[order]
+
+    @classmethod
+    def of(cls, found: Iterable[tuple[Tensor, Tensor]]) -> "KnownAnswers":
+        """Keys (B,) and log-probabilities (B, 2) of many batches."""
+        keys, log_probs = zip(*found, strict=True)
+        return cls(torch.cat(keys).cpu(), torch.cat(log_probs).float().cpu())
+
+    def __call__(self, keys: Tensor) -> Tensor:
+        """(B, 2) of the rows of a batch, on the device of their keys, which need not wait; NaN for a row that is not
+        known."""
+        if self.keys.device != keys.device:
+            self.keys, self.log_probs = self.keys.to(keys.device), self.log_probs.to(keys.device)
+        place = torch.searchsorted(self.keys, keys).clamp(max=len(self.keys) - 1)
+        known = (self.keys[place] == keys).unsqueeze(1)
+        return torch.where(known, self.log_probs[place], torch.nan)
+
+    def write(self, file: Path, key: str) -> None:
+        """Store under a key, all or nothing.
+
+        Raises:
+            OSError, SafetensorError: it cannot be written.
+        """
+        with writing_folder(file.parent) as folder:
+            part = Path(folder) / file.name
+            about = {METADATA_KEY: json.dumps({"key": key, "version": FILE_VERSION})}
+            save_file({"keys": self.keys.cpu(), "log_probs": self.log_probs.cpu()}, part, metadata=about)
+            os.replace(part, file)
+
+    @classmethod
+    def read(cls, file: Path, key: str) -> "KnownAnswers | None":
+        """What was stored under a key; None where there is nothing usable."""
+        if not file.is_file():
+            return None
+        try:
+            with safe_open(file, framework="pt") as stored:
+                about = json.loads(stored.metadata()[METADATA_KEY])
+                if about != {"key": key, "version": FILE_VERSION}:
+                    return None
+                return cls(stored.get_tensor("keys"), stored.get_tensor("log_probs"))
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
