@@ -1,7 +1,6 @@
 """Preference losses one pair and one token after the other, in float64 and from plain logits, so that nobody can doubt them.
 
-p of a token is softmax over the whole vocabulary. Losses are those of the papers, written with sigmoid(x) = 1 / (1 + e^-x)
-and plain logarithms; they are for numbers of ordinary size.
+Losses are those of the papers, written with sigmoid(x) = 1 / (1 + e^-x) and plain logarithms: for numbers of ordinary size.
 """
 
 import torch
@@ -16,8 +15,8 @@ def token_log_probabilities(logits_TV: Tensor, labels_T: Tensor) -> list[Tensor]
     for t in range(1, len(labels_T)):
         label = int(labels_T[t])
         if label != IGNORE:
-            p_V = torch.exp(torch.log_softmax(logits_TV[t - 1].double(), dim=0))
-            found.append(torch.log(p_V[label]))
+            log_p_V = torch.log_softmax(logits_TV[t - 1].double(), dim=0)
+            found.append(log_p_V[label])
     return found
 
 
@@ -87,13 +86,11 @@ def orpo(chosen: Tensor, rejected: Tensor, *, weight: float) -> Tensor:
 
 def kto_baseline(mismatched_rewards: list[Tensor]) -> Tensor:
     """Mean reward of mismatched answers, or 0 where it is below 0; a number, without gradient."""
-    found = float(mean(mismatched_rewards))
+    found = mean(mismatched_rewards).item()
     return torch.tensor(found if found > 0 else 0.0, dtype=torch.float64)
 
 
-def kto(
-    reward: Tensor, good: bool, baseline: Tensor, *, beta: float, good_weight: float, bad_weight: float
-) -> Tensor:
+def kto(reward: Tensor, good: bool, baseline: Tensor, *, beta: float, good_weight: float, bad_weight: float) -> Tensor:
     """The loss of one answer, from log p - log p_ref of it."""
     if good:
         return good_weight * (1 - sigmoid(beta * (reward - baseline)))
