@@ -59,8 +59,8 @@ def odds_ratio_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
     """-log s(log odds(chosen) - log odds(rejected)), odds = p / (1 - p) (ORPO, 2403.07691, equations 4 and 7).
 
     Args:
-        chosen, rejected: (B,) log p, mean of a token of each answer, at most 0. At 0, where the odds are infinite, p / (1 - p)
-            is that of the number next to 0, and 1 - p passes no gradient.
+        chosen, rejected: (B,) log p, mean of a token of each answer, at most 0. At 0, where the odds are infinite,
+            1 - p is the smallest normal number of the type, and passes no gradient.
 
     Returns:
         (B,), to be weighed by lambda beside the cross-entropy of the chosen answer.

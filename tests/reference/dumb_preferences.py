@@ -1,6 +1,6 @@
-"""Preference losses one pair and one token after the other, in float64 and from plain logits, so that nobody can doubt them.
+"""Losses of preferences, one pair and one token after the other, in float64, so that nobody can doubt them.
 
-Losses are those of the papers, written with sigmoid(x) = 1 / (1 + e^-x) and plain logarithms: for numbers of ordinary size.
+They are written as in the papers, with 1 / (1 + e^-x) and plain logarithms: for numbers of ordinary size.
 """
 
 import torch
