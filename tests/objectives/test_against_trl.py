@@ -1,8 +1,8 @@
-"""Losses of preferences beside those of TRL, on the same model and pairs: the loss of a batch and the gradient of every weight.
+"""Losses of preferences beside those of TRL, on one model and one batch: their values, and the gradient of every weight.
 
-OURS and THEIRS map the name of an objective to a function (model, reference_model, pairs) -> loss. TRL tokenises, pads and
-reads the pairs with its own trainers; ours read each answer alone, without padding. Where TRL defines something else, a test
-of its own says what.
+OURS and THEIRS map the name of an objective to a function (model, reference_model, pairs) -> loss, so that a whole
+objective can stand where an operation stands now. TRL tokenises, pads and reads the pairs with its own trainers;
+ours read each answer alone, without padding. Where TRL defines something else, a test of its own says what.
 """
 
 import copy
@@ -67,7 +67,8 @@ def reward(model: nn.Module, reference: nn.Module, prompt: list[int], answer: li
 def margins(model: nn.Module, reference: nn.Module, pairs: list[Pair], read=total) -> Tensor:
     """(B,) how much more the chosen answers have gained."""
     gained = [
-        reward(model, reference, pair.prompt, pair.chosen, read) - reward(model, reference, pair.prompt, pair.rejected, read)
+        reward(model, reference, pair.prompt, pair.chosen, read)
+        - reward(model, reference, pair.prompt, pair.rejected, read)
         for pair in pairs
     ]
     return torch.stack(gained)
