@@ -1,4 +1,4 @@
-"""Losses of preferences beside those of TRL, on one model and one batch: their values, and the gradient of every weight.
+"""Losses of preferences beside those of TRL, on one model and batch: their values, and the gradient of every weight.
 
 OURS and THEIRS map the name of an objective to a function (model, reference_model, pairs) -> loss, so that a whole
 objective can stand where an operation stands now. TRL tokenises, pads and reads the pairs with its own trainers;
