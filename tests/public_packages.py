@@ -35,11 +35,25 @@ def public_folder(folder: Path = FOLDER) -> Path:
     ready = folder / READY
     if not ready.is_file():
         reason = f"the public packages of tests/{PINS.name} are not in {folder}"
-    elif ready.read_text(encoding="utf-8") != PINS.read_text(encoding="utf-8"):
+    elif pinned(ready) != pinned(PINS):
         reason = f"{folder} holds other versions of the public packages than tests/{PINS.name} asks for"
     else:
         return folder
     missing(reason + "; run `make setup`, or `python -m tests.public_packages` with the Python of the tests")
+
+
+def pinned(file: Path) -> list[str]:
+    """The packages and versions that a file names, in its order and without its comments."""
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def importable(name: str, links: Path, folder: Path = FOLDER) -> Path:
+    """A folder for sys.path that holds links to one of the packages alone, so that the others are not found."""
+    of_package = [public_folder(folder) / name, *public_folder(folder).glob(f"{name}-*.dist-info")]
+    for found in of_package:
+        (links / found.name).symlink_to(found, target_is_directory=True)
+    return links
 
 
 def missing(reason: str) -> NoReturn:

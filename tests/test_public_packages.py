@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from tests.public_packages import PINS, READY, public_folder
+from tests.public_packages import PINS, READY, importable, pinned, public_folder
 
 
 def test_packages_that_are_missing_skip_a_test_and_name_the_command(tmp_path, monkeypatch):
@@ -18,6 +18,9 @@ def test_packages_of_other_versions_are_not_taken(tmp_path, monkeypatch):
     shutil.copyfile(PINS, tmp_path / READY)
     assert public_folder(tmp_path) == tmp_path
     with (tmp_path / READY).open("a", encoding="utf-8") as file:
+        file.write("# another comment\n")
+    assert public_folder(tmp_path) == tmp_path
+    with (tmp_path / READY).open("a", encoding="utf-8") as file:
         file.write("other==1\n")
     with pytest.raises(pytest.skip.Exception, match="other versions"):
         public_folder(tmp_path)
@@ -29,8 +32,17 @@ def test_packages_that_are_required_fail_a_test_where_they_are_missing(tmp_path,
         public_folder(tmp_path)
 
 
+def test_a_package_that_is_imported_brings_none_of_those_beside_it(tmp_path):
+    packages, links = tmp_path / "packages", tmp_path / "links"
+    for name in ("one", "one-1.0.dist-info", "one_more", "one_more-1.0.dist-info", "other", "other-2.dist-info"):
+        (packages / name).mkdir(parents=True)
+    links.mkdir()
+    shutil.copyfile(PINS, packages / READY)
+    assert sorted(found.name for found in importable("one", links, packages).iterdir()) == ["one", "one-1.0.dist-info"]
+
+
 def test_every_package_is_pinned():
-    lines = [line for line in PINS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")]
+    lines = pinned(PINS)
     assert len(lines) >= 5 and all(line.count("==") == 1 for line in lines)
 
 

@@ -16,14 +16,16 @@ def preference_loss(
 ) -> Tensor:
     """The loss of DPO and its kin, of h, by how much more the chosen answer has gained on its reference.
 
-    sigmoid: -(1 - e) log s(b h) - e log s(-b h) (DPO, 2305.18290, equation 7; e > 0: 2305.18290's authors' conservative
-    DPO). hinge: max(0, 1 - b h) (SLiC, 2305.10425, equation 3, on log ratios). ipo: (h - 1 / (2 b))^2 (2310.12036,
-    equation 17).
+    sigmoid: -(1 - e) log s(b h) - e log s(-b h) (DPO, 2305.18290, equation 7; with e > 0 conservative DPO, Mitchell, "A
+    note on DPO with noisy preferences and relationship to IPO", 2023). hinge: max(0, 1 - b h) (hinge of SLiC,
+    2305.10425, on log ratios, as RSO has it, 2309.06657). ipo: (h - 1 / (2 b))^2 (2310.12036, equation 17).
+    sigmoid with b = 1 of the difference of two rewards is the loss of a Bradley-Terry reward model.
 
     Args:
-        margin: (B,) h = (log p - log p_ref)(chosen) - (log p - log p_ref)(rejected).
+        margin: (B,) h = (log p - log p_ref)(chosen) - (log p - log p_ref)(rejected), of whole answers in the papers.
+            TRL takes the mean of a token of each answer for ipo.
         beta: b, above 0.
-        label_smoothing: e, from 0 to below 0.5, of sigmoid alone.
+        label_smoothing: e, from 0 to below 0.5; hinge and ipo have none.
 
     Returns:
         (B,) in the type of the margin.
@@ -54,10 +56,11 @@ def simpo_loss(chosen: Tensor, rejected: Tensor, *, beta: float, gamma: float) -
 
 
 def odds_ratio_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
-    """-log s(log odds(chosen) - log odds(rejected)), odds = p / (1 - p) (ORPO, 2403.07691, equation 7).
+    """-log s(log odds(chosen) - log odds(rejected)), odds = p / (1 - p) (ORPO, 2403.07691, equations 4 and 7).
 
     Args:
-        chosen, rejected: (B,) log p, mean of a token of each answer; below 0.
+        chosen, rejected: (B,) log p, mean of a token of each answer, at most 0. At 0, where the odds are infinite,
+            1 - p is the smallest normal number of the type, and passes no gradient.
 
     Returns:
         (B,), to be weighed by lambda beside the cross-entropy of the chosen answer.
@@ -66,16 +69,23 @@ def odds_ratio_loss(chosen: Tensor, rejected: Tensor) -> Tensor:
 
 
 def _log_one_minus_exp(x: Tensor) -> Tensor:
-    """log(1 - e^x) for x < 0; near 0 by expm1, or it would be log(0)."""
+    """log(1 - e^x) for x <= 0: by expm1 near 0, by log1p far from it.
+
+    NOTE each branch gets what is harmless to it where the other one counts: an infinite derivative times the 0 that
+    `where` sends back is not a number.
+    """
     near = x > -0.6931
-    safe = torch.where(near, x, -0.6931).clamp(max=-torch.finfo(x.dtype).tiny)
-    return torch.where(near, torch.log(-torch.expm1(safe)), torch.log1p(-torch.exp(x)))
+    x_near = torch.where(near, x, -1.0).clamp(max=-torch.finfo(x.dtype).tiny)
+    x_far = torch.where(near, -1.0, x)
+    return torch.where(near, torch.log(-torch.expm1(x_near)), torch.log1p(-torch.exp(x_far)))
 
 
 def kto_loss(
     reward: Tensor, good: Tensor, baseline: Tensor, *, beta: float, good_weight: float, bad_weight: float
 ) -> Tensor:
-    """w (1 - s(b (r - z))) of a good answer, w (1 - s(b (z - r))) of a bad one (KTO, 2402.01306, equation 8).
+    """w (1 - s(b (r - z))) of a good answer, w (1 - s(b (z - r))) of a bad one (KTO, 2402.01306, section 4.1).
+
+    Computed as w s(-b (r - z)) and w s(-b (z - r)), which stay above 0 where s is 1 to the last bit.
 
     Args:
         reward: (B,) r = log p - log p_ref of each answer.
@@ -85,17 +95,17 @@ def kto_loss(
         good_weight, bad_weight: w of the good and of the bad answers.
 
     Returns:
-        (B,).
+        (B,) in the type of the rewards.
     """
     gained = beta * (reward - baseline.detach())
-    signed = torch.where(good, gained, -gained)
-    return torch.where(good, good_weight, bad_weight) * (1 - torch.sigmoid(signed))
+    return torch.where(good, good_weight * torch.sigmoid(-gained), bad_weight * torch.sigmoid(gained))
 
 
 def kto_baseline(mismatched_reward: Tensor) -> Tensor:
     """max(0, mean r) over answers that were given to other prompts (KTO, 2402.01306, section 4.1): () without gradient.
 
     Args:
-        mismatched_reward: (B,) log p - log p_ref of such answers, behind prompts that they do not belong to.
+        mismatched_reward: (B,) log p - log p_ref of such answers, behind prompts that they do not belong to; at least
+            one.
     """
     return mismatched_reward.detach().mean().clamp(min=0)
