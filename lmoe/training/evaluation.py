@@ -14,6 +14,7 @@ from lmoe.metrics.routing import RoutingStats
 from lmoe.metrics.saturation import Choices, ChosenExperts, routing_saturation
 from lmoe.metrics.specialisation import DomainSpecialisation, specialisation_rows, specialisation_summary
 from lmoe.ops.expert_similarity import mean_expert_cosine
+from lmoe.training.site_metrics import site_metrics
 from lmoe.training.target_evaluation import TargetEvaluation
 from lmoe.vocabulary import KnockOut
 
@@ -64,7 +65,7 @@ def specialisation_metrics(evaluation: RoutingEvaluation, earlier: Choices | Non
     found = evaluation.specialisation.compute()
     metrics = specialisation_summary(found) | specialisation_rows(found)
     if earlier is not None:
-        metrics |= _by_site("saturation", routing_saturation(earlier, evaluation.chosen.compute()))
+        metrics |= site_metrics("saturation", routing_saturation(earlier, evaluation.chosen.compute()))
     return metrics
 
 
@@ -72,7 +73,7 @@ def target_metrics(targets: TargetEvaluation | None) -> dict[str, float]:
     """val/routing/… of what routers are taught, and of each site."""
     metrics: dict[str, float] = {}
     for name, values in ({} if targets is None else targets.by_site()).items():
-        metrics |= _by_site(name, values)
+        metrics |= site_metrics(name, values)
     return metrics
 
 
@@ -80,7 +81,7 @@ def target_metrics(targets: TargetEvaluation | None) -> dict[str, float]:
 def cosine_metrics(model: nn.Module) -> dict[str, float]:
     """val/routing/expert_cosine, and of each Linear with experts."""
     cosines = {path: float(mean_expert_cosine(*module.factors())) for path, module in mixtures(model)}
-    return _by_site("expert_cosine", cosines)
+    return site_metrics("expert_cosine", cosines)
 
 
 def knock_out(
@@ -111,9 +112,3 @@ def knock_out(
 def domain_losses(losses: dict[str, float]) -> dict[str, float]:
     """{domain: loss} without the total, of the losses that DomainLoss computes."""
     return {name.removesuffix("/loss"): value for name, value in losses.items() if name != "loss"}
-
-
-def _by_site(name: str, values: dict[str, float]) -> dict[str, float]:
-    """Each site's value under its metric name, and their mean."""
-    rows = {f"val/routing/{site}/{name}": value for site, value in values.items()}
-    return {f"val/routing/{name}": sum(values.values()) / len(values)} | rows if values else {}
