@@ -48,7 +48,7 @@ class RoutingDrift(Metric):
 
     Args:
         num_experts: E of each site, by site name, in order.
-        uses_all: sites whose router uses every expert for every token.
+        uses_all: sites whose router uses every expert for every token, also where its probability underflows to 0.
     """
 
     full_state_update = False

@@ -34,8 +34,8 @@ class PreferenceEvaluation:
         """An empty one for the routers of a model."""
         record = injected(model)
         experts, router = record.plan.routers, record.moe.router
-        own = router is not None and STRATEGIES[record.injection.strategy].own_routers
-        uses_all = own and ROUTERS[router].experts_per_token is ExpertsPerToken.all
+        own = STRATEGIES[record.injection.strategy].own_routers
+        uses_all = own and router is not None and ROUTERS[router].experts_per_token is ExpertsPerToken.all
         drift = RoutingDrift(experts, uses_all=experts if uses_all else ())
         return cls(PairRouting(experts).to(device), drift.to(device), paired)
 
@@ -70,7 +70,9 @@ class PreferenceEvaluation:
 
     def metrics(self) -> dict[str, float]:
         """val/routing/… of what was measured; nothing where nothing was."""
-        return pair_metrics(self.pairs.compute()) | drift_metrics(self.drift.compute())
+        pairs = self.pairs.compute() if self.pairs.update_called else {}
+        drift = self.drift.compute() if self.drift.update_called else {}
+        return pair_metrics(pairs) | drift_metrics(drift)
 
 
 def pair_metrics(sites: Mapping[str, SitePairs]) -> dict[str, float]:
