@@ -14,6 +14,7 @@ from lmoe.metrics.routing import RoutingStats
 from lmoe.metrics.saturation import Choices, ChosenExperts, routing_saturation
 from lmoe.metrics.specialisation import DomainSpecialisation, specialisation_rows, specialisation_summary
 from lmoe.ops.expert_similarity import mean_expert_cosine
+from lmoe.training.preference_evaluation import PreferenceEvaluation
 from lmoe.training.site_metrics import site_metrics
 from lmoe.training.target_evaluation import TargetEvaluation
 from lmoe.vocabulary import KnockOut
@@ -29,6 +30,7 @@ class RoutingEvaluation:
         coactivation: which experts work together.
         chosen: the experts of every token.
         targets: what they choose of what they are taught; None: they are taught nothing.
+        pairs: how answers that are compared are routed; filled where batches mark them; None: not measured.
     """
 
     stats: RoutingStats
@@ -36,6 +38,7 @@ class RoutingEvaluation:
     coactivation: Coactivation
     chosen: ChosenExperts
     targets: TargetEvaluation | None
+    pairs: PreferenceEvaluation | None = None
 
     @classmethod
     def of(cls, model: nn.Module, domains: list[str], device: torch.device, permutations: int) -> "RoutingEvaluation":
@@ -47,6 +50,7 @@ class RoutingEvaluation:
             Coactivation(experts).to(device),
             ChosenExperts(experts).to(device),
             TargetEvaluation.of(model, domains, device),
+            PreferenceEvaluation.of(model, device),
         )
 
     def update(self, routing: dict[str, Routing], batch: dict[str, Tensor]) -> None:
@@ -58,6 +62,8 @@ class RoutingEvaluation:
         self.chosen.update(assignment, valid)
         if self.targets is not None:
             self.targets.update(routing, batch)
+        if self.pairs is not None and "answer_mask" in batch:
+            self.pairs.update(routing, batch)
 
 
 def specialisation_metrics(evaluation: RoutingEvaluation, earlier: Choices | None) -> dict[str, float]:
@@ -75,6 +81,11 @@ def target_metrics(targets: TargetEvaluation | None) -> dict[str, float]:
     for name, values in ({} if targets is None else targets.by_site()).items():
         metrics |= site_metrics(name, values)
     return metrics
+
+
+def preference_metrics(pairs: PreferenceEvaluation | None) -> dict[str, float]:
+    """val/routing/… of answers that are compared."""
+    return {} if pairs is None else pairs.metrics()
 
 
 @torch.no_grad()

@@ -1,17 +1,36 @@
 """What a pass over rows with answers to compare is called in the metrics."""
 
+from collections.abc import Callable
 from statistics import fmean
 
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
+from lmoe.objectives.sft import SupervisedFineTuning
+from lmoe.resume.stopping import StopSignals
+from lmoe.run.train import train as train_run
 from lmoe.training.preference_evaluation import PreferenceEvaluation
+from tests.metric_names import rows as metric_rows
 from tests.metric_names import undocumented
 from tests.metrics.answered_rows import PAIRS, Answered, answered, moved
 
 CPU = torch.device("cpu")
 GOOD = torch.arange(2 * PAIRS) < PAIRS
+
+
+class Twins(SupervisedFineTuning):
+    """Each row is both the chosen and the rejected answer of a pair."""
+
+    def collate(self, **settings) -> Callable[..., dict[str, Tensor]]:
+        collate = super().collate(**settings)
+
+        def pairs(items) -> dict[str, Tensor]:
+            batch = {name: torch.cat([values, values]) for name, values in collate(items).items()}
+            return batch | {"answer_mask": batch["labels"] != -100}
+
+        return pairs
 
 
 def batch_of(rows: Answered) -> dict[str, Tensor]:
@@ -65,3 +84,15 @@ def test_batches_of_the_other_kind_are_refused():
 
 def test_where_nothing_was_measured_there_is_no_metric():
     assert PreferenceEvaluation.of(answered("top_k").model, CPU).metrics() == {}
+
+
+def test_a_validation_of_rows_with_answers_to_compare_logs_how_they_are_routed(micro, restored, tmp_path, monkeypatch):
+    monkeypatch.setattr("lmoe.run.finish.write_pictures", lambda summary, metrics, report: {})
+    config = micro.config("trainer.max_steps=1", "phase=joint")
+    train_run(config, tmp_path, [], Console(quiet=True), StopSignals(), writes=True, objective=Twins())
+    start, end = metric_rows(tmp_path)
+    assert not any("pair_overlap" in name for name in start)
+    assert end["val/routing/pair_overlap"] == pytest.approx(1)
+    loads = [[end[f"val/routing/{side}/{e}"] for e in range(4)] for side in ("load_chosen", "load_rejected")]
+    assert loads[0] == pytest.approx(loads[1])
+    assert sum(loads[0]) == pytest.approx(1)
