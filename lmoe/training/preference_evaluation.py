@@ -11,7 +11,6 @@ from lmoe.layers.trace import Routing
 from lmoe.metrics.pair_routing import PairRouting, SitePairs
 from lmoe.metrics.routing_drift import RoutingDrift, SiteDrift
 from lmoe.rules.routers import ROUTERS, ExpertsPerToken
-from lmoe.rules.strategies import STRATEGIES
 from lmoe.training.site_metrics import site_metrics
 
 
@@ -34,8 +33,7 @@ class PreferenceEvaluation:
         """An empty one for the routers of a model."""
         record = injected(model)
         experts, router = record.plan.routers, record.moe.router
-        own = STRATEGIES[record.injection.strategy].own_routers
-        uses_all = own and router is not None and ROUTERS[router].experts_per_token is ExpertsPerToken.all
+        uses_all = router is not None and ROUTERS[router].experts_per_token is ExpertsPerToken.all
         drift = RoutingDrift(experts, uses_all=experts if uses_all else ())
         return cls(PairRouting(experts).to(device), drift.to(device), paired)
 

@@ -146,6 +146,13 @@ def test_rows_that_are_no_pairs_and_marks_of_other_rows_are_refused():
         updated(routing, answers, torch.tensor([True, False]))
 
 
+def test_autocast_changes_nothing():
+    rows = answered("top_p")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = updated(rows.routing, rows.answers)
+    assert found == updated(rows.routing, rows.answers)
+
+
 def test_an_update_reads_nothing_back():
     rows = answered("sites of several sizes")
     metric = PairRouting(rows.num_experts)

@@ -143,6 +143,13 @@ def test_other_sites_than_those_of_the_metric_are_refused():
         updated(top_1(0.0) | {"b": top_1(0.0)["a"]}, top_1(0.0), ONE)
 
 
+def test_autocast_changes_nothing():
+    rows, now = answered("top_p"), moved("top_p")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = updated(rows.routing, now, rows.valid)
+    assert found == updated(rows.routing, now, rows.valid)
+
+
 def test_an_update_reads_nothing_back():
     rows, now = answered("sites of several sizes"), moved("sites of several sizes")
     metric = RoutingDrift(rows.num_experts)
