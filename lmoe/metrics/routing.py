@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lmoe.metrics.site_stack import flat_tokens
+from lmoe.metrics.site_stack import flat_tokens, places_of
 from lmoe.ops.site_groups import sites_of_one_shape
 
 DEAD_SHARE = 0.01
@@ -143,7 +143,7 @@ class RoutingStats(Metric):
         p_SNE = flat_tokens(probs, sites, valid).float()
         w_SNE = flat_tokens(routing_weights, sites, valid).float()
         a_SNE = flat_tokens(assignment, sites, valid)
-        where, experts = self._places(sites), p_SNE.shape[-1]
+        where, experts = places_of(sites, self._index), p_SNE.shape[-1]
         mask_N = valid.reshape(-1).double()
         domain_MN = (torch.nn.functional.one_hot(domain_ids.reshape(-1), len(self.domains)) * mask_N[:, None]).T
         self.load_sum[:, where, :experts] += torch.matmul(domain_MN, a_SNE.double()).transpose(0, 1)
@@ -180,12 +180,6 @@ class RoutingStats(Metric):
         """Add the sums of another one of the same sites and domains, or a saved `metric_state`."""
         super().merge_state(incoming_state)
         self._update_count, self._computed = self._update_count + 1, None  # NOTE the library counts updates only
-
-    def _places(self, sites: list[str]) -> slice | list[int]:
-        """Where the sites are in the states; a slice, which needs no index on the device, if they are neighbours."""
-        places = [self._index[site] for site in sites]
-        first, last = places[0], places[-1]
-        return slice(first, last + 1) if places == list(range(first, last + 1)) else places
 
     def compute(self) -> dict[str, SiteRouting]:
         """Statistics by site; sites without tokens are left out.

@@ -56,3 +56,27 @@ def stacked_sites(
             if num_experts[site] != stacked.shape[-1]:
                 raise ValueError(f"{site} has {stacked.shape[-1]} experts; num_experts says {num_experts[site]}")
         yield sites, stacked
+
+
+def stacked_masks(acting: Sequence[Tensor | None], counted: Tensor) -> Tensor:
+    """(S, N) bool: the tokens of a mask on which experts act, at each site.
+
+    Args:
+        acting: of each of the S sites, (B, T) bool as a Routing holds it; None: experts act on all tokens.
+        counted: (B, T) bool.
+    """
+    everywhere = counted.reshape(-1)
+    masks = [everywhere if acts is None else everywhere & acts.to(counted.device).reshape(-1) for acts in acting]
+    return torch.stack(masks)
+
+
+def places_of(sites: Sequence[str], index: Mapping[str, int]) -> slice | list[int]:
+    """Where sites are in a state of all sites; a slice, which needs no index on the device, if they are neighbours.
+
+    Args:
+        sites: names.
+        index: place of every site.
+    """
+    places = [index[site] for site in sites]
+    first, last = places[0], places[-1]
+    return slice(first, last + 1) if places == list(range(first, last + 1)) else places

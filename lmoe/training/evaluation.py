@@ -14,6 +14,8 @@ from lmoe.metrics.routing import RoutingStats
 from lmoe.metrics.saturation import Choices, ChosenExperts, routing_saturation
 from lmoe.metrics.specialisation import DomainSpecialisation, specialisation_rows, specialisation_summary
 from lmoe.ops.expert_similarity import mean_expert_cosine
+from lmoe.training.preference_evaluation import PreferenceEvaluation
+from lmoe.training.site_metrics import site_metrics
 from lmoe.training.target_evaluation import TargetEvaluation
 from lmoe.vocabulary import KnockOut
 
@@ -28,6 +30,7 @@ class RoutingEvaluation:
         coactivation: which experts work together.
         chosen: the experts of every token.
         targets: what they choose of what they are taught; None: they are taught nothing.
+        pairs: how answers that are compared are routed; filled where batches mark them; None: not measured.
     """
 
     stats: RoutingStats
@@ -35,6 +38,7 @@ class RoutingEvaluation:
     coactivation: Coactivation
     chosen: ChosenExperts
     targets: TargetEvaluation | None
+    pairs: PreferenceEvaluation | None = None
 
     @classmethod
     def of(cls, model: nn.Module, domains: list[str], device: torch.device, permutations: int) -> "RoutingEvaluation":
@@ -46,6 +50,7 @@ class RoutingEvaluation:
             Coactivation(experts).to(device),
             ChosenExperts(experts).to(device),
             TargetEvaluation.of(model, domains, device),
+            PreferenceEvaluation.of(model, device),
         )
 
     def update(self, routing: dict[str, Routing], batch: dict[str, Tensor]) -> None:
@@ -57,6 +62,8 @@ class RoutingEvaluation:
         self.chosen.update(assignment, valid)
         if self.targets is not None:
             self.targets.update(routing, batch)
+        if self.pairs is not None and "answer_mask" in batch:
+            self.pairs.update(routing, batch)
 
 
 def specialisation_metrics(evaluation: RoutingEvaluation, earlier: Choices | None) -> dict[str, float]:
@@ -64,7 +71,7 @@ def specialisation_metrics(evaluation: RoutingEvaluation, earlier: Choices | Non
     found = evaluation.specialisation.compute()
     metrics = specialisation_summary(found) | specialisation_rows(found)
     if earlier is not None:
-        metrics |= _by_site("saturation", routing_saturation(earlier, evaluation.chosen.compute()))
+        metrics |= site_metrics("saturation", routing_saturation(earlier, evaluation.chosen.compute()))
     return metrics
 
 
@@ -72,15 +79,20 @@ def target_metrics(targets: TargetEvaluation | None) -> dict[str, float]:
     """val/routing/… of what routers are taught, and of each site."""
     metrics: dict[str, float] = {}
     for name, values in ({} if targets is None else targets.by_site()).items():
-        metrics |= _by_site(name, values)
+        metrics |= site_metrics(name, values)
     return metrics
+
+
+def preference_metrics(pairs: PreferenceEvaluation | None) -> dict[str, float]:
+    """val/routing/… of answers that are compared."""
+    return {} if pairs is None else pairs.metrics()
 
 
 @torch.no_grad()
 def cosine_metrics(model: nn.Module) -> dict[str, float]:
     """val/routing/expert_cosine, and of each Linear with experts."""
     cosines = {path: float(mean_expert_cosine(*module.factors())) for path, module in mixtures(model)}
-    return _by_site("expert_cosine", cosines)
+    return site_metrics("expert_cosine", cosines)
 
 
 def knock_out(
@@ -111,9 +123,3 @@ def knock_out(
 def domain_losses(losses: dict[str, float]) -> dict[str, float]:
     """{domain: loss} without the total, of the losses that DomainLoss computes."""
     return {name.removesuffix("/loss"): value for name, value in losses.items() if name.endswith("/loss")}
-
-
-def _by_site(name: str, values: dict[str, float]) -> dict[str, float]:
-    """Each site's value under its metric name, and their mean."""
-    rows = {f"val/routing/{site}/{name}": value for site, value in values.items()}
-    return {f"val/routing/{name}": sum(values.values()) / len(values)} | rows if values else {}

@@ -97,3 +97,34 @@ def target_choices(
             row_loss -= math.log(of_target[target])
         losses.append(row_loss / len(tokens))
     return chosen, sum(losses) / len(losses)
+
+
+def assignment_shares(a_NE: Sequence[Sequence[float]]) -> list[float] | None:
+    """Share of all assignments of some tokens that each expert got; None: no token has an expert."""
+    experts = len(a_NE[0]) if len(a_NE) else 0
+    sums = [sum(float(row[e]) for row in a_NE) for e in range(experts)]
+    return [value / sum(sums) for value in sums] if sum(sums) > 0 else None
+
+
+def pair_overlap(pairs: Sequence[tuple[Sequence, Sequence]]) -> float | None:
+    """Mean over pairs of sum_e min(f_e, g_e), of answers given as lists of their tokens' assignments."""
+    overlaps = []
+    for one, other in pairs:
+        f, g = assignment_shares(one), assignment_shares(other)
+        if f is not None and g is not None:
+            overlaps.append(sum(min(f[e], g[e]) for e in range(len(f))))
+    return sum(overlaps) / len(overlaps) if overlaps else None
+
+
+def changed_sets(earlier: Sequence[set[int]], later: Sequence[set[int]]) -> float:
+    """Share of tokens whose set is another one."""
+    return sum(then != now for then, now in zip(earlier, later, strict=True)) / len(later)
+
+
+def mean_divergence(p_NE: Sequence[Sequence[float]], q_NE: Sequence[Sequence[float]], least: float) -> float:
+    """Mean over tokens of sum_e p_e ln(p_e / q_e), each probability at least `least`, p and q made to sum to 1."""
+    total = 0.0
+    for p_E, q_E in zip(p_NE, q_NE, strict=True):
+        p, q = [max(float(value), least) for value in p_E], [max(float(value), least) for value in q_E]
+        total += sum(a / sum(p) * math.log((a / sum(p)) / (b / sum(q))) for a, b in zip(p, q, strict=True))
+    return total / len(p_NE)

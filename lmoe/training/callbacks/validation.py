@@ -2,8 +2,8 @@
 
 Logs: val/loss, val/<domain>/loss, init/logit_change, val/routing/{domain_information,domain_information_null,
 domain_information_adjusted,domain_information_p,saturation,expert_cosine}, where routers are taught
-val/routing/{target_accuracy,target_loss}, the same of each site (without the null), and
-val/routing/knock_out/….
+val/routing/{target_accuracy,target_loss}, where rows hold answers to compare val/routing/{pair_overlap,load_chosen/<e>,
+load_rejected/<e>}, the same of each site (without the null), and val/routing/knock_out/….
 """
 
 from collections.abc import Callable, Iterable
@@ -25,6 +25,7 @@ from lmoe.training.evaluation import (
     cosine_metrics,
     domain_losses,
     knock_out,
+    preference_metrics,
     specialisation_metrics,
     target_metrics,
 )
@@ -200,7 +201,7 @@ class Validation(StepCallback):
         saturated_from = earlier[-1][1] if earlier else None
         self._choices = [*earlier[-1:], (step, routing.chosen.compute())]
         found = specialisation_metrics(routing, saturated_from) | cosine_metrics(pl_module.model)
-        return found | target_metrics(routing.targets)
+        return found | target_metrics(routing.targets) | preference_metrics(routing.pairs)
 
     def knock_out(self, trainer: Trainer, pl_module: AdapterModule, mode: KnockOut) -> None:
         """Silence experts one at a time, and log what each domain's loss does beside that of the validation before.

@@ -1,0 +1,94 @@
+"""How preferred and other answers are routed in a pass over validation rows, and how far routing has moved."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lmoe.injection.record import injected
+from lmoe.layers.trace import Routing
+from lmoe.metrics.pair_routing import PairRouting, SitePairs
+from lmoe.metrics.routing_drift import RoutingDrift, SiteDrift
+from lmoe.rules.routers import ROUTERS, ExpertsPerToken
+from lmoe.training.site_metrics import site_metrics
+
+
+@dataclass(slots=True, frozen=True)
+class PreferenceEvaluation:
+    """Routing of answers that are preferred and of those that are not.
+
+    Args:
+        pairs: overlap of the two answers of a pair, and loads.
+        drift: changes since an earlier state of the routers.
+        paired: whether batches hold pairs, or single answers that are good or bad; None: as each batch says.
+    """
+
+    pairs: PairRouting
+    drift: RoutingDrift
+    paired: bool | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module, device: torch.device, paired: bool | None = None) -> "PreferenceEvaluation":
+        """An empty one for the routers of a model."""
+        record = injected(model)
+        experts, router = record.plan.routers, record.moe.router
+        uses_all = router is not None and ROUTERS[router].experts_per_token is ExpertsPerToken.all
+        drift = RoutingDrift(experts, uses_all=experts if uses_all else ())
+        return cls(PairRouting(experts).to(device), drift.to(device), paired)
+
+    def update(self, routing: dict[str, Routing], batch: dict[str, Tensor]) -> None:
+        """Add one batch.
+
+        Args:
+            routing: Routing of every site, by site name.
+            batch: with answer_mask (R, T) bool, tokens of the answers, and of rows that are no pairs good (R,) bool; of
+                pairs the first half of the rows are the chosen answers, the second half the rejected ones.
+
+        Raises:
+            ValueError: the batch holds pairs where single answers were expected, or the reverse.
+        """
+        good = batch.get("good")
+        if self.paired is not None and self.paired is not (good is None):
+            raise ValueError(
+                "the batch says in `good` which answers are good, and pairs were expected: leave it out"
+                if self.paired
+                else "the batch does not say which answers are good: give `good`, one bool for each row"
+            )
+        self.pairs.update(routing, batch["answer_mask"], good)
+
+    def update_drift(self, start: dict[str, Routing], now: dict[str, Routing], batch: dict[str, Tensor]) -> None:
+        """Add one batch, seen with the routers of an earlier state and with those of the present one.
+
+        Args:
+            start, now: Routing of every site, by site name.
+            batch: with valid_mask (R, T) bool, False for padding.
+        """
+        self.drift.update(start, now, batch["valid_mask"])
+
+    def metrics(self) -> dict[str, float]:
+        """val/routing/… of what was measured; nothing where nothing was."""
+        pairs = self.pairs.compute() if self.pairs.update_called else {}
+        drift = self.drift.compute() if self.drift.update_called else {}
+        return pair_metrics(pairs) | drift_metrics(drift)
+
+
+def pair_metrics(sites: Mapping[str, SitePairs]) -> dict[str, float]:
+    """val/routing/pair_overlap, load_chosen/<e> and load_rejected/<e>, means over sites, and the same of each site."""
+    overlaps = {site: found.overlap for site, found in sites.items() if found.overlap is not None}
+    metrics = site_metrics("pair_overlap", overlaps)
+    both = {
+        "load_chosen": {site: found.load_chosen for site, found in sites.items()},
+        "load_rejected": {site: found.load_rejected for site, found in sites.items()},
+    }
+    for side, loads in both.items():
+        for e in range(max(map(len, loads.values()), default=0)):
+            metrics |= site_metrics(f"{side}/{e}", {site: load[e] for site, load in loads.items() if e < len(load)})
+    return metrics
+
+
+def drift_metrics(sites: Mapping[str, SiteDrift]) -> dict[str, float]:
+    """val/routing/changed_sets and kl_from_start, means over sites, and the same of each site."""
+    changed = {site: found.changed_sets for site, found in sites.items() if found.changed_sets is not None}
+    divergences = {site: found.kl for site, found in sites.items()}
+    return site_metrics("changed_sets", changed) | site_metrics("kl_from_start", divergences)
