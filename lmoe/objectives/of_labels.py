@@ -62,7 +62,7 @@ class OfLabels:
             CheckpointError: there is something.
         """
         if state:
-            raise CheckpointError(f"the checkpoint keeps adapters for a reference, and task.name={self.task.name} none")
+            raise CheckpointError(f"the checkpoint keeps the start of a phase, and task.name={self.task.name} none")
 
     def logit_change(
         self, model: PreTrainedModel, batch: Batch, without: Callable[[], AbstractContextManager]

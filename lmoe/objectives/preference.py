@@ -56,12 +56,14 @@ class Answers(NamedTuple):
 class PreferenceObjective(OfLabels):
     """The part of an objective that prefers answers.
 
-    With task.reference=start it keeps a copy of the adapters when its phase begins, and a checkpoint keeps it too.
+    It keeps a copy of the adapters when its phase begins, and a checkpoint keeps it too: the reference with
+    task.reference=start, and what routing is compared with.
     """
 
     def __init__(self, task: TaskConfig) -> None:
         super().__init__(task)
-        self._start: AdapterCopy | None = None
+        self.start: AdapterCopy | None = None
+        """The adapters as they were when the phase began."""
         self.known: KnownAnswers | None = None
         """What the reference says of the rows of the phase, where it was computed before."""
 
@@ -91,26 +93,23 @@ class PreferenceObjective(OfLabels):
         return torch.ones(len(samples), dtype=torch.long)
 
     def begin(self, model: PreTrainedModel) -> None:
-        """Keep the adapters, where they are the reference."""
+        """Keep the adapters."""
         self.known = None
-        self._start = AdapterCopy.of(model) if self.task.reference is Reference.start else None
+        self.start = AdapterCopy.of(model)
 
     def state(self) -> dict[str, Tensor]:
-        """The adapters that are the reference."""
-        return {} if self._start is None else self._start.tensors
+        """The adapters as they were when the phase began."""
+        return {} if self.start is None else self.start.tensors
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take the adapters of a checkpoint for the reference.
+        """Take the adapters that a checkpoint has kept.
 
         Raises:
-            CheckpointError: they are missing, or there are some and the reference is the base.
+            CheckpointError: there are none.
         """
-        if self.task.reference is not Reference.start:
-            super().restore(state)
-        elif state:
-            self._start = AdapterCopy(state)
-        else:
-            raise CheckpointError(f"the checkpoint keeps no adapters for task.reference={self.task.reference}")
+        if not state:
+            raise CheckpointError(f"the checkpoint keeps no adapters of the start of a phase of {self.task.name}")
+        self.start = AdapterCopy(state)
 
     def answers(self, model: PreTrainedModel, batch: Batch) -> Answers:
         """Log-probabilities of the answers of a batch by a model as it is."""
@@ -139,17 +138,19 @@ class PreferenceObjective(OfLabels):
     @property
     def reference_digest(self) -> str:
         """Digest of the adapters that are the reference; "" for the base."""
-        if self._start is None:
+        if self.task.reference is not Reference.start or self.start is None:
             return ""
         digest = xxhash.xxh3_128()
-        for name, tensor in sorted(self._start.tensors.items()):
+        for name, tensor in sorted(self.start.tensors.items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
     def as_reference(self, model: PreTrainedModel) -> AbstractContextManager[None]:
         """A block in which the model is the reference."""
-        return adapters_off(model) if self._start is None else self._start.in_place(model)
+        if self.task.reference is Reference.start and self.start is not None:
+            return self.start.in_place(model)
+        return adapters_off(model)
 
 
 class PairObjective(PreferenceObjective):

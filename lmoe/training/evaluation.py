@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lmoe.injection.record import injected, mixtures
 from lmoe.layers.trace import Routing
@@ -31,6 +32,7 @@ class RoutingEvaluation:
         chosen: the experts of every token.
         targets: what they choose of what they are taught; None: they are taught nothing.
         pairs: how answers that are compared are routed; filled where batches mark them; None: not measured.
+        at_start: routes a batch as the model did when the phase began; None: nothing keeps that.
     """
 
     stats: RoutingStats
@@ -39,9 +41,17 @@ class RoutingEvaluation:
     chosen: ChosenExperts
     targets: TargetEvaluation | None
     pairs: PreferenceEvaluation | None = None
+    at_start: Callable[[dict[str, Tensor]], dict[str, Routing]] | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, domains: list[str], device: torch.device, permutations: int) -> "RoutingEvaluation":
+    def of(
+        cls,
+        model: PreTrainedModel,
+        domains: list[str],
+        device: torch.device,
+        permutations: int,
+        at_start: Callable[[dict[str, Tensor]], dict[str, Routing]] | None = None,
+    ) -> "RoutingEvaluation":
         """Empty metrics for the routers of a model."""
         experts = injected(model).plan.routers
         return cls(
@@ -51,6 +61,7 @@ class RoutingEvaluation:
             ChosenExperts(experts).to(device),
             TargetEvaluation.of(model, domains, device),
             PreferenceEvaluation.of(model, device),
+            at_start,
         )
 
     def update(self, routing: dict[str, Routing], batch: dict[str, Tensor]) -> None:
@@ -64,6 +75,9 @@ class RoutingEvaluation:
             self.targets.update(routing, batch)
         if self.pairs is not None and "answer_mask" in batch:
             self.pairs.update(routing, batch)
+            if self.at_start is not None:
+                now = dict(routing)  # the next forward's takes its place
+                self.pairs.update_drift(self.at_start(batch), now, batch)
 
 
 def specialisation_metrics(evaluation: RoutingEvaluation, earlier: Choices | None) -> dict[str, float]:

@@ -1,15 +1,19 @@
 """How preferred and other answers are routed in a pass over validation rows, and how far routing has moved."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
+from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.layers.trace import Routing
 from lmoe.metrics.pair_routing import PairRouting, SitePairs
 from lmoe.metrics.routing_drift import RoutingDrift, SiteDrift
+from lmoe.objectives.objective import Batch, Objective
+from lmoe.objectives.preference import PreferenceObjective
 from lmoe.rules.routers import ROUTERS, ExpertsPerToken
 from lmoe.training.site_metrics import site_metrics
 
@@ -29,7 +33,7 @@ class PreferenceEvaluation:
     paired: bool | None = None
 
     @classmethod
-    def of(cls, model: nn.Module, device: torch.device, paired: bool | None = None) -> "PreferenceEvaluation":
+    def of(cls, model: PreTrainedModel, device: torch.device, paired: bool | None = None) -> "PreferenceEvaluation":
         """An empty one for the routers of a model."""
         record = injected(model)
         experts, router = record.plan.routers, record.moe.router
@@ -71,6 +75,29 @@ class PreferenceEvaluation:
         pairs = self.pairs.compute() if self.pairs.update_called else {}
         drift = self.drift.compute() if self.drift.update_called else {}
         return pair_metrics(pairs) | drift_metrics(drift)
+
+
+def routing_at_start(
+    model: PreTrainedModel, objective: Objective, domains: Sequence[str]
+) -> Callable[[Batch], dict[str, Routing]] | None:
+    """Routes a batch with the adapters and routers as they were when the phase began; None: nothing keeps them.
+
+    Args:
+        model: injected, in evaluation mode when a batch is routed.
+        objective: of the phase.
+        domains: names, in the order of the batches' domain ids.
+    """
+    start = objective.start if isinstance(objective, PreferenceObjective) else None
+    if start is None:
+        return None
+    record = injected(model)
+
+    def routed(batch: Batch) -> dict[str, Routing]:
+        with start.in_place(model), batch_info(record, batch, domains), record.trace.recording(batch["valid_mask"]):
+            objective.answers(model, batch)  # type: ignore[attr-defined]
+        return dict(record.trace.routing)
+
+    return routed
 
 
 def pair_metrics(sites: Mapping[str, SitePairs]) -> dict[str, float]:

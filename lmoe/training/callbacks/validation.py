@@ -3,7 +3,7 @@
 Logs: val/loss, val/<domain>/loss, init/logit_change, val/routing/{domain_information,domain_information_null,
 domain_information_adjusted,domain_information_p,saturation,expert_cosine}, where routers are taught
 val/routing/{target_accuracy,target_loss}, where rows hold answers to compare val/routing/{pair_overlap,load_chosen/<e>,
-load_rejected/<e>}, the same of each site (without the null), and val/routing/knock_out/….
+load_rejected/<e>,changed_sets,kl_from_start}, the same of each site (without the null), and val/routing/knock_out/….
 """
 
 from collections.abc import Callable, Iterable
@@ -31,6 +31,7 @@ from lmoe.training.evaluation import (
 )
 from lmoe.training.metrics_csv import MetricsCsv
 from lmoe.training.module import AdapterModule
+from lmoe.training.preference_evaluation import routing_at_start
 from lmoe.training.step import Stage, StepCallback, StepRecord
 from lmoe.training.target_evaluation import TargetEvaluation
 from lmoe.vocabulary import KnockOut
@@ -176,7 +177,9 @@ class Validation(StepCallback):
         """
         routing = None
         if injected(pl_module.model).plan.routers:
-            routing = RoutingEvaluation.of(pl_module.model, pl_module.domains, pl_module.device, self.permutations)
+            model, domains = pl_module.model, pl_module.domains
+            at_start = routing_at_start(model, pl_module.objective, domains)
+            routing = RoutingEvaluation.of(model, domains, pl_module.device, self.permutations, at_start)
         loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
         losses = pl_module.evaluate(loader, routing, self._between(trainer))
         self.results.after, self.results.step = losses.compute(), trainer.global_step
