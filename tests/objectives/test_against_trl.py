@@ -1,8 +1,8 @@
 """Losses of preferences beside those of TRL, on one model and batch: their values, and the gradient of every weight.
 
-OURS and THEIRS map the name of an objective to a function (model, reference_model, pairs) -> loss, so that a whole
-objective can stand where an operation stands now. TRL tokenises, pads and reads the pairs with its own trainers;
-ours read each answer alone, without padding. Where TRL defines something else, a test of its own says what.
+OURS and THEIRS map the name of an objective to a function (model, reference_model, pairs) -> loss. TRL tokenises, pads
+and reads the pairs with its own trainers, ours are the objectives of a run. Where TRL defines something else, a test
+of its own says what.
 """
 
 import copy
@@ -19,8 +19,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
 from transformers import LlamaForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
-from lmoe.ops.preference_losses import kto_baseline, kto_loss, odds_ratio_loss, preference_loss, simpo_loss
-from lmoe.vocabulary import PreferenceLoss
+from lmoe.config.run import TaskConfig
+from lmoe.data.encoded import EncodedRow
+from lmoe.objectives.objective import Batch, objective_of
+from lmoe.objectives.preference import Answers
+from lmoe.ops.preference_losses import preference_loss
+from lmoe.vocabulary import PreferenceLoss, TaskName
 from tests.public_packages import importable
 from tests.reference.dumb_preferences import answer_log_probabilities, mean, total
 from tests.tiny_models import VOCAB, tiny_model
@@ -54,7 +58,7 @@ SHORT_PROMPTS = [  # ORPO is the same in TRL where no token of a prompt has one 
 ]
 
 
-# Ours: the operations on log-probabilities that the slow reference reads
+# Ours: the objectives; what follows first is read by the slow reference
 
 
 def reward(model: nn.Module, reference: nn.Module, prompt: list[int], answer: list[int], read=total) -> Tensor:
@@ -99,38 +103,45 @@ def mismatched_rewards(model: nn.Module, reference: nn.Module, pairs: list[Pair]
     return torch.stack([reward(model, reference, p, answer) for p, answer in zip(prompts, others, strict=True)])
 
 
-def our_dpo(model: PreTrainedModel, reference: PreTrainedModel, pairs: list[Pair]) -> Tensor:
-    return preference_loss(margins(model, reference, pairs), beta=BETA).mean()
+def sequence(pair: Pair, answer: list[int]) -> tuple[Tensor, Tensor]:
+    """Tokens of prompt and answer, and which of them are learnt."""
+    labels = [False] * len(pair.prompt) + [True] * len(answer)
+    return torch.tensor(pair.prompt + answer, dtype=torch.int32), torch.tensor(labels)
 
 
-def our_smoothed_dpo(model: PreTrainedModel, reference: PreTrainedModel, pairs: list[Pair]) -> Tensor:
-    return preference_loss(margins(model, reference, pairs), beta=BETA, label_smoothing=SMOOTHING).mean()
+def as_rows(pairs: list[Pair]) -> list[EncodedRow]:
+    """Pairs, as training reads them."""
+    found = []
+    for pair in pairs:
+        (chosen, learnt), (rejected, other) = sequence(pair, pair.chosen), sequence(pair, pair.rejected)
+        row = EncodedRow(torch.cat([chosen, rejected]), torch.cat([learnt, other]), 0, second=len(chosen))
+        found.append(row)
+    return found
 
 
-def our_hinge(model: PreTrainedModel, reference: PreTrainedModel, pairs: list[Pair]) -> Tensor:
-    return preference_loss(margins(model, reference, pairs), beta=BETA, loss_type=PreferenceLoss.hinge).mean()
+def as_answers(pairs: list[Pair]) -> list[EncodedRow]:
+    """The chosen answers, and then the rejected ones."""
+    chosen = [EncodedRow(*sequence(pair, pair.chosen), 0) for pair in pairs]
+    return chosen + [EncodedRow(*sequence(pair, pair.rejected), 0, good=False) for pair in pairs]
 
 
-def our_ipo(model: PreTrainedModel, reference: PreTrainedModel, pairs: list[Pair]) -> Tensor:
-    margin = margins(model, reference, pairs, read=mean)
-    return preference_loss(margin, beta=BETA, loss_type=PreferenceLoss.ipo).mean()
+def whole(task: TaskConfig, rows_of: Callable[[list[Pair]], list[EncodedRow]] = as_rows) -> Objective:
+    """The objective of a run, whose reference is another model."""
 
+    def loss(model: PreTrainedModel, reference: PreTrainedModel, pairs: list[Pair]) -> Tensor:
+        objective = objective_of(task)
 
-def our_simpo(model: PreTrainedModel, reference: PreTrainedModel, pairs: list[Pair]) -> Tensor:
-    return simpo_loss(*mean_of_token(model, pairs), beta=SIMPO_BETA, gamma=SIMPO_GAMMA).mean()
+        def of_reference(_model: PreTrainedModel, batch: Batch) -> Answers:
+            with torch.no_grad():
+                return objective.answers(reference, batch)
 
+        objective.reference_answers = of_reference
+        batch = objective.collate(pad_token_id=PAD, max_length=64, packed=False)(rows_of(pairs))
+        found = objective.losses(model, batch)
+        assert found.counted.all()
+        return found.values.mean()
 
-def our_orpo(model: PreTrainedModel, reference: PreTrainedModel, pairs: list[Pair]) -> Tensor:
-    chosen, rejected = mean_of_token(model, pairs)
-    return (-chosen + ODDS_RATIO_WEIGHT * odds_ratio_loss(chosen, rejected)).mean()
-
-
-def our_kto(model: PreTrainedModel, reference: PreTrainedModel, pairs: list[Pair]) -> Tensor:
-    prompts, given, good = answers(pairs)
-    rewards = torch.stack([reward(model, reference, p, answer) for p, answer in zip(prompts, given, strict=True)])
-    baseline = kto_baseline(mismatched_rewards(model, reference, pairs))
-    weights = {"good_weight": GOOD_WEIGHT, "bad_weight": BAD_WEIGHT}
-    return kto_loss(rewards, good, baseline, beta=BETA, **weights).mean()
+    return loss
 
 
 def our_reward_model(model: PreTrainedModel, reference: PreTrainedModel, pairs: list[Pair]) -> Tensor:
@@ -142,13 +153,13 @@ def our_reward_model(model: PreTrainedModel, reference: PreTrainedModel, pairs: 
 
 
 OURS: dict[str, Objective] = {
-    "dpo": our_dpo,
-    "smoothed dpo": our_smoothed_dpo,
-    "hinge": our_hinge,
-    "ipo": our_ipo,
-    "simpo": our_simpo,
-    "orpo": our_orpo,
-    "kto": our_kto,
+    "dpo": whole(TaskConfig(name=TaskName.dpo, beta=BETA)),
+    "smoothed dpo": whole(TaskConfig(name=TaskName.dpo, beta=BETA, label_smoothing=SMOOTHING)),
+    "hinge": whole(TaskConfig(name=TaskName.dpo, beta=BETA, loss_type=PreferenceLoss.hinge)),
+    "ipo": whole(TaskConfig(name=TaskName.dpo, beta=BETA, loss_type=PreferenceLoss.ipo)),
+    "simpo": whole(TaskConfig(name=TaskName.simpo, beta=SIMPO_BETA, gamma=SIMPO_GAMMA)),
+    "orpo": whole(TaskConfig(name=TaskName.orpo, beta=ODDS_RATIO_WEIGHT)),
+    "kto": whole(TaskConfig(name=TaskName.kto, beta=BETA, good_weight=GOOD_WEIGHT, bad_weight=BAD_WEIGHT), as_answers),
     "reward model": our_reward_model,
 }
 
