@@ -14,7 +14,7 @@ ARGS ?=
 TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-data bench-export bench-statistics torture fuzz same real-base story reworded prompt-words engines clean
+.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-data bench-preference bench-export bench-statistics torture fuzz same real-base story reworded prompt-words engines clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ bench-logits: $(READY)  ## losses at the labels beside the logits of all tokens,
 
 bench-data: $(READY)  ## reading and tokenising rows: speed, memory, cache, streams; ARGS="--rows 20000 --stream-rows 100000" makes it shorter
 	@$(BIN)/python -m benchmarks.data $(ARGS)
+
+bench-preference: $(READY)  ## a step of each preference objective beside one of supervised fine-tuning, time and memory; ARGS="backbone=smollm2_q4" changes the job
+	@$(BIN)/python -m benchmarks.preference $(ARGS)
 
 bench-export: $(READY)  ## memory that lmoe export --format native-moe takes beside what it writes; ARGS="--experts 8" makes it larger
 	@$(BIN)/python -m benchmarks.export_memory $(ARGS)
