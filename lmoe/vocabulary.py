@@ -265,6 +265,8 @@ class ExportFormat(StrEnum):
 
     peft = "peft"
     peft_experts = "peft-experts"
+    per_domain = "per-domain"
+    prompt_router = "prompt-router"
     merged = "merged"
     native_moe = "native-moe"
     lmoe = "lmoe"

@@ -2,6 +2,7 @@
 
 import shlex
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from lmoe.cli.errors import exit_code_of, with_flag_names
 from lmoe.cli.speak import SpeakerFlags, open_speaker
-from lmoe.config.problems import raise_problems, without_effect
+from lmoe.config.problems import at_least, raise_problems, without_effect
 from lmoe.errors import keys_renamed
 from lmoe.vocabulary import QUANTISED, BackbonePrecision, ExportFormat, GgufType
 
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
     from lmoe.blend.export import BlendExport
     from lmoe.export.export import Merged
     from lmoe.export.gguf.lora import GgufLora
+    from lmoe.export.per_domain import DomainPrice
 
 OF_BLENDS = (ExportFormat.peft, ExportFormat.merged, ExportFormat.gguf_lora)
 WITH_RANK = (ExportFormat.peft, ExportFormat.gguf_lora)
+BY_DOMAIN = (ExportFormat.per_domain, ExportFormat.prompt_router)
+"""Formats that are another model than the mixture, at a price."""
 FILES = (ExportFormat.gguf, ExportFormat.gguf_lora)
 """Formats that are one file, and not a folder."""
 
@@ -34,7 +38,7 @@ class ExportFlags:
     Args:
         output, format: where and what.
         without_expert, average_experts, data: of some formats of a run.
-        rank: of a blend as a PEFT adapter, or as a LoRA for llama.cpp.
+        rank: of a blend as a PEFT adapter, or as a LoRA for llama.cpp; of the adapters of domains.
         gguf_type: of the numbers in a GGUF file.
     """
 
@@ -70,13 +74,19 @@ class ExportFlags:
             problems.append(without_effect("--trust-remote-code", f"{with_format}, which runs no code of a model"))
         if self.format not in FILES and self.gguf_type is not None:
             problems.append(without_effect("--gguf-type", f"{with_format}; use --format gguf or gguf-lora"))
-        if blend or self.format is not ExportFormat.merged:
+        if self.format in BY_DOMAIN:
+            if self.average_experts:
+                problems.append(without_effect("--average-experts", f"{with_format}; use --format merged"))
+        elif blend or self.format is not ExportFormat.merged:
             exact = blend and self.format is not ExportFormat.gguf
             why = "with --model, whose blend is merged exactly" if exact else f"{with_format}; use --format merged"
             given = {"--average-experts": self.average_experts, "--data": self.data is not None}
             problems += [without_effect(option, why) for option, on in given.items() if on]
-        if self.rank is not None and (not blend or self.format not in WITH_RANK):
-            problems.append(without_effect("--rank", f"but on a blend with --format {' or '.join(WITH_RANK)}"))
+        if self.rank is not None and self.format in BY_DOMAIN:
+            problems += at_least(self.rank, 1, "--rank")
+        elif self.rank is not None and (not blend or self.format not in WITH_RANK):
+            formats = f"on a blend with --format {' or '.join(WITH_RANK)}, on a run with {' or '.join(BY_DOMAIN)}"
+            problems.append(without_effect("--rank", f"but {formats}"))
         return problems
 
     def _source_problems(self, source: SpeakerFlags) -> list[str]:
@@ -178,6 +188,8 @@ def _of_checkpoint(named: str, source: SpeakerFlags, wanted: ExportFlags) -> Non
             head = Path(output).expanduser() / HEAD_FILE
             if head.exists():
                 print(f"router of the run in {head}: a blend decides by it with --router encoder --head {output}")
+        case ExportFormat.per_domain | ExportFormat.prompt_router:
+            _by_domain(checkpoint, source, wanted)
         case ExportFormat.lmoe:
             assert wanted.without_expert is not None
             print(f"adapter in {export.export_without_expert(checkpoint, output, wanted.without_expert)}")
@@ -191,6 +203,51 @@ def _of_checkpoint(named: str, source: SpeakerFlags, wanted: ExportFlags) -> Non
             from lmoe.export.gguf.lora import write_gguf_lora
 
             print(_lora_line(write_gguf_lora(str(checkpoint), output, base_model, wanted.gguf_type or GgufType.f32)))
+
+
+def _by_domain(checkpoint: str | Path, source: SpeakerFlags, wanted: ExportFlags) -> None:
+    from lmoe.export.per_domain import export_per_domain
+    from lmoe.peft.router_head import HEAD_FILE
+
+    with_head = wanted.format is ExportFormat.prompt_router
+    done = export_per_domain(
+        *(checkpoint, wanted.output, source.base_model),
+        rank=wanted.rank,
+        head=with_head,
+        data=wanted.data,
+        trust_remote_code=source.trust_remote_code,
+        say=lambda line: print(line, flush=True),
+    )
+    for name, folder in done.folders.items():
+        cut = f"; |mean blend - written| / |mean blend| is {done.errors[name]:.3f}" if wanted.rank is not None else ""
+        print(f"PEFT adapter of {name} in {folder}{cut}")
+    if with_head:
+        head = Path(wanted.output).expanduser() / HEAD_FILE
+        print(f"router of prompts in {head}: a blend decides by it with --router encoder --head {wanted.output}")
+    if done.prices:
+        print("\n".join(_price_lines(done.prices)))
+
+
+def _price_lines(prices: Sequence["DomainPrice"]) -> list[str]:
+    """What each adapter costs, and all of them on the mean over domains."""
+    header = ["nats per label token", "rows", "mixture", "adapter", "price"]
+    rows = [
+        [p.name, f"{p.rows:,}", f"{p.exact:.4f}", f"{p.adapter:.4f}", f"{p.adapter - p.exact:+.4f}"] for p in prices
+    ]
+    means = [mean(p.exact for p in prices), mean(p.adapter for p in prices)]
+    last = ["mean", "", f"{means[0]:.4f}", f"{means[1]:.4f}", f"{means[1] - means[0]:+.4f}"]
+    routed = [p.routed for p in prices if p.routed is not None]
+    if routed:
+        header += ["by prompt", "price", "chosen"]
+        for row, p in zip(rows, prices, strict=True):
+            row += [f"{p.routed:.4f}", f"{(p.routed or 0) - p.exact:+.4f}", f"{p.chosen:.1%}"]
+        chosen = mean(p.chosen or 0 for p in prices)
+        last += [f"{mean(routed):.4f}", f"{mean(routed) - means[0]:+.4f}", f"{chosen:.1%}"]
+    widths = [max(len(row[column]) for row in (header, *rows, last)) for column in range(len(header))]
+    return [
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(cells))
+        for cells in (zip(row, widths, strict=True) for row in (header, *rows, last))
+    ]
 
 
 def _lora_line(done: "GgufLora") -> str:

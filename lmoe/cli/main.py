@@ -392,7 +392,11 @@ def export(
     trust_remote_code: TrustRemoteCode = False,
     rank: Annotated[
         int | None,
-        typer.Option(min=1, help="peft, gguf-lora, of a blend: the nearest adapter of this rank; without: exact."),
+        typer.Option(
+            min=1,
+            help="peft, gguf-lora of a blend, per-domain, prompt-router: the nearest adapter of this rank; without: "
+            "all experts side by side.",
+        ),
     ] = None,
     gguf_type: Annotated[
         GgufType | None, typer.Option(help="gguf, gguf-lora: type of the numbers; without: f16, of a LoRA f32.")
@@ -406,7 +410,8 @@ def export(
     data: Annotated[
         str | None,
         typer.Option(
-            help="merged: rows to measure the loss on, before and after, or none; without: of an average the run's own."
+            help="merged, per-domain, prompt-router: rows to measure the loss on, before and after, or none; without: "
+            "the run's own (merged: of an average)."
         ),
     ] = None,
 ) -> None:

@@ -3,6 +3,8 @@
 Shapes: D in, O out, R rank.
 """
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 from lmoe.errors import CheckpointError
@@ -44,6 +46,33 @@ def expert_branches(model: nn.Module, expert: int) -> dict[str, Branch]:
 def _of_mixture(site: MixtureLoRALinear, expert: int) -> Branch:
     lora_A, lora_B = (factor.detach() for factor in site.factors())
     return with_shared(site, lora_A[0 if len(lora_A) == 1 else expert], lora_B[expert])
+
+
+def mean_branches(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Branch]:
+    """What the model computes with where every token has the same routing weights, by module path.
+
+    Attention's single LoRA and a shared expert are part of it.
+
+    Args:
+        model: injected with mixture_lora.
+        weights: (E,) of each site of routing.
+
+    Raises:
+        CheckpointError: another strategy, a trained backbone, DoRA, or a mixture beside a block.
+    """
+    refuse_what_is_no_branch(model)
+    router_of = {site.path: site.router for site in injected(model).plan.sites}
+    found = {}
+    for path, site in sites(model):
+        if isinstance(site, LoRALinear):
+            found[path] = Branch(site.lora_A.data, faded(site.lora_B.data, site.fade), site.scaling)
+            continue
+        assert isinstance(site, MixtureLoRALinear)
+        lora_A, lora_B = (factor.detach() for factor in site.factors())
+        scaling, shares = site.settings.scaling, weights[router_of[path]].tolist()
+        every = [(lora_A[0 if len(lora_A) == 1 else e], lora_B[e], scaling * share) for e, share in enumerate(shares)]
+        found[path] = with_shared(site, *side_by_side(every, scaling))
+    return found
 
 
 def with_shared(site: MixtureLoRALinear, lora_A: Tensor, lora_B: Tensor) -> Branch:

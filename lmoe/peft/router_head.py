@@ -88,20 +88,45 @@ def write_head(model: nn.Module, folder: Path, names: list[str]) -> Path | None:
         "shared_lora": bool(injection.shared_lora_r),
         "mixing_factors": moe.mixing is Mixing.factors,
     }
+    head = RouterHead(
+        tensors={name: tensor.detach() for name, tensor in own.items() if tensor is not None},
+        experts=tuple(names),
+        router_layer=moe.router_layer,
+        prompt_experts=moe.prompt_experts,
+        decide=moe.decide,
+        router_dtype=moe.router_dtype,
+        temperature=moe.temperature,
+        top_k=injection.top_k,
+        scale=mixture_scale(moe, injection),
+        otherwise=tuple(name for name, there in beside.items() if there),
+    )
+    return write_router_head(head, fingerprints_of(model), folder)
+
+
+def write_router_head(head: RouterHead, base: Mapping[str, Any], folder: Path) -> Path:
+    """Write a head beside its experts.
+
+    Args:
+        base: whose hidden states it reads, as `fingerprints_of` says it.
+        folder: there already.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
     about = {
         "format_version": HEAD_VERSION,
-        "experts": names,
-        "router_layer": moe.router_layer,
-        "prompt_experts": moe.prompt_experts,
-        "decide": moe.decide.value,
-        "router_dtype": moe.router_dtype.value,
-        "temperature": moe.temperature,
-        "top_k": injection.top_k,
-        "scale": mixture_scale(moe, injection).value,
-        "otherwise": [name for name, there in beside.items() if there],
-        "base": fingerprints_of(model),
+        "experts": list(head.experts),
+        "router_layer": head.router_layer,
+        "prompt_experts": head.prompt_experts,
+        "decide": head.decide.value,
+        "router_dtype": head.router_dtype.value,
+        "temperature": head.temperature,
+        "top_k": head.top_k,
+        "scale": head.scale.value,
+        "otherwise": list(head.otherwise),
+        "base": dict(base),
     }
-    tensors = {name: t.detach().float().cpu().contiguous() for name, t in own.items() if t is not None}
+    tensors = {name: tensor.float().cpu().contiguous() for name, tensor in head.tensors.items()}
     write_whole(folder, {HEAD_FILE: save(tensors, metadata={ABOUT: json.dumps(about)})})
     return folder / HEAD_FILE
 

@@ -11,16 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from lmoe.adapter.run_data import run_data
 from lmoe.config.data import DataConfig
 from lmoe.config.study import BUNDLED_TEXT
-from lmoe.data.domains import of_domains
-from lmoe.data.encoded import EncodedRows
-from lmoe.data.prepare import read_all, split_off
-from lmoe.data.reader import Reader
-from lmoe.data.rows.sources import sources_of
 from lmoe.errors import StudyError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_judging
 from lmoe.evaluate.row_losses import RowLoss, read_row_losses, row_losses, write_row_losses
 from lmoe.evaluate.rows import with_experts
 from lmoe.evaluate.subject import Subject, subject_of
+from lmoe.evaluate.training_rows import data_of, first_training_rows
 from lmoe.files.resources import resource_dir
 from lmoe.files.write import write_whole
 from lmoe.injection.record import injected
@@ -79,7 +75,7 @@ def base_losses(job: Job, folder: Path) -> dict[str, float]:
 def _opened(run: Path, judging: Judging) -> tuple[Subject, list[EvaluationRows]]:
     """A run, its judging rows, and then each of the further sets of rows as one domain."""
     subject = subject_of(run, batch_size=judging.batch_size)
-    config, seed = _data_of(run, subject)
+    config, seed = data_of(run, subject)
     rows = prepare_judging(
         config, subject.tokenizer, seed=seed, bundled=resource_dir("data/sft"), length_name="data.max_length"
     )
@@ -121,20 +117,14 @@ def _of_one_run(subject: Subject, data: EvaluationRows, config: DataConfig) -> l
     return [replace(loss, domain=name) for loss, name in zip(row_losses(subject, dealt), names, strict=True)]
 
 
-def _data_of(run: Path, subject: Subject) -> tuple[DataConfig, int]:
-    """The data section of a run for rows of all domains under the template that its tokenizer has, and its seed."""
-    own, seed = run_data(run)
-    config = replace(own, packing=False, max_length=subject.max_length, chat_template=None, template_kwargs={})
-    return config, seed
-
-
 def _judge_apart(job: Job, place: Path) -> list[RowLoss]:
     """Each row under the run whose domain a classifier gives it, which has learnt from training prompts."""
     assert job.judging is not None
     subject, parts = _opened(place / job.runs[0].folder, job.judging)
     names = [run.domain for run in job.runs]
-    train, domains = _training_rows(place / job.runs[0].folder, subject, names)
-    classifier = PromptClassifier.fitted(subject, train, [domains[i] for i in train.domains.tolist()])
+    train = first_training_rows(place / job.runs[0].folder, subject, PROMPTS_PER_DOMAIN, names)
+    of_rows = [train.domains[i] for i in train.rows.domains.tolist()]
+    classifier = PromptClassifier.fitted(subject, train.rows, of_rows)
     chosen = [classifier.classify(subject, data.rows) for data in parts]
     losses: dict[tuple[int, int], RowLoss] = {}
     for run in job.runs:
@@ -151,13 +141,3 @@ def _judge_apart(job: Job, place: Path) -> list[RowLoss]:
     report = {"domains": names, "prompts": len(right), "accuracy": sum(right) / len(right) if right else None}
     write_whole(place, {CLASSIFIER_FILE: json.dumps(report, indent=1).encode() + b"\n"})
     return [loss for _, loss in sorted(losses.items())]
-
-
-def _training_rows(run: Path, subject: Subject, names: list[str]) -> tuple[EncodedRows, list[str]]:
-    """The first training rows of each of some domains, and their names."""
-    config, seed = _data_of(run, subject)
-    whole, domains, _ = read_all(Reader(config, subject.tokenizer), sources_of(config, resource_dir("data/sft")))
-    train = whole.subset(split_off(whole, domains, config, seed).train)
-    chosen, _ = of_domains(train, domains, names)
-    found = EvaluationRows(rows=chosen, domains=sorted(names), reports=[], data_hashes={})
-    return found.first_of_each_domain(PROMPTS_PER_DOMAIN).rows, found.domains

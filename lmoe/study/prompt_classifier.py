@@ -8,32 +8,25 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from lmoe.backbones.mean_states import prompt_states
 from lmoe.data.encoded import EncodedRows, opening
 from lmoe.evaluate.subject import Subject
 from lmoe.injection.tracing import adapters_off
-
-PENALTY = 1e-2
-"""Of the mean squared weight, against overfitting to a hundred prompts a domain."""
-ITERATIONS = 100
+from lmoe.ops.softmax_regression import softmax_regression
 
 
 @dataclass(slots=True, frozen=True)
 class PromptClassifier:
-    """softmax((x - mean) / std W^T + b), fitted by L-BFGS on the mean cross-entropy plus PENALTY sum(W^2) / C.
+    """softmax(x W^T + b), see `softmax_regression`.
 
     Args:
         names: C domains.
-        mean, std: (D,) of the prompts that it was fitted on.
         weight: (C, D).
         bias: (C,).
     """
 
     names: tuple[str, ...]
-    mean: Tensor
-    std: Tensor
     weight: Tensor
     bias: Tensor
 
@@ -46,27 +39,13 @@ class PromptClassifier:
             domains: of each row.
         """
         names = tuple(sorted(set(domains)))
-        states = states_of_rows(subject, rows).double()
         targets = torch.tensor([names.index(name) for name in domains])
-        mean, std = states.mean(0), states.std(0, correction=0).clamp(min=1e-6)
-        weight = torch.zeros(len(names), states.shape[1], dtype=torch.float64, requires_grad=True)
-        bias = torch.zeros(len(names), dtype=torch.float64, requires_grad=True)
-        optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
-        inputs = (states - mean) / std
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = cross_entropy(inputs @ weight.t() + bias, targets) + PENALTY * weight.square().sum() / len(names)
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-        return cls(names, mean, std, weight.detach(), bias.detach())
+        return cls(names, *softmax_regression(states_of_rows(subject, rows), targets, len(names)))
 
     def classify(self, subject: Subject, rows: EncodedRows) -> list[str]:
         """The domain of each row's prompt."""
-        inputs = (states_of_rows(subject, rows).double() - self.mean) / self.std
-        return [self.names[i] for i in (inputs @ self.weight.t() + self.bias).argmax(1).tolist()]
+        states = states_of_rows(subject, rows).double()
+        return [self.names[i] for i in (states @ self.weight.t() + self.bias).argmax(1).tolist()]
 
 
 def states_of_rows(subject: Subject, rows: EncodedRows) -> Tensor:
