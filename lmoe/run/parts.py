@@ -126,7 +126,7 @@ def build_parts(
         config.data,
         tokenizer,
         seed=config.seed,
-        bundled=resource_dir("data/sft"),
+        bundled=resource_dir("data"),
         packing_model_type=None if leak and config.data.packing is None else model.config.model_type,
         num_embeddings=next(model.get_input_embeddings().parameters()).shape[0],
     )

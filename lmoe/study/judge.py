@@ -81,7 +81,7 @@ def _opened(run: Path, judging: Judging) -> tuple[Subject, list[EvaluationRows]]
     subject = subject_of(run, batch_size=judging.batch_size)
     config, seed = _data_of(run, subject)
     rows = prepare_judging(
-        config, subject.tokenizer, seed=seed, bundled=resource_dir("data/sft"), length_name="data.max_length"
+        config, subject.tokenizer, seed=seed, bundled=resource_dir("data"), length_name="data.max_length"
     )
     parts = [rows, *more_rows(config, subject.tokenizer, judging.more, seed)]
     return subject, [part.first_of_each_domain(judging.rows_per_domain) for part in parts]
@@ -107,7 +107,7 @@ def more_rows(
             replace(config, judge_path=place, judge_fraction=0.0, columns={}, prompt_prefix=None),
             tokenizer,
             seed=seed,
-            bundled=resource_dir("data/sft"),
+            bundled=resource_dir("data"),
             length_name=f"study.judging.more.{domain}",
         )
         parts.append(replace(found, rows=found.rows.with_domains([0] * len(found.domains)), domains=[domain]))
@@ -156,7 +156,7 @@ def _judge_apart(job: Job, place: Path) -> list[RowLoss]:
 def _training_rows(run: Path, subject: Subject, names: list[str]) -> tuple[EncodedRows, list[str]]:
     """The first training rows of each of some domains, and their names."""
     config, seed = _data_of(run, subject)
-    whole, domains, _ = read_all(Reader(config, subject.tokenizer), sources_of(config, resource_dir("data/sft")))
+    whole, domains, _ = read_all(Reader(config, subject.tokenizer), sources_of(config, resource_dir("data")))
     train = whole.subset(split_off(whole, domains, config, seed).train)
     chosen, _ = of_domains(train, domains, names)
     found = EvaluationRows(rows=chosen, domains=sorted(names), reports=[], data_hashes={})
