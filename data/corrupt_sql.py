@@ -2,7 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 KINDS = ("selected", "compared", "aggregate", "operator", "literal")
@@ -20,6 +20,7 @@ _QUERY = re.compile(
     r"SELECT (?:(?P<aggregate>[A-Z]+)\((?P<of>\w+)\)|(?P<column>\w+)) FROM table WHERE (?P<conditions>.+);"
 )
 _CONDITION = re.compile(r'(?P<column>\w+) (?P<operator>[=<>]) (?P<literal>"[^"]*"|-?[\d.]+)')
+_LONG_WORD = r"\w{4,}"  # a literal with "of" or "the" at one end would be told at a glance
 _NUMBER = re.compile(r"(?<![\d.,-])\d+(?![.,-]?\d)")
 
 
@@ -62,22 +63,11 @@ def query_of(text: str) -> Query | None:
     return query if str(query) == text else None
 
 
-def literals_by_column(answers: list[str]) -> dict[str, list[str]]:
-    """The texts that queries compare each column with."""
-    found: dict[str, set[str]] = {}
-    for query in filter(None, map(query_of, answers)):
-        for one in query.conditions:
-            if one.literal.startswith('"'):
-                found.setdefault(one.column, set()).add(one.literal)
-    return {column: sorted(literals) for column, literals in found.items()}
-
-
-def corrupted_queries(prompt: str, answer: str, literals: Mapping[str, list[str]]) -> list[tuple[str, str]]:
+def corrupted_queries(prompt: str, answer: str) -> list[tuple[str, str]]:
     """Kind and text of each wrong copy.
 
     Args:
         prompt: names the table's columns in its first line, and asks in its second.
-        literals: texts of other rows, by the column that they are compared with.
     """
     query = query_of(answer)
     if query is None:
@@ -86,10 +76,9 @@ def corrupted_queries(prompt: str, answer: str, literals: Mapping[str, list[str]
     columns = head.partition(": ")[2].split(", ")
     used = {query.column, *(one.column for one in query.conditions)}
     free = [name for name in columns if name not in used]
-    numbers = _NUMBER.findall(question)
     found = list(_other_selections(query, question, free))
     for index, one in enumerate(query.conditions):
-        for kind, other in _other_conditions(one, query, free, numbers, literals):
+        for kind, other in _other_conditions(one, question, free):
             conditions = (*query.conditions[:index], other, *query.conditions[index + 1 :])
             found.append((kind, replace(query, conditions=conditions)))
     found += _exchanged(query)
@@ -111,20 +100,32 @@ def _asks_for(question: str, aggregate: str) -> bool:
     return re.search(rf"\b(?:{ASKED_FOR[aggregate]})\b", question.lower()) is not None
 
 
-def _other_conditions(
-    one: Condition, query: Query, free: list[str], numbers: list[str], literals: Mapping[str, list[str]]
-) -> Iterator[tuple[str, Condition]]:
-    is_text = one.literal.startswith('"')
+def _other_conditions(one: Condition, question: str, free: list[str]) -> Iterator[tuple[str, Condition]]:
     for name in free:
         yield "compared", replace(one, column=name)
-    if not is_text:
-        for sign in "=<>":
-            yield "operator", replace(one, operator=sign)
-        for number in (*numbers, *_near(one.literal)):
-            yield "literal", replace(one, literal=number)
-    for literal in literals.get(one.column, []) if is_text else []:
-        if all(literal.lower() != other.literal.lower() for other in query.conditions):
-            yield "literal", replace(one, literal=literal)
+    if one.literal.startswith('"'):
+        for text in _cut_elsewhere(one.literal[1:-1], question):
+            yield "literal", replace(one, literal=f'"{text}"')
+        return
+    for sign in "=<>":
+        yield "operator", replace(one, operator=sign)
+    for number in (*_NUMBER.findall(question), *_near(one.literal)):
+        yield "literal", replace(one, literal=number)
+
+
+def _cut_elsewhere(text: str, question: str) -> Iterator[str]:
+    """A text that was taken from the question with a word of it too few, or one too many, in front or behind."""
+    words = text.split()
+    if len(words) > 1:
+        yield from (" ".join(words[1:]), " ".join(words[:-1]))
+    found = re.search(
+        rf"(?:\b({_LONG_WORD}) )?(?<!\w){re.escape(text)}(?!\w)(?: ({_LONG_WORD})\b)?", question, re.IGNORECASE
+    )
+    before, after = found.groups() if found else (None, None)
+    if before:
+        yield f"{before.lower()} {text}"
+    if after:
+        yield f"{text} {after.lower()}"
 
 
 def _near(number: str) -> Iterator[str]:

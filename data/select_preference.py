@@ -24,7 +24,7 @@ from typing import NamedTuple
 from corrupt_math import KINDS as MATH_KINDS
 from corrupt_math import corrupted_solutions
 from corrupt_sql import KINDS as SQL_KINDS
-from corrupt_sql import corrupted_queries, literals_by_column
+from corrupt_sql import corrupted_queries
 
 SPLITS = ("train", "val", "judge")
 WRITTEN = ("math", "general")
@@ -156,10 +156,12 @@ def math_copies(prompt: str, answer: str) -> list[Wrong]:
     return [Wrong(kind, wrong, 1 if larger else -1) for kind, wrong, larger in corrupted_solutions(prompt, answer)]
 
 
-def sql_copies(file: Path) -> Callable[[str, str], list[Wrong]]:
-    rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-    literals = literals_by_column([row["messages"][1]["content"] for row in rows])
-    return lambda prompt, answer: [Wrong(*one) for one in corrupted_queries(prompt, answer, literals)]
+def sql_copies(prompt: str, answer: str) -> list[Wrong]:
+    return [Wrong(*one) for one in corrupted_queries(prompt, answer)]
+
+
+MADE = {"math": (MATH_KINDS, math_copies), "sql": (SQL_KINDS, sql_copies)}
+"""Domains of data/sft/ whose answers are corrupted, the ways to do it, and what makes the copies."""
 
 
 def all_pairs(source: Path, sft: Path, counts: dict[str, int]) -> Iterator[tuple[str, str, list[Row]]]:
@@ -168,9 +170,8 @@ def all_pairs(source: Path, sft: Path, counts: dict[str, int]) -> Iterator[tuple
         for split, rows in written_pairs(source, domain, counts).items():
             yield domain, split, rows
     for split in SPLITS:
-        for name, kinds in (("math", MATH_KINDS), ("sql", SQL_KINDS)):
+        for name, (kinds, copies) in MADE.items():
             file, domain = sft / split / f"{name}.jsonl", f"{name}_corrupted"
-            copies = math_copies if name == "math" else sql_copies(file)
             yield domain, split, corrupted_pairs(file, domain, kinds, copies, counts[split])
 
 
