@@ -70,8 +70,11 @@ def read_pairs(text: str, domain: str) -> dict[str, list[Row]]:
         row = {key: given[key].strip() for key in ("prompt", "chosen", "rejected")}
         rows.append(row | {"domain": domain, "source": given["source"]})
     by_prompt: dict[str, list[Row]] = {}
-    for row in sorted(rows, key=lambda row: (rank(row["prompt"]), rank(row["chosen"], row["rejected"]))):
-        if is_pair(row):
+    known = set()
+    for row in sorted(rows, key=lambda row: (rank(row["prompt"]), rank(row["chosen"], row["rejected"], row["source"]))):
+        answers = (row["prompt"], row["chosen"], row["rejected"])
+        if is_pair(row) and answers not in known:
+            known.add(answers)
             by_prompt.setdefault(row["prompt"], []).append(row)
     return by_prompt
 
