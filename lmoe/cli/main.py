@@ -181,7 +181,9 @@ def _sampling(given: dict[str, Any]) -> dict[str, Any]:
 
 @app.command()
 def prepare(
-    data: Annotated[str, typer.Option(help="File of rows, folder, data set of the hub, bundled or bundled_preference.")] = "bundled",
+    data: Annotated[
+        str, typer.Option(help="File of rows, folder, data set of the hub, bundled or bundled_preference.")
+    ] = "bundled",
     model: Annotated[str, typer.Option(help=f"Whose tokenizer and template: {BASE}.")] = "tiny",
     val: Annotated[str | None, typer.Option(help="Validation rows; without: a seeded share of the data.")] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Longest row, in tokens.")] = 512,

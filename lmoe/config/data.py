@@ -114,8 +114,8 @@ class DataConfig:
         return not self.val_path and not self.is_bundled
 
     def columns_of(self, path: str) -> dict[str, str]:
-        """What the rows at `path` call our keys: data.columns, but the rows that ship with lmoe have our keys, and pairs
-        of answers other ones only where the training rows are these pairs."""
+        """What the rows at `path` call our keys: data.columns. Rows that ship with lmoe have our keys; bundled pairs of
+        answers may be read by other ones where they are the training rows."""
         if path not in BUNDLED_FOLDERS or (path == BUNDLED_PREFERENCE == self.path and not self.sources):
             return self.columns
         return {}

@@ -37,7 +37,7 @@ def data_problems(data: DataConfig) -> list[str]:
         problems += source_problems(data)
     elif not data.path:
         problems.append(
-            f"data.path is required: a file, a folder, a data set of the hub, or {_NAMES}; or several in data.sources"
+            f"data.path is required: a file, a folder, a data set of the hub, {_NAMES}; or several in data.sources"
         )
     if not 0 < data.val_fraction < 1:
         problems.append(f"data.val_fraction is {data.val_fraction}, must be above 0 and below 1")
@@ -137,7 +137,7 @@ def source_problems(data: DataConfig) -> list[str]:
     for name, source in data.sources.items():
         key = f"data.sources.{name}"
         if not source.path:
-            problems.append(f"{key}.path is required: a file, a folder, a data set of the hub, or {_NAMES}")
+            problems.append(f"{key}.path is required: a file, a folder, a data set of the hub, {_NAMES}")
         problems += _option_problems(source, key)
         problems += column_problems(source.columns, f"{key}.columns")
         if source.weight is not None:
