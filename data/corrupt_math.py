@@ -153,57 +153,46 @@ def _like(old: str, number: Fraction) -> str | None:
 
 def _worked_out(given: set[Fraction], solution: str, equations: list[Equation], change: Change) -> str | None:
     """The solution with a change and all that follows from it; None: it cannot be followed."""
-    results = {one.right[0]: index for index, one in enumerate(equations)}
-    moved: dict[Fraction, Fraction] = {}
-    seen: set[Fraction] = set()
-    pieces: list[str] = []
-    written: list[tuple[int, str]] = []  # of the equation that is being read: where a number stood, and what it is now
-    last = 0
+    results = {one.right[0]: one for one in equations}
+    moved: dict[Fraction, Fraction] = {}  # results that are others now
+    seen = set(given)
+    written: dict[int, str] = {}  # what now stands where a number or sign began
     for part in _PARTS.finditer(solution):
         start, old = part.start(), part[0]
-        pieces.append(solution[last:start])
-        last = part.end()
-        if part["sign"]:
-            new = change.new if change.at == start else old
-        elif start in results:
-            one = equations[results[start]]
-            left = _replaced(solution, one.left, written)
-            number, before = _value(left), value_of(old)
-            if number is None:
+        if part["sign"] or (change.at == start and change.kind == "operand"):
+            written[start] = change.new if change.at == start else old
+            seen |= {value_of(old)} if part["number"] else set()
+            continue
+        before = value_of(old)
+        number = moved.get(before, before)
+        if start in results:
+            slip = value_of(change.new) if change.at == start else None
+            number = slip or _value(_rewritten(solution, results[start].left, written))
+            if number is None or not _moves(before, number, moved, seen):
                 return None
-            if change.at == start:
-                number = value_of(change.new)
-            if number == before and before in moved:
-                return None
-            if number != before:
-                if before in given or before in seen or moved.get(before, number) != number:
-                    return None
-                moved[before] = number
-            text = _like(old, number)
-            if text is None:
-                return None
-            new = text
-        else:
-            number = value_of(old)
-            text = _like(old, moved[number]) if number in moved else old
-            if text is None:
-                return None
-            new = change.new if change.at == start else text
-        if part["number"]:
-            seen.add(value_of(old))
-        written.append((start, new))
-        pieces.append(new)
-    wrong = "".join(pieces) + solution[last:]
+        text = old if number == before else _like(old, number)
+        if text is None:
+            return None
+        written[start] = text
+        seen.add(before)
+    wrong = _rewritten(solution, (0, len(solution)), written)
     return wrong if wrong != solution else None
 
 
-def _replaced(solution: str, span: tuple[int, int], written: list[tuple[int, str]]) -> str:
+def _moves(before: Fraction, number: Fraction, moved: dict[Fraction, Fraction], seen: set[Fraction]) -> bool:
+    """Whether every later place of a result can be told to be that result, which is then kept in `moved`."""
+    if number == before:
+        return before not in moved
+    if before in seen or moved.get(before, number) != number:
+        return False
+    moved[before] = number
+    return True
+
+
+def _rewritten(solution: str, span: tuple[int, int], written: dict[int, str]) -> str:
     """A part of the solution with what now stands in place of its numbers and signs."""
     text, end = "", span[0]
-    for start, new in written:
-        if span[0] <= start < span[1]:
-            old = _PARTS.match(solution, start)
-            assert old is not None
-            text += solution[end:start] + new
-            end = old.end()
+    for part in _PARTS.finditer(solution, *span):
+        text += solution[end : part.start()] + written[part.start()]
+        end = part.end()
     return text + solution[end : span[1]]

@@ -40,7 +40,7 @@ class DataConfig:
 
     path: str = "bundled"
     """File, folder, data set of the hub, or what ships with lmoe: bundled (instructions in eight domains),
-    bundled_preference (pairs of answers in four)."""
+    bundled_preference (pairs of answers)."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Several sources by name, in place of data.path."""
     columns: dict[str, str] = field(default_factory=dict)
