@@ -46,13 +46,11 @@ class Change:
     """What is wrong in one equation.
 
     Args:
-        equation: its index.
         kind: one of KINDS.
         at: where the number or sign that is replaced begins in the solution.
         new: what it is replaced by.
     """
 
-    equation: int
     kind: str
     at: int
     new: str
@@ -117,15 +115,15 @@ def _worth(node: ast.expr) -> Fraction:
 def _changes(given: set[Fraction], solution: str, equations: list[Equation]) -> Iterator[Change]:
     """Everything that may be wrong in one equation."""
     known = [_written(number) for number in sorted(given)]
-    for index, one in enumerate(equations):
+    for one in equations:
         for part in _PARTS.finditer(solution, *one.left):
             if part["sign"]:
                 own = "*" if part["sign"] == "x" else part["sign"]
-                yield from (Change(index, "operation", part.start(), new) for new in "+-*/" if new != own)
+                yield from (Change("operation", part.start(), new) for new in "+-*/" if new != own)
             else:
-                yield from (Change(index, "operand", part.start(), new) for new in known)
+                yield from (Change("operand", part.start(), new) for new in known)
         result = value_of(solution[slice(*one.right)])
-        yield from (Change(index, "slip", one.right[0], _written(result + by)) for by in _slips(result))
+        yield from (Change("slip", one.right[0], _written(result + by)) for by in _slips(result))
         known.append(_written(result))
 
 
