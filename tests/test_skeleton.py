@@ -89,13 +89,13 @@ def tracked_text() -> dict[str, str]:
     return texts
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
-@pytest.mark.parametrize("command", [["make"], ["make", "help"]])
 def test_a_wheel_carries_all_rows_that_a_config_can_name():
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     assert {f"/data/{folder}" for folder in BUNDLED_FOLDERS.values()} <= {*wheel["include"]}
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")
+@pytest.mark.parametrize("command", [["make"], ["make", "help"]])
 def test_make_help_documents_every_target(command):
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     documented = {words[1] for words in map(str.split, shown.splitlines()) if words[0] == "make" and len(words) > 2}
