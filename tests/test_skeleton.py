@@ -14,6 +14,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from lmoe.config.data import BUNDLED_FOLDERS
+
 ROOT = Path(__file__).resolve().parents[1]
 TARGETS = {
     "help",
@@ -85,6 +87,11 @@ def tracked_text() -> dict[str, str]:
             if b"\0" not in content[:4096]:
                 texts[name] = content.decode("utf-8", errors="replace")
     return texts
+
+
+def test_a_wheel_carries_all_rows_that_a_config_can_name():
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    assert {f"/data/{folder}" for folder in BUNDLED_FOLDERS.values()} <= {*wheel["include"]}
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make on this machine")

@@ -181,7 +181,9 @@ def _sampling(given: dict[str, Any]) -> dict[str, Any]:
 
 @app.command()
 def prepare(
-    data: Annotated[str, typer.Option(help="File of rows, folder, data set of the hub, or bundled.")] = "bundled",
+    data: Annotated[
+        str, typer.Option(help="File of rows, folder, data set of the hub, bundled or bundled_preference.")
+    ] = "bundled",
     model: Annotated[str, typer.Option(help=f"Whose tokenizer and template: {BASE}.")] = "tiny",
     val: Annotated[str | None, typer.Option(help="Validation rows; without: a seeded share of the data.")] = None,
     max_length: Annotated[int, typer.Option(min=2, help="Longest row, in tokens.")] = 512,
@@ -257,8 +259,8 @@ def evaluate(
     data: Annotated[
         str | None,
         typer.Option(
-            help="Rows for losses and samples: JSONL file, folder, bundled, judge (those that the run keeps for "
-            "judging), or none; without: the run's own validation rows."
+            help="Rows for losses and samples: JSONL file, folder, bundled, bundled_preference, judge (those that the "
+            "run keeps for judging), or none; without: the run's own validation rows."
         ),
     ] = None,
     choices: Annotated[

@@ -107,7 +107,7 @@ def run(
             raise_problems(problems)
             page = None if output is None else page_place(output)
             backbone = BackboneConfig(model_name=model, trust_remote_code=trust_remote_code)
-            tokenizer, bundled = load_tokenizer(backbone), resource_dir("data/sft")
+            tokenizer, bundled = load_tokenizer(backbone), resource_dir("data")
             if template_date is not None and not ChatTemplate.of_data(tokenizer, config).reads_clock:
                 raise DataError(without_effect("data.template_date", "on a chat template that reads no date"))
             console = Console()

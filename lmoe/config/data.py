@@ -5,8 +5,10 @@ from typing import Any
 
 from lmoe.vocabulary import OnBadRow, TrainOn
 
-BUNDLED = "bundled"
-"""What data.path calls the rows that ship with lmoe."""
+BUNDLED, BUNDLED_PREFERENCE = "bundled", "bundled_preference"
+"""What data.path calls the rows that ship with lmoe: instructions, and pairs of answers."""
+BUNDLED_FOLDERS = {BUNDLED: "sft", BUNDLED_PREFERENCE: "preference"}
+"""Their folders in data/, each with train/, val/ and judge/."""
 JUDGE = "judge"
 """What an evaluation calls the rows that a run's config keeps for judging."""
 
@@ -37,7 +39,8 @@ class DataConfig:
     """Training and validation rows."""
 
     path: str = "bundled"
-    """File, folder, data set of the hub, or bundled (the eight domains that ship with lmoe)."""
+    """File, folder, data set of the hub, or what ships with lmoe: bundled (instructions in eight domains),
+    bundled_preference (pairs of answers)."""
     sources: dict[str, SourceConfig] = field(default_factory=dict)
     """Several sources by name, in place of data.path."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -48,14 +51,15 @@ class DataConfig:
     """A control: deal the domains anew among the training rows, and among the validation rows, so that they say nothing
     of a row; every run deals the same rows alike."""
     val_path: str | None = None
-    """Validation rows, as data.path; null: a seeded share of the training rows (bundled: its own validation rows)."""
+    """Validation rows, as data.path; null: a seeded share of the training rows (what
+    ships with lmoe: its own validation rows)."""
     val_fraction: float = 0.05
     """Share of the rows kept for validation where there is no val_path, above 0 and below 1."""
     split_seed: int | None = None
     """Seed of that share, so that runs of several seeds can keep the same rows; null: seed."""
     judge_path: str | None = None
     """Rows for judging runs, as data.path: nothing but `lmoe study`, `lmoe compare` and an evaluation that is asked for
-    them (data=judge) reads them; null: see judge_fraction (bundled: its own judging rows)."""
+    them (data=judge) reads them; null: see judge_fraction (what ships with lmoe: its own judging rows)."""
     judge_fraction: float = 0.0
     """Share of the rows kept for judging where there is no judge_path, split off like validation rows and before them;
     0: none."""
@@ -102,9 +106,16 @@ class DataConfig:
     @property
     def is_bundled(self) -> bool:
         """Whether the training rows are those that ship with lmoe."""
-        return self.path == BUNDLED and not self.sources
+        return self.path in BUNDLED_FOLDERS and not self.sources
 
     @property
     def splits_val(self) -> bool:
         """Whether validation rows are split off the training rows: they have no place of their own."""
         return not self.val_path and not self.is_bundled
+
+    def columns_of(self, path: str) -> dict[str, str]:
+        """What the rows at `path` call our keys: data.columns. Rows that ship with lmoe have our keys; bundled pairs of
+        answers may be read by other ones where they are the training rows."""
+        if path not in BUNDLED_FOLDERS or (path == BUNDLED_PREFERENCE == self.path and not self.sources):
+            return self.columns
+        return {}

@@ -85,7 +85,7 @@ def prepare(
 
     Args:
         seed: of the split and of the packing.
-        bundled: folder with train/ and val/, what path "bundled" means.
+        bundled: folder of what ships with lmoe, as `sources_of`.
         packing_model_type: config.model_type of the backbone; None: not known, packing is not checked.
         num_embeddings: of the backbone; None: not known, tokens are not checked.
         kind: of what is learnt from the rows; only answers are packed.

@@ -90,7 +90,7 @@ def show_rows(
     """The first `count` training rows of each domain, domain by domain, before any are held out for validation.
 
     Args:
-        bundled: folder with train/, what path "bundled" means.
+        bundled: folder of what ships with lmoe, as `sources_of`.
 
     Raises:
         DataError: rows that cannot be read.

@@ -62,7 +62,7 @@ def prepare_judging(
 
     Args:
         seed: of the split.
-        bundled: folder with train/ and judge/, what path "bundled" means.
+        bundled: folder of what ships with lmoe, as `sources_of`.
         length_name: what the user calls the length, for messages.
 
     Raises:
@@ -100,7 +100,7 @@ def prepare_evaluation(
 
     Args:
         seed: of the split.
-        bundled: folder with train/ and val/, what path "bundled" means.
+        bundled: folder of what ships with lmoe, as `sources_of`.
         named: what the user calls the rows and the length, for messages.
         limit: rows of each domain, the first ones of those of the config; 0: all.
 

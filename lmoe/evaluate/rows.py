@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.adapter.run_data import run_data
-from lmoe.config.data import BUNDLED, JUDGE
+from lmoe.config.data import BUNDLED, BUNDLED_PREFERENCE, JUDGE
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.config.moe import MoeConfig
 from lmoe.data.report import PERMUTED, unprefixed
@@ -14,6 +14,9 @@ from lmoe.errors import DataError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation, prepare_judging
 from lmoe.files.resources import resource_dir
 from lmoe.rules.routers import needs_domain
+
+CALLED = {BUNDLED: "the bundled rows", BUNDLED_PREFERENCE: "the bundled pairs of answers"}
+"""Rows that ship with lmoe, as people call them."""
 
 
 def evaluation_rows(
@@ -41,26 +44,25 @@ def evaluation_rows(
     own, seed = run_data(run)
     own = replace(own, permute_domains=own.permute_domains and dealt)
     config = replace(own, packing=False, max_length=max_length, chat_template=None, template_kwargs={})
-    bundled = resource_dir("data/sft")
+    bundled = resource_dir("data")
     if settings.data == JUDGE:
         named = "the judging rows" + ("" if run is None else f" of {run}")
         rows = prepare_judging(config, tokenizer, seed=seed, bundled=bundled, length_name="`max_length`")
         return with_experts(rows.first_of_each_domain(settings.limit).dealt_as(own), moe, named), named
     if settings.data is not None:
-        columns = {} if settings.data == BUNDLED else config.columns
         config = replace(
             config,
             path=settings.data,
             sources={},
-            columns=columns,
+            columns=config.columns_of(settings.data),
             val_path=settings.data,
             domains=None,
             permute_domains=False,
             val_rows_per_domain=0,
         )
-        named = "the bundled rows" if settings.data == BUNDLED else settings.data
+        named = CALLED.get(settings.data, settings.data)
     else:
-        named = "the bundled rows" if run is None else f"the validation rows of {run}"
+        named = CALLED[BUNDLED] if run is None else f"the validation rows of {run}"
     try:
         rows = prepare_evaluation(
             config,

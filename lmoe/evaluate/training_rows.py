@@ -37,7 +37,7 @@ def first_training_rows(
         DataError: rows that cannot be read.
     """
     config, seed = data_of(run, subject)
-    whole, names, _ = read_all(Reader(config, subject.tokenizer), sources_of(config, resource_dir("data/sft")))
+    whole, names, _ = read_all(Reader(config, subject.tokenizer), sources_of(config, resource_dir("data")))
     train = whole.subset(split_off(whole, names, config, seed).train)
     wanted = sorted(names if domains is None else domains)
     chosen, _ = of_domains(train, names, wanted)

@@ -27,7 +27,7 @@ def validation_rows(
     *,
     trust_remote_code: bool = False,
 ) -> EvaluationRows:
-    """All rows of a JSONL file, a folder of them or a hub data set; of `bundled` its validation rows.
+    """All rows of a JSONL file, a folder of them or a hub data set; of what ships with lmoe its validation rows.
 
     Args:
         path: None: those that the run validated on, or of an adapter on its own the bundled ones.
@@ -48,7 +48,7 @@ def validation_rows(
     longest = min(config.max_length, context_length(model) or config.max_length)
     config = replace(config, packing=False, max_length=longest)
     return prepare_evaluation(
-        config, tokenizer, seed=seed, bundled=resource_dir("data/sft"), named=("`data`", "data.max_length")
+        config, tokenizer, seed=seed, bundled=resource_dir("data"), named=("`data`", "data.max_length")
     )
 
 

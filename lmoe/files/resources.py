@@ -11,7 +11,7 @@ REAL_BASE_PLACE = "LMOE_REAL_BASE"
 
 
 def resource_dir(name: str) -> Path:
-    """Folder `name` (conf, data/tiny, data/sft) of this installation."""
+    """Folder `name` (conf, data, data/tiny) of this installation."""
     package = Path(__file__).resolve().parents[1]
     installed = package / "_share" / name
     return installed if installed.exists() else package.parent / name

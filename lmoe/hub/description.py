@@ -180,10 +180,10 @@ def data_sources(config: DataConfig, read: Mapping[str, str]) -> tuple[DataSourc
     bundled, licences = bundled_rows(), bundled_licences()
     found = []
     for place, digest in read.items():
-        if (domain := bundled.get(digest)) is not None:
-            if config.domains is not None and domain not in config.domains:
+        if (rows := bundled.get(digest)) is not None:
+            if config.domains is not None and rows.domain not in config.domains:
                 continue
-            found.append(DataSource(name=domain, licence=licences.get(domain), bundled=True))
+            found.append(DataSource(name=rows.name, licence=licences.get(rows), bundled=True))
         elif place in named and is_hub_name(place):
             found.append(DataSource(name=place, on_hub=True))
         else:

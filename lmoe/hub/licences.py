@@ -2,12 +2,14 @@
 
 import hashlib
 import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from yaml import YAMLError
 
+from lmoe.config.data import BUNDLED, BUNDLED_FOLDERS
 from lmoe.errors import LmoeError
 from lmoe.files.hub import HUB_NAME
 from lmoe.files.places import expanded, is_dir, is_file
@@ -54,21 +56,43 @@ def _metadata(card: Path) -> dict[str, Any]:
         return {}
 
 
-@cache
-def bundled_rows() -> dict[str, str]:
-    """Domain of each file of rows that ships with lmoe, by the SHA-256 of the file."""
-    files = sorted(resource_dir("data/sft").glob("*/*.jsonl"))
-    return {hashlib.sha256(file.read_bytes()).hexdigest(): file.stem for file in files}
+@dataclass(slots=True, frozen=True)
+class BundledRows:
+    """Rows of one domain that ship with lmoe.
+
+    Args:
+        folder: in data/: sft, or preference.
+        domain: as the rows name it.
+    """
+
+    folder: str
+    domain: str
+
+    @property
+    def name(self) -> str:
+        """What a card calls them: instructions by their domain, others by their folder too."""
+        return self.domain if self.folder == BUNDLED_FOLDERS[BUNDLED] else f"{self.folder}/{self.domain}"
 
 
 @cache
-def bundled_licences() -> dict[str, str]:
-    """Licence of the rows of each domain that ships with lmoe, from data/README.md; {} where that file is missing."""
+def bundled_rows() -> dict[str, BundledRows]:
+    """What each file of rows holds that ships with lmoe, by the SHA-256 of the file."""
+    return {
+        hashlib.sha256(file.read_bytes()).hexdigest(): BundledRows(folder, file.stem)
+        for folder in BUNDLED_FOLDERS.values()
+        for file in sorted(resource_dir(f"data/{folder}").glob("*/*.jsonl"))
+    }
+
+
+@cache
+def bundled_licences() -> dict[BundledRows, str]:
+    """Licences of the rows that ship with lmoe, from data/README.md; {} where that file is missing."""
     page = resource_dir("data/README.md")
     if not is_file(page):
         return {}
-    section = CARDS.text(page).partition("## sft/")[2].partition("\n## ")[0]
+    text = CARDS.text(page)
     return {
-        found["domain"]: found["licence"].strip() if found["licence"].strip() != ELSEWHERE else "several, by source"
-        for found in ROWS_OF_DOMAIN.finditer(section)
+        BundledRows(folder, found["domain"]): found["licence"].strip().replace(ELSEWHERE, "several, by source")
+        for folder in BUNDLED_FOLDERS.values()
+        for found in ROWS_OF_DOMAIN.finditer(text.partition(f"## {folder}/")[2].partition("\n## ")[0])
     }

@@ -61,7 +61,7 @@ def held_out_figures(model: PreTrainedModel, texts: list[DomainText], windows: W
 def chat_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: str) -> dict[str, float]:
     """Loss in nats per assistant token by domain, on chat rows that the base has not seen."""
     config = DataConfig(path=rows, val_path=rows, max_length=1024)
-    prepared = prepare(config, tokenizer, seed=0, bundled=resource_dir("data/sft"), packing_model_type=None)
+    prepared = prepare(config, tokenizer, seed=0, bundled=resource_dir("data"), packing_model_type=None)
     data = TrainingData(
         prepared,
         config,

@@ -1,6 +1,6 @@
 """What is wrong in the section `data`, as far as it shows without reading rows."""
 
-from lmoe.config.data import BUNDLED, DataConfig, SourceConfig
+from lmoe.config.data import BUNDLED, BUNDLED_FOLDERS, DataConfig, SourceConfig
 from lmoe.config.limits import DOMAIN_IN_WORDS, is_domain
 from lmoe.config.moe import MoeConfig
 from lmoe.config.problems import above_zero, at_least, without_effect
@@ -15,6 +15,7 @@ FIELDS = (
     *("system", "history", "tools", "chosen", "rejected", "label", "answer", "domain"),
 )
 """Keys of a row that data.columns may name."""
+_NAMES = " or ".join(BUNDLED_FOLDERS)
 
 
 def data_problems(data: DataConfig) -> list[str]:
@@ -36,7 +37,7 @@ def data_problems(data: DataConfig) -> list[str]:
         problems += source_problems(data)
     elif not data.path:
         problems.append(
-            "data.path is required: a file, a folder, a data set of the hub, or bundled; or several in data.sources"
+            f"data.path is required: a file, a folder, a data set of the hub, {_NAMES}; or several in data.sources"
         )
     if not 0 < data.val_fraction < 1:
         problems.append(f"data.val_fraction is {data.val_fraction}, must be above 0 and below 1")
@@ -46,7 +47,7 @@ def data_problems(data: DataConfig) -> list[str]:
         if data.split_seed is not None and not data.judge_fraction:
             problems.append("data.split_seed has no effect where validation rows are given; leave it out")
     problems += _judge_problems(data)
-    if data.columns and (data.path == BUNDLED or data.sources) and data.val_path in (None, BUNDLED):
+    if data.columns and (data.path == BUNDLED or data.sources) and data.val_path in (None, *BUNDLED_FOLDERS):
         where = "data.sources.<name>.columns names those of a source" if data.sources else "leave it out"
         problems.append(f"data.columns has no effect on these rows; {where}")
     if data.split_seed is not None and not 0 <= data.split_seed < 2**32:
@@ -136,7 +137,7 @@ def source_problems(data: DataConfig) -> list[str]:
     for name, source in data.sources.items():
         key = f"data.sources.{name}"
         if not source.path:
-            problems.append(f"{key}.path is required: a file, a folder, a data set of the hub, or bundled")
+            problems.append(f"{key}.path is required: a file, a folder, a data set of the hub, {_NAMES}")
         problems += _option_problems(source, key)
         problems += column_problems(source.columns, f"{key}.columns")
         if source.weight is not None:
@@ -153,14 +154,14 @@ def source_problems(data: DataConfig) -> list[str]:
 def _option_problems(source: SourceConfig, key: str) -> list[str]:
     """Options of a data set that its path has no use for."""
     usual, problems = SourceConfig(), []
-    if source.path == BUNDLED or is_local(source.path):
+    if source.path in BUNDLED_FOLDERS or is_local(source.path):
         why = f"on {source.path}, which is no data set of the hub"
         problems += [
             without_effect(f"{key}.{name}", why)
             for name in ("config", "revision")
             if getattr(source, name) != getattr(usual, name)
         ]
-        if source.split != usual.split and (source.path == BUNDLED or is_file(expanded(source.path))):
+        if source.split != usual.split and (source.path in BUNDLED_FOLDERS or is_file(expanded(source.path))):
             problems.append(without_effect(f"{key}.split", f"on {source.path}, which has no splits"))
     return problems
 

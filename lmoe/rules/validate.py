@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lmoe.config.analysis import AnalysisConfig
 from lmoe.config.checkpoint import CheckpointConfig
-from lmoe.config.data import BUNDLED
+from lmoe.config.data import BUNDLED_FOLDERS
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.limits import LARGEST_OF_OTHER_KEYS, MOST_ROWS_OF_A_STEP
 from lmoe.config.logger import LoggerConfig
@@ -115,9 +115,9 @@ def step_problems(rows_key: str, rows: int, trainer: TrainerConfig) -> list[str]
 
 PLACES = {
     "backbone.model_name": tuple(BASES),
-    "data.path": (BUNDLED,),
-    "data.val_path": (BUNDLED,),
-    "data.judge_path": (BUNDLED,),
+    "data.path": tuple(BUNDLED_FOLDERS),
+    "data.val_path": tuple(BUNDLED_FOLDERS),
+    "data.judge_path": tuple(BUNDLED_FOLDERS),
 }
 """Keys that name a local path or something on the hub, and what else each may say."""
 
@@ -137,7 +137,7 @@ def hub_names(config: RunConfig) -> list[str]:
 
 def _names(key: str) -> tuple[str, ...]:
     """What a key may say that is neither a path nor a name on the hub."""
-    return (BUNDLED,) if key.startswith("data.sources.") else PLACES.get(key, ())
+    return tuple(BUNDLED_FOLDERS) if key.startswith("data.sources.") else PLACES.get(key, ())
 
 
 def _places(config: RunConfig) -> dict[str, str | None]:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from lmoe.config.data import BUNDLED_FOLDERS
 from lmoe.run.findings import GB, Finding, State, findings_of
 from lmoe.run.hardware import gpus, memory, processor
 
@@ -18,6 +19,11 @@ TINY_FINGERPRINT = "312df21f5146f17f8c0bf81376281725"
 BESIDE = {"torchao": "only models that were quantised with it need it"}
 """Packages that no extra brings, and what they are for."""
 SWITCHES = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "WANDB_MODE")
+SHIPPED = (
+    ("conf", "*.yaml"),
+    *((f"data/{folder}/{part}", "*.jsonl") for folder in BUNDLED_FOLDERS.values() for part in ("train", "val")),
+)
+"""Folders that ship with lmoe, and what is in them."""
 LITTLE = 2e9
 """Bytes of free disk below which a run may not end well."""
 
@@ -199,7 +205,7 @@ def shipped_files() -> Iterator[Finding]:
     """Whether conf/ and the bundled rows are there."""
     from lmoe.files.resources import resource_dir
 
-    for name, pattern in (("conf", "*.yaml"), ("data/sft/train", "*.jsonl"), ("data/sft/val", "*.jsonl")):
+    for name, pattern in SHIPPED:
         folder = resource_dir(name)
         there = any(folder.rglob(pattern))
         yield Finding(

@@ -81,7 +81,7 @@ def read_lessons(
                     data,
                     tokenizer,
                     seed=config.seed,
-                    bundled=resource_dir("data/sft"),
+                    bundled=resource_dir("data"),
                     packing_model_type=None if leak and data.packing is None else model.config.model_type,
                     num_embeddings=next(model.get_input_embeddings().parameters()).shape[0],
                 )

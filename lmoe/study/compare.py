@@ -141,7 +141,7 @@ def data_of(asked: str | None, runs: Sequence[GivenRun]) -> tuple[str, list[str]
     Raises:
         StudyError: judging rows are asked for, and a run keeps none.
     """
-    bundled = resource_dir("data/sft")
+    bundled = resource_dir("data")
     keep = [bool(run.config.data.judge_fraction) or judge_source(run.config.data, bundled) is not None for run in runs]
     if asked in (None, JUDGE) and not all(keep):
         run = runs[keep.index(False)]

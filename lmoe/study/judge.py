@@ -77,7 +77,7 @@ def _opened(run: Path, judging: Judging) -> tuple[Subject, list[EvaluationRows]]
     subject = subject_of(run, batch_size=judging.batch_size)
     config, seed = data_of(run, subject)
     rows = prepare_judging(
-        config, subject.tokenizer, seed=seed, bundled=resource_dir("data/sft"), length_name="data.max_length"
+        config, subject.tokenizer, seed=seed, bundled=resource_dir("data"), length_name="data.max_length"
     )
     parts = [rows, *more_rows(config, subject.tokenizer, judging.more, seed)]
     return subject, [part.first_of_each_domain(judging.rows_per_domain) for part in parts]
@@ -103,7 +103,7 @@ def more_rows(
             replace(config, judge_path=place, judge_fraction=0.0, columns={}, prompt_prefix=None),
             tokenizer,
             seed=seed,
-            bundled=resource_dir("data/sft"),
+            bundled=resource_dir("data"),
             length_name=f"study.judging.more.{domain}",
         )
         parts.append(replace(found, rows=found.rows.with_domains([0] * len(found.domains)), domains=[domain]))

@@ -114,7 +114,7 @@ def study_rows(config: RunConfig, judging_config: JudgingConfig) -> StudyRows:
     Raises:
         LmoeError: rows that cannot be read; judging rows that are among the others.
     """
-    tokenizer, bundled = load_tokenizer(config.backbone), resource_dir("data/sft")
+    tokenizer, bundled = load_tokenizer(config.backbone), resource_dir("data")
     data = replace(config.data, packing=False)
     take_template(tokenizer, data.chat_template, data.template_kwargs)
     plain = replace(data, chat_template=None, template_kwargs={})

@@ -1,5 +1,8 @@
 """The settings of a command: every problem of every kind at once, whatever verb, file or job they belong to."""
 
+import subprocess
+import sys
+
 import pytest
 
 from lmoe.cli.compose import compose_config, problems_of
@@ -126,3 +129,17 @@ def test_a_dry_run_says_what_it_takes_for_a_name_on_the_hub(train):
     assert done.code == 0
     assert "backbone.model_name=no/such: taken for a hub name, not looked up" in done.out
     assert "data.path=some/rows: taken for a hub name, not looked up" in done.out
+
+
+def test_a_dry_run_knows_the_bundled_pairs_of_answers_and_needs_no_torch():
+    call = "import sys; sys.modules['torch'] = None\nfrom lmoe.cli.train import main; sys.exit(main(sys.argv[1:]))"
+    keys = ("data.val_path", "data.judge_path")
+    given = ("dry_run=config", "data=preference", "logger=none", *(f"{key}=bundled_preference" for key in keys))
+    done = subprocess.run([sys.executable, "-c", call, *given], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "config: no problems\n"), done.stderr
+
+
+def test_a_name_that_nothing_bundled_has_is_taken_for_one_on_the_hub(train):
+    done = train("dry_run=config", "data=preference", "data.path=bundled_pairs", settings=False)
+    assert "data.path=bundled_pairs: taken for a hub name, not looked up" in done.out
+    assert train("dry_run=config", "data=preferences", settings=False).code == 1

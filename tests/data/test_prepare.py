@@ -186,10 +186,10 @@ def test_first_validation_rows_of_each_domain(
 
 
 def test_bundled_is_the_callers_folder(config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any) -> None:
-    write_rows(pair(1), pair(2), name="share/train/math.jsonl")
-    val = Path(write_rows(pair(3), name="share/val/math.jsonl"))
+    write_rows(pair(1), pair(2), name="share/sft/train/math.jsonl")
+    val = Path(write_rows(pair(3), name="share/sft/val/math.jsonl"))
     config.path = "bundled"
-    data = run(config, tokenizer, bundled=val.parent.parent)
+    data = run(config, tokenizer, bundled=val.parents[2])
     assert (len(data.train), len(data.val)) == (2, 1)
     assert data.report.data_hashes[str(val)] == hashlib.sha256(val.read_bytes()).hexdigest()
 

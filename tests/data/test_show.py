@@ -138,9 +138,9 @@ def test_the_first_rows_of_each_domain_are_shown(
 ) -> None:
     rows = [text_row(str(n), "b" if n % 3 else "a") for n in range(9)]
     assert [row.text for row in first_rows(rows, 2)] == ["0", "3", "1", "2"]
-    share = Path(write_rows({"text": "one", "source": "s"}, {"text": "two"}, name="share/train/math.jsonl"))
+    share = Path(write_rows({"text": "one", "source": "s"}, {"text": "two"}, name="share/sft/train/math.jsonl"))
     config = DataConfig(cache_dir=str(tmp_path / "cache"))
-    [sample] = show_rows(config, tokenizer, bundled=share.parent.parent, count=1)
+    [sample] = show_rows(config, tokenizer, bundled=share.parents[2], count=1)
     assert (sample.where, sample.domain, sample.ignored) == (f"{share}:1", "math", ("source",))
     assert joined(sample) == "one<|im_end|>"
 

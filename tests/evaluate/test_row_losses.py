@@ -115,7 +115,7 @@ def test_the_bundled_rows_have_judging_rows_of_their_own(subject):
 
     config = DataConfig(max_length=384, packing=False)
     data = prepare_judging(
-        config, subject.tokenizer, seed=0, bundled=resource_dir("data/sft"), length_name="data.max_length"
+        config, subject.tokenizer, seed=0, bundled=resource_dir("data"), length_name="data.max_length"
     )
     files = sorted((resource_dir("data/sft") / "judge").glob("*.jsonl"))
     assert sorted(data.domains) == [file.stem for file in files] and len(files) == 8

@@ -12,7 +12,7 @@ from lmoe.export.export import export_peft_experts
 from lmoe.files.resources import resource_dir
 from lmoe.hub.contents import contents_of, public_base
 from lmoe.hub.description import DataSource, data_sources
-from lmoe.hub.licences import base_licence, bundled_licences
+from lmoe.hub.licences import BundledRows, base_licence, bundled_licences
 from lmoe.hub.push import PushSettings, prepared
 from lmoe.report.markdown import plain, table
 
@@ -81,8 +81,17 @@ def test_bundled_rows_have_their_licences_and_own_files_their_names_alone(tmp_pa
 
 
 def test_every_bundled_domain_has_a_licence():
-    domains = {file.stem for file in resource_dir("data/sft/train").iterdir()}
-    assert len(domains) == 8 and bundled_licences().keys() == domains
+    files = [file for folder in ("sft", "preference") for file in (resource_dir("data") / folder / "train").iterdir()]
+    assert len(files) == 8 + 4
+    assert bundled_licences().keys() == {BundledRows(file.parents[1].name, file.stem) for file in files}
+
+
+def test_pairs_of_answers_are_not_taken_for_instructions_of_the_same_domain():
+    files = [resource_dir("data") / folder / "train" / "general.jsonl" for folder in ("sft", "preference")]
+    assert data_sources(DataConfig(path="bundled_preference"), {str(file): sha(file) for file in files}) == (
+        DataSource(name="general", licence="CC BY-SA 3.0", bundled=True),
+        DataSource(name="preference/general", licence="Apache-2.0", bundled=True),
+    )
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ VALID = [
     sources(a=one(weight=0.0), b=one(weight=3.0)),
     sources(a=one(path="bundled"), b=one(path="saved", split="test")),
     DataConfig(sources={"a": one()}, columns={"text": "t"}, val_path="x.jsonl"),
+    DataConfig(path="bundled_preference", columns={"response": "chosen"}),
+    sources(a=one(path="bundled_preference"), b=one(path="bundled")),
 ]
 
 
@@ -37,7 +39,10 @@ def test_a_config_that_can_be_read_has_no_problem(config: DataConfig) -> None:
 
 
 WRONG = [
-    (DataConfig(path=""), "data.path is required: a file, a folder, a data set of the hub, or bundled; or several"),
+    (
+        DataConfig(path=""),
+        "data.path is required: a file, a folder, a data set of the hub, bundled or bundled_preference;",
+    ),
     (DataConfig(path="x", max_length=1), "data.max_length is 1, must be at least 2"),
     (DataConfig(path="x", batch_size=0), "data.batch_size is 0, must be at least 1"),
     (DataConfig(path="x", num_workers=-1), "data.num_workers is -1, must be at least 0"),
@@ -78,6 +83,20 @@ WRONG = [
     (sources(a=one(domain="a\nb")), "data.sources.a.domain must be text without a slash, a line break"),
     (sources(a=one(domain="")), "data.sources.a.domain must be text without a slash"),
     (sources(a=one(path="./x", config="c")), "data.sources.a.config has no effect on ./x, which is no data set"),
+    (
+        DataConfig(path="bundled_preference", streaming=True, val_path="x.jsonl"),
+        "data.streaming=true: the bundled rows are few",
+    ),
+    (DataConfig(path="bundled_preference", val_fraction=0.1), "data.val_fraction has no effect where validation rows"),
+    (DataConfig(path="bundled_preference", sources={"a": one()}), "data.path=bundled_preference and data.sources are"),
+    (
+        DataConfig(sources={"a": one()}, columns={"text": "t"}, val_path="bundled_preference"),
+        "data.sources.<name>.columns names those of a source",
+    ),
+    (
+        sources(a=one(path="bundled_preference", split="test")),
+        "data.sources.a.split has no effect on bundled_preference, which has no splits",
+    ),
     (sources(a=one(path="bundled", revision="r")), "data.sources.a.revision has no effect on bundled"),
     (
         sources(a=one(path="bundled", split="test")),

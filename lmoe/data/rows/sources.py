@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lmoe.config.data import BUNDLED, DataConfig, SourceConfig
+from lmoe.config.data import BUNDLED_FOLDERS, DataConfig, SourceConfig
 from lmoe.data.rows.contract import row_of
 from lmoe.data.rows.files import TABLES, Piece, folder_of, is_saved_to_disk, kind_of, pieces, whole
 from lmoe.data.rows.row import Row
@@ -62,19 +62,17 @@ def sources_of(config: DataConfig, bundled: Path) -> list[Source]:
     """The sources of the training rows.
 
     Args:
-        bundled: folder with train/ and val/, what path "bundled" means.
+        bundled: folder of what ships with lmoe, in which the names of BUNDLED_FOLDERS have theirs.
     """
     if not config.sources:
-        if config.path == BUNDLED:
-            return [Source(key="data.path", path=str(bundled / "train"))]
-        return [Source(key="data.path", path=config.path, columns=config.columns)]
+        return [_source_at(config, "data.path", config.path, bundled, "train")]
     return [_source_of(name, given, bundled) for name, given in config.sources.items()]
 
 
 def _source_of(name: str, given: SourceConfig, bundled: Path) -> Source:
     return Source(
         key=f"data.sources.{name}.path",
-        path=str(bundled / "train") if given.path == BUNDLED else given.path,
+        path=_place(given.path, bundled, "train"),
         domain=name if given.domain is None else given.domain,
         weight=given.weight,
         split=given.split,
@@ -84,34 +82,37 @@ def _source_of(name: str, given: SourceConfig, bundled: Path) -> Source:
     )
 
 
+def _source_at(config: DataConfig, key: str, path: str, bundled: Path, part: str) -> Source:
+    """Rows that one key of the config names."""
+    return Source(key=key, path=_place(path, bundled, part), columns=config.columns_of(path))
+
+
+def _place(path: str, bundled: Path, part: str) -> str:
+    """Where rows are: `part` of the folder of those that ship with lmoe, or else the path itself."""
+    return str(bundled / BUNDLED_FOLDERS[path] / part) if path in BUNDLED_FOLDERS else path
+
+
 def val_source(config: DataConfig, bundled: Path) -> Source | None:
     """Where the validation rows of a config are; None: they are split off its training rows.
 
     Args:
-        bundled: folder with val/, what path "bundled" means.
+        bundled: as `sources_of`.
     """
     if config.splits_val:
         return None
-    path = config.val_path or BUNDLED
-    if path == BUNDLED:
-        return Source(key="data.val_path", path=str(bundled / "val"))
-    return Source(key="data.val_path", path=path, columns=config.columns)
+    return _source_at(config, "data.val_path", config.val_path or config.path, bundled, "val")
 
 
 def judge_source(config: DataConfig, bundled: Path) -> Source | None:
     """Where the judging rows of a config are; None: they are split off its training rows, or there are none.
 
     Args:
-        bundled: folder with judge/, what path "bundled" means.
+        bundled: as `sources_of`.
     """
     path = config.judge_path
     if path is None and config.is_bundled and not config.judge_fraction:
-        path = BUNDLED
-    if path is None:
-        return None
-    if path == BUNDLED:
-        return Source(key="data.judge_path", path=str(bundled / "judge"))
-    return Source(key="data.judge_path", path=path, columns=config.columns)
+        path = config.path
+    return None if path is None else _source_at(config, "data.judge_path", path, bundled, "judge")
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

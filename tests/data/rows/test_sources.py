@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 
 from lmoe.config.data import DataConfig, SourceConfig
 from lmoe.data.rows.row import Row
-from lmoe.data.rows.sources import Source, open_source, read_rows, sources_of, val_source
+from lmoe.data.rows.sources import Source, judge_source, open_source, read_rows, sources_of, val_source
 from lmoe.errors import DataError
 from lmoe.evaluate.questions import read_choices
 
@@ -177,19 +177,45 @@ def test_sources_of_a_config_are_its_path_or_each_by_its_name(tmp_path: Path) ->
         "b": SourceConfig(path="who/what", domain="x", split="test", config="c", revision="r", columns=columns),
     }
     first, second = sources_of(DataConfig(sources=given), tmp_path)
-    assert (first.path, first.domain, first.weight) == (str(tmp_path / "train"), "a", 2.0)
+    assert (first.path, first.domain, first.weight) == (str(tmp_path / "sft" / "train"), "a", 2.0)
     options: dict[str, Any] = {"domain": "x", "split": "test", "config": "c", "revision": "r", "columns": columns}
     assert second == Source(key="data.sources.b.path", path="who/what", **options)
 
 
 def test_validation_rows_are_given_bundled_or_split_off(tmp_path: Path) -> None:
-    val = str(tmp_path / "val")
+    val = str(tmp_path / "sft" / "val")
     assert val_source(DataConfig(path="x.jsonl"), tmp_path) is None
     assert val_source(DataConfig(sources={"a": SourceConfig(path="x")}), tmp_path) is None
     for config in (DataConfig(), DataConfig(path="x.jsonl", val_path="bundled")):
         assert val_source(config, tmp_path) == Source(key="data.val_path", path=val)
     given = val_source(DataConfig(path="x.jsonl", val_path="y.jsonl", columns={"text": "t"}), tmp_path)
     assert given == Source(key="data.val_path", path="y.jsonl", columns={"text": "t"})
+
+
+@pytest.mark.parametrize(("name", "folder"), [("bundled", "sft"), ("bundled_preference", "preference")])
+def test_the_name_of_what_ships_with_lmoe_says_which_folder_each_key_reads(
+    tmp_path: Path, name: str, folder: str
+) -> None:
+    own = DataConfig(path=name)
+    places = {part: str(tmp_path / folder / part) for part in ("train", "val", "judge")}
+    assert own.is_bundled and not own.splits_val
+    assert sources_of(own, tmp_path) == [Source(key="data.path", path=places["train"])]
+    assert val_source(own, tmp_path) == Source(key="data.val_path", path=places["val"])
+    assert judge_source(own, tmp_path) == Source(key="data.judge_path", path=places["judge"])
+    [named] = sources_of(DataConfig(sources={"a": SourceConfig(path=name)}), tmp_path)
+    assert named.path == places["train"]
+    other = DataConfig(path="x.jsonl", val_path=name, judge_path=name, columns={"prompt": "q"})
+    assert val_source(other, tmp_path) == Source(key="data.val_path", path=places["val"])
+    assert judge_source(other, tmp_path) == Source(key="data.judge_path", path=places["judge"])
+
+
+def test_columns_name_keys_of_the_bundled_pairs_where_they_are_trained_on(tmp_path: Path) -> None:
+    columns = {"response": "chosen"}
+    config = DataConfig(path="bundled_preference", columns=columns)
+    found = [*sources_of(config, tmp_path), val_source(config, tmp_path), judge_source(config, tmp_path)]
+    assert [source.columns for source in found if source is not None] == [columns] * 3
+    instructions = DataConfig(path="bundled", val_path="y.jsonl", columns=columns)
+    assert sources_of(instructions, tmp_path)[0].columns == {}
 
 
 LONG = "a" * 5000
