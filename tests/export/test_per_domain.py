@@ -145,3 +145,13 @@ def test_what_this_is_not_for_is_refused_and_nothing_is_left(train, micro, tmp_p
     with pytest.raises(CheckpointError, match="the training rows are all of the domain"):
         export_per_domain(one.run, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_run_that_was_taught_clusters_gets_an_adapter_for_each_of_them(train, tmp_path):
+    clusters = ("moe.router_target=cluster", "data.clusters=3", "injection.num_experts=3")
+    done = train("phase=joint", *clusters, run="clusters")
+    assert done.code == 0, done.err
+    found = export_per_domain(done.run, tmp_path / "out", head=True)
+    assert list(found.folders) == ["cluster0", "cluster1", "cluster2"]
+    assert sum(price.rows for price in found.prices) == 9, "the validation rows, each in its nearest cluster"
+    assert all(price.routed is not None for price in found.prices)
