@@ -28,11 +28,12 @@ from lmoe.injection.roles import ADAPTER_ROLES, parameter_roles
 from lmoe.objectives.objective import objective_of
 from lmoe.rules.experts_from import without_source
 from lmoe.rules.lessons import Lesson, lesson_of
+from lmoe.rules.objectives import OBJECTIVES
 from lmoe.rules.phases import lora_B_std, trained_base
 from lmoe.rules.routers import needs_domain
 from lmoe.run.memory import MB, trained_bytes
 from lmoe.training.phases import PhaseSchedule
-from lmoe.vocabulary import Backend, InitLora, RouterTarget
+from lmoe.vocabulary import Backend, InitLora, RouterTarget, RowKind
 
 SHARDING = "fsdp2"
 """The strategy that splits the frozen weights over the devices."""
@@ -53,7 +54,7 @@ class DeviceMemory:
     Args:
         weights: of the backbone, this device's share.
         gathered: weights of other devices that are here for the moment: two layers, embeddings and head.
-        adapters: adapters and routers, float32.
+        adapters: adapters and routers, float32; twice where a phase keeps those of its start.
         gradients, optimizer: of the phase that trains the most, float32; AdamW has two moments.
         activations: kept from the forward for the backward pass.
         recomputed: of one layer, with gradient checkpointing.
@@ -160,6 +161,12 @@ def largest_lesson(config: RunConfig) -> Lesson:
     return max(lessons, key=lambda lesson: sequences_of(lesson) * lesson.data.max_length)
 
 
+def keeps_start(config: RunConfig) -> bool:
+    """Whether some phase keeps the adapters as they are when it begins, as all that prefer answers do."""
+    tasks = [lesson_of(config, name).task.name for name in config.phase.phases]
+    return any(OBJECTIVES[task].rows is not RowKind.answers for task in tasks)
+
+
 def sequences_of(lesson: Lesson) -> int:
     """Sequences of a micro-batch."""
     return lesson.data.batch_size * objective_of(lesson.task).sequences
@@ -184,7 +191,7 @@ def _memory(
     return DeviceMemory(
         weights=weights / shards / MB,
         gathered=gathered * (1 - 1 / shards) / MB,
-        adapters=added / MB,
+        adapters=added * (2 if keeps_start(config) else 1) / MB,
         gradients=largest / MB,
         optimizer=2 * largest / MB,
         activations=kept / MB,
