@@ -12,8 +12,8 @@ from lmoe.ops.preference_losses import preference_loss
 class RewardModel(PairObjective):
     """The objective `task=reward`: Bradley-Terry, P(chosen is preferred) = s(r_chosen - r_rejected).
 
-    The loss is that of InstructGPT (2203.02155, equation 1) with one pair a prompt; r = w . h, h what the output layer is
-    given for the last token of prompt and answer. There is no reference, and with the adapters off the head stays.
+    The loss is that of InstructGPT (2203.02155, equation 1) with one pair a prompt; r = w . h, h what the output layer
+    is given for the last token of prompt and answer. There is no reference, and with the adapters off the head stays.
     """
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
