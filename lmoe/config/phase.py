@@ -59,8 +59,8 @@ class PhaseConfig:
     """Rows of the phase, as the section data: {path: bundled_preference, batch_size: 4}; keys that are left out are
     those of data, but of rows that it names itself it takes no columns, domains and val_path. Empty: data."""
     trainable: list[Role] = field(default_factory=list)
-    """Roles that train: router, lora, attn_lora, base_ffn, head. Everything else is frozen. reward_head trains in phases
-    of task reward, whether it is named here or not, and in no other."""
+    """Roles that train: router, lora, attn_lora, base_ffn, head. Everything else is frozen. reward_head trains in
+    phases of task reward, whether it is named here or not, and in no other."""
     mode: PhaseMode = PhaseMode.replace
     """replace: these roles alone; add: these and those that trained in the phase before."""
     lr: float | None = None

@@ -11,6 +11,7 @@ import lmoe
 from lmoe.adapter.folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
+    adapter_bytes,
     adapter_tensors,
     load_adapter,
     read_adapter_config,
@@ -170,6 +171,7 @@ def test_the_adapter_of_each_format_version_that_was_stored_once_loads_forever(v
     assert difference.missing_keys == ["lm_head.weight"] and not difference.unexpected_keys  # tied to the embedding
     lmoe.inject(model, config.injection, config.moe, reward_head=config.reward_head)
     load_adapter(model, fixture, config)
+    assert adapter_bytes(model) == (fixture / WEIGHTS_FILE).read_bytes()  # what is written of it has not changed
     recorded = json.loads((fixture / "logits.json").read_text())
     logits = model(torch.tensor([recorded["tokens"]])).logits[0, -1, :8]
     torch.testing.assert_close(logits, torch.tensor(recorded["logits"]), atol=1e-4, rtol=1e-4)

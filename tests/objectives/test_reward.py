@@ -240,6 +240,10 @@ class TestARun:
             assert scores[0::2].mean().item() == pytest.approx(last["val/chosen_reward"], abs=1e-5)
             assert scores[1::2].mean().item() == pytest.approx(last["val/rejected_reward"], abs=1e-5)
 
+    def test_proposes_no_answers_of_a_model_that_has_learnt_to_score_them(self, finished):
+        page = (finished / "report" / "index.html").read_text()
+        assert "lmoe evaluate --checkpoint" in page and "lmoe generate" not in page
+
     def test_keeps_its_head_where_the_adapters_are_off(self, finished):
         model, _ = lmoe.load(finished)
         row = EncodedRow(torch.arange(5, 17, dtype=torch.int32), torch.ones(12, dtype=torch.bool), 0)
