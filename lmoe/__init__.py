@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lmoe.injection.apply import plan as plan
     from lmoe.injection.balance import balance as balance
     from lmoe.injection.masked import masked_experts as masked_experts
+    from lmoe.injection.reward_head import reward as reward
     from lmoe.injection.tracing import trace as trace
 
 __version__ = "0.1.0"
@@ -29,8 +30,21 @@ _PUBLIC = {
     "save": "lmoe.adapter.save",
     "import_experts": "lmoe.grow.import_experts",
     "masked_experts": "lmoe.injection.masked",
+    "reward": "lmoe.injection.reward_head",
 }
-__all__ = ["Blend", "attach", "balance", "import_experts", "inject", "load", "masked_experts", "plan", "save", "trace"]
+__all__ = [
+    "Blend",
+    "attach",
+    "balance",
+    "import_experts",
+    "inject",
+    "load",
+    "masked_experts",
+    "plan",
+    "reward",
+    "save",
+    "trace",
+]
 
 
 def __getattr__(name: str) -> object:

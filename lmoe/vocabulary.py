@@ -14,6 +14,7 @@ class TaskName(StrEnum):
     orpo = "orpo"
     simpo = "simpo"
     kto = "kto"
+    reward = "reward"
 
 
 class RowKind(StrEnum):
@@ -188,6 +189,7 @@ class Role(StrEnum):
     lora = "lora"
     attn_lora = "attn_lora"
     head = "head"
+    reward_head = "reward_head"
 
 
 class PhaseMode(StrEnum):

@@ -36,7 +36,7 @@ from lmoe.rules.experts_from import NAME
 from lmoe.rules.phases import BASE_ROLES
 from lmoe.vocabulary import BackbonePrecision, RouterScope
 
-FORMAT_VERSIONS = (1, 2)
+FORMAT_VERSIONS = (1, 2, 3)
 """That this lmoe reads; it writes the oldest that an adapter can have, see `format_version`."""
 ADDED_MOE = ("router_layer", "prompt_experts", "decide", "router_target", "router_target_coef")
 """Keys of `moe` that an older lmoe does not know; version 1 leaves out those that stand as they are without them."""
@@ -51,6 +51,7 @@ class AdapterConfig:
         injection, moe: the sections that rebuild the sites.
         trained_base: roles of the backbone's own parameters that the file holds too.
         expert_names: of the experts in their order; [] where they have none.
+        reward_head: the file holds the head of a reward model too.
     """
 
     base_model: dict[str, Any]
@@ -58,6 +59,7 @@ class AdapterConfig:
     moe: dict[str, Any]
     trained_base: list[str]
     expert_names: list[str] = field(default_factory=list)
+    reward_head: bool = False
 
 
 def adapter_tensors(model: nn.Module, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -132,12 +134,13 @@ def save_adapter(
     record = injected(model)
     moe = moe_as_used(record)
     config = {
-        "format_version": format_version(moe),
+        "format_version": format_version(moe, reward_head=record.reward_head),
         "base_model": {**base_model, **fingerprints_of(model)},
         "injection": {key: value for key, value in asdict(record.injection).items() if key != "experts_from"},
         "moe": _stored_moe(moe),
         "trained_base": sorted(record.trained_base),
         **({"expert_names": list(record.expert_names)} if record.expert_names else {}),
+        **({"reward_head": True} if record.reward_head else {}),
     }
     contents = {
         # NOTE save_file would make a file that only its owner can read, whatever the umask.
@@ -148,8 +151,10 @@ def save_adapter(
     return folder
 
 
-def format_version(moe: MoeConfig) -> int:
-    """2 where one router decides for the whole model, which a version 1 cannot say; else 1."""
+def format_version(moe: MoeConfig, *, reward_head: bool = False) -> int:
+    """The oldest version that says it all: 3 with a reward head, 2 with one router for the whole model, else 1."""
+    if reward_head:
+        return 3
     return 2 if moe.router_scope is RouterScope.model else 1
 
 
@@ -192,7 +197,7 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     if raw.get("format_version") not in FORMAT_VERSIONS or isinstance(raw["format_version"], bool):
         raise CheckpointError(
             f"{path}: format_version is {quoted(raw.get('format_version'))}; this lmoe reads "
-            f"{' and '.join(map(str, FORMAT_VERSIONS))}"
+            f"{', '.join(map(str, FORMAT_VERSIONS[:-1]))} and {FORMAT_VERSIONS[-1]}"
         )
     parts = ("base_model", "injection", "moe")
     if missing := [part for part in parts if not isinstance(raw.get(part), dict)]:
@@ -215,12 +220,17 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         raise CheckpointError(
             f"{path}: trained_base is {quoted(trained_base)}, must be a list of {', '.join(BASE_ROLES)}"
         )
+    reward_head = raw.get("reward_head", False)
+    if not isinstance(reward_head, bool):
+        raise CheckpointError(f"{path}: reward_head is {quoted(reward_head)}, must be true or false")
     names = raw.get("expert_names", [])
     if not isinstance(names, list) or not all(isinstance(n, str) and NAME.fullmatch(n) for n in names):
         raise CheckpointError(f"{path}: expert_names is {quoted(names)}, must be a list of names of experts")
     if len({name.casefold() for name in names}) < len(names):
         raise CheckpointError(f"{path}: expert_names names an expert twice: {quoted(names)}")
-    return AdapterConfig(**{part: raw[part] for part in parts}, trained_base=trained_base, expert_names=names)
+    return AdapterConfig(
+        **{part: raw[part] for part in parts}, trained_base=trained_base, expert_names=names, reward_head=reward_head
+    )
 
 
 def sections(config: AdapterConfig, folder: Path) -> tuple[InjectionConfig, MoeConfig]:

@@ -18,6 +18,7 @@ def inject(
     moe: MoeConfig | Mapping[str, Any] | None = None,
     *,
     trained_base: Iterable[str] = (),
+    reward_head: bool = False,
 ) -> InjectionPlan:
     """Put LoRA experts and routers into a causal language model, in place.
 
@@ -29,6 +30,7 @@ def inject(
         injection, moe: the sections of a config, as dataclasses or dicts; keys left out take the values of conf/.
         trained_base: roles of the backbone's own parameters that will train, base_ffn or head: they stay frozen here,
             and are saved with the adapters.
+        reward_head: give the model a head for rewards as well (`lmoe.reward`), random and trainable.
 
     Returns:
         The plan that was applied; print it for a table.
@@ -38,6 +40,6 @@ def inject(
         InjectionError: the model has no place for it, or was injected before.
         BackboneError: no recognisable decoder layers, or weights that accelerate has offloaded.
     """
-    done = put_in(model, injection, moe, trained_base=trained_base)
+    done = put_in(model, injection, moe, trained_base=trained_base, reward_head=reward_head)
     save_with_adapter(model)
     return done

@@ -139,7 +139,13 @@ def inject_stored(model: nn.Module, folder: Path, config: AdapterConfig, named: 
     """
     try:
         check_sizes(folder, plan(model, config.injection, config.moe))
-        done = inject(model, config.injection, config.moe, trained_base=config.trained_base)
+        done = inject(
+            model,
+            config.injection,
+            config.moe,
+            trained_base=config.trained_base,
+            reward_head=config.reward_head,
+        )
     except (ConfigError, InjectionError) as error:
         raise CheckpointError(f"{folder / CONFIG_FILE} does not fit {named}: {error}") from None
     load_adapter(model, folder, config)

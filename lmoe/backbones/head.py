@@ -4,7 +4,7 @@ Shapes: B sequences of T tokens, D hidden, V vocabulary.
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lmoe.errors import BackboneError
 from lmoe.ops.log_probabilities import LogitMap
 
+NO_OUTPUT_LAYER = "the model shows no output layer (get_output_embeddings), or it is compiled"
 SOFT_CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 FACTORS = ("logit_scale", "lm_head_multiplier", "output_multiplier", "logits_scaling")
 DIVISORS = ("logits_scaling",)
@@ -57,6 +59,20 @@ class HeadCall:
     h_BTD: Tensor | None = None
     y_11V: Tensor | None = None
 
+    def problem(self, inputs: Mapping[str, Tensor]) -> str | None:
+        """Why it does not show the hidden states of all tokens; None: it does.
+
+        Args:
+            inputs: of the model: input_ids (B, T) or inputs_embeds (B, T, D).
+        """
+        if self.count != 1 or self.h_BTD is None or self.y_11V is None:
+            return f"its output layer was called {self.count} times, or not with hidden states alone"
+        tokens = next((inputs[name].shape[:2] for name in ("input_ids", "inputs_embeds") if name in inputs), None)
+        if tokens is not None and self.h_BTD.shape[:2] != tokens:
+            shapes = f"{tuple(self.h_BTD.shape[:2])} hidden states for {tuple(tokens)} tokens"
+            return f"its output layer gets {shapes}"
+        return None
+
 
 @contextmanager
 def first_token_only(head: nn.Module) -> Iterator[HeadCall]:
@@ -92,6 +108,26 @@ def first_token_only(head: nn.Module) -> Iterator[HeadCall]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def states_before_logits(model: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+    """(B, T, D) what the output layer of a model is given in one forward, whose logits are made of one token alone.
+
+    Args:
+        inputs: of the model: input_ids (B, T) or inputs_embeds, and masks.
+
+    Raises:
+        BackboneError: the model does not show it.
+    """
+    head = output_layer(model)
+    if head is None:
+        raise BackboneError(f"rewards are read from the hidden states before the logits: {NO_OUTPUT_LAYER}")
+    with first_token_only(head) as call:
+        model(**inputs, use_cache=False)
+    if (problem := call.problem(inputs)) is not None:
+        raise BackboneError(f"rewards are read from the hidden states before the logits: {problem}")
+    assert call.h_BTD is not None
+    return call.h_BTD
 
 
 def logit_maps(config: Any) -> list[LogitMap]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import get_device_states, set_device_states
 
 from lmoe.backbones.head import (
+    NO_OUTPUT_LAYER,
     HeadCall,
     first_token_only,
     fitting_map,
@@ -118,7 +119,7 @@ class LabelLosses:
         """Returns what one forward makes its logits from; None, as if it had not run, where that does not give them."""
         head = output_layer(self.model)
         if head is None and self.all_logits_because is None:
-            self.all_logits_because = "the model shows no output layer (get_output_embeddings), or it is compiled"
+            self.all_logits_because = NO_OUTPUT_LAYER
         if head is None or self.all_logits_because is not None:
             return None
         states = torch.get_rng_state(), get_device_states(*inputs.values())
@@ -133,14 +134,10 @@ class LabelLosses:
 
     def _map_of(self, call: HeadCall, logits: Tensor, inputs: Mapping[str, Tensor]) -> LogitMap | None:
         """What is done after the output layer; None, with the reason kept, where that or its input is not known."""
-        tokens = next((inputs[name].shape[:2] for name in ("input_ids", "inputs_embeds") if name in inputs), None)
-        if call.count != 1 or call.h_BTD is None or call.y_11V is None:
-            self.all_logits_because = f"its output layer was called {call.count} times, or not with hidden states alone"
+        if (problem := call.problem(inputs)) is not None:
+            self.all_logits_because = problem
             return None
-        if tokens is not None and call.h_BTD.shape[:2] != tokens:
-            shapes = f"{tuple(call.h_BTD.shape[:2])} hidden states for {tuple(tokens)} tokens"
-            self.all_logits_because = f"its output layer gets {shapes}"
-            return None
+        assert call.y_11V is not None
         if self._map is not None:
             return self._map
         found, sure = fitting_map(logit_maps(self.model.config), call.y_11V, logits)

@@ -59,7 +59,8 @@ class PhaseConfig:
     """Rows of the phase, as the section data: {path: bundled_preference, batch_size: 4}; keys that are left out are
     those of data, but of rows that it names itself it takes no columns, domains and val_path. Empty: data."""
     trainable: list[Role] = field(default_factory=list)
-    """Roles that train: router, lora, attn_lora, base_ffn, head. Everything else is frozen."""
+    """Roles that train: router, lora, attn_lora, base_ffn, head. Everything else is frozen. reward_head trains in
+    phases of task reward, whether it is named here or not, and in no other."""
     mode: PhaseMode = PhaseMode.replace
     """replace: these roles alone; add: these and those that trained in the phase before."""
     lr: float | None = None
@@ -69,7 +70,8 @@ class PhaseConfig:
     schedule: LrSchedule | None = None
     """Shape of the learning rate after the warm-up: cosine, linear, constant, wsd; null: optim.schedule."""
     target_layers: list[int] | None = None
-    """Indices of the decoder layers whose parameters train, negative ones from the end; null: all. head is in none."""
+    """Indices of the decoder layers whose parameters train, negative ones from the end; null: all. head
+    and reward_head are in none."""
     lora_handoff: HandoffConfig = field(default_factory=HandoffConfig)
     """Fade low-rank branches out while base_ffn trains."""
     aux_loss_coef: float | None = None

@@ -22,7 +22,7 @@ class TaskConfig:
 
     name: TaskName = TaskName.sft
     """sft: the tokens of the assistant; dpo, orpo, simpo: which of two answers is preferred; kto: which answers are
-    good ones, and which are bad."""
+    good ones, and which are bad; reward: a number for an answer, the higher the more it is preferred."""
     beta: float | None = None
     """dpo, kto: how closely the policy is held to its reference; simpo: scale of the margin; orpo: weight of the odds
     ratio (lambda in the paper). Default 0.1, simpo 2."""

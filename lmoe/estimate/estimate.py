@@ -29,7 +29,7 @@ from lmoe.objectives.objective import objective_of
 from lmoe.rules.experts_from import without_source
 from lmoe.rules.lessons import Lesson, lesson_of
 from lmoe.rules.objectives import OBJECTIVES
-from lmoe.rules.phases import lora_B_std, trained_base
+from lmoe.rules.phases import has_reward_head, lora_B_std, trained_base
 from lmoe.rules.routers import needs_domain
 from lmoe.run.memory import MB, trained_bytes
 from lmoe.training.phases import PhaseSchedule
@@ -119,7 +119,7 @@ def estimate_model(
         config: validated.
         model: not injected yet.
         rows, length: sequences of the micro-batch, and tokens of each; None: those of the phase with the most of both.
-        labels: its tokens with a label; None: all.
+        labels: its tokens with a label; None: all. A reward model has one in each sequence, whatever is said.
         shards: devices that share the weights; None: all where the strategy shards, else one.
     """
     largest = largest_lesson(config)
@@ -133,9 +133,18 @@ def estimate_model(
     active = sum(active_parameters(model, layout, shapes[layout.index]) for layout in found)
     # The start of svd needs the weights' values; its sizes are those of any other.
     settings = replace(without_source(config.injection), lora_B_std=lora_B_std(config), init_lora=InitLora.random)
-    plan = inject(model, settings, _named_domains(config), trained_base=trained_base(config))
+    plan = inject(
+        model,
+        settings,
+        _named_domains(config),
+        trained_base=trained_base(config),
+        reward_head=has_reward_head(config),
+    )
     shapes = {i: replace(s, sites=tuple(t for t in plan.sites if t.layer == i)) for i, s in shapes.items()}
     layers = [shapes[layout.index] for layout in found]
+    rewards = OBJECTIVES[largest.task.name].reward_head
+    if rewards:
+        labels = rows  # the last token of each sequence
     memory = _memory(
         config, model, layers, frozen, MicroBatch(rows, length, rows * length if labels is None else labels), shards
     )
@@ -144,7 +153,7 @@ def estimate_model(
     cost = StepCost(
         frozen=active
         + sum((site.active_experts - 1) * site.copied_parameters for site in plan.sites if site.copied_parameters),
-        head=text.vocab_size * text.hidden_size,
+        head=0 if rewards else text.vocab_size * text.hidden_size,
         adapters=computed_adapters(plan, config.moe),
         trained_base=sum(p.numel() for n, p in model.named_parameters() if roles[n] in trained_base(config)),
         attention=sum(shape.query for shape in layers),

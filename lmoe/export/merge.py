@@ -8,6 +8,7 @@ from lmoe.backbones.placement import refuse_offloaded
 from lmoe.errors import CheckpointError
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected, sites
+from lmoe.injection.reward_head import refuse_reward_head
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.linear_sizes import weight_OD
@@ -32,6 +33,7 @@ def merge_adapters(model: PreTrainedModel) -> dict[str, Tensor]:
         raise CheckpointError(
             f"injection={strategy} chooses experts for each token, which no single weight does; {instead}"
         )
+    refuse_reward_head(model, "a merged model")
     return _merged(model)
 
 

@@ -127,7 +127,7 @@ def _plan_beforehand(
         written = BackbonePrecision.bfloat16
     if bare is not None:
         try:
-            inject(bare, injection, moe, trained_base=config.trained_base)
+            inject(bare, injection, moe, trained_base=config.trained_base, reward_head=config.reward_head)
             plan = native_plan(bare, written)
         except ConfigError as error:
             problems += [problem for problem in error.problems if problem not in problems]

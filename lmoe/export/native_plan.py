@@ -15,6 +15,7 @@ from lmoe.export.native_classes import NativeClass, native_class_of, native_conf
 from lmoe.export.native_weights import base_weights, stored_tensors
 from lmoe.export.stored_tensor import Merging, StoredTensor
 from lmoe.injection.record import injected
+from lmoe.injection.reward_head import no_place_for_head
 from lmoe.ops.linear_sizes import parameter_counts
 from lmoe.rules.native_export import AS_IT_IS, native_export_problems
 from lmoe.rules.strategies import STRATEGIES
@@ -62,6 +63,8 @@ def native_plan(model: PreTrainedModel, precision: BackbonePrecision) -> NativeP
     record = injected(model)
     native, config, found = _target(model)
     problems = native_export_problems(record.injection, record.moe) + found + _weight_problems(model)
+    if record.reward_head:
+        problems.append(no_place_for_head("a mixture of Transformers' own"))
     if config is None:
         raise ConfigError(problems)
     config.dtype = dtype = getattr(torch, precision.value)

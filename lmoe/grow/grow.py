@@ -12,7 +12,7 @@ from lmoe.errors import CheckpointError
 from lmoe.grow.source import Source, source_of
 from lmoe.injection.build_site import router_path
 from lmoe.injection.kept import ROUTER_ROWS
-from lmoe.injection.record import injected, new_names, record_expert_names, routers
+from lmoe.injection.record import REWARD_HEAD, injected, new_names, record_expert_names, routers
 from lmoe.injection.roles import parameter_roles
 from lmoe.rules.experts_from import KEY, base_training_problem
 from lmoe.rules.phases import BASE_ROLES
@@ -67,7 +67,7 @@ def _grow(model: nn.Module, source: Source) -> int:
     own, stored = adapter_tensors(model), read_tensors(folder)
     rows = {f"{router_path(name)}.{tensor}" for name, _ in routers(model) for tensor in ROUTER_ROWS}
     places = {name: tensor[:kept] if name in rows else tensor for name, tensor in own.items()}
-    _check_keys(folder, own, stored, {name for name in own if _is_new(name, kept)})
+    _check_keys(folder, own, stored, {name for name in own if _is_new(name, kept)} | _new_head(source))
     fill(places, stored, str(folder))
     if record.moe.router is not None and ROUTERS[record.moe.router].grows_from_mean:
         with torch.no_grad():
@@ -84,10 +84,15 @@ def _train_on(model: nn.Module, source: Source) -> int:
     own, stored = adapter_tensors(model), read_tensors(source.folder)
     roles = parameter_roles(model)
     of_base = {base_parameter_name(name) for name, role in roles.items() if role in BASE_ROLES}  # trains from here on
-    _check_keys(source.folder, own, stored, of_base)
+    _check_keys(source.folder, own, stored, of_base | _new_head(source))
     fill(own, stored, str(source.folder))
     record_expert_names(model, source.config.expert_names)
     return 0
+
+
+def _new_head(source: Source) -> set[str]:
+    """Names of the tensors of a reward head that the run does not have: it starts anew, if the model has one."""
+    return set() if source.config.reward_head else {f"{REWARD_HEAD}.weight"}
 
 
 def _check_keys(folder: Path, own: dict[str, Tensor], stored: dict[str, Tensor], new: set[str]) -> None:

@@ -73,6 +73,10 @@ def _check(source: Source, record: Injected) -> None:
             f"{named} trained {', '.join(source.config.trained_base)} of the backbone too, which its adapters rest on; "
             "name a run that trained adapters alone"
         )
+    if source.config.reward_head and not record.reward_head:
+        raise CheckpointError(
+            f"{named} is a reward model, and no phase of this run learns by its head; set task=reward to train it on"
+        )
     if record.injection.strategy is not theirs.strategy:
         beside = f", or name it as an expert: {KEY}={{name: {source.folder}}}"
         could_be_one = (

@@ -19,6 +19,7 @@ from lmoe.injection.build_site import SiteBuilder
 from lmoe.injection.choose import chosen_layers
 from lmoe.injection.plan import InjectionPlan, SiteKind
 from lmoe.injection.record import BLEND, RECORD, Injected, mixtures
+from lmoe.injection.reward_head import add_reward_head, check_place
 from lmoe.injection.site_plans import SitePlanner, constant_balance
 from lmoe.injection.strategies import planner_of
 from lmoe.layers.checkpoint_in_context import ContextForCheckpoints
@@ -127,6 +128,7 @@ def inject(
     moe: MoeConfig | Mapping[str, Any] | None = None,
     *,
     trained_base: Iterable[str] = (),
+    reward_head: bool = False,
 ) -> InjectionPlan:
     """Put LoRA experts and routers into a causal language model, in place: `lmoe.inject`, which says more, but for what
     saves the model.
@@ -142,6 +144,8 @@ def inject(
     base_roles = list(trained_base)
     if wrong := [role for role in base_roles if role not in BASE_ROLES]:
         raise ConfigError(f"trained_base names {wrong[0]!r}; allowed: {', '.join(BASE_ROLES)}")
+    if reward_head:
+        check_place(model)
     plan = _plan(model, injection, moe)
     found, context = base_fingerprint(model), routing_context(moe)
     trace = RoutingTrace(auxiliary_losses(injection, moe), has_routers=bool(plan.routers))
@@ -169,7 +173,10 @@ def inject(
         context=context,
         base=found,
         trained_base=frozenset(Role(role) for role in base_roles),
+        reward_head=reward_head,
     )
+    if reward_head:
+        add_reward_head(model)  # last, so that adapters and routers start as they would without it
     setattr(model, RECORD, record)
     trace.mixtures = [module for _, module in mixtures(model)]
     return plan

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from lmoe.injection.build_site import router_path
-from lmoe.injection.record import injected, mixtures, routers
+from lmoe.injection.record import REWARD_HEAD, injected, mixtures, routers
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.rules.routers import ROUTERS
@@ -19,14 +19,19 @@ def kept_rows(model: nn.Module) -> dict[str, int]:
     """How many of the first rows of each parameter and buffer of the adapters are kept, by name; {} where nothing is.
 
     Of what has a row for each expert, those of the kept experts; of all else (attention LoRA, a shared expert, a shared
-    lora_A, relu's l1_coef), everything, because the kept experts rest on it.
+    lora_A, relu's l1_coef), everything, because the kept experts rest on it; of a reward head, which rests on them,
+    nothing.
     """
     kept = injected(model).kept_experts
     if not kept:
         return {}
     by_expert = set(expert_rows(model))
     tensors: dict[str, Tensor] = {**adapter_parameters(model), **adapter_buffers(model)}
-    return {name: kept if name in by_expert else len(tensor) if tensor.ndim else 1 for name, tensor in tensors.items()}
+    return {
+        name: kept if name in by_expert else len(tensor) if tensor.ndim else 1
+        for name, tensor in tensors.items()
+        if name.partition(".")[0] != REWARD_HEAD
+    }
 
 
 def expert_rows(model: nn.Module) -> list[str]:

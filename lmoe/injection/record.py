@@ -22,6 +22,8 @@ from lmoe.layers.trace import RoutingTrace
 from lmoe.vocabulary import Role
 
 RECORD = "lmoe_injected"
+REWARD_HEAD = "reward_head"
+"""Where the head of a reward model lies on the model."""
 BLEND = "lmoe_blend"
 """Attribute of a model whose Linears blend."""
 Site = LoRALinear | MixtureLoRALinear | ExpertFFN | NativeExpertsLoRA
@@ -38,6 +40,7 @@ class Injected:
         trace, context: what the routers share.
         base: fingerprint of the backbone as it was found.
         trained_base: roles of the backbone's own parameters that are trained and saved with the adapters.
+        reward_head: the model has one.
         expert_names: of the experts in their order, at every site; () where they have none.
         kept_experts: so many of the first experts, and all that they share, are not to change in training.
     """
@@ -49,6 +52,7 @@ class Injected:
     context: RoutingContext
     base: BaseFingerprint
     trained_base: frozenset[Role]
+    reward_head: bool = False
     expert_names: tuple[str, ...] = ()
     kept_experts: int = 0
 

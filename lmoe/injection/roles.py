@@ -4,17 +4,18 @@ from torch import Tensor, nn
 
 from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.injection.build_site import ROUTER, router_path
-from lmoe.injection.record import injected, routers, sites
+from lmoe.injection.record import REWARD_HEAD, injected, routers, sites
 from lmoe.layers.expert_ffn import COPIES
 from lmoe.ops.linear_sizes import parameter_counts
 from lmoe.vocabulary import Role
 
-ADAPTER_ROLES = (Role.router, Role.lora, Role.attn_lora)
+ADAPTER_ROLES = (Role.router, Role.lora, Role.attn_lora, Role.reward_head)
 
 
 def parameter_roles(model: nn.Module) -> dict[str, Role]:
     """The role of every parameter of an injected model, by name; each has exactly one."""
-    plan = injected(model).plan
+    record = injected(model)
+    plan = record.plan
     owners = {f"{site.path}.": site.role for site in plan.sites}
     routers = {f"{router_path(name)}." for name in plan.routers}
     blocks = tuple(f"{path}." for path in plan.base_ffn)
@@ -30,6 +31,8 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
         owner = next((prefix for prefix in above if prefix in owners), None)
         if owner is not None and not name.startswith(f"{owner}base_layer."):
             return owners[owner]
+        if record.reward_head and above[0] == f"{REWARD_HEAD}.":
+            return Role.reward_head
         if "lm_head" in name.split("."):
             return Role.head
         original = base_parameter_name(name)
@@ -63,7 +66,8 @@ def role_table(model: nn.Module) -> list[tuple[Role, int, int]]:
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """What is saved, by name, trainable or not: adapters, routers, and what of the backbone some phase trains."""
+    """What is saved, by name, trainable or not: adapters, routers, a reward head, and what some phase trains of the
+    backbone."""
     roles, saved = parameter_roles(model), {*ADAPTER_ROLES, *injected(model).trained_base}
     return {name: p for name, p in model.named_parameters() if roles[name] in saved}
 

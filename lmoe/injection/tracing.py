@@ -51,9 +51,7 @@ def trace(
     record = injected(model)
     warn_of_missing_balance(model)
     experts = None
-    if prompt_mask is not None and not needs_prompt(record.moe):
-        named = routers_that_need(Need.prompt)
-        raise RoutingError(f"prompt_mask is for moe.router={named}; this model has moe.router={record.moe.router}")
+    rows = None if prompt_mask is None else prompt_rows(record.moe, prompt_mask.bool(), attention_mask.bool())
     if domains is not None:
         if len(domains) != len(attention_mask):
             raise RoutingError(f"{len(domains)} domains for {len(attention_mask)} rows; give one name for each row")
@@ -65,7 +63,6 @@ def trace(
             experts = torch.tensor([expert_of(record.moe, name) for name in domains], device=attention_mask.device)
             experts = experts[:, None]
     taught = None if targets is None else _row_targets(record.moe, targets, attention_mask.bool())
-    rows = None if prompt_mask is None else _prompts(record.moe, prompt_mask.bool(), attention_mask.bool())
     with (
         record.context.with_batch_info(expert_of_token=experts, rows=rows, targets=taught),
         record.trace.recording(attention_mask, taught) as recording,
@@ -73,8 +70,18 @@ def trace(
         yield recording
 
 
-def _prompts(moe: MoeConfig, prompt: Tensor, valid: Tensor) -> PromptRows:
-    """(B, T) prompts as rows of their own: of conversations, or of their turns."""
+def prompt_rows(moe: MoeConfig, prompt: Tensor, valid: Tensor) -> PromptRows:
+    """Rows of conversations, or of their turns, by which a router decides.
+
+    Args:
+        prompt, valid: (B, T) bool, tokens of prompts and tokens that count.
+
+    Raises:
+        RoutingError: the router does not decide by the prompt.
+    """
+    if not needs_prompt(moe):
+        named = routers_that_need(Need.prompt)
+        raise RoutingError(f"prompt_mask is for moe.router={named}; this model has moe.router={moe.router}")
     if moe.decide is Decide.turn:
         return PromptRows.of_turns(~prompt, torch.zeros_like(prompt, dtype=torch.long), valid)
     return PromptRows.single(prompt & valid)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lmoe.errors import CheckpointError
 from lmoe.injection.plan import SiteKind
 from lmoe.injection.record import injected, sites
+from lmoe.injection.reward_head import refuse_reward_head
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.lora import faded
@@ -106,6 +107,7 @@ def refuse_what_is_no_branch(model: nn.Module) -> None:
         raise CheckpointError(
             f"{', '.join(sorted(record.trained_base))} of the backbone was trained too; an adapter cannot hold it"
         )
+    refuse_reward_head(model, "what is written")
     if record.injection.attn_lora.enabled and record.injection.attn_lora.use_dora:
         raise CheckpointError(
             "injection.attn_lora.use_dora=true is on attention only; a PEFT adapter has it on all or none"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lmoe.errors import CheckpointError
 from lmoe.injection.plan import SiteKind, SitePlan
 from lmoe.injection.record import injected
+from lmoe.injection.reward_head import refuse_reward_head
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.native_experts import NativeExpertsLoRA
 from lmoe.layers.native_router import NativeRouter
@@ -59,6 +60,7 @@ def peft_parts(model: nn.Module) -> list[PeftPart]:
         raise CheckpointError(
             f"{', '.join(sorted(record.trained_base))} of the backbone was trained too; a PEFT adapter cannot hold it"
         )
+    refuse_reward_head(model, "a PEFT adapter")
     parts: list[PeftPart] = []
     for site in record.plan.sites:
         parts += _single(model, site) if site.kind is SiteKind.single else _native(model, site)

@@ -24,6 +24,7 @@ from lmoe.files.adapter_files import ADAPTER_DIR
 from lmoe.files.hub import is_hub_name, local_copy
 from lmoe.files.small_file import read_json
 from lmoe.files.wording import quoted, shown
+from lmoe.injection.reward_head import no_place_for_head
 from lmoe.injection.site_plans import lora_scaling
 from lmoe.peft.expert_file import Branch, BranchShape, ExpertFile, ExpertHeader, check_fits, paired
 from lmoe.peft.files import CONFIG_FILE as PEFT_CONFIG
@@ -158,6 +159,8 @@ def _lmoe_header(folder: Path) -> ExpertHeader:
         raise CheckpointError(
             f"{where}: {', '.join(config.trained_base)} of the backbone was trained too; `lmoe.load` runs it"
         )
+    if config.reward_head:
+        raise CheckpointError(f"{where}: {no_place_for_head('an expert of a blend')}")
     try:
         injection = injection_section(config.injection)
     except ConfigError as error:

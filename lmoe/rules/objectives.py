@@ -21,11 +21,13 @@ class ObjectiveTraits:
         implementation: dotted name of the class that implements `lmoe.objectives.objective.Objective`.
         rows: what it learns from.
         settings: its keys of the section `task`, with their defaults.
+        reward_head: it scores texts by a head that the model is given for it, and makes no logits.
     """
 
     implementation: str
     rows: RowKind = RowKind.answers
     settings: Mapping[str, Any] = field(default_factory=dict)
+    reward_head: bool = False
 
     @property
     def has_reference(self) -> bool:
@@ -61,6 +63,12 @@ OBJECTIVES: dict[TaskName, ObjectiveTraits] = {
         implementation="lmoe.objectives.kto.KahnemanTversky",
         rows=RowKind.labelled,
         settings={"beta": 0.1, "good_weight": 1.0, "bad_weight": 1.0, "dropout": False, **REFERENCE},
+    ),
+    TaskName.reward: ObjectiveTraits(
+        implementation="lmoe.objectives.reward.RewardModel",
+        rows=RowKind.pairs,
+        settings={"dropout": False},
+        reward_head=True,
     ),
 }
 """By task.name."""

@@ -9,12 +9,13 @@ from lmoe.config.phase import PLATEAU, PhaseConfig, planned_start
 from lmoe.config.problems import without_effect
 from lmoe.config.run import RunConfig
 from lmoe.rules.experts_from import base_training_problem, grown_run, source_run, stored_injection
+from lmoe.rules.objectives import OBJECTIVES
 from lmoe.rules.phase_options import handoff_order_problems, option_problems, target_problems, untaught
 from lmoe.rules.routers import ROUTERS, trains_logits
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import InitLora, LoadBalanceType, PhaseMode, Role
 
-TRAINABLE = (Role.router, Role.lora, Role.attn_lora, Role.base_ffn, Role.head)
+TRAINABLE = (Role.router, Role.lora, Role.attn_lora, Role.base_ffn, Role.head, Role.reward_head)
 BASE_ROLES = (Role.base_ffn, Role.head)
 """Parts of the backbone that a phase may train."""
 SWITCHES = ("auxiliary_loss", "load_balance", "router_z_loss", "router_noise", "expert_dropout", "diversity")
@@ -25,7 +26,8 @@ GROW = "grow"
 
 
 def ordered_phases(config: RunConfig) -> list[tuple[str, int, PhaseConfig]]:
-    """(name, first optimizer step, phase), by start; `trainable` holds all roles of a phase, whatever its mode.
+    """(name, first optimizer step, phase), by start; `trainable` holds all roles of a phase, whatever its mode, and
+    reward_head where, and only where, the phase learns by it.
 
     Raises:
         ValueError: a start that is neither a step nor a share.
@@ -38,6 +40,9 @@ def ordered_phases(config: RunConfig) -> list[tuple[str, int, PhaseConfig]]:
         if phase.mode is PhaseMode.add:
             added = [role for role in phase.trainable if role not in before]
             phase = replace(phase, trainable=[*before, *added], mode=PhaseMode.replace)
+        if learns_reward(config, phase) is not (Role.reward_head in phase.trainable):
+            own = [role for role in phase.trainable if role is not Role.reward_head]
+            phase = replace(phase, trainable=[*own, *([Role.reward_head] if learns_reward(config, phase) else [])])
         before = phase.trainable
         resolved.append((name, start, phase))
     return resolved
@@ -51,6 +56,17 @@ def share_base(config: RunConfig) -> int:
 def trained_base(config: RunConfig) -> frozenset[Role]:
     """Roles of the backbone's own parameters that some phase trains."""
     return frozenset(role for phase in config.phase.phases.values() for role in phase.trainable if role in BASE_ROLES)
+
+
+def learns_reward(config: RunConfig, phase: PhaseConfig) -> bool:
+    """Whether a phase learns by a reward head."""
+    name = phase.task.get("name", config.task.name)
+    return isinstance(name, str) and name in OBJECTIVES and OBJECTIVES[name].reward_head  # type: ignore[index]
+
+
+def has_reward_head(config: RunConfig) -> bool:
+    """Whether some phase learns by a reward head, so that the model is given one."""
+    return any(learns_reward(config, phase) for phase in config.phase.phases.values())
 
 
 def phase_problems(config: RunConfig) -> list[str]:
@@ -78,7 +94,8 @@ def phase_problems(config: RunConfig) -> list[str]:
                 f"{start_key(key, phase)} is step {start}, but trainer.max_steps={config.trainer.max_steps} ends the "
                 "run before it; start earlier or raise trainer.max_steps"
             )
-        problems += _role_problems(key, phase, config.injection, config.moe)
+        problems += _role_problems(key, phase, config)
+        problems += _reward_head_problems(key, phase, config)
         problems += _switch_problems(key, phase, config.injection, config.moe)
         if phase.lr is not None and phase.lr <= 0:
             problems.append(f"{key}.lr is {phase.lr}, must be above 0")
@@ -139,10 +156,22 @@ def present_roles(injection: InjectionConfig, moe: MoeConfig) -> list[Role]:
         missing.add(Role.router)
     if injection.target_keywords == []:
         missing.add(Role.lora)
-    return [role for role in TRAINABLE if role not in missing]
+    return [role for role in TRAINABLE if role not in {*missing, Role.reward_head}]  # which the objective brings
 
 
-def _role_problems(key: str, phase: PhaseConfig, injection: InjectionConfig, moe: MoeConfig) -> list[str]:
+def _reward_head_problems(key: str, phase: PhaseConfig, config: RunConfig) -> list[str]:
+    """The problem of a reward head that is to train where nothing is learnt by it."""
+    if Role.reward_head not in phase.trainable or learns_reward(config, phase):
+        return []
+    task = phase.task.get("name", config.task.name)
+    return [
+        f"{key}.trainable names reward_head, and the phase learns task {task}, which has no use for one; leave it out, "
+        f"or set {key}.task.name=reward"
+    ]
+
+
+def _role_problems(key: str, phase: PhaseConfig, config: RunConfig) -> list[str]:
+    injection, moe = config.injection, config.moe
     problems = [
         f"{key}.trainable: {role} cannot train with injection={injection.strategy}; allowed: {', '.join(TRAINABLE)}"
         for role in phase.trainable
@@ -154,7 +183,7 @@ def _role_problems(key: str, phase: PhaseConfig, injection: InjectionConfig, moe
             f"{key}.trainable: base_ffn cannot train with injection.share_base=true, where all experts share one FFN; "
             "set injection.share_base=false"
         )
-    if phase.mode is PhaseMode.add:
+    if phase.mode is PhaseMode.add or (learns_reward(config, phase) and phase.trainable):
         return problems
     if not phase.trainable:
         problems.append(f"{key}.trainable is empty, so the phase trains nothing; allowed: {', '.join(TRAINABLE)}")

@@ -27,7 +27,7 @@ from lmoe.rules.injection import injection_problems
 from lmoe.rules.lessons import lesson_problems
 from lmoe.rules.moe import moe_problems
 from lmoe.rules.phase_options import schedule_problems
-from lmoe.rules.phases import TRAINABLE, phase_problems, present_roles, trained_base
+from lmoe.rules.phases import TRAINABLE, has_reward_head, phase_problems, present_roles, trained_base
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import QUANTISED, Accelerator, DryRun, KnockOut, LoggerKind, Role, Strategy, WandbMode
 
@@ -181,6 +181,11 @@ def _idle_problems(config: RunConfig) -> list[str]:
     if config.optim.lora_plus_ratio != 1 and not trained & {Role.lora.value, Role.attn_lora.value}:
         problems.append(without_effect("optim.lora_plus_ratio", "where neither lora nor attn_lora trains"))
     trained &= {role.value for role in present_roles(config.injection, config.moe)}
+    if has_reward_head(config):
+        trained.add(Role.reward_head.value)
+    elif config.optim.roles.get(Role.reward_head, RoleOptimConfig()) != RoleOptimConfig():
+        problems.append(without_effect("optim.roles.reward_head", "where no phase has task.name=reward"))
+        trained.add(Role.reward_head.value)
     problems += [
         f"optim.roles.{role} has no effect: {role} trains in no phase; leave it out or add it to a phase"
         for role, settings in config.optim.roles.items()

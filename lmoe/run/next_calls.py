@@ -8,6 +8,7 @@ from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.rows.row import Row
 from lmoe.errors import CheckpointError, DataError
+from lmoe.injection.record import injected
 from lmoe.peft.expert_branches import refuse_what_is_no_branch
 from lmoe.peft.layout import peft_parts
 from lmoe.report.summary import FINISHED
@@ -31,6 +32,8 @@ def next_calls(parts: Parts, run_dir: Path, ended: str, *, can_resume: bool) -> 
         can_resume: whether it goes on from here when it is resumed.
     """
     calls = [resuming("train", run_dir)] if can_resume and ended != FINISHED else []
+    if injected(parts.model).reward_head:  # which has learnt to score answers, and not to give them
+        return [*calls, VerbCall(verb="evaluate", settings={"checkpoint": run_dir})]
     calls += [speak_call(parts, run_dir), VerbCall(verb="evaluate", settings={"checkpoint": run_dir, "samples": 2})]
     if (form := export_format(parts)) is not None:
         output = run_dir / form

@@ -30,7 +30,7 @@ from lmoe.objectives.objective import Objective
 from lmoe.ops.linear_sizes import parameter_counts
 from lmoe.rules.data import data_warnings
 from lmoe.rules.experts_from import named_adapters, without_source
-from lmoe.rules.phases import lora_B_std, phase_warnings, trained_base
+from lmoe.rules.phases import has_reward_head, lora_B_std, phase_warnings, trained_base
 from lmoe.rules.routers import needs_domain, target_count
 from lmoe.rules.validate import run_problems
 from lmoe.run.clustered_rows import ClusteredRows, clustered_rows
@@ -122,7 +122,7 @@ def build_parts(
         learnt = [replace(phase, prepared=prepared) for phase in learnt]  # phases with rows of their own have none
     seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what was done before
     settings = replace(without_source(config.injection), lora_B_std=lora_B_std(config))
-    plan = inject(model, settings, moe, trained_base=trained_base(config))
+    plan = inject(model, settings, moe, trained_base=trained_base(config), reward_head=has_reward_head(config))
     if fill_experts and config.injection.experts_from is not None:
         import_experts(model, config.injection.experts_from)
     base_model["fingerprint"] = injected(model).fingerprint

@@ -26,17 +26,20 @@ BASE = {
 TOKENS = [3, 7, 11, 5]
 
 
-def write(name: str, moe: dict) -> None:
+def write(name: str, moe: dict, *, reward_head: bool = False) -> None:
     """The four files of one fixture."""
     folder = Path(__file__).parent / "fixtures" / name
     model = tiny_model(**BASE)
     folder.mkdir(parents=True)
     save_file({name: p.detach().clone() for name, p in model.named_parameters()}, folder / "base.safetensors")
-    lmoe.inject(model, {"lora_r": 2, "num_experts": 3}, moe)
+    lmoe.inject(model, {"lora_r": 2, "num_experts": 3}, moe, reward_head=reward_head)
     randomise(model)
     save_adapter(model, folder, {"name": "tiny random Qwen3", "revision": None, "precision": "float32"})
-    logits = model(torch.tensor([TOKENS])).logits[0, -1, :8].tolist()
-    (folder / "logits.json").write_text(json.dumps({"base": BASE, "tokens": TOKENS, "logits": logits}) + "\n")
+    ids = torch.tensor([TOKENS])
+    recorded = {"base": BASE, "tokens": TOKENS, "logits": model(ids).logits[0, -1, :8].tolist()}
+    if reward_head:
+        recorded["reward"] = lmoe.reward(model, ids, torch.ones_like(ids)).tolist()
+    (folder / "logits.json").write_text(json.dumps(recorded) + "\n")
 
 
 if __name__ == "__main__":

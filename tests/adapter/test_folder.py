@@ -11,6 +11,7 @@ import lmoe
 from lmoe.adapter.folder import (
     CONFIG_FILE,
     WEIGHTS_FILE,
+    adapter_bytes,
     adapter_tensors,
     load_adapter,
     read_adapter_config,
@@ -31,7 +32,7 @@ def fresh(folder: Path, **base):
     config = read_adapter_config(folder)
     model = tiny_model(**base)
     torch.manual_seed(99)
-    lmoe.inject(model, config.injection, config.moe)
+    lmoe.inject(model, config.injection, config.moe, reward_head=config.reward_head)
     return model, config
 
 
@@ -157,10 +158,10 @@ def test_keys_are_those_of_the_format(adapter):
     assert config["injection"]["num_experts"] == 3 and config["moe"]["router"] == "top_k"
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_the_adapter_of_each_format_version_that_was_stored_once_loads_forever(version):
-    """Made by tests/adapter/make_format_1.py on 2026-11-22 and make_format_2.py on 2026-11-28; the logits beside each
-    are those of the model then."""
+    """Made by tests/adapter/make_format_1.py on 2026-11-22, make_format_2.py and make_format_3.py on 2026-11-28; the
+    logits beside each are those of the model then, and so is the reward."""
     fixture = FIXTURES / f"format_{version}"
     assert {path.name for path in fixture.iterdir()} == {CONFIG_FILE, WEIGHTS_FILE, "base.safetensors", "logits.json"}
     assert json.loads((fixture / CONFIG_FILE).read_text())["format_version"] == version
@@ -168,11 +169,17 @@ def test_the_adapter_of_each_format_version_that_was_stored_once_loads_forever(v
     model = tiny_model(**json.loads((fixture / "logits.json").read_text())["base"])
     difference = model.load_state_dict(load_file(fixture / "base.safetensors"), strict=False)
     assert difference.missing_keys == ["lm_head.weight"] and not difference.unexpected_keys  # tied to the embedding
-    lmoe.inject(model, config.injection, config.moe)
+    lmoe.inject(model, config.injection, config.moe, reward_head=config.reward_head)
     load_adapter(model, fixture, config)
+    assert adapter_bytes(model) == (fixture / WEIGHTS_FILE).read_bytes()  # what is written of it has not changed
     recorded = json.loads((fixture / "logits.json").read_text())
     logits = model(torch.tensor([recorded["tokens"]])).logits[0, -1, :8]
     torch.testing.assert_close(logits, torch.tensor(recorded["logits"]), atol=1e-4, rtol=1e-4)
+    assert ("reward" in recorded) == (version == 3)
+    if "reward" in recorded:
+        ids = torch.tensor([recorded["tokens"]])
+        score = lmoe.reward(model, ids, torch.ones_like(ids))
+        torch.testing.assert_close(score, torch.tensor(recorded["reward"]), atol=1e-4, rtol=1e-4)
 
 
 # --- refusals of the weights
@@ -236,9 +243,9 @@ def test_a_folder_without_config_is_no_adapter(tmp_path):
         (b'{"format_version": 1\xff}', "cannot be read"),
         (b"[" * 100_000, "cannot be read"),
         (b"[1]", "must hold an object, holds list"),
-        (b'{"format_version": 3}', "format_version is 3; this lmoe reads 1 and 2"),
-        (b'{"format_version": true}', "format_version is True; this lmoe reads 1 and 2"),
-        (b"{}", "format_version is None; this lmoe reads 1 and 2"),
+        (b'{"format_version": 4}', "format_version is 4; this lmoe reads 1, 2 and 3"),
+        (b'{"format_version": true}', "format_version is True; this lmoe reads 1, 2 and 3"),
+        (b"{}", "format_version is None; this lmoe reads 1, 2 and 3"),
         (b'{"format_version": 1, "injection": {}}', "base_model, moe missing"),
     ],
 )
@@ -373,6 +380,40 @@ def test_a_router_of_the_whole_model_is_saved_and_loaded_bit_by_bit_as_version_2
     edit(folder, lambda raw: raw["moe"].update(router_scope="linear", prompt_experts=False, decide="first"))
     with pytest.raises(CheckpointError, match="12 keys missing, first model.layers.0.mlp.down_proj.router"):
         load_into_fresh(folder)
+
+
+def test_a_reward_head_makes_version_3_and_takes_nothing_but_its_own_key(model, adapter, tmp_path):
+    twin = tiny_model()
+    lmoe.inject(twin, INJECTION, reward_head=True)
+    randomise(twin)
+    folder = save_adapter(twin, tmp_path / "rewards", BASE)
+    raw, plain = (json.loads((place / CONFIG_FILE).read_text()) for place in (folder, adapter))
+    assert (raw.pop("format_version"), raw.pop("reward_head"), plain.pop("format_version")) == (3, True, 1)
+    assert raw | {"moe": {}} == plain | {"moe": {}} and raw["moe"].items() >= plain["moe"].items()
+    stored, others = load_file(folder / WEIGHTS_FILE), load_file(adapter / WEIGHTS_FILE)
+    assert stored.pop("reward_head.weight").shape == (1, 32)
+    assert stored.keys() == others.keys() and all(torch.equal(stored[name], others[name]) for name in others)
+    again, config = fresh(folder)
+    load_adapter(again, folder, config)
+    ids, mask = tokens(), torch.ones_like(tokens())
+    assert torch.equal(lmoe.reward(again, ids, mask), lmoe.reward(twin, ids, mask))
+    assert injected(again).fingerprint == injected(model).fingerprint
+
+
+def test_a_reward_head_that_is_said_and_not_there_or_there_and_not_said_is_refused(tmp_path):
+    model = tiny_model()
+    lmoe.inject(model, INJECTION, reward_head=True)
+    folder = save_adapter(model, tmp_path / "rewards", BASE)
+    edit(folder, lambda raw: raw.update(reward_head=False))
+    refused(folder, "1 unknown keys, first reward_head.weight")
+    edit(folder, lambda raw: raw.update(reward_head=True))
+    stored = load_file(folder / WEIGHTS_FILE)
+    del stored["reward_head.weight"]
+    save_file(stored, folder / WEIGHTS_FILE)
+    refused(folder, "1 keys missing, first reward_head.weight")
+    edit(folder, lambda raw: raw.update(reward_head="yes"))
+    with pytest.raises(CheckpointError, match="reward_head is 'yes', must be true or false"):
+        read_adapter_config(folder)
 
 
 def test_what_the_injection_resolved_is_stored(adapter):

@@ -17,8 +17,10 @@ import torch
 from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor, nn
-from transformers import LlamaForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
+import lmoe
+from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.config.run import TaskConfig
 from lmoe.data.encoded import EncodedRow
 from lmoe.objectives.objective import Batch, objective_of
@@ -376,3 +378,31 @@ def test_kto_is_that_of_trl_with_a_baseline_and_with_one_that_is_cut_at_0():
         means.append(float(mismatched_rewards(policy, base, PAIRS).mean().detach()))
         assert_same("kto", PAIRS, policy, base)
     assert min(means) < -0.1 and max(means) > 0.1
+
+
+def test_a_reward_model_with_adapters_at_their_start_is_that_of_trl():
+    """Of whose weights it then has the gradients as well, though a run would train the adapters."""
+    model, reference = policy_and_reference("reward model")
+    ours = LlamaForCausalLM(model.config).eval()
+    ours.model.load_state_dict(model.model.state_dict())
+    lmoe.inject(ours, {"strategy": "dense_lora"}, reward_head=True)
+    ours.requires_grad_(True)
+    with torch.no_grad():
+        ours.get_parameter("reward_head.weight").copy_(model.score.weight)
+    pairs = []
+    for prompt, chosen, rejected in PAIRS:
+        ids = torch.tensor(prompt + chosen + prompt + rejected, dtype=torch.int32)
+        second = len(prompt + chosen)
+        is_label = torch.ones(len(ids), dtype=torch.bool)
+        is_label[: len(prompt)] = is_label[second : second + len(prompt)] = False
+        pairs.append(EncodedRow(ids, is_label, 0, second=second))
+    objective = objective_of(TaskConfig(name=TaskName.reward))
+    losses = objective.losses(ours, objective.collate(pad_token_id=PAD, max_length=64, packed=False)(pairs))
+    weights = {base_parameter_name(name): p for name, p in ours.named_parameters()}
+    weights["score.weight"] = weights.pop("reward_head.weight")
+    theirs = THEIRS["reward model"](model, reference, PAIRS)
+    torch.testing.assert_close(losses.values.mean(), theirs, rtol=1e-5, atol=1e-5)
+    of_theirs = gradients(theirs, model)
+    of_ours = torch.autograd.grad(losses.values.mean(), [weights[name] for name in of_theirs])
+    for found, (name, expected) in zip(of_ours, of_theirs.items(), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5, msg=lambda m, w=name: f"{w}: {m}")
