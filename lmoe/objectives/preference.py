@@ -3,6 +3,7 @@
 Shapes: N sequences of T tokens, of which B pairs are 2B: the chosen answers, and then the rejected ones.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -49,7 +50,7 @@ class Answers(NamedTuple):
         return self.log_probs / self.tokens
 
 
-class PreferenceObjective(OfLabels):
+class PreferenceObjective(OfLabels, ABC):
     """The part of an objective that prefers answers.
 
     With task.reference=start it keeps a copy of the adapters when its phase begins, and a checkpoint keeps it too.
@@ -104,6 +105,10 @@ class PreferenceObjective(OfLabels):
             self._start = AdapterCopy(state)
         else:
             raise CheckpointError(f"the checkpoint keeps no adapters for task.reference={self.task.reference}")
+
+    @abstractmethod
+    def compared(self, policy: Answers, reference: Answers, batch: Batch) -> Losses:
+        """The losses of a batch, from what policy and reference say of its answers."""
 
     def answers(self, model: PreTrainedModel, batch: Batch) -> Answers:
         """Log-probabilities of the answers of a batch by a model as it is."""
