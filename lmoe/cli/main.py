@@ -9,7 +9,7 @@ import typer
 from lmoe import __version__
 from lmoe.cli.threads import prepare_threads
 from lmoe.config.evaluate import MAX_NEW_TOKENS
-from lmoe.vocabulary import ExportFormat, GgufType, OnBadRow, Prompts, TrainOn
+from lmoe.vocabulary import ExportFormat, GgufType, OnBadRow, Prompts, TaskName, TrainOn
 
 if TYPE_CHECKING:
     from lmoe.cli.speak import SpeakerFlags
@@ -261,6 +261,12 @@ def evaluate(
             "judging), or none; without: the run's own validation rows."
         ),
     ] = None,
+    task: Annotated[
+        TaskName | None,
+        typer.Option(
+            help="Objective to measure rows by; without: the run's, or else dpo of pairs and sft of all others."
+        ),
+    ] = None,
     choices: Annotated[
         str | None, typer.Option(help="Multiple-choice questions: JSONL file, folder of them, or bundled.")
     ] = None,
@@ -304,6 +310,7 @@ def evaluate(
         "base_model": base_model,
         "trust_remote_code": trust_remote_code,
         "data": data,
+        "task": task,
         "choices": choices,
         "prompts": prompts,
         "samples": samples,
