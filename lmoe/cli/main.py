@@ -203,6 +203,9 @@ def prepare(
         str | None, typer.Option(help="Day (YYYY-MM-DD) that a template is told which reads the date.")
     ] = None,
     train_on: Annotated[TrainOn, typer.Option(help="Turns that are learnt.")] = TrainOn.assistant,
+    task: Annotated[
+        TaskName, typer.Option(help="Objective that the rows are for: dpo, orpo and simpo learn from pairs of answers.")
+    ] = TaskName.sft,
     num_proc: Annotated[int | None, typer.Option(min=1, help="Processes that tokenise.")] = None,
     cache_dir: Annotated[str | None, typer.Option(help="Folder of tokenised rows.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
@@ -231,6 +234,7 @@ def prepare(
             template_kwargs=template_kwargs,
             template_date=template_date,
             train_on=train_on,
+            task=task,
             num_proc=num_proc,
             cache_dir=cache_dir,
             seed=seed,

@@ -147,8 +147,8 @@ class Sample:
     """What the model writes with the adapters off."""
     on: str
     """What it writes with the adapters on."""
-    rejected: str | None = None
-    """Of a pair of answers the rejected one, and of a single answer that is a bad one; None: the row has none."""
+    rejected: str = ""
+    """Of a pair of answers the rejected one, or a single answer that is a bad one; empty: the row has none."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

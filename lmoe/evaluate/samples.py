@@ -48,7 +48,7 @@ def samples(subject: Subject, data: EvaluationRows, *, count: int, max_new_token
         first = opening(row)
         return text(row.input_ids[first:][row.is_label[first:]])
 
-    def compared(row: EncodedRow) -> dict[str, str | None]:
+    def compared(row: EncodedRow) -> dict[str, str]:
         """What a row says next: an answer, the answers of a pair, or a bad answer."""
         if row.second:
             good, bad = row.pair()
@@ -64,7 +64,7 @@ def samples(subject: Subject, data: EvaluationRows, *, count: int, max_new_token
             prompt=str(subject.tokenizer.decode(prompts[i])),
             off=off[i],
             on=on[i],
-            **compared(row),  # type: ignore[arg-type]
+            **compared(row),
         )
         for i, row in enumerate(picked)
     ]

@@ -161,7 +161,7 @@ def _sample(sample: Sample) -> Table:
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     answers = [("row", sample.reference)]
-    if sample.rejected is not None:
+    if sample.rejected:
         compared = [("chosen", sample.reference), ("rejected", sample.rejected)]
         answers = compared if sample.reference else compared[1:]
     for name, text in (
