@@ -20,9 +20,7 @@ def evaluation_tables(evaluation: Evaluation) -> Group:
         parts += [Text(), _losses(evaluation)]
     for lesson in dict.fromkeys(row.lesson for row in evaluation.preferences):
         rows = [row for row in evaluation.preferences if row.lesson == lesson]
-        parts += [Text(), _preferences(lesson, rows)]
-        if rows[0].shorter is not None:
-            parts += [Text(), _untrained(lesson, rows)]
+        parts += [Text(), _preferences(lesson, rows), Text(), _accuracies(lesson, rows)]
     if evaluation.exported:
         parts += [Text(), _exported(evaluation)]
     if evaluation.targets is not None:
@@ -62,9 +60,9 @@ def _losses(evaluation: Evaluation) -> Table:
 
 def _preferences(lesson: str, rows: Sequence[PreferenceFigures]) -> Table:
     table = _table(
-        f"Preferences by {lesson}, adapters off and on: loss, accuracy in %, margin of rewards",
+        f"Preferences by {lesson}: loss, and margin of rewards, adapters off and on",
         "domain",
-        ("n", "loss off", "on", "acc. off", "on", "margin off", "on"),
+        ("n", "loss off", "on", "margin off", "on"),
     )
     for row in _with_section(table, rows):
         table.add_row(
@@ -72,30 +70,32 @@ def _preferences(lesson: str, rows: Sequence[PreferenceFigures]) -> Table:
             f"{row.pairs:,}",
             f"{row.off_loss:.3f}",
             f"{row.on_loss:.3f}",
-            f"{100 * row.off_accuracy:.1f}",
-            _share(row.on_accuracy, row.on_accuracy_stderr),
             f"{row.off_margin:+.3f}",
             f"{row.on_margin:+.3f}" + ("" if row.on_margin_stderr is None else f" ±{row.on_margin_stderr:.3f}"),
         )
-    table.caption = "measured against the base; ± standard error; of equals one half counts as right"
+    table.caption = "measured against the base; ± standard error"
     return table
 
 
-def _untrained(lesson: str, rows: Sequence[PreferenceFigures]) -> Table:
-    table = _table(
-        f"What needs no training, on the rows of {lesson}: accuracy in %",
-        "domain",
-        ("n", "shorter", "longer", "by log p", "by mean log p"),
-    )
+def _accuracies(lesson: str, rows: Sequence[PreferenceFigures]) -> Table:
+    paired = rows[0].shorter is not None
+    baselines = ("shorter", "longer", "log p", "mean") if paired else ()
+    table = _table(f"Preferences by {lesson}: accuracy in %", "domain", ("n", "off", "on", *baselines))
     for row in _with_section(table, rows):
-        cells = (
-            _share(row.shorter or 0.0, row.length_stderr),
-            f"{100 * (row.longer or 0.0):.1f}",
-            _share(row.base_log_prob or 0.0, row.base_log_prob_stderr),
-            _share(row.base_mean_log_prob or 0.0, row.base_mean_log_prob_stderr),
+        untrained = (row.shorter, row.longer, row.base_log_prob, row.base_mean_log_prob) if paired else ()
+        table.add_row(
+            Text(row.domain, overflow="fold"),
+            f"{row.pairs:,}",
+            _share(row.off_accuracy),
+            _share(row.on_accuracy, row.on_accuracy_stderr),
+            *("" if value is None else _share(value) for value in untrained),
         )
-        table.add_row(Text(row.domain, overflow="fold"), f"{row.pairs:,}", *cells)
-    table.caption = "shorter, longer: in label tokens; log p: of the answer by the base, its sum or mean over tokens"
+    table.caption = "± standard error; of equals one half counts as right"
+    if paired:
+        table.caption += (
+            "\nbeside it what needs no training: choose the shorter or longer answer in\nlabel tokens, or the one that "
+            "the base finds likelier, log p in sum or mean"
+        )
     return table
 
 
