@@ -136,7 +136,7 @@ def _training(description: ModelDescription) -> list[str]:
     if description.expert_names:
         rows.append(["experts", ", ".join(map(plain, description.expert_names))])
     rows += [
-        [f"phase {plain(name)}", f"from step {start + 1}, trains {', '.join(roles)}"]
+        [f"phase {plain(name)}", f"from step {start + 1}, trains {', '.join(roles)}{_learns(description, name)}"]
         for name, start, roles in description.phases
     ]
     if (summary := description.summary) is not None:
@@ -146,6 +146,12 @@ def _training(description: ModelDescription) -> list[str]:
     return ["## Training", "", *table(["setting", "value"], rows, left=2)] if rows else []
 
 
+def _learns(description: ModelDescription, phase: str) -> str:
+    """The objective of a phase, where some phase learns another one than sft."""
+    objective = description.objectives.get(phase)
+    return "" if objective is None else f"; learns by {plain(objective)}"
+
+
 def _results(summary: RunSummary) -> list[str]:
     rows = [
         [plain(domain), _loss(summary.before.get(domain)), _loss(summary.after.get(domain))]
@@ -153,7 +159,10 @@ def _results(summary: RunSummary) -> list[str]:
     ]
     rows.append(["mean", _loss(summary.before_mean), _loss(summary.after_mean)])
     header = ["domain", "adapters off", "after"]
-    return ["## Results", "", f"{summary.loss_title}, in {summary.loss_measure}.", "", *table(header, rows)]
+    last = list(summary.phases)[-1] if summary.measures_differ else None
+    of_phase = "" if last is None else f", of phase {plain(last)}, and on its rows"
+    measured = f"{summary.loss_title} ({summary.loss_measure}){of_phase}."
+    return ["## Results", "", measured, "", *table(header, rows)]
 
 
 def _loss(value: float | None) -> str:
