@@ -60,7 +60,7 @@ def _losses(evaluation: Evaluation) -> Table:
 
 def _preferences(lesson: str, rows: Sequence[PreferenceFigures]) -> Table:
     table = _table(
-        f"Preferences by {lesson}: loss, and margin of rewards, adapters off and on",
+        f"Preferences by {lesson}: loss and margin of rewards",
         "domain",
         ("n", "loss off", "on", "margin off", "on"),
     )

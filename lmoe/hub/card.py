@@ -159,8 +159,7 @@ def _results(summary: RunSummary) -> list[str]:
     ]
     rows.append(["mean", _loss(summary.before_mean), _loss(summary.after_mean)])
     header = ["domain", "adapters off", "after"]
-    last = list(summary.phases)[-1] if summary.measures_differ else None
-    of_phase = "" if last is None else f", of phase {plain(last)}, and on its rows"
+    of_phase = f", of phase {plain(summary.last_phase or '')} on its rows" if summary.measures_differ else ""
     measured = f"{summary.loss_title} ({summary.loss_measure}){of_phase}."
     return ["## Results", "", measured, "", *table(header, rows)]
 

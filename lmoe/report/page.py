@@ -172,7 +172,7 @@ def _losses(summary: RunSummary) -> str:
 def _measure(summary: RunSummary) -> str:
     """What losses are measured in, as a sentence begins."""
     measure = summary.loss_measure[:1].upper() + summary.loss_measure[1:]
-    return f"{measure}, the objective of the last phase" if summary.measures_differ else measure
+    return f"{measure}, of phase {summary.last_phase} on its rows" if summary.measures_differ else measure
 
 
 def _measured(summary: RunSummary, phase: str) -> str:

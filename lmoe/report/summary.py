@@ -21,7 +21,7 @@ TIME_OVER = "trainer.max_time was over"
 
 @dataclass(slots=True, kw_only=True)
 class RunSummary:
-    """The end of a run. Losses are validation losses, in what the objective of the last phase measures."""
+    """The end of a run. Losses are validation losses, in what the objective of its phase measures."""
 
     name: str
     """Name of the run."""
@@ -93,6 +93,13 @@ class RunSummary:
     def measures_differ(self) -> bool:
         """Whether phases measure different things, which cannot be compared."""
         return len(set(self.phase_measures.values())) > 1
+
+    @property
+    def last_phase(self) -> str | None:
+        """The phase in which the run ended, whose objective the losses are of; None: no phases are known."""
+        done = self.max_steps if self.steps is None else self.steps
+        begun = [name for name, start in self.phases.items() if start < max(done, 1)]
+        return begun[-1] if begun else None
 
     def expert_label(self, expert: int) -> str:
         """How tables call an expert: its number, and its name where it has one."""
