@@ -1,13 +1,16 @@
 """Preferences: figures of a loop over single answers, whatever the batch, by the objective that the rows ask for."""
 
+import csv
 import json
 import math
 from contextlib import nullcontext
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from torch import tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -18,8 +21,10 @@ from lmoe.errors import ConfigError, DataError
 from lmoe.evaluate.evaluate import evaluate
 from lmoe.evaluate.losses import MEAN
 from lmoe.evaluate.preferences import preference_figures, row_figures
+from lmoe.evaluate.results import Evaluation
 from lmoe.evaluate.rows import evaluation_rows
 from lmoe.evaluate.subject import Subject
+from lmoe.evaluate.tables import evaluation_tables
 from lmoe.evaluate.wandb_tables import metrics
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
@@ -48,13 +53,23 @@ def pairs(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["top_k", "sequence"])
-def model(request, micro):
-    """A mixture away from its start, whose routers decide by tokens or by prompts."""
+def mixture(micro, router: str, **settings):
+    """A mixture away from its start."""
     model = AutoModelForCausalLM.from_pretrained(micro.model)
-    lmoe.inject(model, {"num_experts": 3, "lora_r": 4}, {"router": request.param})
+    lmoe.inject(model, {"num_experts": 3, "lora_r": 4}, {"router": router, **settings})
     randomise(model, std=0.2)
     return model.eval()
+
+
+@pytest.fixture(scope="module", params=["top_k", "sequence"])
+def model(request, micro):
+    """Of routers that decide by tokens, and by prompts."""
+    return mixture(micro, request.param)
+
+
+@pytest.fixture(scope="module")
+def by_token(micro):
+    return mixture(micro, "top_k")
 
 
 def rows_of(subject: Subject, place: Path, kind: RowKind = RowKind.pairs, **settings):
@@ -201,18 +216,18 @@ def data_of(place: Path, **settings) -> dict:
     return {"path": str(place), "val_path": str(place), "max_length": LENGTH, **settings}
 
 
-def test_a_run_that_learnt_answers_and_then_preferences_is_measured_by_both(model, micro, pairs, tmp_path):
+def test_a_run_that_learnt_answers_and_then_preferences_is_measured_by_both(by_token, micro, pairs, tmp_path):
     phases = {
         "prefer": {"start": "50%", "task": {"name": "dpo", "beta": 0.3, "reference": "start"}, "data": data_of(pairs)},
         "answers": {"start": "0"},
         "again": {"start": "80%", "task": {"name": "dpo", "beta": 0.3, "reference": "start"}, "data": data_of(pairs)},
     }
-    run = saved(model, micro, tmp_path, {"data": data_of(micro.val), "phase": {"phases": phases}})
+    run = saved(by_token, micro, tmp_path, {"data": data_of(micro.val), "phase": {"phases": phases}})
     found = evaluate(EvaluateSettings(checkpoint=run, samples=1, max_new_tokens=2))
     alone = evaluate(EvaluateSettings(checkpoint=run, data=str(micro.val)))
     assert found.losses == alone.losses and [row.domain for row in found.losses[:3]] == list(DOMAINS)
     assert not alone.preferences
-    subject = subject_of(model, micro, TaskName.dpo, beta=0.3)
+    subject = subject_of(by_token, micro, TaskName.dpo, beta=0.3)
     expected = preference_figures(subject, rows_of(subject, pairs), "dpo")
     assert [row.on_margin for row in found.preferences] == pytest.approx([row.on_margin for row in expected], rel=1e-5)
     assert [row.domain for row in found.preferences] == [row.domain for row in expected]
@@ -232,12 +247,12 @@ def test_a_run_that_learnt_answers_and_then_preferences_is_measured_by_both(mode
     assert logged["eval/code/loss"] == found.losses[0].on_loss
 
 
-def test_lessons_of_the_same_objective_are_told_apart_by_their_phases(model, micro, pairs, tmp_path):
+def test_lessons_of_the_same_objective_are_told_apart_by_their_phases(by_token, micro, pairs, tmp_path):
     phases = {
         "first": {"start": "0", "task": {"name": "dpo"}},
         "second": {"start": "50%", "task": {"name": "dpo", "beta": 1.0}},
     }
-    run = saved(model, micro, tmp_path, {"data": data_of(pairs), "phase": {"phases": phases}})
+    run = saved(by_token, micro, tmp_path, {"data": data_of(pairs), "phase": {"phases": phases}})
     found = evaluate(EvaluateSettings(checkpoint=run, limit=1))
     assert {row.lesson: row.pairs for row in found.preferences if row.domain == ALL_PAIRS} == {
         "dpo first": 2,
@@ -247,8 +262,8 @@ def test_lessons_of_the_same_objective_are_told_apart_by_their_phases(model, mic
     assert ten == pytest.approx(10 * one, rel=1e-5) and not found.losses
 
 
-def test_what_rows_are_says_by_which_objective_they_are_measured(model, micro, pairs, tmp_path):
-    alone = saved(model, micro, tmp_path)
+def test_what_rows_are_says_by_which_objective_they_are_measured(by_token, micro, pairs, tmp_path):
+    alone = saved(by_token, micro, tmp_path)
 
     def measured(**settings):
         return evaluate(EvaluateSettings(checkpoint=alone, max_length=LENGTH, **settings))
@@ -272,9 +287,11 @@ def test_what_rows_are_says_by_which_objective_they_are_measured(model, micro, p
         measured(data="none", choices="bundled", task=TaskName.dpo)
 
 
-def test_other_rows_are_measured_by_the_last_objective_of_the_run_that_learns_from_such(model, micro, pairs, tmp_path):
+def test_other_rows_are_measured_by_the_last_objective_of_the_run_that_learns_from_such(
+    by_token, micro, pairs, tmp_path
+):
     config = {"task": {"name": "simpo", "gamma": 0.5}, "data": data_of(pairs, judge_path=str(pairs))}
-    run = saved(model, micro, tmp_path, config)
+    run = saved(by_token, micro, tmp_path, config)
     own = evaluate(EvaluateSettings(checkpoint=run))
     assert {row.lesson for row in own.preferences} == {"simpo"}
     named = evaluate(EvaluateSettings(checkpoint=run, data=str(pairs)))
@@ -284,16 +301,14 @@ def test_other_rows_are_measured_by_the_last_objective_of_the_run_that_learns_fr
     )
     default = evaluate(EvaluateSettings(checkpoint=run, task=TaskName.dpo))
     assert {row.lesson for row in default.preferences} == {"dpo"}
-    subject = subject_of(model, micro, TaskName.simpo, gamma=0.5)
+    subject = subject_of(by_token, micro, TaskName.simpo, gamma=0.5)
     expected = preference_figures(subject, rows_of(subject, pairs), "simpo")
     assert [row.on_loss for row in own.preferences] == pytest.approx([row.on_loss for row in expected], rel=1e-5)
 
 
 def test_an_oracle_has_the_expert_of_each_pair(micro, pairs):
-    model = AutoModelForCausalLM.from_pretrained(micro.model)
-    lmoe.inject(model, {"num_experts": 2, "lora_r": 4}, {"router": "oracle", "domains": ["math", "code"]})
-    randomise(model, std=0.2)
-    subject = subject_of(model.eval(), micro, TaskName.dpo)
+    model = mixture(micro, "oracle", domains=["words", "math", "code"])
+    subject = subject_of(model, micro, TaskName.dpo)
     found = preference_figures(subject, rows_of(subject, pairs), "dpo")
     for row in found[:2]:
         with of_domain(model, row.domain):
@@ -302,14 +317,41 @@ def test_an_oracle_has_the_expert_of_each_pair(micro, pairs):
         assert row.on_margin == pytest.approx(sum(margins) / len(margins), rel=1e-4)
 
 
-def test_every_objective_that_compares_answers_compares_them_from_what_two_models_say(model, micro, pairs):
+def test_every_objective_that_compares_answers_compares_them_from_what_two_models_say(by_token, micro, pairs):
     compared = [task for task, traits in OBJECTIVES.items() if traits.rows is RowKind.pairs]
     assert compared == [TaskName.dpo, TaskName.orpo, TaskName.simpo]
     for task in compared:
-        subject = subject_of(model, micro, task)
+        subject = subject_of(by_token, micro, task)
         objective, rows = subject.objective, rows_of(subject, pairs)
         figures = row_figures(subject, rows)
         for indices, batch in subject.batches(rows.rows):
-            with batch_info(injected(model), batch, rows.domains):
-                losses = objective.losses(model, batch)
+            with batch_info(injected(by_token), batch, rows.domains):
+                losses = objective.losses(by_token, batch)
             assert figures["on_loss"][tensor(indices)].tolist() == pytest.approx(losses.values.tolist(), abs=1e-5)
+
+
+def test_the_figures_are_those_that_the_run_logged(sft_dpo_run):
+    found = evaluate(EvaluateSettings(checkpoint=str(sft_dpo_run)))
+    with (sft_dpo_run / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        logged = [row for row in csv.DictReader(file) if row["val/loss"]][-1]
+    by_domain = {row.domain: row for row in found.preferences}
+    for domain in PAIR_DOMAINS:
+        row = by_domain[domain]
+        assert row.on_loss == pytest.approx(float(logged[f"val/{domain}/loss"]), rel=1e-4)
+        assert row.on_margin == pytest.approx(float(logged[f"val/{domain}/reward_margin"]), rel=1e-4)
+        assert row.on_accuracy == pytest.approx(float(logged[f"val/{domain}/reward_accuracy"]))
+        assert row.on_margin != row.off_margin == 0
+    assert by_domain[ALL_PAIRS].on_loss == pytest.approx(float(logged["val/loss"]), rel=1e-4)
+    assert [row.domain for row in found.losses[:3]] == list(DOMAINS)
+
+
+def test_tables_of_preferences_keep_to_eighty_columns(by_token, micro, pairs):
+    subject = subject_of(by_token, micro, TaskName.simpo)
+    rows = preference_figures(subject, rows_of(subject, pairs), "simpo")
+    text = StringIO()
+    Console(file=text, width=80).print(evaluation_tables(Evaluation(settings={}, preferences=rows)))
+    lines = text.getvalue().splitlines()
+    assert "Preferences by simpo: accuracy in %" in (line.strip() for line in lines)
+    for row in rows:
+        assert sum(f"│ {row.domain} " in line for line in lines) == 2
+        assert any(f"{row.on_margin:+.3f} ±{row.on_margin_stderr:.3f}" in line for line in lines)
