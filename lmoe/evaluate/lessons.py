@@ -91,7 +91,8 @@ def other_rows(settings: EvaluateSettings, lessons: dict[str, Lesson], own: Data
         lessons: of the run, by phase.
         own: section `data` of the run.
     """
-    rows = kind_of_rows(settings, own)
+    sections = [own, *(lesson.data for lesson in lessons.values())]
+    rows = next((kind for data in sections if (kind := kind_of_rows(settings, data))), RowKind.answers)
     able = [lesson for lesson in lessons.values() if rows_of(lesson) in READ_BY[rows] and is_preference(lesson.task)]
     if settings.task is not None:
         same = [lesson for lesson in lessons.values() if lesson.task.name is settings.task]
@@ -104,16 +105,20 @@ def other_rows(settings: EvaluateSettings, lessons: dict[str, Lesson], own: Data
     return replace(_measured(str(lesson.task.name), lesson, lesson.task.name), data=data, rows=rows)
 
 
-def kind_of_rows(settings: EvaluateSettings, own: DataConfig) -> RowKind:
-    """What the first row is that `data` names; answers where there is none, of which reading them says why."""
+def kind_of_rows(settings: EvaluateSettings, own: DataConfig) -> RowKind | None:
+    """What the first row is that `data` names; None where none can be read, of which reading them all says why.
+
+    Args:
+        own: section that says how they are read.
+    """
     config, bundled = rows_config(settings, own), resource_dir(BUNDLED_ROWS)
     source = judge_source(config, bundled) if settings.data == JUDGE else val_source(config, bundled)
     try:
         opened = open_source(source or sources_of(config, bundled)[0], cache_folder(config.cache_dir))
-        first = next(iter(opened.rows()), None)
+        found = (row for part in opened.parts for row, _ in part.rows() if isinstance(row, Row))
+        return next(map(_kind_of, found), None)
     except LmoeError:
-        return RowKind.answers
-    return RowKind.answers if first is None else _kind_of(first)
+        return None
 
 
 def loss_lesson(lessons: dict[str, Lesson]) -> Lesson:

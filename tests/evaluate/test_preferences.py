@@ -299,6 +299,13 @@ def test_other_rows_are_measured_by_the_last_objective_of_the_run_that_learns_fr
     assert named.preferences == own.preferences and sorted(map(repr, judging.preferences)) == sorted(
         map(repr, own.preferences)
     )
+    renamed = tmp_path / "renamed.jsonl"
+    renamed.write_text('no row\n{"prompt": "say red", "good": "red", "rejected": "blue"}\n')
+    config["data"] |= {"columns": {"chosen": "good"}, "on_bad_row": "drop"}
+    phases = {"phases": {"prefer": {"start": "0", "data": config.pop("data")}}}
+    other = saved(by_token, micro, tmp_path / "other", config | {"data": data_of(micro.val), "phase": phases})
+    found = evaluate(EvaluateSettings(checkpoint=other, data=str(renamed)))
+    assert [(row.lesson, row.pairs) for row in found.preferences] == [("simpo", 1), ("simpo", 1)]
     default = evaluate(EvaluateSettings(checkpoint=run, task=TaskName.dpo))
     assert {row.lesson for row in default.preferences} == {"dpo"}
     subject = subject_of(by_token, micro, TaskName.simpo, gamma=0.5)
@@ -315,6 +322,14 @@ def test_an_oracle_has_the_expert_of_each_pair(micro, pairs):
             answers = dumb_answers(model, subject.tokenizer, row.domain)
         margins = [0.1 * (sum(c) - sum(oc) - sum(r) + sum(orr)) for oc, orr, c, r in answers]
         assert row.on_margin == pytest.approx(sum(margins) / len(margins), rel=1e-4)
+
+
+def test_routers_that_were_taught_domains_are_asked_on_pairs_too(micro, pairs, tmp_path):
+    taught = mixture(micro, "top_k", router_target="domain", domains=["math", "code", "words"])
+    found = evaluate(EvaluateSettings(checkpoint=saved(taught, micro, tmp_path), data=str(pairs), max_length=LENGTH))
+    assert found.targets is not None and found.preferences
+    rows = {share.row for share in found.target_choices}
+    assert rows == set(PAIR_DOMAINS) and not found.losses
 
 
 def test_every_objective_that_compares_answers_compares_them_from_what_two_models_say(by_token, micro, pairs):
