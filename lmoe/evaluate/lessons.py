@@ -91,8 +91,9 @@ def other_rows(settings: EvaluateSettings, lessons: dict[str, Lesson], own: Data
         lessons: of the run, by phase.
         own: section `data` of the run.
     """
-    sections = [own, *(lesson.data for lesson in lessons.values())]
-    rows = next((kind for data in sections if (kind := kind_of_rows(settings, data))), RowKind.answers)
+    kinds = [kind_of_rows(settings, data) for data in (own, *(lesson.data for lesson in lessons.values()))]
+    compared = [kind for kind in kinds if kind is not RowKind.answers]
+    rows = compared[0] if compared else RowKind.answers
     able = [lesson for lesson in lessons.values() if rows_of(lesson) in READ_BY[rows] and is_preference(lesson.task)]
     if settings.task is not None:
         same = [lesson for lesson in lessons.values() if lesson.task.name is settings.task]
@@ -105,8 +106,8 @@ def other_rows(settings: EvaluateSettings, lessons: dict[str, Lesson], own: Data
     return replace(_measured(str(lesson.task.name), lesson, lesson.task.name), data=data, rows=rows)
 
 
-def kind_of_rows(settings: EvaluateSettings, own: DataConfig) -> RowKind | None:
-    """What the first row is that `data` names; None where none can be read, of which reading them all says why.
+def kind_of_rows(settings: EvaluateSettings, own: DataConfig) -> RowKind:
+    """What the first row is that `data` names; answers where none can be read, of which reading them all says why.
 
     Args:
         own: section that says how they are read.
@@ -116,9 +117,9 @@ def kind_of_rows(settings: EvaluateSettings, own: DataConfig) -> RowKind | None:
     try:
         opened = open_source(source or sources_of(config, bundled)[0], cache_folder(config.cache_dir))
         found = (row for part in opened.parts for row, _ in part.rows() if isinstance(row, Row))
-        return next(map(_kind_of, found), None)
+        return next(map(_kind_of, found), RowKind.answers)
     except LmoeError:
-        return None
+        return RowKind.answers
 
 
 def loss_lesson(lessons: dict[str, Lesson]) -> Lesson:
