@@ -171,7 +171,8 @@ def _losses(summary: RunSummary) -> str:
 
 def _measure(summary: RunSummary) -> str:
     """What losses are measured in, as a sentence begins."""
-    measure = summary.loss_measure[:1].upper() + summary.loss_measure[1:]
+    measure = summary.loss_measure
+    measure = measure.capitalize() if measure.startswith("loss ") else f"In {measure}"
     return f"{measure}, of phase {summary.last_phase} on its rows" if summary.measures_differ else measure
 
 

@@ -128,7 +128,7 @@ def test_a_page_says_in_what_unit_losses_are(summary, tmp_path):
     for name in ("plain", "pairs", "both", "ended"):
         (tmp_path / name).mkdir()
     plain = write_page(summary, {}, {}, tmp_path / "plain").read_text("utf-8")
-    assert "<p>Nats per label token; below" in plain
+    assert "<p>In nats per label token; below" in plain
     pairs = replace(summary, loss_measure="loss per pair", loss_unit="pair")
     text = write_page(pairs, {}, {}, tmp_path / "pairs").read_text("utf-8")
     assert "<p>Loss per pair; below" in text and "by so much (loss per pair)" in text and "nats" not in text
@@ -139,4 +139,4 @@ def test_a_page_says_in_what_unit_losses_are(summary, tmp_path):
     assert "router_warmup from step 1 (nats per label token), experts from step 16 (loss per pair)" in text
     ended = replace(both, steps=15, loss_measure="nats per label token")
     text = write_page(ended, {}, {}, tmp_path / "ended").read_text("utf-8")
-    assert "<p>Nats per label token, of phase router_warmup on its rows; below" in text
+    assert "<p>In nats per label token, of phase router_warmup on its rows; below" in text
