@@ -113,6 +113,26 @@ def finished_run(micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return base / "run"
 
 
+@pytest.fixture(scope="session")
+def sft_dpo_run(micro, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two steps, of which the second learns by dpo from pairs of two of the three domains; shared."""
+    from lmoe.cli.train import main
+    from tests.pair_rows import write_pairs
+
+    base = tmp_path_factory.mktemp("sft_dpo")
+    for part, first in (("train", 0), ("val", 100)):
+        write_pairs(base / part, rows=4, first=first)
+    rows = f"{{path: {base / 'train'}, val_path: {base / 'val'}, batch_size: 4}}"
+    overrides = (
+        *("phase=joint", "trainer.max_steps=2", "optim.lr=0.02", "optim.warmup_steps=0"),
+        f"+phase.phases.prefer={{start: 1, trainable: [lora, router], task: {{name: dpo}}, data: {rows}}}",
+    )
+    with process_state(base) as patch:
+        patch.setattr("lmoe.run.finish.write_pictures", lambda summary, metrics, report: {})
+        assert main([*micro.changed(*overrides), f"hydra.run.dir={base / 'run'}"]) == 0
+    return base / "run"
+
+
 @pytest.fixture
 def own_run(finished_run: Path, tmp_path: Path) -> Path:
     """A copy of the finished run that the test may change."""

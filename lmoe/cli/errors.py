@@ -16,8 +16,8 @@ SAME = (
     *("base_model", "batch_size", "chat_template", "checkpoint", "choices", "data", "device", "domain", "dry_run"),
     *("experts", "fit", "head", "max_length", "message", "name", "public", "revision"),
     *("alpha", "baseline", "domains", "margin", "names", "unfinished"),
-    *("gguf_type", "max_new_tokens", "model", "output", "precision", "prompts", "router", "samples", "task_path"),
-    *("tasks", "trust_remote_code"),
+    *("gguf_type", "max_new_tokens", "model", "output", "precision", "prompts", "router", "samples", "task"),
+    *("task_path", "tasks", "trust_remote_code"),
 )
 """Arguments that the verbs call the same."""
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in SAME} | {

@@ -71,7 +71,8 @@ def run(
         asked = EvaluateSettings(**settings, tasks=() if tasks is None else split(tasks, "--tasks"), limit=limit or 0)
         given = [name for name in OF_DATA if settings.get(name) is not None]
         flags = {f"data.{name}": FLAGS[name] for name in given}
-        with keys_renamed({f"{key}=": f"{flag} " for key, flag in flags.items()} | flags):
+        names = {f"{key}=": f"{flag} " for key, flag in (flags | {"task.name": FLAGS["task"]}).items()} | flags
+        with keys_renamed(names):
             found = evaluate(asked, say=lambda line: say(console, with_flag_names(line)))
         files = found.write(folder)
         console.print(evaluation_tables(replace(found, notes=[with_flag_names(note) for note in found.notes])))

@@ -9,7 +9,7 @@ import typer
 from lmoe import __version__
 from lmoe.cli.threads import prepare_threads
 from lmoe.config.evaluate import MAX_NEW_TOKENS
-from lmoe.vocabulary import ExportFormat, GgufType, OnBadRow, Prompts, TrainOn
+from lmoe.vocabulary import ExportFormat, GgufType, OnBadRow, Prompts, TaskName, TrainOn
 
 if TYPE_CHECKING:
     from lmoe.cli.speak import SpeakerFlags
@@ -205,6 +205,9 @@ def prepare(
         str | None, typer.Option(help="Day (YYYY-MM-DD) that a template is told which reads the date.")
     ] = None,
     train_on: Annotated[TrainOn, typer.Option(help="Turns that are learnt.")] = TrainOn.assistant,
+    task: Annotated[
+        TaskName, typer.Option(help="Objective that the rows are for: dpo, orpo and simpo learn from pairs of answers.")
+    ] = TaskName.sft,
     num_proc: Annotated[int | None, typer.Option(min=1, help="Processes that tokenise.")] = None,
     cache_dir: Annotated[str | None, typer.Option(help="Folder of tokenised rows.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
@@ -233,6 +236,7 @@ def prepare(
             template_kwargs=template_kwargs,
             template_date=template_date,
             train_on=train_on,
+            task=task,
             num_proc=num_proc,
             cache_dir=cache_dir,
             seed=seed,
@@ -261,6 +265,12 @@ def evaluate(
         typer.Option(
             help="Rows for losses and samples: JSONL file, folder, bundled, bundled_preference, judge (those that the "
             "run keeps for judging), or none; without: the run's own validation rows."
+        ),
+    ] = None,
+    task: Annotated[
+        TaskName | None,
+        typer.Option(
+            help="Objective to measure rows by; without: the run's, or else dpo of pairs and sft of all others."
         ),
     ] = None,
     choices: Annotated[
@@ -306,6 +316,7 @@ def evaluate(
         "base_model": base_model,
         "trust_remote_code": trust_remote_code,
         "data": data,
+        "task": task,
         "choices": choices,
         "prompts": prompts,
         "samples": samples,

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from lmoe.cli.errors import exit_code_of
 from lmoe.errors import DataError, keys_renamed, with_keys_renamed
-from lmoe.vocabulary import OnBadRow, TrainOn
+from lmoe.vocabulary import OnBadRow, RowKind, TaskName, TrainOn
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +33,7 @@ FLAGS = {
     "data.train_on": "--train-on",
     "data.num_proc": "--num-proc",
     "data.cache_dir": "--cache-dir",
+    "task.name": "--task",
 }
 """How the keys of a config are called here."""
 EXAMPLES = {
@@ -58,6 +59,7 @@ def run(
     template_kwargs: str | None,
     template_date: str | None,
     train_on: TrainOn,
+    task: TaskName,
     num_proc: int | None,
     cache_dir: str | None,
     seed: int,
@@ -77,15 +79,18 @@ def run(
         from lmoe.config.backbone import BackboneConfig
         from lmoe.config.data import DataConfig
         from lmoe.config.problems import raise_problems, without_effect
+        from lmoe.config.run import TaskConfig
         from lmoe.data.chats.template import ChatTemplate
         from lmoe.data.prepare import prepare
         from lmoe.files.resources import resource_dir
         from lmoe.generate.speaker import named_places
         from lmoe.report.html import page_place
         from lmoe.rules.data import data_problems
+        from lmoe.rules.objectives import OBJECTIVES, task_problems
         from lmoe.run.announce import quiet_libraries
 
         quiet_libraries()
+        learnt = OBJECTIVES[task].rows
         config = DataConfig(
             path=data,
             val_path=val,
@@ -101,7 +106,7 @@ def run(
             cache_dir=cache_dir,
         )
         with keys_renamed(NAMES):
-            problems = data_problems(config)
+            problems = data_problems(config) + task_problems(TaskConfig(name=task), config)
             if output is not None and show is None:
                 problems.append(without_effect("--output", "without --show N, whose rows it shows on a page"))
             raise_problems(problems)
@@ -112,10 +117,12 @@ def run(
                 raise DataError(without_effect("data.template_date", "on a chat template that reads no date"))
             console = Console()
             if show is not None:
-                _show(console, config, tokenizer, model=model, bundled=bundled, count=show, page=page)
-            kind = model_type(backbone)
-            prepared = prepare(config, tokenizer, seed=seed, bundled=bundled, packing_model_type=kind)
-            _report(console, prepared, config, seed, kind)
+                _show(console, config, tokenizer, model=model, bundled=bundled, count=show, page=page, kind=learnt)
+            packed_for = model_type(backbone) if learnt is RowKind.answers else None
+            prepared = prepare(
+                config, tokenizer, seed=seed, bundled=bundled, packing_model_type=packed_for, kind=learnt
+            )
+            _report(console, prepared, config, seed, packed_for, kind=learnt)
 
     return exit_code_of(action)
 
@@ -146,6 +153,7 @@ def _show(
     bundled: Path,
     count: int,
     page: Path | None,
+    kind: RowKind,
 ) -> None:
     """Show rows before all are prepared: where one of those is refused, this is what helps to see why."""
     from lmoe.data.show import show_rows
@@ -155,8 +163,9 @@ def _show(
 
     samples = [
         replace(sample, note=with_keys_renamed(sample.note, NAMES))
-        for sample in show_rows(config, tokenizer, bundled=bundled, count=count)
+        for sample in show_rows(config, tokenizer, bundled=bundled, count=count, kind=kind)
     ]
+    rows = sum(not sample.of_row_before for sample in samples)
     if page is None:
         print_samples(console, samples)
         return
@@ -168,11 +177,17 @@ def _show(
         "rows": f"the first {count:,} of each domain, before any are held out for validation",
     }
     write_bytes(page, samples_page(samples, settings).encode("utf-8"))
-    say(console, f"{len(samples):,} rows as training sees them: {page}")
+    say(console, f"{rows:,} rows as training sees them: {page}")
 
 
 def _report(
-    console: Console, prepared: "PreparedData", config: "DataConfig", seed: int, model_type: str | None
+    console: Console,
+    prepared: "PreparedData",
+    config: "DataConfig",
+    seed: int,
+    model_type: str | None,
+    *,
+    kind: RowKind,
 ) -> None:
     from lmoe.data.encoded import EncodedRows
     from lmoe.data.pack import packing_line
@@ -184,5 +199,10 @@ def _report(
     console.print(table)
     for line in prepared.report.lines():
         say(console, line)
-    if isinstance(prepared.train, EncodedRows) and not config.packing and prepared.report.not_packed is None:
+    if (
+        kind is RowKind.answers
+        and isinstance(prepared.train, EncodedRows)
+        and not config.packing
+        and prepared.report.not_packed is None
+    ):
         say(console, packing_line(prepared.train, config.max_length, seed, model_type))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lmoe.vocabulary import Prompts
+from lmoe.vocabulary import Prompts, TaskName
 
 NO_DATA = "none"
 """data: neither losses nor samples."""
@@ -25,6 +25,9 @@ class EvaluateSettings:
     data: str | None = None
     """Rows for losses and samples; None: the run's own validation rows, or else the bundled ones; judge: those that the
     run's config keeps for judging; none: no rows."""
+    task: TaskName | None = None
+    """Objective by which the rows are measured; None: what the run has learnt of its own rows; of other rows the last
+    objective of the run that learns from such rows, or else dpo of pairs and sft of all others."""
     choices: str | None = None
     """Questions: JSONL file, folder of them, or bundled; None: no questions."""
     prompts: Prompts = Prompts.auto

@@ -256,7 +256,7 @@ class Encoder:
     def _chunk(self, rows: Sequence[Numbered], place: int) -> Chunk:
         account = Account(read=len(rows))
         kept: list[_Kept] = []
-        rows = list(self._answers_apart(rows))
+        rows = list(self.answers_apart(rows))
         tokenised = self.tokenise([row for row, _ in rows], account)
         for found, (_, number) in zip(tokenised, rows, strict=True):
             if isinstance(found, LmoeError):
@@ -292,7 +292,7 @@ class Encoder:
             account=account,
         )
 
-    def _answers_apart(self, rows: Iterable[Numbered]) -> Iterator[Numbered]:
+    def answers_apart(self, rows: Iterable[Numbered]) -> Iterator[Numbered]:
         """The rows; where single answers are learnt, a pair is its good answer and its bad one."""
         for row, number in rows:
             if self.kind is RowKind.labelled and isinstance(row, Row) and row.chosen is not None:

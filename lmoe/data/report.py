@@ -56,11 +56,13 @@ class SplitReport:
         rows: rows.
         tokens: tokens.
         label_tokens: tokens with a label.
-        lengths: tokens in a row, by percentile.
+        lengths: tokens in a row, by percentile; of a pair of answers in each of its two sequences.
         rows_by_domain: rows of each domain.
         duplicates: rows whose tokens another one before them has.
         packed_sequences: sequences after packing; None without.
         fill: tokens as a share of the packed sequences' room; None without packing.
+        pairs: rows that are pairs of answers.
+        bad: rows whose answer is marked as a bad one.
     """
 
     rows: int
@@ -71,6 +73,8 @@ class SplitReport:
     duplicates: int
     packed_sequences: int | None = None
     fill: float | None = None
+    pairs: int = 0
+    bad: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -124,6 +128,7 @@ class PrepareReport:
         columns = [self.val] if self.train is None else [self.train, self.val]
         rows = [
             ("rows", [f"{split.rows:,}" for split in columns]),
+            *((name, [f"{count:,}" for count in counts]) for name, counts in _answers(columns)),
             ("tokens", [f"{split.tokens:,}" for split in columns]),
             ("label tokens", [_with_share(split) for split in columns]),
             ("duplicate rows", [f"{split.duplicates:,}" for split in columns]),
@@ -241,6 +246,15 @@ def stream_report(path: str, key: str, unread: list[str]) -> SourceReport:
     )
 
 
+def _answers(splits: Sequence[SplitReport]) -> list[tuple[str, list[int]]]:
+    """Pairs of each split, or good and bad answers, where there are some."""
+    kinds = {
+        "pairs of answers": [split.pairs for split in splits],
+        "bad answers": [split.bad for split in splits],
+    }
+    return [(name, counts) for name, counts in kinds.items() if any(counts)]
+
+
 def _with_share(split: SplitReport) -> str:
     """Label tokens, and in percent of all tokens."""
     return f"{split.label_tokens:,} ({split.label_tokens / split.tokens:.1%})"
@@ -252,7 +266,8 @@ def split_report(rows: EncodedRows, domains: list[str]) -> SplitReport:
     Args:
         domains: names that rows.domains points into.
     """
-    lengths = rows.lengths.sort().values
+    second = (rows.lengths - rows.seconds)[rows.seconds > 0]
+    lengths = torch.cat([torch.where(rows.seconds > 0, rows.seconds, rows.lengths), second]).sort().values
     counts = torch.bincount(rows.domains, minlength=len(domains)).tolist()
     return SplitReport(
         rows=len(rows),
@@ -261,4 +276,6 @@ def split_report(rows: EncodedRows, domains: list[str]) -> SplitReport:
         lengths={name: int(lengths[round(share * (len(lengths) - 1))]) for name, share in PERCENTILES},
         rows_by_domain={name: count for name, count in zip(domains, counts, strict=True) if count},
         duplicates=len(rows) - len(rows.digests.unique()),
+        pairs=len(second),
+        bad=int((rows.good == 0).sum()),
     )

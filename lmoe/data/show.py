@@ -1,7 +1,7 @@
 """What training sees of a row: its tokens, which of them are learnt, where the assistant's turns end, what is cut."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -15,6 +15,7 @@ from lmoe.data.rows.row import Row
 from lmoe.data.rows.sources import open_source, sources_of
 from lmoe.errors import DataError, LmoeError
 from lmoe.files.places import cache_folder
+from lmoe.vocabulary import RowKind
 
 MOST_CUT = 100
 """Tokens behind the cut that a sample keeps; of the others it knows the number."""
@@ -57,6 +58,8 @@ class ShownSample:
         cut: tokens behind data.max_length.
         note: why the row is dropped or refused; empty for one that is trained on.
         ignored: fields of the row that nothing is made of.
+        answer: which answer of its row it ends with, in words; empty of rows whose turns are learnt by themselves.
+        of_row_before: whether the sample before it shows the same row, with its other answer.
     """
 
     where: str
@@ -67,6 +70,8 @@ class ShownSample:
     cut: int = 0
     note: str = ""
     ignored: tuple[str, ...] = ()
+    answer: str = ""
+    of_row_before: bool = False
 
     @property
     def kept(self) -> int:
@@ -85,23 +90,31 @@ class ShownSample:
 
 
 def show_rows(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, bundled: Path, count: int
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    bundled: Path,
+    count: int,
+    kind: RowKind = RowKind.answers,
 ) -> list[ShownSample]:
-    """The first `count` training rows of each domain, domain by domain, before any are held out for validation.
+    """The first `count` training rows of each domain, domain by domain, before any are held out for validation; a pair
+    of answers is two samples.
 
     Args:
+        kind: of what is learnt.
         bundled: folder of what ships with lmoe, as `sources_of`.
 
     Raises:
         DataError: rows that cannot be read.
     """
-    reader = Reader(config, tokenizer)
+    reader = Reader(config, tokenizer, kind=kind)
     encoder = reader.encoder()
     cache = cache_folder(config.cache_dir)
     parts = [part for source in sources_of(config, bundled) for part in open_source(source, cache).parts]
     found = [row for part in parts for row, _ in part.rows()]
     refused = [row for row in found if isinstance(row, LmoeError)][:count]
-    return [*(show_row(row, encoder) for row in first_rows(found, count)), *map(_show_refused, refused)]
+    shown = [sample for row in first_rows(found, count) for sample in show_answers(row, encoder)]
+    return [*shown, *map(_show_refused, refused)]
 
 
 def first_rows(rows: Iterable[Row | LmoeError], count: int) -> list[Row]:
@@ -117,7 +130,21 @@ def first_rows(rows: Iterable[Row | LmoeError], count: int) -> list[Row]:
 
 
 def show_row(row: Row, encoder: Encoder) -> ShownSample:
-    """One row as `encoder` makes a training row of it, or why it makes none."""
+    """One row, not of pairs, as `encoder` makes a training row of it, or why it makes none."""
+    [sample] = show_answers(row, encoder)
+    return sample
+
+
+def show_answers(row: Row, encoder: Encoder) -> list[ShownSample]:
+    """One row as `encoder` makes a training row of it, or why it makes none; of a pair prompt and chosen answer, and
+    then prompt and rejected answer, whether they are learnt together or apart."""
+    rows = [one for one, _ in encoder.answers_apart([(row, 0)]) if isinstance(one, Row)]
+    samples = [sample for one in rows for sample in _show(one, encoder)]
+    return [replace(sample, of_row_before=number > 0) for number, sample in enumerate(samples)]
+
+
+def _show(row: Row, encoder: Encoder) -> list[ShownSample]:
+    """A sample for each sequence of a row, or one that says why there is none."""
     try:
         [tokenised] = encoder.tokenise([row], Account())
         if isinstance(tokenised, LmoeError):
@@ -126,8 +153,32 @@ def show_row(row: Row, encoder: Encoder) -> ShownSample:
             raise DataError(beyond)
     except LmoeError as error:
         reason = str(error).removeprefix(f"{row.where}: ")
-        return ShownSample(where=row.where, domain=row.domain, note=f"refused: {reason}", ignored=row.ignored)
-    dropped = encoder.nothing_to_learn(tokenised)
+        return [ShownSample(where=row.where, domain=row.domain, note=f"refused: {reason}", ignored=row.ignored)]
+    dropped, names = encoder.nothing_to_learn(tokenised), _answer_names(row, encoder.kind)
+    return [
+        _show_sequence(sequence, encoder, dropped, answer)
+        for sequence, answer in zip(tokenised.sequences, names, strict=True)
+    ]
+
+
+def _answer_names(row: Row, kind: RowKind) -> tuple[str, ...]:
+    """What the answer of each sequence of a row is called."""
+    match kind:
+        case RowKind.pairs:
+            return ("chosen answer", "rejected answer")
+        case RowKind.labelled:
+            return ("bad answer",) if row.label is False else ("good answer",)
+    return ("",)
+
+
+def _show_sequence(tokenised: TokenisedRow, encoder: Encoder, dropped: str | None, answer: str) -> ShownSample:
+    """One sequence of a row.
+
+    Args:
+        dropped: why nothing of the row is learnt, or None.
+        answer: what it ends with.
+    """
+    row = tokenised.row
     texts = token_texts(tokenised, encoder.tokenizer)
     labels = tokenised.is_label.tolist()
     special = _special_ids(encoder.tokenizer)
@@ -135,13 +186,13 @@ def show_row(row: Row, encoder: Encoder) -> ShownSample:
         ShownToken(
             text=texts[i],
             id=number,
-            learnt=0 < i < encoder.max_length and labels[i],
+            learnt=dropped is None and 0 < i < encoder.max_length and labels[i],
             special=number in special,
             cut=i >= encoder.max_length,
         )
         for i, number in enumerate(tokenised.input_ids[: encoder.max_length + MOST_CUT].tolist())
     )
-    turns = _label_runs(labels)
+    turns = [] if answer and dropped is not None else _label_runs(labels)
     names = encoder.template.turn_ends()
     ends = [_turn_end(turn, tokenised.input_ids.tolist(), texts, names, encoder.tokenizer) for turn in turns]
     return ShownSample(
@@ -153,6 +204,7 @@ def show_row(row: Row, encoder: Encoder) -> ShownSample:
         cut=max(0, len(tokenised.input_ids) - encoder.max_length),
         note="" if dropped is None else f"dropped: {dropped}",
         ignored=row.ignored,
+        answer=answer,
     )
 
 

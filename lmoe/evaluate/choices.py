@@ -19,7 +19,7 @@ from lmoe.objectives.of_labels import model_inputs
 
 @dataclass(slots=True, frozen=True)
 class Accuracy:
-    """Share of questions answered rightly.
+    """Share of questions answered rightly, or of pairs told apart.
 
     Args:
         value: 0 to 1.
@@ -30,8 +30,8 @@ class Accuracy:
     stderr: float | None
 
     @classmethod
-    def of(cls, right: Sequence[bool]) -> "Accuracy":
-        """Returns the accuracy over one or more questions."""
+    def of(cls, right: Sequence[float]) -> "Accuracy":
+        """Returns the accuracy over one or more questions, each from 0 (False) to 1 (True)."""
         n, p = len(right), sum(right) / len(right)
         return cls(p, math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else None)
 

@@ -1,15 +1,16 @@
 """Measure a trained mixture beside its base: losses, multiple choice, samples, standard benchmarks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from lmoe.adapter.folder import read_adapter_config
 from lmoe.adapter.place import adapter_folder, local_checkpoint, run_folder
-from lmoe.adapter.run_data import run_data
+from lmoe.adapter.run_data import run_data, run_lessons
 from lmoe.config.evaluate import NO_DATA, EvaluateSettings
 from lmoe.data.chats.template import ChatTemplate
 from lmoe.errors import ConfigError, DataError
@@ -17,21 +18,30 @@ from lmoe.evaluate.choices import choice_accuracy
 from lmoe.evaluate.encode_questions import encode_choices
 from lmoe.evaluate.exported import evaluate_exported
 from lmoe.evaluate.harness import harness_scores, task_manager
+from lmoe.evaluate.lessons import Measured, is_preference, other_rows, own_rows
+from lmoe.evaluate.loss_rows import EvaluationRows
 from lmoe.evaluate.losses import domain_losses
+from lmoe.evaluate.preferences import preference_figures
 from lmoe.evaluate.questions import ChoiceRow, read_choices
 from lmoe.evaluate.results import Evaluation
 from lmoe.evaluate.rows import evaluation_rows, row_notes
 from lmoe.evaluate.samples import samples
-from lmoe.evaluate.subject import Subject, subject_of
+from lmoe.evaluate.subject import Subject, longest, subject_of
 from lmoe.files.resources import resource_dir
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain as of_domain
 from lmoe.injection.tracing import expert_of
+from lmoe.objectives.objective import objective_of
 from lmoe.rules.evaluate import check_exported, check_settings
 from lmoe.training.target_evaluation import TargetEvaluation
-from lmoe.vocabulary import Prompts
+from lmoe.vocabulary import Prompts, RowKind, TaskName
 
 Say = Callable[[str], None]
+ADVICE = {
+    RowKind.pairs: f"`task={TaskName.dpo}` measures which answers of pairs a model prefers",
+    RowKind.labelled: f"`task={TaskName.kto}` measures answers that are good or bad",
+}
+"""What measures rows that are not learnt as answers."""
 
 
 def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evaluation:
@@ -80,16 +90,9 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
     )
     torch.manual_seed(settings.seed)
     if settings.data != NO_DATA:
-        data, named = evaluation_rows(settings, run, tokenizer, injected(model).moe, max_length=length)
-        say(f"losses on {len(data.rows):,} rows: {named}")
-        result.settings["data"] = named
-        result.notes += row_notes(data, length)
-        taught = TargetEvaluation.of(model, data.domains, model.device)
-        result.losses = domain_losses(subject, data, None if taught is None else taught.update)
-        result.targets = None if taught is None else taught.report()
-        if settings.samples:
-            say("samples")
-            result.samples = samples(subject, data, count=settings.samples, max_new_tokens=settings.max_new_tokens)
+        lessons = run_lessons(run)
+        measured = own_rows(settings, lessons) if settings.data is None else [other_rows(settings, lessons, own)]
+        _add_rows(result, subject, settings, run, measured, say)
     bare = settings.prompts is Prompts.bare or template.source is None
     _add_choices(result, subject, questions, None if bare else template, settings.domain or "", say)
     if manager is not None:
@@ -104,6 +107,63 @@ def evaluate(settings: EvaluateSettings, say: Say = lambda line: None) -> Evalua
                 seed=settings.seed,
             )
     return result
+
+
+def _add_rows(
+    result: Evaluation,
+    subject: Subject,
+    settings: EvaluateSettings,
+    run: Path | None,
+    measured: Sequence[Measured],
+    say: Say,
+) -> None:
+    """Measure rows: the losses of answers that are learnt by themselves, and preferences by objective."""
+    result.settings["task"] = ", ".join(one.name for one in measured)
+    found: list[tuple[Measured, Subject, EvaluationRows, str]] = []
+    for one in measured:
+        length = longest(settings.max_length, one.data.max_length, subject.model)
+        about = replace(subject, max_length=length, objective=objective_of(one.task))
+        data, named = _rows_of(one, about, settings, run)
+        result.notes += [note for note in (*row_notes(data, length), one.note()) if note not in (None, *result.notes)]
+        found.append((one, about, data, named))
+    result.settings["data"] = found[0][3]
+    taught = None
+    if answers := [of for of in found if not is_preference(of[0].task)]:
+        data = EvaluationRows.joined([rows for _, _, rows, _ in answers])
+        longest_of = max(answers, key=lambda of: of[1].max_length)[1]
+        say(f"losses on {len(data.rows):,} rows: {answers[0][3]}")
+        taught = TargetEvaluation.of(subject.model, data.domains, subject.model.device)
+        result.losses = domain_losses(longest_of, data, None if taught is None else taught.update)
+    for one, about, data, named in found:
+        if not is_preference(one.task):
+            continue
+        say(f"preferences by {one.name} on {len(data.rows):,} {about.objective.unit}s: {named}")
+        routing = None
+        if taught is None and (taught := TargetEvaluation.of(subject.model, data.domains, subject.model.device)):
+            routing = taught.update
+        result.preferences += preference_figures(about, data, one.name, routing)
+    result.targets = None if taught is None else taught.report()
+    if settings.samples:
+        say("samples")
+        for _, about, data, _ in found:
+            result.samples += samples(about, data, count=settings.samples, max_new_tokens=settings.max_new_tokens)
+
+
+def _rows_of(
+    one: Measured, subject: Subject, settings: EvaluateSettings, run: Path | None
+) -> tuple[EvaluationRows, str]:
+    """Rows that are measured, and what they are called.
+
+    Raises:
+        DataError: rows that cannot be read; says it where another objective could read them.
+    """
+    moe, length = injected(subject.model).moe, subject.max_length
+    try:
+        return evaluation_rows(settings, run, subject.tokenizer, moe, max_length=length, kind=one.kind, data=one.data)
+    except DataError as error:
+        if one.kind is RowKind.answers and one.rows is not RowKind.answers:
+            raise DataError(f"{error}; {ADVICE[one.rows]}") from None
+        raise
 
 
 def check_template(settings: EvaluateSettings, template: ChatTemplate) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lmoe.adapter.folder import WEIGHTS_FILE
 from lmoe.adapter.place import adapter_folder, run_folder
-from lmoe.adapter.run_data import run_data
+from lmoe.adapter.run_data import run_data, run_lessons
 from lmoe.backbones.load import load_model, load_tokenizer, precision_of, stored_precision
 from lmoe.backbones.placement import placed
 from lmoe.config.backbone import BackboneConfig
@@ -15,13 +15,14 @@ from lmoe.config.evaluate import EvaluateSettings
 from lmoe.config.moe import MoeConfig
 from lmoe.data.chats.template_source import take_template
 from lmoe.errors import CheckpointError, keys_renamed
+from lmoe.evaluate.lessons import loss_lesson, rows_of
 from lmoe.evaluate.losses import by_domain, measured_losses, perplexity
 from lmoe.evaluate.results import Evaluation, ExportedLosses
 from lmoe.evaluate.rows import evaluation_rows, row_notes
 from lmoe.evaluate.run_template import run_template
 from lmoe.evaluate.subject import Subject, longest, subject_of
 from lmoe.files.export_record import EXPORT_FILE, ExportRecord, changes, read_export_record, sha256
-from lmoe.vocabulary import BackbonePrecision
+from lmoe.vocabulary import BackbonePrecision, RowKind
 
 Say = Callable[[str], None]
 
@@ -41,10 +42,15 @@ def evaluate_exported(settings: EvaluateSettings, say: Say) -> Evaluation:
     adapter, notes = _adapter_of(settings, folder, record)
     notes += _notes_on_files(folder, record)
     run = None if adapter is None else run_folder(adapter)
-    own, _ = run_data(run)
+    lesson = loss_lesson(run_lessons(run))
+    own = lesson.data if settings.data is None else run_data(run)[0]
+    kind = rows_of(lesson) if settings.data is None else RowKind.answers
     subject = _subject(settings, folder, own)
     tokenizer, length = subject.tokenizer, subject.max_length
-    data, named = evaluation_rows(settings, run, tokenizer, MoeConfig(), max_length=length)
+    data, named = evaluation_rows(settings, run, tokenizer, MoeConfig(), max_length=length, kind=kind, data=own)
+    if kind is RowKind.pairs:
+        data = data.preferred()
+        notes.append(f"the run has learnt by {lesson.task.name}: the loss is that of the chosen answers of its pairs")
     say(f"losses of {folder} on {len(data.rows):,} rows: {named}")
     device, precision = str(subject.model.device), precision_of(subject.model)
     measured = [measured_losses(subject, data)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lmoe.data.report import SourceReport
 from lmoe.data.rows.sources import judge_source, sources_of, val_source
 from lmoe.data.split import first_of_each
 from lmoe.errors import DataError
+from lmoe.vocabulary import RowKind
 
 
 @dataclass(slots=True, kw_only=True)
@@ -46,6 +48,28 @@ class EvaluationRows:
         """The same rows, their domains dealt anew where a run has data.permute_domains."""
         return replace(self, rows=dealt_anew(self.rows), permuted=True) if config.permute_domains else self
 
+    def preferred(self) -> EvaluationRows:
+        """The same rows where of a pair of answers only the chosen one is left."""
+        if not bool(self.rows.seconds.any()):
+            return self
+        return replace(self, rows=EncodedRows.of(row.pair()[0] if row.second else row for row in self.rows))
+
+    @staticmethod
+    def joined(parts: Sequence[EvaluationRows]) -> EvaluationRows:
+        """The rows of all parts behind one another."""
+        if len(parts) == 1:
+            return parts[0]
+        domains = sorted({name for part in parts for name in part.domains})
+        return EvaluationRows(
+            rows=EncodedRows.joined(
+                [part.rows.with_domains([domains.index(name) for name in part.domains]) for part in parts]
+            ),
+            domains=domains,
+            reports=[report for part in parts for report in part.reports],
+            data_hashes={path: digest for part in parts for path, digest in part.data_hashes.items()},
+            permuted=any(part.permuted for part in parts),
+        )
+
     def row_ids(self) -> list[str]:
         """Return a name of each row, of 16 hexadecimal digits: the same for the same row of the same files, wherever
         they lie and whatever tokenizer, template or prefix has made tokens of them."""
@@ -55,7 +79,13 @@ class EvaluationRows:
 
 
 def prepare_judging(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int, bundled: Path, length_name: str
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    bundled: Path,
+    length_name: str,
+    kind: RowKind = RowKind.answers,
 ) -> EvaluationRows:
     """The rows of a config that nothing but judging reads, of all domains; of a share that is split off, those whose
     tokens no other row has.
@@ -64,11 +94,12 @@ def prepare_judging(
         seed: of the split.
         bundled: folder of what ships with lmoe, as `sources_of`.
         length_name: what the user calls the length, for messages.
+        kind: what the rows are read as.
 
     Raises:
         DataError: rows that cannot be read or masked, none of them usable, or no such rows.
     """
-    reader = Reader(config, tokenizer, length_name=length_name, has_keys=False)
+    reader = Reader(config, tokenizer, length_name=length_name, has_keys=False, kind=kind)
     judge_from = judge_source(config, bundled)
     if judge_from is not None:
         source = reader.read(judge_from)
@@ -95,6 +126,7 @@ def prepare_evaluation(
     bundled: Path,
     named: tuple[str, str],
     limit: int = 0,
+    kind: RowKind = RowKind.answers,
 ) -> EvaluationRows:
     """The validation rows of a config; its training rows are read only where the others are split off from them.
 
@@ -103,11 +135,12 @@ def prepare_evaluation(
         bundled: folder of what ships with lmoe, as `sources_of`.
         named: what the user calls the rows and the length, for messages.
         limit: rows of each domain, the first ones of those of the config; 0: all.
+        kind: what the rows are read as.
 
     Raises:
         DataError: rows that cannot be read or masked, or none of them usable.
     """
-    reader = Reader(config, tokenizer, length_name=named[1], has_keys=False)
+    reader = Reader(config, tokenizer, length_name=named[1], has_keys=False, kind=kind)
     val_from = val_source(config, bundled)
     if val_from is None:
         sources = sources_of(config, bundled)

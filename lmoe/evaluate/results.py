@@ -13,7 +13,7 @@ from lmoe.report.files import write_bytes
 from lmoe.report.targets import TargetReport
 
 JSON_FILE = "evaluation.json"
-TABLES = ("losses", "target_choices", "choices", "samples", "tasks", "exported")
+TABLES = ("losses", "preferences", "target_choices", "choices", "samples", "tasks", "exported")
 """Parts of an evaluation that become a CSV file and a W&B table of that name."""
 
 
@@ -33,6 +33,56 @@ class DomainLosses:
     """exp(off_loss)."""
     on_perplexity: float
     """exp(on_loss)."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class PreferenceFigures:
+    """How well answers are told apart that are preferred from those that are not, means over pairs (kto: over answers).
+
+    A figure of equals, such as two answers with the same reward, counts one half.
+    """
+
+    lesson: str
+    """The objective, and where several of the run have the same its phases."""
+    domain: str
+    """A domain, or one of the two sums over domains, which are in brackets."""
+    pairs: int
+    """Number of pairs; kto: of answers."""
+    off_loss: float
+    """Loss of the objective with the adapters off, measured against the base."""
+    on_loss: float
+    """With the adapters on."""
+    off_accuracy: float
+    """Share of pairs whose chosen answer has the higher reward (kto: of answers whose reward has the right sign), with
+    the adapters off."""
+    off_accuracy_stderr: float | None
+    """Its standard error, sqrt(p (1 - p) / (n - 1))."""
+    on_accuracy: float
+    """With the adapters on."""
+    on_accuracy_stderr: float | None
+    """Its standard error."""
+    off_margin: float
+    """Reward of the chosen answer, less that of the rejected one, with the adapters off."""
+    off_margin_stderr: float | None
+    """Its standard error."""
+    on_margin: float
+    """With the adapters on."""
+    on_margin_stderr: float | None
+    """Its standard error."""
+    shorter: float | None
+    """Accuracy of choosing the answer with fewer label tokens; None: the answers are no pairs."""
+    longer: float | None
+    """Accuracy of choosing the one with more of them: 1 - shorter."""
+    length_stderr: float | None
+    """Standard error of both."""
+    base_log_prob: float | None
+    """Accuracy of choosing the answer with the higher log-probability by the base."""
+    base_log_prob_stderr: float | None
+    """Its standard error."""
+    base_mean_log_prob: float | None
+    """Accuracy of choosing the answer whose label tokens have the higher mean log-probability by the base."""
+    base_mean_log_prob_stderr: float | None
+    """Its standard error."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -92,11 +142,13 @@ class Sample:
     prompt: str
     """Everything before the first label token, special tokens written out."""
     reference: str
-    """What the row says next."""
+    """What the row says next; of a pair of answers the chosen one."""
     off: str
     """What the model writes with the adapters off."""
     on: str
     """What it writes with the adapters on."""
+    rejected: str = ""
+    """Of a pair of answers the rejected one, or a single answer that is a bad one; empty: the row has none."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -143,6 +195,8 @@ class Evaluation:
     """What a reader has to know about the numbers."""
     losses: list[DomainLosses] = field(default_factory=list)
     """One a domain, then the sums."""
+    preferences: list[PreferenceFigures] = field(default_factory=list)
+    """Of each objective that compares answers one a domain, then the sums."""
     targets: TargetReport | None = None
     """What routers choose of what they were taught; None: they were taught nothing."""
     choices: list[ChoiceAccuracy] = field(default_factory=list)

@@ -6,7 +6,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.adapter.run_data import run_data
-from lmoe.config.data import BUNDLED, BUNDLED_PREFERENCE, JUDGE
+from lmoe.config.data import BUNDLED, BUNDLED_PREFERENCE, JUDGE, DataConfig
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.config.moe import MoeConfig
 from lmoe.data.report import PERMUTED, unprefixed
@@ -14,6 +14,10 @@ from lmoe.errors import DataError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation, prepare_judging
 from lmoe.files.resources import resource_dir
 from lmoe.rules.routers import needs_domain
+from lmoe.vocabulary import RowKind
+
+BUNDLED_ROWS = "data"
+"""Folder of what ships with lmoe."""
 
 CALLED = {BUNDLED: "the bundled rows", BUNDLED_PREFERENCE: "the bundled pairs of answers"}
 """Rows that ship with lmoe, as people call them."""
@@ -27,6 +31,8 @@ def evaluation_rows(
     *,
     max_length: int,
     dealt: bool = True,
+    kind: RowKind = RowKind.answers,
+    data: DataConfig | None = None,
 ) -> tuple[EvaluationRows, str]:
     """The rows, and what they are called.
 
@@ -36,30 +42,22 @@ def evaluation_rows(
         tokenizer: with the template that rows are rendered by.
         max_length: longest row in tokens.
         dealt: whether domains are dealt anew where the run has data.permute_domains.
+        kind: what the rows are read as.
+        data: section that says which rows and how they are read; None: that of the run.
 
     Raises:
         DataError: rows that cannot be read, and for moe.router=oracle rows of a domain without an expert.
         CheckpointError: the config of the run cannot be read.
     """
     own, seed = run_data(run)
-    own = replace(own, permute_domains=own.permute_domains and dealt)
-    config = replace(own, packing=False, max_length=max_length, chat_template=None, template_kwargs={})
-    bundled = resource_dir("data")
+    own = replace(own if data is None else data, packing=False, max_length=max_length)
+    own = replace(own, permute_domains=own.permute_domains and dealt, chat_template=None, template_kwargs={})
+    config, bundled = rows_config(settings, own), resource_dir(BUNDLED_ROWS)
     if settings.data == JUDGE:
         named = "the judging rows" + ("" if run is None else f" of {run}")
-        rows = prepare_judging(config, tokenizer, seed=seed, bundled=bundled, length_name="`max_length`")
+        rows = prepare_judging(config, tokenizer, seed=seed, bundled=bundled, length_name="`max_length`", kind=kind)
         return with_experts(rows.first_of_each_domain(settings.limit).dealt_as(own), moe, named), named
     if settings.data is not None:
-        config = replace(
-            config,
-            path=settings.data,
-            sources={},
-            columns=config.columns_of(settings.data),
-            val_path=settings.data,
-            domains=None,
-            permute_domains=False,
-            val_rows_per_domain=0,
-        )
         named = CALLED.get(settings.data, settings.data)
     else:
         named = CALLED[BUNDLED] if run is None else f"the validation rows of {run}"
@@ -71,12 +69,33 @@ def evaluation_rows(
             bundled=bundled,
             named=("`data`", "`max_length`"),
             limit=settings.limit,
+            kind=kind,
         )
     except DataError as error:
         if settings.data is not None or run is None:
             raise
         raise DataError(f"{named} cannot be used, name others with `data`: {error}") from None
     return with_experts(rows, moe, named), named
+
+
+def rows_config(settings: EvaluateSettings, own: DataConfig) -> DataConfig:
+    """The section `data` of the rows that are measured: that of the run, or one for what `data` names.
+
+    Args:
+        own: section of the run.
+    """
+    if settings.data in (None, JUDGE):
+        return own
+    return replace(
+        own,
+        path=settings.data,
+        sources={},
+        columns=own.columns_of(settings.data),
+        val_path=settings.data,
+        domains=None,
+        permute_domains=False,
+        val_rows_per_domain=0,
+    )
 
 
 def with_experts(rows: EvaluationRows, moe: MoeConfig, named: str) -> EvaluationRows:

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from lmoe.backbones.load import context_length
-from lmoe.data.encoded import opening
+from lmoe.data.encoded import EncodedRow, opening
 from lmoe.data.split import first_of_each
 from lmoe.evaluate.loss_rows import EvaluationRows
 from lmoe.evaluate.results import Sample
@@ -25,7 +25,8 @@ def samples(subject: Subject, data: EvaluationRows, *, count: int, max_new_token
     rows, limit = data.rows, context_length(subject.model)
     fits = [i for i in range(len(rows)) if limit is None or opening(rows[i]) < limit]
     names = rows.domains[fits].tolist()
-    chosen = [rows[fits[i]] for i in sorted(first_of_each(names, count), key=lambda i: (names[i], i))]
+    picked = [rows[fits[i]] for i in sorted(first_of_each(names, count), key=lambda i: (names[i], i))]
+    chosen = [row.pair()[0] if row.second else row for row in picked]
     domains = [data.domains[row.domain] for row in chosen]
     prompts = [row.input_ids[: opening(row)].long() for row in chosen]
     sampling = Sampling(max_new_tokens=max_new_tokens)
@@ -43,6 +44,17 @@ def samples(subject: Subject, data: EvaluationRows, *, count: int, max_new_token
             found |= {i: text(answer.ids) for i, answer in zip(batch, told, strict=True)}
         return [found[i] for i in range(len(prompts))]
 
+    def answer_of(row: EncodedRow) -> str:
+        first = opening(row)
+        return text(row.input_ids[first:][row.is_label[first:]])
+
+    def compared(row: EncodedRow) -> dict[str, str]:
+        """What a row says next: an answer, the answers of a pair, or a bad answer."""
+        if row.second:
+            good, bad = row.pair()
+            return {"reference": answer_of(good), "rejected": answer_of(bad)}
+        return {"reference": answer_of(row)} if row.good else {"reference": "", "rejected": answer_of(row)}
+
     with adapters_off(subject.model):
         off = answers()
     on = answers()
@@ -50,9 +62,9 @@ def samples(subject: Subject, data: EvaluationRows, *, count: int, max_new_token
         Sample(
             domain=domains[i],
             prompt=str(subject.tokenizer.decode(prompts[i])),
-            reference=text(row.input_ids[len(prompts[i]) :][row.is_label[len(prompts[i]) :]]),
             off=off[i],
             on=on[i],
+            **compared(row),
         )
-        for i, row in enumerate(chosen)
+        for i, row in enumerate(picked)
     ]

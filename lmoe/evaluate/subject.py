@@ -1,10 +1,9 @@
 """The model under evaluation, and how rows are put before it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.adapter.answer_end import answers_end
@@ -17,30 +16,26 @@ from lmoe.backbones.load import context_length, load_tokenizer, tokenizer_in
 from lmoe.backbones.placement import placed
 from lmoe.config.backbone import BackboneConfig
 from lmoe.data.chats.template_source import take_template
-from lmoe.data.collate import Collate
-from lmoe.data.encoded import EncodedRows
+from lmoe.data.encoded import EncodedRow, EncodedRows
 from lmoe.errors import ConfigError
 from lmoe.evaluate.run_template import run_template
-from lmoe.objectives.objective import Objective
+from lmoe.objectives.objective import Batch, Objective
 from lmoe.objectives.sft import SupervisedFineTuning
 from lmoe.vocabulary import BackbonePrecision
 
 
 def batches_by_length(
-    rows: EncodedRows, batch_size: int, pad_token_id: int, max_length: int
-) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
+    rows: EncodedRows, batch_size: int, collate: Callable[[Sequence[EncodedRow]], Batch]
+) -> Iterator[tuple[list[int], Batch]]:
     """All rows once, longest last, as training validates them.
 
     Args:
-        rows: no longer than max_length.
         batch_size: rows in a batch.
-        pad_token_id: fills the padding.
-        max_length: largest T.
+        collate: makes a batch of rows.
 
     Yields:
-        Indices of the rows in a batch, and the batch as `Collate` describes it.
+        Indices of the rows in a batch, and the batch.
     """
-    collate = Collate(pad_token_id=pad_token_id, max_length=max_length, packed=False)
     order = rows.lengths.argsort(stable=True).tolist()
     for first in range(0, len(order), batch_size):
         chosen = order[first : first + batch_size]
@@ -65,10 +60,12 @@ class Subject:
     max_length: int
     objective: Objective = field(default_factory=SupervisedFineTuning)
 
-    def batches(self, rows: EncodedRows) -> Iterator[tuple[list[int], dict[str, Tensor]]]:
-        """Indices of the rows of each batch, and the batch on the model's device; rows of like length together."""
+    def batches(self, rows: EncodedRows) -> Iterator[tuple[list[int], Batch]]:
+        """Indices of the rows of each batch, and the batch of the objective on the model's device; rows of like length
+        together."""
         pad = int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
-        for indices, batch in batches_by_length(rows, self.batch_size, pad, self.max_length):
+        collate = self.objective.collate(pad_token_id=pad, max_length=self.max_length, packed=False)
+        for indices, batch in batches_by_length(rows, self.batch_size, collate):
             yield indices, {name: tensor.to(self.model.device) for name, tensor in batch.items()}
 
 

@@ -1,12 +1,12 @@
 """Tables of an evaluation for the terminal; 80 columns for a task or domain of usual length."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lmoe.evaluate.results import Evaluation, Sample
+from lmoe.evaluate.results import Evaluation, PreferenceFigures, Sample
 from lmoe.report.table import target_table
 
 SHOWN = 400
@@ -18,6 +18,9 @@ def evaluation_tables(evaluation: Evaluation) -> Group:
     parts: list[RenderableType] = []
     if evaluation.losses:
         parts += [Text(), _losses(evaluation)]
+    for lesson in dict.fromkeys(row.lesson for row in evaluation.preferences):
+        rows = [row for row in evaluation.preferences if row.lesson == lesson]
+        parts += [Text(), _preferences(lesson, rows), Text(), _accuracies(lesson, rows)]
     if evaluation.exported:
         parts += [Text(), _exported(evaluation)]
     if evaluation.targets is not None:
@@ -53,6 +56,55 @@ def _losses(evaluation: Evaluation) -> Table:
             f"{row.on_perplexity:,.2f}",
         )
     return table
+
+
+def _preferences(lesson: str, rows: Sequence[PreferenceFigures]) -> Table:
+    table = _table(
+        f"Preferences by {lesson}: loss and margin of rewards",
+        "domain",
+        ("n", "loss off", "on", "margin off", "on"),
+    )
+    for row in _with_section(table, rows):
+        table.add_row(
+            Text(row.domain, overflow="fold"),
+            f"{row.pairs:,}",
+            f"{row.off_loss:.3f}",
+            f"{row.on_loss:.3f}",
+            f"{row.off_margin:+.3f}",
+            f"{row.on_margin:+.3f}" + ("" if row.on_margin_stderr is None else f" ±{row.on_margin_stderr:.3f}"),
+        )
+    table.caption = "measured against the base; ± standard error"
+    return table
+
+
+def _accuracies(lesson: str, rows: Sequence[PreferenceFigures]) -> Table:
+    paired = rows[0].shorter is not None
+    baselines = ("shorter", "longer", "log p", "mean") if paired else ()
+    table = _table(f"Preferences by {lesson}: accuracy in %", "domain", ("n", "off", "on", *baselines))
+    for row in _with_section(table, rows):
+        untrained = (row.shorter, row.longer, row.base_log_prob, row.base_mean_log_prob) if paired else ()
+        table.add_row(
+            Text(row.domain, overflow="fold"),
+            f"{row.pairs:,}",
+            _share(row.off_accuracy),
+            _share(row.on_accuracy, row.on_accuracy_stderr),
+            *("" if value is None else _share(value) for value in untrained),
+        )
+    table.caption = "± standard error; of equals one half counts as right"
+    if paired:
+        table.caption += (
+            "\nbeside it what needs no training: choose the shorter or longer answer in\nlabel tokens, or the one that "
+            "the base finds likelier, log p in sum or mean"
+        )
+    return table
+
+
+def _with_section(table: Table, rows: Sequence[PreferenceFigures]) -> Iterator[PreferenceFigures]:
+    """The rows, with a line in the table before the sums over domains."""
+    for before, row in zip([None, *rows], rows, strict=False):
+        if before is not None and row.domain.startswith("(") and not before.domain.startswith("("):
+            table.add_section()
+        yield row
 
 
 def _exported(evaluation: Evaluation) -> Table:
@@ -108,9 +160,13 @@ def _sample(sample: Sample) -> Table:
     table = Table(title=f"Sample: {sample.domain}", title_justify="left", title_style="bold", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
+    answers = [("row", sample.reference)]
+    if sample.rejected:
+        compared = [("chosen", sample.reference), ("rejected", sample.rejected)]
+        answers = compared if sample.reference else compared[1:]
     for name, text in (
         ("prompt", sample.prompt),
-        ("row", sample.reference),
+        *answers,
         ("adapters off", sample.off),
         ("adapters on", sample.on),
     ):

@@ -6,15 +6,18 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.adapter.place import adapter_folder, run_folder
-from lmoe.adapter.run_data import run_data
+from lmoe.adapter.run_data import run_data, run_lessons
 from lmoe.backbones.load import context_length
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.data import DataConfig
+from lmoe.evaluate.lessons import loss_lesson, rows_of
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation
+from lmoe.evaluate.rows import BUNDLED_ROWS
 from lmoe.evaluate.run_template import run_template
 from lmoe.evaluate.subject import Subject
 from lmoe.files.resources import resource_dir
 from lmoe.training.measure import measured
+from lmoe.vocabulary import RowKind
 
 BATCH_SIZE = 8
 
@@ -30,7 +33,8 @@ def validation_rows(
     """All rows of a JSONL file, a folder of them or a hub data set; of what ships with lmoe its validation rows.
 
     Args:
-        path: None: those that the run validated on, or of an adapter on its own the bundled ones.
+        path: None: those that the run validated on (of pairs the chosen answers), or of an adapter on its own the
+            bundled ones.
         checkpoint: the run or adapter.
         trust_remote_code: as the base was loaded with.
 
@@ -38,18 +42,27 @@ def validation_rows(
         DataError: rows that cannot be read, or none with a label.
         CheckpointError: the config of the run cannot be read.
     """
-    config, seed = run_data(run_folder(adapter_folder(checkpoint)))
+    run = run_folder(adapter_folder(checkpoint))
+    (config, seed), kind = run_data(run), RowKind.answers
     if path is not None:
         config = DataConfig(path=path, val_path=path, prompt_prefix=config.prompt_prefix)
     else:
+        lesson = loss_lesson(run_lessons(run))
+        config, kind = lesson.data, rows_of(lesson)
         backbone = BackboneConfig(model_name=str(model.name_or_path), trust_remote_code=trust_remote_code)
         file, settings = run_template(None, config, tokenizer, backbone)
         config = replace(config, chat_template=file, template_kwargs=settings)
     longest = min(config.max_length, context_length(model) or config.max_length)
     config = replace(config, packing=False, max_length=longest)
-    return prepare_evaluation(
-        config, tokenizer, seed=seed, bundled=resource_dir("data"), named=("`data`", "data.max_length")
+    rows = prepare_evaluation(
+        config,
+        tokenizer,
+        seed=seed,
+        bundled=resource_dir(BUNDLED_ROWS),
+        named=("`data`", "data.max_length"),
+        kind=kind,
     )
+    return rows.preferred()
 
 
 def val_loss(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, data: EvaluationRows) -> float:

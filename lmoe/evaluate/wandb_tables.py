@@ -58,6 +58,7 @@ def log_evaluation(evaluation: Evaluation, folder: Path, run: Path | None, say: 
 def metrics(evaluation: Evaluation) -> dict[str, float]:
     """eval/<domain>/loss, eval/<task>/accuracy and eval/<task>/<metric> with the adapters on, …_off with them off.
 
+    Of preferences likewise eval/<domain>/<objective>/{loss,accuracy,margin}.
     Of an exported model eval/<domain>/loss, and loss_run of its run. Of routers that were taught targets also
     eval/target_accuracy, eval/target_loss and eval/domain_agreement.
     """
@@ -65,6 +66,11 @@ def metrics(evaluation: Evaluation) -> dict[str, float]:
     for row in evaluation.losses:
         name = row.domain.strip("()").replace(" ", "_")
         values |= {f"eval/{name}/loss": row.on_loss, f"eval/{name}/loss_off": row.off_loss}
+    for row in evaluation.preferences:
+        name = f"eval/{row.domain.strip('()')}/{row.lesson}".replace(" ", "_")
+        for figure in ("loss", "accuracy", "margin"):
+            values |= {f"{name}/{figure}": getattr(row, f"on_{figure}")}
+            values |= {f"{name}/{figure}_off": getattr(row, f"off_{figure}")}
     for row in evaluation.exported:
         name = row.domain.strip("()").replace(" ", "_")
         values[f"eval/{name}/loss"] = row.loss

@@ -136,7 +136,7 @@ def _training(description: ModelDescription) -> list[str]:
     if description.expert_names:
         rows.append(["experts", ", ".join(map(plain, description.expert_names))])
     rows += [
-        [f"phase {plain(name)}", f"from step {start + 1}, trains {', '.join(roles)}"]
+        [f"phase {plain(name)}", f"from step {start + 1}, trains {', '.join(roles)}{_learns(description, name)}"]
         for name, start, roles in description.phases
     ]
     if (summary := description.summary) is not None:
@@ -146,6 +146,12 @@ def _training(description: ModelDescription) -> list[str]:
     return ["## Training", "", *table(["setting", "value"], rows, left=2)] if rows else []
 
 
+def _learns(description: ModelDescription, phase: str) -> str:
+    """The objective of a phase, where some phase learns another one than sft."""
+    objective = description.objectives.get(phase)
+    return "" if objective is None else f"; learns by {plain(objective)}"
+
+
 def _results(summary: RunSummary) -> list[str]:
     rows = [
         [plain(domain), _loss(summary.before.get(domain)), _loss(summary.after.get(domain))]
@@ -153,7 +159,9 @@ def _results(summary: RunSummary) -> list[str]:
     ]
     rows.append(["mean", _loss(summary.before_mean), _loss(summary.after_mean)])
     header = ["domain", "adapters off", "after"]
-    return ["## Results", "", f"{summary.loss_title}, in {summary.loss_measure}.", "", *table(header, rows)]
+    of_phase = f", of phase {plain(summary.last_phase or '')} on its rows" if summary.measures_differ else ""
+    measured = f"{summary.loss_title} ({summary.loss_measure}){of_phase}."
+    return ["## Results", "", measured, "", *table(header, rows)]
 
 
 def _loss(value: float | None) -> str:

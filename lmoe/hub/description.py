@@ -3,7 +3,7 @@
 NOTE of rows it holds the names of files and domains, and losses: nothing that a row says.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from lmoe.config.data import DataConfig
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.config.read import read_section
-from lmoe.config.run import RunConfig
+from lmoe.config.run import RunConfig, TaskConfig
 from lmoe.errors import CheckpointError, LmoeError
 from lmoe.files.hub import is_hub_name
 from lmoe.files.resources import BASES
@@ -23,10 +23,12 @@ from lmoe.files.small_file import Reader
 from lmoe.hub.contents import Contents
 from lmoe.hub.licences import base_licence, bundled_licences, bundled_rows
 from lmoe.report.summary import RunSummary
+from lmoe.rules.lessons import Lesson, lesson_of
 from lmoe.rules.phases import ordered_phases
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.run.finish import REPORT
 from lmoe.run.provenance import provenance_records
+from lmoe.vocabulary import TaskName
 
 SAVED = Reader(cure="put back the file that the run has written, or push its adapter/ alone from another place")
 
@@ -62,6 +64,7 @@ class ModelDescription:
         expert_names: in their order.
         data: rows that were read for training and validation.
         phases: name, first optimizer step and trained roles.
+        objectives: of each phase, by its name, with what is set of it; empty where all learn by sft.
         summary: of the run.
         versions: of packages, by name.
         revision: commit of lmoe's checkout, and whether its files differed from it.
@@ -76,6 +79,7 @@ class ModelDescription:
     expert_names: tuple[str, ...] = ()
     data: tuple[DataSource, ...] = ()
     phases: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
+    objectives: Mapping[str, str] = field(default_factory=dict)
     summary: RunSummary | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     revision: str | None = None
@@ -139,9 +143,15 @@ def _of_run(run: Path) -> dict[str, Any]:
     records, summary = provenance_records(run), _summary(run)
     last = records[-1] if records else {}
     versions, git = last.get("versions"), last.get("git")
+    lessons = _lessons(config)
     return {
-        "data": data_sources(config.data, {} if not records else records[-1]["data"]),
+        "data": data_sources(
+            config.data,
+            {} if not records else records[-1]["data"],
+            [lesson.data for lesson in lessons.values() if lesson.data != config.data],
+        ),
         "phases": _phases(config, summary),
+        "objectives": objectives(lessons),
         "summary": summary,
         "versions": {k: str(v) for k, v in versions.items()} if isinstance(versions, dict) else {},
         "revision": _revision(git) if isinstance(git, dict) else None,
@@ -169,19 +179,45 @@ def _phases(config: RunConfig, summary: RunSummary | None) -> tuple[tuple[str, i
     return tuple((name, began.get(name, start), tuple(phase.trainable)) for name, start, phase in planned)
 
 
-def data_sources(config: DataConfig, read: Mapping[str, str]) -> tuple[DataSource, ...]:
+def _lessons(config: RunConfig) -> dict[str, Lesson]:
+    """What each phase has learnt, as far as the config says it."""
+    try:
+        return {name: lesson_of(config, name) for name, _, _ in ordered_phases(config)}
+    except (ValueError, LmoeError):
+        return {}
+
+
+def objectives(lessons: Mapping[str, Lesson]) -> dict[str, str]:
+    """The objective of each phase with its settings; nothing where all learn by sft."""
+    if all(lesson.task.name is TaskName.sft for lesson in lessons.values()):
+        return {}
+    return {phase: " ".join([str(lesson.task.name), *_settings_of(lesson.task)]) for phase, lesson in lessons.items()}
+
+
+def _settings_of(task: TaskConfig) -> list[str]:
+    """Settings of an objective that say what it learns."""
+    named = {"beta": task.beta, "gamma": task.gamma, "loss_type": task.loss_type, "reference": task.reference}
+    return [f"{name}={value}" for name, value in named.items() if value is not None]
+
+
+def data_sources(
+    config: DataConfig, read: Mapping[str, str], of_phases: Sequence[DataConfig] = ()
+) -> tuple[DataSource, ...]:
     """The rows of a run, each once.
 
     Args:
         config: section data of the run.
         read: SHA-256 of each file that was read, by its path, or something else by the name of a data set.
+        of_phases: the same section of phases that have rows of their own.
     """
-    named = {config.path, config.val_path, config.judge_path, *(source.path for source in config.sources.values())}
+    every = [config, *of_phases]
+    named = {place for one in every for place in (one.path, one.val_path, one.judge_path)}
+    named |= {source.path for one in every for source in one.sources.values()}
     bundled, licences = bundled_rows(), bundled_licences()
     found = []
     for place, digest in read.items():
         if (rows := bundled.get(digest)) is not None:
-            if config.domains is not None and rows.domain not in config.domains:
+            if _left_out(rows.domain, every):
                 continue
             found.append(DataSource(name=rows.name, licence=licences.get(rows), bundled=True))
         elif place in named and is_hub_name(place):
@@ -189,3 +225,9 @@ def data_sources(config: DataConfig, read: Mapping[str, str]) -> tuple[DataSourc
         else:
             found.append(DataSource(name=Path(place).name))
     return tuple(dict.fromkeys(found))
+
+
+def _left_out(domain: str, configs: Sequence[DataConfig]) -> bool:
+    """Whether a domain of the rows that ship with lmoe is one that no section takes: those that read them, or all."""
+    sections = [config for config in configs if config.is_bundled] or configs
+    return all(config.domains is not None and domain not in config.domains for config in sections)

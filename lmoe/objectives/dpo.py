@@ -3,12 +3,12 @@
 from transformers import PreTrainedModel
 
 from lmoe.objectives.objective import Batch, Losses
-from lmoe.objectives.preference import PairObjective
+from lmoe.objectives.preference import Answers, ComparesAnswers, PairObjective
 from lmoe.ops.preference_losses import preference_loss
 from lmoe.vocabulary import PreferenceLoss
 
 
-class DirectPreference(PairObjective):
+class DirectPreference(ComparesAnswers, PairObjective):
     """The objective `task=dpo` (2305.18290), with the losses of hinge and IPO."""
 
     @property
@@ -18,9 +18,13 @@ class DirectPreference(PairObjective):
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
         """The loss of each pair, (B,); rewards are beta (log p - log p_ref)."""
+        reference = self.reference_answers(model, batch)
+        return self.compared(self.answers(model, batch), reference, batch)
+
+    def compared(self, policy: Answers, reference: Answers, batch: Batch) -> Losses:
+        """The losses of a batch, from what policy and reference say of its answers."""
         task = self.task
         assert task.beta is not None and task.loss_type is not None and task.label_smoothing is not None
-        reference, policy = self.reference_answers(model, batch), self.answers(model, batch)
         gained = policy.log_probs - reference.log_probs
         compared = gained / policy.tokens if task.loss_type is PreferenceLoss.ipo else gained
         chosen, rejected = compared.chunk(2)

@@ -11,7 +11,16 @@ from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRow, opening
 from lmoe.objectives.known_answers import answer_key
 from lmoe.objectives.objective import Batch, Losses
-from lmoe.objectives.preference import ACCURACY, KEYS, MARGIN, PreferenceObjective, rightness, untraced
+from lmoe.objectives.preference import (
+    ACCURACY,
+    KEYS,
+    MARGIN,
+    Answers,
+    ComparesAnswers,
+    PreferenceObjective,
+    rightness,
+    untraced,
+)
 from lmoe.ops.labels import IGNORE
 from lmoe.ops.preference_losses import kto_baseline, kto_loss
 
@@ -19,7 +28,7 @@ MISMATCHED = "mismatched_"
 """Begins the names of what a batch holds of answers behind prompts that they do not belong to."""
 
 
-class KahnemanTversky(PreferenceObjective):
+class KahnemanTversky(ComparesAnswers, PreferenceObjective):
     """The objective `task=kto` (2402.01306).
 
     How far the policy is from its reference is measured in each micro-batch, on the answer of the row before.
@@ -41,10 +50,18 @@ class KahnemanTversky(PreferenceObjective):
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
         """The loss of each answer, (B,); its margin is beta (r - z) of a good answer, beta (z - r) of a bad one."""
+        baseline, reference = self.baseline(model, batch), self.reference_answers(model, batch)
+        return self.compared(self.answers(model, batch), reference, batch, baseline)
+
+    def compared(self, policy: Answers, reference: Answers, batch: Batch, baseline: Tensor | None = None) -> Losses:
+        """The losses of a batch, from what policy and reference say of its answers.
+
+        Args:
+            baseline: () z; None: 0, that of a policy which is its reference.
+        """
         task = self.task
         assert task.beta is not None and task.good_weight is not None and task.bad_weight is not None
-        baseline = self._baseline(model, batch)
-        reference, policy = self.reference_answers(model, batch), self.answers(model, batch)
+        baseline = torch.zeros_like(policy.log_probs[0]) if baseline is None else baseline
         reward, good = policy.log_probs - reference.log_probs, batch["good"]
         values = kto_loss(
             reward, good, baseline, beta=task.beta, good_weight=task.good_weight, bad_weight=task.bad_weight
@@ -54,7 +71,7 @@ class KahnemanTversky(PreferenceObjective):
         figures = {MARGIN: margin, ACCURACY: rightness(margin)}
         return Losses(values, torch.ones_like(good), batch["domain_ids"][:, 0], figures)
 
-    def _baseline(self, model: PreTrainedModel, batch: Batch) -> Tensor:
+    def baseline(self, model: PreTrainedModel, batch: Batch) -> Tensor:
         """() z of a batch; 0 of a single row, beside which there is no other."""
         if f"{MISMATCHED}labels" not in batch:
             return torch.zeros((), device=batch["labels"].device)

@@ -3,18 +3,23 @@
 from transformers import PreTrainedModel
 
 from lmoe.objectives.objective import Batch, Losses
-from lmoe.objectives.preference import PairObjective
+from lmoe.objectives.preference import Answers, ComparesAnswers, PairObjective
 from lmoe.ops.preference_losses import odds_ratio_loss
 
 
-class OddsRatio(PairObjective):
+class OddsRatio(ComparesAnswers, PairObjective):
     """The objective `task=orpo` (2403.07691)."""
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
         """The loss of each pair, (B,): -log p of a token of the chosen answer, and beta times the odds ratio's loss;
         rewards are beta times the mean log p of a token."""
+        answers = self.answers(model, batch)
+        return self.compared(answers, answers, batch)
+
+    def compared(self, policy: Answers, reference: Answers, batch: Batch) -> Losses:
+        """The losses of a batch, from what the policy says of its answers; there is no use for a reference."""
         beta = self.task.beta
         assert beta is not None
-        means = self.answers(model, batch).means
+        means = policy.means
         chosen, rejected = means.chunk(2)
         return self.of_pairs(-chosen + beta * odds_ratio_loss(chosen, rejected), beta * means, batch)

@@ -3,6 +3,7 @@
 Shapes: N sequences of T tokens, of which B pairs are 2B: the chosen answers, and then the rejected ones.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -151,6 +152,14 @@ class PreferenceObjective(OfLabels):
         if self.task.reference is Reference.start and self.start is not None:
             return self.start.in_place(model)
         return adapters_off(model)
+
+
+class ComparesAnswers(ABC):
+    """An objective whose losses follow from the log-probabilities of answers, by a policy and by a reference."""
+
+    @abstractmethod
+    def compared(self, policy: Answers, reference: Answers, batch: Batch) -> Losses:
+        """The losses of a batch, from what policy and reference say of its answers."""
 
 
 class PairObjective(PreferenceObjective):

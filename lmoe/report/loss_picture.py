@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from types import MappingProxyType
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,9 +22,20 @@ Points = Sequence[tuple[int, float]]
 
 
 def loss_curves(
-    metrics: Curves, phases: Mapping[str, int], max_steps: int, measure: str = "nats per label token"
+    metrics: Curves,
+    phases: Mapping[str, int],
+    max_steps: int,
+    measure: str = "nats per label token",
+    *,
+    unit: str = "label token",
+    phase_measures: Mapping[str, str] = MappingProxyType({}),
 ) -> Figure:
-    """Left: training and validation loss. Right: validation loss of each domain, if there are any."""
+    """Left: training and validation loss. Right: validation loss of each domain, if there are any.
+
+    Args:
+        measure, unit: of the objective.
+        phase_measures: of each phase, where they differ: a curve is broken where the measure changes.
+    """
     train, val = _finite(metrics.get("train/loss", [])), _finite(metrics.get("val/loss", []))
     domains = {
         name.removeprefix("val/").removesuffix("/loss"): points
@@ -34,17 +47,19 @@ def loss_curves(
     last = max(1, max_steps, *(points[-1][0] for points in (train, val, *domains.values()) if points))
     height = max(7.0, 2.0 + LABEL_INCHES * len(domains))
     fig = new_figure(height)
+    breaks = _breaks(phases, phase_measures)
+    everything = "all phases" if breaks else "all tokens" if unit == "label token" else f"all {unit}s"
     columns = [bool(train or val), bool(domains)]
     axes = fig.subplots(1, sum(columns), squeeze=False)[0]
     if columns[0]:
-        _draw_overall(axes[0], train, val)
+        _draw_overall(axes[0], train, val, breaks, everything)
     if columns[1]:
-        _draw_domains(axes[-1], domains, height - 2.0, last)
+        _draw_domains(axes[-1], domains, height - 2.0, last, breaks)
     for ax in axes:
         _draw_phases(ax, phases, last)
         ax.set_xlim(-0.01 * last, 1.01 * last)
         ax.set_xlabel("optimizer step", fontsize=13)
-        ax.set_ylabel(measure, fontsize=13)
+        ax.set_ylabel("; ".join(_changes(phases, phase_measures)) if breaks else measure, fontsize=13)
         ax.tick_params(labelsize=12)
         ax.grid(True, color="0.9")
         ax.set_axisbelow(True)
@@ -85,25 +100,48 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
     return placed
 
 
-def _draw_overall(ax: Axes, train: Points, val: Points) -> None:
-    if train:
-        ax.plot(*_xy(train), color="#56B4E9", linewidth=0.9, alpha=0.8, label="training, each step")
-        ax.plot(*_xy(smooth(train)), color="#0072B2", linewidth=2.4, label="training, smoothed")
-    if val:
-        ax.plot(*_xy(val), color="#D55E00", linewidth=2, marker="o", markersize=8, label="validation, all tokens")
-        if val[0][0] == 0:
-            ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-            ax.annotate(
-                "adapters off", val[0], (9, 0), textcoords="offset points", va="center", fontsize=11, bbox=ground
-            )
+def parted(points: Points, breaks: Sequence[int]) -> list[Points]:
+    """Pieces of a curve: what comes after the step of a break is of the next piece; empty ones are left out."""
+    edges = [-math.inf, *breaks, math.inf]
+    pieces = [[point for point in points if low < point[0] <= high] for low, high in pairwise(edges)]
+    return [piece for piece in pieces if piece]
+
+
+def _breaks(phases: Mapping[str, int], phase_measures: Mapping[str, str]) -> list[int]:
+    """Steps after which another thing is measured."""
+    names = [name for name in phases if name in phase_measures]
+    return [phases[name] for before, name in pairwise(names) if phase_measures[name] != phase_measures[before]]
+
+
+def _changes(phases: Mapping[str, int], phase_measures: Mapping[str, str]) -> list[str]:
+    """What is measured at first, and from each phase on that measures something else."""
+    found: list[str] = []
+    for name, measure in ((name, phase_measures[name]) for name in phases if name in phase_measures):
+        if not found or not found[-1].endswith(f": {measure}"):
+            found.append(f"{plain(name)}: {measure}")
+    return found
+
+
+def _draw_overall(ax: Axes, train: Points, val: Points, breaks: Sequence[int], everything: str) -> None:
+    for number, piece in enumerate(parted(train, breaks)):
+        hidden = "_" * (number > 0)  # from the legend
+        ax.plot(*_xy(piece), color="#56B4E9", linewidth=0.9, alpha=0.8, label=f"{hidden}training, each step")
+        ax.plot(*_xy(smooth(piece)), color="#0072B2", linewidth=2.4, label=f"{hidden}training, smoothed")
+    for number, piece in enumerate(parted(val, breaks)):
+        label = f"{'_' * (number > 0)}validation, {everything}"
+        ax.plot(*_xy(piece), color="#D55E00", linewidth=2, marker="o", markersize=8, label=label)
+    if val and val[0][0] == 0:
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        ax.annotate("adapters off", val[0], (9, 0), textcoords="offset points", va="center", fontsize=11, bbox=ground)
     ax.set_title("Training and validation loss", fontsize=15, pad=40)
     ax.legend(fontsize=12, frameon=False, loc="upper right")
 
 
-def _draw_domains(ax: Axes, domains: Mapping[str, Points], inches: float, last: int) -> None:
+def _draw_domains(ax: Axes, domains: Mapping[str, Points], inches: float, last: int, breaks: Sequence[int]) -> None:
     for i, points in enumerate(domains.values()):
         colour, marker = OKABE_ITO[i % 8], MARKERS[(i + i // 8) % 8]
-        ax.plot(*_xy(points), color=colour, linewidth=1.8, marker=marker, markersize=7)
+        for piece in parted(points, breaks):
+            ax.plot(*_xy(piece), color=colour, linewidth=1.8, marker=marker, markersize=7)
     ends = [points[-1] for points in domains.values()]
     low, high = ax.get_ylim()
     places = spread([value for _, value in ends], gap=(high - low) * LABEL_INCHES / inches)

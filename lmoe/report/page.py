@@ -139,7 +139,7 @@ def _warnings(summary: RunSummary) -> str:
 def _facts(summary: RunSummary) -> str:
     done = summary.max_steps if summary.steps is None else summary.steps
     phases = ", ".join(
-        f"{name} from step {start + 1:,}{'' if start < done else ' (not reached)'}"
+        f"{name} from step {start + 1:,}{_measured(summary, name)}{'' if start < done else ' (not reached)'}"
         for name, start in summary.phases.items()
     )
     facts = {
@@ -164,9 +164,21 @@ def _losses(summary: RunSummary) -> str:
         lines.append(f"<tr{mark}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
     head = "".join(f"<th>{name}</th>" for name in ("domain", "adapters off", "after", "change", "change in %"))
     return (
-        f"<p>In {escape(summary.loss_measure)}; below, a dash stands for what was not measured.</p>\n"
+        f"<p>{escape(_measure(summary))}; below, a dash stands for what was not measured.</p>\n"
         f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table>"
     )
+
+
+def _measure(summary: RunSummary) -> str:
+    """What losses are measured in, as a sentence begins."""
+    measure = summary.loss_measure
+    measure = measure.capitalize() if measure.startswith("loss ") else f"In {measure}"
+    return f"{measure}, of phase {summary.last_phase} on its rows" if summary.measures_differ else measure
+
+
+def _measured(summary: RunSummary, phase: str) -> str:
+    """What the objective of a phase measures, in brackets, where phases differ in that."""
+    return f" ({summary.phase_measures[phase]})" if summary.measures_differ and phase in summary.phase_measures else ""
 
 
 def _figures(pictures: Mapping[str, Path], folder: Path, captions: Mapping[str, tuple[str, str]]) -> str:
@@ -186,7 +198,7 @@ def _specialists(summary: RunSummary) -> str:
         return ""
     return (
         "<h2>What each expert is for</h2>\n<p>An expert stands with the domain whose loss rises most without it, "
-        f"by so many {escape(summary.loss_measure)}.</p>\n" + _text_table(specialists(summary))
+        f"by so much ({escape(summary.loss_measure)}).</p>\n" + _text_table(specialists(summary))
     )
 
 

@@ -45,7 +45,11 @@ def write_pictures(summary: RunSummary, metrics: Curves, folder: Path) -> dict[s
         figures["target_choices"] = target_choices(summary.targets)
         if summary.targets.cluster_rows:
             figures["cluster_domains"] = cluster_domains(summary.targets)
-    figures["loss_curves"] = loss_curves(metrics, summary.phases, summary.max_steps, summary.loss_measure)
+    figures["loss_curves"] = loss_curves(
+        *(metrics, summary.phases, summary.max_steps, summary.loss_measure),
+        unit=summary.loss_unit,
+        phase_measures=summary.phase_measures,
+    )
     if summary.knock_out:
         figures["knock_out"] = knock_out(summary)
     return {name: write_bytes(Path(folder) / f"{name}.png", as_png(figure)) for name, figure in figures.items()}

@@ -51,7 +51,7 @@ class Figures:
 def figures(samples: "Sequence[ShownSample]") -> Figures:
     """Sums over samples."""
     return Figures(
-        samples=len(samples),
+        samples=sum(not sample.of_row_before for sample in samples),
         tokens=sum(sample.kept for sample in samples),
         learnt=sum(sample.learnt for sample in samples),
         cut=sum(sample.cut for sample in samples),
@@ -62,7 +62,8 @@ def figures(samples: "Sequence[ShownSample]") -> Figures:
 
 def figures_line(sample: "ShownSample") -> str:
     """Where a sample is from, its domain and its figures, in one line."""
-    words = [f"domain {visible(sample.domain)}" if sample.domain else "", counts_line(sample), unlearnt_line(sample)]
+    words = [f"domain {visible(sample.domain)}" if sample.domain else "", sample.answer]
+    words += [counts_line(sample), unlearnt_line(sample)]
     words += [visible(sample.note), ignored_line(sample)]
     return f"{visible(sample.where)}: {'; '.join(word for word in words if word)}"
 
@@ -152,7 +153,7 @@ def samples_page(samples: "Sequence[ShownSample]", settings: Mapping[str, str]) 
                 "figures": figures(of_it),
                 "samples": [
                     {
-                        "where": visible(sample.where),
+                        "where": visible(sample.where) + (f": {sample.answer}" if sample.answer else ""),
                         "counts": counts_line(sample),
                         "seen": [run for run in token_runs(sample) if not run.cut],
                         "cut": [run for run in token_runs(sample) if run.cut],

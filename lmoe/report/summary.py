@@ -21,7 +21,7 @@ TIME_OVER = "trainer.max_time was over"
 
 @dataclass(slots=True, kw_only=True)
 class RunSummary:
-    """The end of a run. Losses are validation losses, in what its objective measures."""
+    """The end of a run. Losses are validation losses, in what the objective of its phase measures."""
 
     name: str
     """Name of the run."""
@@ -68,6 +68,10 @@ class RunSummary:
     """How the objective calls its validation loss."""
     loss_measure: str = "nats per label token"
     """What the objective measures it in."""
+    loss_unit: str = "label token"
+    """What one loss belongs to, such as a pair."""
+    phase_measures: dict[str, str] = field(default_factory=dict)
+    """Phase -> what its objective measures; empty: what loss_measure says, in all phases."""
     metric_names: list[str] = field(default_factory=list)
     """Names of the metrics that the objective logs in a validation; empty: not recorded."""
     targets: TargetReport | None = None
@@ -84,6 +88,18 @@ class RunSummary:
     def after_mean(self) -> float | None:
         """Mean of `after` over the measured domains; None without any."""
         return _mean(self.after, self.domains)
+
+    @property
+    def measures_differ(self) -> bool:
+        """Whether phases measure different things, which cannot be compared."""
+        return len(set(self.phase_measures.values())) > 1
+
+    @property
+    def last_phase(self) -> str | None:
+        """The phase in which the run ended, whose objective the losses are of; None: no phases are known."""
+        done = self.max_steps if self.steps is None else self.steps
+        begun = [name for name, start in self.phases.items() if start < max(done, 1)]
+        return begun[-1] if begun else None
 
     def expert_label(self, expert: int) -> str:
         """How tables call an expert: its number, and its name where it has one."""

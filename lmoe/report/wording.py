@@ -54,7 +54,7 @@ def _loss_row(label: str, before: float | None, after: float | None, comparable:
 
 
 def loss(value: float | None) -> str:
-    """A loss in nats, or a dash."""
+    """A loss, or a dash."""
     return NOT_MEASURED if value is None else f"{value:.3f}"
 
 

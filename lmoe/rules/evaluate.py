@@ -14,6 +14,7 @@ def check_exported(settings: EvaluateSettings) -> None:
     """
     of_checkpoints = {
         "choices": settings.choices is not None,
+        "task": settings.task is not None,
         "samples": settings.samples > 0,
         "max_new_tokens": settings.max_new_tokens != MAX_NEW_TOKENS,
         "tasks": bool(settings.tasks),
@@ -48,6 +49,8 @@ def check_settings(settings: EvaluateSettings, router: str) -> None:
         problems.append("`data=none` without `choices` and `tasks` leaves nothing to measure")
     if settings.data == NO_DATA and settings.samples:
         problems.append(f"`samples={settings.samples}`: their prompts are those of the rows, and `data=none` has none")
+    if settings.data == NO_DATA and settings.task is not None:
+        problems.append(f"`task={settings.task}` says how rows are measured, and `data=none` has none")
     if settings.max_new_tokens != MAX_NEW_TOKENS and not settings.samples:
         problems.append(f"`max_new_tokens={settings.max_new_tokens}` is for `samples=N`, which was not given")
     if settings.task_path and not settings.tasks:

@@ -112,10 +112,19 @@ def run_summary(
         ended=ended.reason,
         loss_title=parts.module.objective.title,
         loss_measure=parts.module.objective.measure,
+        loss_unit=parts.module.objective.unit,
+        phase_measures=phase_measures(parts),
         metric_names=[f"val/{name}" for name in results.after],
         targets=None if results.targets is None else with_clusters(results.targets.report(), parts.prepared),
         sites_of_one_router=parts.plan.sites_of_one_router,
     )
+
+
+def phase_measures(parts: Parts) -> dict[str, str]:
+    """What the objective of each phase measures, where they do not all measure the same."""
+    measures = [objective.measure for objective in parts.module.objectives]
+    names = [phase.name for phase in parts.module.schedule.phases]
+    return dict(zip(names, measures, strict=True)) if len(set(measures)) > 1 else {}
 
 
 def with_clusters(report: TargetReport, prepared: PreparedData) -> TargetReport:

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from lmoe.cli.main import app
 from tests.micro import DOMAINS
+from tests.pair_rows import write_pairs
 from tests.wandb_file import history, run_files
 
 QUIZ = (
@@ -88,6 +89,33 @@ def test_wandb_gets_tables_and_numbers_offline(evaluate, tmp_path):
     assert row["eval/quiz/accuracy_off"] == found["choices"][0]["off_normalised"]
     (table,) = (tmp_path / "out").rglob("media/table/evaluation/losses*.json")
     assert json.loads(table.read_text("utf-8"))["data"][0][0] == "code"
+
+
+def test_preferences_are_in_json_in_csv_on_the_terminal_and_in_wandb(evaluate, tmp_path):
+    write_pairs(tmp_path / "pairs", rows=2, first=0)
+    given = ("--data", "pairs", "--task", "orpo", "--samples", "1", "--max-new-tokens", "2", "--wandb")
+    done = evaluate(*given)
+    assert done.exit_code == 0, done.output
+    assert "Preferences by orpo: accuracy in %" in done.stdout and "│ rejected " in done.stdout
+    found = json.loads((tmp_path / "out" / "evaluation.json").read_text("utf-8"))
+    assert (found["settings"]["task"], found["settings"]["data"], found["losses"]) == ("orpo", "pairs", [])
+    with (tmp_path / "out" / "preferences.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [{key: str(value) for key, value in row.items()} for row in found["preferences"]] == rows
+    assert [row["domain"] for row in rows] == ["code", "math", "(all pairs)", "(domain mean)"]
+    (file,) = run_files(tmp_path / "out")
+    (row,) = history(file)
+    assert row["eval/all_pairs/orpo/accuracy"] == pytest.approx(found["preferences"][2]["on_accuracy"])
+    (table,) = (tmp_path / "out").rglob("media/table/evaluation/preferences*.json")
+    assert json.loads(table.read_text("utf-8"))["data"][0][:3] == ["orpo", "code", 2]
+
+
+def test_a_refusal_of_pairs_names_flags(evaluate, tmp_path):
+    write_pairs(tmp_path / "pairs", rows=2, first=0)
+    done = evaluate("--data", "pairs", "--task", "sft")
+    said = " ".join(done.output.split())
+    assert done.exit_code == 1 and "which --task sft does not do" in said
+    assert "--task dpo measures which answers of pairs a model prefers" in said
 
 
 def test_wandb_that_cannot_start_costs_no_evaluation(evaluate, monkeypatch, tmp_path):

@@ -129,3 +129,43 @@ def test_a_model_that_is_none_is_named(prepare, micro):
     code, text = prepare(str(micro.train), "--model", "/nowhere/model")
     assert code == 1
     assert "no such model directory" in text
+
+
+def test_pairs_are_counted_with_what_is_dropped_and_cut_and_both_answers_are_shown(prepare, tmp_path):
+    rows = tmp_path / "pairs.jsonl"
+    pairs = [("a", "red", "blue"), ("b", "green", "river " * 40), ("c", "red", ""), ("d", "tree", "a bird")]
+    records = [{"prompt": prompt, "chosen": chosen, "rejected": rejected} for prompt, chosen, rejected in pairs]
+    rows.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    code, said = prepare(str(rows), "--val", str(rows), "--task", "dpo", "--show", "3", "--max-length", "48")
+    assert code == 0, said
+    assert "4 rows read, 3 kept, 1 cut to length; 1 dropped: no assistant text" in said
+    cells = [cell.strip() for cell in said.split("│")]
+    assert cells[cells.index("pairs of answers") + 1 :][:2] == ["3", "3"]
+    assert cells[cells.index("length, max") + 1] == "48", "of a sequence, and not of both answers together"
+    for line, answers in ((1, ("⟦red<|im_end|>⟧", "⟦blue<|im_end|>⟧")), (3, ())):
+        for name in ("chosen", "rejected"):
+            assert f"{rows}:{line}: domain all; {name} answer; " in said
+        assert all(answer in said for answer in answers)
+    assert said.count("⟦") == 1 + 4 and "packing" not in said
+    code, said = prepare(str(rows), "--val", str(rows), "--task", "kto")
+    assert code == 0 and "4 rows read, 7 kept" in said
+    cells = [cell.strip() for cell in said.split("│")]
+    assert cells[cells.index("bad answers") + 1] == "3"
+    page = tmp_path / "page.html"
+    assert (
+        f"2 rows as training sees them: {page}"
+        in prepare(str(rows), "--task", "dpo", "--show", "2", "--output", str(page), "--val", str(rows))[1]
+    )
+    assert ParsedPage(page.read_text(encoding="utf-8")).tags.count("article") == 4
+
+
+def test_what_no_row_of_a_task_can_be_is_named_by_flags(prepare, micro, tmp_path):
+    code, said = prepare(str(micro.train), "--task", "dpo", "--packing", "--train-on", "all")
+    assert code == 1 and "--packing true: --task dpo keeps the sequences of its rows apart" in said
+    assert "--train-on all: --task dpo compares answers" in said
+    code, said = prepare(str(micro.train), "--task", "orpo")
+    assert code == 1 and "it is no pair of answers, and --task dpo, orpo, simpo, reward learns from pairs" in said
+    rows = tmp_path / "pairs.jsonl"
+    rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    code, said = prepare(str(rows))
+    assert code == 1 and "which --task sft does not do (dpo, orpo, simpo, reward do); --columns response=chosen" in said

@@ -1,6 +1,7 @@
 """What is shown of a row is what training makes of it."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from lmoe.config.data import DataConfig
 from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encode import NO_ASSISTANT_TEXT, Encoder, cut_reason
 from lmoe.data.rows.row import Row
-from lmoe.data.show import MOST_CUT, ShownSample, first_rows, show_row, show_rows
+from lmoe.data.show import MOST_CUT, ShownSample, first_rows, show_answers, show_row, show_rows
+from lmoe.vocabulary import RowKind
 from tests.data.chats.templates import LLAMA2_STYLE, QWEN_STYLE, WITHOUT_GENERATION
 from tests.data.chats.test_template import CONVERSATIONS, chat
 
@@ -163,3 +165,50 @@ def test_a_row_is_rendered_once_to_be_shown(
     row = chat_row("hi", "four")
     assert show_row(row, encoder).tokens
     assert rendered == [row]
+
+
+PAIR = Row(
+    messages=chat("Two plus two", "an earlier answer", "And three?"),
+    chosen=({"role": "assistant", "content": "Four."},),
+    rejected=({"role": "assistant", "content": "Five, I think."},),
+    domain="all",
+    where="f:1",
+)
+
+
+@pytest.mark.parametrize("kind", [RowKind.pairs, RowKind.labelled])
+def test_a_pair_is_shown_as_the_two_sequences_that_training_sees(kind: RowKind, tokenizer) -> None:
+    encoder = pair_encoder(tokenizer, kind)
+    kept = list(encoder.encode([PAIR]).rows)
+    seen = [sequence for row in kept for sequence in (row.pair() if row.second else (row,))]
+    shown = show_answers(PAIR, encoder)
+    for sample, sequence in zip(shown, seen, strict=True):
+        assert [token.id for token in sample.tokens] == sequence.input_ids.tolist()
+        assert [token.learnt for token in sample.tokens] == sequence.is_label.tolist()
+        assert sample.turns == sample.ends_learnt == 1
+    learnt = ["".join(token.text for token in sample.tokens if token.learnt) for sample in shown]
+    assert learnt[0].startswith("Four.") and learnt[1].startswith("Five, I think.")
+    assert not any("earlier" in text for text in learnt)
+    names = {RowKind.pairs: ["chosen answer", "rejected answer"], RowKind.labelled: ["good answer", "bad answer"]}
+    assert [sample.answer for sample in shown] == names[kind]
+    assert [sample.of_row_before for sample in shown] == [False, True]
+
+
+def test_of_a_pair_that_is_dropped_nothing_is_learnt(tokenizer) -> None:
+    pair = replace(PAIR, rejected=({"role": "assistant", "content": ""},))
+    shown = show_answers(pair, pair_encoder(tokenizer, RowKind.pairs))
+    assert [(sample.note, sample.learnt, sample.turns) for sample in shown] == [
+        (f"dropped: {NO_ASSISTANT_TEXT}", 0, 0)
+    ] * 2
+    apart = show_answers(pair, pair_encoder(tokenizer, RowKind.labelled))
+    assert [bool(sample.note) for sample in apart] == [False, True] and apart[0].learnt
+
+
+def test_what_is_no_pair_is_refused_once(tokenizer) -> None:
+    [sample] = show_answers(chat_row("a", "b"), pair_encoder(tokenizer, RowKind.pairs))
+    assert sample.note.startswith("refused: it is no pair of answers") and not sample.tokens
+
+
+def pair_encoder(tokenizer: PreTrainedTokenizerBase, kind: RowKind) -> Encoder:
+    tokenizer.chat_template = QWEN_STYLE
+    return Encoder(tokenizer, ChatTemplate.of(tokenizer, None), 512, kind=kind)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
@@ -15,7 +16,9 @@ from lmoe.cli.main import app
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.errors import CheckpointError
 from lmoe.evaluate.evaluate import evaluate
+from lmoe.evaluate.val_loss import val_loss, validation_rows
 from tests.micro import DOMAINS
+from tests.pair_rows import PAIR_DOMAINS, pairs_of, write_pairs
 from tests.tiny_models import randomise
 
 WAYS = {
@@ -135,3 +138,25 @@ def test_flags_that_cannot_act_and_places_that_are_not_there_are_named(tmp_path,
     done = CliRunner().invoke(app, ["evaluate", *arguments])
     assert done.exit_code == 1 and said in " ".join(done.output.split()), done.output
     assert not any(tmp_path.iterdir())
+
+
+def test_of_a_run_that_learnt_from_pairs_the_chosen_answers_are_measured(places, tmp_path):
+    run, folder, _ = places["merged"]
+    write_pairs(tmp_path / "pairs", rows=3, first=100)
+    own = shutil.copytree(run, tmp_path / "run")
+    data = {"path": str(tmp_path / "pairs"), "val_path": str(tmp_path / "pairs"), "max_length": 48}
+    (own / "config.yaml").write_text(yaml.safe_dump({"task": {"name": "orpo"}, "data": data}))
+    found = evaluate(EvaluateSettings(model=str(folder), checkpoint=str(own)))
+    with (tmp_path / "chosen.jsonl").open("w") as file:
+        for domain in PAIR_DOMAINS:
+            for row in pairs_of(domain, rows=3, first=100):
+                said = {"prompt": row["prompt"], "response": row["chosen"], "domain": domain}
+                file.write(json.dumps(said) + "\n")
+    chosen = evaluate(EvaluateSettings(model=str(folder), checkpoint=str(own), data=str(tmp_path / "chosen.jsonl")))
+    assert [row.domain for row in found.exported] == [*PAIR_DOMAINS, "(all tokens)", "(domain mean)"]
+    assert [row.loss for row in found.exported] == pytest.approx([row.loss for row in chosen.exported], rel=1e-5)
+    assert [row.run_loss for row in found.exported] == pytest.approx([row.loss for row in found.exported], rel=1e-4)
+    assert "the run has learnt by orpo: the loss is that of the chosen answers of its pairs" in found.notes
+    model, tokenizer = lmoe.load(own)
+    rows = validation_rows(None, own, model, tokenizer)
+    assert val_loss(model, tokenizer, rows) == pytest.approx(found.exported[2].run_loss, rel=1e-5)

@@ -55,6 +55,24 @@ def test_a_card_says_how_the_run_went_and_how_to_use_it(finished_run):
     assert "* Base: unknown." in text
 
 
+def test_the_card_of_a_run_with_preferences_says_what_each_phase_learns_and_in_what_unit(sft_dpo_run, finished_run):
+    text = card_of(sft_dpo_run).text
+    assert "| phase joint | from step 1, trains router, lora, attn_lora; learns by sft |" in text
+    assert "trains lora, router; learns by dpo beta=0.1 loss_type=sigmoid reference=base |" in text
+    assert "Validation loss (loss per pair), of phase prefer on its rows." in text and "nats" not in text
+    for domain in ("code", "math"):
+        assert f"| {domain} | 0.693 | " in text
+    assert "| words | 0" not in text and "| words.jsonl | own file or folder | unknown |" in text
+    plain_run = card_of(finished_run).text
+    assert "Validation loss (nats per label token)." in plain_run and "learns by" not in plain_run
+
+
+def test_rows_of_a_phase_are_named_as_those_of_the_run():
+    read = {"somebody/rows": "1" * 64, "somebody/pairs": "2" * 64, str(SQL): sha(SQL)}
+    found = data_sources(DataConfig(domains=["code"]), read, [DataConfig(path="somebody/pairs", domains=["code"])])
+    assert found == (DataSource(name="rows"), DataSource(name="somebody/pairs", on_hub=True))
+
+
 def test_an_adapter_on_its_own_says_what_it_is_and_that_its_rows_are_unknown(trained):
     text = card_of(trained.adapter).text
     assert "| experts at each site | 3 |" in text and "Rows that it has learnt: unknown" in text

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -121,3 +122,21 @@ def test_a_run_without_the_adapters_off_row_has_a_page(summary: RunSummary, tmp_
     page = render(summary, {}, tmp_path)
     assert ["code", "-", "3.000", "-", "-"] in page.rows
     assert ["mean over domains", "-", "4.583", "-", "-"] in page.rows
+
+
+def test_a_page_says_in_what_unit_losses_are(summary, tmp_path):
+    for name in ("plain", "pairs", "both", "ended"):
+        (tmp_path / name).mkdir()
+    plain = write_page(summary, {}, {}, tmp_path / "plain").read_text("utf-8")
+    assert "<p>In nats per label token; below" in plain
+    pairs = replace(summary, loss_measure="loss per pair", loss_unit="pair")
+    text = write_page(pairs, {}, {}, tmp_path / "pairs").read_text("utf-8")
+    assert "<p>Loss per pair; below" in text and "by so much (loss per pair)" in text and "nats" not in text
+    measures = {"router_warmup": "nats per label token", "experts": "loss per pair"}
+    both = replace(pairs, phase_measures=measures)
+    text = write_page(both, {}, {}, tmp_path / "both").read_text("utf-8")
+    assert "<p>Loss per pair, of phase experts on its rows; below" in text
+    assert "router_warmup from step 1 (nats per label token), experts from step 16 (loss per pair)" in text
+    ended = replace(both, steps=15, loss_measure="nats per label token")
+    text = write_page(ended, {}, {}, tmp_path / "ended").read_text("utf-8")
+    assert "<p>In nats per label token, of phase router_warmup on its rows; below" in text

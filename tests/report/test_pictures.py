@@ -212,3 +212,24 @@ def test_smoothing_keeps_steps_ends_and_straight_lines() -> None:
 )
 def test_labels_keep_their_distance_and_order(wanted: list[float], placed: list[float]) -> None:
     assert spread(wanted, gap=1.0) == pytest.approx(placed)
+
+
+def test_curves_are_broken_where_another_thing_is_measured():
+    metrics = {"train/loss": [(1, 5.0), (2, 4.0), (3, 0.7), (4, 0.6)], "val/code/loss": [(0, 6.0), (2, 4.0), (4, 0.5)]}
+    metrics["val/loss"] = metrics["val/code/loss"]
+    measures = {"learn": "nats per label token", "more": "nats per label token", "prefer": "loss per pair"}
+    phases = {"learn": 0, "more": 1, "prefer": 2}
+    overall, by_domain = loss_curves(metrics, phases, 4, "loss per pair", unit="pair", phase_measures=measures).axes
+    curves = [points(line) for line in by_domain.get_lines() if line.get_marker() == "o"]
+    assert curves == [[(0, 6.0), (2, 4.0)], [(4, 0.5)]]
+    assert overall.get_ylabel() == "learn: nats per label token; prefer: loss per pair"
+    assert _legend(overall) == ["training, each step", "training, smoothed", "validation, all phases"]
+    of_pairs, _ = loss_curves(metrics, phases, 4, "loss per pair", unit="pair").axes
+    assert _legend(of_pairs)[-1] == "validation, all pairs"
+    assert of_pairs.get_ylabel() == "loss per pair"
+
+
+def _legend(ax: Axes) -> list[str]:
+    legend = ax.get_legend()
+    assert legend is not None
+    return [text.get_text() for text in legend.get_texts()]

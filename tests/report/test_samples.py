@@ -9,10 +9,11 @@ from rich.console import Console
 from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encode import Encoder
 from lmoe.data.rows.row import Row
-from lmoe.data.show import ShownSample, show_row
+from lmoe.data.show import ShownSample, show_answers, show_row
 from lmoe.pretrain.bpe import train_bpe
 from lmoe.report.samples import figures_line, print_samples, samples_page
 from lmoe.report.tokens import visible
+from lmoe.vocabulary import RowKind
 from tests.report.html_page import ParsedPage
 
 EVIL = "<script>alert('x')</script></style>]]>-->\"&lt;&amp;{{ 7*7 }}{% raw %}\u202e\x1b[31m\x00"
@@ -155,3 +156,16 @@ def test_a_domain_of_refused_rows_has_no_share() -> None:
 def test_a_record_that_is_no_row_has_no_domain() -> None:
     line = figures_line(ShownSample(where="f:1", domain="", note="refused: no"))
     assert line == "f:1: refused: no"
+
+
+def test_a_pair_is_one_row_of_two_articles_that_say_which_answer_they_hold(encoder: Encoder) -> None:
+    answers = {name: ({"role": "assistant", "content": name},) for name in ("chosen", "rejected")}
+    row = Row(messages=({"role": "user", "content": "a"},), domain="all", where="f:1", **answers)
+    samples = show_answers(row, Encoder(encoder.tokenizer, encoder.template, 60, kind=RowKind.pairs))
+    parsed = page(*samples)
+    assert parsed.tags.count("article") == 2 and parsed.rows[-1][:2] == ["all", "1"]
+    assert "f:1: chosen answer" in parsed.text("h3") and "f:1: rejected answer" in parsed.text("h3")
+    assert parsed.text("article", "learnt", without="edge") == "chosen<|im_end|>rejected<|im_end|>"
+    text = printed(*samples)
+    assert "f:1: domain all; chosen answer; " in text and "f:1: domain all; rejected answer; " in text
+    assert "⟦chosen<|im_end|>⟧" in text and "⟦rejected<|im_end|>⟧" in text

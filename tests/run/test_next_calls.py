@@ -13,6 +13,7 @@ from lmoe.data.encode import Encoder
 from lmoe.data.rows.row import Row
 from lmoe.report.summary import FINISHED
 from lmoe.run.next_calls import export_format, next_calls, short_prompt
+from lmoe.vocabulary import RowKind
 from tests.data.chats.templates import QWEN_STYLE, WITHOUT_GENERATION
 
 
@@ -69,3 +70,12 @@ def test_each_is_a_command_that_runs_as_it_is(restored, micro, own_run):
         short = ["--max-new-tokens", "2"] if arguments[0] == "generate" else []
         done = CliRunner().invoke(app, [*arguments, *short])
         assert done.exit_code == 0, done.output
+
+
+def test_of_a_pair_of_answers_the_prompt_is_shown(trained):
+    tokenizer = trained.tokenizer
+    template = ChatTemplate.of(tokenizer, None)
+    answers = {name: ({"role": "assistant", "content": name},) for name in ("chosen", "rejected")}
+    row = Row(messages=chat("Which one?").messages, domain="all", where="", **answers)
+    rows = Encoder(tokenizer, template, 96, kind=RowKind.pairs).encode([row]).rows
+    assert short_prompt(rows, tokenizer, template) == ("Which one?", 0)
