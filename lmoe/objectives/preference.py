@@ -4,7 +4,7 @@ Shapes: N sequences of T tokens, of which B pairs are 2B: the chosen answers, an
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from lmoe.data.prepare import PreparedData, prepare
 from lmoe.errors import CheckpointError
 from lmoe.injection.adapter_copy import AdapterCopy
 from lmoe.injection.record import RECORD
-from lmoe.injection.tracing import adapters_off
+from lmoe.injection.tracing import adapters_off, adapters_on
 from lmoe.objectives.objective import Batch, Losses
 from lmoe.objectives.of_labels import OfLabels, model_inputs
 from lmoe.ops.labels import IGNORE
@@ -101,7 +101,7 @@ class PreferenceObjective(OfLabels):
         if self.task.reference is not Reference.start:
             super().restore(state)
         elif state:
-            self._start = AdapterCopy(state)
+            self._start = AdapterCopy(state) if self._start is None else self._start.replaced_by(state)
         else:
             raise CheckpointError(f"the checkpoint keeps no adapters for task.reference={self.task.reference}")
 
@@ -118,9 +118,15 @@ class PreferenceObjective(OfLabels):
         with untraced(model), self.as_reference(model):
             return self.answers(model, batch)
 
-    def as_reference(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """A block in which the model is the reference."""
-        return adapters_off(model) if self._start is None else self._start.in_place(model)
+    @contextmanager
+    def as_reference(self, model: PreTrainedModel) -> Iterator[None]:
+        """A block in which the model is the reference, whatever of it is switched off outside."""
+        if self._start is None:
+            with adapters_off(model):
+                yield
+        else:
+            with adapters_on(model), self._start.in_place(model):
+                yield
 
 
 class PairObjective(PreferenceObjective):
@@ -173,11 +179,12 @@ def rightness(margin: Tensor) -> Tensor:
 
 @contextmanager
 def untraced(model: PreTrainedModel) -> Iterator[None]:
-    """Forwards inside the block have no gradients, and leave nothing in the model's routing trace."""
-    record = getattr(model, RECORD, None)
-    with torch.no_grad():
-        if record is None:
+    """Forwards inside the block have no gradients, no dropout and no noise, and leave nothing in the model's routing
+    trace."""
+    record, training = getattr(model, RECORD, None), model.training
+    model.eval()
+    try:
+        with torch.no_grad(), nullcontext() if record is None else record.trace.paused():
             yield
-        else:
-            with record.trace.paused():
-                yield
+    finally:
+        model.train(training)
