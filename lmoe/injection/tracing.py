@@ -164,7 +164,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def adapters_on(model: nn.Module) -> Iterator[None]:
-    """The whole model inside the block, also where `adapters_off` or a silenced expert surrounds it; for all threads."""
+    """The whole model inside the block, also inside `adapters_off` and where an expert is silenced; for all threads."""
     context = injected(model).context
     switched = _switched(model)
     with SWITCH:
