@@ -66,6 +66,8 @@ def lesson_problems(config: RunConfig) -> list[str]:
         if found:
             continue
         problems += task_problems(lesson.task, lesson.data, task_key(config, name), lesson.key)
+        if phase.task:
+            problems += size_problems(lesson.task, f"{key}.task")
         if phase.data:
             problems += _of_phase(size_problems(lesson.data, "data") + data_problems(lesson.data), key)
     if own_rows:
