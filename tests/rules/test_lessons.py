@@ -132,9 +132,8 @@ def test_a_place_of_rows_of_a_phase_that_is_not_there_is_found_before_a_run():
     assert found.startswith("phase.phases.dpo.data.val_path=./lost.jsonl")
     run = then_dpo(data={"batch_size": 60_000})
     run.trainer.accumulate_grad_batches = 2
-    assert only([p for p in run_problems(run) if "batch_size" in p]).startswith(
-        "phase.phases.dpo.data.batch_size=60000 t"
-    )
+    found = [problem for problem in run_problems(run) if "batch_size=60000 times" in problem]
+    assert only(found).startswith("phase.phases.dpo.data.batch_size")
 
 
 def test_an_epoch_a_stream_and_clusters_are_of_one_set_of_rows():
