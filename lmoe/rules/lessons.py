@@ -70,9 +70,9 @@ def lesson_problems(config: RunConfig) -> list[str]:
             problems += size_problems(lesson.task, f"{key}.task")
         if phase.data:
             problems += _of_phase(size_problems(lesson.data, "data") + data_problems(lesson.data), key)
-    if own_rows:
-        problems += _several_rows_problems(config)
     lessons = _lessons(config)
+    if own_rows or len(taught(list(lessons.values()))[0]) > 1:
+        problems += _several_rows_problems(config)
     return problems + _reference_problems(config, lessons) + _dropout_problems(config, lessons)
 
 
@@ -143,7 +143,7 @@ def _of_phase(problems: list[str], key: str) -> list[str]:
 
 def _several_rows_problems(config: RunConfig) -> list[str]:
     """What cannot be where phases have rows of their own."""
-    why = "where phases have rows of their own (phase.phases.<name>.data)"
+    why = "where not all phases learn from the same rows (phase.phases.<name>.data and task)"
     problems = []
     if config.data.streaming:
         problems.append(f"data.streaming=true cannot be {why}; leave it out")

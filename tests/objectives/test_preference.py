@@ -369,6 +369,20 @@ def test_a_router_of_prompts_decides_alike_for_both_answers_of_a_pair(build, ove
         assert not torch.allclose(logits[0], logits[1]), "else every prompt would get the same decision"
 
 
+def test_in_mixed_precision_policy_and_reference_compute_with_their_own_weights(build):
+    """Autocast keeps the weights that it has rounded, which change places in between."""
+    parts = build("dpo", "task.reference=start")
+    away_from_start(parts, seed=5)
+    parts.module.set_phase(0)
+    away_from_start(parts)
+    batch = next(iter(parts.datamodule.train_dataloader()))
+    expected = parts.module.losses(batch).figures["reward_margin"]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = parts.module.losses(batch).figures["reward_margin"]
+    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
+    assert expected.abs().min() > 0.1
+
+
 def test_a_silenced_expert_is_silenced_in_the_policy_and_not_in_its_reference(build):
     parts = build("dpo", "task.reference=start", "moe=top_k")
     away_from_start(parts)

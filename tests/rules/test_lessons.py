@@ -142,6 +142,11 @@ def test_an_epoch_a_stream_and_clusters_are_of_one_set_of_rows():
     found = lesson_problems(run)
     for key in ("data.streaming", "trainer.max_epochs", "moe.router_target=cluster"):
         assert any(p.startswith(key) and "phase.phases.<name>.data" in p for p in found), (key, found)
+    run = then_dpo({"name": "kto"}, data={})
+    run.task.name = TaskName.dpo
+    assert lesson_problems(run) == []
+    run.data.streaming = True  # the pairs of one phase are single answers in the other
+    assert only(lesson_problems(run)).startswith("data.streaming=true cannot be where not all phases learn")
 
 
 def test_a_phase_of_the_same_objective_takes_over_its_settings_and_one_of_another_does_not():
