@@ -375,12 +375,18 @@ def test_in_mixed_precision_policy_and_reference_compute_with_their_own_weights(
     away_from_start(parts, seed=5)
     parts.module.set_phase(0)
     away_from_start(parts)
-    batch = next(iter(parts.datamodule.train_dataloader()))
-    expected = parts.module.losses(batch).figures["reward_margin"]
+    batch, objective = next(iter(parts.datamodule.train_dataloader())), parts.module.objective
+
+    def log_probs() -> list[Tensor]:
+        of_both = objective.reference_answers(parts.model, batch), objective.answers(parts.model, batch)
+        return [answers.log_probs.detach() for answers in of_both]
+
+    expected = log_probs()
     with torch.autocast("cpu", torch.bfloat16):
-        found = parts.module.losses(batch).figures["reward_margin"]
-    torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
-    assert expected.abs().min() > 0.1
+        found = log_probs()
+    assert (expected[0] - expected[1]).abs().max() > 5
+    for rounded, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.5)
 
 
 def test_a_silenced_expert_is_silenced_in_the_policy_and_not_in_its_reference(build):

@@ -159,6 +159,22 @@ def test_back_to_the_first_lesson_after_another_one_it_goes_on_with_its_rows(tra
     assert json.loads((done / "report" / "summary.json").read_text())["loss_measure"] == "nats per label token"
 
 
+def test_rows_of_a_lesson_may_be_elsewhere_when_a_run_goes_on_and_no_other_ones(train, micro, two_lessons, tmp_path):
+    """Their contents are compared with those of the start."""
+    run = Path(shutil.copytree(two_lessons.with_name("killed 5"), tmp_path / "run"))
+    pairs = pairs_of(micro)[0].partition("=")[2]
+    moved, other = Path(shutil.copytree(pairs, tmp_path / "moved")), Path(shutil.copytree(pairs, tmp_path / "other"))
+    file = next(other.iterdir())
+    file.write_text("".join(reversed(file.read_text().splitlines(keepends=True))))
+    key = "phase.phases.later.data.path"
+    done = train(f"resume='{run}'", f"{key}={other}", settings=False)
+    assert done.code == 1
+    assert "it would not be the same run" in done.text
+    done = train(f"resume='{run}'", f"{key}={moved}", settings=False)
+    assert done.code == 0, done.text
+    assert adapter(run) == adapter(two_lessons)
+
+
 def test_a_checkpoint_without_what_objectives_keep_goes_on(train, own_run):
     """As they were written before objectives kept anything."""
     file = own_run / "checkpoints" / "last.ckpt"

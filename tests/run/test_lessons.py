@@ -1,4 +1,4 @@
-"""Runs that prefer answers, alone and after SFT: dry, in mixed precision, on streams, with clusters and turns; refusals."""
+"""Runs that prefer answers, alone and after SFT: dry, in mixed precision, on streams, with clusters; refusals."""
 
 import json
 
