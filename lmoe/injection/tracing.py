@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import RoutingError
 from lmoe.injection.balance import warn_of_missing_balance
-from lmoe.injection.record import injected, sites
+from lmoe.injection.record import Site, injected, sites
 from lmoe.layers.context import PromptRows
 from lmoe.layers.native_router import NativeRouter
 from lmoe.layers.trace import RoutingTrace
@@ -181,7 +181,7 @@ def adapters_on(model: nn.Module) -> Iterator[None]:
                 module.enabled = False
 
 
-def _switched(model: nn.Module) -> list[nn.Module]:
+def _switched(model: nn.Module) -> list[NativeRouter | Site]:
     """What computes without adapters where they are off."""
     native = [module for module in model.modules() if isinstance(module, NativeRouter)]
     return [*native, *(site for _, site in sites(model))]
