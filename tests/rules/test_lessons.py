@@ -131,8 +131,8 @@ def test_a_place_of_rows_of_a_phase_that_is_not_there_is_found_before_a_run():
     found = only([p for p in run_problems(then_dpo(data={**PAIRS, "val_path": "./lost.jsonl"})) if "lost" in p])
     assert found.startswith("phase.phases.dpo.data.val_path=./lost.jsonl")
     run = then_dpo(data={"batch_size": 60_000})
-    run.trainer.accumulate_grad_batches = 2
-    found = [problem for problem in run_problems(run) if "batch_size=60000 times" in problem]
+    run.trainer.accumulate_grad_batches = 60_000
+    found = [problem for problem in run_problems(run) if "data.batch_size=60000 times" in problem]
     assert only(found).startswith("phase.phases.dpo.data.batch_size")
 
 
