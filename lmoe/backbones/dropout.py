@@ -2,8 +2,9 @@
 
 from torch import nn
 
-ATTENTION = "attention_dropout"
-"""What modules of Transformers call the probability that they hand to their attention."""
+IN_NAMES = "drop"
+"""What stands in the names of the probabilities that modules of Transformers hand to functions: attention_dropout,
+activation_dropout, residual_dropout, resid_pdrop, layerdrop, …"""
 
 
 class Dropouts:
@@ -14,12 +15,18 @@ class Dropouts:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._modules = [(m, m.p) for m in model.modules() if isinstance(m, nn.modules.dropout._DropoutNd) and m.p]
-        self._attention = [(m, p) for m in model.modules() if isinstance(p := getattr(m, ATTENTION, None), float) and p]
+        self._given = [
+            (module, name, value)
+            for module in model.modules()
+            for name, value in vars(module).items()
+            if isinstance(value, float) and value and _is_dropout(module, name)
+        ]
 
     def turn(self, on: bool) -> None:
         """Let dropout act, or not."""
-        for module, p in self._modules:
-            module.p = p if on else 0.0
-        for module, p in self._attention:
-            setattr(module, ATTENTION, p if on else 0.0)
+        for module, name, value in self._given:
+            setattr(module, name, value if on else 0.0)
+
+
+def _is_dropout(module: nn.Module, name: str) -> bool:
+    return IN_NAMES in name or (name == "p" and isinstance(module, nn.modules.dropout._DropoutNd))

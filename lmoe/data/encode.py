@@ -254,9 +254,9 @@ class Encoder:
             yield self._chunk(some, place)
 
     def _chunk(self, rows: Sequence[Numbered], place: int) -> Chunk:
+        rows = list(self.answers_apart(rows))
         account = Account(read=len(rows))
         kept: list[_Kept] = []
-        rows = list(self.answers_apart(rows))
         tokenised = self.tokenise([row for row, _ in rows], account)
         for found, (_, number) in zip(tokenised, rows, strict=True):
             if isinstance(found, LmoeError):
@@ -412,8 +412,8 @@ class Encoder:
         if self.kind is RowKind.answers:
             return (row,)
         if self.kind is RowKind.labelled:
-            turns = row.messages or ()
-            last = max((i for i, turn in enumerate(turns) if turn["role"] != "assistant"), default=-1)
+            turns = row.messages or ()  # what tools say is within the answer
+            last = max((i for i, turn in enumerate(turns) if turn["role"] not in ("assistant", "tool")), default=-1)
             return (replace(row, muted=row.muted | _assistant_turns(turns[:last])),) if last > 0 else (row,)
         return tuple(_answered(row, answer or ()) for answer in (row.chosen, row.rejected))
 

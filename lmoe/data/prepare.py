@@ -222,7 +222,7 @@ def read_all(reader: Reader, sources: Sequence[Source]) -> tuple[EncodedRows, li
 
 def split_off(rows: EncodedRows, domains: list[str], config: DataConfig, seed: int) -> Split:
     """Which rows are to train on, and which are kept for validation and for judging where these have no place of their
-    own.
+    own; the rows that one record was taken apart into stay together.
 
     Args:
         seed: of the run, which counts where data.split_seed is null.
@@ -230,13 +230,25 @@ def split_off(rows: EncodedRows, domains: list[str], config: DataConfig, seed: i
     Raises:
         DataError: too few rows.
     """
-    names = [domains[i] for i in rows.domains.tolist()]
-    return split_in_three(
-        names,
+    places = torch.cat([rows.source.unsqueeze(1), rows.places], dim=1)
+    records, record_of_row = places.unique(dim=0, return_inverse=True)
+    if len(records) == len(rows):
+        record_of_row = torch.arange(len(rows))  # in the order of the rows
+    names = dict(zip(record_of_row.tolist(), (domains[i] for i in rows.domains.tolist()), strict=True))
+    split = split_in_three(
+        [names[record] for record in range(len(records))],
         val_fraction=config.val_fraction if config.splits_val else 0.0,
         judge_fraction=config.judge_fraction,
         seed=seed if config.split_seed is None else config.split_seed,
     )
+    if len(records) == len(rows):
+        return split
+    return Split(**{name: _rows_of(record_of_row, getattr(split, name)) for name in ("train", "val", "judge")})
+
+
+def _rows_of(record_of_row: Tensor, records: list[int]) -> list[int]:
+    """Indices of the rows that were made of some records, ascending."""
+    return torch.isin(record_of_row, torch.tensor(records, dtype=torch.long)).nonzero().flatten().tolist()
 
 
 def _joined(found: Sequence[EncodedSource], domains: list[str]) -> EncodedRows:

@@ -25,15 +25,19 @@ class AdapterCopy:
         """A copy of an injected model's adapters as they are now."""
         return cls({name: tensor.detach().clone() for name, tensor in _adapters(model).items()})
 
-    def check(self, model: nn.Module) -> None:
-        """Refuse tensors that are not those of a model.
+    def replaced_by(self, tensors: Mapping[str, Tensor]) -> "AdapterCopy":
+        """A copy with the tensors of a checkpoint in place of these.
 
         Raises:
             CheckpointError: other names or shapes.
         """
-        own = {name: tensor.shape for name, tensor in _adapters(model).items()}
-        if own != {name: tensor.shape for name, tensor in self.tensors.items()}:
-            raise CheckpointError("the checkpoint keeps other adapters for its reference than this model has")
+        own, given = ({name: tensor.shape for name, tensor in each.items()} for each in (self.tensors, tensors))
+        if differing := sorted(name for name in own.keys() | given.keys() if own.get(name) != given.get(name)):
+            raise CheckpointError(
+                "the checkpoint keeps other adapters for its reference than this run has; first difference: "
+                f"{differing[0]}"
+            )
+        return AdapterCopy(tensors)
 
     @contextmanager
     def in_place(self, model: nn.Module) -> Iterator[None]:

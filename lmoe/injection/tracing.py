@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import RoutingError
 from lmoe.injection.balance import warn_of_missing_balance
-from lmoe.injection.record import injected, sites
+from lmoe.injection.record import Site, injected, sites
 from lmoe.layers.context import PromptRows
 from lmoe.layers.native_router import NativeRouter
 from lmoe.layers.trace import RoutingTrace
@@ -154,8 +154,7 @@ def target_of(moe: MoeConfig, name: str) -> int:
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """The backbone's own function inside the block, for all threads."""
     context = injected(model).context
-    native = [module for module in model.modules() if isinstance(module, NativeRouter)]
-    switched = (*native, *(site for _, site in sites(model)))
+    switched = _switched(model)
     with SWITCH:
         context.off += 1
         for module in switched:
@@ -168,3 +167,28 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
             if not context.off:
                 for module in switched:
                     module.enabled = True
+
+
+@contextmanager
+def adapters_on(model: nn.Module) -> Iterator[None]:
+    """The whole model inside the block, also inside `adapters_off` and where an expert is silenced; for all threads."""
+    context = injected(model).context
+    switched = _switched(model)
+    with SWITCH:
+        off, context.off = context.off, 0
+        for module in switched if off else ():
+            module.enabled = True
+    try:
+        with context.silence({}):
+            yield
+    finally:
+        with SWITCH:
+            context.off += off
+            for module in switched if off else ():
+                module.enabled = False
+
+
+def _switched(model: nn.Module) -> list[NativeRouter | Site]:
+    """What computes without adapters where they are off."""
+    native = [module for module in model.modules() if isinstance(module, NativeRouter)]
+    return [*native, *(site for _, site in sites(model))]

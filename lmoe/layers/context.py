@@ -178,6 +178,7 @@ class RoutingContext:
     Args:
         temperature: divides the router logits.
         router_noise: standard deviation of the noise on the logits, in training.
+        noise: whether routers with noise of their own draw it, in training.
         expert_dropout: probability with which an expert is left out of a row, in training.
         by_target: in training the experts that are dealt to a row's target are the only ones that act.
         silenced: expert whose weight is set to 0, by site.
@@ -195,6 +196,7 @@ class RoutingContext:
 
     temperature: float = 1.0
     router_noise: float = 0.0
+    noise: bool = True
     expert_dropout: float = 0.0
     by_target: bool = False
     silenced: dict[str, int] = field(default_factory=dict)

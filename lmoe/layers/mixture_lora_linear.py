@@ -179,7 +179,7 @@ class MixtureLoRALinear(nn.Module):
         plain = type(base) is nn.Linear and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks)
         if not plain or base.weight.requires_grad or torch.compiler.is_compiling():
             return False
-        dropping = self.training and self.settings.dropout > 0
+        dropping = self.training and self.lora_dropout.p > 0
         one_type = torch.is_autocast_enabled(x.device.type) or base.weight.dtype == x.dtype == dtype
         return one_type and not dropping
 

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lmoe.config.data import DataConfig
 from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRow, opening
+from lmoe.data.prepare import PreparedData
+from lmoe.errors import DataError
 from lmoe.objectives.known_answers import answer_key
 from lmoe.objectives.objective import Batch, Losses
 from lmoe.objectives.preference import (
@@ -42,6 +46,39 @@ class KahnemanTversky(ComparesAnswers, PreferenceObjective):
     def more_forwards(self) -> int:
         """Policy and reference on answers of other rows, and the reference, unless it was computed before."""
         return 2 + int(not self.task.precompute_reference)
+
+    def prepare(
+        self,
+        config: DataConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        bundled: Path,
+        packing_model_type: str | None,
+        num_embeddings: int | None = None,
+    ) -> PreparedData:
+        """Answers that are good or bad.
+
+        Raises:
+            DataError: all to be trained on are good, or all bad.
+        """
+        prepared = super().prepare(
+            config,
+            tokenizer,
+            seed=seed,
+            bundled=bundled,
+            packing_model_type=packing_model_type,
+            num_embeddings=num_embeddings,
+        )
+        rows = prepared.train_rows
+        if rows is not None and len(labels := rows.good.unique().tolist()) == 1:
+            one, other = ("good", "false") if labels == [1] else ("bad", "true")
+            raise DataError(
+                f"data.path: all {len(rows):,} rows to train on are {one} answers, and task.name=kto learns to tell "
+                f"good answers from bad ones: add rows with label {other}"
+                + (", or learn these with task.name=sft" if labels == [1] else "")
+            )
+        return prepared
 
     def collate(self, *, pad_token_id: int, max_length: int, packed: bool) -> "CollateAnswers":
         """Batches of answers, and of the same answers behind other prompts."""

@@ -5,7 +5,7 @@ Shapes: N sequences of T tokens, of which B pairs are 2B: the chosen answers, an
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from lmoe.data.prepare import PreparedData, prepare
 from lmoe.errors import CheckpointError
 from lmoe.injection.adapter_copy import AdapterCopy
 from lmoe.injection.record import RECORD
-from lmoe.injection.tracing import adapters_off
+from lmoe.injection.tracing import adapters_off, adapters_on
 from lmoe.objectives.known_answers import KnownAnswers, answer_key
 from lmoe.objectives.objective import Batch, Losses
 from lmoe.objectives.of_labels import OfLabels, model_inputs
@@ -110,7 +110,7 @@ class PreferenceObjective(OfLabels):
         """
         if not state:
             raise CheckpointError(f"the checkpoint keeps no adapters of the start of a phase of {self.task.name}")
-        self.start = AdapterCopy(state)
+        self.start = AdapterCopy(state) if self.start is None else self.start.replaced_by(state)
 
     def answers(self, model: PreTrainedModel, batch: Batch) -> Answers:
         """Log-probabilities of the answers of a batch by a model as it is."""
@@ -147,11 +147,15 @@ class PreferenceObjective(OfLabels):
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
-    def as_reference(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """A block in which the model is the reference."""
-        if self.task.reference is Reference.start and self.start is not None:
-            return self.start.in_place(model)
-        return adapters_off(model)
+    @contextmanager
+    def as_reference(self, model: PreTrainedModel) -> Iterator[None]:
+        """A block in which the model is the reference, whatever of it is switched off outside."""
+        if self.task.reference is not Reference.start or self.start is None:
+            with adapters_off(model):
+                yield
+        else:
+            with adapters_on(model), self.start.in_place(model):
+                yield
 
 
 class ComparesAnswers(ABC):
@@ -213,11 +217,12 @@ def rightness(margin: Tensor) -> Tensor:
 
 @contextmanager
 def untraced(model: PreTrainedModel) -> Iterator[None]:
-    """Forwards inside the block have no gradients, and leave nothing in the model's routing trace."""
-    record = getattr(model, RECORD, None)
-    with torch.no_grad():
-        if record is None:
+    """Forwards inside the block have no gradients, no dropout and no noise, and leave nothing in the model's routing
+    trace."""
+    record, training = getattr(model, RECORD, None), model.training
+    model.eval()
+    try:
+        with torch.no_grad(), nullcontext() if record is None else record.trace.paused():
             yield
-        else:
-            with record.trace.paused():
-                yield
+    finally:
+        model.train(training)

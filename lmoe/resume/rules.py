@@ -1,6 +1,7 @@
 """Which keys of a run may change when it is resumed."""
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -32,6 +33,8 @@ ENDS = ("callbacks", "trainer.stop_on_collapse")
 PLACES = ("data.path", "data.val_path", "backbone.model_name", "backbone.gguf_file")
 """Safe where the command means them: when the run ends, and where the rows and the backbone are, whose contents are
 compared with those of the start (run/provenance.py)."""
+PLACE_OF_PHASE = re.compile(r"phase\.phases\.[^.]+\.data\.(path|val_path)")
+"""The same of a phase with rows of its own."""
 PER_STEP = (
     "data.batch_size",
     "corpus.batch_size",
@@ -65,6 +68,8 @@ def refused(
             continue
         safe = SAFE + (ENDS + PLACES * recorded) * (key in meant)
         if any(key == name or key.startswith(f"{name}.") for name in safe):
+            continue
+        if recorded and key in meant and PLACE_OF_PHASE.fullmatch(key):
             continue
         if key == LENGTH and isinstance(new, int) and new > old:
             continue

@@ -116,9 +116,14 @@ def task_problems(task: TaskConfig, data: DataConfig, key: str = "task", data_ke
     if traits.rows is RowKind.answers:
         return problems
     if data.packing:
-        problems.append(f"{data_key}.packing=true: {named[5:]} keeps the sequences of its rows apart; leave it out")
+        problems.append(
+            f"{data_key}.packing=true: {named[5:]} keeps the sequences of its rows apart; set {data_key}.packing=false"
+        )
     if data.train_on is TrainOn.all:
-        problems.append(f"{data_key}.train_on=all: {named[5:]} compares answers, and not their prompts; leave it out")
+        problems.append(
+            f"{data_key}.train_on=all: {named[5:]} compares answers, and not their prompts; set "
+            f"{data_key}.train_on=assistant"
+        )
     if name is TaskName.kto and data.batch_size < 2:
         problems.append(
             f"{data_key}.batch_size={data.batch_size}: {named[5:]} measures its policy on answers of other rows of the "

@@ -9,12 +9,14 @@ from typing import Any
 from lmoe.config.keys import near
 from lmoe.config.problems import above_zero, at_least, changed_keys, keys_named, within_sizes, without_effect
 from lmoe.config.read import independent
+from lmoe.config.run import RunConfig
 from lmoe.config.study import BUNDLED_TEXT, LEDGER_FILE, MEAN, ArmConfig, JudgingConfig, StudyConfig, TuningConfig
 from lmoe.config.trainer import max_seconds
 from lmoe.files.places import missing_place
 from lmoe.files.run_folder import name_problems
 from lmoe.files.wording import shown
-from lmoe.vocabulary import AtEdge, Sampler
+from lmoe.rules.lessons import lesson_of
+from lmoe.vocabulary import AtEdge, Sampler, TaskName
 
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 OWN_KEYS = ("seed", "name", "resume", "dry_run", "logger.group", "callbacks_from")
@@ -41,6 +43,18 @@ def study_problems(study: StudyConfig) -> list[str]:
         + _time_problems(study.max_time),
         keys_named(sizes),
     )
+
+
+def objective_problems(config: RunConfig) -> list[str]:
+    """Problems of the objectives of a run whose losses are compared with those of other runs."""
+    names = [lesson_of(config, name).task.name for name in config.phase.phases]
+    other = next((name for name in (config.task.name, *names) if name is not TaskName.sft), None)
+    if other is None:
+        return []
+    return [
+        f"task.name={other}: runs are compared by their losses in nats per label token, which says nothing of an "
+        "objective that prefers answers; use task.name=sft, in each phase too"
+    ]
 
 
 def setting_key(setting: str) -> str:

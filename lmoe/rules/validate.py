@@ -24,7 +24,7 @@ from lmoe.rules.callbacks import callback_problems, callbacks_from_problems
 from lmoe.rules.data import cluster_problems, data_problems
 from lmoe.rules.experts_from import expert_places, without_source
 from lmoe.rules.injection import injection_problems
-from lmoe.rules.lessons import lesson_problems
+from lmoe.rules.lessons import lesson_batch_sizes, lesson_places, lesson_problems
 from lmoe.rules.moe import moe_problems
 from lmoe.rules.phase_options import schedule_problems
 from lmoe.rules.phases import TRAINABLE, has_reward_head, phase_problems, present_roles, trained_base
@@ -73,6 +73,11 @@ def run_problems(config: RunConfig) -> list[str]:
         + seed_problems(config.seed)
         + name_problems(config.name)
         + step_problems("data.batch_size", config.data.batch_size, config.trainer)
+        + [
+            problem
+            for key, rows in lesson_batch_sizes(config).items()
+            for problem in step_problems(key, rows, config.trainer)
+        ]
         + place_problems(config),
         keys_named(sizes),
     )
@@ -137,7 +142,9 @@ def hub_names(config: RunConfig) -> list[str]:
 
 def _names(key: str) -> tuple[str, ...]:
     """What a key may say that is neither a path nor a name on the hub."""
-    return tuple(BUNDLED_FOLDERS) if key.startswith("data.sources.") else PLACES.get(key, ())
+    if key.startswith("data.sources.") or (key.startswith("phase.") and key.endswith("path")):
+        return tuple(BUNDLED_FOLDERS)
+    return PLACES.get(key, ())
 
 
 def _places(config: RunConfig) -> dict[str, str | None]:
@@ -146,6 +153,7 @@ def _places(config: RunConfig) -> dict[str, str | None]:
         places |= {"data.val_path": config.data.val_path, "data.judge_path": config.data.judge_path}
         places |= {f"data.sources.{name}.path": source.path for name, source in config.data.sources.items()}
         places |= {} if config.data.sources else {"data.path": config.data.path}
+        places |= lesson_places(config)
     if config.resume is None:  # a run that goes on has its experts in its checkpoint
         places |= expert_places(config.injection)
     return places

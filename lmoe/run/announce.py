@@ -12,6 +12,7 @@ from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
 from lmoe.report.say import say
 from lmoe.rules.experts_from import named_adapters, source_run
+from lmoe.rules.lessons import lesson_of
 from lmoe.run.learnt import Learnt
 from lmoe.run.parts import Parts, data_notes
 
@@ -33,7 +34,7 @@ def describe_plan(parts: Parts, console: Console) -> None:
     for phase in parts.module.schedule.phases:
         first, last = phase.start + 1, phase.end
         steps = f"step {last} trains" if first == last else f"steps {first} to {last} train"
-        lines.append(f"phase {phase.name}: {steps} {', '.join(sorted(phase.trainable))}")
+        lines.append(f"phase {phase.name}: {steps} {', '.join(sorted(phase.trainable))}{_how(phase.name, parts)}")
     lines += [data_line(phase) for phase in parts.row_sets()]
     if (day := parts.config.data.template_date) is not None:
         lines.append(f"the chat template reads the date: {day} for this run (data.template_date)")
@@ -45,6 +46,14 @@ def describe_plan(parts: Parts, console: Console) -> None:
         *(f"warning: {warning}" for warning in parts.warnings),
     ]:
         say(console, line)
+
+
+def _how(phase: str, parts: Parts) -> str:
+    """By which objective a phase trains, and on which rows, where not all phases do alike."""
+    lessons = {name: lesson_of(parts.config, name) for name in parts.config.phase.phases}
+    lesson, others = lessons[phase], list(lessons.values())
+    task = f" by {lesson.task.name}" if any(other.task != lesson.task for other in others) else ""
+    return task + (f"; rows: {lesson.key}" if any(other.data != lesson.data for other in others) else "")
 
 
 def data_line(phase: Learnt) -> str:

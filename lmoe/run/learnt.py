@@ -1,6 +1,7 @@
 """What each phase of a run learns: its objective, with the rows that were read for it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -63,7 +64,8 @@ def read_lessons(
     Raises:
         DataError: rows that cannot be had.
     """
-    lessons = [lesson_of(config, name) for name, _, _ in ordered_phases(config)]
+    names = [name for name, _, _ in ordered_phases(config)]
+    lessons = [lesson_of(config, name) for name in names]
     sets, numbers = taught(lessons)
     objectives: list[Objective] = []
     for index, (lesson, number) in enumerate(zip(lessons, numbers, strict=True)):
@@ -75,7 +77,7 @@ def read_lessons(
         leak = packing_supported_by_attention(config.backbone.attn_implementation, data.batch_size)
         if leak and data.packing:
             raise DataError(f"{lesson.key}.packing=true: {leak}")
-        with keys_renamed({} if lesson.key == "data" else {"data.": f"{lesson.key}."}):
+        with _for_phase(config, names[numbers.index(number)], lesson):
             prepared.append(
                 objectives[numbers.index(number)].prepare(
                     data,
@@ -93,6 +95,27 @@ def read_lessons(
         Learnt(objective=o, lesson=lesson, prepared=prepared[number], number=number)
         for o, lesson, number in zip(objectives, lessons, numbers, strict=True)
     ]
+
+
+@contextmanager
+def _for_phase(config: RunConfig, name: str, lesson: Lesson) -> Iterator[None]:
+    """Errors inside the block name the keys of a phase.
+
+    Raises:
+        DataError: the same error in the phase's words; of an objective that a phase has for itself, with where its rows
+            may come from.
+    """
+    own, key = config.phase.phases[name], f"phase.phases.{name}"
+    renamed = {"data.": f"{lesson.key}."} if own.data else {}
+    with keys_renamed(renamed | ({"task.name=": f"{key}.task.name="} if own.task else {})):
+        try:
+            yield
+        except DataError as error:
+            if not own.task or own.data:
+                raise
+            raise DataError(
+                f"{error}\nPhase {name} has no rows of its own; {key}.data={{path: …}} gives it some"
+            ) from None
 
 
 def check_monitors(config: RunConfig, learnt: Sequence[Learnt]) -> None:

@@ -9,6 +9,7 @@ from lmoe.config.study import StudyConfig
 from lmoe.errors import ConfigError
 from lmoe.files.run_folder import hydra_quoted
 from lmoe.rules.routers import needs_domain
+from lmoe.rules.study import objective_problems
 from lmoe.study.arms import Arm, Values, value_settings, values_text
 from lmoe.vocabulary import LoggerKind
 
@@ -36,7 +37,7 @@ def compose_each(
             for problem in error.problems:
                 found.setdefault(problem, []).append(name)
             continue
-        for problem in _space_problems(arm, configs[name], compose):
+        for problem in objective_problems(configs[name]) + _space_problems(arm, configs[name], compose):
             found.setdefault(problem, []).append(name)
     problems = [f"{_whose(names, arms)}: {problem}" for problem, names in found.items()]
     if not problems:

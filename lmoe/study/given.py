@@ -17,6 +17,7 @@ from lmoe.files.small_file import Reader
 from lmoe.files.wording import shown
 from lmoe.report.summary import FINISHED, TIME_OVER, RunSummary
 from lmoe.resume.rules import SAFE
+from lmoe.rules.study import objective_problems
 from lmoe.run.provenance import provenance_records
 
 SAVED = Reader(error=StudyError, cure="put back the file that the run has written")
@@ -118,6 +119,8 @@ def read_run(place: str, *, unfinished: bool) -> GivenRun:
     config, reading = read_section(RunConfig, SAVED.yaml(folder / CONFIG_FILE))
     if reading.problems:
         raise SAVED.refusal(folder / CONFIG_FILE, "; ".join(reading.problems))
+    if problems := objective_problems(config):
+        raise StudyError(f"{place}: {problems[0]}")
     records = provenance_records(folder)
     if not records:
         raise StudyError(f"{folder}: no {PROVENANCE_FILE}, so nobody knows which rows the run has read; put it back")

@@ -45,6 +45,7 @@ def set_dials(record: Injected, dials: Dials, phase: Phase, step: int) -> None:
     """Turn the dials of a model to their values at a step."""
     context = record.context
     context.temperature = dials.at(dials.temperature, step)
+    context.noise = phase.dropout
     context.router_noise = dials.at(dials.router_noise, step) if phase.router_noise else 0.0
     context.expert_dropout = dials.expert_dropout if phase.expert_dropout else 0.0
     context.by_target = phase.by_target

@@ -19,7 +19,6 @@ from lmoe.injection.roles import adapter_buffers, adapter_parameters, parameter_
 from lmoe.metrics.language import DomainLoss
 from lmoe.metrics.routing import RoutingStats
 from lmoe.objectives.objective import Batch, Losses, Objective
-from lmoe.rules.objectives import has_dropout
 from lmoe.training.auxiliary import Auxiliary
 from lmoe.training.dials import Dials, set_dials
 from lmoe.training.evaluation import RoutingEvaluation
@@ -111,7 +110,7 @@ class AdapterModule(LightningModule):
             parameter.requires_grad_(here and self.roles[name] in self.current.trainable)
             if not parameter.requires_grad:
                 parameter.grad = None
-        self.dropouts.turn(has_dropout(self.objective.task))
+        self.dropouts.turn(self.current.dropout)
         self.objective.begin(self.model)
 
     def on_train_start(self) -> None:

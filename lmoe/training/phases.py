@@ -26,6 +26,7 @@ class Phase:
         lr: peak learning rate.
         warmup: steps of warm-up that are asked for.
         load_balance, router_z_loss, router_noise, expert_dropout, diversity: whether each is on.
+        dropout: whether the objective trains with dropout and noise.
         lr_shape: what the learning rate does after the warm-up.
         aux_loss_coef, router_z_loss_coef: weights of the auxiliary losses; None: those of the model.
         router_target_coef: weight of the cross-entropy of what the routers are taught; 0: it is off.
@@ -47,6 +48,7 @@ class Phase:
     router_noise: bool
     expert_dropout: bool
     diversity: bool
+    dropout: bool = True
     lr_shape: LrShape = field(default_factory=LrShape)
     aux_loss_coef: float | None = None
     router_z_loss_coef: float | None = None
@@ -161,6 +163,7 @@ def _phase(name: str, start: int, end: int, handoff: Handoff | None, phase: Phas
         router_noise=_chosen(phase.router_noise, routers and dropout),
         expert_dropout=_chosen(phase.expert_dropout, experts and dropout),
         diversity=_chosen(phase.diversity, experts),
+        dropout=dropout,
     )
 
 

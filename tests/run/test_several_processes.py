@@ -13,6 +13,7 @@ from lmoe.cli.train import main
 from tests.conftest import process_state
 from tests.metric_names import rows
 from tests.micro import start
+from tests.preference_rows import pairs_of
 from tests.run.as_rank import cut_back
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("two processes")]
@@ -39,7 +40,15 @@ ROUTED = (
     "phase.phases.routed.start=2",
 )
 """One router for the whole model, which reads the prompts in a forward of its own; experts train by target first."""
+KINDS = ("", "_routed", "_lessons")
 SPEED = "throughput/tokens_per_second"
+
+
+def lessons(micro) -> tuple[str, ...]:
+    """SFT, and then DPO on rows of its own beside what it starts from."""
+    train, val = (override.partition("=")[2] for override in pairs_of(micro))
+    own = f"task: {{name: dpo, reference: start}}, data: {{path: {train}, val_path: {val}}}"
+    return "phase=joint", f"+phase.phases.later={{start: 2, trainable: [lora, router], {own}}}"
 
 
 def two(strategy: str) -> tuple[str, ...]:
@@ -51,11 +60,14 @@ def runs(micro, tmp_path_factory) -> Path:
     """A folder with a run of one process, and with what two processes did, for each strategy."""
     folder = tmp_path_factory.mktemp("runs")
     common, tasks = micro.changed(*COMMON), []
-    routed = micro.changed(*(setting for setting in COMMON if not setting.startswith("phase.")), *ROUTED)
+    unphased = [setting for setting in COMMON if not setting.startswith("phase.")]
+    routed = micro.changed(*unphased, *ROUTED)
+    taught = micro.changed(*unphased, *lessons(micro))
     with process_state(folder) as patch:
         patch.setattr("lmoe.run.finish.write_pictures", lambda summary, metrics, report: {})
         assert main([*common, *ONE, f"hydra.run.dir={folder / 'one'}"]) == 0
         assert main([*routed, *ONE, f"hydra.run.dir={folder / 'one_routed'}"]) == 0
+        assert main([*taught, *ONE, f"hydra.run.dir={folder / 'one_lessons'}"]) == 0
     for strategy in STRATEGIES:
         whole = folder / strategy
         tasks.append([*common, *two(strategy), f"hydra.run.dir={whole}"])
@@ -68,6 +80,9 @@ def runs(micro, tmp_path_factory) -> Path:
         tasks.append([str(folder / "one"), f"{whole}_from_one", 3])
         tasks.append([f"resume={whole}_from_one", *two(strategy)])
         tasks.append([*routed, *two(strategy), f"hydra.run.dir={whole}_routed"])
+        tasks.append([*taught, *two(strategy), f"hydra.run.dir={whole}_lessons"])
+        tasks.append([f"{whole}_lessons", f"{whole}_lessons_killed", 3])
+        tasks.append([f"resume={whole}_lessons_killed"])
     (folder / "tasks.json").write_text(json.dumps(tasks))
     as_two_processes(folder)
     return folder
@@ -103,22 +118,22 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         torch.testing.assert_close(found[name], tensor, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
 
 
-@pytest.mark.parametrize("routed", ["", "_routed"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_two_processes_learn_what_one_learns_from_the_same_samples(runs, strategy, routed):
+def test_two_processes_learn_what_one_learns_from_the_same_samples(runs, strategy, kind):
     """Task and auxiliary losses, gradients after clipping, loads: all of them sums over both."""
-    assert_same(adapter(runs / f"{strategy}{routed}"), adapter(runs / f"one{routed}"), **SAME)
-    for one, both in zip(rows(runs / f"one{routed}"), rows(runs / f"{strategy}{routed}"), strict=True):
+    assert_same(adapter(runs / f"{strategy}{kind}"), adapter(runs / f"one{kind}"), **SAME)
+    for one, both in zip(rows(runs / f"one{kind}"), rows(runs / f"{strategy}{kind}"), strict=True):
         assert one.keys() == both.keys()
         for name in sorted(one.keys() - {SPEED}):
             chosen = "routing" in name  # one token that chooses another expert moves these
             assert both[name] == pytest.approx(one[name], rel=1e-3, abs=0.02 if chosen else 1e-5), name
 
 
-@pytest.mark.parametrize("routed", ["", "_routed"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_both_processes_hold_the_same_bits_at_the_end_of_the_last_phase(runs, strategy, routed):
-    first, second = (load_file(runs / f"{strategy}{routed}" / f"{rank}.safetensors") for rank in (0, 1))
+def test_both_processes_hold_the_same_bits_at_the_end_of_the_last_phase(runs, strategy, kind):
+    first, second = (load_file(runs / f"{strategy}{kind}" / f"{rank}.safetensors") for rank in (0, 1))
     assert_same(second, first, rtol=0, atol=0)
 
 
@@ -129,6 +144,14 @@ def test_a_run_of_two_processes_resumes_exactly_in_every_phase(runs, strategy, s
     resumed = runs / f"{strategy}_killed_{step}"
     assert_same(adapter(resumed), adapter(runs / strategy), rtol=0, atol=0)
     for a, b in zip(rows(resumed), rows(runs / strategy), strict=True):
+        assert {k: v for k, v in a.items() if k != SPEED} == {k: v for k, v in b.items() if k != SPEED}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_run_of_two_processes_goes_on_beside_the_reference_that_its_checkpoint_keeps(runs, strategy):
+    resumed, whole = runs / f"{strategy}_lessons_killed", runs / f"{strategy}_lessons"
+    assert_same(adapter(resumed), adapter(whole), rtol=0, atol=0)
+    for a, b in zip(rows(resumed), rows(whole), strict=True):
         assert {k: v for k, v in a.items() if k != SPEED} == {k: v for k, v in b.items() if k != SPEED}
 
 

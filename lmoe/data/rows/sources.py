@@ -196,7 +196,7 @@ def open_source(source: Source, cache: Path, *, streaming: bool = False) -> Open
         _check_no_split(source)
         return _files(source, path, cache, streaming)
     if is_local(source.path):
-        raise DataError(f"{source.path}: no such file or folder (from {Path.cwd()})")
+        raise DataError(f"{source.named}: no such file or folder (from {Path.cwd()})")
     return _from_hub(source, streaming)
 
 

@@ -64,7 +64,7 @@ class SigmoidRouter(LinearRouter):
 
 
 class NoisyTopKRouter(TopKRouter):
-    """top_k with noise whose size a second Linear learns (`noisy_logits`), in training only.
+    """top_k with noise whose size a second Linear learns (`noisy_logits`), in training only, where noise is on.
 
     `noise_weight` starts at zero, as in the paper: the noise then has standard deviation ln 2 everywhere.
     """
@@ -79,7 +79,8 @@ class NoisyTopKRouter(TopKRouter):
         if self.training:
             dtype = self.settings.dtype
             size = linear(x.to(dtype), self.noise_weight.to(dtype))
-            logits = noisy_logits(logits, size, torch.randn_like(logits))
+            noise = torch.randn_like(logits) if self.context.noise else torch.zeros_like(logits)
+            logits = noisy_logits(logits, size, noise)  # NOTE without noise too: DDP waits for the weight's gradient
         return super().noisy(logits, x)
 
 
