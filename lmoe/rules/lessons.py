@@ -208,7 +208,8 @@ def _dropout_problems(config: RunConfig, lessons: Mapping[str, Lesson]) -> list[
     if not quiet or len(quiet) < len(config.phase.phases):
         return problems
     given = {
-        "injection.lora_dropout": config.injection.lora_dropout,
+        # What goes on from a run has the injection of that run, whatever it has learnt.
+        "injection.lora_dropout": 0.0 if config.injection.experts_from else config.injection.lora_dropout,
         "moe.router_noise": config.moe.router_noise,
         "moe.router_noise_end": config.moe.router_noise_end,
         "moe.expert_dropout": config.moe.expert_dropout,

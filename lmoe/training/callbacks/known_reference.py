@@ -16,6 +16,7 @@ from lmoe.objectives.known_answers import FILE_VERSION, KnownAnswers
 from lmoe.objectives.objective import Batch
 from lmoe.objectives.preference import PreferenceObjective
 from lmoe.training.module import AdapterModule
+from lmoe.training.ranks import any_rank
 
 
 class KnownReference(Callback):
@@ -49,8 +50,8 @@ class KnownReference(Callback):
             cache_folder(data.sets[data.set_now].config.cache_dir) / f"reference-{key[:32]}.v{FILE_VERSION}.safetensors"
         )
         known = KnownAnswers.read(file, key)
-        everywhere = trainer.strategy.reduce_boolean_decision(known is not None, all=True)
-        if known is not None and everywhere:
+        missing = any_rank(trainer, known is None)
+        if known is not None and not missing:
             self.say(f"reference: log-probabilities of {len(known.keys):,} rows found in {file.parent}")
         else:
             known = self._computed(trainer, module, data)
