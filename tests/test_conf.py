@@ -23,15 +23,17 @@ from lmoe.files.resources import resource_dir
 from lmoe.pretrain.rules import pretrain_problems
 from lmoe.rules.injection import injection_problems
 from lmoe.rules.moe import moe_problems
+from lmoe.rules.objectives import OBJECTIVES
 from lmoe.rules.routers import ROUTERS, Need
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.rules.validate import validate
 from lmoe.run.parts import with_domains
-from lmoe.vocabulary import InjectionStrategy, LoggerKind, RouterKind
+from lmoe.vocabulary import InjectionStrategy, LoggerKind, RouterKind, RowKind
 from tests.composing import compose
 from tests.injection.pairs import adapts_native
 from tests.metric_names import names, rows, undocumented
 from tests.micro import ROOT
+from tests.preference_rows import pairs_of
 
 CONF = resource_dir("conf")
 FILES = sorted(CONF.rglob("*.yaml"))
@@ -93,9 +95,10 @@ def test_a_file_of_a_training_composes_validates_and_builds(name, micro, restore
         model_name=str(micro.native if native else micro.model), precision=config.backbone.precision
     )
     config.backbone = backbone
-    config.data = replace(
-        config.data, path=str(micro.train), val_path=str(micro.val), max_length=48, cache_dir=str(micro.cache)
-    )
+    train, val = str(micro.train), str(micro.val)
+    if OBJECTIVES[config.task.name].rows is not RowKind.answers:  # single answers are made of pairs too
+        train, val = (override.partition("=")[2] for override in pairs_of(micro))
+    config.data = replace(config.data, path=train, val_path=val, max_length=48, cache_dir=str(micro.cache))
     parts = build_parts(config)
     assert parts.plan.sites
     assert len(parts.module.schedule.phases) == len(config.phase.phases)
