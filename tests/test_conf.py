@@ -96,8 +96,11 @@ def test_a_file_of_a_training_composes_validates_and_builds(name, micro, restore
     )
     config.backbone = backbone
     train, val = str(micro.train), str(micro.val)
+    pairs, val_pairs = (override.partition("=")[2] for override in pairs_of(micro))
     if OBJECTIVES[config.task.name].rows is not RowKind.answers:  # single answers are made of pairs too
-        train, val = (override.partition("=")[2] for override in pairs_of(micro))
+        train, val = pairs, val_pairs
+    for phase in config.phase.phases.values():
+        phase.data |= {"path": pairs, "val_path": val_pairs} if phase.data else {}
     config.data = replace(config.data, path=train, val_path=val, max_length=48, cache_dir=str(micro.cache))
     parts = build_parts(config)
     assert parts.plan.sites

@@ -34,6 +34,7 @@ TARGETS = {
     "bench-beside",
     "bench-data",
     "bench-export",
+    "bench-preference",
     "reworded",
     "prompt-words",
     "bench-logits",

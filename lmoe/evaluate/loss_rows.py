@@ -16,7 +16,7 @@ from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import read_all, split_off
 from lmoe.data.reader import Reader
 from lmoe.data.report import SourceReport
-from lmoe.data.rows.sources import judge_source, sources_of, val_source
+from lmoe.data.rows.sources import Source, judge_source, sources_of, val_source
 from lmoe.data.split import first_of_each
 from lmoe.errors import DataError
 from lmoe.vocabulary import RowKind
@@ -124,7 +124,7 @@ def prepare_evaluation(
     *,
     seed: int,
     bundled: Path,
-    named: tuple[str, str],
+    named: tuple[str | None, str],
     limit: int = 0,
     kind: RowKind = RowKind.answers,
 ) -> EvaluationRows:
@@ -133,7 +133,7 @@ def prepare_evaluation(
     Args:
         seed: of the split.
         bundled: folder of what ships with lmoe, as `sources_of`.
-        named: what the user calls the rows and the length, for messages.
+        named: what the user calls the rows (None: as the config does) and the length, for messages.
         limit: rows of each domain, the first ones of those of the config; 0: all.
         kind: what the rows are read as.
 
@@ -144,10 +144,10 @@ def prepare_evaluation(
     val_from = val_source(config, bundled)
     if val_from is None:
         sources = sources_of(config, bundled)
-        whole, domains, _ = read_all(reader, [replace(sources[0], key=named[0])] if len(sources) == 1 else sources)
+        whole, domains, _ = read_all(reader, [_called(sources[0], named[0])] if len(sources) == 1 else sources)
         rows = whole.subset(split_off(whole, domains, config, seed).val)
     else:
-        source = reader.read(replace(val_from, key=named[0]))
+        source = reader.read(_called(val_from, named[0]))
         rows, domains = source.rows, source.domains
     if config.domains is not None:
         there = [domains[d] for d in rows.domains.unique().tolist()]
@@ -157,3 +157,8 @@ def prepare_evaluation(
             raise DataError(f"no row is of the run's data.domains, {names_of(config.domains)}, but {names_of(there)}")
     found = EvaluationRows(rows=rows, domains=domains, reports=reader.reports, data_hashes=reader.hashes)
     return found.first_of_each_domain(config.val_rows_per_domain).dealt_as(config).first_of_each_domain(limit)
+
+
+def _called(source: Source, key: str | None) -> Source:
+    """The source under the name that the user gives it by."""
+    return source if key is None else replace(source, key=key)

@@ -67,7 +67,7 @@ def evaluation_rows(
             tokenizer,
             seed=seed,
             bundled=bundled,
-            named=("`data`", "`max_length`"),
+            named=(None if settings.data is None else "`data`", "`max_length`"),
             limit=settings.limit,
             kind=kind,
         )

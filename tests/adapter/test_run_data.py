@@ -44,7 +44,7 @@ def test_a_run_without_phases_has_the_objective_of_its_section(tmp_path):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"task": {"name": "dop"}}, "allowed: sft, dpo, orpo, simpo, kto; did you mean dpo?"),
+        ({"task": {"name": "dop"}}, "allowed: sft, dpo, orpo, simpo, kto, reward; did you mean dpo?"),
         ({"task": {"name": "dpo", "betta": 1}}, "task.betta: no such key"),
         (
             {"task": {"name": "dpo"}, "phase": {"phases": {"a": {"start": "soon"}}}},

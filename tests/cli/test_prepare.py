@@ -148,7 +148,7 @@ def test_pairs_are_counted_with_what_is_dropped_and_cut_and_both_answers_are_sho
         assert all(answer in said for answer in answers)
     assert said.count("⟦") == 1 + 4 and "packing" not in said
     code, said = prepare(str(rows), "--val", str(rows), "--task", "kto")
-    assert code == 0 and "4 rows read, 7 kept" in said
+    assert code == 0 and "8 rows read, 7 kept" in said
     cells = [cell.strip() for cell in said.split("│")]
     assert cells[cells.index("bad answers") + 1] == "3"
     page = tmp_path / "page.html"

@@ -195,7 +195,9 @@ def test_a_run_on_false_domains_is_measured_on_those_that_it_had_whatever_the_li
 def test_a_run_whose_rows_are_gone_says_how_to_name_others(own_run, micro):
     config = (own_run / "config.yaml").read_text("utf-8")
     (own_run / "config.yaml").write_text(config.replace(str(micro.val), "/gone/val"))
-    with pytest.raises(DataError, match="cannot be used, name others with `data`: /gone/val: no such file"):
+    with pytest.raises(
+        DataError, match="cannot be used, name others with `data`: data.val_path=/gone/val: no such file"
+    ):
         evaluate(EvaluateSettings(checkpoint=str(own_run)))
     (own_run / "config.yaml").write_text("data: {path: '${oc.env:HOME}'}\n")
     with pytest.raises(

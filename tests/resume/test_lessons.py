@@ -193,7 +193,7 @@ def test_a_checkpoint_that_keeps_no_reference_where_one_is_needed_is_refused(tra
     checkpoint = saved(run)
     kept = checkpoint["lmoe_objective"]
     for wrong, said in (
-        ({}, "keeps no adapters for task.reference=start"),
+        ({}, "keeps no adapters of the start of a phase of dpo"),
         (dict(list(kept.items())[1:]), f"first difference: {next(iter(kept))}"),
     ):
         rewrite(run / "checkpoints" / "last.ckpt", checkpoint | {"lmoe_objective": wrong})

@@ -196,7 +196,7 @@ def test_skipped_steps_and_other_phases_do_not_count_as_looks_at_the_training_lo
 
 def test_a_checkpoint_before_the_next_validation_remembers_the_last_one():
     validation = Validation(2, print, 1, StopSignals())
-    known = {"before": {}, "choices": [], "validated": 4}
+    known = {"before": {}, "before_of": 0, "choices": [], "validated": 4}
     validation.load_state_dict(known)
     assert validation.state_dict() == known
 
