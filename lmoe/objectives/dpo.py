@@ -13,7 +13,7 @@ class DirectPreference(ComparesAnswers, PairObjective):
 
     @property
     def more_forwards(self) -> int:
-        """That of the reference, unless it was computed before."""
+        """Returns 1 for the reference, unless it was computed before."""
         return int(not self.task.precompute_reference)
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:

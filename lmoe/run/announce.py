@@ -49,7 +49,7 @@ def describe_plan(parts: Parts, console: Console) -> None:
 
 
 def _how(phase: str, parts: Parts) -> str:
-    """By which objective a phase trains, and on which rows, where not all phases do alike."""
+    """Says by which objective a phase trains, and on which rows, where not all phases do alike."""
     lessons = {name: lesson_of(parts.config, name) for name in parts.config.phase.phases}
     lesson, others = lessons[phase], list(lessons.values())
     task = f" by {lesson.task.name}" if any(other.task != lesson.task for other in others) else ""
