@@ -10,6 +10,8 @@ from pathlib import Path
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.data.chats.template import ChatTemplate
+from lmoe.data.chats.template_source import TEMPLATE_FILE
+from lmoe.files.write import write_whole
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -44,3 +46,16 @@ def _with_ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Ge
     if ends != (before or []):
         config.eos_token_id = ends
     return config
+
+
+def write_conversation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Write beside an adapter how a conversation with it is rendered, and how its answers end.
+
+    A whole tokenizer for each of several adapters would outweigh them.
+
+    Raises:
+        CheckpointError: the folder cannot be written.
+    """
+    write_answer_end(model, tokenizer, folder)
+    if isinstance(tokenizer.chat_template, str):
+        write_whole(folder, {TEMPLATE_FILE: tokenizer.chat_template.encode()})

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -83,17 +83,41 @@ def cache_file(folder: Path, key: str) -> Path:
 
 def load_source(file: Path, key: str) -> EncodedSource | None:
     """What was stored under a key, or None if there is nothing usable."""
+    if (found := load_tensors(file, key, (*TOKENS, *ROWS))) is None:
+        return None
+    tensors, about = found
+    try:
+        return _source_of(tensors, list(about["domains"]), Account.of_json(about["account"]))
+    except UNREADABLE:
+        return None
+
+
+def load_tensors(file: Path, key: str, names: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Tensors that were stored under a key, and what was said of them; None where there is nothing usable."""
     if not file.is_file():
         return None
     try:
         with safe_open(file, framework="pt") as stored:
-            tensors = {name: stored.get_tensor(name) for name in (*TOKENS, *ROWS)}
+            tensors = {name: stored.get_tensor(name) for name in names}
             about = json.loads(stored.metadata()[METADATA_KEY])
-        if about["key"] != key or about["checksum"] != _checksum(tensors):
-            return None
-        return _source_of(tensors, list(about["domains"]), Account.of_json(about["account"]))
+        return (tensors, about) if about["key"] == key and about["checksum"] == _checksum(tensors) else None
     except UNREADABLE:
         return None
+
+
+def save_tensors(tensors: dict[str, Tensor], about: dict[str, Any], part: Path, file: Path, key: str) -> None:
+    """Store tensors under a key, all or nothing.
+
+    Args:
+        about: what is said of them, for JSON.
+        part: where they are written first, on the same file system.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written.
+    """
+    said = json.dumps({"key": key, "checksum": _checksum(tensors), **about}, sort_keys=True)
+    save_file(tensors, part, metadata={METADATA_KEY: said})
+    os.replace(part, file)
 
 
 def _source_of(tensors: dict[str, Tensor], domains: list[str], account: Account) -> EncodedSource:
@@ -179,14 +203,8 @@ def save_source(source: EncodedSource, part: Path, file: Path, key: str) -> None
     """
     rows = source.rows
     tensors = {name: getattr(rows.tokens[0], name) for name in TOKENS} | {name: getattr(rows, name) for name in ROWS}
-    about = {
-        "key": key,
-        "checksum": _checksum(tensors),
-        "domains": source.domains,
-        "account": source.account.to_json(),
-    }
-    save_file(tensors, part, metadata={METADATA_KEY: json.dumps(about, sort_keys=True)})
-    os.replace(part, file)
+    about = {"domains": source.domains, "account": source.account.to_json()}
+    save_tensors(tensors, about, part, file, key)
 
 
 def collect(

@@ -33,7 +33,7 @@ from lmoe.rules.phases import has_reward_head, lora_B_std, trained_base
 from lmoe.rules.routers import needs_domain
 from lmoe.run.memory import MB, trained_bytes
 from lmoe.training.phases import PhaseSchedule
-from lmoe.vocabulary import Backend, InitLora, RouterTarget, RowKind
+from lmoe.vocabulary import Backend, InitLora, RouterTarget
 
 SHARDING = "fsdp2"
 """The strategy that splits the frozen weights over the devices."""
@@ -173,7 +173,7 @@ def largest_lesson(config: RunConfig) -> Lesson:
 def keeps_start(config: RunConfig) -> bool:
     """Whether some phase keeps the adapters as they are when it begins, as all that prefer answers do."""
     tasks = [lesson_of(config, name).task.name for name in config.phase.phases]
-    return any(OBJECTIVES[task].rows is not RowKind.answers for task in tasks)
+    return any(OBJECTIVES[task].prefers for task in tasks)
 
 
 def sequences_of(lesson: Lesson) -> int:

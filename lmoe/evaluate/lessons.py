@@ -131,7 +131,7 @@ def loss_lesson(lessons: dict[str, Lesson]) -> Lesson:
 
 def is_preference(task: TaskConfig) -> bool:
     """Whether an objective compares answers."""
-    return OBJECTIVES[task.name].rows is not RowKind.answers
+    return OBJECTIVES[task.name].prefers
 
 
 def rows_of(lesson: Lesson) -> RowKind:

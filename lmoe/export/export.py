@@ -3,19 +3,18 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from lmoe.adapter.answer_end import write_answer_end
+from lmoe.adapter.answer_end import write_answer_end, write_conversation
 from lmoe.adapter.load import load
 from lmoe.adapter.place import adapter_folder, local_checkpoint
 from lmoe.adapter.save_pretrained import save_backbone
 from lmoe.backbones.load import load_model, precision_of
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.evaluate import NO_DATA
-from lmoe.data.chats.template_source import TEMPLATE_FILE
 from lmoe.evaluate.val_loss import val_loss, validation_rows
 from lmoe.export.merge import merge_adapters, merge_average
 from lmoe.export.record import record_of
 from lmoe.files.export_record import write_export_record
-from lmoe.files.write import empty_folder, write_whole
+from lmoe.files.write import empty_folder
 from lmoe.files.writing_folder import folder_when_whole
 from lmoe.grow.without_expert import write_without_expert
 from lmoe.peft.adapter import save_peft
@@ -65,9 +64,7 @@ def export_peft_experts(
         written = save_peft_experts(model, folder, base_model=str(model.name_or_path))
         write_head(model, folder, list(written))
         for of_expert in written.values():
-            write_answer_end(model, tokenizer, of_expert)
-            if isinstance(tokenizer.chat_template, str):  # a whole tokenizer for each expert would outweigh it
-                write_whole(of_expert, {TEMPLATE_FILE: tokenizer.chat_template.encode()})
+            write_conversation(model, tokenizer, of_expert)
     return {name: place / of_expert.name for name, of_expert in written.items()}
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from lmoe.adapter.answer_end import write_answer_end
+from lmoe.adapter.answer_end import write_conversation
 from lmoe.adapter.folder import read_adapter_config
 from lmoe.adapter.load import load, load_base, stored_backbone
 from lmoe.adapter.place import adapter_folder, local_checkpoint, run_folder
@@ -25,7 +25,6 @@ from lmoe.adapter.stored_base import fingerprints_of
 from lmoe.backbones.mean_states import prompt_states, states_in_batches
 from lmoe.blend.blend import Blend
 from lmoe.config.evaluate import NO_DATA
-from lmoe.data.chats.template_source import TEMPLATE_FILE
 from lmoe.data.encoded import opening
 from lmoe.errors import CheckpointError
 from lmoe.evaluate.loss_rows import EvaluationRows
@@ -197,9 +196,7 @@ def write_domains(
     for number, name in enumerate(parts.names):
         branches, errors[name] = cut(mean_branches(model, weights[number]), rank)
         place = write_expert(branches, folder / name, base_model=str(model.name_or_path), fan_in_fan_out=conv1d)
-        write_answer_end(model, tokenizer, place)
-        if isinstance(tokenizer.chat_template, str):  # a whole tokenizer for each would outweigh it
-            write_whole(place, {TEMPLATE_FILE: tokenizer.chat_template.encode()})
+        write_conversation(model, tokenizer, place)
     if learnt is not None:
         write_router_head(learnt, fingerprints_of(model), folder)
     part_of, exact = [], []

@@ -1,7 +1,5 @@
 """Direct preference optimisation: chosen answers gain more on their reference than rejected ones."""
 
-from transformers import PreTrainedModel
-
 from lmoe.objectives.objective import Batch, Losses
 from lmoe.objectives.preference import Answers, ComparesAnswers, PairObjective
 from lmoe.ops.preference_losses import preference_loss
@@ -11,18 +9,8 @@ from lmoe.vocabulary import PreferenceLoss
 class DirectPreference(ComparesAnswers, PairObjective):
     """The objective `task=dpo` (2305.18290), with the losses of hinge and IPO."""
 
-    @property
-    def more_forwards(self) -> int:
-        """Returns 1 for the reference, unless it was computed before."""
-        return int(not self.task.precompute_reference)
-
-    def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
-        """The loss of each pair, (B,); rewards are beta (log p - log p_ref)."""
-        reference = self.reference_answers(model, batch)
-        return self.compared(self.answers(model, batch), reference, batch)
-
     def compared(self, policy: Answers, reference: Answers, batch: Batch) -> Losses:
-        """The losses of a batch, from what policy and reference say of its answers."""
+        """The loss of each pair, (B,); rewards are beta (log p - log p_ref)."""
         task = self.task
         assert task.beta is not None and task.loss_type is not None and task.label_smoothing is not None
         gained = policy.log_probs - reference.log_probs

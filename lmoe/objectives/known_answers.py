@@ -3,22 +3,19 @@
 Shapes: M rows, each with one answer or two; a batch of B rows.
 """
 
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from lmoe.data.cache import load_tensors, save_tensors
 from lmoe.data.encoded import EncodedRow, row_digest
 from lmoe.files.writing_folder import writing_folder
 
 FILE_VERSION = 1
-METADATA_KEY = "lmoe"
+"""In the name of a file: one of another version is not read."""
 
 
 def answer_key(row: EncodedRow) -> int:
@@ -60,21 +57,11 @@ class KnownAnswers:
             OSError, SafetensorError: it cannot be written.
         """
         with writing_folder(file.parent) as folder:
-            part = Path(folder) / file.name
-            about = {METADATA_KEY: json.dumps({"key": key, "version": FILE_VERSION})}
-            save_file({"keys": self.keys.cpu(), "log_probs": self.log_probs.cpu()}, part, metadata=about)
-            os.replace(part, file)
+            tensors = {"keys": self.keys.cpu(), "log_probs": self.log_probs.cpu()}
+            save_tensors(tensors, {}, Path(folder) / file.name, file, key)
 
     @classmethod
     def read(cls, file: Path, key: str) -> "KnownAnswers | None":
         """What was stored under a key; None where there is nothing usable."""
-        if not file.is_file():
-            return None
-        try:
-            with safe_open(file, framework="pt") as stored:
-                about = json.loads(stored.metadata()[METADATA_KEY])
-                if about != {"key": key, "version": FILE_VERSION}:
-                    return None
-                return cls(stored.get_tensor("keys"), stored.get_tensor("log_probs"))
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            return None
+        found = load_tensors(file, key, ("keys", "log_probs"))
+        return None if found is None else cls(**found[0])

@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from lmoe.config.data import DataConfig
 from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRow, opening
 from lmoe.data.prepare import PreparedData
@@ -21,7 +19,6 @@ from lmoe.objectives.preference import (
     MARGIN,
     Answers,
     ComparesAnswers,
-    PreferenceObjective,
     rightness,
     untraced,
 )
@@ -32,7 +29,39 @@ MISMATCHED = "mismatched_"
 """Begins the names of what a batch holds of answers behind prompts that they do not belong to."""
 
 
-class KahnemanTversky(ComparesAnswers, PreferenceObjective):
+class CollateAnswers:
+    """Batches as `Collate` makes them, with good (B,) bool, answer_mask (B, T) bool and answer_keys (B,) int64.
+
+    mismatched_… are input_ids, labels and attention_mask (B, T) of each prompt with the answer of the row before it in
+    the batch (of the first row: of the last), not there in a batch of one row. The prompts are the same tokens in the
+    same places, so what routers know of a batch holds for them too.
+    """
+
+    def __init__(self, collate: Collate) -> None:
+        self.collate = collate
+
+    def __call__(self, items: Sequence[EncodedRow]) -> Batch:
+        rows = [replace(item, second=0) for item in items]
+        others = [self._with_answer(row, rows[index - 1]) for index, row in enumerate(rows)] if len(rows) > 1 else []
+        both = self.collate([*rows, *others])
+        batch = {name: value[: len(rows)] for name, value in both.items()}
+        batch |= {"good": torch.tensor([row.good for row in rows]), "answer_mask": batch["labels"] != IGNORE}
+        batch[KEYS] = torch.tensor([answer_key(row) for row in rows])
+        if others:
+            named = ("input_ids", "labels", "attention_mask")
+            batch |= {f"{MISMATCHED}{name}": both[name][len(rows) :] for name in named}
+            batch["domain_ids"] = batch["domain_ids"][:, :1].expand_as(batch["labels"]).contiguous()
+        return batch
+
+    def _with_answer(self, row: EncodedRow, other: EncodedRow) -> EncodedRow:
+        """A row's prompt with another row's answer."""
+        mine, theirs = opening(row), opening(other)
+        ids = torch.cat([row.input_ids[:mine], other.input_ids[theirs:]])[: self.collate.max_length]
+        labels = torch.cat([row.is_label[:mine], other.is_label[theirs:]])[: self.collate.max_length]
+        return replace(row, input_ids=ids, is_label=labels)
+
+
+class KahnemanTversky(ComparesAnswers):
     """The objective `task=kto` (2402.01306).
 
     How far the policy is from its reference is measured in each micro-batch, on the answer of the row before.
@@ -41,35 +70,19 @@ class KahnemanTversky(ComparesAnswers, PreferenceObjective):
     unit = "answer"
     measure = "loss per answer"
     figures = (MARGIN, ACCURACY)
+    layout = CollateAnswers
 
     @property
     def more_forwards(self) -> int:
         """Policy and reference on answers of other rows, and the reference, unless it was computed before."""
-        return 2 + int(not self.task.precompute_reference)
+        return 2 + super().more_forwards
 
-    def prepare(
-        self,
-        config: DataConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int,
-        bundled: Path,
-        packing_model_type: str | None,
-        num_embeddings: int | None = None,
-    ) -> PreparedData:
-        """Answers that are good or bad.
+    def check_rows(self, prepared: PreparedData) -> None:
+        """Refuse answers that are all good, or all bad.
 
         Raises:
-            DataError: all to be trained on are good, or all bad.
+            DataError: all to be trained on are.
         """
-        prepared = super().prepare(
-            config,
-            tokenizer,
-            seed=seed,
-            bundled=bundled,
-            packing_model_type=packing_model_type,
-            num_embeddings=num_embeddings,
-        )
         rows = prepared.train_rows
         if rows is not None and len(labels := rows.good.unique().tolist()) == 1:
             one, other = ("good", "false") if labels == [1] else ("bad", "true")
@@ -78,12 +91,6 @@ class KahnemanTversky(ComparesAnswers, PreferenceObjective):
                 f"good answers from bad ones: add rows with label {other}"
                 + (", or learn these with task.name=sft" if labels == [1] else "")
             )
-        return prepared
-
-    def collate(self, *, pad_token_id: int, max_length: int, packed: bool) -> "CollateAnswers":
-        """Batches of answers, and of the same answers behind other prompts."""
-        assert not packed
-        return CollateAnswers(Collate(pad_token_id=pad_token_id, max_length=max_length, packed=False))
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
         """The loss of each answer, (B,); its margin is beta (r - z) of a good answer, beta (z - r) of a bad one."""
@@ -117,35 +124,3 @@ class KahnemanTversky(ComparesAnswers, PreferenceObjective):
             policy = self.answers(model, other)
             reference = self.reference_answers(model, other)
         return kto_baseline(policy.log_probs - reference.log_probs)
-
-
-class CollateAnswers:
-    """Batches as `Collate` makes them, with good (B,) bool, answer_mask (B, T) bool and answer_keys (B,) int64.
-
-    mismatched_… are input_ids, labels and attention_mask (B, T) of each prompt with the answer of the row before it in
-    the batch (of the first row: of the last), not there in a batch of one row. The prompts are the same tokens in the
-    same places, so what routers know of a batch holds for them too.
-    """
-
-    def __init__(self, collate: Collate) -> None:
-        self.collate = collate
-
-    def __call__(self, items: Sequence[EncodedRow]) -> Batch:
-        rows = [replace(item, second=0) for item in items]
-        others = [self._with_answer(row, rows[index - 1]) for index, row in enumerate(rows)] if len(rows) > 1 else []
-        both = self.collate([*rows, *others])
-        batch = {name: value[: len(rows)] for name, value in both.items()}
-        batch |= {"good": torch.tensor([row.good for row in rows]), "answer_mask": batch["labels"] != IGNORE}
-        batch[KEYS] = torch.tensor([answer_key(row) for row in rows])
-        if others:
-            named = ("input_ids", "labels", "attention_mask")
-            batch |= {f"{MISMATCHED}{name}": both[name][len(rows) :] for name in named}
-            batch["domain_ids"] = batch["domain_ids"][:, :1].expand_as(batch["labels"]).contiguous()
-        return batch
-
-    def _with_answer(self, row: EncodedRow, other: EncodedRow) -> EncodedRow:
-        """A row's prompt with another row's answer."""
-        mine, theirs = opening(row), opening(other)
-        ids = torch.cat([row.input_ids[:mine], other.input_ids[theirs:]])[: self.collate.max_length]
-        labels = torch.cat([row.is_label[:mine], other.is_label[theirs:]])[: self.collate.max_length]
-        return replace(row, input_ids=ids, is_label=labels)

@@ -2,16 +2,20 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.label_losses import LabelLosses
+from lmoe.config.data import DataConfig
 from lmoe.config.run import TaskConfig
+from lmoe.data.prepare import PreparedData, prepare
 from lmoe.errors import CheckpointError
 from lmoe.metrics.language import DomainLoss
 from lmoe.objectives.objective import Batch
 from lmoe.ops.log_probabilities import LOGITS_AT_ONCE
+from lmoe.rules.objectives import OBJECTIVES
 
 MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
 
@@ -41,6 +45,36 @@ class OfLabels:
     def more_forwards(self) -> int:
         """None beside the one that is learnt from."""
         return 0
+
+    def prepare(
+        self,
+        config: DataConfig,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        seed: int,
+        bundled: Path,
+        packing_model_type: str | None,
+        num_embeddings: int | None = None,
+    ) -> PreparedData:
+        """Rows of the kind that the objective learns from; only answers are packed.
+
+        Raises:
+            DataError: rows that cannot be had, or that `check_rows` refuses.
+        """
+        prepared = prepare(
+            config,
+            tokenizer,
+            seed=seed,
+            bundled=bundled,
+            packing_model_type=packing_model_type,
+            num_embeddings=num_embeddings,
+            kind=OBJECTIVES[self.task.name].rows,
+        )
+        self.check_rows(prepared)
+        return prepared
+
+    def check_rows(self, prepared: PreparedData) -> None:
+        """Refuse rows that the objective cannot learn from together; it can from any."""
 
     def label_losses(self, model: PreTrainedModel) -> LabelLosses:
         """Computes the losses at label positions of a model, and is kept for as long as it is asked for that model."""

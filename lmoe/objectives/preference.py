@@ -4,22 +4,19 @@ Shapes: N sequences of T tokens, of which B pairs are 2B: the chosen answers, an
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import xxhash
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from lmoe.config.data import DataConfig
 from lmoe.config.run import TaskConfig
 from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRow, EncodedRows
 from lmoe.data.pack import PackedRows
-from lmoe.data.prepare import PreparedData, prepare
 from lmoe.errors import CheckpointError
 from lmoe.injection.adapter_copy import AdapterCopy
 from lmoe.injection.record import RECORD
@@ -28,7 +25,6 @@ from lmoe.objectives.known_answers import KnownAnswers, answer_key
 from lmoe.objectives.objective import Batch, Losses
 from lmoe.objectives.of_labels import OfLabels, model_inputs
 from lmoe.ops.labels import IGNORE
-from lmoe.rules.objectives import OBJECTIVES
 from lmoe.vocabulary import Reference
 
 MARGIN, ACCURACY = "reward_margin", "reward_accuracy"
@@ -61,6 +57,9 @@ class PreferenceObjective(OfLabels):
     task.reference=start, and what routing is compared with.
     """
 
+    layout: Callable[[Collate], Callable[[Sequence[EncodedRow]], Batch]]
+    """Class that makes a batch of rows, by what lays out sequences."""
+
     def __init__(self, task: TaskConfig) -> None:
         super().__init__(task)
         self.start: AdapterCopy | None = None
@@ -68,26 +67,15 @@ class PreferenceObjective(OfLabels):
         self.known: KnownAnswers | None = None
         """What the reference says of the rows of the phase, where it was computed before."""
 
-    def prepare(
-        self,
-        config: DataConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int,
-        bundled: Path,
-        packing_model_type: str | None,
-        num_embeddings: int | None = None,
-    ) -> PreparedData:
-        """Rows of the kind that the objective learns from, their answers labelled; they are never packed."""
-        return prepare(
-            config,
-            tokenizer,
-            seed=seed,
-            bundled=bundled,
-            packing_model_type=None,
-            num_embeddings=num_embeddings,
-            kind=OBJECTIVES[self.task.name].rows,
-        )
+    @property
+    def more_forwards(self) -> int:
+        """Returns 1 for a reference that was not computed before, else 0."""
+        return int(self.task.reference is not None and not self.task.precompute_reference)
+
+    def collate(self, *, pad_token_id: int, max_length: int, packed: bool) -> Callable[[Sequence[EncodedRow]], Batch]:
+        """Batches in the layout of the objective."""
+        assert not packed
+        return self.layout(Collate(pad_token_id=pad_token_id, max_length=max_length, packed=False))
 
     def units(self, samples: EncodedRows | PackedRows) -> Tensor:
         """(N,) int64 ones: each row counts once."""
@@ -158,39 +146,21 @@ class PreferenceObjective(OfLabels):
                 yield
 
 
-class ComparesAnswers(ABC):
-    """An objective whose losses follow from the log-probabilities of answers, by a policy and by a reference."""
+class ComparesAnswers(PreferenceObjective, ABC):
+    """The part of an objective whose losses follow from the log-probabilities of answers, by a policy and by a
+    reference."""
+
+    def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
+        """The losses of a batch, with gradients; without a reference the policy stands in its place."""
+        if self.task.reference is None:
+            policy = self.answers(model, batch)
+            return self.compared(policy, policy, batch)
+        reference = self.reference_answers(model, batch)
+        return self.compared(self.answers(model, batch), reference, batch)
 
     @abstractmethod
     def compared(self, policy: Answers, reference: Answers, batch: Batch) -> Losses:
         """The losses of a batch, from what policy and reference say of its answers."""
-
-
-class PairObjective(PreferenceObjective):
-    """The part of an objective that learns from pairs."""
-
-    unit = "pair"
-    measure = "loss per pair"
-    sequences = 2
-    figures = (MARGIN, ACCURACY, CHOSEN, REJECTED)
-
-    def collate(self, *, pad_token_id: int, max_length: int, packed: bool) -> "CollatePairs":
-        """Batches of the chosen answers and then the rejected ones."""
-        assert not packed
-        return CollatePairs(Collate(pad_token_id=pad_token_id, max_length=max_length, packed=False))
-
-    def of_pairs(self, values: Tensor, rewards: Tensor, batch: Batch) -> Losses:
-        """Losses of pairs with their figures.
-
-        Args:
-            values: (B,).
-            rewards: (2B,) what the objective takes for the reward of each answer.
-        """
-        chosen, rejected = rewards.detach().chunk(2)
-        margin = chosen - rejected
-        figures = {MARGIN: margin, ACCURACY: rightness(margin), CHOSEN: chosen, REJECTED: rejected}
-        every = torch.ones_like(values, dtype=torch.bool)
-        return Losses(values, every, batch["domain_ids"][: len(values), 0], figures)
 
 
 class CollatePairs:
@@ -208,6 +178,29 @@ class CollatePairs:
         batch = self.collate([*chosen, *rejected])
         keys = torch.tensor([answer_key(item) for item in items])
         return batch | {"answer_mask": batch["labels"] != IGNORE, KEYS: keys}
+
+
+class PairObjective(PreferenceObjective):
+    """The part of an objective that learns from pairs."""
+
+    unit = "pair"
+    measure = "loss per pair"
+    sequences = 2
+    figures = (MARGIN, ACCURACY, CHOSEN, REJECTED)
+    layout = CollatePairs
+
+    def of_pairs(self, values: Tensor, rewards: Tensor, batch: Batch) -> Losses:
+        """Losses of pairs with their figures.
+
+        Args:
+            values: (B,).
+            rewards: (2B,) what the objective takes for the reward of each answer.
+        """
+        chosen, rejected = rewards.detach().chunk(2)
+        margin = chosen - rejected
+        figures = {MARGIN: margin, ACCURACY: rightness(margin), CHOSEN: chosen, REJECTED: rejected}
+        every = torch.ones_like(values, dtype=torch.bool)
+        return Losses(values, every, batch["domain_ids"][: len(values), 0], figures)
 
 
 def rightness(margin: Tensor) -> Tensor:

@@ -1,16 +1,12 @@
 """Supervised fine-tuning: cross-entropy of the tokens that carry a label, which are those of the assistant."""
 
-from pathlib import Path
-
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
-from lmoe.config.data import DataConfig
 from lmoe.config.run import TaskConfig
 from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.pack import PackedRows
-from lmoe.data.prepare import PreparedData, prepare
 from lmoe.objectives.objective import Batch, Losses
 from lmoe.objectives.of_labels import OfLabels, model_inputs
 from lmoe.ops.labels import IGNORE
@@ -24,26 +20,6 @@ class SupervisedFineTuning(OfLabels):
 
     def __init__(self, task: TaskConfig | None = None) -> None:
         super().__init__(task or TaskConfig())
-
-    def prepare(
-        self,
-        config: DataConfig,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        seed: int,
-        bundled: Path,
-        packing_model_type: str | None,
-        num_embeddings: int | None = None,
-    ) -> PreparedData:
-        """Conversations with the assistant's tokens labelled."""
-        return prepare(
-            config,
-            tokenizer,
-            seed=seed,
-            bundled=bundled,
-            packing_model_type=packing_model_type,
-            num_embeddings=num_embeddings,
-        )
 
     def units(self, samples: EncodedRows | PackedRows) -> Tensor:
         """(N,) int64 label tokens of each row or packed sequence."""

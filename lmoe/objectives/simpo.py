@@ -1,7 +1,5 @@
 """Simple preference optimisation: the mean log-probability of a token is the reward, without a reference."""
 
-from transformers import PreTrainedModel
-
 from lmoe.objectives.objective import Batch, Losses
 from lmoe.objectives.preference import Answers, ComparesAnswers, PairObjective
 from lmoe.ops.preference_losses import simpo_loss
@@ -10,13 +8,9 @@ from lmoe.ops.preference_losses import simpo_loss
 class SimplePreference(ComparesAnswers, PairObjective):
     """The objective `task=simpo` (2405.14734)."""
 
-    def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
-        """The loss of each pair, (B,); rewards are beta times the mean log p of a token."""
-        answers = self.answers(model, batch)
-        return self.compared(answers, answers, batch)
-
     def compared(self, policy: Answers, reference: Answers, batch: Batch) -> Losses:
-        """The losses of a batch, from what the policy says of its answers; there is no use for a reference."""
+        """The loss of each pair, (B,); rewards are beta times the mean log p of a token. There is no use for a
+        reference."""
         task = self.task
         assert task.beta is not None and task.gamma is not None
         means = policy.means

@@ -53,6 +53,7 @@ def lesson_problems(config: RunConfig) -> list[str]:
     if config.data.streaming and config.task.precompute_reference:
         problems.append("task.precompute_reference=true: the rows of a stream are not known before; leave it out")
     own_rows = False
+    read = {name: _read(config, name, phase) for name, phase in config.phase.phases.items()}
     for name, phase in config.phase.phases.items():
         if not phase.task and not phase.data:
             continue
@@ -63,7 +64,7 @@ def lesson_problems(config: RunConfig) -> list[str]:
             if setting in OF_THE_RUN
         ]
         own_rows = own_rows or bool(phase.data)
-        lesson, found = _read(config, name, phase)
+        lesson, found = read[name]
         problems += found
         if found:
             continue
@@ -72,7 +73,7 @@ def lesson_problems(config: RunConfig) -> list[str]:
             problems += size_problems(lesson.task, f"{key}.task")
         if phase.data:
             problems += _of_phase(size_problems(lesson.data, "data") + data_problems(lesson.data), key)
-    lessons = _lessons(config)
+    lessons = {name: lesson for name, (lesson, found) in read.items() if not found}
     if own_rows or len(taught(list(lessons.values()))[0]) > 1:
         problems += _several_rows_problems(config)
     return problems + _reference_problems(config, lessons) + _dropout_problems(config, lessons)

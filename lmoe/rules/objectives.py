@@ -30,9 +30,9 @@ class ObjectiveTraits:
     reward_head: bool = False
 
     @property
-    def has_reference(self) -> bool:
-        """Whether it measures its policy against a reference."""
-        return "reference" in self.settings
+    def prefers(self) -> bool:
+        """Whether it prefers answers to others, in place of learning them by themselves."""
+        return self.rows is not RowKind.answers
 
 
 REFERENCE = {"reference": Reference.base, "precompute_reference": False}
@@ -113,7 +113,7 @@ def task_problems(task: TaskConfig, data: DataConfig, key: str = "task", data_ke
             problems.append(f"{key}.label_smoothing is {task.label_smoothing}, must be from 0 to below 0.5")
         elif task.label_smoothing and task.loss_type not in (None, PreferenceLoss.sigmoid):
             problems.append(without_effect(f"{key}.label_smoothing", f"with {key}.loss_type={task.loss_type}"))
-    if traits.rows is RowKind.answers:
+    if not traits.prefers:
         return problems
     if data.packing:
         problems.append(

@@ -12,7 +12,6 @@ from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
 from lmoe.report.say import say
 from lmoe.rules.experts_from import named_adapters, source_run
-from lmoe.rules.lessons import lesson_of
 from lmoe.run.learnt import Learnt
 from lmoe.run.parts import Parts, data_notes
 
@@ -31,10 +30,10 @@ def describe_plan(parts: Parts, console: Console) -> None:
     lines += expert_lines(parts)
     if (sites := parts.plan.sites_of_one_router) is not None:
         lines.append(f"one router decides for {'1 site' if sites == 1 else f'all {sites} sites'}, from the prompt")
-    for phase in parts.module.schedule.phases:
+    for phase, learnt in zip(parts.module.schedule.phases, parts.learnt, strict=True):
         first, last = phase.start + 1, phase.end
         steps = f"step {last} trains" if first == last else f"steps {first} to {last} train"
-        lines.append(f"phase {phase.name}: {steps} {', '.join(sorted(phase.trainable))}{_how(phase.name, parts)}")
+        lines.append(f"phase {phase.name}: {steps} {', '.join(sorted(phase.trainable))}{_how(learnt, parts)}")
     lines += [data_line(phase) for phase in parts.row_sets()]
     if (day := parts.config.data.template_date) is not None:
         lines.append(f"the chat template reads the date: {day} for this run (data.template_date)")
@@ -48,10 +47,9 @@ def describe_plan(parts: Parts, console: Console) -> None:
         say(console, line)
 
 
-def _how(phase: str, parts: Parts) -> str:
+def _how(learnt: Learnt, parts: Parts) -> str:
     """Says by which objective a phase trains, and on which rows, where not all phases do alike."""
-    lessons = {name: lesson_of(parts.config, name) for name in parts.config.phase.phases}
-    lesson, others = lessons[phase], list(lessons.values())
+    lesson, others = learnt.lesson, [phase.lesson for phase in parts.learnt]
     task = f" by {lesson.task.name}" if any(other.task != lesson.task for other in others) else ""
     return task + (f"; rows: {lesson.key}" if any(other.data != lesson.data for other in others) else "")
 

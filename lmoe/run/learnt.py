@@ -53,6 +53,11 @@ class Learnt:
         )
 
 
+def row_sets(learnt: Sequence[Learnt]) -> list[Learnt]:
+    """The first phase that learns from each set of rows, in the order of the sets, which are numbered as they come."""
+    return [phase for index, phase in enumerate(learnt) if all(phase.number != one.number for one in learnt[:index])]
+
+
 def read_lessons(
     config: RunConfig, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, objective: Objective | None
 ) -> list[Learnt]:

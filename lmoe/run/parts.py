@@ -34,7 +34,7 @@ from lmoe.rules.phases import has_reward_head, lora_B_std, phase_warnings, train
 from lmoe.rules.routers import needs_domain, target_count
 from lmoe.rules.validate import run_problems
 from lmoe.run.clustered_rows import ClusteredRows, clustered_rows
-from lmoe.run.learnt import Learnt, check_context, check_monitors, read_lessons
+from lmoe.run.learnt import Learnt, check_context, check_monitors, read_lessons, row_sets
 from lmoe.run.targets import target_lines, with_targets
 from lmoe.run.template_day import with_template_day
 from lmoe.training.dials import Dials
@@ -72,10 +72,7 @@ class Parts:
 
     def row_sets(self) -> list[Learnt]:
         """The first phase that learns from each set of rows, in the order of the sets."""
-        first: dict[int, Learnt] = {}
-        for phase in self.learnt:
-            first.setdefault(phase.number, phase)
-        return [first[number] for number in sorted(first)]
+        return row_sets(self.learnt)
 
 
 def build_parts(
@@ -129,13 +126,13 @@ def build_parts(
     check_roles(config, model)
     if config.trainer.gradient_checkpointing:
         recompute_activations(model)
-    first = {phase.number: phase.samples() for phase in reversed(learnt)}
+    first, *others = (phase.samples() for phase in row_sets(learnt))
     datamodule = TrainingData(
         prepared,
-        first[0].config,
-        units=first[0].units,
-        collate=first[0].collate,
-        others=[first[number] for number in sorted(first) if number],
+        first.config,
+        units=first.units,
+        collate=first.collate,
+        others=others,
         seed=config.seed,
         max_steps=config.trainer.max_steps,
         accumulate_grad_batches=config.trainer.accumulate_grad_batches,

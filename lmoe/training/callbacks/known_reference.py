@@ -65,15 +65,10 @@ class KnownReference(Callback):
 
     def _computed(self, trainer: Trainer, module: AdapterModule, data: TrainingData) -> KnownAnswers:
         """Every process computes all rows: a sharded model needs them all for each forward."""
-        objective, model = module.objective, module.model
+        objective = module.objective
         assert isinstance(objective, PreferenceObjective)
-        training = model.training
-        model.eval()
-        try:
-            with trainer.precision_plugin.forward_context():
-                return objective.learn_known(model, self._batches(trainer, module, data))
-        finally:
-            model.train(training)
+        with trainer.precision_plugin.forward_context():
+            return objective.learn_known(module.model, self._batches(trainer, module, data))
 
     def _batches(self, trainer: Trainer, module: AdapterModule, data: TrainingData) -> Iterator[Batch]:
         record = injected(module.model)
