@@ -1,0 +1,1 @@
+"""What clients see: an OpenAI-compatible API over HTTP."""
