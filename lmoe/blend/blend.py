@@ -21,7 +21,7 @@ from lmoe.blend.fold import Folded, FoldReport, Keep
 from lmoe.blend.head import HeadRouter, place_of_head
 from lmoe.blend.linear import Setting, wrong_rows
 from lmoe.blend.routers import ArrowRouter, BlendRouter, Router, Static, checked_settings
-from lmoe.blend.sites import experts_dtype, refuse_unblendable
+from lmoe.blend.sites import Stacking, experts_dtype, refuse_unblendable
 from lmoe.blend.stack import BlendStack
 from lmoe.blend.weights import Weights, checked_name, checked_weights
 from lmoe.errors import BlendError
@@ -57,6 +57,8 @@ class Blend:
         head: encoder: the router of the run that the experts were exported from, in place of centroids; its file, or
             the folder around it and them.
         dtype: of the experts' tensors; None: that of the base, so that nothing is converted at each token.
+        room: ranks that are kept free at each site, so that experts that come later need not wait until all are
+            stacked anew. Experts that go leave their room to others.
 
     Raises:
         BlendError: weights, names or settings that cannot be, or a model that carries adapters already.
@@ -75,7 +77,10 @@ class Blend:
         temperature: float | None = None,
         head: Place | None = None,
         dtype: torch.dtype | None = None,
+        room: int = 0,
     ) -> None:
+        if isinstance(room, bool) or not isinstance(room, int) or room < 0:
+            raise BlendError(f"`room={room!r}` must be a whole number of ranks, 0 or more")
         kind = checked_settings(router, top_k, temperature, head)
         refuse_unblendable(model)
         refuse_offloaded(model, "blending")
@@ -94,7 +99,8 @@ class Blend:
         known = None if head is None else read_head(head, self.base, width_of(model))
         reads = None if known is None else place_of_head(model, known)
         arrow = (top_k or ArrowRouter.TOP_K, temperature or 1.0) if kind is BlendRouter.arrow else None
-        self._stack = BlendStack(model, headers, dtype or experts_dtype(model), setting, arrow)
+        stacking = Stacking(dtype or experts_dtype(model), room)
+        self._stack = BlendStack(model, headers, stacking, setting, arrow)
         setattr(model, BLEND, self)
         self._hooks = [
             model.register_forward_pre_hook(self._begin, with_kwargs=True),
@@ -273,8 +279,7 @@ class Blend:
             yield shares
         if self._closed or self.names != names:
             raise BlendError("the experts have changed while they were watched")
-        total = self._stack.seen(setting)
-        shares |= dict(zip(names, (total / total.sum().clamp(min=1e-30)).tolist(), strict=True))
+        shares |= self._stack.seen(setting)
 
     @contextmanager
     def silenced(self) -> Iterator[None]:

@@ -187,7 +187,7 @@ class BlendGroup(nn.Module):
     """The lora_A of all experts at the sites that read one input: one matmul for all of them.
 
     Args:
-        lora_A: (R, D), see ops/rank_layout.py.
+        lora_A: (R or more, D), see ops/rank_layout.py; what lies behind the ranks is room for more.
         ranks: of every expert at every site.
         settings: of the blend.
         number: by which a setting knows the group.
@@ -202,6 +202,12 @@ class BlendGroup(nn.Module):
         self.settings, self.number, self.version = settings, number, settings.new_version()
         # NOTE an attribute of a module is slow to set. Written and read whole, so that threads may meet here.
         self.shared: list[tuple[Tensor, GroupWeights, list[Sequence[Tensor]], int] | None] = [None]
+
+    def use(self, ranks: Ranks) -> None:
+        """Other experts in the same tensors."""
+        if ranks != self.ranks:
+            self.ranks, self.version = ranks, self.settings.new_version()
+            self.shared[0] = None
 
     def parts(self, x: Tensor, place: int, group_weights: GroupWeights) -> list[Tensor]:
         """Gated h = x A^T of one site, (N, R) for each run that takes part.
@@ -274,7 +280,7 @@ class BlendLinear(nn.Module):
 
     Args:
         base_layer: the Linear, a quantised one or a Conv1D.
-        lora_B: (O, R) of all experts at this site.
+        lora_B: (O, R or more) of all experts at this site.
         group: holds lora_A.
         place: of this site in the group.
     """

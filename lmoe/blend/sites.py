@@ -44,6 +44,19 @@ def experts_dtype(model: nn.Module) -> torch.dtype:
     return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
 
 
+@dataclass(slots=True, frozen=True)
+class Stacking:
+    """How the tensors of experts are kept.
+
+    Args:
+        dtype: of them all.
+        room: ranks that are kept free at each site, for experts that come later.
+    """
+
+    dtype: torch.dtype
+    room: int = 0
+
+
 SLICES_KEPT = 64
 """Sets of experts whose views of the stacked tensors are kept at a group."""
 Branches = dict[str, Branch]
@@ -57,10 +70,12 @@ class Built:
     Args:
         group: their lora_A.
         linears: by module path, around the model's own.
+        ranks: of the experts in it.
     """
 
     group: BlendGroup | None
     linears: dict[str, BlendLinear]
+    ranks: Ranks | None = None
 
 
 class SiteGroup:
@@ -69,15 +84,15 @@ class SiteGroup:
     Args:
         model: the backbone.
         paths: module paths of all Linears that may become sites, in the order in which they are called.
-        dtype: of the experts.
+        stacking: how the experts' tensors are kept.
         settings: of the blend.
         number: by which a setting knows the group.
     """
 
     def __init__(
-        self, model: nn.Module, paths: tuple[str, ...], dtype: torch.dtype, settings: Settings, number: int
+        self, model: nn.Module, paths: tuple[str, ...], stacking: "Stacking", settings: Settings, number: int
     ) -> None:
-        self.model, self.paths, self.dtype = model, paths, dtype
+        self.model, self.paths, self.stacking = model, paths, stacking
         self.settings, self.number = settings, number
         self.bases = {path: model.get_submodule(path) for path in paths}
         self.group: BlendGroup | None = None
@@ -86,24 +101,60 @@ class SiteGroup:
 
     def branches(self, expert: int) -> Branches:
         """What an expert has here; views of the stacked tensors."""
-        found: Branches = {}
         if self.group is None:
-            return found
+            return {}
         ranks = self.group.ranks
-        row = ranks.rows(expert)[0]
-        for site, (path, linear) in enumerate(self.linears.items()):
-            width = ranks.ranks[expert][site]
-            if width:
-                columns = slice(*ranks.columns(expert, site))
-                scaling = ranks.scalings[expert][site]
-                found[path] = Branch(self.group.lora_A[row : row + width], linear.lora_B[:, columns], scaling)
-            row += width
-        return found
+        scalings = dict(zip(self.linears, ranks.scalings[expert], strict=True))
+        return {path: Branch(*views, scalings[path]) for path, views in self._views(expert, ranks).items()}
 
     @property
     def built(self) -> Built:
         """What is in use."""
-        return Built(self.group, self.linears)
+        return Built(self.group, self.linears, None if self.group is None else self.group.ranks)
+
+    def ranks_with(self, place: int, branches: Branches) -> Ranks | None:
+        """The ranks of all experts with another one at a place that is free; None: there is no room for it here.
+
+        Args:
+            place: the first one after the last expert, or that of an expert which is gone.
+        """
+        if self.group is None or not set(branches) <= set(self.linears):
+            return None
+        known = self.group.ranks
+        own = tuple(branches[path].lora_A.shape[0] if path in branches else 0 for path in self.linears)
+        scalings = tuple(branches[path].scaling if path in branches else 0.0 for path in self.linears)
+        if place < len(known.ranks):
+            if own != known.ranks[place]:
+                return None
+            return Ranks(known.ranks, (*known.scalings[:place], scalings, *known.scalings[place + 1 :]))
+        ranks = Ranks((*known.ranks, own), (*known.scalings, scalings))
+        fits = ranks.rows(place)[1] <= len(self.group.lora_A) and all(
+            ranks.columns(place, site)[1] <= linear.lora_B.shape[1] for site, linear in enumerate(self.linears.values())
+        )
+        return ranks if fits else None
+
+    def write(self, place: int, ranks: Ranks, branches: Branches) -> Built:
+        """Copy an expert's numbers to a place where nobody reads yet; returns what takes them into use."""
+        assert self.group is not None
+        for path, branch in branches.items():
+            lora_A, lora_B = self._views(place, ranks)[path]
+            lora_A.copy_(branch.lora_A)
+            lora_B.copy_(branch.lora_B)
+        return Built(self.group, self.linears, ranks)
+
+    def _views(self, place: int, ranks: Ranks) -> dict[str, tuple[Tensor, Tensor]]:
+        """Where an expert's lora_A and lora_B lie, by path."""
+        assert self.group is not None
+        found, row = {}, ranks.rows(place)[0]
+        for site, (path, linear) in enumerate(self.linears.items()):
+            width = ranks.ranks[place][site]
+            if width:
+                found[path] = (
+                    self.group.lora_A[row : row + width],
+                    linear.lora_B[:, slice(*ranks.columns(place, site))],
+                )
+            row += width
+        return found
 
     def build(self, experts: Sequence[Branches]) -> Built:
         """Stack the branches of all experts, in BlendLinears where there are any; the model stays as it is."""
@@ -114,8 +165,10 @@ class SiteGroup:
         scalings = [[own[path].scaling if path in own else 0.0 for path in there] for own in experts]
         ranks = Ranks(tuple(map(tuple, shape)), tuple(map(tuple, scalings)))
         device = next(self.bases[there[0]].parameters()).device
-        lora_A = torch.empty(sum(map(sum, shape)), sizes(self.bases[there[0]])[0], dtype=self.dtype, device=device)
-        rows = iter(lora_A.split([width for own in shape for width in own if width]))
+        used, dtype = sum(map(sum, shape)), self.stacking.dtype
+        room = self.stacking.room * len(there)
+        lora_A = torch.empty(used + room, sizes(self.bases[there[0]])[0], dtype=dtype, device=device)
+        rows = iter(lora_A[:used].split([width for own in shape for width in own if width]))
         for own in experts:
             for path in there:
                 if path in own:
@@ -125,12 +178,15 @@ class SiteGroup:
         linears = {
             path: BlendLinear(self.bases[path], stacked_B[path], group, place) for place, path in enumerate(there)
         }
-        return Built(group, linears)
+        return Built(group, linears, ranks)
 
     def use(self, built: Built) -> None:
         """Put what was built into the model."""
-        self.group, self.linears = built.group, built.linears
-        self.attach()
+        if built.group is not None and built.ranks is not None:
+            built.group.use(built.ranks)
+        if built.linears is not self.linears:
+            self.group, self.linears = built.group, built.linears
+            self.attach()
 
     def attach(self) -> None:
         """Put the BlendLinears into the model, where its Linears are, and these themselves where there is none."""
@@ -168,13 +224,18 @@ class SiteGroup:
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_slices": {}}  # views, which a pickle would hold as tensors of their own
 
-    def arrow(self, num_experts: int, top_k: int, temperature: float) -> Arrow:
-        """Directions of all experts here, see ops/arrow.py."""
+    def arrow(self, places: Sequence[int], count: int, top_k: int, temperature: float) -> Arrow:
+        """Directions of all experts here, see ops/arrow.py.
+
+        Args:
+            places: where there is an expert.
+            count: of all places.
+        """
         assert self.group is not None
-        group, found = self.group, [self.branches(expert) for expert in range(num_experts)]
-        directions = torch.zeros(len(self.linears), num_experts, group.lora_A.shape[1], device=group.lora_A.device)
-        present = torch.zeros(len(self.linears), num_experts, dtype=torch.bool, device=group.lora_A.device)
-        for expert, own in enumerate(found):
+        group, found = self.group, {place: self.branches(place) for place in places}
+        directions = torch.zeros(len(self.linears), count, group.lora_A.shape[1], device=group.lora_A.device)
+        present = torch.zeros(len(self.linears), count, dtype=torch.bool, device=group.lora_A.device)
+        for expert, own in found.items():
             for site, path in enumerate(self.linears):
                 if path in own:
                     directions[site, expert] = top_direction(own[path].lora_A, own[path].lora_B)
@@ -185,12 +246,13 @@ class SiteGroup:
         """The lora_B of all branches side by side, (O, R). NOTE for one token on a CPU, float32 is faster where memory
         holds it as (R, O)."""
         base, there = self.bases[path], [branch.lora_B for branch in branches if branch is not None]
-        (out, total), device = (sizes(base)[1], sum(B.shape[1] for B in there)), next(base.parameters()).device
-        if self.dtype == torch.float32:
-            stacked = torch.empty(total, out, dtype=self.dtype, device=device).t()
+        out, used, device = sizes(base)[1], sum(B.shape[1] for B in there), next(base.parameters()).device
+        total, dtype = used + self.stacking.room, self.stacking.dtype
+        if dtype == torch.float32:
+            stacked = torch.empty(total, out, dtype=dtype, device=device).t()
         else:
-            stacked = torch.empty(out, total, dtype=self.dtype, device=device)
-        for part, B in zip(stacked.split([B.shape[1] for B in there], 1), there, strict=True):
+            stacked = torch.empty(out, total, dtype=dtype, device=device)
+        for part, B in zip(stacked[:, :used].split([B.shape[1] for B in there], 1), there, strict=True):
             part.copy_(B)
         return stacked
 
@@ -200,12 +262,12 @@ class SiteGroups:
 
     Args:
         model: the backbone.
-        dtype: of the experts.
+        stacking: how the experts' tensors are kept.
         settings: of the blend.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, settings: Settings) -> None:
-        self.model, self.dtype, self.settings = model, dtype, settings
+    def __init__(self, model: nn.Module, stacking: Stacking, settings: Settings) -> None:
+        self.model, self.stacking, self.settings = model, stacking, settings
         try:
             self._together = {path: group for group in siblings(model) for path in group}
         except BackboneError:  # sharing a matmul is all that the layout is for
@@ -217,10 +279,15 @@ class SiteGroups:
         """The group of a module path."""
         if path not in self._of_path:
             paths = self._together.get(path, (path,))
-            group = SiteGroup(self.model, paths, self.dtype, self.settings, len(self._numbered))
+            group = SiteGroup(self.model, paths, self.stacking, self.settings, len(self._numbered))
             self._numbered.append(group)
             self._of_path.update(dict.fromkeys(paths, group))
         return self._of_path[path]
+
+    @property
+    def in_use(self) -> list[SiteGroup]:
+        """Groups that keep tensors of experts."""
+        return [group for group in self._numbered if group.group is not None]
 
     def numbered(self, number: int) -> SiteGroup:
         """The group that a setting knows by this number."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe.blend.linear import ActiveRun, Arrow, BlendGroup, GroupWeights, Setting, Settings
-from lmoe.blend.sites import Built, SiteGroup, SiteGroups
+from lmoe.blend.sites import Built, SiteGroup, SiteGroups, Stacking
 from lmoe.blend.weights import SILENT
 from lmoe.ops.rank_layout import Ranks, Run, runs
 from lmoe.peft.expert_file import Branch, ExpertHeader
@@ -22,12 +22,12 @@ GROUPS_AT_ONCE = 4
 
 
 class BlendStack:
-    """Experts in a fixed order, the sites that they have branches at, and what those compute under a setting.
+    """Experts in fixed places, the sites that they have branches at, and what those compute under a setting.
 
     Args:
         model: the backbone; changed in place.
         headers: of the experts by name, which fit the model.
-        dtype: of the experts' tensors.
+        stacking: how their tensors are kept. Without room, experts that go give their memory back.
         setting: of the model at the start.
         arrow: top_k and temperature where each token decides at each site; None: the setting's weights do.
 
@@ -39,14 +39,15 @@ class BlendStack:
         self,
         model: nn.Module,
         headers: Mapping[str, ExpertHeader],
-        dtype: torch.dtype,
+        stacking: Stacking,
         setting: Setting,
         arrow: tuple[int, float] | None,
     ) -> None:
-        self.headers, self._arrow = dict(headers), arrow
+        self.headers, self._arrow, self._stacking = dict(headers), arrow, stacking
+        self.places: list[str | None] = list(headers)
         self.numbers = {name: _number() for name in headers}
         self.settings = Settings(self._group_weights, setting)
-        self._site_groups = SiteGroups(model, dtype, self.settings)
+        self._site_groups = SiteGroups(model, stacking, self.settings)
         self._directions: dict[SiteGroup, Arrow] = {}
         groups = self._groups_of(self.headers.values())
         try:
@@ -63,44 +64,92 @@ class BlendStack:
 
     @property
     def groups(self) -> list[SiteGroup]:
-        """Groups of sites with at least one expert."""
-        return [group for group in self._groups_of(self.headers.values()) if group.group is not None]
+        """Groups of sites that keep tensors of experts."""
+        return self._site_groups.in_use
 
     @property
     def sites(self) -> dict[str, SiteGroup]:
-        """Every module path that carries experts, with its group."""
-        return {path: group for group in self.groups for path in group.linears}
+        """Every module path at which an expert has a branch, with its group."""
+        branching = {path for header in self.headers.values() for path in header.branches}
+        return {path: group for group in self.groups for path in group.linears if path in branching}
 
     def add(self, name: str, header: ExpertHeader) -> None:
-        """One more expert, at the end."""
-        branches, last = read_branches(header), range(len(self.headers))
-        groups = self._groups_of([*self.headers.values(), header])
-        built = {g: g.build([*(g.branches(e) for e in last), _inside(g, branches)]) for g in groups}
-        self._use(built, self.headers | {name: header}, name)
+        """One more expert, where there is room."""
+        self._take(name, header, self.places)
 
     def remove(self, name: str) -> None:
-        """Take an expert out; the others' numbers are copied as they are."""
-        kept = [e for e, other in enumerate(self.headers) if other != name]
-        built = {g: g.build([g.branches(e) for e in kept]) for g in self.groups}
-        self._use(built, {other: header for other, header in self.headers.items() if other != name})
+        """Take an expert out; the others' numbers stay, or are copied as they are."""
+        left = [None if other == name else other for other in self.places]
+        headers = {other: header for other, header in self.headers.items() if other != name}
+        if self._stacking.room:
+            return self._use({}, left, headers)
+        kept = [place for place, other in enumerate(left) if other is not None]
+        built = {group: group.build([group.branches(place) for place in kept]) for group in self.groups}
+        self._use(built, [left[place] for place in kept], headers)
 
     def replace(self, name: str, header: ExpertHeader) -> None:
-        """Another expert in the place of one."""
-        branches, names = read_branches(header), list(self.headers)
-        groups = self._groups_of([*self.headers.values(), header])
-        built = {
-            g: g.build([_inside(g, branches) if other == name else g.branches(e) for e, other in enumerate(names)])
-            for g in groups
-        }
-        self._use(built, self.headers | {name: header}, name)
+        """Another expert under the name of one."""
+        self._take(name, header, [None if other == name else other for other in self.places])
 
     def rename(self, old: str, new: str) -> None:
         """Another name in the same place."""
+        self.places = [new if name == old else name for name in self.places]
         self.headers = {new if name == old else name: header for name, header in self.headers.items()}
         self.numbers = {new if name == old else name: number for name, number in self.numbers.items()}
 
+    def _take(self, name: str, header: ExpertHeader, places: list[str | None]) -> None:
+        """Put an expert where there is room at every site, or stack all of them anew.
+
+        Args:
+            places: names of the experts that stay; None where none does.
+        """
+        branches, headers = read_branches(header), self.headers | {name: header}
+        groups = list(dict.fromkeys([*self.groups, *self._groups_of([header])]))
+        ranks = self._room_for(branches, groups) if self._stacking.room else None
+        if ranks is not None:
+            place, of_group = ranks
+            built = {
+                group: group.build([*[{}] * place, _inside(group, branches)])
+                if known is None
+                else group.write(place, known, _inside(group, branches))
+                for group, known in of_group.items()
+            }
+            places = [*places, None] if place == len(places) else list(places)
+            places[place] = name
+        else:
+            kept = [place for place, other in enumerate(places) if other is not None]
+            at = sum(place < self.places.index(name) for place in kept) if name in self.places else len(kept)
+            order = [*kept[:at], None, *kept[at:]]
+            built = {
+                group: group.build([_inside(group, branches) if e is None else group.branches(e) for e in order])
+                for group in groups
+            }
+            places = [name if e is None else places[e] for e in order]
+        self._use(built, places, headers, name)
+
+    def _room_for(
+        self, branches: Mapping[str, Branch], groups: Sequence[SiteGroup]
+    ) -> tuple[int, dict[SiteGroup, Ranks | None]] | None:
+        """A place that an expert fits into at every site, and the ranks of each group with it; None for a group
+        that keeps nothing yet."""
+        free = [place for place, name in enumerate(self.places) if name is None]
+        for place in [*free, len(self.places)]:
+            found: dict[SiteGroup, Ranks | None] = {}
+            for group in groups:
+                ranks = group.ranks_with(place, _inside(group, branches))
+                if ranks is None and (group.group is not None or place < len(self.places)):
+                    break
+                found[group] = ranks
+            else:
+                return place, found
+        return None
+
     def _use(
-        self, built: Mapping[SiteGroup, Built], headers: dict[str, ExpertHeader], fresh: str | None = None
+        self,
+        built: Mapping[SiteGroup, Built],
+        places: list[str | None],
+        headers: dict[str, ExpertHeader],
+        fresh: str | None = None,
     ) -> None:
         """Take all groups as they were built, or none.
 
@@ -115,7 +164,7 @@ class BlendStack:
             for group, old in before.items():
                 group.use(old)
             raise
-        self.headers = headers
+        self.headers, self.places = headers, places
         self.numbers = {name: _number() if name == fresh else self.numbers[name] for name in headers}
         self._directions.clear()
         self.warm(self.settings.of_model)
@@ -132,23 +181,28 @@ class BlendStack:
             if group.number not in setting.groups or setting.groups[group.number].version != group.group.version:
                 setting.groups[group.number] = self._group_weights(setting, group.group)
 
-    def seen(self, setting: Setting) -> Tensor:
-        """(E,) what Arrow gave the experts under a watched setting, summed over tokens and sites."""
+    def seen(self, setting: Setting) -> dict[str, float]:
+        """Each expert's part of all that Arrow gave under a watched setting, over tokens and sites, by name."""
         parts = [group.seen.cpu() for group in setting.groups.values() if group.seen is not None]
-        return torch.stack(parts).sum(0) if parts else torch.zeros(len(self.headers))
+        total = torch.stack(parts).sum(0) if parts else torch.zeros(len(self.places))
+        shares = dict(zip(self.places, (total / total.sum().clamp(min=1e-30)).tolist(), strict=True))
+        return {name: shares[name] for name in self.headers}
 
     def _group_weights(self, setting: Setting, group: BlendGroup) -> GroupWeights:
         """What a group computes under a setting; experts silent in all rows are left out."""
-        site_group, lora_A, count = self._site_groups.numbered(group.number), group.lora_A, len(self.headers)
+        site_group, lora_A, count = self._site_groups.numbered(group.number), group.lora_A, len(self.places)
+        there = tuple(name is not None for name in self.places)
         if setting.silent:
             return GroupWeights(group.version, (), ((),) * group.sites)
         arrow = seen = None
         if self._arrow is not None:
             arrow = self._directions.get(site_group)
             if arrow is None or arrow.directions.device != lora_A.device:
-                arrow = self._directions[site_group] = site_group.arrow(count, *self._arrow)
+                arrow = self._directions[site_group] = site_group.arrow(
+                    [place for place, is_there in enumerate(there) if is_there], count, *self._arrow
+                )
             seen = torch.zeros(count, device=lora_A.device) if setting.watched else None
-            active = [_arrow_run(run, count, lora_A) for run in _runs(group.ranks, (True,) * count)]
+            active = [_arrow_run(run, count, lora_A) for run in _runs(group.ranks, there)]
         else:
             active = self._weighted(setting, group)
         lora_A_parts, factors = site_group.slices([part.run for part in active])
@@ -156,7 +210,7 @@ class BlendStack:
 
     def _weighted(self, setting: Setting, group: BlendGroup) -> list[ActiveRun]:
         """The runs that take part, which most layers share."""
-        names, lora_A = tuple(self.headers), group.lora_A
+        names, lora_A = tuple(self.places), group.lora_A
         key = (names, group.ranks, lora_A.device, lora_A.dtype)
         if key not in setting.active_runs:
             weights = _weights(setting, names)
@@ -167,10 +221,11 @@ class BlendStack:
 
     def blended(self, weights: Mapping[str, float]) -> dict[str, list[Branch]]:
         """The branches that take part, by site, each with weight * scaling as its scaling."""
-        names, found = list(self.headers), {}
+        found: dict[str, list[Branch]] = {}
         for group in self.groups:
-            for expert, name in enumerate(names):
-                for path, branch in group.branches(expert).items():
+            for place, name in enumerate(self.places):
+                for path, branch in group.branches(place).items() if name is not None else ():
+                    assert name is not None
                     parts = found.setdefault(path, [])
                     if abs(weights[name]) >= SILENT:
                         parts.append(Branch(branch.lora_A, branch.lora_B, weights[name] * branch.scaling))
@@ -188,7 +243,7 @@ class BlendStack:
 
     def close(self) -> None:
         """The model's own Linears back in their places, and the experts' tensors let go."""
-        for group in self._groups_of(self.headers.values()):
+        for group in self.groups:
             group.remove()
         self._directions.clear()
         for setting in (self.settings.of_model, self.settings.compiled):
@@ -209,11 +264,17 @@ def _inside(group: SiteGroup, branches: Mapping[str, Branch]) -> dict[str, Branc
     return {path: branches[path] for path in group.paths if path in branches}
 
 
-def _weights(setting: Setting, names: Sequence[str]) -> Tensor:
-    """(B, T, E), (B, 1, E), or (1, 1, E) of all rows; what is nearly 0 is 0, unless a router's head has said so."""
+def _weights(setting: Setting, names: Sequence[str | None]) -> Tensor:
+    """(B, T, E), (B, 1, E), or (1, 1, E) of all rows; what is nearly 0 is 0, unless a router's head has said so.
+
+    Args:
+        names: of the experts at each place; None where there is none.
+    """
     if setting.weights is not None:
-        return setting.weights[..., [setting.names.index(name) for name in names]]
-    weights_BE = torch.tensor([[row.get(name, 0.0) for name in names] for row in setting.rows])
+        known = {name: column for column, name in enumerate(setting.names)}
+        padded = torch.nn.functional.pad(setting.weights, (0, 1))  # a column of zeros for those that it does not know
+        return padded[..., [known.get(name, len(known)) if name is not None else len(known) for name in names]]
+    weights_BE = torch.tensor([[0.0 if name is None else row.get(name, 0.0) for name in names] for row in setting.rows])
     weights_BE = weights_BE.view(len(setting.rows), -1)
     return weights_BE.masked_fill(weights_BE.abs() < SILENT, 0.0).unsqueeze(1)
 
