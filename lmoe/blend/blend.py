@@ -18,11 +18,11 @@ from lmoe.blend.calls import GenerateBatchWithModelWeights, ModelGate
 from lmoe.blend.encoder import EncoderRouter, fitted, save_centroids, width_of
 from lmoe.blend.export import BlendExport, Method, export_peft
 from lmoe.blend.fold import Folded, FoldReport, Keep
-from lmoe.blend.head import HeadRouter, place_of_head
+from lmoe.blend.head import BlendRoute, HeadRouter, place_of_head
 from lmoe.blend.linear import Setting, wrong_rows
 from lmoe.blend.routers import ArrowRouter, BlendRouter, Router, Static, checked_settings
 from lmoe.blend.sites import Stacking, experts_dtype, refuse_unblendable
-from lmoe.blend.stack import BlendStack
+from lmoe.blend.stack import BlendStack, ReadExpert
 from lmoe.blend.weights import Weights, checked_name, checked_weights
 from lmoe.errors import BlendError
 from lmoe.files.write import empty_folder
@@ -100,6 +100,7 @@ class Blend:
         reads = None if known is None else place_of_head(model, known)
         arrow = (top_k or ArrowRouter.TOP_K, temperature or 1.0) if kind is BlendRouter.arrow else None
         stacking = Stacking(dtype or experts_dtype(model), room)
+        self._kind = kind
         self._stack = BlendStack(model, headers, stacking, setting, arrow)
         setattr(model, BLEND, self)
         self._hooks = [
@@ -196,10 +197,9 @@ class Blend:
         self._ready()
         self._router.refuse_change()
         checked_name(name, self.names)
-        header = self._header(place)
-        self._router.check(header.folder)
+        expert = self._read(place)
         with self._changing():
-            self._stack.add(checked_name(name, self.names), header)
+            self._stack.add(checked_name(name, self.names), expert)
             self._changed()
 
     def remove(self, name: str) -> None:
@@ -222,10 +222,9 @@ class Blend:
         """
         self._ready(name)
         self._router.refuse_change()
-        header = self._header(place)
-        self._router.check(header.folder)
+        expert = self._read(place)
         with self._changing(name):
-            self._stack.replace(name, header)
+            self._stack.replace(name, expert)
             self._router.forget(name)
             self._changed()
 
@@ -296,6 +295,57 @@ class Blend:
     def is_silent(self) -> bool:
         """Whether the base alone computes now, in this thread."""
         return self._stack.settings.current.silent
+
+    @contextmanager
+    def weights_by_token(self, weights: torch.Tensor, names: Sequence[str]) -> Iterator[None]:
+        """Weigh each token of the forwards of this thread inside the block, in place of the weights or the router: for
+        forwards that hold the tokens of many requests one behind the other, as in continuous batching.
+
+        Args:
+            weights: (B, T, E) for the tokens of each forward, or (B, 1, E) for its rows.
+            names: of the E experts; all others are silent, and those that are not there any more too.
+
+        Raises:
+            BlendError: the blend is folded, or router=arrow weighs every token by itself.
+        """
+        setting = self.token_setting(weights, names)
+        with self._stack.settings.inside(setting):
+            yield
+
+    def token_setting(self, weights: torch.Tensor, names: Sequence[str]) -> Setting:
+        """What `weights_by_token` lets the forwards read; made once where it serves many of them, through `reading`.
+
+        Raises:
+            BlendError: as `weights_by_token`.
+        """
+        self._ready()
+        if self._router.per_token:
+            raise BlendError("router=arrow weighs every token at every site by itself; use router=weighted")
+        silent = not bool(weights.any())
+        return Setting((), by_row=True, silent=silent, names=tuple(names), weights=weights, by_token=True)
+
+    def weights_of_prompt(self, ids: torch.Tensor, names: Sequence[str] | None = None) -> dict[str, float]:
+        """What router=encoder, without a head, decides for a prompt, by name.
+
+        Args:
+            ids: (1, T) tokens.
+            names: experts to choose from; None: all.
+
+        Raises:
+            BlendError: another router, or an expert without a centroid.
+        """
+        self._ready()
+        return self._encoder().of_prompt(ids, names)
+
+    @property
+    def route(self) -> BlendRoute | None:
+        """What decides with a trained head, or None."""
+        return self._router.route if isinstance(self._router, HeadRouter) else None
+
+    @property
+    def router(self) -> BlendRouter:
+        """Who decides the weights."""
+        return self._kind
 
     @property
     def unfitted(self) -> list[str]:
@@ -421,6 +471,12 @@ class Blend:
     def _header(self, place: Place) -> ExpertHeader:
         return read_header(place, self.model, base=self.base)
 
+    def _read(self, place: Place) -> ReadExpert:
+        """An expert that is to come; forwards go on meanwhile."""
+        header = self._header(place)
+        self._router.check(header.folder)
+        return ReadExpert.of(header)
+
     def _made_router(self, kind: BlendRouter, top_k: int | None, temperature: float | None) -> Router:
         if kind is BlendRouter.arrow:
             return ArrowRouter(self)
@@ -470,6 +526,9 @@ class Blend:
         settings = self._stack.settings
         settings.end()  # of a forward that was interrupted
         own = settings.own
+        if own is not None and own.by_token and self._folded is None:
+            settings.begin(own)
+            return
         if self._folded is not None:
             if own is not None:
                 raise BlendError("the blend is folded into the weights: using() and silenced() wait for unfold()")
@@ -496,7 +555,7 @@ class Blend:
             return
         setting = self._stack.settings.end()
         self._gate.leave()
-        if setting is not None and (setting.decided or not setting.silent):
+        if setting is not None and not setting.by_token and (setting.decided or not setting.silent):
             self._router.keep(setting, args, kwargs, output)
 
     def _ready(self, *names: str) -> None:

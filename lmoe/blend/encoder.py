@@ -132,14 +132,31 @@ class EncoderRouter(Router):
             )
         return decision
 
-    def weigh(self, prompts_BD: Tensor) -> list[dict[str, float]]:
-        """Weights of each row.
+    def of_prompt(self, ids: Tensor, names: Sequence[str] | None) -> dict[str, float]:
+        """Weights for a prompt outside of a forward that goes on from it.
+
+        Args:
+            ids: (1, T).
+            names: experts to choose from; None: all.
 
         Raises:
             BlendError: an expert has no centroid yet.
         """
-        names = self.blend.names
-        if missing := self.unfitted:
+        with self.blend.silenced():
+            states = mean_states(self.blend.model, torch.ones_like(ids), input_ids=ids)
+        return self.weigh(states, names)[0]
+
+    def weigh(self, prompts_BD: Tensor, among: Sequence[str] | None = None) -> list[dict[str, float]]:
+        """Weights of each row.
+
+        Args:
+            among: experts to choose from; None: all.
+
+        Raises:
+            BlendError: an expert has no centroid yet.
+        """
+        names = self.blend.names if among is None else list(among)
+        if missing := [name for name in names if name not in self.centroids]:
             raise BlendError(
                 f"router=encoder knows no centroid of {', '.join(missing)}: call "
                 "blend.fit_centroids({name: [texts]}, tokenizer) first; blend.save_centroids() keeps them"

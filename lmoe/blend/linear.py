@@ -87,6 +87,7 @@ class Setting:
         weights: (B, T, E) or (B, 1, E) in place of the rows' numbers, which may differ by token.
         names: of the experts of these weights.
         decided: by a router's head, for the prompts of one forward or KV cache.
+        by_token: the weights are those of the tokens of a forward, whatever the blend's router would say.
         groups: what each group shows, by its number; made when first asked for.
         active_runs: the runs that groups with the same ranks share.
     """
@@ -99,12 +100,13 @@ class Setting:
     weights: Tensor | None = None
     names: Sequence[str] = ()
     decided: bool = False
+    by_token: bool = False
     groups: dict[int, GroupWeights] = field(default_factory=dict)
     active_runs: dict[Any, list[ActiveRun]] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = (self.rows, self.by_row, self.silent, self.watched, self.experts)
-        return type(self), (*values, self.weights, self.names, self.decided)
+        return type(self), (*values, self.weights, self.names, self.decided, self.by_token)
 
     def gone(self, experts: Mapping[str, int]) -> str | None:
         """The first expert with a weight that is not there any more under its name, or None."""

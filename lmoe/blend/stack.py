@@ -5,6 +5,7 @@ Shapes: B rows of a batch, E experts, S sites that read one input, R ranks.
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -19,6 +20,28 @@ from lmoe.peft.reader import read_branches
 
 GROUPS_AT_ONCE = 4
 """Groups of sites whose tensors are in memory twice, as read and as stacked, while a stack is made."""
+
+
+@dataclass(slots=True, frozen=True)
+class ReadExpert:
+    """An expert as its file holds it.
+
+    Args:
+        header: what it is.
+        branches: its tensors by site.
+    """
+
+    header: ExpertHeader
+    branches: Mapping[str, Branch]
+
+    @classmethod
+    def of(cls, header: ExpertHeader) -> "ReadExpert":
+        """Read its tensors.
+
+        Raises:
+            CheckpointError: they cannot be read.
+        """
+        return cls(header, read_branches(header))
 
 
 class BlendStack:
@@ -73,9 +96,9 @@ class BlendStack:
         branching = {path for header in self.headers.values() for path in header.branches}
         return {path: group for group in self.groups for path in group.linears if path in branching}
 
-    def add(self, name: str, header: ExpertHeader) -> None:
+    def add(self, name: str, expert: ReadExpert) -> None:
         """One more expert, where there is room."""
-        self._take(name, header, self.places)
+        self._take(name, expert, self.places)
 
     def remove(self, name: str) -> None:
         """Take an expert out; the others' numbers stay, or are copied as they are."""
@@ -87,9 +110,9 @@ class BlendStack:
         built = {group: group.build([group.branches(place) for place in kept]) for group in self.groups}
         self._use(built, [left[place] for place in kept], headers)
 
-    def replace(self, name: str, header: ExpertHeader) -> None:
+    def replace(self, name: str, expert: ReadExpert) -> None:
         """Another expert under the name of one."""
-        self._take(name, header, [None if other == name else other for other in self.places])
+        self._take(name, expert, [None if other == name else other for other in self.places])
 
     def rename(self, old: str, new: str) -> None:
         """Another name in the same place."""
@@ -97,14 +120,14 @@ class BlendStack:
         self.headers = {new if name == old else name: header for name, header in self.headers.items()}
         self.numbers = {new if name == old else name: number for name, number in self.numbers.items()}
 
-    def _take(self, name: str, header: ExpertHeader, places: list[str | None]) -> None:
+    def _take(self, name: str, expert: ReadExpert, places: list[str | None]) -> None:
         """Put an expert where there is room at every site, or stack all of them anew.
 
         Args:
             places: names of the experts that stay; None where none does.
         """
-        branches, headers = read_branches(header), self.headers | {name: header}
-        groups = list(dict.fromkeys([*self.groups, *self._groups_of([header])]))
+        branches, headers = expert.branches, self.headers | {name: expert.header}
+        groups = list(dict.fromkeys([*self.groups, *self._groups_of([expert.header])]))
         ranks = self._room_for(branches, groups) if self._stacking.room else None
         if ranks is not None:
             place, of_group = ranks

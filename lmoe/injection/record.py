@@ -15,6 +15,7 @@ from lmoe.layers.context import RoutingContext
 from lmoe.layers.expert_ffn import ExpertFFN
 from lmoe.layers.lora_linear import LoRALinear, LowRank
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
+from lmoe.layers.model_route import ModelRoute
 from lmoe.layers.native_experts import NativeExpertsLoRA
 from lmoe.layers.routers import Router
 from lmoe.layers.stacked_lora import StackedLoRA
@@ -117,6 +118,12 @@ def low_rank(model: nn.Module) -> Iterator[tuple[str, Role, LowRankModule]]:
         for name, child in site.named_children():
             if isinstance(child, StackedLoRA | LowRank):
                 yield f"{path}.{name}", roles[path], child
+
+
+def model_route(model: nn.Module) -> ModelRoute | None:
+    """What decides once for all sites (moe.router_scope=model), or None."""
+    found = (getattr(site, "model_route", None) for _, site in sites(model))
+    return next((route for route in found if route is not None), None)
 
 
 def routers(model: nn.Module) -> Iterator[tuple[str, Router]]:

@@ -3,7 +3,8 @@
 Shapes: B sequences of T tokens, P rows packed into one sequence (with decide=turn: turns of rows), D hidden, E experts.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from lmoe.errors import RoutingError
 from lmoe.layers.context import PromptDecisions, PromptRows, RunningForward
+from lmoe.layers.per_call import PerCall
 from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, keep_with, valid_tokens
 from lmoe.layers.prompt_reading import DecoderPlace, ReadInputs, StateReader
 from lmoe.layers.routers.model import ModelOracle, ModelRouter
@@ -62,6 +64,7 @@ class ModelRoute:
     def __init__(self, router: ModelRouter | ModelOracle, settings: RouteSettings) -> None:
         self.router, self.settings, self.context = router, settings, router.context
         self.states = StateReader(settings.place)
+        self._given: PerCall[Routing] = PerCall()
 
     def attach(self, model: nn.Module) -> None:
         """Decide with each forward of a model."""
@@ -98,6 +101,43 @@ class ModelRoute:
             raise RoutingError(f"{self.NAME} decides in forwards of the whole model: call it, not one of its parts")
         return forward
 
+    @torch.no_grad()
+    def of_prompt(self, model: nn.Module, ids: Tensor, answers: Tensor | None = None) -> tuple[Routing, Routing]:
+        """Decide for a prompt that later forwards of somebody else's making go on with, as in continuous batching.
+
+        Args:
+            model: the whole one.
+            ids: (1, T) tokens of the prompt.
+            answers: (1, T) bool, tokens of earlier answers; None: there are none.
+
+        Returns:
+            The routing of the prompt's tokens, (1, T, E), with weights of 0 where no routed expert acts, and that of
+            all that follows, (1, 1, E).
+        """
+        context, valid = self.context, torch.ones_like(ids, dtype=torch.bool)
+        empty = RunningForward(None, None, PromptDecisions(masked=context.masked, model_id=context.model_id))
+        decide = self.settings.decide
+        rows = PromptRows.single(valid) if answers is None else PromptRows.awaiting_answer(answers, valid, decide)
+        acting = self._acting(rows)
+        context.begin_forward(empty, training=False)
+        try:
+            if isinstance(self.router, ModelOracle):
+                decision = self.router.decide(rows.row_ids, rows.prompt.shape[1])
+            else:
+                read = ReadInputs.of(model, self._decoder(model), (), {"input_ids": ids})
+                decision = self._decide(model, read, rows, acting, empty)
+        finally:
+            context.end_forward()
+        prompt, last = self._of_tokens(decision, rows), rows.row_ids[:, -1:].to(decision[0].device)
+        return prompt if acting is None else _where(prompt, acting), of_rows(*decision, last)
+
+    @contextmanager
+    def given(self, routing: Routing) -> Iterator[None]:
+        """Take this routing, (1, T, E), for the tokens of the forwards of this thread inside the block, and decide
+        nothing."""
+        with self._given.holding(routing):
+            yield
+
     def begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pre-hook of the whole model.
 
@@ -109,6 +149,9 @@ class ModelRoute:
         empty = RunningForward(None, None, PromptDecisions(masked=context.masked, model_id=context.model_id))
         context.begin_forward(empty, training=model.training)
         if context.off or inputs.tokens is None:
+            return
+        if (given := self._given.get()) is not None:
+            context.begin_forward(replace(empty, of_model=self.router.seen(given)), training=False)
             return
         read = partial(ReadInputs.of, model, self._decoder(model), args, kwargs)
         if inputs.cache is not None and inputs.cached_tokens:

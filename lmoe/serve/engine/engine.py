@@ -1,0 +1,324 @@
+"""The engine of one model: it takes requests, decides what each weighs, and hands their tokens over as they come."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.generation.continuous_batching.requests import GenerationOutput
+
+from lmoe.serve.engine.mixing import Held, Mixing
+from lmoe.serve.engine.paged import Batches, PagedSettings, RowInBatch
+from lmoe.serve.engine.sampler import Sampler
+from lmoe.serve.request import Decided, EngineState, ExpertState, Refused, RefusedError, Request, Token
+
+T = TypeVar("T")
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class RunningRequest:
+    """A request that the engine works at.
+
+    Args:
+        id: of the request.
+        request: as it was asked.
+        held: what it weighs.
+        sampler: chooses its tokens.
+        engine: that works at it.
+        fresh: tokens that were chosen and not yet handed over; written in the thread of the batches.
+        events: tokens for who reads them; None behind the last one, an error where it has failed.
+        over: it needs no row any more.
+    """
+
+    id: str
+    request: Request
+    held: Held
+    sampler: Sampler
+    engine: "BatchEngine"
+    fresh: list[Token] = field(default_factory=list)
+    events: "asyncio.Queue[Sequence[Token] | RefusedError | None]" = field(default_factory=asyncio.Queue)
+    over: bool = False
+    failure: str | None = None
+
+    async def tokens(self) -> AsyncIterator[Token]:
+        """Yields its tokens as they come; who stops reading frees its row.
+
+        Raises:
+            RefusedError: it has failed.
+        """
+        try:
+            while (event := await self.events.get()) is not None:
+                if isinstance(event, RefusedError):
+                    raise event
+                for token in event:
+                    yield token
+        finally:
+            self.cancel()
+
+    def cancel(self) -> None:
+        """Free its row before the next forward; harmless when it is over."""
+        self.engine.drop(self, tell=True)
+
+    @property
+    def decided(self) -> Decided:
+        """What mixed it."""
+        return self.held.decided()
+
+
+class BatchEngine:
+    """Runs one model for many requests at once, over transformers' continuous batching.
+
+    Made and used on one event loop. Two threads work for it: that of the batches, and one that changes experts and
+    decides for prompts while the batches wait.
+
+    Args:
+        model: the whole one.
+        mixing: who decides what a request weighs.
+        settings: sizes of batch and cache.
+        max_waiting: requests that may wait for a row.
+        context: most tokens of a prompt and its answer; None: what the KV cache holds.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        mixing: Mixing,
+        settings: PagedSettings,
+        *,
+        max_waiting: int,
+        context: int | None,
+    ) -> None:
+        self.model, self.mixing, self.settings, self.max_waiting = model, mixing, settings, max_waiting
+        self._loop = asyncio.get_running_loop()
+        self._changes = ThreadPoolExecutor(1, thread_name_prefix="lmoe-changes")
+        self._running: dict[str, RunningRequest] = {}
+        self._stopping = False
+        self._numbers = self._steps = self._generated = 0
+        self._arriving = 0
+        self._background: set[asyncio.Task[None]] = set()
+        mixing.use(self.elsewhere)
+        self._batches = self._started()
+        room = self._batches.capacity
+        self.context = room if context is None else min(context, room)
+
+    @property
+    def own_mixture(self) -> str:
+        """How a request without a mixture is mixed, for people."""
+        return self.mixing.description
+
+    async def submit(self, request: Request) -> RunningRequest:
+        """Take a request.
+
+        Raises:
+            RefusedError: it cannot be, or there is no room.
+        """
+        self._check(request)
+        if self._stopping:
+            raise RefusedError(Refused.stopping, "the server is stopping and takes no more requests")
+        if len(self._running) + self._arriving >= self.settings.max_requests + self.max_waiting:
+            raise RefusedError(
+                Refused.full, f"{self.max_waiting} requests wait already, which is as many as may; try again later"
+            )
+        self._arriving += 1
+        try:
+            held = await self.mixing.hold(request)
+        finally:
+            self._arriving -= 1
+        if self._stopping:
+            self.mixing.release(held)
+            raise RefusedError(Refused.stopping, "the server is stopping and takes no more requests")
+        if not self._batches.is_running():
+            LOG.error("the batches have stopped; they begin anew")
+            self._batches = self._started()
+        self._numbers += 1
+        sampler = Sampler(request.sampling, list(request.prompt), request.top_logprobs, self.model.device)
+        running = RunningRequest(f"request-{self._numbers}", request, held, sampler, self)
+        self._running[running.id] = running
+        self.mixing.begin(running.id, held)
+        taken = self._batches.add_request(
+            list(request.prompt),
+            request_id=running.id,
+            max_new_tokens=request.max_tokens,
+            streaming=True,
+            eos_token_id=sorted(request.end_tokens) or -1,
+        )
+        if taken is None:
+            self.drop(running, tell=False)
+            raise RefusedError(Refused.failed, "the engine has stopped; try again")
+        return running
+
+    def _check(self, request: Request) -> None:
+        if not request.prompt:
+            raise RefusedError(Refused.invalid, "the prompt is empty", "prompt")
+        if request.max_tokens < 1:
+            raise RefusedError(Refused.invalid, f"max_tokens is {request.max_tokens}; at least 1", "max_tokens")
+        length, size = len(request.prompt), self.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr, operator]
+        if length + request.max_tokens > self.context:
+            raise RefusedError(
+                Refused.invalid,
+                f"the prompt has {length} tokens and the answer may have {request.max_tokens}; together they may have "
+                f"{self.context}",
+                "prompt",
+            )
+        if not all(0 <= token < size for token in request.prompt):
+            raise RefusedError(Refused.invalid, f"token ids are 0 to {size - 1}", "prompt")
+        if not all(0 <= token < size for token in request.sampling.logit_bias):
+            raise RefusedError(Refused.invalid, f"token ids are 0 to {size - 1}", "logit_bias")
+
+    def drop(self, running: RunningRequest, *, tell: bool) -> None:
+        """Let go of a request; on the event loop.
+
+        Args:
+            tell: the batches still work at it.
+        """
+        if running.over:
+            return
+        running.over = True
+        del self._running[running.id]
+        if tell:
+            self._batches.cancel_request(running.id)
+        self.mixing.end(running.id)
+        self.mixing.release(running.held)
+        self._soon(self.mixing.sweep())
+
+    def experts(self) -> Sequence[ExpertState]:
+        """All experts that requests may weigh."""
+        return self.mixing.experts()
+
+    async def add(self, name: str, place: str) -> None:
+        """One more expert; see `lmoe.serve.request.Engine` for this and the following."""
+        await self.mixing.shelf.add(name, place)
+
+    async def replace(self, name: str, place: str) -> None:
+        """Another expert under a name."""
+        await self.mixing.shelf.replace(name, place)
+        await self.mixing.sweep()
+
+    async def rename(self, name: str, new: str) -> None:
+        """Another name for an expert."""
+        await self.mixing.rename(name, new)
+
+    async def remove(self, name: str) -> None:
+        """Take an expert away."""
+        await self.mixing.remove(name)
+
+    async def unload(self, name: str) -> None:
+        """Drop an idle expert's tensors."""
+        await self.mixing.shelf.unload(name)
+
+    async def roll_back(self, name: str) -> None:
+        """The version before the last replacement."""
+        await self.mixing.shelf.roll_back(name)
+        await self.mixing.sweep()
+
+    def state(self) -> EngineState:
+        """What the engine does at the moment."""
+        in_rows, capacity = min(self._batches.in_rows, len(self._running)), self._batches.capacity
+        return EngineState(
+            running=in_rows,
+            waiting=len(self._running) - in_rows + self._arriving,
+            cached_tokens=round(capacity * (1 - self._batches.free_share)),
+            cache_capacity=capacity,
+            steps=self._steps,
+            generated=self._generated,
+        )
+
+    async def stop(self, patience: float) -> None:
+        """Take no more requests, let those under way end for so many seconds, then fail the rest."""
+        self._stopping = True
+        ends = self._loop.time() + patience
+        while (self._running or self._arriving) and self._loop.time() < ends:
+            await asyncio.sleep(0.02)
+        await asyncio.to_thread(self._batches.end)
+        for running in list(self._running.values()):
+            running.events.put_nowait(RefusedError(Refused.stopping, "the server has stopped before the answer's end"))
+            self.drop(running, tell=False)
+        for task in list(self._background):
+            with suppress(Exception):
+                await task
+        self._changes.shutdown(wait=True)
+
+    async def elsewhere(self, action: Callable[[], T], *, alone: bool = False) -> T:
+        """What a function of no arguments returns, run in the thread that changes the model.
+
+        Args:
+            alone: no batch runs meanwhile.
+        """
+
+        def run() -> T:
+            if not alone:
+                return action()
+            with self._batches.pause():
+                return action()
+
+        return await self._loop.run_in_executor(self._changes, run)
+
+    def _started(self) -> Batches:
+        batches = Batches(self.model, self.settings, weighed=self._weighed, choose=self._choose, deliver=self._deliver)
+        batches.make_cache()
+        batches.start()
+        return batches
+
+    def _weighed(self, rows: Sequence[RowInBatch]) -> Any:
+        self._steps += 1
+        return self.mixing.forward(rows)
+
+    def _choose(self, rows: Sequence[RowInBatch], scores: Tensor) -> Tensor:
+        """The next tokens; a row whose choice fails gets any token, and its request an error."""
+        likeliest = scores.argmax(-1)
+        chosen, known = likeliest.tolist(), self._running
+        for number, row in enumerate(rows):
+            running = known.get(row.request_id)
+            if running is None:  # gone meanwhile
+                continue
+            try:
+                token = running.sampler.choose(scores[number], chosen[number])
+            except Exception as error:
+                LOG.exception("no token could be chosen for %s", row.request_id)
+                running.failure = str(error)
+                continue
+            chosen[number] = token.id
+            running.fresh.append(token)
+        self._generated += len(rows)
+        return torch.tensor(chosen, dtype=torch.int64, device=scores.device)
+
+    def _deliver(self, outputs: Sequence[GenerationOutput]) -> None:
+        """Hand over what a forward has brought; in the thread of the batches."""
+        found: list[tuple[RunningRequest, list[Token], bool, str | None]] = []
+        for output in outputs:
+            running = self._running.get(output.request_id)
+            if running is not None:
+                fresh, running.fresh = running.fresh, []
+                found.append((running, fresh, output.is_finished(), running.failure or output.error))
+        if found:
+            self._loop.call_soon_threadsafe(self._hand_over, found)
+
+    def _hand_over(self, found: Sequence[tuple[RunningRequest, list[Token], bool, str | None]]) -> None:
+        for running, fresh, finished, error in found:
+            if running.over:
+                continue
+            if error is not None:
+                LOG.error("%s failed: %s", running.id, error)
+                running.events.put_nowait(
+                    RefusedError(Refused.failed, f"the engine has failed at this request ({running.id})")
+                )
+                self.drop(running, tell=not finished)
+                continue
+            if fresh:
+                running.events.put_nowait(fresh)
+            if finished:
+                running.events.put_nowait(None)
+                self.drop(running, tell=False)
+
+    def _soon(self, work: Any) -> None:
+        """Run a coroutine on the event loop, held until it is over."""
+        task = self._loop.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)

@@ -1,0 +1,366 @@
+"""Who decides what a request weighs: the request, the server's own weights, or a router that reads the prompt."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel
+
+from lmoe.blend.blend import Blend
+from lmoe.blend.routers import BlendRouter
+from lmoe.blend.weights import SILENT
+from lmoe.errors import LmoeError
+from lmoe.injection.record import Injected, injected, model_route, new_names
+from lmoe.layers.trace import Routing
+from lmoe.serve.engine.shelf import Shelf, Version, weights_by_key, without_paths
+from lmoe.serve.engine.weighing import ArrowWeighing, BlendWeighing, Load, RowRouting, RowWeights, RunWeighing, Weighing
+from lmoe.serve.request import Decided, ExpertState, Refused, RefusedError, Request
+
+
+class Elsewhere(Protocol):
+    """Runs a function of no arguments in the thread that changes the model."""
+
+    def __call__(self, action: Callable[[], Any], *, alone: bool = False) -> Awaitable[Any]:
+        """What it returns; alone: while no batch runs."""
+        ...
+
+
+@dataclass(eq=False)
+class Held:
+    """What one request weighs, until it is over.
+
+    Args:
+        weights: by the experts' names, for people; None: they differ by token.
+        row: what its tokens weigh over a blend.
+        routing: what the router of a whole model has decided.
+        versions: of the experts that it weighs.
+        load: counts its routed tokens, where it is asked for.
+        names: of the experts that are counted.
+    """
+
+    weights: Mapping[str, float] | None = None
+    row: RowWeights | None = None
+    routing: RowRouting | None = None
+    versions: Sequence[Version] = ()
+    load: Load | None = None
+    names: Sequence[str] = ()
+
+    def decided(self) -> Decided:
+        """What mixed the request."""
+        return Decided(self.weights, None if self.load is None else self.load.shares(self.names))
+
+
+class Mixing(Protocol):
+    """Decides for requests, and lets forwards compute so. On the event loop, but for `forward`."""
+
+    description: str
+
+    @property
+    def shelf(self) -> Shelf:
+        """The experts that come and go.
+
+        Raises:
+            RefusedError: they do not.
+        """
+        ...
+
+    def use(self, elsewhere: Elsewhere) -> None:
+        """Told once, where work on the model is done."""
+        ...
+
+    async def hold(self, request: Request) -> Held:
+        """Decide for a request.
+
+        Raises:
+            RefusedError: it names what there is not.
+        """
+        ...
+
+    def release(self, held: Held) -> None:
+        """The request is over."""
+        ...
+
+    def begin(self, request_id: str, held: Held) -> None:
+        """Its tokens come into the batches from here on."""
+        ...
+
+    def end(self, request_id: str) -> None:
+        """They do not any more."""
+        ...
+
+    def forward(self, rows: Sequence[Any]) -> AbstractContextManager[Any]:
+        """A block around a forward of these rows; in the thread of the batches."""
+        ...
+
+    def experts(self) -> Sequence[ExpertState]:
+        """Those that requests may weigh."""
+        ...
+
+    async def sweep(self) -> None:
+        """Let go of experts that nobody weighs any more."""
+        ...
+
+    async def rename(self, name: str, new: str) -> None:
+        """Another name for an expert."""
+        ...
+
+    async def remove(self, name: str) -> None:
+        """Take an expert away."""
+        ...
+
+
+@dataclass(eq=False)
+class BlendMixing:
+    """Requests over a blend.
+
+    Args:
+        model: the whole one.
+        blend: over it.
+    """
+
+    model: PreTrainedModel
+    blend: Blend
+    description: str = ""
+    _rows: dict[str, RowWeights] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        kind = self.blend.router
+        self._own: dict[str, float] = {}
+        if kind in (BlendRouter.weighted, BlendRouter.static):
+            assert isinstance(self.blend.weights, dict)
+            self._own = {name: weight for name, weight in self.blend.weights.items() if weight}
+        self.description = self._described()
+        arrow = kind is BlendRouter.arrow
+        self._weighing: Weighing = ArrowWeighing() if arrow else BlendWeighing(self.blend, self._rows)
+
+    def use(self, elsewhere: Elsewhere) -> None:
+        self._elsewhere = elsewhere
+        self._shelf = Shelf(self.blend, elsewhere)
+
+    @property
+    def shelf(self) -> Shelf:
+        if self.blend.route is not None:
+            raise RefusedError(
+                Refused.conflict, "a trained head decides among the experts that it was trained with: none come or go"
+            )
+        return self._shelf
+
+    async def hold(self, request: Request) -> Held:
+        mixture, kind = request.mixture, self.blend.router
+        if mixture is not None and kind in (BlendRouter.arrow, BlendRouter.static):
+            raise RefusedError(
+                Refused.invalid, f"this server runs router={kind}, which takes no weights from requests", "experts"
+            )
+        if kind is BlendRouter.arrow:
+            versions = await self._shelf.hold(self._shelf.current)
+            return Held(versions=list(versions.values()))
+        if mixture is None and kind is BlendRouter.encoder:
+            return await self._by_prompt(request)
+        weights = {name: float(weight) for name, weight in (self._own if mixture is None else mixture).items()}
+        weights = {name: weight for name, weight in weights.items() if abs(weight) >= SILENT or mixture is not None}
+        versions = await self._shelf.hold(weights)
+        by_key = {key: weight for key, weight in weights_by_key(weights, versions).items() if abs(weight) >= SILENT}
+        return Held(weights=weights, row=RowWeights.of(by_key), versions=list(versions.values()))
+
+    async def _by_prompt(self, request: Request) -> Held:
+        versions = await self._shelf.hold(self._shelf.current)
+        names = {version.key: name for name, version in versions.items()}
+        try:
+            row, answer = await self._elsewhere(lambda: self._decided(request, list(names)), alone=True)
+        except LmoeError as error:
+            self._shelf.release(versions.values())
+            if isinstance(error, RefusedError):
+                raise
+            raise RefusedError(Refused.invalid, without_paths(str(error))) from error
+        except BaseException:
+            self._shelf.release(versions.values())
+            raise
+        weights = {names[key]: weight for key, weight in answer.items()}
+        return Held(weights=weights, row=row, versions=list(versions.values()))
+
+    @torch.no_grad()
+    def _decided(self, request: Request, keys: list[str]) -> tuple[RowWeights, dict[str, float]]:
+        """What the blend's router says of a prompt, in the names of the blend; while no batch runs."""
+        ids = torch.tensor([list(request.prompt)], device=self.model.device)
+        if (route := self.blend.route) is None:
+            weights = self.blend.weights_of_prompt(ids, keys)
+            return RowWeights.of(weights), weights
+        prompt, answer = route.of_prompt(self.model, ids, _answers(request, self.model))
+        weights = answer.routing_weights[0, 0].float().cpu()
+        row = RowWeights(tuple(route.names), weights, prompt.routing_weights[0].float().cpu())
+        return row, dict(zip(route.names, weights.tolist(), strict=True))
+
+    def release(self, held: Held) -> None:
+        self._shelf.release(held.versions)
+
+    def begin(self, request_id: str, held: Held) -> None:
+        if held.row is not None:
+            self._rows[request_id] = held.row
+
+    def end(self, request_id: str) -> None:
+        self._rows.pop(request_id, None)
+
+    def forward(self, rows: Sequence[Any]) -> AbstractContextManager[Any]:
+        return self._weighing.forward(rows)
+
+    def experts(self) -> Sequence[ExpertState]:
+        return self._shelf.states()
+
+    async def sweep(self) -> None:
+        await self._shelf.sweep()
+
+    async def rename(self, name: str, new: str) -> None:
+        await self.shelf.rename(name, new)
+        self._own = {new if other == name else other: weight for other, weight in self._own.items()}
+        self.description = self._described()
+
+    async def remove(self, name: str) -> None:
+        await self.shelf.remove(name)
+        self._own.pop(name, None)
+        self.description = self._described()
+
+    def _described(self) -> str:
+        if self.blend.router in (BlendRouter.arrow, BlendRouter.encoder):
+            return f"router {self.blend.router}"
+        return " + ".join(f"{name}*{weight:g}" for name, weight in self._own.items()) or "the base alone"
+
+
+@dataclass(eq=False)
+class RunMixing:
+    """Requests over a trained mixture, whose own routers decide; or over a base without experts.
+
+    Args:
+        model: the whole one.
+        domain: of all requests, for moe.router=oracle.
+    """
+
+    model: PreTrainedModel
+    domain: str | None = None
+    _routings: dict[str, RowRouting] = field(default_factory=dict)
+    _loads: dict[str, Load] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        record: Injected = injected(self.model)
+        self.route, self._has_routers = model_route(self.model), record.trace.has_routers
+        count = record.injection.num_experts
+        known = list(record.expert_names) or list(record.moe.domains or [])
+        known = known if len(known) <= count else []
+        self.names = [*known, *new_names(known, count)]
+        of_model = " of the whole model" if self.route is not None else ""
+        self.description = f"router {record.moe.router}{of_model}" if self._has_routers else "the trained adapter"
+        self._weighing = RunWeighing(self.model, record, self._routings, self._loads, self.domain)
+
+    @property
+    def shelf(self) -> Shelf:
+        raise RefusedError(
+            Refused.conflict, "this server runs a trained mixture, whose experts neither come nor go one by one"
+        )
+
+    def use(self, elsewhere: Elsewhere) -> None:
+        self._elsewhere = elsewhere
+
+    async def hold(self, request: Request) -> Held:
+        if request.mixture is not None:
+            raise RefusedError(
+                Refused.invalid,
+                "this server runs a trained mixture: its router decides; leave the experts out",
+                "experts",
+            )
+        load = Load() if request.load and self._has_routers else None
+        if self.route is None:
+            return Held(load=load, names=self.names)
+        try:
+            prompt, answer = await self._elsewhere(lambda: self._decided(request), alone=True)
+        except RefusedError:
+            raise
+        except LmoeError as error:
+            raise RefusedError(Refused.invalid, without_paths(str(error))) from error
+        weights = dict(zip(self.names, answer.routing_weights[0, 0].tolist(), strict=True))
+        return Held(weights=weights, routing=RowRouting(prompt, answer), load=load, names=self.names)
+
+    @torch.no_grad()
+    def _decided(self, request: Request) -> tuple[Routing, Routing]:
+        assert self.route is not None
+        ids = torch.tensor([list(request.prompt)], device=self.model.device)
+        with self._weighing.of_domain():
+            return self.route.of_prompt(self.model, ids, _answers(request, self.model))
+
+    def release(self, held: Held) -> None:
+        pass
+
+    def begin(self, request_id: str, held: Held) -> None:
+        if held.routing is not None:
+            self._routings[request_id] = held.routing
+        if held.load is not None:
+            self._loads[request_id] = held.load
+
+    def end(self, request_id: str) -> None:
+        self._routings.pop(request_id, None)
+        self._loads.pop(request_id, None)
+
+    def forward(self, rows: Sequence[Any]) -> AbstractContextManager[Any]:
+        return self._weighing.forward(rows)
+
+    def experts(self) -> Sequence[ExpertState]:
+        return ()
+
+    async def sweep(self) -> None:
+        pass
+
+    async def rename(self, name: str, new: str) -> None:
+        _ = self.shelf
+
+    async def remove(self, name: str) -> None:
+        _ = self.shelf
+
+
+@dataclass(eq=False)
+class BaseMixing:
+    """Requests over a base without experts."""
+
+    description: str = "the base alone"
+
+    @property
+    def shelf(self) -> Shelf:
+        raise RefusedError(Refused.conflict, "this server was started without experts; start it with at least one")
+
+    def use(self, elsewhere: Elsewhere) -> None:
+        pass
+
+    async def hold(self, request: Request) -> Held:
+        if request.mixture:
+            raise RefusedError(Refused.unknown_expert, "this server runs a base without experts", "experts")
+        return Held(weights={})
+
+    def release(self, held: Held) -> None:
+        pass
+
+    def begin(self, request_id: str, held: Held) -> None:
+        pass
+
+    def end(self, request_id: str) -> None:
+        pass
+
+    def forward(self, rows: Sequence[Any]) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def experts(self) -> Sequence[ExpertState]:
+        return ()
+
+    async def sweep(self) -> None:
+        pass
+
+    async def rename(self, name: str, new: str) -> None:
+        _ = self.shelf
+
+    async def remove(self, name: str) -> None:
+        _ = self.shelf
+
+
+def _answers(request: Request, model: PreTrainedModel) -> torch.Tensor | None:
+    """(1, T) bool tokens of earlier answers, or None."""
+    if request.earlier_answers is None or not any(request.earlier_answers):
+        return None
+    return torch.tensor([list(request.earlier_answers)], device=model.device)
