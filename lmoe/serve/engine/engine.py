@@ -236,10 +236,10 @@ class BatchEngine:
         ends = self._loop.time() + patience
         while (self._running or self._arriving) and self._loop.time() < ends:
             await asyncio.sleep(0.02)
-        await asyncio.to_thread(self._batches.end)
         for running in list(self._running.values()):
             running.events.put_nowait(RefusedError(Refused.stopping, "the server has stopped before the answer's end"))
-            self.drop(running, tell=False)
+            self.drop(running, tell=True)
+        await asyncio.to_thread(self._batches.end)
         for task in list(self._background):
             with suppress(Exception):
                 await task

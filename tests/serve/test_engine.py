@@ -1,0 +1,387 @@
+"""Requests of different mixtures in one batch are answered as each would be alone, and nobody disturbs another."""
+
+import asyncio
+import copy
+import time
+
+import pytest
+import torch
+
+import lmoe
+from lmoe.injection.tracing import trace
+from lmoe.serve.engine.mixing import BaseMixing, BlendMixing, RunMixing
+from lmoe.serve.request import Refused, RefusedError, SamplingSettings
+from tests.peft_experts import three, write_peft
+from tests.serve.engines import alone, answered, asked, prompts, serving
+from tests.tiny_models import randomise, tiny_model
+
+CONTEXT = {"max_position_embeddings": 256}
+MIXTURES = [{"code": 1.0}, {"chat": 0.5, "sql": -0.3}, None, {"sql": 1.2}, {}, {"code": 0.2, "chat": 0.2, "sql": 0.2}]
+
+
+@pytest.fixture(scope="module")
+def base():
+    model = tiny_model(**CONTEXT)
+    model.generation_config.eos_token_id = None
+    return model
+
+
+@pytest.fixture(scope="module")
+def places(base, tmp_path_factory):
+    return three(base, tmp_path_factory.mktemp("experts"))
+
+
+@pytest.fixture
+def blend(base, places):
+    model = copy.deepcopy(base)
+    return lmoe.Blend(model, places, {"code": 0.4, "sql": 0.9}, room=16)
+
+
+def run(injection, moe):
+    model = tiny_model(**CONTEXT)
+    lmoe.inject(model, injection, moe)
+    randomise(model, std=0.3)
+    model.generation_config.eos_token_id = None
+    return model.eval()
+
+
+def all_at_once(model, mixing, requests, **sizes):
+    async def work(engine):
+        return await asyncio.gather(*[answered(engine, request) for request in requests])
+
+    return serving(model, mixing, work, **sizes)
+
+
+def test_requests_of_different_mixtures_in_one_batch_equal_each_alone(base, places, blend):
+    requests = [asked(prompt, 12, mixture=mixture) for prompt, mixture in zip(prompts(6), MIXTURES, strict=True)]
+    found = all_at_once(blend.model, BlendMixing(blend.model, blend), requests)
+    model = copy.deepcopy(base)
+    other = lmoe.Blend(model, places)
+    for request, (ids, decided) in zip(requests, found, strict=True):
+        mixture = {"code": 0.4, "sql": 0.9} if request.mixture is None else request.mixture
+        other.weights = mixture
+        assert ids == alone(model, request)
+        assert decided.weights == mixture
+
+
+OF_TOKENS = {
+    "top_k": ({"lora_r": 4, "num_experts": 4, "top_k": 2}, {}),
+    "soft": ({"lora_r": 4, "num_experts": 3}, {"router": "soft"}),
+    "whole FFNs": ({"strategy": "moe_expert_lora", "lora_r": 4, "num_experts": 4, "top_k": 2}, {}),
+    "dense_lora": ({"strategy": "dense_lora", "lora_r": 4}, {}),
+    "a domain": (
+        {"lora_r": 4, "num_experts": 2},
+        {"router": "oracle", "domains": ["one", "two"], "load_balance": {"type": "none"}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OF_TOKENS)
+def test_a_mixture_that_routes_tokens_equals_each_request_alone(name):
+    model = run(*OF_TOKENS[name])
+    domain = "two" if name == "a domain" else None
+    requests = [asked(prompt) for prompt in prompts(6)]
+    found = all_at_once(model, RunMixing(model, domain), requests)
+    for request, (ids, decided) in zip(requests, found, strict=True):
+        if domain is None:
+            assert ids == alone(model, request)
+        else:
+            with lmoe.injection.tracing.domain(model, domain):
+                assert ids == alone(model, request)
+        assert decided.weights is None and decided.load is None
+
+
+def test_the_load_of_a_request_is_that_of_its_tokens_in_a_trace_of_it_alone():
+    model = run(*OF_TOKENS["top_k"])
+    requests = [asked(prompt, 6, load=number % 2 == 0) for number, prompt in enumerate(prompts(4))]
+    found = all_at_once(model, RunMixing(model), requests)
+    for request, (ids, decided) in zip(requests, found, strict=True):
+        if not request.load:
+            assert decided.load is None
+            continue
+        whole = torch.tensor([[*request.prompt, *ids[:-1]]])  # the last token is chosen, and never read
+        with torch.no_grad(), trace(model, attention_mask=torch.ones_like(whole)) as routed:
+            model(whole)
+        mean = torch.stack(list(routed.loads().values())).mean(0)
+        assert list(decided.load.values()) == pytest.approx(mean.tolist(), abs=1e-5)
+
+
+OF_MODEL = {
+    f"{decide}, {'on prompts too' if on else 'after prompts'}": {"decide": decide, "prompt_experts": on}
+    for decide in ("first", "turn")
+    for on in (False, True)
+}
+
+
+@pytest.mark.parametrize("name", OF_MODEL)
+def test_a_router_of_the_whole_model_decides_for_each_request_as_alone(name):
+    injection = {"lora_r": 4, "num_experts": 3, "top_k": 2, "attn_lora": {"enabled": False}}
+    model = run(injection, {"router": "sequence", "router_scope": "model"} | OF_MODEL[name])
+    requests = [asked(prompt, 10) for prompt in prompts(3)]
+    for prompt in prompts(3, seed=1):
+        answers = [len(prompt) // 3 <= place < len(prompt) // 2 + 1 for place in range(len(prompt))]
+        requests.append(asked(prompt, 10, earlier_answers=answers))
+    found = all_at_once(model, RunMixing(model), requests)
+    assert [ids for ids, _ in found] == [alone(model, request) for request in requests]
+    weights = [tuple(decided.weights.values()) for _, decided in found]
+    assert all(sum(one) == pytest.approx(1) for one in weights) and len(set(weights)) > 1
+
+
+@pytest.mark.parametrize("router", ["arrow", "encoder"])
+def test_a_blend_that_decides_by_itself_equals_each_request_alone(base, places, router):
+    model = copy.deepcopy(base)
+    blend = lmoe.Blend(model, places, router=router)
+    if router == "encoder":
+        draw = torch.Generator().manual_seed(0)
+        blend._encoder().centroids |= {name: torch.randn(32, generator=draw) for name in places}
+    requests = [asked(prompt) for prompt in prompts(5)]
+    expected = [alone(model, request) for request in requests]
+    found = all_at_once(model, BlendMixing(model, blend), requests)
+    assert [ids for ids, _ in found] == expected
+
+
+def test_a_base_without_experts_answers_and_refuses_mixtures(base):
+    request = asked(prompts(1)[0])
+    model = copy.deepcopy(base)
+
+    async def work(engine):
+        with pytest.raises(RefusedError) as refused:
+            await engine.submit(asked([1, 2], mixture={"code": 1.0}))
+        return refused.value.reason, (await answered(engine, request))[0]
+
+    assert serving(model, BaseMixing(), work) == (Refused.unknown_expert, alone(base, request))
+
+
+def test_answers_are_the_same_when_the_cache_is_full_and_rows_begin_anew(base, places, blend):
+    requests = [asked(prompt, 30, mixture={"code": 1.0}) for prompt in prompts(8, longest=30, seed=3)]
+    found = all_at_once(blend.model, BlendMixing(blend.model, blend), requests, cache_tokens=96)
+    model = copy.deepcopy(base)
+    lmoe.Blend(model, places, {"code": 1.0})
+    assert [ids for ids, _ in found] == [alone(model, request) for request in requests]
+
+
+def test_a_seed_gives_the_same_answer_whatever_else_is_in_the_batch(blend):
+    hot = SamplingSettings(temperature=1.5, top_p=0.9, top_k=20, seed=7, repetition_penalty=1.1, presence_penalty=0.2)
+    request = asked(prompts(1)[0], 12, sampling=hot, mixture={"chat": 1.0})
+
+    async def work(engine):
+        first = (await answered(engine, request))[0]
+        rest = [answered(engine, asked(prompt, 12, mixture={"sql": 1.0})) for prompt in prompts(5, seed=2)]
+        crowded, *_ = await asyncio.gather(answered(engine, request), *rest)
+        return first, crowded[0], (await answered(engine, asked(request.prompt, 12, mixture={"chat": 1.0})))[0]
+
+    first, crowded, greedy = serving(blend.model, BlendMixing(blend.model, blend), work)
+    assert first == crowded != greedy
+
+
+def test_log_probabilities_are_those_of_the_model_before_temperature_and_cuts(blend):
+    sampling = SamplingSettings(temperature=2.0, top_k=3, seed=1)
+    request = asked(prompts(1)[0], 4, sampling=sampling, mixture={"code": 1.0}, top_logprobs=3)
+
+    async def work(engine):
+        return [token async for token in (await engine.submit(request)).tokens()]
+
+    found = serving(blend.model, BlendMixing(blend.model, blend), work)
+    blend.weights = {"code": 1.0}
+    whole = torch.tensor([[*request.prompt, *(token.id for token in found)]])
+    with torch.no_grad():
+        logs = blend.model(whole).logits[0].log_softmax(-1)
+    for place, token in enumerate(found, len(request.prompt) - 1):
+        assert token.logprob == pytest.approx(float(logs[place, token.id]), abs=1e-4)
+        assert [id for id, _ in token.top] == logs[place].topk(3).indices.tolist()
+
+
+def test_biases_and_penalties_act(blend):
+    async def work(engine):
+        bias = await answered(engine, asked([5, 6], 3, sampling=SamplingSettings(temperature=0, logit_bias={9: 100.0})))
+        plain = await answered(engine, asked([5, 6], 20))
+        penalty = SamplingSettings(temperature=0, presence_penalty=2.0, frequency_penalty=2.0)
+        return bias[0], plain[0], (await answered(engine, asked([5, 6], 20, sampling=penalty)))[0]
+
+    bias, plain, penalised = serving(blend.model, BlendMixing(blend.model, blend), work)
+    assert bias == [9, 9, 9]
+    assert len(set(penalised)) > len(set(plain))
+
+
+def test_an_end_token_ends_an_answer(blend):
+    async def work(engine):
+        ids, _ = await answered(engine, asked([3, 4, 5], 10))
+        last = ids[4]
+        ended, _ = await answered(engine, asked([3, 4, 5], 10, end_tokens=frozenset({last})))
+        return ids, ended
+
+    ids, ended = serving(blend.model, BlendMixing(blend.model, blend), work)
+    assert ended == ids[: ids.index(ids[4]) + 1]
+
+
+def test_a_replaced_expert_stays_for_the_request_that_weighs_it_and_can_come_back(base, places, blend):
+    request = asked(prompts(1)[0], 40, mixture={"code": 1.0})
+
+    async def work(engine):
+        running, ids = await engine.submit(request), []
+        async for token in running.tokens():
+            ids.append(token.id)
+            if len(ids) == 3:
+                await engine.replace("code", str(places["chat"]))
+                assert [state.requests for state in engine.experts()] == [1, 0, 0]
+        after, _ = await answered(engine, request)
+        await asyncio.sleep(0.2)
+        kept = len(blend.names)
+        await engine.roll_back("code")
+        return ids, after, kept, (await answered(engine, request))[0], engine.experts()[0]
+
+    ids, after, kept, back, state = serving(blend.model, BlendMixing(blend.model, blend), work)
+    model = copy.deepcopy(base)
+    other = lmoe.Blend(model, places, {"code": 1.0})
+    assert ids == back == alone(model, request)
+    other.weights = {"chat": 1.0}
+    assert after == alone(model, request)
+    assert kept == 3 and state.version == 3 and state.can_roll_back
+
+
+def test_experts_come_are_renamed_unloaded_read_again_and_go(base, places, blend, tmp_path):
+    new = write_peft(base, tmp_path / "new", seed=5)
+
+    async def work(engine):
+        await engine.add("new", str(new))
+        first, _ = await answered(engine, asked([1, 2, 3], mixture={"new": 1.0}))
+        await engine.rename("new", "newer")
+        await engine.unload("newer")
+        unloaded = engine.experts()[-1].loaded
+        again, _ = await answered(engine, asked([1, 2, 3], mixture={"newer": 1.0}))
+        await engine.remove("newer")
+        with pytest.raises(RefusedError) as refused:
+            await engine.submit(asked([1, 2], mixture={"newer": 1.0}))
+        return first, again, unloaded, refused.value
+
+    first, again, unloaded, refused = serving(blend.model, BlendMixing(blend.model, blend), work)
+    model = copy.deepcopy(base)
+    lmoe.Blend(model, {"new": new}, {"new": 1.0})
+    assert first == again == alone(model, asked([1, 2, 3])) and not unloaded
+    assert refused.reason is Refused.unknown_expert and "code, chat, sql" in str(refused)
+    assert blend.names == ["code", "chat", "sql"]
+
+
+def test_an_expert_whose_files_have_changed_is_not_read_again(base, places, blend, tmp_path):
+    new = write_peft(base, tmp_path / "new", seed=5)
+
+    async def work(engine):
+        await engine.add("new", str(new))
+        await engine.unload("new")
+        write_peft(base, tmp_path / "new", seed=6)
+        with pytest.raises(RefusedError, match="have changed") as refused:
+            await engine.submit(asked([1, 2], mixture={"new": 1.0}))
+        return refused.value, engine.experts()[-1], (await answered(engine, asked([1, 2])))[0]
+
+    refused, state, after = serving(blend.model, BlendMixing(blend.model, blend), work)
+    assert str(tmp_path) not in str(refused) and state.requests == 0 and len(after) == 8
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda engine, places: engine.add("code", str(places["sql"])), "already"),
+        (lambda engine, places: engine.add("a*b", str(places["sql"])), "without any of"),
+        (lambda engine, places: engine.add("new", "/nowhere/at/all"), "cannot be used"),
+        (lambda engine, places: engine.rename("code", "chat"), "already"),
+        (lambda engine, places: engine.remove("other"), "no expert 'other'"),
+        (lambda engine, places: engine.roll_back("code"), "no earlier version"),
+        (lambda engine, places: engine.unload("other"), "no expert 'other'"),
+    ],
+)
+def test_changes_that_cannot_be_are_refused_and_change_nothing(places, blend, change, message):
+    async def work(engine):
+        before = engine.experts()
+        with pytest.raises(RefusedError, match=message) as refused:
+            await change(engine, places)
+        assert "/nowhere" not in str(refused.value)
+        return before, engine.experts()
+
+    before, after = serving(blend.model, BlendMixing(blend.model, blend), work)
+    assert before == after
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"prompt": []}, "empty"),
+        ({"prompt": [64]}, "0 to 63"),
+        ({"prompt": [1] * 250, "max_tokens": 10}, "together they may have 256"),
+        ({"max_tokens": 0}, "at least 1"),
+        ({"mixture": {"other": 1.0}}, "no expert 'other'"),
+        ({"sampling": SamplingSettings(logit_bias={99: 1.0})}, "0 to 63"),
+    ],
+)
+def test_requests_that_cannot_be_are_refused(blend, changes, message):
+    async def work(engine):
+        with pytest.raises(RefusedError, match=message):
+            await engine.submit(asked(changes.pop("prompt", [1, 2]), changes.pop("max_tokens", 4), **changes))
+
+    serving(blend.model, BlendMixing(blend.model, blend), work)
+
+
+def test_a_full_queue_refuses_and_an_abandoned_request_frees_its_row(blend):
+    async def work(engine):
+        many = [await engine.submit(asked([1, 2, 3], 200)) for _ in range(3)]
+        with pytest.raises(RefusedError) as refused:
+            await engine.submit(asked([1, 2, 3], 200))
+        assert refused.value.reason is Refused.full
+        stream = many[0].tokens()
+        await anext(stream)
+        await stream.aclose()
+        many[1].cancel()
+        many[1].cancel()
+        other, _ = await answered(engine, asked([1, 2, 3], 3))
+        many[2].cancel()
+        await asyncio.sleep(0.3)
+        return other, engine.state()
+
+    other, state = serving(blend.model, BlendMixing(blend.model, blend), work, max_requests=2, max_waiting=1)
+    assert len(other) == 3
+    assert state.running == state.waiting == state.cached_tokens == 0
+
+
+def test_a_forward_that_breaks_fails_those_in_it_and_the_next_request_is_answered(blend, monkeypatch):
+    mixing = BlendMixing(blend.model, blend)
+    forward = mixing.forward
+
+    async def work(engine):
+        monkeypatch.setattr(mixing, "forward", lambda rows: (_ for _ in ()).throw(RuntimeError("/a/path broke")))
+        running = await engine.submit(asked([1, 2, 3]))
+        with pytest.raises(RefusedError, match="has failed") as failed:
+            [token async for token in running.tokens()]
+        monkeypatch.setattr(mixing, "forward", forward)
+        await asyncio.sleep(0.2)
+        return failed.value, await answered(engine, asked([1, 2, 3]))
+
+    failed, (ids, _) = serving(blend.model, mixing, work)
+    assert failed.reason is Refused.failed and "/a/path" not in str(failed) and len(ids) == 8
+
+
+def test_a_stop_lets_requests_end_and_takes_no_more(blend):
+    async def work(engine):
+        first, second = await engine.submit(asked([1, 2], 5)), await engine.submit(asked([1, 2], 250))
+        reading = asyncio.create_task(_read(first))
+        stopping = asyncio.create_task(engine.stop(0.5))
+        await asyncio.sleep(0)
+        with pytest.raises(RefusedError) as refused:
+            await engine.submit(asked([1, 2]))
+        with pytest.raises(RefusedError, match="has stopped"):
+            await _read(second)
+        await stopping
+        return refused.value.reason, len(await reading)
+
+    slow = blend.model.register_forward_pre_hook(lambda *_: time.sleep(0.01))
+    try:
+        assert serving(blend.model, BlendMixing(blend.model, blend), work) == (Refused.stopping, 5)
+    finally:
+        slow.remove()
+
+
+async def _read(running):
+    return [token.id async for token in running.tokens()]
+
+
+def test_a_weight_that_the_batch_decides_leaves_the_models_own_weights(blend):
+    serving(blend.model, BlendMixing(blend.model, blend), lambda engine: answered(engine, asked([1], mixture={})))
+    assert blend.weights == {"code": 0.4, "chat": 0.0, "sql": 0.9}
