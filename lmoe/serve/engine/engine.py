@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -35,6 +36,8 @@ class RunningRequest:
         fresh: tokens that were chosen and not yet handed over; written in the thread of the batches.
         events: tokens for who reads them; None behind the last one, an error where it has failed.
         over: it needs no row any more.
+        failure: why no token could be chosen.
+        came, began: when it was asked and when it first had a row, in seconds of the machine's clock.
     """
 
     id: str
@@ -46,6 +49,8 @@ class RunningRequest:
     events: "asyncio.Queue[Sequence[Token] | RefusedError | None]" = field(default_factory=asyncio.Queue)
     over: bool = False
     failure: str | None = None
+    came: float = field(default_factory=time.perf_counter)
+    began: float | None = None
 
     async def tokens(self) -> AsyncIterator[Token]:
         """Yields its tokens as they come; who stops reading frees its row.
@@ -70,6 +75,11 @@ class RunningRequest:
     def decided(self) -> Decided:
         """What mixed it."""
         return self.held.decided()
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds until it had a row in the batch; None: it has none yet."""
+        return None if self.began is None else self.began - self.came
 
 
 class BatchEngine:
@@ -268,6 +278,10 @@ class BatchEngine:
 
     def _weighed(self, rows: Sequence[RowInBatch]) -> Any:
         self._steps += 1
+        for row in rows:
+            running = self._running.get(row.request_id)
+            if running is not None and running.began is None:
+                running.began = time.perf_counter()
         return self.mixing.forward(rows)
 
     def _choose(self, rows: Sequence[RowInBatch], scores: Tensor) -> Tensor:
