@@ -71,7 +71,7 @@ class Answer:
         return self.running.decided
 
     def cancel(self) -> None:
-        """Free its row."""
+        """Free its row in the batch."""
         self.running.cancel()
 
     async def pieces(self) -> AsyncGenerator[Piece, None]:

@@ -70,7 +70,7 @@ class Prompts:
 
     @classmethod
     def of(cls, speaker: "Speaker") -> "Prompts":
-        """Those of what speaks."""
+        """Make prompts for what speaks."""
         return cls(
             tokenizer=speaker.tokenizer,
             ends=frozenset(end_tokens(speaker.model, speaker.tokenizer)),

@@ -87,7 +87,7 @@ class Routes:
         self._service = service
 
     def all(self) -> list[Route]:
-        """All routes."""
+        """Routes with what each of their methods does."""
         return [
             _route("/v1/chat/completions", POST=self.chat),
             _route("/v1/completions", POST=self.completions),
@@ -118,7 +118,7 @@ class Routes:
         )
 
     async def completions(self, request: Request) -> Response:
-        """Continue texts."""
+        """Continue one or several texts."""
         self._check_open()
         body = body_of(CompletionBody, await read_body(request, self._service.settings))
         question = await unless_gone(request.receive, completion_question(self._service, body))

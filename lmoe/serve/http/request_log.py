@@ -50,11 +50,11 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Since it came."""
+        """Seconds since the request came."""
         return time.monotonic() - self.started
 
     def line(self) -> dict[str, Any]:
-        """As it is logged."""
+        """The request as it is logged."""
         return {
             "id": self.id,
             "time": _now(),
