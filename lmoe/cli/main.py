@@ -193,7 +193,9 @@ def serve(
     max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens in one forward; without: 512.")] = None,
     max_requests: Annotated[int | None, typer.Option(help="Answers in a batch; without: 16.")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Answers that wait; more are refused; without: 64.")] = None,
-    cache_tokens: Annotated[int | None, typer.Option(help="Tokens that the KV cache holds; without: 16384.")] = None,
+    cache_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that the KV cache holds; without: what fits.")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer, whatever is asked; without: 2048.")] = None,
     max_n: Annotated[int | None, typer.Option(help="Answers to one request; without: 8.")] = None,
     request_size: Annotated[int | None, typer.Option(help="Bytes of a request's body; without: 4000000.")] = None,

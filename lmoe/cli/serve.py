@@ -1,7 +1,7 @@
 """`lmoe serve`: a base with experts, or a trained mixture, over HTTP."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 EXTRA = ("starlette", "uvicorn", "prometheus_client", "pydantic")
 OF_EXPERTS = ("experts", "weights", "fit")
 """Flags that name something of each expert, which a file may write as a mapping."""
-StartEngine = Callable[["Speaker", ServeSettings], "Engine"]
+StartEngine = Callable[["Speaker", ServeSettings], Awaitable["Engine"]]
 
 
 def run(flags: Mapping[str, Any], settings: Mapping[str, Any], *, config: str | None) -> int:
@@ -32,10 +32,10 @@ def run(flags: Mapping[str, Any], settings: Mapping[str, Any], *, config: str | 
         config: file of both; what was given wins.
     """
 
-    def start(speaker: "Speaker", found: ServeSettings) -> "Engine":
+    async def start(speaker: "Speaker", found: ServeSettings) -> "Engine":
         from lmoe.serve.engine.start import start_engine  # pyright: ignore[reportMissingImports]
 
-        return start_engine(speaker, found)
+        return await start_engine(speaker, found)
 
     return exit_code_of(lambda: serve(flags, settings, config=config, start=start))
 
@@ -52,7 +52,7 @@ def serve(
 
     Args:
         flags, settings, config: as for `run`.
-        start: makes the engine.
+        start: makes the engine, on the event loop of the server.
         open_it: loads what speaks.
 
     Raises:
@@ -72,9 +72,12 @@ def serve(
         from lmoe.serve.prompts import Prompts
 
         speaker = open_it(speaks)
-        engine = start(speaker, chosen)
-        service = Service(engine=engine, prompts=Prompts.of(speaker), settings=chosen, keys=keys, log=log)
-        run_server(service, bound, say)
+
+        async def make() -> Service:
+            engine = await start(speaker, chosen)
+            return Service(engine=engine, prompts=Prompts.of(speaker), settings=chosen, keys=keys, log=log)
+
+        run_server(make, bound, say)
 
 
 def settled(

@@ -48,7 +48,7 @@ class ServeSettings:
         max_batch_tokens: in one forward.
         max_requests: rows in the batch.
         max_queue: requests that wait for a row; more are refused.
-        cache_tokens: that the KV cache holds.
+        cache_tokens: that the KV cache holds; None: the engine decides.
         max_tokens: of an answer, whatever the request asks.
         max_n: answers to one request.
         request_size: bytes of a request's body.
@@ -69,7 +69,7 @@ class ServeSettings:
     max_batch_tokens: int = 512
     max_requests: int = 16
     max_queue: int = 64
-    cache_tokens: int = 16_384
+    cache_tokens: int | None = None
     max_tokens: int = 2_048
     max_n: int = 8
     request_size: int = 4_000_000
@@ -104,6 +104,8 @@ class ServeSettings:
     def _number_problem(self, name: str) -> str | None:
         kind, least, most = BOUNDS[name]
         value = getattr(self, name)
+        if value is None and name == "cache_tokens":
+            return None
         fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
         if fits and math.isfinite(value) and least <= value <= most:
             return None

@@ -19,6 +19,13 @@ from lmoe.serve.settings import ServeSettings
 from tests.serve.fake_engine import SAID, FakeEngine
 
 
+def starting(engine: FakeEngine):
+    async def start(speaker, settings) -> FakeEngine:
+        return engine
+
+    return start
+
+
 @pytest.fixture
 def no_keys(monkeypatch):
     for name in ("LMOE_API_KEY", "LMOE_API_KEY_FILE", "LMOE_ADMIN_TOKEN", "LMOE_ADMIN_TOKEN_FILE"):
@@ -58,7 +65,6 @@ def test_the_help_states_the_defaults():
         "max_batch_tokens",
         "max_requests",
         "max_queue",
-        "cache_tokens",
         "max_tokens",
         "max_n",
         "room",
@@ -98,11 +104,11 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(no_keys, monkeypatch):
 
     monkeypatch.setenv("LMOE_API_KEY", "")
     with pytest.raises(ConfigError, match="LMOE_API_KEY is set and holds no key"):
-        verb.serve({"model": "tiny"}, {}, config=None, start=lambda *_: FakeEngine(), open_it=load)
+        verb.serve({"model": "tiny"}, {}, config=None, start=starting(FakeEngine()), open_it=load)
     monkeypatch.delenv("LMOE_API_KEY")
     settings = {"host": "no.such.host.invalid"}
     with pytest.raises(ConfigError, match="no such host"):
-        verb.serve({"model": "tiny"}, settings, config=None, start=lambda *_: FakeEngine(), open_it=load)
+        verb.serve({"model": "tiny"}, settings, config=None, start=starting(FakeEngine()), open_it=load)
 
 
 def test_the_base_speaks_until_a_signal(no_keys, monkeypatch, capfd, tmp_path):
@@ -124,7 +130,7 @@ def test_the_base_speaks_until_a_signal(no_keys, monkeypatch, capfd, tmp_path):
     thread = threading.Thread(target=ask)
     thread.start()
     settings = {"port": 0, "name": "tiny-base", "patience": 1.5, "log_file": str(tmp_path / "log.jsonl")}
-    verb.serve({"model": "tiny"}, settings, config=None, start=lambda *_: engine)
+    verb.serve({"model": "tiny"}, settings, config=None, start=starting(engine))
     thread.join()
     assert got[0].json()["choices"][0]["message"]["content"] == SAID
     assert engine.stopped == 1.5

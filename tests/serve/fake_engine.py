@@ -150,7 +150,7 @@ class FakeEngine:
         return EngineState(running=2, waiting=1, cached_tokens=30, cache_capacity=100, steps=5, generated=7)
 
     async def stop(self, patience: float) -> None:
-        self.stopped = patience
+        self.stopped = patience if self.stopped is None else self.stopped
         self.refusal = RefusedError(Refused.stopping, "the server is stopping")
 
 

@@ -45,7 +45,7 @@ def test_the_page_states_the_defaults(page):
         for flags, values in stated
         for flag, value in zip(re.findall(r"--([\w-]+)", flags), values.split(", "), strict=True)
     ]
-    assert len(pairs) == 9
+    assert len(pairs) == 8
     for flag, value in pairs:
         assert getattr(ServeSettings(), flag.replace("-", "_")) == float(value), flag
 

@@ -14,7 +14,7 @@ import pytest
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.serve.http.auth import Keys
 from lmoe.serve.http.request_log import RequestLog
-from lmoe.serve.http.run import Server, listening_socket, url_of
+from lmoe.serve.http.run import Server, listening_socket, run, url_of
 from lmoe.serve.http.service import Phase
 from lmoe.serve.request import Refused, RefusedError
 from tests.serve.fake_engine import SAID, FakeEngine, service
@@ -205,13 +205,22 @@ def test_it_says_where_it_listens_what_it_serves_and_who_may_ask(shared):
     assert f"curl {shared[0].address}/v1/chat/completions" in said and "$LMOE_API_KEY" in said
 
 
-def test_it_is_ready_once_it_has_answered_itself_and_ends_where_it_cannot():
-    with running() as (server, made):
+def test_it_is_ready_once_it_has_answered_itself():
+    with running() as (_, made):
         assert made.phase is Phase.ready
         assert made.engine.asked[0].request.max_tokens == 2
-    with running(FakeEngine(refusal=RefusedError(Refused.failed, "no memory"))) as (server, made):
-        server.thread.join(10)
-        assert isinstance(server.failure, LmoeError) and "no memory" in str(server.failure)
+
+
+def test_an_engine_that_cannot_answer_is_stopped_and_its_reason_said():
+    engine = FakeEngine(refusal=RefusedError(Refused.failed, "no memory"))
+    made = service(engine, port=0)
+
+    async def make():
+        return made
+
+    with pytest.raises(LmoeError, match="the server cannot answer: no memory"):
+        run(make, listening_socket(made.settings), lambda line: None)
+    assert engine.stopped == 0
 
 
 def test_a_port_in_use_is_refused_before_anything_is_loaded():

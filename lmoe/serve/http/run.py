@@ -2,7 +2,8 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -142,25 +143,34 @@ async def warm_up(service: Service) -> None:
         pass
 
 
-def run(service: Service, bound: socket.socket, say: Callable[[str], object]) -> None:
+def run(make: Callable[[], Awaitable[Service]], bound: socket.socket, say: Callable[[str], object]) -> None:
     """Serve until a signal.
 
     Args:
-        service: what answers.
+        make: starts what answers, on the event loop that it is to run on.
         bound: socket that it listens at.
         say: gets lines for the operator.
 
     Raises:
-        LmoeError: the port is taken after all, or the engine cannot answer.
+        LmoeError: the engine cannot start or answer, or the port is taken after all.
     """
+    asyncio.run(_run(make, bound, say))
+
+
+async def _run(make: Callable[[], Awaitable[Service]], bound: socket.socket, say: Callable[[str], object]) -> None:
+    service = await make()
     service.phase = Phase.starting
     server = Server(service, bound, say)
     try:
-        asyncio.run(server.serve(sockets=[bound]))
+        await server.serve(sockets=[bound])
     except OSError as error:
         raise ConfigError(f"port={service.settings.port}: cannot listen there: {error.strerror or error}") from None
     finally:
         bound.close()
+        # However it ended, the threads of the engine must not outlive it.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LAST_READERS):
+                await service.engine.stop(0)
     if server.failure is not None:
         raise server.failure
 
