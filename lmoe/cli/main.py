@@ -166,6 +166,75 @@ def chat(
     raise typer.Exit(run(_flags(context.params), _sampling(context.params)))
 
 
+@app.command()
+def serve(
+    context: typer.Context,
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
+    base_model: BaseModel = None,
+    domain: Domain = None,
+    model: Model = None,
+    experts: Experts = None,
+    weights: Weights = None,
+    router: Router = None,
+    experts_top_k: ExpertsTopK = None,
+    router_temperature: RouterTemperature = None,
+    fit: Fit = None,
+    head: Head = None,
+    precision: Precision = None,
+    device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
+    config: Annotated[
+        str | None, typer.Option(help="YAML file with these settings, as max_queue: 8; flags win over it.")
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen at; without: 127.0.0.1, this machine.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen at; 0: any free one; without: 8000.")] = None,
+    name: Annotated[str | None, typer.Option(help="What clients call the model; without: lmoe.")] = None,
+    max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens in one forward; without: 512.")] = None,
+    max_requests: Annotated[int | None, typer.Option(help="Answers in a batch; without: 16.")] = None,
+    max_queue: Annotated[int | None, typer.Option(help="Answers that wait; more are refused; without: 64.")] = None,
+    cache_tokens: Annotated[
+        int | None, typer.Option(help="Tokens that the KV cache holds; without: what fits.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, whatever is asked; without: 2048.")] = None,
+    max_n: Annotated[int | None, typer.Option(help="Answers to one request; without: 8.")] = None,
+    request_size: Annotated[int | None, typer.Option(help="Bytes of a request's body; without: 4000000.")] = None,
+    timeout: Annotated[float | None, typer.Option(help="Seconds that a request may take; without: 600.")] = None,
+    patience: Annotated[
+        float | None, typer.Option(help="Seconds that requests have to end when the server stops; without: 30.")
+    ] = None,
+    warm_up: Annotated[
+        bool | None,
+        typer.Option("--warm-up/--no-warm-up", help="Answer once before it says that it is ready; without: yes."),
+    ] = None,
+    log_file: Annotated[str | None, typer.Option(help="File of the request log; without: standard error.")] = None,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Web page that may ask from a browser, https://example.org; repeatable.")
+    ] = None,
+    room: Annotated[int | None, typer.Option(help="Ranks kept free for experts that come later; without: 32.")] = None,
+) -> None:
+    """Serve a trained mixture, or a base with experts, as OpenAI's API does; each request may name its own mixture.
+
+    Keys come from the environment: LMOE_API_KEY, and LMOE_ADMIN_TOKEN to change experts; or from files that
+    LMOE_API_KEY_FILE and LMOE_ADMIN_TOKEN_FILE name.
+    """
+    from lmoe.cli.serve import run
+    from lmoe.cli.speak import SpeakerFlags
+    from lmoe.serve.settings import ServeSettings
+
+    given = {key: value for key, value in context.params.items() if value is not None}
+    if not trust_remote_code:  # a file may say so
+        del given["trust_remote_code"]
+    given.pop("allow_origin", None)
+    if allow_origin:
+        given["allow_origin"] = tuple(allow_origin)
+    flags, settings = (
+        {field.name: given[field.name] for field in fields(kind) if field.name in given}
+        for kind in (SpeakerFlags, ServeSettings)
+    )
+    raise typer.Exit(run(flags, settings, config=config))
+
+
 def _flags(given: dict[str, Any]) -> "SpeakerFlags":
     """The flags that say which model speaks."""
     from lmoe.cli.speak import SpeakerFlags

@@ -134,6 +134,11 @@ class Running(Protocol):
         """What mixed it; whole when its tokens have been read."""
         ...
 
+    @property
+    def waited(self) -> float | None:
+        """Seconds until it had a row in the batch; None: it has none yet."""
+        ...
+
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class ExpertState:

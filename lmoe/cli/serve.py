@@ -1,0 +1,146 @@
+"""`lmoe serve`: a base with experts, or a trained mixture, over HTTP."""
+
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from lmoe.cli.errors import exit_code_of
+from lmoe.cli.speak import SpeakerFlags, open_speaker
+from lmoe.config.problems import raise_problems
+from lmoe.errors import ConfigError
+from lmoe.files.places import expanded
+from lmoe.files.wording import shown
+from lmoe.serve.settings import ServeSettings, read_settings
+
+if TYPE_CHECKING:
+    from lmoe.generate.speaker import Speaker
+    from lmoe.serve.request import Engine
+
+EXTRA = ("starlette", "uvicorn", "prometheus_client", "pydantic")
+OF_EXPERTS = ("experts", "weights", "fit")
+"""Flags that name something of each expert, which a file may write as a mapping."""
+StartEngine = Callable[["Speaker", ServeSettings], Awaitable["Engine"]]
+
+
+def run(flags: Mapping[str, Any], settings: Mapping[str, Any], *, config: str | None) -> int:
+    """Returns the exit code.
+
+    Args:
+        flags: those of `SpeakerFlags` that were given.
+        settings: those of `ServeSettings` that were given.
+        config: file of both; what was given wins.
+    """
+
+    async def start(speaker: "Speaker", found: ServeSettings) -> "Engine":
+        from lmoe.serve.engine.start import start_engine  # pyright: ignore[reportMissingImports]
+
+        return await start_engine(speaker, found)
+
+    return exit_code_of(lambda: serve(flags, settings, config=config, start=start))
+
+
+def serve(
+    flags: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
+    config: str | None,
+    start: StartEngine,
+    open_it: Callable[[SpeakerFlags], "Speaker"] = open_speaker,
+) -> None:
+    """Serve until a signal. All that can be known to be wrong is said before a model is loaded.
+
+    Args:
+        flags, settings, config: as for `run`.
+        start: makes the engine, on the event loop of the server.
+        open_it: loads what speaks.
+
+    Raises:
+        LmoeError: settings that cannot be, packages that are missing, a port in use, whatever loading meets.
+    """
+    speaks, chosen = settled(flags, settings, config)
+    check_extra()
+    from lmoe.serve.http.auth import keys_of
+    from lmoe.serve.http.request_log import RequestLog
+    from lmoe.serve.http.run import listening_socket
+    from lmoe.serve.http.run import run as run_server
+    from lmoe.serve.http.service import Service
+
+    keys = keys_of()
+    log = RequestLog(None if chosen.log_file is None else expanded(chosen.log_file))
+    with listening_socket(chosen) as bound:
+        from lmoe.serve.prompts import Prompts
+
+        speaker = open_it(speaks)
+
+        async def make() -> Service:
+            engine = await start(speaker, chosen)
+            return Service(engine=engine, prompts=Prompts.of(speaker), settings=chosen, keys=keys, log=log)
+
+        run_server(make, bound, say)
+
+
+def settled(
+    flags: Mapping[str, Any], settings: Mapping[str, Any], config: str | None
+) -> tuple[SpeakerFlags, ServeSettings]:
+    """Which model speaks, and the settings: what was given, else what the file says, else the defaults.
+
+    Raises:
+        ConfigError: all problems at once.
+    """
+    names = [field.name for field in fields(SpeakerFlags)]
+    own, others = ({}, {}) if config is None else read_settings(config, names)
+    problems = _flag_problems(others)
+    speaks = SpeakerFlags(**({name: _flag(name, value) for name, value in others.items()} | dict(flags)))
+    problems += [] if problems else speaks.problems()
+    chosen = ServeSettings()
+    try:
+        chosen = ServeSettings(**(own | dict(settings)))
+    except ConfigError as error:
+        problems += error.problems
+    raise_problems(problems)
+    return speaks, chosen
+
+
+def _flag_problems(others: Mapping[str, Any]) -> list[str]:
+    """What of a file can be no flag."""
+    kinds: dict[str, tuple[type, ...]] = {
+        "experts_top_k": (int,),
+        "router_temperature": (int, float),
+        "trust_remote_code": (bool,),
+    }
+    problems = []
+    for name, value in others.items():
+        if name in OF_EXPERTS and isinstance(value, dict):
+            entries = [value] if any("," in f"{key}{place}" for key, place in value.items()) else []
+            problems += [f"{name} is {shown(entry)}, whose names and values must have no comma" for entry in entries]
+        elif value is not None and type(value) not in kinds.get(name, (str,)):
+            wanted = " or ".join(kind.__name__ for kind in kinds.get(name, (str,)))
+            problems.append(f"{name} is {shown(value)}, must be {wanted.replace('str', 'a text')}")
+    return problems
+
+
+def _flag(name: str, value: Any) -> Any:
+    """A value of a file as its flag takes it."""
+    if name in OF_EXPERTS and isinstance(value, dict):
+        return ",".join(f"{key}={place}" for key, place in value.items())
+    return False if name == "trust_remote_code" and value is None else value
+
+
+def check_extra() -> None:
+    """See that the packages of the server are installed.
+
+    Raises:
+        ConfigError: they are not.
+    """
+    from importlib.util import find_spec
+
+    missing = [name for name in EXTRA if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f'lmoe serve needs {", ".join(missing)}: pip install "lmoe[serve]"')
+
+
+def say(line: str) -> None:
+    """Write a line for the operator."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()

@@ -1,0 +1,336 @@
+"""The routes of a server, and what stands in front of them: keys, errors in OpenAI's shape, the log, the metrics."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from lmoe import __version__
+from lmoe.serve.http.answers import decided_json, expert_json, list_json, model_json
+from lmoe.serve.http.auth import OPEN
+from lmoe.serve.http.bodies import ChatBody, CompletionBody, NewExpert, OtherName, OtherPlace, body_of
+from lmoe.serve.http.limits import read_body
+from lmoe.serve.http.mixture_names import mixture_of
+from lmoe.serve.http.problem import RETRY_AFTER, Problem, failure, refused
+from lmoe.serve.http.questions import chat_question, completion_question
+from lmoe.serve.http.request_log import GONE, Record
+from lmoe.serve.http.responding import ClientGone, Responding, unless_gone
+from lmoe.serve.http.service import Phase, Service
+from lmoe.serve.request import Decided, RefusedError
+
+RECORD = "lmoe.record"
+"""In the scope of a request."""
+EXPERT = "/v1/experts/{name}"
+PLACEHOLDER = re.compile(r"\{(\w+):path\}")
+SHOWN_HEADERS = ["x-request-id", "retry-after"]
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(service: Service) -> Starlette:
+    """The ASGI application of a server; see docs/SERVING.md for its routes.
+
+    Args:
+        service: what answers, and its settings.
+    """
+    routes = Routes(service)
+    middleware = [Middleware(Front, service=service)]
+    if service.settings.allow_origin:
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=service.settings.allow_origin,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=SHOWN_HEADERS,
+        )
+        middleware.insert(0, cors)
+    app = Starlette(
+        routes=routes.all(),
+        middleware=middleware,
+        exception_handlers={HTTPException: _http_error, Problem: _problem},
+        lifespan=_lifespan(service),
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _lifespan(service: Service) -> Callable[[Starlette], Any]:
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        try:
+            yield
+        finally:
+            service.prompts.close()
+            service.log.close()
+
+    return lifespan
+
+
+class Routes:
+    """What each route does.
+
+    Args:
+        service: what answers.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def all(self) -> list[Route]:
+        """Routes with what each of their methods does."""
+        return [
+            _route("/v1/chat/completions", POST=self.chat),
+            _route("/v1/completions", POST=self.completions),
+            _route("/v1/models", GET=self.models),
+            _route("/v1/models/{name:path}", GET=self.model),
+            _route("/v1/experts", GET=self.experts, POST=self.add_expert),
+            _route(
+                EXPERT,
+                GET=self.expert,
+                PUT=self.replace_expert,
+                PATCH=self.rename_expert,
+                DELETE=self.remove_expert,
+            ),
+            _route(f"{EXPERT}/unload", POST=self.unload_expert),
+            _route(f"{EXPERT}/roll_back", POST=self.roll_back_expert),
+            _route("/health", GET=self.health),
+            _route("/version", GET=self.version),
+            _route("/metrics", GET=self.metrics),
+        ]
+
+    async def chat(self, request: Request) -> Response:
+        """Answer a conversation."""
+        self._check_open()
+        body = body_of(ChatBody, await read_body(request, self._service.settings))
+        question = await unless_gone(request.receive, chat_question(self._service, body))
+        return await Responding(service=self._service, question=question, record=_record(request)).response(
+            request.receive
+        )
+
+    async def completions(self, request: Request) -> Response:
+        """Continue one or several texts."""
+        self._check_open()
+        body = body_of(CompletionBody, await read_body(request, self._service.settings))
+        question = await unless_gone(request.receive, completion_question(self._service, body))
+        return await Responding(service=self._service, question=question, record=_record(request)).response(
+            request.receive
+        )
+
+    async def models(self, _: Request) -> Response:
+        """List the model and its experts, each of which can be asked as a model."""
+        names = [self._service.settings.name, *self._service.experts()]
+        return JSONResponse(list_json([model_json(name, self._service.created) for name in names]))
+
+    async def model(self, request: Request) -> Response:
+        """Describe what can be asked as a model, mixtures included."""
+        name = request.path_params["name"]
+        mixture = mixture_of(name, None, served=self._service.settings.name, known=self._service.experts())
+        described = model_json(name, self._service.created)
+        return JSONResponse(described | {"lmoe": decided_json(Decided(weights=mixture))})
+
+    async def experts(self, _: Request) -> Response:
+        """List the experts, and how requests are mixed that name none."""
+        found = list_json([expert_json(expert) for expert in self._service.engine.experts()])
+        return JSONResponse(found | {"own_mixture": self._service.engine.own_mixture})
+
+    async def expert(self, request: Request) -> Response:
+        """Describe an expert."""
+        return self._expert(request.path_params["name"])
+
+    async def add_expert(self, request: Request) -> Response:
+        """Take one more expert."""
+        body = body_of(NewExpert, await self._admin_body(request))
+        await self._change(self._service.engine.add(body.name, body.place))
+        return self._expert(body.name, status=201)
+
+    async def replace_expert(self, request: Request) -> Response:
+        """Take another expert under a name."""
+        name, body = request.path_params["name"], body_of(OtherPlace, await self._admin_body(request))
+        await self._change(self._service.engine.replace(name, body.place))
+        return self._expert(name)
+
+    async def rename_expert(self, request: Request) -> Response:
+        """Give an expert another name."""
+        name, body = request.path_params["name"], body_of(OtherName, await self._admin_body(request))
+        await self._change(self._service.engine.rename(name, body.name))
+        return self._expert(body.name)
+
+    async def remove_expert(self, request: Request) -> Response:
+        """Take an expert away."""
+        name = self._admin(request)
+        await self._change(self._service.engine.remove(name))
+        return JSONResponse({"object": "expert", "name": name, "deleted": True})
+
+    async def unload_expert(self, request: Request) -> Response:
+        """Drop the tensors of an idle expert."""
+        name = self._admin(request)
+        await self._change(self._service.engine.unload(name))
+        return self._expert(name)
+
+    async def roll_back_expert(self, request: Request) -> Response:
+        """Go back to the expert before the last replacement."""
+        name = self._admin(request)
+        await self._change(self._service.engine.roll_back(name))
+        return self._expert(name)
+
+    async def health(self, _: Request) -> Response:
+        """Say whether requests are answered."""
+        phase = self._service.phase
+        return JSONResponse({"status": str(phase)}, status_code=200 if phase is Phase.ready else 503)
+
+    async def version(self, _: Request) -> Response:
+        """Say which version answers."""
+        return JSONResponse({"name": "lmoe", "version": __version__})
+
+    async def metrics(self, _: Request) -> Response:
+        """Give Prometheus the counts."""
+        text = self._service.metrics.exposition(self._service.engine.state())
+        return Response(text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    def _expert(self, name: str, status: int = 200) -> Response:
+        found = next((expert for expert in self._service.engine.experts() if expert.name == name), None)
+        if found is None:
+            raise Problem(404, f"there is no expert {name!r}"[:200], code="expert_not_found")
+        return JSONResponse(expert_json(found), status_code=status)
+
+    def _check_open(self) -> None:
+        """Turn requests away from a server that stops.
+
+        Raises:
+            Problem: it does.
+        """
+        if self._service.phase is Phase.stopping:
+            headers = {"retry-after": str(RETRY_AFTER)}
+            raise Problem(503, "the server is stopping and takes no more requests", code="stopping", headers=headers)
+
+    def _admin(self, request: Request) -> str:
+        """The expert that an administrator names.
+
+        Raises:
+            Problem: it is none, or the server stops.
+        """
+        self._service.keys.check_admin(request.headers)
+        self._check_open()
+        return request.path_params.get("name", "")
+
+    async def _admin_body(self, request: Request) -> bytes:
+        self._admin(request)
+        return await read_body(request, self._service.settings)
+
+    async def _change(self, change: Awaitable[None]) -> None:
+        """NOTE a change of experts goes on to its end when the client goes away: half of it would be neither."""
+        await asyncio.shield(asyncio.ensure_future(change))
+
+
+def _route(path: str, **endpoints: Endpoint) -> Route:
+    """A path with what each of its methods does."""
+
+    async def endpoint(request: Request) -> Response:
+        _record(request).route = PLACEHOLDER.sub(r"{\1}", path)
+        return await endpoints["GET" if request.method == "HEAD" else request.method](request)
+
+    return Route(path, endpoint, methods=list(endpoints))
+
+
+def _record(request: Request) -> Record:
+    return request.scope[RECORD]
+
+
+class Front:
+    """Stands in front of the routes: asks for the key, turns what goes wrong into a response, and writes the log.
+
+    Args:
+        app: the routes.
+        service: what answers.
+    """
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app, self._service = app, service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; whatever happens in it, the server goes on."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = Record(method=scope["method"])
+        scope[RECORD] = record
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                record.status = message["status"]
+                message = {**message, "headers": [*message.get("headers", ()), (b"x-request-id", record.id.encode())]}
+            await send(message)
+
+        try:
+            await self._answer(scope, receive, noted, record)
+        except (ClientGone, ClientDisconnect):
+            record.gone = True
+        except asyncio.CancelledError:
+            record.gone = True
+            raise
+        finally:
+            record.status = record.status or (GONE if record.gone else 500)
+            self._count(record)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
+        problem: Problem | None = None
+        try:
+            if scope["path"] not in OPEN:
+                self._service.keys.check(Request(scope).headers)
+            await self._app(scope, receive, send)
+        except Problem as error:
+            problem = error
+        except RefusedError as error:
+            problem = refused(error, record.id)
+            if problem.status == 500:
+                self._service.log.failure(record.id, error)
+        except (ClientGone, ClientDisconnect):
+            raise
+        except Exception as error:  # no request may end the server, nor learn more than the log's name for it
+            self._service.log.failure(record.id, error)
+            problem = failure(record.id)
+        if problem is not None and record.status == 0:
+            record.code = problem.code
+            await _response(problem)(scope, receive, send)
+
+    def _count(self, record: Record) -> None:
+        metrics = self._service.metrics
+        metrics.requests.labels(record.route, str(record.status)).inc()
+        metrics.whole.observe(record.seconds)
+        metrics.gone.inc(record.gone)
+        self._service.log.request(record)
+
+
+def _response(problem: Problem) -> Response:
+    return JSONResponse(problem.body(), status_code=problem.status, headers=problem.headers)
+
+
+async def _problem(request: Request, error: Exception) -> Response:
+    problem = cast(Problem, error)
+    _record(request).code = problem.code
+    return _response(problem)
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """What Starlette itself refuses: a path that is none, a method that a path lacks."""
+    found = cast(HTTPException, error)
+    headers = dict(found.headers or {})
+    if found.status_code == 404:
+        problem = Problem(404, "there is no such path; docs/SERVING.md lists them", code="not_found")
+    elif found.status_code == 405:
+        allowed = headers.get("Allow", "")
+        said = f"{request.method[:20]} cannot be asked of this path; it takes {allowed}"
+        problem = Problem(405, said, code="method_not_allowed", headers=headers)
+    else:
+        problem = Problem(found.status_code, found.detail, headers=headers)
+    return await _problem(request, problem)

@@ -1,0 +1,48 @@
+"""What all routes of a server share."""
+
+import time
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from lmoe.serve.http.auth import Keys
+from lmoe.serve.http.metrics import Metrics
+from lmoe.serve.http.request_log import RequestLog
+from lmoe.serve.prompts import Prompts
+from lmoe.serve.request import Engine
+from lmoe.serve.settings import ServeSettings
+
+
+class Phase(StrEnum):
+    """Of a server's life."""
+
+    starting = "starting"
+    ready = "ready"
+    stopping = "stopping"
+
+
+@dataclass(slots=True, kw_only=True)
+class Service:
+    """A server's parts.
+
+    Args:
+        engine: what answers.
+        prompts: what makes prompts for it.
+        settings: of the server.
+        keys: who may ask.
+        metrics, log: what it says of its work.
+        phase: of its life.
+        created: when it began, in seconds since 1970.
+    """
+
+    engine: Engine
+    prompts: Prompts
+    settings: ServeSettings
+    keys: Keys = field(default_factory=Keys)
+    metrics: Metrics = field(default_factory=Metrics)
+    log: RequestLog = field(default_factory=RequestLog)
+    phase: Phase = Phase.ready
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def experts(self) -> list[str]:
+        """Names of the experts that requests may weigh."""
+        return [expert.name for expert in self.engine.experts()]
