@@ -16,7 +16,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -80,7 +79,7 @@ class Outcome:
         seconds: of all of them.
     """
 
-    kinds: Counter[str] = field(default_factory=Counter)
+    kinds: dict[str, int] = field(default_factory=dict)
     right: int = 0
     parted: int = 0
     wrong: list[str] = field(default_factory=list)
@@ -129,7 +128,7 @@ class Soak:
             if self.sent == first:
                 self.outcome.rss[self.sent] = rss_anon(self.process)
             kind = self.draw.choices(("answer", "stream", "abort", "bad", "change"), (50, 20, 15, 10, 5))[0]
-            self.outcome.kinds[kind] += 1
+            self.outcome.kinds[kind] = self.outcome.kinds.get(kind, 0) + 1
             try:
                 await getattr(self, kind)(http)
             except Exception as error:

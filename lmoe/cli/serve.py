@@ -33,7 +33,7 @@ def run(flags: Mapping[str, Any], settings: Mapping[str, Any], *, config: str | 
     """
 
     async def start(speaker: "Speaker", found: ServeSettings) -> "Engine":
-        from lmoe.serve.engine.start import start_engine  # pyright: ignore[reportMissingImports]
+        from lmoe.serve.engine.start import start_engine
 
         return await start_engine(speaker, found)
 
@@ -46,7 +46,7 @@ def serve(
     *,
     config: str | None,
     start: StartEngine,
-    open_it: Callable[[SpeakerFlags], "Speaker"] = open_speaker,
+    open_it: Callable[..., "Speaker"] = open_speaker,
 ) -> None:
     """Serve until a signal. All that can be known to be wrong is said before a model is loaded.
 
@@ -71,7 +71,7 @@ def serve(
     with listening_socket(chosen) as bound:
         from lmoe.serve.prompts import Prompts
 
-        speaker = open_it(speaks)
+        speaker = open_it(speaks, room=chosen.room)
 
         async def make() -> Service:
             engine = await start(speaker, chosen)

@@ -71,8 +71,11 @@ class SpeakerFlags:
         return []
 
 
-def open_speaker(flags: SpeakerFlags) -> "Speaker":
+def open_speaker(flags: SpeakerFlags, *, room: int = 0) -> "Speaker":
     """Load what the flags say.
+
+    Args:
+        room: ranks that a blend keeps free for experts that come later.
 
     Raises:
         ConfigError: flags that cannot be.
@@ -110,6 +113,7 @@ def open_speaker(flags: SpeakerFlags) -> "Speaker":
             router_temperature=flags.router_temperature,
             fit=named_places(flags.fit, "fit"),
             head=flags.head,
+            room=room,
             device=flags.device,
             trust_remote_code=flags.trust_remote_code,
         )

@@ -137,12 +137,14 @@ def blended(
     router_temperature: float | None = None,
     fit: Mapping[str, str] | None = None,
     head: str | None = None,
+    room: int = 0,
     device: str | None = None,
     trust_remote_code: bool = False,
 ) -> Speaker:
     """A base with experts over it; without any, the base.
 
     Args:
+        room: ranks that the blend keeps free for experts that come later.
         fit: rows by the name of an expert, whose prompts tell router=encoder what it is for; that is kept beside it.
         head: for router=encoder the trained router beside exported experts: its folder or file.
         device: where it computes; None: a GPU where there is one.
@@ -156,7 +158,9 @@ def blended(
     model, tokenizer = placed(load_model(backbone), device), load_tokenizer(backbone)
     blend, place = None, str(tokenizer.name_or_path)
     if experts:
-        blend = Blend(model, experts, weights, router, top_k=top_k, temperature=router_temperature, head=head)
+        blend = Blend(
+            model, experts, weights, router, top_k=top_k, temperature=router_temperature, head=head, room=room
+        )
         if texts:
             blend.fit_centroids(texts, tokenizer)
             blend.save_centroids()
