@@ -105,8 +105,8 @@ class ServeSettings:
         value: Any = getattr(self, name)
         if value is None and name == "cache_tokens":
             return None
-        number = isinstance(value, int) or (kind is float and isinstance(value, float))
-        if number and not isinstance(value, bool) and least <= value <= most:  # which a NaN is not
+        kinds = int | float if kind is float else int
+        if isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most:  # which a NaN is not
             return None
         called = "a whole number" if kind is int else "a number"
         return f"{name} is {shown(value)}, must be {called} from {least:,} to {most:,}"
