@@ -1,7 +1,6 @@
 """What a server is started with: limits, where it listens, what it keeps free."""
 
 import ipaddress
-import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -103,11 +102,11 @@ class ServeSettings:
 
     def _number_problem(self, name: str) -> str | None:
         kind, least, most = BOUNDS[name]
-        value = getattr(self, name)
+        value: Any = getattr(self, name)
         if value is None and name == "cache_tokens":
             return None
-        fits = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-        if fits and math.isfinite(value) and least <= value <= most:
+        kinds = int | float if kind is float else int
+        if isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most:  # which a NaN is not
             return None
         called = "a whole number" if kind is int else "a number"
         return f"{name} is {shown(value)}, must be {called} from {least:,} to {most:,}"

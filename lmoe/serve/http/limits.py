@@ -2,7 +2,7 @@
 
 import asyncio
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from lmoe.serve.http.problem import Problem
 from lmoe.serve.settings import ServeSettings
@@ -28,16 +28,19 @@ async def read_body(request: Request, settings: ServeSettings) -> bytes:
     too_large = _announced(request) > most
     try:
         async with asyncio.timeout(BODY_SECONDS):
-            if not too_large:
-                async for chunk in request.stream():
-                    content += chunk
-                    if len(content) > most:
-                        too_large = True
-                        break
+            more = True
+            while more and not too_large:
+                message = await request.receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientDisconnect
+                content += message.get("body", b"")
+                more = message.get("more_body", False)
+                too_large = len(content) > most
     except TimeoutError:
         raise Problem(408, f"the body did not arrive within {BODY_SECONDS:g} s", code="timeout") from None
     if too_large:
-        await _drain(request)
+        if more:
+            await _drain(request)
         raise Problem(413, f"the body has more than {most:,} bytes", code="request_too_large")
     return bytes(content)
 
