@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import httpx
 import torch
@@ -40,12 +41,12 @@ CLOSE, MOST_PARTED, MOST_GROWTH = 1e-3, 0.005, 1.02
 ANSWER = 16
 """Tokens of an answer, at most."""
 TINY = Path(__file__).parents[1] / "data" / "tiny"
-EXPERTS = ("code", "chat", "sql")
+EXPERTS: Sequence[str] = ("code", "chat", "sql")
 MIXTURES: Sequence[dict[str, float]] = (
     {"code": 1.0},
     {"chat": 0.7, "sql": 0.3},
     {"sql": 0.5, "code": -0.2},
-    {},
+    {"code": 0.0},
     {"chat": 1.0},
     {"code": 0.5, "chat": 0.5},
 )
@@ -198,7 +199,7 @@ class Soak:
             if found.status_code >= 300:
                 self.outcome.lost.append(f"change: {found.status_code} {found.text[:200]}")
 
-    def _body(self) -> tuple[int, int, dict[str, object]]:
+    def _body(self) -> tuple[int, int, dict[str, Any]]:
         prompt, mixture = self.draw.randrange(len(self.prompts)), self.draw.randrange(len(MIXTURES))
         body = {"model": "lmoe", "prompt": self.prompts[prompt], "experts": MIXTURES[mixture], "temperature": 0}
         return prompt, mixture, body | {"max_tokens": ANSWER, "logprobs": 0}

@@ -31,6 +31,8 @@ TARGETS = {
     "bench-experts",
     "bench-native",
     "bench-decode",
+    "bench-serve",
+    "soak",
     "bench-beside",
     "bench-data",
     "bench-export",

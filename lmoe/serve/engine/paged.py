@@ -77,7 +77,7 @@ class Batches(ContinuousBatchingManager):
         model: the whole one.
         settings: sizes.
         weighed: a block in which a forward of these rows computes with what they weigh.
-        choose: the next tokens, (N,) int64, of the rows that get one, from their scores (N, V) in float32.
+        choose: the next tokens, int64, of the N rows that get one, from their scores (N or more, V) in float32.
         deliver: gets how each request stands after a forward, or that it has failed; in the thread of the batches.
     """
 
@@ -150,8 +150,8 @@ class Batches(ContinuousBatchingManager):
         """Write the next tokens; in the place of the model runner's own choice, which knows one way for all rows.
 
         Args:
-            scores: (1, N, V).
-            output_ids: (1, N or more) int32.
+            scores: (1, N or more, V): those of rows that get no token stand behind the others.
+            output_ids: (1, more) int32.
         """
         chosen = self._choose([row for row in self.rows if row.gives_token], scores[0])
         output_ids[0, : len(chosen)].copy_(chosen)

@@ -1,7 +1,5 @@
 """The engine for a speaker: a base with experts, a trained run, or a base alone."""
 
-from typing import Protocol
-
 from lmoe.backbones.load import context_length
 from lmoe.errors import ConfigError
 from lmoe.generate.speaker import Speaker
@@ -10,21 +8,13 @@ from lmoe.rules.routers import needs_domain, needs_prompt
 from lmoe.serve.engine.engine import BatchEngine
 from lmoe.serve.engine.mixing import BaseMixing, BlendMixing, Mixing, RunMixing
 from lmoe.serve.engine.paged import PagedSettings
+from lmoe.serve.settings import ServeSettings
 
 CPU_CACHE_TOKENS = 8192
 """Tokens of the KV cache on a CPU, where nobody says another number."""
 
 
-class EngineSettings(Protocol):
-    """Of all settings of a server those that its engine has."""
-
-    max_requests: int
-    max_queue: int
-    max_batch_tokens: int
-    cache_tokens: int | None
-
-
-async def start_engine(speaker: Speaker, settings: EngineSettings) -> BatchEngine:
+async def start_engine(speaker: Speaker, settings: ServeSettings) -> BatchEngine:
     """Start it on the running event loop.
 
     Raises:
