@@ -87,7 +87,7 @@ class Clients:
         return times[-1] - times[0]
 
     async def at_once(self, mixtures: Sequence[dict[str, float]]) -> None:
-        """All of them."""
+        """Send all of them at the same time."""
         await asyncio.gather(*[self.one(number, mixture) for number, mixture in enumerate(mixtures)])
 
     async def in_turn(self, mixtures: Sequence[dict[str, float]]) -> None:
@@ -97,7 +97,7 @@ class Clients:
 
 
 async def seconds_of(work: Callable[[], Awaitable[object]]) -> float:
-    """Wall time."""
+    """Returns the wall time of some work."""
     began = time.perf_counter()
     await work()
     return time.perf_counter() - began

@@ -83,11 +83,11 @@ class Mixing(Protocol):
         ...
 
     def begin(self, request_id: str, held: Held) -> None:
-        """Its tokens come into the batches from here on."""
+        """Told when a request's tokens come into the batches."""
         ...
 
     def end(self, request_id: str) -> None:
-        """They do not any more."""
+        """Told when they come no more."""
         ...
 
     def forward(self, rows: Sequence[Any]) -> AbstractContextManager[Any]:
@@ -95,7 +95,7 @@ class Mixing(Protocol):
         ...
 
     def experts(self) -> Sequence[ExpertState]:
-        """Those that requests may weigh."""
+        """Returns the experts that requests may weigh."""
         ...
 
     async def sweep(self) -> None:

@@ -112,7 +112,7 @@ class Shelf:
                     await self._drop(version)
 
     async def add(self, name: str, place: str) -> None:
-        """One more expert.
+        """Add one more expert.
 
         Raises:
             RefusedError: its name, or what is at the place.
@@ -149,7 +149,7 @@ class Shelf:
             self._follow(name, back, now)
 
     async def rename(self, name: str, new: str) -> None:
-        """Another name.
+        """Give an expert another name.
 
         Raises:
             RefusedError: no such name, or one that is taken or cannot be.

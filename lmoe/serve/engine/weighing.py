@@ -59,7 +59,7 @@ class RowRouting:
     answer: Routing
 
     def at(self, row: RowInBatch) -> Routing:
-        """(1, tokens, E)."""
+        """Returns the routing of a row's tokens, (1, tokens, E)."""
         length = self.prompt.probs.shape[1]
         inside = _tokens(self.prompt, row.first, row.first + row.tokens)
         behind = row.tokens - max(0, min(length - row.first, row.tokens))
@@ -193,7 +193,7 @@ class Load:
         self.total = counts if self.total is None else self.total + counts
 
     def shares(self, names: Sequence[str]) -> dict[str, float]:
-        """By name; empty where nothing was routed."""
+        """Returns them by name; nothing where nothing was routed."""
         if self.total is None or not float(self.total.sum()):
             return {}
         return dict(zip(names, (self.total / self.total.sum()).tolist(), strict=True))
