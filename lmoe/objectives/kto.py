@@ -32,9 +32,9 @@ MISMATCHED = "mismatched_"
 class CollateAnswers:
     """Batches as `Collate` makes them, with good (B,) bool, answer_mask (B, T) bool and answer_keys (B,) int64.
 
-    mismatched_… are input_ids, labels and attention_mask (B, T) of each prompt with the answer of the row before it in
-    the batch (of the first row: of the last), not there in a batch of one row. The prompts are the same tokens in the
-    same places, so what routers know of a batch holds for them too.
+    mismatched_… are input_ids, labels and attention_mask (B, T) of each prompt with the answer to another one, see
+    `answered_before`; not there in a batch of one row. The prompts are the same tokens in the same places, so what
+    routers know of a batch holds for them too.
     """
 
     def __init__(self, collate: Collate) -> None:
@@ -42,7 +42,8 @@ class CollateAnswers:
 
     def __call__(self, items: Sequence[EncodedRow]) -> Batch:
         rows = [replace(item, second=0) for item in items]
-        others = [self._with_answer(row, rows[index - 1]) for index, row in enumerate(rows)] if len(rows) > 1 else []
+        others = [self._with_answer(*both) for both in zip(rows, answered_before(rows), strict=True)]
+        others = others if len(rows) > 1 else []
         both = self.collate([*rows, *others])
         batch = {name: value[: len(rows)] for name, value in both.items()}
         batch |= {"good": torch.tensor([row.good for row in rows]), "answer_mask": batch["labels"] != IGNORE}
@@ -61,10 +62,25 @@ class CollateAnswers:
         return replace(row, input_ids=ids, is_label=labels)
 
 
+def answered_before(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
+    """For each row the nearest one before it in the batch whose prompt is another, where that of the first row is the
+    last; the one before it where all prompts are the same.
+
+    The two answers of a pair often come one behind the other, and neither is a mismatch for the prompt of both.
+    """
+    prompts = [row.input_ids[: opening(row)] for row in rows]
+    found = []
+    for index, prompt in enumerate(prompts):
+        before = range(index - 1, index - len(rows), -1)
+        other = next((at for at in before if not torch.equal(prompts[at], prompt)), index - 1)
+        found.append(rows[other])
+    return found
+
+
 class KahnemanTversky(ComparesAnswers):
     """The objective `task=kto` (2402.01306).
 
-    How far the policy is from its reference is measured in each micro-batch, on the answer of the row before.
+    How far the policy is from its reference is measured in each micro-batch, on answers to other prompts.
     """
 
     unit = "answer"

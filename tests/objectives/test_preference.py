@@ -149,11 +149,15 @@ def dumb_pair_loss(name: str, policy, reference, row: EncodedRow, task) -> Tenso
 
 
 def dumb_kto_losses(policy, reference, rows: list[EncodedRow], task) -> list[Tensor]:
-    """z is the mean log ratio of the previous row's answer behind each row's prompt, at least 0."""
+    """z is the mean log ratio of each row's prompt with the answer to the prompt that came before it, at least 0."""
     ratios = []
     with torch.no_grad():
         for number, row in enumerate(rows):
-            previous, mine = rows[number - 1], opening(row)
+            mine = opening(row)
+            place = number - 1
+            while rows[place].input_ids[: opening(rows[place])].tolist() == row.input_ids[:mine].tolist():
+                place -= 1
+            previous = rows[place]
             mixed = EncodedRow(
                 torch.cat([row.input_ids[:mine], previous.input_ids[opening(previous) :]]),
                 torch.cat([row.is_label[:mine], previous.is_label[opening(previous) :]]),
