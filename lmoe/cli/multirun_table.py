@@ -216,7 +216,8 @@ class JobResult:
         note: of the job.
         before, after: mean validation loss of the base and at the end; None: not measured.
         ended: why the run ended before its last step; "": it did not.
-        finished: whether it has a summary, so that it can be compared.
+        finished: whether it has a summary.
+        prefers: whether some phase of it learnt preferences, which `lmoe compare` does not judge.
     """
 
     note: JobNote
@@ -224,6 +225,7 @@ class JobResult:
     after: float | None
     ended: str
     finished: bool
+    prefers: bool = False
 
     @property
     def rank(self) -> tuple[float, int]:
@@ -234,7 +236,7 @@ class JobResult:
 
 def job_result(note: JobNote) -> JobResult:
     """What a job has left in its run directory."""
-    from lmoe.report.summary import FINISHED, RunSummary
+    from lmoe.report.summary import FINISHED, NATS, RunSummary
 
     file = Path(note.folder) / "report" / "summary.json"
     missing = JobResult(note=note, before=None, after=None, ended="", finished=False)
@@ -246,7 +248,10 @@ def job_result(note: JobNote) -> JobResult:
         return missing
     ended = "" if summary.ended == FINISHED else summary.ended
     before = summary.before_mean if summary.before.keys() == summary.after.keys() else None
-    return JobResult(note=note, before=before, after=summary.after_mean, ended=ended, finished=True)
+    prefers = {summary.loss_measure, *summary.phase_measures.values()} != {NATS}
+    return JobResult(
+        note=note, before=before, after=summary.after_mean, ended=ended, finished=True, prefers=prefers
+    )
 
 
 def print_table(notes: Sequence[JobNote]) -> None:
@@ -277,5 +282,9 @@ def print_table(notes: Sequence[JobNote]) -> None:
     if total is not None and len(notes) < total:
         say(console, f"{total - len(notes)} of {total} jobs have not begun")
     finished = [path_from_here(Path(one.note.folder)) for one in results if one.finished]
-    if len(finished) > 1:
+    if len(finished) > 1 and any(one.prefers for one in results):
+        say(console, "lmoe compare judges runs by their answers, and these learn preferences; measure each:")
+        for folder in finished:
+            say(console, f"  {shlex.join(['lmoe', 'evaluate', '--checkpoint', folder])}")
+    elif len(finished) > 1:
         say(console, f"compare them: {shlex.join(['lmoe', 'compare', *finished])}")

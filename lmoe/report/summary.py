@@ -15,6 +15,8 @@ SUMMARY = Reader(most=2**30, what="it", finite=False, cure="it is no summary of 
 
 FINISHED = "all steps done"
 """Why a run ends that nothing ended before."""
+NATS = "nats per label token"
+"""What supervised fine-tuning measures losses in, and what runs are compared by."""
 TIME_OVER = "trainer.max_time was over"
 """Why a run ends that goes on when it is resumed."""
 
@@ -66,7 +68,7 @@ class RunSummary:
     """Why the run ended."""
     loss_title: str = "Validation loss"
     """How the objective calls its validation loss."""
-    loss_measure: str = "nats per label token"
+    loss_measure: str = NATS
     """What the objective measures it in."""
     loss_unit: str = "label token"
     """What one loss belongs to, such as a pair."""

@@ -6,8 +6,9 @@ from dataclasses import asdict
 import pytest
 
 from lmoe.cli.launchers import JobError
-from lmoe.cli.multirun_table import DONE, JobNote, JobNotes, job_notes, state_of, swept_settings
+from lmoe.cli.multirun_table import DONE, JobNote, JobNotes, job_notes, print_table, state_of, swept_settings
 from lmoe.errors import ConfigError
+from lmoe.files.run_folder import path_from_here
 from lmoe.resume.stopping import Stopped
 
 
@@ -78,6 +79,18 @@ def test_the_table_says_which_jobs_were_lost_and_which_never_began(capsys, monke
     said = capsys.readouterr().out
     assert "failed: it ended without an answer" in said and "1 of 3 jobs have not begun" in said
     assert "compare them" not in said and not place.exists()
+
+
+def test_runs_that_prefer_answers_are_not_offered_to_a_comparison_that_refuses_them(capsys, finished_run, sft_dpo_run):
+    def said(*runs) -> str:
+        print_table([note(number, folder=str(run)) for number, run in enumerate(runs)])
+        return " ".join(capsys.readouterr().out.split())
+
+    assert "compare them: lmoe compare" in said(finished_run, finished_run)
+    for runs in ((sft_dpo_run, sft_dpo_run), (finished_run, sft_dpo_run)):
+        text = said(*runs)
+        assert "compare them" not in text
+        assert all(f"lmoe evaluate --checkpoint {path_from_here(run)}" in text for run in runs)
 
 
 def test_a_single_run_and_a_multirun_without_jobs_have_no_table(capsys):

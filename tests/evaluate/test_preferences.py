@@ -288,6 +288,23 @@ def test_what_rows_are_says_by_which_objective_they_are_measured(by_token, micro
         measured(data="none", choices="bundled", task=TaskName.dpo)
 
 
+def test_a_row_with_a_conversation_and_a_pair_is_measured_as_what_the_run_has_learnt(by_token, micro, pairs, tmp_path):
+    prompt = {"role": "user", "content": "say red"}
+    said = {name: [prompt, {"role": "assistant", "content": name}] for name in ("chosen", "rejected")}
+    both = tmp_path / "both.jsonl"
+    both.write_text(json.dumps(said | {"messages": said["chosen"]}) + "\n")
+    preferring = saved(by_token, micro, tmp_path / "preferring", {"task": {"name": "simpo"}, "data": data_of(pairs)})
+    answering = saved(by_token, micro, tmp_path / "answering", {"data": data_of(micro.val)})
+
+    def measured(run, **settings) -> tuple[set[str], bool]:
+        found = evaluate(EvaluateSettings(checkpoint=run, data=str(both), **settings))
+        return {row.lesson for row in found.preferences}, bool(found.losses)
+
+    assert measured(preferring) == ({"simpo"}, False)
+    assert measured(answering) == (set(), True)
+    assert measured(answering, task=TaskName.dpo) == ({"dpo"}, False)
+
+
 def test_other_rows_are_measured_by_the_last_objective_of_the_run_that_learns_from_such(
     by_token, micro, pairs, tmp_path
 ):
