@@ -158,6 +158,25 @@ def test_a_run_that_is_killed_around_the_boundary_stops_as_early_as_the_uninterr
     check_resumed(train, run, stopped_early)
 
 
+def test_early_stopping_forgets_the_first_lesson_at_the_boundary_and_so_does_a_run_that_is_resumed_there(
+    train, micro, whole, tmp_path
+):
+    """It has waited twice of three times when SFT ends, and no loss ever falls by enough."""
+    stop = "_target_: lightning.pytorch.callbacks.EarlyStopping, monitor: val/loss, patience: 3, min_delta: 100"
+    stopping = f"+callbacks.early_stopping={{{stop}, check_on_train_epoch_end: false}}"
+    done = whole("stopping", *then(micro, START), stopping, "trainer.val_every_n_steps=1", killed=(4,))
+    run = Path(shutil.copytree(done.with_name("killed 4"), tmp_path / "run"))
+    assert waited(run) == 2 == waited(done)
+    assert saved(done)["global_step"] == 6
+    check_resumed(train, run, done)
+
+
+def waited(run: Path) -> int:
+    """Validations without a better one when the last checkpoint was written."""
+    callbacks = saved(run)["callbacks"]
+    return next(state["wait_count"] for name, state in callbacks.items() if name.startswith("EarlyStopping"))
+
+
 SINGLE = {
     "dpo": ("task=dpo", "task.reference=start", "task.dropout=true", "injection.lora_dropout=0.2", "moe=sequence"),
     "kto": ("task=kto", "phase=joint"),
