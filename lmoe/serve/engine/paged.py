@@ -55,8 +55,11 @@ class PagedSettings:
     page_size: int = 32
 
     def config(self) -> ContinuousBatchingConfig:
-        """Returns them as Transformers takes them. Blocks are not shared: they are known by their tokens alone, and what lies in them
-        depends on the mixture too. One forward after the other, without graphs: each has weights of its own."""
+        """Returns them as Transformers takes them.
+
+        Blocks are not shared: they are known by their tokens alone, and what lies in them depends on the mixture too.
+        One forward after the other, without graphs: each has weights of its own.
+        """
         pages = None if self.cache_tokens is None else -(-self.cache_tokens // self.page_size)
         return ContinuousBatchingConfig(
             page_size=self.page_size,
