@@ -12,7 +12,7 @@ from lmoe.data.encode import Encoder
 from lmoe.data.encoded import EncodedRow
 from lmoe.data.rows.row import Row
 from lmoe.data.show import decoded_texts, special_ids
-from lmoe.errors import DataError, LmoeError
+from lmoe.errors import ConfigError, DataError, LmoeError
 from lmoe.explain.explanation import TextTokens
 from lmoe.generate.earlier_answers import earlier_answers
 from lmoe.generate.generate import Sampling, Turn, continue_ids, prompt_ids
@@ -137,3 +137,16 @@ def text_of(
         domain=domain,
         cut=cut,
     )
+
+
+def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, named: str) -> None:
+    """Refuse to compare models whose tokens differ.
+
+    Args:
+        named: what the other one is of, for the message.
+
+    Raises:
+        ConfigError: another vocabulary.
+    """
+    if one.get_vocab() != other.get_vocab():
+        raise ConfigError(f"{named} has another vocabulary, so its numbers would be of other tokens; compare runs of one base")
