@@ -163,7 +163,7 @@ def _with_profiles(
 ) -> "Explanation":
     """The same with what the experts do on validation rows, where there are any."""
     from lmoe.adapter.place import adapter_folder, local_checkpoint, run_folder
-    from lmoe.errors import LmoeError
+    from lmoe.errors import DataError, LmoeError
     from lmoe.explain.of_run import LONGEST_ROW, known_losses, validation_texts
     from lmoe.explain.progress import TokensProgress
     from lmoe.injection.record import injected
@@ -174,7 +174,7 @@ def _with_profiles(
     place = local_checkpoint(flags.checkpoint, flags.revision, trust_remote_code=flags.trust_remote_code)
     try:
         if run_folder(adapter_folder(place)) is None:
-            raise ConfigError("an adapter on its own has no validation rows")
+            raise DataError("an adapter on its own has no validation rows")
         texts, named = validation_texts(
             place,
             injected(explainer.model).moe,

@@ -45,7 +45,7 @@ def _experts(found: Explanation, text: ExplainedText) -> Table:
 
 
 def _tokens(found: Explanation, text: ExplainedText) -> Table:
-    table = Table(title="log-probabilities, adapters on and off, and the expert without which most changes")
+    table = Table(title="log-probability, and the expert without which it changes most")
     table.add_column("token", overflow="fold")
     for name in ("expert", "log p", "base", "by text", "", "by token", ""):
         table.add_column(name, justify="right")

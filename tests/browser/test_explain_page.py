@@ -65,6 +65,7 @@ def test_the_keyboard_reaches_tokens_opens_them_and_closes_them(open_page: Open,
         page.keyboard.press(key)
     assert page.locator("#detail h2").inner_text() == "Token “then”"
     assert page.locator("[aria-selected=true]").get_attribute("data-i") == "9"
+    assert page.evaluate("document.activeElement.id") == "detail"
     page.keyboard.press("Escape")
     assert page.locator("#detail").is_hidden() and page.locator("[aria-selected=true]").count() == 0
     assert page.evaluate("document.activeElement.dataset.i") == "9"

@@ -2,7 +2,7 @@
 // The page of `lmoe explain`: tokens coloured by expert, and what is known of the one that is clicked.
 {
   const data = page.data();
-  const MOST_FULL = 45; // percent of an expert's colour; text on it stays readable
+  const [FAINT, FULL] = [10, 50]; // percent of an expert's colour; text on it stays readable
   const site = document.getElementById("site");
   const whose = document.getElementById("whose");
   const panel = document.getElementById("detail");
@@ -56,8 +56,15 @@
     const sites = of === data || sameSites ? view.sites : null;
     for (const section of document.querySelectorAll(".text")) {
       const text = Number(section.dataset.text);
+      const tokens = [...section.querySelectorAll(".token")].map((item) => {
+        const values = weights(of, text, Number(item.dataset.i), sites);
+        const expert = largest(values);
+        const sum = values.reduce((total, value) => total + Math.abs(value), 0);
+        return { item, expert, share: expert === null ? 0 : Math.abs(values[expert]) / sum };
+      });
+      const most = Math.max(...tokens.map((one) => one.share));
       let before = null;
-      for (const item of section.querySelectorAll(".token")) {
+      for (const { item, expert, share } of tokens) {
         const token = Number(item.dataset.i);
         item.classList.remove("routed", "more", "less", ...[0, 1, 2, 3, 4, 5, 6, 7].flatMap((n) => [`x${n}`, `p${n}`]));
         item.removeAttribute("data-who");
@@ -70,12 +77,9 @@
           }
           continue;
         }
-        const values = weights(of, text, token, sites);
-        const expert = largest(values);
         if (expert !== null) {
-          const sum = values.reduce((total, value) => total + Math.abs(value), 0);
           item.classList.add(...classes(expert));
-          item.style.setProperty("--share", `${Math.round((MOST_FULL * Math.abs(values[expert])) / sum)}%`);
+          item.style.setProperty("--share", `${Math.round(FAINT + ((FULL - FAINT) * share) / most)}%`);
           if (expert !== before) item.dataset.who = String(expert);
         }
         before = expert;
@@ -169,7 +173,7 @@
     if (item !== null) item.setAttribute("aria-selected", "true");
   }
 
-  function open(item, text) {
+  function open(item, text, byKey) {
     const token = Number(item.dataset.i);
     const of = chosen();
     const found = data.texts[text];
@@ -187,7 +191,7 @@
           + "text; token, only while this token is predicted. Below 0 the expert makes the token likelier."),
         experts(of, text, token), ...routing(of, text, token));
     }
-    detail.open(`Token \u201c${item.textContent}\u201d`, content, item);
+    detail.open(`Token \u201c${item.textContent}\u201d`, content, item, byKey);
   }
 
   for (const section of document.querySelectorAll(".text")) {
@@ -198,7 +202,7 @@
     for (const item of items) {
       if (item.textContent.trim() === "") item.setAttribute("aria-label", "white space");
     }
-    page.listbox(section.querySelector(".list"), items, (item) => open(item, text));
+    page.listbox(section.querySelector(".list"), items, (item, byKey) => open(item, text, byKey));
   }
 
   // An expert that is linked to is opened.

@@ -39,7 +39,7 @@ const page = {
   },
 
   // The items of a list box take one stop of the Tab key together; arrows, Home and End go from item to item, Enter and Space
-  // and a click choose one.
+  // and a click choose one; `choose` gets the item, and whether a key has chosen it.
   listbox(list, items, choose) {
     list.setAttribute("role", "listbox");
     items.forEach((item, index) => {
@@ -60,7 +60,7 @@ const page = {
       if (event.key in steps) go(current + steps[event.key]);
       else if (event.key === "Home") go(0);
       else if (event.key === "End") go(items.length - 1);
-      else if (event.key === "Enter" || event.key === " ") choose(items[current], current);
+      else if (event.key === "Enter" || event.key === " ") choose(items[current], true);
       else return;
       event.preventDefault();
     });
@@ -68,7 +68,7 @@ const page = {
       const index = items.indexOf(event.target.closest("[role=option]"));
       if (index < 0) return;
       go(index);
-      choose(items[index], index);
+      choose(items[index], false);
     });
   },
 
@@ -86,8 +86,8 @@ const page = {
     });
     return {
       close,
-      // Shows content under a heading that names the panel.
-      open(title, content, origin) {
+      // Shows content under a heading that names the panel; `focus`: who opened it with a key goes on inside.
+      open(title, content, origin, focus) {
         from = origin;
         const button = page.element("button", { type: "button", class: "close" }, "Close");
         button.addEventListener("click", close);
@@ -95,6 +95,7 @@ const page = {
         panel.hidden = false;
         panel.scrollTop = 0;
         opened();
+        if (focus) panel.focus();
       },
     };
   },
