@@ -1,4 +1,6 @@
-"""Fetch the scripts of others that are checked in, from npm, each by the digest of its package: python -m tools.fetch_scripts
+"""Fetch the scripts of others that are checked in, from npm, each by the digest of its package.
+
+    python -m tools.fetch_scripts
 
 A script is one file that a page holds whole. To take another version, change its entry here (`npm view NAME@VERSION
 dist.integrity` says the digest), run this, and commit what it writes.
@@ -43,7 +45,7 @@ class Script:
 
     @property
     def licence_place(self) -> Path:
-        """Its licence, with the name and version on top."""
+        """The place of its licence, with the name and version on top."""
         return ROOT / self.folder / f"{Path(self.member).name}.licence.txt"
 
     def files(self, archive: bytes) -> dict[Path, bytes]:
@@ -58,7 +60,9 @@ class Script:
             raise ValueError(f"{self.package} {self.version}: its {kind} is {found}, and {wanted} is pinned")
         with tarfile.open(fileobj=io.BytesIO(archive)) as package:
             script, licence = (_member(package, name) for name in (self.member, self.licence))
-        head = f"{self.package} {self.version}, {Path(self.member).name}\nsha256 {hashlib.sha256(script).hexdigest()}\n\n"
+        head = (
+            f"{self.package} {self.version}, {Path(self.member).name}\nsha256 {hashlib.sha256(script).hexdigest()}\n\n"
+        )
         return {self.place: script, self.licence_place: head.encode() + licence}
 
 

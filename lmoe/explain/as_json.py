@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from lmoe import __version__
-from lmoe.explain.explanation import ExpertProfile, Explanation, ExplainedText, Profiles
+from lmoe.explain.explanation import ExpertProfile, ExplainedText, Explanation, Profiles
 
 SCHEMA = "lmoe.explain"
 VERSION = 1

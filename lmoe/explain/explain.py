@@ -116,9 +116,7 @@ def explain_text(
     """
     explainer = Explainer(model)
     with _evaluating(model), nullcontext() if domain is None else of_domain(model, domain):
-        text = prompted(
-            model, tokenizer, prompt, max_new_tokens=max_new_tokens, most=max_tokens, domain=domain
-        )
+        text = prompted(model, tokenizer, prompt, max_new_tokens=max_new_tokens, most=max_tokens, domain=domain)
     return explainer.explain([text])
 
 

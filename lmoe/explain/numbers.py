@@ -180,13 +180,13 @@ class _Steps:
         """
         here = torch.arange(len(rows), device=self.ids.device)
         if self.cache is not None and len(rows) > 1:
-            self.cache.reorder_cache(torch.zeros_like(here))
+            self.cache.reorder_cache(torch.zeros_like(here))  # type: ignore[arg-type]
         ids = self.ids[position].expand(len(rows), 1)
         with self.subject.step(self.text, position, rows):
             output: Any = self.subject.model(input_ids=ids, past_key_values=self.cache, use_cache=True)
         self.cache = output.past_key_values
         if len(rows) > 1 and self.cache is not None:
-            self.cache.reorder_cache(here[:1])
+            self.cache.reorder_cache(here[:1])  # type: ignore[arg-type]
         wide = torch.promote_types(output.logits.dtype, torch.float32)
         logs = output.logits[:, -1].to(wide).log_softmax(-1)[:, self.ids[position + 1]]
         first, *others = logs.tolist()

@@ -60,7 +60,7 @@ def validation_texts(
     for number, row in enumerate(found.rows):
         of_row = found.domains[row.domain]
         if domain is None or of_row == domain:
-            name = f"validation row {number}" + (f", {of_row}" if len(found.domains) > 1 else "")
+            name = f"validation row {number}"
             texts.append(of_encoded(tokenizer, row, name=name, domain=of_row, most=most))
     return texts, f"the first {rows} of each domain of {named}"
 

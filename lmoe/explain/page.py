@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lmoe.errors import ConfigError
 from lmoe.explain.as_json import SCHEMA, as_json
-from lmoe.explain.explanation import ExpertProfile, Explanation, ExplainedText, TextTokens
+from lmoe.explain.explanation import ExpertProfile, ExplainedText, Explanation, TextTokens
 from lmoe.files.places import exists, is_file
 from lmoe.report.html import render
 from lmoe.report.tokens import visible
@@ -115,8 +115,9 @@ def _text(found: Explanation, number: int) -> dict[str, Any]:
 def _parts(tokens: TextTokens, top: Sequence[int | None], number: int) -> Iterator[dict[str, Any]]:
     """Prompts and answers, in their order."""
     before = None
+    last = max((i for i in range(len(tokens)) if tokens.answer[i]), default=len(tokens))
     for answer, places in groupby(range(len(tokens)), key=lambda i: bool(tokens.answer[i])):
-        items = []
+        items: list[dict[str, Any]] = []
         for i in places:
             expert = top[i]
             items.append(
@@ -130,13 +131,11 @@ def _parts(tokens: TextTokens, top: Sequence[int | None], number: int) -> Iterat
                 }
             )
             before = expert
-        yield {"name": _part_name(tokens, answer=answer), "answer": answer, "tokens": items}
-
-
-def _part_name(tokens: TextTokens, *, answer: bool) -> str:
-    if not answer:
-        return "Prompt"
-    return "Generated" if tokens.generated else "Answer"
+        if answer:
+            name = "Generated" if tokens.generated else "Answer"
+        else:
+            name = "After the answer" if items[0]["index"] > last else "Prompt"
+        yield {"name": name, "answer": answer, "tokens": items}
 
 
 def _row(found: Explanation, text: ExplainedText, i: int, expert: int | None, mean: Tensor) -> dict[str, str]:

@@ -95,7 +95,7 @@ def _by_domain(texts: Sequence[TextTokens], weights: Sequence[Tensor]) -> dict[s
 def _loss_changes(
     texts: Sequence[TextTokens], intact: Sequence[Tensor], silenced: Sequence[Tensor]
 ) -> dict[str, float]:
-    """By domain, nats per label token."""
+    """Change of the loss of each domain, nats per label token."""
     sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for text, before, after in zip(texts, intact, silenced, strict=True):
         label = text.answer.clone()
@@ -116,7 +116,9 @@ def _most(texts: Sequence[TextTokens], weights: Sequence[Tensor], expert: int) -
                 if weight > 0 and text.texts[position] and not text.special[position]:
                     yield weight, -row, -position
 
-    return tuple(_seen(texts[-row], -row, -at, weight) for weight, row, at in heapq.nlargest(MOST_TOKENS_SEEN, candidates()))
+    return tuple(
+        _seen(texts[-row], -row, -at, weight) for weight, row, at in heapq.nlargest(MOST_TOKENS_SEEN, candidates())
+    )
 
 
 def _seen(text: TextTokens, row: int, position: int, weight: float) -> SeenToken:

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmoe.explain.explanation import Explanation, ExplainedText
+from lmoe.explain.explanation import ExplainedText, Explanation
 from lmoe.explain.page import largest, shown_token, signed
 from lmoe.report.say import say
 from lmoe.report.tokens import visible

@@ -149,4 +149,6 @@ def same_tokens(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase, na
         ConfigError: another vocabulary.
     """
     if one.get_vocab() != other.get_vocab():
-        raise ConfigError(f"{named} has another vocabulary, so its numbers would be of other tokens; compare runs of one base")
+        raise ConfigError(
+            f"{named} has another vocabulary, so its numbers would be of other tokens; compare runs of one base"
+        )

@@ -1,7 +1,7 @@
 """Pages from the templates in pages/: what they are given is shown as text, and a missing value is an error.
 
-A page is one file that asks for nothing. Scripts are plain files of pages/ that stand in it whole, and its policy lets no
-other script run. What they read stands in the page as JSON, in which no character can end its element.
+A page is one file that asks for nothing. Scripts are plain files of pages/ that stand in it whole, and its policy lets
+no other script run. What they read stands in the page as JSON, in which no character can end its element.
 """
 
 import base64

@@ -1,7 +1,7 @@
 """A browser for the tests of pages, where there is one.
 
-The environment variable CHROMIUM names it, else it is `chromium` on PATH; PyPI's playwright drives it. Where one of them is
-missing the tests are skipped with the reason, and with LMOE_REQUIRE_BROWSER=1 they fail.
+The environment variable CHROMIUM names it, else it is `chromium` on PATH; PyPI's playwright drives it. Where one of
+them is missing the tests are skipped with the reason, and with LMOE_REQUIRE_BROWSER=1 they fail.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""A page in a browser, as a test sees it: what it says on the console, what it asks for, what keeps people out of it."""
+"""A page in a browser, as a test sees it: errors on its console, what it asks for, what keeps people out of it."""
 
 from pathlib import Path
 from typing import Any

@@ -44,7 +44,7 @@ def test_a_click_on_a_token_shows_the_numbers_of_the_json(open_page: Open, file:
     panel = page.locator("#detail")
     assert panel.is_visible() and panel.locator("h2").inner_text() == "Token “then”"
     logs = panel.locator("table").nth(0).locator("td").all_inner_texts()
-    assert logs == [f"{text[name][9]:.3f}" for name in ("mixture", "base", "none")]
+    assert logs == [signed(text[name][9]) for name in ("mixture", "base", "none")]
     rows = panel.locator("table").nth(1).locator("tbody tr")
     assert rows.count() == 10
     for expert in (0, 7):
@@ -101,7 +101,11 @@ def test_a_click_on_an_expert_opens_what_it_does(open_page: Open, file: Path) ->
     assert not page.locator("#expert-3 table").first.is_visible()
     page.click(".experts a[href='#expert-3']")
     page.locator("#expert-3[open]").wait_for()
-    assert page.locator("#expert-3 tbody").first.locator("tr").first.inner_text().split("\t") == ["code", "0.200", "+0.300"]
+    assert page.locator("#expert-3 tbody").first.locator("tr").first.inner_text().split("\t") == [
+        "code",
+        "0.200",
+        "+0.300",
+    ]
     assert page.locator("#expert-3 mark").inner_text() == visible(EVIL)
 
 

@@ -32,7 +32,11 @@ def test_charts_can_be_drawn_in_a_page_whose_policy_lets_nothing_else_run(
     for name in ("page.js", "vendor/chart.umd.min.js"):
         (tmp_path / name).write_text((pages / name).read_text(encoding="utf-8"), encoding="utf-8")
     (tmp_path / "own.js").write_text(own)
-    chart = {"type": "line", "data": {"labels": [1, 2], "datasets": [{"data": [3, 4]}]}, "options": {"animation": False}}
+    chart = {
+        "type": "line",
+        "data": {"labels": [1, 2], "datasets": [{"data": [3, 4]}]},
+        "options": {"animation": False},
+    }
     scripts = ["page.js", "vendor/chart.umd.min.js", "own.js"]
     (tmp_path / "page.html").write_text(html.render("base.html.jinja", title="a", data=chart, scripts=scripts))
     page = open_page(tmp_path / "page.html").page

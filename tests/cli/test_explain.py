@@ -88,3 +88,21 @@ def test_nothing_but_an_older_explanation_is_written_over(restored, finished_run
     done = explain("--checkpoint", finished_run, "--prompt", "red", "--output", "page.html")
     assert done.exit_code == 1 and "exists and is no explanation; name another file" in done.stderr
     assert Path("page.json").read_text() == "{}" and not Path("page.html").exists()
+
+
+def test_two_weights_of_a_blend_are_compared(restored, micro, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from tests.peft_experts import write_peft
+
+    base = AutoModelForCausalLM.from_pretrained(micro.model)
+    places = [write_peft(base, tmp_path / name, seed=seed) for seed, name in enumerate(("a", "b"))]
+    blend = ("--model", micro.model, "--experts", f"a={places[0]},b={places[1]}", "--weights", "0.5,0.5")
+    asked = ("--prompt", "say red", "--max-new-tokens", "2", "--compare-weights", "1,0", "--output", "page.html")
+    done = explain(*blend, *asked)
+    assert done.exit_code == 0, done.output
+    found = json.loads(Path("page.json").read_text())
+    assert found["experts"] == ["a", "b"] and found["kind"] == "a blend: a=0.5, b=0.5"
+    assert found["other"]["kind"] == "a blend: a=1, b=0"
+    [text], [other] = found["texts"], found["other"]["texts"]
+    assert text["ids"] == other["ids"] and text["mixture"] != other["mixture"] and text["base"] == other["base"]

@@ -3,7 +3,7 @@
 import torch
 
 from lmoe.backbones.label_losses import LabelLosses
-from lmoe.explain.explanation import Explanation, ExplainedSite, ExplainedText, TextTokens
+from lmoe.explain.explanation import ExplainedSite, ExplainedText, Explanation, TextTokens
 from lmoe.explain.numbers import explained
 from lmoe.explain.subjects import explained_model
 from tests.tiny_models import tokens

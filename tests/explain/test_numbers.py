@@ -27,7 +27,9 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("router", "moe"), KINDS, ids=lambda value: str(value))
-def test_all_silenced_is_the_base_and_a_token_alone_is_what_a_forward_of_all_tokens_says(router: str, moe: dict) -> None:
+def test_all_silenced_is_the_base_and_a_token_alone_is_what_a_forward_of_all_tokens_says(
+    router: str, moe: dict
+) -> None:
     model = tiny_injected(router, injection=ALONE, moe=moe)
     section = injected(model).moe
     of = text(domain="maths" if needs_domain(section) else None)

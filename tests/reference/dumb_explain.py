@@ -54,5 +54,5 @@ def text_change(model: PreTrainedModel, ids: Tensor, token: int, expert: int) ->
     """log p(x_t | x_<t) with w_e = 0 at every site and token, less the same with all as it is."""
     record = injected(model)
     before = _log_probability(model, ids, token)
-    with record.context.silence({site: expert for site in record.plan.routers}):
+    with record.context.silence(dict.fromkeys(record.plan.routers, expert)):
         return _log_probability(model, ids, token) - before

@@ -98,7 +98,7 @@
     const found = of.texts[text];
     const rows = of.experts.map((_, expert) => [
       label(of, expert),
-      found.mean[token][expert].toFixed(3),
+      page.plain(found.mean[token][expert]),
       page.signed(found.text[token][expert]),
       page.signed(found.token[token][expert]),
     ]);
@@ -123,7 +123,7 @@
   }
 
   function cell(of, values, expert) {
-    const all = values.map((value, one) => `${name(of, one)}: ${value.toFixed(3)}`).join(", ");
+    const all = values.map((value, one) => `${name(of, one)}: ${page.plain(value)}`).join(", ");
     const shown = expert === null ? largest(values) : expert;
     const value = shown === null ? undefined : values[shown];
     if (value === undefined) return page.element("span", { title: all }, "-");
@@ -135,7 +135,7 @@
       part.style.width = `${(100 * Math.abs(one)) / sum}%`;
       bar.append(part);
     });
-    const text = expert === null ? `${shown}: ${value.toFixed(3)}` : value.toFixed(3);
+    const text = expert === null ? `${shown}: ${page.plain(value)}` : page.plain(value);
     return page.element("span", { title: all },
       page.element("span", { class: value === 0 ? "" : classes(shown).join(" ") }, text), bar);
   }
@@ -154,7 +154,7 @@
 
   function numbers(of, text, token) {
     const found = of.texts[text];
-    const shown = (value) => (value === null ? "- (nothing predicts the first token)" : value.toFixed(3));
+    const shown = (value) => (value === null ? "- (nothing predicts the first token)" : page.plain(value));
     const rows = [["with the mixture", shown(found.mixture[token])], ["with the adapters off", shown(found.base[token])]];
     if (of.experts.length) rows.push(["with all experts silenced", shown(found.none[token])]);
     return page.table(["log-probability", "nats"], rows);

@@ -31,7 +31,12 @@ const page = {
     return page.element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, content);
   },
 
-  // A number with a sign that screen readers say.
+  // A number with a true minus.
+  plain(value, digits = 3) {
+    return value.toFixed(digits).replace("-", "\u2212");
+  },
+
+  // A number with its sign; - for what is none.
   signed(value, digits = 3) {
     if (value === null) return "-";
     const text = Math.abs(value).toFixed(digits);
