@@ -72,5 +72,5 @@ def _chosen(silenced: Silenced, indices: Tensor, shape: torch.Size) -> Tensor:
         shape: (N, E).
     """
     if isinstance(silenced, Tensor):
-        return silenced_of_tokens(silenced, shape).gather(1, indices)
+        return silenced_of_tokens(silenced.to(indices.device), shape).gather(1, indices)
     return indices == silenced

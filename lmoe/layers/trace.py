@@ -80,7 +80,7 @@ class Routing:
     def without(self, silenced: Silenced) -> "Routing":
         """The same with the weights of silenced experts at 0; the others keep theirs."""
         if isinstance(silenced, Tensor):
-            mask = silenced_of_tokens(silenced, self.routing_weights.shape)
+            mask = silenced_of_tokens(silenced.to(self.routing_weights.device), self.routing_weights.shape)
             return replace(self, routing_weights=self.routing_weights.masked_fill(mask, 0))
         kept = torch.ones_like(self.routing_weights)
         kept[..., silenced] = 0
