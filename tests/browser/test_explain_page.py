@@ -128,3 +128,15 @@ def test_without_scripts_text_tables_and_experts_are_there(open_page: Open, file
     assert page.locator(".token").all_text_contents()[4] == visible(EVIL)
     page.click("details.tokens-table summary")
     assert page.locator("details.tokens-table tbody tr").count() == len(TEXTS)
+
+
+def test_a_base_alone_shows_log_probabilities(open_page: Open, tmp_path: Path) -> None:
+    found = made_up(("a ", "b ", "c"))
+    [text] = found.texts
+    nothing = text.text[:, :0]
+    bare = replace(found, experts=(), sites=(), texts=(replace(text, text=nothing, token=nothing, weights={}),))
+    (tmp_path / "page.html").write_text(explanation_page(bare)[0], encoding="utf-8")
+    page = open_page(tmp_path / "page.html").page
+    page.click(".token[data-i='2']")
+    assert page.locator("#detail td").all_inner_texts() == [signed(float(x[2])) for x in (text.mixture, text.base)]
+    assert page.locator(".token.routed").count() == 0
