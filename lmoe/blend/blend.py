@@ -59,9 +59,6 @@ class Blend:
         room: ranks that are kept free at each site, so that experts that come later need not wait until all are
             stacked anew. Experts that go leave their room to others.
 
-    Attributes:
-        router: what decides the weights.
-
     Raises:
         BlendError: weights, names or settings that cannot be, or a model that carries adapters already.
         CheckpointError: an expert that cannot be read or does not fit this model, which is left as it was.
@@ -93,6 +90,7 @@ class Blend:
             raise BlendError(f"weights have no effect with router={kind}, which decides by itself; leave them out")
         given = dict.fromkeys(names, 1.0 / len(names)) if weights is None else weights
         setting = Setting(checked_weights(given, names), not isinstance(given, Mapping))
+        self.model, self.base = model, base_fingerprint(model)
         self._closed = False
         self._folded: Folded | None = None
         self._gate = ModelGate()
