@@ -84,7 +84,10 @@ def run(
         from lmoe.data.prepare import prepare
         from lmoe.files.resources import resource_dir
         from lmoe.generate.speaker import named_places
+        from lmoe.objectives.objective import objective_of
+        from lmoe.objectives.of_labels import OfLabels
         from lmoe.report.html import page_place
+        from lmoe.report.say import say
         from lmoe.rules.data import data_problems
         from lmoe.rules.objectives import OBJECTIVES, task_problems
         from lmoe.run.announce import quiet_libraries
@@ -123,6 +126,12 @@ def run(
                 config, tokenizer, seed=seed, bundled=bundled, packing_model_type=packed_for, kind=learnt
             )
             _report(console, prepared, config, seed, packed_for, kind=learnt)
+            objective = objective_of(TaskConfig(name=task))
+            assert isinstance(objective, OfLabels)
+            try:
+                objective.check_rows(prepared)
+            except DataError as error:  # of these rows alone: a run may have others beside them
+                say(console, f"note: a run would refuse this: {with_keys_renamed(str(error), NAMES)}")
 
     return exit_code_of(action)
 

@@ -15,6 +15,7 @@ from lmoe.data.account import Account
 from lmoe.data.chats.spans import Span
 from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encoded import EncodedRow, EncodedRows, row_digest
+from lmoe.data.rows.contract import PROMPT_APART
 from lmoe.data.rows.row import Message, Row
 from lmoe.errors import DataError, LmoeError
 from lmoe.files.wording import quoted
@@ -169,8 +170,11 @@ def refused_by(kind: RowKind, row: Row) -> str | None:
                 '…, "rejected": …}'
             )
         case RowKind.labelled if row.chosen is None and row.label is None:
+            why = "nothing says whether its answer is a good one"
+            if "label" in row.ignored:
+                why = "label is neither true nor false (0 and 1 may number classes)"
             return (
-                f"nothing says whether its answer is a good one, and task.name={tasks_of(kind)} learns from that: "
+                f"{why}, and task.name={tasks_of(kind)} learns from that: "
                 '{"prompt": …, "completion": …, "label": true or false}, or pairs of answers'
             )
         case RowKind.answers:
@@ -410,6 +414,8 @@ class Encoder:
     def _sequences(self, row: Row) -> tuple[Row, ...]:
         """The conversations that a row is: of a pair two, of which the answers alone are learnt."""
         if self.kind is RowKind.answers:
+            return (row,)
+        if self.kind is RowKind.labelled and row.format in PROMPT_APART:
             return (row,)
         if self.kind is RowKind.labelled:
             turns = row.messages or ()  # what tools say is within the answer

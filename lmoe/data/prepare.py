@@ -171,7 +171,7 @@ def _prepare_stream(
 ) -> PreparedData:
     """Training rows that are read while training, and validation rows that are read now."""
     cache = cache_folder(config.cache_dir)
-    opened = [open_source(source, cache, streaming=True) for source in sources]
+    opened = [open_source(source, cache, streaming=True, kind=reader.kind) for source in sources]
     other = reader.read(val_from)
     domains = sorted({*(part.domain for found in opened for part in found.parts), *other.domains})
     val, left_out = _joined([other], domains), None

@@ -61,7 +61,7 @@ class Reader:
         Raises:
             DataError: rows that cannot be read, tokenised or used.
         """
-        opened = open_source(source, cache_folder(self.config.cache_dir))
+        opened = open_source(source, cache_folder(self.config.cache_dir), kind=self.kind)
         self.hashes |= opened.hashes
         found, report = self._encoded(source, opened, None)
         if self.num_embeddings is not None and found.account.largest_token >= self.num_embeddings:

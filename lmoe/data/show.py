@@ -110,7 +110,7 @@ def show_rows(
     reader = Reader(config, tokenizer, kind=kind)
     encoder = reader.encoder()
     cache = cache_folder(config.cache_dir)
-    parts = [part for source in sources_of(config, bundled) for part in open_source(source, cache).parts]
+    parts = [part for source in sources_of(config, bundled) for part in open_source(source, cache, kind=kind).parts]
     found = [row for part in parts for row, _ in part.rows()]
     refused = [row for row in found if isinstance(row, LmoeError)][:count]
     shown = [sample for row in first_rows(found, count) for sample in show_answers(row, encoder)]

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from lmoe.config.run import RunConfig
 from lmoe.estimate.cost import UTILISATION, rates, rough_duration
-from lmoe.estimate.estimate import SHARDING, Estimate, estimate, largest_lesson
+from lmoe.estimate.estimate import SHARDING, Estimate, estimate, largest_lesson, lessons_of
 from lmoe.objectives.objective import objective_of
 from lmoe.report.say import say
 from lmoe.run.announce import quiet_libraries
@@ -26,7 +26,7 @@ def announce_estimate(config: RunConfig, console: Console) -> Estimate:
 
 def lines(config: RunConfig, found: Estimate) -> list[str]:
     """Memory of a device, then time on known ones."""
-    trainer, lesson = config.trainer, largest_lesson(config)
+    trainer, lesson = config.trainer, largest_lesson(lessons_of(config))
     data, each_row = lesson.data, objective_of(lesson.task).sequences
     devices = trainer.devices * trainer.num_nodes
     each = "its share of the weights" if trainer.strategy.value == SHARDING and devices > 1 else "all weights"

@@ -1,5 +1,6 @@
 """Memory and time of a run from its config alone: the backbone is built on the meta device, without weights or data."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -54,7 +55,8 @@ class DeviceMemory:
     Args:
         weights: of the backbone, this device's share.
         gathered: weights of other devices that are here for the moment: two layers, embeddings and head.
-        adapters: adapters and routers, float32; twice where a phase keeps those of its start.
+        adapters: adapters and routers, float32; where a phase keeps its start, them and what is trained of the backbone
+            once more.
         gradients, optimizer: of the phase that trains the most, float32; AdamW has two moments.
         activations: kept from the forward for the backward pass.
         recomputed: of one layer, with gradient checkpointing.
@@ -122,7 +124,8 @@ def estimate_model(
         labels: its tokens with a label; None: all. A reward model has one in each sequence, whatever is said.
         shards: devices that share the weights; None: all where the strategy shards, else one.
     """
-    largest = largest_lesson(config)
+    lessons = lessons_of(config)
+    largest = largest_lesson(lessons)
     rows, length = rows or sequences_of(largest), length or largest.data.max_length
     devices = config.trainer.devices * config.trainer.num_nodes
     shards = shards or (devices if config.trainer.strategy.value == SHARDING else 1)
@@ -145,9 +148,8 @@ def estimate_model(
     rewards = OBJECTIVES[largest.task.name].reward_head
     if rewards:
         labels = rows  # the last token of each sequence
-    memory = _memory(
-        config, model, layers, frozen, MicroBatch(rows, length, rows * length if labels is None else labels), shards
-    )
+    batch = MicroBatch(rows, length, rows * length if labels is None else labels)
+    memory = _memory(config, lessons, model, layers, frozen, batch, shards)
     text = model.config.get_text_config()  # type: ignore[union-attr]
     roles = parameter_roles(model)
     cost = StepCost(
@@ -164,16 +166,14 @@ def estimate_model(
     return Estimate(plan=plan, memory=memory, cost=cost, tokens=rows * length * config.trainer.accumulate_grad_batches)
 
 
-def largest_lesson(config: RunConfig) -> Lesson:
+def lessons_of(config: RunConfig) -> list[Lesson]:
+    """What each phase learns."""
+    return [lesson_of(config, name) for name in config.phase.phases]
+
+
+def largest_lesson(lessons: Sequence[Lesson]) -> Lesson:
     """What the phase learns whose micro-batches have the most tokens."""
-    lessons = [lesson_of(config, name) for name in config.phase.phases]
     return max(lessons, key=lambda lesson: sequences_of(lesson) * lesson.data.max_length)
-
-
-def keeps_start(config: RunConfig) -> bool:
-    """Whether some phase keeps the adapters as they are when it begins, as all that prefer answers do."""
-    tasks = [lesson_of(config, name).task.name for name in config.phase.phases]
-    return any(OBJECTIVES[task].prefers for task in tasks)
 
 
 def sequences_of(lesson: Lesson) -> int:
@@ -183,6 +183,7 @@ def sequences_of(lesson: Lesson) -> int:
 
 def _memory(
     config: RunConfig,
+    lessons: Sequence[Lesson],
     model: nn.Module,
     layers: list[LayerShape],
     frozen: dict[int, float],
@@ -192,6 +193,9 @@ def _memory(
     text, roles = model.config.get_text_config(), parameter_roles(model)  # type: ignore[union-attr]
     added = sum(p.numel() * p.element_size() for n, p in model.named_parameters() if roles[n] in ADAPTER_ROLES)
     copied = sum(site.num_experts * site.copied_parameters for site in injected(model).plan.sites)  # type: ignore[arg-type]
+    # What preferences are measured against, and how far routing has moved from: all that is trained.
+    start = added + trained_bytes(model, roles, trained_base(config))
+    keeps_start = any(OBJECTIVES[lesson.task.name].prefers for lesson in lessons)
     weights = sum(frozen.values()) + copied * storage_bytes(config.backbone.precision)
     largest = max(trained_bytes(model, roles, phase.trainable) for phase in PhaseSchedule.of(config).phases)
     kept, recomputed = kept_bytes(config, layers, batch, text.hidden_size)
@@ -200,12 +204,12 @@ def _memory(
     return DeviceMemory(
         weights=weights / shards / MB,
         gathered=gathered * (1 - 1 / shards) / MB,
-        adapters=added * (2 if keeps_start(config) else 1) / MB,
+        adapters=(added + (start if keeps_start else 0)) / MB,
         gradients=largest / MB,
         optimizer=2 * largest / MB,
         activations=kept / MB,
         recomputed=recomputed / MB,
-        logits=objective_of(largest_lesson(config).task).logits_bytes(batch.labels, text.vocab_size, compute) / MB,
+        logits=objective_of(largest_lesson(lessons).task).logits_bytes(batch.labels, text.vocab_size, compute) / MB,
     )
 
 

@@ -91,7 +91,9 @@ def other_rows(settings: EvaluateSettings, lessons: dict[str, Lesson], own: Data
         lessons: of the run, by phase.
         own: section `data` of the run.
     """
-    kinds = [kind_of_rows(settings, data) for data in (own, *(lesson.data for lesson in lessons.values()))]
+    asked = [rows_of(lesson) for lesson in lessons.values()] if settings.task is None else [_rows_of_task(settings.task)]
+    read_as = next((kind for kind in asked if kind is not RowKind.answers), RowKind.answers)
+    kinds = [kind_of_rows(settings, data, read_as) for data in (own, *(lesson.data for lesson in lessons.values()))]
     compared = [kind for kind in kinds if kind is not RowKind.answers]
     rows = compared[0] if compared else RowKind.answers
     able = [lesson for lesson in lessons.values() if rows_of(lesson) in READ_BY[rows] and is_preference(lesson.task)]
@@ -106,16 +108,17 @@ def other_rows(settings: EvaluateSettings, lessons: dict[str, Lesson], own: Data
     return replace(_measured(str(lesson.task.name), lesson, lesson.task.name), data=data, rows=rows)
 
 
-def kind_of_rows(settings: EvaluateSettings, own: DataConfig) -> RowKind:
+def kind_of_rows(settings: EvaluateSettings, own: DataConfig, read_as: RowKind) -> RowKind:
     """What the first row is that `data` names; answers where none can be read, of which reading them all says why.
 
     Args:
         own: section that says how they are read.
+        read_as: what is learnt from a row that may be read as several things.
     """
     config, bundled = rows_config(settings, own), resource_dir(BUNDLED_ROWS)
     source = judge_source(config, bundled) if settings.data == JUDGE else val_source(config, bundled)
     try:
-        opened = open_source(source or sources_of(config, bundled)[0], cache_folder(config.cache_dir))
+        opened = open_source(source or sources_of(config, bundled)[0], cache_folder(config.cache_dir), kind=read_as)
         found = (row for part in opened.parts for row, _ in part.rows() if isinstance(row, Row))
         return next(map(_kind_of, found), RowKind.answers)
     except LmoeError:
@@ -136,7 +139,11 @@ def is_preference(task: TaskConfig) -> bool:
 
 def rows_of(lesson: Lesson) -> RowKind:
     """What a lesson learns from."""
-    return OBJECTIVES[lesson.task.name].rows
+    return _rows_of_task(lesson.task.name)
+
+
+def _rows_of_task(task: TaskName) -> RowKind:
+    return OBJECTIVES[task].rows
 
 
 def _kind_of(row: Row) -> RowKind:

@@ -28,6 +28,7 @@ from lmoe.errors import CheckpointError, ConfigError, DataError
 from lmoe.files.small_file import link_outside, unreadable
 from lmoe.generate.generate import Sampling, Turn, stream_answer
 from lmoe.injection.batch_info import reads_prompts
+from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain as of_domain
 from lmoe.peft.files import CONFIG_FILE as PEFT_CONFIG
 from lmoe.peft.router_head import HEAD_FILE, head_file
@@ -114,6 +115,12 @@ def trained(
     """
     place = local_checkpoint(checkpoint, revision, trust_remote_code=trust_remote_code)
     model, tokenizer = load(place, base_model=base_model, trust_remote_code=trust_remote_code)
+    if injected(model).reward_head:
+        warnings.warn(
+            f"{checkpoint} is a reward model, which has learnt to score answers and not to give them; `lmoe.reward` "
+            "scores texts with it",
+            stacklevel=2,
+        )
     folder, train_on = lost_config(place) or adapter_folder(place), TrainOn.assistant
     if reads_prompts(model):
         train_on = run_data(run_folder(folder))[0].train_on

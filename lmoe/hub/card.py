@@ -22,6 +22,13 @@ ALT = {
 }
 """What a picture shows, by its name."""
 
+SCORE = (
+    'turns = [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]',
+    'text = tokenizer.apply_chat_template(turns, return_tensors="pt", return_dict=True)',
+    'score = lmoe.reward(model, text["input_ids"], text["attention_mask"])  # the higher, the more it is preferred',
+)
+"""How a reward model is asked, in Python."""
+
 
 def card_text(name: str, description: ModelDescription, revision: str | None = None, *, wording: Wording = str) -> str:
     """Returns README.md, in Markdown.
@@ -51,7 +58,9 @@ def _metadata(description: ModelDescription) -> Mapping[str, Any]:
     library = {Kind.adapter: HOME, Kind.peft: "peft", Kind.model: "transformers"}[kind]
     tags = [HOME] if kind is Kind.model else [HOME, "lora"]
     tags += ["mixture-of-experts"] if kind.is_lmoe and description.routes else []
-    metadata: dict[str, Any] = {"library_name": library, "pipeline_tag": "text-generation", "tags": tags}
+    tags += ["reward-model"] if description.scores else []
+    task = "text-classification" if description.scores else "text-generation"
+    metadata: dict[str, Any] = {"library_name": library, "pipeline_tag": task, "tags": tags}
     if description.base_on_hub:
         relation = "finetune" if kind is Kind.model else "adapter"
         metadata |= {"base_model": description.base, "base_model_relation": relation}
@@ -66,6 +75,8 @@ def _opening(description: ModelDescription) -> str:
         Kind.peft: "A PEFT adapter that was exported by lmoe",
         Kind.model: "A language model that was exported by lmoe, to be loaded with transformers as it is",
     }[description.contents.kind]
+    if description.scores:
+        what += "; and a head that scores answers (a reward model)"
     return f"{what}. Base: {_base(description)}."
 
 
@@ -83,12 +94,12 @@ def _use(name: str, description: ModelDescription, revision: str | None, wording
     findable = description.base_on_hub or description.base in BASES
     if description.contents.kind is Kind.adapter:
         base = "" if findable else ', base_model="DIRECTORY_OR_HUB_NAME_OF_THE_BASE"'
+        load = ("```python", "import lmoe", "", f'model, tokenizer = lmoe.load("{name}"{base}{pinned})')
+        if description.scores:
+            return [*load, *SCORE, "```"]
         given = {"checkpoint": name, "revision": revision, "base_model": None if findable else "BASE", "prompt": "…"}
         call = VerbCall(verb="generate", settings={key: value for key, value in given.items() if value is not None})
-        return [
-            *("```python", "import lmoe", "", f'model, tokenizer = lmoe.load("{name}"{base}{pinned})', "```", ""),
-            *("```", wording(call), "```"),
-        ]
+        return [*load, "```", "", "```", wording(call), "```"]
     if description.contents.kind is Kind.peft:
         place = repr(description.base) if findable and description.base not in BASES else '"BASE"'
         place = place.replace("'", '"')

@@ -61,6 +61,7 @@ class ModelDescription:
         base_licence: as its card states it.
         settings: by name: strategy, experts, router and so on.
         routes: whether there are routers.
+        scores: whether it is a reward model, which scores answers and does not give them.
         expert_names: in their order.
         data: rows that were read for training and validation.
         phases: name, first optimizer step and trained roles.
@@ -76,6 +77,7 @@ class ModelDescription:
     base_licence: str | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
     routes: bool = False
+    scores: bool = False
     expert_names: tuple[str, ...] = ()
     data: tuple[DataSource, ...] = ()
     phases: tuple[tuple[str, int, tuple[str, ...]], ...] = ()
@@ -93,10 +95,12 @@ def describe(contents: Contents) -> ModelDescription:
     """
     base = contents.base or None
     injection = moe = None
+    scores = False
     if (adapter := _adapter_of(contents)) is not None:
         config = read_adapter_config(adapter)
         injection, moe = sections(config, adapter)
         names, trained_on = tuple(config.expert_names), config.base_model["name"]
+        scores = config.reward_head
     else:
         names, trained_on = (), contents.base_place
     known, place = base or (Path(trained_on).name if trained_on else None), trained_on or base
@@ -108,6 +112,7 @@ def describe(contents: Contents) -> ModelDescription:
         base_licence=base_licence(place) if place else None,
         settings={} if injection is None or moe is None else _settings(injection, moe),
         routes=injection is not None and STRATEGIES[injection.strategy].any_routers,
+        scores=scores,
         expert_names=names,
         **of_run,
     )

@@ -19,6 +19,7 @@ class AdapterCopy:
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.tensors = dict(tensors)
+        self._places: tuple[nn.Module, dict[str, tuple[nn.Module, str]]] | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> "AdapterCopy":
@@ -46,7 +47,7 @@ class AdapterCopy:
         NOTE the tensors change places, so that hooks, wrappers and optimizers find the parameters that they know. A
         graph that is made inside would be wrong behind the block.
         """
-        adapters = _adapters(model)
+        adapters = self._in(model)
         own = {name: tensor.data for name, tensor in adapters.items()}
         try:
             with torch.no_grad():
@@ -60,6 +61,17 @@ class AdapterCopy:
             for name, tensor in adapters.items():
                 tensor.data = own[name]
             torch.clear_autocast_cache()
+
+    def _in(self, model: nn.Module) -> dict[str, Tensor]:
+        """The adapters of a model as they are now.
+
+        NOTE the modules that hold them are found once: to ask all parameters for their roles takes as long as a forward
+        of a small model. The tensors are not kept, because sharding puts others in their place.
+        """
+        if self._places is None or self._places[0] is not model:
+            paths = {name: name.rpartition(".") for name in _adapters(model)}
+            self._places = model, {name: (model.get_submodule(path), last) for name, (path, _, last) in paths.items()}
+        return {name: getattr(module, last) for name, (module, last) in self._places[1].items()}
 
 
 def _adapters(model: nn.Module) -> dict[str, Tensor]:

@@ -14,13 +14,15 @@ from lmoe.data.cache import load_tensors, save_tensors
 from lmoe.data.encoded import EncodedRow, row_digest
 from lmoe.files.writing_folder import writing_folder
 
-FILE_VERSION = 1
+FILE_VERSION = 2
 """In the name of a file: one of another version is not read."""
 
 
 def answer_key(row: EncodedRow) -> int:
-    """Number of 64 bits by which a row is found: of its tokens and of its domain, by which some routers go."""
-    return row_digest(np.append(row.input_ids.numpy(), np.int32(row.domain)))
+    """Number of 64 bits by which a row is found: of its tokens, of which of them are its answer, and of its domain, by
+    which some routers go."""
+    labels = row.is_label.numpy().astype(np.int32)
+    return row_digest(np.concatenate([row.input_ids.numpy(), labels, np.array([row.domain], dtype=np.int32)]))
 
 
 class KnownAnswers:

@@ -25,21 +25,19 @@ class PreferenceEvaluation:
     Args:
         pairs: overlap of the two answers of a pair, and loads.
         drift: changes since an earlier state of the routers.
-        paired: whether batches hold pairs, or single answers that are good or bad; None: as each batch says.
     """
 
     pairs: PairRouting
     drift: RoutingDrift
-    paired: bool | None = None
 
     @classmethod
-    def of(cls, model: PreTrainedModel, device: torch.device, paired: bool | None = None) -> "PreferenceEvaluation":
+    def of(cls, model: PreTrainedModel, device: torch.device) -> "PreferenceEvaluation":
         """An empty one for the routers of a model."""
         record = injected(model)
         experts, router = record.plan.routers, record.moe.router
         uses_all = router is not None and ROUTERS[router].experts_per_token is ExpertsPerToken.all
         drift = RoutingDrift(experts, uses_all=experts if uses_all else ())
-        return cls(PairRouting(experts).to(device), drift.to(device), paired)
+        return cls(PairRouting(experts).to(device), drift.to(device))
 
     def update(self, routing: dict[str, Routing], batch: dict[str, Tensor]) -> None:
         """Add one batch.
@@ -48,18 +46,8 @@ class PreferenceEvaluation:
             routing: Routing of every site, by site name.
             batch: with answer_mask (R, T) bool, tokens of the answers, and of rows that are no pairs good (R,) bool; of
                 pairs the first half of the rows are the chosen answers, the second half the rejected ones.
-
-        Raises:
-            ValueError: the batch holds pairs where single answers were expected, or the reverse.
         """
-        good = batch.get("good")
-        if self.paired is not None and self.paired is not (good is None):
-            raise ValueError(
-                "the batch says in `good` which answers are good, and pairs were expected: leave it out"
-                if self.paired
-                else "the batch does not say which answers are good: give `good`, one bool for each row"
-            )
-        self.pairs.update(routing, batch["answer_mask"], good)
+        self.pairs.update(routing, batch["answer_mask"], batch.get("good"))
 
     def update_drift(self, start: dict[str, Routing], now: dict[str, Routing], batch: dict[str, Tensor]) -> None:
         """Add one batch, seen with the routers of an earlier state and with those of the present one.

@@ -159,6 +159,19 @@ def test_pairs_are_counted_with_what_is_dropped_and_cut_and_both_answers_are_sho
     assert ParsedPage(page.read_text(encoding="utf-8")).tags.count("article") == 4
 
 
+def test_rows_that_a_run_would_refuse_together_are_named(prepare, tmp_path):
+    rows = tmp_path / "good.jsonl"
+    records = [{"prompt": f"say {n}", "completion": "red", "label": True} for n in range(6)]
+    rows.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
+    code, said = prepare(str(rows), "--task", "kto")
+    assert code == 0, said
+    assert (
+        "note: a run would refuse this: --data: all 5 rows to train on are good answers, and --task kto learns" in said
+    )
+    rows.write_text(rows.read_text() + json.dumps(records[0] | {"label": False}) + "\n", encoding="utf-8")
+    assert "a run would refuse" not in prepare(str(rows), "--val", str(rows), "--task", "kto")[1]
+
+
 def test_what_no_row_of_a_task_can_be_is_named_by_flags(prepare, micro, tmp_path):
     code, said = prepare(str(micro.train), "--task", "dpo", "--packing", "--train-on", "all")
     assert code == 1 and "--packing true: --task dpo keeps the sequences of its rows apart" in said

@@ -87,6 +87,32 @@ def test_a_pair_is_one_prompt_with_two_answers_however_it_is_written(read, learn
     assert len(chosen) + len(rejected) == len(row) == row.second + len(rejected)
 
 
+def test_a_row_with_a_conversation_beside_its_pair_is_read_as_what_is_learnt(read, learnt):
+    """As data sets of the hub have it, which hold the chosen conversation once more."""
+    record = {**SAME["a prompt and a shared head"], "messages": SAME["a shared head"]["chosen"]}
+    [pair], apart = read(RowKind.pairs, record).train, list(read(RowKind.labelled, record).train)
+    expected = ["four<|im_end|>", "six<|im_end|>"]
+    assert [learnt(part)[1].strip() for part in pair.pair()] == expected
+    assert ([learnt(row)[1].strip() for row in apart], [row.good for row in apart]) == (expected, [True, False])
+    whole = read(RowKind.answers, record)
+    assert learnt(whole.train[0])[1].strip() == expected[0]
+    assert whole.report.sources[0].account.ignored.keys() == {"prompt", "chosen", "rejected"}
+
+
+@pytest.mark.parametrize("answers", ["pairs", "completions"])
+def test_an_answer_of_several_turns_is_learnt_whole_whether_compared_in_pairs_or_alone(read, learnt, answers):
+    said = {"chosen": ["four", "the capital"], "rejected": ["six", "a letter"]}
+    turns = {name: [assistant(one), user("And Paris?"), assistant(two)] for name, (one, two) in said.items()}
+    prompt = [user("Hi"), assistant("hello"), user("Two plus two")]
+    pair = {"prompt": prompt, **turns}
+    single = [{"prompt": prompt, "completion": turns[name], "label": name == "chosen"} for name in turns]
+    rows = list(read(RowKind.labelled, *([pair] if answers == "pairs" else single)).train)
+    compared = read(RowKind.pairs, pair).train[0].pair()
+    for row, other, (one, two) in zip(rows, compared, said.values(), strict=True):
+        assert torch.equal(row.input_ids, other.input_ids) and torch.equal(row.is_label, other.is_label)
+        assert [part.strip() for part in learnt(row)[1].split("<|im_end|>")] == [one, two, ""]
+
+
 @pytest.mark.parametrize("kind", [RowKind.pairs, RowKind.labelled])
 def test_earlier_answers_of_a_prompt_are_read_and_not_learnt(read, learnt, kind):
     head = [user("What is a?"), assistant("a letter"), user("And Paris?")]
@@ -163,7 +189,7 @@ REFUSED = {
     "an answer alone": ("pairs", {"prompt": "a", "response": "b"}, "it is no pair of answers, and task.name=dpo"),
     "plain text": ("pairs", {"text": "Two plus two"}, "plain text has no answers to prefer"),
     "no label": ("labelled", {"prompt": "a", "completion": "b"}, "nothing says whether its answer is a good one"),
-    "a class": ("labelled", {"prompt": "a", "completion": "b", "label": 1}, "nothing says whether its answer"),
+    "a class": ("labelled", {"prompt": "a", "completion": "b", "label": 1}, "label is neither true nor false"),
     "a pair for sft": ("answers", SAME["text"], "two answers to compare, which task.name=sft does not do"),
     "a bad answer for sft": ("answers", {"prompt": "a", "completion": "b", "label": False}, "marks a bad answer"),
     "equal answers": ("pairs", {"prompt": "a", "chosen": "b", "rejected": "b"}, "chosen and rejected are the same"),

@@ -159,3 +159,13 @@ def test_what_a_router_of_the_whole_model_reads_first_is_said(micro, restored, o
     assert ("a second forward of its prompt (moe.prompt_experts=true)" in said[0]) is on
     other = micro.config("moe=sequence")
     assert not any("reads the prompts first" in line for line in lines(other, estimate(other)))
+
+
+def test_a_phase_that_prefers_answers_keeps_what_is_trained_of_the_backbone_too(micro, restored):
+    """Beside adapters and routers, once more as they were when it began."""
+    phase = ("phase=joint", "phase.phases.joint.trainable=[lora,router,base_ffn]")
+    pairs = ("data.path=bundled_preference", "data.val_path=null", "task=dpo", "task.reference=start")
+    answers, preferences = (estimate(micro.config(*phase, *more)).memory.adapters for more in ((), pairs))
+    model = micro.parts(*phase).model
+    ffn = sum(p.numel() for n, p in model.named_parameters() if ".mlp." in n and n.endswith("base_layer.weight"))
+    assert preferences == pytest.approx(2 * answers + 4 * ffn / 1e6)

@@ -6,7 +6,9 @@ import re
 
 import pytest
 from huggingface_hub import ModelCard
+from transformers import AutoModelForCausalLM
 
+import lmoe
 from lmoe.config.data import DataConfig
 from lmoe.export.export import export_peft_experts
 from lmoe.files.resources import resource_dir
@@ -77,6 +79,23 @@ def test_an_adapter_on_its_own_says_what_it_is_and_that_its_rows_are_unknown(tra
     text = card_of(trained.adapter).text
     assert "| experts at each site | 3 |" in text and "Rows that it has learnt: unknown" in text
     assert "## Results" not in text and "pictures/" not in text
+
+
+def test_the_card_of_a_reward_model_has_code_that_scores_an_answer_and_none_that_asks_for_one(trained, tmp_path):
+    model = AutoModelForCausalLM.from_pretrained(trained.base)
+    lmoe.inject(model, injection={"lora_r": 4, "num_experts": 3}, reward_head=True)
+    folder = tmp_path / "scores"
+    lmoe.save(model, folder, tokenizer=trained.tokenizer)
+    card = card_of(folder)
+    data = card.data.to_dict()
+    assert (data["pipeline_tag"], data["tags"][-1]) == ("text-classification", "reward-model")
+    assert "a head that scores answers" in card.text and "generate" not in card.text
+    code = card.text.partition("```python")[2].partition("```")[0]
+    names = {}
+    exec(code.replace(NAME, str(folder)).replace("DIRECTORY_OR_HUB_NAME_OF_THE_BASE", str(trained.base)), names)
+    assert names["score"].shape == (1,)
+    text = card_of(trained.run).text
+    assert "generate" in text and "lmoe.reward" not in text
 
 
 def test_an_expert_exported_inside_its_run_says_how_that_was_trained(own_run):

@@ -18,6 +18,7 @@ from lmoe.config.run import RunConfig
 from lmoe.data.encoded import EncodedRow
 from lmoe.errors import CheckpointError, TrainingError
 from lmoe.estimate.estimate import estimate
+from lmoe.generate.speaker import trained
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
@@ -250,6 +251,12 @@ class TestARun:
     def test_proposes_no_answers_of_a_model_that_has_learnt_to_score_them(self, finished):
         page = (finished / "report" / "index.html").read_text()
         assert "lmoe evaluate --checkpoint" in page and "lmoe generate" not in page
+
+    def test_says_that_it_scores_answers_where_it_is_asked_for_some(self, finished):
+        with pytest.warns(
+            UserWarning, match="is a reward model, which has learnt to score answers and not to give them"
+        ):
+            trained(str(finished), base_model=None, domain=None, device="cpu")
 
     def test_keeps_its_head_where_the_adapters_are_off(self, finished):
         model, _ = lmoe.load(finished)

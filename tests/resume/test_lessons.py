@@ -135,6 +135,29 @@ def test_a_second_lesson_that_waits_for_a_plateau_resumes_exactly_where_it_began
     check_resumed(train, run, after_a_plateau)
 
 
+@pytest.fixture
+def stopped_early(micro, whole) -> Path:
+    """DPO from step 4, and a loss that is never better than the first of its phase, for three validations at most."""
+    stops = ("callbacks=early_stopping", "callbacks.early_stopping.min_delta=100", "trainer.val_every_n_steps=1")
+    return whole("stopped early", *then(micro, START), *stops, "trainer.max_steps=9", killed=(4, 6))
+
+
+def test_early_stopping_counts_anew_in_the_second_lesson(stopped_early):
+    """In SFT two validations were no better; the first of DPO is the best so far, three more end the run."""
+    assert [int(row["step"]) for row in rows(stopped_early) if "val/loss" in row] == list(range(8))
+    assert saved(stopped_early)["lmoe_phase"] == "later"
+
+
+@pytest.mark.parametrize("step", [4, 6])
+def test_a_run_that_is_killed_around_the_boundary_stops_as_early_as_the_uninterrupted_one(
+    train, stopped_early, tmp_path, step
+):
+    run = Path(shutil.copytree(stopped_early.with_name(f"killed {step}"), tmp_path / "run"))
+    [counted] = [state for name, state in saved(run)["callbacks"].items() if "EarlyStopping" in name]
+    assert counted["wait_count"] == {4: 2, 6: 1}[step]
+    check_resumed(train, run, stopped_early)
+
+
 SINGLE = {
     "dpo": ("task=dpo", "task.reference=start", "task.dropout=true", "injection.lora_dropout=0.2", "moe=sequence"),
     "kto": ("task=kto", "phase=joint"),

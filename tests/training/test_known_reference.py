@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.metric_names import rows as metric_rows
 from tests.pair_rows import write_pairs
@@ -59,3 +60,12 @@ def test_a_file_that_was_damaged_or_is_of_another_start_is_not_used(losses, tmp_
     assert again == first and "rows computed" in said
     _, said = losses("other", *settings, "seed=7")
     assert "rows computed" in said and len(list((tmp_path / "cache").glob("reference-*"))) == 2
+
+
+def test_what_a_base_said_in_another_type_is_not_used(losses):
+    """Weights in float32 and in bfloat16 have one fingerprint."""
+    settings = ("task=dpo", "task.precompute_reference=true")
+    losses("whole", *settings)
+    [first, *_], said = losses("half", *settings, "backbone.precision=bfloat16", "injection.lora_B_std=null")
+    assert "rows computed" in said
+    assert first == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-4)

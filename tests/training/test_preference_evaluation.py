@@ -73,15 +73,6 @@ def test_changed_sets_are_left_out_where_the_router_uses_every_expert(kind, some
     assert found["val/routing/kl_from_start"] > 0
 
 
-def test_batches_of_the_other_kind_are_refused():
-    rows = answered("top_k")
-    batch = batch_of(rows)
-    with pytest.raises(ValueError, match="pairs were expected"):
-        PreferenceEvaluation.of(rows.model, CPU, paired=True).update(rows.routing, batch | {"good": GOOD})
-    with pytest.raises(ValueError, match="does not say which answers are good"):
-        PreferenceEvaluation.of(rows.model, CPU, paired=False).update(rows.routing, batch)
-
-
 def test_where_nothing_was_measured_there_is_no_metric():
     assert PreferenceEvaluation.of(answered("top_k").model, CPU).metrics() == {}
 

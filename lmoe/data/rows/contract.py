@@ -12,6 +12,7 @@ from lmoe.data.rows.row import Message, Row
 from lmoe.data.rows.turns import NOTHING, Turns, in_row, text_of, tools_of
 from lmoe.errors import DataError
 from lmoe.files.wording import shown
+from lmoe.vocabulary import RowKind
 
 Record = Mapping[str, Any]
 UNKNOWN = "unknown row format"
@@ -58,7 +59,13 @@ def _chosen(names: Sequence[str], record: Record) -> str | None:
     return next((name for name in there if record[name] is not None), there[0] if there else None)
 
 
-def row_of(record: Record, where: str, domain: str, columns: Mapping[str, str] | None = None) -> Row:
+def row_of(
+    record: Record,
+    where: str,
+    domain: str,
+    columns: Mapping[str, str] | None = None,
+    kind: RowKind = RowKind.answers,
+) -> Row:
     """The row that a record stands for.
 
     Args:
@@ -66,13 +73,14 @@ def row_of(record: Record, where: str, domain: str, columns: Mapping[str, str] |
         where: file and line, for messages to the user.
         domain: of a record that names none.
         columns: what this data set calls our keys, e.g. {"prompt": "question", "response": "answer"}.
+        kind: what is learnt from it: a record that holds a conversation and a pair of answers may be read as either.
 
     Raises:
         DataError: unknown format, a wrong type or an unknown role; says where.
     """
     columns = columns or {}
     given, record = record, _renamed(record, columns, where)
-    form = _format_of(record)
+    form = _format_of(record, kind)
     if form is None:
         raise DataError(f"{where}: {UNKNOWN} with keys {in_row(sorted(given))}; expected {FORMATS_IN_WORDS}")
     parts = form.read(record, where)
@@ -102,10 +110,12 @@ def _renamed(record: Record, columns: Mapping[str, str], where: str) -> Record:
     return rest | {ours: record[theirs] for ours, theirs in columns.items()}
 
 
-def _format_of(record: Record) -> Format | None:
-    """The first format whose keys are all filled, or else all there, so that null is refused by name. A prompt alone
-    comes last: it is a part of other formats."""
+def _format_of(record: Record, kind: RowKind) -> Format | None:
+    """The first format whose keys are all filled, or else all there, so that null is refused by name. Where answers are
+    compared a pair comes first. A prompt alone comes last: it is a part of other formats."""
     *whole, alone = FORMATS
+    if kind is not RowKind.answers:
+        whole.sort(key=lambda form: form is not PAIRS)
     tries = [*((form, True) for form in whole), *((form, False) for form in whole), (alone, False)]
     return next((form for form, filled in tries if form.keys_in(record, filled=filled) is not None), None)
 
@@ -271,16 +281,17 @@ def _from_text(record: Record, where: str) -> dict[str, Any]:
 SHARED = ("system", "tools")
 LABELLED = ("label", *SHARED)
 ANSWERS = ("response", "completion")
+PAIRS = Format(
+    "preference",
+    ("chosen", "rejected"),
+    ("prompt", *SHARED),
+    _from_preference,
+    '{"prompt": …, "chosen": …, "rejected": …}',
+)
 FORMATS = (
     Format("messages", ("messages",), LABELLED, _from_messages, '{"messages": [{"role": …, "content": …}, …]}'),
     Format("ShareGPT", ("conversations",), LABELLED, _from_sharegpt, '{"conversations": [{"from": …, "value": …}, …]}'),
-    Format(
-        "preference",
-        ("chosen", "rejected"),
-        ("prompt", *SHARED),
-        _from_preference,
-        '{"prompt": …, "chosen": …, "rejected": …}',
-    ),
+    PAIRS,
     Format(
         "prompt and response",
         ("prompt", ANSWERS),
@@ -300,4 +311,6 @@ FORMATS = (
 )
 """In the order in which they are looked for: turns before a text that was rendered of them; last, what is a part of
 others."""
+PROMPT_APART = (PAIRS.name, "prompt and response")
+"""Names of the formats whose rows say where their prompt ends."""
 FORMATS_IN_WORDS = f"{', '.join(form.example for form in FORMATS[:-1])} or {FORMATS[-1].example}"

@@ -20,6 +20,7 @@ from lmoe.data.rows.tables import StreamPiece, TablePiece, mapped_table, streame
 from lmoe.errors import DataError, LmoeError
 from lmoe.files.places import cache_folder, exists, expanded, is_dir, is_local
 from lmoe.files.wording import LONGEST_REASON, first_line, shown
+from lmoe.vocabulary import RowKind
 
 DEFAULT_DOMAIN = "all"
 
@@ -124,12 +125,14 @@ class Part:
         place: index of its file (or of its table) in `Opened.places`.
         domain: of records that name none.
         columns: what they call our keys.
+        kind: what is learnt from them.
     """
 
     records: Piece | TablePiece | StreamPiece
     place: int
     domain: str
     columns: Mapping[str, str]
+    kind: RowKind = RowKind.answers
 
     def rows(self) -> Iterator[tuple[Row | LmoeError, int]]:
         """Each row, or why it is none, with its number.
@@ -143,7 +146,7 @@ class Part:
     def row(self, record: Mapping[str, Any], where: str) -> Row | LmoeError:
         """The row of one record, or why it is none."""
         try:
-            return row_of(record, where, self.domain, self.columns)
+            return row_of(record, where, self.domain, self.columns, self.kind)
         except LmoeError as error:
             return error
 
@@ -179,12 +182,15 @@ class Opened:
                 yield row
 
 
-def open_source(source: Source, cache: Path, *, streaming: bool = False) -> Opened:
+def open_source(
+    source: Source, cache: Path, *, streaming: bool = False, kind: RowKind = RowKind.answers
+) -> Opened:
     """Find what a source holds.
 
     Args:
         cache: folder for unpacked and converted tables.
         streaming: nothing of it is read or converted before it is needed; files are known by their sizes.
+        kind: what is learnt from its rows.
 
     Raises:
         DataError: no such file, folder or data set, one that cannot be read, or that holds nothing.
@@ -192,15 +198,15 @@ def open_source(source: Source, cache: Path, *, streaming: bool = False) -> Open
     path = expanded(source.path)
     if exists(path):
         if is_dir(path) and is_saved_to_disk(path):
-            return _saved_to_disk(source, path)
+            return _saved_to_disk(source, path, kind)
         _check_no_split(source)
-        return _files(source, path, cache, streaming)
+        return _files(source, path, cache, streaming, kind)
     if is_local(source.path):
         raise DataError(f"{source.named}: no such file or folder (from {Path.cwd()})")
-    return _from_hub(source, streaming)
+    return _from_hub(source, streaming, kind)
 
 
-def _files(source: Source, path: Path, cache: Path, streaming: bool) -> Opened:
+def _files(source: Source, path: Path, cache: Path, streaming: bool, kind: RowKind) -> Opened:
     folder = folder_of(path) if path.is_dir() else None
     files = [path] if folder is None else folder.files
     domains = [DEFAULT_DOMAIN] if folder is None else folder.domains
@@ -209,7 +215,7 @@ def _files(source: Source, path: Path, cache: Path, streaming: bool) -> Opened:
     for place, (file, of_file) in enumerate(zip(files, domains, strict=True)):
         domain = of_file if source.domain is None else source.domain
         records, hashes[str(file)] = _file(file, cache, streaming)
-        parts += [Part(records=piece, place=place, domain=domain, columns=source.columns) for piece in records]
+        parts += [Part(records=piece, place=place, domain=domain, columns=source.columns, kind=kind) for piece in records]
     names = ["" if folder is None else file.relative_to(path).as_posix() for file in files]
     content = hashlib.sha256(json.dumps(list(zip(names, hashes.values(), strict=True))).encode()).hexdigest()
     unread = [] if folder is None else folder.unread
@@ -231,17 +237,17 @@ def _check_no_split(source: Source) -> None:
         raise DataError(f"{source.split_key} is {source.split}, but {source.path} has no splits; leave it out")
 
 
-def _saved_to_disk(source: Source, path: Path) -> Opened:
+def _saved_to_disk(source: Source, path: Path, kind: RowKind) -> Opened:
     import datasets
 
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # of datasets, which trusts what its files hold
         raise DataError(f"{source.named}: cannot be read: {first_line(error)}") from None
-    return _data_set(source, _split(source, loaded), str(path))
+    return _data_set(source, _split(source, loaded), str(path), kind)
 
 
-def _from_hub(source: Source, streaming: bool) -> Opened:
+def _from_hub(source: Source, streaming: bool, kind: RowKind) -> Opened:
     import datasets
     from datasets.exceptions import DatasetsError
 
@@ -256,15 +262,15 @@ def _from_hub(source: Source, streaming: bool) -> Opened:
             f"({type(error).__name__}: {reason}). data.sources.<name>.config, split and revision choose a part of "
             "a data set. Without network, give a file, a folder of them, or a folder of save_to_disk"
         ) from None
-    return _streamed(source, loaded) if streaming else _data_set(source, loaded, source.path)
+    return _streamed(source, loaded, kind) if streaming else _data_set(source, loaded, source.path, kind)
 
 
-def _streamed(source: Source, loaded: Any) -> Opened:
+def _streamed(source: Source, loaded: Any, kind: RowKind) -> Opened:
     """A data set of the hub whose files are read when they are needed."""
     shards = [loaded.shard(loaded.num_shards, number) for number in range(loaded.num_shards)]
     domain = DEFAULT_DOMAIN if source.domain is None else source.domain
     parts = [
-        Part(records=StreamPiece(shard, source.path), place=0, domain=domain, columns=source.columns)
+        Part(records=StreamPiece(shard, source.path), place=0, domain=domain, columns=source.columns, kind=kind)
         for shard in shards
     ]
     identity = f"{len(shards)} files of revision {source.revision or 'newest'}"
@@ -283,10 +289,10 @@ def _split(source: Source, loaded: Any) -> Any:
     return loaded[source.split]
 
 
-def _data_set(source: Source, table: Any, name: str) -> Opened:
+def _data_set(source: Source, table: Any, name: str, kind: RowKind) -> Opened:
     domain = DEFAULT_DOMAIN if source.domain is None else source.domain
     found = table_pieces(table, name)
-    parts = [Part(records=piece, place=0, domain=domain, columns=source.columns) for piece in found]
+    parts = [Part(records=piece, place=0, domain=domain, columns=source.columns, kind=kind) for piece in found]
     content = table_digest(table)
     return Opened(parts=parts, content=content, places=[name], hashes={name: content}, unread=[])
 

@@ -12,7 +12,7 @@ from lmoe.data.datamodule import TrainingData
 from lmoe.files.places import cache_folder
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
-from lmoe.objectives.known_answers import FILE_VERSION, KnownAnswers
+from lmoe.objectives.known_answers import FILE_VERSION, KnownAnswers, answer_key
 from lmoe.objectives.objective import Batch
 from lmoe.objectives.preference import PreferenceObjective
 from lmoe.training.module import AdapterModule
@@ -87,13 +87,12 @@ class KnownReference(Callback):
         assert rows is not None
         record = injected(module.model)
         parts = {
-            "base": record.fingerprint,
+            "base": record.fingerprint,  # which is the same for weights of several types
+            "types": sorted({str(parameter.dtype) for parameter in module.model.parameters()}),
             "adapters": objective.reference_digest,
             "injection": repr((record.injection, record.moe)) if objective.reference_digest else "",
-            "rows": [part.digests.tolist() for part in (rows, samples.prepared.val)],
-            "domains": [part.domains.tolist() for part in (rows, samples.prepared.val)],
+            "rows": [[answer_key(row) for row in part] for part in (rows, samples.prepared.val)],
             "seconds": [part.seconds.tolist() for part in (rows, samples.prepared.val)],
-            "labels": [part.label_counts.tolist() for part in (rows, samples.prepared.val)],
             "precision": str(trainer.precision),
             "device": module.device.type,
             "attention": str(module.model.config._attn_implementation),
