@@ -296,8 +296,10 @@ def without_paths(text: str, folders: Sequence[Path] = ()) -> str:
     Args:
         folders: that it may name, in whose names there may be blanks.
     """
-    for folder in {str(form) for folder in folders for form in (folder, folder.expanduser()) if form.is_absolute()}:
-        text = re.sub(rf"{re.escape(folder)}(/[^\s:;,'\"`)]*)?", "(a file)", text)
+    for folder in folders:
+        for form in (folder, folder.expanduser()):
+            if form.is_absolute():
+                text = re.sub(rf"{re.escape(str(form))}(/[^\s:;,'\"`)]*)?", "(a file)", text)
     return PATH.sub("(a file)", text)
 
 
