@@ -67,6 +67,7 @@ def test_rows_are_told_in_the_order_of_their_tokens_with_long_prompts_in_pieces(
         weighed=Block,
         choose=choose,
         deliver=lambda outputs: ended.extend(one.request_id for one in outputs if one.is_finished()),
+        ended=lambda batches: None,
     )
     assert batches.capacity == 0 and batches.free_share == 1
     batches.make_cache()

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmoe import __version__
@@ -27,7 +27,7 @@ from lmoe.serve.http.questions import chat_question, completion_question
 from lmoe.serve.http.request_log import GONE, Record
 from lmoe.serve.http.responding import ClientGone, Responding, unless_gone
 from lmoe.serve.http.service import Phase, Service
-from lmoe.serve.request import Decided, RefusedError
+from lmoe.serve.request import Condition, Decided, RefusedError
 
 RECORD = "lmoe.record"
 """In the scope of a request."""
@@ -44,7 +44,8 @@ def make_app(service: Service) -> Starlette:
         service: what answers, and its settings.
     """
     routes = Routes(service)
-    middleware = [Middleware(Front, service=service)]
+    every = routes.all()
+    middleware = [Middleware(Front, service=service, routes=every)]
     if service.settings.allow_origin:
         cors = Middleware(
             CORSMiddleware,
@@ -55,7 +56,7 @@ def make_app(service: Service) -> Starlette:
         )
         middleware.insert(0, cors)
     app = Starlette(
-        routes=routes.all(),
+        routes=every,
         middleware=middleware,
         exception_handlers={HTTPException: _http_error, Problem: _problem},
         lifespan=_lifespan(service),
@@ -150,6 +151,7 @@ class Routes:
     async def add_expert(self, request: Request) -> Response:
         """Take one more expert."""
         body = body_of(NewExpert, await self._admin_body(request))
+        self._check_name(body.name)
         await self._change(self._service.engine.add(body.name, body.place))
         return self._expert(body.name, status=201)
 
@@ -162,6 +164,7 @@ class Routes:
     async def rename_expert(self, request: Request) -> Response:
         """Give an expert another name."""
         name, body = request.path_params["name"], body_of(OtherName, await self._admin_body(request))
+        self._check_name(body.name)
         await self._change(self._service.engine.rename(name, body.name))
         return self._expert(body.name)
 
@@ -185,8 +188,10 @@ class Routes:
 
     async def health(self, _: Request) -> Response:
         """Say whether requests are answered."""
-        phase = self._service.phase
-        return JSONResponse({"status": str(phase)}, status_code=200 if phase is Phase.ready else 503)
+        phase, condition = self._service.phase, self._service.engine.state().condition
+        answers = phase is Phase.ready and condition is Condition.ready
+        status = condition if phase is Phase.ready else phase
+        return JSONResponse({"status": str(status)}, status_code=200 if answers else 503)
 
     async def version(self, _: Request) -> Response:
         """Say which version answers."""
@@ -227,6 +232,15 @@ class Routes:
         self._admin(request)
         return await read_body(request, self._service.settings)
 
+    def _check_name(self, name: str) -> None:
+        """See that an expert does not hide behind the name of the whole model.
+
+        Raises:
+            Problem: it would.
+        """
+        if name == self._service.settings.name:
+            raise Problem(409, f"{name} is the name of the served model; choose another", "name")
+
     async def _change(self, change: Awaitable[None]) -> None:
         """NOTE a change of experts goes on to its end when the client goes away: half of it would be neither."""
         await asyncio.shield(asyncio.ensure_future(change))
@@ -236,7 +250,6 @@ def _route(path: str, **endpoints: Endpoint) -> Route:
     """A path with what each of its methods does."""
 
     async def endpoint(request: Request) -> Response:
-        _record(request).route = PLACEHOLDER.sub(r"{\1}", path)
         return await endpoints["GET" if request.method == "HEAD" else request.method](request)
 
     return Route(path, endpoint, methods=list(endpoints))
@@ -252,10 +265,11 @@ class Front:
     Args:
         app: the routes.
         service: what answers.
+        routes: by which requests are counted, those too that never reach one.
     """
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._service = app, service
+    def __init__(self, app: ASGIApp, service: Service, routes: Sequence[Route]) -> None:
+        self._app, self._service, self._routes = app, service, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever happens in it, the server goes on."""
@@ -263,6 +277,8 @@ class Front:
             await self._app(scope, receive, send)
             return
         record = Record(method=scope["method"])
+        if (route := next((one for one in self._routes if one.matches(scope)[0] is not Match.NONE), None)) is not None:
+            record.route = PLACEHOLDER.sub(r"{\1}", route.path)
         scope[RECORD] = record
 
         async def noted(message: Message) -> None:
