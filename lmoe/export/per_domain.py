@@ -223,9 +223,7 @@ def write_domains(
     if rows is not None:
         say(f"measuring the mixture on {len(rows.rows):,} rows")
         exact = row_losses(replace(subject, max_length=longest_of(rows)), rows)
-    return Written(
-        names=parts.names, domains=parts.domains, errors=errors, head=learnt, part_of=part_of, exact=exact
-    )
+    return Written(names=parts.names, domains=parts.domains, errors=errors, head=learnt, part_of=part_of, exact=exact)
 
 
 def training_rows(run: Path | None, subject: Subject) -> EvaluationRows:
@@ -241,7 +239,7 @@ def training_rows(run: Path | None, subject: Subject) -> EvaluationRows:
 
 
 def parts_of_measured(parts: "Parts", rows: EvaluationRows, say: Callable[[str], None]) -> list[int]:
-    """Of each row to measure on, the number of its part, or -1; says what has no price.
+    """Returns the number of the part of each row to measure on, or -1; says what has no price.
 
     Raises:
         DataError: no row has an adapter.
