@@ -233,7 +233,8 @@ def _price_lines(prices: Sequence["DomainPrice"]) -> list[str]:
     """What each adapter costs, and all of them on the mean over domains."""
     header = ["nats per label token", "rows", "mixture", "adapter", "price"]
     rows = [
-        [shown(p.domain), f"{p.rows:,}", f"{p.exact:.4f}", f"{p.adapter:.4f}", f"{p.adapter - p.exact:+.4f}"] for p in prices
+        [shown(p.domain), f"{p.rows:,}", f"{p.exact:.4f}", f"{p.adapter:.4f}", f"{p.adapter - p.exact:+.4f}"]
+        for p in prices
     ]
     means = [mean(p.exact for p in prices), mean(p.adapter for p in prices)]
     last = ["mean", "", f"{means[0]:.4f}", f"{means[1]:.4f}", f"{means[1] - means[0]:+.4f}"]

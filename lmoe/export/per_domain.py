@@ -223,9 +223,7 @@ def write_domains(
     if rows is not None:
         say(f"measuring the mixture on {len(rows.rows):,} rows")
         exact = row_losses(replace(subject, max_length=longest_of(rows)), rows)
-    return Written(
-        names=parts.names, domains=parts.domains, errors=errors, head=learnt, part_of=part_of, exact=exact
-    )
+    return Written(names=parts.names, domains=parts.domains, errors=errors, head=learnt, part_of=part_of, exact=exact)
 
 
 def training_rows(run: Path | None, subject: Subject) -> EvaluationRows:

@@ -17,9 +17,8 @@ from lmoe.adapter.place import adapter_folder
 from lmoe.cli.main import app
 from lmoe.errors import CheckpointError, ConfigError, DataError
 from lmoe.evaluate.subject import Subject
-from lmoe.evaluate.training_rows import first_training_rows
+from lmoe.evaluate.training_rows import first_training_rows, learnt_answers
 from lmoe.evaluate.val_loss import validation_rows
-from lmoe.evaluate.training_rows import learnt_answers
 from lmoe.export.per_domain import PRICE_FILE, adapter_names, export_per_domain
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
@@ -195,7 +194,7 @@ def test_a_run_that_was_taught_clusters_gets_an_adapter_for_each_of_them(train, 
         (("code", "größe", "x."), ("code", "domain1", "x.")),
         (("Code", "code"), ("Code", "domain1")),
         (("a b", "a_b", "domain0"), ("domain0_1", "a_b", "domain0")),
-        (("Domain0", "a b", "a\"b"), ("Domain0", "domain1", "domain2")),
+        (("Domain0", "a b", 'a"b'), ("Domain0", "domain1", "domain2")),
         ((".", "..", "../x"), ("domain0", "domain1", "domain2")),
         (("Price.json", "router_head.safetensors", "x"), ("domain0", "domain1", "x")),
     ],
@@ -206,14 +205,14 @@ def test_every_adapter_has_a_name_that_no_other_adapter_and_no_file_has_even_but
 
 
 def test_what_an_odd_domain_costs_is_said_by_the_name_of_the_domain(moved, tmp_path):
-    rows = write_rows(tmp_path / "rows.jsonl", ("größe \"q\"", "price.json", "words"))
+    rows = write_rows(tmp_path / "rows.jsonl", ('größe "q"', "price.json", "words"))
     run = with_config(moved, tmp_path / "run", data={"path": rows, "val_path": rows})
     done = CliRunner().invoke(
         app, ["export", "--checkpoint", str(run), "--format", "prompt-router", "--output", str(tmp_path / "o")]
     )
     assert done.exit_code == 0, done.output
     said = done.output
-    assert f"PEFT adapter of größe \"q\" in {tmp_path / 'o' / 'domain0'}" in said
+    assert f'PEFT adapter of größe "q" in {tmp_path / "o" / "domain0"}' in said
     for price in json.loads((tmp_path / "o" / PRICE_FILE).read_text()):
         assert any(line.startswith(price["domain"]) and f"{price['adapter']:.4f}" in line for line in said.splitlines())
     base = AutoModelForCausalLM.from_pretrained(lmoe.load(run)[0].name_or_path)
