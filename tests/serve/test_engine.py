@@ -286,6 +286,7 @@ def test_an_expert_whose_files_have_changed_is_not_read_again(base, places, blen
     ("change", "message"),
     [
         (lambda engine, places: engine.add("code", str(places["sql"])), "already"),
+        (lambda engine, places: engine.add("..", str(places["sql"])), "no dots alone"),
         (lambda engine, places: engine.add("a*b", str(places["sql"])), "without any of"),
         (lambda engine, places: engine.add("new", "/nowhere/at/all"), "cannot be used"),
         (lambda engine, places: engine.rename("code", "chat"), "already"),

@@ -276,12 +276,12 @@ class Shelf:
         return self.current[name]
 
     def _free(self, name: str) -> None:
-        wrong = not name.strip() or name != name.strip() or len(name) > LONGEST_NAME or not name.isprintable()
+        wrong = name in ("", ".", "..") or name != name.strip() or len(name) > LONGEST_NAME or not name.isprintable()
         if wrong or any(sign in name for sign in NOT_IN_NAMES):
             raise RefusedError(
                 Refused.invalid,
-                f"an expert's name is 1 to {LONGEST_NAME} printable characters, without blanks around it and without "
-                f"any of {' '.join(NOT_IN_NAMES)}; got {name[:LONGEST_NAME]!r}",
+                f"an expert's name is 1 to {LONGEST_NAME} printable characters, no dots alone, without blanks around "
+                f"it and without any of {' '.join(NOT_IN_NAMES)}; got {name[:LONGEST_NAME]!r}",
                 "name",
             )
         if name in self.current:

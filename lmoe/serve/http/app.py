@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -34,6 +34,7 @@ RECORD = "lmoe.record"
 EXPERT = "/v1/experts/{name}"
 PLACEHOLDER = re.compile(r"\{(\w+):path\}")
 SHOWN_HEADERS = ["x-request-id", "retry-after"]
+Changed = TypeVar("Changed")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -152,8 +153,13 @@ class Routes:
         """Take one more expert."""
         body = body_of(NewExpert, await self._admin_body(request))
         self._check_name(body.name)
-        await self._change(self._service.engine.add(body.name, body.place))
-        return self._expert(body.name, status=201)
+        engine = self._service.engine
+
+        async def added() -> Response:
+            await engine.add(body.name, body.place)
+            return self._expert(body.name, status=201)  # as it came, though another may rename or remove it at once
+
+        return await self._change(added())
 
     async def replace_expert(self, request: Request) -> Response:
         """Take another expert under a name."""
@@ -241,9 +247,9 @@ class Routes:
         if name == self._service.settings.name:
             raise Problem(409, f"{name} is the name of the served model; choose another", "name")
 
-    async def _change(self, change: Awaitable[None]) -> None:
+    async def _change(self, change: Awaitable[Changed]) -> Changed:
         """NOTE a change of experts goes on to its end when the client goes away: half of it would be neither."""
-        await asyncio.shield(asyncio.ensure_future(change))
+        return await asyncio.shield(asyncio.ensure_future(change))
 
 
 def _route(path: str, **endpoints: Endpoint) -> Route:
