@@ -14,7 +14,6 @@ import random
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -238,27 +237,26 @@ def rss_anon(process: int) -> float:
     return int(found[1]) * 1024 / 1e6
 
 
-def start_server(base: str, places: dict[str, Path], log: Path) -> tuple[subprocess.Popen[str], str]:
-    """A server in a process of its own, and its address."""
+def start_server(base: str, places: dict[str, Path], folder: Path) -> tuple[subprocess.Popen[bytes], str]:
+    """A server in a process of its own, and its address.
+
+    Args:
+        folder: gets its logs.
+
+    Raises:
+        RuntimeError: it does not start.
+    """
     command = [sys.executable, "-c", "from lmoe.cli.main import main; main()", "serve", "--model", base, "--port", "0"]
-    command += [
-        "--experts",
-        ",".join(f"{name}={places[name]}" for name in EXPERTS),
-        "--room",
-        "64",
-        "--log-file",
-        str(log),
-    ]
-    environment = os.environ | {"LMOE_ADMIN_TOKEN": TOKEN}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
-    assert process.stderr is not None
-    said = []
-    for line in process.stderr:
-        said.append(line)
-        if (found := re.search(r"http://[\d.]+:\d+", line)) is not None:
-            threading.Thread(target=lambda: [None for _ in process.stderr or ()], daemon=True).start()
+    experts = ",".join(f"{name}={places[name]}" for name in EXPERTS)
+    command += ["--experts", experts, "--room", "64", "--log-file", str(folder / "requests.jsonl")]
+    said = folder / "said.txt"
+    with said.open("wb") as log:
+        process = subprocess.Popen(command, stderr=log, env=os.environ | {"LMOE_ADMIN_TOKEN": TOKEN})
+    while process.poll() is None:
+        if (found := re.search(r"http://[\d.]+:\d+", said.read_text())) is not None:
             return process, found[0]
-    raise RuntimeError("the server has not started:\n" + "".join(said))
+        time.sleep(0.1)
+    raise RuntimeError(f"the server has not started:\n{said.read_text()}")
 
 
 async def soaked(soak: Soak, flags: argparse.Namespace) -> Outcome:
@@ -313,7 +311,7 @@ def main(given: Sequence[str] | None = None) -> int:
                 blend.weights = mixture
                 for prompt, ids in enumerate(prompts):
                     expected[prompt, number] = expected_of(model, tokenizer, ids)
-        process, address = start_server(flags.model, places, Path(folder) / "requests.jsonl")
+        process, address = start_server(flags.model, places, Path(folder))
         try:
             soak = Soak(address, process.pid, prompts, expected, written[len(EXPERTS) :], flags.seed)
             outcome = asyncio.run(soaked(soak, flags))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from lmoe.adapter.load import load as load
     from lmoe.adapter.save import save as save
     from lmoe.blend.blend import Blend as Blend
+    from lmoe.explain.explain import explain_text as explain_text
     from lmoe.grow.import_experts import import_experts as import_experts
     from lmoe.injection.apply import plan as plan
     from lmoe.injection.balance import balance as balance
@@ -22,6 +23,7 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "Blend": "lmoe.blend.blend",
     "attach": "lmoe.adapter.attach",
+    "explain_text": "lmoe.explain.explain",
     "inject": "lmoe.adapter.inject",
     "plan": "lmoe.injection.apply",
     "trace": "lmoe.injection.tracing",
@@ -36,6 +38,7 @@ __all__ = [
     "Blend",
     "attach",
     "balance",
+    "explain_text",
     "import_experts",
     "inject",
     "load",

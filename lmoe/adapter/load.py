@@ -51,9 +51,11 @@ def load(
 
     Raises:
         CheckpointError: no adapter there, a torn file, a base that does not fit, or one that asks to run Python.
-        ConfigError: a revision of a local folder.
+        ConfigError: a revision of a local folder, or a precision that there is none of.
         BackboneError: the base cannot be loaded.
     """
+    if precision is not None and precision not in tuple(BackbonePrecision):
+        raise ConfigError(f"`precision={precision}`: allowed: {', '.join(BackbonePrecision)}")
     path = local_checkpoint(path, revision, trust_remote_code=trust_remote_code)
     lost = lost_config(path)
     if lost is not None and base_model is not None and average_without_config:
@@ -62,7 +64,7 @@ def load(
     config = read_adapter_config(folder)
     backbone, is_beside = stored_backbone(folder, config, base_model, trust_remote_code=trust_remote_code)
     if precision is not None and backbone.precision not in QUANTISED:
-        backbone.precision = precision
+        backbone.precision = BackbonePrecision(precision)
     model = load_base(backbone, None if base_model or is_beside else folder / CONFIG_FILE)
     inject_stored(model, folder, config, f"the base {backbone.full_name}")
     named, stored = backbone, config.base_model

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
-from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.adapter.answer_end import write_answer_end
@@ -18,8 +17,9 @@ from lmoe.blend.calls import GenerateBatchWithModelWeights, ModelGate
 from lmoe.blend.encoder import EncoderRouter, fitted, save_centroids, width_of
 from lmoe.blend.export import BlendExport, Method, export_peft
 from lmoe.blend.fold import Folded, FoldReport, Keep
+from lmoe.blend.forwards import BlendForwards
 from lmoe.blend.head import BlendRoute, HeadRouter, place_of_head
-from lmoe.blend.linear import Setting, wrong_rows
+from lmoe.blend.linear import Setting
 from lmoe.blend.routers import ArrowRouter, BlendRouter, Router, Static, checked_settings
 from lmoe.blend.sites import Stacking, experts_dtype, refuse_unblendable
 from lmoe.blend.stack import BlendStack, ReadExpert
@@ -29,7 +29,6 @@ from lmoe.files.write import empty_folder
 from lmoe.files.writing_folder import folder_when_whole
 from lmoe.injection.record import BLEND
 from lmoe.layers.context import RoutingContext
-from lmoe.layers.prompt import ForwardInputs
 from lmoe.peft.expert_file import ExpertHeader
 from lmoe.peft.reader import read_header
 from lmoe.peft.router_head import read_head
@@ -103,10 +102,7 @@ class Blend:
         self._kind = kind
         self._stack = BlendStack(model, headers, stacking, setting, arrow)
         setattr(model, BLEND, self)
-        self._hooks = [
-            model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            model.register_forward_hook(self._end, with_kwargs=True, always_call=True),
-        ]
+        self._forwards = BlendForwards(model, self._stack, self._gate)
         RefuseToSave(model).attach()
         try:
             if known is not None and reads is not None:
@@ -116,6 +112,7 @@ class Blend:
         except BaseException:
             self._release()
             raise
+        self._forwards.router = self._router
         self._router.attach()
         GenerateBatchWithModelWeights(model, self._stack.settings).attach()
 
@@ -133,6 +130,11 @@ class Blend:
     def sites(self) -> list[str]:
         """Module paths that carry at least one expert."""
         return list(self._stack.sites)
+
+    @property
+    def branches(self) -> dict[str, frozenset[str]]:
+        """Module paths that each expert has a branch at, by its name."""
+        return {name: frozenset(header.branches) for name, header in self._stack.headers.items()}
 
     @property
     def fingerprint(self) -> str:
@@ -394,7 +396,7 @@ class Blend:
             except BaseException:
                 self._stack.attach()
                 raise
-            self._folded = folded
+            self._folded, self._forwards.folded = folded, True
             return folded.report
 
     def unfold(self) -> None:
@@ -407,7 +409,7 @@ class Blend:
             if self._folded is None:
                 raise BlendError("the blend is not folded")
             self._folded.unfold()
-            self._folded = None
+            self._folded, self._forwards.folded = None, False
             self._stack.attach()
 
     def export(self, folder: str | Path, method: Method = "cat", rank: int | None = None) -> BlendExport:
@@ -516,48 +518,6 @@ class Blend:
             self._ready(*names)
             yield
 
-    def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Let the forward of the whole model that begins read one setting from here on."""
-        if torch.compiler.is_compiling():
-            if self._router.per_prompt:  # a prompt is read outside of what is compiled
-                _decide_outside(self._router, self._stack, args, kwargs)
-            return
-        self._gate.enter()
-        settings = self._stack.settings
-        settings.end()  # of a forward that was interrupted
-        own = settings.own
-        if own is not None and own.by_token and self._folded is None:
-            settings.begin(own)
-            return
-        if self._folded is not None:
-            if own is not None:
-                raise BlendError("the blend is folded into the weights: using() and silenced() wait for unfold()")
-            return
-        setting = settings.current
-        if own is not None and (gone := own.gone(self._stack.numbers)) is not None:
-            raise BlendError(f"using() weighs {gone!r}, which has gone; now there are {', '.join(self.names)}")
-        if setting.by_row and not self._router.per_prompt:
-            self._check_rows(setting, args, kwargs)
-        if not setting.silent and (decision := self._router.decide(args, kwargs)) is not None:
-            setting = decision
-            if not setting.decided:
-                self._stack.use(setting)
-        settings.begin(setting)
-
-    def _check_rows(self, setting: Setting, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        tokens = ForwardInputs.of(self.model, args, kwargs).tokens
-        if tokens is not None and len(tokens) != len(setting.rows):
-            raise BlendError(wrong_rows(len(setting.rows), len(tokens)))
-
-    def _end(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        """End a forward of the whole model, also one that failed."""
-        if torch.compiler.is_compiling():
-            return
-        setting = self._stack.settings.end()
-        self._gate.leave()
-        if setting is not None and not setting.by_token and (setting.decided or not setting.silent):
-            self._router.keep(setting, args, kwargs, output)
-
     def _ready(self, *names: str) -> None:
         if self._closed:
             raise BlendError("this blend is closed; make a new one")
@@ -576,19 +536,8 @@ class Blend:
         self._stack.use(Setting(rows, before.by_row, experts=self._stack.numbers))
 
     def _release(self) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        self._forwards.detach()
         self._stack.close()
         delattr(self.model, BLEND)
         RefuseToSave.detach(self.model)
         self._closed = True
-
-
-def _decide(router: Router, stack: BlendStack, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    router.refuse_compiled()
-    decision = router.decide(args, kwargs)
-    if decision is not None:
-        stack.use(decision)
-
-
-_decide_outside: Any = torch.compiler.disable(_decide)

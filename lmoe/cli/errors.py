@@ -14,8 +14,8 @@ MARKED = re.compile(r"`([a-z_][\w.]*)(?:=([^`]*)|\([^`]*\))?`")
 """Name of an argument, perhaps with its value; or of a function, perhaps with its arguments."""
 SAME = (
     *("base_model", "batch_size", "chat_template", "checkpoint", "choices", "data", "device", "domain", "dry_run"),
-    *("experts", "fit", "head", "max_length", "message", "name", "public", "revision"),
-    *("alpha", "baseline", "domains", "margin", "names", "unfinished"),
+    *("experts", "fit", "head", "max_length", "max_tokens", "message", "name", "public", "revision"),
+    *("alpha", "baseline", "domains", "margin", "names", "rank", "unfinished"),
     *("gguf_type", "max_new_tokens", "model", "output", "precision", "prompts", "router", "samples", "task"),
     *("task_path", "tasks", "trust_remote_code"),
 )

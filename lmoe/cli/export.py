@@ -12,6 +12,7 @@ from lmoe.cli.errors import exit_code_of, with_flag_names
 from lmoe.cli.speak import SpeakerFlags, open_speaker
 from lmoe.config.problems import at_least, raise_problems, without_effect
 from lmoe.errors import keys_renamed
+from lmoe.files.wording import shown
 from lmoe.vocabulary import QUANTISED, BackbonePrecision, ExportFormat, GgufType
 
 if TYPE_CHECKING:
@@ -220,7 +221,7 @@ def _by_domain(checkpoint: str | Path, source: SpeakerFlags, wanted: ExportFlags
     )
     for name, folder in done.folders.items():
         cut = f"; |mean blend - written| / |mean blend| is {done.errors[name]:.3f}" if wanted.rank is not None else ""
-        print(f"PEFT adapter of {name} in {folder}{cut}")
+        print(f"PEFT adapter of {shown(done.domains[name])} in {folder}{cut}")
     if with_head:
         head = Path(wanted.output).expanduser() / HEAD_FILE
         print(f"router of prompts in {head}: a blend decides by it with --router encoder --head {wanted.output}")
@@ -232,7 +233,8 @@ def _price_lines(prices: Sequence["DomainPrice"]) -> list[str]:
     """What each adapter costs, and all of them on the mean over domains."""
     header = ["nats per label token", "rows", "mixture", "adapter", "price"]
     rows = [
-        [p.name, f"{p.rows:,}", f"{p.exact:.4f}", f"{p.adapter:.4f}", f"{p.adapter - p.exact:+.4f}"] for p in prices
+        [shown(p.domain), f"{p.rows:,}", f"{p.exact:.4f}", f"{p.adapter:.4f}", f"{p.adapter - p.exact:+.4f}"]
+        for p in prices
     ]
     means = [mean(p.exact for p in prices), mean(p.adapter for p in prices)]
     last = ["mean", "", f"{means[0]:.4f}", f"{means[1]:.4f}", f"{means[1] - means[0]:+.4f}"]

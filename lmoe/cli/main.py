@@ -235,6 +235,54 @@ def serve(
     raise typer.Exit(run(flags, settings, config=config))
 
 
+@app.command()
+def explain(
+    context: typer.Context,
+    output: Annotated[str, typer.Option(help="Page (.html) to write; the same as JSON is written beside it.")],
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
+    prompt: Annotated[str | None, typer.Option(help="What the user says; the model's answer is explained too.")] = None,
+    rows: Annotated[
+        str | None, typer.Option(help="Rows to explain with their own answers: JSONL file, or a folder of them.")
+    ] = None,
+    domain: Annotated[
+        str | None,
+        typer.Option(
+            help="Validation rows of the run of this domain; with --rows those of it; with --prompt its domain, for "
+            "moe.router=oracle."
+        ),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Longest answer to --prompt, in tokens; without: 32.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Rows to explain, the first ones; without: 3.")] = None,
+    max_tokens: Annotated[
+        int, typer.Option(min=2, max=4096, help="Longest text: a longer prompt is refused, a longer row cut.")
+    ] = 1024,
+    profile_rows: Annotated[
+        int | None,
+        typer.Option(min=0, help="Validation rows of each domain that experts are shown by; 0: none; without: 4."),
+    ] = None,
+    compare: Annotated[str | None, typer.Option(help="Another run, on the same tokens.")] = None,
+    compare_weights: Annotated[
+        str | None, typer.Option(help="Other weights of the blend, on the same tokens; as --weights.")
+    ] = None,
+    base_model: BaseModel = None,
+    model: Model = None,
+    experts: Experts = None,
+    weights: Weights = None,
+    router: Annotated[str | None, typer.Option(help="weighted or static.")] = None,
+    precision: Precision = None,
+    device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
+) -> None:
+    """Show what each expert does to a text: its routing, and what is lost without each expert, token by token."""
+    from lmoe.cli.explain import ExplainFlags, run
+
+    asked = ExplainFlags(**{field.name: context.params[field.name] for field in fields(ExplainFlags)})
+    raise typer.Exit(run(_flags(context.params), asked))
+
+
 def _flags(given: dict[str, Any]) -> "SpeakerFlags":
     """The flags that say which model speaks."""
     from lmoe.cli.speak import SpeakerFlags

@@ -98,8 +98,16 @@ def settled(
         chosen = ServeSettings(**(own | dict(settings)))
     except ConfigError as error:
         problems += error.problems
-    raise_problems(problems)
+    raise_problems([*problems, *_name_problems(speaks, chosen)])
     return speaks, chosen
+
+
+def _name_problems(speaks: SpeakerFlags, chosen: ServeSettings) -> list[str]:
+    """An expert that nobody could ask for, since the whole model has its name."""
+    experts = [entry.partition("=")[0].strip() for entry in (speaks.experts or "").split(",")]
+    if chosen.name not in experts:
+        return []
+    return [f"an expert has the name {shown(chosen.name)}, as the served model does: give one of them another (--name)"]
 
 
 def _flag_problems(others: Mapping[str, Any]) -> list[str]:

@@ -181,7 +181,7 @@ def _show_sequence(tokenised: TokenisedRow, encoder: Encoder, dropped: str | Non
     row = tokenised.row
     texts = token_texts(tokenised, encoder.tokenizer)
     labels = tokenised.is_label.tolist()
-    special = _special_ids(encoder.tokenizer)
+    special = special_ids(encoder.tokenizer)
     tokens = tuple(
         ShownToken(
             text=texts[i],
@@ -221,8 +221,8 @@ def token_texts(row: TokenisedRow, tokenizer: PreTrainedTokenizerBase) -> list[s
     A character of several tokens belongs to the first of them, and the others have none.
     """
     if row.offsets is None:
-        return _decoded(row.input_ids.tolist(), tokenizer)
-    special, texts, written = _special_ids(tokenizer), [], 0
+        return decoded_texts(row.input_ids.tolist(), tokenizer)
+    special, texts, written = special_ids(tokenizer), [], 0
     for number, (start, end) in zip(row.input_ids.tolist(), row.offsets, strict=True):
         if start == end and number in special:
             texts.append(_name(number, tokenizer))
@@ -232,9 +232,9 @@ def token_texts(row: TokenisedRow, tokenizer: PreTrainedTokenizerBase) -> list[s
     return texts
 
 
-def _decoded(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The same for a tokenizer that does not tell which characters its tokens stand for."""
-    special, texts, first = _special_ids(tokenizer), [""] * len(ids), 0
+def decoded_texts(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """What `token_texts` returns, from the ids alone, which do not tell the characters that tokens stand for."""
+    special, texts, first = special_ids(tokenizer), [""] * len(ids), 0
     for i, number in enumerate(ids):
         if number in special:
             texts[i], first = _name(number, tokenizer), i + 1
@@ -257,7 +257,8 @@ def _name(number: int, tokenizer: PreTrainedTokenizerBase) -> str:
     return str(tokenizer.convert_ids_to_tokens(number))
 
 
-def _special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Numbers of the special tokens."""
     added = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
     return added | set(tokenizer.all_special_ids)
 
@@ -279,7 +280,7 @@ def _turn_end(
     """
     first, behind = turn
     last = next((i for i in range(behind - 1, first - 1, -1) if texts[i].strip()), first)
-    if texts[last].strip() in names or ids[last] in _special_ids(tokenizer):
+    if texts[last].strip() in names or ids[last] in special_ids(tokenizer):
         return last
     after = next((i for i in range(behind, len(ids)) if texts[i].strip()), None)
     if after is not None and (texts[after].strip() in names or ids[after] == tokenizer.eos_token_id):

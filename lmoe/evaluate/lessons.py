@@ -91,7 +91,9 @@ def other_rows(settings: EvaluateSettings, lessons: dict[str, Lesson], own: Data
         lessons: of the run, by phase.
         own: section `data` of the run.
     """
-    asked = [rows_of(lesson) for lesson in lessons.values()] if settings.task is None else [_rows_of_task(settings.task)]
+    asked = (
+        [rows_of(lesson) for lesson in lessons.values()] if settings.task is None else [_rows_of_task(settings.task)]
+    )
     read_as = next((kind for kind in asked if kind is not RowKind.answers), RowKind.answers)
     kinds = [kind_of_rows(settings, data, read_as) for data in (own, *(lesson.data for lesson in lessons.values()))]
     compared = [kind for kind in kinds if kind is not RowKind.answers]

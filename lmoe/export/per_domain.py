@@ -25,12 +25,14 @@ from lmoe.adapter.stored_base import fingerprints_of
 from lmoe.backbones.mean_states import prompt_states, states_in_batches
 from lmoe.blend.blend import Blend
 from lmoe.config.evaluate import NO_DATA
+from lmoe.data.domains import names_of
 from lmoe.data.encoded import opening
-from lmoe.errors import CheckpointError
+from lmoe.data.split import first_of_each
+from lmoe.errors import CheckpointError, ConfigError, DataError
 from lmoe.evaluate.loss_rows import EvaluationRows
 from lmoe.evaluate.row_losses import RowLoss, row_losses
 from lmoe.evaluate.subject import Subject, longest
-from lmoe.evaluate.training_rows import first_training_rows
+from lmoe.evaluate.training_rows import learnt_answers
 from lmoe.evaluate.val_loss import BATCH_SIZE, validation_rows
 from lmoe.files.run_folder import CLUSTERS_FILE
 from lmoe.files.write import empty_folder, write_whole
@@ -45,7 +47,7 @@ from lmoe.ops.softmax_regression import softmax_regression
 from lmoe.peft.expert_branches import mean_branches, refuse_what_is_no_branch
 from lmoe.peft.expert_file import Branch
 from lmoe.peft.files import are_conv1d
-from lmoe.peft.router_head import BIAS, WEIGHT, RouterHead, write_router_head
+from lmoe.peft.router_head import BIAS, HEAD_FILE, WEIGHT, RouterHead, write_router_head
 from lmoe.peft.writer import write_expert
 from lmoe.rules.experts_from import NAME
 from lmoe.run.cluster_file import read_clusters
@@ -54,7 +56,7 @@ from lmoe.training.measure import measured
 from lmoe.vocabulary import Decide, Mixing, MixtureScale, RouterDtype, RouterScope, RouterTarget
 
 TRAINING_ROWS = 100
-"""First training rows of each domain, which tell the mean weights and what a head learns."""
+"""First training rows of each domain or cluster, which tell the mean weights and what a head learns."""
 PRICE_FILE = "price.json"
 LAST_STATES = -1
 """moe.router_layer of a head that reads what the base returns."""
@@ -66,6 +68,7 @@ class DomainPrice:
 
     Args:
         name: of the adapter.
+        domain: of the rows, whose name a folder may not be able to have; of a cluster the name of the adapter.
         rows, label_tokens: measured on.
         exact: of the mixture.
         adapter: with the adapter of the rows' domain on all tokens.
@@ -74,6 +77,7 @@ class DomainPrice:
     """
 
     name: str
+    domain: str
     rows: int
     label_tokens: int
     exact: float
@@ -88,11 +92,13 @@ class DomainExport:
 
     Args:
         folders: of the adapters by name.
+        domains: what each is of, by name.
         errors: by name: |mean blend - written| / |mean blend| (Frobenius), mean over sites.
         prices: by domain; empty: not measured.
     """
 
     folders: dict[str, Path]
+    domains: dict[str, str]
     errors: dict[str, float]
     prices: list[DomainPrice] = field(default_factory=list)
 
@@ -123,17 +129,20 @@ def export_per_domain(
 
     Raises:
         CheckpointError: no adapter there, something in the way, or a mixture that this cannot be made of.
-        DataError: rows that cannot be read, or of one domain alone.
+        ConfigError: a rank that cannot be.
+        DataError: rows that cannot be read, or to measure on none of the domains that there are adapters for.
     """
+    if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or rank < 1):
+        raise ConfigError(f"`rank={rank!r}`: must be a whole number from 1 on; without it nothing is cut")
     place = empty_folder(output)
     checkpoint = local_checkpoint(checkpoint, trust_remote_code=trust_remote_code)
+    model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
+    refuse_no_token_router(model)
+    rows = None
+    if data != NO_DATA:
+        rows = validation_rows(data, checkpoint, model, tokenizer, trust_remote_code=trust_remote_code)
+    run = run_folder(adapter_folder(checkpoint))
     with folder_when_whole(place) as folder:
-        model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
-        refuse_no_token_router(model)
-        rows = None
-        if data != NO_DATA:
-            rows = validation_rows(data, checkpoint, model, tokenizer, trust_remote_code=trust_remote_code)
-        run = run_folder(adapter_folder(checkpoint))
         written = write_domains(model, tokenizer, folder, run, rows, rank=rank, head=head, say=say)
         del model
         prices: list[DomainPrice] = []
@@ -143,7 +152,12 @@ def export_per_domain(
             subject = Subject(model=base, tokenizer=tokenizer, batch_size=BATCH_SIZE, max_length=longest_of(rows))
             prices = priced(subject, rows, written, folder)
             write_whole(folder, {PRICE_FILE: json.dumps([asdict(p) for p in prices], indent=1).encode() + b"\n"})
-    return DomainExport(folders={name: place / name for name in written.names}, errors=written.errors, prices=prices)
+    return DomainExport(
+        folders={name: place / name for name in written.names},
+        domains=dict(zip(written.names, written.domains, strict=True)),
+        errors=written.errors,
+        prices=prices,
+    )
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -152,6 +166,7 @@ class Written:
 
     Args:
         names: of the adapters.
+        domains: what each is of.
         errors: of each by name, see `DomainExport`.
         head: that chooses among them; None: there is none.
         part_of: of each row to measure on, the number of its own adapter; -1: it has none, and is not measured.
@@ -159,6 +174,7 @@ class Written:
     """
 
     names: tuple[str, ...]
+    domains: tuple[str, ...]
     errors: dict[str, float]
     head: RouterHead | None
     part_of: list[int]
@@ -186,8 +202,12 @@ def write_domains(
     config, _ = run_data(run)
     length = longest(None, config.max_length, model)
     subject = Subject(model=model, tokenizer=tokenizer, batch_size=BATCH_SIZE, max_length=length)
-    train = first_training_rows(run, subject, TRAINING_ROWS)
+    if run is None:
+        say("an adapter on its own, whose rows nobody knows here: mean weights are those of the bundled rows")
+    train = training_rows(run, subject)
     parts = Parts.of(model, run, train)
+    train = parts.first_of_each(train, TRAINING_ROWS)
+    part_of = [] if rows is None else parts_of_measured(parts, rows, say)
     say(f"mean weights of {len(parts.names)} adapters, from {len(train.rows):,} training rows")
     weights = mean_weights(subject, train, parts)
     learnt = fitted_head(subject, train, parts) if head else None
@@ -199,11 +219,43 @@ def write_domains(
         write_conversation(model, tokenizer, place)
     if learnt is not None:
         write_router_head(learnt, fingerprints_of(model), folder)
-    part_of, exact = [], []
+    exact: list[RowLoss] = []
     if rows is not None:
         say(f"measuring the mixture on {len(rows.rows):,} rows")
-        part_of, exact = parts.of_rows(rows), row_losses(replace(subject, max_length=longest_of(rows)), rows)
-    return Written(names=parts.names, errors=errors, head=learnt, part_of=part_of, exact=exact)
+        exact = row_losses(replace(subject, max_length=longest_of(rows)), rows)
+    return Written(names=parts.names, domains=parts.domains, errors=errors, head=learnt, part_of=part_of, exact=exact)
+
+
+def training_rows(run: Path | None, subject: Subject) -> EvaluationRows:
+    """All rows that a run has learnt answers from.
+
+    Raises:
+        DataError: they cannot be read any more; says what they are needed for.
+    """
+    try:
+        return learnt_answers(run, subject)
+    except DataError as error:
+        raise DataError(f"the training rows of the run, which tell the mean weights, cannot be read: {error}") from None
+
+
+def parts_of_measured(parts: "Parts", rows: EvaluationRows, say: Callable[[str], None]) -> list[int]:
+    """Returns the number of the part of each row to measure on, or -1; says what has no price.
+
+    Raises:
+        DataError: no row has an adapter.
+    """
+    found = parts.of_rows(rows)
+    theirs = sorted({rows.domains[d] for d, part in zip(rows.rows.domains.tolist(), found, strict=True) if part < 0})
+    if max(found) < 0:
+        raise DataError(
+            f"the rows to measure on are of {names_of(theirs)}, and the adapters of {names_of(parts.domains)}: give "
+            "`data` rows with a `domain` of these, or `data=none`"
+        )
+    if theirs:
+        say(f"not measured: {found.count(-1):,} rows of {names_of(theirs)}, which no adapter is of")
+    if missing := [domain for part, domain in enumerate(parts.domains) if part not in found]:
+        say(f"no price of {names_of(missing)}: there is no row to measure it on")
+    return found
 
 
 def longest_of(rows: EvaluationRows) -> int:
@@ -234,10 +286,12 @@ class Parts:
 
     Args:
         names: of the adapters.
+        domains: what each is of.
         of_rows: (N,) int64, which part each row of some rows is in; -1: in none.
     """
 
     names: tuple[str, ...]
+    domains: tuple[str, ...]
     of_rows: Callable[[EvaluationRows], list[int]]
 
     @classmethod
@@ -248,20 +302,25 @@ class Parts:
             CheckpointError: rows of one domain alone, or clusters that cannot be read.
         """
         record = injected(model)
-        if record.moe.router_target is RouterTarget.cluster and run is not None:
+        if record.moe.router_target is RouterTarget.cluster:
+            if run is None:
+                raise CheckpointError(
+                    f"its routers were taught clusters of prompts, and {CLUSTERS_FILE} of its run is not beside the "
+                    "adapter: give the run's folder in place of the adapter's"
+                )
             return cls._of_clusters(model, run, len(record.moe.domains or []))
         domains = [name for d, name in enumerate(train.domains) if bool((train.rows.domains == d).any())]
         if len(domains) < 2:
             raise CheckpointError(
                 f"the training rows are all of the domain {domains[0]}, which would be one adapter for everything: "
-                "give rows a `domain`, or export what the run is in another format"
+                "give rows a `domain`, or merge the average of the experts with `average=True`"
             )
 
         def of_rows(rows: EvaluationRows) -> list[int]:
             known = {name: number for number, name in enumerate(domains)}
             return [known.get(rows.domains[d], -1) for d in rows.rows.domains.tolist()]
 
-        return cls(adapter_names(domains), of_rows)
+        return cls(adapter_names(domains), tuple(domains), of_rows)
 
     @classmethod
     def _of_clusters(cls, model: PreTrainedModel, run: Path, count: int) -> "Parts":
@@ -274,12 +333,30 @@ class Parts:
             with adapters_off(model):
                 return clusters.with_prompts(prompts, read).of(prompts).tolist()
 
-        return cls(tuple(f"cluster{number}" for number in range(count)), of_rows)
+        names = tuple(f"cluster{number}" for number in range(count))
+        return cls(names, names, of_rows)
+
+    def first_of_each(self, rows: EvaluationRows, count: int) -> EvaluationRows:
+        """The first `count` rows of each part."""
+        return replace(rows, rows=rows.rows.subset(first_of_each(self.of_rows(rows), count)))
 
 
 def adapter_names(domains: Sequence[str]) -> tuple[str, ...]:
-    """Names of folders, which domains are where they can be."""
-    return tuple(name if NAME.fullmatch(name) else f"domain{number}" for number, name in enumerate(domains))
+    """Names of folders: the domains', or `domain<number>` where a name is none for an expert, is that of another one
+    but for case, or that of a file that lies beside the folders."""
+    taken, beside = {name.casefold() for name in domains}, {PRICE_FILE, HEAD_FILE}
+    used: set[str] = set()
+    names = []
+    for number, domain in enumerate(domains):
+        name, repeats = domain, 0
+        if not NAME.fullmatch(name) or name.casefold() in used | beside:
+            name = f"domain{number}"
+            while name in taken:
+                repeats += 1
+                name = f"domain{number}_{repeats}"
+        used.add(name.casefold())
+        names.append(name)
+    return tuple(names)
 
 
 def mean_weights(subject: Subject, rows: EvaluationRows, parts: Parts) -> list[dict[str, Tensor]]:
@@ -308,7 +385,7 @@ def mean_weights(subject: Subject, rows: EvaluationRows, parts: Parts) -> list[d
     measured(subject.objective, subject.model, batches(), rows.domains, device=subject.model.device, routing=add)
     for part, name in enumerate(parts.names):
         if not tokens[part]:
-            raise CheckpointError(f"none of the {len(rows.rows):,} training rows that were read is in {name}")
+            raise CheckpointError(f"no training row of the run is in {name}")
     return [{site: total / tokens[part] for site, total in sums[part].items()} for part in range(count)]
 
 
@@ -383,6 +460,7 @@ def priced(subject: Subject, rows: EvaluationRows, written: Written, folder: Pat
         prices.append(
             DomainPrice(
                 name=name,
+                domain=written.domains[part],
                 rows=len(mine),
                 label_tokens=tokens,
                 exact=sum(exact[index].loss for index in mine) / tokens,

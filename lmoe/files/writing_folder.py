@@ -48,7 +48,7 @@ def folder_when_whole(place: Path, error: type[LmoeError] = CheckpointError) -> 
     Raises:
         LmoeError: of that type, because something could not be written, in the block or here.
     """
-    place = place.absolute()
+    place, hidden = place.absolute(), ""
     try:
         with writing_folder(place.parent, f".{place.name}{PREFIX}") as hidden:
             inside = Path(hidden) / place.name
@@ -58,8 +58,15 @@ def folder_when_whole(place: Path, error: type[LmoeError] = CheckpointError) -> 
                 place.rmdir()
             inside.rename(place)
     except (OSError, SafetensorError) as met:  # the latter too where a disk is full
-        reason = met.strerror if isinstance(met, OSError) and met.strerror else first_line(met)
-        raise error(f"{place} cannot be written: {reason}; nothing is left of it") from None
+        raise error(f"{place} cannot be written: {_reason(met)}; nothing is left of it") from None
+    except LmoeError as met:
+        if not isinstance(met.__context__, OSError) or hidden not in str(met):
+            raise
+        raise error(f"{place} cannot be written: {_reason(met.__context__)}; nothing is left of it") from None
+
+
+def _reason(met: Exception) -> str:
+    return met.strerror if isinstance(met, OSError) and met.strerror else first_line(met)
 
 
 def _last_write(folder: Path) -> float:

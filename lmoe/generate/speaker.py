@@ -68,7 +68,7 @@ class Speaker:
             DataError: the chat template, which is named, refuses it; or it is empty, or leaves no room in the context.
         """
         try:
-            with self._about():
+            with self.about():
                 return stream_answer(self.model, self.tokenizer, prompt, sampling, write, train_on=self.train_on)
         except DataError as error:
             if self.tokenizer.chat_template is None:
@@ -87,7 +87,8 @@ class Speaker:
         return {**digests, **about, **self.settings, "domain": self.domain}
 
     @contextmanager
-    def _about(self) -> Iterator[None]:
+    def about(self) -> Iterator[None]:
+        """A block whose forwards know the domain of the prompts."""
         with nullcontext() if self.domain is None else of_domain(self.model, self.domain):
             yield
 

@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from lmoe.adapter.folder import read_adapter_config
-from lmoe.adapter.place import adapter_folder
+from lmoe.adapter.folder import read_adapter_config, sections
+from lmoe.adapter.place import adapter_folder, run_folder
 from lmoe.adapter.tensor_file import tensor_shapes
 from lmoe.errors import CheckpointError
 from lmoe.files.adapter_files import ADAPTER_DIR, TOKENIZER_FILES
 from lmoe.files.adapter_files import CONFIG_FILE as LMOE_CONFIG
 from lmoe.files.adapter_files import WEIGHTS_FILE as LMOE_WEIGHTS
+from lmoe.files.export_record import ExportRecord, changes, read_export_record, sha256
 from lmoe.files.hub import is_hub_name
 from lmoe.files.places import expanded, is_dir, is_file
 from lmoe.files.resources import BASES
@@ -21,7 +22,9 @@ from lmoe.files.run_folder import CONFIG_FILE as RUN_CONFIG
 from lmoe.files.small_file import link_outside, read_json
 from lmoe.peft.files import CONFIG_FILE as PEFT_CONFIG
 from lmoe.peft.files import WEIGHTS_FILE as PEFT_WEIGHTS
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.run.finish import REPORT
+from lmoe.vocabulary import ExportFormat
 
 PICTURES = ("load_by_domain", "load_by_site", "coactivation", "knock_out", "loss_curves")
 """Of a report, in the order in which the card shows them."""
@@ -56,6 +59,7 @@ class Contents:
         files: path in the repository -> a file, or the bytes to write there.
         base: how others find the base: its name on the hub, or one of lmoe's; "": they cannot.
         base_place: the base as the folder names it.
+        changed: what is otherwise in an exported model than the export has left it, one line each.
     """
 
     kind: Kind
@@ -64,6 +68,7 @@ class Contents:
     files: Mapping[str, Path | bytes]
     base: str
     base_place: str
+    changed: Sequence[str] = ()
 
     @property
     def pictures(self) -> list[str]:
@@ -135,11 +140,32 @@ def _model(folder: Path, base_model: str | None) -> Contents:
         files[MODEL_INDEX] = folder / MODEL_INDEX
     for file in weights:
         tensor_shapes(file)
-    place = str(read_json(folder / MODEL_CONFIG).get("_name_or_path") or "")
+    config, record = read_json(folder / MODEL_CONFIG), read_export_record(folder)
+    stored = str(config.get("_name_or_path") or "")
+    place = stored if record is None else str(record.base.get("name") or "")
     base = base_model or public_base(place)
-    if place and place != base:
-        files[MODEL_CONFIG] = _written(read_json(folder / MODEL_CONFIG) | {"_name_or_path": base})
-    return _contents(Kind.model, folder, files, base, place, folder.parents[:1])
+    if stored and stored != base:
+        files[MODEL_CONFIG] = _written(config | {"_name_or_path": base})
+    changed = [] if record is None else changes(folder, record)
+    around = list(folder.parents[:1])
+    if record is not None:
+        # What has been changed since is not what the run has measured.
+        around = [] if changed else [run for run in [_run_of(folder, record)] if run is not None]
+    return replace(_contents(Kind.model, folder, files, base, place, around), changed=changed)
+
+
+def _run_of(folder: Path, record: ExportRecord) -> Path | None:
+    """The run that a model was exported from; None: it is not there any more, its adapter is another one, or the model
+    is the average of its experts, which is not what the run has measured."""
+    try:
+        adapter = adapter_folder(record.run_folder(folder))
+        strategy = STRATEGIES[sections(read_adapter_config(adapter), adapter)[0].strategy]
+    except CheckpointError:
+        return None
+    is_average = record.format == ExportFormat.merged and strategy.adapter_experts
+    weights = adapter / LMOE_WEIGHTS
+    is_other = not is_file(weights) or sha256(weights) != record.adapter
+    return None if is_average or is_other else run_folder(adapter)
 
 
 def _contents(

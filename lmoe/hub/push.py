@@ -10,7 +10,7 @@ from lmoe.config.problems import without_effect
 from lmoe.errors import ConfigError, HubError
 from lmoe.files.hub import SIGN_IN, name_problem, status_of, why_not_written
 from lmoe.hub.card import card_text
-from lmoe.hub.contents import Contents, contents_of
+from lmoe.hub.contents import Contents, Kind, contents_of
 from lmoe.hub.description import describe
 from lmoe.hub.licences import CARD
 from lmoe.run.verb_call import Wording
@@ -80,11 +80,17 @@ class Push:
         }
 
     def warnings(self) -> list[str]:
-        """What others will lack."""
-        if self.contents.base or not self.contents.base_place:
-            return []
+        """What others will lack, and what the card cannot vouch for."""
+        contents, changed = self.contents, []
+        if contents.changed:
+            changed = [
+                f"{contents.folder} is not as it was exported: {'; '.join(contents.changed)}. The card says nothing of "
+                "its run; export it again to push what was trained"
+            ]
+        if contents.kind is Kind.model or contents.base or not contents.base_place:
+            return changed
         return [
-            f"the base is a folder of this machine ({self.contents.base_place}), whose path is not pushed: others name "
+            f"the base is a folder of this machine ({contents.base_place}), whose path is not pushed: others name "
             "the base when they load it. Where it is on the hub, name it: `base_model`"
         ]
 

@@ -4,7 +4,7 @@ Shapes: B sequences of T tokens, P rows packed into one sequence.
 """
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmoe.errors import RoutingError
 from lmoe.layers.per_call import PerCall
-from lmoe.layers.trace import Routing
+from lmoe.layers.trace import Routing, Silenced
 from lmoe.ops.gating import Gate
 from lmoe.ops.prompt_hash import prompt_hashes
 from lmoe.ops.prompt_turns import turns
@@ -181,11 +181,13 @@ class RoutingContext:
         noise: whether routers with noise of their own draw it, in training.
         expert_dropout: probability with which an expert is left out of a row, in training.
         by_target: in training the experts that are dealt to a row's target are the only ones that act.
-        silenced: expert whose weight is set to 0, by site.
+        silenced: experts whose weights are set to 0, by site.
         masked: experts that `masked_experts` leaves out now.
         off: how many blocks keep the adapters off now.
         model_id: a number that only this model and its copies have.
         prompt: the input of the `generate` that runs in this thread.
+        standing: decisions for prompts, by site, that hold in the forwards of this thread whatever their inputs and KV
+            cache say; a site without one has no routed expert.
         compiled_batch_info: that of the block opened last, for compiled code, which serves one thread.
         last_batch_info: that of the block opened last, kept when the block is over: NOTE activation checkpointing runs
             a forward again in the backward pass, after its block, and on a GPU in another thread. Only a router in
@@ -199,7 +201,7 @@ class RoutingContext:
     noise: bool = True
     expert_dropout: float = 0.0
     by_target: bool = False
-    silenced: dict[str, int] = field(default_factory=dict)
+    silenced: Mapping[str, Silenced] = field(default_factory=dict)
     masked: frozenset[int] = frozenset()
     off: int = 0
     model_id: int = field(default_factory=lambda: secrets.randbits(62))
@@ -207,12 +209,13 @@ class RoutingContext:
     last_batch_info: BatchInfo = BatchInfo()
     last_forward: RunningForward | None = None
     prompt: PerCall[Tensor] = field(default_factory=PerCall)
+    standing: PerCall[SiteDecisions] = field(default_factory=PerCall)
     _batch_info: PerCall[BatchInfo] = field(default_factory=PerCall)
     _forward: PerCall[RunningForward] = field(default_factory=PerCall)
 
     def __deepcopy__(self, memo: dict) -> "RoutingContext":
         """The same dials for a copy of the model. What a forward has left is not copied, and its graph cannot be."""
-        own = {name: PerCall() for name in ("prompt", "_batch_info", "_forward")}
+        own = {name: PerCall() for name in ("prompt", "standing", "_batch_info", "_forward")}
         nothing = {name: BatchInfo() for name in ("compiled_batch_info", "last_batch_info")}
         twin = replace(self, silenced=dict(self.silenced), last_forward=None, **own, **nothing)
         memo[id(self)] = twin
@@ -325,8 +328,8 @@ class RoutingContext:
         return None if forward is None else forward.rows
 
     @contextmanager
-    def silence(self, experts: dict[str, int]) -> Iterator[None]:
-        """Take one expert of some sites out of the mixture inside the block; the other weights stay."""
+    def silence(self, experts: Mapping[str, Silenced]) -> Iterator[None]:
+        """Take experts of some sites out of the mixture inside the block; the other weights stay."""
         before, self.silenced = self.silenced, experts
         try:
             yield

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe.errors import RoutingError
-from lmoe.layers.context import PromptDecisions, PromptRows, RunningForward
+from lmoe.layers.context import PromptDecisions, PromptRows, RunningForward, SiteDecisions
 from lmoe.layers.per_call import PerCall
 from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, keep_with, valid_tokens
 from lmoe.layers.prompt_reading import DecoderPlace, ReadInputs, StateReader
@@ -153,6 +153,9 @@ class ModelRoute:
         if (given := self._given.get()) is not None:
             context.begin_forward(replace(empty, of_model=self.router.seen(given)), training=False)
             return
+        if (standing := context.standing.get()) is not None:
+            context.begin_forward(self._standing(standing, inputs.tokens, empty), training=model.training)
+            return
         read = partial(ReadInputs.of, model, self._decoder(model), args, kwargs)
         if inputs.cache is not None and inputs.cached_tokens:
             forward = self._after_cached(model, inputs, read, empty)
@@ -214,6 +217,13 @@ class ModelRoute:
         if not model.training:
             self._keep(decision, rows, forward)
         return forward
+
+    def _standing(self, standing: SiteDecisions, tokens: Tensor, empty: RunningForward) -> RunningForward:
+        """A forward with a decision that stands for all of its tokens, or without one: no routed expert acts."""
+        if MODEL not in standing:
+            return empty
+        here = PromptRows.single(torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device))
+        return replace(empty, of_model=self._seen(standing[MODEL], here, None))
 
     def _acting(self, rows: PromptRows) -> Tensor | None:
         """(B, T) bool: tokens on which experts act; None: all."""

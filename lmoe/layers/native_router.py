@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lmoe.layers.context import RoutingContext
-from lmoe.layers.trace import Routing, RoutingTrace
+from lmoe.layers.trace import Routing, RoutingTrace, Silenced, silenced_of_tokens
 from lmoe.ops.gating import NativeScores, native_gate
 
 
@@ -43,7 +43,7 @@ class NativeRouter(nn.Module):
         output, weights, indices = functional_call(self.router, cast, args, kwargs)
         silenced = self.context.silenced.get(self.site)
         if silenced is not None:
-            weights = weights.masked_fill(indices == silenced, 0)
+            weights = weights.masked_fill(_chosen(silenced, indices, output.shape), 0)
         if self.trace.on or torch.is_grad_enabled():  # a checkpoint that is computed again must save the same tensors
             self.trace.record(self.site, self._routing(output, weights, indices), learning=self.training)
         return output, weights, indices
@@ -62,3 +62,15 @@ class NativeRouter(nn.Module):
                 expert_indices=indices.unflatten(0, shape),
             )
         return Routing.of(logits, gate)
+
+
+def _chosen(silenced: Silenced, indices: Tensor, shape: torch.Size) -> Tensor:
+    """(N, K) bool: which of the chosen experts are silenced.
+
+    Args:
+        indices: (N, K).
+        shape: (N, E).
+    """
+    if isinstance(silenced, Tensor):
+        return silenced_of_tokens(silenced.to(indices.device), shape).gather(1, indices)
+    return indices == silenced

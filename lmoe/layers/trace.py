@@ -19,6 +19,26 @@ from lmoe.ops.routing_losses import importance_cv_loss, load_balancing_loss, mas
 from lmoe.ops.site_groups import sites_of_one_shape
 from lmoe.vocabulary import LoadBalanceType
 
+Silenced = int | Tensor
+"""Experts of a site whose weight is 0: one by its number, or a mask (B, T, E) of bool, where B and T may be 1."""
+
+
+def silenced_of_tokens(mask: Tensor, shape: Sequence[int]) -> Tensor:
+    """A mask of silenced experts as it fits routing weights.
+
+    Args:
+        mask: (B, T, E) bool, where B and T may be 1.
+        shape: of the weights: (B, T, E), or (B * T, E) where a backbone has flattened its tokens.
+
+    Returns:
+        (B, T, E), or (B * T, E).
+    """
+    if len(shape) == 3:
+        return mask
+    rows, tokens, experts = mask.shape
+    each = shape[0] // rows if tokens == 1 else tokens
+    return mask.expand(max(rows, shape[0] // each), each, experts).reshape(-1, experts)
+
 
 @dataclass(slots=True, frozen=True)
 class Routing:
@@ -57,10 +77,13 @@ class Routing:
         every = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in every.items() if tensor is not None}
 
-    def without(self, expert: int) -> "Routing":
-        """The same with one expert's weight at 0; the others keep theirs."""
+    def without(self, silenced: Silenced) -> "Routing":
+        """The same with the weights of silenced experts at 0; the others keep theirs."""
+        if isinstance(silenced, Tensor):
+            mask = silenced_of_tokens(silenced.to(self.routing_weights.device), self.routing_weights.shape)
+            return replace(self, routing_weights=self.routing_weights.masked_fill(mask, 0))
         kept = torch.ones_like(self.routing_weights)
-        kept[..., expert] = 0
+        kept[..., silenced] = 0
         return replace(self, routing_weights=self.routing_weights * kept)
 
 

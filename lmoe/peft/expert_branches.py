@@ -16,7 +16,7 @@ from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.lora import faded
 from lmoe.ops.merge import side_by_side
 from lmoe.peft.expert_file import Branch
-from lmoe.rules.strategies import STRATEGIES, with_adapter_experts, with_peft_adapter
+from lmoe.rules.strategies import STRATEGIES, with_adapter_experts
 
 
 def expert_branches(model: nn.Module, expert: int) -> dict[str, Branch]:
@@ -99,9 +99,11 @@ def refuse_what_is_no_branch(model: nn.Module) -> None:
     """
     record = injected(model)
     if not STRATEGIES[record.injection.strategy].adapter_experts:
+        declared = STRATEGIES[record.injection.strategy]
+        instead = "export it with `export_peft`" if declared.peft_adapter else declared.instead_of_merging
         raise CheckpointError(
-            f"injection={record.injection.strategy} has no experts that are adapters; "
-            f"{with_adapter_experts()} has. {with_peft_adapter()} export with `export_peft`"
+            f"injection={record.injection.strategy} has no experts that are adapters; {with_adapter_experts()} has. "
+            f"Instead, {instead}"
         )
     if record.trained_base:
         raise CheckpointError(

@@ -1,10 +1,20 @@
-"""Pages from the templates in pages/: what they are given is shown as text, and a missing value is an error."""
+"""Pages from the templates in pages/: what they are given is shown as text, and a missing value is an error.
 
+A page is one file that asks for nothing. Scripts are plain files of pages/ that stand in it whole, and its policy lets
+no other script run. What they read stands in the page as JSON, in which no character can end its element.
+"""
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
 
 from lmoe.errors import ConfigError
 from lmoe.files.places import exists, expanded, is_dir, is_file
@@ -13,6 +23,8 @@ PAGES = Path(__file__).parent / "pages"
 GENERATOR = "lmoe"
 MARK = f'<meta name="generator" content="{GENERATOR}">'
 """In the head of every page, by which an older one is known that may be written over."""
+ENDS_SCRIPT = re.compile(r"</script|<!--", re.IGNORECASE)
+"""What a parser of HTML takes for more than a part of a script."""
 HEAD = 1000
 """Bytes in which the mark stands."""
 
@@ -30,14 +42,58 @@ def environment() -> Environment:
     )
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, *, scripts: Sequence[str] = (), data: Any = None, **values: Any) -> str:
     """Return a page as HTML.
 
     Args:
         template: a file of pages/.
+        scripts: files of pages/ that run at its end, in this order.
+        data: what they read by `page.data()` (page.js): lists, dicts, texts and finite numbers; None: nothing.
         values: all that it shows.
     """
-    return environment().get_template(template).render(generator=GENERATOR, **values)
+    sources = [script_source(name) for name in scripts]
+    blocks = [] if data is None else [Markup('<script type="application/json" id="data">%s</script>') % json_text(data)]
+    blocks += [Markup("<script>%s</script>") % Markup(source) for source in sources]
+    return (
+        environment()
+        .get_template(template)
+        .render(
+            generator=GENERATOR,
+            policy=policy(sources),
+            script_blocks=Markup("\n").join(blocks),
+            **values,
+        )
+    )
+
+
+def policy(scripts: Sequence[str]) -> str:
+    """What a page may load and run: its own style and pictures, and of scripts these texts alone."""
+    digests = [base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() for source in scripts]
+    allowed = "".join(f" 'sha256-{digest}'" for digest in digests)
+    return "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:" + (
+        f"; script-src{allowed}" if allowed else ""
+    )
+
+
+def script_source(name: str) -> str:
+    """The text of a script, as it stands in a page.
+
+    Args:
+        name: of a file in pages/.
+
+    Raises:
+        ValueError: it would end its own element.
+    """
+    source = (PAGES / name).read_text(encoding="utf-8")
+    if ENDS_SCRIPT.search(source):
+        raise ValueError(f"{name} holds </script or <!--, which a script inside a page must not")
+    return source
+
+
+def json_text(data: Any) -> Markup:
+    """JSON that may stand inside a script element: no <, > or & is in it, and nothing beyond ASCII."""
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def page_place(output: str) -> Path:

@@ -16,6 +16,7 @@ class Refused(StrEnum):
     conflict = "conflict"
     full = "full"
     stopping = "stopping"
+    unavailable = "unavailable"
     failed = "failed"
 
 
@@ -161,6 +162,16 @@ class ExpertState:
     rank: int
 
 
+class Condition(StrEnum):
+    """Whether an engine answers."""
+
+    ready = "ready"
+    restarting = "restarting"
+    """Its batches have broken and begin anew; requests wait."""
+    failing = "failing"
+    """They break whenever they begin; requests are refused until they do not."""
+
+
 @dataclass(slots=True, frozen=True, kw_only=True)
 class EngineState:
     """What the engine does at the moment.
@@ -172,6 +183,7 @@ class EngineState:
         cache_capacity: tokens that it can hold.
         steps: forwards since the start.
         generated: tokens since the start.
+        condition: whether it answers.
     """
 
     running: int
@@ -180,6 +192,7 @@ class EngineState:
     cache_capacity: int
     steps: int
     generated: int
+    condition: Condition = Condition.ready
 
 
 class Engine(Protocol):

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 import lmoe
 from lmoe.adapter.folder import CONFIG_FILE, WEIGHTS_FILE
-from lmoe.errors import BackboneError, CheckpointError, LmoeError
+from lmoe.errors import BackboneError, CheckpointError, ConfigError, LmoeError
 from tests.tiny_models import randomise, tiny_model, tokens
 
 
@@ -46,6 +46,13 @@ def test_what_was_loaded_saves_the_same_weights_again(trained, tmp_path):
     lmoe.save(model, tmp_path / "again")
     for name in (WEIGHTS_FILE, CONFIG_FILE):
         assert (tmp_path / "again" / name).read_bytes() == (trained.adapter / name).read_bytes()
+
+
+def test_a_precision_is_given_by_its_name_and_others_are_named(trained):
+    model, _ = lmoe.load(trained.run, precision="bfloat16")
+    assert model.dtype is torch.bfloat16
+    with pytest.raises(ConfigError, match="`precision=fp8`: allowed: .*bfloat16"):
+        lmoe.load(trained.run, precision="fp8")
 
 
 def test_base_model_takes_the_place_of_the_recorded_base(trained, tmp_path):

@@ -90,6 +90,13 @@ def test_problems_of_flags_settings_and_file_come_together(tmp_path):
         verb.settled({}, {}, None)
 
 
+def test_no_expert_has_the_name_of_the_whole_model():
+    flags = {"model": "tiny", "experts": "code=a,lmoe=b"}
+    with pytest.raises(ConfigError, match="an expert has the name lmoe"):
+        verb.settled(flags, {}, None)
+    assert verb.settled(flags, {"name": "other"}, None)[1].name == "other"
+
+
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))

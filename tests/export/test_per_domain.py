@@ -6,24 +6,30 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from typer.testing import CliRunner
 
 import lmoe
 from lmoe.adapter.place import adapter_folder
-from lmoe.errors import CheckpointError
+from lmoe.cli.main import app
+from lmoe.errors import CheckpointError, ConfigError, DataError
 from lmoe.evaluate.subject import Subject
-from lmoe.evaluate.training_rows import first_training_rows
+from lmoe.evaluate.training_rows import first_training_rows, learnt_answers
 from lmoe.evaluate.val_loss import validation_rows
-from lmoe.export.per_domain import PRICE_FILE, export_per_domain
+from lmoe.export.per_domain import PRICE_FILE, adapter_names, export_per_domain
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.peft.expert_branches import mean_branches
 from lmoe.peft.reader import read_expert
 from lmoe.peft.router_head import HEAD_FILE
-from tests.micro import DOMAINS
-from tests.tiny_models import randomise
+from lmoe.rules.experts_from import NAME
+from tests.full_disk import files_of_at_most
+from tests.micro import DOMAINS, WORDS
+from tests.pair_rows import write_pairs
+from tests.tiny_models import randomise, tiny_model, tokens
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +49,25 @@ def exported(moved, tmp_path_factory):
     """The folder of adapters with a head, and what was said of them."""
     output = tmp_path_factory.mktemp("out") / "domains"
     return output, export_per_domain(moved, output, head=True)
+
+
+def with_config(run: Path, place: Path, **changes) -> Path:
+    """A copy of a run whose config.yaml says something else of its data, or of what it has learnt."""
+    copy = Path(shutil.copytree(run, place))
+    config = yaml.safe_load((copy / "config.yaml").read_text())
+    data = config["data"] | changes.pop("data", {})
+    (copy / "config.yaml").write_text(yaml.safe_dump(config | changes | {"data": data}))
+    return copy
+
+
+def write_rows(file: Path, domains: tuple[str, ...], count: int = 2) -> str:
+    rows = [
+        {"domain": name, "prompt": f"{WORDS[place]} {number}", "response": WORDS[number]}
+        for place, name in enumerate(domains)
+        for number in range(count)
+    ]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    return str(file)
 
 
 def nats(model, rows, domain: str) -> float:
@@ -147,7 +172,7 @@ def test_what_this_is_not_for_is_refused_and_nothing_is_left(train, micro, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_a_run_that_was_taught_clusters_gets_an_adapter_for_each_of_them(train, tmp_path):
+def test_a_run_that_was_taught_clusters_gets_an_adapter_for_each_of_them(train, tmp_path, monkeypatch):
     clusters = ("moe.router_target=cluster", "data.clusters=3", "injection.num_experts=3")
     done = train("phase=joint", *clusters, run="clusters")
     assert done.code == 0, done.err
@@ -155,3 +180,138 @@ def test_a_run_that_was_taught_clusters_gets_an_adapter_for_each_of_them(train, 
     assert list(found.folders) == ["cluster0", "cluster1", "cluster2"]
     assert sum(price.rows for price in found.prices) == 9, "the validation rows, each in its nearest cluster"
     assert all(price.routed is not None for price in found.prices)
+    monkeypatch.setattr("lmoe.export.per_domain.TRAINING_ROWS", 1)
+    fewest = export_per_domain(done.run, tmp_path / "fewest", data="none")
+    assert list(fewest.folders) == list(found.folders), "rows of each cluster, however rare it is in its domains"
+    alone = shutil.copytree(done.run / "adapter", tmp_path / "alone")
+    with pytest.raises(CheckpointError, match=r"clusters\.safetensors of its run is not beside the adapter"):
+        export_per_domain(alone, tmp_path / "none", data="none")
+
+
+@pytest.mark.parametrize(
+    ("domains", "names"),
+    [
+        (("code", "größe", "x."), ("code", "domain1", "x.")),
+        (("Code", "code"), ("Code", "domain1")),
+        (("a b", "a_b", "domain0"), ("domain0_1", "a_b", "domain0")),
+        (("Domain0", "a b", 'a"b'), ("Domain0", "domain1", "domain2")),
+        ((".", "..", "../x"), ("domain0", "domain1", "domain2")),
+        (("Price.json", "router_head.safetensors", "x"), ("domain0", "domain1", "x")),
+    ],
+)
+def test_every_adapter_has_a_name_that_no_other_adapter_and_no_file_has_even_but_for_case(domains, names):
+    assert adapter_names(domains) == names
+    assert all(NAME.fullmatch(name) for name in names)
+
+
+def test_what_an_odd_domain_costs_is_said_by_the_name_of_the_domain(moved, tmp_path):
+    rows = write_rows(tmp_path / "rows.jsonl", ('größe "q"', "price.json", "words"))
+    run = with_config(moved, tmp_path / "run", data={"path": rows, "val_path": rows})
+    done = CliRunner().invoke(
+        app, ["export", "--checkpoint", str(run), "--format", "prompt-router", "--output", str(tmp_path / "o")]
+    )
+    assert done.exit_code == 0, done.output
+    said = done.output
+    assert f'PEFT adapter of größe "q" in {tmp_path / "o" / "domain0"}' in said
+    for price in json.loads((tmp_path / "o" / PRICE_FILE).read_text()):
+        assert any(line.startswith(price["domain"]) and f"{price['adapter']:.4f}" in line for line in said.splitlines())
+    base = AutoModelForCausalLM.from_pretrained(lmoe.load(run)[0].name_or_path)
+    places = {name: tmp_path / "o" / name for name in ("domain0", "domain1", "words")}
+    lmoe.Blend(base, places, router="encoder", head=tmp_path / "o")
+
+
+@pytest.mark.parametrize("rank", [0, -1, True, 1.5])
+def test_a_rank_that_cannot_be_and_a_folder_in_use_are_refused_before_anything_is_loaded(
+    moved, tmp_path, monkeypatch, rank
+):
+    monkeypatch.setattr("lmoe.export.per_domain.load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(ConfigError, match="must be a whole number from 1 on"):
+        export_per_domain(moved, tmp_path / "out", rank=rank)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(CheckpointError, match="is not an empty directory"):
+        export_per_domain(moved, tmp_path)
+
+
+def test_a_rank_above_what_there_is_cuts_nothing(moved, tmp_path):
+    done = export_per_domain(moved, tmp_path / "high", rank=1000, data="none")
+    assert all(error == pytest.approx(0, abs=1e-12) for error in done.errors.values())
+
+
+def test_rows_without_an_adapter_are_named_and_refused_where_there_are_no_others(moved, tmp_path):
+    said: list[str] = []
+    some = write_rows(tmp_path / "some.jsonl", ("code", "law"))
+    (price,) = export_per_domain(moved, tmp_path / "some", data=some, say=said.append).prices
+    assert price.domain == "code" and price.rows == 2
+    assert "not measured: 2 rows of law, which no adapter is of" in said
+    assert "no price of math, words: there is no row to measure it on" in said
+    other = write_rows(tmp_path / "other.jsonl", ("law",))
+    with pytest.raises(DataError, match="are of law, and the adapters of code, math, words: give `data` rows"):
+        export_per_domain(moved, tmp_path / "out", data=other)
+    assert not (tmp_path / "out").exists()
+
+
+def test_training_rows_that_are_gone_are_named_with_what_they_are_for(moved, tmp_path):
+    run = with_config(moved, tmp_path / "run", data={"path": str(tmp_path / "gone.jsonl")})
+    with pytest.raises(DataError, match=r"which tell the mean weights, cannot be read: data\.path=.*gone\.jsonl"):
+        export_per_domain(run, tmp_path / "out", data="none")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_adapter_on_its_own_says_whose_rows_its_weights_are_of(moved, tmp_path, monkeypatch):
+    said: list[str] = []
+    monkeypatch.setattr("lmoe.export.per_domain.learnt_answers", lambda _, subject: learnt_answers(moved, subject))
+    alone = shutil.copytree(moved / "adapter", tmp_path / "alone")
+    export_per_domain(alone, tmp_path / "out", data="none", say=said.append)
+    assert said[0].startswith("an adapter on its own") and "bundled rows" in said[0]
+
+
+def test_of_a_run_that_learnt_from_pairs_the_chosen_answers_tell_weights_and_price(moved, tmp_path):
+    for part, first in (("train", 0), ("val", 100)):
+        write_pairs(tmp_path / part, rows=3, first=first)
+    rows = {"path": str(tmp_path / "train"), "val_path": str(tmp_path / "val")}
+    run = with_config(moved, tmp_path / "run", data=rows, task={"name": "dpo"})
+    done = export_per_domain(run, tmp_path / "out", head=True)
+    assert [(price.domain, price.rows) for price in done.prices] == [("code", 3), ("math", 3)]
+
+
+def test_a_disk_that_fills_up_leaves_nothing_and_is_said_of_the_folder_that_was_asked_for(moved, tmp_path):
+    with files_of_at_most(4_000), pytest.raises(CheckpointError) as caught:
+        export_per_domain(moved, tmp_path / "out", data="none", head=True)
+    assert str(caught.value) == f"{tmp_path / 'out'} cannot be written: File too large; nothing is left of it"
+    assert not any(tmp_path.iterdir())
+
+
+NO_BALANCE = {"load_balance": {"type": "none"}}
+ROUTERS = {
+    "top_k": {},
+    "weights as the router gives them": {"scale": "raw"},
+    "weights of length one": {"scale": "unit"},
+    "temperature": {"temperature": 0.3},
+    "top_p": {"router": "top_p"},
+    "relu": {"router": "relu"} | NO_BALANCE,
+    "sigmoid": {"router": "sigmoid"},
+    "soft": {"router": "soft"},
+    "noisy_top_k": {"router": "noisy_top_k"},
+}
+
+
+@pytest.mark.parametrize("case", ROUTERS)
+def test_the_weights_that_are_recorded_are_those_by_which_the_branches_act(case):
+    """Of one token the mean blend is the mixture, whatever the router and the scale."""
+    model = tiny_model("llama")
+    lmoe.inject(model, {"lora_r": 4, "num_experts": 3, "shared_lora_r": 2}, ROUTERS[case])
+    randomise(model)
+    record, ids = injected(model), tokens(1, 5)[:, :1]
+    with torch.no_grad(), record.trace.recording(torch.ones_like(ids, dtype=torch.bool)):
+        expected = model(input_ids=ids).logits
+    weights = {site: routing.routing_weights.reshape(-1) for site, routing in record.trace.routing.items()}
+    assert weights
+    branches = mean_branches(model, weights)
+    bare = tiny_model("llama")
+    for path, branch in branches.items():
+        bare.get_submodule(path).weight.data += branch.scaling * branch.lora_B @ branch.lora_A
+    with torch.no_grad():
+        found = bare(input_ids=ids).logits
+        plain = tiny_model("llama")(input_ids=ids).logits
+    assert (plain - expected).abs().max() > 0.01
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)

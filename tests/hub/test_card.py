@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import shutil
 
 import pytest
 from huggingface_hub import ModelCard
@@ -10,13 +11,15 @@ from transformers import AutoModelForCausalLM
 
 import lmoe
 from lmoe.config.data import DataConfig
-from lmoe.export.export import export_peft_experts
+from lmoe.export.export import export_merged, export_peft_experts
+from lmoe.export.native_moe import export_native_moe
 from lmoe.files.resources import resource_dir
 from lmoe.hub.contents import contents_of, public_base
 from lmoe.hub.description import DataSource, data_sources
 from lmoe.hub.licences import BundledRows, base_licence, bundled_licences
 from lmoe.hub.push import PushSettings, prepared
 from lmoe.report.markdown import plain, table
+from tests.tiny_models import randomise
 
 NAME = "maria/experts"
 SQL = resource_dir("data/sft/train") / "sql.jsonl"
@@ -103,6 +106,35 @@ def test_an_expert_exported_inside_its_run_says_how_that_was_trained(own_run):
     place = own_run / "peft-experts" / "expert0"
     card = card_of(place)
     assert card.data.to_dict()["library_name"] == "peft" and "| steps | 6 |" in card.text
+
+
+def test_an_exported_model_says_how_it_was_trained_until_somebody_changes_it(micro, own_run, tmp_path):
+    """Also far from its run, which is known by the digest of its adapter."""
+    model = AutoModelForCausalLM.from_pretrained(micro.model)
+    lmoe.inject(model, {"strategy": "moe_expert_lora", "lora_r": 4})
+    randomise(model, std=0.1)
+    shutil.rmtree(own_run / "adapter")
+    lmoe.save(model, own_run / "adapter", base_model=str(micro.model))
+    folder = export_native_moe(own_run, tmp_path / "out")
+    pushed = prepared(PushSettings(checkpoint=str(folder), name=NAME))
+    assert pushed.warnings() == [] and str(tmp_path) not in pushed.card and str(micro.model) not in pushed.card
+    assert "Base: model (a folder of whoever trained it)." in pushed.card
+    assert "| strategy | moe_expert_lora" in pushed.card and "| steps | 6 |" in pushed.card
+    assert "| domain | adapters off | after |" in pushed.card
+    data = card_of(folder, base_model="maria/base").data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == ("maria/base", "finetune")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_experts_per_tok": 1}))
+    changed = prepared(PushSettings(checkpoint=str(folder), name=NAME))
+    (warning,) = changed.warnings()
+    assert "is not as it was exported: config.json has been changed since" in warning
+    assert "| steps |" not in changed.card and "Base: model" in changed.card
+
+
+def test_the_average_of_experts_does_not_claim_what_the_run_has_measured(own_run, tmp_path):
+    export_merged(own_run, tmp_path / "average", average=True, data="none")
+    text = card_of(tmp_path / "average").text
+    assert "| steps |" not in text and "adapters off" not in text
 
 
 def test_bundled_rows_have_their_licences_and_own_files_their_names_alone(tmp_path):

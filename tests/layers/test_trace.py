@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from lmoe.layers.trace import AuxiliaryLosses, Routing, RoutingTrace
-from lmoe.ops.gating import top_k_gate
+from lmoe.ops.gating import soft_gate, top_k_gate
 from lmoe.vocabulary import LoadBalanceType, MixtureScale
 
 VALID = torch.ones(1, 4, dtype=torch.bool)
@@ -113,3 +113,26 @@ def test_a_copy_keeps_the_coefficients_and_nothing_of_a_forward():
         twin = copy.deepcopy(trace)
     assert (twin.losses, twin.routing, twin.valid, twin.on) == (trace.losses, {}, None, False)
     assert list(trace.routing) == ["a"]
+
+
+def test_experts_are_silenced_by_row_and_token_and_the_others_keep_their_weights():
+    torch.manual_seed(0)
+    routing = Routing.of(logits := torch.randn(2, 3, 4), soft_gate(logits, temperature=1.0, scale=MixtureScale.unit))
+    by_row = torch.zeros(2, 1, 4, dtype=torch.bool)
+    by_row[1, 0, 2] = True
+    weights = routing.routing_weights
+    expected = weights.clone()
+    expected[1, :, 2] = 0
+    assert torch.equal(routing.without(by_row).routing_weights, expected)
+    by_token = torch.zeros(1, 3, 4, dtype=torch.bool)
+    by_token[0, 1, [0, 3]] = True
+    expected = weights.clone()
+    expected[:, 1, [0, 3]] = 0
+    assert torch.equal(routing.without(by_token).routing_weights, expected)
+    flat = Routing.of(logits.flatten(0, 1), soft_gate(logits.flatten(0, 1), temperature=1.0, scale=MixtureScale.unit))
+    for mask in (by_row, by_token):
+        assert torch.equal(flat.without(mask).routing_weights, routing.without(mask).routing_weights.flatten(0, 1))
+    whole = torch.zeros(1, 1, 4, dtype=torch.bool)
+    whole[..., 1] = True
+    for one in (routing, flat):
+        assert torch.equal(one.without(whole).routing_weights, one.without(1).routing_weights)

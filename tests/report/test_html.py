@@ -1,5 +1,10 @@
 """The templates of pages, and where a page may be written."""
 
+import base64
+import hashlib
+import html
+import json
+import math
 import re
 from pathlib import Path
 
@@ -8,7 +13,7 @@ from jinja2 import UndefinedError
 
 from lmoe.errors import ConfigError
 from lmoe.report.files import write_bytes
-from lmoe.report.html import MARK, PAGES, environment, page_place, render
+from lmoe.report.html import MARK, PAGES, environment, json_text, page_place, policy, render, script_source
 
 PAIRS = {
     ("ink", "paper"),
@@ -49,10 +54,15 @@ def test_text_has_enough_contrast(scheme: str) -> None:
 def test_templates_escape_what_they_are_given_and_miss_nothing() -> None:
     names = environment().list_templates()
     assert {"base.html.jinja", "samples.html.jinja", "style.css", "tokens.html.jinja"} <= {*names}
+    scripts = [name for name in names if name.endswith(".js")]
+    assert {"page.js", "explain.js", "vendor/chart.umd.min.js"} <= {*scripts}
     for name in names:
+        if name.startswith("vendor/"):
+            continue
         source = (PAGES / name).read_text(encoding="utf-8")
         assert not re.search(r"\|\s*safe|autoescape|<script|https?:", source), name
-        environment().get_template(name)
+        if name not in scripts:
+            environment().get_template(name)
     assert "<title>&lt;i&gt;</title>" in render("base.html.jinja", title="<i>")
     with pytest.raises(UndefinedError, match="title"):
         render("base.html.jinja")
@@ -76,3 +86,40 @@ def test_a_name_or_folder_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         page_place(str(tmp_path / "page.txt"))
     with pytest.raises(ConfigError, match=r"there is no folder .*nowhere; make it, or name another place"):
         page_place(str(tmp_path / "nowhere" / "page.html"))
+
+
+def test_a_page_runs_its_own_scripts_alone() -> None:
+    plain = render("base.html.jinja", title="a")
+    assert "<script" not in plain and "script-src" not in plain and "default-src 'none'" in html.unescape(plain)
+    source = script_source("page.js")
+    digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    page = render("base.html.jinja", title="a", scripts=["page.js"])
+    assert f"script-src 'sha256-{digest}'" in html.unescape(page) and page.count("<script>") == 1
+    assert "unsafe-inline" not in policy([source]).partition("script-src")[2] and "unsafe-eval" not in policy([source])
+
+
+def test_scripts_of_pages_make_no_html_of_text_and_ask_for_nothing() -> None:
+    scripts = sorted(PAGES.glob("*.js"))
+    assert len(scripts) >= 2
+    for script in scripts:
+        source = script_source(script.name)
+        wrong = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|fetch\(|XMLHttp|import\b"
+        assert not re.search(wrong, source), script.name
+
+
+def test_data_cannot_end_the_element_it_stands_in() -> None:
+    evil = {"</script>": ["<!--", "\u2028", "\ud800", "&", "<SCRIPT>", 1.5, None]}
+    text = str(json_text(evil))
+    assert not re.search(r"[<>&]", text) and text.isascii() and json.loads(text) == evil
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        json_text([math.nan])
+    page = render("base.html.jinja", title="a", data=evil, scripts=["page.js"])
+    assert page.lower().count("</script>") == 2
+
+
+def test_the_charting_library_is_one_file_with_its_licence_and_can_stand_in_a_page() -> None:
+    licence = (PAGES / "vendor/chart.umd.min.js.licence.txt").read_text(encoding="utf-8")
+    source = script_source("vendor/chart.umd.min.js")
+    version = re.search(r"Chart\.js v(\d+\.\d+\.\d+)", source)
+    assert version is not None and licence.startswith(f"chart.js {version[1]}, chart.umd.min.js\n")
+    assert "MIT License" in licence and hashlib.sha256(source.encode()).hexdigest() in licence

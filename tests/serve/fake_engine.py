@@ -14,7 +14,7 @@ from lmoe.config.backbone import BackboneConfig
 from lmoe.serve.http.auth import Keys
 from lmoe.serve.http.service import Service
 from lmoe.serve.prompts import Prompts
-from lmoe.serve.request import Decided, EngineState, ExpertState, Refused, RefusedError, Request, Token
+from lmoe.serve.request import Condition, Decided, EngineState, ExpertState, Refused, RefusedError, Request, Token
 from lmoe.serve.settings import ServeSettings
 
 SAID = "Hello, wörld €5 🎉!"
@@ -91,6 +91,7 @@ class FakeEngine:
     stopped: float | None = None
     places: dict[str, list[str]] = field(default_factory=lambda: {"code": ["a"], "chat": ["b"]})
     loaded: set[str] = field(default_factory=lambda: {"code", "chat"})
+    condition: Condition = Condition.ready
 
     async def submit(self, request: Request) -> FakeRunning:
         if self.refusal is not None:
@@ -147,7 +148,9 @@ class FakeEngine:
         self._known(name).pop()
 
     def state(self) -> EngineState:
-        return EngineState(running=2, waiting=1, cached_tokens=30, cache_capacity=100, steps=5, generated=7)
+        return EngineState(
+            running=2, waiting=1, cached_tokens=30, cache_capacity=100, steps=5, generated=7, condition=self.condition
+        )
 
     async def stop(self, patience: float) -> None:
         self.stopped = patience if self.stopped is None else self.stopped

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from lmoe.serve.http.app import make_app
 from lmoe.serve.http.auth import Keys
 from lmoe.serve.http.service import Phase
-from lmoe.serve.request import Refused, RefusedError
+from lmoe.serve.request import Condition, Refused, RefusedError
 from tests.serve.fake_engine import SAID, FakeEngine, service, tokenizer
 
 ASK = {"model": "lmoe", "messages": [{"role": "user", "content": "Hi!"}]}
@@ -461,6 +461,34 @@ def test_health_follows_the_life_of_the_server(shared):
             assert asked.status_code == (503 if phase is Phase.stopping else 200)
     finally:
         shared.service.phase = Phase.ready
+
+
+def test_health_notices_an_engine_that_does_not_answer(shared):
+    try:
+        for condition in (Condition.restarting, Condition.failing):
+            shared.engine.condition = condition
+            response = shared.get("/health")
+            assert (response.status_code, response.json()) == (503, {"status": str(condition)})
+    finally:
+        shared.engine.condition = Condition.ready
+    assert shared.get("/health").status_code == 200
+
+
+def test_the_metrics_name_the_route_of_a_request_that_is_turned_away_before_it():
+    with client(keys=Keys(api=(b"key",))) as found:
+        found.post(CHAT, json=ASK)
+        found.get("/v1/models/some*0.5", headers={"Authorization": "Bearer no"})
+        found.get(CHAT, headers={"Authorization": "Bearer key"})
+        text = found.get("/metrics", headers={"Authorization": "Bearer key"}).text
+    for route, status in ((CHAT, 401), ("/v1/models/{name}", 401), (CHAT, 405)):
+        assert f'lmoe_requests_total{{route="{route}",status="{status}"}} 1.0' in text
+
+
+def test_no_expert_takes_the_name_of_the_whole_model():
+    with client(keys=Keys(admin=(b"admin-token",))) as found:
+        for call, path in ((found.post, "/v1/experts"), (found.patch, "/v1/experts/code")):
+            body = {"name": "lmoe"} | ({"place": "/some/where"} if call == found.post else {})
+            assert "is the name of the served model" in error_of(call(path, json=body, headers=ADMIN), 409)["message"]
 
 
 def test_the_metrics_count_what_was_done():

@@ -2,15 +2,20 @@
 
 import asyncio
 import copy
+import logging
+import threading
 import time
+import weakref
 
 import pytest
 import torch
 
 import lmoe
 from lmoe.injection.tracing import trace
+from lmoe.serve.engine import engine as engine_module
+from lmoe.serve.engine import shelf
 from lmoe.serve.engine.mixing import BaseMixing, BlendMixing, RunMixing
-from lmoe.serve.request import Refused, RefusedError, SamplingSettings
+from lmoe.serve.request import Condition, Refused, RefusedError, SamplingSettings
 from tests.peft_experts import three, write_peft
 from tests.serve.engines import alone, answered, asked, prompts, serving
 from tests.tiny_models import randomise, tiny_model
@@ -281,6 +286,7 @@ def test_an_expert_whose_files_have_changed_is_not_read_again(base, places, blen
     ("change", "message"),
     [
         (lambda engine, places: engine.add("code", str(places["sql"])), "already"),
+        (lambda engine, places: engine.add("..", str(places["sql"])), "no dots alone"),
         (lambda engine, places: engine.add("a*b", str(places["sql"])), "without any of"),
         (lambda engine, places: engine.add("new", "/nowhere/at/all"), "cannot be used"),
         (lambda engine, places: engine.rename("code", "chat"), "already"),
@@ -339,6 +345,207 @@ def test_a_full_queue_refuses_and_an_abandoned_request_frees_its_row(blend):
     other, state = serving(blend.model, BlendMixing(blend.model, blend), work, max_requests=2, max_waiting=1)
     assert len(other) == 3
     assert state.running == state.waiting == state.cached_tokens == 0
+
+
+def test_what_overflows_in_one_request_reaches_no_other(blend):
+    calm = asked(prompts(1)[0], 16, mixture={"chat": 1.0})
+
+    async def wild(engine, weight):
+        with pytest.raises(RefusedError, match="no numbers") as failed:
+            await answered(engine, asked([1, 2, 3], 16, mixture={"code": weight}))
+        return failed.value.reason
+
+    async def work(engine):
+        expected, _ = await answered(engine, calm)
+        found = await asyncio.gather(
+            answered(engine, calm), wild(engine, 3e38), answered(engine, calm), wild(engine, 1e25)
+        )
+        return expected, found
+
+    expected, (first, one, second, other) = serving(blend.model, BlendMixing(blend.model, blend), work)
+    assert first[0] == second[0] == expected
+    assert one is other is Refused.invalid
+
+
+def test_a_load_goes_on_to_its_end_though_the_client_goes_away(base, places, blend, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+    add = blend.add
+
+    def slow(name, place):
+        begun.set()
+        assert go_on.wait(10)
+        add(name, place)
+
+    async def work(engine):
+        await engine.unload("code")
+        monkeypatch.setattr(blend, "add", slow)
+        gone = asyncio.create_task(engine.submit(asked([1, 2, 3], mixture={"code": 1.0})))
+        await asyncio.to_thread(begun.wait, 10)
+        gone.cancel()
+        await asyncio.gather(gone, return_exceptions=True)
+        go_on.set()
+        ids, _ = await answered(engine, asked([1, 2, 3], mixture={"code": 1.0}))
+        return ids, engine.experts()[0]
+
+    ids, state = serving(blend.model, BlendMixing(blend.model, blend), work)
+    lmoe.Blend(model := copy.deepcopy(base), {"code": places["code"]}, {"code": 1.0})
+    assert ids == alone(model, asked([1, 2, 3])) and state.loaded and state.requests == 0
+
+
+def test_requests_of_the_servers_own_mixture_are_answered_while_one_of_its_experts_goes(blend):
+    async def work(engine):
+        going = asyncio.create_task(engine.remove("code"))
+        asking = []
+        while not going.done():
+            asking.append(asyncio.create_task(answered(engine, asked([1, 2], 1))))
+            await asyncio.sleep(0)
+        return await asyncio.gather(*asking)
+
+    found = serving(blend.model, BlendMixing(blend.model, blend), work)
+    assert found and found[-1][1].weights == {"sql": 0.9}
+
+
+def test_all_experts_may_be_unloaded_and_go_and_others_come(base, places, blend):
+    async def work(engine):
+        for name in places:
+            await engine.unload(name)
+        own, _ = await answered(engine, asked([1, 2, 3]))
+        for name in places:
+            await engine.remove(name)
+        bare, _ = await answered(engine, asked([1, 2, 3]))
+        await engine.add("code", str(places["chat"]))
+        new, _ = await answered(engine, asked([1, 2, 3], mixture={"code": 1.0}))
+        return own, bare, new, engine.own_mixture
+
+    own, bare, new, description = serving(blend.model, BlendMixing(blend.model, blend), work)
+    model = copy.deepcopy(base)
+    assert bare == alone(model, asked([1, 2, 3])) and description == "the base alone"
+    other = lmoe.Blend(model, places, {"code": 0.4, "sql": 0.9})
+    assert own == alone(model, asked([1, 2, 3]))
+    other.weights = {"chat": 1.0}
+    assert new == alone(model, asked([1, 2, 3]))
+
+
+def test_an_expert_keeps_its_tensors_apart_from_one_that_came_while_it_was_unloaded(base, places):
+    blend = lmoe.Blend(copy.deepcopy(base), {"expert 1": places["code"]}, room=16)
+    request = asked([1, 2, 3], mixture={"expert 1": 1.0})
+
+    async def work(engine):
+        before, _ = await answered(engine, request)
+        await engine.unload("expert 1")
+        await engine.add("new", str(places["sql"]))
+        return before, (await answered(engine, request))[0]
+
+    before, after = serving(blend.model, BlendMixing(blend.model, blend), work)
+    assert before == after
+
+
+def test_no_refusal_names_a_folder_of_the_machine_whatever_its_name(base, blend, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_peft(base, tmp_path / "a secret folder" / "new", seed=5)
+
+    async def work(engine):
+        said = []
+        for place in (tmp_path / "a secret folder" / "none", tmp_path / "a secret folder"):
+            with pytest.raises(RefusedError) as refused:
+                await engine.add("other", str(place))
+            said.append(str(refused.value))
+        await engine.add("new", "a secret folder/new")  # known to its administrator alone
+        await engine.unload("new")
+        (tmp_path / "a secret folder" / "new" / "adapter_model.safetensors").write_bytes(b"torn")
+        monkeypatch.setattr(shelf, "digest_of_adapter", lambda place: engine.mixing.shelf.current["new"].digest)
+        with pytest.raises(RefusedError) as refused:
+            await engine.submit(asked([1, 2], mixture={"new": 1.0}))
+        return [*said, str(refused.value)]
+
+    for said in serving(blend.model, BlendMixing(blend.model, blend), work):
+        assert "cannot be used: (a file)" in said and "secret" not in said and str(tmp_path) not in said
+
+
+def test_batches_that_break_begin_anew_by_themselves_and_the_old_cache_is_let_go(blend, monkeypatch, caplog):
+    for name in ("ContinuousBatchingLogger", engine_module.__name__):
+        caplog.set_level(logging.CRITICAL, logger=name)  # what is recorded holds the frames of the failure
+    mixing = BlendMixing(blend.model, blend)
+    forward = mixing.forward
+
+    def broken(rows):
+        raise RuntimeError("broken")
+
+    async def work(engine):
+        cache = weakref.ref(engine._batches.batch_processor.cache)
+        monkeypatch.setattr(mixing, "forward", broken)
+        failing = await asyncio.gather(*[answered(engine, asked([1, 2, 3])) for _ in range(3)], return_exceptions=True)
+        await _until(lambda: engine.state().condition is Condition.failing)
+        with pytest.raises(RefusedError) as refused:
+            await engine.submit(asked([1, 2, 3]))
+        monkeypatch.setattr(mixing, "forward", forward)
+        await _until(lambda: engine.state().condition is Condition.ready)  # though nobody asks
+        ids, _ = await answered(engine, asked([1, 2, 3]))
+        state = engine.state()
+        return failing, refused.value.reason, ids, state, cache()
+
+    failing, refused, ids, state, cache = serving(blend.model, mixing, work)
+    assert [error.reason for error in failing] == [Refused.failed] * 3 and refused is Refused.unavailable
+    assert len(ids) == 8 and (state.running, state.waiting) == (0, 0) and cache is None
+
+
+def test_requests_wait_while_batches_begin_anew(blend, monkeypatch):
+    mixing = BlendMixing(blend.model, blend)
+    forward, left = mixing.forward, [1]
+
+    def broken_once(rows):
+        if left:
+            left.pop()
+            raise RuntimeError("broken")
+        return forward(rows)
+
+    async def work(engine):
+        monkeypatch.setattr(mixing, "forward", broken_once)
+        with pytest.raises(RefusedError):
+            await answered(engine, asked([1, 2, 3]))
+        await _until(lambda: engine.state().condition is not Condition.ready)
+        return await answered(engine, asked([1, 2, 3]))
+
+    assert len(serving(blend.model, mixing, work)[0]) == 8
+
+
+def test_an_engine_that_is_broken_can_be_stopped(blend, monkeypatch):
+    mixing = BlendMixing(blend.model, blend)
+
+    def broken(rows):
+        raise RuntimeError("broken")
+
+    async def work(engine):
+        monkeypatch.setattr(mixing, "forward", broken)
+        with pytest.raises(RefusedError):
+            await answered(engine, asked([1, 2, 3]))
+        await engine.stop(0)
+        return engine._batches
+
+    assert not serving(blend.model, mixing, work).is_running()
+
+
+async def _until(condition):
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def test_a_stop_does_not_wait_for_an_expert_that_does_not_come(blend, places, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def work(engine):
+        monkeypatch.setattr(blend, "add", lambda *_: begun.set() or go_on.wait(20))
+        coming = asyncio.create_task(engine.add("new", str(places["sql"])))
+        await asyncio.to_thread(begun.wait, 10)
+        try:
+            async with asyncio.timeout(10):
+                await engine.stop(0)
+        finally:
+            go_on.set()
+            await asyncio.gather(coming, return_exceptions=True)
+
+    serving(blend.model, BlendMixing(blend.model, blend), work)
 
 
 def test_a_forward_that_breaks_fails_those_in_it_and_the_next_request_is_answered(blend, monkeypatch):

@@ -4,8 +4,9 @@ import inspect
 
 import pytest
 import torch
-from transformers.generation.continuous_batching import continuous_api, input_outputs, model_runner
+from transformers.generation.continuous_batching import cache, continuous_api, input_outputs, model_runner
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
+from transformers.integrations import sdpa_attention
 
 from lmoe.serve.engine.paged import Batches, PagedSettings
 from tests.tiny_models import tiny_model
@@ -16,6 +17,8 @@ from tests.tiny_models import tiny_model
     [
         (continuous_api.ContinuousBatchingManager, "_create_batch_processor", ["self"]),
         (continuous_api.ContinuousBatchingManager, "_generation_step", ["self"]),
+        (continuous_api.ContinuousBatchingManager, "_run_generation_loop", ["self"]),
+        (cache.PagedAttentionCache, "update", ["self", "key_states", "value_states", "layer_idx", "kwargs"]),
         (continuous_api.OutputRouter, "deliver", ["self", "output"]),
         (continuous_api.OutputRouter, "deliver_batch", ["self", "outputs"]),
         (model_runner.ModelRunner, "_sample", ["self", "scores", "output_ids"]),
@@ -30,6 +33,8 @@ def test_methods_that_are_replaced_take_what_they_took(owner, name, parameters):
     [
         (continuous_api.ContinuousBatchingManager._generation_loop_body, "self._generation_step()"),
         (continuous_api.ContinuousBatchingManager._run_generation_loop, "self._create_batch_processor()"),
+        (continuous_api.ContinuousBatchingManager.start, "target=self._run_generation_loop"),
+        (sdpa_attention.sdpa_attention_forward, "cache.update("),
         (continuous_api.ContinuousBatchProcessor.update_batch, "self.output_router.deliver_batch("),
         (model_runner.ModelRunner._forward_process_and_sample, "self._sample(scores, output_ids)"),
         (input_outputs.ContinuousBatchingIOs.prepare_batch_tensors, "state.position_offset += query_length"),
@@ -67,6 +72,7 @@ def test_rows_are_told_in_the_order_of_their_tokens_with_long_prompts_in_pieces(
         weighed=Block,
         choose=choose,
         deliver=lambda outputs: ended.extend(one.request_id for one in outputs if one.is_finished()),
+        ended=lambda batches: None,
     )
     assert batches.capacity == 0 and batches.free_share == 1
     batches.make_cache()

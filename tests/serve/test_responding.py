@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from lmoe.serve.http import responding
 from lmoe.serve.http.app import make_app
 from tests.serve.fake_engine import SAID, FakeEngine, service
 
@@ -167,5 +168,29 @@ def test_a_body_that_breaks_off_is_a_client_that_went_away():
         caller.receive = receive
         await caller()
         assert made.log.lines[0]["gone"] and not made.log.failures and not caller.sent
+
+    asyncio.run(scenario())
+
+
+def test_a_stream_that_waits_says_that_it_is_still_there(monkeypatch):
+    monkeypatch.setattr(responding, "SILENCE", 0.01)
+
+    async def scenario() -> None:
+        go_on = asyncio.Event()
+
+        async def step(at: int) -> None:
+            if at == 2:
+                await go_on.wait()
+
+        async def on_send(message: dict) -> None:
+            if message.get("body") == responding.ALIVE:
+                go_on.set()
+
+        caller = Caller(make_app(service(FakeEngine(step=step))), ASK | {"stream": True}, on_send)
+        await caller()
+        parts = caller.body.split("\n\n")
+        chunks = [json.loads(part[6:]) for part in parts if part.startswith("data: {")]
+        assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == SAID
+        assert parts[-2] == "data: [DONE]" and ": still there" in parts
 
     asyncio.run(scenario())

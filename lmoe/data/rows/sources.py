@@ -182,9 +182,7 @@ class Opened:
                 yield row
 
 
-def open_source(
-    source: Source, cache: Path, *, streaming: bool = False, kind: RowKind = RowKind.answers
-) -> Opened:
+def open_source(source: Source, cache: Path, *, streaming: bool = False, kind: RowKind = RowKind.answers) -> Opened:
     """Find what a source holds.
 
     Args:
@@ -215,7 +213,9 @@ def _files(source: Source, path: Path, cache: Path, streaming: bool, kind: RowKi
     for place, (file, of_file) in enumerate(zip(files, domains, strict=True)):
         domain = of_file if source.domain is None else source.domain
         records, hashes[str(file)] = _file(file, cache, streaming)
-        parts += [Part(records=piece, place=place, domain=domain, columns=source.columns, kind=kind) for piece in records]
+        parts += [
+            Part(records=piece, place=place, domain=domain, columns=source.columns, kind=kind) for piece in records
+        ]
     names = ["" if folder is None else file.relative_to(path).as_posix() for file in files]
     content = hashlib.sha256(json.dumps(list(zip(names, hashes.values(), strict=True))).encode()).hexdigest()
     unread = [] if folder is None else folder.unread

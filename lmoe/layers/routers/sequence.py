@@ -108,6 +108,10 @@ class PromptReader:
         context, inputs = self.context, ForwardInputs.of(model, args, kwargs)
         context.forget_last_batch_info()
         new = PromptDecisions(masked=context.masked, model_id=context.model_id)
+        if (standing := context.standing.get()) is not None:
+            held = PromptDecisions(standing, context.masked, context.model_id)
+            context.begin_forward(RunningForward(None, held, new), training=model.training)
+            return
         cached_tokens = inputs.cached_tokens
         if inputs.cache is not None and cached_tokens:
             cached = decision_in(inputs.cache, cached_tokens)

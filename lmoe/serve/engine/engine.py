@@ -15,12 +15,31 @@ from transformers import PreTrainedModel
 from transformers.generation.continuous_batching.requests import GenerationOutput
 
 from lmoe.serve.engine.mixing import Held, Mixing
-from lmoe.serve.engine.paged import Batches, PagedSettings, RowInBatch
+from lmoe.serve.engine.paged import Batches, BrokenBatchesError, PagedSettings, RowInBatch
 from lmoe.serve.engine.sampler import Sampler
-from lmoe.serve.request import Decided, EngineState, ExpertState, Refused, RefusedError, Request, Token
+from lmoe.serve.request import (
+    Condition,
+    Decided,
+    EngineState,
+    ExpertState,
+    Refused,
+    RefusedError,
+    Request,
+    SamplingSettings,
+    Token,
+)
 
 T = TypeVar("T")
+Progress = tuple["RunningRequest", list[Token], bool, "str | RefusedError | None"]
+"""A request, its fresh tokens, whether it is over, and why it has failed."""
 LOG = logging.getLogger(__name__)
+PROBE = Request(prompt=(0,), max_tokens=1, end_tokens=frozenset(), sampling=SamplingSettings(temperature=0.0))
+"""What an engine that has begun anew answers itself before it answers others."""
+NO_NUMBERS = "the model's scores are no numbers; the weights of the request may be too large"
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 30.0
+"""Seconds between attempts to begin anew; each pause is twice the one before."""
+LAST_WORK = 5.0
+"""Seconds that changes under way have to end when the engine stops."""
 
 
 @dataclass(eq=False)
@@ -48,7 +67,7 @@ class RunningRequest:
     fresh: list[Token] = field(default_factory=list)
     events: "asyncio.Queue[Sequence[Token] | RefusedError | None]" = field(default_factory=asyncio.Queue)
     over: bool = False
-    failure: str | None = None
+    failure: str | RefusedError | None = None
     came: float = field(default_factory=time.perf_counter)
     began: float | None = None
 
@@ -109,9 +128,12 @@ class BatchEngine:
         self._loop = asyncio.get_running_loop()
         self._changes = ThreadPoolExecutor(1, thread_name_prefix="lmoe-changes")
         self._running: dict[str, RunningRequest] = {}
-        self._stopping = False
+        self._stopping, self._stopped = False, asyncio.Event()
         self._numbers = self._steps = self._generated = 0
         self._arriving = 0
+        self._condition, self._answers = Condition.ready, asyncio.Event()
+        self._answers.set()
+        self._restart: asyncio.Task[None] | None = None
         self._background: set[asyncio.Task[None]] = set()
         mixing.use(self.elsewhere)
         self._batches = self._started()
@@ -138,15 +160,39 @@ class BatchEngine:
             )
         self._arriving += 1
         try:
-            held = await self.mixing.hold(request)
+            await self._until_it_answers()
+            return await self._taken(request)
         finally:
             self._arriving -= 1
+
+    async def _until_it_answers(self) -> None:
+        """Wait while the batches begin anew.
+
+        Raises:
+            RefusedError: they break whenever they do.
+        """
+        while self._condition is Condition.restarting and not self._stopping:
+            await self._answers.wait()
+        if self._condition is Condition.failing:
+            raise RefusedError(Refused.unavailable, "the engine has failed and cannot begin anew; try again later")
+
+    async def _taken(self, request: Request) -> RunningRequest:
+        """A request that has its place in the batches, or waits there for one.
+
+        Raises:
+            RefusedError: it cannot be.
+        """
+        try:
+            held = await self.mixing.hold(request)
+        except BrokenBatchesError as error:
+            raise RefusedError(Refused.failed, "the engine has failed; try again") from error
+        return self._entered(request, held)
+
+    def _entered(self, request: Request, held: Held) -> RunningRequest:
+        """The same, of a request whose mixture is decided."""
         if self._stopping:
             self.mixing.release(held)
             raise RefusedError(Refused.stopping, "the server is stopping and takes no more requests")
-        if not self._batches.is_running():
-            LOG.error("the batches have stopped; they begin anew")
-            self._batches = self._started()
         self._numbers += 1
         sampler = Sampler(request.sampling, list(request.prompt), request.top_logprobs, self.model.device)
         running = RunningRequest(f"request-{self._numbers}", request, held, sampler, self)
@@ -159,10 +205,60 @@ class BatchEngine:
             streaming=True,
             eos_token_id=sorted(request.end_tokens) or -1,
         )
-        if taken is None:
+        if taken is None:  # the batches have broken this very moment
             self.drop(running, tell=False)
-            raise RefusedError(Refused.failed, "the engine has stopped; try again")
+            self._broken(self._batches)
+            raise RefusedError(Refused.failed, "the engine has failed; try again")
         return running
+
+    def _broken(self, batches: Batches) -> None:
+        """The thread of some batches has ended; on the event loop."""
+        if self._stopping or batches is not self._batches or self._condition is not Condition.ready:
+            return
+        LOG.error("the batches have broken; they begin anew")
+        self._condition = Condition.restarting
+        self._answers.clear()
+        self._fail_all("the engine has failed at this request")
+        self._restart = self._loop.create_task(self._begin_anew())
+
+    async def _begin_anew(self) -> None:
+        """Start batches until they answer a request."""
+        pause = FIRST_PAUSE
+        while not self._stopping:
+            try:
+                await self._loop.run_in_executor(self._changes, self._replaced)
+                await self._answer_itself()
+            except Exception:
+                if self._stopping:
+                    break
+                LOG.exception("the batches cannot begin anew; once more in %g s", pause)
+                self._condition = Condition.failing
+                self._answers.set()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopped.wait(), pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+            else:
+                self._condition = Condition.ready
+                break
+        self._answers.set()
+
+    async def _answer_itself(self) -> None:
+        try:
+            held = await self.mixing.hold(PROBE)
+        except RefusedError:  # experts that cannot be read are no fault of the batches
+            held = Held()
+        async for _ in self._entered(PROBE, held).tokens():
+            pass
+
+    def _replaced(self) -> None:
+        """Let go of the batches and their cache, then make others."""
+        self._batches.end()
+        self._batches = self._started()
+
+    def _fail_all(self, why: str, reason: Refused = Refused.failed) -> None:
+        for running in list(self._running.values()):
+            running.events.put_nowait(RefusedError(reason, why))
+            self.drop(running, tell=True)
 
     def _check(self, request: Request) -> None:
         if not request.prompt:
@@ -238,6 +334,7 @@ class BatchEngine:
             cache_capacity=capacity,
             steps=self._steps,
             generated=self._generated,
+            condition=self._condition,
         )
 
     async def stop(self, patience: float) -> None:
@@ -246,14 +343,15 @@ class BatchEngine:
         ends = self._loop.time() + patience
         while (self._running or self._arriving) and self._loop.time() < ends:
             await asyncio.sleep(0.02)
-        for running in list(self._running.values()):
-            running.events.put_nowait(RefusedError(Refused.stopping, "the server has stopped before the answer's end"))
-            self.drop(running, tell=True)
+        self._stopped.set()
+        self._answers.set()
+        self._fail_all("the server has stopped before the answer's end", Refused.stopping)
+        if self._restart is not None:
+            await asyncio.wait({self._restart}, timeout=LAST_WORK)
         await asyncio.to_thread(self._batches.end)
-        for task in list(self._background):
-            with suppress(Exception):
-                await task
-        self._changes.shutdown(wait=True)
+        if self._background:
+            await asyncio.wait(self._background, timeout=LAST_WORK)
+        self._changes.shutdown(wait=False, cancel_futures=True)  # NOTE an expert may be on its way from afar
 
     async def elsewhere(self, action: Callable[[], T], *, alone: bool = False) -> T:
         """What a function of no arguments returns, run in the thread that changes the model.
@@ -265,16 +363,28 @@ class BatchEngine:
         def run() -> T:
             if not alone:
                 return action()
-            with self._batches.pause():
+            with self._batches.paused():
                 return action()
 
         return await self._loop.run_in_executor(self._changes, run)
 
     def _started(self) -> Batches:
-        batches = Batches(self.model, self.settings, weighed=self._weighed, choose=self._choose, deliver=self._deliver)
+        batches = Batches(
+            self.model,
+            self.settings,
+            weighed=self._weighed,
+            choose=self._choose,
+            deliver=self._deliver,
+            ended=self._ended,
+        )
         batches.make_cache()
         batches.start()
         return batches
+
+    def _ended(self, batches: Batches) -> None:
+        """The thread of the batches ends; in it."""
+        with suppress(RuntimeError):  # the event loop is closed
+            self._loop.call_soon_threadsafe(self._broken, batches)
 
     def _weighed(self, rows: Sequence[RowInBatch]) -> Any:
         self._steps += 1
@@ -286,11 +396,16 @@ class BatchEngine:
 
     def _choose(self, rows: Sequence[RowInBatch], scores: Tensor) -> Tensor:
         """The next tokens; a row whose choice fails gets any token, and its request an error."""
-        likeliest = scores.argmax(-1)
+        largest, likeliest = scores.max(-1)
         chosen, known = likeliest.tolist(), self._running
+        numbers = torch.isfinite(largest).tolist()
         for number, row in enumerate(rows):
             running = known.get(row.request_id)
             if running is None:  # gone meanwhile
+                continue
+            if not numbers[number]:
+                reason = Refused.failed if running.request.mixture is None else Refused.invalid
+                running.failure = RefusedError(reason, NO_NUMBERS, "experts")
                 continue
             try:
                 token = running.sampler.choose(scores[number], chosen[number])
@@ -305,7 +420,7 @@ class BatchEngine:
 
     def _deliver(self, outputs: Sequence[GenerationOutput]) -> None:
         """Hand over what a forward has brought; in the thread of the batches."""
-        found: list[tuple[RunningRequest, list[Token], bool, str | None]] = []
+        found: list[Progress] = []
         for output in outputs:
             running = self._running.get(output.request_id)
             if running is not None:
@@ -314,15 +429,15 @@ class BatchEngine:
         if found:
             self._loop.call_soon_threadsafe(self._hand_over, found)
 
-    def _hand_over(self, found: Sequence[tuple[RunningRequest, list[Token], bool, str | None]]) -> None:
+    def _hand_over(self, found: Sequence[Progress]) -> None:
         for running, fresh, finished, error in found:
             if running.over:
                 continue
             if error is not None:
                 LOG.error("%s failed: %s", running.id, error)
-                running.events.put_nowait(
-                    RefusedError(Refused.failed, f"the engine has failed at this request ({running.id})")
-                )
+                if not isinstance(error, RefusedError):
+                    error = RefusedError(Refused.failed, f"the engine has failed at this request ({running.id})")
+                running.events.put_nowait(error)
                 self.drop(running, tell=not finished)
                 continue
             if fresh:

@@ -218,8 +218,9 @@ class BlendMixing:
 
     async def remove(self, name: str) -> None:
         await self.shelf.remove(name)
-        self._own.pop(name, None)
+        self._own.pop(name, None)  # before anything else: who asks meanwhile must not weigh what is gone
         self.description = self._described()
+        await self.shelf.sweep()
 
     def _described(self) -> str:
         if self.blend.router in (BlendRouter.arrow, BlendRouter.encoder):

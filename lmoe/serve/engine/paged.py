@@ -1,13 +1,16 @@
 """Transformers' continuous batching, and every private name of it that lmoe leans on: this file alone knows them.
 
-They are `_generation_step` of the manager, `_create_batch_processor`, `_generation_thread`, `_sample` of the model
-runner, and `requests_in_batch` of what goes into the model. tests/serve/test_paged.py fails when one of them moves.
+They are `_generation_step` of the manager, `_run_generation_loop`, `_create_batch_processor`, `_generation_thread`,
+`_sample` of the model runner, `update` of the cache, and `requests_in_batch` of what goes into the model.
+tests/serve/test_paged.py fails when one of them moves.
 """
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 from transformers import ContinuousBatchingConfig, GenerationConfig, PreTrainedModel
 from transformers.generation.continuous_batching.continuous_api import (
@@ -19,6 +22,9 @@ from transformers.generation.continuous_batching.requests import GenerationOutpu
 
 FINISHES_BY_ITSELF = 10.0
 """Seconds for the thread to end after a hard stop."""
+LARGEST = 1e15
+"""Of a key or a value in the cache. Attention reads those of all requests and masks those of others, whose share is 0
+only where it is a number: nothing that one request overflows may reach another."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -55,8 +61,11 @@ class PagedSettings:
     page_size: int = 32
 
     def config(self) -> ContinuousBatchingConfig:
-        """Returns them as Transformers takes them. Blocks are not shared: they are known by their tokens alone, and what lies in them
-        depends on the mixture too. One forward after the other, without graphs: each has weights of its own."""
+        """Returns them as Transformers takes them.
+
+        Blocks are not shared: they are known by their tokens alone, and what lies in them depends on the mixture too.
+        One forward after the other, without graphs: each has weights of its own.
+        """
         pages = None if self.cache_tokens is None else -(-self.cache_tokens // self.page_size)
         return ContinuousBatchingConfig(
             page_size=self.page_size,
@@ -70,6 +79,10 @@ class PagedSettings:
         )
 
 
+class BrokenBatchesError(RuntimeError):
+    """The batches have ended before they could pause."""
+
+
 class Batches(ContinuousBatchingManager):
     """Rows of many requests in one forward after the other, in a thread of its own.
 
@@ -79,6 +92,7 @@ class Batches(ContinuousBatchingManager):
         weighed: a block in which a forward of these rows computes with what they weigh.
         choose: the next tokens, int64, of the N rows that get one, from their scores (N or more, V) in float32.
         deliver: gets how each request stands after a forward, or that it has failed; in the thread of the batches.
+        ended: called last in that thread, when it has ended for whatever reason and all requests have been told.
     """
 
     def __init__(
@@ -89,11 +103,12 @@ class Batches(ContinuousBatchingManager):
         weighed: Callable[[Sequence[RowInBatch]], AbstractContextManager[object]],
         choose: Callable[[Sequence[RowInBatch], Tensor], Tensor],
         deliver: Callable[[Sequence[GenerationOutput]], None],
+        ended: Callable[["Batches"], None],
     ) -> None:
         generation = GenerationConfig(do_sample=False, eos_token_id=-1, max_new_tokens=1)
         super().__init__(model, generation, settings.config())  # type: ignore[arg-type]
         self.output_router = _Outputs(deliver)
-        self._weighed, self._choose = weighed, choose
+        self._weighed, self._choose, self._ended = weighed, choose, ended
 
     @property
     def rows(self) -> list[RowInBatch]:
@@ -127,19 +142,44 @@ class Batches(ContinuousBatchingManager):
         processor = self.batch_processor
         return 0 if processor is None else len(processor.scheduler.active_requests)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """A block in which no forward runs.
+
+        Raises:
+            BrokenBatchesError: there will be none any more.
+        """
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.pause())
+            except RuntimeError as error:
+                raise BrokenBatchesError(str(error)) from error
+            yield
+
     def make_cache(self) -> None:
         """Reserve the KV cache now, in the caller's thread."""
         self.batch_processor = self._create_batch_processor()
 
     def end(self) -> None:
-        """Stop at once; what runs fails."""
-        if self.is_running():
+        """Stop at once, which fails what runs, and let go of the KV cache; also of batches that have broken."""
+        if self._generation_thread is not None:
+            if (error := self.background_thread_status.fatal_error) is not None:
+                error.with_traceback(None)  # which holds the cache
             self.stop(block=True, timeout=FINISHES_BY_ITSELF, hard_stop=True)
         self.batch_processor = None
 
+    def _run_generation_loop(self) -> None:
+        try:
+            super()._run_generation_loop()
+        finally:
+            self._ended(self)
+
     def _create_batch_processor(self) -> ContinuousBatchProcessor:
+        is_new = self.batch_processor is None
         processor = super()._create_batch_processor()
-        processor.model_runner._sample = self._sampled  # type: ignore[method-assign]
+        if is_new:
+            processor.model_runner._sample = self._sampled  # type: ignore[method-assign]
+            processor.cache.update = _bounded(processor.cache.update)  # type: ignore[method-assign]
         return processor
 
     def _generation_step(self) -> None:
@@ -155,6 +195,17 @@ class Batches(ContinuousBatchingManager):
         """
         chosen = self._choose([row for row in self.rows if row.gives_token], scores[0])
         output_ids[0, : len(chosen)].copy_(chosen)
+
+
+def _bounded(update: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The cache's `update`, which writes finite numbers only; those that are within bounds stay as they are."""
+
+    def bounded(key_states: Tensor, value_states: Tensor, *rest: Any, **named: Any) -> tuple[Tensor, Tensor]:
+        most = min(LARGEST, torch.finfo(key_states.dtype).max)
+        kept = [states.clamp(-most, most).nan_to_num_(0.0) for states in (key_states, value_states)]
+        return update(*kept, *rest, **named)
+
+    return bounded
 
 
 class _Outputs(OutputRouter):

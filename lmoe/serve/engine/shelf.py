@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -58,11 +58,13 @@ class Shelf:
         self.blend, self._elsewhere = blend, elsewhere
         self._changing = asyncio.Lock()
         self._made = 0
+        self._keys = set(blend.names)
         self._retired: set[Version] = set()
+        self._work: set[asyncio.Task[Any]] = set()
         self.current: dict[str, Version] = {}
         for name, folder in blend.folders.items():
             rank = _rank(blend, str(folder))
-            self.current[name] = Version(name, str(folder), digest_of_adapter(folder), rank)
+            self.current[name] = Version(name, str(folder.absolute()), digest_of_adapter(folder), rank)
 
     def states(self) -> list[ExpertState]:
         """Every expert, in the order in which they came."""
@@ -90,13 +92,28 @@ class Shelf:
         try:
             for name, version in held.items():
                 if not version.loaded:
-                    async with self._changing:
-                        if not version.loaded:
-                            await self._load(name, version)
+                    await self._whole(self._load_once(name, version))
         except BaseException:
             self.release(held.values())
             raise
         return held
+
+    async def _whole(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do some work to its end, though who asked for it goes away: a part of it would be neither."""
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._done)
+        await asyncio.shield(task)
+
+    def _done(self, task: "asyncio.Task[Any]") -> None:
+        self._work.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waited has it
+
+    async def _load_once(self, name: str, version: Version) -> None:
+        async with self._changing:
+            if not version.loaded:
+                await self._load(name, version)
 
     def release(self, held: Iterable[Version]) -> None:
         """A request is over that has held these."""
@@ -105,9 +122,13 @@ class Shelf:
 
     async def sweep(self) -> None:
         """Take those out of the model that were replaced or removed and are weighed by no request any more."""
-        for version in [one for one in self._retired if not one.requests]:
-            async with self._changing:
-                if version in self._retired and not version.requests:
+        if any(not version.requests for version in self._retired):
+            await self._whole(self._drop_idle())
+
+    async def _drop_idle(self) -> None:
+        async with self._changing:
+            for version in [one for one in self._retired if not one.requests]:
+                if not version.requests:
                     self._retired.discard(version)
                     await self._drop(version)
 
@@ -161,7 +182,7 @@ class Shelf:
             self.current = {new if other == name else other: version for other, version in self.current.items()}
 
     async def remove(self, name: str) -> None:
-        """Take an expert away.
+        """Take an expert away; its tensors go with the next `sweep`.
 
         Raises:
             RefusedError: no such name.
@@ -169,7 +190,6 @@ class Shelf:
         async with self._changing:
             self._retired |= set(_line(self._known(name)))
             del self.current[name]
-        await self.sweep()
 
     async def unload(self, name: str) -> None:
         """Drop an idle expert's tensors.
@@ -200,15 +220,16 @@ class Shelf:
         self.current[name] = new
 
     async def _new(self, place: str) -> Version:
-        key = self._key()
+        key, folders = self._key(), [Path(place)]
 
         def read() -> Version:
             header = read_header(place, self.blend.model, base=self.blend.base)
+            folders.append(header.folder)
             digest = digest_of_adapter(header.folder)
             self.blend.add(key, header.folder)
-            return Version(key, str(header.folder), digest, _largest(header))
+            return Version(key, str(header.folder.absolute()), digest, _largest(header))
 
-        version = await self._asked(read, "the expert")
+        version = await self._asked(read, "the expert", folders)
         if self.blend.router == "encoder" and key in self.blend.unfitted:
             await self._elsewhere(lambda: self.blend.remove(key))
             raise RefusedError(
@@ -222,11 +243,14 @@ class Shelf:
                 raise BlendError("its files have changed since they were first read: replace the expert")
             self.blend.add(version.key, version.place)
 
-        await self._asked(read, f"expert {name}")
+        await self._asked(read, f"expert {name}", [Path(version.place)])
         version.loaded = True
 
-    async def _asked(self, action: Callable[[], T], what: str) -> T:
+    async def _asked(self, action: Callable[[], T], what: str, folders: Sequence[Path]) -> T:
         """What an action returns; why it refuses goes to the client without the paths of this machine.
+
+        Args:
+            folders: that the action reads, whatever their names.
 
         Raises:
             RefusedError: it refuses.
@@ -234,13 +258,15 @@ class Shelf:
         try:
             return await self._elsewhere(action)
         except LmoeError as error:
-            raise RefusedError(Refused.invalid, f"{what} cannot be used: {without_paths(str(error))}") from error
+            why = without_paths(str(error), folders)
+            raise RefusedError(Refused.invalid, f"{what} cannot be used: {why}") from error
 
     def _key(self) -> str:
         while True:
             self._made += 1
             key = f"expert {self._made}"
-            if key not in self.blend.names:
+            if key not in self._keys:
+                self._keys.add(key)
                 return key
 
     def _known(self, name: str) -> Version:
@@ -250,12 +276,12 @@ class Shelf:
         return self.current[name]
 
     def _free(self, name: str) -> None:
-        wrong = not name.strip() or name != name.strip() or len(name) > LONGEST_NAME or not name.isprintable()
+        wrong = name in ("", ".", "..") or name != name.strip() or len(name) > LONGEST_NAME or not name.isprintable()
         if wrong or any(sign in name for sign in NOT_IN_NAMES):
             raise RefusedError(
                 Refused.invalid,
-                f"an expert's name is 1 to {LONGEST_NAME} printable characters, without blanks around it and without "
-                f"any of {' '.join(NOT_IN_NAMES)}; got {name[:LONGEST_NAME]!r}",
+                f"an expert's name is 1 to {LONGEST_NAME} printable characters, no dots alone, without blanks around "
+                f"it and without any of {' '.join(NOT_IN_NAMES)}; got {name[:LONGEST_NAME]!r}",
                 "name",
             )
         if name in self.current:
@@ -264,8 +290,16 @@ class Shelf:
             )
 
 
-def without_paths(text: str) -> str:
-    """A message without what looks like a path of this machine."""
+def without_paths(text: str, folders: Sequence[Path] = ()) -> str:
+    """A message without what looks like a path of this machine.
+
+    Args:
+        folders: that it may name, in whose names there may be blanks.
+    """
+    for folder in folders:
+        for form in (folder, folder.expanduser()):
+            if form.is_absolute():
+                text = re.sub(rf"{re.escape(str(form))}(/[^\s:;,'\"`)]*)?", "(a file)", text)
     return PATH.sub("(a file)", text)
 
 

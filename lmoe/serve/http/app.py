@@ -2,9 +2,9 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
@@ -13,7 +13,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmoe import __version__
@@ -27,13 +27,14 @@ from lmoe.serve.http.questions import chat_question, completion_question
 from lmoe.serve.http.request_log import GONE, Record
 from lmoe.serve.http.responding import ClientGone, Responding, unless_gone
 from lmoe.serve.http.service import Phase, Service
-from lmoe.serve.request import Decided, RefusedError
+from lmoe.serve.request import Condition, Decided, RefusedError
 
 RECORD = "lmoe.record"
 """In the scope of a request."""
 EXPERT = "/v1/experts/{name}"
 PLACEHOLDER = re.compile(r"\{(\w+):path\}")
 SHOWN_HEADERS = ["x-request-id", "retry-after"]
+Changed = TypeVar("Changed")
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
@@ -44,7 +45,8 @@ def make_app(service: Service) -> Starlette:
         service: what answers, and its settings.
     """
     routes = Routes(service)
-    middleware = [Middleware(Front, service=service)]
+    every = routes.all()
+    middleware = [Middleware(Front, service=service, routes=every)]
     if service.settings.allow_origin:
         cors = Middleware(
             CORSMiddleware,
@@ -55,7 +57,7 @@ def make_app(service: Service) -> Starlette:
         )
         middleware.insert(0, cors)
     app = Starlette(
-        routes=routes.all(),
+        routes=every,
         middleware=middleware,
         exception_handlers={HTTPException: _http_error, Problem: _problem},
         lifespan=_lifespan(service),
@@ -150,8 +152,14 @@ class Routes:
     async def add_expert(self, request: Request) -> Response:
         """Take one more expert."""
         body = body_of(NewExpert, await self._admin_body(request))
-        await self._change(self._service.engine.add(body.name, body.place))
-        return self._expert(body.name, status=201)
+        self._check_name(body.name)
+        engine = self._service.engine
+
+        async def added() -> Response:
+            await engine.add(body.name, body.place)
+            return self._expert(body.name, status=201)  # as it came, though another may rename or remove it at once
+
+        return await self._change(added())
 
     async def replace_expert(self, request: Request) -> Response:
         """Take another expert under a name."""
@@ -162,6 +170,7 @@ class Routes:
     async def rename_expert(self, request: Request) -> Response:
         """Give an expert another name."""
         name, body = request.path_params["name"], body_of(OtherName, await self._admin_body(request))
+        self._check_name(body.name)
         await self._change(self._service.engine.rename(name, body.name))
         return self._expert(body.name)
 
@@ -185,8 +194,10 @@ class Routes:
 
     async def health(self, _: Request) -> Response:
         """Say whether requests are answered."""
-        phase = self._service.phase
-        return JSONResponse({"status": str(phase)}, status_code=200 if phase is Phase.ready else 503)
+        phase, condition = self._service.phase, self._service.engine.state().condition
+        answers = phase is Phase.ready and condition is Condition.ready
+        status = condition if phase is Phase.ready else phase
+        return JSONResponse({"status": str(status)}, status_code=200 if answers else 503)
 
     async def version(self, _: Request) -> Response:
         """Say which version answers."""
@@ -227,16 +238,24 @@ class Routes:
         self._admin(request)
         return await read_body(request, self._service.settings)
 
-    async def _change(self, change: Awaitable[None]) -> None:
+    def _check_name(self, name: str) -> None:
+        """See that an expert does not hide behind the name of the whole model.
+
+        Raises:
+            Problem: it would.
+        """
+        if name == self._service.settings.name:
+            raise Problem(409, f"{name} is the name of the served model; choose another", "name")
+
+    async def _change(self, change: Awaitable[Changed]) -> Changed:
         """NOTE a change of experts goes on to its end when the client goes away: half of it would be neither."""
-        await asyncio.shield(asyncio.ensure_future(change))
+        return await asyncio.shield(asyncio.ensure_future(change))
 
 
 def _route(path: str, **endpoints: Endpoint) -> Route:
     """A path with what each of its methods does."""
 
     async def endpoint(request: Request) -> Response:
-        _record(request).route = PLACEHOLDER.sub(r"{\1}", path)
         return await endpoints["GET" if request.method == "HEAD" else request.method](request)
 
     return Route(path, endpoint, methods=list(endpoints))
@@ -252,10 +271,11 @@ class Front:
     Args:
         app: the routes.
         service: what answers.
+        routes: by which requests are counted, those too that never reach one.
     """
 
-    def __init__(self, app: ASGIApp, service: Service) -> None:
-        self._app, self._service = app, service
+    def __init__(self, app: ASGIApp, service: Service, routes: Sequence[Route]) -> None:
+        self._app, self._service, self._routes = app, service, routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; whatever happens in it, the server goes on."""
@@ -263,6 +283,8 @@ class Front:
             await self._app(scope, receive, send)
             return
         record = Record(method=scope["method"])
+        if (route := next((one for one in self._routes if one.matches(scope)[0] is not Match.NONE), None)) is not None:
+            record.route = PLACEHOLDER.sub(r"{\1}", route.path)
         scope[RECORD] = record
 
         async def noted(message: Message) -> None:

@@ -12,6 +12,7 @@ STATUS = {
     Refused.conflict: 409,
     Refused.full: 429,
     Refused.stopping: 503,
+    Refused.unavailable: 503,
     Refused.failed: 500,
 }
 KINDS = {
@@ -64,6 +65,8 @@ def refused(error: RefusedError, request_id: str) -> Problem:
     """The problem of what the engine or the prompt's reader refuses."""
     if error.reason is Refused.failed:
         return failure(request_id)
-    headers = {"retry-after": str(RETRY_AFTER)} if error.reason in (Refused.full, Refused.stopping) else {}
-    code = {Refused.unknown_expert: "model_not_found", Refused.full: "queue_full"}.get(error.reason)
+    later = (Refused.full, Refused.stopping, Refused.unavailable)
+    headers = {"retry-after": str(RETRY_AFTER)} if error.reason in later else {}
+    codes = {Refused.unknown_expert: "model_not_found", Refused.full: "queue_full", Refused.unavailable: "unavailable"}
+    code = codes.get(error.reason)
     return Problem(STATUS[error.reason], str(error), error.field, code, headers)

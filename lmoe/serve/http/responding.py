@@ -19,6 +19,10 @@ from lmoe.serve.request import RefusedError
 
 AHEAD = 4
 """Pieces of each answer that wait to be sent."""
+SILENCE = 15.0
+"""Seconds without a piece after which a stream says that it is still there, so that no proxy ends it."""
+ALIVE = b": still there\n\n"
+"""A comment, which clients of server-sent events skip."""
 LAST_WORDS = 1.0
 """Seconds in which a client that reads slowly may take the reason why its stream ends."""
 Found = TypeVar("Found")
@@ -115,9 +119,11 @@ class Responding:
         for index in range(len(answers)):
             if (first := shape.first(index)) is not None:
                 yield event(first)
-        async with aclosing(merged(answers)) as pieces:
+        async with aclosing(merged(answers, SILENCE)) as pieces:
             async for index, piece in pieces:
-                if piece is None:
+                if index is None:
+                    yield ALIVE
+                elif piece is None:
                     yield event(shape.last(index, answers[index], body.lmoe))
                 else:
                     yield event(shape.chunk(index, piece))
@@ -151,7 +157,7 @@ class Responding:
         pieces: list[list[Piece]] = [[] for _ in answers]
         async with aclosing(merged(answers)) as found:
             async for index, piece in found:
-                if piece is not None:
+                if index is not None and piece is not None:
                     pieces[index].append(piece)
         shape, body = self.question.shape, self.question.body
         return JSONResponse(shape.whole(answers, pieces, self._used(answers), body.lmoe))
@@ -160,8 +166,13 @@ class Responding:
         return usage_json(self.question.prompt_tokens, sum(answer.generated for answer in answers))
 
 
-async def merged(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Piece | None], None]:
+async def merged(
+    answers: Sequence[Answer], silence: float | None = None
+) -> AsyncGenerator[tuple[int | None, Piece | None], None]:
     """Yields the pieces of all answers as they come, each with the answer's number, and None at an answer's end.
+
+    Args:
+        silence: seconds after which it yields twice None where no piece has come; None: it never does.
 
     Raises:
         RefusedError: the engine has failed at one of them.
@@ -181,7 +192,12 @@ async def merged(answers: Sequence[Answer]) -> AsyncGenerator[tuple[int, Piece |
     try:
         going = len(tasks)
         while going:
-            index, found = await queue.get()
+            try:
+                async with asyncio.timeout(silence):
+                    index, found = await queue.get()
+            except TimeoutError:
+                yield None, None
+                continue
             if isinstance(found, Exception):
                 raise found
             going -= found is None

@@ -1,0 +1,77 @@
+"""A page in a browser, as a test sees it: errors on its console, what it asks for, what keeps people out of it."""
+
+from pathlib import Path
+from typing import Any
+
+AXE = Path(__file__).parent / "vendor" / "axe.min.js"
+SERIOUS = ("serious", "critical")
+"""Impacts of a fault that a page must not have."""
+
+
+class OpenPage:
+    """A page that was opened from disk without a network.
+
+    Args:
+        browser: of playwright.
+        file: the page.
+        width, height: of the window, in CSS pixels.
+        dark: the reader prefers dark colours.
+        scripts: scripts run.
+
+    Attributes:
+        page: of playwright.
+        errors: errors on the console, and those that nothing caught.
+        requests: what the page asked for beside itself.
+    """
+
+    def __init__(
+        self,
+        browser: Any,
+        file: Path,
+        *,
+        width: int = 1200,
+        height: int = 800,
+        dark: bool = False,
+        scripts: bool = True,
+    ) -> None:
+        self.errors: list[str] = []
+        self.requests: list[str] = []
+        self._context = browser.new_context(
+            offline=True,
+            viewport={"width": width, "height": height},
+            color_scheme="dark" if dark else "light",
+            java_script_enabled=scripts,
+        )
+        self.page = self._context.new_page()
+        self.page.set_default_timeout(10_000)
+        self.page.on("console", lambda said: said.type == "error" and self.errors.append(said.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        address = file.resolve().as_uri()
+        self.page.on(
+            "request",
+            lambda asked: asked.url.partition("#")[0] == address or self.requests.append(asked.url),
+        )
+        self.page.goto(address)
+
+    def close(self) -> None:
+        """Close the page and all that belongs to it."""
+        self._context.close()
+
+    def faults(self) -> list[str]:
+        """Serious faults that axe-core finds in the page as it is now: rule, and where."""
+        self.page.evaluate(AXE.read_text(encoding="utf-8"))
+        found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")
+        return [
+            f"{fault['id']}: {node['target']} {node.get('failureSummary', '')}"
+            for fault in found["violations"]
+            if fault["impact"] in SERIOUS
+            for node in fault["nodes"]
+        ]
+
+    def overflows(self) -> bool:
+        """Whether the body scrolls sideways."""
+        return self.page.evaluate("document.documentElement.scrollWidth > document.documentElement.clientWidth")
+
+    def colour(self, selector: str, name: str = "background-color") -> str:
+        """A colour of the first element that a selector finds, as the browser computes it."""
+        return self.page.eval_on_selector(selector, "(element, name) => getComputedStyle(element)[name]", name)
