@@ -13,7 +13,7 @@ from lmoe.cli.train import main
 from tests.conftest import process_state
 from tests.metric_names import rows
 from tests.micro import start
-from tests.preference_rows import pairs_of
+from tests.preference_rows import labelled_of, pairs_of
 from tests.run.as_rank import cut_back
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("two processes")]
@@ -40,7 +40,7 @@ ROUTED = (
     "phase.phases.routed.start=2",
 )
 """One router for the whole model, which reads the prompts in a forward of its own; experts train by target first."""
-KINDS = ("", "_routed", "_lessons")
+KINDS = ("", "_routed", "_lessons", "_answers")
 SPEED = "throughput/tokens_per_second"
 
 
@@ -49,6 +49,12 @@ def lessons(micro) -> tuple[str, ...]:
     train, val = (override.partition("=")[2] for override in pairs_of(micro))
     own = f"task: {{name: dpo, reference: start}}, data: {{path: {train}, val_path: {val}}}"
     return "phase=joint", f"+phase.phases.later={{start: 2, trainable: [lora, router], {own}}}"
+
+
+def answers(micro) -> tuple[str, ...]:
+    """KTO beside a reference that was computed before, of which every process knows all rows."""
+    known = ("task.reference=start", "task.precompute_reference=true", "data.cache_dir=cache")
+    return "phase=joint", "task=kto", *labelled_of(micro), *known
 
 
 def two(strategy: str) -> tuple[str, ...]:
@@ -63,11 +69,13 @@ def runs(micro, tmp_path_factory) -> Path:
     unphased = [setting for setting in COMMON if not setting.startswith("phase.")]
     routed = micro.changed(*unphased, *ROUTED)
     taught = micro.changed(*unphased, *lessons(micro))
+    apart = micro.changed(*unphased, *answers(micro))
     with process_state(folder) as patch:
         patch.setattr("lmoe.run.finish.write_pictures", lambda summary, metrics, report: {})
         assert main([*common, *ONE, f"hydra.run.dir={folder / 'one'}"]) == 0
         assert main([*routed, *ONE, f"hydra.run.dir={folder / 'one_routed'}"]) == 0
         assert main([*taught, *ONE, f"hydra.run.dir={folder / 'one_lessons'}"]) == 0
+        assert main([*apart, *ONE, f"hydra.run.dir={folder / 'one_answers'}"]) == 0
     for strategy in STRATEGIES:
         whole = folder / strategy
         tasks.append([*common, *two(strategy), f"hydra.run.dir={whole}"])
@@ -81,6 +89,7 @@ def runs(micro, tmp_path_factory) -> Path:
         tasks.append([f"resume={whole}_from_one", *two(strategy)])
         tasks.append([*routed, *two(strategy), f"hydra.run.dir={whole}_routed"])
         tasks.append([*taught, *two(strategy), f"hydra.run.dir={whole}_lessons"])
+        tasks.append([*apart, *two(strategy), f"data.cache_dir=cache_{strategy}", f"hydra.run.dir={whole}_answers"])
         tasks.append([f"{whole}_lessons", f"{whole}_lessons_killed", 3])
         tasks.append([f"resume={whole}_lessons_killed"])
     (folder / "tasks.json").write_text(json.dumps(tasks))
