@@ -249,9 +249,7 @@ def job_result(note: JobNote) -> JobResult:
     ended = "" if summary.ended == FINISHED else summary.ended
     before = summary.before_mean if summary.before.keys() == summary.after.keys() else None
     prefers = {summary.loss_measure, *summary.phase_measures.values()} != {NATS}
-    return JobResult(
-        note=note, before=before, after=summary.after_mean, ended=ended, finished=True, prefers=prefers
-    )
+    return JobResult(note=note, before=before, after=summary.after_mean, ended=ended, finished=True, prefers=prefers)
 
 
 def print_table(notes: Sequence[JobNote]) -> None:
