@@ -69,3 +69,11 @@ def test_what_a_base_said_in_another_type_is_not_used(losses):
     [first, *_], said = losses("half", *settings, "backbone.precision=bfloat16", "injection.lora_B_std=null")
     assert "rows computed" in said
     assert first == pytest.approx(torch.tensor(2.0).log().item(), abs=1e-4)
+
+
+def test_in_mixed_precision_the_first_loss_beside_a_stored_reference_is_near_ln_2(losses):
+    found, _ = losses(
+        "mixed", "task=dpo", "task.reference=start", "task.precompute_reference=true", "trainer.precision=bf16-mixed"
+    )
+    [first, *_] = found[2:]  # behind validations without adapters and after the step
+    assert first == pytest.approx(torch.tensor(2.0).log().item(), abs=5e-3)
