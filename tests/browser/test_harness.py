@@ -26,6 +26,7 @@ def test_charts_can_be_drawn_in_a_page_whose_policy_lets_nothing_else_run(
     from lmoe.report import html
 
     own = 'new Chart(document.querySelector("main").appendChild(document.createElement("canvas")), page.data());'
+    html.environment()  # made once, and not of the folder that stands for the pages below
     monkeypatch.setattr(html, "PAGES", tmp_path)
     pages = Path(html.__file__).parent / "pages"
     (tmp_path / "vendor").mkdir()
