@@ -44,8 +44,8 @@ def mixing_of(speaker: Speaker) -> Mixing:
     if needs_prompt(moe) and model_route(speaker.model) is None:
         raise ConfigError(
             f"moe.router={moe.router} decides for each site by its own states of the prompt, which cannot be told in a "
-            "batch of many requests; serve a mixture with moe.router_scope=model or one that routes tokens, or let this "
-            "one answer a prompt at a time"
+            "batch of many requests; serve a mixture with moe.router_scope=model or one that routes tokens, or let "
+            "this one answer a prompt at a time"
         )
     if needs_domain(moe) and speaker.domain is None:
         raise ConfigError(
