@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import lmoe
 from lmoe.adapter.place import adapter_folder
 from lmoe.cli.main import app
+from lmoe.data.domains import dealt_anew
 from lmoe.errors import CheckpointError, ConfigError, DataError
 from lmoe.evaluate.subject import Subject
 from lmoe.evaluate.training_rows import first_training_rows, learnt_answers
@@ -272,6 +273,21 @@ def test_of_a_run_that_learnt_from_pairs_the_chosen_answers_tell_weights_and_pri
     run = with_config(moved, tmp_path / "run", data=rows, task={"name": "dpo"})
     done = export_per_domain(run, tmp_path / "out", head=True)
     assert [(price.domain, price.rows) for price in done.prices] == [("code", 3), ("math", 3)]
+
+
+def test_only_domains_that_the_run_has_learnt_get_an_adapter(moved, tmp_path):
+    run = with_config(moved, tmp_path / "run", data={"domains": ["code", "words"]})
+    done = export_per_domain(run, tmp_path / "out")
+    assert list(done.folders) == [price.domain for price in done.prices] == ["code", "words"]
+
+
+def test_domains_that_were_dealt_anew_are_those_of_training_and_of_measuring(moved, tmp_path):
+    run = with_config(moved, tmp_path / "run", data={"permute_domains": True})
+    model, tokenizer = lmoe.load(run)
+    subject = Subject(model=model, tokenizer=tokenizer, batch_size=1, max_length=48)
+    found, own = (learnt_answers(place, subject) for place in (run, moved))
+    assert torch.equal(found.rows.domains, dealt_anew(own.rows).domains)
+    assert not torch.equal(found.rows.domains, own.rows.domains)
 
 
 def test_a_disk_that_fills_up_leaves_nothing_and_is_said_of_the_folder_that_was_asked_for(moved, tmp_path):
