@@ -298,24 +298,30 @@ def test_a_disk_that_fills_up_leaves_nothing_and_is_said_of_the_folder_that_was_
 
 
 NO_BALANCE = {"load_balance": {"type": "none"}}
-ROUTERS = {
-    "top_k": {},
-    "weights as the router gives them": {"scale": "raw"},
-    "weights of length one": {"scale": "unit"},
-    "temperature": {"temperature": 0.3},
-    "top_p": {"router": "top_p"},
-    "relu": {"router": "relu"} | NO_BALANCE,
-    "sigmoid": {"router": "sigmoid"},
-    "soft": {"router": "soft"},
-    "noisy_top_k": {"router": "noisy_top_k"},
+MIXTURES = {
+    "top_k": ({}, {}),
+    "weights as the router gives them": ({}, {"scale": "raw"}),
+    "weights of length one": ({}, {"scale": "unit"}),
+    "temperature": ({}, {"temperature": 0.3}),
+    "top_p": ({}, {"router": "top_p"}),
+    "relu": ({}, {"router": "relu"} | NO_BALANCE),
+    "sigmoid": ({}, {"router": "sigmoid"}),
+    "soft": ({}, {"router": "soft"}),
+    "noisy_top_k": ({}, {"router": "noisy_top_k"}),
+    "one router a block": ({}, {"router_scope": "block"}),
+    "other numbers of experts by layer": ({"num_experts": 4, "num_experts_by_layer": [2, 4]}, {}),
+    "other ranks by layer": ({"lora_r_by_layer": [2, 4], "use_rslora": True}, {}),
+    "a start that is taken off": ({"init_lora": "svd"}, {}),
+    "one A for all experts": ({"shared_lora_A": True}, {}),
 }
 
 
-@pytest.mark.parametrize("case", ROUTERS)
+@pytest.mark.parametrize("case", MIXTURES)
 def test_the_weights_that_are_recorded_are_those_by_which_the_branches_act(case):
-    """Of one token the mean blend is the mixture, whatever the router and the scale."""
+    """Of one token the mean blend is the mixture, whatever the router, the scale and the experts."""
     model = tiny_model("llama")
-    lmoe.inject(model, {"lora_r": 4, "num_experts": 3, "shared_lora_r": 2}, ROUTERS[case])
+    injection, moe = MIXTURES[case]
+    lmoe.inject(model, {"lora_r": 4, "num_experts": 3, "shared_lora_r": 2} | injection, moe)
     randomise(model)
     record, ids = injected(model), tokens(1, 5)[:, :1]
     with torch.no_grad(), record.trace.recording(torch.ones_like(ids, dtype=torch.bool)):
