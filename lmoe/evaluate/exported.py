@@ -109,6 +109,8 @@ def _adapter_of(settings: EvaluateSettings, folder: Path, record: ExportRecord |
         adapter = adapter_folder(settings.checkpoint)
     elif record is None:
         return None, []
+    elif not record.run:  # it was pushed
+        return None, [f"{folder} does not say where the run is that it was exported from; name it with `checkpoint`"]
     else:
         place = record.run_folder(folder)
         try:

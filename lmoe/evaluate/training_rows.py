@@ -49,8 +49,8 @@ def first_training_rows(
 
 
 def learnt_answers(run: Path | None, subject: Subject) -> EvaluationRows:
-    """All training rows of that lesson of a run whose validation rows its loss is measured on; of pairs of answers the
-    chosen ones.
+    """All training rows of that lesson of a run whose validation rows its loss is measured on, of the domains that it
+    has learnt, and dealt anew where they were; of pairs of answers the chosen ones.
 
     Args:
         run: its folder; None: of an adapter on its own, the bundled rows.
@@ -62,7 +62,11 @@ def learnt_answers(run: Path | None, subject: Subject) -> EvaluationRows:
     """
     lesson = loss_lesson(run_lessons(run))
     _, seed = run_data(run)
-    return _read(_for_subject(lesson.data, subject), seed, subject, rows_of(lesson)).preferred()
+    train = _read(_for_subject(lesson.data, subject), seed, subject, rows_of(lesson))
+    if (learnt := lesson.data.domains) is not None:
+        rows, _ = of_domains(train.rows, train.domains, learnt)
+        train = replace(train, rows=rows, domains=[name for name in train.domains if name in learnt])
+    return train.dealt_as(lesson.data).preferred()
 
 
 def _read(config: DataConfig, seed: int, subject: Subject, kind: RowKind) -> EvaluationRows:

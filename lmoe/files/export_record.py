@@ -24,7 +24,8 @@ class ExportRecord:
 
     Args:
         format: of `lmoe export`.
-        run: the run or adapter directory, as it is reached from the exported folder.
+        run: the run or adapter directory, as it is reached from the exported folder; "": that is elsewhere, because the
+            folder came from the hub.
         adapter: SHA-256 of its adapter.safetensors.
         base: name, revision, precision and fingerprint of the base.
         precision: of the weights that were written.

@@ -46,7 +46,7 @@ def card_text(name: str, description: ModelDescription, revision: str | None = N
         ["## Licences", "", *_licences(description)],
         _data(description.data),
         _training(description),
-        [] if description.summary is None else _results(description.summary),
+        [] if description.summary is None else _results(description.summary, description.contents.kind),
         _pictures(description.contents),
         ["## Versions", "", _versions(description)],
     ]
@@ -163,7 +163,7 @@ def _learns(description: ModelDescription, phase: str) -> str:
     return "" if objective is None else f"; learns by {plain(objective)}"
 
 
-def _results(summary: RunSummary) -> list[str]:
+def _results(summary: RunSummary, kind: Kind) -> list[str]:
     rows = [
         [plain(domain), _loss(summary.before.get(domain)), _loss(summary.after.get(domain))]
         for domain in summary.domains
@@ -171,7 +171,8 @@ def _results(summary: RunSummary) -> list[str]:
     rows.append(["mean", _loss(summary.before_mean), _loss(summary.after_mean)])
     header = ["domain", "adapters off", "after"]
     of_phase = f", of phase {plain(summary.last_phase or '')} on its rows" if summary.measures_differ else ""
-    measured = f"{summary.loss_title} ({summary.loss_measure}){of_phase}."
+    of_run = "" if kind.is_lmoe else ": that of the whole run, which this was exported from"
+    measured = f"{summary.loss_title} ({summary.loss_measure}){of_phase}{of_run}."
     return ["## Results", "", measured, "", *table(header, rows)]
 
 

@@ -1,8 +1,8 @@
 """Which files of a run, an adapter or an exported folder go to the hub: a list of names, and nothing beside them."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from lmoe.errors import CheckpointError
 from lmoe.files.adapter_files import ADAPTER_DIR, TOKENIZER_FILES
 from lmoe.files.adapter_files import CONFIG_FILE as LMOE_CONFIG
 from lmoe.files.adapter_files import WEIGHTS_FILE as LMOE_WEIGHTS
-from lmoe.files.export_record import ExportRecord, changes, read_export_record, sha256
+from lmoe.files.export_record import EXPORT_FILE, FORMAT_VERSION, ExportRecord, changes, read_export_record, sha256
 from lmoe.files.hub import is_hub_name
 from lmoe.files.places import expanded, is_dir, is_file
 from lmoe.files.resources import BASES
@@ -151,7 +151,18 @@ def _model(folder: Path, base_model: str | None) -> Contents:
     if record is not None:
         # What has been changed since is not what the run has measured.
         around = [] if changed else [run for run in [_run_of(folder, record)] if run is not None]
-    return replace(_contents(Kind.model, folder, files, base, place, around), changed=changed)
+    found = _contents(Kind.model, folder, files, base, place, around)
+    if record is None:
+        return found
+    about = {EXPORT_FILE: _written(_public_record(record, base, found.files))}
+    return replace(found, files={**found.files, **about}, changed=changed)
+
+
+def _public_record(record: ExportRecord, base: str, sent: Collection[str]) -> dict[str, Any]:
+    """What others can use of a record: digests of the files that they get, and no place of this machine."""
+    named = {} if record.base.get("name") == base else {"name": base, "revision": None}
+    files = {name: digest for name, digest in record.files.items() if name in sent}
+    return {"format_version": FORMAT_VERSION, **asdict(record), "run": "", "base": record.base | named, "files": files}
 
 
 def _run_of(folder: Path, record: ExportRecord) -> Path | None:

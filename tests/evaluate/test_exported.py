@@ -104,6 +104,10 @@ def test_a_run_that_is_gone_or_another_one_is_said_and_one_may_be_named(places, 
     assert "adapter.safetensors is another one" in notes[0] and rows[0]["run_loss"] is not None
     rows, notes, _ = measured("--model", str(moved), "--limit", "1", "--checkpoint", str(run))
     assert notes == [] and rows[-1]["loss"] == pytest.approx(rows[-1]["run_loss"], abs=1e-5)
+    record = json.loads((moved / "lmoe_export.json").read_text())
+    (moved / "lmoe_export.json").write_text(json.dumps(record | {"run": ""}))  # as the hub has it
+    _, notes, said = measured("--model", str(moved), "--limit", "1", "--data", str(places_rows(run)))
+    assert "does not say where the run is that it was exported from; name it with --checkpoint" in said
     (moved / "lmoe_export.json").write_text('{"format_version": 9}')
     with pytest.raises(CheckpointError, match="format_version is 9; this lmoe reads 1"):
         evaluate(EvaluateSettings(model=str(moved)))

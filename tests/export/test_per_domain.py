@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import lmoe
 from lmoe.adapter.place import adapter_folder
 from lmoe.cli.main import app
+from lmoe.data.domains import dealt_anew
 from lmoe.errors import CheckpointError, ConfigError, DataError
 from lmoe.evaluate.subject import Subject
 from lmoe.evaluate.training_rows import first_training_rows, learnt_answers
@@ -274,6 +275,21 @@ def test_of_a_run_that_learnt_from_pairs_the_chosen_answers_tell_weights_and_pri
     assert [(price.domain, price.rows) for price in done.prices] == [("code", 3), ("math", 3)]
 
 
+def test_only_domains_that_the_run_has_learnt_get_an_adapter(moved, tmp_path):
+    run = with_config(moved, tmp_path / "run", data={"domains": ["code", "words"]})
+    done = export_per_domain(run, tmp_path / "out")
+    assert list(done.folders) == [price.domain for price in done.prices] == ["code", "words"]
+
+
+def test_domains_that_were_dealt_anew_are_those_of_training_and_of_measuring(moved, tmp_path):
+    run = with_config(moved, tmp_path / "run", data={"permute_domains": True})
+    model, tokenizer = lmoe.load(run)
+    subject = Subject(model=model, tokenizer=tokenizer, batch_size=1, max_length=48)
+    found, own = (learnt_answers(place, subject) for place in (run, moved))
+    assert torch.equal(found.rows.domains, dealt_anew(own.rows).domains)
+    assert not torch.equal(found.rows.domains, own.rows.domains)
+
+
 def test_a_disk_that_fills_up_leaves_nothing_and_is_said_of_the_folder_that_was_asked_for(moved, tmp_path):
     with files_of_at_most(4_000), pytest.raises(CheckpointError) as caught:
         export_per_domain(moved, tmp_path / "out", data="none", head=True)
@@ -282,24 +298,30 @@ def test_a_disk_that_fills_up_leaves_nothing_and_is_said_of_the_folder_that_was_
 
 
 NO_BALANCE = {"load_balance": {"type": "none"}}
-ROUTERS = {
-    "top_k": {},
-    "weights as the router gives them": {"scale": "raw"},
-    "weights of length one": {"scale": "unit"},
-    "temperature": {"temperature": 0.3},
-    "top_p": {"router": "top_p"},
-    "relu": {"router": "relu"} | NO_BALANCE,
-    "sigmoid": {"router": "sigmoid"},
-    "soft": {"router": "soft"},
-    "noisy_top_k": {"router": "noisy_top_k"},
+MIXTURES = {
+    "top_k": ({}, {}),
+    "weights as the router gives them": ({}, {"scale": "raw"}),
+    "weights of length one": ({}, {"scale": "unit"}),
+    "temperature": ({}, {"temperature": 0.3}),
+    "top_p": ({}, {"router": "top_p"}),
+    "relu": ({}, {"router": "relu"} | NO_BALANCE),
+    "sigmoid": ({}, {"router": "sigmoid"}),
+    "soft": ({}, {"router": "soft"}),
+    "noisy_top_k": ({}, {"router": "noisy_top_k"}),
+    "one router a block": ({}, {"router_scope": "block"}),
+    "other numbers of experts by layer": ({"num_experts": 4, "num_experts_by_layer": [2, 4]}, {}),
+    "other ranks by layer": ({"lora_r_by_layer": [2, 4], "use_rslora": True}, {}),
+    "a start that is taken off": ({"init_lora": "svd"}, {}),
+    "one A for all experts": ({"shared_lora_A": True}, {}),
 }
 
 
-@pytest.mark.parametrize("case", ROUTERS)
+@pytest.mark.parametrize("case", MIXTURES)
 def test_the_weights_that_are_recorded_are_those_by_which_the_branches_act(case):
-    """Of one token the mean blend is the mixture, whatever the router and the scale."""
+    """Of one token the mean blend is the mixture, whatever the router, the scale and the experts."""
     model = tiny_model("llama")
-    lmoe.inject(model, {"lora_r": 4, "num_experts": 3, "shared_lora_r": 2}, ROUTERS[case])
+    injection, moe = MIXTURES[case]
+    lmoe.inject(model, {"lora_r": 4, "num_experts": 3, "shared_lora_r": 2} | injection, moe)
     randomise(model)
     record, ids = injected(model), tokens(1, 5)[:, :1]
     with torch.no_grad(), record.trace.recording(torch.ones_like(ids, dtype=torch.bool)):

@@ -106,6 +106,8 @@ def test_an_expert_exported_inside_its_run_says_how_that_was_trained(own_run):
     place = own_run / "peft-experts" / "expert0"
     card = card_of(place)
     assert card.data.to_dict()["library_name"] == "peft" and "| steps | 6 |" in card.text
+    whole = ": that of the whole run, which this was exported from."
+    assert whole in card.text and whole not in card_of(own_run).text, "one expert has other losses than all of them"
 
 
 def test_an_exported_model_says_how_it_was_trained_until_somebody_changes_it(micro, own_run, tmp_path):

@@ -10,9 +10,12 @@ from transformers import AutoModelForCausalLM
 
 import lmoe
 from lmoe.adapter.folder import read_tensors
+from lmoe.backbones.load import load_model
 from lmoe.cli.main import app
+from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import CheckpointError, ConfigError, HubError
 from lmoe.export.export import export_merged, export_peft
+from lmoe.files.export_record import EXPORT_FILE, changes, read_export_record
 from lmoe.hub.push import MESSAGE, PushSettings, prepared, push
 from tests.hub.conftest import SECRET
 from tests.hub.stand_in import DROP, TOKEN, Repository
@@ -94,6 +97,17 @@ def test_an_exported_model_and_a_peft_adapter_go_as_they_are(hub, signed_in, mic
     model = AutoModelForCausalLM.from_pretrained("maria/merged")
     stored = load_file(tmp_path / "merged" / "model.safetensors")
     assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in stored.items())
+    got = tmp_path / "downloaded"
+    got.mkdir()
+    for name, content in files.items():
+        (got / name).write_bytes(content)
+    record = read_export_record(got)
+    assert record is not None and record.files.keys() <= files.keys() and changes(got, record) == []
+    assert (record.run, record.base["name"]) == ("", "") and str(micro.model).encode() not in files[EXPORT_FILE]
+    (got / "config.json").write_bytes(files["config.json"] + b" ")
+    assert changes(got, record) == ["config.json has been changed since"]
+    with pytest.warns(UserWarning, match="config.json has been changed since"):
+        load_model(BackboneConfig(model_name=str(got)))
     export_peft(tmp_path / "dense", tmp_path / "peft")
     push(PushSettings(checkpoint=str(tmp_path / "peft"), name="maria/peft", base_model="maria/base"))
     sent = hub.repositories["maria/peft"].files("main")
