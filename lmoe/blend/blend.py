@@ -137,6 +137,11 @@ class Blend:
         return {name: frozenset(header.branches) for name, header in self._stack.headers.items()}
 
     @property
+    def ranks(self) -> dict[str, int]:
+        """The largest rank of each expert at a site, by its name."""
+        return {name: header.largest_rank for name, header in self._stack.headers.items()}
+
+    @property
     def fingerprint(self) -> str:
         """Digest of the base."""
         return self.base.digest
@@ -310,8 +315,7 @@ class Blend:
         Raises:
             BlendError: the blend is folded, or router=arrow weighs every token by itself.
         """
-        setting = self.token_setting(weights, names)
-        with self._stack.settings.inside(setting):
+        with self.reading(self.token_setting(weights, names)):
             yield
 
     def token_setting(self, weights: torch.Tensor, names: Sequence[str]) -> Setting:

@@ -163,9 +163,9 @@ def _with_profiles(
 ) -> "Explanation":
     """The same with what the experts do on validation rows, where there are any."""
     from lmoe.adapter.place import adapter_folder, local_checkpoint, run_folder
+    from lmoe.cli.tokens_progress import TokensProgress
     from lmoe.errors import DataError, LmoeError
     from lmoe.explain.of_run import LONGEST_ROW, known_losses, validation_texts
-    from lmoe.explain.progress import TokensProgress
     from lmoe.injection.record import injected
 
     rows = 4 if asked.profile_rows is None else asked.profile_rows
@@ -196,7 +196,7 @@ def _with_profiles(
 
 def _with_progress(explainer: "Explainer", texts: "list[TextTokens]", console: "Console") -> "Explanation":
     """An explanation; what it costs is said before."""
-    from lmoe.explain.progress import TokensProgress
+    from lmoe.cli.tokens_progress import TokensProgress
 
     work = explainer.work(texts)
     for text in texts:

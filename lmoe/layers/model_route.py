@@ -275,7 +275,7 @@ class ModelRoute:
             of_tokens = known.gather(1, rows.row_ids)
             acts = of_tokens if acting is None else of_tokens & acting
             with torch.no_grad():
-                inside = _where(self._of_tokens(decision, rows), acts).first_tokens(here.prompt.shape[-1])
+                inside = _where(self._of_tokens(decision, rows), acts).tokens(0, here.prompt.shape[-1])
             self.context.begin_forward(replace(empty, rows=rows, of_model=inside), training=False)
             later = self._decided(mean_of_prompts(self._read(model, here), here.prompt), rows)
             decision = _one_or_other(known, decision, later)

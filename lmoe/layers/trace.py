@@ -69,9 +69,20 @@ class Routing:
         """The same on another device."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
 
-    def first_tokens(self, count: int) -> "Routing":
-        """The first tokens of each sequence, of a routing of (B, T) tokens."""
-        return replace(self, **{name: tensor[:, :count] for name, tensor in self._tensors().items()})
+    @classmethod
+    def joined(cls, parts: Sequence["Routing"]) -> "Routing":
+        """The routing of tokens one behind the other, each part of (1, tokens, E)."""
+        given = [part._tensors() for part in parts]
+        if any("acting" in tensors for tensors in given):
+            given = [
+                {"acting": torch.ones_like(tensors["probs"][..., 0], dtype=torch.bool), **tensors} for tensors in given
+            ]
+        everywhere = [name for name in given[0] if all(name in tensors for tensors in given)]
+        return cls(**{name: torch.cat([tensors[name] for tensors in given], 1) for name in everywhere})
+
+    def tokens(self, first: int, last: int) -> "Routing":
+        """The tokens from `first` to before `last` of each sequence, of a routing of (B, T) tokens."""
+        return replace(self, **{name: tensor[:, first:last] for name, tensor in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Tensor]:
         every = {field.name: getattr(self, field.name) for field in fields(self)}

@@ -63,8 +63,8 @@ class CollateAnswers:
 
 
 def answered_before(rows: Sequence[EncodedRow]) -> list[EncodedRow]:
-    """For each row the nearest one before it in the batch whose prompt is another, where that of the first row is the
-    last; the one before it where all prompts are the same.
+    """Returns for each row the nearest one before it in the batch whose prompt is another, where that of the first row
+    is the last; the one before it where all prompts are the same.
 
     The two answers of a pair often come one behind the other, and neither is a mismatch for the prompt of both.
     """

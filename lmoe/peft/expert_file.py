@@ -65,6 +65,11 @@ class ExpertHeader:
     bases: tuple[BaseFingerprint, ...] = ()
     base_weights: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def largest_rank(self) -> int:
+        """The largest rank of its branches; 0 without any."""
+        return max((branch.rank for branch in self.branches.values()), default=0)
+
 
 @dataclass(slots=True, frozen=True)
 class Branch:

@@ -108,6 +108,18 @@ def test_weights_that_were_set_stay_with_their_experts(dtype, tmp_path):
     assert torch.equal(logits(model, tokens()), _alone(base, places["chat"], 0.25))
 
 
+def test_weights_of_each_token_equal_those_of_rows_and_leave_the_models_own(base, places):
+    model, ids = copy.deepcopy(base), tokens()
+    blend = lmoe.Blend(model, places, {"code": 0.3})
+    before = logits(model, ids)
+    weights = torch.tensor([[0.7, 0.0], [0.0, -0.4]])
+    with blend.weights_by_token(weights.unsqueeze(1).expand(2, ids.shape[1], 2), ["code", "sql"]):
+        found = logits(model, ids)
+    assert torch.equal(logits(model, ids), before)
+    blend.weights = [{"code": 0.7}, {"sql": -0.4}]
+    assert_close(found, logits(model, ids), **CLOSE)
+
+
 def _alone(base, place, weight=1.0):
     model = copy.deepcopy(base)
     lmoe.Blend(model, {"only": place}, {"only": weight})

@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from transformers import PreTrainedModel
@@ -11,10 +11,9 @@ from transformers import PreTrainedModel
 from lmoe.blend.blend import Blend
 from lmoe.blend.routers import BlendRouter
 from lmoe.blend.weights import SILENT
-from lmoe.errors import LmoeError
 from lmoe.injection.record import Injected, injected, model_route, new_names
 from lmoe.layers.trace import Routing
-from lmoe.serve.engine.shelf import Shelf, Version, weights_by_key, without_paths
+from lmoe.serve.engine.shelf import Shelf, Version, refusing
 from lmoe.serve.engine.weighing import ArrowWeighing, BlendWeighing, Load, RowRouting, RowWeights, RunWeighing, Weighing
 from lmoe.serve.request import Decided, ExpertState, Refused, RefusedError, Request
 
@@ -130,7 +129,7 @@ class BlendMixing:
         self._own: dict[str, float] = {}
         if kind in (BlendRouter.weighted, BlendRouter.static):
             assert isinstance(self.blend.weights, dict)
-            self._own = {name: weight for name, weight in self.blend.weights.items() if weight}
+            self._own = {name: weight for name, weight in self.blend.weights.items() if abs(weight) >= SILENT}
         self.description = self._described()
         arrow = kind is BlendRouter.arrow
         self._weighing: Weighing = ArrowWeighing() if arrow else BlendWeighing(self.blend, self._rows)
@@ -159,21 +158,16 @@ class BlendMixing:
         if mixture is None and kind is BlendRouter.encoder:
             return await self._by_prompt(request)
         weights = {name: float(weight) for name, weight in (self._own if mixture is None else mixture).items()}
-        weights = {name: weight for name, weight in weights.items() if abs(weight) >= SILENT or mixture is not None}
         versions = await self._shelf.hold(weights)
-        by_key = {key: weight for key, weight in weights_by_key(weights, versions).items() if abs(weight) >= SILENT}
+        by_key = {versions[name].key: weight for name, weight in weights.items() if abs(weight) >= SILENT}
         return Held(weights=weights, row=RowWeights.of(by_key), versions=list(versions.values()))
 
     async def _by_prompt(self, request: Request) -> Held:
         versions = await self._shelf.hold(self._shelf.current)
         names = {version.key: name for name, version in versions.items()}
         try:
-            row, answer = await self._elsewhere(lambda: self._decided(request, list(names)), alone=True)
-        except LmoeError as error:
-            self._shelf.release(versions.values())
-            if isinstance(error, RefusedError):
-                raise
-            raise RefusedError(Refused.invalid, without_paths(str(error))) from error
+            with refusing():
+                row, answer = await self._elsewhere(lambda: self._decided(request, list(names)), alone=True)
         except BaseException:
             self._shelf.release(versions.values())
             raise
@@ -228,15 +222,45 @@ class BlendMixing:
         return " + ".join(f"{name}*{weight:g}" for name, weight in self._own.items()) or "the base alone"
 
 
+class WithoutShelf:
+    """What both kinds of mixing share whose experts neither come nor go."""
+
+    WHY: ClassVar[str]
+    """They do not."""
+
+    @property
+    def shelf(self) -> Shelf:
+        raise RefusedError(Refused.conflict, self.WHY)
+
+    def use(self, elsewhere: Elsewhere) -> None:
+        self._elsewhere = elsewhere
+
+    def release(self, held: Held) -> None:
+        pass
+
+    def experts(self) -> Sequence[ExpertState]:
+        return ()
+
+    async def sweep(self) -> None:
+        pass
+
+    async def rename(self, name: str, new: str) -> None:
+        _ = self.shelf
+
+    async def remove(self, name: str) -> None:
+        _ = self.shelf
+
+
 @dataclass(eq=False)
-class RunMixing:
-    """Requests over a trained mixture, whose own routers decide; or over a base without experts.
+class RunMixing(WithoutShelf):
+    """Requests over a trained mixture, whose own routers decide.
 
     Args:
         model: the whole one.
         domain: of all requests, for moe.router=oracle.
     """
 
+    WHY = "this server runs a trained mixture, whose experts neither come nor go one by one"
     model: PreTrainedModel
     domain: str | None = None
     _routings: dict[str, RowRouting] = field(default_factory=dict)
@@ -253,15 +277,6 @@ class RunMixing:
         self.description = f"router {record.moe.router}{of_model}" if self._has_routers else "the trained adapter"
         self._weighing = RunWeighing(self.model, record, self._routings, self._loads, self.domain)
 
-    @property
-    def shelf(self) -> Shelf:
-        raise RefusedError(
-            Refused.conflict, "this server runs a trained mixture, whose experts neither come nor go one by one"
-        )
-
-    def use(self, elsewhere: Elsewhere) -> None:
-        self._elsewhere = elsewhere
-
     async def hold(self, request: Request) -> Held:
         if request.mixture is not None:
             raise RefusedError(
@@ -272,12 +287,8 @@ class RunMixing:
         load = Load() if request.load and self._has_routers else None
         if self.route is None:
             return Held(load=load, names=self.names)
-        try:
+        with refusing():
             prompt, answer = await self._elsewhere(lambda: self._decided(request), alone=True)
-        except RefusedError:
-            raise
-        except LmoeError as error:
-            raise RefusedError(Refused.invalid, without_paths(str(error))) from error
         weights = dict(zip(self.names, answer.routing_weights[0, 0].tolist(), strict=True))
         return Held(weights=weights, routing=RowRouting(prompt, answer), load=load, names=self.names)
 
@@ -287,9 +298,6 @@ class RunMixing:
         ids = torch.tensor([list(request.prompt)], device=self.model.device)
         with self._weighing.of_domain():
             return self.route.of_prompt(self.model, ids, _answers(request, self.model))
-
-    def release(self, held: Held) -> None:
-        pass
 
     def begin(self, request_id: str, held: Held) -> None:
         if held.routing is not None:
@@ -304,39 +312,18 @@ class RunMixing:
     def forward(self, rows: Sequence[Any]) -> AbstractContextManager[Any]:
         return self._weighing.forward(rows)
 
-    def experts(self) -> Sequence[ExpertState]:
-        return ()
-
-    async def sweep(self) -> None:
-        pass
-
-    async def rename(self, name: str, new: str) -> None:
-        _ = self.shelf
-
-    async def remove(self, name: str) -> None:
-        _ = self.shelf
-
 
 @dataclass(eq=False)
-class BaseMixing:
+class BaseMixing(WithoutShelf):
     """Requests over a base without experts."""
 
+    WHY = "this server was started without experts; start it with at least one"
     description: str = "the base alone"
-
-    @property
-    def shelf(self) -> Shelf:
-        raise RefusedError(Refused.conflict, "this server was started without experts; start it with at least one")
-
-    def use(self, elsewhere: Elsewhere) -> None:
-        pass
 
     async def hold(self, request: Request) -> Held:
         if request.mixture:
             raise RefusedError(Refused.unknown_expert, "this server runs a base without experts", "experts")
         return Held(weights={})
-
-    def release(self, held: Held) -> None:
-        pass
 
     def begin(self, request_id: str, held: Held) -> None:
         pass
@@ -346,18 +333,6 @@ class BaseMixing:
 
     def forward(self, rows: Sequence[Any]) -> AbstractContextManager[Any]:
         return nullcontext()
-
-    def experts(self) -> Sequence[ExpertState]:
-        return ()
-
-    async def sweep(self) -> None:
-        pass
-
-    async def rename(self, name: str, new: str) -> None:
-        _ = self.shelf
-
-    async def remove(self, name: str) -> None:
-        _ = self.shelf
 
 
 def _answers(request: Request, model: PreTrainedModel) -> torch.Tensor | None:

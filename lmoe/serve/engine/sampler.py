@@ -17,9 +17,6 @@ from transformers import (
 
 from lmoe.serve.request import SamplingSettings, Token
 
-TOP_IDS = 20
-"""Most likeliest tokens that come with one."""
-
 
 class Sampler:
     """Chooses the tokens of one request.
@@ -34,8 +31,9 @@ class Sampler:
     def __init__(
         self, settings: SamplingSettings, prompt: list[int], top_logprobs: int | None, device: torch.device
     ) -> None:
-        self.settings, self.top_logprobs, self.device = settings, top_logprobs, device
-        self.prompt, self.answer = prompt, []
+        self.settings, self.top_logprobs = settings, top_logprobs
+        self.prompt = prompt
+        self.answer: list[int] = []
         self.greedy = settings.temperature == 0
         self.warpers = LogitsProcessorList()
         if settings.repetition_penalty != 1:
@@ -52,7 +50,6 @@ class Sampler:
         self.generator = torch.Generator(device)
         seed = secrets.randbits(63) if settings.seed is None else settings.seed
         self.generator.manual_seed(seed % 2**64)
-        self.answer: list[int]
 
     @property
     def plain(self) -> bool:

@@ -2,7 +2,8 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,6 @@ from typing import Any, TypeVar
 from lmoe.blend.blend import Blend
 from lmoe.errors import BlendError, LmoeError
 from lmoe.generate.speaker import digest_of_adapter
-from lmoe.peft.expert_file import ExpertHeader
 from lmoe.peft.reader import read_header
 from lmoe.serve.request import ExpertState, Refused, RefusedError
 
@@ -63,8 +63,7 @@ class Shelf:
         self._work: set[asyncio.Task[Any]] = set()
         self.current: dict[str, Version] = {}
         for name, folder in blend.folders.items():
-            rank = _rank(blend, str(folder))
-            self.current[name] = Version(name, str(folder.absolute()), digest_of_adapter(folder), rank)
+            self.current[name] = Version(name, str(folder.absolute()), digest_of_adapter(folder), blend.ranks[name])
 
     def states(self) -> list[ExpertState]:
         """Every expert, in the order in which they came."""
@@ -227,7 +226,7 @@ class Shelf:
             folders.append(header.folder)
             digest = digest_of_adapter(header.folder)
             self.blend.add(key, header.folder)
-            return Version(key, str(header.folder.absolute()), digest, _largest(header))
+            return Version(key, str(header.folder.absolute()), digest, header.largest_rank)
 
         version = await self._asked(read, "the expert", folders)
         if self.blend.router == "encoder" and key in self.blend.unfitted:
@@ -255,11 +254,8 @@ class Shelf:
         Raises:
             RefusedError: it refuses.
         """
-        try:
+        with refusing(f"{what} cannot be used: ", folders):
             return await self._elsewhere(action)
-        except LmoeError as error:
-            why = without_paths(str(error), folders)
-            raise RefusedError(Refused.invalid, f"{what} cannot be used: {why}") from error
 
     def _key(self) -> str:
         while True:
@@ -290,6 +286,25 @@ class Shelf:
             )
 
 
+@contextmanager
+def refusing(head: str = "", folders: Sequence[Path] = ()) -> Iterator[None]:
+    """Refuse a request where something inside the block cannot be, without the paths of this machine.
+
+    Args:
+        head: of the message.
+        folders: as for `without_paths`.
+
+    Raises:
+        RefusedError: in place of every other error for users.
+    """
+    try:
+        yield
+    except RefusedError:
+        raise
+    except LmoeError as error:
+        raise RefusedError(Refused.invalid, head + without_paths(str(error), folders)) from error
+
+
 def without_paths(text: str, folders: Sequence[Path] = ()) -> str:
     """A message without what looks like a path of this machine.
 
@@ -303,11 +318,6 @@ def without_paths(text: str, folders: Sequence[Path] = ()) -> str:
     return PATH.sub("(a file)", text)
 
 
-def weights_by_key(mixture: Mapping[str, float], held: Mapping[str, Version]) -> dict[str, float]:
-    """A mixture in the names that the blend knows."""
-    return {held[name].key: float(weight) for name, weight in mixture.items()}
-
-
 def _line(version: Version) -> list[Version]:
     """A version and those before it."""
     found, one = [], version
@@ -315,11 +325,3 @@ def _line(version: Version) -> list[Version]:
         found.append(one)
         one = one.before
     return found
-
-
-def _rank(blend: Blend, place: str) -> int:
-    return _largest(read_header(place, blend.model, base=blend.base))
-
-
-def _largest(header: ExpertHeader) -> int:
-    return max((branch.rank for branch in header.branches.values()), default=0)

@@ -61,9 +61,9 @@ class RowRouting:
     def at(self, row: RowInBatch) -> Routing:
         """Returns the routing of a row's tokens, (1, tokens, E)."""
         length = self.prompt.probs.shape[1]
-        inside = _tokens(self.prompt, row.first, row.first + row.tokens)
+        inside = self.prompt.tokens(row.first, row.first + row.tokens)
         behind = row.tokens - max(0, min(length - row.first, row.tokens))
-        return joined([inside, *[self.answer] * behind])
+        return Routing.joined([inside, *[self.answer] * behind])
 
 
 class Weighing(Protocol):
@@ -168,8 +168,8 @@ class RunWeighing:
         if some is None:
             return nullcontext()
         nothing = replace(some.answer, routing_weights=torch.zeros_like(some.answer.routing_weights))
-        parts = [joined([nothing] * row.tokens) if routing is None else routing.at(row) for row, routing in known]
-        return self.route.given(joined(parts))
+        parts = [[nothing] * row.tokens if routing is None else [routing.at(row)] for row, routing in known]
+        return self.route.given(Routing.joined([part for row in parts for part in row]))
 
     def _count(self, rows: Sequence[RowInBatch], assignments: Sequence[Tensor]) -> None:
         first = 0
@@ -197,34 +197,3 @@ class Load:
         if self.total is None or not float(self.total.sum()):
             return {}
         return dict(zip(names, (self.total / self.total.sum()).tolist(), strict=True))
-
-
-def joined(parts: Sequence[Routing]) -> Routing:
-    """The routing of tokens one behind the other, each part (1, tokens, E)."""
-
-    def cat(tensors: Sequence[Tensor | None]) -> Tensor | None:
-        there = [tensor for tensor in tensors if tensor is not None]
-        return torch.cat(there, 1) if len(there) == len(tensors) else None
-
-    first = parts[0]
-    acting = None
-    if any(part.acting is not None for part in parts):
-        every = [
-            torch.ones(part.probs.shape[:-1], dtype=torch.bool, device=part.probs.device)
-            if part.acting is None
-            else part.acting
-            for part in parts
-        ]
-        acting = torch.cat(every, 1)
-    wholes = {
-        name: cat([getattr(part, name) for part in parts])
-        for name in ("router_logits", "probs", "routing_weights", "assignment", "expert_indices")
-    }
-    return replace(first, **wholes, acting=acting)
-
-
-def _tokens(routing: Routing, first: int, last: int) -> Routing:
-    """Some tokens of a routing of (1, T, E)."""
-    every = ("router_logits", "probs", "routing_weights", "assignment", "expert_indices", "acting")
-    parts = {name: getattr(routing, name) for name in every}
-    return replace(routing, **{name: None if part is None else part[:, first:last] for name, part in parts.items()})
