@@ -25,6 +25,7 @@ from benchmarks.flags import positive
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.evaluate.evaluate import evaluate
 from lmoe.evaluate.results import PreferenceFigures
+from lmoe.vocabulary import TaskName
 
 MODULE = "benchmarks.preference_accuracy"
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,7 +110,7 @@ def measure(name: str, seeds: int, rows: Sequence[Row], held_out: Sequence[Row],
     found: list[PreferenceFigures] = []
     for seed in range(seeds):
         run = train(f"seed_{seed}", *files, [*SETTINGS[name], f"seed={seed}", *overrides])
-        settings = EvaluateSettings(checkpoint=str(run), data=str(files[1]), task="dpo")
+        settings = EvaluateSettings(checkpoint=str(run), data=str(files[1]), task=TaskName.dpo)
         found.append(evaluate(settings, say=lambda line: None).preferences[-1])
     lines = [f"| choosing by | accuracy on {found[0].pairs} held-out pairs | standard error |", "|---|---:|---:|"]
     for seed, one in enumerate(found):
