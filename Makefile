@@ -14,7 +14,7 @@ ARGS ?=
 TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-data bench-preference bench-export bench-statistics bench-serve soak torture fuzz same real-base story reworded prompt-words engines clean
+.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-data bench-preference bench-export bench-statistics bench-serve bench-end-to-end soak torture fuzz same real-base story reworded prompt-words engines clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,9 @@ bench-decode: $(READY)  ## tokens a second of blends beside the base, PEFT and X
 
 bench-serve: $(READY)  ## many mixtures at once beside one after the other and `generate`, and experts that come; ARGS="--size micro --dtype fp32" makes it shorter
 	@$(BIN)/python -m benchmarks.serve $(ARGS)
+
+bench-end-to-end: $(READY) $(PUBLIC_READY)  ## whole runs beside TRL with PEFT on the same rows; ARGS="--base real --steps 6"
+	@$(BIN)/python -m benchmarks.end_to_end $(ARGS)
 
 soak: $(READY)  ## a thousand requests, aborts, nonsense and changes of experts at a live server; ARGS="--minutes 10" goes on as long
 	@$(BIN)/python -m benchmarks.soak $(ARGS)

@@ -32,6 +32,7 @@ TARGETS = {
     "bench-native",
     "bench-decode",
     "bench-serve",
+    "bench-end-to-end",
     "soak",
     "bench-beside",
     "bench-data",
