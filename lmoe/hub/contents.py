@@ -18,7 +18,8 @@ from lmoe.files.export_record import EXPORT_FILE, FORMAT_VERSION, ExportRecord, 
 from lmoe.files.hub import is_hub_name
 from lmoe.files.places import expanded, is_dir, is_file
 from lmoe.files.resources import BASES
-from lmoe.files.run_folder import REPORT, CONFIG_FILE as RUN_CONFIG
+from lmoe.files.run_folder import CONFIG_FILE as RUN_CONFIG
+from lmoe.files.run_folder import REPORT
 from lmoe.files.small_file import link_outside, read_json
 from lmoe.peft.files import CONFIG_FILE as PEFT_CONFIG
 from lmoe.peft.files import WEIGHTS_FILE as PEFT_WEIGHTS

@@ -101,15 +101,17 @@ VIEWS = {
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class Watched:
-    """A run under way, whose page asks for news.
+    """A run whose page asks for news.
 
     Args:
         state: how far it is, in words.
+        ended: all of its summary is known.
         shape: changes where the page must be loaded anew.
         every: seconds between two questions.
     """
 
     state: str
+    ended: bool
     shape: str
     every: float
 
@@ -131,9 +133,7 @@ def write_page(
     Raises:
         TrainingError: the file cannot be written.
     """
-    links = {
-        name: quote(os.path.relpath(place, folder).replace(os.sep, "/")) for name, place in pictures.items()
-    }
+    links = {name: quote(os.path.relpath(place, folder).replace(os.sep, "/")) for name, place in pictures.items()}
     page = run_page(summary, metrics, links, next_commands, routing)
     return write_bytes(Path(folder) / PAGE_FILE, page.encode("utf-8"))
 
@@ -150,9 +150,9 @@ def run_page(
 
     Args:
         links: address of each picture by its name.
-        watched: the run is under way; of the summary what is not known yet is left out. None: it is all known.
+        watched: somebody watches the run; while it has not ended, what is not known of it is left out.
     """
-    content = page_content(summary, metrics, routing, under_way=watched is not None)
+    content = page_content(summary, metrics, routing, under_way=watched is not None and not watched.ended)
     data = content["data"] | {"watched": None if watched is None else {"shape": watched.shape, "every": watched.every}}
     captions = CAPTIONS | (CAPTIONS_OF_ONE if len(summary.site_load) == 1 else {})
     placed = {name for names in VIEWS.values() for name in names}
@@ -188,10 +188,12 @@ def page_content(
     summary: RunSummary, metrics: Curves, routing: RoutingHistory | None, *, under_way: bool
 ) -> dict[str, Any]:
     """What of a page changes while a run goes on, as JSON takes it: its tables, and what its scripts draw."""
+    losses = [[row.label, row.before, row.after, row.change, row.percent] for row in loss_rows(summary)]
     return {
         "tables": {
             "facts": list(_facts(summary, under_way=under_way).items()),
-            "losses": [[r.label, r.before, r.after, r.change, r.percent] for r in loss_rows(summary)],
+            "losses": losses[: len(summary.domains)],
+            "mean": losses[len(summary.domains) :],
             "specialists": list(specialists(summary).items()) if summary.specialisation else [],
             "routing": _routing(metrics),
             "files": list(RUN_FILES.items()),
@@ -200,6 +202,13 @@ def page_content(
             *(metrics, summary.phases, summary.max_steps, _measure(summary), routing, summary.expert_names)
         ),
     }
+
+
+def is_shown(metric: str) -> bool:
+    """Whether a page shows a metric of metrics.csv."""
+    if metric.startswith("val/"):
+        return metric.endswith("/loss")
+    return metric == "train/loss" or (metric.startswith("routing/") and metric.removeprefix("routing/") in ROUTING)
 
 
 def _facts(summary: RunSummary, *, under_way: bool) -> dict[str, str]:

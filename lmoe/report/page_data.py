@@ -139,9 +139,9 @@ def _tokens(history: RoutingHistory) -> dict[str, Any]:
     each = len(history.sites) * (3 if wide else 2) + max(history.experts, default=0)
     texts = [[_token(text) for text in row.texts] for row in history.rows]
     costs = [len(json.dumps(found)) + 60 + math.ceil(len(found) * each * 4 / 3) for found in texts]
-    count = len(costs)
-    while sum(costs[place] for place in (kept := spread(len(costs), count))) > TOKENS:
-        count -= 1
+    kept = spread(len(costs), len(costs))
+    while sum(costs[place] for place in kept) > TOKENS:
+        kept = spread(len(costs), len(kept) - 1)
     starts = np.cumsum([0, *map(len, texts)])
     places = np.concatenate([np.arange(0), *(np.arange(starts[row], starts[row + 1]) for row in kept)]).astype(np.int64)
     rows = [history.rows[row] for row in kept]

@@ -198,7 +198,8 @@ def read_routing(path: Path) -> RoutingHistory:
     if missing := [name for name in (HEADER, *DTYPES) if name not in found]:
         raise ROUTING.refusal(path, f"is no history of routing: it has no {missing[0]}")
     header = ROUTING.parsed(ROUTING.decoded(found.pop(HEADER).tobytes(), path), path, "header: ")
-    history = RoutingHistory(**_header(header, path), **found)
+    parts: dict[str, Any] = _header(header, path) | found
+    history = RoutingHistory(**parts)
     if (problem := history.problem()) is not None:
         raise ROUTING.refusal(path, problem)
     return history

@@ -51,7 +51,7 @@ class RoutedRow:
 
 
 def rows_to_keep(domains: Tensor) -> dict[int, list[int]]:
-    """Which rows of each domain are kept: of like distance from one another, so that short and long ones are among them.
+    """Which rows of each domain are kept: evenly spread over them, so that short and long ones are among them.
 
     Args:
         domains: (N,) domain of each row, in the order of the batches.
