@@ -15,6 +15,7 @@ from lmoe.report.page_data import page_data
 from lmoe.report.routing_file import RoutingHistory
 from lmoe.report.summary import RunSummary
 from lmoe.report.targets import TargetReport
+from lmoe.report.tokens import visible
 from lmoe.report.wording import (
     RUN_FILES,
     duration,
@@ -29,6 +30,8 @@ from lmoe.report.wording import (
 
 PAGE_FILE = "index.html"
 SCRIPTS = ("page.js", "experts.js", "vendor/chart.umd.min.js", "charts.js", "run.js")
+ASKING = (*SCRIPTS, "watch.js")
+"""Of a page that asks for news."""
 
 CAPTIONS = {
     "loss_curves": (
@@ -159,13 +162,13 @@ def run_page(
     figures = {view: _figures(links, names, captions) for view, names in VIEWS.items()}
     return render(
         "run.html.jinja",
-        scripts=SCRIPTS,
+        scripts=SCRIPTS if watched is None else ASKING,
         data=data,
         asks_server=watched is not None,
-        title=summary.name,
-        subtitle=f"{summary.backbone}: {experts(summary)}.",
-        state=None if watched is None else watched.state,
-        collapsed=summary.collapsed,
+        title=visible(summary.name),
+        subtitle=visible(f"{summary.backbone}: {experts(summary)}."),
+        state=None if watched is None else visible(watched.state),
+        collapsed=_visible(summary.collapsed),
         tables=content["tables"],
         measure=_measure(summary),
         figures=figures | {"others": _figures(links, [name for name in links if name not in placed], captions)},
@@ -176,11 +179,11 @@ def run_page(
             "gates": routing is not None and bool(data["routing"]["steps"]),
             "tokens": routing is not None and bool(data["routing"]["tokens"]["rows"]),
         },
-        targets=summary.targets and _targets(summary.targets),
+        targets=summary.targets and _visible(_targets(summary.targets)),
         loss_measure=summary.loss_measure,
         several=len(summary.site_load) > 1,
-        run_dir=summary.run_dir,
-        commands="\n".join(next_commands),
+        run_dir=visible(summary.run_dir),
+        commands="\n".join(map(visible, next_commands)),
     )
 
 
@@ -189,15 +192,16 @@ def page_content(
 ) -> dict[str, Any]:
     """What of a page changes while a run goes on, as JSON takes it: its tables, and what its scripts draw."""
     losses = [[row.label, row.before, row.after, row.change, row.percent] for row in loss_rows(summary)]
+    tables = {
+        "facts": list(_facts(summary, under_way=under_way).items()),
+        "losses": losses[: len(summary.domains)],
+        "mean": losses[len(summary.domains) :],
+        "specialists": list(specialists(summary).items()) if summary.specialisation else [],
+        "routing": _routing(metrics),
+        "files": list(RUN_FILES.items()),
+    }
     return {
-        "tables": {
-            "facts": list(_facts(summary, under_way=under_way).items()),
-            "losses": losses[: len(summary.domains)],
-            "mean": losses[len(summary.domains) :],
-            "specialists": list(specialists(summary).items()) if summary.specialisation else [],
-            "routing": _routing(metrics),
-            "files": list(RUN_FILES.items()),
-        },
+        "tables": _visible(tables),
         "data": page_data(
             *(metrics, summary.phases, summary.max_steps, _measure(summary), routing, summary.expert_names)
         ),
@@ -209,6 +213,15 @@ def is_shown(metric: str) -> bool:
     if metric.startswith("val/"):
         return metric.endswith("/loss")
     return metric == "train/loss" or (metric.startswith("routing/") and metric.removeprefix("routing/") in ROUTING)
+
+
+def _visible(value: Any) -> Any:
+    """The same with all texts as a reader sees them, what is invisible or would turn the direction marked."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, dict):
+        return {name: _visible(one) for name, one in value.items()}
+    return [_visible(one) for one in value] if isinstance(value, list | tuple) else value
 
 
 def _facts(summary: RunSummary, *, under_way: bool) -> dict[str, str]:

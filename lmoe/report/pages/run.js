@@ -475,11 +475,12 @@
     tab.click();
   });
 
-  // ---- a run under way: its page asks for news, and keeps what was chosen
+  // ---- a run under way: its page is given news (watch.js), and keeps what was chosen
 
   const KEPT = "lmoe run page";
+  const watched = data.watched !== null;
   function remember() {
-    if (data.watched === null) return;
+    if (!watched) return;
     try {
       sessionStorage.setItem(KEPT, JSON.stringify(state));
     } catch {
@@ -488,7 +489,7 @@
   }
 
   function recall() {
-    if (data.watched === null) return;
+    if (!watched) return;
     try {
       Object.assign(state, JSON.parse(sessionStorage.getItem(KEPT)) ?? {});
     } catch {
@@ -509,12 +510,13 @@
     if (!(Number.isInteger(state.row) && state.row < routing.tokens.rows.length)) state.row = 0;
   }
 
+  // Shows what is new; what was chosen stays.
   function take(news) {
     const before = data.routing;
     const [step, validation] = before === null ? [null, null] : [before.steps[state.step], before.validations[state.validation]];
     const atEnd = before === null || state.step === before.steps.length - 1;
     const atLast = before === null || state.validation === before.validations.length - 1;
-    data = { ...news.data, watched: news.watched };
+    data = news.data;
     arrays = decoded(data.routing);
     for (const [name, rows] of Object.entries(news.tables)) refill(name, rows, news.tables.mean);
     if (data.routing !== null) {
@@ -536,26 +538,7 @@
     sort(table, `table ${name}`);
   }
 
-  let version = null;
-  async function ask() {
-    let wait = data.watched.every;
-    try {
-      const answer = await fetch(`data.json?version=${encodeURIComponent(version ?? "")}`, { cache: "no-store" });
-      if (!answer.ok) throw new Error(`${answer.status}`);
-      const news = await answer.json();
-      byId("state").textContent = news.state;
-      if (news.watched.shape !== data.watched.shape) {
-        location.reload();
-        return;
-      }
-      version = news.version;
-      wait = news.watched.every;
-      if (news.data !== null) take(news);
-    } catch {
-      byId("state").textContent = "lmoe watch no longer answers: what is shown here is what was known last.";
-    }
-    setTimeout(ask, 1000 * wait);
-  }
+  page.news = take;
 
   // ---- the beginning
 
@@ -593,5 +576,4 @@
     resized = setTimeout(() => { if (state.view === "view-sites" && byId("map") !== null) map(); }, 100);
   });
   show(state.view);
-  if (data.watched !== null) setTimeout(ask, 1000 * data.watched.every);
 }
