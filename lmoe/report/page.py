@@ -157,6 +157,7 @@ def run_page(
     """
     content = page_content(summary, metrics, routing, under_way=watched is not None and not watched.ended)
     data = content["data"] | {"watched": None if watched is None else {"shape": watched.shape, "every": watched.every}}
+    facts = dict(content["tables"]["facts"])
     captions = CAPTIONS | (CAPTIONS_OF_ONE if len(summary.site_load) == 1 else {})
     placed = {name for names in VIEWS.values() for name in names}
     figures = {view: _figures(links, names, captions) for view, names in VIEWS.items()}
@@ -166,7 +167,7 @@ def run_page(
         data=data,
         asks_server=watched is not None,
         title=visible(summary.name),
-        subtitle=visible(f"{summary.backbone}: {experts(summary)}."),
+        subtitle=visible(f"{summary.backbone}: {experts(summary)}." if "experts" in facts else f"{summary.backbone}."),
         state=None if watched is None else visible(watched.state),
         collapsed=_visible(summary.collapsed),
         tables=content["tables"],
@@ -230,7 +231,9 @@ def _facts(summary: RunSummary, *, under_way: bool) -> dict[str, str]:
         f"{name} from step {start + 1:,}{_measured(summary, name)}{'' if start < done else ' (not reached)'}"
         for name, start in summary.phases.items()
     )
-    facts = {"backbone": summary.backbone, "experts": experts(summary)}
+    facts = {"backbone": summary.backbone}
+    if summary.site_load or not under_way:
+        facts["experts"] = experts(summary)
     if not under_way:
         facts["trainable parameters"] = f"{summary.trainable_parameters:,}"
     facts["optimizer steps"] = steps(summary)

@@ -24,7 +24,7 @@ from lmoe.rules.phases import ordered_phases
 from lmoe.vocabulary import TaskName
 
 SUMMARY_FILE = "summary.json"
-SAVED = Reader(cure="lmoe watch shows runs of lmoe train")
+SAVED = Reader(cure="put back the file that the run has written")
 OFTEN, SELDOM = 3.0, 30.0
 """Seconds between two questions of a page while a run goes on, and when it has ended."""
 REST = 20
@@ -150,7 +150,7 @@ def run_directory(place: str | Path) -> Path:
         raise CheckpointError(f"{folder}: no such run directory")
     if not is_file(folder / CONFIG_FILE):
         raise CheckpointError(
-            f"{folder}: no run: it has no {CONFIG_FILE}; name the folder that lmoe train calls its run directory"
+            f"{folder}: no run: it has no {CONFIG_FILE}; name the folder that a training calls its run directory"
         )
     return folder
 

@@ -37,7 +37,7 @@ class PageServer(ThreadingHTTPServer):
 
     def __init__(self, page: RunPage, host: str, port: int) -> None:
         self.page, self.host = page, host
-        where = f"host={host}, port={port}"
+        where = f"`host={host}`, `port={port}`"
         try:
             family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         except (OSError, UnicodeError) as error:
@@ -99,6 +99,8 @@ class Answer(BaseHTTPRequestHandler):
             self._send("application/json", as_json(page.news(version)))
         elif asked.path.endswith(".png") and (file := page.picture(asked.path[1:].removesuffix(".png"))) is not None:
             self._send("image/png", file.read_bytes())
+        elif asked.path == "/favicon.ico":  # browsers ask by themselves, and call its absence an error
+            self._send("image/x-icon", b"", HTTPStatus.NO_CONTENT)
         else:
             self._refuse(HTTPStatus.NOT_FOUND)
 

@@ -306,7 +306,7 @@ def test_colours_of_charts_follow_the_reader_who_turns_dark(opened, file: Path) 
     ink = "Chart.getChart(document.getElementById('chart-losses')).options.scales.x.ticks.color"
     before = page.page.evaluate(ink)
     page.page.emulate_media(color_scheme="dark")
-    page.page.wait_for_function(f"{ink} !== '{before}'")
+    page.until(f"{ink} !== '{before}'")
 
 
 def test_phases_are_marked_on_every_time_axis(opened, file: Path) -> None:
