@@ -1,6 +1,6 @@
 """Some validation rows, and how their tokens are routed in a pass over all rows.
 
-Shapes: B rows of T tokens, E experts, S sites, L tokens that are kept of a row.
+Shapes: B rows of T tokens, R of which are kept with L tokens, E experts (the most of a site), S sites.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lmoe.layers.trace import Routing
 from lmoe.objectives.preference import KEYS
+from lmoe.ops.site_groups import sites_of_one_shape
 from lmoe.report.routing_file import in_255
 
 MOST_ROWS = 16
@@ -85,50 +86,61 @@ class SampleRows:
         """Add what is wanted of one batch; of pairs the row with the chosen answer and the one with the other."""
         domains = batch["domain_ids"][:, 0].tolist()
         pairs = len(domains) // 2 if KEYS in batch and len(batch[KEYS]) < len(domains) else 0
+        found: list[tuple[int, int, int, str]] = []  # place in the batch, domain, number, of_pair
         for place, domain in enumerate(domains[:pairs] if pairs else domains):
             number = self._passed[domain] = self._passed.get(domain, -1) + 1
             if number not in self.wanted.get(domain, ()):
                 continue
             if pairs:
-                self.rows += [
-                    self._row(routing, batch, place, domain, number, "chosen"),
-                    self._row(routing, batch, pairs + place, domain, number, "rejected"),
-                ]
+                found += [(place, domain, number, "chosen"), (pairs + place, domain, number, "rejected")]
             else:
-                self.rows.append(self._row(routing, batch, place, domain, number, ""))
+                found.append((place, domain, number, ""))
+        if found:
+            self._add(routing, batch, found)
 
-    def _row(
-        self,
-        routing: Mapping[str, Routing],
-        batch: Mapping[str, Tensor],
-        place: int,
-        domain: int,
-        number: int,
-        of_pair: str,
-    ) -> RoutedRow:
+    def _add(
+        self, routing: Mapping[str, Routing], batch: Mapping[str, Tensor], found: Sequence[tuple[int, int, int, str]]
+    ) -> None:
         valid = batch["valid_mask"]
-        length = int(valid[place].sum())  # padding is on the right
-        most = self.most_tokens if not of_pair else max(FEWEST_TOKENS, self.most_tokens // 2)
-        kept = min(length, most)
-        widest = max(self.num_experts.values())
-        experts, weights, total = [], [], torch.zeros(kept, widest)
-        for site, count in self.num_experts.items():
-            weight = _acting_weights(routing[site]).reshape(*valid.shape, count)[place, :kept].detach().float().cpu()
-            share = weight.abs() / weight.abs().sum(-1, keepdim=True).clamp(min=1e-12)
-            top, index = share.max(-1)
-            experts.append(index)
-            weights.append(top)
-            total[:, :count] += share
-        return RoutedRow(
-            domain=domain,
-            number=number,
-            of_pair=of_pair,
-            ids=batch["input_ids"][place, :kept].tolist(),
-            cut=length - kept,
-            expert=torch.stack(experts, -1).numpy().astype(np.uint16),
-            weight=in_255(torch.stack(weights, -1).numpy()),
-            mean=in_255((total / len(self.num_experts)).numpy()),
-        )
+        most = self.most_tokens if not found[0][-1] else max(FEWEST_TOKENS, self.most_tokens // 2)
+        places = torch.tensor([place for place, *_ in found], device=valid.device)
+        lengths = valid[places].sum(-1).tolist()  # padding is on the right
+        ids = batch["input_ids"][places, :most].tolist()
+        expert, weight, mean = self._shares(routing, valid, places, most)
+        for row, (_, domain, number, of_pair) in enumerate(found):
+            kept = min(lengths[row], most)
+            self.rows.append(
+                RoutedRow(
+                    domain=domain,
+                    number=number,
+                    of_pair=of_pair,
+                    ids=ids[row][:kept],
+                    cut=lengths[row] - kept,
+                    expert=expert[row, :kept].numpy().astype(np.uint16),
+                    weight=in_255(weight[row, :kept].numpy()),
+                    mean=in_255(mean[row, :kept].numpy()),
+                )
+            )
+
+    def _shares(
+        self, routing: Mapping[str, Routing], valid: Tensor, places: Tensor, most: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Heaviest expert and its share, (R, L, S), and the mean share of each expert, (R, L, E), of R rows."""
+        names = list(self.num_experts)
+        weights = {
+            site: _acting_weights(routing[site]).reshape(*valid.shape, count)[places, :most]
+            for site, count in self.num_experts.items()
+        }
+        shape = next(iter(weights.values())).shape[:2]
+        expert = torch.zeros(*shape, len(names), dtype=torch.long)
+        weight, mean = torch.zeros(expert.shape), torch.zeros(*shape, max(self.num_experts.values()))
+        for sites in sites_of_one_shape(weights):
+            stacked = torch.stack([weights[site] for site in sites], 2).detach().float().abs()
+            share_RLSE = (stacked / stacked.sum(-1, keepdim=True).clamp(min=1e-12)).cpu()
+            where = [names.index(site) for site in sites]
+            weight[..., where], expert[..., where] = share_RLSE.max(-1)
+            mean[..., : share_RLSE.shape[-1]] += share_RLSE.sum(2) / len(names)
+        return expert, weight, mean
 
 
 def _acting_weights(routing: Routing) -> Tensor:
