@@ -16,7 +16,19 @@ SAME = (
     *("base_model", "batch_size", "chat_template", "checkpoint", "choices", "data", "device", "domain", "dry_run"),
     *("experts", "fit", "head", "max_length", "max_tokens", "message", "name", "public", "revision"),
     *("alpha", "baseline", "domains", "margin", "names", "rank", "unfinished"),
-    *("gguf_type", "max_new_tokens", "model", "output", "precision", "prompts", "router", "samples", "task"),
+    *(
+        "gguf_type",
+        "host",
+        "max_new_tokens",
+        "model",
+        "output",
+        "port",
+        "precision",
+        "prompts",
+        "router",
+        "samples",
+        "task",
+    ),
     *("task_path", "tasks", "trust_remote_code"),
 )
 """Arguments that the verbs call the same."""

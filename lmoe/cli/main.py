@@ -236,6 +236,19 @@ def serve(
 
 
 @app.command()
+def watch(
+    checkpoint: Annotated[str, typer.Option(help="Run directory, of a run that trains or has ended.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0: any free one.")] = 0,
+    host: Annotated[str, typer.Option(help="Address to listen at; 127.0.0.1: this machine alone.")] = "127.0.0.1",
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Say the address, and open no browser.")] = False,
+) -> None:
+    """Show the page of a run in the browser while it trains, live from its files."""
+    from lmoe.cli.watch import run
+
+    raise typer.Exit(run(checkpoint, host=host, port=port, browser=not no_browser))
+
+
+@app.command()
 def explain(
     context: typer.Context,
     output: Annotated[str, typer.Option(help="Page (.html) to write; the same as JSON is written beside it.")],

@@ -17,7 +17,7 @@ from lmoe.files.places import exists, is_file
 from lmoe.report.html import render
 from lmoe.report.tokens import visible
 
-SCRIPTS = ("page.js", "explain.js")
+SCRIPTS = ("page.js", "experts.js", "explain.js")
 DIFFERENCES = 20
 """Tokens of a text that are listed where two models differ."""
 CONTINUED = "·"

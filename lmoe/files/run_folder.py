@@ -12,6 +12,8 @@ CLUSTERS_FILE = "clusters.safetensors"
 """Into which cluster each prompt was put, where clusters of prompts are what routers are taught."""
 METRICS_FILE = "metrics.csv"
 """Every logged metric by step."""
+REPORT = "report"
+"""Folder of the page, the pictures and the summary."""
 
 LEADS_OUT = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z]:")
 """In a name that becomes folders: a step up, the root, a drive."""

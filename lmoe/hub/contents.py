@@ -19,11 +19,11 @@ from lmoe.files.hub import is_hub_name
 from lmoe.files.places import expanded, is_dir, is_file
 from lmoe.files.resources import BASES
 from lmoe.files.run_folder import CONFIG_FILE as RUN_CONFIG
+from lmoe.files.run_folder import REPORT
 from lmoe.files.small_file import link_outside, read_json
 from lmoe.peft.files import CONFIG_FILE as PEFT_CONFIG
 from lmoe.peft.files import WEIGHTS_FILE as PEFT_WEIGHTS
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.run.finish import REPORT
 from lmoe.vocabulary import ExportFormat
 
 PICTURES = ("load_by_domain", "load_by_site", "coactivation", "knock_out", "loss_curves")

@@ -18,7 +18,7 @@ from lmoe.config.run import RunConfig, TaskConfig
 from lmoe.errors import CheckpointError, LmoeError
 from lmoe.files.hub import is_hub_name
 from lmoe.files.resources import BASES
-from lmoe.files.run_folder import CONFIG_FILE
+from lmoe.files.run_folder import CONFIG_FILE, REPORT
 from lmoe.files.small_file import Reader
 from lmoe.hub.contents import Contents
 from lmoe.hub.licences import base_licence, bundled_licences, bundled_rows
@@ -26,7 +26,6 @@ from lmoe.report.summary import RunSummary
 from lmoe.rules.lessons import Lesson, lesson_of
 from lmoe.rules.phases import ordered_phases
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.run.finish import REPORT
 from lmoe.run.provenance import provenance_records
 from lmoe.vocabulary import TaskName
 

@@ -1,6 +1,7 @@
 """Read metrics.csv: a wide table with one column a metric, empty where nothing was logged."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from lmoe.files.small_file import Reader
@@ -10,10 +11,13 @@ Curves = dict[str, list[tuple[int, float]]]
 """Metric -> its (optimizer step, value) pairs, steps ascending."""
 
 
-def read_metrics(path: Path) -> Curves:
-    """Every metric of a run; where a step was logged twice, the later row counts.
+def read_metrics(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> Curves:
+    """The metrics of a run; where a step was logged twice, the later row counts.
 
     A last line without its line break was torn by a crash: its last number may lack digits, so it is dropped.
+
+    Args:
+        wanted: whether a metric is read, by its name.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -24,8 +28,9 @@ def read_metrics(path: Path) -> Curves:
     by_step: dict[str, dict[int, float]] = {}
     rows = METRICS.rows(lines, path)
     header = next(rows, [])
+    places = {name: place for place, name in enumerate(header) if name == "step" or wanted(name)}
     for cells in rows:
-        row = dict(zip(header, cells, strict=False))
+        row = {name: cells[place] for name, place in places.items() if place < len(cells)}
         step = _number(row.pop("step", None))
         if step is None:
             continue

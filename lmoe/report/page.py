@@ -1,16 +1,21 @@
-"""One HTML page about a run: no script, no external resource, readable from a file share."""
+"""The page of a run: what it is, and what its routers did, in one file that opens from disk (docs/REPORT.md)."""
 
 import os
 from collections.abc import Mapping, Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from lmoe.report.curves import Curves
 from lmoe.report.files import write_bytes
+from lmoe.report.html import render
 from lmoe.report.loads import DEAD_SHARE
+from lmoe.report.page_data import page_data
+from lmoe.report.routing_file import RoutingHistory
 from lmoe.report.summary import RunSummary
 from lmoe.report.targets import TargetReport
+from lmoe.report.tokens import visible
 from lmoe.report.wording import (
     RUN_FILES,
     duration,
@@ -23,17 +28,10 @@ from lmoe.report.wording import (
     target_rows,
 )
 
-STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 1100px; margin: 2rem auto; padding: 0 1rem; }
-h1 { margin-bottom: 0; overflow-wrap: anywhere; } h2 { margin-top: 2.5rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; } th, td { padding: .3rem .9rem; text-align: right; }
-th:first-child, td:first-child, table.text td { text-align: left; } tbody tr:nth-child(odd) { background: #f5f5f5; }
-thead { border-bottom: 2px solid #999; } tr.mean { font-weight: bold; border-top: 2px solid #999; }
-td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-figure { margin: 1.5rem 0; } figure img { width: 100%; height: auto; } figcaption { color: #444; }
-pre { background: #f5f5f5; padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-.warning { border-left: 5px solid #d55e00; background: #fff3ea; padding: .5rem 1rem; }
-"""
+PAGE_FILE = "index.html"
+SCRIPTS = ("page.js", "experts.js", "vendor/chart.umd.min.js", "charts.js", "run.js")
+ASKING = (*SCRIPTS, "watch.js")
+"""Of a page that asks for news."""
 
 CAPTIONS = {
     "loss_curves": (
@@ -94,79 +92,157 @@ ROUTING = {
 }
 """Routing metric -> what it says."""
 
+VIEWS = {
+    "losses": ("loss_curves",),
+    "sites": ("load_by_site",),
+    "domains": ("load_by_domain",),
+    "experts": ("coactivation", "knock_out"),
+    "targets": ("target_choices", "cluster_domains"),
+}
+"""Part of the page -> its pictures; others stand with the files."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Watched:
+    """A run whose page asks for news.
+
+    Args:
+        state: how far it is, in words.
+        ended: all of its summary is known.
+        shape: changes where the page must be loaded anew.
+        every: seconds between two questions.
+    """
+
+    state: str
+    ended: bool
+    shape: str
+    every: float
+
 
 def write_page(
-    summary: RunSummary, metrics: Curves, pictures: Mapping[str, Path], folder: Path, next_commands: Sequence[str] = ()
+    summary: RunSummary,
+    metrics: Curves,
+    pictures: Mapping[str, Path],
+    folder: Path,
+    next_commands: Sequence[str] = (),
+    routing: RoutingHistory | None = None,
 ) -> Path:
     """Write `folder`/index.html; pictures are linked by relative path.
 
     Args:
         next_commands: what to run next.
+        routing: what the routers did over the run; None: the run has none, or kept nothing.
 
     Raises:
         TrainingError: the file cannot be written.
     """
-    body = "\n".join(
-        [
-            f"<h1>{escape(summary.name)}</h1>",
-            f"<p>{escape(summary.backbone)}: {escape(experts(summary))}.</p>",
-            _warnings(summary),
-            "<h2>What ran</h2>",
-            _facts(summary),
-            "<h2>Validation loss by domain</h2>",
-            _losses(summary),
-            _figures(pictures, folder, CAPTIONS | (CAPTIONS_OF_ONE if len(summary.site_load) == 1 else {})),
-            _taught(summary.targets),
-            _specialists(summary),
-            _routing(metrics, several=len(summary.site_load) > 1),
-            "<h2>Where things are</h2>",
-            _files(summary),
-            _next(next_commands),
-        ]
+    links = {name: quote(os.path.relpath(place, folder).replace(os.sep, "/")) for name, place in pictures.items()}
+    page = run_page(summary, metrics, links, next_commands, routing)
+    return write_bytes(Path(folder) / PAGE_FILE, page.encode("utf-8"))
+
+
+def run_page(
+    summary: RunSummary,
+    metrics: Curves,
+    links: Mapping[str, str],
+    next_commands: Sequence[str] = (),
+    routing: RoutingHistory | None = None,
+    watched: Watched | None = None,
+) -> str:
+    """The page as HTML.
+
+    Args:
+        links: address of each picture by its name.
+        watched: somebody watches the run; while it has not ended, what is not known of it is left out.
+    """
+    content = page_content(summary, metrics, routing, under_way=watched is not None and not watched.ended)
+    data = content["data"] | {"watched": None if watched is None else {"shape": watched.shape, "every": watched.every}}
+    facts = dict(content["tables"]["facts"])
+    captions = CAPTIONS | (CAPTIONS_OF_ONE if len(summary.site_load) == 1 else {})
+    placed = {name for names in VIEWS.values() for name in names}
+    figures = {view: _figures(links, names, captions) for view, names in VIEWS.items()}
+    return render(
+        "run.html.jinja",
+        scripts=SCRIPTS if watched is None else ASKING,
+        data=data,
+        asks_server=watched is not None,
+        title=visible(summary.name),
+        subtitle=visible(f"{summary.backbone}: {experts(summary)}." if "experts" in facts else f"{summary.backbone}."),
+        state=None if watched is None else visible(watched.state),
+        collapsed=_visible(summary.collapsed),
+        tables=content["tables"],
+        measure=_measure(summary),
+        figures=figures | {"others": _figures(links, [name for name in links if name not in placed], captions)},
+        alive={
+            "losses": any(data["losses"].values()),
+            "sites": routing is not None and bool(data["routing"]["steps"]),
+            "domains": routing is not None and bool(data["routing"]["validations"]),
+            "gates": routing is not None and bool(data["routing"]["steps"]),
+            "tokens": routing is not None and bool(data["routing"]["tokens"]["rows"]),
+        },
+        targets=summary.targets and _visible(_targets(summary.targets)),
+        loss_measure=summary.loss_measure,
+        several=len(summary.site_load) > 1,
+        run_dir=visible(summary.run_dir),
+        commands="\n".join(map(visible, next_commands)),
     )
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(summary.name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
-    return write_bytes(Path(folder) / "index.html", page.encode("utf-8"))
 
 
-def _warnings(summary: RunSummary) -> str:
-    return "\n".join(f'<p class="warning"><b>Collapse.</b> {escape(message)}</p>' for message in summary.collapsed)
+def page_content(
+    summary: RunSummary, metrics: Curves, routing: RoutingHistory | None, *, under_way: bool
+) -> dict[str, Any]:
+    """What of a page changes while a run goes on, as JSON takes it: its tables, and what its scripts draw."""
+    losses = [[row.label, row.before, row.after, row.change, row.percent] for row in loss_rows(summary)]
+    tables = {
+        "facts": list(_facts(summary, under_way=under_way).items()),
+        "losses": losses[: len(summary.domains)],
+        "mean": losses[len(summary.domains) :],
+        "specialists": list(specialists(summary).items()) if summary.specialisation else [],
+        "routing": _routing(metrics),
+        "files": list(RUN_FILES.items()),
+    }
+    return {
+        "tables": _visible(tables),
+        "data": page_data(
+            *(metrics, summary.phases, summary.max_steps, _measure(summary), routing, summary.expert_names)
+        ),
+    }
 
 
-def _facts(summary: RunSummary) -> str:
+def is_shown(metric: str) -> bool:
+    """Whether a page shows a metric of metrics.csv."""
+    if metric.startswith("val/"):
+        return metric.endswith("/loss")
+    return metric == "train/loss" or (metric.startswith("routing/") and metric.removeprefix("routing/") in ROUTING)
+
+
+def _visible(value: Any) -> Any:
+    """The same with all texts as a reader sees them, what is invisible or would turn the direction marked."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, dict):
+        return {name: _visible(one) for name, one in value.items()}
+    return [_visible(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def _facts(summary: RunSummary, *, under_way: bool) -> dict[str, str]:
     done = summary.max_steps if summary.steps is None else summary.steps
     phases = ", ".join(
         f"{name} from step {start + 1:,}{_measured(summary, name)}{'' if start < done else ' (not reached)'}"
         for name, start in summary.phases.items()
     )
-    facts = {
-        "backbone": summary.backbone,
-        "experts": experts(summary),
-        "trainable parameters": f"{summary.trainable_parameters:,}",
-        "optimizer steps": steps(summary),
-        "ended": summary.ended,
-        "phases": phases or "-",
-        "time": duration(summary.seconds),
-        "peak memory": memory(summary.peak_memory_mb),
-    }
-    return _text_table(facts)
-
-
-def _losses(summary: RunSummary) -> str:
-    rows = loss_rows(summary)
-    lines = []
-    for i, row in enumerate(rows):
-        mark = ' class="mean"' if i >= len(summary.domains) else ""
-        cells = (row.label, row.before, row.after, row.change, row.percent)
-        lines.append(f"<tr{mark}>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
-    head = "".join(f"<th>{name}</th>" for name in ("domain", "adapters off", "after", "change", "change in %"))
-    return (
-        f"<p>{escape(_measure(summary))}; below, a dash stands for what was not measured.</p>\n"
-        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(lines) + "\n</tbody></table>"
-    )
+    facts = {"backbone": summary.backbone}
+    if summary.site_load or not under_way:
+        facts["experts"] = experts(summary)
+    if not under_way:
+        facts["trainable parameters"] = f"{summary.trainable_parameters:,}"
+    facts["optimizer steps"] = steps(summary)
+    if not under_way:
+        facts["ended"] = summary.ended
+    facts["phases"] = phases or "-"
+    if not under_way:
+        facts |= {"time": duration(summary.seconds), "peak memory": memory(summary.peak_memory_mb)}
+    return facts
 
 
 def _measure(summary: RunSummary) -> str:
@@ -181,68 +257,29 @@ def _measured(summary: RunSummary, phase: str) -> str:
     return f" ({summary.phase_measures[phase]})" if summary.measures_differ and phase in summary.phase_measures else ""
 
 
-def _figures(pictures: Mapping[str, Path], folder: Path, captions: Mapping[str, tuple[str, str]]) -> str:
-    parts = []
-    for name in [*(n for n in captions if n in pictures), *(n for n in pictures if n not in captions)]:
-        title, reading = captions.get(name, (name, ""))
-        link = escape(quote(os.path.relpath(pictures[name], folder).replace(os.sep, "/")))
-        parts.append(
-            f'<h2>{escape(title)}</h2>\n<figure><figcaption>{escape(reading)}</figcaption>\n<a href="{link}">'
-            f'<img src="{link}" alt="{escape(title)}"></a></figure>'
-        )
-    return "\n".join(parts)
+def _figures(
+    links: Mapping[str, str], names: Sequence[str], captions: Mapping[str, tuple[str, str]]
+) -> list[dict[str, str]]:
+    found = []
+    for name in names:
+        if name in links:
+            title, reading = captions.get(name, (name, ""))
+            found.append({"title": title, "reading": reading, "link": links[name]})
+    return found
 
 
-def _specialists(summary: RunSummary) -> str:
-    if not summary.specialisation:
-        return ""
-    return (
-        "<h2>What each expert is for</h2>\n<p>An expert stands with the domain whose loss rises most without it, "
-        f"by so much ({escape(summary.loss_measure)}).</p>\n" + _text_table(specialists(summary))
-    )
+def _targets(report: TargetReport) -> dict[str, Any]:
+    return {
+        "kind": report.kind,
+        "lines": [f"{line[:1].upper()}{line[1:]}." for line in target_lines(report)],
+        "rows": [(row.label, row.rows, row.right, row.other) for row in target_rows(report)],
+    }
 
 
-def _taught(report: TargetReport | None) -> str:
-    if report is None:
-        return ""
-    lines = "".join(f"<p>{escape(line[:1].upper() + line[1:])}.</p>\n" for line in target_lines(report))
-    head = "".join(f"<th>{name}</th>" for name in (report.kind, "rows", "chosen rightly", "chosen instead"))
-    rows = (
-        f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in (row.label, row.rows, row.right, row.other))}</tr>"
-        for row in target_rows(report)
-    )
-    return (
-        f"<h2>Targets of the routers</h2>\n<p>On the validation rows.</p>\n{lines}"
-        f"<table><thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
-    )
-
-
-def _routing(metrics: Curves, *, several: bool) -> str:
-    lines = []
+def _routing(metrics: Curves) -> list[list[str]]:
+    found = []
     for name, meaning in ROUTING.items():
         if points := metrics.get(f"routing/{name}"):
-            (first_step, first), (last_step, last) = points[0], points[-1]
-            cells = (f"routing/{name}", f"{first:.3f}", f"{last:.3f}")
-            numbers = "".join(f"<td>{cell}</td>" for cell in cells)
-            lines.append(f'<tr title="steps {first_step} and {last_step}">{numbers}<td>{escape(meaning)}</td></tr>')
-    if not lines:
-        return ""
-    head = "<tr><th>metric</th><th>first</th><th>last</th><th>meaning</th></tr>"
-    means = "; means over the sites unless it says otherwise" if several else ""
-    return (
-        f"<h2>Routing</h2>\n<p>As first and as last logged{means}.</p>\n"
-        f'<table class="text"><thead>{head}</thead>\n<tbody>\n' + "\n".join(lines) + "\n</tbody></table>"
-    )
-
-
-def _files(summary: RunSummary) -> str:
-    return f"<p>In <code>{escape(summary.run_dir)}</code>:</p>\n" + _text_table(RUN_FILES)
-
-
-def _next(commands: Sequence[str]) -> str:
-    return "<h2>Try next</h2>\n<pre>" + escape("\n".join(commands)) + "</pre>" if commands else ""
-
-
-def _text_table(rows: Mapping[str, str]) -> str:
-    lines = (f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows.items())
-    return '<table class="text"><tbody>\n' + "\n".join(lines) + "\n</tbody></table>"
+            (_, first), (_, last) = points[0], points[-1]
+            found.append([f"routing/{name}", f"{first:.3f}", f"{last:.3f}", meaning])
+    return found

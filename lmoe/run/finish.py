@@ -11,13 +11,14 @@ from lmoe.adapter.folder import save_adapter
 from lmoe.adapter.save_pretrained import save_backbone
 from lmoe.data.prepare import PreparedData
 from lmoe.files.adapter_files import ADAPTER_DIR
-from lmoe.files.run_folder import METRICS_FILE, path_from_here
+from lmoe.files.run_folder import METRICS_FILE, REPORT, path_from_here
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected
 from lmoe.ops.mutual_information import adjusted_mutual_information
 from lmoe.report.curves import read_metrics
 from lmoe.report.page import write_page
 from lmoe.report.pictures import write_pictures
+from lmoe.report.routing_file import RoutingHistory, write_routing
 from lmoe.report.summary import RunSummary
 from lmoe.report.table import print_end
 from lmoe.report.targets import TargetReport
@@ -30,8 +31,6 @@ from lmoe.run.run_end import RunEnd
 from lmoe.run.verb_call import Wording
 from lmoe.training.callbacks.validation import ValidationResults
 
-REPORT = "report"
-
 
 def finish(
     parts: Parts,
@@ -41,6 +40,7 @@ def finish(
     collapsed: list[str],
     seconds: float,
     console: Console,
+    routing: RoutingHistory | None,
     *,
     ended: RunEnd,
     wording: Wording,
@@ -48,6 +48,7 @@ def finish(
     """Write adapter/ and report/, send the pictures to W&B, print the table.
 
     Args:
+        routing: what the routers did over the run; None: there is none.
         ended: after which step, and why.
         wording: how the commands to try next are said.
     """
@@ -67,7 +68,9 @@ def finish(
     summary.to_json(report / "summary.json")
     metrics = read_metrics(run_dir / METRICS_FILE)
     pictures = write_pictures(summary, metrics, report)
-    write_page(summary, metrics, pictures, report, commands)
+    if routing is not None:
+        write_routing(routing, report)
+    write_page(summary, metrics, pictures, report, commands, routing)
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger):
             for name, path in pictures.items():

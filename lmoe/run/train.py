@@ -13,6 +13,7 @@ from lmoe.config.run import RunConfig
 from lmoe.config.trainer import max_seconds
 from lmoe.data.stream import RowStream
 from lmoe.errors import CheckpointError, ConfigError
+from lmoe.files.run_folder import REPORT
 from lmoe.injection.record import injected
 from lmoe.objectives.objective import Objective
 from lmoe.report.say import say
@@ -35,6 +36,7 @@ from lmoe.run.verb_call import Wording, resuming
 from lmoe.training.callbacks.collapse_watch import CollapseWatch
 from lmoe.training.callbacks.ended_early import EndedEarly
 from lmoe.training.callbacks.finite_steps import FiniteSteps
+from lmoe.training.callbacks.keep_routing import KeepRouting
 from lmoe.training.callbacks.kept_experts import KeptExperts
 from lmoe.training.callbacks.known_reference import KnownReference
 from lmoe.training.callbacks.phase_switch import PhaseSwitch
@@ -102,15 +104,20 @@ def train(
         parts.prepared.train.say = line.say
     with logged_to_the_end(loggers, console, line, resume_command=wording(resuming("train", run_dir))):
         with line:
-            validation = Validation(config.trainer.val_every_n_steps, line.say, config.analysis.permutations, signals)
             watch = collapse_watch(parts, line, loggers)
             learns = Role.router in present_roles(config.injection, config.moe)
+            report = run_dir / REPORT if writes else None
+            kept = KeepRouting(report, config.checkpoint.every_n_steps, parts.tokenizer, judged=learns)
+            validation = Validation(
+                config.trainer.val_every_n_steps, line.say, config.analysis.permutations, signals, kept
+            )
             each_step = [
                 WindowEnd(),
                 KeptExperts(),
                 GradientAverage(),
                 FiniteSteps(config.trainer.nonfinite, line.say),
                 StepMetrics(config.trainer.log_every_n_steps, line.step),
+                kept,
                 *([watch] if learns else []),
                 PlateauStart(line.say),
                 validation,
@@ -138,7 +145,8 @@ def train(
                 validation.knock_out(trainer, parts.module, config.analysis.knock_out)
         seconds, ended = time.monotonic() - started, run_end(trainer)
         results, collapsed = validation.results, watch.messages
-        finish(parts, run_dir, trainer, results, collapsed, seconds, console, ended=ended, wording=wording)
+        routing = kept.history(parts.module)
+        finish(parts, run_dir, trainer, results, collapsed, seconds, console, routing, ended=ended, wording=wording)
 
 
 def begin(parts: Parts, run_dir: Path, overrides: list[str], found: FoundCheckpoint | None, console: Console) -> str:

@@ -16,6 +16,7 @@ from lmoe.metrics.saturation import Choices, ChosenExperts, routing_saturation
 from lmoe.metrics.specialisation import DomainSpecialisation, specialisation_rows, specialisation_summary
 from lmoe.ops.expert_similarity import mean_expert_cosine
 from lmoe.training.preference_evaluation import PreferenceEvaluation
+from lmoe.training.sample_rows import SampleRows
 from lmoe.training.site_metrics import site_metrics
 from lmoe.training.target_evaluation import TargetEvaluation
 from lmoe.vocabulary import KnockOut
@@ -33,6 +34,7 @@ class RoutingEvaluation:
         targets: what they choose of what they are taught; None: they are taught nothing.
         pairs: how answers that are compared are routed; filled where batches mark them; None: not measured.
         at_start: routes a batch as the model did when the phase began; None: nothing keeps that.
+        rows: gathers the tokens of some rows with their routing; None: nobody shows them.
     """
 
     stats: RoutingStats
@@ -42,6 +44,7 @@ class RoutingEvaluation:
     targets: TargetEvaluation | None
     pairs: PreferenceEvaluation | None = None
     at_start: Callable[[dict[str, Tensor]], dict[str, Routing]] | None = None
+    rows: SampleRows | None = None
 
     @classmethod
     def of(
@@ -51,6 +54,7 @@ class RoutingEvaluation:
         device: torch.device,
         permutations: int,
         at_start: Callable[[dict[str, Tensor]], dict[str, Routing]] | None = None,
+        rows: SampleRows | None = None,
     ) -> "RoutingEvaluation":
         """Empty metrics for the routers of a model."""
         experts = injected(model).plan.routers
@@ -62,6 +66,7 @@ class RoutingEvaluation:
             TargetEvaluation.of(model, domains, device),
             PreferenceEvaluation.of(model, device),
             at_start,
+            rows,
         )
 
     def update(self, routing: dict[str, Routing], batch: dict[str, Tensor]) -> None:
@@ -71,6 +76,8 @@ class RoutingEvaluation:
         self.specialisation.update(assignment, valid, batch["row_ids"], batch["domain_ids"])
         self.coactivation.update(assignment, valid)
         self.chosen.update(assignment, valid)
+        if self.rows is not None:
+            self.rows.update(routing, batch)
         if self.targets is not None:
             self.targets.update(routing, batch)
         if self.pairs is not None and "answer_mask" in batch:

@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from lmoe.metrics.routing import SiteRouting
+
 
 class Stage(IntEnum):
     """When a callback acts at the end of an optimizer step. Each stage finds what the ones before it have left."""
@@ -59,6 +61,7 @@ class StepRecord:
         gradient_norms: before clipping, each (), by optimizer group.
         skipped: the step is left out: its gradients or a loss are no numbers.
         losses: over all ranks, under their metric names; empty until they are measured.
+        routing: over all ranks and since the last logged step, by site; empty of a step that is not logged.
     """
 
     window: WindowLosses = field(default_factory=WindowLosses)
@@ -67,6 +70,7 @@ class StepRecord:
     gradient_norms: dict[str, Tensor] = field(default_factory=dict)
     skipped: bool = False
     losses: dict[str, float] = field(default_factory=dict)
+    routing: dict[str, SiteRouting] = field(default_factory=dict)
 
 
 class StepCallback(Callback):

@@ -1,5 +1,6 @@
 """A page in a browser, as a test sees it: errors on its console, what it asks for, what keeps people out of it."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ SERIOUS = ("serious", "critical")
 
 
 class OpenPage:
-    """A page that was opened from disk without a network.
+    """A page that was opened from disk without a network, or at an address of this machine.
 
     Args:
         browser: of playwright.
-        file: the page.
+        file: the page, or its address.
         width, height: of the window, in CSS pixels.
         dark: the reader prefers dark colours.
         scripts: scripts run.
@@ -21,13 +22,13 @@ class OpenPage:
     Attributes:
         page: of playwright.
         errors: errors on the console, and those that nothing caught.
-        requests: what the page asked for beside itself.
+        requests: what the page asked for beside itself; of a page with an address, beside what its server has.
     """
 
     def __init__(
         self,
         browser: Any,
-        file: Path,
+        file: Path | str,
         *,
         width: int = 1200,
         height: int = 800,
@@ -37,7 +38,7 @@ class OpenPage:
         self.errors: list[str] = []
         self.requests: list[str] = []
         self._context = browser.new_context(
-            offline=True,
+            offline=isinstance(file, Path),
             viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
             java_script_enabled=scripts,
@@ -46,16 +47,31 @@ class OpenPage:
         self.page.set_default_timeout(10_000)
         self.page.on("console", lambda said: said.type == "error" and self.errors.append(said.text))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        address = file.resolve().as_uri()
-        self.page.on(
-            "request",
-            lambda asked: asked.url.partition("#")[0] == address or self.requests.append(asked.url),
-        )
+        address = file.resolve().as_uri() if isinstance(file, Path) else file
+
+        def is_own(asked: str) -> bool:
+            return asked.partition("#")[0] == address if isinstance(file, Path) else asked.startswith(address)
+
+        self.page.on("request", lambda asked: is_own(asked.url) or self.requests.append(asked.url))
         self.page.goto(address)
 
     def close(self) -> None:
         """Close the page and all that belongs to it."""
         self._context.close()
+
+    def until(self, expression: str, seconds: float = 15) -> None:
+        """Wait until an expression is true in the page, which may be loaded anew meanwhile; its policy forbids
+        playwright's own way, which evaluates a text in the page."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                if self.page.evaluate(expression):
+                    return
+            except Exception as error:  # of playwright, which is not imported here
+                if "context" not in str(error) and "navigat" not in str(error):
+                    raise
+            time.sleep(0.05)
+        raise AssertionError(f"after {seconds} s not true: {expression}")
 
     def faults(self) -> list[str]:
         """Serious faults that axe-core finds in the page as it is now: rule, and where."""

@@ -26,6 +26,10 @@ def adapter(run: Path) -> bytes:
     return (run / "adapter" / "adapter.safetensors").read_bytes()
 
 
+def routing(run: Path) -> bytes:
+    return (run / "report" / "routing.npz").read_bytes()
+
+
 def losses(run: Path) -> list[dict[str, float]]:
     """Everything logged but the speed."""
     return [{k: v for k, v in row.items() if not k.startswith("throughput")} for row in rows(run)]
@@ -80,6 +84,7 @@ def test_two_runs_with_one_seed_are_bitwise_equal_and_another_seed_differs(train
     again = train(*EXACT, run="again")
     assert again.code == 0, again.text
     assert adapter(again.run) == adapter(uninterrupted)
+    assert routing(again.run) == routing(uninterrupted)
     assert losses(again.run) == losses(uninterrupted)
     other = train(*EXACT, "seed=1", run="other")
     assert adapter(other.run) != adapter(uninterrupted)
@@ -94,6 +99,7 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(train, uninterrupted,
     assert done.code == 0, done.text
     assert adapter(run) == adapter(uninterrupted)
     assert losses(run) == losses(uninterrupted)
+    assert routing(run) == routing(uninterrupted)
 
 
 def test_a_run_that_failed_at_the_boundary_of_phases_and_resumed_is_the_uninterrupted_one(
@@ -111,6 +117,7 @@ def test_a_run_that_failed_at_the_boundary_of_phases_and_resumed_is_the_uninterr
     done = train(f"resume={broken.run}", settings=False)
     assert done.code == 0, done.text
     assert adapter(broken.run) == adapter(uninterrupted)
+    assert routing(broken.run) == routing(uninterrupted)
     assert losses(broken.run) == losses(uninterrupted)
 
 
@@ -151,6 +158,7 @@ def test_resuming_a_finished_run_prints_the_table_and_changes_nothing(train, fin
     assert "words" in done.out
     assert adapter(own_run) == adapter(finished_run)
     assert losses(own_run) == losses(finished_run)
+    assert routing(own_run) == routing(finished_run)
     assert (own_run / "report" / "index.html").exists()
 
 

@@ -2,7 +2,6 @@
 // The page of `lmoe explain`: tokens coloured by expert, and what is known of the one that is clicked.
 {
   const data = page.data();
-  const [FAINT, FULL] = [10, 50]; // percent of an expert's colour; text on it stays readable
   const site = document.getElementById("site");
   const whose = document.getElementById("whose");
   const panel = document.getElementById("detail");
@@ -20,9 +19,8 @@
   });
   views.forEach((view, index) => site.append(page.element("option", { value: index }, view.name)));
 
-  const classes = (expert) => ["routed", `x${expert % 8}`, `p${Math.floor(expert / 8) % 8}`];
   const name = (of, expert) => (of.experts[expert] === String(expert) ? String(expert) : `${expert} ${of.experts[expert]}`);
-  const label = (of, expert) => page.element("span", { class: classes(expert).join(" ") }, name(of, expert));
+  const label = (of, expert) => page.element("span", { class: experts.classes(expert).join(" ") }, name(of, expert));
 
   // Routing weights of a token: one number for each expert.
   function weights(of, text, token, sites) {
@@ -33,15 +31,6 @@
       found.weights[index][token].forEach((value, expert) => { total[expert] += value / sites.length; });
     }
     return total;
-  }
-
-  // The expert with the largest weight, the first of equal ones; null where no expert acts.
-  function largest(values) {
-    let best = null;
-    values.forEach((value, expert) => {
-      if (value !== 0 && (best === null || Math.abs(value) > Math.abs(values[best]))) best = expert;
-    });
-    return best;
   }
 
   // Views of the first are those of the other where both have the same sites.
@@ -58,33 +47,21 @@
       const text = Number(section.dataset.text);
       const tokens = [...section.querySelectorAll(".token")].map((item) => {
         const values = weights(of, text, Number(item.dataset.i), sites);
-        const expert = largest(values);
+        const expert = experts.largest(values);
         const sum = values.reduce((total, value) => total + Math.abs(value), 0);
         return { item, expert, share: expert === null ? 0 : Math.abs(values[expert]) / sum };
       });
-      const most = Math.max(...tokens.map((one) => one.share));
-      let before = null;
-      for (const { item, expert, share } of tokens) {
-        const token = Number(item.dataset.i);
-        item.classList.remove("routed", "more", "less", ...[0, 1, 2, 3, 4, 5, 6, 7].flatMap((n) => [`x${n}`, `p${n}`]));
-        item.removeAttribute("data-who");
-        item.style.removeProperty("--share");
-        if (difference) {
-          const change = differs(text, token);
-          if (change !== null && Math.abs(change) >= 0.1) {
-            item.classList.add(change > 0 ? "more" : "less");
-            item.dataset.who = page.signed(change, 1);
-          }
-          continue;
-        }
-        if (expert !== null) {
-          item.classList.add(...classes(expert));
-          item.style.setProperty("--share", `${Math.round(FAINT + ((FULL - FAINT) * share) / most)}%`);
-          if (expert !== before) item.dataset.who = String(expert);
-        }
-        before = expert;
-      }
+      if (difference) tokens.forEach(({ item }) => paintDifference(item, text));
+      else experts.paint(tokens);
     }
+  }
+
+  function paintDifference(item, text) {
+    experts.clear(item);
+    const change = differs(text, Number(item.dataset.i));
+    if (change === null || Math.abs(change) < 0.1) return;
+    item.classList.add(change > 0 ? "more" : "less");
+    item.dataset.who = page.signed(change, 1);
   }
 
   // How much likelier the other one makes a token.
@@ -94,7 +71,7 @@
     return first === null || other === null ? null : other - first;
   }
 
-  function experts(of, text, token) {
+  function expertTable(of, text, token) {
     const found = of.texts[text];
     const rows = of.experts.map((_, expert) => [
       label(of, expert),
@@ -124,7 +101,7 @@
 
   function cell(of, values, expert) {
     const all = values.map((value, one) => `${name(of, one)}: ${page.plain(value)}`).join(", ");
-    const shown = expert === null ? largest(values) : expert;
+    const shown = expert === null ? experts.largest(values) : expert;
     const value = shown === null ? undefined : values[shown];
     if (value === undefined) return page.element("span", { title: all }, "-");
     const sum = values.reduce((total, one) => total + Math.abs(one), 0);
@@ -137,7 +114,7 @@
     });
     const text = expert === null ? `${shown}: ${page.plain(value)}` : page.plain(value);
     return page.element("span", { title: all },
-      page.element("span", { class: value === 0 ? "" : classes(shown).join(" ") }, text), bar);
+      page.element("span", { class: value === 0 ? "" : experts.classes(shown).join(" ") }, text), bar);
   }
 
   function routing(of, text, token) {
@@ -189,7 +166,7 @@
         page.element("h3", {}, "What each expert does to it"),
         page.element("p", { class: "quiet" }, "Change of the log-probability where the expert is silenced: text, over the whole "
           + "text; token, only while this token is predicted. Below 0 the expert makes the token likelier."),
-        experts(of, text, token), ...routing(of, text, token));
+        expertTable(of, text, token), ...routing(of, text, token));
     }
     detail.open(`Token \u201c${item.textContent}\u201d`, content, item, byKey);
   }

@@ -53,7 +53,7 @@ class StepMetrics(StepCallback):
             return
         now = time.perf_counter()
         tokens = float(over_ranks(trainer, torch.tensor(self._tokens, dtype=torch.float64)))
-        sites = module.step_routing.compute() if module.step_routing.update_called else {}
+        step.routing = module.step_routing.compute() if module.step_routing.update_called else {}
         module.step_routing.reset()
         record(
             trainer,
@@ -64,8 +64,8 @@ class StepMetrics(StepCallback):
                 "throughput/tokens_per_second": tokens / (now - self._since),
                 **{f"lr/{role}": lr for role, lr in step.learning_rates.items()},
                 **{f"grad_norm/{role}": float(norm) for role, norm in step.gradient_norms.items()},
-                **routing_summary(sites),
-                **routing_rows(sites),
+                **routing_summary(step.routing),
+                **routing_rows(step.routing),
             },
         )
         self._tokens, self._since = 0, now

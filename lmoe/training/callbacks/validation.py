@@ -19,6 +19,7 @@ from lmoe.metrics.knock_out import ALL_SITES, specialisation_of
 from lmoe.metrics.saturation import Choices
 from lmoe.objectives.objective import Batch
 from lmoe.resume.stopping import StopSignals
+from lmoe.training.callbacks.keep_routing import KeepRouting
 from lmoe.training.callbacks.step_metrics import record
 from lmoe.training.evaluation import (
     RoutingEvaluation,
@@ -73,15 +74,21 @@ class Validation(StepCallback):
         announce: told of each result, in words.
         permutations: of the domains, for the null of their information.
         signals: break a validation off; the run that goes on makes it up.
+        kept: is given what the routers did, for the run's page; None: nothing is kept.
     """
 
     stage = Stage.decide
 
     def __init__(
-        self, every_n_steps: int, announce: Callable[[str], None], permutations: int, signals: StopSignals
+        self,
+        every_n_steps: int,
+        announce: Callable[[str], None],
+        permutations: int,
+        signals: StopSignals,
+        kept: KeepRouting | None = None,
     ) -> None:
         self.every_n_steps, self.announce, self.permutations = every_n_steps, announce, permutations
-        self.signals = signals
+        self.signals, self.kept = signals, kept
         self.results = ValidationResults()
         self._before_of: int | None = None  # the first phase whose objective the losses before training are of
         self._validated: int | None = None
@@ -179,7 +186,8 @@ class Validation(StepCallback):
         if injected(pl_module.model).plan.routers:
             model, domains = pl_module.model, pl_module.domains
             at_start = routing_at_start(model, pl_module.objective, domains)
-            routing = RoutingEvaluation.of(model, domains, pl_module.device, self.permutations, at_start)
+            rows = None if self.kept is None else self.kept.sample(trainer, pl_module)
+            routing = RoutingEvaluation.of(model, domains, pl_module.device, self.permutations, at_start, rows)
         loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
         losses = pl_module.evaluate(loader, routing, self._between(trainer))
         self.results.after, self.results.step = losses.compute(), trainer.global_step
@@ -199,6 +207,8 @@ class Validation(StepCallback):
         self.results.domain_load = routing.stats.load_by_domain()
         self.results.coactivation = {site: value.conditional for site, value in routing.coactivation.compute().items()}
         self.results.targets = routing.targets
+        if self.kept is not None and routing.rows is not None:
+            self.kept.validated(step, pl_module, self.results.domain_load, routing.rows)
         # A finished run that is resumed validates its last step again, and must not be compared with itself.
         earlier = [(past, choices) for past, choices in self._choices if past < step]
         saturated_from = earlier[-1][1] if earlier else None

@@ -1,0 +1,280 @@
+"""The page of a run as its files are now: what is not there yet is left out."""
+
+import hashlib
+import json
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lmoe.config.read import read_section
+from lmoe.config.run import RunConfig
+from lmoe.errors import CheckpointError, LmoeError
+from lmoe.files.places import expanded, is_dir, is_file
+from lmoe.files.run_folder import CONFIG_FILE, METRICS_FILE, REPORT, path_from_here
+from lmoe.files.small_file import Reader
+from lmoe.files.wording import LONGEST_REASON, shown
+from lmoe.report.curves import Curves, read_metrics
+from lmoe.report.page import CAPTIONS, Watched, is_shown, page_content, run_page
+from lmoe.report.routing_file import ROUTING_FILE, WHOLE, RoutingHistory, read_routing
+from lmoe.report.summary import NATS, RunSummary
+from lmoe.report.wording import duration
+from lmoe.rules.phases import ordered_phases
+from lmoe.vocabulary import TaskName
+
+SUMMARY_FILE = "summary.json"
+SAVED = Reader(cure="put back the file that the run has written")
+OFTEN, SELDOM = 3.0, 30.0
+"""Seconds between two questions of a page while a run goes on, and when it has ended."""
+REST = 20
+"""A page asks so much more seldom than making its data takes, because the run needs the machine."""
+SILENT = 600
+"""Seconds without news after which a run may have stopped."""
+
+
+@dataclass(slots=True, frozen=True)
+class Found:
+    """What the files of a run hold.
+
+    Args:
+        summary: of a run that has not ended, what is known so far.
+        ended: whether the run has ended.
+        metrics: those that the page shows.
+        routing: what the routers did so far, if there is anything.
+        pictures: names of those that are there.
+        step: newest step in the metrics; None: there is none yet.
+        notes: files that could not be read.
+    """
+
+    summary: RunSummary
+    ended: bool
+    metrics: Curves
+    routing: RoutingHistory | None
+    pictures: tuple[str, ...]
+    step: int | None
+    notes: tuple[str, ...]
+
+    @property
+    def shape(self) -> str:
+        """Changes where the page has other parts than before."""
+        routing = self.routing
+        parts = (
+            self.ended,
+            self.pictures,
+            sorted(name for name in self.metrics if not name.startswith("routing/")),
+            None if routing is None else (routing.sites, bool(len(routing.steps)), len(routing.validation_steps) > 0),
+            None if routing is None else bool(routing.rows),
+            any(name.startswith("routing/") for name in self.metrics),
+        )
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+class RunPage:
+    """The page of a run, and what is new on it; made anew when a file has changed. May be asked by several threads.
+
+    Args:
+        place: run directory.
+
+    Raises:
+        CheckpointError: no such folder, no run, or a config that cannot be read.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        self.folder = run_directory(place)
+        self._lock = threading.Lock()
+        self._config = _config(self.folder)
+        self._stamp: object = None
+        self._found: Found | None = None
+        self._version, self._seconds = "", 0.0
+
+    def page(self) -> str:
+        """The page as it is now."""
+        with self._lock:
+            found = self._now()
+            return run_page(
+                *(found.summary, found.metrics, {name: f"{name}.png" for name in found.pictures}),
+                routing=found.routing,
+                watched=self._watched(found),
+            )
+
+    def news(self, version: str) -> dict[str, Any]:
+        """What a page is told that asks.
+
+        Args:
+            version: of the data that it has; "": none.
+        """
+        with self._lock:
+            found = self._now()
+            watched = self._watched(found)
+            told: dict[str, Any] = {
+                "state": watched.state,
+                "version": self._version,
+                "watched": {"shape": watched.shape, "every": watched.every},
+                "data": None,
+                "tables": None,
+            }
+            if version != self._version:
+                content = page_content(found.summary, found.metrics, found.routing, under_way=not found.ended)
+                told |= {"data": content["data"], "tables": content["tables"]}
+            return told
+
+    def picture(self, name: str) -> Path | None:
+        """The file of a picture by its name; None: there is none of this name."""
+        path = self.folder / REPORT / f"{name}.png"
+        return path if name in CAPTIONS and is_file(path) else None
+
+    def _now(self) -> Found:
+        stamp = _stamp(self.folder)
+        if self._found is None or stamp != self._stamp:
+            begun = time.monotonic()
+            self._found, self._stamp = find(self.folder, self._config), stamp
+            self._version = hashlib.sha256(repr(stamp).encode()).hexdigest()[:16]
+            self._seconds = time.monotonic() - begun
+        return self._found
+
+    def _watched(self, found: Found) -> Watched:
+        every = SELDOM if found.ended else max(OFTEN, REST * self._seconds)
+        state = said(found, _age(self.folder / METRICS_FILE))
+        return Watched(state=state, ended=found.ended, shape=found.shape, every=round(every, 1))
+
+
+def run_directory(place: str | Path) -> Path:
+    """The folder of a run.
+
+    Raises:
+        CheckpointError: there is none, or it holds no run.
+    """
+    folder = expanded(str(place))
+    if not is_dir(folder):
+        raise CheckpointError(f"{folder}: no such run directory")
+    if not is_file(folder / CONFIG_FILE):
+        raise CheckpointError(
+            f"{folder}: no run: it has no {CONFIG_FILE}; name the folder that a training calls its run directory"
+        )
+    return folder
+
+
+def _config(folder: Path) -> RunConfig:
+    config, reading = read_section(RunConfig, SAVED.yaml(folder / CONFIG_FILE))
+    if reading.problems:
+        raise SAVED.refusal(folder / CONFIG_FILE, shown("; ".join(reading.problems), longest=LONGEST_REASON))
+    return config
+
+
+def find(folder: Path, config: RunConfig) -> Found:
+    """Read the files of a run."""
+    notes: list[str] = []
+    report = folder / REPORT
+    metrics = _read(lambda: read_metrics(folder / METRICS_FILE, is_shown), folder / METRICS_FILE, notes) or {}
+    routing = _read(lambda: read_routing(report / ROUTING_FILE), report / ROUTING_FILE, notes)
+    summary = _read(lambda: RunSummary.from_json(report / SUMMARY_FILE), report / SUMMARY_FILE, notes)
+    step = max((points[-1][0] for points in metrics.values() if points), default=None)
+    done = None if summary is None else summary.max_steps if summary.steps is None else summary.steps
+    ended = done is not None and (step is None or step <= done)  # a run that goes on has gone beyond its old end
+    if summary is None or not ended:
+        summary = provisional(folder, config, metrics, routing, step or 0)
+    pictures = tuple(name for name in CAPTIONS if ended and is_file(report / f"{name}.png"))
+    return Found(summary, ended, metrics, routing, pictures, step, tuple(notes))
+
+
+def provisional(
+    folder: Path, config: RunConfig, metrics: Curves, routing: RoutingHistory | None, step: int
+) -> RunSummary:
+    """The summary of a run that has not ended, in which what only its end tells is empty."""
+    domains = [name.removeprefix("val/").removesuffix("/loss") for name in metrics if _is_domain(name)]
+    points = {domain: metrics[f"val/{domain}/loss"] for domain in domains}
+    tasks = {config.task.name, *(phase.task.get("name", config.task.name) for phase in config.phase.phases.values())}
+    measured = NATS if tasks == {TaskName.sft} else f"loss of {', '.join(sorted(map(str, tasks)))}"
+    loads = {} if routing is None or not len(routing.steps) else _loads(routing)
+    return RunSummary(
+        name=config.name,
+        run_dir=path_from_here(folder),
+        domains=domains,
+        before={domain: found[0][1] for domain, found in points.items() if found and found[0][0] == 0},
+        after={domain: found[-1][1] for domain, found in points.items() if found and found[-1][0] > 0},
+        site_load=loads,
+        domain_load={},
+        phases=_phases(config) if routing is None else routing.phases,
+        max_steps=config.trainer.max_steps,
+        seconds=0.0,
+        peak_memory_mb=None,
+        trainable_parameters=0,
+        backbone=config.backbone.full_name,
+        collapsed=[],
+        expert_names=[] if routing is None else routing.expert_names,
+        steps=step,
+        loss_measure=measured,
+    )
+
+
+def said(found: Found, age: float | None) -> str:
+    """How far a run is, in words.
+
+    Args:
+        age: seconds since its newest numbers; None: there are none.
+    """
+    summary = found.summary
+    if found.ended:
+        state = f"The run has ended: {summary.ended}."
+    elif found.step is None or age is None:
+        state = "The run has no numbers yet."
+    else:
+        state = f"Step {found.step:,} of {summary.max_steps:,}; the newest numbers are {duration(age)} old."
+        state += " Perhaps the run has stopped." if age > SILENT else ""
+    return " ".join([state, *(f"Left out: {note}." for note in found.notes)])
+
+
+def _loads(routing: RoutingHistory) -> dict[str, list[float]]:
+    """Load of each expert by site at the last step."""
+    found, begin = {}, 0
+    for site, count in zip(routing.sites, routing.experts, strict=True):
+        found[site] = (routing.load[-1, begin : begin + count] / WHOLE).tolist()
+        begin += count
+    return found
+
+
+def _phases(config: RunConfig) -> dict[str, int]:
+    try:
+        return {name: start for name, start, _ in ordered_phases(config)}
+    except ValueError:
+        return {}
+
+
+def _is_domain(metric: str) -> bool:
+    return metric.startswith("val/") and metric.endswith("/loss") and metric != "val/loss"
+
+
+def _read(read: Any, path: Path, notes: list[str]) -> Any:
+    """What a file holds; None: it is not there, or cannot be read, which is noted."""
+    if not is_file(path):
+        return None
+    try:
+        return read()
+    except LmoeError as error:
+        notes.append(str(error))
+        return None
+
+
+def _stamp(folder: Path) -> tuple[object, ...]:
+    """What changes when a file of the run does."""
+    names = [METRICS_FILE, *(f"{REPORT}/{name}" for name in (SUMMARY_FILE, ROUTING_FILE, "index.html"))]
+    return tuple(_stat(folder / name) for name in names)
+
+
+def _stat(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _age(path: Path) -> float | None:
+    found = _stat(path)
+    return None if found is None else max(0.0, time.time() - found[0] / 1e9)
+
+
+def as_json(value: Any) -> bytes:
+    """JSON as a page reads it."""
+    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":")).encode()
