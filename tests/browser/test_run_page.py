@@ -105,8 +105,9 @@ def slide(page: OpenPage, name: str, value: int) -> None:
 
 
 def table(page: OpenPage, selector: str) -> list[list[str]]:
-    rows = page.page.locator(f"{selector} tbody tr")
-    return [rows.nth(i).locator("th, td").all_inner_texts() for i in range(rows.count())]
+    """Cells of the rows of a table's body."""
+    read = "rows => rows.map(row => [...row.cells].map(cell => cell.innerText))"
+    return page.page.eval_on_selector_all(f"{selector} tbody tr", read)
 
 
 @pytest.fixture(scope="module")
@@ -365,17 +366,21 @@ def test_a_run_of_90_sites_and_a_thousand_steps_opens_within_two_seconds(opened,
     metrics: Curves = {"train/loss": [(step, 3.0) for step in range(1, 1001)]}
     file = written(tmp_path, history, metrics)
     assert file.stat().st_size <= 1_500_000
-    times: dict[str, float] = {}
-    for _ in range(3):  # the machine may be busy with other work
-        begun = time.monotonic()
-        page = opened(file)
-        measured = {"opening": time.monotonic() - begun}
-        for view in ("sites", "gates", "tokens"):
-            begun = time.monotonic()
-            show(page, view)
-            measured[view] = time.monotonic() - begun
-        times = {name: min(seconds, times.get(name, seconds)) for name, seconds in measured.items()}
-        if max(times.values()) < 2:
-            break
-    print(f"{file.stat().st_size:,} bytes; {', '.join(f'{name} {seconds:.2f} s' for name, seconds in times.items())}")
-    assert max(times.values()) < 2
+    page = opened(file)
+    session = page.page.context.new_cdp_session(page.page)
+    session.send("Performance.enable")
+
+    def spent() -> float:
+        """Seconds that the page has computed, whatever else the machine does."""
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return next(metric["value"] for metric in metrics if metric["name"] == "ProcessTime")
+
+    seconds = {}
+    for name in ("opening", "sites", "gates", "domains", "tokens"):
+        before, begun = spent(), time.monotonic()
+        page.page.reload() if name == "opening" else show(page, name)
+        seconds[name] = spent() - before
+        seconds[f"{name}, by the clock"] = time.monotonic() - begun
+    print(f"{file.stat().st_size:,} bytes; {', '.join(f'{name} {value:.2f} s' for name, value in seconds.items())}")
+    assert 0 < seconds["opening"] < 2
+    assert max(seconds[name] for name in ("sites", "gates", "domains", "tokens")) < 2
