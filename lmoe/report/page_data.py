@@ -65,7 +65,7 @@ def name_shown(text: str) -> str:
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most `most` of `count` places, evenly spread, the first and the last among them."""
+    """Places of `count`, at most `most`, evenly spread, the first and the last among them."""
     if count <= most:
         return list(range(count))
     if most < 2:

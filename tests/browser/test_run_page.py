@@ -105,8 +105,9 @@ def slide(page: OpenPage, name: str, value: int) -> None:
 
 
 def table(page: OpenPage, selector: str) -> list[list[str]]:
-    rows = page.page.locator(f"{selector} tbody tr")
-    return [rows.nth(i).locator("th, td").all_inner_texts() for i in range(rows.count())]
+    """Cells of the rows of a table's body."""
+    read = "rows => rows.map(row => [...row.cells].map(cell => cell.innerText))"
+    return page.page.eval_on_selector_all(f"{selector} tbody tr", read)
 
 
 @pytest.fixture(scope="module")
@@ -249,6 +250,8 @@ def test_a_click_on_a_token_shows_what_the_file_holds_of_it(opened, file: Path, 
         [name, str(history.expert[token, s]), f"{100 * (int(history.weight[token, s]) / 255):.1f}"]
         for s, name in enumerate(short_sites(history.sites))
     ]
+    text, beside = page.page.locator(".list").bounding_box(), panel.bounding_box()
+    assert beside["x"] >= text["x"] + text["width"]  # it hides no token of a wide window
     page.page.keyboard.press("Escape")
     assert panel.is_hidden()
 
@@ -363,13 +366,21 @@ def test_a_run_of_90_sites_and_a_thousand_steps_opens_within_two_seconds(opened,
     metrics: Curves = {"train/loss": [(step, 3.0) for step in range(1, 1001)]}
     file = written(tmp_path, history, metrics)
     assert file.stat().st_size <= 1_500_000
-    begun = time.monotonic()
     page = opened(file)
-    opening = time.monotonic() - begun
-    times = {}
-    for view in ("sites", "gates", "tokens"):
-        begun = time.monotonic()
-        show(page, view)
-        times[view] = time.monotonic() - begun
-    print(f"{file.stat().st_size:,} bytes, open after {opening:.2f} s, parts after {times}")
-    assert opening < 2 and max(times.values()) < 2
+    session = page.page.context.new_cdp_session(page.page)
+    session.send("Performance.enable")
+
+    def spent() -> float:
+        """Seconds that the page has computed, whatever else the machine does."""
+        metrics = session.send("Performance.getMetrics")["metrics"]
+        return next(metric["value"] for metric in metrics if metric["name"] == "ProcessTime")
+
+    seconds = {}
+    for name in ("opening", "sites", "gates", "domains", "tokens"):
+        before, begun = spent(), time.monotonic()
+        page.page.reload() if name == "opening" else show(page, name)
+        seconds[name] = spent() - before
+        seconds[f"{name}, by the clock"] = time.monotonic() - begun
+    print(f"{file.stat().st_size:,} bytes; {', '.join(f'{name} {value:.2f} s' for name, value in seconds.items())}")
+    assert 0 < seconds["opening"] < 2
+    assert max(seconds[name] for name in ("sites", "gates", "domains", "tokens")) < 2

@@ -5,11 +5,13 @@ import socket
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from lmoe.cli.train import main
+from lmoe.report.routing_file import read_routing
 from tests.conftest import process_state
 from tests.metric_names import rows
 from tests.micro import start
@@ -41,6 +43,7 @@ ROUTED = (
 )
 """One router for the whole model, which reads the prompts in a forward of its own; experts train by target first."""
 KINDS = ("", "_routed", "_lessons", "_answers")
+ROUTING = Path("report") / "routing.npz"
 SPEED = "throughput/tokens_per_second"
 
 
@@ -137,6 +140,10 @@ def test_two_processes_learn_what_one_learns_from_the_same_samples(runs, strateg
         for name in sorted(one.keys() - {SPEED}):
             chosen = "routing" in name  # one token that chooses another expert moves these
             assert both[name] == pytest.approx(one[name], rel=1e-3, abs=0.02 if chosen else 1e-5), name
+    kept, of_one = (read_routing(runs / f"{name}{kind}" / ROUTING) for name in (strategy, "one"))
+    assert kept.rows == of_one.rows and len(kept.rows) > 0
+    assert kept.steps.tolist() == of_one.steps.tolist()
+    assert np.abs(kept.load.astype(int) - of_one.load).max() <= 6  # in 1/255: 0.02, as above
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -152,6 +159,7 @@ def test_a_run_of_two_processes_resumes_exactly_in_every_phase(runs, strategy, s
     """The boundary is at step 2: the checkpoint before, at and after it."""
     resumed = runs / f"{strategy}_killed_{step}"
     assert_same(adapter(resumed), adapter(runs / strategy), rtol=0, atol=0)
+    assert (resumed / ROUTING).read_bytes() == (runs / strategy / ROUTING).read_bytes()
     for a, b in zip(rows(resumed), rows(runs / strategy), strict=True):
         assert {k: v for k, v in a.items() if k != SPEED} == {k: v for k, v in b.items() if k != SPEED}
 

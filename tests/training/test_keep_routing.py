@@ -25,9 +25,7 @@ def kept(run: Path) -> RoutingHistory:
     return read_routing(run / "report" / "routing.npz")
 
 
-def logged(
-    run: Path, history: RoutingHistory, row: dict[str, float], name: str, prefix: str = "routing"
-) -> list[float]:
+def logged(history: RoutingHistory, row: dict[str, float], name: str) -> list[float]:
     """A metric of each expert of each site, in the order of the file."""
     places = [(site, e) for site, count in zip(history.sites, history.experts, strict=True) for e in range(count)]
     return [row[f"routing/{site}/{name}/{e}"] for site, e in places]
@@ -39,9 +37,8 @@ def test_what_is_kept_is_what_was_logged(train, kind: str) -> None:
     assert done.code == 0, done.text
     history = kept(done.run)
     by_step = {int(row["step"]): row for row in rows(done.run) if "train/loss" in row}
-    assert history.steps.tolist() == [
-        step for step in by_step if f"routing/{history.sites[0]}/entropy" in by_step[step]
-    ]
+    of_first_site = f"routing/{history.sites[0]}/entropy"
+    assert history.steps.tolist() == [step for step, row in by_step.items() if of_first_site in row]
     assert len(history.steps) >= 3 and history.max_steps == 6
     for n, step in enumerate(history.steps.tolist()):
         row = by_step[step]

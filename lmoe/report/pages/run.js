@@ -38,12 +38,16 @@
   // Loads of the experts of a site, out of a part of an array that begins at a place; of all sites the mean over those that have an expert.
   function loads(array, begin, site) {
     const { experts: counts } = data.routing;
-    const { starts } = arrays;
+    const { starts, widest } = arrays;
     if (site !== AVERAGE) return Array.from({ length: counts[site] }, (_, e) => array[begin + starts[site] + e] / 255);
-    return Array.from({ length: arrays.widest }, (_, e) => {
-      const having = counts.flatMap((count, s) => (e < count ? [array[begin + starts[s] + e] / 255] : []));
-      return having.reduce((sum, one) => sum + one, 0) / having.length;
-    });
+    const [sum, having] = [new Array(widest).fill(0), new Array(widest).fill(0)];
+    for (let s = 0; s < counts.length; s += 1) {
+      for (let e = 0; e < counts[s]; e += 1) {
+        sum[e] += array[begin + starts[s] + e];
+        having[e] += 1;
+      }
+    }
+    return sum.map((one, e) => one / having[e] / 255);
   }
 
   const loadAt = (step, site) => loads(arrays.load, step * arrays.all, site);
@@ -206,19 +210,17 @@
     byId("scale").style.background = `linear-gradient(to right, ${heat(0, 1)}, ${heat(1, 1)}, ${heat(2, 1)})`;
   }
 
-  // The experts of the chosen site that had the most load at any step.
-  function busiest(site) {
-    const most = new Array(site === AVERAGE ? arrays.widest : data.routing.experts[site]).fill(0);
-    data.routing.steps.forEach((_, step) => {
-      loadAt(step, site).forEach((share, expert) => { most[expert] = Math.max(most[expert], share); });
-    });
+  // The experts that had the most load at any step.
+  function busiest(all) {
+    const most = new Array(all.length ? all[0].length : 0).fill(0);
+    for (const row of all) row.forEach((share, expert) => { most[expert] = Math.max(most[expert], share); });
     const order = most.map((_, expert) => expert).sort((a, b) => most[b] - most[a]);
     return order.slice(0, MOST_LINES).sort((a, b) => a - b);
   }
 
   function overTime() {
     const all = data.routing.steps.map((_, step) => loadAt(step, state.site));
-    const shown = busiest(state.site);
+    const shown = busiest(all);
     byId("over-time").textContent = `Load of the experts over the steps: ${siteName(state.site)}`
       + (all.length && shown.length < all[0].length ? ` (the ${shown.length} busiest of ${all[0].length})` : "");
     charts.draw(byId("chart-load"), shown.map((expert) => ({
@@ -229,10 +231,20 @@
   }
 
   function sitesView() {
+    overTime();
+    sitesAtStep();
+  }
+
+  // What follows the slider.
+  function sitesAtStep() {
     steps();
     map();
-    overTime();
     siteTable();
+  }
+
+  function gatesAtStep() {
+    steps();
+    gateTable();
   }
 
   function siteTable() {
@@ -274,7 +286,6 @@
   }
 
   function gatesView() {
-    steps();
     const limits = data.routing.gates;
     const series = (name, site) => data.routing.steps.map((step, index) => [step, figure(name, index, site)]);
     const all = data.routing.sites.map((_, site) => site);
@@ -298,7 +309,7 @@
       { ...pick(largest), unit: "largest weight share" });
     const own = lines("entropy", 1);
     charts.draw(byId("chart-entropy"), own, { ...pick(own), unit: "router entropy / ln E" });
-    gateTable();
+    gatesAtStep();
   }
 
   // The gate of the entropy of the load of the chosen site, in each phase that has begun and is judged.
@@ -427,9 +438,12 @@
     drawView();
   }
 
+  const ofStep = { "view-sites": sitesAtStep, "view-gates": gatesAtStep };
+
   function goTo(step) {
     state.step = step;
-    drawView();
+    ofStep[state.view]();
+    remember();
   }
 
   const views = [...document.querySelectorAll(".view")];
