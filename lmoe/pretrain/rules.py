@@ -16,7 +16,7 @@ from lmoe.rules.validate import (
     step_problems,
     trainer_problems,
 )
-from lmoe.vocabulary import LrSchedule, NonFinite, Strategy
+from lmoe.vocabulary import LoggerKind, LrSchedule, NonFinite, Strategy
 
 
 def pretrain_problems(config: PretrainConfig) -> list[str]:
@@ -40,6 +40,10 @@ def pretrain_problems(config: PretrainConfig) -> list[str]:
             f"trainer.strategy={loop.strategy}, devices={loop.devices}, num_nodes={loop.num_nodes}: pretrain works on "
             "one device; leave them out"
         )
+    if config.logger.kind is LoggerKind.wandb:
+        changed = {"samples": config.logger.samples, "artifact": config.logger.artifact}
+        why = "in pretrain, which has neither routers nor an adapter"
+        problems += [without_effect(f"logger.{name}", why) for name, given in changed.items() if given]
     for field in fields(model):
         if field.name != "vocab_size":
             problems += at_least(getattr(model, field.name), 1, f"model.{field.name}")

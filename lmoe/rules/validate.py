@@ -171,6 +171,7 @@ def _idle_problems(config: RunConfig) -> list[str]:
     if not STRATEGIES[strategy].any_routers:
         changed = {
             "trainer.stop_on_collapse": config.trainer.stop_on_collapse,
+            "logger.samples": config.logger.samples and config.logger.kind is LoggerKind.wandb,
             "analysis.knock_out": config.analysis.knock_out is not KnockOut.none,
             "analysis.permutations": config.analysis.permutations != AnalysisConfig().permutations,
         }
@@ -337,6 +338,10 @@ def logger_problems(logger: LoggerConfig) -> list[str]:
             ("entity", logger.entity, None),
             ("group", logger.group, None),
             ("tags", logger.tags, []),
+            ("job_type", logger.job_type, None),
+            ("notes", logger.notes, None),
+            ("samples", logger.samples, False),
+            ("artifact", logger.artifact, False),
         )
         if value != usual
     ]
@@ -348,7 +353,12 @@ def logger_problems(logger: LoggerConfig) -> list[str]:
 def wandb_name_problems(logger: LoggerConfig) -> list[str]:
     """Names that W&B refuses when a run starts (its SDK's validation of project and tags)."""
     problems = []
-    named = {"project": logger.project, "entity": logger.entity, "group": logger.group}
+    named = {
+        "project": logger.project,
+        "entity": logger.entity,
+        "group": logger.group,
+        "job_type": logger.job_type,
+    }
     for name, value in named.items():
         if value is not None and not value.strip():
             problems.append(f"logger.{name} is empty; name one{'' if name == 'project' else ', or leave it at null'}")

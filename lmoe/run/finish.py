@@ -29,6 +29,7 @@ from lmoe.run.next_calls import next_calls
 from lmoe.run.parts import Parts
 from lmoe.run.run_end import RunEnd
 from lmoe.run.verb_call import Wording
+from lmoe.run.wandb_record import log_adapter
 from lmoe.training.callbacks.validation import ValidationResults
 
 
@@ -75,6 +76,8 @@ def finish(
         if isinstance(logger, WandbLogger):
             for name, path in pictures.items():
                 logger.log_image(key=f"report/{name}", images=[str(path)])
+            if parts.config.logger.artifact:
+                log_adapter(logger.experiment, adapter, summary, parts.base_model, parts.data_hashes())
     print_end(console, summary, commands)
 
 

@@ -89,6 +89,8 @@ def _wandb(
             "group": logger.group or first_id,
             "name": f"{config.name}/{run_dir.name}"[:LONGEST_NAME],
             "tags": logger.tags,
+            "job_type": logger.job_type or ("pretrain" if isinstance(config, PretrainConfig) else "train"),
+            "notes": logger.notes,
             "config": {**plain_values(config), **continued},
             "id": first_id if online else None,
             "resume": "allow" if online else None,

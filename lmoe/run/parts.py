@@ -74,6 +74,10 @@ class Parts:
         """The first phase that learns from each set of rows, in the order of the sets."""
         return row_sets(self.learnt)
 
+    def data_hashes(self) -> dict[str, str]:
+        """SHA-256 by path, of all files of rows."""
+        return {path: digest for rows in self.row_sets() for path, digest in rows.prepared.report.data_hashes.items()}
+
 
 def build_parts(
     config: RunConfig,

@@ -33,6 +33,7 @@ from lmoe.run.records import write_records
 from lmoe.run.run_end import logged_to_the_end, run_end
 from lmoe.run.trainer import build_trainer, extra_callbacks
 from lmoe.run.verb_call import Wording, resuming
+from lmoe.run.wandb_record import WandbRecord
 from lmoe.training.callbacks.collapse_watch import CollapseWatch
 from lmoe.training.callbacks.ended_early import EndedEarly
 from lmoe.training.callbacks.finite_steps import FiniteSteps
@@ -111,6 +112,7 @@ def train(
             validation = Validation(
                 config.trainer.val_every_n_steps, line.say, config.analysis.permutations, signals, kept
             )
+            names = dict.fromkeys(name for phase in parts.learnt for name in phase.metric_names())
             each_step = [
                 WindowEnd(),
                 KeptExperts(),
@@ -118,6 +120,7 @@ def train(
                 FiniteSteps(config.trainer.nonfinite, line.say),
                 StepMetrics(config.trainer.log_every_n_steps, line.step),
                 kept,
+                WandbRecord(loggers, list(names), kept if config.logger.samples else None),
                 *([watch] if learns else []),
                 PlateauStart(line.say),
                 validation,
@@ -158,9 +161,8 @@ def begin(parts: Parts, run_dir: Path, overrides: list[str], found: FoundCheckpo
     Raises:
         ConfigError: data or a backbone that are no longer those of the run.
     """
-    reports = [phase.prepared.report for phase in parts.row_sets()]
-    data = {path: digest for report in reports for path, digest in report.data_hashes.items()}
-    rows = [source.key for report in reports for source in report.sources]
+    data = parts.data_hashes()
+    rows = [source.key for phase in parts.row_sets() for source in phase.prepared.report.sources]
     if found is not None:
         if changed := changed_since(run_dir, data, rows, parts.base_model):
             raise ConfigError(

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 
 import pytest
 import torch
 
+from lmoe.report.routing_file import read_routing
 from lmoe.run.loggers import sync_command, wandb_run_id
 from lmoe.run.wandb_run import check_environment, start_wandb, wandb_mode
 from lmoe.vocabulary import WandbMode
@@ -238,3 +240,104 @@ def test_a_multirun_makes_a_run_a_job_and_a_failing_job_spoils_nothing(train, tm
         }
         assert len(loads) == experts
     assert len(ids) == 2
+
+
+def test_the_load_of_all_experts_is_a_histogram_beside_the_metrics(tracked):
+    run, file = tracked
+    found = [row for row in history(file) if "routing/load_over_uniform._type" in row]
+    logged = [row for row in rows(run) if any(name.endswith("/load/0") for name in row)]
+    assert len(found) == len(logged) > 1
+    last, step = found[-1], logged[-1]
+    assert last["routing/load_over_uniform._type"] == "histogram"
+    assert int(last["trainer/global_step"]) == int(step["step"])
+    loads = [value for name, value in step.items() if "/load/" in name and name.startswith("routing/")]
+    assert sum(last["routing/load_over_uniform.values"]) == len(loads) > 3
+
+
+def test_the_summary_of_a_run_has_the_least_of_each_loss(tracked):
+    run, file = tracked
+    wanted = {name for row in rows(run) for name in row if name.startswith("val/") and name.endswith("loss")}
+    wanted = {name for name in wanted if "routing" not in name}
+    metrics = [r.metric for r in records(file) if r.WhichOneof("record_type") == "metric"]
+    least = {m.name.replace("\\.", ".") for m in metrics if m.summary.min and m.summary.last}
+    assert least == wanted and "val/loss" in least and len(least) == 4
+
+
+def test_job_type_and_notes_are_recorded_and_nothing_of_rows_or_weights_unless_asked(tracked):
+    _, file = tracked
+    found = records(file)
+    assert next(r.run for r in found if r.WhichOneof("record_type") == "run").job_type == "train"
+    assert not [r for r in found if r.WhichOneof("record_type") == "artifact"]
+    assert not any(name.startswith("val/samples") for row in history(file) for name in row)
+    assert not list(file.parent.rglob("*.table.json"))
+
+
+@pytest.fixture(scope="module")
+def uploaded(micro, tmp_path_factory):
+    """A run whose samples and adapter W&B gets, offline."""
+    from lmoe.cli.train import main
+    from tests.conftest import process_state
+
+    base = tmp_path_factory.mktemp("uploaded")
+    asked = ["logger.samples=true", "logger.artifact=true", "logger.job_type=ablation", "logger.notes='two words'"]
+    with process_state(base):
+        settings = micro.changed("logger=wandb", "name=uploaded", "trainer.val_every_n_steps=3", *asked)
+        assert main([*settings, f"hydra.run.dir={base / 'run'}"]) == 0
+    (file,) = run_files(base / "run" / "wandb")
+    return base / "run", file
+
+
+def test_samples_are_a_table_at_each_validation_with_the_routing_that_the_run_kept(uploaded):
+    run, file = uploaded
+    steps = [row["trainer/global_step"] for row in history(file) if "val/samples._type" in row]
+    validated = [int(row["step"]) for row in rows(run) if row["step"] and "val/loss" in row]
+    assert [int(step) for step in steps] == validated == [2, 5, 6]
+    tables = sorted(file.parent.rglob("*.table.json"), key=lambda path: path.stat().st_mtime_ns)
+    assert len(tables) == 3
+    table, kept = json.loads(tables[-1].read_text()), read_routing(run / "report" / "routing.npz")
+    assert table["columns"][:5] == ["step", "domain", "row", "text", "routed"]
+    assert len(table["data"]) == len(kept.rows) > 2
+    first = table["data"][0]
+    count = len(kept.rows[0].texts)
+    assert first[:4] == [6, kept.rows[0].domain, kept.rows[0].name, "".join(kept.rows[0].texts)]
+    weights = kept.mean[:count].astype(float)
+    assert first[5:] == pytest.approx(weights.sum(0) / weights.sum(), abs=1e-4)
+    assert first[4].startswith(f"[{weights[0].argmax()}]")
+    assert re.sub(r"\[\d+\]", "", first[4]) == re.sub(r"\[\d+\]", "", first[3])
+
+
+def test_the_adapter_is_an_artifact_with_digests_of_what_it_was_made_of_and_no_row(uploaded):
+    run, file = uploaded
+    found = [r.artifact for r in records(file) if r.WhichOneof("record_type") == "artifact"]
+    by_type = {artifact.type: artifact for artifact in found}
+    assert by_type.keys() >= {"adapter", "base", "rows"}
+    adapter = by_type["adapter"]
+    names = {entry.path for entry in adapter.manifest.contents} or {
+        path.name for path in (run / "adapter").iterdir() if path.is_file()
+    }
+    assert names >= {"adapter.safetensors", "lmoe_config.json"}
+    metadata = json.loads(adapter.metadata)
+    assert metadata["steps"] == 6 and metadata["base"]["fingerprint"]
+    assert len(metadata["data"]) > 1 and all(len(digest) == 64 for digest in metadata["data"].values())
+
+
+def test_job_type_and_notes_are_those_that_were_given(uploaded):
+    _, file = uploaded
+    run = next(r.run for r in records(file) if r.WhichOneof("record_type") == "run")
+    assert (run.job_type, run.notes) == ("ablation", "two words")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["logger=none", "logger.samples=true"], "logger.samples has no effect with logger=none"),
+        (["logger=csv", "logger.artifact=true"], "logger.artifact has no effect with logger=csv"),
+        (
+            ["logger=wandb", "logger.samples=true", "injection=dense_lora"],
+            "logger.samples has no effect with injection",
+        ),
+    ],
+)
+def test_what_w_and_b_would_not_get_is_refused(train, settings, said):
+    done = train(*settings)
+    assert done.code == 1 and said in done.text
