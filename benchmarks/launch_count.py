@@ -28,8 +28,8 @@ LAUNCH_NOTHING = frozenset(
 class Launches:
     """Operators that would launch a kernel on a GPU, by name, of each half of a step.
 
-    One operator counts once, though some launch more than one kernel (`topk`, `logsumexp`, a `scatter` that copies), and
-    a `_to_copy` or `clone` counts like a matmul.
+    One operator counts once, though some launch several kernels (`topk`, `logsumexp`, a `scatter` that copies), and a
+    `_to_copy` or `clone` counts like a matmul.
     """
 
     forward: Counter[str] = field(default_factory=Counter)

@@ -1,8 +1,8 @@
 """Kernels that a Linear and a layer launch with each kind of adapter, forward and backward: `make bench-launches`.
 
 On a CPU these are the operators that would launch a kernel (benchmarks/launch_count.py); where there is a GPU its own
-kernels are counted beside them. Every figure is of one more Linear, or one more layer, beside one that is there already:
-so the mixture's holds its share of the auxiliary losses, and nothing that a model has once.
+kernels are counted beside them. Every figure is of one more Linear or layer beside one that is there already: so the
+mixture's holds its share of the auxiliary losses, and nothing that a model has once.
 """
 
 import argparse
