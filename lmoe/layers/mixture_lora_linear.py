@@ -14,7 +14,7 @@ from lmoe.layers.block_route import BlockRoute
 from lmoe.layers.lora_linear import LowRank, branch_dtype
 from lmoe.layers.model_route import ModelRoute
 from lmoe.layers.routers import LinearRouter, Router
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Decision
 from lmoe.ops.frozen_linear import frozen_and_down
 from lmoe.ops.grouped import add_grouped, grouped_is_faster, misaligned
 from lmoe.ops.linear_sizes import sizes, weight_OD
@@ -138,7 +138,7 @@ class MixtureLoRALinear(nn.Module):
         return self._add(y, branch, hidden, lora_A, lora_B, self._routing(x))
 
     def _add(
-        self, y: Tensor, branch: Tensor, hidden: Tensor | None, lora_A: Tensor, lora_B: Tensor, routing: Routing
+        self, y: Tensor, branch: Tensor, hidden: Tensor | None, lora_A: Tensor, lora_B: Tensor, routing: Decision
     ) -> Tensor:
         """y with the experts; without (..., E * R) `hidden` through the grouped backend."""
         if hidden is None:
@@ -157,7 +157,7 @@ class MixtureLoRALinear(nn.Module):
         branch = self.lora_dropout(x.to(branch_dtype(x, self.lora_A)))
         return y + self.shared_expert(branch).to(y.dtype)
 
-    def _routing(self, x: Tensor, router_logits: Tensor | None = None) -> Routing:
+    def _routing(self, x: Tensor, router_logits: Tensor | None = None) -> Decision:
         if self.router is not None:
             return self.router(x, router_logits)
         if self.model_route is not None:
@@ -209,7 +209,7 @@ class MixtureLoRALinear(nn.Module):
         router = self.router or (self.block_route or self.model_route).router  # type: ignore[union-attr]
         return router.settings.top_k if router.settings.fixed_k else None
 
-    def _stacked(self, y: Tensor, hidden: Tensor, lora_A: Tensor, lora_B: Tensor, routing: Routing) -> Tensor:
+    def _stacked(self, y: Tensor, hidden: Tensor, lora_A: Tensor, lora_B: Tensor, routing: Decision) -> Tensor:
         gates = routing.routing_weights if self.settings.mixing is Mixing.factors else self._gates(routing)
         hidden = hidden.unflatten(-1, lora_A.shape[:2])
         if self.settings.mixing is Mixing.factors:
@@ -219,7 +219,7 @@ class MixtureLoRALinear(nn.Module):
             return y + stacked_delta(hidden, lora_B, gates).to(y.dtype)
         return add_stacked(y, hidden, lora_B, gates)
 
-    def _grouped(self, y: Tensor, branch: Tensor, lora_A: Tensor, lora_B: Tensor, routing: Routing) -> Tensor:
+    def _grouped(self, y: Tensor, branch: Tensor, lora_A: Tensor, lora_B: Tensor, routing: Decision) -> Tensor:
         indices = routing.expert_indices
         assert indices is not None
         gates = self._gates(routing).gather(-1, indices)
@@ -227,7 +227,7 @@ class MixtureLoRALinear(nn.Module):
         flat_y, flat_x = y.view(-1, y.shape[-1]), branch.reshape(-1, branch.shape[-1])
         return add_grouped(flat_y, flat_x, lora_A, lora_B, gates.view(-1, K), indices.view(-1, K)).view_as(y)
 
-    def _gates(self, routing: Routing) -> Tensor:
+    def _gates(self, routing: Decision) -> Tensor:
         return routing.routing_weights * self.settings.scaling
 
     def factors(self) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from lmoe.layers.trace import AuxiliaryLosses, Routing, RoutingTrace
+from lmoe.layers.routing import Routing
+from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.ops.gating import soft_gate, top_k_gate
 from lmoe.vocabulary import LoadBalanceType, MixtureScale
 
