@@ -67,11 +67,14 @@ class _TopKWeights(torch.autograd.Function):
             weights = torch.zeros_like(logits).scatter_(-1, indices, kept)  # type: ignore[call-overload]
             ctx.save_for_backward(weights, probs)
         ctx.mark_non_differentiable(indices)
+        ctx.set_materialize_grads(False)  # or each backward would make zeros for the indices
         return weights, indices
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return None, None, None, None
         weights, *rest = ctx.saved_tensors
         if ctx.scale is MixtureScale.sum_to_one:
             return torch._softmax_backward_data(grad, weights, -1, weights.dtype), None, None, None
