@@ -20,7 +20,7 @@ def rows(values: Tensor) -> Tensor:
 
 
 def in_type(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The tensors in a type, brought there in one launch; those that are of one type already, unchanged."""
+    """The tensors in a type, all brought there in one launch; unchanged where every one has it already."""
     if all(tensor.dtype == dtype for tensor in tensors):
         return tensors
     cast = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
