@@ -37,7 +37,7 @@ class Launches:
 
     @property
     def total(self) -> int:
-        """Of both halves."""
+        """Number of launches of both halves."""
         return self.forward.total() + self.backward.total()
 
     def beyond(self, less: "Launches") -> "Launches":

@@ -174,7 +174,7 @@ def verdicts(rows: Sequence[Row]) -> dict[str, bool]:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Markdown."""
+    """The rows as a table in Markdown."""
     lines = ["| type | of | adapter | forward | backward | together | to PEFT | CUDA kernels |"]
     lines += ["|---|---|---|---:|---:|---:|---:|---:|"]
     for row in rows:

@@ -1,14 +1,18 @@
 """The counter of launches, and what is promised of a site and of a layer."""
 
 import json
+import re
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks.flags import RESULTS
 from benchmarks.launch_count import Launches, Pass, launches
 from benchmarks.launches import LAYER, MIXTURE, PEFT, SITE, main, measure, verdicts
 
+RECORD = RESULTS / "launches_cpu.json"
+PAGE = RESULTS.parents[1] / "docs" / "SCALING.md"
 pytestmark = pytest.mark.filterwarnings("default")
 
 
@@ -43,6 +47,19 @@ def test_a_site_launches_at_most_30_and_a_layer_at_most_115_percent_of_pefts():
         assert all(verdicts(rows).values()) and len(verdicts(rows)) == (2 if dtype == "bf16" else 0)
         if dtype == "bf16":
             assert found[SITE, PEFT].found.total == 21
+
+
+def test_the_table_of_the_page_is_what_was_counted():
+    rows = {(row["dtype"], row["of"], row["adapter"]): row for row in json.loads(RECORD.read_text())["rows"]}
+    lines = [line for line in PAGE.read_text().splitlines() if re.match(r"\| b?float\d+ \| a (Linear|layer) \|", line)]
+    assert len(lines) == 4
+    for line in lines:
+        frozen_type, of, *figures, ratio = (cell.strip() for cell in line.strip("|").split("|"))
+        dtype, group = {"bfloat16": "bf16", "float32": "fp32"}[frozen_type], SITE if of == SITE else LAYER
+        names = ["frozen", PEFT, "lmoe LoRA of rank k*r", MIXTURE, f"{MIXTURE}, one router a block"]
+        found = [rows.get((dtype, group, name), {}).get("launches", "") for name in names]
+        assert figures == [str(value) for value in found]
+        assert float(ratio) == round(rows[dtype, group, MIXTURE]["to PEFT"], 2)
 
 
 def test_the_command_prints_a_table_and_leaves_json(tmp_path, capsys):
