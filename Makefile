@@ -14,7 +14,7 @@ ARGS ?=
 TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-data bench-preference bench-export bench-statistics bench-serve bench-end-to-end soak torture fuzz same real-base story reworded prompt-words engines clean
+.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-data bench-preference bench-export bench-statistics bench-serve bench-launches bench-end-to-end soak torture fuzz same real-base story reworded prompt-words engines clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench-default: $(READY)  ## time, memory and losses of the default job
 
 bench-step: $(READY)  ## training steps beside PEFT and other peers; ARGS="--size micro" changes what is run
 	@$(BIN)/python -m benchmarks.train_step $(ARGS)
+
+bench-launches: $(READY)  ## kernels that a Linear and a layer launch with each kind of adapter
+	@$(BIN)/python -m benchmarks.launches $(ARGS)
 
 bench-experts: $(READY)  ## one FFN turned into experts beside MixLoRA and EulerForge
 	@$(BIN)/python -m benchmarks.expert_ffn $(ARGS)

@@ -28,6 +28,7 @@ TARGETS = {
     "bench-default",
     "bench-step",
     "bench-layer",
+    "bench-launches",
     "bench-experts",
     "bench-native",
     "bench-decode",

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from lmoe.injection.plan import SiteKind, SitePlan
 
 ROUTING_TENSORS = 6
-"""(E,) float32 values that a router keeps for each token: logits, probabilities, weights, gates, and two in losses."""
+"""(E,) float32 values that a router keeps for each token: logits, weights, logits and probabilities beside those of the
+other sites, and two in losses."""
 TRACED_TENSORS = 2
 """Of these, what the auxiliary losses keep whatever is recomputed."""
 

@@ -9,7 +9,7 @@ from lmoe.evaluate.loss_rows import EvaluationRows
 from lmoe.evaluate.results import DomainLosses
 from lmoe.evaluate.subject import Subject
 from lmoe.injection.tracing import adapters_off
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.metrics.language import DomainLoss
 from lmoe.training.measure import measured
 

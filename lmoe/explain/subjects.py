@@ -22,7 +22,7 @@ from lmoe.injection.tracing import adapters_off, expert_of, trace
 from lmoe.injection.tracing import domain as of_domain
 from lmoe.layers.context import SiteDecisions
 from lmoe.layers.model_route import MODEL
-from lmoe.layers.trace import Routing, Silenced
+from lmoe.layers.routing import Routing, Silenced
 from lmoe.ops.gating import Gate
 from lmoe.rules.routers import needs_domain, needs_prompt
 from lmoe.rules.strategies import STRATEGIES

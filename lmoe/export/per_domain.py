@@ -39,7 +39,7 @@ from lmoe.files.write import empty_folder, write_whole
 from lmoe.files.writing_folder import folder_when_whole
 from lmoe.injection.record import injected, sites
 from lmoe.injection.tracing import adapters_off
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.objectives.objective import Batch
 from lmoe.ops.low_rank import truncated
 from lmoe.ops.prompt_states import unit_rms

@@ -8,7 +8,7 @@ from torch import nn
 from lmoe.errors import RoutingError
 from lmoe.layers.per_call import PerCall
 from lmoe.layers.routers import Router
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Decision
 
 
 class BlockRoute:
@@ -20,16 +20,16 @@ class BlockRoute:
 
     def __init__(self, router: Router) -> None:
         self.router = router
-        self._decision: PerCall[Routing] = PerCall()
-        self._compiled: Routing | None = None  # of compiled code, which serves one thread
+        self._decision: PerCall[Decision] = PerCall()
+        self._compiled: Decision | None = None  # of compiled code, which serves one thread
 
     def attach(self, block: nn.Module) -> None:
         """Decide before each forward of the block, and forget after it."""
         block.register_forward_pre_hook(self._decide, with_kwargs=True)
         block.register_forward_hook(self._forget, always_call=True)
 
-    def decision(self) -> Routing:
-        """Routing that the block's router has decided for this forward.
+    def decision(self) -> Decision:
+        """What the block's router has decided for this forward.
 
         Raises:
             RoutingError: outside a forward of the block.
@@ -45,7 +45,7 @@ class BlockRoute:
     def _forget(self, block: nn.Module, args: Any, output: Any) -> None:
         self._hold(None)
 
-    def _hold(self, decision: Routing | None) -> None:
+    def _hold(self, decision: Decision | None) -> None:
         if torch.compiler.is_compiling():
             self._compiled = decision
         else:

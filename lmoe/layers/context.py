@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lmoe.errors import RoutingError
 from lmoe.layers.per_call import PerCall
-from lmoe.layers.trace import Routing, Silenced
+from lmoe.layers.routing import Routing, Silenced
 from lmoe.ops.gating import Gate
 from lmoe.ops.prompt_hash import prompt_hashes
 from lmoe.ops.prompt_turns import turns

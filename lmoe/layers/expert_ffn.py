@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from lmoe.layers.lora_linear import branch_dtype
 from lmoe.layers.model_route import ModelRoute
 from lmoe.layers.routers import Router
+from lmoe.layers.routing import Decision, Routing
 from lmoe.layers.stacked_lora import StackedLoRA
-from lmoe.layers.trace import Routing
 from lmoe.ops.expert_rows import grouped_linear, sum_over_choices
 from lmoe.ops.ffn_names import FfnNames
 from lmoe.ops.grouped import Groups, group_by_expert
@@ -93,18 +93,19 @@ class ExpertFFN(nn.Module):
         if routing is None:
             return self.base_layer(hidden_states)
         y = self._experts(hidden_states, routing)
-        if routing.acting is None:
+        acting = routing.acting if isinstance(routing, Routing) else None
+        if acting is None:
             return y
-        return torch.where(routing.acting.unsqueeze(-1), y, self.base_layer(hidden_states))
+        return torch.where(acting.unsqueeze(-1), y, self.base_layer(hidden_states))
 
-    def _routing(self, hidden_states: Tensor) -> Routing | None:
+    def _routing(self, hidden_states: Tensor) -> Decision | None:
         """What the experts do at each token; None: the block stands as it was, on a prompt that is to decide."""
         if self.router is not None:
             return self.router(hidden_states)
         assert self.model_route is not None
         return self.model_route.decision(hidden_states.device)
 
-    def _experts(self, hidden_states: Tensor, routing: Routing) -> Tensor:
+    def _experts(self, hidden_states: Tensor, routing: Decision) -> Tensor:
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
         indices, gates = chosen(routing)
         groups = group_by_expert(indices, self.settings.num_experts)
@@ -184,7 +185,7 @@ class Copies(nn.Module):
         return grouped_linear(rows, self.weight.to(dtype), groups, bias)
 
 
-def chosen(routing: Routing) -> tuple[Tensor, Tensor]:
+def chosen(routing: Decision) -> tuple[Tensor, Tensor]:
     """(N, K) experts and weights of each token; all E where the number of chosen experts varies."""
     weights = routing.routing_weights.flatten(0, -2)
     if routing.expert_indices is None:

@@ -3,10 +3,13 @@
 Shapes: D in, O out, R rank; `...` any leading token dimensions.
 """
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 
 from lmoe.ops.dora import weight_row_norms
+from lmoe.ops.frozen_lora import frozen_and_lora
 from lmoe.ops.linear_sizes import sizes, weight_OD
 from lmoe.ops.lora import faded, kaiming_lora_A, lora_delta
 
@@ -15,6 +18,26 @@ def branch_dtype(x: Tensor, lora_A: Tensor) -> torch.dtype:
     """The type that a low-rank branch computes in: that of autocast, or of the adapters."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else lora_A.dtype
+
+
+def one_function_computes(
+    base_layer: nn.Module, x: Tensor, dtype: torch.dtype, dropout: nn.Dropout
+) -> TypeGuard[nn.Linear]:
+    """Whether a base layer and what stands beside it may share a forward and a backward: a plain frozen Linear without
+    hooks, one input for all (no dropout), one type, and no compiler, which fuses by itself.
+
+    Args:
+        base_layer: what the branches stand beside.
+        x: (..., D).
+        dtype: type that the branches compute in.
+        dropout: on the branches' input.
+    """
+    if type(base_layer) is not nn.Linear or base_layer.weight.requires_grad or torch.compiler.is_compiling():
+        return False
+    if base_layer._forward_hooks or base_layer._forward_pre_hooks or base_layer._backward_hooks:
+        return False
+    one_type = torch.is_autocast_enabled(x.device.type) or base_layer.weight.dtype == x.dtype == dtype
+    return one_type and not (dropout.training and dropout.p > 0)
 
 
 class LowRank(nn.Module):
@@ -85,10 +108,14 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., O), in the type of the base layer's output."""
-        y = self.base_layer(x)
+        base, dtype = self.base_layer, branch_dtype(x, self.lora_A)
+        if self.enabled and not self.use_dora and one_function_computes(base, x, dtype, self.lora_dropout):
+            lora_B = faded(self.lora_B, self.fade)
+            return frozen_and_lora(x, base.weight, base.bias, self.lora_A, lora_B, self.scaling, dtype)
+        y = base(x)
         if not self.enabled:
             return y
-        branch = self.lora_dropout(x.to(branch_dtype(x, self.lora_A)))
+        branch = self.lora_dropout(x.to(dtype))
         lora_B = faded(self.lora_B, self.fade)
         delta = lora_delta(branch, self.lora_A, lora_B, self.scaling).to(y.dtype)
         if not self.use_dora:

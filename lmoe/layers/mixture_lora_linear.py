@@ -11,10 +11,10 @@ from torch.nn.functional import linear
 
 from lmoe.errors import RoutingError
 from lmoe.layers.block_route import BlockRoute
-from lmoe.layers.lora_linear import LowRank, branch_dtype
+from lmoe.layers.lora_linear import LowRank, branch_dtype, one_function_computes
 from lmoe.layers.model_route import ModelRoute
 from lmoe.layers.routers import LinearRouter, Router
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Decision
 from lmoe.ops.frozen_linear import frozen_and_down
 from lmoe.ops.grouped import add_grouped, grouped_is_faster, misaligned
 from lmoe.ops.linear_sizes import sizes, weight_OD
@@ -110,18 +110,20 @@ class MixtureLoRALinear(nn.Module):
             return self.base_layer(x)
         if not self._routed():
             return self._without_routed(self.base_layer(x), x)
-        dtype = branch_dtype(x, self.lora_A)
-        if not self._passes_through_one_function(x, dtype):
-            y = self.base_layer(x)
+        base, dtype = self.base_layer, branch_dtype(x, self.lora_A)
+        if not one_function_computes(base, x, dtype, self.lora_dropout):
+            y = base(x)
             # What another layer returns may be kept by it for its backward pass.
-            return self.add_experts(y if type(self.base_layer) is nn.Linear else y.clone(), x)
+            return self.add_experts(y if type(base) is nn.Linear else y.clone(), x)
         lora_A, lora_B = self.factors()
-        grouped, base, own = self._groups(x, dtype, lora_A), self.base_layer, self._token_router()
-        assert isinstance(base, nn.Linear)
+        grouped, own = self._groups(x, dtype, lora_A), self._token_router()
         weight = None if own is None else own.weight.to(own.settings.dtype)
         down = None if grouped else lora_A.flatten(0, 1)
-        y, hidden, logits = frozen_and_down(x, base.weight, base.bias, down, weight, dtype)
-        return self._add(y, x.to(dtype), None if grouped else hidden, lora_A, lora_B, self._routing(x, logits))
+        found = frozen_and_down(x, base.weight, base.bias, down, None if grouped else lora_B, weight, dtype)
+        routing = self._routing(x, found.logits)
+        if found.lora_B is None:
+            return self._add(found.y, x.to(dtype), None, lora_A, lora_B, routing)
+        return self._add(found.y, x, found.hidden, lora_A, found.lora_B, routing)
 
     def add_experts(self, y: Tensor, x: Tensor) -> Tensor:
         """The output of the base layer with the experts' beside it.
@@ -138,7 +140,7 @@ class MixtureLoRALinear(nn.Module):
         return self._add(y, branch, hidden, lora_A, lora_B, self._routing(x))
 
     def _add(
-        self, y: Tensor, branch: Tensor, hidden: Tensor | None, lora_A: Tensor, lora_B: Tensor, routing: Routing
+        self, y: Tensor, branch: Tensor, hidden: Tensor | None, lora_A: Tensor, lora_B: Tensor, routing: Decision
     ) -> Tensor:
         """y with the experts; without (..., E * R) `hidden` through the grouped backend."""
         if hidden is None:
@@ -157,7 +159,7 @@ class MixtureLoRALinear(nn.Module):
         branch = self.lora_dropout(x.to(branch_dtype(x, self.lora_A)))
         return y + self.shared_expert(branch).to(y.dtype)
 
-    def _routing(self, x: Tensor, router_logits: Tensor | None = None) -> Routing:
+    def _routing(self, x: Tensor, router_logits: Tensor | None = None) -> Decision:
         if self.router is not None:
             return self.router(x, router_logits)
         if self.model_route is not None:
@@ -171,17 +173,6 @@ class MixtureLoRALinear(nn.Module):
         """The site's router, if it looks at each token by itself."""
         router = self.router
         return router if isinstance(router, LinearRouter) and router.reads_every_token() else None
-
-    def _passes_through_one_function(self, x: Tensor, dtype: torch.dtype) -> bool:
-        """Whether base layer, router and experts may share a forward and a backward: a plain frozen Linear without
-        hooks, one input for all (no dropout), one type, and no compiler, which fuses by itself."""
-        base = self.base_layer
-        plain = type(base) is nn.Linear and not (base._forward_hooks or base._forward_pre_hooks or base._backward_hooks)
-        if not plain or base.weight.requires_grad or torch.compiler.is_compiling():
-            return False
-        dropping = self.training and self.lora_dropout.p > 0
-        one_type = torch.is_autocast_enabled(x.device.type) or base.weight.dtype == x.dtype == dtype
-        return one_type and not dropping
 
     def _groups(self, x: Tensor, dtype: torch.dtype, lora_A: Tensor) -> bool:
         """Whether the grouped backend computes this forward.
@@ -209,26 +200,23 @@ class MixtureLoRALinear(nn.Module):
         router = self.router or (self.block_route or self.model_route).router  # type: ignore[union-attr]
         return router.settings.top_k if router.settings.fixed_k else None
 
-    def _stacked(self, y: Tensor, hidden: Tensor, lora_A: Tensor, lora_B: Tensor, routing: Routing) -> Tensor:
-        gates = routing.routing_weights if self.settings.mixing is Mixing.factors else self._gates(routing)
+    def _stacked(self, y: Tensor, hidden: Tensor, lora_A: Tensor, lora_B: Tensor, routing: Decision) -> Tensor:
+        weights, scaling = routing.routing_weights, self.settings.scaling
         hidden = hidden.unflatten(-1, lora_A.shape[:2])
         if self.settings.mixing is Mixing.factors:
-            delta = stacked_delta(hidden, lora_B, gates, mixing=Mixing.factors) * self.settings.scaling
+            delta = stacked_delta(hidden, lora_B, weights, mixing=Mixing.factors) * scaling
             return y + delta.to(y.dtype)
         if torch.compiler.is_compiling():  # it fuses by itself what the other path does by hand
-            return y + stacked_delta(hidden, lora_B, gates).to(y.dtype)
-        return add_stacked(y, hidden, lora_B, gates)
+            return y + stacked_delta(hidden, lora_B, weights * scaling).to(y.dtype)
+        return add_stacked(y, hidden, lora_B, weights, scaling)
 
-    def _grouped(self, y: Tensor, branch: Tensor, lora_A: Tensor, lora_B: Tensor, routing: Routing) -> Tensor:
+    def _grouped(self, y: Tensor, branch: Tensor, lora_A: Tensor, lora_B: Tensor, routing: Decision) -> Tensor:
         indices = routing.expert_indices
         assert indices is not None
-        gates = self._gates(routing).gather(-1, indices)
+        gates = (routing.routing_weights * self.settings.scaling).gather(-1, indices)
         K = indices.shape[-1]
         flat_y, flat_x = y.view(-1, y.shape[-1]), branch.reshape(-1, branch.shape[-1])
         return add_grouped(flat_y, flat_x, lora_A, lora_B, gates.view(-1, K), indices.view(-1, K)).view_as(y)
-
-    def _gates(self, routing: Routing) -> Tensor:
-        return routing.routing_weights * self.settings.scaling
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B of the mixture; with svd [A; A_0] and [B, -B_0], of twice the rank."""

@@ -19,7 +19,7 @@ from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decisi
 from lmoe.layers.prompt_reading import DecoderPlace, ReadInputs, StateReader
 from lmoe.layers.routers.model import ModelOracle, ModelRouter
 from lmoe.layers.routers.sequence import detached, of_rows
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.ops.gating import Gate
 from lmoe.ops.prompt_states import mean_of_prompts
 from lmoe.ops.router_targets import targets_of_rows

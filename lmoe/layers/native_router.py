@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from lmoe.layers.context import RoutingContext
-from lmoe.layers.trace import Routing, RoutingTrace, Silenced, silenced_of_tokens
+from lmoe.layers.routing import Routing, Silenced, silenced_of_tokens
+from lmoe.layers.trace import RoutingTrace
 from lmoe.ops.gating import NativeScores, native_gate
 
 

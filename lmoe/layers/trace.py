@@ -4,98 +4,20 @@ import copy
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lmoe.errors import RoutingError
+from lmoe.layers.routing import Choice, Decision, Routing, routings_of
 from lmoe.layers.step_means import StepMeans
 from lmoe.ops.expert_similarity import diversity_penalty
-from lmoe.ops.gating import Gate
 from lmoe.ops.router_targets import RowTargets, router_target_loss
 from lmoe.ops.routing_losses import importance_cv_loss, load_balancing_loss, masked_mean, relu_l1, router_z_loss
 from lmoe.ops.site_groups import sites_of_one_shape
 from lmoe.vocabulary import LoadBalanceType
-
-Silenced = int | Tensor
-"""Experts of a site whose weight is 0: one by its number, or a mask (B, T, E) of bool, where B and T may be 1."""
-
-
-def silenced_of_tokens(mask: Tensor, shape: Sequence[int]) -> Tensor:
-    """A mask of silenced experts as it fits routing weights.
-
-    Args:
-        mask: (B, T, E) bool, where B and T may be 1.
-        shape: of the weights: (B, T, E), or (B * T, E) where a backbone has flattened its tokens.
-
-    Returns:
-        (B, T, E), or (B * T, E).
-    """
-    if len(shape) == 3:
-        return mask
-    rows, tokens, experts = mask.shape
-    each = shape[0] // rows if tokens == 1 else tokens
-    return mask.expand(max(rows, shape[0] // each), each, experts).reshape(-1, experts)
-
-
-@dataclass(slots=True, frozen=True)
-class Routing:
-    """One site's decision; leading dimensions are those of the tokens, E the experts of the site, K the chosen ones.
-
-    Args:
-        router_logits: (..., E), before noise and temperature; zeros where a router has none.
-        probs: (..., E), sums to 1.
-        routing_weights: (..., E), 0 for experts that were not chosen.
-        assignment: (..., E), share of the token that each expert gets; no gradient.
-        expert_indices: (..., K), or None where the number of chosen experts varies.
-        acting: (...) bool, tokens on which the experts act; None: all.
-    """
-
-    router_logits: Tensor
-    probs: Tensor
-    routing_weights: Tensor
-    assignment: Tensor
-    expert_indices: Tensor | None = None
-    acting: Tensor | None = None
-
-    @classmethod
-    def of(cls, router_logits: Tensor, gate: Gate) -> "Routing":
-        """The logits and what a gate made of them."""
-        return cls(router_logits, gate.probs, gate.weights, gate.assignment, gate.expert_indices)
-
-    def to(self, device: torch.device) -> "Routing":
-        """The same on another device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
-
-    @classmethod
-    def joined(cls, parts: Sequence["Routing"]) -> "Routing":
-        """The routing of tokens one behind the other, each part of (1, tokens, E)."""
-        given = [part._tensors() for part in parts]
-        if any("acting" in tensors for tensors in given):
-            given = [
-                {"acting": torch.ones_like(tensors["probs"][..., 0], dtype=torch.bool), **tensors} for tensors in given
-            ]
-        everywhere = [name for name in given[0] if all(name in tensors for tensors in given)]
-        return cls(**{name: torch.cat([tensors[name] for tensors in given], 1) for name in everywhere})
-
-    def tokens(self, first: int, last: int) -> "Routing":
-        """The tokens from `first` to before `last` of each sequence, of a routing of (B, T) tokens."""
-        return replace(self, **{name: tensor[:, first:last] for name, tensor in self._tensors().items()})
-
-    def _tensors(self) -> dict[str, Tensor]:
-        every = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: tensor for name, tensor in every.items() if tensor is not None}
-
-    def without(self, silenced: Silenced) -> "Routing":
-        """The same with the weights of silenced experts at 0; the others keep theirs."""
-        if isinstance(silenced, Tensor):
-            mask = silenced_of_tokens(silenced.to(self.routing_weights.device), self.routing_weights.shape)
-            return replace(self, routing_weights=self.routing_weights.masked_fill(mask, 0))
-        kept = torch.ones_like(self.routing_weights)
-        kept[..., silenced] = 0
-        return replace(self, routing_weights=self.routing_weights * kept)
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -188,7 +110,9 @@ class RoutingTrace:
 
     def __init__(self, losses: AuxiliaryLosses, *, has_routers: bool = True) -> None:
         self.losses, self.has_routers = losses, has_routers
-        self.routing: dict[str, Routing] = {}
+        self._decisions: dict[str, Decision] = {}
+        self._routing: dict[str, Routing] | None = None
+        self._routing_has_graph = False
         self.l1_coefs: dict[str, Tensor] = {}
         self.valid: Tensor | None = None
         self.targets: RowTargets | None = None
@@ -239,17 +163,31 @@ class RoutingTrace:
         twin.mixtures = copy.deepcopy(self.mixtures, memo)
         return twin
 
-    def record(self, site: str, routing: Routing, l1_coef: Tensor | None = None, *, learning: bool = False) -> None:
+    @property
+    def routing(self) -> dict[str, Routing]:
+        """Routing of each site, by site name; what follows from a Choice is computed here, for all sites at once."""
+        if self._routing is None or (torch.is_grad_enabled() and not self._routing_has_graph):
+            self._routing, self._routing_has_graph = self._whole_routing(), torch.is_grad_enabled()
+        return self._routing
+
+    def _whole_routing(self) -> dict[str, Routing]:
+        choices = {site: choice for site, choice in self._decisions.items() if isinstance(choice, Choice)}
+        whole = {site: routing for site, routing in self._decisions.items() if isinstance(routing, Routing)}
+        for group in sites_of_one_shape({site: choice.gate_logits for site, choice in choices.items()}):
+            whole |= dict(zip(group, routings_of([choices[site] for site in group]), strict=True))
+        return {site: whole[site] for site in self._decisions}
+
+    def record(self, site: str, decision: Decision, l1_coef: Tensor | None = None, *, learning: bool = False) -> None:
         """Called by a router in its forward; does nothing while the trace is off.
 
         Args:
             site: the router's name.
-            routing: what it decided.
+            decision: for its tokens.
             l1_coef: () weight of its L1, for relu.
             learning: whether the router has weights and is in training mode, so that a loss needs its graph.
         """
         if self.on and (torch.compiler.is_compiling() or self._thread == threading.get_ident()):
-            self.routing[site] = routing
+            self._decisions[site], self._routing = decision, None
             self._counted = False
             if learning and not torch.is_grad_enabled():
                 self._without_graph.add(site)
@@ -260,7 +198,8 @@ class RoutingTrace:
 
     def clear(self) -> None:
         """Let go of the tensors (and of the graph behind them)."""
-        self.routing.clear()
+        self._decisions.clear()
+        self._routing = None
         self.l1_coefs.clear()
         self._without_graph.clear()
         self.valid, self.targets, self._counted = None, None, False
@@ -392,6 +331,6 @@ class RoutingTrace:
             yield names, [self.routing[name] for name in names]
 
     def _valid(self) -> Tensor:
-        if self.valid is None or (self.has_routers and not self.routing):
+        if self.valid is None or (self.has_routers and not self._decisions):
             raise ValueError("the trace is empty: run a forward inside `with lmoe.trace(model, attention_mask=…)`")
         return self.valid

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from lmoe.ops.top_k_weights import check_top_k, top_k_weights
 from lmoe.vocabulary import MixtureScale
 
 
@@ -51,56 +52,30 @@ def weigh(scores: Tensor, chosen: Tensor, scale: MixtureScale) -> Tensor:
     return kept / kept.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(kept.dtype).tiny)
 
 
-def gate_of_largest(
-    scores: Tensor, probs: Tensor, logits: Tensor, *, top_k: int, scale: MixtureScale, selection_bias: Tensor | None
-) -> Gate:
-    """S = the K largest s + b;  weights from s by `scale`; the chosen experts share the token alike.
-
-    Args:
-        scores: (..., E) s.
-        probs: (..., E) the scores, made to sum to 1.
-        logits: (..., E) router logits z.
-        top_k: K.
-        scale: what the weights add up to.
-        selection_bias: (E,) b, which only chooses; None: 0.
-
-    Raises:
-        ValueError: top_k outside 1 to E.
-    """
-    chosen, expert_indices = top_k_mask(selection(scores, logits, selection_bias), top_k)
-    return Gate(probs, weigh(scores, chosen, scale), chosen / top_k, expert_indices)
-
-
-def selection(scores: Tensor, logits: Tensor, bias: Tensor | None) -> Tensor:
+def selection(scores: Tensor, logits: Tensor, bias: Tensor) -> Tensor:
     """What the K largest are chosen by: s + b, and -inf for experts that expert dropout has left out (z = -inf).
 
     Args:
-        scores: (..., E).
+        scores: (..., E) without gradient.
         logits: (..., E) router logits z.
-        bias: (E,) b; None: 0.
+        bias: (E,) b.
     """
-    return scores if bias is None else (scores + bias).masked_fill(logits == -torch.inf, -torch.inf)
+    return (scores + bias).masked_fill(logits == -torch.inf, -torch.inf)
 
 
-def top_k_mask(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The K largest scores.
+def shares(expert_indices: Tensor, like: Tensor) -> Tensor:
+    """1 / K for the chosen experts and 0 for the others, without gradient.
 
     Args:
-        scores: (..., E).
-        top_k: K.
-
-    Returns:
-        chosen: (..., E) 1 for the K largest, else 0; without gradient.
-        expert_indices: (..., K) in falling order of score.
-
-    Raises:
-        ValueError: top_k outside 1 to E.
+        expert_indices: (..., K).
+        like: (..., E) of the dtype of the result.
     """
-    num_experts = scores.shape[-1]
-    if not 1 <= top_k <= num_experts:
-        raise ValueError(f"top_k is {top_k}, must be from 1 to the number of experts, {num_experts}")
-    expert_indices = scores.detach().topk(top_k, dim=-1).indices
-    return torch.zeros_like(scores).scatter(-1, expert_indices, 1.0).detach(), expert_indices
+    return torch.zeros_like(like).detach().scatter_(-1, expert_indices, 1 / expert_indices.shape[-1])
+
+
+def at_temperature(logits: Tensor, temperature: float) -> Tensor:
+    """z / temperature; the logits themselves where that is 1."""
+    return logits if temperature == 1 else logits / temperature
 
 
 def top_k_gate(
@@ -124,8 +99,20 @@ def top_k_gate(
     Raises:
         ValueError: top_k outside 1 to E.
     """
-    probs = torch.softmax(logits / temperature, dim=-1)
-    return gate_of_largest(probs, probs, logits, top_k=top_k, scale=scale, selection_bias=selection_bias)
+    z = at_temperature(logits, temperature)
+    weights, expert_indices = weights_of_top_k(z, top_k=top_k, scale=scale, selection_bias=selection_bias)
+    probs = torch.softmax(z, dim=-1)
+    return Gate(probs, weights, shares(expert_indices, probs), expert_indices)
+
+
+def weights_of_top_k(
+    logits: Tensor, *, top_k: int, scale: MixtureScale, selection_bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Weights and chosen experts of `top_k_gate`, for logits that the temperature has divided."""
+    chosen_by = None
+    if selection_bias is not None:
+        chosen_by = selection(torch.softmax(logits.detach(), dim=-1), logits, selection_bias)
+    return top_k_weights(logits, top_k=top_k, scale=scale, chosen_by=chosen_by)
 
 
 def sigmoid_gate(
@@ -151,7 +138,11 @@ def sigmoid_gate(
     """
     scores = torch.sigmoid(logits / temperature)
     probs = scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
-    return gate_of_largest(scores, probs, logits, top_k=top_k, scale=scale, selection_bias=selection_bias)
+    check_top_k(top_k, scores.shape[-1])
+    chosen_by = scores.detach() if selection_bias is None else selection(scores.detach(), logits, selection_bias)
+    expert_indices = chosen_by.topk(top_k, dim=-1).indices
+    chosen = torch.zeros_like(scores).detach().scatter_(-1, expert_indices, 1.0)
+    return Gate(probs, weigh(scores, chosen, scale), chosen / top_k, expert_indices)
 
 
 def soft_gate(logits: Tensor, *, temperature: float, scale: MixtureScale = MixtureScale.sum_to_one) -> Gate:

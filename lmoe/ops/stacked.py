@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
+from lmoe.ops.one_launch import rows, times
 from lmoe.vocabulary import Mixing
 
 
@@ -36,34 +37,35 @@ def gated(hidden: Tensor, gates: Tensor, mixing: Mixing) -> Tensor:
     return (hidden * weights).flatten(-2)
 
 
-def add_stacked(y: Tensor, hidden: Tensor, lora_B: Tensor, gates: Tensor) -> Tensor:
-    """y + sum_e g_e B_e h_e, written into y; saves h and g only, and computes g h again in the backward pass.
+def add_stacked(y: Tensor, hidden: Tensor, lora_B: Tensor, gates: Tensor, scaling: float = 1.0) -> Tensor:
+    """y + scaling * sum_e g_e B_e h_e, written into y; saves h and g only, and computes g h again in the backward pass.
 
     Args:
         y: (..., O) contiguous output of the frozen layer; changed in place.
         hidden: (..., E, R), or (..., 1, R) where all experts share one A.
-        lora_B: (E, O, R); fastest where memory holds it as (E, R, O).
-        gates: (..., E) routing weight times scaling.
+        lora_B: (E, O, R); fastest in the type of hidden and where memory holds it as (E, R, O).
+        gates: (..., E) routing weights, 0 for experts that were not chosen.
+        scaling: alpha / R.
 
     Returns:
         y.
     """
-    return _AddStacked.apply(y, hidden, lora_B, gates)  # type: ignore[return-value]
+    return _AddStacked.apply(y, hidden, lora_B, gates, scaling)  # type: ignore[return-value]
 
 
 class _AddStacked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, y: Tensor, hidden: Tensor, lora_B: Tensor, gates: Tensor) -> Tensor:
+    def forward(ctx: Any, y: Tensor, hidden: Tensor, lora_B: Tensor, gates: Tensor, scaling: float) -> Tensor:
         B_RO = _stacked_B(lora_B, hidden.dtype)
         ctx.save_for_backward(hidden, B_RO, gates)
-        ctx.B_shape, ctx.B_dtype = lora_B.shape, lora_B.dtype
+        ctx.B_shape, ctx.B_dtype, ctx.scaling = lora_B.shape, lora_B.dtype, scaling
         ctx.mark_dirty(y)
-        y_NO = y.view(-1, y.shape[-1])
+        y_NO = rows(y)
         mixed = _times(_spread(gates, lora_B.shape[2], hidden.dtype), hidden)  # (N, E * R)
         if y.dtype == mixed.dtype:
-            y_NO.addmm_(mixed, B_RO)
+            y_NO.addmm_(mixed, B_RO, alpha=scaling)
         else:
-            y_NO.add_(mixed @ B_RO)
+            y_NO.add_(mixed @ B_RO, alpha=scaling)
         return y
 
     @staticmethod
@@ -71,14 +73,14 @@ class _AddStacked(torch.autograd.Function):
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
         hidden, B_RO, gates = ctx.saved_tensors  # (..., E or 1, R), (E * R, O), (..., E)
         experts, out, rank = ctx.B_shape
-        grad_NO = grad_y.reshape(-1, out).to(hidden.dtype)
+        grad_NO = rows(grad_y).to(hidden.dtype)
         spread = _spread(gates, rank, hidden.dtype)  # (N, E * R)
         grad_hidden = grad_B = grad_gates = None
         if ctx.needs_input_grad[2]:
-            grad_B = _times(spread, hidden).t() @ grad_NO  # (E * R, O)
+            grad_B = times(ctx.scaling, _times(spread, hidden).t(), grad_NO)  # (E * R, O)
             grad_B = grad_B.view(experts, rank, out).transpose(1, 2).to(ctx.B_dtype)  # (E, O, R)
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[3]:
-            grad_mixed = grad_NO @ B_RO.t()  # (N, E * R)
+            grad_mixed = times(ctx.scaling, grad_NO, B_RO.t())  # (N, E * R)
             if ctx.needs_input_grad[3]:
                 products = _times(grad_mixed, hidden).view(*gates.shape, rank)  # (..., E, R)
                 grad_gates = products.sum(-1, dtype=gates.dtype)
@@ -87,12 +89,13 @@ class _AddStacked(torch.autograd.Function):
                 if hidden.shape[-2] == 1:
                     grad_hidden = grad_hidden.view(-1, experts, rank).sum(1)
                 grad_hidden = grad_hidden.view(hidden.shape)
-        return grad_y, grad_hidden, grad_B, grad_gates
+        return grad_y, grad_hidden, grad_B, grad_gates, None
 
 
 def _spread(gates: Tensor, rank: int, dtype: torch.dtype) -> Tensor:
     """(N, E * R): each gate R times. NOTE multiplying by a broadcast (N, E, 1) takes several times as long on a CPU."""
-    return gates.reshape(-1, gates.shape[-1]).to(dtype).repeat_interleave(rank, dim=1)
+    flat = rows(gates).unsqueeze(-1)  # (N, E, 1)
+    return flat.new_empty(*flat.shape[:2], rank, dtype=dtype).copy_(flat).flatten(1)
 
 
 def _times(values: Tensor, hidden: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from lmoe.injection.record import injected, mixtures
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.metrics.coactivation import Coactivation
 from lmoe.metrics.knock_out import ALL_SITES, KnockOutTable, Silenced, knock_out_table
 from lmoe.metrics.routing import RoutingStats

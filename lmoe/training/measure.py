@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import RECORD, Injected
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.metrics.language import DomainLoss
 from lmoe.objectives.objective import Batch, Losses, Objective
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.metrics.pair_routing import PairRouting, SitePairs
 from lmoe.metrics.routing_drift import RoutingDrift, SiteDrift
 from lmoe.objectives.objective import Batch, Objective

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lmoe.config.moe import MoeConfig
 from lmoe.injection.batch_info import row_targets
 from lmoe.injection.record import injected
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.metrics.target_choice import TargetChoice
 from lmoe.report.targets import TargetReport
 from lmoe.rules.routers import target_count

@@ -1,6 +1,7 @@
 """moe.router_scope=block: one decision for all Linears of a block."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,14 +93,8 @@ class Detached:
         self.route, self.router = route, route.router
 
     def decision(self):
-        routing = self.route.decision()
-        return type(routing)(
-            routing.router_logits,
-            routing.probs.detach(),
-            routing.routing_weights.detach(),
-            routing.assignment,
-            routing.expert_indices,
-        )
+        decision = self.route.decision()
+        return replace(decision, routing_weights=decision.routing_weights.detach())
 
 
 @pytest.mark.parametrize("keywords", [["q_proj", "k_proj", "v_proj"], ["q_proj", "v_proj"]])

@@ -115,8 +115,7 @@ def test_evaluation_and_rows_without_target_go_by_the_router(router, scope):
             logits.append(model(input_ids=ids, labels=labels_of(ids)).logits)
     assert torch.equal(*logits)
     trained = [step(model.train(), [-1, -1], by_target=by_target)[1] for by_target in (True, False)]
-    assert trained[0].keys() == trained[1].keys()
-    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+    torch.testing.assert_close(trained[0], trained[1], atol=1e-7, rtol=1e-5)  # gradients add up in another order
 
 
 @pytest.mark.parametrize(("router", "scope"), [*SCOPES, ("relu", "linear")])

@@ -10,7 +10,8 @@ from lmoe.layers.context import RoutingContext
 from lmoe.layers.lora_linear import LoRALinear
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear, MixtureSettings
 from lmoe.layers.routers import RouterSettings, router_class
-from lmoe.layers.trace import AuxiliaryLosses, Routing, RoutingTrace
+from lmoe.layers.routing import Routing
+from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.rules.routers import ROUTERS
 from lmoe.vocabulary import Backend, LoadBalanceType, MixtureScale, RouterKind
 from tests.reference import dumb

@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 
-from lmoe.layers.trace import AuxiliaryLosses, Routing, RoutingTrace
+from lmoe.layers.routing import Choice, Routing
+from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.ops.gating import soft_gate, top_k_gate
+from lmoe.ops.top_k_weights import top_k_weights
 from lmoe.vocabulary import LoadBalanceType, MixtureScale
 
 VALID = torch.ones(1, 4, dtype=torch.bool)
@@ -136,3 +138,67 @@ def test_experts_are_silenced_by_row_and_token_and_the_others_keep_their_weights
     whole[..., 1] = True
     for one in (routing, flat):
         assert torch.equal(one.without(whole).routing_weights, one.without(1).routing_weights)
+
+
+def choice(logits: torch.Tensor, noise: float = 0.0, top_k: int = 2) -> Choice:
+    """What a router of top_k hands over of logits, with the same noise on each of them."""
+    gate_logits = logits + noise * torch.arange(logits.shape[-1]) if noise else logits
+    weights, indices = top_k_weights(gate_logits, top_k=top_k, scale=MixtureScale.sum_to_one)
+    return Choice(logits, gate_logits, weights, indices)
+
+
+def random_logits(experts: int = 4, seed: int = 0) -> torch.Tensor:
+    return torch.randn(1, 4, experts, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.7])
+def test_choices_become_the_routing_of_the_whole_gate_with_its_gradients(noise):
+    """Of sites with and without other numbers of experts, in the order of the forward."""
+    logits = {site: random_logits(experts, seed) for seed, (site, experts) in enumerate(dict(a=4, b=3, c=4).items())}
+    made, whole = trace_with(), trace_with()
+    with made.recording(VALID), whole.recording(VALID):
+        for site, z in logits.items():
+            made.record(site, choice(z, noise))
+            noisy = z + noise * torch.arange(z.shape[-1])
+            gate = top_k_gate(noisy, top_k=2, temperature=1.0, scale=MixtureScale.sum_to_one)
+            whole.record(site, Routing.of(z, gate))
+    assert list(made.routing) == list(whole.routing) == ["a", "b", "c"]
+    for site, expected in whole.routing.items():
+        found = made.routing[site]
+        for name in ("router_logits", "probs", "routing_weights", "assignment", "expert_indices"):
+            torch.testing.assert_close(getattr(found, name), getattr(expected, name))
+        assert not found.assignment.requires_grad
+    ours, theirs = (torch.autograd.grad(trace.auxiliary_loss(), list(logits.values())) for trace in (made, whole))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_routing_that_was_read_without_gradients_still_has_them_for_the_loss():
+    trace, z = trace_with(), random_logits()
+    with trace.recording(VALID):
+        trace.record("a", choice(z))
+    with torch.no_grad():
+        assert not trace.routing["a"].probs.requires_grad
+    (grad,) = torch.autograd.grad(trace.load_balancing_loss(), z)
+    assert grad.any()
+    assert trace.routing["a"] is trace.routing["a"]
+
+
+def test_a_choice_that_is_made_again_replaces_what_was_read():
+    trace = trace_with()
+    with trace.recording(VALID):
+        trace.record("a", choice(random_logits(seed=0)))
+        first = trace.routing["a"]
+        trace.record("a", choice(random_logits(seed=1)))
+    assert not torch.equal(trace.routing["a"].probs, first.probs)
+
+
+def test_silencing_a_choice_leaves_its_probabilities_and_shares():
+    made = choice(random_logits())
+    trace = trace_with()
+    with trace.recording(VALID):
+        trace.record("whole", made)
+        trace.record("less", made.without(1))
+    whole, less = trace.routing["whole"], trace.routing["less"]
+    assert torch.equal(less.probs, whole.probs) and torch.equal(less.assignment, whole.assignment)
+    assert torch.equal(less.routing_weights, whole.without(1).routing_weights)
+    assert whole.routing_weights[..., 1].any() and not less.routing_weights[..., 1].any()

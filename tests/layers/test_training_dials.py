@@ -14,8 +14,17 @@ from tests.layers.small_site import D, Site
 def routed(router, x, *, seed=3):
     """Its routing of rows whose tokens are all prompt."""
     torch.manual_seed(seed)
-    with router.context.with_batch_info(rows=PromptRows.single(torch.ones(x.shape[:2], dtype=torch.bool))):
-        return router(x)
+    every = torch.ones(x.shape[:2], dtype=torch.bool)
+    with router.context.with_batch_info(rows=PromptRows.single(every)), router.trace.recording(every):
+        router(x)
+    return router.trace.routing[router.site]
+
+
+def seen_by_the_gate(router) -> list[torch.Tensor]:
+    """Gets the logits that the gate is given, of each forward to come."""
+    seen = []
+    router.perturbed = lambda logits, x, own=router.perturbed: (seen.append(own(logits, x)), seen[-1])[1]
+    return seen
 
 
 @pytest.mark.parametrize("router", WITH_LOGITS)
@@ -36,8 +45,7 @@ def test_expert_dropout_leaves_at_least_top_k_experts_to_every_row(router, exper
     made.context.expert_dropout = dropout
     if has_bias:
         made.selection_bias.normal_()  # as after many steps of aux_loss_free
-    seen = []
-    made.gate = lambda logits, gate=made.gate: (seen.append(logits), gate(logits))[1]  # what the gate is given
+    seen = seen_by_the_gate(made)
     routing = routed(made, torch.randn(2, 3, D), seed=seed)
     out = torch.isinf(seen[0])
     assert torch.equal(out, out[:, :1].expand_as(out))
@@ -78,8 +86,8 @@ def test_dropout_and_noise_act_in_training_only_and_leave_the_clean_logits(route
 
 def test_router_noise_has_the_standard_deviation_it_says():
     made = Site(router="relu", experts=4).make_router().train()
-    made.context.router_noise, seen = 0.7, []
-    made.gate = lambda logits, gate=made.gate: (seen.append(logits), gate(logits))[1]
+    made.context.router_noise = 0.7
+    seen = seen_by_the_gate(made)
     routing = routed(made, torch.randn(500, 10, D))
     noise = seen[0] - routing.router_logits
     assert (float(noise.mean().detach()), float(noise.std().detach())) == pytest.approx((0.0, 0.7), abs=0.02)
@@ -90,8 +98,7 @@ def test_learnt_noise_acts_in_training_only_and_starts_at_ln_2():
     assert torch.equal(routed(made.eval(), x, seed=1).probs, routed(made, x, seed=2).probs)
     assert not torch.equal(routed(made.train(), x, seed=1).probs, routed(made, x, seed=2).probs)
     torch.nn.init.zeros_(made.noise_weight)
-    seen = []
-    made.gate = lambda logits, gate=made.gate: (seen.append(logits), gate(logits))[1]
+    seen = seen_by_the_gate(made)
     clean = routed(made, torch.randn(900, 4, D)).router_logits
     noise = seen[0] - clean
     assert float(noise.std().detach()) == pytest.approx(0.6931, abs=0.02)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 import lmoe
 from lmoe.injection.record import injected
 from lmoe.injection.roles import parameter_roles
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.rules.routers import needs_prompt
 from lmoe.vocabulary import Role
 from tests.tiny_models import randomise, tiny_model, tokens

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.metrics.pair_routing import PairRouting, SitePairs
 from tests.metrics.answered_rows import MODELS, PAIRS, answered, kept_tokens, rows_of, with_nan
 from tests.reference import dumb_metrics as dumb

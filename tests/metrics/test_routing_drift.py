@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.metrics.routing_drift import RoutingDrift, SiteDrift
 from lmoe.ops.gating import relu_gate, sigmoid_gate, top_k_gate
 from lmoe.vocabulary import MixtureScale

@@ -2,16 +2,20 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lmoe.layers.context import RoutingContext
-from lmoe.layers.trace import Routing, RoutingTrace
+from lmoe.layers.routing import Decision, Routing
+from lmoe.layers.trace import RoutingTrace
 from lmoe.ops.gating import Gate
-from lmoe.ops.router_targets import experts_of_targets, restricted
+from lmoe.ops.router_targets import RowTargets, experts_of_targets, restricted
 from lmoe.vocabulary import MixtureScale
+
+DecisionT = TypeVar("DecisionT", bound=Decision)
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -58,7 +62,7 @@ class Router(nn.Module):
         super().__init__()
         self.settings, self.site, self.trace, self.context = settings, site, trace, context
 
-    def forward(self, x: Tensor, router_logits: Tensor | None = None) -> Routing:
+    def forward(self, x: Tensor, router_logits: Tensor | None = None) -> Decision:
         """Route tokens, without autocast, and record the routing.
 
         Args:
@@ -66,30 +70,30 @@ class Router(nn.Module):
             router_logits: (..., E), where the site has computed them together with its experts.
 
         Returns:
-            Routing of (..., E) tensors.
+            The decision for (..., E) experts.
         """
         with torch.autocast(x.device.type, enabled=False):
             routing = self.route(x, router_logits)
         return self.seen(routing)
 
-    def seen(self, routing: Routing) -> Routing:
+    def seen(self, decision: DecisionT) -> DecisionT:
         """A decision as the experts get it, less a silenced one; recorded."""
         silenced = self.context.silenced.get(self.site)
         if silenced is not None:
-            routing = routing.without(silenced)
-        self.record(routing)
-        return routing
+            decision = decision.without(silenced)
+        self.record(decision)
+        return decision
 
-    def record(self, routing: Routing) -> None:
+    def record(self, decision: Decision) -> None:
         """Write into the trace."""
-        self.trace.record(self.site, routing, learning=self.learning())
+        self.trace.record(self.site, decision, learning=self.learning())
 
     def learning(self) -> bool:
         """Whether this router has weights and is in training mode."""
         return self.training and next(self.parameters(), None) is not None
 
     @abstractmethod
-    def route(self, x: Tensor, router_logits: Tensor | None) -> Routing:
+    def route(self, x: Tensor, router_logits: Tensor | None) -> Decision:
         """The decision, with autocast off."""
 
 
@@ -116,8 +120,12 @@ class LinearRouter(Router):
     def gate(self, logits: Tensor) -> Gate:
         """Weights from (..., E) logits."""
 
-    def route(self, x: Tensor, router_logits: Tensor | None) -> Routing:
+    def route(self, x: Tensor, router_logits: Tensor | None) -> Decision:
         logits = self.logits(x) if router_logits is None else self.biased(router_logits)
+        return self.decided(logits, x)
+
+    def decided(self, logits: Tensor, x: Tensor) -> Decision:
+        """The decision by clean logits (..., E) of x (..., D)."""
         return Routing.of(logits, self.gated(logits, x))
 
     def gated(self, logits: Tensor, x: Tensor, targets: Tensor | None = None) -> Gate:
@@ -130,12 +138,16 @@ class LinearRouter(Router):
             x: what they were computed from.
             targets: (...) int64, in place of those of the batch's tokens.
         """
-        known = self.context.targets(training=self.training)
-        if not (self.training and self.context.by_target) or known is None:
+        known = self.dealing_targets()
+        if known is None:
             return self.gate(self.perturbed(logits, x))
         ids = known.ids.reshape(logits.shape[:-1]) if targets is None else targets
         allowed = experts_of_targets(ids.to(logits.device), known.count, logits.shape[-1])
         return restricted(self.gate(self.noisy(logits, x).masked_fill(~allowed, -torch.inf)), allowed)
+
+    def dealing_targets(self) -> RowTargets | None:
+        """The targets of the tokens, where their experts alone may act; else None."""
+        return self.context.targets(training=True) if self.training and self.context.by_target else None
 
     def reads_every_token(self) -> bool:
         """Whether z = x W^T token by token, so that a site may compute it in one matmul with its experts."""

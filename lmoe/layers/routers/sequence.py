@@ -15,7 +15,7 @@ from lmoe.layers.context import PromptDecisions, PromptRows, RoutingContext, Run
 from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, keep_with
 from lmoe.layers.routers.base import Router
 from lmoe.layers.routers.token import TopKRouter
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.ops.gating import Gate
 from lmoe.ops.prompt_states import mean_of_prompts
 from lmoe.ops.router_targets import targets_of_rows

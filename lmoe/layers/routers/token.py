@@ -7,9 +7,11 @@ from torch.nn.functional import linear
 from lmoe.errors import RoutingError
 from lmoe.layers.context import RoutingContext
 from lmoe.layers.routers.base import LinearRouter, Router, RouterSettings
-from lmoe.layers.trace import Routing, RoutingTrace
+from lmoe.layers.routing import Choice, Decision, Routing
+from lmoe.layers.trace import RoutingTrace
 from lmoe.ops.gating import (
     Gate,
+    at_temperature,
     noisy_logits,
     oracle_gate,
     relu_gate,
@@ -18,6 +20,7 @@ from lmoe.ops.gating import (
     top_k_gate,
     top_p_gate,
     uniform_gate,
+    weights_of_top_k,
 )
 
 
@@ -32,6 +35,16 @@ class TopKRouter(LinearRouter):
             scale=self.settings.scale,
             selection_bias=self.selection_bias,
         )
+
+    def decided(self, logits: Tensor, x: Tensor) -> Decision:
+        if self.dealing_targets() is not None:
+            return super().decided(logits, x)
+        z = at_temperature(self.perturbed(logits, x), self.context.temperature)
+        settings = self.settings
+        weights, indices = weights_of_top_k(
+            z, top_k=settings.top_k, scale=settings.scale, selection_bias=self.selection_bias
+        )
+        return Choice(logits, z, weights, indices)
 
 
 class SoftRouter(LinearRouter):
@@ -96,8 +109,8 @@ class ReluRouter(LinearRouter):
     def gate(self, logits: Tensor) -> Gate:
         return relu_gate(logits, scale=self.settings.scale)
 
-    def record(self, routing: Routing) -> None:
-        self.trace.record(self.site, routing, self.l1_coef, learning=self.learning())
+    def record(self, decision: Decision) -> None:
+        self.trace.record(self.site, decision, self.l1_coef, learning=self.learning())
 
 
 class UniformRouter(Router):

@@ -12,7 +12,7 @@ from lmoe.blend.blend import Blend
 from lmoe.blend.routers import BlendRouter
 from lmoe.blend.weights import SILENT
 from lmoe.injection.record import Injected, injected, model_route, new_names
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.serve.engine.shelf import Shelf, Version, refusing
 from lmoe.serve.engine.weighing import ArrowWeighing, BlendWeighing, Load, RowRouting, RowWeights, RunWeighing, Weighing
 from lmoe.serve.request import Decided, ExpertState, Refused, RefusedError, Request

@@ -15,7 +15,7 @@ from lmoe.blend.blend import Blend
 from lmoe.blend.linear import Setting
 from lmoe.injection.record import Injected, model_route
 from lmoe.injection.tracing import domain as of_domain
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.serve.engine.paged import RowInBatch
 
 
