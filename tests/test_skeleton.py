@@ -41,6 +41,7 @@ TARGETS = {
     "bench-preference",
     "reworded",
     "prompt-words",
+    "bench-attention",
     "bench-logits",
     "bench-statistics",
     "torture",

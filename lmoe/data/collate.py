@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lmoe.data.encoded import EncodedRow
 from lmoe.ops.labels import IGNORE
+from lmoe.ops.packed_rows import row_bounds
 
 MULTIPLE = 8
 """T is rounded up to a multiple of this."""
@@ -27,7 +28,8 @@ class Collate:
     label. Rows that were put into clusters come with cluster_ids (B, T) int64, -1 on padding. Single rows come with
     attention_mask (B, T) int64.
     Packed sequences come with position_ids (B, T) int64 instead, which restart at each row and at the padding: a mask
-    beside them would make the rows see each other.
+    beside them would make the rows see each other. row_bounds (R + 1,) int32 say the same for flash attention, see
+    `row_bounds`.
 
     Args:
         pad_token_id: fills the padding.
@@ -73,7 +75,7 @@ class Collate:
                 start += len(row)
             position_ids[index, start:] = torch.arange(length - start)
         if self.packed:
-            batch["position_ids"] = position_ids
+            batch |= {"position_ids": position_ids, "row_bounds": row_bounds(position_ids)}
         else:
             batch["attention_mask"] = batch["valid_mask"].long()
         return batch

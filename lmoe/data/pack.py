@@ -26,6 +26,8 @@ PACKS_EXACTLY = frozenset(
     }
 )
 """Model types whose packed logits equal those of the rows alone (run with tiny random models, transformers 5.23)."""
+KEEPS_BOUNDS_FROM_FLASH = frozenset({"nemotron", "stablelm"})
+"""Those among them whose code does not hand the bounds of rows on to flash attention."""
 RECURRENT = (
     *("qwen3_5", "qwen3_next", "mamba", "jamba", "bamba", "zamba", "falcon_h1", "granitemoehybrid", "lfm2", "rwkv"),
     *("recurrent_gemma", "nemotron_h", "olmo_hybrid", "kimi_linear", "xlstm"),
@@ -46,17 +48,23 @@ def packing_supported(model_type: str) -> str | None:
     return f"model type {model_type} was never shown to keep packed rows apart"
 
 
-def packing_supported_by_attention(attn_implementation: str | None, batch_size: int) -> str | None:
+def packing_supported_by_attention(attn_implementation: str | None, model_type: str, batch_size: int) -> str | None:
     """None if the attention keeps packed rows apart, or the reason why packing is refused.
 
-    Flash attention looks at position_ids in batches of one sequence only; in larger ones the rows leak silently.
+    Flash attention is told where rows begin (`row_bounds`), by way of the model's code. Where that does not hand it on,
+    position_ids say it in batches of one sequence, and in larger ones the rows leak silently.
 
     Args:
         attn_implementation: the backbone's, e.g. sdpa.
+        model_type: the backbone's config.model_type.
         batch_size: sequences in a micro-batch.
     """
-    if attn_implementation and "flash" in attn_implementation and batch_size > 1:
-        return f"{attn_implementation} keeps packed rows apart only with data.batch_size=1, got {batch_size}"
+    flash = attn_implementation is not None and "flash" in attn_implementation
+    if flash and model_type in KEEPS_BOUNDS_FROM_FLASH and batch_size > 1:
+        return (
+            f"{attn_implementation} of model type {model_type} keeps packed rows apart only with data.batch_size=1, "
+            f"got {batch_size}"
+        )
     return None
 
 

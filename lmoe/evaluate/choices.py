@@ -14,7 +14,7 @@ from lmoe.evaluate.subject import Subject
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
-from lmoe.objectives.of_labels import model_inputs
+from lmoe.objectives.model_inputs import ModelInputs
 
 
 @dataclass(slots=True, frozen=True)
@@ -90,11 +90,12 @@ def choice_accuracy(subject: Subject, task: str, encoded: EncodedChoices, domain
 @torch.no_grad()
 def loglikelihoods(subject: Subject, encoded: EncodedChoices, domain: str = "") -> list[list[float]]:
     """Log-likelihood in nats of each choice of each question, given what stands before it."""
-    record, label_losses = injected(subject.model), LabelLosses(subject.model)
+    record = injected(subject.model)
+    inputs, label_losses = ModelInputs(subject.model), LabelLosses(subject.model)
     sums = [0.0] * len(encoded.rows)
     for indices, batch in subject.batches(encoded.rows):
         with batch_info(record, batch, [domain]):
-            losses = label_losses(model_inputs(batch), batch["labels"][:, 1:])
+            losses = label_losses(inputs(batch), batch["labels"][:, 1:])
         for index, loss in zip(indices, losses.double().sum(1).tolist(), strict=True):
             sums[index] = -loss
     scores = iter(sums)

@@ -10,7 +10,7 @@ from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRow
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
-from lmoe.objectives.of_labels import model_inputs
+from lmoe.objectives.model_inputs import ModelInputs
 
 Request = tuple[Any, list[int], list[int]]
 """What the harness keeps an answer under, the tokens of a context, and those of its continuation."""
@@ -52,7 +52,7 @@ class ByPrompt(HFLM):
         batch = Collate(pad_token_id=pad, max_length=self.max_length, packed=False)(rows)
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         with batch_info(injected(self.model), batch, [""]):
-            logits = self.model(**model_inputs(batch)).logits
+            logits = self.model(**ModelInputs(self.model)(batch)).logits
         scores = []
         for number, ((_, continuation), start) in enumerate(zip(requests, starts, strict=True)):
             chosen = torch.tensor(continuation, device=logits.device).unsqueeze(-1)

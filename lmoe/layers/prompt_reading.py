@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lmoe.layers.context import PromptRows
 from lmoe.layers.per_call import PerCall
+from lmoe.ops.packed_rows import BOUNDS, row_bounds, row_bounds_inputs
 
 OF_LOGITS = ("labels", "logits_to_keep", "num_logits_to_keep", "num_items_in_batch")
 OF_OUTPUT = ("output_attentions", "output_hidden_states", "output_router_logits", "return_dict", "use_cache")
@@ -183,7 +184,7 @@ class ReadInputs:
             steps = torch.arange(length, device=inside.device) - inside.sum(-1, keepdim=True)
             given["position_ids"] = torch.where(behind, steps, positions)  # what is filled up is a row of its own
         prompt = marked.gather(-1, order.unsqueeze(1).expand(-1, marked.shape[1], -1))
-        return ReadInputs(given, prompt & ~behind.unsqueeze(1))
+        return ReadInputs(_with_own_bounds(given), prompt & ~behind.unsqueeze(1))
 
     def up_to(self, prompt: Tensor) -> "ReadInputs":
         """The tokens up to the last one of some prompts.
@@ -195,13 +196,21 @@ class ReadInputs:
         end = max(int((prompt.any(1).any(0) * numbers).max()), 1)
         shape = self.shape
         given = {name: _cut(value, shape, end) for name, value in self.given.items()}
-        return ReadInputs(given, prompt[..., :end])
+        return ReadInputs(_with_own_bounds(given), prompt[..., :end])
 
     def _gathered(self, value: Any, order: Tensor) -> Any:
         if not isinstance(value, Tensor) or value.shape[:2] != self.shape:
             return value
         where = order.view(*order.shape, *(1,) * (value.dim() - 2)).expand(*order.shape, *value.shape[2:])
         return value.gather(1, where)
+
+
+def _with_own_bounds(given: dict[str, Any]) -> dict[str, Any]:
+    """Inputs with the bounds of the rows as they lie in them, where bounds are given."""
+    if BOUNDS not in given:
+        return given
+    positions = given["position_ids"]
+    return given | row_bounds_inputs(row_bounds(positions), positions.shape[1])
 
 
 def _cut(value: Any, shape: tuple[int, int], end: int) -> Any:

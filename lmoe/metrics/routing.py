@@ -4,7 +4,7 @@ Shapes: S sites, N tokens, E experts (the most of any site; sites with fewer lea
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -15,6 +15,8 @@ from lmoe.metrics.site_stack import flat_tokens, places_of
 from lmoe.ops.site_groups import sites_of_one_shape
 
 DEAD_SHARE = 0.01
+ELEMENTS_AT_ONCE = 2**22
+"""Entries of (S, N, E) that are taken together; a copy of them in float64 has 34 MB."""
 PROBABILITY_SLACK = 0.02
 """How far from 1 the mean sum of probabilities may be: a bfloat16 router rounds."""
 
@@ -86,13 +88,18 @@ class SiteDecision(Protocol):
     def assignment(self) -> Tensor: ...
 
 
+def _of_this_process(totals: Tensor) -> Tensor:
+    """The totals as they are."""
+    return totals
+
+
 class RoutingStats(Metric):
     """Load, importance, entropy and effective experts of each site, and load by domain.
 
     Args:
         num_experts: E of each site, by site name, in order.
         domains: names, in the order of the domain ids.
-        over_ranks: sum over the processes when computing; False where each of them sees all rows.
+        over_ranks: sums the totals over the processes when computing; for where each of them sees rows of its own.
     """
 
     full_state_update = False
@@ -103,8 +110,15 @@ class RoutingStats(Metric):
     effective_sum: Tensor
     tokens: Tensor
 
-    def __init__(self, num_experts: dict[str, int], domains: list[str], *, over_ranks: bool = True) -> None:
-        super().__init__(sync_on_compute=over_ranks)
+    def __init__(
+        self,
+        num_experts: dict[str, int],
+        domains: list[str],
+        *,
+        over_ranks: Callable[[Tensor], Tensor] = _of_this_process,
+    ) -> None:
+        super().__init__(sync_on_compute=False)  # which gathers each state by itself
+        self._over_ranks = over_ranks
         self.num_experts, self.domains = dict(num_experts), list(domains)
         self._index = {site: i for i, site in enumerate(num_experts)}
         sites, experts = len(num_experts), max(num_experts.values(), default=0)
@@ -158,14 +172,15 @@ class RoutingStats(Metric):
         self.tokens[where] += mask_N.sum()
 
     def update_all(self, routing: Mapping[str, SiteDecision], valid: Tensor, domain_ids: Tensor) -> None:
-        """Add one batch of every site; sites with the same number of experts are taken together.
+        """Add one batch of every site. Sites with the same number of experts are taken together, but no more of them
+        than a copy of moderate size in float64 holds.
 
         Args:
             routing: Routing of each site, by site name, as RoutingTrace.routing.
             valid: (B, T) bool, False for padding.
             domain_ids: (B, T) domain of each token.
         """
-        for sites in sites_of_one_shape({site: r.probs for site, r in routing.items()}):
+        for sites in _groups({site: r.probs for site, r in routing.items()}):
             group = [routing[site] for site in sites]
             self.update(
                 sites,
@@ -187,37 +202,30 @@ class RoutingStats(Metric):
         Raises:
             ValueError: probabilities that did not sum to 1.
         """
-        sums = zip(
-            self.num_experts.items(),
-            self.load_sum.sum(0).tolist(),
-            self.importance_sum.tolist(),
-            self.probs_sum.tolist(),
-            self.entropy_sum.tolist(),
-            self.effective_sum.tolist(),
-            self.tokens.tolist(),
-            strict=True,
-        )
-        self._check_probabilities()
-        return {
-            site: SiteRouting(
-                load=_shares(load[:experts]),
+        result = {}
+        for (site, experts), row in zip(self.num_experts.items(), self._totals(), strict=True):
+            *sums, entropy, effective, tokens = row
+            if not tokens:
+                continue
+            widest = len(sums) // 3
+            load, importance, probs = (sums[start : start + experts] for start in (0, widest, 2 * widest))
+            _check_probabilities(site, sum(probs) / tokens)
+            result[site] = SiteRouting(
+                load=_shares(load),
                 entropy=entropy / tokens,
                 effective=effective / tokens,
-                importance=_shares(importance[:experts]),
-                mean_probs=[value / tokens for value in probs[:experts]],
+                importance=_shares(importance),
+                mean_probs=[value / tokens for value in probs],
             )
-            for (site, experts), load, importance, probs, entropy, effective, tokens in sums
-            if tokens
-        }
+        return result
 
-    def _check_probabilities(self) -> None:
-        totals = self.probs_sum.sum(-1) / self.tokens.clamp(min=1)
-        for site, total, tokens in zip(self.num_experts, totals.tolist(), self.tokens.tolist(), strict=True):
-            if tokens and abs(total - 1) > PROBABILITY_SLACK:
-                raise ValueError(
-                    f"{site}: the probabilities of a token sum to {total:.4g} on average, must sum to 1; give the "
-                    "router's probabilities (a Routing's probs), not its logits, scores or weights"
-                )
+    def _totals(self) -> list[list[float]]:
+        """Sums over all processes, a row of 3 E + 3 numbers for each site: load, importance and probabilities of each
+        expert, entropy, effective experts, tokens. NOTE brought together and read from the device once.
+        """
+        by_expert = (self.load_sum.sum(0), self.importance_sum, self.probs_sum)
+        of_site = (self.entropy_sum, self.effective_sum, self.tokens)
+        return self._over_ranks(torch.cat([*by_expert, *(values.unsqueeze(1) for values in of_site)], 1)).tolist()
 
     def load_by_domain(self) -> dict[str, dict[str, list[float]]]:
         """{domain: {site: load of each expert}}; domains without tokens are left out."""
@@ -259,6 +267,35 @@ def routing_rows(sites: dict[str, SiteRouting]) -> dict[str, float]:
         rows[f"routing/{site}/load_entropy"] = value.load_entropy
         rows[f"routing/{site}/information"] = value.information
     return rows
+
+
+def _check_probabilities(site: str, total: float) -> None:
+    """Refuse what are no probabilities.
+
+    Args:
+        site: for the message.
+        total: sum over the experts, on average.
+
+    Raises:
+        ValueError: it is not 1.
+    """
+    if abs(total - 1) > PROBABILITY_SLACK:
+        raise ValueError(
+            f"{site}: the probabilities of a token sum to {total:.4g} on average, must sum to 1; give the "
+            "router's probabilities (a Routing's probs), not its logits, scores or weights"
+        )
+
+
+def _groups(probs: Mapping[str, Tensor]) -> Iterator[list[str]]:
+    """Sites that are taken together.
+
+    Args:
+        probs: (B, T, E) by site.
+    """
+    for sites in sites_of_one_shape(probs):
+        count = max(1, ELEMENTS_AT_ONCE // max(1, probs[sites[0]].numel()))
+        for start in range(0, len(sites), count):
+            yield list(sites[start : start + count])
 
 
 def _shares(sums: list[float]) -> list[float]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -13,16 +14,10 @@ from lmoe.config.run import TaskConfig
 from lmoe.data.prepare import PreparedData, prepare
 from lmoe.errors import CheckpointError
 from lmoe.metrics.language import DomainLoss
+from lmoe.objectives.model_inputs import ModelInputs
 from lmoe.objectives.objective import Batch
 from lmoe.ops.log_probabilities import LOGITS_AT_ONCE
 from lmoe.rules.objectives import OBJECTIVES
-
-MODEL_INPUTS = ("input_ids", "attention_mask", "position_ids")
-
-
-def model_inputs(batch: Batch) -> Batch:
-    """What the model itself gets of a batch."""
-    return {name: batch[name] for name in MODEL_INPUTS if name in batch}
 
 
 class OfLabels:
@@ -40,6 +35,7 @@ class OfLabels:
     def __init__(self, task: TaskConfig) -> None:
         self.task = task
         self._label_losses: LabelLosses | None = None
+        self._model_inputs: ModelInputs | None = None
 
     @property
     def more_forwards(self) -> int:
@@ -82,6 +78,12 @@ class OfLabels:
             self._label_losses = LabelLosses(model)
         return self._label_losses
 
+    def inputs(self, model: PreTrainedModel, batch: Batch) -> dict[str, Any]:
+        """What a model gets of a batch."""
+        if self._model_inputs is None or self._model_inputs.model is not model:
+            self._model_inputs = ModelInputs(model)
+        return self._model_inputs(batch)
+
     def begin(self, model: PreTrainedModel) -> None:
         """Keep nothing."""
 
@@ -103,7 +105,7 @@ class OfLabels:
     ) -> float:
         """Root mean square over the valid tokens of what the logits are without something."""
         losses = self.label_losses(model)
-        return losses.mean_square_change(model_inputs(batch), batch["valid_mask"], without) ** 0.5
+        return losses.mean_square_change(self.inputs(model, batch), batch["valid_mask"], without) ** 0.5
 
     def notes(self, model: PreTrainedModel) -> list[str]:
         """Says it where the logits of all tokens are made, which takes more memory."""

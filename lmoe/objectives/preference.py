@@ -23,7 +23,7 @@ from lmoe.injection.record import RECORD
 from lmoe.injection.tracing import adapters_off, adapters_on
 from lmoe.objectives.known_answers import KnownAnswers, answer_key
 from lmoe.objectives.objective import Batch, Losses
-from lmoe.objectives.of_labels import OfLabels, model_inputs
+from lmoe.objectives.of_labels import OfLabels
 from lmoe.ops.labels import IGNORE
 from lmoe.vocabulary import Reference
 
@@ -103,7 +103,7 @@ class PreferenceObjective(OfLabels):
     def answers(self, model: PreTrainedModel, batch: Batch) -> Answers:
         """Log-probabilities of the answers of a batch by a model as it is."""
         labels = batch["labels"][:, 1:]
-        losses = self.label_losses(model)(model_inputs(batch), labels)
+        losses = self.label_losses(model)(self.inputs(model, batch), labels)
         return Answers(-losses.sum(1), (labels != IGNORE).sum(1))
 
     def reference_answers(self, model: PreTrainedModel, batch: Batch) -> Answers:

@@ -4,7 +4,6 @@ from transformers import PreTrainedModel
 
 from lmoe.injection.reward_head import rewards_of
 from lmoe.objectives.objective import Batch, Losses
-from lmoe.objectives.of_labels import model_inputs
 from lmoe.objectives.preference import PairObjective
 from lmoe.ops.preference_losses import preference_loss
 
@@ -18,7 +17,7 @@ class RewardModel(PairObjective):
 
     def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
         """-log s(r_chosen - r_rejected) of each pair, (B,), from one forward."""
-        rewards = rewards_of(model, model_inputs(batch), batch["valid_mask"])
+        rewards = rewards_of(model, self.inputs(model, batch), batch["valid_mask"])
         chosen, rejected = rewards.chunk(2)
         return self.of_pairs(preference_loss(chosen - rejected, beta=1.0), rewards, batch)
 

@@ -8,7 +8,7 @@ from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.pack import PackedRows
 from lmoe.objectives.objective import Batch, Losses
-from lmoe.objectives.of_labels import OfLabels, model_inputs
+from lmoe.objectives.of_labels import OfLabels
 from lmoe.ops.labels import IGNORE
 
 
@@ -32,5 +32,5 @@ class SupervisedFineTuning(OfLabels):
     def losses(self, model: PreTrainedModel, batch: Batch) -> Losses:
         """Cross-entropy of each predicted token: three tensors (B, T - 1), values in nats."""
         labels = batch["labels"][:, 1:]
-        values = self.label_losses(model)(model_inputs(batch), labels)
+        values = self.label_losses(model)(self.inputs(model, batch), labels)
         return Losses(values, labels != IGNORE, batch["domain_ids"][:, 1:])

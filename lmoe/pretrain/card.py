@@ -17,7 +17,7 @@ from lmoe.data.datamodule import TrainingData
 from lmoe.data.prepare import prepare
 from lmoe.files.resources import resource_dir
 from lmoe.metrics.language import DomainLoss
-from lmoe.objectives.of_labels import model_inputs
+from lmoe.objectives.model_inputs import ModelInputs
 from lmoe.ops.labels import IGNORE
 from lmoe.pretrain.corpus import DomainText, Windows
 from lmoe.report.markdown import front_matter, table
@@ -72,11 +72,12 @@ def chat_losses(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows
         accumulate_grad_batches=1,
         pad_token_id=int(tokenizer.pad_token_id),  # type: ignore[arg-type]
     )
-    metric, label_losses = DomainLoss(prepared.domains), LabelLosses(model)
+    metric = DomainLoss(prepared.domains)
+    inputs, label_losses = ModelInputs(model), LabelLosses(model)
     model.eval()
     for batch in data.val_dataloader():
         labels = batch["labels"][:, 1:]
-        metric.update(label_losses(model_inputs(batch), labels), labels != IGNORE, batch["domain_ids"][:, 1:])
+        metric.update(label_losses(inputs(batch), labels), labels != IGNORE, batch["domain_ids"][:, 1:])
     return {name.removesuffix("/loss"): loss for name, loss in metric.compute().items() if name != "loss"}
 
 

@@ -4,16 +4,20 @@ import logging
 import warnings
 from pathlib import Path
 
+import torch
 from rich.console import Console
+from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
-from lmoe.data.pack import PackedRows
+from lmoe.backbones.attention import FLASH, attention_for_packed_rows, attention_of
+from lmoe.data.pack import PackedRows, packing_supported_by_attention
 from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
 from lmoe.report.say import say
 from lmoe.rules.experts_from import named_adapters, source_run
 from lmoe.run.learnt import Learnt
 from lmoe.run.parts import Parts, data_notes
+from lmoe.vocabulary import Accelerator
 
 
 def describe(parts: Parts, run_dir: Path, console: Console) -> None:
@@ -65,13 +69,33 @@ def data_line(phase: Learnt) -> str:
 
 
 def packing_lines(parts: Parts) -> list[str]:
-    """How many rows come in a step where several stand in one sequence."""
+    """How many rows come in a step where several stand in one sequence, and which attention would suit them."""
     packed, loop = parts.prepared.train, parts.config.trainer
     if not isinstance(packed, PackedRows):
         return []
     sequences = parts.config.data.batch_size * loop.accumulate_grad_batches * loop.devices * loop.num_nodes
     rows = len(packed.rows) * sequences / len(packed)
-    return [f"data: a step takes {sequences} packed sequences, about {rows:.0f} rows"]
+    lines = [f"data: a step takes {sequences} packed sequences, about {rows:.0f} rows"]
+    if (better := attention_of_packed_rows(parts)) is not None:
+        lines.append(
+            f"data: {attention_of(parts.model)} keeps packed rows apart by a mask of all tokens of a sequence; "
+            f"backbone.attn_implementation={better} needs none"
+        )
+    return lines
+
+
+def attention_of_packed_rows(parts: Parts) -> str | None:
+    """The attention that would spare packed rows a large mask on the devices of a run; None: there is none."""
+    model, loop, batch_size = parts.model, parts.config.trainer, parts.config.data.batch_size
+    on_gpu = torch.cuda.is_available() and loop.accelerator is not Accelerator.cpu
+    flash = model._supports_flash_attn and is_flash_attn_2_available() and loop.precision != "32-true"
+    leak = packing_supported_by_attention(FLASH, model.config.model_type, batch_size)
+    return attention_for_packed_rows(
+        attention_of(model),
+        "cuda" if on_gpu else "cpu",
+        flash=flash and leak is None,
+        flex=model._supports_flex_attn,
+    )
 
 
 def counted(number: int, noun: str) -> str:

@@ -79,7 +79,9 @@ def read_lessons(
     prepared = []
     for number, lesson in enumerate(sets):
         data = lesson.data
-        leak = packing_supported_by_attention(config.backbone.attn_implementation, data.batch_size)
+        leak = packing_supported_by_attention(
+            config.backbone.attn_implementation, model.config.model_type, data.batch_size
+        )
         if leak and data.packing:
             raise DataError(f"{lesson.key}.packing=true: {leak}")
         with _for_phase(config, names[numbers.index(number)], lesson):

@@ -43,6 +43,7 @@ from lmoe.training.callbacks.known_reference import KnownReference
 from lmoe.training.callbacks.phase_switch import PhaseSwitch
 from lmoe.training.callbacks.plateau_start import PlateauStart
 from lmoe.training.callbacks.progress_line import ProgressLine
+from lmoe.training.callbacks.read_step import ReadStep
 from lmoe.training.callbacks.rng_state import RngState
 from lmoe.training.callbacks.run_checkpoint import RunCheckpoint
 from lmoe.training.callbacks.same_clusters import SameClusters
@@ -117,6 +118,7 @@ def train(
                 WindowEnd(),
                 KeptExperts(),
                 GradientAverage(),
+                ReadStep(),
                 FiniteSteps(config.trainer.nonfinite, line.say),
                 StepMetrics(config.trainer.log_every_n_steps, line.step),
                 kept,

@@ -22,7 +22,7 @@ class Auxiliary:
         self.model, self.record = model, injected(model)
         self.whole_step = self.record.moe.load_balance.scope is BalanceScope.global_batch
         self.loads = StepMeans(over_ranks)
-        self.activity = StepMeans(over_ranks)
+        self.over_ranks, self.activity = over_ranks, StepMeans()
 
     def losses(self, phase: Phase, valid: Tensor) -> ForwardLosses:
         """The losses of the forward that the trace holds, to be weighted by its share of the step's valid tokens.
@@ -54,7 +54,7 @@ class Auxiliary:
     def after_step(self, phase: Phase) -> None:
         """Move selection biases and relu's L1 by the step that is done, and start the next one."""
         if phase.load_balance and self.record.trace.losses.moves_after_step:
-            move_balance(self.model, self.record, self.activity.means())
+            move_balance(self.model, self.record, self.activity.summed(self.over_ranks).means())
         self.start_step()
 
     def start_step(self) -> None:

@@ -59,7 +59,7 @@ class RoutingEvaluation:
         """Empty metrics for the routers of a model."""
         experts = injected(model).plan.routers
         return cls(
-            RoutingStats(experts, domains, over_ranks=False).to(device),
+            RoutingStats(experts, domains).to(device),
             DomainSpecialisation(experts, domains, permutations=permutations).to(device),
             Coactivation(experts).to(device),
             ChosenExperts(experts).to(device),

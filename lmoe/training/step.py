@@ -1,6 +1,6 @@
 """One optimizer step: what is known of it, and the stages in which callbacks act at its end."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, ClassVar
@@ -29,13 +29,17 @@ class WindowLosses:
     """Sums over the micro-batches of one optimizer step; the names are those of the first micro-batch."""
 
     def __init__(self) -> None:
-        self._names: tuple[str, ...] = ()
+        self.names: tuple[str, ...] = ()
         self._sums: Tensor | None = None
 
     def add(self, shares: dict[str, Tensor]) -> None:
         """Add one micro-batch's shares, each ()."""
         values = torch.stack([share.detach().float() for share in shares.values()])
-        self._names, self._sums = tuple(shares), values if self._sums is None else self._sums + values
+        self.names, self._sums = tuple(shares), values if self._sums is None else self._sums + values
+
+    def sums(self, device: torch.device) -> Tensor:
+        """(L,) float32 losses of the window, in the order of the names."""
+        return torch.zeros(0, device=device) if self._sums is None else self._sums.to(device)
 
     def finite(self) -> bool:
         """Whether every loss of the window is a number."""
@@ -47,7 +51,7 @@ class WindowLosses:
     def values(self) -> dict[str, float]:
         """The losses of the window under their metric names."""
         values = [] if self._sums is None else self._sums.tolist()
-        return dict(zip(self._names, values, strict=True)) if values else {}
+        return dict(zip(self.names, values, strict=True)) if values else {}
 
 
 @dataclass(slots=True)
@@ -58,18 +62,22 @@ class StepRecord:
         window: losses of the micro-batches of this rank.
         tokens: valid tokens of the micro-batches of this rank.
         learning_rates: with which the step was made, by optimizer group.
-        gradient_norms: before clipping, each (), by optimizer group.
+        gradient_norms: before clipping, by optimizer group.
+        losses: over all ranks, under their metric names; empty until they are read.
+        tokens_of_all: valid tokens over all ranks, once they are read.
+        finite: every loss and gradient is a number, on all ranks.
         skipped: the step is left out: its gradients or a loss are no numbers.
-        losses: over all ranks, under their metric names; empty until they are measured.
         routing: over all ranks and since the last logged step, by site; empty of a step that is not logged.
     """
 
     window: WindowLosses = field(default_factory=WindowLosses)
     tokens: Tensor | int = 0
     learning_rates: dict[str, float] = field(default_factory=dict)
-    gradient_norms: dict[str, Tensor] = field(default_factory=dict)
-    skipped: bool = False
+    gradient_norms: Mapping[str, Tensor | float] = field(default_factory=dict)
     losses: dict[str, float] = field(default_factory=dict)
+    tokens_of_all: int = 0
+    finite: bool = True
+    skipped: bool = False
     routing: dict[str, SiteRouting] = field(default_factory=dict)
 
 

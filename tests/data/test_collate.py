@@ -34,6 +34,7 @@ def test_packed_rows_restart_positions_and_come_without_a_mask() -> None:
     batch = Collate(pad_token_id=9, max_length=64, packed=True)([rows, (encoded(8, 40, 0),)])
     assert "attention_mask" not in batch
     assert batch["position_ids"].tolist() == [[0, 1, 2, 0, 1, 0, 1, 2], list(range(8))]
+    assert batch["row_bounds"].tolist() == [0, 3, 5, 8, 16] and batch["row_bounds"].dtype == torch.int32
     assert batch["domain_ids"][0].tolist() == [1, 1, 1, 2, 2, 0, 0, 0]
     assert batch["labels"][0].tolist() == [-100, 11, 12, -100, 21, -100, -100, -100]
     assert batch["valid_mask"][0].tolist() == [True] * 5 + [False] * 3

@@ -100,10 +100,12 @@ def test_models_that_were_never_tried_are_refused() -> None:
     assert "never shown" in str(packing_supported("opt"))
 
 
-def test_flash_attention_is_refused_for_several_sequences() -> None:
-    assert packing_supported_by_attention("flash_attention_2", 1) is None
-    assert "data.batch_size=1" in str(packing_supported_by_attention("flash_attention_2", 4))
-    assert packing_supported_by_attention("sdpa", 4) is None and packing_supported_by_attention(None, 4) is None
+def test_flash_attention_is_refused_for_several_sequences_where_it_is_not_told_of_rows() -> None:
+    assert packing_supported_by_attention("flash_attention_2", "qwen3", 4) is None
+    assert packing_supported_by_attention("flash_attention_2", "stablelm", 1) is None
+    assert "data.batch_size=1" in str(packing_supported_by_attention("flash_attention_2", "stablelm", 4))
+    for other in ("sdpa", None):
+        assert packing_supported_by_attention(other, "stablelm", 4) is None
 
 
 def test_what_packing_would_make_is_what_it_makes() -> None:

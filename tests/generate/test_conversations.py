@@ -19,7 +19,7 @@ from lmoe.generate.row_prompts import RowPrompt
 from lmoe.generate.speaker import Speaker
 from lmoe.injection.batch_info import batch_info, conversations
 from lmoe.injection.record import injected
-from lmoe.objectives.of_labels import model_inputs
+from lmoe.objectives.model_inputs import ModelInputs
 from lmoe.pretrain.bpe import train_bpe
 from lmoe.vocabulary import TrainOn
 from tests.injection.tiny_injected import tiny_injected
@@ -87,7 +87,7 @@ def in_training(model, tokenizer, turns, answer: Tensor) -> Tensor:
     row = EncodedRow(torch.cat([ids, answer]).int(), labels, 0)
     batch = Collate(pad_token_id=0, max_length=200, packed=False)([row])
     with torch.no_grad(), batch_info(injected(model), batch, ["all"]):
-        return model(**model_inputs(batch)).logits[0, start - 1 : start - 1 + len(answer)]
+        return model(**ModelInputs(model)(batch)).logits[0, start - 1 : start - 1 + len(answer)]
 
 
 @pytest.mark.parametrize("count", [2, 4, 6])

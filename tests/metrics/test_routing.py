@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lmoe.layers.trace import Routing
 from lmoe.metrics.routing import RoutingStats, SiteRouting, routing_rows, routing_summary
 from lmoe.ops.gating import top_k_gate
 from lmoe.vocabulary import MixtureScale
@@ -169,3 +170,23 @@ def test_probabilities_that_do_not_sum_to_one_are_refused_by_the_name_of_their_s
     stats.update("site", scores, scores, scores, torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4).long())
     with pytest.raises(ValueError, match=r"site: the probabilities of a token sum to 1\.5 .*must sum to 1; give the"):
         stats.compute()
+
+
+@pytest.mark.parametrize("at_once", [1, 120, 10**6])
+def test_statistics_are_the_same_bits_however_many_sites_are_taken_together(at_once: int, monkeypatch) -> None:
+    generator, routing = torch.Generator().manual_seed(0), {}
+    for number in range(5):
+        logits = torch.randn(2, 7, 4, generator=generator)
+        gate = top_k_gate(logits, top_k=2, temperature=1.0, scale=MixtureScale.sum_to_one)
+        routing[f"site{number}"] = Routing.of(logits, gate)
+    valid, domain_ids = torch.arange(7).expand(2, -1) < 6, torch.zeros(2, 7, dtype=torch.long)
+    one_by_one, together = (RoutingStats(dict.fromkeys(routing, 4), ["all"]) for _ in range(2))
+    for site, r in routing.items():
+        one_by_one.update(site, r.probs, r.routing_weights, r.assignment, valid, domain_ids)
+    monkeypatch.setattr("lmoe.metrics.routing.ELEMENTS_AT_ONCE", at_once)
+    calls = []
+    plain = together.update
+    monkeypatch.setattr(together, "update", lambda sites, *rest: calls.append(len(sites)) or plain(sites, *rest))
+    together.update_all(routing, valid, domain_ids)
+    assert calls == {1: [1] * 5, 120: [2, 2, 1], 10**6: [5]}[at_once]
+    assert together.compute() == one_by_one.compute()

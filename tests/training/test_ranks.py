@@ -1,5 +1,6 @@
 """What processes tell one another reaches a process group that knows the run's device only, as nccl does."""
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.testing._internal.distributed.fake_pg import FakeProcessGroup
 import lmoe
 from lmoe.resume.stopping import StopSignals
 from lmoe.training.callbacks.finite_steps import FiniteSteps
-from lmoe.training.callbacks.step_metrics import StepMetrics
+from lmoe.training.callbacks.read_step import ReadStep
 from lmoe.training.callbacks.stop_request import StopRequest
 from lmoe.training.module import AdapterModule
 from lmoe.training.ranks import any_rank, over_ranks
@@ -68,13 +69,39 @@ def test_values_of_the_cpu_are_reduced_on_the_device_of_the_run(trainer):
     assert any_rank(trainer, False)
 
 
-def test_the_losses_of_a_step_are_reduced_on_the_device_of_the_run(trainer):
-    told, window = [], WindowLosses()
+def test_what_a_step_has_come_to_is_reduced_on_the_device_of_the_run_in_one_message(trainer, monkeypatch):
+    sums = []
+    plain = trainer.strategy.reduce
+    monkeypatch.setattr(trainer.strategy, "reduce", lambda values, **how: sums.append(values) or plain(values, **how))
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda values: [1.0] * len(values))  # there is nothing to be read
+    window = WindowLosses()
     window.add({"train/loss": torch.tensor(7.0), "train/router_z_loss": torch.tensor(8.0)})
-    module, step = SimpleNamespace(current=SimpleNamespace(name="joint")), StepRecord(window=window)
-    StepMetrics(5, lambda *values: told.append(values)).after_step(trainer, module, step)  # type: ignore[arg-type]
-    assert told == [(2, "joint", 1.0)]
-    assert step.losses["train/loss"] == 1.0
+    step = StepRecord(window=window, tokens=torch.tensor(9))
+    trainer.precision = "32-true"
+    ReadStep().before_step(trainer, SimpleNamespace(), step, SimpleNamespace(param_groups=[]))  # type: ignore[arg-type]
+    assert [tuple(values.shape) for values in sums] == [(4,)] and sums[0].device.type == ELSEWHERE
+    assert step.losses == {"train/loss": 1.0, "train/router_z_loss": 1.0} and step.tokens_of_all == 1
+
+
+def test_losses_of_two_processes_add_up_as_in_float32_and_one_that_is_no_number_stops_both():
+    """And tokens to a whole number, however many they are."""
+    losses, norms = ((0.1, 0.7), (float("inf"), 0.7), (0.1, 0.7)), (1.0, 1.0, float("nan"))
+    for (mine, other), norm in zip(losses, norms, strict=True):
+        of_other = torch.tensor([other, 3.0, 2**24 + 1, 0], dtype=torch.float64)
+        strategy = SimpleNamespace(root_device=torch.device("cpu"))
+        strategy.reduce = lambda values, reduce_op, more=of_other: values + more * torch.tensor([1, 1, 1, 1])
+        window = WindowLosses()
+        window.add({"train/loss": torch.tensor(mine), "train/router_z_loss": torch.tensor(1.0)})
+        step = StepRecord(window=window, tokens=torch.tensor(4))
+        weight = torch.nn.Parameter(torch.zeros(1))
+        weight.grad = torch.tensor([norm])
+        group = SimpleNamespace(param_groups=[{"name": "lora", "params": [weight]}])
+        run = SimpleNamespace(strategy=strategy, precision="32-true")
+        ReadStep().before_step(run, SimpleNamespace(), step, group)  # type: ignore[arg-type]
+        assert step.losses["train/loss"] == float(torch.tensor(mine) + torch.tensor(other))
+        assert step.tokens_of_all == 2**24 + 5 and step.losses["train/router_z_loss"] == 4.0
+        assert step.finite == (math.isfinite(mine) and math.isfinite(norm))
+    assert not step.finite and math.isnan(step.gradient_norms["lora"])
 
 
 def test_a_request_to_stop_is_reduced_on_the_device_of_the_run(trainer):
@@ -88,12 +115,12 @@ def test_loads_activity_and_the_routing_in_a_checkpoint_are_reduced_on_the_devic
     assert AdapterModule.over_ranks(SimpleNamespace(trainer=trainer), torch.zeros(3)).tolist() == [1] * 3  # type: ignore[arg-type]
 
 
-def test_a_step_that_is_not_finite_elsewhere_is_agreed_upon_on_the_device_of_the_run(trainer):
-    skipped, step = [], StepRecord()
+def test_a_step_that_is_not_finite_elsewhere_is_agreed_upon_on_the_device_of_the_run(trainer, monkeypatch):
+    skipped, step, optimizer = [], StepRecord(), SimpleNamespace(param_groups=[])
     trainer.precision = "32-true"
-    FiniteSteps("skip", skipped.append).before_step(  # type: ignore[arg-type]
-        trainer, SimpleNamespace(), step, SimpleNamespace(param_groups=[])
-    )
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda values: [1.0] * len(values))  # one process found a fault
+    for callback in (ReadStep(), FiniteSteps("skip", skipped.append)):  # type: ignore[arg-type]
+        callback.before_step(trainer, SimpleNamespace(), step, optimizer)  # type: ignore[arg-type]
     assert step.skipped and "not finite on another rank" in skipped[0]
 
 

@@ -3,15 +3,14 @@
 Logs: train/skipped_steps (only at steps that are skipped).
 """
 
+import math
 from collections.abc import Callable
 
-import torch
 from lightning.pytorch import Trainer
 
 from lmoe.errors import TrainingError
 from lmoe.training.callbacks.step_metrics import record
 from lmoe.training.module import AdapterModule
-from lmoe.training.ranks import any_rank
 from lmoe.training.step import Stage, StepCallback, StepRecord
 from lmoe.vocabulary import NonFinite
 
@@ -20,8 +19,8 @@ SKIPPED_IN_A_ROW = 10
 
 
 class FiniteSteps(StepCallback):
-    """Measures the norm of the gradients of each group before clipping; stops or skips where they or a loss are no
-    numbers. With 16-mixed precision gradients overflow now and then, and its scaler skips those steps.
+    """Stops or skips where gradients or a loss are no numbers; NOTE after ReadStep, which finds it out. With 16-mixed
+    precision gradients overflow now and then, and its scaler skips those steps.
 
     Args:
         policy: what to do.
@@ -41,18 +40,10 @@ class FiniteSteps(StepCallback):
         self.skipped, self._in_a_row = state_dict["skipped"], state_dict["in_a_row"]
 
     def before_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord, optimizer) -> None:
-        step.gradient_norms = {
-            group["name"]: _norm([p.grad for p in group["params"] if p.grad is not None])
-            for group in optimizer.param_groups
-        }
-        reason = _what_is_wrong(trainer, step)
-        wrong = reason is not None
-        if trainer.world_size > 1:  # all ranks skip the same steps
-            wrong = any_rank(trainer, wrong)
-        if not wrong:
+        if step.finite:
             self._in_a_row = 0
             return
-        reason = reason or f"a loss of step {trainer.global_step} is not finite on another rank"
+        reason = _what_is_wrong(trainer, step)
         if self.policy is NonFinite.stop or self._in_a_row + 1 >= SKIPPED_IN_A_ROW:
             times = f" for the {SKIPPED_IN_A_ROW}th time in a row" if self.policy is NonFinite.skip else ""
             raise TrainingError(
@@ -70,14 +61,9 @@ class FiniteSteps(StepCallback):
         self.say(f"skipped a step: {reason}; {self.skipped} so far")
 
 
-def _what_is_wrong(trainer: Trainer, step: StepRecord) -> str | None:
+def _what_is_wrong(trainer: Trainer, step: StepRecord) -> str:
     if not step.window.finite():
         return f"a loss of step {trainer.global_step} is not finite ({step.window})"
-    if trainer.precision != "16-mixed" and not all(torch.isfinite(n) for n in step.gradient_norms.values()):
+    if trainer.precision != "16-mixed" and not all(math.isfinite(norm) for norm in step.gradient_norms.values()):
         return f"a gradient of step {trainer.global_step} is not finite"
-    return None
-
-
-def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
-    """() of all together; a sharded one is gathered."""
-    return torch.stack(torch._foreach_norm(gradients)).norm() if gradients else torch.zeros(())
+    return f"a loss of step {trainer.global_step} is not finite on another rank"

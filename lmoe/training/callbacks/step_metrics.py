@@ -9,12 +9,10 @@ routing/<site>/{entropy,cv,max_vio,effective,load_entropy,information}.
 import time
 from collections.abc import Callable
 
-import torch
 from lightning.pytorch import Trainer
 
 from lmoe.metrics.routing import routing_rows, routing_summary
 from lmoe.training.module import AdapterModule
-from lmoe.training.ranks import over_ranks
 from lmoe.training.step import Stage, StepCallback, StepRecord
 
 
@@ -45,14 +43,12 @@ class StepMetrics(StepCallback):
         step.learning_rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
 
     def after_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord) -> None:
-        self._tokens += int(step.tokens)
-        shares, done = step.window.values(), trainer.global_step
-        step.losses = {name: float(over_ranks(trainer, torch.tensor(v))) for name, v in shares.items()}
+        self._tokens += step.tokens_of_all
+        done = trainer.global_step
         self.on_step(done, module.current.name, step.losses["train/loss"])
         if done % self.every_n_steps and done not in (1, trainer.max_steps):
             return
-        now = time.perf_counter()
-        tokens = float(over_ranks(trainer, torch.tensor(self._tokens, dtype=torch.float64)))
+        now, tokens = time.perf_counter(), float(self._tokens)
         step.routing = module.step_routing.compute() if module.step_routing.update_called else {}
         module.step_routing.reset()
         record(
