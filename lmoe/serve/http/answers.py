@@ -58,7 +58,7 @@ class _Common:
             body["lmoe"] = decided_json(answers[0].decided)
         elif decided:
             for choice, answer in zip(body["choices"], answers, strict=True):
-                choice["lmoe"] = decided_json(answer.decided)
+                choice["lmoe"] = decided_json(answer.decided) | choice.get("lmoe", {})
         return body
 
 
@@ -81,6 +81,7 @@ class ChatShape(_Common):
                 "message": {"role": "assistant", "content": "".join(p.text for p in own), "refusal": None},
                 "logprobs": self._logprobs(own) if answer.request.top_logprobs is not None else None,
                 "finish_reason": answer.finish,
+                **weighed_json(own),
             }
             for index, (answer, own) in enumerate(zip(answers, pieces, strict=True))
         ]
@@ -92,7 +93,9 @@ class ChatShape(_Common):
 
     def chunk(self, index: int, piece: Piece) -> Json:
         """The next piece of an answer."""
-        return self._chunk(index, {"content": piece.text}, self._logprobs([piece]) if piece.tokens else None)
+        chunk = self._chunk(index, {"content": piece.text}, self._logprobs([piece]) if scored(piece) else None)
+        chunk["choices"][0] |= weighed_json([piece])
+        return chunk
 
     def last(self, index: int, answer: Answer, decided: bool) -> Json:
         """The chunk that says why an answer has ended."""
@@ -142,6 +145,7 @@ class CompletionShape(_Common):
                 "text": self._before(index) + "".join(piece.text for piece in own),
                 "logprobs": self._logprobs(own) if answer.request.top_logprobs is not None else None,
                 "finish_reason": answer.finish,
+                **weighed_json(own),
             }
             for index, (answer, own) in enumerate(zip(answers, pieces, strict=True))
         ]
@@ -153,9 +157,9 @@ class CompletionShape(_Common):
 
     def chunk(self, index: int, piece: Piece) -> Json:
         """The next piece of an answer."""
-        logprobs = self._logprobs([piece]) if piece.tokens else None
+        logprobs = self._logprobs([piece]) if scored(piece) else None
         choice = {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": None}
-        return self._head("text_completion", [choice])
+        return self._head("text_completion", [choice | weighed_json([piece])])
 
     def last(self, index: int, answer: Answer, decided: bool) -> Json:
         """The chunk that says why an answer has ended."""
@@ -186,6 +190,27 @@ class CompletionShape(_Common):
 def finite(logprob: float | None) -> float:
     """A log-probability that JSON can hold."""
     return logprob if logprob is not None and math.isfinite(logprob) else IMPOSSIBLE
+
+
+def scored(piece: Piece) -> bool:
+    """Whether the tokens of a piece come with log-probabilities."""
+    return any(token.logprob is not None for _, token in piece.tokens)
+
+
+def weighed_json(pieces: Sequence[Piece]) -> Json:
+    """What a choice says of its tokens: where each begins, in characters of the answer, and what the experts weighed
+    where it was chosen; nothing where that was not asked for."""
+    tokens = [
+        {
+            "id": token.id,
+            "offset": offset,
+            "weights": {name: round(weight, 6) for name, weight in token.weights.items() if weight},
+        }
+        for piece in pieces
+        for offset, token in piece.tokens
+        if token.weights is not None
+    ]
+    return {"lmoe": {"tokens": tokens}} if tokens else {}
 
 
 def usage_json(prompt: int, generated: int) -> Json:

@@ -217,7 +217,7 @@ class Asked(_Part):
 
     model: Annotated[str, Field(max_length=10_000)] | None = None
     experts: Weights | None = None
-    lmoe: bool = False
+    lmoe: bool | Literal["tokens"] = False
     max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_temperature)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -101,7 +101,8 @@ def _question(
                     mixture=mixture,
                     earlier_answers=prompt.earlier,
                     top_logprobs=body.wanted_logprobs,
-                    load=body.lmoe,
+                    load=bool(body.lmoe),
+                    expert_weights=body.lmoe == "tokens",
                 )
             )
     return Question(body=body, shape=shape, requests=requests, prompt_tokens=sum(len(prompt.ids) for prompt in prompts))
