@@ -42,13 +42,16 @@ def environment() -> Environment:
     )
 
 
-def render(template: str, *, scripts: Sequence[str] = (), data: Any = None, **values: Any) -> str:
+def render(
+    template: str, *, scripts: Sequence[str] = (), data: Any = None, asks_server: bool = False, **values: Any
+) -> str:
     """Return a page as HTML.
 
     Args:
         template: a file of pages/.
         scripts: files of pages/ that run at its end, in this order.
         data: what they read by `page.data()` (page.js): lists, dicts, texts and finite numbers; None: nothing.
+        asks_server: its scripts may ask the server that the page comes from, and no other.
         values: all that it shows.
     """
     sources = [script_source(name) for name in scripts]
@@ -59,19 +62,27 @@ def render(template: str, *, scripts: Sequence[str] = (), data: Any = None, **va
         .get_template(template)
         .render(
             generator=GENERATOR,
-            policy=policy(sources),
+            policy=policy(sources, asks_server=asks_server),
             script_blocks=Markup("\n").join(blocks),
             **values,
         )
     )
 
 
-def policy(scripts: Sequence[str]) -> str:
-    """What a page may load and run: its own style and pictures, and of scripts these texts alone."""
+def policy(scripts: Sequence[str], *, asks_server: bool = False) -> str:
+    """What a page may load and run: its own style and pictures, and of scripts these texts alone.
+
+    Args:
+        asks_server: they may ask the server that the page comes from.
+    """
     digests = [base64.b64encode(hashlib.sha256(source.encode()).digest()).decode() for source in scripts]
     allowed = "".join(f" 'sha256-{digest}'" for digest in digests)
-    return "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:" + (
-        f"; script-src{allowed}" if allowed else ""
+    return "".join(
+        [
+            "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:",
+            f"; script-src{allowed}" if allowed else "",
+            "; connect-src 'self'" if asks_server else "",
+        ]
     )
 
 

@@ -5,12 +5,16 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from uuid import uuid4
 
+from lmoe import __version__
 from lmoe.serve.answer import Answer, Piece
 from lmoe.serve.request import Decided, ExpertState, Token
 from lmoe.serve.text import TokenTexts
+
+if TYPE_CHECKING:
+    from lmoe.serve.http.service import Service
 
 Json = dict[str, Any]
 IMPOSSIBLE = -9999.0
@@ -242,6 +246,30 @@ def model_json(name: str, created: int) -> Json:
 def list_json(items: Sequence[Json]) -> Json:
     """A list of things."""
     return {"object": "list", "data": [*items]}
+
+
+def server_json(service: "Service", *, admin: bool) -> Json:
+    """What a server is and lets do, as clients want to know it that show it to people.
+
+    Args:
+        admin: who asks may change experts.
+    """
+    mixable, settings = service.engine.mixable, service.settings
+    return {
+        "object": "server",
+        "version": __version__,
+        "model": settings.name,
+        "chat": service.prompts.has_template,
+        "context": service.engine.context,
+        "max_tokens": settings.max_tokens,
+        "own_mixture": service.engine.own_mixture,
+        "own_weights": None if mixable.own_weights is None else dict(mixable.own_weights),
+        "experts": list(mixable.names),
+        "weights_by_request": mixable.by_request,
+        "experts_change": mixable.changes,
+        "admin": admin,
+        "upload_size": settings.upload_size,
+    }
 
 
 def expert_json(expert: ExpertState) -> Json:
