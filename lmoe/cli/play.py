@@ -6,8 +6,8 @@ from typing import Any
 from lmoe.cli import serve
 
 DEFAULTS: Mapping[str, Any] = {"port": 8765, "upload_size": 200_000_000}
-"""Settings that are others than those of `lmoe serve`. The port is always the same one where it is free, since a browser keeps
-what its user has saved by the address."""
+"""Settings that are others than those of `lmoe serve`. The port is the same one at each start where it is free, since a
+browser keeps what its user has saved by the address."""
 
 
 def run(flags: Mapping[str, Any], settings: Mapping[str, Any], *, config: str | None, browser: bool) -> int:

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, fields
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from lmoe.cli.errors import exit_code_of
@@ -75,7 +74,7 @@ def serve(
     Raises:
         LmoeError: settings that cannot be, packages that are missing, a port in use, whatever loading meets.
     """
-    speaks, chosen = settled(flags, settings, config, {} if play is None else play.defaults)
+    speaks, chosen = settled(flags, settings, config, None if play is None else play.defaults)
     check_extra("serve" if play is None else "play")
     from lmoe.serve.http.auth import keys_of
     from lmoe.serve.http.playground import Playground, has_display, open_in_browser
@@ -108,12 +107,12 @@ def settled(
     flags: Mapping[str, Any],
     settings: Mapping[str, Any],
     config: str | None,
-    defaults: Mapping[str, Any] = MappingProxyType({}),
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[SpeakerFlags, ServeSettings]:
     """Which model speaks, and the settings: what was given, else what the file says, else the defaults.
 
     Args:
-        defaults: of settings, in place of those of `ServeSettings`.
+        defaults: of settings, in place of those of `ServeSettings`; None: those.
 
     Raises:
         ConfigError: all problems at once.
@@ -125,7 +124,7 @@ def settled(
     problems += [] if problems else speaks.problems()
     chosen = ServeSettings()
     try:
-        chosen = ServeSettings(**(dict(defaults) | own | dict(settings)))
+        chosen = ServeSettings(**(dict(defaults or {}) | own | dict(settings)))
     except ConfigError as error:
         problems += error.problems
     raise_problems([*problems, *_name_problems(speaks, chosen)])
