@@ -42,7 +42,8 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., OpenPage]]:
-    """Open a page from disk, offline. When the test ends, no page has written an error or asked for anything else."""
+    """Open a page from disk, offline, or from a server. When the test ends, no page has written an error or asked for
+    anything else; `allowed` are errors that may be."""
     opened: list[OpenPage] = []
 
     def function(file: Path, **options: Any) -> OpenPage:
