@@ -43,11 +43,11 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., OpenPage]]:
     """Open a page from disk, offline, or from a server. When the test ends, no page has written an error or asked for
-    anything else; `allowed` are errors that may be."""
+    anything else."""
     opened: list[OpenPage] = []
 
-    def function(file: Path, **options: Any) -> OpenPage:
-        opened.append(OpenPage(browser, file, **options))
+    def function(place: Path | str, **options: Any) -> OpenPage:
+        opened.append(OpenPage(browser, place, **options))
         return opened[-1]
 
     yield function

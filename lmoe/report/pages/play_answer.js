@@ -17,6 +17,8 @@ const answers = (() => {
     return best;
   }
 
+  // By name; 0 for those left out, whatever they are called.
+  const byName = (names, weights) => names.map((one) => (Object.hasOwn(weights, one) ? weights[one] : 0));
   const total = (weights) => weights.reduce((sum, value) => sum + Math.abs(value), 0);
 
   // Weights in words, the largest first.
@@ -48,7 +50,7 @@ const answers = (() => {
       for (const { offset, weights } of tokens) {
         const span = page.element("span", {});
         this.said.append(span);
-        this.tokens.push({ offset, weights: this.names.map((one) => (Object.hasOwn(weights, one) ? weights[one] : 0)), span, text: "" });
+        this.tokens.push({ offset, weights: byName(this.names, weights), span, text: "" });
       }
       for (let index = first; index < this.tokens.length; index += 1) this.show(index);
     }
@@ -78,9 +80,8 @@ const answers = (() => {
       const notes = [count + reasons[why]];
       if (why === "stop" && this.characters.length === 0) notes.push("the model said nothing");
       const mean = this.mean();
-      if (decided?.weights && largest(this.names.map((one) => decided.weights[one] ?? 0)) !== null) {
-        notes.push(`mixed by ${words(this.names, this.names.map((one) => decided.weights[one] ?? 0))}`);
-      }
+      const mixed = decided?.weights ? words(this.names, byName(this.names, decided.weights)) : "";
+      if (mixed !== "") notes.push(`mixed by ${mixed}`);
       this.element.append(page.element("p", { class: "of" }, notes.join("; ")));
       if (total(mean) > 0) this.element.append(this.details(mean, decided?.load ?? null));
     }
@@ -112,8 +113,9 @@ const answers = (() => {
 
     tables(mean, load) {
       const heads = ["expert", "mean weight", ...(load === null ? [] : ["share of routed tokens"])];
-      const rows = this.names.map((one, expert) => [label(this.names, expert), page.plain(mean[expert]),
-        ...(load === null ? [] : [page.plain(load[one] ?? 0)])]);
+      const loads = load === null ? null : byName(this.names, load);
+      const rows = this.names.map((_, expert) => [label(this.names, expert), page.plain(mean[expert]),
+        ...(loads === null ? [] : [page.plain(loads[expert])])]);
       const shown = this.tokens.filter((token) => token.text !== "");
       const byToken = shown.slice(0, MOST_ROWS).map((token) =>
         [page.element("span", { class: "said" }, page.visible(token.text)), words(this.names, token.weights) || "none"]);
