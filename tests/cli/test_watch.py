@@ -15,7 +15,9 @@ from tests.micro import ROOT, start
 
 
 def test_it_serves_a_run_until_it_is_interrupted(own_run: Path) -> None:
-    command = ("-c", "from lmoe.cli.main import main; main()", "watch", "--checkpoint", own_run, "--no-browser")
+    # A shell lets what it starts in the background ignore the signal.
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command = ("-c", f"{heeds}from lmoe.cli.main import main; main()", "watch", "--checkpoint", own_run, "--no-browser")
     process = start(sys.executable, *command, cwd=ROOT)
     try:
         assert process.stdout is not None
