@@ -74,8 +74,7 @@ class Playing:
 def playing(engine: FakeEngine | None = None, keys: Keys | None = None, **settings: Any) -> Iterator[Playing]:
     playground = Playground(keys or Keys())
     given: dict[str, Any] = {"port": 0, "upload_size": 100_000, "warm_up": False, "max_tokens": 500} | settings
-    made = service(engine or Speaking(), keys=playground.keys, **given)
-    made.playground = playground
+    made = service(engine or Speaking(), playground=playground, **given)
     with running_service(made) as (server, _):
         yield Playing(server.address, made)
 
@@ -130,7 +129,10 @@ def test_what_is_shown_is_what_the_api_says_token_by_token(open_page: Open) -> N
         texts = [SAID[token["offset"] : end] for token, end in zip(tokens, ends, strict=True)]
         assert spans.all_text_contents() == texts
         most = [max(token["weights"].items(), key=lambda pair: abs(pair[1]), default=None) for token in tokens]
-        expected = [None if one is None or not text else ["code", "chat"].index(one[0]) for one, text in zip(most, texts, strict=True)]
+        expected = [
+            None if one is None or not text else ["code", "chat"].index(one[0])
+            for one, text in zip(most, texts, strict=True)
+        ]
         assert experts_shown(page) == expected and set(expected) == {0, 1, None}
         assert f"{answer['usage']['completion_tokens']} tokens" in page.locator(".answer > .of").last.inner_text()
         asked = play.engine.asked[0].request
@@ -138,7 +140,10 @@ def test_what_is_shown_is_what_the_api_says_token_by_token(open_page: Open) -> N
         page.click(".answer summary >> nth=0")
         rows = page.locator(".answer table").first.locator("tbody tr").all_inner_texts()
         means = [sum(token["weights"].get(name, 0) for token in tokens) / len(tokens) for name in ("code", "chat")]
-        assert rows == [f"{n} {name}\t{mean:.3f}\t0.000".replace("-", "−") for n, (name, mean) in enumerate(zip(("code", "chat"), means, strict=True))]
+        assert rows == [
+            f"{n} {name}\t{mean:.3f}\t0.000".replace("-", "−")
+            for n, (name, mean) in enumerate(zip(("code", "chat"), means, strict=True))
+        ]
 
 
 def test_a_slider_that_is_moved_with_the_keyboard_gives_another_answer(open_page: Open) -> None:
@@ -267,8 +272,14 @@ def test_keys_send_make_lines_and_take_a_message_back(open_page: Open) -> None:
         stops.append("both")
         for _ in range(40):
             page.keyboard.press("Tab")
-            stops.append(page.evaluate("document.activeElement.id || document.activeElement.className || document.activeElement.type"))
-        order = [stops.index(name) for name in ("both", "new", "preset", "range", "number", "preset-name", "message", "send")]
+            stops.append(
+                page.evaluate(
+                    "document.activeElement.id || document.activeElement.className || document.activeElement.type"
+                )
+            )
+        order = [
+            stops.index(name) for name in ("both", "new", "preset", "range", "number", "preset-name", "message", "send")
+        ]
         assert order == sorted(order)
 
 
@@ -405,7 +416,9 @@ def test_an_expert_that_cannot_be_is_said_where_it_was_asked_for(open_page: Open
         page.set_input_files("#upload-files", [tmp_path / "adapter_config.json", tmp_path / "adapter_model.bin"])
         page.click("#upload button")
         page.get_by_text("No expert is among these files").wait_for()
-        page.set_input_files("#upload-files", [tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"])
+        page.set_input_files(
+            "#upload-files", [tmp_path / "adapter_config.json", tmp_path / "adapter_model.safetensors"]
+        )
         page.click("#upload button")
         page.get_by_text("These files have 0.2 MB, and at most 0.1 MB may be uploaded").wait_for()
         assert {*play.engine.places} == {"code", "chat"} and found.faults() == []
@@ -428,7 +441,11 @@ def test_hostile_texts_and_names_are_shown_as_text(open_page: Open) -> None:
         for side in "ab":
             assert said(page, side) == engine.said.translate({c: f"[U+{c:04X}]" for c in (0x202E, 0x2028, 0x1B, 0)})
         assert engine.asked[-1].request.mixture["__proto__"] == 1
-        assert page.locator("#side-a .sliders .name").all_inner_texts() == [f"0 {QUOTED}", f"1 {visible(HOSTILE)}", "2 __proto__"]
+        assert page.locator("#side-a .sliders .name").all_inner_texts() == [
+            f"0 {QUOTED}",
+            f"1 {visible(HOSTILE)}",
+            "2 __proto__",
+        ]
         page.click("#experts > summary")
         assert page.locator("#shelf li span").first.inner_text() == f"{QUOTED}, rank 8"
         page.get_by_role("button", name=f"Remove {QUOTED}").click()
@@ -538,7 +555,9 @@ def test_dark_mode_a_phone_and_both_sides_have_no_serious_fault(open_page: Open)
             for both in (False, True):
                 page.set_checked("#both", both)
                 ask(page, answers=1 + both)
-                page.evaluate("document.querySelectorAll('.answer details').forEach((details) => { details.open = true; })")
+                page.evaluate(
+                    "document.querySelectorAll('.answer details').forEach((details) => { details.open = true; })"
+                )
                 assert found.faults() == [] and not found.overflows()
 
 
@@ -589,7 +608,12 @@ def test_the_command_serves_a_real_model_whose_answer_follows_the_sliders_and_an
             page.select_option("#side-a .preset", label=preset)
             page.click("#new")
             ask(page, "red")
-            body = {"messages": [{"role": "user", "content": "red"}], "experts": mixture, "temperature": 0, "max_tokens": 256}
+            body = {
+                "messages": [{"role": "user", "content": "red"}],
+                "experts": mixture,
+                "temperature": 0,
+                "max_tokens": 256,
+            }
             answer = httpx.post(
                 f"{address}/v1/chat/completions", json=body, headers={"Authorization": f"Bearer {key}"}, timeout=60
             )

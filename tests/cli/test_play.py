@@ -35,7 +35,9 @@ def test_it_is_the_verb_serve_with_other_defaults(monkeypatch):
     monkeypatch.setattr(serve, "run", run)
     arguments = ["play", "--model", "tiny", "--no-browser", "--max-tokens", "9", "--config", "f.yaml"]
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    assert found["flags"] == {"model": "tiny"} and found["settings"] == {"max_tokens": 9} and found["config"] == "f.yaml"
+    assert (
+        found["flags"] == {"model": "tiny"} and found["settings"] == {"max_tokens": 9} and found["config"] == "f.yaml"
+    )
     assert found["play"] == serve.Play(defaults=verb.DEFAULTS, browser=False)
     assert CliRunner().invoke(app, ["play", "--model", "tiny"]).exit_code == 0 and found["play"].browser
 
@@ -83,7 +85,9 @@ def test_the_page_of_a_base_is_there_until_a_signal(no_keys, monkeypatch):
         while not any(line.startswith("playground") for line in said) and time.monotonic() < deadline:
             time.sleep(0.01)
         try:
-            url, _, key = next(line.split(": ")[1] for line in said if line.startswith("playground")).partition("/#key=")
+            url, _, key = next(line.split(": ")[1] for line in said if line.startswith("playground")).partition(
+                "/#key="
+            )
             got.append(httpx.get(f"{url}/"))
             got.append(httpx.get(f"{url}/v1/server", headers={"Authorization": f"Bearer {key}"}))
             got.append(httpx.get(f"{url}/v1/server"))

@@ -23,7 +23,9 @@ def form(*files: tuple[str, bytes], end: bytes = b"--\r\n") -> bytes:
 def read(body: bytes, sizes: list[int] | None = None, kind: str = KIND) -> list[tuple[str, bytes]]:
     """The files of a body that comes in pieces of these sizes, and then the rest."""
     found: list[tuple[str, bytearray]] = []
-    parser = FormFiles(kind, lambda name: found.append((name, bytearray())), lambda content: found[-1][1].extend(content))
+    parser = FormFiles(
+        kind, lambda name: found.append((name, bytearray())), lambda content: found[-1][1].extend(content)
+    )
     for size in sizes or []:
         parser.feed(body[:size])
         body = body[size:]
@@ -70,7 +72,14 @@ def test_what_is_no_form_with_files_is_refused(body: bytes, said: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "kind", ["", "application/json", "multipart/form-data", "multipart/form-data; boundary=", f"multipart/form-data; boundary={'b' * 71}"]
+    "kind",
+    [
+        "",
+        "application/json",
+        "multipart/form-data",
+        "multipart/form-data; boundary=",
+        f"multipart/form-data; boundary={'b' * 71}",
+    ],
 )
 def test_another_kind_of_body_is_refused(kind: str) -> None:
     with pytest.raises(Problem, match="Content-Type: multipart/form-data") as caught:
