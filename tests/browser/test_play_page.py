@@ -74,8 +74,7 @@ class Playing:
 def playing(engine: FakeEngine | None = None, keys: Keys | None = None, **settings: Any) -> Iterator[Playing]:
     playground = Playground(keys or Keys())
     given: dict[str, Any] = {"port": 0, "upload_size": 100_000, "warm_up": False, "max_tokens": 500} | settings
-    made = service(engine or Speaking(), keys=playground.keys, **given)
-    made.playground = playground
+    made = service(engine or Speaking(), playground=playground, **given)
     with running_service(made) as (server, _):
         yield Playing(server.address, made)
 

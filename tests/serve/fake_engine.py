@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from lmoe.backbones.load import load_tokenizer
 from lmoe.config.backbone import BackboneConfig
 from lmoe.serve.http.auth import Keys
+from lmoe.serve.http.playground import Playground
 from lmoe.serve.http.service import Service
 from lmoe.serve.prompts import Prompts
 from lmoe.serve.request import (
@@ -193,11 +194,20 @@ def prompts(**changed: Any) -> Prompts:
     return Prompts(**({"tokenizer": tokenizer(), "ends": frozenset({end()})} | changed))
 
 
-def service(engine: FakeEngine, keys: Keys | None = None, log: Any = None, **settings: Any) -> Service:
+def service(
+    engine: FakeEngine, keys: Keys | None = None, log: Any = None, playground: Playground | None = None, **settings: Any
+) -> Service:
     """A server's parts around a fake engine."""
     given: Mapping[str, Any] = {"max_tokens": 64, "request_size": 100_000, "timeout": 20.0} | settings
     log = log or LogLines()
-    return Service(engine=engine, prompts=prompts(), settings=ServeSettings(**given), keys=keys or Keys(), log=log)
+    return Service(
+        engine=engine,
+        prompts=prompts(),
+        settings=ServeSettings(**given),
+        keys=keys or (Keys() if playground is None else playground.keys),
+        log=log,
+        playground=playground,
+    )
 
 
 @dataclass(slots=True)

@@ -619,7 +619,7 @@ def test_no_body_ends_the_server_fails_or_learns_a_path():
     draw, statuses = random.Random(3), []
     paths = re.compile(r"(/home|/usr|/tmp|/root|site-packages|\.py\b|Traceback)")
     with client(keys=Keys(admin=(b"admin-token",))) as found:
-        for number in range(300):
+        for number in range(600):
             body = {name: any_value(draw) for name in draw.sample(FIELDS, draw.randrange(6))}
             body = {**ASK, **body} if draw.random() < 0.7 else body
             method, path = draw.choice([("POST", CHAT), ("POST", COMPLETIONS), *CHANGES])

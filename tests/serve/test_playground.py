@@ -2,6 +2,7 @@
 
 import html
 import re
+import time
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -17,7 +18,7 @@ from tests.serve.fake_engine import FakeEngine, service
 
 
 def client(playground: Playground, **settings) -> TestClient:
-    made = service(FakeEngine(), keys=playground.keys, playground=playground, **settings)
+    made = service(FakeEngine(), playground=playground, **settings)
     return TestClient(make_app(made), base_url="http://127.0.0.1:8765")
 
 
@@ -93,11 +94,6 @@ def test_the_browser_gets_the_link_by_a_file_that_nobody_else_reads():
     opened: list[str] = []
     made = Playground(Keys(), browser=opened.append)
     made.open("http://127.0.0.1:1")
-    for _ in range(1000):
-        if opened:
-            break
-    import time
-
     deadline = time.monotonic() + 5
     while not opened and time.monotonic() < deadline:
         time.sleep(0.005)
@@ -111,7 +107,7 @@ def test_the_browser_gets_the_link_by_a_file_that_nobody_else_reads():
 
 def test_it_says_where_the_page_is():
     playground = Playground(Keys())
-    made = service(FakeEngine(), keys=playground.keys, playground=playground)
+    made = service(FakeEngine(), playground=playground)
     said = "\n".join(lines(made, ("127.0.0.1", 4321)))
     assert f"playground: http://127.0.0.1:4321/#key={playground.secret}" in said and "Ctrl-C" in said
 
