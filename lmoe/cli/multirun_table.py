@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 
 from lmoe.cli.launchers import JobError
 from lmoe.errors import LmoeError
-from lmoe.files.run_folder import path_from_here
+from lmoe.files.run_folder import SUMMARY_FILE, path_from_here
 from lmoe.report.files import write_bytes
 from lmoe.resume.stopping import Stopped
 from lmoe.run.claim import is_first_process
@@ -238,7 +238,7 @@ def job_result(note: JobNote) -> JobResult:
     """What a job has left in its run directory."""
     from lmoe.report.summary import FINISHED, NATS, RunSummary
 
-    file = Path(note.folder) / "report" / "summary.json"
+    file = Path(note.folder) / SUMMARY_FILE
     missing = JobResult(note=note, before=None, after=None, ended="", finished=False)
     if note.state != DONE or not file.exists():
         return missing

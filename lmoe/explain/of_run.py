@@ -13,11 +13,11 @@ from lmoe.evaluate.subject import row_tokenizer
 from lmoe.explain.explanation import TextTokens
 from lmoe.explain.profiles import Losses
 from lmoe.explain.texts import of_encoded
+from lmoe.files.run_folder import SUMMARY_FILE
 from lmoe.metrics.knock_out import ALL_SITES
 from lmoe.report.summary import RunSummary
 from lmoe.rules.objectives import OBJECTIVES
 
-SUMMARY = Path("report") / "summary.json"
 NATS = "nats per label token"
 """What a loss is measured in that may stand beside ours."""
 LONGEST_ROW = 256
@@ -69,7 +69,7 @@ def known_losses(checkpoint: str | Path) -> Losses | None:
     """What the run's own evaluation found by silencing each expert at all sites (analysis.knock_out=experts); None: it
     did not, or its summary cannot be read, which is warned of."""
     run = run_folder(adapter_folder(checkpoint))
-    file = None if run is None else run / SUMMARY
+    file = None if run is None else run / SUMMARY_FILE
     if file is None or not file.is_file():
         return None
     try:

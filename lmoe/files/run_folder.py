@@ -14,6 +14,8 @@ METRICS_FILE = "metrics.csv"
 """Every logged metric by step."""
 REPORT = "report"
 """Folder of the page, the pictures and the summary."""
+SUMMARY_FILE = f"{REPORT}/summary.json"
+"""Numbers of the report; written when a run ends."""
 
 LEADS_OUT = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z]:")
 """In a name that becomes folders: a step up, the root, a drive."""

@@ -18,7 +18,7 @@ from lmoe.config.run import RunConfig, TaskConfig
 from lmoe.errors import CheckpointError, LmoeError
 from lmoe.files.hub import is_hub_name
 from lmoe.files.resources import BASES
-from lmoe.files.run_folder import CONFIG_FILE, REPORT
+from lmoe.files.run_folder import CONFIG_FILE, SUMMARY_FILE
 from lmoe.files.small_file import Reader
 from lmoe.hub.contents import Contents
 from lmoe.hub.licences import base_licence, bundled_licences, bundled_rows
@@ -169,7 +169,7 @@ def _revision(git: Mapping[str, Any]) -> str | None:
 
 
 def _summary(run: Path) -> RunSummary | None:
-    file = run / REPORT / "summary.json"
+    file = run / SUMMARY_FILE
     return RunSummary.from_json(file) if file.is_file() else None
 
 

@@ -41,6 +41,15 @@ def read_metrics(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
     return {name: sorted(points.items()) for name, points in by_step.items()}
 
 
+def domain_losses(metrics: Curves) -> Curves:
+    """The validation losses of the domains, val/<domain>/loss, by domain."""
+    return {
+        name.removeprefix("val/").removesuffix("/loss"): points
+        for name, points in metrics.items()
+        if name.startswith("val/") and name.endswith("/loss") and name != "val/loss"
+    }
+
+
 def _number(cell: str | None) -> float | None:
     """None for an empty cell, for one that a short row lacks, and for what is no number."""
     try:

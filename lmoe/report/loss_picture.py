@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lmoe.report.canvas import new_figure, note, plain
-from lmoe.report.curves import Curves
+from lmoe.report.curves import Curves, domain_losses
 
 OKABE_ITO = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D1F", "#000000"]
 """Colours that remain apart for colour-blind readers (Okabe and Ito 2008; its yellow darkened, for white paper)."""
@@ -37,11 +37,7 @@ def loss_curves(
         phase_measures: of each phase, where they differ: a curve is broken where the measure changes.
     """
     train, val = _finite(metrics.get("train/loss", [])), _finite(metrics.get("val/loss", []))
-    domains = {
-        name.removeprefix("val/").removesuffix("/loss"): points
-        for name, values in metrics.items()
-        if name.startswith("val/") and name.endswith("/loss") and name != "val/loss" and (points := _finite(values))
-    }
+    domains = {domain: points for domain, values in domain_losses(metrics).items() if (points := _finite(values))}
     if not (train or val or domains):
         return note("No loss was logged.")
     last = max(1, max_steps, *(points[-1][0] for points in (train, val, *domains.values()) if points))

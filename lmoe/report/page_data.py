@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lmoe.report.curves import Curves
+from lmoe.report.curves import Curves, domain_losses
 from lmoe.report.loads import short_sites
 from lmoe.report.routing_file import RoutingHistory
 from lmoe.report.tokens import visible
@@ -74,16 +74,11 @@ def spread(count: int, most: int) -> list[int]:
 
 
 def _losses(metrics: Curves) -> dict[str, Any]:
-    domains = [
-        name for name in metrics if name.startswith("val/") and name.endswith("/loss") and name != "val/loss"
-    ]  # val/<domain>/loss
+    domains = domain_losses(metrics)
     return {
         "train": _means(metrics.get("train/loss", [])),
         "val": _points(metrics.get("val/loss", [])),
-        "domains": [
-            [name_shown(name.removeprefix("val/").removesuffix("/loss")), _points(metrics[name])]
-            for name in domains[:MOST_CURVES]
-        ],
+        "domains": [[name_shown(name), _points(points)] for name, points in [*domains.items()][:MOST_CURVES]],
         "more_domains": max(0, len(domains) - MOST_CURVES),
     }
 

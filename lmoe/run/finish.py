@@ -11,7 +11,7 @@ from lmoe.adapter.folder import save_adapter
 from lmoe.adapter.save_pretrained import save_backbone
 from lmoe.data.prepare import PreparedData
 from lmoe.files.adapter_files import ADAPTER_DIR
-from lmoe.files.run_folder import METRICS_FILE, REPORT, path_from_here
+from lmoe.files.run_folder import METRICS_FILE, REPORT, SUMMARY_FILE, path_from_here
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected
 from lmoe.ops.mutual_information import adjusted_mutual_information
@@ -66,7 +66,7 @@ def finish(
         commands.append(sync)
     report = run_dir / REPORT
     report.mkdir(exist_ok=True)
-    summary.to_json(report / "summary.json")
+    summary.to_json(run_dir / SUMMARY_FILE)
     metrics = read_metrics(run_dir / METRICS_FILE)
     pictures = write_pictures(summary, metrics, report)
     if routing is not None:

@@ -12,7 +12,7 @@ from lmoe.config.read import read_section
 from lmoe.config.run import RunConfig
 from lmoe.errors import StudyError
 from lmoe.files.places import expanded, is_local
-from lmoe.files.run_folder import CONFIG_FILE, PROVENANCE_FILE, path_from_here
+from lmoe.files.run_folder import CONFIG_FILE, PROVENANCE_FILE, SUMMARY_FILE, path_from_here
 from lmoe.files.small_file import Reader
 from lmoe.files.wording import shown
 from lmoe.report.summary import FINISHED, TIME_OVER, RunSummary
@@ -142,7 +142,7 @@ def read_run(place: str, *, unfinished: bool) -> GivenRun:
 
 def _ended(run: Path) -> str | None:
     """Why a run has ended; None: it has not."""
-    file = run / "report" / "summary.json"
+    file = run / SUMMARY_FILE
     return RunSummary.from_json(file).ended if file.exists() else None
 
 

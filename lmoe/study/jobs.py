@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from lmoe.errors import LmoeError, StudyError
-from lmoe.files.run_folder import hydra_quoted
+from lmoe.files.run_folder import SUMMARY_FILE, hydra_quoted
 from lmoe.files.small_file import Reader
 from lmoe.files.write import write_whole
 from lmoe.report.summary import FINISHED, RunSummary
@@ -180,7 +180,7 @@ def finished(run: Path) -> RunSummary | None:
     Raises:
         CheckpointError: the summary is damaged.
     """
-    file = run / "report" / "summary.json"
+    file = run / SUMMARY_FILE
     if not file.exists():
         return None
     summary = RunSummary.from_json(file)

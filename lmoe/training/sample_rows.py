@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.objectives.preference import KEYS
 from lmoe.ops.site_groups import sites_of_one_shape
 from lmoe.report.routing_file import in_255

@@ -12,10 +12,10 @@ from lmoe.config.read import read_section
 from lmoe.config.run import RunConfig
 from lmoe.errors import CheckpointError, LmoeError
 from lmoe.files.places import expanded, is_dir, is_file
-from lmoe.files.run_folder import CONFIG_FILE, METRICS_FILE, REPORT, path_from_here
+from lmoe.files.run_folder import CONFIG_FILE, METRICS_FILE, REPORT, SUMMARY_FILE, path_from_here
 from lmoe.files.small_file import Reader
 from lmoe.files.wording import LONGEST_REASON, shown
-from lmoe.report.curves import Curves, read_metrics
+from lmoe.report.curves import Curves, domain_losses, read_metrics
 from lmoe.report.page import CAPTIONS, Watched, is_shown, page_content, run_page
 from lmoe.report.routing_file import ROUTING_FILE, WHOLE, RoutingHistory, read_routing
 from lmoe.report.summary import NATS, RunSummary
@@ -23,7 +23,6 @@ from lmoe.report.wording import duration
 from lmoe.rules.phases import ordered_phases
 from lmoe.vocabulary import TaskName
 
-SUMMARY_FILE = "summary.json"
 SAVED = Reader(cure="put back the file that the run has written")
 OFTEN, SELDOM = 3.0, 30.0
 """Seconds between two questions of a page while a run goes on, and when it has ended."""
@@ -168,7 +167,7 @@ def find(folder: Path, config: RunConfig) -> Found:
     report = folder / REPORT
     metrics = _read(lambda: read_metrics(folder / METRICS_FILE, is_shown), folder / METRICS_FILE, notes) or {}
     routing = _read(lambda: read_routing(report / ROUTING_FILE), report / ROUTING_FILE, notes)
-    summary = _read(lambda: RunSummary.from_json(report / SUMMARY_FILE), report / SUMMARY_FILE, notes)
+    summary = _read(lambda: RunSummary.from_json(folder / SUMMARY_FILE), folder / SUMMARY_FILE, notes)
     step = max((points[-1][0] for points in metrics.values() if points), default=None)
     done = None if summary is None else summary.max_steps if summary.steps is None else summary.steps
     ended = done is not None and (step is None or step <= done)  # a run that goes on has gone beyond its old end
@@ -182,15 +181,14 @@ def provisional(
     folder: Path, config: RunConfig, metrics: Curves, routing: RoutingHistory | None, step: int
 ) -> RunSummary:
     """The summary of a run that has not ended, in which what only its end tells is empty."""
-    domains = [name.removeprefix("val/").removesuffix("/loss") for name in metrics if _is_domain(name)]
-    points = {domain: metrics[f"val/{domain}/loss"] for domain in domains}
+    points = domain_losses(metrics)
     tasks = {config.task.name, *(phase.task.get("name", config.task.name) for phase in config.phase.phases.values())}
     measured = NATS if tasks == {TaskName.sft} else f"loss of {', '.join(sorted(map(str, tasks)))}"
     loads = {} if routing is None or not len(routing.steps) else _loads(routing)
     return RunSummary(
         name=config.name,
         run_dir=path_from_here(folder),
-        domains=domains,
+        domains=list(points),
         before={domain: found[0][1] for domain, found in points.items() if found and found[0][0] == 0},
         after={domain: found[-1][1] for domain, found in points.items() if found and found[-1][0] > 0},
         site_load=loads,
@@ -241,10 +239,6 @@ def _phases(config: RunConfig) -> dict[str, int]:
         return {}
 
 
-def _is_domain(metric: str) -> bool:
-    return metric.startswith("val/") and metric.endswith("/loss") and metric != "val/loss"
-
-
 def _read(read: Any, path: Path, notes: list[str]) -> Any:
     """What a file holds; None: it is not there, or cannot be read, which is noted."""
     if not is_file(path):
@@ -258,7 +252,7 @@ def _read(read: Any, path: Path, notes: list[str]) -> Any:
 
 def _stamp(folder: Path) -> tuple[object, ...]:
     """What changes when a file of the run does."""
-    names = [METRICS_FILE, *(f"{REPORT}/{name}" for name in (SUMMARY_FILE, ROUTING_FILE, "index.html"))]
+    names = [METRICS_FILE, SUMMARY_FILE, *(f"{REPORT}/{name}" for name in (ROUTING_FILE, "index.html"))]
     return tuple(_stat(folder / name) for name in names)
 
 

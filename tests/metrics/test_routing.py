@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.metrics.routing import RoutingStats, SiteRouting, routing_rows, routing_summary
 from lmoe.ops.gating import top_k_gate
 from lmoe.vocabulary import MixtureScale

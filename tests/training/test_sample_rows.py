@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lmoe.layers.trace import Routing
+from lmoe.layers.routing import Routing
 from lmoe.objectives.preference import KEYS
 from lmoe.training.sample_rows import MOST_ROWS, MOST_TOKENS, SampleRows, rows_to_keep
 
