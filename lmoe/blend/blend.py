@@ -1,6 +1,6 @@
 """Blend LoRA experts over one loaded base, with weights that may change at any time (docs/BLENDING.md)."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -286,6 +286,25 @@ class Blend:
         if self._closed or self.names != names:
             raise BlendError("the experts have changed while they were watched")
         shares |= self._stack.seen(setting)
+
+    @contextmanager
+    def watched_by_token(self, tokens: int) -> Iterator[Callable[[], dict[str, torch.Tensor]]]:
+        """What router=arrow gives each expert at every token of one forward of this thread inside the block: a function
+        that returns, behind the forward, (T,) means over the sites by the experts' names.
+
+        Args:
+            tokens: T of the forward, those of the padding too.
+
+        Raises:
+            BlendError: another router, or a folded blend.
+        """
+        self._ready()
+        if not self._router.per_token:
+            raise BlendError("only router=arrow weighs by token; read blend.weights")
+        rows = self._stack.settings.current.rows
+        setting = Setting(rows, watched=True, watched_tokens=tokens, experts=self._stack.numbers)
+        with self._stack.settings.inside(setting):
+            yield lambda: self._stack.seen_by_token(setting)
 
     @contextmanager
     def silenced(self) -> Iterator[None]:

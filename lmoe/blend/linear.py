@@ -62,7 +62,8 @@ class GroupWeights:
         active: rows of lora_A of each run that takes part, and the run.
         factors: [site][run] (R, O) of lora_B.
         arrow: who decides; None: the gates of the runs.
-        seen: (E,) gets what Arrow gives each expert, summed over tokens and sites; None: nobody looks.
+        seen: gets what Arrow gives each expert: (E,) summed over tokens and sites, or (T, E) of each token of one
+            forward, summed over sites; None: nobody looks.
     """
 
     version: int
@@ -83,6 +84,7 @@ class Setting:
         by_row: whether each row of the batch has its own.
         silent: no expert takes part.
         watched: whether to sum up what Arrow gives.
+        watched_tokens: tokens of the one forward in which that is summed up for each of them; None: over all.
         experts: number of each expert that was there when the setting was made, by name: another expert may get a name.
         weights: (B, T, E) or (B, 1, E) in place of the rows' numbers, which may differ by token.
         names: of the experts of these weights.
@@ -101,12 +103,13 @@ class Setting:
     names: Sequence[str] = ()
     decided: bool = False
     by_token: bool = False
+    watched_tokens: int | None = None
     groups: dict[int, GroupWeights] = field(default_factory=dict)
     active_runs: dict[Any, list[ActiveRun]] = field(default_factory=dict)
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = (self.rows, self.by_row, self.silent, self.watched, self.experts)
-        return type(self), (*values, self.weights, self.names, self.decided, self.by_token)
+        return type(self), (*values, self.weights, self.names, self.decided, self.by_token, self.watched_tokens)
 
     def gone(self, experts: Mapping[str, int]) -> str | None:
         """The first expert with a weight that is not there any more under its name, or None."""
@@ -250,7 +253,8 @@ class BlendGroup(nn.Module):
                 x, arrow.directions, arrow.present, top_k=arrow.top_k, temperature=arrow.temperature
             )
             if group_weights.seen is not None:
-                group_weights.seen.add_(weights.reshape(-1, weights.shape[-1]).sum(0))
+                given = weights.flatten(0, -3).sum(1)
+                group_weights.seen.add_(given if group_weights.seen.dim() == 2 else given.sum(0))
             shares = weights.flatten(-2)
         alone = is_one_token(x)
         for lora_A, active in group_weights.active:

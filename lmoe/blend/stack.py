@@ -211,6 +211,14 @@ class BlendStack:
         shares = dict(zip(self.places, (total / total.sum().clamp(min=1e-30)).tolist(), strict=True))
         return {name: shares[name] for name in self.headers}
 
+    def seen_by_token(self, setting: Setting) -> dict[str, Tensor]:
+        """(T,) mean over the sites of what Arrow gave each expert under a setting that is watched by token, by name."""
+        parts = [group.seen.cpu() for group in setting.groups.values() if group.seen is not None]
+        if not parts:
+            return {}
+        mean = torch.stack(parts).sum(0) / sum(len(group.linears) for group in self.groups)
+        return {name: mean[:, self.places.index(name)] for name in self.headers}
+
     def _group_weights(self, setting: Setting, group: BlendGroup) -> GroupWeights:
         """What a group computes under a setting; experts silent in all rows are left out."""
         site_group, lora_A, count = self._site_groups.numbered(group.number), group.lora_A, len(self.places)
@@ -224,7 +232,8 @@ class BlendStack:
                 arrow = self._directions[site_group] = site_group.arrow(
                     [place for place, is_there in enumerate(there) if is_there], count, *self._arrow
                 )
-            seen = torch.zeros(count, device=lora_A.device) if setting.watched else None
+            shape = (count,) if setting.watched_tokens is None else (setting.watched_tokens, count)
+            seen = torch.zeros(shape, device=lora_A.device) if setting.watched else None
             active = [_arrow_run(run, count, lora_A) for run in _runs(group.ranks, there)]
         else:
             active = self._weighted(setting, group)

@@ -166,6 +166,17 @@ def chat(
     raise typer.Exit(run(_flags(context.params), _sampling(context.params)))
 
 
+Settings = Annotated[
+    str | None, typer.Option("--config", help="YAML file with these settings, as max_queue: 8; flags win over it.")
+]
+Host = Annotated[str | None, typer.Option(help="Address to listen at; without: 127.0.0.1, this machine.")]
+Name = Annotated[str | None, typer.Option(help="What clients call the model; without: lmoe.")]
+CacheTokens = Annotated[int | None, typer.Option(help="Tokens that the KV cache holds; without: what fits.")]
+MaxTokens = Annotated[int | None, typer.Option(help="Longest answer, whatever is asked; without: 2048.")]
+Timeout = Annotated[float | None, typer.Option(help="Seconds that a request may take; without: 600.")]
+Room = Annotated[int | None, typer.Option(help="Ranks kept free for experts that come later; without: 32.")]
+
+
 @app.command()
 def serve(
     context: typer.Context,
@@ -184,22 +195,21 @@ def serve(
     precision: Precision = None,
     device: Device = None,
     trust_remote_code: TrustRemoteCode = False,
-    config: Annotated[
-        str | None, typer.Option(help="YAML file with these settings, as max_queue: 8; flags win over it.")
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen at; without: 127.0.0.1, this machine.")] = None,
+    config: Settings = None,
+    host: Host = None,
     port: Annotated[int | None, typer.Option(help="Port to listen at; 0: any free one; without: 8000.")] = None,
-    name: Annotated[str | None, typer.Option(help="What clients call the model; without: lmoe.")] = None,
+    name: Name = None,
     max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens in one forward; without: 512.")] = None,
     max_requests: Annotated[int | None, typer.Option(help="Answers in a batch; without: 16.")] = None,
     max_queue: Annotated[int | None, typer.Option(help="Answers that wait; more are refused; without: 64.")] = None,
-    cache_tokens: Annotated[
-        int | None, typer.Option(help="Tokens that the KV cache holds; without: what fits.")
-    ] = None,
-    max_tokens: Annotated[int | None, typer.Option(help="Longest answer, whatever is asked; without: 2048.")] = None,
+    cache_tokens: CacheTokens = None,
+    max_tokens: MaxTokens = None,
     max_n: Annotated[int | None, typer.Option(help="Answers to one request; without: 8.")] = None,
     request_size: Annotated[int | None, typer.Option(help="Bytes of a request's body; without: 4000000.")] = None,
-    timeout: Annotated[float | None, typer.Option(help="Seconds that a request may take; without: 600.")] = None,
+    upload_size: Annotated[
+        int | None, typer.Option(help="Bytes of an expert that is uploaded; without: 0, none is taken.")
+    ] = None,
+    timeout: Timeout = None,
     patience: Annotated[
         float | None, typer.Option(help="Seconds that requests have to end when the server stops; without: 30.")
     ] = None,
@@ -211,7 +221,7 @@ def serve(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Web page that may ask from a browser, https://example.org; repeatable.")
     ] = None,
-    room: Annotated[int | None, typer.Option(help="Ranks kept free for experts that come later; without: 32.")] = None,
+    room: Room = None,
 ) -> None:
     """Serve a trained mixture, or a base with experts, as OpenAI's API does; each request may name its own mixture.
 
@@ -219,20 +229,73 @@ def serve(
     LMOE_API_KEY_FILE and LMOE_ADMIN_TOKEN_FILE name.
     """
     from lmoe.cli.serve import run
+
+    flags, settings = _server_flags(context.params)
+    raise typer.Exit(run(flags, settings, config=config))
+
+
+@app.command()
+def play(
+    context: typer.Context,
+    checkpoint: Checkpoint = None,
+    revision: Revision = None,
+    base_model: BaseModel = None,
+    domain: Domain = None,
+    model: Model = None,
+    experts: Experts = None,
+    weights: Weights = None,
+    router: Router = None,
+    experts_top_k: ExpertsTopK = None,
+    router_temperature: RouterTemperature = None,
+    fit: Fit = None,
+    head: Head = None,
+    precision: Precision = None,
+    device: Device = None,
+    trust_remote_code: TrustRemoteCode = False,
+    config: Settings = None,
+    host: Host = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port of the page; 0: any free one; without: 8765, where taken any free one.")
+    ] = None,
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Open the page in your browser, or only say where it is.")
+    ] = True,
+    name: Name = None,
+    cache_tokens: CacheTokens = None,
+    max_tokens: MaxTokens = None,
+    upload_size: Annotated[
+        int | None, typer.Option(help="Bytes of an expert that is uploaded; 0: none is taken; without: 200000000.")
+    ] = None,
+    timeout: Timeout = None,
+    log_file: Annotated[str | None, typer.Option(help="File of the request log; without: there is none.")] = None,
+    room: Room = None,
+) -> None:
+    """Try a trained mixture, or a base with experts, in your browser: a page on this machine, with a slider an expert.
+
+    The page asks the server of lmoe serve, under a key that is made anew at each start, or under LMOE_API_KEY and
+    LMOE_ADMIN_TOKEN where they are set.
+    """
+    from lmoe.cli.play import run
+
+    flags, settings = _server_flags(context.params)
+    raise typer.Exit(run(flags, settings, config=config, browser=browser))
+
+
+def _server_flags(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What was given of the flags that say which model speaks, and of the settings of a server."""
     from lmoe.cli.speak import SpeakerFlags
     from lmoe.serve.settings import ServeSettings
 
-    given = {key: value for key, value in context.params.items() if value is not None}
-    if not trust_remote_code:  # a file may say so
+    given = {key: value for key, value in params.items() if value is not None}
+    if not given["trust_remote_code"]:  # a file may say so
         del given["trust_remote_code"]
-    given.pop("allow_origin", None)
-    if allow_origin:
-        given["allow_origin"] = tuple(allow_origin)
-    flags, settings = (
+    if origins := given.pop("allow_origin", None):
+        given["allow_origin"] = tuple(origins)
+    speaks, settings = (
         {field.name: given[field.name] for field in fields(kind) if field.name in given}
         for kind in (SpeakerFlags, ServeSettings)
     )
-    raise typer.Exit(run(flags, settings, config=config))
+    return speaks, settings
 
 
 @app.command()

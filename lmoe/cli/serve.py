@@ -1,8 +1,9 @@
 """`lmoe serve`: a base with experts, or a trained mixture, over HTTP."""
 
+import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from lmoe.cli.errors import exit_code_of
@@ -23,13 +24,27 @@ OF_EXPERTS = ("experts", "weights", "fit")
 StartEngine = Callable[["Speaker", ServeSettings], Awaitable["Engine"]]
 
 
-def run(flags: Mapping[str, Any], settings: Mapping[str, Any], *, config: str | None) -> int:
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Play:
+    """What `lmoe play` has beside a server.
+
+    Args:
+        defaults: settings that are others than those of `lmoe serve`.
+        browser: open the page in the user's browser.
+    """
+
+    defaults: Mapping[str, Any]
+    browser: bool
+
+
+def run(flags: Mapping[str, Any], settings: Mapping[str, Any], *, config: str | None, play: Play | None = None) -> int:
     """Returns the exit code.
 
     Args:
         flags: those of `SpeakerFlags` that were given.
         settings: those of `ServeSettings` that were given.
         config: file of both; what was given wins.
+        play: of the playground; None: there is none.
     """
 
     async def start(speaker: "Speaker", found: ServeSettings) -> "Engine":
@@ -37,7 +52,7 @@ def run(flags: Mapping[str, Any], settings: Mapping[str, Any], *, config: str | 
 
         return await start_engine(speaker, found)
 
-    return exit_code_of(lambda: serve(flags, settings, config=config, start=start))
+    return exit_code_of(lambda: serve(flags, settings, config=config, play=play, start=start))
 
 
 def serve(
@@ -46,44 +61,58 @@ def serve(
     *,
     config: str | None,
     start: StartEngine,
+    play: Play | None = None,
     open_it: Callable[..., "Speaker"] = open_speaker,
 ) -> None:
     """Serve until a signal. All that can be known to be wrong is said before a model is loaded.
 
     Args:
-        flags, settings, config: as for `run`.
+        flags, settings, config, play: as for `run`.
         start: makes the engine, on the event loop of the server.
         open_it: loads what speaks.
 
     Raises:
         LmoeError: settings that cannot be, packages that are missing, a port in use, whatever loading meets.
     """
-    speaks, chosen = settled(flags, settings, config)
-    check_extra()
+    speaks, chosen = settled(flags, settings, config, None if play is None else play.defaults)
+    check_extra("serve" if play is None else "play")
     from lmoe.serve.http.auth import keys_of
+    from lmoe.serve.http.playground import Playground, has_display, open_in_browser
     from lmoe.serve.http.request_log import RequestLog
     from lmoe.serve.http.run import listening_socket
     from lmoe.serve.http.run import run as run_server
     from lmoe.serve.http.service import Service
 
-    keys = keys_of()
-    log = RequestLog(None if chosen.log_file is None else expanded(chosen.log_file))
-    with listening_socket(chosen) as bound:
+    keys, playground = keys_of(), None
+    if play is not None:
+        shown_by = open_in_browser if play.browser and has_display(os.environ) else None
+        playground = Playground(keys, browser=shown_by)
+        keys = playground.keys
+    place = None if chosen.log_file is None else expanded(chosen.log_file)
+    log = RequestLog(place, failures_alone=play is not None and place is None)
+    with listening_socket(chosen, else_any=play is not None and chosen.port == play.defaults["port"]) as bound:
         from lmoe.serve.prompts import Prompts
 
         speaker = open_it(speaks, room=chosen.room)
 
         async def make() -> Service:
             engine = await start(speaker, chosen)
-            return Service(engine=engine, prompts=Prompts.of(speaker), settings=chosen, keys=keys, log=log)
+            prompts = Prompts.of(speaker)
+            return Service(engine=engine, prompts=prompts, settings=chosen, keys=keys, log=log, playground=playground)
 
         run_server(make, bound, say)
 
 
 def settled(
-    flags: Mapping[str, Any], settings: Mapping[str, Any], config: str | None
+    flags: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    config: str | None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> tuple[SpeakerFlags, ServeSettings]:
     """Which model speaks, and the settings: what was given, else what the file says, else the defaults.
+
+    Args:
+        defaults: of settings, in place of those of `ServeSettings`; None: those.
 
     Raises:
         ConfigError: all problems at once.
@@ -95,7 +124,7 @@ def settled(
     problems += [] if problems else speaks.problems()
     chosen = ServeSettings()
     try:
-        chosen = ServeSettings(**(own | dict(settings)))
+        chosen = ServeSettings(**(dict(defaults or {}) | own | dict(settings)))
     except ConfigError as error:
         problems += error.problems
     raise_problems([*problems, *_name_problems(speaks, chosen)])
@@ -135,8 +164,11 @@ def _flag(name: str, value: Any) -> Any:
     return False if name == "trust_remote_code" and value is None else value
 
 
-def check_extra() -> None:
+def check_extra(verb: str = "serve") -> None:
     """See that the packages of the server are installed.
+
+    Args:
+        verb: that needs them.
 
     Raises:
         ConfigError: they are not.
@@ -145,7 +177,7 @@ def check_extra() -> None:
 
     missing = [name for name in EXTRA if find_spec(name) is None]
     if missing:
-        raise ConfigError(f'lmoe serve needs {", ".join(missing)}: pip install "lmoe[serve]"')
+        raise ConfigError(f'lmoe {verb} needs {", ".join(missing)}: pip install "lmoe[serve]"')
 
 
 def say(line: str) -> None:

@@ -19,7 +19,8 @@ class Piece:
 
     Args:
         text: that can be shown.
-        tokens: that made it, where log-probabilities were asked for, each with the characters of the answer before it.
+        tokens: that made it, where log-probabilities or weights of experts were asked for, each with the characters of
+            the answer before it.
     """
 
     text: str
@@ -111,7 +112,7 @@ class Answer:
     def _piece(self, text: str, *, last: bool = False) -> Piece | None:
         """What is shown next, with the tokens that began in it."""
         self._shown += len(text)
-        if self.request.top_logprobs is None:
+        if self.request.top_logprobs is None and not self.request.expert_weights:
             self._waiting.clear()
             return Piece(text) if text else None
         tokens = [entry for entry in self._waiting if last or entry[0] < self._shown]

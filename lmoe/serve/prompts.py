@@ -83,6 +83,11 @@ class Prompts:
         """How many tokens there are."""
         return len(self.tokenizer)
 
+    @property
+    def has_template(self) -> bool:
+        """Whether there is a chat template, without which texts can be continued and conversations cannot."""
+        return self.tokenizer.chat_template is not None
+
     async def conversation(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None
     ) -> Prompt:

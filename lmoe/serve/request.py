@@ -1,8 +1,9 @@
 """What is asked of the engine, and what it gives back: token ids in, tokens out as they come."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 from lmoe.errors import LmoeError
@@ -75,6 +76,7 @@ class Request:
         top_logprobs: how many of the likeliest tokens come with each token, which then has its own log-probability;
             None: neither.
         load: whether the share of each expert is to be counted, where tokens are routed.
+        expert_weights: whether each token comes with what the experts weighed where it was chosen.
     """
 
     prompt: Sequence[int]
@@ -85,6 +87,7 @@ class Request:
     earlier_answers: Sequence[bool] | None = None
     top_logprobs: int | None = None
     load: bool = False
+    expert_weights: bool = False
 
 
 @dataclass(slots=True, frozen=True)
@@ -95,11 +98,14 @@ class Token:
         id: of the vocabulary.
         logprob: natural logarithm of its probability before temperature, penalties and cuts; None: not asked for.
         top: ids and log-probabilities of the likeliest tokens, best first.
+        weights: of each expert by name in the forward that chose it, the mean over all sites; those left out are 0.
+            None: not asked for.
     """
 
     id: int
     logprob: float | None = None
     top: Sequence[tuple[int, float]] = ()
+    weights: Mapping[str, float] | None = None
 
 
 @dataclass(slots=True, frozen=True)
@@ -162,6 +168,23 @@ class ExpertState:
     rank: int
 
 
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Mixable:
+    """What requests of an engine can be mixed of.
+
+    Args:
+        names: of the experts, also of those that a trained router weighs alone.
+        own_weights: what a request weighs that names no mixture; None: they differ by prompt or by token.
+        by_request: whether requests may name weights.
+        changes: whether experts come and go.
+    """
+
+    names: Sequence[str]
+    own_weights: Mapping[str, float] | None
+    by_request: bool
+    changes: bool
+
+
 class Condition(StrEnum):
     """Whether an engine answers."""
 
@@ -208,6 +231,11 @@ class Engine(Protocol):
         """How a request without a mixture is mixed, for people: "router top_k", or "code*0.5+chat*0.5"."""
         ...
 
+    @property
+    def mixable(self) -> Mixable:
+        """What requests can be mixed of."""
+        ...
+
     async def submit(self, request: Request) -> Running:
         """Take a request; what it weighs is loaded where it was not.
 
@@ -218,6 +246,10 @@ class Engine(Protocol):
 
     def experts(self) -> Sequence[ExpertState]:
         """All experts that requests may weigh; none where a trained router decides alone."""
+        ...
+
+    def folders(self) -> Collection[Path]:
+        """Folders that experts are read from, or would be again after a roll-back or an unload."""
         ...
 
     async def add(self, name: str, place: str) -> None:

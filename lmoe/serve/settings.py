@@ -30,6 +30,7 @@ BOUNDS: Mapping[str, tuple[type, float, float]] = {
     "max_tokens": (int, 1, MOST),
     "max_n": (int, 1, 1_024),
     "request_size": (int, 1_000, 1_000_000_000),
+    "upload_size": (int, 0, 1_000_000_000_000),
     "timeout": (float, 0.001, 1_000_000),
     "patience": (float, 0, 1_000_000),
     "room": (int, 0, 65_536),
@@ -51,6 +52,7 @@ class ServeSettings:
         max_tokens: of an answer, whatever the request asks.
         max_n: answers to one request.
         request_size: bytes of a request's body.
+        upload_size: bytes of an expert that is uploaded; 0: none is taken.
         timeout: seconds that a request may take, its wait included.
         patience: seconds that requests under way have to end when the server stops.
         warm_up: whether it answers itself once before it says that it is ready.
@@ -72,6 +74,7 @@ class ServeSettings:
     max_tokens: int = 2_048
     max_n: int = 8
     request_size: int = 4_000_000
+    upload_size: int = 0
     timeout: float = 600.0
     patience: float = 30.0
     warm_up: bool = True

@@ -42,12 +42,12 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def open_page(browser: Any) -> Iterator[Callable[..., OpenPage]]:
-    """Open a page from disk, offline, or at an address of this machine. When the test ends, no page has written an
-    error or asked for anything else."""
+    """Open a page from disk, offline, or from a server. When the test ends, no page has written an error or asked for
+    anything else."""
     opened: list[OpenPage] = []
 
-    def function(file: Path | str, **options: Any) -> OpenPage:
-        opened.append(OpenPage(browser, file, **options))
+    def function(place: Path | str, **options: Any) -> OpenPage:
+        opened.append(OpenPage(browser, place, **options))
         return opened[-1]
 
     yield function

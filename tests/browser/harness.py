@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
 SERIOUS = ("serious", "critical")
@@ -10,11 +11,11 @@ SERIOUS = ("serious", "critical")
 
 
 class OpenPage:
-    """A page that was opened from disk without a network, or at an address of this machine.
+    """A page that was opened from disk without a network, or from a server on this machine.
 
     Args:
         browser: of playwright.
-        file: the page, or its address.
+        place: the page's file, or its address at a server.
         width, height: of the window, in CSS pixels.
         dark: the reader prefers dark colours.
         scripts: scripts run.
@@ -22,13 +23,13 @@ class OpenPage:
     Attributes:
         page: of playwright.
         errors: errors on the console, and those that nothing caught.
-        requests: what the page asked for beside itself; of a page with an address, beside what its server has.
+        requests: what the page asked for beside itself; of a server's page, beside that server.
     """
 
     def __init__(
         self,
         browser: Any,
-        file: Path | str,
+        place: Path | str,
         *,
         width: int = 1200,
         height: int = 800,
@@ -38,7 +39,7 @@ class OpenPage:
         self.errors: list[str] = []
         self.requests: list[str] = []
         self._context = browser.new_context(
-            offline=isinstance(file, Path),
+            offline=isinstance(place, Path),
             viewport={"width": width, "height": height},
             color_scheme="dark" if dark else "light",
             java_script_enabled=scripts,
@@ -47,13 +48,15 @@ class OpenPage:
         self.page.set_default_timeout(10_000)
         self.page.on("console", lambda said: said.type == "error" and self.errors.append(said.text))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        address = file.resolve().as_uri() if isinstance(file, Path) else file
+        self._address = place.resolve().as_uri() if isinstance(place, Path) else place
+        self.page.on("request", lambda asked: self._is_own(asked.url) or self.requests.append(asked.url))
+        self.page.goto(self._address)
 
-        def is_own(asked: str) -> bool:
-            return asked.partition("#")[0] == address if isinstance(file, Path) else asked.startswith(address)
-
-        self.page.on("request", lambda asked: is_own(asked.url) or self.requests.append(asked.url))
-        self.page.goto(address)
+    def _is_own(self, url: str) -> bool:
+        own, asked = urlsplit(self._address), urlsplit(url)
+        if own.scheme == "file":
+            return asked._replace(fragment="") == own._replace(fragment="")
+        return (asked.scheme, asked.netloc) == (own.scheme, own.netloc) or url == "data:,"
 
     def close(self) -> None:
         """Close the page and all that belongs to it."""

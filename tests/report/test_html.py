@@ -95,6 +95,7 @@ def test_a_page_runs_its_own_scripts_alone() -> None:
     digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
     page = render("base.html.jinja", title="a", scripts=["page.js"])
     assert f"script-src 'sha256-{digest}'" in html.unescape(page) and page.count("<script>") == 1
+    assert "connect-src" not in policy([source]) and policy([source], asks_server=True).endswith("; connect-src 'self'")
     assert "unsafe-inline" not in policy([source]).partition("script-src")[2] and "unsafe-eval" not in policy([source])
 
 
@@ -107,7 +108,10 @@ def test_scripts_of_pages_make_no_html_of_text_and_ask_for_nothing() -> None:
             assert source.count("fetch(") == 1 and "fetch(`data.json?" in source
             source = source.replace("fetch(", "")
         wrong = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function|fetch\(|XMLHttp|import\b"
-        assert not re.search(wrong, source), script.name
+        if script.name == "play_api.js":  # of a page that a server gives, which asks it by paths alone
+            assert source.count("fetch(") == source.count("fetch(path, ") == 1
+            source = source.replace("fetch(path, ", "")
+        assert not re.search(wrong, source) and "://" not in source, script.name
 
 
 def test_data_cannot_end_the_element_it_stands_in() -> None:

@@ -5,6 +5,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -12,9 +13,20 @@ from transformers import PreTrainedTokenizerBase
 from lmoe.backbones.load import load_tokenizer
 from lmoe.config.backbone import BackboneConfig
 from lmoe.serve.http.auth import Keys
+from lmoe.serve.http.playground import Playground
 from lmoe.serve.http.service import Service
 from lmoe.serve.prompts import Prompts
-from lmoe.serve.request import Condition, Decided, EngineState, ExpertState, Refused, RefusedError, Request, Token
+from lmoe.serve.request import (
+    Condition,
+    Decided,
+    EngineState,
+    ExpertState,
+    Mixable,
+    Refused,
+    RefusedError,
+    Request,
+    Token,
+)
 from lmoe.serve.settings import ServeSettings
 
 SAID = "Hello, wörld €5 🎉!"
@@ -52,11 +64,13 @@ class FakeRunning:
                 await asyncio.sleep(0)
             if self.cancelled:
                 return
-            if self.request.top_logprobs is None:
-                yield Token(token)
-            else:
+            found = Token(token)
+            if self.request.top_logprobs is not None:
                 likeliest = [(token, -0.5), *((other, -float("inf")) for other in range(40))]
-                yield Token(token, -0.5, likeliest[: self.request.top_logprobs])
+                found = Token(token, -0.5, likeliest[: self.request.top_logprobs])
+            if self.request.expert_weights:
+                found = replace(found, weights=self.engine.weights_of(self.request, number))
+            yield found
         self.over.set()
 
     def cancel(self) -> None:
@@ -79,6 +93,8 @@ class FakeEngine:
     said: its answer to everything.
     step: awaited before each token.
     refusal: raised by `submit`.
+    mixable_of: what requests can be mixed of; None: of the experts.
+    weigh: what each expert weighs at an answer's token, by its number; None: as in the request.
     """
 
     said: str = SAID
@@ -92,6 +108,22 @@ class FakeEngine:
     places: dict[str, list[str]] = field(default_factory=lambda: {"code": ["a"], "chat": ["b"]})
     loaded: set[str] = field(default_factory=lambda: {"code", "chat"})
     condition: Condition = Condition.ready
+    mixable_of: Mixable | None = None
+    weigh: Callable[[int], Mapping[str, float]] | None = None
+
+    @property
+    def mixable(self) -> Mixable:
+        weights = {"code": 0.5, "chat": 0.5}
+        own = {name: weights[name] for name in self.places if name in weights}
+        return self.mixable_of or Mixable(names=list(self.places), own_weights=own, by_request=True, changes=True)
+
+    def weights_of(self, request: Request, number: int) -> Mapping[str, float]:
+        if self.weigh is not None:
+            return self.weigh(number)
+        return request.mixture if request.mixture is not None else self.mixable.own_weights or {}
+
+    def folders(self) -> set[Path]:
+        return {Path(place) for places in self.places.values() for place in places}
 
     async def submit(self, request: Request) -> FakeRunning:
         if self.refusal is not None:
@@ -162,11 +194,20 @@ def prompts(**changed: Any) -> Prompts:
     return Prompts(**({"tokenizer": tokenizer(), "ends": frozenset({end()})} | changed))
 
 
-def service(engine: FakeEngine, keys: Keys | None = None, log: Any = None, **settings: Any) -> Service:
+def service(
+    engine: FakeEngine, keys: Keys | None = None, log: Any = None, playground: Playground | None = None, **settings: Any
+) -> Service:
     """A server's parts around a fake engine."""
     given: Mapping[str, Any] = {"max_tokens": 64, "request_size": 100_000, "timeout": 20.0} | settings
     log = log or LogLines()
-    return Service(engine=engine, prompts=prompts(), settings=ServeSettings(**given), keys=keys or Keys(), log=log)
+    return Service(
+        engine=engine,
+        prompts=prompts(),
+        settings=ServeSettings(**given),
+        keys=keys or (Keys() if playground is None else playground.keys),
+        log=log,
+        playground=playground,
+    )
 
 
 @dataclass(slots=True)

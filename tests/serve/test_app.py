@@ -161,6 +161,67 @@ def test_a_request_names_its_mixture(shared, names, mixture):
     assert last["lmoe"] == body["lmoe"]
 
 
+def weighed(tokens: list[dict], text: str) -> list[tuple[str, dict]]:
+    """Each token's part of a text, and what the experts weighed there."""
+    ends = [token["offset"] for token in tokens[1:]] + [len(text)]
+    return [(text[token["offset"] : end], token["weights"]) for token, end in zip(tokens, ends, strict=True)]
+
+
+def test_tokens_come_with_the_weights_of_the_experts_where_each_was_chosen_streamed_or_not():
+    def weigh(number: int) -> dict[str, float]:
+        return {"code": number / 100, "chat": 0.0, "sql": 1 - number / 100}
+
+    with client(FakeEngine(weigh=weigh)) as found:
+        ask = ASK | {"lmoe": "tokens", "experts": {"code": 1}}
+        body = found.post(CHAT, json=ask).json()
+        assert body["lmoe"] == {"weights": {"code": 1.0}, "load": {"0": 0.25, "1": 0.75}}
+        (choice,) = body["choices"]
+        ids = tokenizer().encode(SAID, add_special_tokens=False)
+        whole = choice["lmoe"]["tokens"]
+        assert [token["id"] for token in whole] == ids and choice["logprobs"] is None
+        assert [token["weights"] for token in whole] == [
+            {name: round(weight, 6) for name, weight in weigh(number).items() if weight} for number in range(len(ids))
+        ]
+        parts = weighed(whole, SAID)
+        assert "".join(part for part, _ in parts) == SAID
+        chunks = [one["choices"][0] for one in events(found.post(CHAT, json=ask | {"stream": True}))[:-1]]
+        streamed = [token for chunk in chunks for token in chunk.get("lmoe", {}).get("tokens", [])]
+        assert streamed == whole
+        assert all("lmoe" in chunk for chunk in chunks if chunk["delta"].get("content"))
+        text = found.post(COMPLETIONS, json={"prompt": "a", "lmoe": "tokens", "max_tokens": 60, "logprobs": 1}).json()
+        (choice,) = text["choices"]
+        assert choice["lmoe"]["tokens"] == whole and len(choice["logprobs"]["tokens"]) == len(whole)
+        two = found.post(CHAT, json=ask | {"n": 2}).json()
+        assert "lmoe" not in two
+        for choice in two["choices"]:
+            assert choice["lmoe"] == {"tokens": whole, "weights": {"code": 1.0}, "load": {"0": 0.25, "1": 0.75}}
+        stopped = found.post(CHAT, json=ask | {"stop": " wörld"}).json()["choices"][0]
+        assert "".join(part for part, _ in weighed(stopped["lmoe"]["tokens"], "Hello,")) == "Hello,"
+        plain = found.post(CHAT, json=ASK | {"lmoe": True}).json()
+        assert "lmoe" not in plain["choices"][0] and not found.engine.asked[-1].request.expert_weights
+
+
+def test_the_server_says_what_it_is_and_lets_do():
+    with client(keys=Keys(api=(b"key",), admin=(b"admin-token",)), upload_size=7) as found:
+        about = found.get("/v1/server", headers={"Authorization": "Bearer key"}).json()
+        assert about == {
+            "object": "server",
+            "version": about["version"],
+            "model": "lmoe",
+            "chat": True,
+            "context": 512,
+            "max_tokens": 64,
+            "own_mixture": "code*0.5+chat*0.5",
+            "own_weights": {"code": 0.5, "chat": 0.5},
+            "experts": ["code", "chat"],
+            "weights_by_request": True,
+            "experts_change": True,
+            "admin": False,
+            "upload_size": 7,
+        }
+        assert found.get("/v1/server", headers=ADMIN).json()["admin"] is True
+
+
 @pytest.mark.parametrize(
     ("names", "status", "said"),
     [
@@ -207,6 +268,7 @@ def test_a_mixture_that_cannot_be_is_refused(shared, names, status, said):
         ({"messages": [{"role": "user"}]}, "messages[0]", "content is missing"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content", "only text"),
         ({"seed": 2**64}, "seed", "less than"),
+        ({"lmoe": "words"}, "lmoe", "lmoe is words, must be true, false, or tokens"),
     ],
 )
 def test_a_field_that_cannot_be_is_named_with_what_may_be(shared, change, param, said):
@@ -412,6 +474,7 @@ CHANGES = [
     ("DELETE", "/v1/experts/code"),
     ("POST", "/v1/experts/code/unload"),
     ("POST", "/v1/experts/code/roll_back"),
+    ("POST", "/v1/experts/code/files"),
 ]
 
 
@@ -556,7 +619,7 @@ def test_no_body_ends_the_server_fails_or_learns_a_path():
     draw, statuses = random.Random(3), []
     paths = re.compile(r"(/home|/usr|/tmp|/root|site-packages|\.py\b|Traceback)")
     with client(keys=Keys(admin=(b"admin-token",))) as found:
-        for number in range(300):
+        for number in range(600):
             body = {name: any_value(draw) for name in draw.sample(FIELDS, draw.randrange(6))}
             body = {**ASK, **body} if draw.random() < 0.7 else body
             method, path = draw.choice([("POST", CHAT), ("POST", COMPLETIONS), *CHANGES])

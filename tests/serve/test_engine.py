@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -50,9 +51,13 @@ def run(injection, moe):
     return model.eval()
 
 
-def all_at_once(model, mixing, requests, **sizes):
+async def tokens_of(engine, request):
+    return [token async for token in (await engine.submit(request)).tokens()]
+
+
+def all_at_once(model, mixing, requests, *, of=answered, **sizes):
     async def work(engine):
-        return await asyncio.gather(*[answered(engine, request) for request in requests])
+        return await asyncio.gather(*[of(engine, request) for request in requests])
 
     return serving(model, mixing, work, **sizes)
 
@@ -111,6 +116,61 @@ def test_the_load_of_a_request_is_that_of_its_tokens_in_a_trace_of_it_alone():
         assert list(decided.load.values()) == pytest.approx(mean.tolist(), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", [name for name in OF_TOKENS if name != "dense_lora"])
+def test_tokens_come_with_the_mean_weights_of_a_trace_where_each_was_chosen(name):
+    model = run(*OF_TOKENS[name])
+    domain = "two" if name == "a domain" else None
+    requests = [asked(prompt, 6, expert_weights=number % 2 == 0) for number, prompt in enumerate(prompts(5))]
+    mixing = RunMixing(model, domain)
+    found = all_at_once(model, mixing, requests, of=tokens_of)
+    for request, tokens in zip(requests, found, strict=True):
+        if not request.expert_weights:
+            assert [token.weights for token in tokens] == [None] * 6
+            continue
+        whole = torch.tensor([[*request.prompt, *(token.id for token in tokens[:-1])]])
+        domains = None if domain is None else [domain]
+        with torch.no_grad(), trace(model, attention_mask=torch.ones_like(whole), domains=domains) as routed:
+            model(whole)
+        sites = [routing.routing_weights.reshape(whole.shape[1], -1) for routing in routed.routing.values()]
+        mean = torch.stack(sites).mean(0)[len(request.prompt) - 1 :]
+        for token, weights in zip(tokens, mean.tolist(), strict=True):
+            assert list(token.weights) == mixing.names
+            assert list(token.weights.values()) == pytest.approx(weights, abs=1e-5)
+
+
+def test_tokens_of_one_adapter_and_of_a_base_come_with_no_weights(base):
+    adapter = run(*OF_TOKENS["dense_lora"])
+    for model, mixing in ((adapter, RunMixing(adapter)), (base, BaseMixing())):
+        [tokens] = all_at_once(model, mixing, [asked([1, 2, 3], 3, expert_weights=True)], of=tokens_of)
+        assert [token.weights for token in tokens] == [{}, {}, {}]
+
+
+def test_tokens_of_a_blend_come_with_the_weights_of_their_request(blend):
+    requests = [asked([1, 2, 3], 3, mixture=mixture, expert_weights=True) for mixture in MIXTURES]
+    found = all_at_once(blend.model, BlendMixing(blend.model, blend), requests, of=tokens_of)
+    for request, tokens in zip(requests, found, strict=True):
+        mixture = {"code": 0.4, "sql": 0.9} if request.mixture is None else request.mixture
+        assert [token.weights for token in tokens] == [pytest.approx(mixture)] * 3
+
+
+def test_tokens_of_an_arrow_blend_come_with_what_each_was_given_over_all_sites(base, places):
+    model = copy.deepcopy(base)
+    blend = lmoe.Blend(model, places, router="arrow")
+    requests = [asked(prompt, 5, expert_weights=number != 1) for number, prompt in enumerate(prompts(3))]
+    found = all_at_once(model, BlendMixing(model, blend), requests, of=tokens_of)
+    assert found[1][0].weights is None
+    for request, tokens in ((requests[0], found[0]), (requests[2], found[2])):
+        sums = []
+        whole = [*request.prompt, *(token.id for token in tokens)]
+        for length in range(len(request.prompt) - 1, len(whole)):  # what one token more has added to all that was given
+            with torch.no_grad(), blend.watched() as shares:
+                model(torch.tensor([whole[:length]]))
+            sums.append({name: share * length for name, share in shares.items()})
+        for before, after, token in zip(sums, sums[1:], tokens, strict=False):
+            assert token.weights == pytest.approx({name: after[name] - before[name] for name in after}, abs=1e-4)
+            assert sum(token.weights.values()) == pytest.approx(1, abs=1e-5)
+
+
 OF_MODEL = {
     f"{decide}, {'on prompts too' if on else 'after prompts'}": {"decide": decide, "prompt_experts": on}
     for decide in ("first", "turn")
@@ -130,6 +190,14 @@ def test_a_router_of_the_whole_model_decides_for_each_request_as_alone(name):
     assert [ids for ids, _ in found] == [alone(model, request) for request in requests]
     weights = [tuple(decided.weights.values()) for _, decided in found]
     assert all(sum(one) == pytest.approx(1) for one in weights) and len(set(weights)) > 1
+    watched = [replace(request, expert_weights=True) for request in requests]
+    seen = all_at_once(model, RunMixing(model), watched, of=tokens_of)
+    for request, tokens, (ids, decided) in zip(requests, seen, found, strict=True):
+        assert [token.id for token in tokens] == ids
+        later_prompt = request.earlier_answers is not None and OF_MODEL[name]["decide"] == "first"
+        acting = OF_MODEL[name]["prompt_experts"] or later_prompt  # at the last token of the prompt
+        assert tokens[0].weights == pytest.approx(decided.weights if acting else dict.fromkeys(decided.weights, 0.0))
+        assert [token.weights for token in tokens[1:]] == [pytest.approx(decided.weights)] * 9
 
 
 @pytest.mark.parametrize("router", ["arrow", "encoder"])

@@ -26,7 +26,7 @@ def test_the_page_names_every_field_route_and_metric(page):
     assert len(fields) > 40
     assert not [name for name in fields if f"`{name}" not in page and f'"{name}"' not in page]
     paths = {route.path.replace("{name:path}", "{id}") for route in Routes(service(FakeEngine())).all()}
-    assert len(paths) == 11
+    assert len(paths) == 13
     assert not [path for path in paths if path not in page]
     every = [
         line.split(" ")[2]
@@ -45,7 +45,7 @@ def test_the_page_states_the_defaults(page):
         for flags, values in stated
         for flag, value in zip(re.findall(r"--([\w-]+)", flags), values.split(", "), strict=True)
     ]
-    assert len(pairs) == 8
+    assert len(pairs) == 9
     for flag, value in pairs:
         assert getattr(ServeSettings(), flag.replace("-", "_")) == float(value), flag
 

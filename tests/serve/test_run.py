@@ -5,7 +5,6 @@ import json
 import socket
 import threading
 import time
-from contextlib import contextmanager
 
 import httpx
 import openai
@@ -14,37 +13,13 @@ import pytest
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.serve.http.auth import Keys
 from lmoe.serve.http.request_log import RequestLog
-from lmoe.serve.http.run import Server, listening_socket, run, url_of
+from lmoe.serve.http.run import listening_socket, run
 from lmoe.serve.http.service import Phase
 from lmoe.serve.request import Refused, RefusedError
 from tests.serve.fake_engine import SAID, FakeEngine, service
+from tests.serve.running import running
 
 MESSAGES: list = [{"role": "user", "content": "Hi!"}]
-
-
-@contextmanager
-def running(engine=None, **options):
-    """A server, its service and its address."""
-    made = service(engine or FakeEngine(), port=0, **options)
-    said: list[str] = []
-    made.phase = Phase.starting
-    bound = listening_socket(made.settings)
-    server = Server(made, bound, said.append)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
-    thread.start()
-    try:
-        deadline = time.monotonic() + 20
-        while made.phase is Phase.starting and thread.is_alive() and time.monotonic() < deadline:
-            time.sleep(0.005)
-        server.address = url_of("127.0.0.1", bound.getsockname()) if thread.is_alive() else ""  # type: ignore[attr-defined]
-        server.said = said  # type: ignore[attr-defined]
-        server.thread = thread  # type: ignore[attr-defined]
-        yield server, made
-    finally:
-        if server._loop is not None and not server._loop.is_closed():
-            server._loop.call_soon_threadsafe(server.stop)
-        thread.join(20)
-        assert not thread.is_alive()
 
 
 @pytest.fixture(scope="module")

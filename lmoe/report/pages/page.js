@@ -31,6 +31,12 @@ const page = {
     return page.element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": label }, content);
   },
 
+  // Text with marks for what cannot be seen or would turn the direction of what follows, [U+202E]; line breaks and tabs stay.
+  visible(text) {
+    return text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (character) => ("\n\t\u200c\u200d".includes(character) ? character
+      : `[U+${character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}]`));
+  },
+
   // A number with a true minus.
   plain(value, digits = 3) {
     return value.toFixed(digits).replace("-", "\u2212");

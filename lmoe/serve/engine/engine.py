@@ -3,10 +3,11 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +23,7 @@ from lmoe.serve.request import (
     Decided,
     EngineState,
     ExpertState,
+    Mixable,
     Refused,
     RefusedError,
     Request,
@@ -144,6 +146,11 @@ class BatchEngine:
     def own_mixture(self) -> str:
         """How a request without a mixture is mixed, for people."""
         return self.mixing.description
+
+    @property
+    def mixable(self) -> Mixable:
+        """What requests can be mixed of."""
+        return self.mixing.mixable
 
     async def submit(self, request: Request) -> RunningRequest:
         """Take a request.
@@ -298,6 +305,10 @@ class BatchEngine:
         """All experts that requests may weigh."""
         return self.mixing.experts()
 
+    def folders(self) -> Collection[Path]:
+        """Folders that experts are read from, or would be again."""
+        return self.mixing.shelf.folders() if self.mixable.changes else ()
+
     async def add(self, name: str, place: str) -> None:
         """One more expert; see `lmoe.serve.request.Engine` for this and the following."""
         await self.mixing.shelf.add(name, place)
@@ -399,6 +410,7 @@ class BatchEngine:
         largest, likeliest = scores.max(-1)
         chosen, known = likeliest.tolist(), self._running
         numbers = torch.isfinite(largest).tolist()
+        weights = self.mixing.token_weights(rows)
         for number, row in enumerate(rows):
             running = known.get(row.request_id)
             if running is None:  # gone meanwhile
@@ -414,6 +426,8 @@ class BatchEngine:
                 running.failure = str(error)
                 continue
             chosen[number] = token.id
+            if running.request.expert_weights:
+                token = replace(token, weights=weights.get(row.request_id, {}))
             running.fresh.append(token)
         self._generated += len(rows)
         return torch.tensor(chosen, dtype=torch.int64, device=scores.device)

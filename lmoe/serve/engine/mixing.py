@@ -13,9 +13,13 @@ from lmoe.blend.routers import BlendRouter
 from lmoe.blend.weights import SILENT
 from lmoe.injection.record import Injected, injected, model_route, new_names
 from lmoe.layers.routing import Routing
+from lmoe.serve.engine.paged import RowInBatch
 from lmoe.serve.engine.shelf import Shelf, Version, refusing
 from lmoe.serve.engine.weighing import ArrowWeighing, BlendWeighing, Load, RowRouting, RowWeights, RunWeighing, Weighing
-from lmoe.serve.request import Decided, ExpertState, Refused, RefusedError, Request
+from lmoe.serve.request import Decided, ExpertState, Mixable, Refused, RefusedError, Request
+
+WITHOUT_WEIGHTS = (BlendRouter.arrow, BlendRouter.static)
+"""Routers of blends that take no weights from requests."""
 
 
 class Elsewhere(Protocol):
@@ -34,17 +38,20 @@ class Held:
         weights: by the experts' names, for people; None: they differ by token.
         row: what its tokens weigh over a blend.
         routing: what the router of a whole model has decided.
-        versions: of the experts that it weighs.
+        versions: of the experts that it weighs, by name.
         load: counts its routed tokens, where it is asked for.
         names: of the experts that are counted.
+        shown: names of the experts by those that the model has for them, where each token comes with their weights;
+            None: it does not.
     """
 
     weights: Mapping[str, float] | None = None
     row: RowWeights | None = None
     routing: RowRouting | None = None
-    versions: Sequence[Version] = ()
+    versions: Mapping[str, Version] = field(default_factory=dict)
     load: Load | None = None
     names: Sequence[str] = ()
+    shown: Mapping[str, str] | None = None
 
     def decided(self) -> Decided:
         """What mixed the request."""
@@ -63,6 +70,11 @@ class Mixing(Protocol):
         Raises:
             RefusedError: they do not.
         """
+        ...
+
+    @property
+    def mixable(self) -> Mixable:
+        """What requests can be mixed of."""
         ...
 
     def use(self, elsewhere: Elsewhere) -> None:
@@ -89,8 +101,13 @@ class Mixing(Protocol):
         """Told when they come no more."""
         ...
 
-    def forward(self, rows: Sequence[Any]) -> AbstractContextManager[Any]:
+    def forward(self, rows: Sequence[RowInBatch]) -> AbstractContextManager[Any]:
         """A block around a forward of these rows; in the thread of the batches."""
+        ...
+
+    def token_weights(self, rows: Sequence[RowInBatch]) -> Mapping[str, Mapping[str, float]]:
+        """What each expert weighs, by name, where the next token of a row is chosen; by the ids of the requests that
+        want to know. Inside the block, behind the forward."""
         ...
 
     def experts(self) -> Sequence[ExpertState]:
@@ -123,6 +140,7 @@ class BlendMixing:
     blend: Blend
     description: str = ""
     _rows: dict[str, RowWeights] = field(default_factory=dict)
+    _shown: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         kind = self.blend.router
@@ -132,7 +150,9 @@ class BlendMixing:
             self._own = {name: weight for name, weight in self.blend.weights.items() if abs(weight) >= SILENT}
         self.description = self._described()
         arrow = kind is BlendRouter.arrow
-        self._weighing: Weighing = ArrowWeighing() if arrow else BlendWeighing(self.blend, self._rows)
+        self._weighing: Weighing = (
+            ArrowWeighing(self.blend, self._shown) if arrow else BlendWeighing(self.blend, self._rows)
+        )
 
     def use(self, elsewhere: Elsewhere) -> None:
         self._elsewhere = elsewhere
@@ -146,21 +166,37 @@ class BlendMixing:
             )
         return self._shelf
 
+    @property
+    def mixable(self) -> Mixable:
+        decides = self.blend.router in (BlendRouter.arrow, BlendRouter.encoder)
+        return Mixable(
+            names=list(self._shelf.current),
+            own_weights=None if decides else dict(self._own),
+            by_request=self.blend.router not in WITHOUT_WEIGHTS,
+            changes=self.blend.route is None,
+        )
+
     async def hold(self, request: Request) -> Held:
+        held = await self._held(request)
+        if request.expert_weights:
+            held.shown = {version.key: name for name, version in held.versions.items()}
+        return held
+
+    async def _held(self, request: Request) -> Held:
         mixture, kind = request.mixture, self.blend.router
-        if mixture is not None and kind in (BlendRouter.arrow, BlendRouter.static):
+        if mixture is not None and kind in WITHOUT_WEIGHTS:
             raise RefusedError(
                 Refused.invalid, f"this server runs router={kind}, which takes no weights from requests", "experts"
             )
         if kind is BlendRouter.arrow:
             versions = await self._shelf.hold(self._shelf.current)
-            return Held(versions=list(versions.values()))
+            return Held(versions=versions)
         if mixture is None and kind is BlendRouter.encoder:
             return await self._by_prompt(request)
         weights = {name: float(weight) for name, weight in (self._own if mixture is None else mixture).items()}
         versions = await self._shelf.hold(weights)
         by_key = {versions[name].key: weight for name, weight in weights.items() if abs(weight) >= SILENT}
-        return Held(weights=weights, row=RowWeights.of(by_key), versions=list(versions.values()))
+        return Held(weights=weights, row=RowWeights.of(by_key), versions=versions)
 
     async def _by_prompt(self, request: Request) -> Held:
         versions = await self._shelf.hold(self._shelf.current)
@@ -172,7 +208,7 @@ class BlendMixing:
             self._shelf.release(versions.values())
             raise
         weights = {names[key]: weight for key, weight in answer.items()}
-        return Held(weights=weights, row=row, versions=list(versions.values()))
+        return Held(weights=weights, row=row, versions=versions)
 
     @torch.no_grad()
     def _decided(self, request: Request, keys: list[str]) -> tuple[RowWeights, dict[str, float]]:
@@ -187,17 +223,23 @@ class BlendMixing:
         return row, dict(zip(route.names, weights.tolist(), strict=True))
 
     def release(self, held: Held) -> None:
-        self._shelf.release(held.versions)
+        self._shelf.release(held.versions.values())
 
     def begin(self, request_id: str, held: Held) -> None:
         if held.row is not None:
             self._rows[request_id] = held.row
+        if held.shown is not None:
+            self._shown[request_id] = held.shown
 
     def end(self, request_id: str) -> None:
         self._rows.pop(request_id, None)
+        self._shown.pop(request_id, None)
 
-    def forward(self, rows: Sequence[Any]) -> AbstractContextManager[Any]:
+    def forward(self, rows: Sequence[RowInBatch]) -> AbstractContextManager[Any]:
         return self._weighing.forward(rows)
+
+    def token_weights(self, rows: Sequence[RowInBatch]) -> Mapping[str, Mapping[str, float]]:
+        return _named(self._weighing, rows, self._shown)
 
     def experts(self) -> Sequence[ExpertState]:
         return self._shelf.states()
@@ -241,6 +283,10 @@ class WithoutShelf:
     def experts(self) -> Sequence[ExpertState]:
         return ()
 
+    @property
+    def mixable(self) -> Mixable:
+        return Mixable(names=(), own_weights={}, by_request=False, changes=False)
+
     async def sweep(self) -> None:
         pass
 
@@ -265,6 +311,7 @@ class RunMixing(WithoutShelf):
     domain: str | None = None
     _routings: dict[str, RowRouting] = field(default_factory=dict)
     _loads: dict[str, Load] = field(default_factory=dict)
+    _shown: dict[str, Mapping[str, str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         record: Injected = injected(self.model)
@@ -275,9 +322,22 @@ class RunMixing(WithoutShelf):
         self.names = [*known, *new_names(known, count)]
         of_model = " of the whole model" if self.route is not None else ""
         self.description = f"router {record.moe.router}{of_model}" if self._has_routers else "the trained adapter"
-        self._weighing = RunWeighing(self.model, record, self._routings, self._loads, self.domain)
+        self._weighing = RunWeighing(
+            self.model, record, self._routings, self._loads, self._shown, self.names, self.domain
+        )
+
+    @property
+    def mixable(self) -> Mixable:
+        names = self.names if self._has_routers else ()
+        return Mixable(names=names, own_weights=None if self._has_routers else {}, by_request=False, changes=False)
 
     async def hold(self, request: Request) -> Held:
+        held = await self._held(request)
+        if request.expert_weights and self._has_routers:
+            held.shown = dict(zip(self.names, self.names, strict=True))
+        return held
+
+    async def _held(self, request: Request) -> Held:
         if request.mixture is not None:
             raise RefusedError(
                 Refused.invalid,
@@ -304,13 +364,19 @@ class RunMixing(WithoutShelf):
             self._routings[request_id] = held.routing
         if held.load is not None:
             self._loads[request_id] = held.load
+        if held.shown is not None:
+            self._shown[request_id] = held.shown
 
     def end(self, request_id: str) -> None:
         self._routings.pop(request_id, None)
         self._loads.pop(request_id, None)
+        self._shown.pop(request_id, None)
 
-    def forward(self, rows: Sequence[Any]) -> AbstractContextManager[Any]:
+    def forward(self, rows: Sequence[RowInBatch]) -> AbstractContextManager[Any]:
         return self._weighing.forward(rows)
+
+    def token_weights(self, rows: Sequence[RowInBatch]) -> Mapping[str, Mapping[str, float]]:
+        return _named(self._weighing, rows, self._shown)
 
 
 @dataclass(eq=False)
@@ -331,8 +397,26 @@ class BaseMixing(WithoutShelf):
     def end(self, request_id: str) -> None:
         pass
 
-    def forward(self, rows: Sequence[Any]) -> AbstractContextManager[Any]:
+    def forward(self, rows: Sequence[RowInBatch]) -> AbstractContextManager[Any]:
         return nullcontext()
+
+    def token_weights(self, rows: Sequence[RowInBatch]) -> Mapping[str, Mapping[str, float]]:
+        return {}
+
+
+def _named(
+    weighing: Weighing, rows: Sequence[RowInBatch], shown: Mapping[str, Mapping[str, str]]
+) -> dict[str, dict[str, float]]:
+    """Weights at the last tokens of the rows that are shown, by the names that people know."""
+    # NOTE the event loop lets go of requests meanwhile.
+    names = {row.request_id: found for row in rows if (found := shown.get(row.request_id)) is not None}
+    if not names:
+        return {}
+    found = weighing.at_last_tokens([row for row in rows if row.request_id in names])
+    return {
+        request_id: {names[request_id][key]: weight for key, weight in weights.items() if key in names[request_id]}
+        for request_id, weights in found.items()
+    }
 
 
 def _answers(request: Request, model: PreTrainedModel) -> torch.Tensor | None:

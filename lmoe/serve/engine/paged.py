@@ -36,12 +36,19 @@ class RowInBatch:
         first: place of the first of them in the request.
         tokens: how many.
         gives_token: whether the forward gives the request's next token.
+        place: of the first of them among all tokens of the forward.
     """
 
     request_id: str
     first: int
     tokens: int
     gives_token: bool
+    place: int
+
+    @property
+    def last_place(self) -> int:
+        """Of its last token among all tokens of the forward: where its next token is chosen."""
+        return self.place + self.tokens - 1
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -114,15 +121,12 @@ class Batches(ContinuousBatchingManager):
     def rows(self) -> list[RowInBatch]:
         """What is in the forward that runs, in the order of its tokens."""
         assert self.batch_processor is not None
-        return [
-            RowInBatch(
-                part.state.request_id,
-                part.state.position_offset - part.query_length,
-                part.query_length,
-                part.has_new_token,
-            )
-            for part in self.batch_processor.inputs_and_outputs.requests_in_batch  # type: ignore[union-attr]
-        ]
+        found, place = [], 0
+        for part in self.batch_processor.inputs_and_outputs.requests_in_batch:  # type: ignore[union-attr]
+            length, behind = part.query_length, part.state.position_offset
+            found.append(RowInBatch(part.state.request_id, behind - length, length, part.has_new_token, place))
+            place += length
+        return found
 
     @property
     def capacity(self) -> int:

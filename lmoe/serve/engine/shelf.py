@@ -79,6 +79,10 @@ class Shelf:
             for name, version in self.current.items()
         ]
 
+    def folders(self) -> set[Path]:
+        """Where the experts, and those that can be gone back to, are read from."""
+        return {Path(one.place) for version in self.current.values() for one in _line(version)}
+
     async def hold(self, names: Iterable[str]) -> dict[str, Version]:
         """The versions that a request weighs from now on, loaded; to be let go with `release`.
 

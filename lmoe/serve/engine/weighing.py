@@ -3,13 +3,14 @@
 Shapes: T tokens of a forward, P of a prompt, E experts.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from lmoe.blend.blend import Blend
 from lmoe.blend.linear import Setting
@@ -73,6 +74,15 @@ class Weighing(Protocol):
         """A block around the forward."""
         ...
 
+    def at_last_tokens(self, rows: Sequence[RowInBatch]) -> dict[str, dict[str, float]]:
+        """What each expert of the model weighs at the last token of each row, the mean over all sites, by the request's
+        id; inside the block, behind the forward.
+
+        Args:
+            rows: of the forward, whose requests were to be watched when it began.
+        """
+        ...
+
 
 class BlendWeighing:
     """Over a blend; rows of equal weights cost what one setting costs.
@@ -95,6 +105,15 @@ class BlendWeighing:
             self._last = (key, self._setting(rows, known))
         return self.blend.reading(self._last[1])
 
+    def at_last_tokens(self, rows: Sequence[RowInBatch]) -> dict[str, dict[str, float]]:
+        """What was set: it is the same at all sites."""
+        known = [(row, self.of_request.get(row.request_id)) for row in rows]
+        return {
+            row.request_id: dict(zip(weights.names, weights.at(row)[-1].tolist(), strict=True))
+            for row, weights in known
+            if weights is not None
+        }
+
     def _setting(self, rows: Sequence[RowInBatch], known: Sequence[RowWeights | None]) -> Setting:
         names = tuple(dict.fromkeys(name for row in known if row is not None for name in row.names))
         parts = []
@@ -113,11 +132,32 @@ class BlendWeighing:
 
 
 class ArrowWeighing:
-    """Over a blend whose tokens decide for themselves."""
+    """Over a blend whose tokens decide for themselves.
 
-    def forward(self, rows: Sequence[RowInBatch]) -> AbstractContextManager[None]:
-        """Nothing needs to be told."""
-        return nullcontext()
+    Args:
+        blend: whose experts they are.
+        watched: ids of requests whose tokens somebody wants the weights of.
+    """
+
+    def __init__(self, blend: Blend, watched: Collection[str]) -> None:
+        self.blend, self.watched = blend, watched
+        self._seen: Callable[[], dict[str, Tensor]] = dict
+
+    @contextmanager
+    def forward(self, rows: Sequence[RowInBatch]):
+        """A block that needs to be told nothing, and looks at what is decided where somebody asks."""
+        if not any(row.gives_token and row.request_id in self.watched for row in rows):
+            yield
+            return
+        with self.blend.watched_by_token(sum(row.tokens for row in rows)) as self._seen:
+            yield
+
+    def at_last_tokens(self, rows: Sequence[RowInBatch]) -> dict[str, dict[str, float]]:
+        """What the tokens have decided."""
+        seen = self._seen()
+        return {
+            row.request_id: {name: float(weights[row.last_place]) for name, weights in seen.items()} for row in rows
+        }
 
 
 class RunWeighing:
@@ -128,25 +168,29 @@ class RunWeighing:
         record: what was put into it.
         of_request: what was decided for a request, with a router of the whole model.
         counted: gets each expert's share of the tokens of the requests that want it, (tokens, E) by id.
+        watched: ids of requests whose tokens somebody wants the weights of.
+        names: of the experts.
         domain: of all requests, for moe.router=oracle.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: PreTrainedModel,
         record: Injected,
         of_request: Mapping[str, RowRouting],
         counted: Mapping[str, "Load"],
+        watched: Collection[str],
+        names: Sequence[str],
         domain: str | None,
     ) -> None:
         self.model, self.record, self.route, self.domain = model, record, model_route(model), domain
-        self.of_request, self.counted = of_request, counted
+        self.of_request, self.counted, self.watched, self.names = of_request, counted, watched, names
 
     @contextmanager
     def forward(self, rows: Sequence[RowInBatch]):
         """A block in which the routers know what they need, and are counted where somebody asks."""
         with self.of_domain(), self._given(rows):
-            wanted = [row for row in rows if row.request_id in self.counted]
+            wanted = [row for row in rows if row.request_id in self.counted or row.request_id in self.watched]
             if not wanted or not self.record.trace.has_routers:
                 yield
                 return
@@ -155,6 +199,21 @@ class RunWeighing:
                 yield
                 self._count(rows, [routing.assignment for routing in trace.routing.values()])
                 trace.clear()
+
+    def at_last_tokens(self, rows: Sequence[RowInBatch]) -> dict[str, dict[str, float]]:
+        """What the routers have decided; nothing where the model has none."""
+        routings = list(self.record.trace.routing.values())
+        if not routings:
+            return {}
+        places = torch.tensor([row.last_place for row in rows], device=self.model.device)
+        total = torch.zeros(len(rows), len(self.names), device=places.device)
+        for routing in routings:
+            weights = routing.routing_weights.reshape(-1, routing.routing_weights.shape[-1])
+            if routing.acting is not None:
+                weights = weights * routing.acting.reshape(-1, 1)
+            total[:, : weights.shape[-1]] += weights[places.to(weights.device)].to(total)
+        means = (total / len(routings)).tolist()
+        return {row.request_id: dict(zip(self.names, mean, strict=True)) for row, mean in zip(rows, means, strict=True)}
 
     def of_domain(self) -> AbstractContextManager[None]:
         """A block in which all tokens are of the domain that is served."""

@@ -5,12 +5,16 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 from uuid import uuid4
 
+from lmoe import __version__
 from lmoe.serve.answer import Answer, Piece
 from lmoe.serve.request import Decided, ExpertState, Token
 from lmoe.serve.text import TokenTexts
+
+if TYPE_CHECKING:
+    from lmoe.serve.http.service import Service
 
 Json = dict[str, Any]
 IMPOSSIBLE = -9999.0
@@ -58,7 +62,7 @@ class _Common:
             body["lmoe"] = decided_json(answers[0].decided)
         elif decided:
             for choice, answer in zip(body["choices"], answers, strict=True):
-                choice["lmoe"] = decided_json(answer.decided)
+                choice["lmoe"] = decided_json(answer.decided) | choice.get("lmoe", {})
         return body
 
 
@@ -81,6 +85,7 @@ class ChatShape(_Common):
                 "message": {"role": "assistant", "content": "".join(p.text for p in own), "refusal": None},
                 "logprobs": self._logprobs(own) if answer.request.top_logprobs is not None else None,
                 "finish_reason": answer.finish,
+                **weighed_json(own),
             }
             for index, (answer, own) in enumerate(zip(answers, pieces, strict=True))
         ]
@@ -92,7 +97,9 @@ class ChatShape(_Common):
 
     def chunk(self, index: int, piece: Piece) -> Json:
         """The next piece of an answer."""
-        return self._chunk(index, {"content": piece.text}, self._logprobs([piece]) if piece.tokens else None)
+        chunk = self._chunk(index, {"content": piece.text}, self._logprobs([piece]) if scored(piece) else None)
+        chunk["choices"][0] |= weighed_json([piece])
+        return chunk
 
     def last(self, index: int, answer: Answer, decided: bool) -> Json:
         """The chunk that says why an answer has ended."""
@@ -142,6 +149,7 @@ class CompletionShape(_Common):
                 "text": self._before(index) + "".join(piece.text for piece in own),
                 "logprobs": self._logprobs(own) if answer.request.top_logprobs is not None else None,
                 "finish_reason": answer.finish,
+                **weighed_json(own),
             }
             for index, (answer, own) in enumerate(zip(answers, pieces, strict=True))
         ]
@@ -153,9 +161,9 @@ class CompletionShape(_Common):
 
     def chunk(self, index: int, piece: Piece) -> Json:
         """The next piece of an answer."""
-        logprobs = self._logprobs([piece]) if piece.tokens else None
+        logprobs = self._logprobs([piece]) if scored(piece) else None
         choice = {"index": index, "text": piece.text, "logprobs": logprobs, "finish_reason": None}
-        return self._head("text_completion", [choice])
+        return self._head("text_completion", [choice | weighed_json([piece])])
 
     def last(self, index: int, answer: Answer, decided: bool) -> Json:
         """The chunk that says why an answer has ended."""
@@ -188,6 +196,27 @@ def finite(logprob: float | None) -> float:
     return logprob if logprob is not None and math.isfinite(logprob) else IMPOSSIBLE
 
 
+def scored(piece: Piece) -> bool:
+    """Whether the tokens of a piece come with log-probabilities."""
+    return any(token.logprob is not None for _, token in piece.tokens)
+
+
+def weighed_json(pieces: Sequence[Piece]) -> Json:
+    """What a choice says of its tokens: where each begins, in characters of the answer, and what the experts weighed
+    where it was chosen; nothing where that was not asked for."""
+    tokens = [
+        {
+            "id": token.id,
+            "offset": offset,
+            "weights": {name: round(weight, 6) for name, weight in token.weights.items() if weight},
+        }
+        for piece in pieces
+        for offset, token in piece.tokens
+        if token.weights is not None
+    ]
+    return {"lmoe": {"tokens": tokens}} if tokens else {}
+
+
 def usage_json(prompt: int, generated: int) -> Json:
     """Tokens of the prompts and of all answers."""
     return {"prompt_tokens": prompt, "completion_tokens": generated, "total_tokens": prompt + generated}
@@ -217,6 +246,30 @@ def model_json(name: str, created: int) -> Json:
 def list_json(items: Sequence[Json]) -> Json:
     """A list of things."""
     return {"object": "list", "data": [*items]}
+
+
+def server_json(service: "Service", *, admin: bool) -> Json:
+    """What a server is and lets do, as clients want to know it that show it to people.
+
+    Args:
+        admin: who asks may change experts.
+    """
+    mixable, settings = service.engine.mixable, service.settings
+    return {
+        "object": "server",
+        "version": __version__,
+        "model": settings.name,
+        "chat": service.prompts.has_template,
+        "context": service.engine.context,
+        "max_tokens": settings.max_tokens,
+        "own_mixture": service.engine.own_mixture,
+        "own_weights": None if mixable.own_weights is None else dict(mixable.own_weights),
+        "experts": list(mixable.names),
+        "weights_by_request": mixable.by_request,
+        "experts_change": mixable.changes,
+        "admin": admin,
+        "upload_size": settings.upload_size,
+    }
 
 
 def expert_json(expert: ExpertState) -> Json:

@@ -17,21 +17,25 @@ from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lmoe import __version__
-from lmoe.serve.http.answers import decided_json, expert_json, list_json, model_json
+from lmoe.files.wording import shown
+from lmoe.serve.http.answers import decided_json, expert_json, list_json, model_json, server_json
 from lmoe.serve.http.auth import OPEN
 from lmoe.serve.http.bodies import ChatBody, CompletionBody, NewExpert, OtherName, OtherPlace, body_of
 from lmoe.serve.http.limits import read_body
 from lmoe.serve.http.mixture_names import mixture_of
+from lmoe.serve.http.playground import check_host
 from lmoe.serve.http.problem import RETRY_AFTER, Problem, failure, refused
 from lmoe.serve.http.questions import chat_question, completion_question
 from lmoe.serve.http.request_log import GONE, Record
 from lmoe.serve.http.responding import ClientGone, Responding, unless_gone
 from lmoe.serve.http.service import Phase, Service
+from lmoe.serve.http.uploads import receive_expert
 from lmoe.serve.request import Condition, Decided, RefusedError
 
 RECORD = "lmoe.record"
 """In the scope of a request."""
 EXPERT = "/v1/experts/{name}"
+PAGE = "/"
 PLACEHOLDER = re.compile(r"\{(\w+):path\}")
 SHOWN_HEADERS = ["x-request-id", "retry-after"]
 Changed = TypeVar("Changed")
@@ -74,6 +78,9 @@ def _lifespan(service: Service) -> Callable[[Starlette], Any]:
         finally:
             service.prompts.close()
             service.log.close()
+            service.uploads.close()
+            if service.playground is not None:
+                service.playground.close()
 
     return lifespan
 
@@ -93,6 +100,7 @@ class Routes:
         return [
             _route("/v1/chat/completions", POST=self.chat),
             _route("/v1/completions", POST=self.completions),
+            _route("/v1/server", GET=self.server),
             _route("/v1/models", GET=self.models),
             _route("/v1/models/{name:path}", GET=self.model),
             _route("/v1/experts", GET=self.experts, POST=self.add_expert),
@@ -105,10 +113,21 @@ class Routes:
             ),
             _route(f"{EXPERT}/unload", POST=self.unload_expert),
             _route(f"{EXPERT}/roll_back", POST=self.roll_back_expert),
+            _route(f"{EXPERT}/files", POST=self.upload_expert),
             _route("/health", GET=self.health),
             _route("/version", GET=self.version),
             _route("/metrics", GET=self.metrics),
+            *([] if self._service.playground is None else [_route(PAGE, GET=self.page)]),
         ]
+
+    async def page(self, _: Request) -> Response:
+        """Give the playground."""
+        assert self._service.playground is not None
+        return self._service.playground.response()
+
+    async def server(self, request: Request) -> Response:
+        """Say what the server is, and what it lets whoever asks do."""
+        return JSONResponse(server_json(self._service, admin=self._service.keys.let_change(request.headers)))
 
     async def chat(self, request: Request) -> Response:
         """Answer a conversation."""
@@ -161,10 +180,31 @@ class Routes:
 
         return await self._change(added())
 
+    async def upload_expert(self, request: Request) -> Response:
+        """Take one more expert, whose files come with the request."""
+        name, service = self._admin(request), self._service
+        self._check_upload(name)
+        folder = service.uploads.begin()
+
+        async def added() -> Response:
+            try:
+                await service.engine.add(name, str(folder))
+            finally:
+                service.uploads.done(folder, service.engine.folders())
+            return self._expert(name, status=201)
+
+        try:
+            settings = service.settings
+            await receive_expert(request, folder, most=settings.upload_size, seconds=settings.timeout)
+        except BaseException:
+            service.uploads.done(folder, service.engine.folders())
+            raise
+        return await self._change(added())
+
     async def replace_expert(self, request: Request) -> Response:
         """Take another expert under a name."""
         name, body = request.path_params["name"], body_of(OtherPlace, await self._admin_body(request))
-        await self._change(self._service.engine.replace(name, body.place))
+        await self._changed(self._service.engine.replace(name, body.place))
         return self._expert(name)
 
     async def rename_expert(self, request: Request) -> Response:
@@ -177,7 +217,7 @@ class Routes:
     async def remove_expert(self, request: Request) -> Response:
         """Take an expert away."""
         name = self._admin(request)
-        await self._change(self._service.engine.remove(name))
+        await self._changed(self._service.engine.remove(name))
         return JSONResponse({"object": "expert", "name": name, "deleted": True})
 
     async def unload_expert(self, request: Request) -> Response:
@@ -189,7 +229,7 @@ class Routes:
     async def roll_back_expert(self, request: Request) -> Response:
         """Go back to the expert before the last replacement."""
         name = self._admin(request)
-        await self._change(self._service.engine.roll_back(name))
+        await self._changed(self._service.engine.roll_back(name))
         return self._expert(name)
 
     async def health(self, _: Request) -> Response:
@@ -246,6 +286,31 @@ class Routes:
         """
         if name == self._service.settings.name:
             raise Problem(409, f"{name} is the name of the served model; choose another", "name")
+
+    def _check_upload(self, name: str) -> None:
+        """See that an expert may come by this name, before its files do.
+
+        Raises:
+            Problem: uploads are off, experts do not come here, or the name is taken.
+        """
+        if not self._service.settings.upload_size:
+            raise Problem(403, "experts cannot be uploaded here: the server has --upload-size 0", code="uploads_off")
+        if not self._service.engine.mixable.changes:
+            raise Problem(409, "experts neither come nor go here: they were trained together", code="experts_fixed")
+        self._check_name(name)
+        if name in self._service.experts():
+            raise Problem(409, f"there is an expert {shown(name)} already; remove it, or choose another name", "name")
+
+    async def _changed(self, change: Awaitable[None]) -> None:
+        """A change of experts, behind which files that were uploaded may be nobody's."""
+
+        async def whole() -> None:
+            try:
+                await change
+            finally:
+                self._service.uploads.sweep(self._service.engine.folders())
+
+        await self._change(whole())
 
     async def _change(self, change: Awaitable[Changed]) -> Changed:
         """NOTE a change of experts goes on to its end when the client goes away: half of it would be neither."""
@@ -307,8 +372,11 @@ class Front:
     async def _answer(self, scope: Scope, receive: Receive, send: Send, record: Record) -> None:
         problem: Problem | None = None
         try:
-            if scope["path"] not in OPEN:
-                self._service.keys.check(Request(scope).headers)
+            headers = Request(scope).headers
+            if self._service.playground is not None:
+                check_host(headers, self._service.settings)
+            if scope["path"] not in OPEN and not self._is_page(scope):
+                self._service.keys.check(headers)
             await self._app(scope, receive, send)
         except Problem as error:
             problem = error
@@ -324,6 +392,10 @@ class Front:
         if problem is not None and record.status == 0:
             record.code = problem.code
             await _response(problem)(scope, receive, send)
+
+    def _is_page(self, scope: Scope) -> bool:
+        """Whether the playground is asked for, in which there is nothing to hide."""
+        return self._service.playground is not None and scope["path"] == PAGE
 
     def _count(self, record: Record) -> None:
         metrics = self._service.metrics

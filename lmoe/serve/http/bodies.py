@@ -16,6 +16,8 @@ from lmoe.serve.http.problem import Problem
 MOST_STOPS, LONGEST_STOP = 4, 1_000
 MOST_BIASES = 1_024
 MOST_LOGPROBS = 20
+TOKENS = "tokens"
+"""Asks for what the experts weigh at each token."""
 SHOWN = 8
 """Problems of a body that are said."""
 WITHOUT_EFFECT = frozenset(
@@ -148,6 +150,12 @@ def _text_of(value: Any) -> Any:
     return "\n".join(texts)
 
 
+def _reported(value: Any) -> Any:
+    if value != TOKENS and not isinstance(value, bool):
+        raise ValueError(f"is {shown(value)}, must be true, false, or {TOKENS}: the weights at each token too")
+    return value
+
+
 def _stops_of(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
@@ -210,6 +218,7 @@ Stop = Annotated[str, Field(min_length=1, max_length=LONGEST_STOP)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Biases = Annotated[dict[int, float], BeforeValidator(_bias)]
 Weights = Annotated[dict[str, float], BeforeValidator(_weights)]
+Reported = Annotated[bool | Literal["tokens"], BeforeValidator(_reported)]
 
 
 class Asked(_Part):
@@ -217,7 +226,7 @@ class Asked(_Part):
 
     model: Annotated[str, Field(max_length=10_000)] | None = None
     experts: Weights | None = None
-    lmoe: bool = False
+    lmoe: Reported = False
     max_tokens: Annotated[int, Field(ge=1, le=MOST_TOKENS)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_temperature)] = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0

@@ -25,7 +25,7 @@ async def read_body(request: Request, settings: ServeSettings) -> bytes:
         message = "the body must be JSON, and say so: Content-Type: application/json"
         raise Problem(415, message, code="unsupported_media_type")
     most, content = settings.request_size, bytearray()
-    too_large = _announced(request) > most
+    too_large = announced(request) > most
     try:
         async with asyncio.timeout(BODY_SECONDS):
             more = True
@@ -40,17 +40,19 @@ async def read_body(request: Request, settings: ServeSettings) -> bytes:
         raise Problem(408, f"the body did not arrive within {BODY_SECONDS:g} s", code="timeout") from None
     if too_large:
         if more:
-            await _drain(request)
+            await drain(request)
         raise Problem(413, f"the body has more than {most:,} bytes", code="request_too_large")
     return bytes(content)
 
 
-def _announced(request: Request) -> int:
+def announced(request: Request) -> int:
+    """Bytes that a request says its body has; 0 where it does not say."""
     text = request.headers.get("content-length", "0")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else 0
 
 
-async def _drain(request: Request) -> None:
+async def drain(request: Request) -> None:
+    """Read what is left of a body that is refused, so that the client comes to read why."""
     left = DRAINED
     try:
         async with asyncio.timeout(DRAIN_SECONDS):

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmoe.serve.http.answers import ChatShape, CompletionShape, Shape
-from lmoe.serve.http.bodies import Asked, ChatBody, CompletionBody
+from lmoe.serve.http.bodies import TOKENS, Asked, ChatBody, CompletionBody
 from lmoe.serve.http.limits import room_for
 from lmoe.serve.http.mixture_names import mixture_of
 from lmoe.serve.http.problem import Problem
@@ -101,7 +101,8 @@ def _question(
                     mixture=mixture,
                     earlier_answers=prompt.earlier,
                     top_logprobs=body.wanted_logprobs,
-                    load=body.lmoe,
+                    load=bool(body.lmoe),
+                    expert_weights=body.lmoe == TOKENS,
                 )
             )
     return Question(body=body, shape=shape, requests=requests, prompt_tokens=sum(len(prompt.ids) for prompt in prompts))

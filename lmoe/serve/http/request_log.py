@@ -76,12 +76,14 @@ class RequestLog:
 
     Args:
         place: the file; None: standard error.
+        failures_alone: requests that went well, or that the client was to blame for, have no line.
 
     Raises:
         ConfigError: the file cannot be written.
     """
 
-    def __init__(self, place: Path | None = None) -> None:
+    def __init__(self, place: Path | None = None, *, failures_alone: bool = False) -> None:
+        self._failures_alone = failures_alone
         try:
             self._handler = (
                 logging.StreamHandler(sys.stderr) if place is None else WatchedFileHandler(place, encoding="utf-8")
@@ -92,7 +94,8 @@ class RequestLog:
 
     def request(self, record: Record) -> None:
         """Write what is known of a request that is over."""
-        self._write(record.line())
+        if not self._failures_alone:
+            self._write(record.line())
 
     def failure(self, request_id: str, error: BaseException) -> None:
         """Write why a request failed, for whoever looks for its id."""

@@ -124,7 +124,7 @@ class Responding:
                 if index is None:
                     yield ALIVE
                 elif piece is None:
-                    yield event(shape.last(index, answers[index], body.lmoe))
+                    yield event(shape.last(index, answers[index], bool(body.lmoe)))
                 else:
                     yield event(shape.chunk(index, piece))
         if body.with_usage:
@@ -160,7 +160,7 @@ class Responding:
                 if index is not None and piece is not None:
                     pieces[index].append(piece)
         shape, body = self.question.shape, self.question.body
-        return JSONResponse(shape.whole(answers, pieces, self._used(answers), body.lmoe))
+        return JSONResponse(shape.whole(answers, pieces, self._used(answers), bool(body.lmoe)))
 
     def _used(self, answers: Sequence[Answer]) -> dict[str, Any]:
         return usage_json(self.question.prompt_tokens, sum(answer.generated for answer in answers))

@@ -1,9 +1,11 @@
 """Run a server until it is told to stop."""
 
 import asyncio
+import errno
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from types import FrameType
 from typing import Any
 
@@ -12,6 +14,7 @@ import uvicorn
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.serve.http.app import make_app
 from lmoe.serve.http.auth import ADMIN, KEY
+from lmoe.serve.http.playground import page_url
 from lmoe.serve.http.service import Phase, Service
 from lmoe.serve.request import Request, SamplingSettings
 from lmoe.serve.settings import ServeSettings
@@ -21,9 +24,12 @@ LAST_READERS = 3
 WARM_UP = "Hello"
 
 
-def listening_socket(settings: ServeSettings) -> socket.socket:
+def listening_socket(settings: ServeSettings, *, else_any: bool = False) -> socket.socket:
     """A socket that is bound to the host and port of the settings, so that a port in use is known before a model is
     loaded; it does not listen yet.
+
+    Args:
+        else_any: take any free port where that of the settings is in use.
 
     Raises:
         ConfigError: there is no such host, or the port is in use or not allowed.
@@ -40,6 +46,8 @@ def listening_socket(settings: ServeSettings) -> socket.socket:
         found.bind(address)
     except OSError as error:
         found.close()
+        if else_any and error.errno == errno.EADDRINUSE:
+            return listening_socket(replace(settings, port=0))
         raise ConfigError(
             f"{where}: cannot listen there: {error.strerror or error}; choose another port (0: any free one), or stop "
             "what listens there"
@@ -83,6 +91,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         for line in lines(self._service, self._bound.getsockname()):
             self._say(line)
+        if (playground := self._service.playground) is not None:
+            playground.open(page_url(self._service.settings, self._bound.getsockname()[1]))
         self._begin(self._get_ready())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -182,9 +192,13 @@ def lines(service: Service, address: Sequence[object]) -> list[str]:
     experts = ", ".join(service.experts())
     key = f"with a key ({len(keys.api)} in {KEY})" if keys.api else f"without a key ({KEY} is not set)"
     admin = "with an admin token" if keys.admin else f"off ({ADMIN} is not set)"
+    serving = f"serving {settings.name} at {url}/v1"
+    mixed = f"mixed by {service.engine.own_mixture}" + (f"; experts: {experts}" if experts else "")
+    if service.playground is not None:
+        return [serving, mixed, *service.playground.lines(page_url(settings, address[1]))]
     said = [
-        f"serving {settings.name} at {url}/v1",
-        f"mixed by {service.engine.own_mixture}" + (f"; experts: {experts}" if experts else ""),
+        serving,
+        mixed,
         f"asked {key}; changes of experts {admin}",
         f"try: {curl(url, settings.name, with_key=bool(keys.api))}",
     ]

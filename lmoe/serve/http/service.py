@@ -6,7 +6,9 @@ from enum import StrEnum
 
 from lmoe.serve.http.auth import Keys
 from lmoe.serve.http.metrics import Metrics
+from lmoe.serve.http.playground import Playground
 from lmoe.serve.http.request_log import RequestLog
+from lmoe.serve.http.uploads import Uploads
 from lmoe.serve.prompts import Prompts
 from lmoe.serve.request import Engine
 from lmoe.serve.settings import ServeSettings
@@ -32,6 +34,8 @@ class Service:
         metrics, log: what it says of its work.
         phase: of its life.
         created: when it began, in seconds since 1970.
+        playground: its page; None: it has none.
+        uploads: experts that came as files.
     """
 
     engine: Engine
@@ -42,6 +46,8 @@ class Service:
     log: RequestLog = field(default_factory=RequestLog)
     phase: Phase = Phase.ready
     created: int = field(default_factory=lambda: int(time.time()))
+    playground: Playground | None = None
+    uploads: Uploads = field(default_factory=Uploads)
 
     def experts(self) -> list[str]:
         """Names of the experts that requests may weigh."""
