@@ -138,6 +138,7 @@ def test_what_is_shown_is_what_the_api_says_token_by_token(open_page: Open) -> N
         asked = play.engine.asked[0].request
         assert (asked.sampling.temperature, asked.max_tokens, asked.mixture) == (0, 256, None)
         page.click(".answer summary >> nth=0")
+        page.locator(".answer table").first.wait_for()
         rows = page.locator(".answer table").first.locator("tbody tr").all_inner_texts()
         means = [sum(token["weights"].get(name, 0) for token in tokens) / len(tokens) for name in ("code", "chat")]
         assert rows == [
@@ -159,7 +160,7 @@ def test_a_slider_that_is_moved_with_the_keyboard_gives_another_answer(open_page
         page.click("#retry")
         page.locator("#send").wait_for()
         assert said(page) == 'mixed of {"code": 0.7, "chat": 0.5}'
-        assert page.locator(".exchange").count() == 1
+        assert page.locator("#side-a .exchange").count() == 1
         assert page.locator(".answer > .of").first.inner_text() == "code 0.7 + chat 0.5"
         page.fill("#side-a .sliders input[type=number] >> nth=1", "-1.25")
         ask(page)
@@ -259,14 +260,14 @@ def test_keys_send_make_lines_and_take_a_message_back(open_page: Open) -> None:
         page.keyboard.type("two")
         page.keyboard.press("Enter")
         page.locator("#send").wait_for()
-        assert page.locator(".user").inner_text() == "one\ntwo"
+        assert page.locator("#side-a .user").inner_text() == "one\ntwo"
         page.click("#edit")
-        assert page.input_value("#message") == "one\ntwo" and page.locator(".exchange").count() == 0
+        assert page.input_value("#message") == "one\ntwo" and page.locator("#side-a .exchange").count() == 0
         assert page.evaluate("document.activeElement.id") == "message" and page.locator("#edit").is_disabled()
         ask(page, "three")
         assert "one" not in play.service.prompts.tokenizer.decode(play.engine.asked[-1].request.prompt)
         page.click("#new")
-        assert page.locator(".exchange").count() == 0
+        assert page.locator("#side-a .exchange").count() == 0
         stops = []
         page.focus("#both")
         stops.append("both")
@@ -510,6 +511,7 @@ def test_a_trained_mixture_has_its_routers_choice_and_load_and_no_sliders(open_p
         assert engine.asked[-1].request.mixture is None
         assert {expert for expert in experts_shown(page) if expert is not None} == {1}
         page.click(".answer summary >> nth=0")
+        page.locator(".answer table").first.wait_for()
         rows = page.locator(".answer table").first.locator("tbody tr").all_inner_texts()
         assert rows == ["0\t0.200\t0.250", "1\t0.800\t0.750"]  # mean weight, and the API's load
         page.click("#experts > summary")

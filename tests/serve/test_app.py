@@ -620,9 +620,9 @@ def test_no_body_ends_the_server_fails_or_learns_a_path():
     paths = re.compile(r"(/home|/usr|/tmp|/root|site-packages|\.py\b|Traceback)")
     with client(keys=Keys(admin=(b"admin-token",))) as found:
         for number in range(600):
-            body = {name: any_value(draw) for name in draw.sample(FIELDS, draw.randrange(6))}
+            body = {name: any_value(draw) for name in draw.sample(FIELDS, draw.choice((0, 1, 1, 2, 4, 6)))}
             body = {**ASK, **body} if draw.random() < 0.7 else body
-            method, path = draw.choice([("POST", CHAT), ("POST", COMPLETIONS), *CHANGES])
+            method, path = draw.choice([("POST", CHAT)] * 4 + [("POST", COMPLETIONS), *CHANGES])
             content = json.dumps(body).encode()
             if draw.random() < 0.2:
                 content = content[: draw.randrange(len(content) + 1)] + draw.randbytes(3)

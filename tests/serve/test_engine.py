@@ -135,7 +135,8 @@ def test_tokens_come_with_the_mean_weights_of_a_trace_where_each_was_chosen(name
         mean = torch.stack(sites).mean(0)[len(request.prompt) - 1 :]
         for token, weights in zip(tokens, mean.tolist(), strict=True):
             assert list(token.weights) == mixing.names
-            assert list(token.weights.values()) == pytest.approx(weights, abs=1e-5)
+            # paged attention adds in another order than the whole text's: 1.3e-5 was seen
+            assert list(token.weights.values()) == pytest.approx(weights, abs=5e-5)
 
 
 def test_tokens_of_one_adapter_and_of_a_base_come_with_no_weights(base):

@@ -146,8 +146,9 @@
     at("status").textContent = "The answer is being written.";
     if (!both()) place("b", exchange, page.element("p", { class: "answer of" }, "Mixture B was not asked this; it goes on from the answer of A."));
     const { signal } = under;
-    following(() => {});
-    await Promise.all(shown().map((side) => answer(side, exchange, signal)));
+    const all = shown().map((side) => answer(side, exchange, signal));
+    window.scrollTo(0, document.documentElement.scrollHeight);
+    await Promise.all(all);
     under = null;
     enable();
     changed();
@@ -165,7 +166,6 @@
       return;
     }
     message.value = "";
-    window.scrollTo(0, document.documentElement.scrollHeight);
     run(prompt);
   }
 

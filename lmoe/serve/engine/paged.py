@@ -47,7 +47,7 @@ class RowInBatch:
 
     @property
     def last_place(self) -> int:
-        """Of its last token among all tokens of the forward: where its next token is chosen."""
+        """Place of its last token among all tokens of the forward, where its next token is chosen."""
         return self.place + self.tokens - 1
 
 

@@ -128,7 +128,7 @@ class _Files:
         self._open.close()
 
     def begin(self, name: str) -> None:
-        """The next file.
+        """Begin the next file.
 
         Raises:
             Problem: none of an expert has its name, or it comes twice.
@@ -143,7 +143,7 @@ class _Files:
         self._names.append(name)
 
     def write(self, content: bytes) -> None:
-        """More of it."""
+        """Write more of the file that was begun."""
         assert self._file is not None
         self._file.write(content)
 
