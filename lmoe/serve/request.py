@@ -75,7 +75,7 @@ class Request:
             that decide by the prompt; None: all of it is one prompt.
         top_logprobs: how many of the likeliest tokens come with each token, which then has its own log-probability;
             None: neither.
-        load: whether the share of each expert is to be counted, where tokens are routed.
+        load: whether what the tokens decide is to be counted, where they do: each expert's share, or mean weight.
         expert_weights: whether each token comes with what the experts weighed where it was chosen.
     """
 
@@ -113,7 +113,8 @@ class Decided:
     """What mixed an answer.
 
     Args:
-        weights: of each expert by name; None: they differ by token.
+        weights: of each expert by name, the mean over the answer's tokens where a blend weighs each of them anew; None:
+            the routers of a trained mixture weigh each token anew, and the load says it.
         load: share of each expert of the answer's and the prompt's routed tokens, over all sites; None: not counted.
     """
 

@@ -172,6 +172,23 @@ def test_tokens_of_an_arrow_blend_come_with_what_each_was_given_over_all_sites(b
             assert sum(token.weights.values()) == pytest.approx(1, abs=1e-5)
 
 
+def test_an_arrow_blend_says_the_mean_of_what_its_answers_tokens_were_given_where_asked(base, places):
+    model = copy.deepcopy(base)
+    blend = lmoe.Blend(model, places, router="arrow")
+    requests = [asked(prompt, 5, load=number < 2, expert_weights=True) for number, prompt in enumerate(prompts(3))]
+
+    async def both(engine, request):
+        running = await engine.submit(request)
+        return [token.weights async for token in running.tokens()], running.decided
+
+    first, second, unasked = all_at_once(model, BlendMixing(model, blend), requests, of=both)
+    for weights, decided in (first, second):
+        means = {name: sum(token[name] for token in weights) / 5 for name in weights[0]}
+        assert decided.weights == pytest.approx(means) and decided.load is None
+    assert first[1].weights != pytest.approx(second[1].weights)
+    assert unasked[1].weights is None
+
+
 OF_MODEL = {
     f"{decide}, {'on prompts too' if on else 'after prompts'}": {"decide": decide, "prompt_experts": on}
     for decide in ("first", "turn")

@@ -426,8 +426,11 @@ class BatchEngine:
                 running.failure = str(error)
                 continue
             chosen[number] = token.id
+            given = weights.get(row.request_id, {})
+            if running.held.given is not None:
+                running.held.given.add(given)
             if running.request.expert_weights:
-                token = replace(token, weights=weights.get(row.request_id, {}))
+                token = replace(token, weights=given)
             running.fresh.append(token)
         self._generated += len(rows)
         return torch.tensor(chosen, dtype=torch.int64, device=scores.device)

@@ -31,21 +31,41 @@ class Elsewhere(Protocol):
 
 
 @dataclass(eq=False)
+class Given:
+    """What the experts were given at the tokens of an answer, where each token decides."""
+
+    tokens: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+
+    def add(self, weights: Mapping[str, float]) -> None:
+        """Count the weights of one more token, by the experts' names."""
+        self.tokens += 1
+        for name, weight in weights.items():
+            self.sums[name] = self.sums.get(name, 0.0) + weight
+
+    def means(self) -> dict[str, float]:
+        """Over the tokens so far, by the experts' names."""
+        return {name: total / self.tokens for name, total in dict(self.sums).items()}
+
+
+@dataclass(eq=False)
 class Held:
     """What one request weighs, until it is over.
 
     Args:
         weights: by the experts' names, for people; None: they differ by token.
+        given: sums up what its tokens decide, where that is asked for and no load says it; None: nobody does.
         row: what its tokens weigh over a blend.
         routing: what the router of a whole model has decided.
         versions: of the experts that it weighs, by name.
         load: counts its routed tokens, where it is asked for.
         names: of the experts that are counted.
-        shown: names of the experts by those that the model has for them, where each token comes with their weights;
-            None: it does not.
+        shown: names of the experts by those that the model has for them, where somebody asks for their weights at each
+            token; None: nobody does.
     """
 
     weights: Mapping[str, float] | None = None
+    given: Given | None = None
     row: RowWeights | None = None
     routing: RowRouting | None = None
     versions: Mapping[str, Version] = field(default_factory=dict)
@@ -55,7 +75,8 @@ class Held:
 
     def decided(self) -> Decided:
         """What mixed the request."""
-        return Decided(self.weights, None if self.load is None else self.load.shares(self.names))
+        weights = self.weights if self.given is None else self.given.means()
+        return Decided(weights, None if self.load is None else self.load.shares(self.names))
 
 
 class Mixing(Protocol):
@@ -178,7 +199,7 @@ class BlendMixing:
 
     async def hold(self, request: Request) -> Held:
         held = await self._held(request)
-        if request.expert_weights:
+        if request.expert_weights or held.given is not None:
             held.shown = {version.key: name for name, version in held.versions.items()}
         return held
 
@@ -190,7 +211,7 @@ class BlendMixing:
             )
         if kind is BlendRouter.arrow:
             versions = await self._shelf.hold(self._shelf.current)
-            return Held(versions=versions)
+            return Held(given=Given() if request.load else None, versions=versions)
         if mixture is None and kind is BlendRouter.encoder:
             return await self._by_prompt(request)
         weights = {name: float(weight) for name, weight in (self._own if mixture is None else mixture).items()}
