@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from lmoe.generate.speaker import Speaker
     from lmoe.serve.request import Engine
 
-EXTRA = ("starlette", "uvicorn", "prometheus_client", "pydantic")
+EXTRA = ("starlette", "uvicorn", "prometheus_client", "pydantic", "python_multipart")
 OF_EXPERTS = ("experts", "weights", "fit")
 """Flags that name something of each expert, which a file may write as a mapping."""
 StartEngine = Callable[["Speaker", ServeSettings], Awaitable["Engine"]]

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lmoe.serve.http.multipart import LONGEST_HEAD, FormFiles
+from lmoe.serve.http.multipart import LONGEST_HEADER, MOST_HEADERS, FormFiles
 from lmoe.serve.http.problem import Problem
 
 KIND = "multipart/form-data; boundary=--=_b0"
@@ -55,12 +55,13 @@ def test_what_stands_behind_the_end_says_nothing() -> None:
         (b"", "ends before its last boundary"),
         (form(("a", b"1"))[:-4], "ends before its last boundary"),
         (form(("a", b"1"), end=b"\r\n"), "ends before its last boundary"),
-        (b"before\r\n" + form(("a", b"1")), "does not begin with its boundary"),
-        (b"{}" * 100, "does not begin with its boundary"),
-        (form(("a", b"1"), end=b"ab"), "neither a line break nor --"),
+        (b"before\r\n" + form(("a", b"1")), "Expected boundary"),
+        (b"{}" * 100, "Expected boundary"),
+        (form(("a", b"1"), end=b"ab"), "ends before its last boundary"),
         (EDGE + b'\r\nContent-Disposition: form-data; name="place"\r\n\r\n/etc\r\n' + EDGE + b"--", "no file"),
         (EDGE + b'\r\nContent-Disposition: attachment; filename="a"\r\n\r\n1\r\n' + EDGE + b"--", "no file"),
-        (EDGE + b"\r\n" + b"x" * LONGEST_HEAD, "more than 4,096 bytes"),
+        (EDGE + b"\r\n" + b"x" * 2 * LONGEST_HEADER, "header size exceeded"),
+        (EDGE + b"\r\n" + b"x: y\r\n" * (MOST_HEADERS + 1), "header count exceeded"),
         (form(*[("a", b"1")] * 17), "more than 16 files"),
     ],
 )

@@ -1,28 +1,20 @@
-"""Files of a form as they arrive: multipart/form-data (RFC 7578), strictly, and never as a whole in memory."""
+"""Files of a form as they arrive: multipart/form-data (RFC 7578), never as a whole in memory."""
 
-import re
-from collections.abc import Callable
-from email.message import Message
-from email.parser import BytesHeaderParser
-from enum import Enum, auto
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 
 from lmoe.serve.http.problem import Problem
 
 KIND = "multipart/form-data"
-BOUNDARY = re.compile(r"[\w'()+,./:=? -]{0,69}[\w'()+,./:=?-]", re.ASCII)
-LONGEST_HEAD = 4_096
-"""Bytes of the headers of one part."""
+LONGEST_BOUNDARY = 70
+LONGEST_HEADER = 4_096
+MOST_HEADERS = 8
 MOST_PARTS = 16
-
-
-class _Next(Enum):
-    """What the parser waits for."""
-
-    first_delimiter = auto()
-    behind_delimiter = auto()
-    head = auto()
-    content = auto()
-    nothing = auto()
+logging.getLogger("python_multipart.multipart").setLevel(logging.ERROR)  # clients are told what is wrong with a form
 
 
 class FormFiles:
@@ -38,16 +30,27 @@ class FormFiles:
     """
 
     def __init__(self, content_type: str, begin: Callable[[str], None], write: Callable[[bytes], None]) -> None:
-        header = Message()
-        header["content-type"] = content_type
-        boundary = header.get_param("boundary")
-        if header.get_content_type() != KIND or not isinstance(boundary, str) or not BOUNDARY.fullmatch(boundary):
+        kind, options = parse_options_header(content_type)
+        boundary = options.get(b"boundary", b"")
+        if kind != KIND.encode() or not 0 < len(boundary) <= LONGEST_BOUNDARY:
             message = f"the body must be a form with files, and say so: Content-Type: {KIND}; boundary=…"
             raise Problem(415, message, code="unsupported_media_type")
-        self._delimiter = b"\r\n--" + boundary.encode("ascii")
-        self._begin, self._write = begin, write
-        self._left = bytearray(b"\r\n")  # the first delimiter needs no line break before it
-        self._next, self._parts = _Next.first_delimiter, 0
+        self._begin, self._parts, self._ended = begin, 0, False
+        self._field, self._value, self._disposition = b"", b"", b""
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._part,
+                "on_header_field": self._on_field,
+                "on_header_value": self._on_value,
+                "on_header_end": self._on_header,
+                "on_headers_finished": self._on_headers,
+                "on_part_data": lambda data, first, end: write(data[first:end]),
+                "on_end": self._on_end,
+            },
+            max_header_count=MOST_HEADERS,
+            max_header_size=LONGEST_HEADER,
+        )
 
     def feed(self, content: bytes) -> None:
         """Take the next bytes of the body.
@@ -55,72 +58,54 @@ class FormFiles:
         Raises:
             Problem: they are no form, or no files.
         """
-        self._left += content
-        while self._step():
-            pass
+        if content and not self._ended:  # what stands behind the end of a form says nothing
+            with _refusing():
+                self._parser.write(content)
 
     def end(self) -> None:
-        """The body is over.
+        """See that the form has ended, since the body has.
 
         Raises:
-            Problem: the form is not.
+            Problem: it has not.
         """
-        if self._next is not _Next.nothing:
+        if not self._ended:
             raise _malformed("it ends before its last boundary")
 
-    def _step(self) -> bool:
-        """Whether something was done, so that more may be."""
-        left, delimiter = self._left, self._delimiter
-        if self._next is _Next.first_delimiter:
-            if len(left) < len(delimiter):
-                return False
-            if not left.startswith(delimiter):
-                raise _malformed("it does not begin with its boundary")
-            return self._go(len(delimiter), _Next.behind_delimiter)
-        if self._next is _Next.behind_delimiter:
-            if len(left) < 2:
-                return False
-            if left[:2] not in (b"\r\n", b"--"):
-                raise _malformed("a boundary is followed by neither a line break nor --")
-            return self._go(2, _Next.head if left[:2] == b"\r\n" else _Next.nothing)
-        if self._next is _Next.head:
-            return self._head()
-        if self._next is _Next.content:
-            return self._content()
-        left.clear()  # what stands behind the end of a form says nothing
-        return False
-
-    def _go(self, taken: int, to: _Next) -> bool:
-        del self._left[:taken]
-        self._next = to
-        return True
-
-    def _head(self) -> bool:
-        end = self._left.find(b"\r\n\r\n", 0, LONGEST_HEAD)
-        if end < 0:
-            if len(self._left) >= LONGEST_HEAD:
-                raise _malformed(f"the headers of a part have more than {LONGEST_HEAD:,} bytes")
-            return False
-        head = BytesHeaderParser().parsebytes(bytes(self._left[: end + 4]))
-        name = head.get_filename()
-        if head.get_content_disposition() != "form-data" or not name:
-            raise _malformed("a part is no file: each has Content-Disposition: form-data with a filename")
+    def _part(self) -> None:
+        self._disposition = b""
         self._parts += 1
         if self._parts > MOST_PARTS:
             raise _malformed(f"it has more than {MOST_PARTS} files")
-        self._begin(name)
-        return self._go(end + 4, _Next.content)
 
-    def _content(self) -> bool:
-        end = self._left.find(self._delimiter)
-        if end >= 0:
-            self._write(bytes(self._left[:end]))
-            return self._go(end + len(self._delimiter), _Next.behind_delimiter)
-        sure = len(self._left) - len(self._delimiter) + 1  # what is behind may be the beginning of a delimiter
-        if sure > 0:
-            self._write(bytes(self._left[:sure]))
-            del self._left[:sure]
-        return False
+    def _on_field(self, data: bytes, first: int, end: int) -> None:
+        self._field += data[first:end]
+
+    def _on_value(self, data: bytes, first: int, end: int) -> None:
+        self._value += data[first:end]
+
+    def _on_header(self) -> None:
+        if self._field.lower() == b"content-disposition":
+            self._disposition = self._value
+        self._field = self._value = b""
+
+    def _on_headers(self) -> None:
+        kind, options = parse_options_header(self._disposition)
+        name = options.get(b"filename", b"").decode("utf-8", errors="replace")
+        if kind != b"form-data" or not name:
+            raise _malformed("a part is no file: each has Content-Disposition: form-data with a filename")
+        self._begin(name)
+
+    def _on_end(self) -> None:
+        self._ended = True
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Turns what the parser says of a body into what a client is told."""
+    try:
+        yield
+    except FormParserError as error:
+        raise _malformed(f"{error}"[:200]) from error
 
 
 def _malformed(why: str) -> Problem:
