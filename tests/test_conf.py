@@ -46,6 +46,7 @@ REQUIRED = {
     "backbone/custom.yaml": ["backbone.model_name=somebody/model"],
     "data/custom.yaml": ["data.path=somebody/rows"],
     "phase/supervised_routing.yaml": ["moe.router_target=auto"],
+    "phase/taught.yaml": ["moe.router_target=auto"],
     # Routers without parameters cannot be warmed up.
     **{f"moe/{kind}.yaml": ["phase=joint"] for kind, router in ROUTERS.items() if not router.trains},
     **{
