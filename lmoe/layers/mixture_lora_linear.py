@@ -15,8 +15,9 @@ from lmoe.layers.lora_linear import LowRank, branch_dtype, one_function_computes
 from lmoe.layers.model_route import ModelRoute
 from lmoe.layers.routers import LinearRouter, Router
 from lmoe.layers.routing import Decision
+from lmoe.ops.card_rules import grouped_is_faster
 from lmoe.ops.frozen_linear import frozen_and_down
-from lmoe.ops.grouped import add_grouped, grouped_is_faster, misaligned
+from lmoe.ops.grouped import add_grouped, misaligned
 from lmoe.ops.linear_sizes import sizes, weight_OD
 from lmoe.ops.lora import faded, kaiming_lora_A, svd_slices
 from lmoe.ops.stacked import add_stacked, stacked_delta
@@ -180,7 +181,7 @@ class MixtureLoRALinear(nn.Module):
         Raises:
             RoutingError: it was asked for and cannot.
         """
-        settings, top_k, device = self.settings, self._fixed_k(), x.device.type
+        settings, top_k, device = self.settings, self._fixed_k(), x.device
         if settings.backend is Backend.stacked or top_k is None or settings.mixing is Mixing.factors:
             return False
         experts, rank, width = lora_A.shape

@@ -39,7 +39,8 @@ class NativeExpertsLoRA(nn.Module):
     """Every native expert with its own low-rank branches, (W_e + scaling * B_e A_e) x, inside the grouped forward.
 
     The forward is its own, whichever experts implementation the config names: rows sorted by expert, grouped matmuls
-    for the frozen weights and for the branches. No tensor of the size of the weights is made, forward or backward.
+    for the frozen weights and for the branches. No tensor of the size of the weights is made, forward or backward;
+    where torch has no kernel for grouped matmuls, copies of some experts' weights are, in pieces (ops/tiled.py).
 
     Args:
         base_layer: the experts module of Transformers, with gate_up_proj (E, 2I, D) and down_proj (E, D, I), or both

@@ -25,7 +25,7 @@ def grouped_linear(rows: Tensor, weight_EOD: Tensor, groups: Groups, bias_EO: Te
     Returns:
         (S, O).
     """
-    y = grouped_matmul(rows.to(weight_EOD.dtype), weight_EOD.transpose(1, 2), groups.ends)
+    y = grouped_matmul(rows.to(weight_EOD.dtype), weight_EOD.transpose(1, 2), groups.ends, groups.tiles)
     return y if bias_EO is None else y + bias_EO.index_select(0, groups.expert)
 
 
@@ -46,8 +46,8 @@ def grouped_lora(rows: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, g
     missing = -lora_A.shape[1] % (ALIGNMENT // dtype.itemsize)
     if missing:  # a row of hidden values must fill whole units of memory; zeros change nothing
         lora_A, lora_B = pad(lora_A, (0, 0, 0, missing)), pad(lora_B, (0, missing))
-    hidden = grouped_matmul(rows.to(dtype), lora_A.to(dtype).transpose(1, 2), groups.ends)
-    return grouped_matmul(hidden * scaling, lora_B.to(dtype).transpose(1, 2), groups.ends)
+    hidden = grouped_matmul(rows.to(dtype), lora_A.to(dtype).transpose(1, 2), groups.ends, groups.tiles)
+    return grouped_matmul(hidden * scaling, lora_B.to(dtype).transpose(1, 2), groups.ends, groups.tiles)
 
 
 def sum_over_choices(rows: Tensor, weights: Tensor, groups: Groups) -> Tensor:
