@@ -27,6 +27,7 @@ class Groups(NamedTuple):
     ends: (E,) int32 end of each expert's rows.
     expert: (N K,) its expert.
     tiles: of the rows, where torch has no kernel for grouped matmuls.
+    by_triton: whether Triton kernels compute what is computed of them.
     """
 
     order: Tensor
@@ -34,23 +35,34 @@ class Groups(NamedTuple):
     ends: Tensor
     expert: Tensor
     tiles: Tiles | None = None
+    by_triton: bool = False
 
 
-def group_by_expert(expert_indices: Tensor, num_experts: int) -> Groups:
+def group_by_expert(expert_indices: Tensor, num_experts: int, *, by_triton: bool = False) -> Groups:
     """Sort without asking the device how many tokens each expert got.
 
     Args:
         expert_indices: (N, K) int64.
         num_experts: E.
+        by_triton: what computes the rows.
     """
-    flat = expert_indices.reshape(-1)
-    expert, order = flat.sort(stable=True)
-    counts = torch.zeros(num_experts, dtype=torch.int32, device=flat.device)
-    counts = counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
+    order, expert, ends = sort_by_key(expert_indices.reshape(-1), num_experts)
     token = order.div(expert_indices.shape[-1], rounding_mode="floor")
-    ends = counts.cumsum(0, dtype=torch.int32)
-    tiles = None if has_grouped_kernel(flat.device, torch.bfloat16) else tiles_of(ends, len(flat))
-    return Groups(order, token, ends, expert, tiles)
+    tiled = not (by_triton or has_grouped_kernel(order.device, torch.bfloat16))
+    return Groups(order, token, ends, expert, tiles_of(ends, len(order)) if tiled else None, by_triton)
+
+
+def sort_by_key(keys: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Order (S,), sorted keys (S,), and the int32 end of the rows of each key (number,).
+
+    Args:
+        keys: (S,) int64, from 0.
+        number: of keys that there can be.
+    """
+    found, order = keys.sort(stable=True)
+    counts = torch.zeros(number, dtype=torch.int32, device=keys.device)
+    counts = counts.scatter_add(0, keys, torch.ones_like(keys, dtype=torch.int32))
+    return order, found, counts.cumsum(0, dtype=torch.int32)
 
 
 def compute_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
