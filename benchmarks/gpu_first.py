@@ -46,7 +46,7 @@ SITE_TIMES = 7
 """The part that measures what moe.backend=auto should take."""
 PARTS = {
     1: Part("all modules import; names that other versions lack", ("imports", "imports"), 60),
-    2: Part("stacked and grouped against float64", ("kernels", "agreement"), 60),
+    2: Part("stacked, grouped and triton against float64", ("kernels", "agreement"), 60),
     3: Part("no step waits for the device", ("steps", "host_syncs"), 45),
     4: Part("launches, the attention that ran, memory with and without a mask", ("steps", "launches"), 75),
     5: Part("same seed, same bytes; resumed; checkpointing and precisions", ("runs", "same_bytes"), 120),

@@ -100,5 +100,5 @@ class MoeConfig:
     the data."""
     backend: Backend = Backend.auto
     """stacked: all experts in one matmul; grouped: tokens sorted by expert; auto: the faster one, by
-    the table of cards (docs/ROUTING.md)."""
+    the table of cards (docs/ROUTING.md); triton: Triton's kernels, on a GPU, never measured on one."""
     load_balance: LoadBalanceConfig = field(default_factory=LoadBalanceConfig)

@@ -9,6 +9,9 @@ Shapes: N tokens, K chosen, S = N * K sorted rows, D in, O out, R rank, E expert
 in once, so that its rows can be added without meeting.
 """
 
+# pyright: reportMissingImports=false, reportIndexIssue=false
+# (triton is an extra that the environment of the checks does not have)
+
 from typing import Any, NamedTuple
 
 import torch
@@ -134,7 +137,7 @@ def _products_kernel(
     i = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
     j = tl.program_id(2) * OUTER + tl.arange(0, OUTER)
     total = tl.zeros((WIDTH, OUTER), tl.float32)
-    for choice in range(0, choices):
+    for choice in range(choices):
         segment = choice * experts + expert
         start = tl.load(ends + segment - 1, mask=segment > 0, other=0)
         stop = tl.load(ends + segment)
@@ -211,7 +214,7 @@ def _times(
         adds: to what is in `out`.
     """
     rows = rows if rows.stride(-1) == 1 else rows.contiguous()
-    choices, number = segments.expert.shape
+    choices = len(segments.expert)
     inner, outer = matrices.shape[1:]
     columns = _block(outer, LARGEST_COLUMNS)
     for choice in range(choices if scattered else 1):
@@ -293,7 +296,9 @@ def _check_type(dtype: torch.dtype) -> None:
 
 
 @torch.compiler.disable
-def add_by_triton(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor, expert_indices: Tensor) -> Tensor:
+def add_by_triton(
+    y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor, expert_indices: Tensor
+) -> Tensor:
     """y + sum over the chosen experts of g_e B_e A_e x, written into y: what `add_grouped` computes.
 
     Args:

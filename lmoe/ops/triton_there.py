@@ -21,8 +21,8 @@ def require_triton() -> None:
     """
     if find_spec("triton") is None:
         raise InjectionError(
-            "moe.backend=triton needs the package triton, which is not installed: pip install 'lmoe[triton]' (Linux), or "
-            "choose auto"
+            "moe.backend=triton needs the package triton, which is not installed: pip install 'lmoe[triton]' "
+            "(Linux), or choose auto"
         )
 
 
@@ -36,7 +36,7 @@ def triton_experts(device: torch.device) -> ModuleType:
     require_triton()
     if device.type != "cuda" and os.environ.get(INTERPRETED) != "1":
         raise RoutingError(
-            f"moe.backend=triton computes on a CUDA GPU, and these experts are on {device.type}; move the model there, or "
-            "choose auto"
+            f"moe.backend=triton computes on a CUDA GPU, and these experts are on {device.type}; move the model there, "
+            "or choose auto"
         )
     return importlib.import_module("lmoe.ops.triton_experts")

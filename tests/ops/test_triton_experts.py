@@ -1,10 +1,7 @@
 """Triton's kernels of experts equal the loop over rows and experts, in outputs and gradients, run by its interpreter.
 
-TRITON_INTERPRET=1 python -m pytest tests/ops/test_triton_experts.py (docs/ROUTING.md)
+`make test-triton` runs it where Triton is installed.
 """
-
-import os
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -14,12 +11,12 @@ from lmoe.errors import RoutingError
 from lmoe.ops.grouped import add_grouped
 from tests.reference import dumb_experts
 from tests.reference.host_sync import NoHostSync
+from tests.reference.triton_interpreter import WHY_NOT
 
-if find_spec("triton") is None:
-    pytest.skip("triton is not installed: pip install 'lmoe[triton]'", allow_module_level=True)
-if os.environ.get("TRITON_INTERPRET") != "1":
-    pytest.skip("Triton interprets its kernels on the CPU with TRITON_INTERPRET=1 alone", allow_module_level=True)
+if WHY_NOT:
+    pytest.skip(WHY_NOT, allow_module_level=True)
 
+from lmoe.ops import triton_experts
 from lmoe.ops.triton_experts import add_by_triton, matmul_by_triton
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 0.03}
@@ -53,7 +50,10 @@ def random(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def test_rows_times_matrices_and_both_gradients_equal_the_loop(loads, dtype, transposed):
     torch.manual_seed(0)
     D, O = 20, 36  # noqa: E741 - no multiples of a block
-    rows, stored = random(sum(loads), D, dtype=dtype), random(len(loads), *((O, D) if transposed else (D, O)), dtype=dtype)
+    rows, stored = (
+        random(sum(loads), D, dtype=dtype),
+        random(len(loads), *((O, D) if transposed else (D, O)), dtype=dtype),
+    )
     matrices = stored.transpose(1, 2) if transposed else stored
     experts = [expert for expert, load in enumerate(loads) for _ in range(load)]
     ours = matmul_by_triton(rows, matrices, torch.tensor(loads).cumsum(0).to(torch.int32))
@@ -115,7 +115,7 @@ def test_a_mixture_and_all_its_gradients_equal_the_loop(top_k, rank, dtype):
     close(ours, right, dtype)
     along, leaves = torch.randn(ours.shape).to(dtype).float(), (y, x, lora_A, lora_B, gates)
     grads, loops = (torch.autograd.grad((out.float() * along).sum(), leaves) for out in (ours, right))
-    for name, mine, theirs, leaf in zip("y x A B gates".split(), grads, loops, leaves, strict=True):
+    for name, mine, theirs, leaf in zip(["y", "x", "A", "B", "gates"], grads, loops, leaves, strict=True):
         assert mine.dtype == leaf.dtype and mine.shape == leaf.shape, name
         close(mine, theirs, dtype)
     assert [bool(grads[2][e].any()) for e in range(6)] == [e in chosen for e in range(6)]
@@ -187,8 +187,6 @@ def test_a_type_that_the_kernels_do_not_know_is_refused_in_words():
 
 def test_what_is_around_the_kernels_reads_nothing_back_from_the_device(monkeypatch):
     """The interpreter itself reads values of the kernels, which a card does not."""
-    from lmoe.ops import triton_experts
-
     y, x, *others = inputs(6, 2, 8, torch.float32, tokens=37)
     for name in ("_rows_kernel", "_products_kernel"):
         monkeypatch.setattr(triton_experts, name, _Nothing())
