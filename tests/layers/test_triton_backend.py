@@ -3,7 +3,6 @@
 `make test-triton` runs it where Triton is installed.
 """
 
-import json
 from dataclasses import replace
 
 import pytest
@@ -89,7 +88,7 @@ def test_native_experts_and_all_gradients_equal_the_loop(kind):
     ("family", "strategy"),
     [("llama", "mixture_lora"), ("llama", "moe_expert_lora"), ("qwen3_moe", "native_moe_expert_lora")],
 )
-def test_a_model_steps_as_with_auto_and_its_adapter_loads_where_there_is_no_triton(family, strategy, tmp_path):
+def test_a_model_steps_as_with_auto(family, strategy):
     found, ids = [], tokens()
     for backend in ("auto", "triton"):
         torch.manual_seed(0)
@@ -100,6 +99,3 @@ def test_a_model_steps_as_with_auto_and_its_adapter_loads_where_there_is_no_trit
     assert found[0].keys() == found[1].keys() and len(found[0]) >= 6
     for name, grad in found[1].items():
         torch.testing.assert_close(grad, found[0][name], atol=1e-5, rtol=1e-3, msg=name)
-    lmoe.save(model, tmp_path / "adapter", base_model="somebody/base")
-    stored = json.loads((tmp_path / "adapter" / "lmoe_config.json").read_text())
-    assert stored["moe"]["backend"] == "auto"

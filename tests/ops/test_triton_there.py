@@ -1,5 +1,6 @@
 """Triton is imported where it is asked for and there, and else said to be missing, in words."""
 
+import json
 import subprocess
 import sys
 
@@ -49,6 +50,13 @@ def test_on_a_cpu_every_strategy_says_that_triton_needs_a_gpu(installed, strateg
     lmoe.inject(model, {"strategy": strategy, "lora_r": 4}, {"backend": "triton"})
     with pytest.raises(RoutingError, match=r"moe\.backend=triton computes on a CUDA GPU.*are on cpu.*choose auto"):
         model(input_ids=torch.tensor([[1, 2, 3]]))
+
+
+def test_an_adapter_that_triton_trained_is_written_with_auto_so_that_it_loads_anywhere(installed, tmp_path):
+    model = tiny_model()
+    lmoe.inject(model, {"lora_r": 4}, {"backend": "triton"})
+    lmoe.save(model, tmp_path / "adapter", base_model="somebody/base")
+    assert json.loads((tmp_path / "adapter" / "lmoe_config.json").read_text())["moe"]["backend"] == "auto"
 
 
 def test_on_a_gpu_the_kernels_are_what_is_imported(installed, monkeypatch):
