@@ -14,7 +14,7 @@ ARGS ?=
 TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-lowest check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-attention bench-data bench-preference bench-export bench-statistics bench-serve bench-launches bench-end-to-end soak torture fuzz same real-base story reworded prompt-words engines clean
+.PHONY: help setup train test test-lowest test-triton check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-attention bench-data bench-preference bench-export bench-statistics bench-serve bench-launches bench-end-to-end soak torture fuzz same real-base story reworded prompt-words engines clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,10 @@ test: $(READY) $(PUBLIC_READY)  ## run the tests; ARGS="-k name" passes options 
 
 test-lowest: $(LOWEST_READY)  ## run tests/smoke with the lowest versions that pyproject.toml allows; TORCH_BACKEND=cpu for a small torch
 	@PYTHONPATH=. $(LOWEST)/bin/python -m pytest -o filterwarnings=default tests/smoke $(ARGS)
+
+test-triton: $(READY)  ## run the tests of moe.backend=triton without a GPU; needs pip install 'lmoe[triton]' (200 MB), else they are skipped
+	@TRITON_INTERPRET=1 $(BIN)/python -m pytest -rs tests/ops/test_triton_experts.py tests/layers/test_triton_backend.py $(ARGS)
+	@$(BIN)/python -m pytest -rs tests/ops/test_triton_compiles.py $(ARGS)
 
 check: $(READY)  ## lint, formatting, types, import order, generated pages and docstrings
 	@$(BIN)/ruff check

@@ -1,4 +1,7 @@
-"""Where the grouped backend overtakes the stacked one: `make bench-backends`. Its table is in lmoe/ops/grouped.py."""
+"""Where the grouped backend overtakes the stacked one: `make bench-backends`.
+
+The rules that follow from it are in lmoe/ops/card_rules.json.
+"""
 
 import argparse
 import json

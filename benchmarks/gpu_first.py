@@ -21,6 +21,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.gpu_parts.part import Findings, Place
+from lmoe.ops.card_rules import RULES_FILE, CardRule, read_rules, write_rules
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "transformers", "lightning", "peft", "bitsandbytes", "triton", "lmoe")
@@ -41,14 +42,16 @@ class Part:
     seconds: int
 
 
+SITE_TIMES = 7
+"""The part that measures what moe.backend=auto should take."""
 PARTS = {
     1: Part("all modules import; names that other versions lack", ("imports", "imports"), 60),
-    2: Part("stacked and grouped against float64", ("kernels", "agreement"), 60),
+    2: Part("stacked, grouped and triton against float64", ("kernels", "agreement"), 60),
     3: Part("no step waits for the device", ("steps", "host_syncs"), 45),
     4: Part("launches, the attention that ran, memory with and without a mask", ("steps", "launches"), 75),
     5: Part("same seed, same bytes; resumed; checkpointing and precisions", ("runs", "same_bytes"), 120),
     6: Part("ddp and fsdp2 with one device", ("runs", "one_device"), 60),
-    7: Part("times of a site by E * R", ("kernels", "site_times"), 60),
+    SITE_TIMES: Part("times of a site by E * R and k", ("kernels", "site_times"), 60),
     8: Part("an 8 B beside PEFT and beside its estimate", ("steps", "eight_b"), 90),
     9: Part("nf4 and int8, compile, static cache, decoding", ("products", "products"), 150),
 }
@@ -139,6 +142,14 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--here", action="store_true", help="in this process, without limits of time")
     parser.add_argument("--output-dir", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--json", type=Path, help="write this file only")
+    parser.add_argument(
+        "--write-rules",
+        type=Path,
+        nargs="?",
+        const=RULES_FILE,
+        metavar="FILE",
+        help="write what part 7 has measured into the table of moe.backend=auto; default: lmoe/ops/card_rules.json",
+    )
     return parser.parse_args(given)
 
 
@@ -157,9 +168,34 @@ def main(given: Sequence[str] | None = None) -> int:
             for problem in result["problems"]:
                 print(f"     {problem}", flush=True)
             report_to(report, flags.output_dir)  # after each part: what is known stays, whatever the next one does
+    if flags.write_rules is not None:
+        write_card_rule(report, device, flags.write_rules)
     if flags.json is not None:
         flags.json.write_text(json.dumps(report), encoding="utf-8")
     return int(any(part["verdict"] == "FAIL" for part in report["parts"]))
+
+
+def write_card_rule(report: dict[str, Any], device: torch.device, file: Path) -> None:
+    """Put the rule of this card that part 7 has measured into the table of `moe.backend=auto`, if it has passed."""
+    part = next((part for part in report["parts"] if part["part"] == SITE_TIMES and part["verdict"] == "PASS"), None)
+    if part is None:
+        print(f"no rule written: part {SITE_TIMES} has not passed", flush=True)
+        return
+    cuda, figures, said = device.type == "cuda", part["figures"], report["versions"]
+    pairs = {int(k): None if start is None else (start, 0) for k, start in figures["break-even of E*R by k"].items()}
+    width, out = figures["D, O"]
+    where = f"{figures['tokens of the rule']} tokens, {width} -> {out}, torch {said['torch']}"
+    rule = CardRule(
+        card=torch.cuda.get_device_name(device) if cuda else "CPU",
+        device=device.type,
+        capability=torch.cuda.get_device_capability(device) if cuda else None,
+        dtype=figures["type"].removeprefix("torch."),
+        break_even=pairs,
+        measured=True,
+        how=f"make gpu, part {SITE_TIMES}, {said['date']}: {where}",
+    )
+    write_rules([*read_rules(file if file.exists() else RULES_FILE), rule], file)
+    print(f"{file}: {rule.card}, {rule.dtype}, grouped from E*R by k: {figures['break-even of E*R by k']}", flush=True)
 
 
 def report_to(report: dict[str, Any], folder: Path) -> None:

@@ -148,6 +148,11 @@ class Backend(StrEnum):
     auto = "auto"
     stacked = "stacked"
     grouped = "grouped"
+    triton = "triton"
+
+
+CHOSEN_ALONE = (Backend.grouped, Backend.triton)
+"""Backends that compute the chosen experts of a mixture, and no others."""
 
 
 class LoadBalanceType(StrEnum):

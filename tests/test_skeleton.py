@@ -52,6 +52,7 @@ TARGETS = {
     "engines",
     "gpu",
     "test-lowest",
+    "test-triton",
     "bench-backends",
     "clean",
 }
@@ -139,7 +140,7 @@ def test_every_dependency_is_pinned_within_its_stated_range():
 
 def test_every_library_that_the_package_imports_is_a_stated_dependency():
     # Imported only where their user asks for them.
-    extras = {"gguf", "lm-eval", "optuna", "peft", "prometheus-client", "pydantic", "starlette", "uvicorn"}
+    extras = {"gguf", "lm-eval", "optuna", "peft", "prometheus-client", "pydantic", "starlette", "triton", "uvicorn"}
     stated = {canonicalize_name(r.name) for r in requirements(extras=False)} | extras
     distributions = packages_distributions()
     sources = [*(ROOT / "lmoe").rglob("*.py"), ROOT / "train.py"]

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 import lmoe
 from benchmarks.gpu_parts.part import Findings, Place
 
-OPTIONAL = ("lm_eval", "peft", "bitsandbytes", "accelerate", "ray", "submitit", "joblib", "hydra_plugins")
+OPTIONAL = ("lm_eval", "peft", "bitsandbytes", "accelerate", "ray", "submitit", "joblib", "hydra_plugins", "triton")
 """Packages of the extras, which need not be installed."""
 
 

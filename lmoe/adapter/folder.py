@@ -34,7 +34,7 @@ from lmoe.layers.stacked_lora import StackedLoRA
 from lmoe.ops.lora import faded
 from lmoe.rules.experts_from import NAME
 from lmoe.rules.phases import BASE_ROLES
-from lmoe.vocabulary import BackbonePrecision, RouterScope
+from lmoe.vocabulary import BackbonePrecision, Backend, RouterScope
 
 FORMAT_VERSIONS = (1, 2, 3)
 """That this lmoe reads; it writes the oldest that an adapter can have, see `format_version`."""
@@ -159,6 +159,12 @@ def format_version(moe: MoeConfig, *, reward_head: bool = False) -> int:
 
 
 def _stored_moe(moe: MoeConfig) -> dict[str, Any]:
+    """The section as lmoe_config.json has it.
+
+    NOTE an adapter that asks for Triton would not run where there is none, so it asks for auto.
+    """
+    if moe.backend is Backend.triton:
+        moe = replace(moe, backend=Backend.auto)
     stored, usual = asdict(moe), (MoeConfig(), moe_section({"router": moe.router}))
     if format_version(moe) == 1:
         for key in ADDED_MOE:

@@ -99,5 +99,6 @@ class MoeConfig:
     """Domain of each of oracle's experts, or of each target with router_target=domain, in order; null: the domains of
     the data."""
     backend: Backend = Backend.auto
-    """stacked: all experts in one matmul; grouped: tokens sorted by expert; auto: the faster one, as measured."""
+    """stacked: all experts in one matmul; grouped: tokens sorted by expert; auto: the faster one, by
+    the table of cards (docs/ROUTING.md); triton: Triton's kernels, on a GPU, never measured on one."""
     load_balance: LoadBalanceConfig = field(default_factory=LoadBalanceConfig)

@@ -34,7 +34,7 @@ from lmoe.rules.phases import has_reward_head, lora_B_std, trained_base
 from lmoe.rules.routers import needs_domain
 from lmoe.run.memory import MB, trained_bytes
 from lmoe.training.phases import PhaseSchedule
-from lmoe.vocabulary import Backend, InitLora, RouterTarget
+from lmoe.vocabulary import CHOSEN_ALONE, InitLora, RouterTarget
 
 SHARDING = "fsdp2"
 """The strategy that splits the frozen weights over the devices."""
@@ -227,9 +227,9 @@ def kept_bytes(config: RunConfig, layers: list[LayerShape], batch: MicroBatch, h
 
 
 def computed_adapters(plan: InjectionPlan, moe: MoeConfig) -> int:
-    """Added parameters that are multiplied for each token: `stacked` computes all experts of a mixture, the grouped
-    matmul and whole experts only the chosen ones; copies of a frozen FFN are none of them."""
-    everyone = (SiteKind.mixture, SiteKind.beside) if moe.backend is not Backend.grouped else ()
+    """Added parameters that are multiplied for each token: `stacked` computes all experts of a mixture, grouped
+    matmuls and whole experts only the chosen ones; copies of a frozen FFN are none of them."""
+    everyone = (SiteKind.mixture, SiteKind.beside) if moe.backend not in CHOSEN_ALONE else ()
     return sum(
         s.total_parameters if s.kind in everyone else s.active_parameters - s.active_experts * s.copied_parameters
         for s in plan.sites

@@ -22,8 +22,9 @@ from lmoe.layers.routers.model import ModelOracle, ModelRouter
 from lmoe.layers.trace import RoutingTrace
 from lmoe.ops.ffn_names import FfnNames
 from lmoe.ops.linear_sizes import sizes, weight_OD
+from lmoe.ops.triton_there import require_triton
 from lmoe.rules.routers import ROUTERS, mixture_scale
-from lmoe.vocabulary import InitLora, LoadBalanceType
+from lmoe.vocabulary import Backend, InitLora, LoadBalanceType
 
 TOLERANCE = 0.02
 """Of the largest output; what the rounding of bfloat16 may make of four tokens."""
@@ -111,6 +112,9 @@ class SiteBuilder:
         layers: its decoder layers.
         injection, moe: checked sections.
         trace, context: what the model's routers share.
+
+    Raises:
+        InjectionError: moe.backend=triton, and the package is not installed.
     """
 
     def __init__(
@@ -124,6 +128,8 @@ class SiteBuilder:
     ) -> None:
         self.model, self.layers, self.injection, self.moe = model, layers, injection, moe
         self.trace, self.context = trace, context
+        if moe.backend is Backend.triton:
+            require_triton()
         self._blocks: dict[str, BlockRoute] = {}
         self._model_route: ModelRoute | None = None
 
@@ -208,6 +214,7 @@ class SiteBuilder:
             lora_B_std=self.injection.lora_B_std or 0.0,
             adapted=tuple(site.branches or ()),
             share_base=self.injection.share_base,
+            by_triton=self.moe.backend is Backend.triton,
         )
         deciding = self._of_model(site, base_layer) or self._router(site, base_layer)
         return ExpertFFN(base_layer, self._ffn_names(site), deciding, settings)
@@ -224,6 +231,7 @@ class SiteBuilder:
             dropout=self.injection.lora_dropout,
             lora_B_std=self.injection.lora_B_std or 0.0,
             fused=site.branches or {},
+            by_triton=self.moe.backend is Backend.triton,
         )
         return NativeExpertsLoRA(base_layer, settings)
 

@@ -34,6 +34,7 @@ class ExpertFfnSettings:
         lora_B_std: standard deviation of B at the start; 0 leaves the backbone's function unchanged.
         adapted: Linears of the block that carry branches.
         share_base: one frozen block for all experts; else each expert has a copy, which a phase may train.
+        by_triton: Triton's kernels compute branches and copies.
     """
 
     num_experts: int
@@ -43,6 +44,7 @@ class ExpertFfnSettings:
     lora_B_std: float
     adapted: tuple[str, ...]
     share_base: bool
+    by_triton: bool = False
 
 
 class ExpertFFN(nn.Module):
@@ -108,7 +110,7 @@ class ExpertFFN(nn.Module):
     def _experts(self, hidden_states: Tensor, routing: Decision) -> Tensor:
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
         indices, gates = chosen(routing)
-        groups = group_by_expert(indices, self.settings.num_experts)
+        groups = group_by_expert(indices, self.settings.num_experts, by_triton=self.settings.by_triton)
         inner = self._inner(x, groups)
         y = self._down(inner, gates.to(inner.dtype), groups)
         dropout = self.names.dropout

@@ -15,11 +15,13 @@ from lmoe.layers.lora_linear import LowRank, branch_dtype, one_function_computes
 from lmoe.layers.model_route import ModelRoute
 from lmoe.layers.routers import LinearRouter, Router
 from lmoe.layers.routing import Decision
+from lmoe.ops.card_rules import grouped_is_faster
 from lmoe.ops.frozen_linear import frozen_and_down
-from lmoe.ops.grouped import add_grouped, grouped_is_faster, misaligned
+from lmoe.ops.grouped import add_grouped, misaligned
 from lmoe.ops.linear_sizes import sizes, weight_OD
 from lmoe.ops.lora import faded, kaiming_lora_A, svd_slices
 from lmoe.ops.stacked import add_stacked, stacked_delta
+from lmoe.ops.triton_there import triton_experts
 from lmoe.vocabulary import Backend, Mixing
 
 
@@ -38,7 +40,7 @@ class MixtureSettings:
         shared_lora_r: rank of an expert that is always on; None: none.
         shared_scaling: scaling of that expert.
         mixing: average the experts' outputs, or their factors.
-        backend: stacked, grouped, or auto: the faster one.
+        backend: stacked, grouped, triton, or auto: the faster one of the first two.
     """
 
     num_experts: int
@@ -142,7 +144,7 @@ class MixtureLoRALinear(nn.Module):
     def _add(
         self, y: Tensor, branch: Tensor, hidden: Tensor | None, lora_A: Tensor, lora_B: Tensor, routing: Decision
     ) -> Tensor:
-        """y with the experts; without (..., E * R) `hidden` through the grouped backend."""
+        """y with the experts; without (..., E * R) `hidden` through the grouped backend, or Triton's."""
         if hidden is None:
             y = self._grouped(y, branch, lora_A, lora_B, routing)
         else:
@@ -175,12 +177,12 @@ class MixtureLoRALinear(nn.Module):
         return router if isinstance(router, LinearRouter) and router.reads_every_token() else None
 
     def _groups(self, x: Tensor, dtype: torch.dtype, lora_A: Tensor) -> bool:
-        """Whether the grouped backend computes this forward.
+        """Whether the grouped backend, or Triton's, computes this forward.
 
         Raises:
             RoutingError: it was asked for and cannot.
         """
-        settings, top_k, device = self.settings, self._fixed_k(), x.device.type
+        settings, top_k, device = self.settings, self._fixed_k(), x.device
         if settings.backend is Backend.stacked or top_k is None or settings.mixing is Mixing.factors:
             return False
         experts, rank, width = lora_A.shape
@@ -189,11 +191,12 @@ class MixtureLoRALinear(nn.Module):
         )
         if settings.backend is Backend.auto and not faster:
             return False
-        why = misaligned({"lora_r": rank, "in_features": width, "out_features": self.lora_B.shape[1]}, device, dtype)
+        widths = {"lora_r": rank, "in_features": width, "out_features": self.lora_B.shape[1]}
+        why = None if settings.backend is Backend.triton else misaligned(widths, device, dtype)
         if experts != settings.num_experts:
             why = "injection.shared_lora_A=true leaves one lora_A for all experts"
-        if why and settings.backend is Backend.grouped:
-            raise RoutingError(f"moe.backend=grouped cannot compute this site: {why}. Use stacked or auto")
+        if why and settings.backend is not Backend.auto:
+            raise RoutingError(f"moe.backend={settings.backend} cannot compute this site: {why}. Use stacked or auto")
         return why is None
 
     def _fixed_k(self) -> int | None:
@@ -216,7 +219,9 @@ class MixtureLoRALinear(nn.Module):
         gates = (routing.routing_weights * self.settings.scaling).gather(-1, indices)
         K = indices.shape[-1]
         flat_y, flat_x = y.view(-1, y.shape[-1]), branch.reshape(-1, branch.shape[-1])
-        return add_grouped(flat_y, flat_x, lora_A, lora_B, gates.view(-1, K), indices.view(-1, K)).view_as(y)
+        by_triton = self.settings.backend is Backend.triton
+        add = triton_experts(y.device).add_by_triton if by_triton else add_grouped
+        return add(flat_y, flat_x, lora_A, lora_B, gates.view(-1, K), indices.view(-1, K)).view_as(y)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B of the mixture; with svd [A; A_0] and [B, -B_0], of twice the rank."""

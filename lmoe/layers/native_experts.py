@@ -25,6 +25,7 @@ class NativeExpertsSettings:
         dropout: probability on the branches' input.
         lora_B_std: standard deviation of B at the start.
         fused: (D, O) of the fused parameters that carry LoRA, by name.
+        by_triton: Triton's kernels compute the experts.
     """
 
     num_experts: int
@@ -33,13 +34,15 @@ class NativeExpertsSettings:
     dropout: float
     lora_B_std: float
     fused: dict[str, tuple[int, int]]
+    by_triton: bool = False
 
 
 class NativeExpertsLoRA(nn.Module):
     """Every native expert with its own low-rank branches, (W_e + scaling * B_e A_e) x, inside the grouped forward.
 
     The forward is its own, whichever experts implementation the config names: rows sorted by expert, grouped matmuls
-    for the frozen weights and for the branches. No tensor of the size of the weights is made, forward or backward.
+    for the frozen weights and for the branches. No tensor of the size of the weights is made, forward or backward;
+    where torch has no kernel for grouped matmuls, copies of some experts' weights are, in pieces (ops/tiled.py).
 
     Args:
         base_layer: the experts module of Transformers, with gate_up_proj (E, 2I, D) and down_proj (E, D, I), or both
@@ -68,7 +71,7 @@ class NativeExpertsLoRA(nn.Module):
         base = self.base_layer
         if not self.enabled:
             return base(hidden_states, top_k_index, top_k_weights)
-        groups = group_by_expert(top_k_index, self.settings.num_experts)
+        groups = group_by_expert(top_k_index, self.settings.num_experts, by_triton=self.settings.by_triton)
         inner = self._project(fused_up(base), hidden_states.index_select(0, groups.token), groups)
         inner = base._apply_gate(inner) if base.has_gate else base.act_fn(inner)  # type: ignore[operator]
         out = self._project(DOWN, inner, groups)

@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from lmoe.ops.grouped import ALIGNMENT, Groups, grouped_matmul
+from lmoe.ops.triton_there import triton_experts
 
 
 def grouped_linear(rows: Tensor, weight_EOD: Tensor, groups: Groups, bias_EO: Tensor | None = None) -> Tensor:
@@ -25,7 +26,7 @@ def grouped_linear(rows: Tensor, weight_EOD: Tensor, groups: Groups, bias_EO: Te
     Returns:
         (S, O).
     """
-    y = grouped_matmul(rows.to(weight_EOD.dtype), weight_EOD.transpose(1, 2), groups.ends)
+    y = _matmul(rows.to(weight_EOD.dtype), weight_EOD.transpose(1, 2), groups)
     return y if bias_EO is None else y + bias_EO.index_select(0, groups.expert)
 
 
@@ -43,11 +44,17 @@ def grouped_lora(rows: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float, g
         (S, O) in the type of the rows.
     """
     dtype = rows.dtype
-    missing = -lora_A.shape[1] % (ALIGNMENT // dtype.itemsize)
+    missing = 0 if groups.by_triton else -lora_A.shape[1] % (ALIGNMENT // dtype.itemsize)
     if missing:  # a row of hidden values must fill whole units of memory; zeros change nothing
         lora_A, lora_B = pad(lora_A, (0, 0, 0, missing)), pad(lora_B, (0, missing))
-    hidden = grouped_matmul(rows.to(dtype), lora_A.to(dtype).transpose(1, 2), groups.ends)
-    return grouped_matmul(hidden * scaling, lora_B.to(dtype).transpose(1, 2), groups.ends)
+    hidden = _matmul(rows, lora_A.to(dtype).transpose(1, 2), groups)
+    return _matmul(hidden * scaling, lora_B.to(dtype).transpose(1, 2), groups)
+
+
+def _matmul(rows: Tensor, matrices: Tensor, groups: Groups) -> Tensor:
+    if groups.by_triton:
+        return triton_experts(rows.device).matmul_by_triton(rows, matrices, groups.ends)
+    return grouped_matmul(rows, matrices, groups.ends, groups.tiles)
 
 
 def sum_over_choices(rows: Tensor, weights: Tensor, groups: Groups) -> Tensor:

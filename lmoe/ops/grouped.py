@@ -11,6 +11,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import grouped_mm
 
+from lmoe.ops.card_rules import has_grouped_kernel
+from lmoe.ops.tiled import Tiles, tiled_matmul, tiles_of
+
 ALIGNMENT = 16
 """Bytes that a row must be a multiple of in torch's grouped matmul."""
 GROUPED_TYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -23,27 +26,43 @@ class Groups(NamedTuple):
     token: (N K,) its token.
     ends: (E,) int32 end of each expert's rows.
     expert: (N K,) its expert.
+    tiles: of the rows, where torch has no kernel for grouped matmuls.
+    by_triton: whether Triton kernels compute what is computed of them.
     """
 
     order: Tensor
     token: Tensor
     ends: Tensor
     expert: Tensor
+    tiles: Tiles | None = None
+    by_triton: bool = False
 
 
-def group_by_expert(expert_indices: Tensor, num_experts: int) -> Groups:
+def group_by_expert(expert_indices: Tensor, num_experts: int, *, by_triton: bool = False) -> Groups:
     """Sort without asking the device how many tokens each expert got.
 
     Args:
         expert_indices: (N, K) int64.
         num_experts: E.
+        by_triton: what computes the rows.
     """
-    flat = expert_indices.reshape(-1)
-    expert, order = flat.sort(stable=True)
-    counts = torch.zeros(num_experts, dtype=torch.int32, device=flat.device)
-    counts = counts.scatter_add(0, flat, torch.ones_like(flat, dtype=torch.int32))
+    order, expert, ends = sort_by_key(expert_indices.reshape(-1), num_experts)
     token = order.div(expert_indices.shape[-1], rounding_mode="floor")
-    return Groups(order, token, counts.cumsum(0, dtype=torch.int32), expert)
+    tiled = not (by_triton or has_grouped_kernel(order.device, torch.bfloat16))
+    return Groups(order, token, ends, expert, tiles_of(ends, len(order)) if tiled else None, by_triton)
+
+
+def sort_by_key(keys: Tensor, number: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Order (S,), sorted keys (S,), and the int32 end of the rows of each key (number,).
+
+    Args:
+        keys: (S,) int64, from 0.
+        number: of keys that there can be.
+    """
+    found, order = keys.sort(stable=True)
+    counts = torch.zeros(number, dtype=torch.int32, device=keys.device)
+    counts = counts.scatter_add(0, keys, torch.ones_like(keys, dtype=torch.int32))
+    return order, found, counts.cumsum(0, dtype=torch.int32)
 
 
 def compute_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
@@ -51,14 +70,19 @@ def compute_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32) if device == "cpu" else dtype
 
 
-def grouped_matmul(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
-    """torch's grouped_mm; NOTE its rules for compilers know bfloat16 only, so other types are left out of the graph.
+def grouped_matmul(rows: Tensor, matrices: Tensor, ends: Tensor, tiles: Tiles | None = None) -> Tensor:
+    """torch's grouped_mm, or tiles where that would wait for the device.
+
+    NOTE torch's rules for compilers know bfloat16 only, so other types are left out of the graph.
 
     Args:
         rows: (S, D) sorted by expert; or (D, S), and matrices (S, O), for a product of each expert's columns and rows.
         matrices: (E, D, O).
         ends: (E,) int32 end of each expert's rows.
+        tiles: of the rows, where they have been made.
     """
+    if not has_grouped_kernel(rows.device, rows.dtype):
+        return tiled_matmul(rows, matrices, ends, tiles)
     if torch.compiler.is_compiling() and rows.dtype is not torch.bfloat16:
         return _uncompiled_matmul(rows, matrices, ends)
     return grouped_mm(rows, matrices, offs=ends)
@@ -92,13 +116,13 @@ def add_grouped(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Ten
     Returns:
         y.
     """
-    order, token, ends, _ = group_by_expert(expert_indices, lora_A.shape[0])
+    groups = group_by_expert(expert_indices, lora_A.shape[0])
     compiled = torch.compiler.is_compiling() and compute_dtype(x.device.type, x.dtype) is not torch.bfloat16
     add = _uncompiled_add if compiled else _add
-    return add(y, x, lora_A, lora_B, gates, order, token, ends)
+    return add(y, x, lora_A, lora_B, gates, groups.order, groups.token, groups.ends, *(groups.tiles or (None, None)))
 
 
-def _add(*arguments: Tensor) -> Tensor:
+def _add(*arguments: Tensor | None) -> Tensor:
     return _AddGrouped.apply(*arguments)  # type: ignore[return-value]
 
 
@@ -117,37 +141,46 @@ class _AddGrouped(torch.autograd.Function):
         order: Tensor,
         token: Tensor,
         ends: Tensor,
+        tile_expert: Tensor | None,
+        tile_place: Tensor | None,
     ) -> Tensor:
+        tiles = _tiles(tile_expert, tile_place)
         dtype = compute_dtype(x.device.type, x.dtype)
-        hidden = grouped_matmul(_rows(x, token, dtype), lora_A.to(dtype).transpose(1, 2), ends)  # (N K, R)
-        ctx.save_for_backward(x, lora_A, lora_B, gates, order, token, ends, hidden)
+        # (N K, R)
+        hidden = grouped_matmul(_rows(x, token, dtype), lora_A.to(dtype).transpose(1, 2), ends, tiles)
+        ctx.save_for_backward(x, lora_A, lora_B, gates, order, token, ends, hidden, tile_expert, tile_place)
         ctx.mark_dirty(y)
         weighted = hidden * _sorted(gates, order, dtype)  # (N K, R)
-        out = grouped_matmul(weighted, lora_B.to(dtype).transpose(1, 2), ends)  # (N K, O)
+        out = grouped_matmul(weighted, lora_B.to(dtype).transpose(1, 2), ends, tiles)  # (N K, O)
         y.index_add_(0, token, out.to(y.dtype))
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_y: Tensor) -> tuple[Tensor | None, ...]:
-        x, lora_A, lora_B, gates, order, token, ends, hidden = ctx.saved_tensors
+        x, lora_A, lora_B, gates, order, token, ends, hidden, *of_tiles = ctx.saved_tensors
+        tiles = _tiles(*of_tiles)
         dtype = hidden.dtype
         weights = _sorted(gates, order, dtype)  # (N K, 1)
         grad_out = _rows(grad_y, token, dtype)  # (N K, O)
         grad_x = grad_A = grad_B = grad_gates = None
         if ctx.needs_input_grad[3]:
-            grad_B = grouped_matmul((hidden * weights).t(), grad_out, ends).transpose(1, 2).to(lora_B.dtype)
-        grad_mixed = grouped_matmul(grad_out, lora_B.to(dtype), ends)  # (N K, R)
+            grad_B = grouped_matmul((hidden * weights).t(), grad_out, ends, tiles).transpose(1, 2).to(lora_B.dtype)
+        grad_mixed = grouped_matmul(grad_out, lora_B.to(dtype), ends, tiles)  # (N K, R)
         if ctx.needs_input_grad[4]:
             along = (grad_mixed * hidden).sum(-1, dtype=gates.dtype)  # (N K,)
             grad_gates = torch.empty_like(along).scatter_(0, order, along).view_as(gates)
         grad_hidden = grad_mixed * weights  # (N K, R)
         if ctx.needs_input_grad[2]:
-            grad_A = grouped_matmul(grad_hidden.t(), _rows(x, token, dtype), ends).to(lora_A.dtype)
+            grad_A = grouped_matmul(grad_hidden.t(), _rows(x, token, dtype), ends, tiles).to(lora_A.dtype)
         if ctx.needs_input_grad[1]:
-            rows = grouped_matmul(grad_hidden, lora_A.to(dtype), ends)  # (N K, D)
+            rows = grouped_matmul(grad_hidden, lora_A.to(dtype), ends, tiles)  # (N K, D)
             grad_x = torch.zeros_like(x).index_add_(0, token, rows.to(x.dtype))
-        return grad_y, grad_x, grad_A, grad_B, grad_gates, None, None, None
+        return grad_y, grad_x, grad_A, grad_B, grad_gates, None, None, None, None, None
+
+
+def _tiles(expert: Tensor | None, place: Tensor | None) -> Tiles | None:
+    return None if expert is None or place is None else Tiles(expert, place)
 
 
 def _rows(values: Tensor, token: Tensor, dtype: torch.dtype) -> Tensor:
@@ -160,40 +193,17 @@ def _sorted(gates: Tensor, order: Tensor, dtype: torch.dtype) -> Tensor:
     return gates.reshape(-1, 1).index_select(0, order).to(dtype)
 
 
-BREAK_EVEN = {
-    ("cpu", torch.float32): (32, 4),
-    ("cpu", torch.bfloat16): (256, 2),
-    ("cuda", torch.float32): (256, 2),
-    ("cuda", torch.bfloat16): (256, 2),
-}
-"""(a, b) by device and type: `grouped` was faster from E * R = K * (a + b * R) on. stacked works for E * R columns;
-grouped moves K rows a token, whatever R is (a), and works for K * R columns, less efficiently (b). The CPU's numbers
-are fitted to benchmarks/results/backends_cpu.json; those of CUDA are a guess that nobody has measured."""
-
-
-def grouped_is_faster(*, num_experts: int, rank: int, top_k: int, device: str, dtype: torch.dtype) -> bool:
-    """Whether `grouped` beats `stacked`, which computes all experts for every token.
-
-    Args:
-        num_experts, rank, top_k: E, R, K.
-        device: type of the device.
-        dtype: type of the branch.
-    """
-    if (device, dtype) not in BREAK_EVEN:
-        return False
-    rows, columns = BREAK_EVEN[device, dtype]
-    return num_experts * rank >= top_k * (rows + columns * rank)
-
-
-def misaligned(widths: dict[str, int], device: str, dtype: torch.dtype) -> str | None:
-    """What torch's grouped matmul cannot take, in words, or None.
+def misaligned(widths: dict[str, int], device: torch.device, dtype: torch.dtype) -> str | None:
+    """What torch's grouped matmul cannot take, in words, or None; tiles, which stand in for it, take everything.
 
     Args:
         widths: lengths of the rows that it reads, by name: R, D and O.
-        device: type of the device.
-        dtype: type of the branch.
+        device: where the branch is computed.
+        dtype: its type.
     """
-    computed = compute_dtype(device, dtype)
+    computed = compute_dtype(device.type, dtype)
+    if not has_grouped_kernel(device, computed):
+        return None
     if computed not in GROUPED_TYPES:
         return f"the type is {computed}; allowed: {', '.join(str(t) for t in GROUPED_TYPES)}"
     step = ALIGNMENT // computed.itemsize

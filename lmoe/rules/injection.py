@@ -7,7 +7,7 @@ from lmoe.config.problems import above_zero, at_least, without_effect
 from lmoe.rules.experts_from import experts_from_problems
 from lmoe.rules.routers import ROUTERS, mixture_scale, needs_domain
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.vocabulary import Backend, InitLora, LoadBalanceType, MixtureScale
+from lmoe.vocabulary import CHOSEN_ALONE, InitLora, LoadBalanceType, MixtureScale
 
 
 def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
@@ -131,8 +131,8 @@ def _choice_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
         )
     if moe.diversity_coef and fewest == 1:
         problems.append(without_effect("moe.diversity_coef", "on a site with one expert"))
-    if moe.backend is Backend.grouped and injection.shared_lora_A:
-        problems.append("moe.backend=grouped cannot compute injection.shared_lora_A=true; use stacked or auto")
+    if moe.backend in CHOSEN_ALONE and injection.shared_lora_A:
+        problems.append(f"moe.backend={moe.backend} cannot compute injection.shared_lora_A=true; use stacked or auto")
     problems += _whole_ffn_problems(injection, moe)
     if not traits.fixed_k or injection.top_k != 1:
         return problems

@@ -8,8 +8,9 @@ from lmoe.config.moe import MoeConfig
 from lmoe.config.phase import start_step
 from lmoe.config.problems import above_zero, without_effect
 from lmoe.rules.routers import ROUTERS, ExpertsPerToken, RouterDeclaration, routers_of_model, trains_logits
-from lmoe.rules.strategies import STRATEGIES
+from lmoe.rules.strategies import STRATEGIES, StrategyDeclaration
 from lmoe.vocabulary import (
+    CHOSEN_ALONE,
     L1_LEAST,
     L1_MOST,
     Backend,
@@ -34,7 +35,7 @@ def moe_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
     if not problems and (idle := _strategy_problems(moe, injection)):
         return idle
     if moe.router is not None:
-        problems += _idle_settings(moe, ROUTERS[moe.router]) + _scale_problems(moe, ROUTERS[moe.router])
+        problems += _idle_settings(moe, ROUTERS[moe.router], injection) + _scale_problems(moe, ROUTERS[moe.router])
         problems += _scope_problems(moe, ROUTERS[moe.router], injection) + _target_problems(moe, injection)
     return problems + _balance_problems(moe)
 
@@ -47,7 +48,7 @@ def _strategy_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
     problems = [
         without_effect(f"moe.{key}", f"with injection={injection.strategy}")
         for key, value in given.items()
-        if value != left[key] and key not in acting and not (traits.own_routers and value is RouterScope.model)
+        if value != left[key] and key not in acting and not _acts_anyway(traits, value)
     ]
     if not problems and not traits.own_routers and moe.load_balance.type is LoadBalanceType.aux_loss_free:
         problems.append(
@@ -55,6 +56,11 @@ def _strategy_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
             "routers choose without a bias of ours; allowed: aux_loss, importance_cv, none"
         )
     return problems
+
+
+def _acts_anyway(traits: StrategyDeclaration, value: object) -> bool:
+    """Whether a value acts where others of its key do not: on the one router, or on whoever computes experts."""
+    return (value is RouterScope.model and traits.own_routers) or (value is Backend.triton and traits.any_routers)
 
 
 def _leaves(moe: MoeConfig) -> dict[str, object]:
@@ -117,7 +123,7 @@ def _ranges(moe: MoeConfig) -> list[str]:
     return problems
 
 
-def _idle_settings(moe: MoeConfig, traits: RouterDeclaration) -> list[str]:
+def _idle_settings(moe: MoeConfig, traits: RouterDeclaration, injection: InjectionConfig) -> list[str]:
     """Settings that the user changed and that the router has no use for."""
     changed = {
         "temperature": (moe.temperature != ORDINARY.temperature, traits.temperature),
@@ -144,10 +150,10 @@ def _idle_settings(moe: MoeConfig, traits: RouterDeclaration) -> list[str]:
         problems.append(
             "moe.anneal_steps has no effect without moe.temperature_end or moe.router_noise_end; give one of them"
         )
-    if moe.backend is Backend.grouped and not traits.fixed_k:
-        problems.append(f"moe.backend=grouped needs a fixed number of experts a token; {why} use stacked or auto")
-    if moe.backend is Backend.grouped and moe.mixing is Mixing.factors:
-        problems.append("moe.backend=grouped cannot compute moe.mixing=factors; use stacked or auto")
+    if moe.backend in CHOSEN_ALONE and not traits.fixed_k and not STRATEGIES[injection.strategy].whole_ffn:
+        problems.append(f"moe.backend={moe.backend} needs a fixed number of experts a token; {why} use stacked or auto")
+    if moe.backend in CHOSEN_ALONE and moe.mixing is Mixing.factors:
+        problems.append(f"moe.backend={moe.backend} cannot compute moe.mixing=factors; use stacked or auto")
     return problems
 
 

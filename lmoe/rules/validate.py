@@ -29,7 +29,7 @@ from lmoe.rules.moe import moe_problems
 from lmoe.rules.phase_options import schedule_problems
 from lmoe.rules.phases import TRAINABLE, has_reward_head, phase_problems, present_roles, trained_base
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.vocabulary import QUANTISED, Accelerator, DryRun, KnockOut, LoggerKind, Role, Strategy, WandbMode
+from lmoe.vocabulary import QUANTISED, Accelerator, Backend, DryRun, KnockOut, LoggerKind, Role, Strategy, WandbMode
 
 NOT_IN_PROJECT = "/\\#?%:"
 LONGEST_NAME, LONGEST_TAG = 128, 64
@@ -65,6 +65,7 @@ def run_problems(config: RunConfig) -> list[str]:
         + logger_problems(config.logger)
         + sharding_problems(config)
         + quantised_problems(config)
+        + backend_problems(config)
         + callback_problems(config)
         + callbacks_from_problems(config)
         + _idle_problems(config)
@@ -288,6 +289,13 @@ def quantised_problems(config: RunConfig) -> list[str]:
         f"backbone.precision={precision} works on one GPU only: every process would load its base onto GPU 0. Use "
         "trainer.devices=1 with trainer.strategy=auto, or backbone.precision=bfloat16 on several"
     ]
+
+
+def backend_problems(config: RunConfig) -> list[str]:
+    """A backend that computes on a GPU alone, in a run that has said it wants none."""
+    if config.moe.backend is not Backend.triton or config.trainer.accelerator is not Accelerator.cpu:
+        return []
+    return ["moe.backend=triton computes on a GPU, and trainer.accelerator=cpu; use moe.backend=auto, or trainer=gpu"]
 
 
 def sharding_problems(config: RunConfig) -> list[str]:

@@ -61,8 +61,10 @@ def _no_gpu(build: str, said: list[str]) -> Finding:
 
 
 def _gpu(number: int) -> Iterator[Finding]:
-    """Name, memory and abilities of a GPU."""
+    """Name, memory and abilities of a GPU, and what moe.backend=auto takes on it."""
     import torch
+
+    from lmoe.ops.card_rules import choose_rule, read_rules
 
     about = torch.cuda.get_device_properties(number)
     with torch.cuda.device(number):
@@ -81,6 +83,9 @@ def _gpu(number: int) -> Iterator[Finding]:
         state=State.note if few else State.fine,
         advice="more than half is taken: nvidia-smi names by whom" if few else "",
     )
+    capability = None if torch.version.hip else (about.major, about.minor)
+    rule = choose_rule(read_rules(), card=about.name, device="cuda", capability=capability, dtype=torch.bfloat16)
+    yield Finding(section="devices", name=f"GPU {number}, moe.backend=auto", value=str(rule))
 
 
 def memory() -> Iterator[Finding]:

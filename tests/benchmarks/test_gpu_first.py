@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from benchmarks import gpu_first
-from benchmarks.gpu_first import PARTS, main, run_apart, run_here
+from benchmarks.gpu_first import PARTS, main, run_apart, run_here, write_card_rule
+from benchmarks.gpu_parts.kernels import break_even
+from lmoe.ops.card_rules import read_rules
 from tests.conftest import process_state
 
 pytestmark = pytest.mark.filterwarnings("default")
@@ -25,6 +27,40 @@ def test_every_short_part_passes_on_the_cpu_and_leaves_json_and_a_table(tmp_path
     table = (tmp_path / "gpu_first_cpu.md").read_text()
     assert table.count("| PASS |") == 6 and "| stacked torch.bfloat16 E=64 N=33 |" in table
     assert capsys.readouterr().out.startswith("date ")
+
+
+def test_what_a_card_measures_is_written_as_its_rule_and_the_others_stay(tmp_path, capsys):
+    file = tmp_path / "rules.json"
+    words = ["--part", "7", "--here", "--device", "cpu", "--output-dir", str(tmp_path), "--write-rules", str(file)]
+    assert main(words) == 0
+    rules, before = read_rules(file), read_rules()
+    (new,) = set(map(str, rules)) - set(map(str, before))
+    written = next(rule for rule in rules if str(rule) == new)
+    assert (written.card, written.device, written.dtype, written.measured) == ("CPU", "cpu", "bfloat16", True)
+    assert written.break_even is not None and set(written.break_even) == {1, 2, 4}
+    assert written.how.startswith("make gpu, part 7, 20") and "torch" in written.how
+    assert len(rules) == len(before) and str(file) in capsys.readouterr().out
+
+
+def test_a_part_that_failed_or_did_not_run_writes_no_rule(tmp_path, capsys):
+    file = tmp_path / "rules.json"
+    for parts in ([], [{"part": 7, "verdict": "FAIL", "figures": {}}]):
+        write_card_rule({"parts": parts}, CPU, file)
+        assert capsys.readouterr().out == "no rule written: part 7 has not passed\n"
+    assert not file.exists()
+
+
+@pytest.mark.parametrize(
+    ("ratios", "start"),
+    [
+        ({128: 1.2, 256: 1.1, 512: 0.9, 1024: 0.5}, 362),
+        ({128: 0.9, 256: 1.1, 512: 0.9, 1024: 0.5}, 362),
+        ({128: 0.9, 256: 0.8}, 128),
+        ({128: 0.9, 256: 1.0}, None),
+    ],
+)
+def test_the_break_even_lies_where_grouped_begins_to_stay_faster(ratios, start):
+    assert break_even(ratios) == start
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from lmoe.vocabulary import LoadBalanceType, RouterKind
 from tests.injection.tiny_injected import CAN_GROUP, gradients, randomly, tiny_injected, traced
 from tests.injection.tiny_injected import ROUTERS as NAMES
 from tests.reference.host_sync import NoHostSync
+from tests.reference.no_grouped_kernel import no_grouped_kernel
 from tests.tiny_models import tiny_model, tokens
 
 
@@ -75,6 +76,39 @@ def test_a_training_step_reads_nothing_back(router, backend, scope):
     model = randomly(tiny_injected(router, moe=moe, injection={"shared_lora_r": 2}))
     with NoHostSync():
         assert gradients(model, diversity=0.1)
+
+
+@pytest.mark.parametrize(
+    ("family", "injection", "moe"),
+    [
+        ("llama", {"strategy": "moe_expert_lora"}, {}),
+        ("llama", {"strategy": "moe_expert_lora", "share_base": False}, {}),
+        ("qwen3_moe", {"strategy": "native_moe_expert_lora"}, {}),
+        ("gpt_oss", {"strategy": "native_moe_expert_lora"}, {}),
+        ("llama", {"strategy": "mixture_lora"}, {"backend": "auto"}),
+        ("llama", {"strategy": "mixture_lora"}, {"backend": "grouped"}),
+    ],
+    ids=str,
+)
+def test_where_torch_has_no_grouped_kernel_every_strategy_steps_without_waiting_and_alike(
+    family, injection, moe, monkeypatch
+):
+    """As on Ampere and Ada: gradients are those of torch's own loop."""
+    model, ids = tiny_model(family), tokens()
+    lmoe.inject(model, {"lora_r": 4, "lora_B_std": 0.3, "lora_dropout": 0.0, **injection}, moe)
+
+    def gradients_of_a_step():
+        model.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+    expected = gradients_of_a_step()
+    no_grouped_kernel(monkeypatch)
+    with NoHostSync():
+        ours = gradients_of_a_step()
+    assert ours.keys() == expected.keys() and len(ours) >= 6
+    for name, grad in ours.items():
+        torch.testing.assert_close(grad, expected[name], atol=1e-5, rtol=1e-3, msg=name)
 
 
 @pytest.mark.parametrize("router", NAMES)

@@ -10,6 +10,7 @@ from lmoe.ops.expert_rows import grouped_linear, grouped_lora
 from lmoe.ops.grouped import group_by_expert
 from tests.layers.loop_routing import GATES
 from tests.layers.small_site import D, Site, router_of, trained
+from tests.reference.no_grouped_kernel import no_grouped_kernel
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
 
@@ -83,6 +84,24 @@ def test_rows_of_experts_compile_in_float32():
         return grouped_linear(rows, weight, groups) + grouped_lora(rows, lora_A, lora_B, 0.5, groups)
 
     torch.testing.assert_close(torch.compile(both, backend="aot_eager")(rows), both(rows))
+
+
+def test_rows_of_experts_compile_whole_where_torch_has_no_grouped_kernel(monkeypatch):
+    """In tiles, forward and backward, without a break."""
+    no_grouped_kernel(monkeypatch)
+    chosen = torch.tensor([[0, 1], [1, 2], [2, 0]])
+    weight, lora_A, lora_B = torch.randn(3, 4, 8), torch.randn(3, 4, 8), torch.randn(3, 4, 4)
+
+    def both(rows):
+        groups = group_by_expert(chosen, 3)
+        return grouped_linear(rows, weight, groups) + grouped_lora(rows, lora_A, lora_B, 0.5, groups)
+
+    found = []
+    for call in (both, torch.compile(both, backend="aot_eager", fullgraph=True)):
+        rows = torch.linspace(-1, 1, 48).view(6, 8).requires_grad_()
+        y = call(rows)
+        found.append((y.detach(), *torch.autograd.grad(y.square().sum(), rows)))
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_a_compiled_site_that_is_checkpointed_traces_the_same():

@@ -13,6 +13,7 @@ from lmoe.layers.context import PromptRows
 from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.ops.stacked import add_stacked, stacked_delta
 from lmoe.rules.routers import ExpertsPerToken, Need
+from lmoe.vocabulary import Backend
 from tests.layers.loop_routing import (
     CAN_BIAS,
     CAN_GROUP,
@@ -25,6 +26,7 @@ from tests.layers.loop_routing import (
 )
 from tests.layers.small_site import D, O, Site, router_of, trained
 from tests.reference import dumb, dumb_gates, dumb_layer
+from tests.reference.no_grouped_kernel import no_grouped_kernel
 
 TOLERANCE = {torch.float32: {"atol": 3e-4, "rtol": 3e-4}, torch.float64: {"atol": 1e-9, "rtol": 1e-9}}
 
@@ -317,6 +319,14 @@ def test_grouped_with_a_rank_that_is_not_aligned_says_what_to_do(rank):
     says = rf"(?=.*lora_r)(?=.*\b{rank}\b)(?=.*multiple of 4).*Use stacked or auto"
     with pytest.raises(RoutingError, match=says):
         site(torch.randn(2, D))
+
+
+def test_tiles_take_a_rank_that_torchs_kernel_cannot(monkeypatch):
+    site, x = Site(backend="grouped", rank=3).make(), torch.randn(5, D)
+    no_grouped_kernel(monkeypatch)
+    grouped = site(x)
+    site.settings = replace(site.settings, backend=Backend.stacked)
+    torch.testing.assert_close(grouped, site(x))
 
 
 def test_grouped_with_one_lora_A_for_all_says_what_to_do():

@@ -220,6 +220,23 @@ def test_native_moe_expert_lora_uses_what_acts_on_routers_that_it_has_not_made(k
         assert all("with type=aux_loss;" in line for line in lines)
 
 
+@pytest.mark.parametrize("strategy", InjectionStrategy)
+def test_triton_acts_wherever_there_are_experts(strategy):
+    section = moe()
+    section.backend = Backend.triton
+    lines = moe_problems(section, injection(strategy))
+    if strategy is InjectionStrategy.dense_lora:
+        assert lines == ["moe.backend has no effect with injection=dense_lora; leave it out"]
+    else:
+        assert lines == []
+
+
+def test_whole_experts_need_no_fixed_number_of_experts_for_triton():
+    soft = moe_section({"router": "soft", "backend": "triton"})
+    assert moe_problems(soft, injection(FFN)) == []
+    assert "fixed number" in moe_problems(soft, injection(MIXTURE))[0]
+
+
 @pytest.mark.parametrize("key", ["router_scope", "mixing", "backend"])
 def test_moe_expert_lora_has_no_use_for_how_linears_are_mixed(key):
     lines = moe_problems(moe(key), injection(FFN))

@@ -232,6 +232,19 @@ CASES: list[tuple[Change, list[str]]] = [
         both(change("moe.backend", Backend.grouped), change("moe.mixing", Mixing.factors)),
         ["moe.backend=grouped cannot compute moe.mixing=factors"],
     ),
+    (both(TOP_P, change("moe.backend", Backend.triton)), ["moe.backend=triton", "fixed number", "moe.router=top_p"]),
+    (
+        both(change("moe.backend", Backend.triton), change("moe.mixing", Mixing.factors)),
+        ["moe.backend=triton cannot compute moe.mixing=factors"],
+    ),
+    (
+        both(change("moe.backend", Backend.triton), change("injection.shared_lora_A", True)),
+        ["moe.backend=triton cannot compute injection.shared_lora_A=true", "use stacked or auto"],
+    ),
+    (
+        both(change("moe.backend", Backend.triton), change("trainer.accelerator", Accelerator.cpu)),
+        ["moe.backend=triton computes on a GPU, and trainer.accelerator=cpu", "moe.backend=auto"],
+    ),
     # phases
     (router(RouterKind.random), ["phase.phases.router_warmup trains nothing", "moe.router=random", "phase=joint"]),
     (change("phase.phases.experts.start", "150"), ["phase.phases.experts.start=150", "trainer.max_steps=150"]),

@@ -97,6 +97,12 @@ def test_a_gpu_is_named_with_its_memory_and_what_it_can(one_gpu):
     assert (found["GPU 0, free"].value, found["GPU 0, free"].state) == ("10.0 GB", State.note)
 
 
+def test_what_moe_backend_auto_takes_on_a_gpu_is_said_with_the_rule_that_it_follows(one_gpu):
+    said = by_name(gpus)["GPU 0, moe.backend=auto"].value
+    assert said.startswith("bfloat16: grouped from E * r = 850 at top_k=2 (on paper; ")
+    assert said.endswith("the rule of NVIDIA H100 80GB HBM3, of the same capability)")
+
+
 def test_a_gpu_that_does_not_answer_says_so_and_nothing_else_is_lost(one_gpu, monkeypatch):
     def fails(number):
         raise RuntimeError("CUDA error: out of memory\nlong advice")

@@ -12,7 +12,7 @@ def test_a_checkout_is_asked_for_its_file_as_its_metadata_may_be_old(monkeypatch
     monkeypatch.setattr(packages, "requires", lambda name: [])
     stated = stated_packages()
     assert "torch" in {r.name for r in stated.needed}
-    assert {"dev", "eval", "gguf", "launchers", "peft", "quantised", "serve", "study"} == set(stated.extras)
+    assert {"dev", "eval", "gguf", "launchers", "peft", "quantised", "serve", "study", "triton"} == set(stated.extras)
     assert all(stated.extras.values())
     assert "lmoe" not in {r.name for r in stated.extras["dev"]}
 
