@@ -12,6 +12,7 @@ from lmoe.adapter.inject import inject
 from lmoe.adapter.save import stored_name
 from lmoe.backbones.checkpointing import recompute_activations
 from lmoe.backbones.load import load_model, load_tokenizer
+from lmoe.backbones.unread import unread_model
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.config.problems import raise_problems
@@ -40,7 +41,7 @@ from lmoe.run.template_day import with_template_day
 from lmoe.training.dials import Dials
 from lmoe.training.module import AdapterModule
 from lmoe.training.phases import PhaseSchedule
-from lmoe.vocabulary import BackbonePrecision, Role, RouterTarget
+from lmoe.vocabulary import BackbonePrecision, Role, RouterTarget, Strategy
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,6 +54,7 @@ class Parts:
         prepared: rows of the first phase.
         warnings: what is allowed and perhaps not meant.
         base_model: name, revision, precision and fingerprint, as the adapter file records them.
+        loading: how the base was read, where there was a choice.
         target_lines: what the routers are taught; of clusters also what is in them.
         clustered: the rows in clusters, where these are what the routers are taught.
     """
@@ -67,6 +69,7 @@ class Parts:
     module: AdapterModule
     warnings: list[str]
     base_model: dict[str, Any]
+    loading: list[str] = field(default_factory=list)
     target_lines: list[str] = field(default_factory=list)
     clustered: ClusteredRows | None = None
 
@@ -103,7 +106,7 @@ def build_parts(
     # From here on the template is the tokenizer's, which the adapter keeps.
     take_template(tokenizer, config.data.chat_template, config.data.template_kwargs)
     config = with_template_day(config, tokenizer, run_dir)
-    model = load_model(backbone)
+    model, loading = load_base(config)
     learnt = read_lessons(config, tokenizer, model, objective)
     prepared = learnt[0].prepared
     config = with_length(config, prepared)
@@ -164,9 +167,30 @@ def build_parts(
         module=module,
         warnings=phase_warnings(config) + data_warnings(config.data, config.moe),  # the plan's are printed with it
         base_model=base_model,
+        loading=loading,
         target_lines=lines,
         clustered=clustered,
     )
+
+
+def load_base(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
+    """The backbone, and what is to be said of how it was loaded.
+
+    A run that shards it leaves its weights in their files, where each process will read its own rows, if they can be
+    read so.
+
+    Raises:
+        BackboneError: it cannot be loaded.
+    """
+    if config.trainer.strategy is not Strategy.fsdp2:
+        return load_model(config.backbone), []
+    if config.moe.router_target in (RouterTarget.cluster, RouterTarget.auto):
+        found = "rows may be put into clusters by what the base makes of them"
+    else:
+        found = unread_model(config.backbone)
+    if isinstance(found, str):
+        return load_model(config.backbone), [f"each process reads the whole base before it is sharded: {found}"]
+    return found, ["each process reads its own share of the base"]
 
 
 def with_length(config: RunConfig, prepared: PreparedData) -> RunConfig:
