@@ -186,10 +186,13 @@ def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def load_model(config: BackboneConfig, *, notices_changes: bool = True) -> PreTrainedModel:
-    """The backbone, frozen, in evaluation mode, on the CPU.
+def load_model(
+    config: BackboneConfig, *, notices_changes: bool = True, device: torch.device | None = None
+) -> PreTrainedModel:
+    """The backbone, frozen, in evaluation mode, on the CPU; a quantised one where bitsandbytes computes.
 
     Args:
+        device: where a quantised one is put, and has to stay; None: the current GPU, if there is one.
         notices_changes: warn of a folder that lmoe has exported and somebody has changed since.
 
     Raises:
@@ -197,6 +200,8 @@ def load_model(config: BackboneConfig, *, notices_changes: bool = True) -> PreTr
         CheckpointError: of a folder that lmoe has exported the record is damaged.
     """
     stored = storage(config.precision)
+    if device is not None and config.precision in QUANTISED:
+        stored["device_map"] = {"": device}
     with reading(config, "model") as source:
         if (reason := adapter_beside(source.place, config.revision)) is not None:
             raise BackboneError(reason)

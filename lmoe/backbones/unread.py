@@ -44,16 +44,16 @@ def unread_model(config: BackboneConfig) -> PreTrainedModel | str:
     Raises:
         BackboneError: no model there, no network, or torn weights.
     """
-    if config.gguf_file is not None:
-        return "a GGUF file is translated as a whole"
     model: Any = bare_model(config)
+    if (reason := read_at_once(config, model)) is not None:
+        return reason
     with reading(config, "model") as source:
         if (reason := adapter_beside(source.place, config.revision)) is not None:
             raise BackboneError(reason)
-        if (reason := _converted(model)) is not None:
-            return reason
         found = _headers(source, config)
-        if (reason := found if isinstance(found, str) else _differing(model, found)) is not None:
+        if found is None:
+            return "it has no safetensors files"
+        if (reason := _differing(model, found)) is not None:
             return reason
         places = {name: file for name, (file, _, _) in found.items()}
         files = WeightFiles(places=places, tied=dict(model.all_tied_weights_keys))
@@ -64,8 +64,16 @@ def unread_model(config: BackboneConfig) -> PreTrainedModel | str:
     return model.requires_grad_(False).eval()
 
 
-def _converted(model: PreTrainedModel) -> str | None:
-    """Why Transformers makes other tensors of what is in the files of a model; None: it does not."""
+def read_at_once(config: BackboneConfig, model: PreTrainedModel) -> str | None:
+    """Why the weights of a model must be read at once, as far as its config tells: what is in its files is not what the
+    model has; None: nothing says so.
+
+    Args:
+        config: of a backbone.
+        model: from `bare_model`.
+    """
+    if config.gguf_file is not None:
+        return "a GGUF file is translated as a whole"
     if not type(model).__module__.startswith("transformers."):
         return "the code of the model is not of Transformers"
     if getattr(model.config, "quantization_config", None) is not None:
@@ -83,8 +91,8 @@ Header = tuple[Path, tuple[int, ...], str]
 """File, shape and type of a tensor."""
 
 
-def _headers(source: Source, config: BackboneConfig) -> dict[str, Header] | str:
-    """What the safetensors files of a model hold, by name; or why there is nothing to read row by row.
+def _headers(source: Source, config: BackboneConfig) -> dict[str, Header] | None:
+    """What the safetensors files of a model hold, by name; None: it has none.
 
     Raises:
         BackboneError: an index that is damaged.
@@ -94,7 +102,7 @@ def _headers(source: Source, config: BackboneConfig) -> dict[str, Header] | str:
     if one is None:
         index = cached_file(source.place, SAFE_WEIGHTS_INDEX_NAME, **asked)
     if one is None and index is None:
-        return "it has no safetensors files"
+        return None
     files = [Path(one)] if one is not None else []
     if index is not None:
         content = MODEL_FILE.json(Path(index))
@@ -103,9 +111,9 @@ def _headers(source: Source, config: BackboneConfig) -> dict[str, Header] | str:
         files = [Path(cached_file(source.place, name, revision=config.revision)) for name in names]  # type: ignore[arg-type]
     found: dict[str, Header] = {}
     for file in files:
-        with safe_open(file, framework="pt") as content:
-            for name in content.keys():  # noqa: SIM118 - no dict
-                part = content.get_slice(name)
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118 - no dict
+                part = opened.get_slice(name)
                 found[name] = (file, tuple(part.get_shape()), part.get_dtype())
     return found
 

@@ -11,8 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmoe.adapter.inject import inject
 from lmoe.adapter.save import stored_name
 from lmoe.backbones.checkpointing import recompute_activations
-from lmoe.backbones.load import load_model, load_tokenizer
-from lmoe.backbones.unread import unread_model
+from lmoe.backbones.load import load_tokenizer
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.config.problems import raise_problems
@@ -34,6 +33,7 @@ from lmoe.rules.experts_from import named_adapters, without_source
 from lmoe.rules.phases import has_reward_head, lora_B_std, phase_warnings, trained_base
 from lmoe.rules.routers import needs_domain, target_count
 from lmoe.rules.validate import run_problems
+from lmoe.run.base import load_base
 from lmoe.run.clustered_rows import ClusteredRows, clustered_rows
 from lmoe.run.learnt import Learnt, check_context, check_monitors, read_lessons, row_sets
 from lmoe.run.targets import target_lines, with_targets
@@ -41,7 +41,7 @@ from lmoe.run.template_day import with_template_day
 from lmoe.training.dials import Dials
 from lmoe.training.module import AdapterModule
 from lmoe.training.phases import PhaseSchedule
-from lmoe.vocabulary import BackbonePrecision, Role, RouterTarget, Strategy
+from lmoe.vocabulary import BackbonePrecision, Role, RouterTarget
 
 
 @dataclass(slots=True, kw_only=True)
@@ -171,26 +171,6 @@ def build_parts(
         target_lines=lines,
         clustered=clustered,
     )
-
-
-def load_base(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
-    """The backbone, and what is to be said of how it was loaded.
-
-    A run that shards it leaves its weights in their files, where each process will read its own rows, if they can be
-    read so.
-
-    Raises:
-        BackboneError: it cannot be loaded.
-    """
-    if config.trainer.strategy is not Strategy.fsdp2:
-        return load_model(config.backbone), []
-    if config.moe.router_target in (RouterTarget.cluster, RouterTarget.auto):
-        found = "rows may be put into clusters by what the base makes of them"
-    else:
-        found = unread_model(config.backbone)
-    if isinstance(found, str):
-        return load_model(config.backbone), [f"each process reads the whole base before it is sharded: {found}"]
-    return found, ["each process reads its own share of the base"]
 
 
 def with_length(config: RunConfig, prepared: PreparedData) -> RunConfig:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
@@ -47,7 +47,7 @@ def read_shards(model: nn.Module, device: torch.device) -> None:
     files = unread(model)
     if files is None:
         return
-    read: dict[nn.Parameter, nn.Parameter] = {}  # a weight that two modules share is one weight
+    read: dict[Tensor, nn.Parameter] = {}  # a weight that two modules share is one weight
     for path, module in model.named_modules():
         for name, parameter in module._parameters.items():
             if isinstance(parameter, DTensor) and parameter.to_local().is_meta:
