@@ -27,8 +27,7 @@ def load_base(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
 
 
 def reads_whole(config: RunConfig, model: PreTrainedModel) -> str | None:
-    """Why each process of a run that shards its base reads the whole of it first, as far as configs tell; None: it reads
-    its own share.
+    """Why each process of a run that shards its base reads all of it first, as far as configs tell; None: it does not.
 
     Args:
         config: of the run.

@@ -59,8 +59,10 @@ def read_shards(model: nn.Module, device: torch.device) -> None:
 
 
 def _read_shard(files: WeightFiles, name: str, parameter: DTensor, device: torch.device) -> DTensor:
-    """This process's rows of a weight, as `fully_shard` cuts it: as many on each process as on the first, and on the
-    last ones what is left."""
+    """A weight with the rows of this process read.
+
+    As `fully_shard` cuts it each process has as many rows as the first, and the last ones have what is left.
+    """
     mesh, rows = parameter.device_mesh, torch.empty_like(parameter.to_local(), device=device)
     first = mesh.get_local_rank() * math.ceil(len(parameter) / mesh.size())
     if len(rows):
