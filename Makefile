@@ -14,7 +14,7 @@ ARGS ?=
 TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-lowest test-triton check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-attention bench-data bench-preference bench-export bench-statistics bench-serve bench-launches bench-end-to-end soak torture fuzz same real-base story reworded prompt-words engines clean
+.PHONY: help setup train test test-lowest test-triton check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-attention bench-data bench-preference bench-export bench-statistics bench-serve bench-launches bench-sharded bench-end-to-end soak torture fuzz same real-base story reworded prompt-words engines clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,9 @@ bench-step: $(READY)  ## training steps beside PEFT and other peers; ARGS="--siz
 
 bench-launches: $(READY)  ## kernels that a Linear and a layer launch with each kind of adapter
 	@$(BIN)/python -m benchmarks.launches $(ARGS)
+
+bench-sharded: $(READY)  ## RAM that each of two processes takes while it loads its share of a base of 1 GB; ARGS="--layers 4" makes it shorter
+	@$(BIN)/python -m benchmarks.sharded_load $(ARGS)
 
 bench-experts: $(READY)  ## one FFN turned into experts beside MixLoRA and EulerForge
 	@$(BIN)/python -m benchmarks.expert_ffn $(ARGS)

@@ -1,8 +1,8 @@
 """Memory that `lmoe export --format native-moe` takes while it writes, beside the size of what it writes.
 
 `python -m benchmarks.export_memory` makes a random Llama in bfloat16 and an adapter of experts, exports them in a
-process of its own, and prints a line. RssAnon is counted: pages of files that are mapped or written are the system's to
-drop.
+process of its own, and prints a line. RssAnon and RssShmem are counted: pages of files that are mapped or written are
+the system's to drop.
 """
 
 import argparse
@@ -32,7 +32,7 @@ EVERY = 0.002
 """Seconds between two looks."""
 
 
-class AnonymousMemory:
+class OwnMemory:
     """The most that this process has held since the last call of `settled`, in MB."""
 
     def __init__(self) -> None:
@@ -42,15 +42,15 @@ class AnonymousMemory:
 
     def _look(self) -> None:
         while not self._ended.wait(EVERY):
-            self.most = max(self.most, rss_anon())
+            self.most = max(self.most, own_memory())
 
     def settled(self) -> float:
         """What is held now; the count begins anew."""
-        self.most = now = rss_anon()
+        self.most = now = own_memory()
         return now
 
     @contextmanager
-    def watched(self) -> Iterator["AnonymousMemory"]:
+    def watched(self) -> Iterator["OwnMemory"]:
         """Look in the block."""
         self._thread.start()
         try:
@@ -60,12 +60,12 @@ class AnonymousMemory:
             self._thread.join()
 
 
-def rss_anon() -> float:
-    """MB of anonymous memory of this process; Linux alone counts it."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024 / MB
-    raise AssertionError("no RssAnon in the process status")
+def own_memory() -> float:
+    """MB of anonymous and of shared memory of this process; Linux alone counts them."""
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    found = [int(line.split()[1]) * 1024 / MB for line in status if line.startswith(("RssAnon:", "RssShmem:"))]
+    assert len(found) == 2, "no RssAnon and RssShmem in the process status"
+    return sum(found)
 
 
 def make(folder: Path, *, layers: int, hidden: int, experts: int) -> None:
@@ -94,7 +94,7 @@ def measure(folder: Path) -> dict[str, float]:
     precision = precision_of(model)
     plan = native_plan(model, precision)
     record = record_of(folder / "adapter", folder / "out", ExportFormat.native_moe, precision)
-    with AnonymousMemory().watched() as memory:
+    with OwnMemory().watched() as memory:
         held = memory.settled()
         write_native_moe(model, tokenizer, plan, folder / "out", record)
     return {

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lmoe.cli.compose import compose_config
 from lmoe.config.problems import raise_problems
@@ -69,7 +69,7 @@ def estimated(case: Case) -> Estimate:
     return estimate_model(config, bare(case.base), shards=case.shards)
 
 
-def bare(base: str) -> torch.nn.Module:
+def bare(base: str) -> PreTrainedModel:
     """The base on the meta device."""
     family, hidden, inner, layers, heads, keys, head_dim, vocabulary, tied = SHAPES[base]
     settings = AutoConfig.for_model(

@@ -29,6 +29,7 @@ TARGETS = {
     "bench-step",
     "bench-layer",
     "bench-launches",
+    "bench-sharded",
     "bench-experts",
     "bench-native",
     "bench-decode",

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lmoe.adapter.stored_base import check_base, check_fields, fingerprints_of, stored_fingerprints
 from lmoe.adapter.tensor_file import stored_tensors, tensor_shapes
-from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.backbones.load import QUANTISED, precision_of
 from lmoe.backbones.placement import refuse_offloaded
+from lmoe.backbones.weight_files import base_parameter_name
 from lmoe.config.defaults import injection_section, moe_section
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.limits import MOST_CHARACTERS

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from lmoe.adapter.folder import adapter_bytes, adapter_tensors, check_keys, fill, save_adapter
 from lmoe.adapter.save import base_entry
 from lmoe.adapter.stored_base import BESIDE
-from lmoe.backbones.fingerprint import base_parameter_name
 from lmoe.backbones.load import QUANTISED, precision_of
+from lmoe.backbones.weight_files import base_parameter_name
 from lmoe.errors import BlendError
 from lmoe.files.write import write_whole
 from lmoe.injection.backbone_state import backbone_state

@@ -9,15 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lmoe.backbones.placement import refuse_offloaded
+from lmoe.backbones.weight_files import WeightFiles, unread
 
 SAMPLED, SIGNS = 64, 1024
 """Values of each parameter that are read, and values whose signs are."""
 HALF_TYPES = frozenset(("float16", "bfloat16"))
-
-
-def base_parameter_name(name: str) -> str:
-    """A parameter's name before injection: wrappers keep the original under base_layer."""
-    return name.replace(".base_layer.", ".")
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -59,10 +55,10 @@ def base_fingerprint(model: nn.Module) -> BaseFingerprint:
         BackboneError: weights that accelerate has offloaded, which cannot be read.
     """
     refuse_offloaded(model, "telling which base this is")
-    return fingerprint_of(dict(model.named_parameters()))
+    return fingerprint_of(dict(model.named_parameters()), unread(model))
 
 
-def fingerprint_of(parameters: Mapping[str, Tensor]) -> BaseFingerprint:
+def fingerprint_of(parameters: Mapping[str, Tensor], files: WeightFiles | None = None) -> BaseFingerprint:
     """SHA-256 over names, shapes and a sample of the values of the base's parameters (up to 64 of each).
 
     Sampling keeps it fast on large models and still tells two fine-tunes of one base apart. On the meta device, where
@@ -70,11 +66,12 @@ def fingerprint_of(parameters: Mapping[str, Tensor]) -> BaseFingerprint:
 
     Args:
         parameters: by their names in the bare backbone.
+        files: where their numbers are; None: in the parameters.
     """
     digests = {name: hashlib.sha256() for name in ("digest", "as_float16", "signs")}
     for name in sorted(parameters):
-        values = parameters[name].detach().flatten()
-        sample, more = _strided(values, SAMPLED), _strided(values, SIGNS)
+        values = (parameters[name].detach() if files is None else files.view(name)).flatten()
+        sample, more = (_strided(values, count).to(parameters[name].dtype) for count in (SAMPLED, SIGNS))
         read = {
             "digest": sample.bfloat16().float().tolist(),
             "as_float16": sample.half().bfloat16().float().tolist(),

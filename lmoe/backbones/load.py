@@ -63,7 +63,7 @@ def model_source(model_name: str, gguf_file: str | None = None) -> str:
         return str(own)
     path = Path(model_name).expanduser()
     if path.is_dir():
-        if (reason := _adapter_beside(str(path))) is not None:
+        if (reason := adapter_beside(str(path))) is not None:
             raise BackboneError(f"backbone.model_name={model_name}: {reason}")
         if gguf_file is None and not (path / "config.json").exists():
             raise BackboneError(
@@ -85,7 +85,7 @@ def _advise_gguf(folder: str, files: list[str]) -> str:
 
 
 @contextmanager
-def _reading(config: BackboneConfig, what: str) -> Iterator[Source]:
+def reading(config: BackboneConfig, what: str) -> Iterator[Source]:
     """Let whatever Transformers meets while it reads a base be an error that names the base.
 
     Args:
@@ -119,7 +119,7 @@ def _gguf_source(config: BackboneConfig, place: str, file: str, settings: dict[s
     return Source(str(found.parent), {**settings, "revision": None, "gguf_file": str(found.absolute())})
 
 
-def _adapter_beside(source: str, revision: str | None = None) -> str | None:
+def adapter_beside(source: str, revision: str | None = None) -> str | None:
     """Why a base is refused that holds a PEFT adapter, which Transformers would load with it, or in its place, unasked;
     None: it holds none.
 
@@ -137,7 +137,7 @@ def _adapter_beside(source: str, revision: str | None = None) -> str | None:
     )
 
 
-def _refuse_kernels(config: BackboneConfig, source: Source) -> None:
+def refuse_kernels(config: BackboneConfig, source: Source) -> None:
     """Refuse a model whose attention is code from the hub; a GGUF file has no place for it.
 
     Raises:
@@ -158,7 +158,7 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     Raises:
         BackboneError: no tokenizer there, damaged files, or no network.
     """
-    with _reading(config, "tokenizer") as source:
+    with reading(config, "tokenizer") as source:
         return _with_padding(AutoTokenizer.from_pretrained(source.place, **source.settings))
 
 
@@ -186,10 +186,13 @@ def _with_padding(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def load_model(config: BackboneConfig, *, notices_changes: bool = True) -> PreTrainedModel:
-    """The backbone, frozen, in evaluation mode, on the CPU.
+def load_model(
+    config: BackboneConfig, *, notices_changes: bool = True, device: torch.device | None = None
+) -> PreTrainedModel:
+    """The backbone, frozen, in evaluation mode, on the CPU; a quantised one where bitsandbytes computes.
 
     Args:
+        device: where a quantised one is put, and has to stay; None: the current GPU, if there is one.
         notices_changes: warn of a folder that lmoe has exported and somebody has changed since.
 
     Raises:
@@ -197,12 +200,14 @@ def load_model(config: BackboneConfig, *, notices_changes: bool = True) -> PreTr
         CheckpointError: of a folder that lmoe has exported the record is damaged.
     """
     stored = storage(config.precision)
-    with _reading(config, "model") as source:
-        if (reason := _adapter_beside(source.place, config.revision)) is not None:
+    if device is not None and config.precision in QUANTISED:
+        stored["device_map"] = {"": device}
+    with reading(config, "model") as source:
+        if (reason := adapter_beside(source.place, config.revision)) is not None:
             raise BackboneError(reason)
-        _refuse_kernels(config, source)
+        refuse_kernels(config, source)
         if config.gguf_file is not None:
-            stored |= {"config": _settings(config, source), "quantization_config": GgufConfig(dequantize=True)}
+            stored |= {"config": settings_of(config, source), "quantization_config": GgufConfig(dequantize=True)}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.place,
             **source.settings,
@@ -220,19 +225,19 @@ def load_model(config: BackboneConfig, *, notices_changes: bool = True) -> PreTr
         # By this name every verb finds the same file again; Transformers has left the folder alone there.
         model.name_or_path = config.full_name
     if notices_changes:
-        _notice_changes(Path(source.place))
+        notice_changes(Path(source.place))
     stay_trainable(model)
     return model.requires_grad_(False).eval()
 
 
-def _notice_changes(folder: Path) -> None:
+def notice_changes(folder: Path) -> None:
     """Warn where a folder is not what an export has left there."""
     record = read_export_record(folder)
     if record is not None and (found := changes(folder, record)):
         warnings.warn(f"{folder} is not as lmoe has exported it: {'; '.join(found)}", stacklevel=3)
 
 
-def _settings(config: BackboneConfig, source: Source) -> PreTrainedConfig:
+def settings_of(config: BackboneConfig, source: Source) -> PreTrainedConfig:
     """The model's config, of sizes that can be."""
     settings = AutoConfig.from_pretrained(source.place, **source.settings)
     if config.gguf_file is not None:  # a config.json has been looked at as it is written
@@ -264,9 +269,9 @@ def bare_model(config: BackboneConfig) -> PreTrainedModel:
         BackboneError: no config there, or no network.
     """
     dtype = torch.bfloat16 if config.precision in QUANTISED else getattr(torch, config.precision.value)
-    with _reading(config, "config") as source:
-        _refuse_kernels(config, source)
-        settings = _settings(config, source)
+    with reading(config, "config") as source:
+        refuse_kernels(config, source)
+        settings = settings_of(config, source)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(
                 settings,
@@ -293,8 +298,8 @@ def bare_config(config: BackboneConfig) -> PreTrainedConfig:
     Raises:
         BackboneError: no config there, or no network.
     """
-    with _reading(config, "config") as source:
-        return _settings(config, source)
+    with reading(config, "config") as source:
+        return settings_of(config, source)
 
 
 def has_weights(config: BackboneConfig) -> bool:
@@ -403,7 +408,7 @@ def check_files(folder: Path) -> None:
             if entry.name == "config.json":
                 _check_sizes(entry, content)
         elif entry.name == INDEX:
-            _check_places(entry, MODEL_FILE.json(entry))
+            check_places(entry, MODEL_FILE.json(entry))
         elif entry.name == "chat_template.jinja":
             TEMPLATE.text(entry)
 
@@ -417,7 +422,7 @@ def _check_sizes(file: Path, content: dict[str, Any]) -> None:
                 raise BackboneError(f"{file}: {key} is {shown(size)}, and must be from 0 to {most:,}")
 
 
-def _check_places(file: Path, content: dict[str, Any]) -> None:
+def check_places(file: Path, content: dict[str, Any]) -> None:
     """Refuse an index of weights that looks outside of its folder."""
     places = content.get("weight_map")
     if not isinstance(places, dict):

@@ -7,6 +7,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from lmoe.backbones.load import QUANTISED, precision_of
+from lmoe.backbones.weight_files import unread
 from lmoe.errors import BackboneError, ConfigError
 
 NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")
@@ -46,7 +47,12 @@ def refuse_offloaded(model: nn.Module, what: str) -> None:
 
 
 def first_offloaded(model: nn.Module) -> str | None:
-    """Path of the first module whose weights accelerate fetches when it runs ("" is the model itself), or None."""
+    """Path of the first module whose weights accelerate fetches when it runs ("" is the model itself), or None.
+
+    Weights that are unread (backbones/weight_files.py) are not offloaded: whoever needs their numbers can have them.
+    """
+    if unread(model) is not None:
+        return None
     for path, module in model.named_modules():
         if any(getattr(hook, "offload", False) for hook in _hooks(module)):
             return path

@@ -42,6 +42,7 @@ def lines(config: RunConfig, found: Estimate) -> list[str]:
     parts = [(name, getattr(memory, name)) for name in memory.PARTS]
     said += [f"  {name:<12}{value:>12,.1f} MB" for name, value in parts if value]
     said.append(f"  {'total':<12}{memory.total:>12,.1f} MB")
+    said += _loading(config, found)
     flops = found.cost.flops_per_token() * found.tokens
     said.append(
         f"time of {flops / 1e12:,.3g} TFLOP a step and device, at {UTILISATION:.0%} of the peak; communication, data "
@@ -55,6 +56,14 @@ def lines(config: RunConfig, found: Estimate) -> list[str]:
             line += f" {rough_duration(step * trainer.max_steps):>12} for {trainer.max_steps:,} steps"
         said.append(line)
     return said
+
+
+def _loading(config: RunConfig, found: Estimate) -> list[str]:
+    """What loading takes of a machine's RAM, which may be less than its GPUs have."""
+    here, each = config.trainer.devices, found.host.base + found.memory.adapters
+    several = "" if here == 1 else f" of each of {here} processes, {here * each:,.1f} MB on a machine"
+    why = "" if found.host.whole is None else f"; each reads the whole base first: {found.host.whole}"
+    return [f"RAM while the base is loaded: {each:,.1f} MB{several}{why}"]
 
 
 def _reading(config: RunConfig, found: Estimate) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from lmoe.backbones.layout import layouts
 from lmoe.backbones.load import QUANTISED, bare_model
@@ -22,6 +23,7 @@ from lmoe.estimate.activations import (
 )
 from lmoe.estimate.bare_sizes import active_parameters, frozen_bytes, layer_shape, storage_bytes
 from lmoe.estimate.cost import StepCost
+from lmoe.estimate.host import HostMemory, host_memory
 from lmoe.injection.apply import inject
 from lmoe.injection.plan import InjectionPlan, SiteKind
 from lmoe.injection.record import injected
@@ -87,12 +89,14 @@ class Estimate:
     Args:
         plan: what was injected.
         memory: its parts.
+        host: RAM while the base is loaded.
         cost: of a token.
         tokens: that the device takes in one optimizer step.
     """
 
     plan: InjectionPlan
     memory: DeviceMemory
+    host: HostMemory
     cost: StepCost
     tokens: int
 
@@ -108,7 +112,7 @@ def estimate(config: RunConfig) -> Estimate:
 
 def estimate_model(
     config: RunConfig,
-    model: nn.Module,
+    model: PreTrainedModel,
     *,
     rows: int | None = None,
     length: int | None = None,
@@ -133,6 +137,7 @@ def estimate_model(
     shapes = {layout.index: layer_shape(model, layout) for layout in found}
     parts = {f"{layout.path}.": layout.index for layout in found}
     frozen = frozen_bytes(config.backbone.precision, model, parts)
+    host = host_memory(config, model, sum(frozen.values()))
     active = sum(active_parameters(model, layout, shapes[layout.index]) for layout in found)
     # The start of svd needs the weights' values; its sizes are those of any other.
     settings = replace(without_source(config.injection), lora_B_std=lora_B_std(config), init_lora=InitLora.random)
@@ -163,7 +168,8 @@ def estimate_model(
         checkpointing=config.trainer.gradient_checkpointing,
         more_forwards=objective_of(largest.task).more_forwards,
     )
-    return Estimate(plan=plan, memory=memory, cost=cost, tokens=rows * length * config.trainer.accumulate_grad_batches)
+    tokens = rows * length * config.trainer.accumulate_grad_batches
+    return Estimate(plan=plan, memory=memory, host=host, cost=cost, tokens=tokens)
 
 
 def lessons_of(config: RunConfig) -> list[Lesson]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
-from lmoe.backbones.fingerprint import base_parameter_name
+from lmoe.backbones.weight_files import base_parameter_name
 from lmoe.export.merge import branch_of, magnitude_of
 from lmoe.export.native_classes import NativeClass
 from lmoe.export.stored_tensor import Merging, StoredTensor

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe.adapter.folder import CONFIG_FILE, adapter_tensors, fill, read_tensors
-from lmoe.backbones.fingerprint import base_parameter_name
+from lmoe.backbones.weight_files import base_parameter_name
 from lmoe.config.problems import without_effect
 from lmoe.errors import CheckpointError
 from lmoe.grow.source import Source, source_of

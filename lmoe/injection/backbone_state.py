@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from lmoe.backbones.fingerprint import BaseFingerprint, base_parameter_name, fingerprint_of
+from lmoe.backbones.fingerprint import BaseFingerprint, fingerprint_of
+from lmoe.backbones.weight_files import base_parameter_name
 from lmoe.injection.build_site import router_path
 from lmoe.injection.record import injected
 from lmoe.injection.roles import ADAPTER_ROLES, adapter_buffers, parameter_roles

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe.backbones.layout import LayerLayout
+from lmoe.backbones.weight_files import weights_at
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import InjectionError
@@ -163,7 +164,6 @@ class SiteBuilder:
         Raises:
             InjectionError: a site that cannot become what the plan says.
         """
-        self._check(site)
         build = {
             SiteKind.single: self._single,
             SiteKind.mixture: self._mixture,
@@ -171,7 +171,14 @@ class SiteBuilder:
             SiteKind.expert_ffn: self._expert_ffn,
             SiteKind.native_experts: self._native_experts,
         }
-        return build[site.kind](site, self.model.get_submodule(site.path))
+        with weights_at(self.model, site.path, read=self._reads(site)):
+            self._check(site)
+            return build[site.kind](site, self.model.get_submodule(site.path))
+
+    def _reads(self, site: SitePlan) -> bool:
+        """Whether a wrapper begins with numbers of the weights that it stands for."""
+        svd = site.kind is SiteKind.mixture and self.injection.init_lora is InitLora.svd
+        return svd or site.use_dora or site.kind is SiteKind.expert_ffn
 
     def _single(self, site: SitePlan, base_layer: nn.Module) -> nn.Module:
         return LoRALinear(
@@ -240,7 +247,8 @@ class SiteBuilder:
         native = (layer.native for layer in self.layers if layer.native is not None)
         scores = next(layout.scores for layout in native if layout.router == site.router)
         base_layer = self.model.get_submodule(site.router)
-        return NativeRouter(base_layer, scores=scores, site=site.router, trace=self.trace, context=self.context)
+        with weights_at(self.model, site.router):
+            return NativeRouter(base_layer, scores=scores, site=site.router, trace=self.trace, context=self.context)
 
     def _of_model(self, site: SitePlan, base_layer: nn.Module) -> ModelRoute | None:
         """The decision of the model's router, which the first site makes; None: the site has another one."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lmoe.backbones.head import NO_OUTPUT_LAYER, output_layer, states_before_logits
+from lmoe.backbones.weight_files import weights_at
 from lmoe.errors import CheckpointError, InjectionError, RoutingError
 from lmoe.injection.record import REWARD_HEAD, injected
 from lmoe.injection.tracing import prompt_rows
@@ -39,7 +40,8 @@ def add_reward_head(model: nn.Module) -> None:
     output = output_layer(model)
     assert output is not None
     width = sizes(output)[0] if is_linear(output) else model.config.get_text_config().hidden_size  # type: ignore[union-attr]
-    device = next(output.parameters()).device
+    with weights_at(model, "", read=False):
+        device = next(output.parameters()).device
     head = nn.Linear(width, 1, bias=False, device=device, dtype=torch.float32)
     nn.init.normal_(head.weight, std=START * width**-0.5)
     model.add_module(REWARD_HEAD, head)

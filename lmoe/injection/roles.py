@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from lmoe.backbones.fingerprint import base_parameter_name
+from lmoe.backbones.weight_files import base_parameter_name
 from lmoe.injection.build_site import ROUTER, router_path
 from lmoe.injection.record import REWARD_HEAD, injected, routers, sites
 from lmoe.layers.expert_ffn import COPIES

@@ -1,5 +1,7 @@
 """Sums over the processes of a torch.distributed group."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,21 @@ def sum_in_place(values: Tensor) -> Tensor:
     """
     torch.distributed.all_reduce(values)
     return values
+
+
+def sum_all_in_place(values: Sequence[Tensor]) -> None:
+    """Replace each of several tensors by its sum over all processes; every process must call it with the same ones.
+
+    NOTE all are on their way at once and none is copied, as a single message of them would be. What is sent is the
+    memory of a tensor in its order, so each must have the same strides in all processes, without gaps.
+
+    Args:
+        values: on the device that the process group works on.
+    """
+    flat = [tensor.as_strided((tensor.numel(),), (1,)) for tensor in values if tensor.numel()]
+    for work in [torch.distributed.all_reduce(tensor, async_op=True) for tensor in flat]:
+        assert work is not None  # this process is in the group
+        work.wait()
 
 
 def several_processes() -> bool:

@@ -5,7 +5,8 @@ Shapes: D in, O out, R rank.
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lmoe.adapter.stored_base import check_base
 from lmoe.adapter.tensor_file import stored_tensors, tensor_shapes
 from lmoe.backbones.fingerprint import BaseFingerprint, base_fingerprint
 from lmoe.backbones.load import QUANTISED, precision_of
+from lmoe.backbones.weight_files import weights_at
 from lmoe.errors import CheckpointError
 from lmoe.files.wording import quoted
 from lmoe.ops.linear_sizes import is_linear, sizes
@@ -183,29 +185,31 @@ def check_fits(expert: ExpertHeader | ExpertFile, model: nn.Module, *, known: Ba
                 f"{where} {base}: {path} was trained for {wanted[0]} in, {wanted[1]} out; here it has {found[0]} in, "
                 f"{found[1]} out. Load the base that it was trained on"
             )
-    _check_base_weights(header, modules)
+    _check_base_weights(header, model)
     if not header.bases or precision_of(model) in QUANTISED:  # whose weights have another fingerprint
         return
     check_base(f"{where} {base}:", None, header.bases, known or base_fingerprint(model))
 
 
-def _check_base_weights(header: ExpertHeader, modules: Mapping[str, nn.Module]) -> None:
+def _check_base_weights(header: ExpertHeader, model: nn.Module) -> None:
     """Compare the weights of the backbone that a file brings with those of the model.
 
     Raises:
         CheckpointError: the file brings a weight of the backbone that is another one than the model's.
     """
     shapes = tensor_shapes(header.weights) if header.base_weights else {}
+    modules = dict(model.named_modules())
     for path, key in header.base_weights.items():
         module = modules.get(path)
-        own = getattr(getattr(module, "base_layer", module), "weight", None)
-        if (
-            isinstance(own, Tensor)
-            and own.is_floating_point()
-            and shapes[key] == tuple(own.shape)
-            and same_values(stored_tensors(header.weights, [key])[key], own.detach().cpu())
-        ):
-            continue
+        with nullcontext() if module is None else weights_at(model, path):
+            own = getattr(getattr(module, "base_layer", module), "weight", None)
+            if (
+                isinstance(own, Tensor)
+                and own.is_floating_point()
+                and shapes[key] == tuple(own.shape)
+                and same_values(stored_tensors(header.weights, [key])[key], own.detach().cpu())
+            ):
+                continue
         raise CheckpointError(
             f"{header.weights}: {key} is not the weight of {path} in this model; LoRA adds branches, and this replaces "
             "a weight. If it was trained or resized, merge the adapter into a base of its own with PEFT's "

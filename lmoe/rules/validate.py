@@ -64,7 +64,6 @@ def run_problems(config: RunConfig) -> list[str]:
         + trainer_problems(config.trainer)
         + logger_problems(config.logger)
         + sharding_problems(config)
-        + quantised_problems(config)
         + backend_problems(config)
         + callback_problems(config)
         + callbacks_from_problems(config)
@@ -277,18 +276,6 @@ def device_id_problems(trainer: TrainerConfig) -> list[str]:
             "counted from 0"
         )
     return problems
-
-
-def quantised_problems(config: RunConfig) -> list[str]:
-    """What several devices cannot do with a quantised backbone: bitsandbytes puts that of every process on GPU 0."""
-    loop, precision = config.trainer, config.backbone.precision
-    several = loop.strategy is Strategy.ddp and loop.devices * loop.num_nodes > 1
-    if not several or loop.accelerator is Accelerator.cpu or precision not in QUANTISED:
-        return []
-    return [
-        f"backbone.precision={precision} works on one GPU only: every process would load its base onto GPU 0. Use "
-        "trainer.devices=1 with trainer.strategy=auto, or backbone.precision=bfloat16 on several"
-    ]
 
 
 def backend_problems(config: RunConfig) -> list[str]:

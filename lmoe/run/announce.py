@@ -31,6 +31,7 @@ def describe_plan(parts: Parts, console: Console) -> None:
     say(console, str(parts.plan))
     frozen = sum(count for _, count, _ in role_table(parts.model)) - parts.plan.total_parameters
     lines = [f"backbone {parts.config.backbone.full_name}: {frozen:,} parameters, frozen"]
+    lines += parts.loading
     lines += expert_lines(parts)
     if (sites := parts.plan.sites_of_one_router) is not None:
         lines.append(f"one router decides for {'1 site' if sites == 1 else f'all {sites} sites'}, from the prompt")

@@ -20,8 +20,9 @@ from lmoe.ops.mutual_information import adjusted_mutual_information
 from lmoe.run.claim import is_first_process
 from lmoe.run.cluster_file import READER, read_clusters, write_clusters
 from lmoe.run.clusters import PromptClusters, RowPrompts
+from lmoe.run.devices import own_device
 from lmoe.run.memory import memory_advice
-from lmoe.vocabulary import Accelerator, Strategy
+from lmoe.vocabulary import Strategy
 
 EXAMPLES = 3
 """Prompts of each cluster that are shown."""
@@ -112,12 +113,11 @@ def on_device_of_run(model: PreTrainedModel, config: RunConfig) -> Iterator[None
     """The base on this process's GPU inside the block, where the run computes on one and it has room for the whole
     base; a quantised base stays where it was loaded.
     """
-    loop, before = config.trainer, next(model.parameters()).device
-    on_gpu = torch.cuda.is_available() and loop.accelerator is not Accelerator.cpu
-    if not on_gpu or loop.strategy is Strategy.fsdp2 or config.backbone.precision in QUANTISED:
+    before, device = next(model.parameters()).device, own_device(config.trainer)
+    if device is None or config.trainer.strategy is Strategy.fsdp2 or config.backbone.precision in QUANTISED:
         yield
         return
-    model.to(torch.device("cuda", (loop.device_ids or [0])[0]))  # type: ignore[arg-type]
+    model.to(device)  # type: ignore[arg-type]
     try:
         yield
     finally:

@@ -11,6 +11,17 @@ from lmoe.vocabulary import Accelerator
 SHELLS = ("bash", "interactive")
 """Names of SLURM jobs in which a command is typed, and SLURM starts no tasks of it; as in Lightning."""
 
+LOCAL_RANKS = ("LOCAL_RANK", "SLURM_LOCALID", "JSM_NAMESPACE_LOCAL_RANK")
+"""Where launchers tell a process which one on its machine it is; the first that is set counts, as in Lightning."""
+
+
+def own_device(loop: TrainerConfig) -> torch.device | None:
+    """The GPU that Lightning will choose for this process of a run; None: it computes on the CPU."""
+    if loop.accelerator is Accelerator.cpu or not torch.cuda.is_available():
+        return None
+    number = int(next((os.environ[name] for name in LOCAL_RANKS if name in os.environ), "0")) if loop.devices > 1 else 0
+    return torch.device("cuda", (loop.device_ids or range(loop.devices))[number])
+
 
 def check_devices(loop: TrainerConfig) -> None:
     """Refuse a run whose devices and processes are not there.

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmoe.adapter.inject import inject
 from lmoe.adapter.save import stored_name
 from lmoe.backbones.checkpointing import recompute_activations
-from lmoe.backbones.load import load_model, load_tokenizer
+from lmoe.backbones.load import load_tokenizer
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.config.problems import raise_problems
@@ -33,6 +33,7 @@ from lmoe.rules.experts_from import named_adapters, without_source
 from lmoe.rules.phases import has_reward_head, lora_B_std, phase_warnings, trained_base
 from lmoe.rules.routers import needs_domain, target_count
 from lmoe.rules.validate import run_problems
+from lmoe.run.base import load_base
 from lmoe.run.clustered_rows import ClusteredRows, clustered_rows
 from lmoe.run.learnt import Learnt, check_context, check_monitors, read_lessons, row_sets
 from lmoe.run.targets import target_lines, with_targets
@@ -53,6 +54,7 @@ class Parts:
         prepared: rows of the first phase.
         warnings: what is allowed and perhaps not meant.
         base_model: name, revision, precision and fingerprint, as the adapter file records them.
+        loading: how the base was read, where there was a choice.
         target_lines: what the routers are taught; of clusters also what is in them.
         clustered: the rows in clusters, where these are what the routers are taught.
     """
@@ -67,6 +69,7 @@ class Parts:
     module: AdapterModule
     warnings: list[str]
     base_model: dict[str, Any]
+    loading: list[str] = field(default_factory=list)
     target_lines: list[str] = field(default_factory=list)
     clustered: ClusteredRows | None = None
 
@@ -103,7 +106,7 @@ def build_parts(
     # From here on the template is the tokenizer's, which the adapter keeps.
     take_template(tokenizer, config.data.chat_template, config.data.template_kwargs)
     config = with_template_day(config, tokenizer, run_dir)
-    model = load_model(backbone)
+    model, loading = load_base(config)
     learnt = read_lessons(config, tokenizer, model, objective)
     prepared = learnt[0].prepared
     config = with_length(config, prepared)
@@ -164,6 +167,7 @@ def build_parts(
         module=module,
         warnings=phase_warnings(config) + data_warnings(config.data, config.moe),  # the plan's are printed with it
         base_model=base_model,
+        loading=loading,
         target_lines=lines,
         clustered=clustered,
     )

@@ -11,13 +11,14 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lmoe.config.trainer import TrainerConfig
 from lmoe.errors import ConfigError
 from lmoe.resume.checkpoint_io import DirectCheckpointIO
 from lmoe.rules.callbacks import PREFIX, REFUSED, own_class, own_module
+from lmoe.training.replicated import ReplicatedStrategy
 from lmoe.training.sharded import ShardedStrategy
 from lmoe.vocabulary import Accelerator
 from lmoe.vocabulary import Strategy as StrategyName
@@ -117,7 +118,7 @@ def _imported(callbacks_from: str) -> ModuleType:
 def _strategy(loop: TrainerConfig) -> str | Strategy:
     match loop.strategy:
         case StrategyName.ddp:
-            return DDPStrategy(gradient_as_bucket_view=True)
+            return ReplicatedStrategy()
         case StrategyName.fsdp2:
             return ShardedStrategy(loop.devices * loop.num_nodes)
         case _:

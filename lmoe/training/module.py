@@ -27,7 +27,7 @@ from lmoe.training.measure import measured
 from lmoe.training.optimizers import build_optimizer, build_scheduler, set_learning_rates, state_names, trainable_groups
 from lmoe.training.phases import Phase, PhaseSchedule
 from lmoe.training.ranks import over_ranks
-from lmoe.training.sharded import ShardedStrategy, shard_backbone
+from lmoe.training.sharded import ShardedStrategy, read_shards, shard_backbone
 from lmoe.training.step import StepRecord, starts_step
 
 WindowTotals = Callable[[int], tuple[int, int]]
@@ -82,6 +82,7 @@ class AdapterModule(LightningModule):
         strategy = self.trainer.strategy
         if isinstance(strategy, ShardedStrategy):
             shard_backbone(self.model, strategy.device_mesh["data_parallel"])
+            read_shards(self.model, strategy.root_device)
 
     @property
     def current(self) -> Phase:

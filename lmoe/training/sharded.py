@@ -2,22 +2,26 @@
 
 Adapters are small: sharding them would save little, gather them at every layer, and make checkpoints depend on the
 number of processes. So only what is frozen is sharded (fully_shard, PyTorch FSDP2), the gradients of the rest are
-averaged once a step, and a checkpoint is the same file as that of one process.
+averaged once a step, and a checkpoint is the same file as that of one process. Weights that are unread
+(backbones/weight_files.py) are sharded without numbers, and then each process reads its own rows of them.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 
+from lmoe.backbones.weight_files import UNREAD, WeightFiles, base_parameter_name, unread
 from lmoe.injection.record import injected
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
-from lmoe.ops.processes import sum_in_place
+from lmoe.ops.processes import sum_all_in_place
 
 
 def shard_backbone(model: nn.Module, mesh: DeviceMesh) -> None:
@@ -33,14 +37,54 @@ def shard_backbone(model: nn.Module, mesh: DeviceMesh) -> None:
     fully_shard(model, mesh=mesh, ignored_params=whole)
 
 
+def read_shards(model: nn.Module, device: torch.device) -> None:
+    """Read the rows of this process of each unread weight of a sharded model; nothing where all are read.
+
+    Args:
+        model: sharded by `shard_backbone`.
+        device: of this process.
+    """
+    files = unread(model)
+    if files is None:
+        return
+    read: dict[Tensor, nn.Parameter] = {}  # a weight that two modules share is one weight
+    for path, module in model.named_modules():
+        for name, parameter in module._parameters.items():
+            if isinstance(parameter, DTensor) and parameter.to_local().is_meta:
+                if parameter not in read:
+                    weight = base_parameter_name(f"{path}.{name}")
+                    read[parameter] = nn.Parameter(_read_shard(files, weight, parameter, device), requires_grad=False)
+                module._parameters[name] = read[parameter]
+    delattr(model, UNREAD)
+
+
+def _read_shard(files: WeightFiles, name: str, parameter: DTensor, device: torch.device) -> DTensor:
+    """A weight with the rows of this process read.
+
+    As `fully_shard` cuts it each process has as many rows as the first, and the last ones have what is left.
+    """
+    mesh, rows = parameter.device_mesh, torch.empty_like(parameter.to_local(), device=device)
+    first = mesh.get_local_rank() * math.ceil(len(parameter) / mesh.size())
+    if len(rows):
+        files.read_rows(name, rows, first)
+    return DTensor.from_local(
+        rows, mesh, parameter.placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+    )
+
+
 def average_gradients(parameters: list[nn.Parameter], processes: int) -> None:
-    """Mean over all processes of the gradients of whole parameters, in one message; no gradient counts as zero."""
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    flat = torch.cat([gradient.flatten() for gradient in gradients]) / processes
-    sum_in_place(flat)
-    parts = flat.split([gradient.numel() for gradient in gradients])
-    for parameter, part in zip(parameters, parts, strict=True):
-        parameter.grad = part.view_as(parameter).clone()
+    """Mean over all processes of the gradients of whole parameters, in place; no gradient counts as zero.
+
+    NOTE no copy is made of them, but of one that is not laid out as its parameter, which every process knows alike.
+    """
+    gradients = []
+    for parameter in parameters:
+        own = parameter.grad
+        if own is None or own.stride() != parameter.stride():
+            parameter.grad = torch.zeros_like(parameter) if own is None else torch.empty_like(parameter).copy_(own)
+        assert parameter.grad is not None
+        gradients.append(parameter.grad.div_(processes))
+    sum_all_in_place(gradients)
 
 
 class ShardedStrategy(ModelParallelStrategy):

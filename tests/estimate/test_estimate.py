@@ -82,6 +82,27 @@ def test_sharing_the_weights_leaves_the_rest_as_it_is(micro, restored):
     assert (shared.activations, shared.optimizer) == (alone.activations, alone.optimizer)
 
 
+def test_the_ram_of_loading_is_the_whole_base_or_one_process_share(micro, restored):
+    """And of a mixture that is converted the whole of it, with the reason."""
+    one, weights = estimate(micro.config()), estimate(micro.config()).memory.weights
+    assert one.host.base == pytest.approx(weights) and one.host.whole is None
+    assert any(line.startswith("RAM while the base is loaded: ") for line in lines(micro.config(), one))
+    shared = micro.config("trainer.strategy=fsdp2", "trainer.devices=4", "trainer.accelerator=gpu")
+    found = estimate(shared)
+    largest = max(p.nbytes for p in bare_model(shared.backbone).parameters()) / 1e6
+    assert found.host.base == pytest.approx(largest / 4) and found.host.whole is None
+    said = next(line for line in lines(shared, found) if line.startswith("RAM"))
+    each = found.host.base + found.memory.adapters
+    assert (
+        said == f"RAM while the base is loaded: {each:,.1f} MB of each of 4 processes, {4 * each:,.1f} MB on a machine"
+    )
+    on_cpu = micro.config("trainer.strategy=fsdp2", "trainer.devices=4", "trainer.accelerator=cpu")
+    assert estimate(on_cpu).host.base == pytest.approx((largest + weights) / 4)
+    native = (f"backbone.model_name={micro.native}", "injection=native_moe_expert_lora", "phase=joint")
+    found = estimate(micro.config(*native, "trainer.strategy=fsdp2", "trainer.devices=4"))
+    assert found.host.base == pytest.approx(found.memory.weights * 4) and "converts" in str(found.host.whole)
+
+
 def test_a_frozen_weight_costs_four_operations_and_an_adapter_six():
     """N = 10, head 5, 2 adapters, q L = 3, T = 7: 4 * 15 + 6 * 2 + 3 * 2 * 7 * 3; once more forward: 20 + 4 + 42."""
     sizes = {"frozen": 10, "head": 5, "adapters": 2, "trained_base": 0, "attention": 3, "length": 7}

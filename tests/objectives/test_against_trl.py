@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
 
 import lmoe
-from lmoe.backbones.fingerprint import base_parameter_name
+from lmoe.backbones.weight_files import base_parameter_name
 from lmoe.config.run import TaskConfig
 from lmoe.data.encoded import EncodedRow
 from lmoe.objectives.objective import Batch, objective_of

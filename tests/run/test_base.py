@@ -1,0 +1,90 @@
+"""How each process of a run loads its base: its share, on its own device, or the whole, with the reason."""
+
+import os
+
+import pytest
+import torch
+
+from lmoe.backbones.weight_files import unread
+from lmoe.config.trainer import TrainerConfig
+from lmoe.errors import BackboneError
+from lmoe.run.base import load_base, reads_whole
+from lmoe.run.devices import LOCAL_RANKS, own_device
+from lmoe.vocabulary import Accelerator, Strategy
+
+SHARES = "trainer.strategy=fsdp2"
+CONVERTED = "Transformers converts its weights while it reads them"
+CLUSTERED = "rows may be put into clusters by what the base makes of them"
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch):
+    """No launcher around the tests."""
+    for name in LOCAL_RANKS:
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_run_that_shards_its_base_leaves_the_weights_in_their_files(micro, restored):
+    model, said = load_base(micro.config(SHARES))
+    assert unread(model) is not None and said == ["each process reads its own share of the base"]
+    model, said = load_base(micro.config())
+    assert unread(model) is None and said == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        (["backbone.model_name={native}", "injection=native_moe_expert_lora", "phase=joint"], CONVERTED),
+        (["moe.router_target=cluster"], CLUSTERED),
+    ],
+)
+def test_where_it_cannot_be_read_so_all_of_it_is_read_and_the_reason_is_one_line(settings, reason, micro, restored):
+    config = micro.config(SHARES, *(setting.format(native=micro.native) for setting in settings))
+    model, said = load_base(config)
+    assert unread(model) is None
+    assert said == [f"each process reads the whole base before it is sharded: {reason}"]
+    assert reads_whole(config, model) == reason
+
+
+@pytest.mark.parametrize("precision", ["int8", "nf4"])
+@pytest.mark.parametrize(
+    ("ids", "environment", "expected"),
+    [
+        (None, {"LOCAL_RANK": "1"}, "cuda:1"),
+        ([2, 3], {"LOCAL_RANK": "1"}, "cuda:3"),
+        (None, {"SLURM_LOCALID": "1"}, "cuda:1"),
+        (None, {}, "cuda:0"),
+    ],
+)
+def test_each_process_asks_for_its_quantised_base_on_its_own_gpu(
+    precision, ids, environment, expected, micro, restored, monkeypatch
+):
+    asked = {}
+
+    def from_pretrained(place, **settings):
+        asked.update(settings)
+        raise ValueError("there is no GPU")
+
+    monkeypatch.setattr("lmoe.backbones.load.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name, value in environment.items():
+        monkeypatch.setitem(os.environ, name, value)
+    config = micro.config(
+        "trainer.strategy=ddp", "trainer.devices=2", "trainer.accelerator=gpu", f"backbone.precision={precision}"
+    )
+    config.trainer.device_ids = ids
+    with pytest.raises(BackboneError, match="there is no GPU"):
+        load_base(config)
+    assert asked["device_map"] == {"": torch.device(expected)}
+
+
+def test_a_process_has_the_gpu_that_lightning_gives_it_or_none(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    several = TrainerConfig(strategy=Strategy.ddp, devices=2)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert own_device(several) is None
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert own_device(several) == torch.device("cuda", 1)
+    assert own_device(TrainerConfig(device_ids=[3])) == torch.device("cuda", 3)  # one alone, whatever is around it
+    several.accelerator = Accelerator.cpu
+    assert own_device(several) is None
