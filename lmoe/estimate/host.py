@@ -8,9 +8,10 @@ from lmoe.backbones.layout import layouts
 from lmoe.backbones.load import QUANTISED
 from lmoe.config.run import RunConfig
 from lmoe.estimate.bare_sizes import storage_bytes
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.run.base import reads_whole
 from lmoe.run.memory import MB
-from lmoe.vocabulary import Accelerator, InjectionStrategy, Strategy
+from lmoe.vocabulary import Accelerator, Strategy
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ def host_memory(config: RunConfig, model: PreTrainedModel, frozen: float) -> Hos
     each = storage_bytes(config.backbone.precision)
     largest = max(parameter.numel() for parameter in model.parameters()) * each
     if loop.strategy is Strategy.fsdp2 and whole is None:
-        tried = _largest_ffn(model) * each if config.injection.strategy is InjectionStrategy.moe_expert_lora else 0
+        tried = _largest_ffn(model) * each if STRATEGIES[config.injection.strategy].whole_ffn else 0
         base = max(largest / shards, tried) + (frozen / shards if on_cpu else 0.0)
     elif config.backbone.precision in QUANTISED and not on_cpu:
         base = largest  # each weight goes to its GPU before the next is read
