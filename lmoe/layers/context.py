@@ -206,6 +206,7 @@ class RoutingContext:
     off: int = 0
     model_id: int = field(default_factory=lambda: secrets.randbits(62))
     compiled_batch_info: BatchInfo = BatchInfo()
+    compiled_forward: RunningForward | None = None
     last_batch_info: BatchInfo = BatchInfo()
     last_forward: RunningForward | None = None
     prompt: PerCall[Tensor] = field(default_factory=PerCall)
@@ -217,7 +218,8 @@ class RoutingContext:
         """The same dials for a copy of the model. What a forward has left is not copied, and its graph cannot be."""
         own = {name: PerCall() for name in ("prompt", "standing", "_batch_info", "_forward")}
         nothing = {name: BatchInfo() for name in ("compiled_batch_info", "last_batch_info")}
-        twin = replace(self, silenced=dict(self.silenced), last_forward=None, **own, **nothing)
+        nowhere = {"last_forward": None, "compiled_forward": None}
+        twin = replace(self, silenced=dict(self.silenced), **own, **nothing, **nowhere)
         memo[id(self)] = twin
         return twin
 
@@ -236,8 +238,13 @@ class RoutingContext:
     @contextmanager
     def in_call(self, state: CallState) -> Iterator[None]:
         """Restore inside the block what another moment, perhaps in another thread, had as its `call_state`."""
-        with self._batch_info.holding(state.batch_info), self._forward.holding(state.forward):
-            yield
+        before = self.compiled_batch_info, self.compiled_forward
+        self.compiled_batch_info, self.compiled_forward = state.batch_info, state.forward
+        try:
+            with self._batch_info.holding(state.batch_info), self._forward.holding(state.forward):
+                yield
+        finally:
+            self.compiled_batch_info, self.compiled_forward = before
 
     @contextmanager
     def with_batch_info(
@@ -301,8 +308,12 @@ class RoutingContext:
 
     def current_forward(self, *, training: bool) -> RunningForward | None:
         """The forward of the whole model that a sequence router is in."""
-        forward = self._forward.get()
+        forward = self._running()
         return self.last_forward if forward is None and training else forward
+
+    def _running(self) -> RunningForward | None:
+        """The forward of this thread."""
+        return self.compiled_forward if torch.compiler.is_compiling() else self._forward.get()
 
     def begin_forward(self, forward: RunningForward, *, training: bool) -> None:
         """Note that a forward of the whole model begins in this thread."""
@@ -317,7 +328,7 @@ class RoutingContext:
 
     def rows(self, *, training: bool) -> PromptRows | None:
         """The prompts by which a sequence router decides: those of the running forward, or of the block."""
-        running = self._forward.get()
+        running = self._running()
         if running is not None and running.rows is not None:
             return running.rows
         if self.batch_info.rows is not None:

@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -92,6 +92,9 @@ class StackedExperts(Protocol):
     def factors(self) -> tuple[Tensor, Tensor]: ...
 
 
+Gathered = list[tuple[Any, Any]]
+
+
 class RoutingTrace:
     """Routing of every site of one model, by site name.
 
@@ -118,6 +121,7 @@ class RoutingTrace:
         self.targets: RowTargets | None = None
         self.on = False
         self._thread = 0
+        self.gathered: Gathered | None = None
         self.mixtures: Sequence[StackedExperts] = ()
         self.step_activity = StepMeans()
         self.counted_from = 0

@@ -78,10 +78,13 @@ class Router(nn.Module):
 
     def seen(self, decision: DecisionT) -> DecisionT:
         """A decision as the experts get it, less a silenced one; recorded."""
-        silenced = self.context.silenced.get(self.site)
+        silenced = self.context.silenced.get(self.site) if self.context.silenced else None
         if silenced is not None:
             decision = decision.without(silenced)
-        self.record(decision)
+        if torch.compiler.is_compiling() and self.trace.gathered is not None:
+            self.trace.gathered.append((self, decision))
+        else:
+            self.record(decision)
         return decision
 
     def record(self, decision: Decision) -> None:
