@@ -188,7 +188,10 @@ class RoutingContext:
         prompt: the input of the `generate` that runs in this thread.
         standing: decisions for prompts, by site, that hold in the forwards of this thread whatever their inputs and KV
             cache say; a site without one has no routed expert.
+        moving_temperature, moving_router_noise: (), what compiled code reads in place of a dial that is another one at
+            each step, and for which it would be compiled anew; None: the dial stands still.
         compiled_batch_info: that of the block opened last, for compiled code, which serves one thread.
+        compiled_forward: the forward of the layer that runs, for the same reason.
         last_batch_info: that of the block opened last, kept when the block is over: NOTE activation checkpointing runs
             a forward again in the backward pass, after its block, and on a GPU in another thread. Only a router in
             training mode may fall back on it, where a layer is not checkpointed by Transformers' function, see
@@ -205,6 +208,8 @@ class RoutingContext:
     masked: frozenset[int] = frozenset()
     off: int = 0
     model_id: int = field(default_factory=lambda: secrets.randbits(62))
+    moving_temperature: Tensor | None = None
+    moving_router_noise: Tensor | None = None
     compiled_batch_info: BatchInfo = BatchInfo()
     compiled_forward: RunningForward | None = None
     last_batch_info: BatchInfo = BatchInfo()
@@ -222,6 +227,18 @@ class RoutingContext:
         twin = replace(self, silenced=dict(self.silenced), **own, **nothing, **nowhere)
         memo[id(self)] = twin
         return twin
+
+    @property
+    def temperature_now(self) -> float | Tensor:
+        """The temperature; in compiled code as a tensor, where it moves."""
+        moving = self.moving_temperature
+        return self.temperature if moving is None or not torch.compiler.is_compiling() else moving
+
+    @property
+    def router_noise_now(self) -> float | Tensor:
+        """The noise; in compiled code as a tensor, where it moves. NOTE a tensor of 0 draws noise all the same."""
+        moving = self.moving_router_noise
+        return self.router_noise if moving is None or not torch.compiler.is_compiling() else moving
 
     @property
     def batch_info(self) -> BatchInfo:

@@ -46,10 +46,7 @@ class NativeRouter(nn.Module):
         if silenced is not None:
             weights = weights.masked_fill(_chosen(silenced, indices, output.shape), 0)
         decision = output, weights, indices
-        if torch.compiler.is_compiling() and self.trace.gathered is not None:
-            self.trace.gathered.append((self, decision))
-        else:
-            self.record(decision)
+        self.trace.take(self, decision)
         return decision
 
     def record(self, decision: tuple[Tensor, Tensor, Tensor]) -> None:

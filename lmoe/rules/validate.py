@@ -165,8 +165,6 @@ ANNEAL_STEPS = re.compile(r"\d{1,18}", re.ASCII)
 def _idle_problems(config: RunConfig) -> list[str]:
     """Settings of other sections that this run has no use for."""
     problems = []
-    if config.trainer.compile:
-        problems.append("trainer.compile has no effect in train (only in pretrain); leave it out")
     strategy = config.injection.strategy
     if not STRATEGIES[strategy].any_routers:
         changed = {
