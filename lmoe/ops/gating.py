@@ -79,7 +79,12 @@ def at_temperature(logits: Tensor, temperature: float | Tensor) -> Tensor:
 
 
 def top_k_gate(
-    logits: Tensor, *, top_k: int, temperature: float | Tensor, scale: MixtureScale, selection_bias: Tensor | None = None
+    logits: Tensor,
+    *,
+    top_k: int,
+    temperature: float | Tensor,
+    scale: MixtureScale,
+    selection_bias: Tensor | None = None,
 ) -> Gate:
     """p = softmax(z / temperature);  S = the K largest p + b;  weights by `scale`.
 
@@ -116,7 +121,12 @@ def weights_of_top_k(
 
 
 def sigmoid_gate(
-    logits: Tensor, *, top_k: int, temperature: float | Tensor, scale: MixtureScale, selection_bias: Tensor | None = None
+    logits: Tensor,
+    *,
+    top_k: int,
+    temperature: float | Tensor,
+    scale: MixtureScale,
+    selection_bias: Tensor | None = None,
 ) -> Gate:
     """s = sigmoid(z / temperature);  S = the K largest s + b;  weights from s by `scale`.
 

@@ -277,15 +277,24 @@ def device_id_problems(trainer: TrainerConfig) -> list[str]:
 
 
 def quantised_problems(config: RunConfig) -> list[str]:
-    """What several devices cannot do with a quantised backbone: bitsandbytes puts that of every process on GPU 0."""
+    """What cannot be done with a quantised backbone: several devices, as bitsandbytes puts that of every process on
+    GPU 0, and compiling, as its code computes something else then."""
     loop, precision = config.trainer, config.backbone.precision
-    several = loop.strategy is Strategy.ddp and loop.devices * loop.num_nodes > 1
-    if not several or loop.accelerator is Accelerator.cpu or precision not in QUANTISED:
+    if precision not in QUANTISED:
         return []
-    return [
-        f"backbone.precision={precision} works on one GPU only: every process would load its base onto GPU 0. Use "
-        "trainer.devices=1 with trainer.strategy=auto, or backbone.precision=bfloat16 on several"
-    ]
+    problems = []
+    if loop.compile:
+        problems.append(
+            f"trainer.compile=true is not for backbone.precision={precision}, whose matmuls give other numbers under a "
+            "compiler: set trainer.compile=false, or backbone.precision=bfloat16"
+        )
+    several = loop.strategy is Strategy.ddp and loop.devices * loop.num_nodes > 1
+    if several and loop.accelerator is not Accelerator.cpu:
+        problems.append(
+            f"backbone.precision={precision} works on one GPU only: every process would load its base onto GPU 0. Use "
+            "trainer.devices=1 with trainer.strategy=auto, or backbone.precision=bfloat16 on several"
+        )
+    return problems
 
 
 def sharding_problems(config: RunConfig) -> list[str]:
