@@ -4,7 +4,7 @@ Shapes: B sequences of T tokens, P rows packed into one sequence.
 """
 
 from collections.abc import Iterator, Mapping
-from types import FunctionType, MethodType
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -114,8 +114,7 @@ class CompiledForward(MethodReplacement):
         return self.original(*args, **kwargs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        layer = self.model
-        return MethodType, (type(layer).forward, layer)
+        return getattr, (self.model, self.METHOD)  # of a copy that has no attributes yet, and so its class's
 
 
 def _mark_lengths(args: tuple[Any, ...], kwargs: dict[str, Any], context: RoutingContext) -> None:

@@ -20,7 +20,11 @@ from lmoe.training.handoff import set_fades
 from lmoe.vocabulary import Role
 from tests.tiny_models import randomise, tiny_model, tokens
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning:torch",
+    "ignore::FutureWarning:torch",
+    "ignore:The .grad attribute of a Tensor that is not a leaf",  # read by the compiler itself
+)
 
 DOMAINS = ["code", "math", "chat"]
 """Of the three rows of each batch."""
@@ -244,7 +248,7 @@ def test_names_of_tensors_are_those_of_a_model_that_is_not_compiled_and_a_copy_i
     case, ids = CASES["top_k"], tokens(3, 9)
     model = case.model()
     names = list(model.state_dict())
-    compile_layers(model, recompute=True)
+    compile_layers(model, recompute=False)
     steps(case, model)
     assert list(model.state_dict()) == names
     before = graphs()
