@@ -87,7 +87,7 @@ class Routing:
         return replace(self, **{name: tensor[:, first:last] for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """Those that are there, by name."""
+        """Returns those that are there, by name."""
         every = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in every.items() if tensor is not None}
 

@@ -1,4 +1,4 @@
-"""Runs with trainer.compile=true: every objective, phases, checkpoints that go on in either way, and what is refused."""
+"""Runs with trainer.compile=true: every objective, phases, checkpoints that go on in either way, and refusals."""
 
 import shutil
 from collections.abc import Iterator
@@ -80,6 +80,18 @@ def test_every_objective_has_the_losses_and_gradients_of_a_run_without_a_compile
     assert graphs() == (1 if checkpointing else 2)  # without, the input of the first layer has no gradient
 
 
+@pytest.mark.parametrize("router", ["sequence", "top_k"])
+def test_packed_rows_of_changing_numbers_and_lengths_share_their_graphs(micro, restored, router):
+    packed = ("data.packing=true", "data.batch_size=2", "data.max_length=64", f"moe={router}")
+    plain, compiled = built(micro, "sft", *packed), built(micro, "sft", *packed, "trainer.compile=true")
+    batches = list(compiled.datamodule.train_dataloader())[:4]
+    assert min(int(batch["row_ids"].max()) for batch in batches) > 0
+    for found, expected in zip(gradients(compiled, 4), gradients(plain, 4), strict=True):
+        for name, wanted in expected.items():
+            torch.testing.assert_close(found[name], wanted, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+    assert graphs() == 2
+
+
 RUN = (
     *ONE_SITE,
     "moe.temperature_end=2.0",
@@ -108,11 +120,12 @@ def test_a_run_of_two_phases_logs_the_same_and_goes_on_with_or_without_a_compile
     assert compiled.code == 0, compiled.text
     assert graphs() == 2 * 2  # in each phase the first layer, and the other
     close(compiled.run, plain.run)
-    checkpoints = [
-        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (compiled.run, plain.run)
-    ]
-    assert checkpoints[0]["state_dict"].keys() == checkpoints[1]["state_dict"].keys()
-    assert not any("_orig_mod" in name for name in checkpoints[0]["state_dict"])
+    names, wanted = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"].keys()
+        for run in (compiled.run, plain.run)
+    )
+    assert names == wanted
+    assert not any("_orig_mod" in name for name in names)
     for step, way in ((2, "false"), (5, "true")):
         run = Path(shutil.copytree(tmp_path / f"killed {step}", tmp_path / f"resumed {step}"))
         done = train(f"resume={run}", f"trainer.compile={way}", settings=False)
