@@ -14,7 +14,7 @@ ARGS ?=
 TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-lowest test-triton check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-attention bench-data bench-preference bench-export bench-statistics bench-serve bench-launches bench-sharded bench-end-to-end soak torture fuzz same real-base story reworded prompt-words engines clean
+.PHONY: help setup train test test-lowest test-triton check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-attention bench-compile bench-data bench-preference bench-export bench-statistics bench-serve bench-launches bench-sharded bench-end-to-end soak torture fuzz same real-base story reworded prompt-words engines clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ bench-logits: $(READY)  ## losses at the labels beside the logits of all tokens,
 
 bench-attention: $(READY)  ## attention with and without masks, and of packed rows; ARGS="--tokens 2x1024 --dtype fp32" changes what is run
 	@$(BIN)/python -m benchmarks.attention $(ARGS)
+
+bench-compile: $(READY)  ## training steps with compiled layers beside the same without; ARGS="--repeats 4 injection.num_experts=8" changes the job
+	@$(BIN)/python -m benchmarks.compiled $(ARGS)
 
 bench-data: $(READY)  ## reading and tokenising rows: speed, memory, cache, streams; ARGS="--rows 20000 --stream-rows 100000" makes it shorter
 	@$(BIN)/python -m benchmarks.data $(ARGS)

@@ -43,6 +43,7 @@ TARGETS = {
     "reworded",
     "prompt-words",
     "bench-attention",
+    "bench-compile",
     "bench-logits",
     "bench-statistics",
     "torture",

@@ -45,7 +45,8 @@ class TrainerConfig:
     """Deterministic kernels: the same seed gives bitwise the same adapters on the same CPU. On a GPU PyTorch warns of
     each kernel that has no deterministic form, and takes it all the same."""
     compile: bool = False
-    """Compile the model with torch.compile: a slow start, then faster steps. Only in pretrain."""
+    """Compile with torch.compile, which needs a C++ compiler: a slow start, then faster steps. A training compiles its
+    decoder layers, once in each phase; pretrain the whole model. Not for int8 and nf4."""
     stop_on_collapse: bool = False
     """End the run, with its report, when a router collapses; false: only warn. Not in pretrain."""
     nonfinite: NonFinite = NonFinite.stop

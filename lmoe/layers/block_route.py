@@ -25,8 +25,19 @@ class BlockRoute:
 
     def attach(self, block: nn.Module) -> None:
         """Decide before each forward of the block, and forget after it."""
-        block.register_forward_pre_hook(self._decide, with_kwargs=True)
-        block.register_forward_hook(self._forget, always_call=True)
+        before = block.register_forward_pre_hook(self._decide, with_kwargs=True)
+        after = block.register_forward_hook(self._forget, always_call=True)
+        # NOTE torch counts hooks over all modules, and a compiler looks at the numbers: with the same ones in each
+        # block layers share their code.
+        for number, handle in ((-2, before), (-1, after)):
+            for hooks in (
+                block._forward_pre_hooks,
+                block._forward_pre_hooks_with_kwargs,
+                block._forward_hooks,
+                block._forward_hooks_always_called,
+            ):
+                if handle.id in hooks:
+                    hooks[number] = hooks.pop(handle.id)  # type: ignore[assignment]
 
     def decision(self) -> Decision:
         """What the block's router has decided for this forward.

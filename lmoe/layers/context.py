@@ -188,7 +188,10 @@ class RoutingContext:
         prompt: the input of the `generate` that runs in this thread.
         standing: decisions for prompts, by site, that hold in the forwards of this thread whatever their inputs and KV
             cache say; a site without one has no routed expert.
+        moving_temperature, moving_router_noise: (), what compiled code reads in place of a dial that is another one at
+            each step, and for which it would be compiled anew; None: the dial stands still.
         compiled_batch_info: that of the block opened last, for compiled code, which serves one thread.
+        compiled_forward: the forward of the layer that runs, for the same reason.
         last_batch_info: that of the block opened last, kept when the block is over: NOTE activation checkpointing runs
             a forward again in the backward pass, after its block, and on a GPU in another thread. Only a router in
             training mode may fall back on it, where a layer is not checkpointed by Transformers' function, see
@@ -205,7 +208,10 @@ class RoutingContext:
     masked: frozenset[int] = frozenset()
     off: int = 0
     model_id: int = field(default_factory=lambda: secrets.randbits(62))
+    moving_temperature: Tensor | None = None
+    moving_router_noise: Tensor | None = None
     compiled_batch_info: BatchInfo = BatchInfo()
+    compiled_forward: RunningForward | None = None
     last_batch_info: BatchInfo = BatchInfo()
     last_forward: RunningForward | None = None
     prompt: PerCall[Tensor] = field(default_factory=PerCall)
@@ -217,9 +223,22 @@ class RoutingContext:
         """The same dials for a copy of the model. What a forward has left is not copied, and its graph cannot be."""
         own = {name: PerCall() for name in ("prompt", "standing", "_batch_info", "_forward")}
         nothing = {name: BatchInfo() for name in ("compiled_batch_info", "last_batch_info")}
-        twin = replace(self, silenced=dict(self.silenced), last_forward=None, **own, **nothing)
+        nowhere = {"last_forward": None, "compiled_forward": None}
+        twin = replace(self, silenced=dict(self.silenced), **own, **nothing, **nowhere)
         memo[id(self)] = twin
         return twin
+
+    @property
+    def temperature_now(self) -> float | Tensor:
+        """The temperature; in compiled code as a tensor, where it moves."""
+        moving = self.moving_temperature
+        return self.temperature if moving is None or not torch.compiler.is_compiling() else moving
+
+    @property
+    def router_noise_now(self) -> float | Tensor:
+        """The noise; in compiled code as a tensor, where it moves. NOTE a tensor of 0 draws noise all the same."""
+        moving = self.moving_router_noise
+        return self.router_noise if moving is None or not torch.compiler.is_compiling() else moving
 
     @property
     def batch_info(self) -> BatchInfo:
@@ -236,8 +255,13 @@ class RoutingContext:
     @contextmanager
     def in_call(self, state: CallState) -> Iterator[None]:
         """Restore inside the block what another moment, perhaps in another thread, had as its `call_state`."""
-        with self._batch_info.holding(state.batch_info), self._forward.holding(state.forward):
-            yield
+        before = self.compiled_batch_info, self.compiled_forward
+        self.compiled_batch_info, self.compiled_forward = state.batch_info, state.forward
+        try:
+            with self._batch_info.holding(state.batch_info), self._forward.holding(state.forward):
+                yield
+        finally:
+            self.compiled_batch_info, self.compiled_forward = before
 
     @contextmanager
     def with_batch_info(
@@ -301,8 +325,12 @@ class RoutingContext:
 
     def current_forward(self, *, training: bool) -> RunningForward | None:
         """The forward of the whole model that a sequence router is in."""
-        forward = self._forward.get()
+        forward = self._running()
         return self.last_forward if forward is None and training else forward
+
+    def _running(self) -> RunningForward | None:
+        """The forward of this thread."""
+        return self.compiled_forward if torch.compiler.is_compiling() else self._forward.get()
 
     def begin_forward(self, forward: RunningForward, *, training: bool) -> None:
         """Note that a forward of the whole model begins in this thread."""
@@ -317,7 +345,7 @@ class RoutingContext:
 
     def rows(self, *, training: bool) -> PromptRows | None:
         """The prompts by which a sequence router decides: those of the running forward, or of the block."""
-        running = self._forward.get()
+        running = self._running()
         if running is not None and running.rows is not None:
             return running.rows
         if self.batch_info.rows is not None:

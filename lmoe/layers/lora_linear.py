@@ -3,7 +3,7 @@
 Shapes: D in, O out, R rank; `...` any leading token dimensions.
 """
 
-from typing import TypeGuard
+from typing import TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class LowRank(nn.Module):
 
     def __init__(self, in_features: int, out_features: int, lora_r: int, scaling: float, device: torch.device) -> None:
         super().__init__()
-        self.scaling, self.fade = scaling, 1.0
+        self.scaling, self.fade = scaling, cast("float | Tensor", 1.0)
         self.lora_A = nn.Parameter(kaiming_lora_A((lora_r, in_features), device))
         self.lora_B = nn.Parameter(torch.zeros(out_features, lora_r, device=device))
 
@@ -94,7 +94,8 @@ class LoRALinear(nn.Module):
         use_dora: bool = False,
     ) -> None:
         super().__init__()
-        self.base_layer, self.scaling, self.enabled, self.fade = base_layer, scaling, True, 1.0
+        self.base_layer, self.scaling, self.enabled = base_layer, scaling, True
+        self.fade = cast("float | Tensor", 1.0)
         (in_features, out_features), device = sizes(base_layer), next(base_layer.parameters()).device
         self.lora_dropout = nn.Dropout(dropout)
         self.lora_A = nn.Parameter(kaiming_lora_A((lora_r, in_features), device))

@@ -42,12 +42,21 @@ class NativeRouter(nn.Module):
         types = {name: value.dtype for name, value in self.base_layer.named_parameters()}
         cast = {name: value.to(types[name]) for name, value in self.router.named_parameters()}
         output, weights, indices = functional_call(self.router, cast, args, kwargs)
-        silenced = self.context.silenced.get(self.site)
+        silenced = self.context.silenced.get(self.site) if self.context.silenced else None
         if silenced is not None:
             weights = weights.masked_fill(_chosen(silenced, indices, output.shape), 0)
+        decision = output, weights, indices
+        self.trace.take(self, decision)
+        return decision
+
+    def record(self, decision: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Write into the trace.
+
+        Args:
+            decision: what the native router has returned.
+        """
         if self.trace.on or torch.is_grad_enabled():  # a checkpoint that is computed again must save the same tensors
-            self.trace.record(self.site, self._routing(output, weights, indices), learning=self.training)
-        return output, weights, indices
+            self.trace.record(self.site, self._routing(*decision), learning=self.training)
 
     def _routing(self, output: Tensor, weights: Tensor, indices: Tensor) -> Routing:
         """The routing with the leading dimensions of the tokens, which native routers have flattened."""

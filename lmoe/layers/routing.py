@@ -69,12 +69,12 @@ class Routing:
 
     def to(self, device: torch.device) -> "Routing":
         """The same on another device."""
-        return replace(self, **{name: tensor.to(device) for name, tensor in self._tensors().items()})
+        return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     @classmethod
     def joined(cls, parts: Sequence["Routing"]) -> "Routing":
         """The routing of tokens one behind the other, each part of (1, tokens, E)."""
-        given = [part._tensors() for part in parts]
+        given = [part.tensors() for part in parts]
         if any("acting" in tensors for tensors in given):
             given = [
                 {"acting": torch.ones_like(tensors["probs"][..., 0], dtype=torch.bool), **tensors} for tensors in given
@@ -84,9 +84,10 @@ class Routing:
 
     def tokens(self, first: int, last: int) -> "Routing":
         """The tokens from `first` to before `last` of each sequence, of a routing of (B, T) tokens."""
-        return replace(self, **{name: tensor[:, first:last] for name, tensor in self._tensors().items()})
+        return replace(self, **{name: tensor[:, first:last] for name, tensor in self.tensors().items()})
 
-    def _tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns those that are there, by name."""
         every = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor for name, tensor in every.items() if tensor is not None}
 

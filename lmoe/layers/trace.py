@@ -5,7 +5,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -92,6 +92,16 @@ class StackedExperts(Protocol):
     def factors(self) -> tuple[Tensor, Tensor]: ...
 
 
+class Recorder(Protocol):
+    """A router, which writes its decision into the trace."""
+
+    def record(self, decision: Any) -> None: ...
+
+
+Gathered = list[tuple[Recorder, Any]]
+"""Routers with their decisions, in the order in which they decided."""
+
+
 class RoutingTrace:
     """Routing of every site of one model, by site name.
 
@@ -104,6 +114,7 @@ class RoutingTrace:
     Attributes:
         mixtures: whose experts the diversity penalty compares.
         targets: what the routers are taught of the tokens of the forward.
+        gathered: in compiled code, where nothing outside may be written: decisions that are to be recorded behind it.
         step_activity: share of the tokens that use each expert, of the step that `lmoe.balance` will balance by.
         counted_from: version of the weights at the first forward of that step.
     """
@@ -118,6 +129,7 @@ class RoutingTrace:
         self.targets: RowTargets | None = None
         self.on = False
         self._thread = 0
+        self.gathered: Gathered | None = None
         self.mixtures: Sequence[StackedExperts] = ()
         self.step_activity = StepMeans()
         self.counted_from = 0
@@ -176,6 +188,17 @@ class RoutingTrace:
         for group in sites_of_one_shape({site: choice.gate_logits for site, choice in choices.items()}):
             whole |= dict(zip(group, routings_of([choices[site] for site in group]), strict=True))
         return {site: whole[site] for site in self._decisions}
+
+    def take(self, router: Recorder, decision: Any) -> None:
+        """Called by a router with its decision: have it recorded, now or behind the code that is compiled.
+
+        Args:
+            router: whose `record` gets the decision.
+        """
+        if self.gathered is None:
+            router.record(decision)
+        else:
+            self.gathered.append((router, decision))
 
     def record(self, site: str, decision: Decision, l1_coef: Tensor | None = None, *, learning: bool = False) -> None:
         """Called by a router in its forward; does nothing while the trace is off.

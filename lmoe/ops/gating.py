@@ -73,13 +73,18 @@ def shares(expert_indices: Tensor, like: Tensor) -> Tensor:
     return torch.zeros_like(like).detach().scatter_(-1, expert_indices, 1 / expert_indices.shape[-1])
 
 
-def at_temperature(logits: Tensor, temperature: float) -> Tensor:
-    """z / temperature; the logits themselves where that is 1."""
-    return logits if temperature == 1 else logits / temperature
+def at_temperature(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """z / temperature; the logits themselves where that is the number 1."""
+    return logits if not isinstance(temperature, Tensor) and temperature == 1 else logits / temperature
 
 
 def top_k_gate(
-    logits: Tensor, *, top_k: int, temperature: float, scale: MixtureScale, selection_bias: Tensor | None = None
+    logits: Tensor,
+    *,
+    top_k: int,
+    temperature: float | Tensor,
+    scale: MixtureScale,
+    selection_bias: Tensor | None = None,
 ) -> Gate:
     """p = softmax(z / temperature);  S = the K largest p + b;  weights by `scale`.
 
@@ -89,7 +94,7 @@ def top_k_gate(
     Args:
         logits: (..., E) router logits z.
         top_k: K, from 1 to E.
-        temperature: above 0; divides the logits.
+        temperature: above 0, a number or (); divides the logits.
         scale: what the weights add up to.
         selection_bias: (E,) b; None: 0.
 
@@ -116,7 +121,12 @@ def weights_of_top_k(
 
 
 def sigmoid_gate(
-    logits: Tensor, *, top_k: int, temperature: float, scale: MixtureScale, selection_bias: Tensor | None = None
+    logits: Tensor,
+    *,
+    top_k: int,
+    temperature: float | Tensor,
+    scale: MixtureScale,
+    selection_bias: Tensor | None = None,
 ) -> Gate:
     """s = sigmoid(z / temperature);  S = the K largest s + b;  weights from s by `scale`.
 
@@ -126,7 +136,7 @@ def sigmoid_gate(
     Args:
         logits: (..., E) router logits z.
         top_k: K, from 1 to E.
-        temperature: above 0; divides the logits.
+        temperature: above 0, a number or (); divides the logits.
         scale: what the weights add up to.
         selection_bias: (E,) b; None: 0.
 
@@ -145,14 +155,14 @@ def sigmoid_gate(
     return Gate(probs, weigh(scores, chosen, scale), chosen / top_k, expert_indices)
 
 
-def soft_gate(logits: Tensor, *, temperature: float, scale: MixtureScale = MixtureScale.sum_to_one) -> Gate:
+def soft_gate(logits: Tensor, *, temperature: float | Tensor, scale: MixtureScale = MixtureScale.sum_to_one) -> Gate:
     """w = p = softmax(z / temperature); unit: w = 1 with the gradient of p.
 
     The dense router of L-MoE (2510.17898); differentiable everywhere.
 
     Args:
         logits: (..., E) router logits z.
-        temperature: above 0; divides the logits.
+        temperature: above 0, a number or (); divides the logits.
         scale: sum_to_one or unit.
 
     Returns:
@@ -163,7 +173,7 @@ def soft_gate(logits: Tensor, *, temperature: float, scale: MixtureScale = Mixtu
     return Gate(probs, weights, probs.detach(), None)
 
 
-def top_p_gate(logits: Tensor, *, top_p: float, temperature: float, scale: MixtureScale) -> Gate:
+def top_p_gate(logits: Tensor, *, top_p: float, temperature: float | Tensor, scale: MixtureScale) -> Gate:
     """p = softmax(z / temperature), sorted;  S = the first experts until their sum reaches top_p, at least one.
 
     An undecided token gets more experts ("Harder tasks need more experts", 2403.07652, equations 4 to 6, which weighs
@@ -173,7 +183,7 @@ def top_p_gate(logits: Tensor, *, top_p: float, temperature: float, scale: Mixtu
     Args:
         logits: (..., E) router logits z.
         top_p: above 0 to 1.
-        temperature: above 0; divides the logits.
+        temperature: above 0, a number or (); divides the logits.
         scale: what the weights add up to.
 
     Returns:

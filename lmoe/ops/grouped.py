@@ -3,7 +3,6 @@
 Shapes: N tokens, D in, O out, R rank, E experts, K chosen.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -73,7 +72,7 @@ def compute_dtype(device: str, dtype: torch.dtype) -> torch.dtype:
 def grouped_matmul(rows: Tensor, matrices: Tensor, ends: Tensor, tiles: Tiles | None = None) -> Tensor:
     """torch's grouped_mm, or tiles where that would wait for the device.
 
-    NOTE torch's rules for compilers know bfloat16 only, so other types are left out of the graph.
+    NOTE torch's rules for compilers know bfloat16 only, so other types go by `_opaque_matmul`.
 
     Args:
         rows: (S, D) sorted by expert; or (D, S), and matrices (S, O), for a product of each expert's columns and rows.
@@ -84,22 +83,39 @@ def grouped_matmul(rows: Tensor, matrices: Tensor, ends: Tensor, tiles: Tiles | 
     if not has_grouped_kernel(rows.device, rows.dtype):
         return tiled_matmul(rows, matrices, ends, tiles)
     if torch.compiler.is_compiling() and rows.dtype is not torch.bfloat16:
-        return _uncompiled_matmul(rows, matrices, ends)
+        return _opaque_matmul(rows, matrices, ends)
     return grouped_mm(rows, matrices, offs=ends)
 
 
-def _outside_the_graph(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function, which a compiler calls and does not look into; with fullgraph=True it stops with these words."""
-    reason = (
-        "torch compiles grouped matmuls in bfloat16 only: leave fullgraph out, run under bfloat16 autocast on a GPU, "
-        "or, for mixture_lora, choose moe.backend=stacked"
-    )
-    return torch.compiler.disable(function, reason=reason)  # type: ignore[return-value]
+@torch.library.custom_op("lmoe::grouped_matmul", mutates_args=())
+def _opaque_matmul(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """What a compiler calls and does not look into; arguments as `grouped_matmul` has them."""
+    return grouped_mm(rows, matrices, offs=ends).contiguous()
 
 
-@_outside_the_graph
-def _uncompiled_matmul(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
-    return grouped_mm(rows, matrices, offs=ends)
+@_opaque_matmul.register_fake
+def _shape_of_matmul(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    if matrices.dim() == 2:
+        return rows.new_empty(ends.shape[0], rows.shape[0], matrices.shape[1])
+    return rows.new_empty(rows.shape[0], matrices.shape[2])
+
+
+def _keep_factors(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _matmul_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    rows, matrices, ends = ctx.saved_tensors
+    assert matrices.dim() == 3  # the other kind is only called by backward passes
+    grad, grad_rows, grad_matrices = grad.contiguous(), None, None
+    if ctx.needs_input_grad[0]:
+        grad_rows = grouped_matmul(grad, matrices.transpose(1, 2), ends)
+    if ctx.needs_input_grad[1]:
+        grad_matrices = grouped_matmul(rows.t(), grad, ends)
+    return grad_rows, grad_matrices, None
+
+
+_opaque_matmul.register_autograd(_matmul_backward, setup_context=_keep_factors)
 
 
 def add_grouped(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor, expert_indices: Tensor) -> Tensor:
@@ -117,16 +133,26 @@ def add_grouped(y: Tensor, x: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Ten
         y.
     """
     groups = group_by_expert(expert_indices, lora_A.shape[0])
-    compiled = torch.compiler.is_compiling() and compute_dtype(x.device.type, x.dtype) is not torch.bfloat16
-    add = _uncompiled_add if compiled else _add
-    return add(y, x, lora_A, lora_B, gates, groups.order, groups.token, groups.ends, *(groups.tiles or (None, None)))
+    if torch.compiler.is_compiling():
+        return y + grouped_delta(x, lora_A, lora_B, gates, groups).to(y.dtype)
+    tiles = groups.tiles or (None, None)
+    return _AddGrouped.apply(  # type: ignore[return-value]
+        y, x, lora_A, lora_B, gates, groups.order, groups.token, groups.ends, *tiles
+    )
 
 
-def _add(*arguments: Tensor | None) -> Tensor:
-    return _AddGrouped.apply(*arguments)  # type: ignore[return-value]
+def grouped_delta(x: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor, groups: Groups) -> Tensor:
+    """What `add_grouped` adds, (N, O) in the type that it computes in, in plain operations, which torch.compile traces.
 
-
-_uncompiled_add = _outside_the_graph(_add)
+    Args:
+        groups: of the chosen experts; the other arguments as `add_grouped` has them.
+    """
+    _, token, ends, _, tiles, _ = groups
+    dtype = compute_dtype(x.device.type, x.dtype)
+    hidden = grouped_matmul(_rows(x, token, dtype), lora_A.to(dtype).transpose(1, 2), ends, tiles)  # (N K, R)
+    weighted = hidden * _sorted(gates, groups.order, dtype)  # (N K, R)
+    out = grouped_matmul(weighted, lora_B.to(dtype).transpose(1, 2), ends, tiles)  # (N K, O)
+    return out.new_zeros(len(x), out.shape[1]).index_add(0, token, out)
 
 
 class _AddGrouped(torch.autograd.Function):

@@ -28,10 +28,11 @@ def faded(lora_B: Tensor, fade: float | Tensor) -> Tensor:
 
     Args:
         lora_B: (O, R), or (E, O, R).
-        fade: 1 leaves it as it is; or (E,).
+        fade: 1 leaves it as it is; or () or (E,).
     """
     if isinstance(fade, Tensor):
-        return lora_B * fade.to(lora_B.device)[:, None, None]
+        fade = fade.to(lora_B.device)
+        return lora_B * (fade[:, None, None] if fade.ndim else fade)
     return lora_B if fade == 1.0 else lora_B * fade
 
 

@@ -21,6 +21,7 @@ SAFE = (
     "trainer.nonfinite",
     "trainer.strategy",
     "trainer.accelerator",
+    "trainer.compile",
     "data.num_workers",
     "data.num_proc",
     "data.cache_dir",

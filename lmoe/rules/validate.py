@@ -65,6 +65,7 @@ def run_problems(config: RunConfig) -> list[str]:
         + logger_problems(config.logger)
         + sharding_problems(config)
         + backend_problems(config)
+        + compile_problems(config)
         + callback_problems(config)
         + callbacks_from_problems(config)
         + _idle_problems(config)
@@ -165,8 +166,6 @@ ANNEAL_STEPS = re.compile(r"\d{1,18}", re.ASCII)
 def _idle_problems(config: RunConfig) -> list[str]:
     """Settings of other sections that this run has no use for."""
     problems = []
-    if config.trainer.compile:
-        problems.append("trainer.compile has no effect in train (only in pretrain); leave it out")
     strategy = config.injection.strategy
     if not STRATEGIES[strategy].any_routers:
         changed = {
@@ -283,6 +282,21 @@ def backend_problems(config: RunConfig) -> list[str]:
     if config.moe.backend is not Backend.triton or config.trainer.accelerator is not Accelerator.cpu:
         return []
     return ["moe.backend=triton computes on a GPU, and trainer.accelerator=cpu; use moe.backend=auto, or trainer=gpu"]
+
+
+def compile_problems(config: RunConfig) -> list[str]:
+    """What no compiler takes: quantised matmuls, whose code computes something else then, and Triton's experts."""
+    if not config.trainer.compile:
+        return []
+    problems = []
+    if (precision := config.backbone.precision) in QUANTISED:
+        problems.append(
+            f"trainer.compile=true is not for backbone.precision={precision}, whose matmuls give other numbers under a "
+            "compiler: set trainer.compile=false, or backbone.precision=bfloat16"
+        )
+    if config.moe.backend is Backend.triton:
+        problems.append("trainer.compile=true is not for moe.backend=triton: set either to its default")
+    return problems
 
 
 def sharding_problems(config: RunConfig) -> list[str]:

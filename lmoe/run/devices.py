@@ -1,4 +1,4 @@
-"""Whether a run finds the devices and processes that it asks for, before anything of it is written."""
+"""Whether a run finds the devices, processes and compiler that it asks for, before anything of it is written."""
 
 import os
 
@@ -6,6 +6,7 @@ import torch
 
 from lmoe.config.trainer import TrainerConfig
 from lmoe.errors import ConfigError
+from lmoe.run.compiler import check_compiler
 from lmoe.vocabulary import Accelerator
 
 SHELLS = ("bash", "interactive")
@@ -24,11 +25,11 @@ def own_device(loop: TrainerConfig) -> torch.device | None:
 
 
 def check_devices(loop: TrainerConfig) -> None:
-    """Refuse a run whose devices and processes are not there.
+    """Refuse a run whose devices, processes or compiler are not there.
 
     Raises:
-        ConfigError: fewer devices than asked for, a precision that they do not have, or another number of processes
-            than torchrun or SLURM has started.
+        ConfigError: fewer devices than asked for, a precision that they do not have, nothing that compiles for them, or
+            another number of processes than torchrun or SLURM has started.
     """
     cuda = torch.cuda.is_available()
     if loop.accelerator is Accelerator.gpu and not cuda:
@@ -43,6 +44,8 @@ def check_devices(loop: TrainerConfig) -> None:
         raise ConfigError(f"trainer.device_ids={loop.device_ids}, but torch sees GPUs 0 to {there - 1}: no {beyond[0]}")
     if not on_gpu and loop.precision == "16-mixed":
         raise ConfigError("trainer.precision=16-mixed needs a GPU, and torch sees none; use bf16-mixed or 32-true")
+    if loop.compile:
+        check_compiler(on_gpu=on_gpu)
     if loop.devices * loop.num_nodes > 1:
         check_started(loop)
 

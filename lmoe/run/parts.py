@@ -23,6 +23,7 @@ from lmoe.data.stream import RowStream
 from lmoe.errors import ConfigError
 from lmoe.grow.import_experts import import_experts
 from lmoe.injection.apply import plan as make_plan
+from lmoe.injection.compiled import compile_layers
 from lmoe.injection.plan import InjectionPlan
 from lmoe.injection.record import injected
 from lmoe.injection.roles import parameter_layers, parameter_roles
@@ -131,7 +132,10 @@ def build_parts(
         import_experts(model, config.injection.experts_from)
     base_model["fingerprint"] = injected(model).fingerprint
     check_roles(config, model)
-    if config.trainer.gradient_checkpointing:
+    compiler = None
+    if config.trainer.compile:
+        compiler = compile_layers(model, recompute=config.trainer.gradient_checkpointing)
+    elif config.trainer.gradient_checkpointing:
         recompute_activations(model)
     first, *others = (phase.samples() for phase in row_sets(learnt))
     datamodule = TrainingData(
@@ -153,6 +157,7 @@ def build_parts(
         prepared.domains,
         datamodule.window_totals,
         Dials.of(config),
+        compiler,
     )
     numbers = [phase.number for phase in learnt]
     datamodule.follow(lambda step: numbers[module.schedule.phase_at(step)], lambda: numbers[module.phase])

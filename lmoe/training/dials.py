@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from lmoe.config.phase import start_step
 from lmoe.config.run import RunConfig
 from lmoe.injection.record import Injected
@@ -41,14 +44,30 @@ class Dials:
         return ends[0] + (ends[1] - ends[0]) * done
 
 
-def set_dials(record: Injected, dials: Dials, phase: Phase, step: int) -> None:
-    """Turn the dials of a model to their values at a step."""
+def set_dials(record: Injected, dials: Dials, phase: Phase, step: int, *, as_tensors: bool = False) -> None:
+    """Turn the dials of a model to their values at a step.
+
+    Args:
+        record: of the model.
+        dials: over the whole run.
+        phase: which of them are on.
+        step: from 0.
+        as_tensors: give those that move as tensors too, for compiled code.
+    """
     context = record.context
     context.temperature = dials.at(dials.temperature, step)
     context.noise = phase.dropout
     context.router_noise = dials.at(dials.router_noise, step) if phase.router_noise else 0.0
     context.expert_dropout = dials.expert_dropout if phase.expert_dropout else 0.0
     context.by_target = phase.by_target
+    if as_tensors:
+        context.moving_temperature = _moving(dials.temperature, context.temperature)
+        context.moving_router_noise = _moving(dials.router_noise, context.router_noise) if phase.router_noise else None
+
+
+def _moving(ends: tuple[float, float], value: float) -> Tensor | None:
+    """A value as a tensor, (); None where it stands still."""
+    return None if ends[0] == ends[1] else torch.tensor(value)
 
 
 def _ends(first: float, last: float | None) -> tuple[float, float]:

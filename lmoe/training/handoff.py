@@ -57,15 +57,22 @@ Fades = dict[Role, dict[int | None, float]]
 """Scale of the branches of a role by expert; under None that of all the others."""
 
 
-def set_fades(model: nn.Module, fades: Fades) -> None:
-    """Give each low-rank branch of an injected model its scale; roles that are not named keep theirs."""
+def set_fades(model: nn.Module, fades: Fades, *, as_tensors: bool = False) -> None:
+    """Give each low-rank branch of an injected model its scale; roles that are not named keep theirs.
+
+    Args:
+        model: injected.
+        fades: scales of this step.
+        as_tensors: for compiled code, which a number would have to be compiled anew for.
+    """
     for _, role, module in low_rank(model) if fades else ():
         scales = fades.get(role)
         if scales is None:
             continue
         rest = scales.get(None, 1.0)
-        if (len(scales) == 1 and None in scales) or isinstance(module, LoRALinear | LowRank):
-            module.fade = rest
+        one_branch = isinstance(module, LoRALinear | LowRank)
+        if one_branch or (len(scales) == 1 and None in scales and not as_tensors):
+            module.fade = module.lora_B.new_tensor(rest) if as_tensors else rest
         else:
             experts = module.lora_B.shape[0]
             module.fade = module.lora_B.new_tensor([scales.get(expert, rest) for expert in range(experts)])

@@ -16,6 +16,7 @@ from lmoe.injection.batch_info import batch_info
 from lmoe.injection.kept import wholly_kept
 from lmoe.injection.record import injected, record_expert_names
 from lmoe.injection.roles import adapter_buffers, adapter_parameters, parameter_layers, parameter_roles
+from lmoe.layers.compiled_forward import LayerCompiler
 from lmoe.metrics.language import DomainLoss
 from lmoe.metrics.routing import RoutingStats
 from lmoe.objectives.objective import Batch, Losses, Objective
@@ -47,6 +48,7 @@ class AdapterModule(LightningModule):
         optim: AdamW and its schedule.
         domains: names, in the order of the domain ids.
         dials: temperature, noise and expert dropout over the steps.
+        compiler: of the model's layers; None: they are not compiled.
         window_totals: units of the objective and valid tokens of an optimizer step, over all micro-batches and ranks.
     """
 
@@ -59,6 +61,7 @@ class AdapterModule(LightningModule):
         domains: list[str],
         window_totals: WindowTotals,
         dials: Dials,
+        compiler: LayerCompiler | None = None,
     ) -> None:
         super().__init__()
         self.strict_loading = False  # the checkpoint holds adapters only; on_load_checkpoint compares exact keys
@@ -73,6 +76,7 @@ class AdapterModule(LightningModule):
         self.step_record = StepRecord()
         self.auxiliary, self.dropouts = Auxiliary(model, self.over_ranks), Dropouts(model)
         self.plateau_starts: dict[str, int] = {}
+        self.compiler = compiler
         self.phase = 0
         self.set_phase(0)
         self.train()  # NOTE Lightning keeps the mode it finds, and a loaded backbone comes in evaluation mode
@@ -113,6 +117,8 @@ class AdapterModule(LightningModule):
             if not parameter.requires_grad:
                 parameter.grad = None
         self.dropouts.turn(self.current.dropout)
+        if self.compiler is not None:
+            self.compiler.begin_phase()
         self.objective.begin(self.model)
 
     def on_train_start(self) -> None:
@@ -130,8 +136,9 @@ class AdapterModule(LightningModule):
             self.step_record = StepRecord()
         units, valid_tokens = self.window_totals(self.trainer.global_step)
         record = injected(self.model)
-        set_dials(record, self.dials, self.current, self.trainer.global_step)
-        set_fades(self.model, self.schedule.fades_at(self.trainer.global_step))
+        step, as_tensors = self.trainer.global_step, self.compiler is not None
+        set_dials(record, self.dials, self.current, step, as_tensors=as_tensors)
+        set_fades(self.model, self.schedule.fades_at(step), as_tensors=as_tensors)
         with (
             batch_info(record, batch, self.domains),
             record.trace.recording(batch["valid_mask"], record.context.batch_info.targets),

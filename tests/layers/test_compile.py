@@ -22,9 +22,9 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def outputs_and_gradients(site, x, *, compiled: bool, traced: bool, fullgraph: bool = True):
+def outputs_and_gradients(site, x, *, compiled: bool, traced: bool):
     leaf, valid = x.clone().requires_grad_(), torch.ones(x.shape[:-1], dtype=torch.bool)
-    call = torch.compile(site, fullgraph=fullgraph, backend="aot_eager") if compiled else site
+    call = torch.compile(site, fullgraph=True, backend="aot_eager") if compiled else site
     trace = router_of(site).trace
     if traced:
         with trace.recording(valid):
@@ -60,19 +60,11 @@ def test_every_kind_of_mixture_compiles(special):
     torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # read by the compiler itself
-def test_the_grouped_backend_is_called_from_a_compiled_site_in_the_types_that_no_compiler_knows():
-    site, x = Site(backend="grouped", rank=4).make(), torch.randn(2, 3, D)
-    plain, compiled = (
-        outputs_and_gradients(site, x, compiled=way, traced=True, fullgraph=False) for way in (False, True)
-    )
+@pytest.mark.parametrize("shared", [None, 2])
+def test_the_grouped_backend_is_one_graph_in_a_type_whose_matmuls_no_compiler_knows(shared):
+    site, x = Site(backend="grouped", rank=4, shared_lora_r=shared).make(), torch.randn(2, 3, D)
+    plain, compiled = (outputs_and_gradients(site, x, compiled=way, traced=True) for way in (False, True))
     torch.testing.assert_close(compiled, plain, atol=1e-5, rtol=1e-4)
-
-
-def test_one_whole_graph_with_the_grouped_backend_in_float32_is_refused_in_words():
-    site = Site(backend="grouped", rank=4).make()
-    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"moe\.backend=stacked"):
-        outputs_and_gradients(site, torch.randn(2, 3, D), compiled=True, traced=False)
 
 
 def test_rows_of_experts_compile_in_float32():
@@ -83,7 +75,7 @@ def test_rows_of_experts_compile_in_float32():
     def both(rows):
         return grouped_linear(rows, weight, groups) + grouped_lora(rows, lora_A, lora_B, 0.5, groups)
 
-    torch.testing.assert_close(torch.compile(both, backend="aot_eager")(rows), both(rows))
+    torch.testing.assert_close(torch.compile(both, backend="aot_eager", fullgraph=True)(rows), both(rows))
 
 
 def test_rows_of_experts_compile_whole_where_torch_has_no_grouped_kernel(monkeypatch):

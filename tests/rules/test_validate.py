@@ -386,7 +386,10 @@ CASES: list[tuple[Change, list[str]]] = [
         both(change("injection.attn_lora.enabled", False), change("optim.roles.attn_lora", RoleOptimConfig(lr=1e-3))),
         ["optim.roles.attn_lora has no effect"],
     ),
-    (change("trainer.compile", True), ["trainer.compile has no effect"]),
+    (
+        both(change("trainer.compile", True), change("backbone.precision", BackbonePrecision.nf4)),
+        ["trainer.compile=true is not for backbone.precision=nf4", "set trainer.compile=false"],
+    ),
     (change("logger.project", "a/b:c"), ["logger.project=a/b:c: W&B takes no / :"]),
     (change("logger.project", "p" * 129), ["logger.project has 129 characters; W&B takes at most 128"]),
     (change("logger.project", " "), ["logger.project is empty; name one"]),

@@ -78,10 +78,10 @@ class Router(nn.Module):
 
     def seen(self, decision: DecisionT) -> DecisionT:
         """A decision as the experts get it, less a silenced one; recorded."""
-        silenced = self.context.silenced.get(self.site)
+        silenced = self.context.silenced.get(self.site) if self.context.silenced else None
         if silenced is not None:
             decision = decision.without(silenced)
-        self.record(decision)
+        self.trace.take(self, decision)
         return decision
 
     def record(self, decision: Decision) -> None:
@@ -170,8 +170,9 @@ class LinearRouter(Router):
 
     def noisy(self, logits: Tensor, x: Tensor) -> Tensor:
         """The logits with the noise of training."""
-        if self.training and self.context.router_noise:
-            logits = logits + self.context.router_noise * torch.randn_like(logits)
+        noise = self.context.router_noise_now
+        if self.training and (isinstance(noise, Tensor) or noise):
+            logits = logits + noise * torch.randn_like(logits)
         return logits
 
     def _left_out(self, logits: Tensor) -> Tensor:

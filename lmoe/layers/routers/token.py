@@ -31,7 +31,7 @@ class TopKRouter(LinearRouter):
         return top_k_gate(
             logits,
             top_k=self.settings.top_k,
-            temperature=self.context.temperature,
+            temperature=self.context.temperature_now,
             scale=self.settings.scale,
             selection_bias=self.selection_bias,
         )
@@ -39,7 +39,7 @@ class TopKRouter(LinearRouter):
     def decided(self, logits: Tensor, x: Tensor) -> Decision:
         if self.dealing_targets() is not None:
             return super().decided(logits, x)
-        z = at_temperature(self.perturbed(logits, x), self.context.temperature)
+        z = at_temperature(self.perturbed(logits, x), self.context.temperature_now)
         settings = self.settings
         weights, indices = weights_of_top_k(
             z, top_k=settings.top_k, scale=settings.scale, selection_bias=self.selection_bias
@@ -51,7 +51,7 @@ class SoftRouter(LinearRouter):
     """Softmax over all experts (`soft_gate`)."""
 
     def gate(self, logits: Tensor) -> Gate:
-        return soft_gate(logits, temperature=self.context.temperature, scale=self.settings.scale)
+        return soft_gate(logits, temperature=self.context.temperature_now, scale=self.settings.scale)
 
 
 class TopPRouter(LinearRouter):
@@ -59,7 +59,7 @@ class TopPRouter(LinearRouter):
 
     def gate(self, logits: Tensor) -> Gate:
         return top_p_gate(
-            logits, top_p=self.settings.top_p, temperature=self.context.temperature, scale=self.settings.scale
+            logits, top_p=self.settings.top_p, temperature=self.context.temperature_now, scale=self.settings.scale
         )
 
 
@@ -70,7 +70,7 @@ class SigmoidRouter(LinearRouter):
         return sigmoid_gate(
             logits,
             top_k=self.settings.top_k,
-            temperature=self.context.temperature,
+            temperature=self.context.temperature_now,
             scale=self.settings.scale,
             selection_bias=self.selection_bias,
         )
