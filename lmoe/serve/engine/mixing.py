@@ -44,7 +44,7 @@ class Given:
             self.sums[name] = self.sums.get(name, 0.0) + weight
 
     def means(self) -> dict[str, float]:
-        """Over the tokens so far, by the experts' names."""
+        """Mean weights over the tokens so far, by the experts' names."""
         return {name: total / self.tokens for name, total in dict(self.sums).items()}
 
 
