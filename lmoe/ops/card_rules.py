@@ -1,6 +1,6 @@
 """Which cards compute experts faster sorted by expert: a table of rules, kept as data in card_rules.json.
 
-`make gpu ARGS="--part 7 --write-rules"` measures the rules of a card and writes them there.
+The seventh part of `make gpu` measures the rules of a card, and writes them there where it is asked to.
 """
 
 import json

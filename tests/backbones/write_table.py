@@ -38,8 +38,9 @@ TAIL = """
 - **Coverage**: where a keyword or a default is in some layers only, the plan says where it is not. In Qwen 3.5 three of
   four layers have linear attention; `injection.attn_lora.keywords=[q_proj,v_proj,in_proj_qkv,out_proj]` reaches them.
 - **Native experts** are adapted inside our own grouped forward, whichever experts implementation the config names
-  (eager, batched_mm and grouped_mm agree). Biases, transposed and interleaved weights are handled; expert parallelism
-  is refused. The native routers train as float32 copies; the backbone's own stay as they were.
+  (eager, batched_mm and grouped_mm agree), and without waiting for the device on cards where grouped_mm does. Biases,
+  transposed and interleaved weights are handled; expert parallelism is refused. The native routers train as float32
+  copies; the backbone's own stay as they were.
 - **Quantised bases** (`backbone.precision=int8|nf4`): Linears are quantised, fused experts stay in bfloat16. DoRA, svd
   starts and `share_base=false` need the numbers of the weights and are refused.
 - **A GGUF file** (`backbone.model_name=folder/file.gguf`, or `owner/repository/file.gguf` of the hub, wherever a base

@@ -112,17 +112,17 @@ def test_a_tokenizer_without_chat_template_is_named(train, micro, tmp_path):
 
 def test_a_keyword_in_some_layers_only_is_a_warning_with_the_share(train, micro, tmp_path, monkeypatch):
     """The first of two layers calls its Linear by another name."""
-    from lmoe.run import parts
+    from lmoe.run import base
 
-    real = parts.load_model
+    real = base.load_model
 
-    def load(config):
-        model = real(config)
+    def load(config, **settings):
+        model = real(config, **settings)
         mlp = model.model.layers[0].mlp
         mlp.other_proj = torch.nn.Linear(32, 48)
         return model.requires_grad_(False)
 
-    monkeypatch.setattr(parts, "load_model", load)
+    monkeypatch.setattr(base, "load_model", load)
     done = train("injection.target_keywords=[other_proj,gate_proj]", "dry_run=preflight")
     assert done.code == 0, done.text
     assert "'other_proj' is in 1 of 2 layers (50%)" in done.text

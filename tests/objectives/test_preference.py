@@ -315,12 +315,12 @@ def test_the_dropout_of_the_backbone_comes_back_in_a_phase_of_another_objective(
     """Of modules, and of what modules hand to functions."""
     from lmoe.backbones.load import load_model
 
-    def with_dropout(settings):
-        model = load_model(settings)
+    def with_dropout(config, **settings):
+        model = load_model(config, **settings)
         model.model.layers[1].self_attn.attention_dropout = 0.2
         return model
 
-    monkeypatch.setattr("lmoe.run.parts.load_model", with_dropout)
+    monkeypatch.setattr("lmoe.run.base.load_model", with_dropout)
     sft = "phase.phases.experts.task={name: sft}", f"phase.phases.experts.data={{path: {micro.train}}}"
     phases = ("phase=router_warmup", "phase.phases.experts.start=3", *sft)
     parts = micro.parts(*pairs_of(micro), "task=dpo", "injection.lora_dropout=0.3", *phases)

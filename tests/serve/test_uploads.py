@@ -125,7 +125,7 @@ def test_what_is_too_large_is_turned_away_as_it_comes_and_leaves_nothing():
 def test_uploads_are_off_unless_they_are_asked_for_and_names_are_checked_before_files_come():
     with client(upload_size=0) as found:
         answer = found.post(URL, files=form(FILES))
-        assert answer.status_code == 403 and "--upload-size 0" in answer.json()["error"]["message"]
+        assert answer.status_code == 403 and "upload_size is 0" in answer.json()["error"]["message"]
     assert ServeSettings().upload_size == 0
     with client() as found:
         for name in ("code", "lmoe"):

@@ -294,7 +294,7 @@ class Routes:
             Problem: uploads are off, experts do not come here, or the name is taken.
         """
         if not self._service.settings.upload_size:
-            raise Problem(403, "experts cannot be uploaded here: the server has --upload-size 0", code="uploads_off")
+            raise Problem(403, "experts cannot be uploaded here: the server's upload_size is 0", code="uploads_off")
         if not self._service.engine.mixable.changes:
             raise Problem(409, "experts neither come nor go here: they were trained together", code="experts_fixed")
         self._check_name(name)
