@@ -22,7 +22,7 @@ import torch
 from benchmarks import machine
 from benchmarks.end_to_end.job import ROOT, Measured, Setting, run_lmoe, run_trl
 from benchmarks.flags import RESULTS, positive
-from lmoe.files.resources import REAL_BASE
+from lmoe.files.resources import REAL_BASE, missing_base, named_base
 from tests.public_packages import importable
 
 RANK, EXPERTS = 16, 8
@@ -38,7 +38,8 @@ CLAIMS = {
     "lmoe, 8 experts of rank 16": ("TRL + PEFT, rank 128", 1.4),
 }
 """Whose tokens a second are to be how many times whose."""
-BASES = {"tiny": ("tiny", ROOT / "data" / "tiny"), "real": ("smollm2_q4", REAL_BASE)}
+BASES = {"tiny": "tiny", "real": REAL_BASE}
+"""Names that lmoe has for them."""
 
 
 def write_rows(folder: Path) -> Path:
@@ -121,7 +122,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.steps < 2:
         parser.error("--steps must be at least 2: the first one is not counted")
-    base, base_folder = BASES[given.base]
+    base = BASES[given.base]
+    if (missing := missing_base(base)) is not None:
+        parser.error(missing)
+    base_folder = named_base(base)
+    assert base_folder is not None
     facts = machine.facts(torch.device("cpu")) | machine.versions(["lightning"]) | {"threads": given.threads}
     found: dict[str, dict[str, list[Measured]]] = {}
     with tempfile.TemporaryDirectory() as folder:
