@@ -22,6 +22,7 @@ from lmoe.config.injection import InjectionConfig
 from lmoe.errors import CheckpointError, ConfigError
 from lmoe.files.adapter_files import ADAPTER_DIR
 from lmoe.files.hub import is_hub_name, local_copy
+from lmoe.files.places import exists, expanded, is_dir
 from lmoe.files.small_file import read_json
 from lmoe.files.wording import quoted, shown
 from lmoe.injection.reward_head import no_place_for_head
@@ -93,11 +94,11 @@ def expert_folder(place: str | Path) -> Path:
     Raises:
         CheckpointError: neither a directory with an adapter nor a name that the hub knows.
     """
-    folder = Path(place).expanduser()
+    folder = expanded(str(place))
     for candidate in (folder, folder / ADAPTER_DIR):
-        if (candidate / LMOE_CONFIG).exists() or (candidate / PEFT_CONFIG).exists():
+        if exists(candidate / LMOE_CONFIG) or exists(candidate / PEFT_CONFIG):
             return candidate
-    if folder.is_dir():
+    if is_dir(folder):
         raise CheckpointError(f"{folder}: neither {PEFT_CONFIG} nor {LMOE_CONFIG} is there, so this is no expert")
     if not is_hub_name(place):
         raise CheckpointError(f"{place}: no such directory; give a PEFT adapter, an lmoe adapter or run, or a hub name")

@@ -367,6 +367,61 @@ def test_who_may_only_ask_cannot_change_experts(open_page: Open) -> None:
         found.page.click("#experts > summary")
         assert found.page.locator("#adding").is_hidden() and found.page.locator("#shelf button").count() == 0
         assert "admin token" in found.page.locator("#fixed").inner_text()
+        found.page.click("#fixed button")
+        found.page.fill("#key-text", "other")
+        found.page.keyboard.press("Enter")
+        found.page.locator("#adding").wait_for()
+
+
+@pytest.mark.parametrize("key", ["ab#cd", "key=zz", "a&key=b"])
+def test_a_key_may_look_like_a_link(open_page: Open, key: str) -> None:
+    with playing(keys=Keys(api=(key.encode(),))) as play:
+        found = open_page(f"{play.address}/")
+        page = found.page
+        page.fill("#key-text", key)
+        page.keyboard.press("Enter")
+        page.locator("#app:not([hidden])").wait_for()
+        ask(page)
+        assert said(page) == SAID
+        refusals_alone(found)
+
+
+def test_a_key_that_no_header_can_hold_is_asked_for_again(open_page: Open) -> None:
+    with playing() as play:
+        found = open_page(f"{play.address}/")
+        found.page.fill("#key-text", "abc…")
+        found.page.keyboard.press("Enter")
+        found.page.locator("#key").wait_for()
+        assert found.page.input_value("#key-text") == "" and found.page.locator("#about").inner_text() == ""
+        refusals_alone(found)
+
+
+def test_numbers_are_what_the_server_takes_and_are_checked_before_anything_is_sent(open_page: Open) -> None:
+    with playing(max_tokens=100) as play:
+        page = opened(open_page, play).page
+        assert page.input_value("#max_tokens") == "100"
+        page.click("#sampling summary")
+        page.fill("#temperature", "0.25")
+        ask(page)
+        assert play.engine.asked[-1].request.max_tokens == 100
+        assert play.engine.asked[-1].request.sampling.temperature == 0.25
+        page.fill("#temperature", "5")
+        page.click("#retry")
+        assert page.locator("#side-a .answer").count() == 1 and len(play.engine.asked) == 1
+
+
+def test_an_expert_that_another_tab_has_removed_goes_from_the_sliders(open_page: Open) -> None:
+    with playing() as play:
+        found = opened(open_page, play, 'a={"code":1}')
+        page = found.page
+        httpx.delete(f"{play.address}/v1/experts/chat", headers=play.key).raise_for_status()
+        ask(page)
+        assert "chat" in page.locator(".answer [role=alert]").inner_text()
+        page.locator("#side-a .sliders li").nth(1).wait_for(state="detached")
+        page.click("#retry")
+        page.locator("#send").wait_for()
+        assert said(page) == SAID and play.engine.asked[-1].request.mixture == {"code": 1}
+        refusals_alone(found)
 
 
 def test_experts_are_added_from_a_folder_and_from_files_and_removed(open_page: Open, tmp_path: Path) -> None:
@@ -503,7 +558,8 @@ def test_a_trained_mixture_has_its_routers_choice_and_load_and_no_sliders(open_p
     mixable = Mixable(names=("0", "1"), own_weights=None, by_request=False, changes=False)
     engine = Speaking(places={}, own_mixture="router top_k", mixable_of=mixable, weigh=lambda n: {"0": 0.2, "1": 0.8})
     with playing(engine) as play:
-        page = opened(open_page, play).page
+        page = opened(open_page, play, 'a={"0":0.5}').page  # of another server
+        assert page.locator("#side-a .summary-text").inner_text() == "router top_k"
         assert page.locator(".weighable").first.is_hidden() and page.locator(".sliders li:visible").count() == 0
         assert page.locator("#side-a .experts li").all_inner_texts() == ["0", "1"]
         assert "The router chooses" in page.locator("#side-a .note").inner_text()

@@ -13,7 +13,7 @@ import lmoe
 from lmoe.errors import CheckpointError
 from lmoe.peft import reader as peft_reader
 from lmoe.peft.expert_file import check_fits
-from lmoe.peft.reader import read_expert
+from lmoe.peft.reader import expert_folder, read_expert
 from tests.peft_experts import write_peft
 from tests.tiny_models import randomise, tiny_model, tokens
 
@@ -314,3 +314,9 @@ def test_sections_that_are_none_are_one_message(tmp_path):
     raw["injection"]["attn_lora"] = [1]
     file.write_text(json.dumps(raw))
     refused(tmp_path / "adapter", "lmoe_config.json", "injection.attn_lora is [1], must be a mapping")
+
+
+@pytest.mark.parametrize("place", ["~nobody-of-this-name/x", "x" * 3_000])
+def test_a_place_that_no_file_system_takes_is_no_expert(place):
+    with pytest.raises(CheckpointError):
+        expert_folder(place)

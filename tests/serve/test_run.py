@@ -207,6 +207,15 @@ def test_a_port_in_use_is_refused_before_anything_is_loaded():
         listening_socket(service(FakeEngine(), host="no.such.host.invalid", port=0).settings)
 
 
+def test_of_two_servers_that_start_together_the_second_takes_another_port():
+    first = listening_socket(service(FakeEngine(), port=0).settings)
+    port = first.getsockname()[1]
+    second = listening_socket(service(FakeEngine(), port=port).settings, else_any=True)
+    assert second.getsockname()[1] != port
+    first.close()
+    second.close()
+
+
 def test_the_log_file_gets_a_line_a_request_and_the_reason_of_failures(tmp_path):
     file = tmp_path / "requests.jsonl"
     with running(FakeEngine(), log=RequestLog(file), warm_up=False) as (server, made):

@@ -2,8 +2,10 @@
 
 import asyncio
 import copy
+import errno
 import json
-from contextlib import contextmanager
+import shutil
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -12,6 +14,7 @@ from starlette.testclient import TestClient
 
 import lmoe
 from lmoe.serve.engine.mixing import BlendMixing, RunMixing
+from lmoe.serve.http import uploads
 from lmoe.serve.http.app import make_app
 from lmoe.serve.http.auth import Keys
 from lmoe.serve.http.service import Service
@@ -56,6 +59,35 @@ def test_an_expert_comes_as_files_and_its_folder_goes_with_it():
         assert Path(place).exists()
         found.delete("/v1/experts/db")
         assert not Path(place).exists() and kept(found.service) == []
+
+
+def test_uploads_go_on_where_their_folder_was_cleaned_away():
+    with client() as found:
+        found.post(URL, files=form(FILES))
+        shutil.rmtree(found.service.uploads._root)
+        assert found.post(URL.replace("sql", "other"), files=form(FILES)).status_code == 201
+
+
+def test_a_disk_that_is_full_is_a_507_also_for_what_was_held_back(monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    class Full(ExitStack):
+        closed = 0
+
+        def close(self):
+            super().close()
+            self.closed += 1
+            if self.closed == len(FILES) + 1:  # of the last file
+                full()
+
+    with client() as found:
+        with monkeypatch.context() as patch:
+            patch.setattr(uploads.tempfile, "mkdtemp", full)
+            assert found.post(URL, files=form(FILES)).status_code == 507
+        monkeypatch.setattr(uploads, "ExitStack", Full)
+        answer = found.post(URL, files=form(FILES))
+        assert answer.status_code == 507 and "No space left" in answer.json()["error"]["message"]
 
 
 def test_all_uploads_go_when_the_server_ends():

@@ -12,7 +12,7 @@
   const message = at("message");
   const mixture = Object.fromEntries(SIDES.map((side) =>
     [side, new mixtures.Mixture(at(`side-${side}`), (presets = false) => changed(presets))]));
-  const showExperts = shelf.start(refresh);
+  const showExperts = shelf.start(refresh, askForKey);
 
   const both = () => at("both").checked;
   const shown = () => (both() ? SIDES : ["a"]);
@@ -99,6 +99,7 @@
       else {
         following(() => made.fail(error.message));
         if (error.status === 401) askForKey();
+        if (error.status === 404) await refresh().catch(() => {}); // another tab has changed the experts
       }
     }
   }
@@ -146,25 +147,30 @@
     at("status").textContent = "The answer is being written.";
     if (!both()) place("b", exchange, page.element("p", { class: "answer of" }, "Mixture B was not asked this; it goes on from the answer of A."));
     const { signal } = under;
-    const all = shown().map((side) => answer(side, exchange, signal));
+    const sides = shown();
+    const all = sides.map((side) => answer(side, exchange, signal));
     window.scrollTo(0, document.documentElement.scrollHeight);
     await Promise.all(all);
     under = null;
     enable();
     changed();
-    const texts = shown().map((side) => exchange.answers[side].text.slice(0, 500));
+    const texts = sides.map((side) => exchange.answers[side].text.slice(0, 500));
     at("status").textContent = texts.length === 1 ? `Answer: ${texts[0]}` : `Answer of A: ${texts[0]}. Answer of B: ${texts[1]}`;
+  }
+
+  // Whether the sampling is one that can be asked for; else the field is shown.
+  function checked() {
+    const wrong = SAMPLING.map(at).find((field) => !field.checkValidity());
+    if (wrong === undefined) return true;
+    at("sampling").open = true;
+    wrong.reportValidity();
+    return false;
   }
 
   function send() {
     const prompt = message.value;
     if (under !== null || server === null || prompt.trim() === "") return;
-    const wrong = SAMPLING.map(at).find((field) => !field.checkValidity());
-    if (wrong) {
-      at("sampling").open = true;
-      wrong.reportValidity();
-      return;
-    }
+    if (!checked()) return;
     message.value = "";
     run(prompt);
   }
@@ -181,19 +187,20 @@
     send();
   });
   message.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+    if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return; // of an input method
     event.preventDefault();
     send();
   });
   message.addEventListener("input", () => { if (at("with-message").checked) changed(); });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && under !== null) under.abort();
+    if (event.key === "Escape" && !event.isComposing && under !== null) under.abort();
   });
   at("stop").addEventListener("click", () => {
     under?.abort();
     message.focus();
   });
   at("retry").addEventListener("click", () => {
+    if (!checked()) return;
     message.focus();
     run(takeBack());
   });
@@ -254,6 +261,7 @@
     showExperts(server, experts.data);
     at("about").textContent = about();
     at("max_tokens").max = server.max_tokens;
+    if (at("max_tokens").valueAsNumber > server.max_tokens) at("max_tokens").value = server.max_tokens;
     document.querySelector("label[for=message]").textContent = server.chat ? "Message" : "Text to continue";
     changed();
   }
@@ -277,7 +285,7 @@
   function open() {
     const { key } = link.parsed(location.hash);
     if (key !== null) {
-      api.useKey(key);
+      api.keepKey(key);
       const rest = new URLSearchParams(location.hash.slice(1));
       rest.delete("key");
       history.replaceState(null, "", `#${rest}`); // so that no copied address holds it

@@ -64,15 +64,21 @@ const api = (() => {
     throw new Refused("The answer broke off: the server has ended the stream.");
   }
 
-  return {
+  const api = {
     Refused,
 
     // The key that the server is asked with, kept as long as this tab is open; a whole link with a key in it will do.
     useKey(text) {
-      const behind = text.includes("#") ? text.slice(text.indexOf("#") + 1) : text;
-      key = new URLSearchParams(behind).get("key") ?? behind.trim();
+      const isLink = /^\s*(https?:\/\/|#)/.test(text);
+      api.keepKey(isLink ? new URLSearchParams(text.slice(text.indexOf("#") + 1)).get("key") ?? "" : text.trim());
+    },
+
+    // The very key; what no header can hold is none, so that the server asks for one.
+    keepKey(text) {
+      key = /^[\x21-\x7e]+$/.test(text) ? text : null;
       try {
-        sessionStorage.setItem(KEY, key);
+        if (key === null) sessionStorage.removeItem(KEY);
+        else sessionStorage.setItem(KEY, key);
       } catch { /* as above */ }
     },
 
@@ -85,4 +91,5 @@ const api = (() => {
       yield* events(await ask(path, { method: "POST", body, signal }));
     },
   };
+  return api;
 })();

@@ -32,8 +32,8 @@ const shelf = (() => {
     return `/v1/experts/${encodeURIComponent(name)}${more}`;
   }
 
-  // `changed` is called when there are other experts than before.
-  function start(changed) {
+  // `changed` is called when there are other experts than before, `askForKey` where another key is to be given.
+  function start(changed, askForKey) {
     const say = (text, wrong = false) => {
       at("change").textContent = page.visible(text);
       at("change").className = wrong ? "warning" : "quiet";
@@ -49,6 +49,7 @@ const shelf = (() => {
         return true;
       } catch (error) {
         say(error.message, true);
+        if (error.status === 404) await changed().catch(() => {}); // another tab was faster
         return false;
       } finally {
         for (const button of form.querySelectorAll("button")) button.disabled = false;
@@ -86,8 +87,13 @@ const shelf = (() => {
       const may = server.experts_change && server.admin;
       at("fixed").hidden = may;
       at("fixed").textContent = server.experts_change
-        ? "Experts cannot be changed with this key: the server wants its admin token."
+        ? "Experts cannot be changed with this key: the server wants its admin token. "
         : "The experts here neither come nor go: start lmoe play with --model and --experts for that.";
+      if (server.experts_change) {
+        const other = page.element("button", { type: "button" }, "Give another key");
+        other.addEventListener("click", askForKey);
+        at("fixed").append(other);
+      }
       at("adding").hidden = !may;
       at("upload").hidden = server.upload_size === 0;
       at("upload").dataset.most = server.upload_size;

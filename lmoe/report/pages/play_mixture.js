@@ -29,7 +29,7 @@ const mixtures = (() => {
   function inWords(weights) {
     const parts = Object.entries(weights).filter(([, weight]) => weight !== 0);
     if (parts.length === 0) return "the base alone";
-    return parts.map(([name, weight]) => `${page.visible(name)} ${Number(weight.toFixed(4))}`).join(" + ").replaceAll("-", "\u2212");
+    return parts.map(([name, weight]) => `${page.visible(name)} ${String(Number(weight.toFixed(4))).replace("-", "\u2212")}`).join(" + ");
   }
 
   class Mixture {
@@ -54,6 +54,7 @@ const mixtures = (() => {
       this.server = server;
       const kept = new Map(server.experts.map((name) => [name, this.weights.get(name) ?? this.ownWeight(name)]));
       this.weights = kept;
+      if (!server.weights_by_request) this.own = true;
       if (this.own) this.takeOwn();
       const weighable = server.weights_by_request && server.experts.length > 0;
       this.root.querySelector(".weighable").hidden = !weighable;
@@ -196,7 +197,7 @@ const mixtures = (() => {
     }
 
     set state(weights) {
-      this.take(weights === null ? { own: true } : { weights });
+      this.take(weights === null || !this.server.weights_by_request ? { own: true } : { weights });
       this.show();
     }
   }

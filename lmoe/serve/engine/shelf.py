@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from lmoe.blend.blend import Blend
 from lmoe.errors import BlendError, LmoeError
+from lmoe.files.places import expanded
 from lmoe.generate.speaker import digest_of_adapter
 from lmoe.peft.reader import read_header
 from lmoe.serve.request import ExpertState, Refused, RefusedError
@@ -316,7 +317,7 @@ def without_paths(text: str, folders: Sequence[Path] = ()) -> str:
         folders: that it may name, in whose names there may be blanks.
     """
     for folder in folders:
-        for form in (folder, folder.expanduser()):
+        for form in (folder, expanded(str(folder))):
             if form.is_absolute():
                 text = re.sub(rf"{re.escape(str(form))}(/[^\s:;,'\"`)]*)?", "(a file)", text)
     return PATH.sub("(a file)", text)

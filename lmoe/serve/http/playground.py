@@ -80,9 +80,12 @@ class Playground:
             return
         address = self.link(url)
         if self.secret is not None:
-            self._folder = tempfile.TemporaryDirectory(prefix="lmoe-play-")
-            file = Path(self._folder.name) / "playground.html"
-            file.write_text(render("play_open.html.jinja", title="Playground", link=address), encoding="utf-8")
+            try:
+                self._folder = tempfile.TemporaryDirectory(prefix="lmoe-play-")
+                file = Path(self._folder.name) / "playground.html"
+                file.write_text(render("play_open.html.jinja", title="Playground", link=address), encoding="utf-8")
+            except OSError:  # a full disk: the terminal has the link
+                return
             address = file.as_uri()
         threading.Thread(target=self.browser, args=(address,), daemon=True).start()
 

@@ -44,6 +44,7 @@ def listening_socket(settings: ServeSettings, *, else_any: bool = False) -> sock
     try:
         found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         found.bind(address)
+        found.listen()  # two that start together both bind, and one alone listens
     except OSError as error:
         found.close()
         if else_any and error.errno == errno.EADDRINUSE:

@@ -32,10 +32,17 @@ class Uploads:
         self._kept: set[Path] = set()
 
     def begin(self) -> Path:
-        """A new folder, empty; it stays until `done`."""
-        if self._root is None:
-            self._root = Path(tempfile.mkdtemp(prefix="lmoe-uploads-"))
-        folder = Path(tempfile.mkdtemp(dir=self._root))
+        """A new folder, empty; it stays until `done`.
+
+        Raises:
+            Problem: there is no room for it.
+        """
+        try:
+            if self._root is None or not self._root.is_dir():  # what cleans temporary folders may have taken it
+                self._root = Path(tempfile.mkdtemp(prefix="lmoe-uploads-"))
+            folder = Path(tempfile.mkdtemp(dir=self._root))
+        except OSError as error:
+            raise _no_room(error) from error
         self._under_way.add(folder)
         return folder
 
@@ -95,7 +102,7 @@ async def receive_expert(request: Request, folder: Path, *, most: int, seconds: 
         except TimeoutError:
             raise Problem(408, f"the files did not arrive within {seconds:g} s", code="timeout") from None
         except OSError as error:
-            raise Problem(507, f"the server cannot keep the files: {error.strerror}", code="no_room") from error
+            raise _no_room(error) from error
         except Problem:
             if more:
                 await drain(request)
@@ -107,6 +114,11 @@ async def receive_expert(request: Request, folder: Path, *, most: int, seconds: 
             raise Problem(413, message, code="request_too_large")
         form.end()
         files.check()
+        files.end()
+
+
+def _no_room(error: OSError) -> Problem:
+    return Problem(507, f"the server cannot keep the files: {error.strerror}", code="no_room")
 
 
 class _Files:
@@ -146,6 +158,17 @@ class _Files:
         """Write more of the file that was begun."""
         assert self._file is not None
         self._file.write(content)
+
+    def end(self) -> None:
+        """Write what is still held back.
+
+        Raises:
+            Problem: there is no room for it.
+        """
+        try:
+            self._open.close()
+        except OSError as error:
+            raise _no_room(error) from error
 
     def check(self) -> None:
         """See that all have come that an expert needs.
