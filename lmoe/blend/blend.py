@@ -273,15 +273,9 @@ class Blend:
         Raises:
             BlendError: another router, whose weights can be read, or a folded blend.
         """
-        self._ready()
-        if not self._router.per_token:
-            raise BlendError("only router=arrow weighs by token; read blend.weights")
         shares: dict[str, float] = {}
-        current, names = self._stack.settings.current, self.names
-        if current.watched:
-            raise BlendError("this thread watches already; one block at a time")
-        setting = Setting(current.rows, silent=current.silent, watched=True, experts=self._stack.numbers)
-        with self._stack.settings.inside(setting):
+        names = self.names
+        with self._watching() as setting:
             yield shares
         if self._closed or self.names != names:
             raise BlendError("the experts have changed while they were watched")
@@ -296,15 +290,25 @@ class Blend:
             tokens: T of the forward, those of the padding too.
 
         Raises:
-            BlendError: another router, or a folded blend.
+            BlendError: another router, a folded blend, or a thread that watches already.
         """
+        with self._watching(tokens) as setting:
+            yield lambda: self._stack.seen_by_token(setting)
+
+    @contextmanager
+    def _watching(self, tokens: int | None = None) -> Iterator[Setting]:
+        """The setting of this thread inside the block, under which what Arrow gives is summed up."""
         self._ready()
         if not self._router.per_token:
             raise BlendError("only router=arrow weighs by token; read blend.weights")
-        rows = self._stack.settings.current.rows
-        setting = Setting(rows, watched=True, watched_tokens=tokens, experts=self._stack.numbers)
+        current = self._stack.settings.current
+        if current.watched:
+            raise BlendError("this thread watches already; one block at a time")
+        setting = Setting(
+            current.rows, silent=current.silent, watched=True, watched_tokens=tokens, experts=self._stack.numbers
+        )
         with self._stack.settings.inside(setting):
-            yield lambda: self._stack.seen_by_token(setting)
+            yield setting
 
     @contextmanager
     def silenced(self) -> Iterator[None]:

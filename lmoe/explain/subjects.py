@@ -197,10 +197,7 @@ class RoutedMixture(ExplainedModel):
     def weights(self, text: TextTokens) -> dict[str, Tensor]:
         found = {}
         for site, routing in self._routing.items():
-            weights = routing.routing_weights.float()
-            if routing.acting is not None:
-                weights = weights * routing.acting.unsqueeze(-1)
-            found[site] = weights.reshape(len(text), -1).cpu()
+            found[site] = routing.acting_weights.float().reshape(len(text), -1).cpu()
         return {site.name: found[site.name] for site in self.sites if site.name in found}
 
     def off(self) -> AbstractContextManager[None]:

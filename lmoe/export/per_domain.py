@@ -377,9 +377,7 @@ def mean_weights(subject: Subject, rows: EvaluationRows, parts: Parts) -> list[d
             here = valid & (part_B == part)[:, None]
             tokens[part] += here.sum()
             for site, routed in routing.items():
-                weights = routed.routing_weights.detach().cpu().double().reshape(*valid.shape, -1)
-                if routed.acting is not None:
-                    weights = weights * routed.acting.cpu().reshape(*valid.shape, 1)
+                weights = routed.acting_weights.detach().cpu().double().reshape(*valid.shape, -1)
                 sums[part][site] = sums[part].get(site, 0) + weights[here].sum(0)
 
     measured(subject.objective, subject.model, batches(), rows.domains, device=subject.model.device, routing=add)

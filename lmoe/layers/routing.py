@@ -67,6 +67,12 @@ class Routing:
         """The logits and what a gate made of them."""
         return cls(router_logits, gate.probs, gate.weights, gate.assignment, gate.expert_indices)
 
+    @property
+    def acting_weights(self) -> Tensor:
+        """(..., E) routing weights, 0 at tokens on which no expert acts."""
+        weights = self.routing_weights
+        return weights if self.acting is None else weights * self.acting.reshape(*weights.shape[:-1], 1)
+
     def to(self, device: torch.device) -> "Routing":
         """The same on another device."""
         return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})

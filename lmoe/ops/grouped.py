@@ -147,12 +147,25 @@ def grouped_delta(x: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor, grou
     Args:
         groups: of the chosen experts; the other arguments as `add_grouped` has them.
     """
-    _, token, ends, _, tiles, _ = groups
+    _, out = _hidden_and_out(x, lora_A, lora_B, gates, groups.order, groups.token, groups.ends, groups.tiles)
+    return out.new_zeros(len(x), out.shape[1]).index_add(0, groups.token, out)
+
+
+def _hidden_and_out(
+    x: Tensor,
+    lora_A: Tensor,
+    lora_B: Tensor,
+    gates: Tensor,
+    order: Tensor,
+    token: Tensor,
+    ends: Tensor,
+    tiles: Tiles | None,
+) -> tuple[Tensor, Tensor]:
+    """(N K, R) x A^T and (N K, O) what it becomes, weighted, behind B, of each sorted pair."""
     dtype = compute_dtype(x.device.type, x.dtype)
-    hidden = grouped_matmul(_rows(x, token, dtype), lora_A.to(dtype).transpose(1, 2), ends, tiles)  # (N K, R)
-    weighted = hidden * _sorted(gates, groups.order, dtype)  # (N K, R)
-    out = grouped_matmul(weighted, lora_B.to(dtype).transpose(1, 2), ends, tiles)  # (N K, O)
-    return out.new_zeros(len(x), out.shape[1]).index_add(0, token, out)
+    hidden = grouped_matmul(_rows(x, token, dtype), lora_A.to(dtype).transpose(1, 2), ends, tiles)
+    weighted = hidden * _sorted(gates, order, dtype)
+    return hidden, grouped_matmul(weighted, lora_B.to(dtype).transpose(1, 2), ends, tiles)
 
 
 class _AddGrouped(torch.autograd.Function):
@@ -171,13 +184,9 @@ class _AddGrouped(torch.autograd.Function):
         tile_place: Tensor | None,
     ) -> Tensor:
         tiles = _tiles(tile_expert, tile_place)
-        dtype = compute_dtype(x.device.type, x.dtype)
-        # (N K, R)
-        hidden = grouped_matmul(_rows(x, token, dtype), lora_A.to(dtype).transpose(1, 2), ends, tiles)
+        hidden, out = _hidden_and_out(x, lora_A, lora_B, gates, order, token, ends, tiles)
         ctx.save_for_backward(x, lora_A, lora_B, gates, order, token, ends, hidden, tile_expert, tile_place)
         ctx.mark_dirty(y)
-        weighted = hidden * _sorted(gates, order, dtype)  # (N K, R)
-        out = grouped_matmul(weighted, lora_B.to(dtype).transpose(1, 2), ends, tiles)  # (N K, O)
         y.index_add_(0, token, out.to(y.dtype))
         return y
 

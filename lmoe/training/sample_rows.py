@@ -128,7 +128,7 @@ class SampleRows:
         """Heaviest expert and its share, (R, L, S), and the mean share of each expert, (R, L, E), of R rows."""
         names = list(self.num_experts)
         weights = {
-            site: _acting_weights(routing[site]).reshape(*valid.shape, count)[places, :most]
+            site: routing[site].acting_weights.reshape(*valid.shape, count)[places, :most]
             for site, count in self.num_experts.items()
         }
         shape = next(iter(weights.values())).shape[:2]
@@ -141,9 +141,3 @@ class SampleRows:
             weight[..., where], expert[..., where] = share_RLSE.max(-1)
             mean[..., : share_RLSE.shape[-1]] += share_RLSE.sum(2) / len(names)
         return expert, weight, mean
-
-
-def _acting_weights(routing: Routing) -> Tensor:
-    """Routing weights, 0 at tokens on which no expert acts."""
-    weights = routing.routing_weights
-    return weights if routing.acting is None else weights * routing.acting.reshape(*weights.shape[:-1], 1)

@@ -208,9 +208,7 @@ class RunWeighing:
         places = torch.tensor([row.last_place for row in rows], device=self.model.device)
         total = torch.zeros(len(rows), len(self.names), device=places.device)
         for routing in routings:
-            weights = routing.routing_weights.reshape(-1, routing.routing_weights.shape[-1])
-            if routing.acting is not None:
-                weights = weights * routing.acting.reshape(-1, 1)
+            weights = routing.acting_weights.flatten(0, -2)
             total[:, : weights.shape[-1]] += weights[places.to(weights.device)].to(total)
         means = (total / len(routings)).tolist()
         return {row.request_id: dict(zip(self.names, mean, strict=True)) for row, mean in zip(rows, means, strict=True)}

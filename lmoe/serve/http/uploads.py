@@ -99,6 +99,12 @@ async def receive_expert(request: Request, folder: Path, *, most: int, seconds: 
                     received += len(content)
                     if received <= most:
                         form.feed(content)
+            if max(received, announced(request)) > most:
+                message = f"the files have more than {most:,} bytes, which is as many as may be uploaded here"
+                raise Problem(413, message, code="request_too_large")
+            form.end()
+            files.check()
+            files.end()
         except TimeoutError:
             raise Problem(408, f"the files did not arrive within {seconds:g} s", code="timeout") from None
         except OSError as error:
@@ -107,14 +113,6 @@ async def receive_expert(request: Request, folder: Path, *, most: int, seconds: 
             if more:
                 await drain(request)
             raise
-        if max(received, announced(request)) > most:
-            if more:
-                await drain(request)
-            message = f"the files have more than {most:,} bytes, which is as many as may be uploaded here"
-            raise Problem(413, message, code="request_too_large")
-        form.end()
-        files.check()
-        files.end()
 
 
 def _no_room(error: OSError) -> Problem:
@@ -160,15 +158,8 @@ class _Files:
         self._file.write(content)
 
     def end(self) -> None:
-        """Write what is still held back.
-
-        Raises:
-            Problem: there is no room for it.
-        """
-        try:
-            self._open.close()
-        except OSError as error:
-            raise _no_room(error) from error
+        """Write what is still held back."""
+        self._open.close()
 
     def check(self) -> None:
         """See that all have come that an expert needs.
