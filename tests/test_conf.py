@@ -285,7 +285,7 @@ def test_a_file_of_a_study_composes_and_so_does_every_value_of_every_arm(name, m
     assert study.name == name and study.question.endswith("?")
     configs, arms = compose_arms(study, given, [])
     assert list(configs) == list(arms) == [study.baseline, *(other for other in study.arms if other != study.baseline)]
-    assert all(arm.space for arm in arms.values())
+    assert all(bool(arm.space) is bool(study.space) for arm in arms.values())
 
 
 def test_a_study_of_ones_own_rows_needs_them_alone(micro, restored):
