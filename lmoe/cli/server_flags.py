@@ -91,7 +91,7 @@ def given(flags: SpeakerFlags | ServeFlags | PlayFlags) -> dict[str, Any]:
 
 
 def given_settings(flags: ServeFlags | PlayFlags) -> dict[str, Any]:
-    """Those of them that are fields of `ServeSettings`."""
+    """The flags that were given and are fields of `ServeSettings`."""
     settings = {name: value for name, value in given(flags).items() if name not in ("config", "browser")}
     if origins := settings.pop("allow_origin", None):
         settings["allow_origin"] = tuple(origins)

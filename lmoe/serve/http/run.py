@@ -124,18 +124,13 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
     async def cut_off(self) -> None:
-        """End what is left of answers, whose clients get no more, without a word."""
-        logger = logging.getLogger("uvicorn.error")
-        logger.addFilter(_is_fault)
-        try:
-            left = {*self.server_state.tasks, *self._work}
-            for task in left:
-                task.cancel()
-            await asyncio.gather(*left, return_exceptions=True)
-            if self.started and self.force_exit:  # which leaves the end of the application out
-                await self.lifespan.shutdown()
-        finally:
-            logger.removeFilter(_is_fault)
+        """End what is left of answers, whose clients get no more."""
+        left = {*self.server_state.tasks, *self._work}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        if self.started and self.force_exit:  # which leaves the end of the application out
+            await self.lifespan.shutdown()
 
     def stop(self) -> None:
         """Begin to stop; to be called on the event loop."""
@@ -168,9 +163,19 @@ class Server(uvicorn.Server):
             self.should_exit = True
 
 
-def _is_fault(record: logging.LogRecord) -> bool:
-    """Whether uvicorn has something to say: that an answer was cut off is none."""
-    return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
+@contextmanager
+def _cut_off_without_trace() -> Iterator[None]:
+    """A block in which uvicorn writes no traceback of an answer that the end of the server cuts off."""
+
+    def is_fault(record: logging.LogRecord) -> bool:
+        return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
+
+    logger = logging.getLogger("uvicorn.error")
+    logger.addFilter(is_fault)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_fault)
 
 
 async def warm_up(service: Service) -> None:
@@ -209,7 +214,8 @@ async def _run(make: Callable[[], Awaitable[Service]], bound: socket.socket, say
     service = await make()
     service.phase = Phase.starting
     server = Server(service, bound, say)
-    with server.capture_signals():  # until all is put away: a signal meanwhile must not break that off
+    # Signals until all is put away, which one must not break off.
+    with server.capture_signals(), _cut_off_without_trace():
         try:
             await server.serve(sockets=[bound])
         except OSError as error:
