@@ -1,18 +1,36 @@
 """`lmoe`: one thin file a verb."""
 
 import sys
-from dataclasses import fields
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from lmoe import __version__
+from lmoe.cli.evaluate import EvaluateFlags
+from lmoe.cli.flag_groups import flags_as_options
+from lmoe.cli.options import (
+    BaseModel,
+    Checkpoint,
+    Device,
+    Experts,
+    Model,
+    Precision,
+    Revision,
+    TrustRemoteCode,
+    Weights,
+)
+from lmoe.cli.prepare import PrepareFlags
+from lmoe.cli.server_flags import PlayFlags, ServeFlags, given, given_settings
+from lmoe.cli.speak import SamplingFlags, SpeakerFlags
 from lmoe.cli.threads import prepare_threads
-from lmoe.config.evaluate import MAX_NEW_TOKENS
-from lmoe.vocabulary import ExportFormat, GgufType, OnBadRow, Prompts, TaskName, TrainOn
+from lmoe.vocabulary import ExportFormat, GgufType
 
 if TYPE_CHECKING:
-    from lmoe.cli.speak import SpeakerFlags
+    from lmoe.cli.explain import ExplainFlags
+    from lmoe.cli.export import ExportFlags
+
+Flags = TypeVar("Flags", "SpeakerFlags", "ExplainFlags", "ExportFlags")
 
 app = typer.Typer(
     name="lmoe",
@@ -37,7 +55,6 @@ def lmoe(
     """Fine-tune a language model with a mixture of LoRA experts, and see what its routers do."""
 
 
-BASE = "hub name, local directory, folder/file.gguf, tiny, or smollm2_q4"
 COMPOSED = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
@@ -65,37 +82,10 @@ def study(context: typer.Context) -> None:
     raise typer.Exit(run(context.args))
 
 
-CHECKPOINT = "Run directory, adapter directory, or user/name of an adapter on the hub."
-Checkpoint = Annotated[str | None, typer.Option(help=CHECKPOINT)]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a --checkpoint on the hub.")]
-BaseModel = Annotated[str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")]
-Domain = Annotated[str | None, typer.Option(help="Domain of all prompts, for moe.router=oracle.")]
-Model = Annotated[str | None, typer.Option(help=f"Base to blend experts over: {BASE}.")]
-Experts = Annotated[str | None, typer.Option(help="code=DIR,chat=DIR: PEFT adapters, or runs of dense_lora.")]
-Weights = Annotated[str | None, typer.Option(help="0.7,0.3 in the order of --experts, or code=0.7,chat=0.3.")]
-Router = Annotated[str | None, typer.Option(help="weighted, static, encoder (by the prompt) or arrow (by the token).")]
-ExpertsTopK = Annotated[int | None, typer.Option(min=1, help="Experts that encoder and arrow choose.")]
-RouterTemperature = Annotated[float | None, typer.Option(min=0.0, help="Of the choice of encoder and arrow.")]
-Fit = Annotated[str | None, typer.Option(help="code=ROWS,…: prompts that tell encoder what an expert is for; kept.")]
-Head = Annotated[
-    str | None, typer.Option(help="For encoder: the trained router beside exported experts, by its folder.")
-]
-Precision = Annotated[str | None, typer.Option(help="Of --model: float32, bfloat16, float16, int8 or nf4.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; without: a GPU where there is one.")]
-TrustRemoteCode = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base, or beside the tokenizer.")
-]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
-Temperature = Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")]
-TopP = Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")]
-TopK = Annotated[int, typer.Option(min=0, help="Sample from so many of the likeliest tokens; 0: from all.")]
-Penalty = Annotated[float, typer.Option(min=0.1, help="Above 1: tokens that were there before become less likely.")]
-Seed = Annotated[int, typer.Option(help="Seed of the sampling.")]
-
-
 @app.command()
+@flags_as_options
 def generate(
-    context: typer.Context,
+    *,
     checkpoint: Checkpoint = None,
     revision: Revision = None,
     prompt: Annotated[str | None, typer.Option(help="What the user says.")] = None,
@@ -105,124 +95,30 @@ def generate(
     ] = None,
     output: Annotated[str | None, typer.Option(help="With --rows: JSONL file to write, one line a row.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="With --rows: prompts in a batch; without: 8.")] = None,
-    base_model: BaseModel = None,
-    domain: Domain = None,
-    model: Model = None,
-    experts: Experts = None,
-    weights: Weights = None,
-    router: Router = None,
-    experts_top_k: ExpertsTopK = None,
-    router_temperature: RouterTemperature = None,
-    fit: Fit = None,
-    head: Head = None,
-    precision: Precision = None,
-    device: Device = None,
-    trust_remote_code: TrustRemoteCode = False,
-    max_new_tokens: MaxNewTokens = 128,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    repetition_penalty: Penalty = 1.0,
-    seed: Seed = 0,
+    speaks: SpeakerFlags,
+    sampling: SamplingFlags,
 ) -> None:
     """Write text with a trained mixture, or with a base and experts blended over it."""
     from lmoe.cli.generate import run, run_rows
 
-    flags, sampling = _flags(context.params), _sampling(context.params)
     if rows is None and output is None and batch_size is None:
-        raise typer.Exit(run(flags, sampling, prompt=prompt, prompt_file=prompt_file))
+        raise typer.Exit(run(speaks, asdict(sampling), prompt=prompt, prompt_file=prompt_file))
     prompts = {"--prompt": prompt, "--prompt-file": prompt_file}
-    raise typer.Exit(run_rows(flags, sampling, prompts, rows=rows, output=output, batch_size=batch_size))
+    raise typer.Exit(run_rows(speaks, asdict(sampling), prompts, rows=rows, output=output, batch_size=batch_size))
 
 
 @app.command()
-def chat(
-    context: typer.Context,
-    checkpoint: Checkpoint = None,
-    revision: Revision = None,
-    base_model: BaseModel = None,
-    domain: Domain = None,
-    model: Model = None,
-    experts: Experts = None,
-    weights: Weights = None,
-    router: Router = None,
-    experts_top_k: ExpertsTopK = None,
-    router_temperature: RouterTemperature = None,
-    fit: Fit = None,
-    head: Head = None,
-    precision: Precision = None,
-    device: Device = None,
-    trust_remote_code: TrustRemoteCode = False,
-    max_new_tokens: MaxNewTokens = 128,
-    temperature: Temperature = 0.0,
-    top_p: TopP = 1.0,
-    top_k: TopK = 0,
-    repetition_penalty: Penalty = 1.0,
-    seed: Seed = 0,
-) -> None:
+@flags_as_options
+def chat(speaks: SpeakerFlags, sampling: SamplingFlags) -> None:
     """Talk to a trained mixture or a blend; /weights code=0.7 chat=0.3 turns the knobs in between."""
     from lmoe.cli.chat import run
 
-    raise typer.Exit(run(_flags(context.params), _sampling(context.params)))
-
-
-Settings = Annotated[
-    str | None, typer.Option("--config", help="YAML file with these settings, as max_queue: 8; flags win over it.")
-]
-Host = Annotated[str | None, typer.Option(help="Address to listen at; without: 127.0.0.1, this machine.")]
-Name = Annotated[str | None, typer.Option(help="What clients call the model; without: lmoe.")]
-CacheTokens = Annotated[int | None, typer.Option(help="Tokens that the KV cache holds; without: what fits.")]
-MaxTokens = Annotated[int | None, typer.Option(help="Longest answer, whatever is asked; without: 2048.")]
-Timeout = Annotated[float | None, typer.Option(help="Seconds that a request may take; without: 600.")]
-Room = Annotated[int | None, typer.Option(help="Ranks kept free for experts that come later; without: 32.")]
+    raise typer.Exit(run(speaks, asdict(sampling)))
 
 
 @app.command()
-def serve(
-    context: typer.Context,
-    checkpoint: Checkpoint = None,
-    revision: Revision = None,
-    base_model: BaseModel = None,
-    domain: Domain = None,
-    model: Model = None,
-    experts: Experts = None,
-    weights: Weights = None,
-    router: Router = None,
-    experts_top_k: ExpertsTopK = None,
-    router_temperature: RouterTemperature = None,
-    fit: Fit = None,
-    head: Head = None,
-    precision: Precision = None,
-    device: Device = None,
-    trust_remote_code: TrustRemoteCode = False,
-    config: Settings = None,
-    host: Host = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen at; 0: any free one; without: 8000.")] = None,
-    name: Name = None,
-    max_batch_tokens: Annotated[int | None, typer.Option(help="Tokens in one forward; without: 512.")] = None,
-    max_requests: Annotated[int | None, typer.Option(help="Answers in a batch; without: 16.")] = None,
-    max_queue: Annotated[int | None, typer.Option(help="Answers that wait; more are refused; without: 64.")] = None,
-    cache_tokens: CacheTokens = None,
-    max_tokens: MaxTokens = None,
-    max_n: Annotated[int | None, typer.Option(help="Answers to one request; without: 8.")] = None,
-    request_size: Annotated[int | None, typer.Option(help="Bytes of a request's body; without: 4000000.")] = None,
-    upload_size: Annotated[
-        int | None, typer.Option(help="Bytes of an expert that is uploaded; without: 0, none is taken.")
-    ] = None,
-    timeout: Timeout = None,
-    patience: Annotated[
-        float | None, typer.Option(help="Seconds that requests have to end when the server stops; without: 30.")
-    ] = None,
-    warm_up: Annotated[
-        bool | None,
-        typer.Option("--warm-up/--no-warm-up", help="Answer once before it says that it is ready; without: yes."),
-    ] = None,
-    log_file: Annotated[str | None, typer.Option(help="File of the request log; without: standard error.")] = None,
-    allow_origin: Annotated[
-        list[str] | None, typer.Option(help="Web page that may ask from a browser, https://example.org; repeatable.")
-    ] = None,
-    room: Room = None,
-) -> None:
+@flags_as_options
+def serve(speaks: SpeakerFlags, server: ServeFlags) -> None:
     """Serve a trained mixture, or a base with experts, as OpenAI's API does; each request may name its own mixture.
 
     Keys come from the environment: LMOE_API_KEY, and LMOE_ADMIN_TOKEN to change experts; or from files that
@@ -230,46 +126,12 @@ def serve(
     """
     from lmoe.cli.serve import run
 
-    flags, settings = _server_flags(context.params)
-    raise typer.Exit(run(flags, settings, config=config))
+    raise typer.Exit(run(given(speaks), given_settings(server), config=server.config))
 
 
 @app.command()
-def play(
-    context: typer.Context,
-    checkpoint: Checkpoint = None,
-    revision: Revision = None,
-    base_model: BaseModel = None,
-    domain: Domain = None,
-    model: Model = None,
-    experts: Experts = None,
-    weights: Weights = None,
-    router: Router = None,
-    experts_top_k: ExpertsTopK = None,
-    router_temperature: RouterTemperature = None,
-    fit: Fit = None,
-    head: Head = None,
-    precision: Precision = None,
-    device: Device = None,
-    trust_remote_code: TrustRemoteCode = False,
-    config: Settings = None,
-    host: Host = None,
-    port: Annotated[
-        int | None, typer.Option(help="Port of the page; 0: any free one; without: 8765, where taken any free one.")
-    ] = None,
-    browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Open the page in your browser, or only say where it is.")
-    ] = True,
-    name: Name = None,
-    cache_tokens: CacheTokens = None,
-    max_tokens: MaxTokens = None,
-    upload_size: Annotated[
-        int | None, typer.Option(help="Bytes of an expert that is uploaded; 0: none is taken; without: 200000000.")
-    ] = None,
-    timeout: Timeout = None,
-    log_file: Annotated[str | None, typer.Option(help="File of the request log; without: there is none.")] = None,
-    room: Room = None,
-) -> None:
+@flags_as_options
+def play(speaks: SpeakerFlags, server: PlayFlags) -> None:
     """Try a trained mixture, or a base with experts, in your browser: a page on this machine, with a slider an expert.
 
     The page asks the server of lmoe serve, under a key that is made anew at each start, or under LMOE_API_KEY and
@@ -277,25 +139,7 @@ def play(
     """
     from lmoe.cli.play import run
 
-    flags, settings = _server_flags(context.params)
-    raise typer.Exit(run(flags, settings, config=config, browser=browser))
-
-
-def _server_flags(params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What was given of the flags that say which model speaks, and of the settings of a server."""
-    from lmoe.cli.speak import SpeakerFlags
-    from lmoe.serve.settings import ServeSettings
-
-    given = {key: value for key, value in params.items() if value is not None}
-    if not given["trust_remote_code"]:  # a file may say so
-        del given["trust_remote_code"]
-    if origins := given.pop("allow_origin", None):
-        given["allow_origin"] = tuple(origins)
-    speaks, settings = (
-        {field.name: given[field.name] for field in fields(kind) if field.name in given}
-        for kind in (SpeakerFlags, ServeSettings)
-    )
-    return speaks, settings
+    raise typer.Exit(run(given(speaks), given_settings(server), config=server.config, browser=server.browser))
 
 
 @app.command()
@@ -309,6 +153,12 @@ def watch(
     from lmoe.cli.watch import run
 
     raise typer.Exit(run(checkpoint, host=host, port=port, browser=not no_browser))
+
+
+def _flags(kind: type[Flags], context: typer.Context) -> Flags:
+    """A dataclass of flags, of which the command declares some or all."""
+    declared = (field.name for field in fields(kind) if field.name in context.params)
+    return kind(**{name: context.params[name] for name in declared})
 
 
 @app.command()
@@ -355,174 +205,25 @@ def explain(
     """Show what each expert does to a text: its routing, and what is lost without each expert, token by token."""
     from lmoe.cli.explain import ExplainFlags, run
 
-    asked = ExplainFlags(**{field.name: context.params[field.name] for field in fields(ExplainFlags)})
-    raise typer.Exit(run(_flags(context.params), asked))
-
-
-def _flags(given: dict[str, Any]) -> "SpeakerFlags":
-    """The flags that say which model speaks."""
-    from lmoe.cli.speak import SpeakerFlags
-
-    return SpeakerFlags(**{field.name: given[field.name] for field in fields(SpeakerFlags) if field.name in given})
-
-
-def _sampling(given: dict[str, Any]) -> dict[str, Any]:
-    """The flags that say how tokens are chosen."""
-    names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
-    return {name: given[name] for name in names}
+    raise typer.Exit(run(_flags(SpeakerFlags, context), _flags(ExplainFlags, context)))
 
 
 @app.command()
-def prepare(
-    data: Annotated[
-        str, typer.Option(help="File of rows, folder, data set of the hub, bundled or bundled_preference.")
-    ] = "bundled",
-    model: Annotated[str, typer.Option(help=f"Whose tokenizer and template: {BASE}.")] = "tiny",
-    val: Annotated[str | None, typer.Option(help="Validation rows; without: a seeded share of the data.")] = None,
-    max_length: Annotated[int, typer.Option(min=2, help="Longest row, in tokens.")] = 512,
-    packing: Annotated[
-        bool | None,
-        typer.Option(help="Pack, and say how full the sequences are; left out: where the backbone keeps rows apart."),
-    ] = None,
-    columns: Annotated[
-        str | None, typer.Option(help="What the rows call our keys: prompt=question,response=answer.")
-    ] = None,
-    on_bad_row: Annotated[
-        OnBadRow, typer.Option(help="Rows that cannot be used: end, naming the first five, or leave them out.")
-    ] = OnBadRow.error,
-    chat_template: Annotated[str | None, typer.Option(help="File with a Jinja chat template.")] = None,
-    template_kwargs: Annotated[
-        str | None, typer.Option(help='Variables of the template as JSON: {"enable_thinking": false}.')
-    ] = None,
-    template_date: Annotated[
-        str | None, typer.Option(help="Day (YYYY-MM-DD) that a template is told which reads the date.")
-    ] = None,
-    train_on: Annotated[TrainOn, typer.Option(help="Turns that are learnt.")] = TrainOn.assistant,
-    task: Annotated[
-        TaskName, typer.Option(help="Objective that the rows are for: dpo, orpo and simpo learn from pairs of answers.")
-    ] = TaskName.sft,
-    num_proc: Annotated[int | None, typer.Option(min=1, help="Processes that tokenise.")] = None,
-    cache_dir: Annotated[str | None, typer.Option(help="Folder of tokenised rows.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0,
-    show: Annotated[
-        int | None,
-        typer.Option(min=1, help="Also show the first so many training rows of each domain, and what is learnt."),
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option(help="Page (.html) for the rows of --show; without: they are printed.")
-    ] = None,
-    trust_remote_code: TrustRemoteCode = False,
-) -> None:
+@flags_as_options
+def prepare(flags: PrepareFlags) -> None:
     """Tokenise rows into the cache, say what they hold and what was dropped, and show what is learnt."""
     from lmoe.cli.prepare import run
 
-    raise typer.Exit(
-        run(
-            data,
-            model=model,
-            val=val,
-            max_length=max_length,
-            packing=packing,
-            columns=columns,
-            on_bad_row=on_bad_row,
-            chat_template=chat_template,
-            template_kwargs=template_kwargs,
-            template_date=template_date,
-            train_on=train_on,
-            task=task,
-            num_proc=num_proc,
-            cache_dir=cache_dir,
-            seed=seed,
-            show=show,
-            output=output,
-            trust_remote_code=trust_remote_code,
-        )
-    )
+    raise typer.Exit(run(flags))
 
 
 @app.command()
-def evaluate(
-    checkpoint: Annotated[
-        str | None,
-        typer.Option(
-            help="Run directory or adapter directory; beside --model, its run, where its folder does not say."
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(help="Folder of a model that was exported (native-moe, merged): losses, beside those of its run."),
-    ] = None,
-    revision: Revision = None,
-    data: Annotated[
-        str | None,
-        typer.Option(
-            help="Rows for losses and samples: JSONL file, folder, bundled, bundled_preference, judge (those that the "
-            "run keeps for judging), or none; without: the run's own validation rows."
-        ),
-    ] = None,
-    task: Annotated[
-        TaskName | None,
-        typer.Option(
-            help="Objective to measure rows by; without: the run's, or else dpo of pairs and sft of all others."
-        ),
-    ] = None,
-    choices: Annotated[
-        str | None, typer.Option(help="Multiple-choice questions: JSONL file, folder of them, or bundled.")
-    ] = None,
-    samples: Annotated[int, typer.Option(min=0, help="Prompts of each domain to answer.")] = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer of a sample, in tokens.")] = MAX_NEW_TOKENS,
-    tasks: Annotated[
-        str | None, typer.Option(help="Tasks of the LM evaluation harness, separated by commas (lmoe[eval]).")
-    ] = None,
-    task_path: Annotated[str | None, typer.Option(help="Folder with more tasks for the harness, as YAML.")] = None,
-    prompts: Annotated[
-        Prompts, typer.Option(help="auto: choices by the chat template where there is one, tasks as bare text.")
-    ] = Prompts.auto,
-    domain: Annotated[
-        str | None, typer.Option(help="Domain of all questions and tasks, for moe.router=oracle.")
-    ] = None,
-    base_model: Annotated[
-        str | None, typer.Option(help="Backbone to use instead of the one the adapter names.")
-    ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Rows in a batch.")] = 16,
-    limit: Annotated[
-        int | None, typer.Option(min=1, help="Rows of each domain and task, the first ones; without: all.")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=2, help="Longest row, in tokens; without: the run's, or 512.")
-    ] = None,
-    chat_template: Annotated[str | None, typer.Option(help="File with a Jinja chat template.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the few-shot examples of tasks.")] = 0,
-    device: Device = None,
-    output: Annotated[
-        str | None, typer.Option(help="Folder of the results; without: evaluation/ of the run, adapter or model.")
-    ] = None,
-    wandb: Annotated[bool, typer.Option("--wandb", help="Also as a W&B run with tables.")] = False,
-    trust_remote_code: TrustRemoteCode = False,
-) -> None:
+@flags_as_options
+def evaluate(flags: EvaluateFlags) -> None:
     """Measure a trained mixture beside its base (losses, choices, samples, benchmarks), or what was exported of it."""
     from lmoe.cli.evaluate import run
 
-    settings = {
-        "checkpoint": checkpoint,
-        "model": model,
-        "base_model": base_model,
-        "trust_remote_code": trust_remote_code,
-        "data": data,
-        "task": task,
-        "choices": choices,
-        "prompts": prompts,
-        "samples": samples,
-        "max_new_tokens": max_new_tokens,
-        "task_path": task_path,
-        "domain": domain,
-        "batch_size": batch_size,
-        "max_length": max_length,
-        "chat_template": chat_template,
-        "seed": seed,
-        "device": device,
-    }
-    raise typer.Exit(run(settings, revision=revision, tasks=tasks, limit=limit, output=output, wandb=wandb))
+    raise typer.Exit(run(flags))
 
 
 @app.command()
@@ -624,8 +325,7 @@ def export(
     """Write a trained run, experts blended over a base, or a model, in a format that other tools read."""
     from lmoe.cli.export import ExportFlags, run
 
-    wanted = ExportFlags(**{field.name: context.params[field.name] for field in fields(ExportFlags)})
-    raise typer.Exit(run(_flags(context.params), wanted))
+    raise typer.Exit(run(_flags(SpeakerFlags, context), _flags(ExportFlags, context)))
 
 
 @app.command()

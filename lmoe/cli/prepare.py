@@ -1,18 +1,19 @@
 """`lmoe prepare`: fill the cache of tokenised rows, say what they hold, and show what training sees of the first."""
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.console import Console
-from rich.table import Table
+import typer
 
 from lmoe.cli.errors import exit_code_of
+from lmoe.cli.options import BASE, TrustRemoteCode
 from lmoe.errors import DataError, keys_renamed, with_keys_renamed
 from lmoe.vocabulary import OnBadRow, RowKind, TaskName, TrainOn
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from transformers import PreTrainedTokenizerBase
 
     from lmoe.config.data import DataConfig
@@ -46,35 +47,56 @@ NAMES = EXAMPLES | {f"{key}=": f"{flag} " for key, flag in FLAGS.items()} | FLAG
 """All of these, as messages are to have them."""
 
 
-def run(
-    data: str,
-    *,
-    model: str,
-    val: str | None,
-    max_length: int,
-    packing: bool | None,
-    columns: str | None,
-    on_bad_row: OnBadRow,
-    chat_template: str | None,
-    template_kwargs: str | None,
-    template_date: str | None,
-    train_on: TrainOn,
-    task: TaskName,
-    num_proc: int | None,
-    cache_dir: str | None,
-    seed: int,
-    show: int | None,
-    output: str | None,
-    trust_remote_code: bool,
-) -> int:
-    """Returns the exit code.
+@dataclass(slots=True, frozen=True, kw_only=True)
+class PrepareFlags:
+    """The flags of `lmoe prepare`, as they were given."""
 
-    Args:
-        show: rows of each domain to show; None: none.
-        output: page to show them on; None: in the terminal.
-    """
+    data: Annotated[
+        str, typer.Option(help="File of rows, folder, data set of the hub, bundled or bundled_preference.")
+    ] = "bundled"
+    model: Annotated[str, typer.Option(help=f"Whose tokenizer and template: {BASE}.")] = "tiny"
+    val: Annotated[str | None, typer.Option(help="Validation rows; without: a seeded share of the data.")] = None
+    max_length: Annotated[int, typer.Option(min=2, help="Longest row, in tokens.")] = 512
+    packing: Annotated[
+        bool | None,
+        typer.Option(help="Pack, and say how full the sequences are; left out: where the backbone keeps rows apart."),
+    ] = None
+    columns: Annotated[
+        str | None, typer.Option(help="What the rows call our keys: prompt=question,response=answer.")
+    ] = None
+    on_bad_row: Annotated[
+        OnBadRow, typer.Option(help="Rows that cannot be used: end, naming the first five, or leave them out.")
+    ] = OnBadRow.error
+    chat_template: Annotated[str | None, typer.Option(help="File with a Jinja chat template.")] = None
+    template_kwargs: Annotated[
+        str | None, typer.Option(help='Variables of the template as JSON: {"enable_thinking": false}.')
+    ] = None
+    template_date: Annotated[
+        str | None, typer.Option(help="Day (YYYY-MM-DD) that a template is told which reads the date.")
+    ] = None
+    train_on: Annotated[TrainOn, typer.Option(help="Turns that are learnt.")] = TrainOn.assistant
+    task: Annotated[
+        TaskName, typer.Option(help="Objective that the rows are for: dpo, orpo and simpo learn from pairs of answers.")
+    ] = TaskName.sft
+    num_proc: Annotated[int | None, typer.Option(min=1, help="Processes that tokenise.")] = None
+    cache_dir: Annotated[str | None, typer.Option(help="Folder of tokenised rows.")] = None
+    seed: Annotated[int, typer.Option(help="Seed of the split.")] = 0
+    show: Annotated[
+        int | None,
+        typer.Option(min=1, help="Also show the first so many training rows of each domain, and what is learnt."),
+    ] = None
+    output: Annotated[
+        str | None, typer.Option(help="Page (.html) for the rows of --show; without: they are printed.")
+    ] = None
+    trust_remote_code: TrustRemoteCode = False
+
+
+def run(given: PrepareFlags) -> int:
+    """Returns the exit code."""
 
     def action() -> None:
+        from rich.console import Console
+
         from lmoe.backbones.load import load_tokenizer, model_type
         from lmoe.config.backbone import BackboneConfig
         from lmoe.config.data import DataConfig
@@ -93,40 +115,49 @@ def run(
         from lmoe.run.announce import quiet_libraries
 
         quiet_libraries()
-        learnt = OBJECTIVES[task].rows
+        learnt = OBJECTIVES[given.task].rows
         config = DataConfig(
-            path=data,
-            val_path=val,
-            max_length=max_length,
-            packing=packing,
-            columns=named_places(columns, "columns"),
-            on_bad_row=on_bad_row,
-            chat_template=chat_template,
-            template_kwargs=_template_settings(template_kwargs),
-            template_date=template_date,
-            train_on=train_on,
-            num_proc=num_proc,
-            cache_dir=cache_dir,
+            path=given.data,
+            val_path=given.val,
+            max_length=given.max_length,
+            packing=given.packing,
+            columns=named_places(given.columns, "columns"),
+            on_bad_row=given.on_bad_row,
+            chat_template=given.chat_template,
+            template_kwargs=_template_settings(given.template_kwargs),
+            template_date=given.template_date,
+            train_on=given.train_on,
+            num_proc=given.num_proc,
+            cache_dir=given.cache_dir,
         )
         with keys_renamed(NAMES):
-            problems = data_problems(config) + task_problems(TaskConfig(name=task), config)
-            if output is not None and show is None:
+            problems = data_problems(config) + task_problems(TaskConfig(name=given.task), config)
+            if given.output is not None and given.show is None:
                 problems.append(without_effect("--output", "without --show N, whose rows it shows on a page"))
             raise_problems(problems)
-            page = None if output is None else page_place(output)
-            backbone = BackboneConfig(model_name=model, trust_remote_code=trust_remote_code)
+            page = None if given.output is None else page_place(given.output)
+            backbone = BackboneConfig(model_name=given.model, trust_remote_code=given.trust_remote_code)
             tokenizer, bundled = load_tokenizer(backbone), resource_dir("data")
-            if template_date is not None and not ChatTemplate.of_data(tokenizer, config).reads_clock:
+            if given.template_date is not None and not ChatTemplate.of_data(tokenizer, config).reads_clock:
                 raise DataError(without_effect("data.template_date", "on a chat template that reads no date"))
             console = Console()
-            if show is not None:
-                _show(console, config, tokenizer, model=model, bundled=bundled, count=show, page=page, kind=learnt)
+            if given.show is not None:
+                _show(
+                    console,
+                    config,
+                    tokenizer,
+                    model=given.model,
+                    bundled=bundled,
+                    count=given.show,
+                    page=page,
+                    kind=learnt,
+                )
             packed_for = model_type(backbone) if learnt is RowKind.answers else None
             prepared = prepare(
-                config, tokenizer, seed=seed, bundled=bundled, packing_model_type=packed_for, kind=learnt
+                config, tokenizer, seed=given.seed, bundled=bundled, packing_model_type=packed_for, kind=learnt
             )
-            _report(console, prepared, config, seed, packed_for, kind=learnt)
-            objective = objective_of(TaskConfig(name=task))
+            _report(console, prepared, config, given.seed, packed_for, kind=learnt)
+            objective = objective_of(TaskConfig(name=given.task))
             assert isinstance(objective, OfLabels)
             try:
                 objective.check_rows(prepared)
@@ -154,7 +185,7 @@ def _template_settings(text: str | None) -> dict[str, Any]:
 
 
 def _show(
-    console: Console,
+    console: "Console",
     config: "DataConfig",
     tokenizer: "PreTrainedTokenizerBase",
     *,
@@ -190,7 +221,7 @@ def _show(
 
 
 def _report(
-    console: Console,
+    console: "Console",
     prepared: "PreparedData",
     config: "DataConfig",
     seed: int,
@@ -198,6 +229,8 @@ def _report(
     *,
     kind: RowKind,
 ) -> None:
+    from rich.table import Table
+
     from lmoe.data.encoded import EncodedRows
     from lmoe.data.pack import packing_line
     from lmoe.report.say import say

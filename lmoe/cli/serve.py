@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from lmoe.config.problems import raise_problems
 from lmoe.errors import ConfigError
 from lmoe.files.places import expanded
 from lmoe.files.wording import shown
+from lmoe.serve.expert_names import name_problem
 from lmoe.serve.settings import ServeSettings, read_settings
 
 if TYPE_CHECKING:
@@ -74,7 +76,8 @@ def serve(
     Raises:
         LmoeError: settings that cannot be, packages that are missing, a port in use, whatever loading meets.
     """
-    speaks, chosen = settled(flags, settings, config, None if play is None else play.defaults)
+    found = settled(flags, settings, config, None if play is None else play.defaults)
+    speaks, chosen = found.speaks, found.settings
     check_extra("serve" if play is None else "play")
     from lmoe.serve.http.auth import keys_of
     from lmoe.serve.http.playground import Playground, has_display, open_in_browser
@@ -90,7 +93,7 @@ def serve(
         keys = playground.keys
     place = None if chosen.log_file is None else expanded(chosen.log_file)
     log = RequestLog(place, failures_alone=play is not None and place is None)
-    with listening_socket(chosen, else_any=play is not None and chosen.port == play.defaults["port"]) as bound:
+    with listening_socket(chosen, else_any=play is not None and not found.port_given) as bound:
         from lmoe.serve.prompts import Prompts
 
         speaker = open_it(speaks, room=chosen.room)
@@ -103,12 +106,27 @@ def serve(
         run_server(make, bound, say)
 
 
+@dataclass(slots=True, frozen=True, kw_only=True)
+class Settled:
+    """What flags, file and defaults come to.
+
+    Args:
+        speaks: which model speaks.
+        settings: of the server.
+        port_given: the port is one that somebody chose.
+    """
+
+    speaks: SpeakerFlags
+    settings: ServeSettings
+    port_given: bool
+
+
 def settled(
     flags: Mapping[str, Any],
     settings: Mapping[str, Any],
     config: str | None,
     defaults: Mapping[str, Any] | None = None,
-) -> tuple[SpeakerFlags, ServeSettings]:
+) -> Settled:
     """Which model speaks, and the settings: what was given, else what the file says, else the defaults.
 
     Args:
@@ -128,15 +146,18 @@ def settled(
     except ConfigError as error:
         problems += error.problems
     raise_problems([*problems, *_name_problems(speaks, chosen)])
-    return speaks, chosen
+    return Settled(speaks=speaks, settings=chosen, port_given="port" in settings or "port" in own)
 
 
 def _name_problems(speaks: SpeakerFlags, chosen: ServeSettings) -> list[str]:
-    """An expert that nobody could ask for, since the whole model has its name."""
-    experts = [entry.partition("=")[0].strip() for entry in (speaks.experts or "").split(",")]
+    """Experts that nobody could ask for or change: by names that no path can hold, or by that of the whole model."""
+    entries = [entry for entry in (speaks.experts or "").split(",") if "=" in entry]
+    experts = [entry.partition("=")[0].strip() for entry in entries]
+    problems = [problem for name in experts if name and (problem := name_problem(name)) is not None]
     if chosen.name not in experts:
-        return []
-    return [f"an expert has the name {shown(chosen.name)}, as the served model does: give one of them another (--name)"]
+        return problems
+    taken = f"an expert has the name {shown(chosen.name)}, as the served model does: give one of them another (--name)"
+    return [*problems, taken]
 
 
 def _flag_problems(others: Mapping[str, Any]) -> list[str]:
@@ -181,6 +202,7 @@ def check_extra(verb: str = "serve") -> None:
 
 
 def say(line: str) -> None:
-    """Write a line for the operator."""
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+    """Write a line for the operator, where there is still a terminal."""
+    with suppress(OSError):
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()

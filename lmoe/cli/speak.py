@@ -1,8 +1,22 @@
-"""What `lmoe generate` and `lmoe chat` share: which model speaks, from their flags."""
+"""Which model speaks, and how its tokens are chosen: the flags that verbs share."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import typer
+
+from lmoe.cli.options import (
+    BaseModel,
+    Checkpoint,
+    Device,
+    Experts,
+    Model,
+    Precision,
+    Revision,
+    RouterTemperature,
+    TrustRemoteCode,
+    Weights,
+)
 from lmoe.errors import ConfigError, keys_renamed
 
 if TYPE_CHECKING:
@@ -21,21 +35,27 @@ class SpeakerFlags:
         trust_remote_code: whether Python that comes with the base runs.
     """
 
-    checkpoint: str | None = None
-    revision: str | None = None
-    base_model: str | None = None
-    domain: str | None = None
-    model: str | None = None
-    experts: str | None = None
-    weights: str | None = None
-    router: str | None = None
-    experts_top_k: int | None = None
-    router_temperature: float | None = None
-    fit: str | None = None
-    head: str | None = None
-    precision: str | None = None
-    device: str | None = None
-    trust_remote_code: bool = False
+    checkpoint: Checkpoint = None
+    revision: Revision = None
+    base_model: BaseModel = None
+    domain: Annotated[str | None, typer.Option(help="Domain of all prompts, for moe.router=oracle.")] = None
+    model: Model = None
+    experts: Experts = None
+    weights: Weights = None
+    router: Annotated[
+        str | None, typer.Option(help="weighted, static, encoder (by the prompt) or arrow (by the token).")
+    ] = None
+    experts_top_k: Annotated[int | None, typer.Option(min=1, help="Experts that encoder and arrow choose.")] = None
+    router_temperature: RouterTemperature = None
+    fit: Annotated[
+        str | None, typer.Option(help="code=ROWS,…: prompts that tell encoder what an expert is for; kept.")
+    ] = None
+    head: Annotated[
+        str | None, typer.Option(help="For encoder: the trained router beside exported experts, by its folder.")
+    ] = None
+    precision: Precision = None
+    device: Device = None
+    trust_remote_code: TrustRemoteCode = False
 
     def problems(self) -> list[str]:
         """Flags that cannot stand together."""
@@ -69,6 +89,20 @@ class SpeakerFlags:
         if len(given) > 1:
             return ["--fit has no effect with --head, which was trained to decide; leave one of them out"]
         return []
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class SamplingFlags:
+    """The flags that say how tokens are chosen: the arguments of `Sampling`."""
+
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 128
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: always the likeliest token.")] = 0.0
+    top_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="Sample from the likeliest tokens of this mass.")] = 1.0
+    top_k: Annotated[int, typer.Option(min=0, help="Sample from so many of the likeliest tokens; 0: from all.")] = 0
+    repetition_penalty: Annotated[
+        float, typer.Option(min=0.1, help="Above 1: tokens that were there before become less likely.")
+    ] = 1.0
+    seed: Annotated[int, typer.Option(help="Seed of the sampling.")] = 0
 
 
 def open_speaker(flags: SpeakerFlags, *, room: int = 0) -> "Speaker":

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -249,6 +250,41 @@ def test_escape_stops_an_answer_and_its_row_is_free(open_page: Open) -> None:
         assert "stopped" in page.locator(".answer > .of").last.inner_text() and SAID.startswith(said(page))
         assert play.engine.asked[0].over.wait(5) and play.engine.asked[0].cancelled
         assert page.evaluate("document.activeElement.id") == "message"
+
+
+def test_an_answer_is_drawn_frame_by_frame_and_not_token_by_token(open_page: Open) -> None:
+    go_on = threading.Event()
+
+    async def step(number: int) -> None:
+        await asyncio.sleep(0)
+        while number >= 40 and not go_on.is_set():
+            await asyncio.sleep(0.005)
+
+    text = "one more " * 60
+    with playing(Speaking(said=text, step=step)) as play:
+        page = opened(open_page, play).page
+        page.evaluate(
+            """() => {
+                window.held = [];
+                window.requestAnimationFrame = (draw) => window.held.push(draw);
+                window.cancelAnimationFrame = () => { window.held = []; };
+            }"""
+        )
+        page.fill("#message", "Hi!")
+        page.keyboard.press("Enter")
+        spans = page.locator(".answer > .said > span")
+        page.wait_for_function("window.held.length > 0")
+        page.wait_for_timeout(500)
+        assert page.evaluate("window.held.length") == 1 and spans.count() == 0
+        page.wait_for_function(
+            """() => {
+                window.held.splice(0).forEach((draw) => draw(0));
+                return document.querySelectorAll(".answer > .said > span").length >= 30;
+            }"""
+        )
+        go_on.set()
+        page.locator(".answer[aria-busy]").wait_for(state="detached")
+        assert said(page).strip() == text.strip() and spans.count() > 100
 
 
 def test_keys_send_make_lines_and_take_a_message_back(open_page: Open) -> None:

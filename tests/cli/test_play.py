@@ -44,8 +44,8 @@ def test_it_is_the_verb_serve_with_other_defaults(monkeypatch):
 
 def test_what_is_given_wins_over_a_file_and_a_file_over_the_defaults(tmp_path):
     (tmp_path / "f.yaml").write_text("model: tiny\nupload_size: 5\nmax_queue: 3\n")
-    _, settings = serve.settled({}, {"max_tokens": 7}, str(tmp_path / "f.yaml"), verb.DEFAULTS)
-    assert settings == ServeSettings(port=8765, upload_size=5, max_queue=3, max_tokens=7)
+    found = serve.settled({}, {"max_tokens": 7}, str(tmp_path / "f.yaml"), verb.DEFAULTS)
+    assert found.settings == ServeSettings(port=8765, upload_size=5, max_queue=3, max_tokens=7)
 
 
 def test_the_help_states_the_defaults():
@@ -70,6 +70,27 @@ def test_its_own_port_gives_way_to_any_free_one_and_a_port_that_was_chosen_does_
             assert found.getsockname()[1] not in (0, settings.port)
         with pytest.raises(ConfigError, match="in use; choose another port"):
             listening_socket(settings)
+
+
+def test_a_port_that_somebody_chose_is_an_error_where_it_is_taken_also_where_it_is_the_usual_one(
+    no_keys, monkeypatch, tmp_path
+):
+    def load(*_, **__):
+        raise LookupError("loaded")
+
+    async def start(speaker, settings) -> FakeEngine:
+        raise AssertionError
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr(verb, "DEFAULTS", {**verb.DEFAULTS, "port": port})
+        (tmp_path / "f.yaml").write_text(f"port: {port}\n")
+        play = serve.Play(defaults=verb.DEFAULTS, browser=False)
+        for settings, config in (({"port": port}, None), ({}, str(tmp_path / "f.yaml"))):
+            with pytest.raises(ConfigError, match="in use; choose another port"):
+                serve.serve({"model": "tiny"}, settings, config=config, start=start, play=play, open_it=load)
+        with pytest.raises(LookupError, match="loaded"):
+            serve.serve({"model": "tiny"}, {}, config=None, start=start, play=play, open_it=load)
 
 
 def test_the_page_of_a_base_is_there_until_a_signal(no_keys, monkeypatch):

@@ -75,9 +75,9 @@ def test_the_help_states_the_defaults():
 def test_a_file_says_what_speaks_and_flags_win_over_it(tmp_path):
     file = tmp_path / "serve.yaml"
     file.write_text("model: tiny\nexperts: {code: A, chat: B}\nweights: {code: 1, chat: 0.5}\nport: 1\nroom: 8\n")
-    flags, settings = verb.settled({"weights": "0.2,0.8"}, {"port": 2}, str(file))
-    assert flags == SpeakerFlags(model="tiny", experts="code=A,chat=B", weights="0.2,0.8")
-    assert settings == ServeSettings(port=2, room=8)
+    found = verb.settled({"weights": "0.2,0.8"}, {"port": 2}, str(file))
+    assert found.speaks == SpeakerFlags(model="tiny", experts="code=A,chat=B", weights="0.2,0.8")
+    assert found.settings == ServeSettings(port=2, room=8)
 
 
 def test_problems_of_flags_settings_and_file_come_together(tmp_path):
@@ -94,7 +94,15 @@ def test_no_expert_has_the_name_of_the_whole_model():
     flags = {"model": "tiny", "experts": "code=a,lmoe=b"}
     with pytest.raises(ConfigError, match="an expert has the name lmoe"):
         verb.settled(flags, {}, None)
-    assert verb.settled(flags, {"name": "other"}, None)[1].name == "other"
+    assert verb.settled(flags, {"name": "other"}, None).settings.name == "other"
+
+
+@pytest.mark.parametrize("name", ["user/x", "a*2", "a+b", "..", "a\x07b"])
+def test_no_expert_has_a_name_that_the_api_could_not_carry(name):
+    with pytest.raises(ConfigError) as caught:
+        verb.settled({"model": "tiny", "experts": f"{name}=DIR,chat=B"}, {}, None)
+    (problem,) = caught.value.problems
+    assert "an expert's name is 1 to 200 printable characters" in problem and repr(name) in problem
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch):

@@ -613,6 +613,35 @@ def test_an_engine_that_is_broken_can_be_stopped(blend, monkeypatch):
     assert not serving(blend.model, mixing, work).is_running()
 
 
+def test_batches_that_come_when_the_engine_has_stopped_are_ended(blend, monkeypatch):
+    monkeypatch.setattr(engine_module, "LAST_WORK", 0.05)
+    mixing = BlendMixing(blend.model, blend)
+    begun, go_on, made = threading.Event(), threading.Event(), []
+
+    def broken(rows):
+        raise RuntimeError("broken")
+
+    async def work(engine):
+        started = engine._started
+
+        def late():
+            begun.set()
+            assert go_on.wait(20)
+            made.append(started())
+            return made[0]
+
+        monkeypatch.setattr(engine, "_started", late)
+        monkeypatch.setattr(mixing, "forward", broken)
+        with pytest.raises(RefusedError):
+            await answered(engine, asked([1, 2, 3]))
+        assert await asyncio.to_thread(begun.wait, 20)
+        await engine.stop(0)
+        go_on.set()
+        await _until(lambda: made and not made[0].is_running())
+
+    serving(blend.model, mixing, work)
+
+
 async def _until(condition):
     async with asyncio.timeout(30):
         while not condition():

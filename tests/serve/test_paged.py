@@ -1,6 +1,10 @@
 """The private names of Transformers' continuous batching that lmoe leans on are where they were."""
 
 import inspect
+import logging
+import threading
+import time
+import weakref
 
 import pytest
 import torch
@@ -89,3 +93,43 @@ def test_rows_are_told_in_the_order_of_their_tokens_with_long_prompts_in_pieces(
     assert seen[2] == [("long", 12, 1, True)]
     assert [rows for rows, _ in scored] == [0, 2, 1]  # scores of rows without a token stand behind the others
     assert all(shape[0] >= rows and shape[1] == 64 for rows, shape in scored)
+
+
+def test_batches_that_break_while_they_are_ended_let_go_of_their_cache(caplog, monkeypatch):
+    """A thread that breaks takes no more requests before it records why: who sees that may end it in between."""
+    caplog.set_level(logging.CRITICAL, logger="ContinuousBatchingLogger")  # what is recorded holds the frames
+
+    def broken(rows):
+        raise RuntimeError("broken")
+
+    batches = Batches(
+        tiny_model().eval(),
+        PagedSettings(max_requests=2, max_batch_tokens=8, cache_tokens=64, page_size=8),
+        weighed=broken,
+        choose=lambda rows, scores: scores.argmax(-1),
+        deliver=lambda outputs: None,
+        ended=lambda batches: None,
+    )
+    status, stops = batches.background_thread_status, threading.Event()
+    record, stop = status.record_fatal_error, batches.stop
+
+    def record_late(error):
+        assert stops.wait(20)
+        record(error)
+
+    def noted_stop(**how):
+        stops.set()
+        stop(**how)
+
+    monkeypatch.setattr(status, "record_fatal_error", record_late)
+    monkeypatch.setattr(batches, "stop", noted_stop)
+    batches.make_cache()
+    cache = weakref.ref(batches.batch_processor.cache)
+    batches.add_request([3, 4], request_id="one", max_new_tokens=1, streaming=True)
+    batches.start()
+    deadline = time.monotonic() + 20
+    while status.can_accept_new_requests() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert status.fatal_error is None
+    batches.end()
+    assert str(status.fatal_error) == "broken" and cache() is None

@@ -76,6 +76,13 @@ def test_the_page_asks_its_own_server_alone_and_runs_its_own_scripts_alone():
         ("127.0.0.1.evil.example", 421),
         ("localhost.evil.example", 421),
         ("[evil]", 421),
+        ("[::1]", 200),
+        ("[::1].evil.example", 421),
+        ("[::1]:8765.evil.example", 421),
+        ("[127.0.0.1]", 421),
+        ("::1", 421),
+        ("127.0.0.1:8765:evil.example", 421),
+        ("my.box:", 200),
         ("", 421),
     ],
 )

@@ -2,9 +2,14 @@
 
 import asyncio
 import json
+import os
+import signal
 import socket
 import threading
 import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import httpx
 import openai
@@ -12,9 +17,10 @@ import pytest
 
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.serve.http.auth import Keys
+from lmoe.serve.http.playground import Playground
 from lmoe.serve.http.request_log import RequestLog
-from lmoe.serve.http.run import listening_socket, run
-from lmoe.serve.http.service import Phase
+from lmoe.serve.http.run import Server, listening_socket, run, url_of
+from lmoe.serve.http.service import Phase, Service
 from lmoe.serve.request import Refused, RefusedError
 from tests.serve.fake_engine import SAID, FakeEngine, service
 from tests.serve.running import running
@@ -170,6 +176,115 @@ def test_a_second_signal_ends_it_at_once():
         server.handle_exit(15, None)
         server.thread.join(5)
         assert not server.thread.is_alive()
+
+
+def ended_by(signals: Sequence[int], made: Service, ask: Callable[[str], None] | None = None) -> None:
+    """Run a server in this thread until it ends at these signals, each sent when it has heeded the last.
+
+    Args:
+        ask: is called with the server's address before the first signal, in a thread of its own.
+    """
+    said: list[str] = []
+    over, too_late = threading.Event(), threading.Event()
+    bound = listening_socket(made.settings)
+
+    async def make() -> Service:
+        return made
+
+    def send() -> None:
+        until(lambda: bool(said) and made.phase is Phase.ready)
+        if ask is not None:
+            ask(url_of("127.0.0.1", bound.getsockname()))
+        for number in signals:
+            before = len(said)
+            os.kill(os.getpid(), number)
+            until(lambda before=before: over.is_set() or len(said) > before, 3)
+        if not over.wait(10):
+            too_late.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        run(make, bound, said.append)
+    finally:
+        over.set()
+        sender.join(20)
+    assert not too_late.is_set(), "it ended at none of these signals"
+
+
+def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch) -> Path:
+    """Where temporary folders are made."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_terminal_that_is_closed_ends_it_and_no_folder_is_left(temporary, monkeypatch):
+    made = service(FakeEngine(), port=0, playground=Playground(Keys(), browser=lambda address: None))
+    made.uploads.begin()
+    there: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda *_: None)  # else it would end the tests
+    try:
+        ended_by([signal.SIGHUP], made, lambda url: there.append(len(list(temporary.iterdir()))))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert there == [2] and list(temporary.iterdir()) == []
+
+
+def test_what_is_to_outlive_its_terminal_does():
+    made = service(FakeEngine(), port=0)
+    with listening_socket(made.settings) as bound:
+        server = Server(made, bound, lambda line: None)
+        before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        try:
+            with server.capture_signals():
+                assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)
+            with server.capture_signals():
+                assert signal.getsignal(signal.SIGHUP) == server.handle_exit
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+
+def test_a_second_signal_during_an_answer_leaves_neither_a_trace_nor_a_folder(temporary, caplog):
+    async def step(at: int) -> None:
+        await asyncio.sleep(60 if at > 2 else 0)
+
+    class Patient(FakeEngine):
+        async def stop(self, patience: float) -> None:
+            await asyncio.sleep(patience)
+
+    made = service(Patient(step=step), port=0, warm_up=False, patience=60.0, playground=Playground(Keys()))
+    made.uploads.begin()
+    key = {"authorization": f"Bearer {made.playground.secret}"}
+    begun, broken_off = threading.Event(), threading.Event()
+
+    def ask(url: str) -> None:
+        def read() -> None:
+            body = {"messages": MESSAGES, "stream": True}
+            with (
+                suppress(httpx.HTTPError),
+                httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=key, timeout=60) as response,
+            ):
+                for _ in response.iter_lines():
+                    begun.set()
+            broken_off.set()
+
+        threading.Thread(target=read).start()
+        assert begun.wait(20)
+
+    ended_by([signal.SIGINT, signal.SIGINT], made, ask)
+    assert begun.is_set() and broken_off.wait(20)
+    assert [record for record in caplog.records if record.exc_info] == []
+    assert list(temporary.iterdir()) == []
 
 
 def test_it_says_where_it_listens_what_it_serves_and_who_may_ask(shared):

@@ -78,7 +78,7 @@
   }
 
   async function answer(side, exchange, signal) {
-    const made = new answers.Answer(server.experts, mixture[side].label());
+    const made = new answers.Answer(server.experts, mixture[side].label(), following);
     exchange.answers[side] = made;
     place(side, exchange, made.element);
     let [why, decided, used] = [null, null, null];
@@ -91,7 +91,7 @@
         decided = event.lmoe ?? decided;
         why = choice.finish_reason ?? why;
         const text = server.chat ? choice.delta.content ?? "" : choice.text;
-        if (text !== "" || choice.lmoe) following(() => made.add(text, choice.lmoe?.tokens ?? []));
+        if (text !== "" || choice.lmoe) made.add(text, choice.lmoe?.tokens ?? []);
       }
       following(() => made.finish(why ?? "stop", decided, used));
     } catch (error) {

@@ -29,11 +29,14 @@ const answers = (() => {
   }
 
   class Answer {
-    // Names of the experts, and what mixes the answer, in words.
-    constructor(names, mixture) {
+    // Names of the experts, what mixes the answer, in words, and what is called with each growth of the answer on the page.
+    constructor(names, mixture, grow) {
       this.names = names;
+      this.grow = grow;
       this.characters = [];
       this.tokens = [];
+      this.drawn = 0; // tokens that have their place on the page
+      this.frame = null;
       this.said = page.element("p", { class: "said", dir: "auto" });
       this.about = page.element("p", { class: "of" }, mixture);
       this.element = page.element("article", { class: "answer under-way", "aria-busy": "true" }, this.about, this.said);
@@ -43,16 +46,23 @@ const answers = (() => {
       return this.characters.join("");
     }
 
-    // The next text of it, and the tokens that begin in it.
+    // The next text of it, and the tokens that begin in it. They are drawn with the next frame, all that came until then at
+    // once: each time the browser lays out the whole answer.
     add(text, tokens) {
       for (const character of text) this.characters.push(character);
-      const first = Math.max(0, this.tokens.length - 1); // whose text may go on
       for (const { offset, weights } of tokens) {
-        const span = page.element("span", {});
-        this.said.append(span);
-        this.tokens.push({ offset, weights: byName(this.names, weights), span, text: "" });
+        this.tokens.push({ offset, weights: byName(this.names, weights), span: page.element("span", {}), text: "" });
       }
-      for (let index = first; index < this.tokens.length; index += 1) this.show(index);
+      if (this.frame === null) this.frame = requestAnimationFrame(() => this.grow(() => this.draw()));
+    }
+
+    draw() {
+      if (this.frame !== null) cancelAnimationFrame(this.frame);
+      this.frame = null;
+      const first = Math.max(0, this.drawn - 1); // whose text may go on
+      this.said.append(...this.tokens.slice(this.drawn).map((token) => token.span));
+      this.drawn = this.tokens.length;
+      for (let index = first; index < this.drawn; index += 1) this.show(index);
     }
 
     show(index) {
@@ -93,6 +103,7 @@ const answers = (() => {
     }
 
     over() {
+      this.draw();
       this.element.classList.remove("under-way");
       this.element.removeAttribute("aria-busy");
     }

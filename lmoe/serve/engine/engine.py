@@ -261,6 +261,8 @@ class BatchEngine:
         """Let go of the batches and their cache, then make others."""
         self._batches.end()
         self._batches = self._started()
+        if self._stopped.is_set():  # nobody else may end those that were under way to here
+            self._batches.end()
 
     def _fail_all(self, why: str, reason: Refused = Refused.failed) -> None:
         for running in list(self._running.values()):

@@ -5,6 +5,7 @@ They are `_generation_step` of the manager, `_run_generation_loop`, `_create_bat
 tests/serve/test_paged.py fails when one of them moves.
 """
 
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -167,9 +168,11 @@ class Batches(ContinuousBatchingManager):
     def end(self) -> None:
         """Stop at once, which fails what runs, and let go of the KV cache; also of batches that have broken."""
         if self._generation_thread is not None:
-            if (error := self.background_thread_status.fatal_error) is not None:
-                error.with_traceback(None)  # which holds the cache
             self.stop(block=True, timeout=FINISHES_BY_ITSELF, hard_stop=True)
+            # NOTE only now: a thread that breaks refuses requests before it records why.
+            if (error := self.background_thread_status.fatal_error) is not None:
+                error.with_traceback(None)  # whose frames hold the cache
+                gc.collect()  # which holds itself
         self.batch_processor = None
 
     def _run_generation_loop(self) -> None:

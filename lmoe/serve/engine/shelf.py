@@ -13,13 +13,11 @@ from lmoe.errors import BlendError, LmoeError
 from lmoe.files.places import expanded
 from lmoe.generate.speaker import digest_of_adapter
 from lmoe.peft.reader import read_header
+from lmoe.serve.expert_names import name_problem
 from lmoe.serve.request import ExpertState, Refused, RefusedError
 
 T = TypeVar("T")
-LONGEST_NAME = 200
 PATH = re.compile(r"(?<![\w.])~?/[^\s:;,'\"`)]+")
-NOT_IN_NAMES = "*+,=/"
-"""Characters with a meaning where mixtures and paths are written."""
 
 
 @dataclass(slots=True, eq=False)
@@ -277,14 +275,8 @@ class Shelf:
         return self.current[name]
 
     def _free(self, name: str) -> None:
-        wrong = name in ("", ".", "..") or name != name.strip() or len(name) > LONGEST_NAME or not name.isprintable()
-        if wrong or any(sign in name for sign in NOT_IN_NAMES):
-            raise RefusedError(
-                Refused.invalid,
-                f"an expert's name is 1 to {LONGEST_NAME} printable characters, no dots alone, without blanks around "
-                f"it and without any of {' '.join(NOT_IN_NAMES)}; got {name[:LONGEST_NAME]!r}",
-                "name",
-            )
+        if (problem := name_problem(name)) is not None:
+            raise RefusedError(Refused.invalid, problem, "name")
         if name in self.current:
             raise RefusedError(
                 Refused.conflict, f"there is an expert {name!r} already; replace it, or remove it", "name"

@@ -76,11 +76,7 @@ def _lifespan(service: Service) -> Callable[[Starlette], Any]:
         try:
             yield
         finally:
-            service.prompts.close()
-            service.log.close()
-            service.uploads.close()
-            if service.playground is not None:
-                service.playground.close()
+            service.close()
 
     return lifespan
 

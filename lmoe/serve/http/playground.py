@@ -1,6 +1,7 @@
 """The page of `lmoe play`: what a server gives at /, the key of one start, and the names that a server is asked by."""
 
 import ipaddress
+import re
 import secrets
 import sys
 import tempfile
@@ -24,6 +25,8 @@ SCRIPTS = (
     "page.js",
     *("play_api.js", "play_answer.js", "play_mixture.js", "play_experts.js", "play_link.js", "play.js"),
 )
+HOST = re.compile(r"(?:\[(?P<six>[^\[\]]+)\]|(?P<name>[^\[\]:]+))(?::[0-9]*)?")
+"""An IPv6 address in brackets, or a name or another address; then perhaps a port."""
 HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -102,15 +105,24 @@ def check_host(headers: Headers, settings: ServeSettings) -> None:
     Raises:
         Problem: it does not.
     """
-    host = headers.get("host", "")
-    name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.rpartition(":")[0] or host
-    if name.lower() in ("localhost", settings.host.lower()):
-        return
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
+    if not _is_ours(headers.get("host", ""), settings):
         message = "this server is asked by its address, by localhost, or by the name that it listens at"
-        raise Problem(421, message, code="wrong_host") from None
+        raise Problem(421, message, code="wrong_host")
+
+
+def _is_ours(host: str, settings: ServeSettings) -> bool:
+    """Whether a Host header (RFC 9110, 7.2) is no name of another site."""
+    found = HOST.fullmatch(host)
+    if found is None:
+        return False
+    try:
+        if found["six"] is not None:
+            ipaddress.IPv6Address(found["six"])
+        elif found["name"].lower() not in ("localhost", settings.host.lower()):
+            ipaddress.IPv4Address(found["name"])
+    except ValueError:
+        return False
+    return True
 
 
 def page_url(settings: ServeSettings, port: object) -> str:

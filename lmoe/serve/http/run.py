@@ -2,9 +2,12 @@
 
 import asyncio
 import errno
+import logging
+import signal
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -60,8 +63,8 @@ def listening_socket(settings: ServeSettings, *, else_any: bool = False) -> sock
 class Server(uvicorn.Server):
     """A server that answers what it has taken before it stops.
 
-    At the first signal it turns new requests away, lets the engine end those under way within the patience, and then
-    closes; at the second it ends at once.
+    At the first signal (Ctrl-C, SIGTERM, or SIGHUP of a terminal that is closed) it turns new requests away, lets the
+    engine end those under way within the patience, and then closes; at the second it ends at once.
 
     Args:
         service: what answers.
@@ -96,6 +99,21 @@ class Server(uvicorn.Server):
             playground.open(page_url(self._service.settings, self._bound.getsockname()[1]))
         self._begin(self._get_ready())
 
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """The same for the terminal's end, except where that is not to end the process (nohup)."""
+        hangup = getattr(signal, "SIGHUP", None)  # not on every system
+        with super().capture_signals():
+            in_main = threading.current_thread() is threading.main_thread()
+            if hangup is None or not in_main or signal.getsignal(hangup) is signal.SIG_IGN:
+                yield
+                return
+            before = signal.signal(hangup, self.handle_exit)
+            try:
+                yield
+            finally:
+                signal.signal(hangup, before)
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Stop at the first signal, and end at once at the second."""
         if self._service.phase is Phase.stopping:
@@ -104,6 +122,15 @@ class Server(uvicorn.Server):
             self._loop.call_soon_threadsafe(self.stop)
         else:
             self.should_exit = True
+
+    async def cut_off(self) -> None:
+        """End what is left of answers, whose clients get no more."""
+        left = {*self.server_state.tasks, *self._work}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        if self.started and self.force_exit:  # which leaves the end of the application out
+            await self.lifespan.shutdown()
 
     def stop(self) -> None:
         """Begin to stop; to be called on the event loop."""
@@ -134,6 +161,21 @@ class Server(uvicorn.Server):
             await self._service.engine.stop(self._service.settings.patience)
         finally:
             self.should_exit = True
+
+
+@contextmanager
+def _cut_off_without_trace() -> Iterator[None]:
+    """A block in which uvicorn writes no traceback of an answer that the end of the server cuts off."""
+
+    def is_fault(record: logging.LogRecord) -> bool:
+        return record.exc_info is None or not isinstance(record.exc_info[1], asyncio.CancelledError)
+
+    logger = logging.getLogger("uvicorn.error")
+    logger.addFilter(is_fault)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_fault)
 
 
 async def warm_up(service: Service) -> None:
@@ -172,16 +214,20 @@ async def _run(make: Callable[[], Awaitable[Service]], bound: socket.socket, say
     service = await make()
     service.phase = Phase.starting
     server = Server(service, bound, say)
-    try:
-        await server.serve(sockets=[bound])
-    except OSError as error:
-        raise ConfigError(f"port={service.settings.port}: cannot listen there: {error.strerror or error}") from None
-    finally:
-        bound.close()
-        # However it ended, the threads of the engine must not outlive it.
-        with suppress(TimeoutError):
-            async with asyncio.timeout(LAST_READERS):
-                await service.engine.stop(0)
+    # Signals until all is put away, which one must not break off.
+    with server.capture_signals(), _cut_off_without_trace():
+        try:
+            await server.serve(sockets=[bound])
+        except OSError as error:
+            raise ConfigError(f"port={service.settings.port}: cannot listen there: {error.strerror or error}") from None
+        finally:
+            bound.close()
+            # However it ended, the threads of the engine must not outlive it.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LAST_READERS):
+                    await service.engine.stop(0)
+            await server.cut_off()
+            service.close()
     if server.failure is not None:
         raise server.failure
 

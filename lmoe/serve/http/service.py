@@ -52,3 +52,11 @@ class Service:
     def experts(self) -> list[str]:
         """Names of the experts that requests may weigh."""
         return [expert.name for expert in self.engine.experts()]
+
+    def close(self) -> None:
+        """Let go of files, folders and threads; harmless when that is done."""
+        self.prompts.close()
+        self.log.close()
+        self.uploads.close()
+        if self.playground is not None:
+            self.playground.close()
