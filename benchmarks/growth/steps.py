@@ -33,6 +33,7 @@ class Size:
         experts, rank, top_k: of the mixture.
         tokens: B sequences of T.
         layers: of the base.
+        backend: of the experts.
     """
 
     experts: int = 8
@@ -40,6 +41,7 @@ class Size:
     top_k: int = 2
     tokens: tuple[int, int] = (4, 128)
     layers: int = 2
+    backend: str = "auto"
 
 
 def series(most_tokens: int) -> dict[str, tuple[str, dict[int, Size]]]:
@@ -51,6 +53,10 @@ def series(most_tokens: int) -> dict[str, tuple[str, dict[int, Size]]]:
     lengths = [length for length in (256, 1024, 4096, 8192) if length <= most_tokens]
     return {
         "experts E": ("top_k 2, rank 4, 512 tokens", {e: Size(experts=e) for e in (4, 16, 64, 256)}),
+        "experts E, stacked": (
+            "the same with moe.backend=stacked",
+            {e: Size(experts=e, backend="stacked") for e in (4, 16, 64, 256)},
+        ),
         "rank r": ("8 experts, top_k 2, 512 tokens", {r: Size(rank=r) for r in (4, 16, 64)}),
         "top_k": ("16 experts, rank 4, 512 tokens", {k: Size(experts=16, top_k=k) for k in (1, 2, 4, 8)}),
         "sequence length, as many tokens": (
@@ -86,6 +92,7 @@ class Step:
             f"injection.num_experts={size.experts}",
             f"injection.lora_r={size.rank}",
             f"injection.top_k={size.top_k}",
+            f"moe.backend={size.backend}",
         ]
         parts = build_parts(composed(overrides))
         self.module = parts.module
