@@ -52,10 +52,13 @@ def series(most_tokens: int) -> dict[str, tuple[str, dict[int, Size]]]:
     """
     lengths = [length for length in (256, 1024, 4096, 8192) if length <= most_tokens]
     return {
-        "experts E": ("top_k 2, rank 4, 512 tokens", {e: Size(experts=e) for e in (4, 16, 64, 256)}),
+        "experts E": (
+            "top_k 2, rank 4, 2,048 tokens",
+            {e: Size(experts=e, tokens=(4, 512)) for e in (4, 16, 64, 256)},
+        ),
         "experts E, stacked": (
             "the same with moe.backend=stacked",
-            {e: Size(experts=e, backend="stacked") for e in (4, 16, 64, 256)},
+            {e: Size(experts=e, tokens=(4, 512), backend="stacked") for e in (4, 16, 64, 256)},
         ),
         "rank r": ("8 experts, top_k 2, 512 tokens", {r: Size(rank=r) for r in (4, 16, 64)}),
         "top_k": ("16 experts, rank 4, 512 tokens", {k: Size(experts=16, top_k=k) for k in (1, 2, 4, 8)}),

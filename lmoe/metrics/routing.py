@@ -203,7 +203,10 @@ class RoutingStats(Metric):
             )
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add the sums of another one of the same sites and domains, or a saved `metric_state`."""
+        """Add the sums of another one of the same sites and domains, or a saved `metric_state`; without domains also
+        one with them, as checkpoints of earlier versions hold it."""
+        if self.domains is None and isinstance(incoming_state, dict):
+            incoming_state = incoming_state | {"load_sum": incoming_state["load_sum"].sum(0, keepdim=True)}
         super().merge_state(incoming_state)
         self._update_count, self._computed = self._update_count + 1, None  # NOTE the library counts updates only
 

@@ -242,8 +242,8 @@ class AdapterModule(LightningModule):
         set_fades(self.model, self.schedule.fades_at(last))
         set_dials(injected(self.model), self.dials, self.current, last)
         if self.trainer.global_rank == 0:  # they are sums over all ranks
-            self.step_routing.merge_state(_over_domains(checkpoint["lmoe_routing"]["step"]))
-            self.recent_routing.merge_state(_over_domains(checkpoint["lmoe_routing"]["recent"]))
+            self.step_routing.merge_state(checkpoint["lmoe_routing"]["step"])
+            self.recent_routing.merge_state(checkpoint["lmoe_routing"]["recent"])
 
     def restore_phase(self, checkpoint: dict[str, Any]) -> None:
         """Refuse what does not fit, before a weight or a moment is taken, and go to the phase; needs no trainer.
@@ -287,8 +287,3 @@ class AdapterModule(LightningModule):
         """Adapters, routers and what moves with them: trainable or not, by role and not by requires_grad."""
         tensors = {**adapter_parameters(self.model), **adapter_buffers(self.model)}
         return {f"model.{name}": tensor for name, tensor in tensors.items()}
-
-
-def _over_domains(sums: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Sums of a `RoutingStats` without domains, of one with them, as checkpoints of earlier versions have."""
-    return sums | {"load_sum": sums["load_sum"].sum(0, keepdim=True)}

@@ -222,3 +222,11 @@ def test_without_domains_the_loads_are_the_same_and_take_no_place_for_each_of_th
     assert without.load_sum.shape == (1, 2, 8)
     for site, value in told_apart.compute().items():
         assert without.compute()[site].load == pytest.approx(value.load, rel=1e-12)
+
+
+def test_saved_loads_by_domain_are_summed_where_loads_are_not_told_apart():
+    told_apart, batch = batch_of_two_domains(["x", "y", "z"])
+    without, _ = batch_of_two_domains(None)
+    add_batch(told_apart, *batch)
+    without.merge_state(told_apart.metric_state)
+    assert without.compute() == told_apart.compute()
