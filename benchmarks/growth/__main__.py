@@ -76,7 +76,7 @@ def fewer(points: list[int], *, quick: bool) -> list[int]:
 
 
 def overheads(flags: argparse.Namespace) -> list[Overhead]:
-    """Of the bundled base, and of the real one where it is there and there is time."""
+    """Measure the bundled base, and the real one where it is there."""
     if flags.only and OVERHEAD not in flags.only:
         return []
     wanted = flags.base or [base for base in BASES if base != REAL.name or REAL.exists()]
@@ -93,7 +93,7 @@ def say(line: str) -> None:
 
 
 def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags."""
+    """Return the parsed flags."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three points of each series, shorter sequences")
     parser.add_argument("--only", choices=[*SERIES, OVERHEAD], action="append", help="may be repeated; default: all")

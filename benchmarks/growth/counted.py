@@ -18,7 +18,7 @@ def _attention_backward(
 
 
 def _grouped(left: Any, right: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
-    """Of sorted rows by stacked matrices, (S, D) (E, D, O), or of one gradient a group, (D, S) (S, O)."""
+    """Count sorted rows by stacked matrices, (S, D) (E, D, O), or one gradient a group, (D, S) (S, O)."""
     return 2 * left[-2] * left[-1] * right[-1]
 
 

@@ -79,7 +79,7 @@ class Overhead:
         return statistics.median(one[name] for one in self.steps)
 
     def as_json(self) -> dict[str, Any]:
-        """Everything."""
+        """Return every figure, times in milliseconds."""
         return {
             "base": self.base,
             "share": self.share,

@@ -59,7 +59,7 @@ def tables(
 def as_markdown(
     grown: Sequence[Grown], overheads: Sequence[Overhead], command: str, machine: dict[str, str | int]
 ) -> str:
-    """A page."""
+    """Return the page, with what the rest of a step consists of."""
     lines = ["# How cost grows", "", *tables(grown, overheads, command, machine), ""]
     lines += [f"Exponents are of least squares on logarithms; asked: time at most counted + {SLACK:g}.", ""]
     lines += [f"![Time over the first point]({STEM}.png)"] if grown else []
