@@ -14,7 +14,7 @@ ARGS ?=
 TORCH_BACKEND ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test test-lowest test-triton check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-attention bench-compile bench-data bench-preference bench-export bench-statistics bench-serve bench-launches bench-sharded bench-end-to-end soak torture fuzz same real-base story reworded prompt-words engines clean
+.PHONY: help setup train test test-lowest test-triton check gpu docs bench bench-default bench-step bench-layer bench-experts bench-native bench-backends bench-decode bench-beside bench-logits bench-attention bench-compile bench-data bench-preference bench-export bench-statistics bench-serve bench-launches bench-sharded bench-end-to-end bench-growth soak torture fuzz same real-base story reworded prompt-words engines clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,6 +100,9 @@ bench-serve: $(READY)  ## many mixtures at once beside one after the other and `
 
 bench-end-to-end: $(READY) $(PUBLIC_READY)  ## whole runs beside TRL with PEFT on the same rows; ARGS="--base real --steps 6"
 	@$(BIN)/python -m benchmarks.end_to_end $(ARGS)
+
+bench-growth: $(READY)  ## how the cost of fine-tuning grows with experts, rank, tokens, domains, rows and steps, and what a step has beside its work; ARGS="--quick" is shorter
+	@$(BIN)/python -m benchmarks.growth $(ARGS)
 
 soak: $(READY)  ## a thousand requests, aborts, nonsense and changes of experts at a live server; ARGS="--minutes 10" goes on as long
 	@$(BIN)/python -m benchmarks.soak $(ARGS)

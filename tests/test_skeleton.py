@@ -35,6 +35,7 @@ TARGETS = {
     "bench-decode",
     "bench-serve",
     "bench-end-to-end",
+    "bench-growth",
     "soak",
     "bench-beside",
     "bench-data",

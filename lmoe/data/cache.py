@@ -174,7 +174,8 @@ class Collected:
         for file in self._files.values():
             file.close()
         names = sorted(self._domains)
-        order = torch.tensor([names.index(name) for name in self._domains], dtype=torch.long)
+        place = {name: index for index, name in enumerate(names)}
+        order = torch.tensor([place[name] for name in self._domains], dtype=torch.long)
         tensors = {name: self._tensor(name) for name in (*TOKENS, *ROWS)}
         tensors["domains"] = order[tensors["domains"]] if len(order) else tensors["domains"]
         return _source_of(tensors, names, self.account)

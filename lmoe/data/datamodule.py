@@ -122,6 +122,7 @@ class TrainingData(LightningDataModule):
         self.seed, self.num_batches, self.pad_token_id = seed, max_steps * accumulate_grad_batches, pad_token_id
         self.micro_batches = accumulate_grad_batches
         self._window_orders: dict[int, SeededBatches] = {}
+        self._window: tuple[tuple[int, int], tuple[int, int]] | None = None  # of which set and step, and its totals
         self._stream: StreamLoader | None = None
         self._set_of_step: Callable[[int], int] = lambda step: 0
         self._set_now: Callable[[], int] = lambda: 0
@@ -203,8 +204,16 @@ class TrainingData(LightningDataModule):
         )
 
     def window_totals(self, step: int) -> tuple[int, int]:
-        """(units, valid tokens) of an optimizer step, over all its micro-batches and ranks."""
+        """(units, valid tokens) of an optimizer step, over all its micro-batches and ranks.
+
+        NOTE each of the micro-batches asks, and what is counted is all of them: so it is counted once.
+        """
         number = self._set_of_step(step)
+        if self._window is None or self._window[0] != (number, step):
+            self._window = (number, step), self._counted_window(number, step)
+        return self._window[1]
+
+    def _counted_window(self, number: int, step: int) -> tuple[int, int]:
         samples = self.sets[number]
         if samples.sizes is None:
             assert self._stream is not None

@@ -25,7 +25,8 @@ def check_chosen(chosen: Sequence[str], there: Collection[str]) -> None:
     Raises:
         DataError: names what there is.
     """
-    if missing := [name for name in chosen if name not in there]:
+    found = {*there}
+    if missing := [name for name in chosen if name not in found]:
         raise DataError(
             f"data.domains names {names_of(missing)}, of which there is no row; the rows are of {names_of(there)}"
         )
@@ -60,10 +61,11 @@ def of_domains(rows: EncodedRows, domains: Sequence[str], chosen: Collection[str
         domains: sorted names, rows.domains points into it.
         chosen: those to keep; the rows returned point into their sorted names, as far as `domains` has them.
     """
-    kept = [name for name in domains if name in chosen]
-    is_kept = torch.tensor([name in chosen for name in domains], dtype=torch.bool)
+    wanted = {*chosen}
+    is_kept = torch.tensor([name in wanted for name in domains], dtype=torch.bool)
     which = is_kept[rows.domains].nonzero().flatten()
-    new_index = [kept.index(name) if name in chosen else -1 for name in domains]
+    place = {name: index for index, name in enumerate(name for name in domains if name in wanted)}
+    new_index = [place.get(name, -1) for name in domains]
     return rows.subset(which).with_domains(new_index), which
 
 

@@ -60,11 +60,12 @@ def mixed(groups: Tensor, shares: Sequence[float], seed: int) -> Tensor:
             f"the weights, or data.temperature, make an epoch of {length:,.0f} rows of {len(groups):,} rows; at "
             f"most {MOST_TIMES} times as many are allowed: give large sources or domains more, or small ones less"
         )
+    by_group = groups.argsort(stable=True).split(torch.bincount(groups, minlength=len(shares)).tolist())
     chosen = []
     for group, (size, share) in enumerate(zip(sizes, shares, strict=True)):
         if not size or share <= 0:
             continue
-        rows = (groups == group).nonzero().flatten()
+        rows = by_group[group]
         times, more = divmod(round(length * share / total), size)
         order = torch.randperm(size, generator=torch.Generator().manual_seed(seed * 1_000_003 + group))
         chosen += [rows] * times + [rows[order[:more].sort().values]]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 import torch
 from torch import Tensor
@@ -79,18 +80,48 @@ def best_fit(lengths: list[int], max_length: int, seed: int) -> list[list[int]]:
     """
     shuffled = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).tolist()
     sequences: list[list[int]] = []
-    open_rooms: list[tuple[int, int]] = []  # (room left, sequence), ascending
+    open_rooms = Rooms()
     for row in sorted(shuffled, key=lambda index: -lengths[index]):
-        place = bisect_left(open_rooms, (lengths[row], -1))
-        if place < len(open_rooms):
-            room, sequence = open_rooms.pop(place)
-        else:
-            room, sequence = max_length, len(sequences)
+        found = open_rooms.take(lengths[row])
+        if found is None:
+            found = max_length, len(sequences)
             sequences.append([])
+        room, sequence = found
         sequences[sequence].append(row)
         if room > lengths[row]:
-            insort(open_rooms, (room - lengths[row], sequence))
+            open_rooms.add(room - lengths[row], sequence)
     return sequences
+
+
+class Rooms:
+    """Sequences with room left, by their room: what is searched is as long as there are different rooms, at most the
+    length of a sequence, however many sequences are open.
+
+    Attributes:
+        sizes: the rooms that there are, ascending.
+    """
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self._sequences: dict[int, list[int]] = {}
+
+    def add(self, room: int, sequence: int) -> None:
+        """Open a sequence with so much room."""
+        if room not in self._sequences:
+            insort(self.sizes, room)
+            self._sequences[room] = []
+        heappush(self._sequences[room], sequence)
+
+    def take(self, length: int) -> tuple[int, int] | None:
+        """Close the first of the fullest sequences that have room for a length, and return its room and number."""
+        place = bisect_left(self.sizes, length)
+        if place == len(self.sizes):
+            return None
+        room = self.sizes[place]
+        sequence = heappop(self._sequences[room])
+        if not self._sequences[room]:
+            del self._sequences[room], self.sizes[place]
+        return room, sequence
 
 
 def packing_line(rows: EncodedRows, max_length: int, seed: int, model_type: str | None) -> str:

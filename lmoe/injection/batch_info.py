@@ -76,8 +76,8 @@ def row_targets(moe: MoeConfig, batch: dict[str, Tensor], domains: Sequence[str]
     if moe.router_target is RouterTarget.cluster:
         ids = batch.get("cluster_ids")
         return None if ids is None else RowTargets(ids.masked_fill(~valid, NO_TARGET), count)
-    names = moe.domains or []
-    known = [names.index(name) if name in names else NO_TARGET for name in domains]
+    place = {name: target for target, name in enumerate(moe.domains or [])}
+    known = [place.get(name, NO_TARGET) for name in domains]
     return RowTargets(_by_domain(known, batch["domain_ids"]).masked_fill(~valid, NO_TARGET), count)
 
 

@@ -13,6 +13,9 @@ from torchmetrics import Metric
 
 from lmoe.metrics.site_stack import stacked_sites
 
+FEW = 64
+"""From so many times the pairs that a token uses on, the product of all experts with all takes longer than counting."""
+
 
 class SiteCoactivation(NamedTuple):
     """Pairs of experts at one site, over valid tokens.
@@ -30,6 +33,24 @@ class SiteCoactivation(NamedTuple):
         Row i is 0 where no token uses i; else its diagonal is 1.
         """
         return [[both / row[i] if row[i] else 0.0 for both in row] for i, row in enumerate(self.share)]
+
+
+def _pairs(used_SNE: Tensor) -> Tensor:
+    """(S, E, E) how many tokens use each pair.
+
+    Args:
+        used_SNE: 1 where a token uses an expert, else 0.
+    """
+    sites, _, experts = used_SNE.shape
+    most = int(used_SNE.sum(-1).max()) if used_SNE.numel() else 0
+    if FEW * most**2 > experts**2:
+        return torch.matmul(used_SNE.mT, used_SNE)
+    # K of E experts make K^2 pairs of a token, where the product takes E^2.
+    used_SNK, expert_SNK = used_SNE.topk(most, dim=-1)
+    both = used_SNK.unsqueeze(-1) * used_SNK.unsqueeze(-2)
+    place = expert_SNK.unsqueeze(-1) * experts + expert_SNK.unsqueeze(-2)
+    sums = used_SNE.new_zeros(sites, experts**2).scatter_add_(1, place.flatten(1), both.flatten(1))
+    return sums.unflatten(1, (experts, experts))
 
 
 class Coactivation(Metric):
@@ -67,7 +88,7 @@ class Coactivation(Metric):
         for sites, a_SNE in stacked_sites(assignment, self.num_experts, valid):
             used_SNE = ((a_SNE > 0) & valid.reshape(-1, 1)).double()
             where, experts = [self._index[site] for site in sites], a_SNE.shape[-1]
-            self.pair_sum[where, :experts, :experts] += torch.matmul(used_SNE.mT, used_SNE)
+            self.pair_sum[where, :experts, :experts] += _pairs(used_SNE)
         self.tokens += valid.sum()
 
     def compute(self) -> dict[str, SiteCoactivation]:

@@ -98,7 +98,7 @@ class RoutingStats(Metric):
 
     Args:
         num_experts: E of each site, by site name, in order.
-        domains: names, in the order of the domain ids.
+        domains: names, in the order of the domain ids; None: loads are not told apart by domain.
         over_ranks: sums the totals over the processes when computing; for where each of them sees rows of its own.
     """
 
@@ -113,17 +113,17 @@ class RoutingStats(Metric):
     def __init__(
         self,
         num_experts: dict[str, int],
-        domains: list[str],
+        domains: list[str] | None,
         *,
         over_ranks: Callable[[Tensor], Tensor] = _of_this_process,
     ) -> None:
         super().__init__(sync_on_compute=False)  # which gathers each state by itself
         self._over_ranks = over_ranks
-        self.num_experts, self.domains = dict(num_experts), list(domains)
+        self.num_experts, self.domains = dict(num_experts), None if domains is None else list(domains)
         self._index = {site: i for i, site in enumerate(num_experts)}
         sites, experts = len(num_experts), max(num_experts.values(), default=0)
         shapes = {
-            "load_sum": (len(domains), sites, experts),
+            "load_sum": (1 if domains is None else len(domains), sites, experts),
             "importance_sum": (sites, experts),
             "probs_sum": (sites, experts),
             "entropy_sum": (sites,),
@@ -159,8 +159,7 @@ class RoutingStats(Metric):
         a_SNE = flat_tokens(assignment, sites, valid)
         where, experts = places_of(sites, self._index), p_SNE.shape[-1]
         mask_N = valid.reshape(-1).double()
-        domain_MN = (torch.nn.functional.one_hot(domain_ids.reshape(-1), len(self.domains)) * mask_N[:, None]).T
-        self.load_sum[:, where, :experts] += torch.matmul(domain_MN, a_SNE.double()).transpose(0, 1)
+        self._add_loads(where, a_SNE, mask_N, domain_ids)
         self.importance_sum[where, :experts] += torch.matmul(mask_N, w_SNE.double())
         self.probs_sum[where, :experts] += torch.matmul(mask_N, p_SNE.double())
         if experts > 1:
@@ -170,6 +169,18 @@ class RoutingStats(Metric):
         spread_SN = w_SNE.sum(-1).square() / w_SNE.square().sum(-1).clamp(min=1e-12)
         self.effective_sum[where] += torch.matmul(spread_SN.double(), mask_N)
         self.tokens[where] += mask_N.sum()
+
+    def _add_loads(self, where: slice | list[int], a_SNE: Tensor, mask_N: Tensor, domain_ids: Tensor) -> None:
+        """NOTE the data may have many more domains than a batch: only those that are there cost a product."""
+        experts = a_SNE.shape[-1]
+        if self.domains is None:
+            self.load_sum[0, where, :experts] += torch.matmul(mask_N, a_SNE.double())
+            return
+        there_M, domain_N = domain_ids.reshape(-1).unique(return_inverse=True)
+        domain_MN = (torch.nn.functional.one_hot(domain_N, len(there_M)) * mask_N[:, None]).T
+        loads_MSE = self.load_sum[there_M]
+        loads_MSE[:, where, :experts] += torch.matmul(domain_MN, a_SNE.double()).transpose(0, 1)
+        self.load_sum[there_M] = loads_MSE
 
     def update_all(self, routing: Mapping[str, SiteDecision], valid: Tensor, domain_ids: Tensor) -> None:
         """Add one batch of every site. Sites with the same number of experts are taken together, but no more of them
@@ -192,7 +203,10 @@ class RoutingStats(Metric):
             )
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add the sums of another one of the same sites and domains, or a saved `metric_state`."""
+        """Add the sums of another one of the same sites and domains, or a saved `metric_state`; without domains also
+        one with them, as checkpoints of earlier versions hold it."""
+        if self.domains is None and isinstance(incoming_state, dict):
+            incoming_state = incoming_state | {"load_sum": incoming_state["load_sum"].sum(0, keepdim=True)}
         super().merge_state(incoming_state)
         self._update_count, self._computed = self._update_count + 1, None  # NOTE the library counts updates only
 
@@ -229,6 +243,7 @@ class RoutingStats(Metric):
 
     def load_by_domain(self) -> dict[str, dict[str, list[float]]]:
         """{domain: {site: load of each expert}}; domains without tokens are left out."""
+        assert self.domains is not None
         result: dict[str, dict[str, list[float]]] = {}
         for name, by_site in zip(self.domains, self.load_sum.tolist(), strict=True):
             for (site, experts), counts in zip(self.num_experts.items(), by_site, strict=True):

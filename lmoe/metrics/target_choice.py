@@ -145,7 +145,8 @@ class TargetChoice(Metric):
         is_label_LR = _indicators(label_R, len(self.targets) + len(self.domains), there_R)
         is_domain_MR = _indicators(domain_R, len(self.domains), there_R)
         self.label_rows += is_label_LR.sum(-1)
-        is_row_RN = (torch.arange(len(tokens_R), device=row_N.device)[:, None] == row_N).float()
+        is_row_BPT = (torch.arange(rows, device=row_ids.device)[:, None] == row_ids.unsqueeze(1)).float()
+        is_row_BPT *= valid.unsqueeze(1)
         groups = zip(
             stacked_sites({site: r.router_logits for site, r in routing.items()}, self.num_experts, valid),
             stacked_sites({site: r.routing_weights for site, r in routing.items()}, self.num_experts, valid),
@@ -157,7 +158,8 @@ class TargetChoice(Metric):
             share_SRC = _shares(log_p_SNC.argmax(-1), len(self.targets), row_N, counts_N, tokens_R)
             self.chosen_sum[where] += torch.matmul(is_label_LR, share_SRC)
             self.loss_sum[where] += _row_losses(log_p_SNC, target_R, row_N, counts_N, tokens_R)
-            of_rows_SRE = torch.matmul(is_row_RN, torch.where(valid.reshape(-1, 1), w_SNE.float(), 0))
+            w_SBTE = torch.where(valid.reshape(-1, 1), w_SNE.float(), 0).unflatten(1, valid.shape)
+            of_rows_SRE = torch.matmul(is_row_BPT, w_SBTE).flatten(1, 2)
             heaviest_SRE = _indicators(of_rows_SRE.argmax(-1), w_SNE.shape[-1], of_rows_SRE.sum(-1) > 0, dim=-1)
             self.expert_rows[where, :, : w_SNE.shape[-1]] += torch.matmul(is_domain_MR, heaviest_SRE)
 

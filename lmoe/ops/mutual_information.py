@@ -63,14 +63,19 @@ def permuted_information(
     rows = len(row_domains)
     generator = torch.Generator().manual_seed(seed)
     loads_RC = row_loads.double().flatten(1)
-    per_chunk = max(1, CHUNK_ELEMENTS // max(1, rows * num_domains))
+    row_R = torch.arange(rows, device=row_domains.device)
+    per_chunk = max(1, CHUNK_ELEMENTS // max(1, rows, num_domains * loads_RC.shape[1]))
     found = []
     for start in range(0, permutations, per_chunk):
         count = min(per_chunk, permutations - start)
         order_PR = torch.stack([torch.randperm(rows, generator=generator) for _ in range(count)])
         labels_PR = row_domains[order_PR.to(row_domains.device)]
-        is_domain_PMR = (labels_PR[:, None, :] == torch.arange(num_domains, device=labels_PR.device)[:, None]).double()
-        joint = torch.matmul(is_domain_PMR, loads_RC).unflatten(-1, row_loads.shape[1:])
+        # NOTE sparse: each row is of one domain, and a dense product would take as many times the work as there are.
+        first_P1 = num_domains * torch.arange(count, device=row_R.device)[:, None]
+        places = torch.stack([(first_P1 + labels_PR).flatten(), row_R.repeat(count)])
+        ones = torch.ones(count * rows, dtype=torch.float64, device=row_R.device)
+        is_domain = torch.sparse_coo_tensor(places, ones, (count * num_domains, rows), check_invariants=False)
+        joint = torch.sparse.mm(is_domain, loads_RC).unflatten(0, (count, -1)).unflatten(-1, row_loads.shape[1:])
         found.append(mutual_information(joint.movedim(1, -2)))
     return torch.cat(found)
 
@@ -119,11 +124,17 @@ def expected_mutual_information(a_M: Tensor, b_E: Tensor) -> float:
     """
     items, total = a_M.double().sum(), 0.0
     log_factorial = torch.special.gammaln(torch.arange(int(items) + 1, dtype=torch.float64) + 1)
-    for a in a_M.long().tolist():
-        for b in b_E.long().tolist():
+    for a, times_a in _counted(a_M):
+        for b, times_b in _counted(b_E):
             n = torch.arange(max(1, a + b - int(items)), min(a, b) + 1)
             apart = log_factorial[a - n] + log_factorial[b - n] + log_factorial[int(items) - a - b + n]
             ways = log_factorial[a] + log_factorial[b] + log_factorial[int(items) - a] + log_factorial[int(items) - b]
             log_p = ways - log_factorial[-1] - log_factorial[n] - apart
-            total += float((n / items * (items * n / (a * b)).log() * log_p.exp()).sum())
+            total += times_a * times_b * float((n / items * (items * n / (a * b)).log() * log_p.exp()).sum())
     return total
+
+
+def _counted(sizes: Tensor) -> list[tuple[int, int]]:
+    """Sizes of groups, each once with how often it is there: of N items at most sqrt(2 N) sizes differ."""
+    values, times = sizes.long().unique(return_counts=True)
+    return list(zip(values.tolist(), times.tolist(), strict=True))

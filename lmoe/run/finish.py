@@ -16,7 +16,7 @@ from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected
 from lmoe.ops.mutual_information import adjusted_mutual_information
 from lmoe.report.curves import read_metrics
-from lmoe.report.page import write_page
+from lmoe.report.page import is_shown, write_page
 from lmoe.report.pictures import write_pictures
 from lmoe.report.routing_file import RoutingHistory, write_routing
 from lmoe.report.summary import RunSummary
@@ -67,7 +67,7 @@ def finish(
     report = run_dir / REPORT
     report.mkdir(exist_ok=True)
     summary.to_json(run_dir / SUMMARY_FILE)
-    metrics = read_metrics(run_dir / METRICS_FILE)
+    metrics = read_metrics(run_dir / METRICS_FILE, is_shown)  # NOTE each site and expert has columns of its own
     pictures = write_pictures(summary, metrics, report)
     if routing is not None:
         write_routing(routing, report)

@@ -14,6 +14,7 @@ from lmoe.config.study import JudgingConfig
 from lmoe.errors import StudyError
 from lmoe.files.small_file import Reader
 from lmoe.report.curves import read_metrics
+from lmoe.rules.phase_options import TRAIN_LOSS
 from lmoe.run.machine import cpu_model
 from lmoe.run.packages import installed_version
 from lmoe.run.provenance import PACKAGES
@@ -233,7 +234,7 @@ def _accuracy(study: Study, jobs: Sequence[Job]) -> float | None:
 
 def _curve(runs: Sequence[Path]) -> Curve | None:
     """Mean over runs of the training loss, each point the mean of the steps since the one before."""
-    by_run = [dict(read_metrics(run / "metrics.csv").get("train/loss", [])) for run in runs]
+    by_run = [dict(read_metrics(run / "metrics.csv", TRAIN_LOSS.__eq__).get(TRAIN_LOSS, [])) for run in runs]
     common = sorted(set.intersection(*(set(found) for found in by_run))) if by_run else []
     if not common:
         return None

@@ -100,7 +100,7 @@ def _timed(place: Path) -> tuple[float, float] | None:
     try:
         if finished(place) is None:
             return None
-        metrics = read_metrics(place / "metrics.csv")
+        metrics = read_metrics(place / "metrics.csv", lambda name: name.startswith("throughput/"))
     except LmoeError:
         return None
     counted, rates = (dict(metrics.get(f"throughput/{kind}", [])) for kind in ("tokens", "tokens_per_second"))

@@ -79,7 +79,7 @@ def score_of(job: Job, folder: Path, metric: str) -> float | None:
         assert summary is not None
         value = summary.after_mean
         if metric != MEAN:
-            points = read_metrics(place / "metrics.csv").get(metric)
+            points = read_metrics(place / "metrics.csv", metric.__eq__).get(metric)
             if not points:
                 there = ", ".join(summary.metric_names) or "none is recorded"
                 raise StudyError(
@@ -105,11 +105,10 @@ def validated(place: Path, job: Job, metric: str) -> dict[int, float]:
         file = place / run.folder / "metrics.csv"
         if not file.exists():
             continue
-        metrics = read_metrics(file)
-        wanted = [metric] if metric != MEAN else [name for name in metrics if OF_DOMAIN.fullmatch(name)]
+        metrics = read_metrics(file, lambda name: bool(OF_DOMAIN.fullmatch(name)) if metric == MEAN else name == metric)
         found: dict[int, list[float]] = {}
-        for name in wanted:
-            for step, value in metrics.get(name, []):
+        for points in metrics.values():
+            for step, value in points:
                 found.setdefault(step, []).append(value)
         for step, values in found.items():
             by_step.setdefault(step, []).append(sum(values) / len(values))

@@ -70,9 +70,9 @@ class AdapterModule(LightningModule):
         assert len(self.objectives) == len(schedule.phases)
         self.roles, self.layers = parameter_roles(model), parameter_layers(model)
         experts = injected(model).plan.routers
-        self.window_routing = RoutingStats(experts, domains)
-        self.step_routing = RoutingStats(experts, domains, over_ranks=self.over_ranks)
-        self.recent_routing = RoutingStats(experts, domains, over_ranks=self.over_ranks)
+        self.window_routing = RoutingStats(experts, None)
+        self.step_routing = RoutingStats(experts, None, over_ranks=self.over_ranks)
+        self.recent_routing = RoutingStats(experts, None, over_ranks=self.over_ranks)
         self.step_record = StepRecord()
         self.auxiliary, self.dropouts = Auxiliary(model, self.over_ranks), Dropouts(model)
         self.plateau_starts: dict[str, int] = {}

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from lmoe.config.data import DataConfig
 from lmoe.data.collate import Collate
 from lmoe.data.datamodule import TrainingData
+from lmoe.data.order import SeededBatches
 from lmoe.data.prepare import prepare
 
 
@@ -126,3 +127,13 @@ def test_signals_to_all_processes_leave_the_workers_at_work_and_no_worker_keeps_
     ended = subprocess.run([sys.executable, "-c", WORKERS], capture_output=True, text=True, timeout=100)
     assert ended.returncode == 1
     assert ended.stderr.strip().endswith("RuntimeError: in a validation"), ended.stderr
+
+
+def test_the_samples_of_a_step_are_counted_once_for_all_its_micro_batches(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path, write_rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, index, seen = module(tokenizer, tmp_path, write_rows), SeededBatches.index, []
+    monkeypatch.setattr(SeededBatches, "index", lambda order, position: seen.append(position) or index(order, position))
+    totals = [data.window_totals(step) for step in (0, 0, 0, 1, 1, 1, 0)]
+    assert seen == [*range(12), *range(12, 24), *range(12)]
+    assert totals[0] == totals[2] == totals[6] and totals[3] == totals[5]

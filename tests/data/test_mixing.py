@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lmoe.data.mixing import MOST_TIMES, domain_shares, mixed, weight_shares
 from lmoe.errors import DataError
+from tests.reference.counted_work import counted_work
 
 
 def groups_of(sizes: list[int]) -> Tensor:
@@ -77,3 +78,10 @@ def test_weights_that_make_an_epoch_far_longer_than_the_rows_are_refused() -> No
     for weights in ([1.0, 2 * MOST_TIMES], [1e-300, 1.0], [5e-324, 1e308]):
         with pytest.raises(DataError, match="the weights, or data.temperature, make an epoch of"):
             mixed(groups, weight_shares(weights), 0)
+
+
+def test_many_groups_are_gone_through_once_and_not_once_for_each() -> None:
+    work = {
+        count: counted_work(lambda m=count: mixed(torch.arange(4000) % m, [1 / m] * m, seed=0)) for count in (2, 200)
+    }
+    assert work[200] < 1.5 * work[2]

@@ -8,6 +8,7 @@ from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRow, EncodedRows
 from lmoe.data.pack import (
     PackedRows,
+    Rooms,
     best_fit,
     packing_line,
     packing_supported,
@@ -119,3 +120,32 @@ def test_what_packing_would_make_is_what_it_makes() -> None:
     assert expected in packing_line(rows, 10, 0, None) and "is not known" in packing_line(rows, 10, 0, None)
     refused = packing_line(rows, 10, 0, "qwen3_5")
     assert "would be refused: model type qwen3_5" in refused and "sequences" not in refused
+
+
+def in_the_fullest_with_room(lengths: list[int], max_length: int, seed: int) -> list[list[int]]:
+    """What best_fit does, with a look at every sequence for every row."""
+    shuffled = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).tolist()
+    sequences, rooms = [], []
+    for row in sorted(shuffled, key=lambda index: -lengths[index]):
+        fitting = [(room, number) for number, room in enumerate(rooms) if room >= lengths[row]]
+        if not fitting:
+            rooms.append(max_length)
+            sequences.append([])
+        number = min(fitting)[1] if fitting else len(rooms) - 1
+        rooms[number] -= lengths[row]
+        sequences[number].append(row)
+    return sequences
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rows_come_where_a_look_at_every_sequence_puts_them(seed: int) -> None:
+    lengths = torch.randint(1, 33, (200,), generator=torch.Generator().manual_seed(seed)).tolist()
+    assert best_fit(lengths, 32, seed) == in_the_fullest_with_room(lengths, 32, seed)
+
+
+def test_what_is_searched_for_room_does_not_grow_with_the_open_sequences() -> None:
+    rooms = Rooms()
+    for sequence in range(10_000):
+        rooms.add(1 + sequence % 20, sequence)
+    assert rooms.sizes == list(range(1, 21))
+    assert [rooms.take(15) for _ in range(2)] == [(15, 14), (15, 34)] and rooms.take(21) is None

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lmoe.metrics.coactivation import Coactivation
 from tests.reference import dumb_metrics as dumb
+from tests.reference.counted_work import counted_work
 
 FEW = settings(max_examples=20, derandomize=True, deadline=None, database=None)
 SITES = {"a": 4, "b": 3, "c": 4}
@@ -82,3 +83,25 @@ def test_padding_alone_gives_nothing():
     metric = Coactivation({"site": 3})
     metric.update({"site": chosen(1, 3, 2, seed=0)}, torch.zeros(1, 5, dtype=torch.bool))
     assert metric.compute() == {}
+
+
+@pytest.mark.parametrize("experts", [8, 20, 40])
+def test_few_of_many_experts_are_counted_as_the_loop_does(experts):
+    assignment = chosen(3, experts, 2, seed=1)
+    assignment[0, 0] = 0.0  # a token that no expert acts on
+    assignment[1, 1] = torch.nn.functional.one_hot(torch.tensor(3), experts)
+    valid = torch.ones(3, 5, dtype=torch.bool)
+    valid[2, 3:] = False
+    metric = Coactivation({"site": experts})
+    metric.update({"site": assignment}, valid)
+    share, _ = dumb.coactivation(used(assignment, valid), experts)
+    assert metric.compute()["site"].share == [pytest.approx(row) for row in share]
+
+
+def test_with_four_times_the_experts_two_chosen_ones_cost_four_times_as_much_at_most():
+    work = {}
+    for experts in (64, 256):
+        metric, valid = Coactivation({"site": experts}), torch.ones(400, 5, dtype=torch.bool)
+        assignment = chosen(400, experts, 2, seed=0)
+        work[experts] = counted_work(lambda m=metric, a=assignment, v=valid: m.update({"site": a}, v))
+    assert work[256] < 4.2 * work[64]

@@ -12,6 +12,7 @@ from lmoe.metrics.routing import RoutingStats, SiteRouting, routing_rows, routin
 from lmoe.ops.gating import top_k_gate
 from lmoe.vocabulary import MixtureScale
 from tests.reference import dumb
+from tests.reference.counted_work import counted_work
 
 
 def feed(stats: RoutingStats, site: str, logits, valid, domains, *, top_k: int) -> None:
@@ -190,3 +191,42 @@ def test_statistics_are_the_same_bits_however_many_sites_are_taken_together(at_o
     together.update_all(routing, valid, domain_ids)
     assert calls == {1: [1] * 5, 120: [2, 2, 1], 10**6: [5]}[at_once]
     assert together.compute() == one_by_one.compute()
+
+
+def batch_of_two_domains(domains: list[str] | None) -> tuple[RoutingStats, tuple[torch.Tensor, ...]]:
+    stats = RoutingStats({"a": 8, "b": 8}, domains)
+    assignment = torch.rand(2, 4, 64, 8, generator=torch.Generator().manual_seed(0))
+    assignment /= assignment.sum(-1, keepdim=True)
+    domain_ids = torch.tensor([0, 1, 1, 0])[:, None].expand(4, 64)
+    return stats, (assignment, torch.ones(4, 64, dtype=torch.bool), domain_ids)
+
+
+def add_batch(stats: RoutingStats, assignment, valid, domain_ids) -> None:
+    stats.update(["a", "b"], assignment, assignment, assignment, valid, domain_ids)
+
+
+def test_a_batch_costs_the_same_however_many_domains_the_data_has():
+    work = {}
+    for count in (2, 200):
+        stats, batch = batch_of_two_domains([str(number) for number in range(count)])
+        work[count] = counted_work(lambda stats=stats, batch=batch: add_batch(stats, *batch))
+        assert list(stats.load_by_domain()) == ["0", "1"]
+    assert work[200] - work[2] <= 200 * 2 * 8  # entries of the table itself, which is written into
+
+
+def test_without_domains_the_loads_are_the_same_and_take_no_place_for_each_of_them():
+    without, batch = batch_of_two_domains(None)
+    told_apart, _ = batch_of_two_domains(["x", "y", "z"])
+    for stats in (without, told_apart):
+        add_batch(stats, *batch)
+    assert without.load_sum.shape == (1, 2, 8)
+    for site, value in told_apart.compute().items():
+        assert without.compute()[site].load == pytest.approx(value.load, rel=1e-12)
+
+
+def test_saved_loads_by_domain_are_summed_where_loads_are_not_told_apart():
+    told_apart, batch = batch_of_two_domains(["x", "y", "z"])
+    without, _ = batch_of_two_domains(None)
+    add_batch(told_apart, *batch)
+    without.merge_state(told_apart.metric_state)
+    assert without.compute() == told_apart.compute()

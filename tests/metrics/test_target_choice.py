@@ -12,6 +12,7 @@ from lmoe.metrics.target_choice import TargetChoice, TargetChoices
 from lmoe.ops.mutual_information import adjusted_mutual_information
 from lmoe.ops.router_targets import NO_TARGET, RowTargets
 from tests.reference import dumb_metrics as dumb
+from tests.reference.counted_work import counted_work
 
 FEW = settings(max_examples=15, derandomize=True, deadline=None, database=None)
 SITES = {"a": 4, "b": 3, "c": 4}
@@ -164,3 +165,8 @@ def test_without_targets_all_rows_are_counted_by_their_domain():
     assert found.rows[:3] == [0, 0, 0] and sum(found.rows[3:]) == 6
     assert found.accuracy() == found.losses() == {}
     assert sum(sum(row) for row in found.sites["b"].chosen) == pytest.approx(6)
+
+
+def test_a_batch_of_eight_times_the_sequences_costs_eight_times_as_much_at_most():
+    work = {sequences: counted_work(lambda n=sequences: updated(packed(0, n, 20))) for sequences in (8, 64)}
+    assert work[64] < 8.1 * work[8]

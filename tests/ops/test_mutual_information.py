@@ -16,6 +16,7 @@ from lmoe.ops.mutual_information import (
     permuted_information,
 )
 from tests.reference import dumb_metrics as dumb
+from tests.reference.counted_work import counted_work
 
 FEW = settings(max_examples=25, derandomize=True, deadline=None, database=None)
 
@@ -123,3 +124,22 @@ def test_equal_groupings_agree_wholly_and_trivial_ones_not_at_all(first, second,
 def test_only_counts_have_an_adjusted_information(joint):
     with pytest.raises(ValueError, match="a table of counts is needed"):
         adjusted_mutual_information(joint)
+
+
+def test_permutations_of_many_domains_cost_what_those_of_few_do_but_for_the_tables_themselves():
+    loads, rows, permutations = torch.rand(3000, 2, 4), torch.arange(3000), 20
+    work = {}
+    for domains in (2, 64):
+        work[domains] = counted_work(
+            lambda m=domains: permuted_information(loads, rows % m, m, permutations=permutations, seed=0)
+        )
+    tables = 20 * permutations * 64 * 8  # twenty operations, at most, that make an entry for each of a table
+    assert work[64] < 1.5 * work[2] + tables
+
+
+def test_groups_of_one_size_are_looked_at_once_for_all_of_them(monkeypatch):
+    seen = []
+    arange = torch.arange
+    monkeypatch.setattr(torch, "arange", lambda *args, **kwargs: seen.append(args) or arange(*args, **kwargs))
+    assert expected_mutual_information(torch.full((100,), 6), torch.full((30,), 20)) > 0
+    assert len(seen) == 2  # the factorials, and the one pair of sizes

@@ -1,0 +1,1 @@
+"""How the cost of fine-tuning grows with what a job has more of."""
