@@ -8,15 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lmoe.layers.lora_linear import branch_dtype
+from lmoe.layers.lora_linear import branch_dtype, has_hooks
 from lmoe.layers.model_route import ModelRoute
 from lmoe.layers.routers import Router
 from lmoe.layers.routing import Decision, Routing
 from lmoe.layers.stacked_lora import StackedLoRA
+from lmoe.ops.expert_blocks import Factors, expert_blocks
 from lmoe.ops.expert_rows import grouped_linear, sum_over_choices
 from lmoe.ops.ffn_names import FfnNames
 from lmoe.ops.grouped import Groups, group_by_expert
 from lmoe.ops.linear_sizes import sizes, weight_OD
+from lmoe.ops.lora import faded
 
 COPIES = "base_copies"
 """Name of the experts' own copies of the block under it."""
@@ -111,23 +113,58 @@ class ExpertFFN(nn.Module):
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
         indices, gates = chosen(routing)
         groups = group_by_expert(indices, self.settings.num_experts, by_triton=self.settings.by_triton)
-        inner = self._inner(x, groups)
-        y = self._down(inner, gates.to(inner.dtype), groups)
+        if self._goes_in_blocks(x):
+            y = self._in_blocks(x, gates, groups)
+        else:
+            inner = self._inner(x, groups)
+            y = self._down(inner, gates.to(inner.dtype), groups)
         dropout = self.names.dropout
         y = y if dropout is None else self.base_layer.get_submodule(dropout)(y)
         return y.view(*hidden_states.shape[:-1], y.shape[-1])
 
+    def _goes_in_blocks(self, x: Tensor) -> bool:
+        """Whether rows may be computed a few at a time, and again in the backward pass: on a CPU, not in a graph, and
+        where nothing between the frozen products is drawn, trains or has hooks."""
+        if x.device.type != "cpu" or self.settings.by_triton or torch.compiler.is_compiling():
+            return False
+        if self.base_copies is not None or (self.lora_dropout.training and self.settings.dropout > 0):
+            return False
+        between = self.base_layer.get_submodule(self.names.activation)
+        inside = (*between.modules(), *map(self.get_submodule, self.settings.adapted))
+        return not (any(map(has_hooks, inside)) or any(p.requires_grad for p in between.parameters()))
+
+    def _in_blocks(self, x: Tensor, gates: Tensor, groups: Groups) -> Tensor:
+        """(N, D): what `_inner` and `_down` compute."""
+        firsts = [name for name in (self.names.gate, self.names.up) if name is not None]
+        mixed, delta = expert_blocks(
+            x.to(branch_dtype(x, self._lora_A())),
+            [self.base_layer.get_submodule(name)(x) for name in firsts],
+            [self._factors(name) for name in firsts],
+            self._factors(self.names.down),
+            gates,
+            groups,
+            self._between,
+            self.settings.scaling,
+        )
+        y = self._frozen_down(mixed, gates)
+        return y if delta is None else y + delta.to(y.dtype)
+
+    def _factors(self, name: str) -> Factors | None:
+        branch = getattr(self, name, None)
+        return None if branch is None else Factors(branch.lora_A, faded(branch.lora_B, branch.fade))
+
+    def _between(self, *values: Tensor) -> Tensor:
+        """(..., I): what goes into the last Linear, of what the Linears that read x make of it, (..., W) each."""
+        activation = self.base_layer.get_submodule(self.names.activation)
+        if self.names.fused:
+            values = values[0].chunk(2, dim=-1)
+        return activation(values[0]) * values[1] if len(values) > 1 else activation(values[0])
+
     def _inner(self, x: Tensor, groups: Groups) -> Tensor:
         """(S, I): what goes into the last Linear of each expert."""
-        names, activation = self.names, self.base_layer.get_submodule(self.names.activation)
         branch = self.lora_dropout(x.to(branch_dtype(x, self._lora_A()))).index_select(0, groups.token)
-        up = self._first(names.up, x, branch, groups)
-        if names.gate is not None:
-            return activation(self._first(names.gate, x, branch, groups)) * up
-        if names.fused:
-            gate, up = up.chunk(2, dim=-1)
-            return activation(gate) * up
-        return activation(up)
+        names = [name for name in (self.names.gate, self.names.up) if name is not None]
+        return self._between(*(self._first(name, x, branch, groups) for name in names))
 
     def _first(self, name: str, x: Tensor, branch: Tensor, groups: Groups) -> Tensor:
         """(S, I): a Linear that reads x."""
@@ -142,16 +179,21 @@ class ExpertFFN(nn.Module):
         """(N, D): the last Linear of each expert, weighted and summed."""
         name = self.names.down
         if self.base_copies is None:
-            linear = self.base_layer.get_submodule(name)
-            y, bias = linear(sum_over_choices(inner, gates, groups)), linear.bias
-            if isinstance(bias, Tensor):  # which counts as often as the weights sum to
-                y = y + (gates.sum(-1, keepdim=True) - 1).to(y.dtype) * bias.to(y.dtype)
+            y = self._frozen_down(sum_over_choices(inner, gates, groups), gates)
         else:
             y = sum_over_choices(self.base_copies[name](inner, groups), gates, groups)
         lora = getattr(self, name, None)
         if lora is None:
             return y
         return y + sum_over_choices(lora(self.lora_dropout(inner), groups), gates, groups).to(y.dtype)
+
+    def _frozen_down(self, mixed: Tensor, gates: Tensor) -> Tensor:
+        """(N, D): the last Linear of the block, once for the weighted sum (N, I) of what the experts give it."""
+        linear = self.base_layer.get_submodule(self.names.down)
+        y, bias = linear(mixed), linear.bias
+        if isinstance(bias, Tensor):  # which counts as often as the weights sum to
+            y = y + (gates.sum(-1, keepdim=True) - 1).to(y.dtype) * bias.to(y.dtype)
+        return y
 
     def _lora_A(self) -> Tensor:
         """A parameter of the branches, which tells the type that they compute in without autocast."""

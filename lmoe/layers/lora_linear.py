@@ -20,6 +20,12 @@ def branch_dtype(x: Tensor, lora_A: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else lora_A.dtype
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether something is to hear of a module's inputs, outputs or gradients."""
+    forward = module._forward_hooks or module._forward_pre_hooks
+    return bool(forward or module._backward_hooks or module._backward_pre_hooks)
+
+
 def one_function_computes(
     base_layer: nn.Module, x: Tensor, dtype: torch.dtype, dropout: nn.Dropout
 ) -> TypeGuard[nn.Linear]:
@@ -34,7 +40,7 @@ def one_function_computes(
     """
     if type(base_layer) is not nn.Linear or base_layer.weight.requires_grad or torch.compiler.is_compiling():
         return False
-    if base_layer._forward_hooks or base_layer._forward_pre_hooks or base_layer._backward_hooks:
+    if has_hooks(base_layer):
         return False
     one_type = torch.is_autocast_enabled(x.device.type) or base_layer.weight.dtype == x.dtype == dtype
     return one_type and not (dropout.training and dropout.p > 0)

@@ -8,6 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lmoe.ops.expert_rows import grouped_linear, grouped_lora
 from lmoe.ops.grouped import group_by_expert
+from tests.layers import small_ffn
 from tests.layers.loop_routing import GATES
 from tests.layers.small_site import D, Site, router_of, trained
 from tests.reference.no_grouped_kernel import no_grouped_kernel
@@ -94,6 +95,17 @@ def test_rows_of_experts_compile_whole_where_torch_has_no_grouped_kernel(monkeyp
         y = call(rows)
         found.append((y.detach(), *torch.autograd.grad(y.square().sum(), rows)))
     torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("kind", ["gated", "fused", "ungated"])
+def test_expert_ffns_are_one_graph_that_gives_what_blocks_of_rows_do(kind):
+    ffn, x = small_ffn.make(Site(rank=4), kind), torch.randn(2, 3, D)
+    found = []
+    for call in (ffn, torch.compile(ffn, fullgraph=True, backend="aot_eager")):
+        leaf = x.clone().requires_grad_()
+        y = call(leaf)
+        found.append((y.detach(), *torch.autograd.grad(y.square().mean(), [leaf, *small_ffn.trained(ffn).values()])))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
 
 
 def test_a_compiled_site_that_is_checkpointed_traces_the_same():

@@ -4,13 +4,14 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import dropout
+from torch.utils.checkpoint import checkpoint
 
 from lmoe.layers.context import PromptRows
 from lmoe.layers.expert_ffn import ExpertFFN
 from tests.layers.loop_routing import ROUTERS, info_for_router, known, loop_choices, scales
-from tests.layers.small_ffn import KINDS, SCALING, make, trained, whole_experts
+from tests.layers.small_ffn import KINDS, SCALING, I, make, trained, whole_experts
 from tests.layers.small_site import D, Site
 from tests.reference import dumb_experts
 
@@ -370,3 +371,55 @@ def test_one_decision_a_prompt_sends_all_its_tokens_to_the_same_experts():
     chosen = trace.routing["site"].expert_indices
     assert chosen.shape == (2, 3, 2)
     assert torch.equal(chosen, chosen[:, :1].expand_as(chosen))
+
+
+# --- in blocks of rows
+
+
+def by_rows(ffn: ExpertFFN) -> ExpertFFN:
+    """The same, computed for all rows at once, which a hook asks for that hears of the activation."""
+    other = copy.deepcopy(ffn)
+    other.base_layer.get_submodule(other.names.activation).register_forward_hook(lambda *_: None)
+    return other
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("router", ["top_k", "soft"])
+def test_blocks_of_rows_give_outputs_and_gradients_of_all_rows_at_once(router, kind, dtype):
+    ffn, (x, _) = make(Site(router=router), kind), batch()
+    found = []
+    for way in (ffn, by_rows(ffn)):
+        leaf = x.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
+            y = run(way, leaf)
+        grads = torch.autograd.grad(y.float().square().mean(), [leaf, *trained(way).values()])
+        found.append([y.detach(), *grads])
+    for mine, theirs in zip(*found, strict=True):
+        assert mine.dtype == theirs.dtype
+        assert (mine - theirs).norm() <= (0.03 if dtype is torch.bfloat16 else 1e-5) * theirs.norm()
+
+
+def test_checkpointing_gives_the_same_gradients_to_the_last_bit():
+    ffn, (x, _) = make(Site()), batch()
+    found = []
+    for call in (ffn, lambda leaf: checkpoint(ffn, leaf, use_reentrant=False)):
+        leaf = x.clone().requires_grad_()
+        y = call(leaf)
+        found.append([y, *torch.autograd.grad(y.square().mean(), [leaf, *trained(ffn).values()])])
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*found, strict=True))
+
+
+def test_a_hook_on_the_activation_hears_of_all_rows_once():
+    ffn, (x, _) = make(Site()), batch()
+    seen = []
+    ffn.base_layer.act_fn.register_forward_hook(lambda _, args, __: seen.append(args[0].shape))
+    run(ffn, x.requires_grad_()).sum().backward()
+    assert seen == [(2 * 3 * 2, I)]
+
+
+def test_an_activation_that_trains_gets_its_gradient():
+    ffn, (x, _) = make(Site(), "ungated"), batch()
+    ffn.base_layer.activation_fn = nn.PReLU()
+    run(ffn, x).sum().backward()
+    assert ffn.base_layer.activation_fn.weight.grad.any()
