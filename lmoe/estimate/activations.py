@@ -55,12 +55,14 @@ class Numbers:
         storage: bytes of the type of the residual stream, which is that of the backbone's norms and embeddings.
         cast: whether frozen weights are kept a second time in the compute type (a float32 backbone under autocast).
         dropout: whether the branches' input is dropped out.
+        rows_in_blocks: whether FFN experts around one base compute their rows again in the backward pass.
     """
 
     compute: int
     storage: int
     cast: bool
     dropout: bool
+    rows_in_blocks: bool
 
 
 def layer_per_token(layer: LayerShape, length: int, numbers: Numbers) -> float:
@@ -68,7 +70,7 @@ def layer_per_token(layer: LayerShape, length: int, numbers: Numbers) -> float:
     norms = 2 * norm_per_token(layer.hidden) + (4 * (layer.query + layer.key) if layer.normed_heads else 0)
     # Keys and values are repeated to all query heads; q, k, v and the output are kept; T is the mask's row.
     attention = numbers.compute * (4 * layer.query + length) + 4 * layer.heads
-    return norms + attention + _ffn(layer, numbers.compute) + _branches(layer, numbers) + routers(layer)
+    return norms + attention + _ffn(layer, numbers) + _branches(layer, numbers) + routers(layer)
 
 
 def first_layer_saves(layer: LayerShape) -> float:
@@ -103,15 +105,19 @@ def casts(layer: LayerShape, numbers: Numbers) -> float:
     return numbers.compute * (frozen + (adapters if numbers.compute != 4 else 0))
 
 
-def _ffn(layer: LayerShape, compute: int) -> float:
+def _ffn(layer: LayerShape, numbers: Numbers) -> float:
     """c I of each: the activation's input, and with a gate its output and what it multiplies. K times for experts,
-    which keep their weighted input and output of width D, and the product as well."""
+    which keep their weighted input and output of width D, and the product as well; in blocks of rows
+    (ops/expert_blocks.py) only x and what the frozen Linears make of it."""
+    compute = numbers.compute
     each = (3 if layer.gated else 1) * compute * layer.inner
     if layer.native_top_k:
         return layer.native_top_k * (each + compute * (layer.inner + 2 * layer.hidden))
     experts = next((site for site in layer.sites if site.kind is SiteKind.expert_ffn), None)
     if experts is None:
         return each
+    if numbers.rows_in_blocks:
+        return compute * ((2 if layer.gated else 1) * layer.inner + layer.hidden)
     return experts.active_experts * (each + compute * (layer.inner + layer.hidden))
 
 

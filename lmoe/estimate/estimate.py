@@ -36,7 +36,7 @@ from lmoe.rules.phases import has_reward_head, lora_B_std, trained_base
 from lmoe.rules.routers import needs_domain
 from lmoe.run.memory import MB, trained_bytes
 from lmoe.training.phases import PhaseSchedule
-from lmoe.vocabulary import CHOSEN_ALONE, InitLora, RouterTarget
+from lmoe.vocabulary import CHOSEN_ALONE, Accelerator, InitLora, RouterTarget
 
 SHARDING = "fsdp2"
 """The strategy that splits the frozen weights over the devices."""
@@ -245,7 +245,11 @@ def computed_adapters(plan: InjectionPlan, moe: MoeConfig) -> int:
 def _numbers(config: RunConfig) -> Numbers:
     compute, storage = (4 if config.trainer.precision == "32-true" else 2), storage_bytes(config.backbone.precision)
     cast = compute != storage and config.backbone.precision not in QUANTISED
-    return Numbers(compute=compute, storage=storage, cast=cast, dropout=config.injection.lora_dropout > 0)
+    dropout, loop = config.injection.lora_dropout > 0, config.trainer
+    # Any GPU may be meant by `auto`, whatever this machine has.
+    on_cpu = loop.accelerator is Accelerator.cpu
+    in_blocks = on_cpu and not loop.compile and config.injection.share_base and not dropout
+    return Numbers(compute=compute, storage=storage, cast=cast, dropout=dropout, rows_in_blocks=in_blocks)
 
 
 def _named_domains(config: RunConfig) -> MoeConfig:

@@ -156,9 +156,8 @@ class ExpertFFN(nn.Module):
     def _between(self, *values: Tensor) -> Tensor:
         """(..., I): what goes into the last Linear, of what the Linears that read x make of it, (..., W) each."""
         activation = self.base_layer.get_submodule(self.names.activation)
-        if self.names.fused:
-            values = values[0].chunk(2, dim=-1)
-        return activation(values[0]) * values[1] if len(values) > 1 else activation(values[0])
+        gate, *up = values[0].chunk(2, dim=-1) if self.names.fused else values
+        return activation(gate) * up[0] if up else activation(gate)
 
     def _inner(self, x: Tensor, groups: Groups) -> Tensor:
         """(S, I): what goes into the last Linear of each expert."""

@@ -22,7 +22,8 @@ from tests.tiny_models import tiny_model
 STRATEGIES = {
     "mixture_lora": ["injection=mixture_lora"],
     "dense_lora": ["injection=dense_lora", "phase=adapters"],
-    "moe_expert_lora": ["injection=moe_expert_lora"],
+    "moe_expert_lora": ["injection=moe_expert_lora", "trainer.accelerator=cpu"],  # in blocks of rows
+    "moe_expert_lora with dropout": ["injection=moe_expert_lora", "injection.lora_dropout=0.1"],
 }
 TYPES = {
     "float32": [],
