@@ -31,6 +31,7 @@ COMMON = (
     "data.max_length=64",
     "data.batch_size=8",
     "data.packing=false",
+    "data.val_rows_per_domain=0",
     "optim.warmup_steps=1",
 )
 

@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 import torch
 from rich.console import Console
-from torch.optim import adam
+from torch.optim import adam  # type: ignore[attr-defined]
 
 from benchmarks.gpu_parts.composing import composed
 from benchmarks.growth.watch import Now

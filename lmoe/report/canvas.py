@@ -16,6 +16,9 @@ WIDTH = 16.0
 DPI = 100
 """Dots an inch: a picture is 1,600 pixels wide."""
 
+MOST_DOMAINS = 40
+"""Domains that a picture draws, the first ones."""
+
 
 def new_figure(height: float) -> Figure:
     """An empty figure, `height` inches tall."""

@@ -13,8 +13,8 @@ Ticks = Sequence[tuple[float, str]]
 
 ABSENT = math.nan
 ROW_INCHES = 0.42
-MIN_CELL_INCHES = 0.38
-"""Narrower cells carry no number."""
+MIN_CELL_INCHES, MIN_ROW_INCHES = 0.38, 0.3
+"""Narrower and lower cells carry no number."""
 
 
 def draw_cells(ax: Axes, values: Sequence[Sequence[float]], colours: Colormap, scale: Normalize) -> None:

@@ -14,8 +14,17 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from lmoe.report.canvas import new_figure, note, plain
-from lmoe.report.cells import ABSENT, MIN_CELL_INCHES, ROW_INCHES, Ticks, draw_cells, label_rows, write_cell
+from lmoe.report.canvas import MOST_DOMAINS, new_figure, note, plain
+from lmoe.report.cells import (
+    ABSENT,
+    MIN_CELL_INCHES,
+    MIN_ROW_INCHES,
+    ROW_INCHES,
+    Ticks,
+    draw_cells,
+    label_rows,
+    write_cell,
+)
 from lmoe.report.loads import DEAD_SHARE, domain_distance, group_sites, is_dead, layer_of, mean_loads, site_ticks
 from lmoe.report.summary import RunSummary
 
@@ -26,6 +35,8 @@ MAX_TICKS = 64
 MIN_INCHES = 3.0
 """A lower picture has no room for the colour scale."""
 PANELS_PER_ROW = 3
+NUMBERED_DOMAINS, LOW_ROW_INCHES = 24, 0.25
+"""More domains have lower rows, without numbers: to write these takes longer than all else of the picture."""
 
 
 def load_by_site(summary: RunSummary) -> Figure:
@@ -50,15 +61,17 @@ def load_by_site(summary: RunSummary) -> Figure:
 
 def load_by_domain(summary: RunSummary) -> Figure:
     """Above: domains by experts, averaged over sites of a kind. Below, of several sites: how far each tells domains
-    apart."""
-    domains = [domain for domain in summary.domains if summary.domain_load.get(domain)]
+    apart. Of very many domains the first ones are drawn."""
+    measured = [domain for domain in summary.domains if summary.domain_load.get(domain)]
+    domains = measured[:MOST_DOMAINS]
     sites = [site for site in summary.site_load if all(site in summary.domain_load[domain] for domain in domains)]
     if not domains or not sites:
         return note("No load by domain was recorded.")
     groups = group_sites({site: summary.site_load[site] for site in sites})
     columns = min(PANELS_PER_ROW, len(groups))
     rows = math.ceil(len(groups) / columns)
-    panel_inches = max(MIN_INCHES, 1.1 + ROW_INCHES * len(domains))
+    row_inches = ROW_INCHES if len(domains) <= NUMBERED_DOMAINS else LOW_ROW_INCHES
+    panel_inches = max(MIN_INCHES, 1.1 + row_inches * len(domains))
     has_distance = len(domains) > 1 and len(sites) > 1
     # Labels under the lower panel are written upright and take an inch and a half.
     heights = [panel_inches] * rows + [panel_inches + 1.5] * has_distance
@@ -72,14 +85,15 @@ def load_by_domain(summary: RunSummary) -> Figure:
             ax,
             loads,
             _domain_ticks(domains) if i % columns == 0 else [],
-            cell_inches=(12.2 / columns / len(loads[0]), ROW_INCHES),
+            cell_inches=(12.2 / columns / len(loads[0]), row_inches),
         )
         ax.set_title(plain(f"{title}: mean of {len(members)} sites" if len(members) > 1 else title), fontsize=13)
         axes.append(ax)
-    fig.suptitle(f"Load of every expert by domain{_reading(summary)}", fontsize=15)
+    shown = "domain" if len(domains) == len(measured) else f"domain, the first {len(domains)} of {len(measured)}"
+    fig.suptitle(f"Load of every expert by {shown}{_reading(summary)}", fontsize=15)
     _load_scale(fig, axes)
     if has_distance:
-        _draw_distance(fig, fig.add_subplot(grid[rows, :]), summary, domains, sites)
+        _draw_distance(fig, fig.add_subplot(grid[rows, :]), summary, measured, sites, row_inches)
     return fig
 
 
@@ -97,7 +111,7 @@ def _draw_loads(ax: Axes, loads: Sequence[Sequence[float]], ticks: Ticks, cell_i
         for e, share in enumerate(row):
             dead = is_dead(share, len(row))
             text = "x" if dead else f"{100 * share:.1f}" if share < 0.0995 else f"{100 * share:.0f}"
-            if dead or (cell_inches[0] >= MIN_CELL_INCHES and cell_inches[1] >= 0.3):
+            if dead or (cell_inches[0] >= MIN_CELL_INCHES and cell_inches[1] >= MIN_ROW_INCHES):
                 write_cell(ax, e, i, text, LOAD_COLOURS(LOAD_SCALE(share * len(row))))
     every = math.ceil(widest / (32 if cell_inches[0] > 0.3 else 16))
     ax.set_xticks([e + 0.5 for e in range(0, widest, every)], [str(e) for e in range(0, widest, every)], fontsize=12)
@@ -105,19 +119,22 @@ def _draw_loads(ax: Axes, loads: Sequence[Sequence[float]], ticks: Ticks, cell_i
     label_rows(ax, ticks)
 
 
-def _draw_distance(fig: Figure, ax: Axes, summary: RunSummary, domains: list[str], sites: list[str]) -> None:
+def _draw_distance(
+    fig: Figure, ax: Axes, summary: RunSummary, domains: list[str], sites: list[str], row_inches: float
+) -> None:
     distances = [domain_distance({d: summary.domain_load[d] for d in domains}, site) for site in sites]
-    values = [[distance[domain] for distance in distances] for domain in domains]
+    drawn = domains[:MOST_DOMAINS]
+    values = [[distance[domain] for distance in distances] for domain in drawn]
     top = max(0.05, max(map(max, values)))
     scale = Normalize(0.0, top)
     draw_cells(ax, values, DISTANCE_COLOURS, scale)
-    if 12.2 / len(sites) >= MIN_CELL_INCHES:
+    if 12.2 / len(sites) >= MIN_CELL_INCHES and row_inches >= MIN_ROW_INCHES:
         for i, row in enumerate(values):
             for j, value in enumerate(row):
                 write_cell(ax, j, i, f"{100 * value:.0f}", DISTANCE_COLOURS(scale(value)))
     places, names = zip(*site_ticks(sites, MAX_TICKS), strict=True)
     ax.set_xticks(places, [plain(name) for name in names], fontsize=11, rotation=90)
-    label_rows(ax, _domain_ticks(domains))
+    label_rows(ax, _domain_ticks(drawn))
     ax.set_title("How far each site tells the domains apart  (% of a domain's assignments routed unlike the mean)",
                  fontsize=13)  # fmt: skip
     percent = FuncFormatter(lambda value, _: f"{100 * value:.0f} %")

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import islice, pairwise
 from types import MappingProxyType
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from lmoe.report.canvas import new_figure, note, plain
+from lmoe.report.canvas import MOST_DOMAINS, new_figure, note, plain
 from lmoe.report.curves import Curves, domain_losses
 
 OKABE_ITO = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D1F", "#000000"]
@@ -30,14 +30,15 @@ def loss_curves(
     unit: str = "label token",
     phase_measures: Mapping[str, str] = MappingProxyType({}),
 ) -> Figure:
-    """Left: training and validation loss. Right: validation loss of each domain, if there are any.
+    """Left: training and validation loss. Right: validation loss of each domain, of very many the first ones.
 
     Args:
         measure, unit: of the objective.
         phase_measures: of each phase, where they differ: a curve is broken where the measure changes.
     """
     train, val = _finite(metrics.get("train/loss", [])), _finite(metrics.get("val/loss", []))
-    domains = {domain: points for domain, values in domain_losses(metrics).items() if (points := _finite(values))}
+    finite = {domain: points for domain, values in domain_losses(metrics).items() if (points := _finite(values))}
+    domains = dict(islice(finite.items(), MOST_DOMAINS))
     if not (train or val or domains):
         return note("No loss was logged.")
     last = max(1, max_steps, *(points[-1][0] for points in (train, val, *domains.values()) if points))
@@ -50,7 +51,9 @@ def loss_curves(
     if columns[0]:
         _draw_overall(axes[0], train, val, breaks, everything)
     if columns[1]:
+        shown = "domain" if len(domains) == len(finite) else f"domain, the first {len(domains)} of {len(finite)}"
         _draw_domains(axes[-1], domains, height - 2.0, last, breaks)
+        axes[-1].set_title(f"Validation loss by {shown}", fontsize=15, pad=40)
     for ax in axes:
         _draw_phases(ax, phases, last)
         ax.set_xlim(-0.01 * last, 1.01 * last)
@@ -153,7 +156,6 @@ def _draw_domains(ax: Axes, domains: Mapping[str, Points], inches: float, last: 
             arrowprops={"arrowstyle": "-", "color": OKABE_ITO[i % 8], "linewidth": 1.5, "relpos": (0.0, 0.5)},
         )
     ax.set_ylim(min(low, *places), max(high, *places))
-    ax.set_title("Validation loss by domain", fontsize=15, pad=40)
 
 
 def _draw_phases(ax: Axes, phases: Mapping[str, int], last: int) -> None:

@@ -65,6 +65,12 @@ def test_attention_on_a_cpu_and_its_backward_are_counted():
     assert found == (2 + 5) * 2 * 16 * 16 * 8 * 6
 
 
+def test_statistics_in_float64_are_not_counted():
+    a = torch.ones(4, 4)
+    assert counted_flops(lambda: a @ a) == 2 * 4**3
+    assert counted_flops(lambda: (a.double() @ a.double(), torch.baddbmm(*[a.double().expand(2, 4, 4)] * 3))) == 0
+
+
 def test_a_step_of_a_series_trains_and_more_experts_are_counted(tmp_path):
     sizes = {experts: StepSize(experts=experts, tokens=(1, 16)) for experts in (4, 8)}
     steps = {experts: Step(size, tmp_path, time.perf_counter) for experts, size in sizes.items()}

@@ -97,6 +97,27 @@ def test_unequal_numbers_of_experts_are_never_averaged_together(summary: RunSumm
     assert not any("uniform =" in text for text in seen), "there is no one uniform share"
 
 
+def many_domains(summary: RunSummary, count: int) -> RunSummary:
+    loads = next(iter(summary.domain_load.values()))
+    summary.domains = [f"domain {number}" for number in range(count)]
+    summary.domain_load = dict.fromkeys(summary.domains, loads)
+    return summary
+
+
+def test_domains_that_a_picture_has_no_room_for_cost_nothing_and_are_counted(summary: RunSummary) -> None:
+    seen = {count: texts(load_by_domain(many_domains(summary, count))) for count in (25, 40, 200)}
+    assert len(seen[200]) == len(seen[40]) and "domain 39" in seen[200] and "domain 40" not in seen[200]
+    assert any("by domain, the first 40 of 200" in text for text in seen[200])
+    assert not any("the first" in text for text in seen[40])
+    assert not {text for text in seen[25] if text.isdecimal()} & {"45", "35"}, "no number in a low row"
+
+
+def test_losses_of_very_many_domains_are_drawn_for_the_first_ones() -> None:
+    curves = {f"val/d{number}/loss": [(0, 2.0), (9, 1.0 + number / 100)] for number in range(60)}
+    axes = loss_curves(curves, {"all": 0}, 10).axes[-1]
+    assert len(axes.lines) == 40 and axes.get_title() == "Validation loss by domain, the first 40 of 60"
+
+
 def test_one_domain_is_not_compared_with_itself(summary: RunSummary) -> None:
     summary.domains = ["code"]
     summary.domain_load = {"code": summary.domain_load["code"]}
