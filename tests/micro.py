@@ -20,6 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("red", "green", "blue", "seven", "eight", "nine", "river", "stone", "tree", "cloud", "bird", "fish")
 DOMAINS = ("code", "math", "words")
 STEPS, WARM_UP = 6, "phase.phases.experts.start=33%"
+SUPERVISED = "moe=supervised"
+"""Which has one phase."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,7 @@ class Micro:
         """Its overrides with others in place of those of the same key; routers warm up for a third of the run."""
         keys = {override.split("=", 1)[0].lstrip("+") for override in overrides}
         kept = [o for o in self.overrides if o.split("=", 1)[0] not in keys]
-        own_phases = any(key.startswith(("phase", "experiment")) for key in keys)
+        own_phases = SUPERVISED in overrides or any(key.startswith(("phase", "experiment")) for key in keys)
         return [*kept, *([] if own_phases else [WARM_UP]), *overrides]
 
     def config(self, *overrides: str) -> RunConfig:

@@ -79,7 +79,8 @@ class MoeConfig:
     scale: MixtureScale | None = None
     """Weights of the chosen experts. sum_to_one; unit: each at full scale 1, with the gradient of its probability
     (straight-through); raw: the probabilities as they are. null: sum_to_one where more than one expert can be chosen,
-    raw for top_k = 1 and relu (moe_expert_lora, whose weights must sum to 1: unit for top_k = 1)."""
+    raw for top_k = 1 and relu (moe_expert_lora, whose weights must sum to 1: unit for top_k = 1). For top_k = 1
+    sum_to_one is for routers that are taught (router_target), and is unit there."""
     norm_topk_prob: bool | None = None
     """The same choice by the name in model configs: true is scale=sum_to_one, false is scale=raw; null: see scale.
     true is refused for top_k = 1, where it stops the gradient."""

@@ -97,8 +97,8 @@ def _check(source: Source, record: Injected) -> None:
         )
     if STRATEGIES[theirs.strategy].own_routers and not theirs.num_experts_by_layer:
         _check_count(source, record.injection.num_experts)
-    domains = record.moe.domains or []
-    if source.moe.domains and domains[: len(source.moe.domains)] != source.moe.domains:
+    domains = record.moe.domains  # None where routers are neither taught nor told any
+    if source.moe.domains and domains and domains[: len(source.moe.domains)] != source.moe.domains:
         raise CheckpointError(
             f"{named} has experts for the domains {source.moe.domains}, in this order; name them first in moe.domains, "
             f"which is {domains}"

@@ -2,22 +2,26 @@
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from lmoe.config.injection import InjectionConfig
+from lmoe.config.moe import MoeConfig
 from lmoe.config.problems import without_effect
 from lmoe.errors import LmoeError
 from lmoe.files.adapter_files import ADAPTER_DIR, CONFIG_FILE
 from lmoe.files.places import expanded, is_file
 from lmoe.files.small_file import read_json
 from lmoe.files.wording import quoted, shown
+from lmoe.rules.routers import ROUTERS
 from lmoe.rules.strategies import STRATEGIES, with_adapter_experts
-from lmoe.vocabulary import InitLora
+from lmoe.vocabulary import InitLora, RouterKind, RouterScope, RouterTarget
 
 KEY = "injection.experts_from"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """A name of an expert: also that of a folder, when experts are exported."""
+SUPERVISED = "supervised"
+"""The group conf/moe/supervised.yaml, of a router that decides for the whole model and learns."""
 
 
 def named_adapters(injection: InjectionConfig) -> dict[str, str]:
@@ -40,10 +44,14 @@ def grown_run(injection: InjectionConfig) -> str | None:
 
 def stored_injection(run: str) -> dict[str, Any]:
     """The section `injection` of the adapter of a local run, as it stands there; {}: it cannot be read."""
+    return _stored(run, "injection")
+
+
+def _stored(run: str, name: str) -> dict[str, Any]:
     for folder in (expanded(run), expanded(run) / ADAPTER_DIR):
         if is_file(folder / CONFIG_FILE):
             try:
-                section = read_json(folder / CONFIG_FILE).get("injection")
+                section = read_json(folder / CONFIG_FILE).get(name)
             except LmoeError:
                 return {}
             return section if isinstance(section, dict) else {}
@@ -86,6 +94,29 @@ def experts_from_problems(injection: InjectionConfig) -> list[str]:
     if problems:
         return problems
     return _run_problems(injection) if isinstance(given, str) else _import_problems(injection)
+
+
+def source_router_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
+    """Problems of routers beside experts that exist, and have routers, or names, of their own."""
+    if named_adapters(injection) and moe.router_target is RouterTarget.cluster:
+        return [
+            f"{KEY} brings experts that are for what they are called, and moe.router_target=cluster would deal them to "
+            "clusters of prompts; use domain, with rows whose domains are called like the experts, or moe=top_k"
+        ]
+    run = source_run(injection)
+    if run is None or not STRATEGIES[injection.strategy].own_routers:
+        return []
+    theirs, ours = _kind(_stored(run, "moe")), _kind(asdict(moe))
+    if theirs == ours or theirs[0] not in tuple(RouterKind):
+        return []
+    router, of_model = theirs
+    group = SUPERVISED if of_model and ROUTERS[RouterKind(router)].trains else router
+    return [f"{KEY}={run} was made with other routers, which go on with it; set moe={group}"]
+
+
+def _kind(section: Mapping[str, Any]) -> tuple[Any, bool]:
+    """The router of a section, and whether it decides for the whole model."""
+    return section.get("router"), section.get("router_scope") == RouterScope.model
 
 
 def _shape_problems(given: object) -> list[str]:

@@ -4,7 +4,7 @@ from lmoe.config.injection import InjectionConfig
 from lmoe.config.limits import MOST_BRANCHES
 from lmoe.config.moe import MoeConfig
 from lmoe.config.problems import above_zero, at_least, without_effect
-from lmoe.rules.experts_from import experts_from_problems
+from lmoe.rules.experts_from import experts_from_problems, source_router_problems
 from lmoe.rules.routers import ROUTERS, mixture_scale, needs_domain
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import CHOSEN_ALONE, InitLora, LoadBalanceType, MixtureScale
@@ -41,7 +41,7 @@ def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
     if injection.lora_r_by_layer and injection.lora_r != InjectionConfig().lora_r and not _default_rank_acts(injection):
         problems.append("injection.lora_r has no effect beside injection.lora_r_by_layer; leave one of them out")
     problems += _idle_problems(injection) + _init_problems(injection) + _attn_lora_problems(injection)
-    problems += experts_from_problems(injection)
+    problems += experts_from_problems(injection) or source_router_problems(injection, moe)
     return problems + (_choice_problems(injection, moe) if STRATEGIES[injection.strategy].own_routers else [])
 
 

@@ -168,7 +168,10 @@ MODEL_KEYS = ("router_layer", "prompt_experts", "decide")
 def _scope_problems(moe: MoeConfig, traits: RouterDeclaration, injection: InjectionConfig) -> list[str]:
     if moe.router_scope is not RouterScope.model:
         return [
-            without_effect(f"moe.{key}", f"with moe.router_scope={moe.router_scope}; use router_scope=model")
+            without_effect(
+                f"moe.{key}",
+                f"with moe.router_scope={moe.router_scope}; use router_scope=model, or leave it out (moe={moe.router})",
+            )
             for key in MODEL_KEYS
             if getattr(moe, key) != getattr(ORDINARY, key)
         ]
@@ -177,7 +180,8 @@ def _scope_problems(moe: MoeConfig, traits: RouterDeclaration, injection: Inject
         scopes = f"{RouterScope.linear} or {RouterScope.block}" if traits.logits else RouterScope.linear
         problems.append(
             f"moe.router_scope=model is for moe={routers_of_model()}, which decides for a whole row; "
-            f"with moe.router={moe.router} use router_scope={scopes}"
+            f"with moe.router={moe.router} use router_scope={scopes}, or moe={moe.router}, which brings what goes "
+            "with it"
         )
     elif not traits.trains:
         problems += [
@@ -188,7 +192,7 @@ def _scope_problems(moe: MoeConfig, traits: RouterDeclaration, injection: Inject
     if injection.num_experts_by_layer:
         problems.append(
             "moe.router_scope=model decides for all sites at once, so injection.num_experts_by_layer cannot give them "
-            "different numbers of experts; use injection.num_experts"
+            "different numbers of experts; use injection.num_experts, or routers of each Linear, such as moe=top_k"
         )
     return problems
 

@@ -316,13 +316,19 @@ def needs_prompt_ids(moe: MoeConfig) -> bool:
 
 
 def mixture_scale(moe: MoeConfig, injection: InjectionConfig) -> MixtureScale:
-    """The scale that acts: moe.norm_topk_prob or moe.scale, or the default of the router."""
+    """The scale that acts: moe.norm_topk_prob or moe.scale, or the default of the router.
+
+    One expert of a router that is taught weighs 1 where weights are to sum to 1, with the gradient of its probability.
+    """
+    router = None if moe.router is None else ROUTERS[moe.router]
+    one = router is not None and router.fixed_k and injection.top_k == 1
     if moe.norm_topk_prob is not None:
         return MixtureScale.sum_to_one if moe.norm_topk_prob else MixtureScale.raw
+    if moe.scale is MixtureScale.sum_to_one and one and moe.router_target is not RouterTarget.none:
+        return MixtureScale.unit
     if moe.scale is not None:
         return moe.scale
-    router = None if moe.router is None else ROUTERS[moe.router]
-    if router is not None and router.fixed_k and injection.top_k == 1:
+    if one:
         # a weight below 1 would shrink a whole FFN
         return MixtureScale.unit if STRATEGIES[injection.strategy].whole_ffn else MixtureScale.raw
     return MixtureScale.sum_to_one if router is None else router.usual_scale

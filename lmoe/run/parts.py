@@ -37,7 +37,7 @@ from lmoe.rules.validate import run_problems
 from lmoe.run.base import load_base
 from lmoe.run.clustered_rows import ClusteredRows, clustered_rows
 from lmoe.run.learnt import Learnt, check_context, check_monitors, read_lessons, row_sets
-from lmoe.run.targets import target_lines, with_targets
+from lmoe.run.targets import target_lines, taught_before, with_targets
 from lmoe.run.template_day import with_template_day
 from lmoe.training.dials import Dials
 from lmoe.training.module import AdapterModule
@@ -119,8 +119,11 @@ def build_parts(
         "precision": backbone.precision.value,
         "trust_remote_code": backbone.trust_remote_code,
     }
-    moe = with_targets(with_domains(config.moe, config.injection, prepared.domains), config, prepared)
+    before = taught_before(config) if fill_experts else None
+    moe = with_targets(with_domains(config.moe, config.injection, prepared.domains), config, prepared, before)
     lines, clustered = target_lines(moe, config, prepared), None
+    if before is not None:  # which may be gone when the run goes on
+        config = replace(config, moe=moe)
     if moe.router_target is RouterTarget.cluster:
         clustered = clustered_rows(config, prepared, model, tokenizer, target_count(moe), run_dir)
         prepared, lines = clustered.prepared, lines + clustered.lines

@@ -2,22 +2,31 @@
 
 from dataclasses import replace
 
+from lmoe.adapter.folder import read_adapter_config, sections
+from lmoe.adapter.place import adapter_folder
 from lmoe.config.moe import MoeConfig
 from lmoe.config.run import RunConfig
 from lmoe.data.domains import names_of
 from lmoe.data.prepare import PreparedData
 from lmoe.errors import ConfigError
-from lmoe.rules.routers import cluster_names
-from lmoe.vocabulary import RouterTarget
+from lmoe.rules.experts_from import KEY, named_adapters, source_run
+from lmoe.rules.routers import cluster_names, mixture_scale
+from lmoe.vocabulary import RouteBy, RouterTarget
 
 
-def with_targets(moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> MoeConfig:
+def with_targets(
+    moe: MoeConfig, config: RunConfig, prepared: PreparedData, before: MoeConfig | None = None
+) -> MoeConfig:
     """The section with router_target decided, and the names of the targets in `domains`.
+
+    Experts that exist keep what they are for: adapters are the targets of their names, and a run that is taken over
+    keeps its domains, behind which come those that are new.
 
     Args:
         moe: of the config.
         config: of the run.
         prepared: its rows.
+        before: the section of the run that injection.experts_from names; None: it names none.
 
     Raises:
         ConfigError: no targets can be made of these rows, or more than a site has experts.
@@ -25,11 +34,18 @@ def with_targets(moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> M
     if moe.router_target is RouterTarget.none:
         return moe
     fewest = config.injection.fewest_experts
-    domains = trained_domains(prepared)
+    domains, known = trained_domains(prepared), known_targets(config, before)
     target = moe.router_target
-    if target is RouterTarget.auto:
-        target = RouterTarget.domain if 2 <= len(domains) <= fewest else RouterTarget.cluster
-    names = _domain_names(moe, domains, fewest) if target is RouterTarget.domain else _cluster_names(config, fewest)
+    if target is RouterTarget.auto and before is not None:
+        if before.router_target is not RouterTarget.domain or len(_with_new(known, domains)) > fewest:
+            return _without_targets(moe, config)  # their experts are for other rows
+        target = RouterTarget.domain
+    elif target is RouterTarget.auto:
+        target = RouterTarget.domain if known or 2 <= len(domains) <= fewest else RouterTarget.cluster
+    if target is RouterTarget.domain:
+        names = _domain_names(moe, domains, known, fewest)
+    else:
+        names = _cluster_names(config, fewest)
     if target is RouterTarget.domain and config.data.clusters is not None:
         raise ConfigError(
             f"data.clusters={config.data.clusters} has no effect: the rows name {len(domains)} domains, which "
@@ -40,13 +56,61 @@ def with_targets(moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> M
     return replace(moe, router_target=target, domains=names)
 
 
+def taught_before(config: RunConfig) -> MoeConfig | None:
+    """The section of the run that injection.experts_from names, where its targets decide those of this run; else None.
+
+    Raises:
+        CheckpointError, HubError: it cannot be read.
+    """
+    run = source_run(config.injection)
+    if run is None or config.moe.router_target is RouterTarget.none:
+        return None
+    folder = adapter_folder(run)
+    return sections(read_adapter_config(folder), folder)[1]
+
+
+def known_targets(config: RunConfig, before: MoeConfig | None) -> list[str]:
+    """What the experts that exist are for, in their order; empty where all are new, or were for clusters of other rows.
+
+    Args:
+        config, before: as of `with_targets`.
+    """
+    if before is not None:
+        return list(before.domains or []) if before.router_target is RouterTarget.domain else []
+    return list(named_adapters(config.injection))
+
+
+def _without_targets(moe: MoeConfig, config: RunConfig) -> MoeConfig:
+    """The section of routers that learn from the loss alone.
+
+    Raises:
+        ConfigError: a phase trains experts on targets.
+    """
+    by_target = [name for name, phase in config.phase.phases.items() if phase.route_by is RouteBy.target]
+    if by_target:
+        raise ConfigError(
+            f"phase.phases.{by_target[0]}.route_by=target has no target: the experts of "
+            f"{KEY}={config.injection.experts_from} are for other rows than these, and none is free; use phase=joint, "
+            "where all learn from the loss, or raise injection.num_experts and use phase=grow"
+        )
+    scale = mixture_scale(moe, config.injection)  # of one expert that of a router that is taught
+    coef = MoeConfig().router_target_coef
+    return replace(moe, router_target=RouterTarget.none, router_target_coef=coef, scale=scale)
+
+
 def target_lines(moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> list[str]:
-    """What the routers are taught, and why where router_target=auto has chosen it; nothing where they are taught none.
+    """What the routers are taught, and why where router_target=auto has chosen it; nothing where they are to be taught
+    none.
 
     Args:
         moe: with its targets decided.
         config, prepared: as of `with_targets`.
     """
+    if moe.router_target is RouterTarget.none and config.moe.router_target is RouterTarget.auto:
+        return [
+            f"targets: none: the experts of {KEY}={config.injection.experts_from} are for other rows than these, so "
+            "that routers learn from the loss alone"
+        ]
     if moe.router_target is RouterTarget.none:
         return []
     names = moe.domains or []
@@ -68,22 +132,32 @@ def trained_domains(prepared: PreparedData) -> list[str]:
     return [prepared.domains[index] for index in rows.domains.unique().tolist()]
 
 
-def _domain_names(moe: MoeConfig, domains: list[str], fewest: int) -> list[str]:
-    names = list(domains) if moe.domains is None else moe.domains
-    if len(domains) < 2:
+def _with_new(known: list[str], domains: list[str]) -> list[str]:
+    return known + [domain for domain in domains if domain not in known]
+
+
+def _domain_names(moe: MoeConfig, domains: list[str], known: list[str], fewest: int) -> list[str]:
+    names = _with_new(known, domains) if moe.domains is None else moe.domains
+    if len(names) < 2:
         raise ConfigError(
             "moe.router_target=domain teaches routers to tell domains apart, and all training rows are of one: "
             f'{names_of(domains)}; give the rows a field "domain", or use router_target=cluster'
         )
     if missing := [name for name in domains if name not in names]:
         raise ConfigError(f"moe.domains names no target for {names_of(missing)} of the data; it has {names}")
-    if fewest < len(names):
+    if len(names) <= fewest:
+        return names
+    needed = f"an expert for each of the {len(names)} domains ({names_of(names)}), and a site has {fewest}"
+    if known:
         raise ConfigError(
-            f"moe.router_target=domain needs an expert for each of the {len(names)} domains ({names_of(names)}), and a "
-            f"site has {fewest}; set injection.num_experts={len(names)}, or use router_target=auto, which takes "
-            "clusters then"
+            f"{KEY} brings experts that are for what they are called, and moe.router_target={moe.router_target} needs "
+            f"{needed}: name the domains of the rows as the experts, raise injection.num_experts, or use moe=top_k, "
+            "whose routers learn from the loss"
         )
-    return names
+    raise ConfigError(
+        f"moe.router_target=domain needs {needed}; set injection.num_experts={len(names)}, or use router_target=auto, "
+        "which takes clusters then"
+    )
 
 
 def _cluster_names(config: RunConfig, fewest: int) -> list[str]:
@@ -109,7 +183,7 @@ def _check_clusters(count: int, moe: MoeConfig, prepared: PreparedData) -> None:
         raise ConfigError(
             "moe.router_target=auto takes clusters here, which need all training rows before the first step, and "
             "data.streaming=true reads them while training; give the rows domains (no more than there are experts), "
-            "or use streaming=false"
+            "or use streaming=false, or moe=top_k, whose routers learn from the loss"
         )
     if len(rows) < count:
         raise ConfigError(
