@@ -285,6 +285,10 @@ def test_the_sweep_runners_own_command_lines_run(train, micro, tmp_path, monkeyp
 @pytest.mark.parametrize("name", [Path(name).stem for name in NAMES if name.startswith("study/")])
 def test_a_file_of_a_study_composes_and_so_does_every_value_of_every_arm(name, micro, restored, monkeypatch):
     monkeypatch.setenv("LMOE_REAL_BASE", str(micro.model))  # which not every machine has
+    reworded = Path("data/reworded/varied")  # in the test's own folder: make reworded writes it
+    reworded.mkdir(parents=True)
+    for split, rows_of_split in (("train", micro.train), ("val", micro.val), ("judge", micro.val)):
+        (reworded / split).symlink_to(rows_of_split)
     study, given, _, _ = read_study([f"study={name}"])
     assert study.name == name and study.question.endswith("?")
     configs, arms = compose_arms(study, given, [])

@@ -10,6 +10,7 @@ c bytes of the compute type, 4 of float32.
 from dataclasses import dataclass
 
 from lmoe.injection.plan import SiteKind, SitePlan
+from lmoe.ops.expert_blocks import blocks_pay
 
 ROUTING_TENSORS = 6
 """(E,) float32 values that a router keeps for each token: logits, weights, logits and probabilities beside those of the
@@ -55,14 +56,14 @@ class Numbers:
         storage: bytes of the type of the residual stream, which is that of the backbone's norms and embeddings.
         cast: whether frozen weights are kept a second time in the compute type (a float32 backbone under autocast).
         dropout: whether the branches' input is dropped out.
-        rows_in_blocks: whether FFN experts around one base compute their rows again in the backward pass.
+        blocks_of: tokens whose rows FFN experts around one base may compute again in the backward pass; 0: none.
     """
 
     compute: int
     storage: int
     cast: bool
     dropout: bool
-    rows_in_blocks: bool
+    blocks_of: int
 
 
 def layer_per_token(layer: LayerShape, length: int, numbers: Numbers) -> float:
@@ -116,7 +117,7 @@ def _ffn(layer: LayerShape, numbers: Numbers) -> float:
     experts = next((site for site in layer.sites if site.kind is SiteKind.expert_ffn), None)
     if experts is None:
         return each
-    if numbers.rows_in_blocks:
+    if blocks_pay(numbers.blocks_of * experts.active_experts, layer.inner, experts.num_experts):
         return compute * ((2 if layer.gated else 1) * layer.inner + layer.hidden)
     return experts.active_experts * (each + compute * (layer.inner + layer.hidden))
 

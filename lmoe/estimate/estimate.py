@@ -205,7 +205,7 @@ def _memory(
     weights = sum(frozen.values()) + copied * storage_bytes(config.backbone.precision)
     largest = max(trained_bytes(model, roles, phase.trainable) for phase in PhaseSchedule.of(config).phases)
     kept, recomputed = kept_bytes(config, layers, batch, text.hidden_size)
-    compute = _numbers(config).compute
+    compute = _numbers(config, batch.rows * batch.length).compute
     gathered = 2 * max(v for k, v in frozen.items() if k >= 0) + frozen.get(-1, 0.0) if shards > 1 else 0.0
     return DeviceMemory(
         weights=weights / shards / MB,
@@ -221,7 +221,8 @@ def _memory(
 
 def kept_bytes(config: RunConfig, layers: list[LayerShape], batch: MicroBatch, hidden: int) -> tuple[float, float]:
     """(bytes kept from forward to backward, bytes of the layer that is recomputed)."""
-    numbers, tokens = _numbers(config), batch.rows * batch.length
+    tokens = batch.rows * batch.length
+    numbers = _numbers(config, tokens)
     first = next(i for i, layer in enumerate(layers) if layer.sites)
     every = [tokens * layer_per_token(layer, batch.length, numbers) + casts(layer, numbers) for layer in layers]
     head = tokens * norm_per_token(hidden) + batch.labels * label_bytes(hidden, numbers)
@@ -242,14 +243,14 @@ def computed_adapters(plan: InjectionPlan, moe: MoeConfig) -> int:
     )
 
 
-def _numbers(config: RunConfig) -> Numbers:
+def _numbers(config: RunConfig, tokens: int) -> Numbers:
     compute, storage = (4 if config.trainer.precision == "32-true" else 2), storage_bytes(config.backbone.precision)
     cast = compute != storage and config.backbone.precision not in QUANTISED
     dropout, loop = config.injection.lora_dropout > 0, config.trainer
     # Any GPU may be meant by `auto`, whatever this machine has.
     on_cpu = loop.accelerator is Accelerator.cpu
     in_blocks = on_cpu and not loop.compile and config.injection.share_base and not dropout
-    return Numbers(compute=compute, storage=storage, cast=cast, dropout=dropout, rows_in_blocks=in_blocks)
+    return Numbers(compute=compute, storage=storage, cast=cast, dropout=dropout, blocks_of=tokens if in_blocks else 0)
 
 
 def _named_domains(config: RunConfig) -> MoeConfig:

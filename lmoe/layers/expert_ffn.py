@@ -13,7 +13,7 @@ from lmoe.layers.model_route import ModelRoute
 from lmoe.layers.routers import Router
 from lmoe.layers.routing import Decision, Routing
 from lmoe.layers.stacked_lora import StackedLoRA
-from lmoe.ops.expert_blocks import Factors, expert_blocks
+from lmoe.ops.expert_blocks import Factors, blocks_pay, expert_blocks
 from lmoe.ops.expert_rows import grouped_linear, sum_over_choices
 from lmoe.ops.ffn_names import FfnNames
 from lmoe.ops.grouped import Groups, group_by_expert
@@ -113,7 +113,7 @@ class ExpertFFN(nn.Module):
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
         indices, gates = chosen(routing)
         groups = group_by_expert(indices, self.settings.num_experts, by_triton=self.settings.by_triton)
-        if self._goes_in_blocks(x):
+        if self._goes_in_blocks(groups):
             y = self._in_blocks(x, gates, groups)
         else:
             inner = self._inner(x, groups)
@@ -122,10 +122,14 @@ class ExpertFFN(nn.Module):
         y = y if dropout is None else self.base_layer.get_submodule(dropout)(y)
         return y.view(*hidden_states.shape[:-1], y.shape[-1])
 
-    def _goes_in_blocks(self, x: Tensor) -> bool:
-        """Whether rows may be computed a few at a time, and again in the backward pass: on a CPU, not in a graph, and
-        where nothing between the frozen products is drawn, trains or has hooks."""
-        if x.device.type != "cpu" or self.settings.by_triton or torch.compiler.is_compiling():
+    def _goes_in_blocks(self, groups: Groups) -> bool:
+        """Whether rows are computed a few at a time, and again in the backward pass: on a CPU, not in a graph, where
+        that is faster, and nothing between the frozen products is drawn, trains or has hooks."""
+        rows = groups.token
+        if rows.device.type != "cpu" or groups.by_triton or torch.compiler.is_compiling():
+            return False
+        inner_features, _ = sizes(self.base_layer.get_submodule(self.names.down))
+        if not blocks_pay(len(rows), inner_features, self.settings.num_experts):
             return False
         if self.base_copies is not None or (self.lora_dropout.training and self.settings.dropout > 0):
             return False

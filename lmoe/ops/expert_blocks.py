@@ -18,6 +18,8 @@ from lmoe.ops.grouped import Groups
 
 MOST_ROWS = 512
 """Rows of a block: few enough to stay in a cache, and enough for a matmul."""
+FEWEST_VALUES = 2**18
+"""Inner values of an expert, on average, from which blocks are faster than all rows at once, despite their calls."""
 
 
 class Factors(NamedTuple):
@@ -29,6 +31,15 @@ class Factors(NamedTuple):
 
     lora_A: Tensor
     lora_B: Tensor
+
+
+def blocks_pay(rows: int, inner_features: int, num_experts: int) -> bool:
+    """Whether all experts have so much to compute that `expert_blocks` is faster than grouped matmuls of all rows.
+
+    Args:
+        rows, inner_features, num_experts: S, I and E.
+    """
+    return rows * inner_features >= FEWEST_VALUES * num_experts
 
 
 def expert_blocks(

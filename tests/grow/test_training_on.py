@@ -106,7 +106,7 @@ def test_a_phase_may_train_the_backbone_from_here_on(micro, finished_run):
     ("overrides", "reason"),
     [
         (("injection.lora_r=8", "injection.top_k=1"), "other settings; set injection.lora_r=4 injection.top_k=2"),
-        (("moe=soft",), "other settings; set moe.router=top_k"),
+        (("moe=soft",), "other routers, which go on with it; set moe=top_k"),
         (("moe.temperature=2", "moe.temperature_end=1"), "other settings; set moe.temperature=1.0"),
         (("injection.num_experts=3",), "leaves no room for them; set it to 4 to train them on"),
         (

@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
+from torch.nn.functional import dropout, silu
 from torch.utils.checkpoint import checkpoint
 
 from lmoe.layers.context import PromptRows
 from lmoe.layers.expert_ffn import ExpertFFN
+from lmoe.ops import expert_blocks
 from tests.layers.loop_routing import ROUTERS, info_for_router, known, loop_choices, scales
 from tests.layers.small_ffn import KINDS, SCALING, I, make, trained, whole_experts
 from tests.layers.small_site import D, Site
@@ -21,6 +22,13 @@ EVERY_KIND = [
     *(("top_k", scale, 1, kind) for scale, kind in zip(("raw", "unit"), KINDS, strict=False)),
 ]
 """Router, scale, top_k and kind of block: every router with every scale and kind; top_k = 1 takes no sum_to_one."""
+
+
+@pytest.fixture(autouse=True)
+def small_experts_in_blocks(monkeypatch) -> None:
+    """Blocks of rows, and several for an expert, wherever they can be."""
+    monkeypatch.setattr(expert_blocks, "FEWEST_VALUES", 0)
+    monkeypatch.setattr(expert_blocks, "MOST_ROWS", 2)
 
 
 def batch(*, seed: int = 3) -> tuple[Tensor, Tensor]:
@@ -175,7 +183,7 @@ def test_copies_that_nobody_has_trained_equal_the_shared_base_in_outputs_and_gra
     for ffn in (shared, copied):
         outputs.append(ffn(x))
         common = {name: p for name, p in trained(ffn).items() if "base_copies" not in name}
-        grads.append((list(common), torch.autograd.grad(outputs[-1].square().sum(), [x, *common.values()])))
+        grads.append((list(common), torch.autograd.grad(outputs[-1].square().mean(), [x, *common.values()])))
     torch.testing.assert_close(*outputs, **CLOSE)
     assert grads[0][0] == grads[1][0]
     torch.testing.assert_close(grads[0][1], grads[1][1], atol=1e-4, rtol=1e-4)
@@ -416,6 +424,16 @@ def test_a_hook_on_the_activation_hears_of_all_rows_once():
     ffn.base_layer.act_fn.register_forward_hook(lambda _, args, __: seen.append(args[0].shape))
     run(ffn, x.requires_grad_()).sum().backward()
     assert seen == [(2 * 3 * 2, I)]
+
+
+def test_small_experts_are_computed_for_all_rows_at_once(monkeypatch):
+    made, (x, _) = make(Site()), batch()
+    calls = []
+    made.base_layer.act_fn.forward = lambda gate: calls.append(len(gate)) or silu(gate)
+    for fewest in (0, 1):  # 12 rows of 16 inner values
+        monkeypatch.setattr(expert_blocks, "FEWEST_VALUES", fewest * 12 * I // made.settings.num_experts + fewest)
+        run(made, x)
+    assert max(calls[:-1]) <= 2 and calls[-1] == 12
 
 
 def test_an_activation_that_trains_gets_its_gradient():

@@ -52,7 +52,11 @@ MOE = [
     ({"prompt_experts": True, "router_scope": "block"}, {}, "moe.prompt_experts has no effect .*router_scope=block"),
     ({"router": "sequence", "decide": "turn"}, {}, "moe.decide has no effect with moe.router_scope=linear"),
     ({"router_scope": "model"}, {}, "is for moe=sequence.*with moe.router=top_k use router_scope=linear or block"),
-    ({"router": "prompt_hash", "router_scope": "model"} | BASELINE, {}, "with moe.router=prompt_hash use .*=linear$"),
+    (
+        {"router": "prompt_hash", "router_scope": "model"} | BASELINE,
+        {},
+        "use .*=linear, or moe=prompt_hash",
+    ),
     (OF_MODEL, {"num_experts_by_layer": [2, 4]}, "num_experts_by_layer cannot give them different numbers of experts"),
     ({"router_scope": "model"}, {"strategy": "dense_lora"}, "moe.router_scope has no effect with injection=dense_lora"),
     (

@@ -54,7 +54,8 @@ def test_the_file_of_the_page_is_one_that_can_be(page, tmp_path):
     block = re.search(r"```yaml\n(.*?)```", page, flags=re.DOTALL)
     assert block is not None
     (tmp_path / "serve.yaml").write_text(block[1])
-    flags, settings = settled({}, {"log_file": str(tmp_path / "log")}, str(tmp_path / "serve.yaml"))
+    found = settled({}, {"log_file": str(tmp_path / "log")}, str(tmp_path / "serve.yaml"))
+    flags, settings = found.speaks, found.settings
     assert flags.experts == "code=outputs/code,chat=outputs/chat" and flags.weights == "code=0.5,chat=0.5"
     assert settings.max_queue == yaml.safe_load(block[1])["max_queue"]
 
