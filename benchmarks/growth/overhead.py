@@ -194,6 +194,6 @@ def _top(profile: cProfile.Profile, steps: int) -> list[tuple[str, float]]:
     stats: Any = pstats.Stats(profile)
     own = {}
     for (file, line, name), (_, _, seconds, _, _) in stats.stats.items():
-        place = name if file == "~" else f"{'/'.join(Path(file).parts[-2:])}:{line} {name}"
+        place = name if file == "~" else f"{name} ({'.'.join(Path(file).with_suffix('').parts[-2:])}, line {line})"
         own[place] = own.get(place, 0.0) + seconds
     return [(name, own[name] / steps) for name in sorted(own, key=lambda name: -own[name])[:TOP]]
