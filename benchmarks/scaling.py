@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks import docs_table
 from lmoe.cli.compose import compose_config
 from lmoe.config.problems import raise_problems
 from lmoe.config.read import read_section
@@ -125,9 +126,7 @@ def table() -> str:
 
 def main() -> int:
     """Write the table into the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    docs_table.put(table(), PAGE, BEGIN, END)
     return 0
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.timing import Timed
+from benchmarks.timing import Timed, ratio
 
 SLACK = 0.1
 """How much faster than counted operations measured time may grow, as an exponent."""
@@ -49,11 +49,8 @@ class Grown:
 
     def relative(self) -> dict[int, float]:
         """Time by point, over that of the first one: medians over the rounds of ratios within one."""
-        first = next(iter(self.timed.values())).of(self.part)
-        return {
-            point: statistics.median(mine / one for mine, one in zip(timed.of(self.part), first, strict=True))
-            for point, timed in self.timed.items()
-        }
+        first = next(iter(self.timed.values()))
+        return {point: ratio(timed, first, self.part) for point, timed in self.timed.items()}
 
     @property
     def measured_exponent(self) -> float:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import docs_table
 from benchmarks.growth.fit import SLACK, Grown
 from benchmarks.growth.overhead import WORK, Overhead
 from lmoe.report.canvas import new_figure
@@ -109,6 +110,4 @@ def write(
 
 def write_docs(lines: Sequence[str], docs: Path = DOCS) -> None:
     """Put the tables between their marks in the documentation."""
-    before, rest = docs.read_text(encoding="utf-8").split(BEGIN)
-    table = "\n".join(lines)
-    docs.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}", encoding="utf-8")
+    docs_table.put("\n".join(lines), docs, BEGIN, END)

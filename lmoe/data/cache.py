@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from lmoe.data.account import Account
+from lmoe.data.domains import domain_places
 from lmoe.data.encode import Chunk, EncodedSource
 from lmoe.data.encoded import EncodedRows, Tokens
 from lmoe.errors import DataError
@@ -174,8 +175,7 @@ class Collected:
         for file in self._files.values():
             file.close()
         names = sorted(self._domains)
-        place = {name: index for index, name in enumerate(names)}
-        order = torch.tensor([place[name] for name in self._domains], dtype=torch.long)
+        order = torch.tensor(domain_places(self._domains, names), dtype=torch.long)
         tensors = {name: self._tensor(name) for name in (*TOKENS, *ROWS)}
         tensors["domains"] = order[tensors["domains"]] if len(order) else tensors["domains"]
         return _source_of(tensors, names, self.account)

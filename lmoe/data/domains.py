@@ -1,6 +1,6 @@
 """The rows of some domains; and domains that say nothing of the rows, as a control."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,6 +13,12 @@ from lmoe.files.wording import shown
 
 NAMED = 10
 """Domains that a message names."""
+
+
+def domain_places(names: Iterable[str], among: Sequence[str]) -> list[int]:
+    """Where names stand in a list of all of them."""
+    place = {name: index for index, name in enumerate(among)}
+    return [place[name] for name in names]
 
 
 def check_chosen(chosen: Sequence[str], there: Collection[str]) -> None:

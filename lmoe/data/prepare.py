@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmoe.config.data import DataConfig
 from lmoe.data.account import Account
-from lmoe.data.domains import check_chosen, check_several, check_some_left, dealt_anew, of_domains
+from lmoe.data.domains import check_chosen, check_several, check_some_left, dealt_anew, domain_places, of_domains
 from lmoe.data.encode import EncodedSource
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.mixing import domain_shares, mixed, weight_shares
@@ -51,7 +51,7 @@ class PreparedData:
 
     def with_domains(self, names: list[str]) -> "PreparedData":
         """The same rows, no stream, with indices into a longer list of domains."""
-        order = _places(self.domains, names)
+        order = domain_places(self.domains, names)
         rows = self.train_rows
         assert rows is not None
         rows = rows.with_domains(order)
@@ -105,7 +105,7 @@ def prepare(
     if val_from is not None:
         other = reader.read(val_from)
         both = sorted({*domains, *other.domains})
-        train, val = train.with_domains(_places(domains, both)), _joined([other], both)
+        train, val = train.with_domains(domain_places(domains, both)), _joined([other], both)
         domains = both
     left_out = None
     if config.domains is not None:
@@ -251,15 +251,9 @@ def _rows_of(record_of_row: Tensor, records: list[int]) -> list[int]:
     return torch.isin(record_of_row, torch.tensor(records, dtype=torch.long)).nonzero().flatten().tolist()
 
 
-def _places(names: Sequence[str], among: Sequence[str]) -> list[int]:
-    """Where names stand in a list of all of them."""
-    place = {name: index for index, name in enumerate(among)}
-    return [place[name] for name in names]
-
-
 def _joined(found: Sequence[EncodedSource], domains: list[str]) -> EncodedRows:
     """The rows of all sources behind one another, with indices into one list of domains."""
-    parts = [source.rows.with_domains(_places(source.domains, domains)) for source in found]
+    parts = [source.rows.with_domains(domain_places(source.domains, domains)) for source in found]
     return parts[0] if len(parts) == 1 else EncodedRows.joined(parts)
 
 

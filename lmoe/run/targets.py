@@ -137,8 +137,9 @@ def _with_new(known: list[str], domains: list[str]) -> list[str]:
 
 
 def _domain_names(moe: MoeConfig, domains: list[str], known: list[str], fewest: int) -> list[str]:
-    names = _with_new(known, domains) if moe.domains is None else moe.domains
-    if len(names) < 2:
+    there = _with_new(known, domains)
+    names = there if moe.domains is None else moe.domains
+    if len(there) < 2:
         raise ConfigError(
             "moe.router_target=domain teaches routers to tell domains apart, and all training rows are of one: "
             f'{names_of(domains)}; give the rows a field "domain", or use router_target=cluster'

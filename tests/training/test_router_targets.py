@@ -59,6 +59,7 @@ def test_each_row_trains_the_expert_of_its_own_domain_packed_or_not(gradients, m
         (["moe.router_target=domain", "injection.num_experts=2"], "an expert for each of the 3 domains.*has 2; set"),
         (["moe.router_target=domain", "moe.domains=[code,math]"], "names no target for words of the data; it has"),
         (["moe.router_target=domain", "data.path={train}/code.jsonl"], "all training rows are of one: all"),
+        (["moe.router_target=domain", "moe.domains=[all,code]", "data.path={train}/code.jsonl"], "are of one: all"),
         (["moe.router_target=auto", "data.clusters=2"], "data.clusters=2 has no effect: the rows name 3 domains"),
         (["moe.router_target=cluster", "data.clusters=9"], "an expert for each cluster, and a site has 4"),
         (
