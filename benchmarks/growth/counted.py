@@ -36,11 +36,14 @@ def _of_model(formula: Callable[..., int]) -> Callable[..., int]:
 
 
 MATMULS = (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm)
+IN_PLACE = {torch.ops.aten.addmm_: torch.ops.aten.addmm}
+"""What torch's counter does not know, and whose formula it has."""
 KERNELS: dict[Any, Callable[..., int]] = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     torch.ops.aten._grouped_mm: _grouped,
     **{matmul: _of_model(flop_registry[matmul]) for matmul in MATMULS},
+    **{matmul: _of_model(flop_registry[plain]) for matmul, plain in IN_PLACE.items()},
 }
 """Formulas of attention on a CPU, of grouped matmuls, and of a model's own matmuls."""
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lmoe.ops.gating import Gate, shares
+from lmoe.ops.site_groups import stacked
 
 Silenced = int | Tensor
 """Experts of a site whose weight is 0: one by its number, or a mask (B, T, E) of bool, where B and T may be 1."""
@@ -133,11 +134,11 @@ def routings_of(choices: Sequence[Choice]) -> list[Routing]:
     Args:
         choices: S of them, with (..., E) and (..., K) tensors.
     """
-    logits = torch.stack([choice.router_logits for choice in choices])
+    logits = stacked([choice.router_logits for choice in choices])
     if all(choice.gate_logits is choice.router_logits for choice in choices):
         probs = torch.softmax(logits, dim=-1)
     else:
-        probs = torch.softmax(torch.stack([choice.gate_logits for choice in choices]), dim=-1)
-    assignment = shares(torch.stack([choice.expert_indices for choice in choices]), probs)
+        probs = torch.softmax(stacked([choice.gate_logits for choice in choices]), dim=-1)
+    assignment = shares(stacked([choice.expert_indices for choice in choices]), probs)
     of_sites = zip(choices, logits.unbind(), probs.unbind(), assignment.unbind(), strict=True)
     return [Routing(z, p, choice.routing_weights, a, choice.expert_indices) for choice, z, p, a in of_sites]

@@ -16,7 +16,7 @@ from lmoe.layers.step_means import StepMeans
 from lmoe.ops.expert_similarity import diversity_penalty
 from lmoe.ops.router_targets import RowTargets, router_target_loss
 from lmoe.ops.routing_losses import importance_cv_loss, load_balancing_loss, masked_mean, relu_l1, router_z_loss
-from lmoe.ops.site_groups import sites_of_one_shape
+from lmoe.ops.site_groups import sites_together, stacked
 from lmoe.vocabulary import LoadBalanceType
 
 
@@ -177,7 +177,7 @@ class RoutingTrace:
 
     @property
     def routing(self) -> dict[str, Routing]:
-        """Routing of each site, by site name; what follows from a Choice is computed here, for all sites at once."""
+        """Routing of each site, by site name; what follows from a Choice is computed here, for many sites at once."""
         if self._routing is None or (torch.is_grad_enabled() and not self._routing_has_graph):
             self._routing, self._routing_has_graph = self._whole_routing(), torch.is_grad_enabled()
         return self._routing
@@ -185,7 +185,7 @@ class RoutingTrace:
     def _whole_routing(self) -> dict[str, Routing]:
         choices = {site: choice for site, choice in self._decisions.items() if isinstance(choice, Choice)}
         whole = {site: routing for site, routing in self._decisions.items() if isinstance(routing, Routing)}
-        for group in sites_of_one_shape({site: choice.gate_logits for site, choice in choices.items()}):
+        for group in sites_together({site: choice.gate_logits for site, choice in choices.items()}):
             whole |= dict(zip(group, routings_of([choices[site] for site in group]), strict=True))
         return {site: whole[site] for site in self._decisions}
 
@@ -238,7 +238,7 @@ class RoutingTrace:
     def _means(self, of: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         valid, result = self._valid(), {}
         for names, group in self._groups():
-            assignment = torch.stack([r.assignment for r in group]).detach()
+            assignment = stacked([r.assignment for r in group]).detach()
             result |= dict(zip(names, masked_mean(of(assignment), valid), strict=True))
         return result
 
@@ -251,26 +251,26 @@ class RoutingTrace:
         valid, parts = self._valid(), []
         for names, group in self._differentiable_groups():
             if self.losses.balance is LoadBalanceType.importance_cv:
-                parts.append(importance_cv_loss(torch.stack([r.routing_weights for r in group]), valid))
+                parts.append(importance_cv_loss(stacked([r.routing_weights for r in group]), valid))
             else:
                 load = None if loads is None else torch.stack([loads[name] for name in names])
-                assignment, probs = torch.stack([r.assignment for r in group]), torch.stack([r.probs for r in group])
+                assignment, probs = stacked([r.assignment for r in group]), stacked([r.probs for r in group])
                 parts.append(load_balancing_loss(assignment, probs, valid, load))
         return torch.cat(parts).mean()
 
     def router_z_loss(self) -> Tensor:
         """() mean over sites."""
         valid = self._valid()
-        logits = [torch.stack([r.router_logits for r in group]) for _, group in self._differentiable_groups()]
-        return torch.cat([router_z_loss(stacked, valid) for stacked in logits]).mean()
+        logits = [stacked([r.router_logits for r in group]) for _, group in self._differentiable_groups()]
+        return torch.cat([router_z_loss(of_group, valid) for of_group in logits]).mean()
 
     def router_target_loss(self) -> Tensor:
         """() mean over sites; 0 where nothing says what the routers are taught."""
         valid, targets = self._valid(), self.targets
         if targets is None:
             return torch.zeros((), device=valid.device)
-        logits = [torch.stack([r.router_logits for r in group]) for _, group in self._differentiable_groups()]
-        return torch.cat([router_target_loss(stacked, targets, valid) for stacked in logits]).mean()
+        logits = [stacked([r.router_logits for r in group]) for _, group in self._differentiable_groups()]
+        return torch.cat([router_target_loss(of_group, targets, valid) for of_group in logits]).mean()
 
     def relu_l1(self) -> Tensor:
         """() mean over sites of coefficient times L1; 0 for routers other than relu."""
@@ -279,8 +279,8 @@ class RoutingTrace:
             return torch.zeros((), device=valid.device)
         for names, group in self._differentiable_groups():
             coefs = torch.stack([self.l1_coefs[name] for name in names])
-            weights = torch.stack([r.routing_weights for r in group])
-            assignment = torch.stack([r.assignment for r in group])
+            weights = stacked([r.routing_weights for r in group])
+            assignment = stacked([r.assignment for r in group])
             parts.append(coefs * relu_l1(weights, assignment, valid, self.losses.l1_top_k))
         return torch.cat(parts).mean()
 
@@ -349,8 +349,8 @@ class RoutingTrace:
         return self._groups()
 
     def _groups(self) -> Iterator[tuple[list[str], list[Routing]]]:
-        """Sites with equally shaped routing: what is needed of them stacks to (S, ..., E)."""
-        for names in sites_of_one_shape({name: routing.probs for name, routing in self.routing.items()}):
+        """Sites with equally shaped routing (`sites_together`): what is needed of them stacks to (S, ..., E)."""
+        for names in sites_together({name: routing.probs for name, routing in self.routing.items()}):
             yield names, [self.routing[name] for name in names]
 
     def _valid(self) -> Tensor:

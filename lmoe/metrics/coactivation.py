@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
 from lmoe.metrics.site_stack import stacked_sites
+from lmoe.metrics.whole_result import WholeResult
 
 FEW = 64
 """From so many times the pairs that a token uses on, the product of all experts with all takes longer than counting."""
@@ -53,7 +53,7 @@ def _pairs(used_SNE: Tensor) -> Tensor:
     return sums.unflatten(1, (experts, experts))
 
 
-class Coactivation(Metric):
+class Coactivation(WholeResult):
     """share_ij = (1 / N) sum_t [a_ti > 0] [a_tj > 0] of each site.
 
     An expert is used where its assignment is above 0. With top_k that is the K chosen experts: the diagonal sums to K,
@@ -68,7 +68,7 @@ class Coactivation(Metric):
     tokens: Tensor
 
     def __init__(self, num_experts: dict[str, int]) -> None:
-        super().__init__(sync_on_compute=False)  # every rank validates all rows
+        super().__init__()
         self.num_experts = dict(num_experts)
         self._index = {site: i for i, site in enumerate(num_experts)}
         sites, experts = len(num_experts), max(num_experts.values())

@@ -4,7 +4,7 @@ Shapes: S sites, N tokens, E experts (the most of any site; sites with fewer lea
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -12,11 +12,10 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lmoe.metrics.site_stack import flat_tokens, places_of
-from lmoe.ops.site_groups import sites_of_one_shape
+from lmoe.metrics.whole_result import WholeResult
+from lmoe.ops.site_groups import sites_together, stacked
 
 DEAD_SHARE = 0.01
-ELEMENTS_AT_ONCE = 2**22
-"""Entries of (S, N, E) that are taken together; a copy of them in float64 has 34 MB."""
 PROBABILITY_SLACK = 0.02
 """How far from 1 the mean sum of probabilities may be: a bfloat16 router rounds."""
 
@@ -93,7 +92,7 @@ def _of_this_process(totals: Tensor) -> Tensor:
     return totals
 
 
-class RoutingStats(Metric):
+class RoutingStats(WholeResult):
     """Load, importance, entropy and effective experts of each site, and load by domain.
 
     Args:
@@ -117,7 +116,7 @@ class RoutingStats(Metric):
         *,
         over_ranks: Callable[[Tensor], Tensor] = _of_this_process,
     ) -> None:
-        super().__init__(sync_on_compute=False)  # which gathers each state by itself
+        super().__init__()
         self._over_ranks = over_ranks
         self.num_experts, self.domains = dict(num_experts), None if domains is None else list(domains)
         self._index = {site: i for i, site in enumerate(num_experts)}
@@ -164,7 +163,7 @@ class RoutingStats(Metric):
         self.probs_sum[where, :experts] += torch.matmul(mask_N, p_SNE.double())
         if experts > 1:
             # NOTE not torch.special.entr, which is some ten times slower on CPU; p ln p is 0 at p = 0 here too.
-            plogp_SNE = p_SNE * p_SNE.clamp(min=torch.finfo(torch.float32).tiny).log()
+            plogp_SNE = p_SNE.clamp(min=torch.finfo(torch.float32).tiny).log_().mul_(p_SNE)
             self.entropy_sum[where] -= torch.matmul(mask_N, plogp_SNE.double()).sum(-1) / math.log(experts)
         spread_SN = w_SNE.sum(-1).square() / w_SNE.square().sum(-1).clamp(min=1e-12)
         self.effective_sum[where] += torch.matmul(spread_SN.double(), mask_N)
@@ -183,21 +182,20 @@ class RoutingStats(Metric):
         self.load_sum[there_M] = loads_MSE
 
     def update_all(self, routing: Mapping[str, SiteDecision], valid: Tensor, domain_ids: Tensor) -> None:
-        """Add one batch of every site. Sites with the same number of experts are taken together, but no more of them
-        than a copy of moderate size in float64 holds.
+        """Add one batch of every site. Sites with the same number of experts are taken together (`sites_together`).
 
         Args:
             routing: Routing of each site, by site name, as RoutingTrace.routing.
             valid: (B, T) bool, False for padding.
             domain_ids: (B, T) domain of each token.
         """
-        for sites in _groups({site: r.probs for site, r in routing.items()}):
+        for sites in sites_together({site: r.probs for site, r in routing.items()}):
             group = [routing[site] for site in sites]
             self.update(
                 sites,
-                torch.stack([r.probs for r in group]),
-                torch.stack([r.routing_weights for r in group]),
-                torch.stack([r.assignment for r in group]),
+                stacked([r.probs for r in group]),
+                stacked([r.routing_weights for r in group]),
+                stacked([r.assignment for r in group]),
                 valid,
                 domain_ids,
             )
@@ -208,7 +206,7 @@ class RoutingStats(Metric):
         if self.domains is None and isinstance(incoming_state, dict):
             incoming_state = incoming_state | {"load_sum": incoming_state["load_sum"].sum(0, keepdim=True)}
         super().merge_state(incoming_state)
-        self._update_count, self._computed = self._update_count + 1, None  # NOTE the library counts updates only
+        self._update_count += 1  # NOTE the library counts updates only
 
     def compute(self) -> dict[str, SiteRouting]:
         """Statistics by site; sites without tokens are left out.
@@ -299,18 +297,6 @@ def _check_probabilities(site: str, total: float) -> None:
             f"{site}: the probabilities of a token sum to {total:.4g} on average, must sum to 1; give the "
             "router's probabilities (a Routing's probs), not its logits, scores or weights"
         )
-
-
-def _groups(probs: Mapping[str, Tensor]) -> Iterator[list[str]]:
-    """Sites that are taken together.
-
-    Args:
-        probs: (B, T, E) by site.
-    """
-    for sites in sites_of_one_shape(probs):
-        count = max(1, ELEMENTS_AT_ONCE // max(1, probs[sites[0]].numel()))
-        for start in range(0, len(sites), count):
-            yield list(sites[start : start + count])
 
 
 def _shares(sums: list[float]) -> list[float]:

@@ -68,6 +68,7 @@ def test_attention_on_a_cpu_and_its_backward_are_counted():
 def test_statistics_in_float64_are_not_counted():
     a = torch.ones(4, 4)
     assert counted_flops(lambda: a @ a) == 2 * 4**3
+    assert counted_flops(lambda: torch.zeros(4, 4).addmm_(a, a)) == 2 * 4**3, "written in place as well"
     assert counted_flops(lambda: (a.double() @ a.double(), torch.baddbmm(*[a.double().expand(2, 4, 4)] * 3))) == 0
 
 

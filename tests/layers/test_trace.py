@@ -10,6 +10,7 @@ from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.ops.gating import soft_gate, top_k_gate
 from lmoe.ops.top_k_weights import top_k_weights
 from lmoe.vocabulary import LoadBalanceType, MixtureScale
+from tests.reference.counted_work import made_bytes
 
 VALID = torch.ones(1, 4, dtype=torch.bool)
 
@@ -202,3 +203,27 @@ def test_silencing_a_choice_leaves_its_probabilities_and_shares():
     assert torch.equal(less.probs, whole.probs) and torch.equal(less.assignment, whole.assignment)
     assert torch.equal(less.routing_weights, whole.without(1).routing_weights)
     assert whole.routing_weights[..., 1].any() and not less.routing_weights[..., 1].any()
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["choices", "routings"])
+def test_losses_of_sites_taken_one_by_one_are_those_of_all_and_make_no_larger_tensor(whole: bool, monkeypatch) -> None:
+    valid = torch.arange(64).expand(2, 64) < 60
+    logits = [torch.randn(2, 64, 16, generator=torch.Generator().manual_seed(n)).requires_grad_() for n in range(6)]
+    entries = logits[0].numel()
+
+    def losses() -> list[torch.Tensor]:
+        trace = trace_with()
+        with trace.recording(valid):
+            for number, z in enumerate(logits):
+                gate = top_k_gate(z, top_k=2, temperature=1.0, scale=MixtureScale.sum_to_one)
+                trace.record(f"site{number}", Routing.of(z, gate) if whole else choice(z))
+        found = trace.forward_losses(trace.losses.weights)
+        assert found.total is not None
+        return [*found.values.values(), *torch.autograd.grad(found.total, logits)]
+
+    together, at_once = losses(), max(made_bytes(losses))
+    monkeypatch.setattr("lmoe.ops.site_groups.ELEMENTS_ON_CPU", entries)
+    one_by_one = losses()
+    for one, other in zip(one_by_one, together, strict=True):
+        assert torch.equal(one, other)
+    assert at_once == 6 * 4 * entries and max(made_bytes(losses)) == 4 * entries

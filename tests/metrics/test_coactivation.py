@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lmoe.metrics.coactivation import Coactivation
 from tests.reference import dumb_metrics as dumb
-from tests.reference.counted_work import counted_work
+from tests.reference.counted_work import counted_calls, counted_work
 
 FEW = settings(max_examples=20, derandomize=True, deadline=None, database=None)
 SITES = {"a": 4, "b": 3, "c": 4}
@@ -105,3 +105,9 @@ def test_with_four_times_the_experts_two_chosen_ones_cost_four_times_as_much_at_
         assignment = chosen(400, experts, 2, seed=0)
         work[experts] = counted_work(lambda m=metric, a=assignment, v=valid: m.update({"site": a}, v))
     assert work[256] < 4.2 * work[64]
+
+
+def test_a_result_is_made_row_by_row_and_not_looked_through_number_by_number():
+    metric, valid = Coactivation({"site": 64}), torch.ones(2, 5, dtype=torch.bool)
+    metric.update({"site": chosen(2, 64, 2, seed=0)}, valid)
+    assert counted_calls(metric.compute) < 3 * 64

@@ -12,7 +12,7 @@ from lmoe.metrics.routing import RoutingStats, SiteRouting, routing_rows, routin
 from lmoe.ops.gating import top_k_gate
 from lmoe.vocabulary import MixtureScale
 from tests.reference import dumb
-from tests.reference.counted_work import counted_work
+from tests.reference.counted_work import counted_calls, counted_work, made_bytes
 
 
 def feed(stats: RoutingStats, site: str, logits, valid, domains, *, top_k: int) -> None:
@@ -184,13 +184,36 @@ def test_statistics_are_the_same_bits_however_many_sites_are_taken_together(at_o
     one_by_one, together = (RoutingStats(dict.fromkeys(routing, 4), ["all"]) for _ in range(2))
     for site, r in routing.items():
         one_by_one.update(site, r.probs, r.routing_weights, r.assignment, valid, domain_ids)
-    monkeypatch.setattr("lmoe.metrics.routing.ELEMENTS_AT_ONCE", at_once)
+    monkeypatch.setattr("lmoe.ops.site_groups.ELEMENTS_ON_CPU", at_once)
     calls = []
     plain = together.update
     monkeypatch.setattr(together, "update", lambda sites, *rest: calls.append(len(sites)) or plain(sites, *rest))
     together.update_all(routing, valid, domain_ids)
     assert calls == {1: [1] * 5, 120: [2, 2, 1], 10**6: [5]}[at_once]
     assert together.compute() == one_by_one.compute()
+
+
+def test_of_many_experts_no_stack_is_made_and_beside_copies_in_float64_one_of_probabilities_and_one_of_weights():
+    sites, experts, tokens = [f"site{number}" for number in range(4)], 256, 1024  # each site alone is as many as fit
+    logits = torch.randn(4, 1, tokens, experts, generator=torch.Generator().manual_seed(0))
+    gate = top_k_gate(logits, top_k=2, temperature=1.0, scale=MixtureScale.sum_to_one)
+    routing = {
+        site: Routing(logits[n], gate.probs[n], gate.weights[n], gate.assignment[n]) for n, site in enumerate(sites)
+    }
+    stats = RoutingStats(dict.fromkeys(sites, experts), None)
+    valid, domain_ids = torch.ones(1, tokens, dtype=torch.bool), torch.zeros(1, tokens, dtype=torch.long)
+    made = made_bytes(lambda: stats.update_all(routing, valid, domain_ids))
+    assert max(made) == 8 * tokens * experts, "a copy of one site, not of all"
+    assert sum(made) < (4 * 8 + 2 * 4) * 1.05 * logits.numel()
+
+
+def test_what_is_computed_of_sums_calls_nothing_for_each_expert():
+    calls = {}
+    for experts in (8, 256):
+        stats, probs = RoutingStats({"a": experts, "b": experts}, None), torch.full((2, 1, 3, experts), 1 / experts)
+        stats.update(["a", "b"], probs, probs, probs, torch.ones(1, 3).bool(), torch.zeros(1, 3).long())
+        calls[experts] = counted_calls(stats.compute)
+    assert calls[8] == calls[256]
 
 
 def batch_of_two_domains(domains: list[str] | None) -> tuple[RoutingStats, tuple[torch.Tensor, ...]]:

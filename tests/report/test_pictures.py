@@ -4,16 +4,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
-from matplotlib.collections import QuadMesh
+from matplotlib.collections import LineCollection, QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 from matplotlib.lines import Line2D
 
 from lmoe.errors import TrainingError
+from lmoe.report.canvas import as_png
 from lmoe.report.curves import Curves
 from lmoe.report.loss_picture import smooth, spread
 from lmoe.report.pictures import coactivation, knock_out, load_by_domain, load_by_site, loss_curves, write_pictures
 from lmoe.report.summary import RunSummary
+from tests.reference.counted_work import counted_calls
 
 NAMES = ["load_by_site", "load_by_domain", "coactivation", "loss_curves", "knock_out"]
 
@@ -116,6 +118,25 @@ def test_losses_of_very_many_domains_are_drawn_for_the_first_ones() -> None:
     curves = {f"val/d{number}/loss": [(0, 2.0), (9, 1.0 + number / 100)] for number in range(60)}
     axes = loss_curves(curves, {"all": 0}, 10).axes[-1]
     assert len(axes.lines) == 40 and axes.get_title() == "Validation loss by domain, the first 40 of 60"
+
+
+def test_a_curve_of_losses_costs_little_more_than_its_line_and_its_label() -> None:
+    """Some 2,900 calls of matplotlib's; with an arrow that ends at its label they were 19,500."""
+    seen = {}
+    for count in (1, 4, 40):  # the first one fills what matplotlib keeps
+        curves = {f"val/d{number}/loss": [(0, 2.0), (9, 1.0 + number / 100)] for number in range(count)}
+        seen[count] = counted_calls(lambda drawn=curves: as_png(loss_curves(drawn, {"all": 0}, 10)))
+    assert seen[40] - seen[4] < 36 * 5000
+
+
+def test_a_lead_goes_from_the_end_of_each_curve_to_its_label() -> None:
+    curves = {f"val/d{number}/loss": [(0, 2.0), (9, 1.0)] for number in range(3)}
+    axes = loss_curves(curves, {"all": 0}, 10).axes[-1]
+    (leads,) = (found for found in axes.collections if isinstance(found, LineCollection))
+    labels = [text for text in axes.texts if text.get_text().startswith("d")]
+    ends = [lead.tolist() for lead in leads.get_segments()]
+    assert ends == [[[9, 1.0], [pytest.approx(10.4), label.get_position()[1]]] for label in labels]
+    assert len({place for _, (_, place) in ends}) == 3 and [label.get_position()[0] for label in labels] == [10.5] * 3
 
 
 def test_one_domain_is_not_compared_with_itself(summary: RunSummary) -> None:
