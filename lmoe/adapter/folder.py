@@ -38,7 +38,7 @@ from lmoe.vocabulary import BackbonePrecision, Backend, RouterScope
 
 FORMAT_VERSIONS = (1, 2, 3)
 """That this lmoe reads; it writes the oldest that an adapter can have, see `format_version`."""
-ADDED_MOE = ("router_layer", "prompt_experts", "decide", "router_target", "router_target_coef")
+ADDED_MOE = ("router_layer", "prompt_experts", "decide", "router_target", "router_target_coef", "router_fit_prompts")
 """Keys of `moe` that an older lmoe does not know; version 1 leaves out those that stand as they are without them."""
 
 

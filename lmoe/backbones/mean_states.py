@@ -41,11 +41,20 @@ def states_in_batches(
         most_tokens: of a batch with its padding, unless a single prompt has more; None: no limit.
     """
     device = next(model.parameters()).device
+    for numbers, ids, mask in padded_prompts(prompts, batch_size, most_tokens):
+        yield numbers, mean_states(model, mask.to(device), input_ids=ids.to(device)).cpu()
+
+
+def padded_prompts(
+    prompts: Sequence[Tensor], batch_size: int, most_tokens: int | None = None
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """Yield the numbers of the prompts of a batch, their ids (B, T) int64 and which of these are valid (B, T) int64;
+    arguments as `states_in_batches` has them.
+    """
     for numbers in _batches([len(prompt) for prompt in prompts], batch_size, most_tokens):
         batch = [prompts[number].long() for number in numbers]
-        ids = pad_sequence(batch, batch_first=True).to(device)
-        mask = pad_sequence([torch.ones_like(prompt) for prompt in batch], batch_first=True).to(device)
-        yield numbers, mean_states(model, mask, input_ids=ids).cpu()
+        mask = pad_sequence([torch.ones_like(prompt) for prompt in batch], batch_first=True)
+        yield numbers, pad_sequence(batch, batch_first=True), mask
 
 
 def prompt_states(

@@ -59,6 +59,9 @@ class MoeConfig:
     auto: domain where at least two are named and no more than there are experts, else cluster; none."""
     router_target_coef: float = 1.0
     """Weight of that cross-entropy in the training loss, in phases that train routers."""
+    router_fit_prompts: int = 0
+    """router_scope=model with a router_target: after the last step, fit the router to the targets of so many training
+    prompts to the end (docs/ROUTING.md); 0: it stays as the steps have left it."""
     router_dtype: RouterDtype = RouterDtype.float32
     """float32 or bfloat16: type of the router's matmul and softmax, whatever autocast says."""
     router_bias: bool = False

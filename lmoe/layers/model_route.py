@@ -21,7 +21,7 @@ from lmoe.layers.routers.model import ModelOracle, ModelRouter
 from lmoe.layers.routers.sequence import detached, of_rows
 from lmoe.layers.routing import Routing
 from lmoe.ops.gating import Gate
-from lmoe.ops.prompt_states import mean_of_prompts
+from lmoe.ops.prompt_states import mean_of_prompts, unit_rms
 from lmoe.ops.router_targets import targets_of_rows
 from lmoe.vocabulary import Decide
 
@@ -130,6 +130,25 @@ class ModelRoute:
             context.end_forward()
         prompt, last = self._of_tokens(decision, rows), rows.row_ids[:, -1:].to(decision[0].device)
         return prompt if acting is None else _where(prompt, acting), of_rows(*decision, last)
+
+    @torch.no_grad()
+    def read_prompts(self, model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, D) float32: what the router multiplies its weights with, of prompts that nothing follows.
+
+        Args:
+            model: the whole one.
+            ids: (B, T) tokens.
+            mask: (B, T) 1 for valid tokens, which come first.
+        """
+        context = self.context
+        empty = RunningForward(None, None, PromptDecisions(masked=context.masked, model_id=context.model_id))
+        context.begin_forward(empty, training=False)
+        try:
+            read = ReadInputs.of(model, self._decoder(model), (), {"input_ids": ids, "attention_mask": mask})
+            means = mean_of_prompts(self._read(model, read), mask.bool().unsqueeze(1))
+        finally:
+            context.end_forward()
+        return unit_rms(means[:, 0])
 
     @contextmanager
     def given(self, routing: Routing) -> Iterator[None]:

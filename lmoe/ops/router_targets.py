@@ -32,6 +32,25 @@ def target_of_expert(num_experts: int, count: int, device: torch.device | None =
     return torch.arange(num_experts, device=device) % count
 
 
+def dealt_head(head: Tensor, of_targets: Tensor) -> Tensor:
+    """Rows of a router's weight or bias that tell targets apart as a classifier of the targets does, and the experts of
+    one target among themselves as before: each row is that of its target, plus what sets it apart from the mean of the
+    rows of this target.
+
+    Args:
+        head: (E, ...) as it is.
+        of_targets: (C, ...) of the classifier.
+
+    Returns:
+        (E, ...) in the type of the classifier.
+    """
+    count = of_targets.shape[0]
+    dealt = target_of_expert(head.shape[0], count, head.device)
+    sums = torch.zeros_like(of_targets).index_add_(0, dealt, head.to(of_targets.dtype))
+    sizes = torch.bincount(dealt, minlength=count).to(sums.dtype).view(-1, *(1,) * (sums.dim() - 1))
+    return of_targets[dealt] + head - (sums / sizes)[dealt]
+
+
 def target_log_probs(logits: Tensor, count: int) -> Tensor:
     """ln sum over the experts of a target of softmax(z)_e.
 

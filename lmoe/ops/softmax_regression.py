@@ -13,25 +13,31 @@ ITERATIONS = 100
 SMALLEST_STD = 1e-6
 
 
-def softmax_regression(samples: Tensor, targets: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def softmax_regression(
+    samples: Tensor, targets: Tensor, classes: int, *, with_bias: bool = True
+) -> tuple[Tensor, Tensor]:
     """W and b of softmax(x W^T + b), from L-BFGS on the mean cross-entropy plus PENALTY sum(V^2) / C.
 
-    Dimensions are standardised while it is fitted, so that each counts alike: V = W std is what is penalised.
+    Dimensions are standardised while it is fitted, so that each counts alike: V = W std is what is penalised. Without a
+    bias they are divided by their deviation alone.
 
     Args:
         samples: (N, D).
         targets: (N,) int64 classes.
         classes: C.
+        with_bias: fit b too.
 
     Returns:
-        W (C, D) and b (C,) in float64, for samples as they are.
+        W (C, D) and b (C,) in float64, for samples as they are; without a bias b is 0.
     """
     samples = samples.double()
-    mean, std = samples.mean(0), samples.std(0, correction=0).clamp(min=SMALLEST_STD)
+    std = samples.std(0, correction=0).clamp(min=SMALLEST_STD)
+    mean = samples.mean(0) if with_bias else torch.zeros_like(std)
     inputs = (samples - mean) / std
     weight = torch.zeros(classes, samples.shape[1], dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=ITERATIONS, line_search_fn="strong_wolfe")
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=with_bias)
+    fitted = [weight, bias] if with_bias else [weight]
+    optimizer = torch.optim.LBFGS(fitted, max_iter=ITERATIONS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()

@@ -161,7 +161,7 @@ def _names_targets(moe: MoeConfig, key: str) -> bool:
     return key == "domains" and moe.router_target is not RouterTarget.none
 
 
-MODEL_KEYS = ("router_layer", "prompt_experts", "decide")
+MODEL_KEYS = ("router_layer", "prompt_experts", "decide", "router_fit_prompts")
 """Keys that act on a router of the whole model alone."""
 
 
@@ -186,7 +186,7 @@ def _scope_problems(moe: MoeConfig, traits: RouterDeclaration, injection: Inject
     elif not traits.trains:
         problems += [
             without_effect(f"moe.{key}", f"with moe.router={moe.router}, which reads no prompt")
-            for key in ("router_layer", "decide")
+            for key in ("router_layer", "decide")  # of the others the rules of targets speak
             if getattr(moe, key) != getattr(ORDINARY, key)
         ]
     if injection.num_experts_by_layer:
@@ -201,9 +201,14 @@ def _target_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
     coef, problems = moe.router_target_coef, []
     if coef < 0:
         problems.append(f"moe.router_target_coef is {coef}, must be at least 0")
+    if moe.router_fit_prompts < 0:
+        problems.append(f"moe.router_fit_prompts is {moe.router_fit_prompts}, must be at least 0")
     if moe.router_target is RouterTarget.none:
-        if coef != ORDINARY.router_target_coef:
-            problems.append(without_effect("moe.router_target_coef", "with moe.router_target=none"))
+        problems += [
+            without_effect(f"moe.{key}", "with moe.router_target=none")
+            for key in ("router_target_coef", "router_fit_prompts")
+            if getattr(moe, key) != getattr(ORDINARY, key)
+        ]
         return problems
     if not trains_logits(moe):
         problems.append(without_effect("moe.router_target", f"with moe.router={moe.router}, which learns nothing"))

@@ -72,6 +72,8 @@ def target_problems(phases: Iterable[PhaseConfig], moe: MoeConfig) -> list[str]:
     if not by_router and not by_target:
         why = "where no phase trains routers and none has route_by=target; add router to a trainable"
         return [without_effect(f"moe.router_target={moe.router_target}", why)]
+    if moe.router_fit_prompts and not by_router:
+        return [without_effect("moe.router_fit_prompts", "where no phase trains routers; add router to a trainable")]
     own = all(phase.router_target_coef is not None for phase in by_router)
     if own and moe.router_target_coef != MoeConfig().router_target_coef:
         why = "where no phase trains routers" if not by_router else "where each phase that trains routers sets its own"

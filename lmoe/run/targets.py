@@ -94,8 +94,14 @@ def _without_targets(moe: MoeConfig, config: RunConfig) -> MoeConfig:
             "where all learn from the loss, or raise injection.num_experts and use phase=grow"
         )
     scale = mixture_scale(moe, config.injection)  # of one expert that of a router that is taught
-    coef = MoeConfig().router_target_coef
-    return replace(moe, router_target=RouterTarget.none, router_target_coef=coef, scale=scale)
+    ordinary = MoeConfig()
+    return replace(
+        moe,
+        router_target=RouterTarget.none,
+        router_target_coef=ordinary.router_target_coef,
+        router_fit_prompts=ordinary.router_fit_prompts,
+        scale=scale,
+    )
 
 
 def target_lines(moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> list[str]:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ from lmoe.run.wandb_record import WandbRecord
 from lmoe.training.callbacks.collapse_watch import CollapseWatch
 from lmoe.training.callbacks.ended_early import EndedEarly
 from lmoe.training.callbacks.finite_steps import FiniteSteps
+from lmoe.training.callbacks.fit_router import FitRouter
 from lmoe.training.callbacks.keep_routing import KeepRouting
 from lmoe.training.callbacks.kept_experts import KeptExperts
 from lmoe.training.callbacks.known_reference import KnownReference
@@ -125,6 +127,7 @@ def train(
                 WandbRecord(loggers, list(names), kept if config.logger.samples else None),
                 *([watch] if learns else []),
                 PlateauStart(line.say),
+                *fitted_router(parts, line.say),
                 validation,
                 EndedEarly(ending_rules(config), line.say),
                 RunCheckpoint(folder, run_id or "", config.checkpoint, wandb_run_id(run_dir)),
@@ -199,6 +202,12 @@ def ending_rules(config: RunConfig) -> str:
     """What may end a run before its last step by what it has seen, as text."""
     rules = {"callbacks": config.callbacks, "stop_on_collapse": config.trainer.stop_on_collapse}
     return json.dumps(rules, sort_keys=True, default=str)
+
+
+def fitted_router(parts: Parts, say: Callable[[str], None]) -> list[FitRouter]:
+    """What fits the router of the model, where the config wants it."""
+    prompts = injected(parts.model).moe.router_fit_prompts
+    return [FitRouter(prompts, parts.config.seed, say)] if prompts else []
 
 
 def collapse_watch(parts: Parts, line: ProgressLine, loggers: list[Logger]) -> CollapseWatch:

@@ -8,6 +8,7 @@ import torch
 from lmoe.ops.router_targets import (
     NO_TARGET,
     RowTargets,
+    dealt_head,
     experts_of_targets,
     restricted,
     router_target_loss,
@@ -132,3 +133,16 @@ def test_a_restricted_gate_is_the_gate_of_the_allowed_experts_alone(router, k):
             torch.testing.assert_close(found.assignment[t, own], alone.assignment)
         gradient = torch.autograd.grad((found.weights * torch.arange(5)).sum(), logits, allow_unused=True)[0]
         assert gradient is None or (torch.isfinite(gradient).all() and not gradient[~allowed].any())
+
+
+def test_a_dealt_head_tells_targets_apart_as_the_classifier_and_experts_of_one_target_as_before():
+    torch.manual_seed(0)
+    head, of_targets = torch.randn(7, 5, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
+    found = dealt_head(head, of_targets)
+    for target in range(3):
+        own = list(range(target, 7, 3))
+        torch.testing.assert_close(found[own].mean(0), of_targets[target])
+        torch.testing.assert_close(found[own] - found[own[0]], head[own] - head[own[0]])
+    assert torch.equal(
+        dealt_head(head[:3, 0], of_targets[:, 0]).round(decimals=12), of_targets[:, 0].round(decimals=12)
+    )

@@ -38,6 +38,7 @@ VALID = [
     (AUTO, {}),
     (DOMAIN | {"domains": ["a", "b"]}, {}),
     (CLUSTER | {"router_target_coef": 0.0}, {}),
+    (OF_MODEL | CLUSTER | {"router_fit_prompts": 64}, {}),
     ({"router": "relu"} | CLUSTER, {}),
 ]
 
@@ -67,6 +68,9 @@ MOE = [
     (DOMAIN, {"strategy": "native_moe_expert_lora"}, "moe.router_target has no effect with injection=native_moe"),
     ({"router_target_coef": 0.5}, {}, "moe.router_target_coef has no effect with moe.router_target=none"),
     (CLUSTER | {"router_target_coef": -0.5}, {}, "moe.router_target_coef is -0.5, must be at least 0"),
+    (CLUSTER | {"router_fit_prompts": 64}, {}, "moe.router_fit_prompts has no effect with moe.router_scope=linear"),
+    (OF_MODEL | {"router_fit_prompts": 64}, {}, "moe.router_fit_prompts has no effect with moe.router_target=none"),
+    (OF_MODEL | CLUSTER | {"router_fit_prompts": -1}, {}, "moe.router_fit_prompts is -1, must be at least 0"),
     (CLUSTER | {"router": "random"} | BASELINE, {}, "moe.router_target has no effect with moe.router=random.*learns"),
     (CLUSTER | {"router": "oracle"} | BASELINE, {}, "moe.router_target has no effect with moe.router=oracle"),
     (DOMAIN | {"domains": list("abcde")}, {}, "names 5 targets, and a site has 4 experts; set .*num_experts=5 or more"),
@@ -108,6 +112,11 @@ BY_TARGET = {"route_by": RouteBy.target}
 PHASES = [
     ({}, {"only": phase(*ALL, **BY_TARGET)}, "only.route_by=target has no effect with moe.router_target=none"),
     ({}, {"only": phase(*ALL, router_target_coef=1.0)}, "router_target_coef has no effect with moe.router_target=none"),
+    (
+        OF_MODEL | CLUSTER | {"router_fit_prompts": 64},
+        {"only": phase(Role.lora, **BY_TARGET)},
+        "moe.router_fit_prompts has no effect where no phase trains routers; add router to a trainable",
+    ),
     (CLUSTER, {"only": phase(*ALL, router_target_coef=-1.0)}, "router_target_coef is -1.0, must be at least 0"),
     (
         CLUSTER,

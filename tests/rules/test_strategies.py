@@ -59,6 +59,7 @@ MOE: dict[str, Any] = {
     "decide": Decide.turn,
     "router_target": RouterTarget.cluster,
     "router_target_coef": 0.5,
+    "router_fit_prompts": 64,
     "router_dtype": RouterDtype.bfloat16,
     "router_bias": True,
     "temperature": 2.0,
@@ -140,7 +141,7 @@ def test_the_tables_here_change_every_key_and_no_key_is_idle_that_does_not_exist
     assert {key for traits in STRATEGIES.values() for key in traits.idle} == set(INJECTION)
     assert all(getattr(usual, key) != value for key, value in INJECTION.items())
     keys = {key for key, _ in leaf_keys(MoeConfig)}
-    assert set(MOE) == keys and len(keys) == 29
+    assert set(MOE) == keys and len(keys) == 30
     for key, value in MOE.items():
         owner = shipped.load_balance if key.startswith("load_balance.") else shipped
         assert getattr(owner, key.rpartition(".")[2]) != value, key

@@ -38,6 +38,7 @@ ROUTED = (
     "moe.router_scope=model",
     "moe.router_layer=1",  # a reading that ends before the last layer
     "moe.router_target=domain",
+    "moe.router_fit_prompts=100",
     "phase=supervised_routing",
     "phase.phases.routed.start=2",
 )

@@ -1,0 +1,153 @@
+"""Fit the router of a model to its targets once the last step is made. Logs nothing.
+
+Shapes: N prompts, D hidden, C targets, E experts.
+"""
+
+from collections.abc import Callable
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from lmoe.backbones.mean_states import in_order, padded_prompts
+from lmoe.data.datamodule import TrainingData
+from lmoe.data.encoded import EncodedRows, opening
+from lmoe.injection.batch_info import row_targets
+from lmoe.injection.kept import kept_rows
+from lmoe.injection.record import injected, model_route
+from lmoe.layers.routers.model import ModelRouter
+from lmoe.ops.router_targets import NO_TARGET, dealt_head
+from lmoe.ops.softmax_regression import softmax_regression
+from lmoe.rules.routers import target_count
+from lmoe.training.module import AdapterModule
+from lmoe.training.ranks import from_first_rank
+from lmoe.training.step import Stage, StepCallback, StepRecord
+
+PROMPTS_AT_ONCE = 64
+"""In one forward, at most."""
+
+
+class FitRouter(StepCallback):
+    """What the router reads does not depend on it, and its loss is convex: some hundred steps of a few rows each leave
+    it far from the best, and the states that it reads move while attention LoRA learns. So it is fitted at the end.
+
+    NOTE before the validation of the last step and its checkpoint. A run that is ended before that keeps the router as
+    the steps have left it, and one that goes on beyond it gets that one back: it is the run that was never fitted.
+
+    Args:
+        prompts: of training rows, at most.
+        seed: of their choice.
+        say: told what was fitted, or why not.
+    """
+
+    stage = Stage.decide
+
+    def __init__(self, prompts: int, seed: int, say: Callable[[str], None]) -> None:
+        self.prompts, self.seed, self.say = prompts, seed, say
+        self._learnt: dict[str, Tensor] = {}  # the router before it was fitted
+
+    def state_dict(self) -> dict:
+        return {"learnt": self._learnt}
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        self._learnt = state_dict["learnt"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: AdapterModule) -> None:
+        if trainer.global_step < trainer.max_steps:
+            router = router_of(pl_module)
+            for name, learnt in self._learnt.items():
+                getattr(router, name).detach().copy_(learnt)
+            self._learnt = {}
+
+    def after_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord) -> None:
+        if trainer.global_step < trainer.max_steps:
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(data, TrainingData)
+        rows = data.sets[data.set_now].prepared.train_rows
+        if rows is None:
+            self._say_not("the rows are a stream")
+        elif kept_rows(module.model):
+            self._say_not("experts of an earlier run keep their rows of it")
+        else:
+            self._fit(trainer, module, rows)
+
+    def on_train_end(self, trainer: Trainer, pl_module: AdapterModule) -> None:
+        if trainer.global_step < trainer.max_steps:
+            self._say_not("the run ended before its last step")
+
+    def _say_not(self, why: str) -> None:
+        self.say(f"router: not fitted to its targets, because {why}")
+
+    def _fit(self, trainer: Trainer, module: AdapterModule, rows: EncodedRows) -> None:
+        count = target_count(injected(module.model).moe)
+        targets = targets_of(module, rows)
+        if missing := count - len(targets[targets != NO_TARGET].unique()):
+            self._say_not(f"{missing} of {count} have no training row")
+            return
+        chosen = chosen_rows(targets, count, self.prompts, self.seed)
+        targets = targets[chosen]
+        states = self._states(trainer, module, [rows[i].input_ids[: opening(rows[i])] for i in chosen.tolist()])
+        if not bool(states.isfinite().all()):
+            self._say_not("the states of some prompts are no numbers")
+            return
+        router = router_of(module)
+        fitted = softmax_regression(states, targets, count, with_bias=router.bias is not None)
+        weight, bias = from_first_rank(trainer, fitted)
+        for name, of_targets in (("weight", weight), ("bias", bias)):
+            if (own := getattr(router, name)) is not None:
+                self._learnt[name] = own.detach().cpu().clone()
+                own.detach().copy_(dealt_head(self._learnt[name], of_targets))
+        told = float((states.double() @ weight.t() + bias).argmax(1).eq(targets).double().mean())
+        self.say(f"router: fitted to the targets of {len(chosen):,} training prompts, of which it tells {told:.1%}")
+
+    def _states(self, trainer: Trainer, module: AdapterModule, prompts: list[Tensor]) -> Tensor:
+        """(N, D) float32 on the CPU. Every process reads all prompts: a sharded model needs them for each forward."""
+        route, data = model_route(module.model), trainer.datamodule  # type: ignore[attr-defined]
+        assert route is not None
+        config, found, training = data.sets[data.set_now].config, [], module.model.training
+        most_tokens = config.batch_size * config.max_length  # as a micro-batch of the run has at most
+        module.model.eval()
+        with trainer.precision_plugin.forward_context():
+            for numbers, ids, mask in padded_prompts(prompts, PROMPTS_AT_ONCE, most_tokens):
+                states = route.read_prompts(module.model, ids.to(module.device), mask.to(module.device))
+                found.append((numbers, states.float().cpu()))
+        module.model.train(training)
+        return in_order(found)
+
+
+def router_of(module: AdapterModule) -> ModelRouter:
+    """The router of the whole model."""
+    route = model_route(module.model)
+    assert route is not None and isinstance(route.router, ModelRouter)
+    return route.router
+
+
+def targets_of(module: AdapterModule, rows: EncodedRows) -> Tensor:
+    """(N,) int64 target of each row, NO_TARGET where it has none."""
+    batch = {"domain_ids": rows.domains, "valid_mask": torch.ones_like(rows.domains, dtype=torch.bool)}
+    if rows.clusters is not None:
+        batch["cluster_ids"] = rows.clusters
+    found = row_targets(injected(module.model).moe, batch, module.domains)
+    assert found is not None
+    return found.ids
+
+
+def chosen_rows(targets: Tensor, count: int, most: int, seed: int) -> Tensor:
+    """(M,) int64, sorted: the rows with a target to fit on, at most `most` of them.
+
+    Half of them are shared evenly among the targets, so that rare ones are there; the rest are as the rows come.
+
+    Args:
+        targets: (N,) of each row.
+        count: C.
+        most: at least one a target.
+        seed: of the choice.
+    """
+    order = torch.randperm(len(targets), generator=torch.Generator().manual_seed(seed))
+    order = order[targets[order] != NO_TARGET]
+    even = torch.zeros(len(order), dtype=torch.bool)
+    for target in range(count):
+        even[(targets[order] == target).nonzero().flatten()[: max(1, most // (2 * count))]] = True
+    first, rest = order[even], order[~even]
+    return torch.cat([first, rest])[:most].sort().values
