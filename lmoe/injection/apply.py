@@ -10,6 +10,7 @@ from torch import nn
 from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.layout import layouts
 from lmoe.backbones.placement import refuse_offloaded
+from lmoe.backbones.siblings import siblings
 from lmoe.config.defaults import injection_section, moe_section
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
@@ -24,7 +25,10 @@ from lmoe.injection.site_plans import SitePlanner, constant_balance
 from lmoe.injection.strategies import planner_of
 from lmoe.layers.checkpoint_in_context import ContextForCheckpoints
 from lmoe.layers.context import RoutingContext
+from lmoe.layers.lora_linear import LoRALinear
+from lmoe.layers.mixture_lora_linear import MixtureLoRALinear
 from lmoe.layers.routers import PromptReader
+from lmoe.layers.shared_input import SharedInput
 from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.rules.phases import BASE_ROLES
 from lmoe.rules.routers import ROUTERS, cluster_names, needs_domain, needs_prompt, needs_prompt_ids, trains_logits
@@ -150,17 +154,19 @@ def inject(
     found, context = base_fingerprint(model), routing_context(moe)
     trace = RoutingTrace(auxiliary_losses(injection, moe), has_routers=bool(plan.routers))
     build = SiteBuilder(model, layouts(model), injection, moe, trace, context)
-    wrappers = [build.wrapper(site) for site in plan.sites]  # a refusal here leaves the model as it was
+    wrappers = {site.path: build.wrapper(site) for site in plan.sites}  # a refusal here leaves the model as it was
+    together = siblings(model)
     model.requires_grad_(False)
-    for site, wrapper in zip(plan.sites, wrappers, strict=True):
+    for site in plan.sites:
         base_layer = model.get_submodule(site.path)
         # A model in evaluation mode, as from_pretrained returns it, must not start to drop out.
-        model.set_submodule(site.path, wrapper.train(base_layer.training))
+        model.set_submodule(site.path, wrappers[site.path].train(base_layer.training))
         if site.kind is SiteKind.native_experts:
             model.set_submodule(site.router, build.native_router(site).train(base_layer.training))
     if needs_domain(moe) or needs_prompt(moe):
         ContextForCheckpoints(context).attach(model)  # first, because the next may run the model
     build.attach_shared_routers()
+    share_inputs(model, wrappers, together)
     if needs_domain(moe):
         model.register_forward_pre_hook(context.forget_last_batch_info)
     if needs_prompt(moe) and moe.router_scope is not RouterScope.model:
@@ -180,6 +186,21 @@ def inject(
     setattr(model, RECORD, record)
     trace.mixtures = [module for _, module in mixtures(model)]
     return plan
+
+
+def share_inputs(model: nn.Module, wrappers: Mapping[str, nn.Module], together: Iterable[tuple[str, ...]]) -> None:
+    """Let sites that read one input compute together what they can.
+
+    Args:
+        model: which the sites are in.
+        wrappers: every site by its module path.
+        together: paths of Linears that read one input, in the order in which they are called.
+    """
+    for paths in together:
+        there = [wrappers[path] for path in paths if path in wrappers]
+        sites = [site for site in there if isinstance(site, LoRALinear | MixtureLoRALinear)]
+        if len(sites) > 1:
+            SharedInput(sites).attach(model.get_submodule(paths[0].rpartition(".")[0]))
 
 
 def routing_context(moe: MoeConfig) -> RoutingContext:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lmoe.errors import RoutingError
+from lmoe.layers.block_hooks import attach_around
 from lmoe.layers.per_call import PerCall
 from lmoe.layers.routers import Router
 from lmoe.layers.routing import Decision
@@ -25,19 +26,7 @@ class BlockRoute:
 
     def attach(self, block: nn.Module) -> None:
         """Decide before each forward of the block, and forget after it."""
-        before = block.register_forward_pre_hook(self._decide, with_kwargs=True)
-        after = block.register_forward_hook(self._forget, always_call=True)
-        # NOTE torch counts hooks over all modules, and a compiler looks at the numbers: with the same ones in each
-        # block layers share their code.
-        for number, handle in ((-2, before), (-1, after)):
-            for hooks in (
-                block._forward_pre_hooks,
-                block._forward_pre_hooks_with_kwargs,
-                block._forward_hooks,
-                block._forward_hooks_always_called,
-            ):
-                if handle.id in hooks:
-                    hooks[number] = hooks.pop(handle.id)  # type: ignore[assignment]
+        attach_around(block, self._decide, self._forget)
 
     def decision(self) -> Decision:
         """What the block's router has decided for this forward.

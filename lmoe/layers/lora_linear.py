@@ -8,8 +8,10 @@ from typing import TypeGuard, cast
 import torch
 from torch import Tensor, nn
 
+from lmoe.layers.shared_input import SharedInput, down
+from lmoe.ops.add_lora import add_lora
 from lmoe.ops.dora import weight_row_norms
-from lmoe.ops.frozen_lora import frozen_and_lora
+from lmoe.ops.frozen_linear import Beside
 from lmoe.ops.linear_sizes import sizes, weight_OD
 from lmoe.ops.lora import faded, kaiming_lora_A, lora_delta
 
@@ -30,7 +32,7 @@ def one_function_computes(
     base_layer: nn.Module, x: Tensor, dtype: torch.dtype, dropout: nn.Dropout
 ) -> TypeGuard[nn.Linear]:
     """Whether a base layer and what stands beside it may share a forward and a backward: a plain frozen Linear without
-    hooks, one input for all (no dropout), one type, and no compiler, which fuses by itself.
+    hooks, one input for all (no dropout), and one type.
 
     Args:
         base_layer: what the branches stand beside.
@@ -38,7 +40,7 @@ def one_function_computes(
         dtype: type that the branches compute in.
         dropout: on the branches' input.
     """
-    if type(base_layer) is not nn.Linear or base_layer.weight.requires_grad or torch.compiler.is_compiling():
+    if type(base_layer) is not nn.Linear or base_layer.weight.requires_grad:
         return False
     if has_hooks(base_layer):
         return False
@@ -101,7 +103,7 @@ class LoRALinear(nn.Module):
     ) -> None:
         super().__init__()
         self.base_layer, self.scaling, self.enabled = base_layer, scaling, True
-        self.fade = cast("float | Tensor", 1.0)
+        self.fade, self.shared_input = cast("float | Tensor", 1.0), cast("SharedInput | None", None)
         (in_features, out_features), device = sizes(base_layer), next(base_layer.parameters()).device
         self.lora_dropout = nn.Dropout(dropout)
         self.lora_A = nn.Parameter(kaiming_lora_A((lora_r, in_features), device))
@@ -115,13 +117,13 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., O), in the type of the base layer's output."""
-        base, dtype = self.base_layer, branch_dtype(x, self.lora_A)
-        if self.enabled and not self.use_dora and one_function_computes(base, x, dtype, self.lora_dropout):
-            lora_B = faded(self.lora_B, self.fade)
-            return frozen_and_lora(x, base.weight, base.bias, self.lora_A, lora_B, self.scaling, dtype)
-        y = base(x)
         if not self.enabled:
-            return y
+            return self.base_layer(x)
+        dtype = branch_dtype(x, self.lora_A)
+        if (found := down(self, x, dtype)) is not None:
+            assert found.lora_B is not None
+            return add_lora(found.y, found.hidden, found.lora_B, self.scaling)
+        y = self.base_layer(x)
         branch = self.lora_dropout(x.to(dtype))
         lora_B = faded(self.lora_B, self.fade)
         delta = lora_delta(branch, self.lora_A, lora_B, self.scaling).to(y.dtype)
@@ -135,3 +137,10 @@ class LoRALinear(nn.Module):
             return ratio * (y + delta)
         bias = self.base_layer.bias.to(y.dtype)
         return ratio * (y - bias + delta) + bias
+
+    def beside(self, x: Tensor, dtype: torch.dtype) -> Beside | None:
+        """What one function may compute of x (..., D), with that of other sites that read it; None: it may not."""
+        base = self.base_layer
+        if not self.enabled or self.use_dora or not one_function_computes(base, x, dtype, self.lora_dropout):
+            return None
+        return Beside(base.weight, base.bias, self.lora_A, faded(self.lora_B, self.fade))

@@ -15,8 +15,9 @@ from lmoe.layers.lora_linear import LowRank, branch_dtype, one_function_computes
 from lmoe.layers.model_route import ModelRoute
 from lmoe.layers.routers import LinearRouter, Router
 from lmoe.layers.routing import Decision
+from lmoe.layers.shared_input import SharedInput, down
 from lmoe.ops.card_rules import grouped_is_faster
-from lmoe.ops.frozen_linear import frozen_and_down
+from lmoe.ops.frozen_linear import Beside
 from lmoe.ops.grouped import add_grouped, misaligned
 from lmoe.ops.linear_sizes import sizes, weight_OD
 from lmoe.ops.lora import faded, kaiming_lora_A, svd_slices
@@ -85,6 +86,7 @@ class MixtureLoRALinear(nn.Module):
         super().__init__()
         self.base_layer, self.settings, self.enabled = base_layer, settings, True
         self.fade: float | Tensor = 1.0
+        self.shared_input: SharedInput | None = None
         self.router = router if isinstance(router, Router) else None
         self.block_route = router if isinstance(router, BlockRoute) else None
         self.model_route = router if isinstance(router, ModelRoute) else None
@@ -112,20 +114,27 @@ class MixtureLoRALinear(nn.Module):
             return self.base_layer(x)
         if not self._routed():
             return self._without_routed(self.base_layer(x), x)
-        base, dtype = self.base_layer, branch_dtype(x, self.lora_A)
-        if not one_function_computes(base, x, dtype, self.lora_dropout):
-            y = base(x)
+        dtype = branch_dtype(x, self.lora_A)
+        if (found := down(self, x, dtype)) is None:
+            y = self.base_layer(x)
             # What another layer returns may be kept by it for its backward pass.
-            return self.add_experts(y if type(base) is nn.Linear else y.clone(), x)
-        lora_A, lora_B = self.factors()
-        grouped, own = self._groups(x, dtype, lora_A), self._token_router()
-        weight = None if own is None else own.weight.to(own.settings.dtype)
-        down = None if grouped else lora_A.flatten(0, 1)
-        found = frozen_and_down(x, base.weight, base.bias, down, None if grouped else lora_B, weight, dtype)
+            return self.add_experts(y if type(self.base_layer) is nn.Linear else y.clone(), x)
         routing = self._routing(x, found.logits)
         if found.lora_B is None:
-            return self._add(found.y, x.to(dtype), None, lora_A, lora_B, routing)
-        return self._add(found.y, x, found.hidden, lora_A, found.lora_B, routing)
+            return self._with_shared(self._grouped(found.y, x.to(dtype), *self.factors(), routing), x)
+        return self._with_shared(self._stacked(found.y, found.hidden, found.lora_B.transpose(1, 2), routing), x)
+
+    def beside(self, x: Tensor, dtype: torch.dtype) -> Beside | None:
+        """What one function may compute of x (..., D), with that of other sites that read it; None: it may not."""
+        base = self.base_layer
+        if not (self.enabled and self._routed() and one_function_computes(base, x, dtype, self.lora_dropout)):
+            return None
+        own = self._token_router()
+        router = None if own is None else own.weight.to(own.settings.dtype)
+        if self._groups(x, dtype):
+            return Beside(base.weight, base.bias, None, None, router)
+        lora_A, lora_B = self.factors()
+        return Beside(base.weight, base.bias, lora_A.flatten(0, 1), lora_B.transpose(1, 2), router)
 
     def add_experts(self, y: Tensor, x: Tensor) -> Tensor:
         """The output of the base layer with the experts' beside it.
@@ -136,19 +145,16 @@ class MixtureLoRALinear(nn.Module):
         """
         if not self._routed():
             return self._without_routed(y, x)
-        lora_A, lora_B = self.factors()
         branch = self.lora_dropout(x.to(branch_dtype(x, self.lora_A)))
-        hidden = None if self._groups(x, branch.dtype, lora_A) else linear(branch, lora_A.flatten(0, 1))
-        return self._add(y, branch, hidden, lora_A, lora_B, self._routing(x))
-
-    def _add(
-        self, y: Tensor, branch: Tensor, hidden: Tensor | None, lora_A: Tensor, lora_B: Tensor, routing: Decision
-    ) -> Tensor:
-        """y with the experts; without (..., E * R) `hidden` through the grouped backend, or Triton's."""
-        if hidden is None:
-            y = self._grouped(y, branch, lora_A, lora_B, routing)
+        lora_A, lora_B = self.factors()
+        if self._groups(x, branch.dtype):
+            y = self._grouped(y, branch, lora_A, lora_B, self._routing(x))
         else:
-            y = self._stacked(y, hidden, lora_A, lora_B, routing)
+            y = self._stacked(y, linear(branch, lora_A.flatten(0, 1)), lora_B, self._routing(x))
+        return self._with_shared(y, branch)
+
+    def _with_shared(self, y: Tensor, branch: Tensor) -> Tensor:
+        """y with the expert that is always on, where there is one."""
         return y if self.shared_expert is None else y + self.shared_expert(branch).to(y.dtype)
 
     def _routed(self) -> bool:
@@ -158,8 +164,7 @@ class MixtureLoRALinear(nn.Module):
     def _without_routed(self, y: Tensor, x: Tensor) -> Tensor:
         if self.shared_expert is None:
             return y
-        branch = self.lora_dropout(x.to(branch_dtype(x, self.lora_A)))
-        return y + self.shared_expert(branch).to(y.dtype)
+        return self._with_shared(y, self.lora_dropout(x.to(branch_dtype(x, self.lora_A))))
 
     def _routing(self, x: Tensor, router_logits: Tensor | None = None) -> Decision:
         if self.router is not None:
@@ -176,7 +181,7 @@ class MixtureLoRALinear(nn.Module):
         router = self.router
         return router if isinstance(router, LinearRouter) and router.reads_every_token() else None
 
-    def _groups(self, x: Tensor, dtype: torch.dtype, lora_A: Tensor) -> bool:
+    def _groups(self, x: Tensor, dtype: torch.dtype) -> bool:
         """Whether the grouped backend, or Triton's, computes this forward.
 
         Raises:
@@ -185,7 +190,8 @@ class MixtureLoRALinear(nn.Module):
         settings, top_k, device = self.settings, self._fixed_k(), x.device
         if settings.backend is Backend.stacked or top_k is None or settings.mixing is Mixing.factors:
             return False
-        experts, rank, width = lora_A.shape
+        experts, rank, width = self.lora_A.shape
+        rank *= 2 if settings.svd else 1
         faster = not torch.compiler.is_compiling() and grouped_is_faster(
             num_experts=settings.num_experts, rank=rank, top_k=top_k, device=device, dtype=dtype
         )
@@ -203,9 +209,9 @@ class MixtureLoRALinear(nn.Module):
         router = self.router or (self.block_route or self.model_route).router  # type: ignore[union-attr]
         return router.settings.top_k if router.settings.fixed_k else None
 
-    def _stacked(self, y: Tensor, hidden: Tensor, lora_A: Tensor, lora_B: Tensor, routing: Decision) -> Tensor:
+    def _stacked(self, y: Tensor, hidden: Tensor, lora_B: Tensor, routing: Decision) -> Tensor:
         weights, scaling = routing.routing_weights, self.settings.scaling
-        hidden = hidden.unflatten(-1, lora_A.shape[:2])
+        hidden = hidden.unflatten(-1, (-1, lora_B.shape[-1]))
         if self.settings.mixing is Mixing.factors:
             delta = stacked_delta(hidden, lora_B, weights, mixing=Mixing.factors) * scaling
             return y + delta.to(y.dtype)

@@ -19,8 +19,8 @@ PLAIN = ("moe.router_fit_prompts=0",)
 
 
 def read_one_by_one(run, prompts: list[torch.Tensor]) -> torch.Tensor:
-    """What the router of a run reads of each prompt, alone: the hidden states that Transformers returns where the experts
-    add nothing."""
+    """What the router of a run reads of each prompt, alone: the hidden states that Transformers returns where the
+    experts add nothing."""
     model, states = lmoe.load(run)[0].eval(), []
     with torch.no_grad():
         for _, mixture in mixtures(model):
