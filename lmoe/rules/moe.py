@@ -201,8 +201,9 @@ def _target_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
     coef, problems = moe.router_target_coef, []
     if coef < 0:
         problems.append(f"moe.router_target_coef is {coef}, must be at least 0")
-    if moe.router_fit_prompts < 0:
-        problems.append(f"moe.router_fit_prompts is {moe.router_fit_prompts}, must be at least 0")
+    if moe.router_fit_prompts < 0 or 0 < moe.router_fit_prompts < injection.num_experts:
+        least = f"at least the {injection.num_experts} experts"
+        problems.append(f"moe.router_fit_prompts is {moe.router_fit_prompts}, must be 0, or {least}")
     if moe.router_target is RouterTarget.none:
         problems += [
             without_effect(f"moe.{key}", "with moe.router_target=none")

@@ -7,7 +7,8 @@ averaged once a step, and a checkpoint is the same file as that of one process. 
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.strategies.strategy import Strategy
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from lmoe.backbones.weight_files import UNREAD, WeightFiles, base_parameter_name, unread
@@ -35,6 +36,21 @@ def shard_backbone(model: nn.Module, mesh: DeviceMesh) -> None:
     for path in injected(model).plan.layers:
         fully_shard(model.get_submodule(path), mesh=mesh, ignored_params=whole)
     fully_shard(model, mesh=mesh, ignored_params=whole)
+
+
+@contextmanager
+def whole_outside_layers(model: nn.Module) -> Iterator[None]:
+    """Have embeddings, norms and head whole inside the block, for forwards that begin in the midst of a sharded model;
+    nothing where it is not sharded. Layers gather their own.
+    """
+    if not isinstance(model, FSDPModule):
+        yield
+        return
+    model.unshard()
+    try:
+        yield
+    finally:
+        model.reshard()
 
 
 def read_shards(model: nn.Module, device: torch.device) -> None:

@@ -70,7 +70,12 @@ MOE = [
     (CLUSTER | {"router_target_coef": -0.5}, {}, "moe.router_target_coef is -0.5, must be at least 0"),
     (CLUSTER | {"router_fit_prompts": 64}, {}, "moe.router_fit_prompts has no effect with moe.router_scope=linear"),
     (OF_MODEL | {"router_fit_prompts": 64}, {}, "moe.router_fit_prompts has no effect with moe.router_target=none"),
-    (OF_MODEL | CLUSTER | {"router_fit_prompts": -1}, {}, "moe.router_fit_prompts is -1, must be at least 0"),
+    (
+        OF_MODEL | CLUSTER | {"router_fit_prompts": -1},
+        {},
+        "moe.router_fit_prompts is -1, must be 0, or at least the 4 ",
+    ),
+    (OF_MODEL | CLUSTER | {"router_fit_prompts": 3}, {}, "moe.router_fit_prompts is 3, must be 0, or at least the 4 "),
     (CLUSTER | {"router": "random"} | BASELINE, {}, "moe.router_target has no effect with moe.router=random.*learns"),
     (CLUSTER | {"router": "oracle"} | BASELINE, {}, "moe.router_target has no effect with moe.router=oracle"),
     (DOMAIN | {"domains": list("abcde")}, {}, "names 5 targets, and a site has 4 experts; set .*num_experts=5 or more"),

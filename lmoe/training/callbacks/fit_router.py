@@ -21,6 +21,7 @@ from lmoe.ops.softmax_regression import softmax_regression
 from lmoe.rules.routers import target_count
 from lmoe.training.module import AdapterModule
 from lmoe.training.ranks import from_first_rank
+from lmoe.training.sharded import whole_outside_layers
 from lmoe.training.step import Stage, StepCallback, StepRecord
 
 PROMPTS_AT_ONCE = 64
@@ -53,14 +54,14 @@ class FitRouter(StepCallback):
         self._learnt = state_dict["learnt"]
 
     def on_train_start(self, trainer: Trainer, pl_module: AdapterModule) -> None:
-        if trainer.global_step < trainer.max_steps:
+        if trainer.global_step < last_step(pl_module):
             router = router_of(pl_module)
             for name, learnt in self._learnt.items():
                 getattr(router, name).detach().copy_(learnt)
             self._learnt = {}
 
     def after_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord) -> None:
-        if trainer.global_step < trainer.max_steps:
+        if trainer.global_step < last_step(module):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TrainingData)
@@ -73,7 +74,7 @@ class FitRouter(StepCallback):
             self._fit(trainer, module, rows)
 
     def on_train_end(self, trainer: Trainer, pl_module: AdapterModule) -> None:
-        if trainer.global_step < trainer.max_steps:
+        if trainer.global_step < last_step(pl_module):
             self._say_not("the run ended before its last step")
 
     def _say_not(self, why: str) -> None:
@@ -108,12 +109,17 @@ class FitRouter(StepCallback):
         config, found, training = data.sets[data.set_now].config, [], module.model.training
         most_tokens = config.batch_size * config.max_length  # as a micro-batch of the run has at most
         module.model.eval()
-        with trainer.precision_plugin.forward_context():
+        with trainer.precision_plugin.forward_context(), whole_outside_layers(module.model):
             for numbers, ids, mask in padded_prompts(prompts, PROMPTS_AT_ONCE, most_tokens):
                 states = route.read_prompts(module.model, ids.to(module.device), mask.to(module.device))
                 found.append((numbers, states.float().cpu()))
         module.model.train(training)
         return in_order(found)
+
+
+def last_step(module: AdapterModule) -> int:
+    """Optimizer steps of the whole run."""
+    return module.schedule.phases[-1].end
 
 
 def router_of(module: AdapterModule) -> ModelRouter:
