@@ -18,8 +18,9 @@ from lmoe.study.verdict import Judged, Verdict
 
 JSON_FILE, CSV_FILE = "compare.json", "compare.csv"
 FORMAT_VERSION = 1
-OVER_ROWS, P = "over rows alone", "p (Holm)"
-"""Columns: the interval of these very models, and the adjusted p value."""
+OVER_ROWS, P, COULD_SEE = "over rows alone", "p (Holm)", "could see"
+"""Columns: the interval of these very models, the adjusted p value, and the smallest difference that could have been
+seen."""
 MOST_SETTINGS = 8
 """Of an arm that the terminal shows."""
 
@@ -176,6 +177,8 @@ def _columns(comparisons: Sequence[RunsComparison], alpha: float) -> list[str]:
         columns.append(OVER_ROWS)
     if any(found.difference_p is not None for found in comparisons):
         columns.append(P)
+    if any(found.verdict == Verdict.UNDECIDED for found in comparisons):
+        columns.append(COULD_SEE)
     return [*columns, "verdict"]
 
 
@@ -188,12 +191,13 @@ def _cells(found: RunsComparison | None, columns: Sequence[str]) -> list[str]:
             cells.append(f"{found.estimate:+.4f}")
         elif name == P:
             cells.append("" if found.difference_p is None else p_text(found.difference_p))
+        elif name == COULD_SEE:
+            cells.append("" if found.smallest_effect is None else f"{found.smallest_effect:.2g}")
         elif name == OVER_ROWS:
             cells.append(f"{found.rows_low:+.4f} to {found.rows_high:+.4f}")
         else:
             cells.append("" if found.low is None else f"{found.low:+.4f} to {found.high:+.4f}")
-    few = found.verdict == Verdict.TOO_FEW_SEEDS
-    return [*cells, str(Verdict.TOO_FEW_SEEDS) if few else found.sentence]
+    return [*cells, found.sentence.partition(":")[0]]  # the columns say the rest
 
 
 def _is(found: RunsComparison, arm: str, domain: str) -> bool:
