@@ -96,6 +96,7 @@ IN_TRAINING = {
 ELSEWHERE = {
     "injection.experts_from",  # acts on what training starts from: tests/grow/test_experts_from.py and test_growing.py
     "moe.domains",  # acts on what lmoe.trace is told
+    "moe.router_fit_prompts",  # acts once training has ended: tests/training/test_fit_router.py
     "moe.backend",  # acts on how, and not on what
 }
 
@@ -145,7 +146,7 @@ def test_the_table_covers_exactly_the_keys_of_injection_and_moe():
     keys |= {f"moe.{key}" for key, _ in leaf_keys(MoeConfig)}
     groups = [set(CASES), IN_TRAINING, ELSEWHERE]
     assert set().union(*groups) == keys
-    assert sum(len(group) for group in groups) == len(keys) == 54
+    assert sum(len(group) for group in groups) == len(keys) == 55
 
 
 def test_observing_twice_gives_the_same_bits(unchanged):

