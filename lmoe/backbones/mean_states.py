@@ -10,6 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+PROMPTS_AT_ONCE = 64
+"""Of a run, in one forward, at most."""
+
 
 @torch.no_grad()
 def mean_states(model: nn.Module, mask: Tensor, **inputs: Tensor) -> Tensor:

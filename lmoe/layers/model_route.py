@@ -21,7 +21,7 @@ from lmoe.layers.routers.model import ModelOracle, ModelRouter
 from lmoe.layers.routers.sequence import detached, of_rows
 from lmoe.layers.routing import Routing
 from lmoe.ops.gating import Gate
-from lmoe.ops.prompt_states import mean_of_prompts, unit_rms
+from lmoe.ops.prompt_states import mean_of_prompts
 from lmoe.ops.router_targets import targets_of_rows
 from lmoe.vocabulary import Decide
 
@@ -95,6 +95,10 @@ class ModelRoute:
         """
         return self._forward().of_model is not None
 
+    def _undecided(self) -> RunningForward:
+        """A forward in which no routed expert acts yet."""
+        return RunningForward(None, None, PromptDecisions(masked=self.context.masked, model_id=self.context.model_id))
+
     def _forward(self) -> RunningForward:
         forward = self.context.current_forward(training=self.router.training)
         if forward is None:
@@ -115,7 +119,7 @@ class ModelRoute:
             all that follows, (1, 1, E).
         """
         context, valid = self.context, torch.ones_like(ids, dtype=torch.bool)
-        empty = RunningForward(None, None, PromptDecisions(masked=context.masked, model_id=context.model_id))
+        empty = self._undecided()
         decide = self.settings.decide
         rows = PromptRows.single(valid) if answers is None else PromptRows.awaiting_answer(answers, valid, decide)
         acting = self._acting(rows)
@@ -140,15 +144,14 @@ class ModelRoute:
             ids: (B, T) tokens.
             mask: (B, T) 1 for valid tokens, which come first.
         """
-        context = self.context
-        empty = RunningForward(None, None, PromptDecisions(masked=context.masked, model_id=context.model_id))
-        context.begin_forward(empty, training=False)
+        assert isinstance(self.router, ModelRouter)
+        self.context.begin_forward(self._undecided(), training=False)
         try:
             read = ReadInputs.of(model, self._decoder(model), (), {"input_ids": ids, "attention_mask": mask})
             means = mean_of_prompts(self._read(model, read), mask.bool().unsqueeze(1))
         finally:
-            context.end_forward()
-        return unit_rms(means[:, 0])
+            self.context.end_forward()
+        return self.router.read(means[:, 0])
 
     @contextmanager
     def given(self, routing: Routing) -> Iterator[None]:
@@ -165,7 +168,7 @@ class ModelRoute:
         """
         context, inputs = self.context, ForwardInputs.of(model, args, kwargs)
         context.forget_last_batch_info()
-        empty = RunningForward(None, None, PromptDecisions(masked=context.masked, model_id=context.model_id))
+        empty = self._undecided()
         context.begin_forward(empty, training=model.training)
         if context.off or inputs.tokens is None:
             return

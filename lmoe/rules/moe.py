@@ -1,5 +1,6 @@
 """Problems of `moe`: what is missing, out of range, or cannot act with the chosen router."""
 
+from collections.abc import Iterable
 from dataclasses import asdict
 
 from lmoe.config.defaults import moe_section
@@ -165,16 +166,15 @@ MODEL_KEYS = ("router_layer", "prompt_experts", "decide", "router_fit_prompts")
 """Keys that act on a router of the whole model alone."""
 
 
+def _idle(moe: MoeConfig, keys: Iterable[str], why: str) -> list[str]:
+    """A problem of each key that is set and has no effect."""
+    return [without_effect(f"moe.{key}", why) for key in keys if getattr(moe, key) != getattr(ORDINARY, key)]
+
+
 def _scope_problems(moe: MoeConfig, traits: RouterDeclaration, injection: InjectionConfig) -> list[str]:
     if moe.router_scope is not RouterScope.model:
-        return [
-            without_effect(
-                f"moe.{key}",
-                f"with moe.router_scope={moe.router_scope}; use router_scope=model, or leave it out (moe={moe.router})",
-            )
-            for key in MODEL_KEYS
-            if getattr(moe, key) != getattr(ORDINARY, key)
-        ]
+        why = f"with moe.router_scope={moe.router_scope}; use router_scope=model, or leave it out (moe={moe.router})"
+        return _idle(moe, MODEL_KEYS, why)
     problems = []
     if not traits.of_model:
         scopes = f"{RouterScope.linear} or {RouterScope.block}" if traits.logits else RouterScope.linear
@@ -184,11 +184,7 @@ def _scope_problems(moe: MoeConfig, traits: RouterDeclaration, injection: Inject
             "with it"
         )
     elif not traits.trains:
-        problems += [
-            without_effect(f"moe.{key}", f"with moe.router={moe.router}, which reads no prompt")
-            for key in ("router_layer", "decide")  # of the others the rules of targets speak
-            if getattr(moe, key) != getattr(ORDINARY, key)
-        ]
+        problems += _idle(moe, ("router_layer", "decide"), f"with moe.router={moe.router}, which reads no prompt")
     if injection.num_experts_by_layer:
         problems.append(
             "moe.router_scope=model decides for all sites at once, so injection.num_experts_by_layer cannot give them "
@@ -205,12 +201,7 @@ def _target_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
         least = f"at least the {injection.num_experts} experts"
         problems.append(f"moe.router_fit_prompts is {moe.router_fit_prompts}, must be 0, or {least}")
     if moe.router_target is RouterTarget.none:
-        problems += [
-            without_effect(f"moe.{key}", "with moe.router_target=none")
-            for key in ("router_target_coef", "router_fit_prompts")
-            if getattr(moe, key) != getattr(ORDINARY, key)
-        ]
-        return problems
+        return problems + _idle(moe, ("router_target_coef", "router_fit_prompts"), "with moe.router_target=none")
     if not trains_logits(moe):
         problems.append(without_effect("moe.router_target", f"with moe.router={moe.router}, which learns nothing"))
     fewest = injection.fewest_experts

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.fingerprint import BaseFingerprint, base_fingerprint
 from lmoe.backbones.load import QUANTISED
-from lmoe.backbones.mean_states import states_in_batches
+from lmoe.backbones.mean_states import PROMPTS_AT_ONCE, states_in_batches
 from lmoe.config.run import RunConfig
 from lmoe.data.prepare import PreparedData
 from lmoe.files.run_folder import CLUSTERS_FILE
@@ -26,8 +26,6 @@ from lmoe.vocabulary import Strategy
 
 EXAMPLES = 3
 """Prompts of each cluster that are shown."""
-PROMPTS_AT_ONCE = 64
-"""In one forward of the base, at most."""
 LONGEST = 80
 """Characters of a prompt that are shown."""
 

@@ -1,7 +1,7 @@
 """What a comparison of runs has found: compare.json and compare.csv, and the tables for the terminal."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,11 @@ FORMAT_VERSION = 1
 OVER_ROWS, P, COULD_SEE = "over rows alone", "p (Holm)", "could see"
 """Columns: the interval of these very models, the adjusted p value, and the smallest difference that could have been
 seen."""
+SHORT: Mapping[str, str] = {
+    Verdict.TOO_FEW_SEEDS: str(Verdict.TOO_FEW_SEEDS),
+    Verdict.UNDECIDED: "cannot be told",
+}
+"""Verdicts whose sentence the columns say."""
 MOST_SETTINGS = 8
 """Of an arm that the terminal shows."""
 
@@ -197,7 +202,7 @@ def _cells(found: RunsComparison | None, columns: Sequence[str]) -> list[str]:
             cells.append(f"{found.rows_low:+.4f} to {found.rows_high:+.4f}")
         else:
             cells.append("" if found.low is None else f"{found.low:+.4f} to {found.high:+.4f}")
-    return [*cells, found.sentence.partition(":")[0]]  # the columns say the rest
+    return [*cells, SHORT.get(found.verdict, found.sentence)]
 
 
 def _is(found: RunsComparison, arm: str, domain: str) -> bool:

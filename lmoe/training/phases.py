@@ -102,6 +102,11 @@ class PhaseSchedule:
             ]
         )
 
+    @property
+    def end(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.phases[-1].end
+
     def phase_at(self, step: int) -> int:
         """Index of the phase that optimizer step `step` (from 0) belongs to; the last one after the end."""
         return max(index for index, phase in enumerate(self.phases) if step >= phase.start)

@@ -26,9 +26,13 @@ class ModelRouter(TopKRouter):
             targets: (B, P) int64, what the router is taught of each row; None: nothing.
         """
         with torch.autocast(states.device.type, enabled=False):
-            read = unit_rms(states.detach().float())
+            read = self.read(states)
             logits = self.logits(read)
             return logits, self.gated(logits, read, targets)
+
+    def read(self, states: Tensor) -> Tensor:
+        """(..., D) float32: what the weights are multiplied with, of means over prompts (..., D)."""
+        return unit_rms(states.detach().float())
 
     def reads_every_token(self) -> bool:
         return False

@@ -9,11 +9,10 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lmoe.backbones.mean_states import in_order, padded_prompts
+from lmoe.backbones.mean_states import PROMPTS_AT_ONCE, in_order, padded_prompts
 from lmoe.data.datamodule import TrainingData
 from lmoe.data.encoded import EncodedRows, opening
 from lmoe.injection.batch_info import row_targets
-from lmoe.injection.kept import kept_rows
 from lmoe.injection.record import injected, model_route
 from lmoe.layers.routers.model import ModelRouter
 from lmoe.ops.router_targets import NO_TARGET, dealt_head
@@ -23,9 +22,6 @@ from lmoe.training.module import AdapterModule
 from lmoe.training.ranks import from_first_rank
 from lmoe.training.sharded import whole_outside_layers
 from lmoe.training.step import Stage, StepCallback, StepRecord
-
-PROMPTS_AT_ONCE = 64
-"""In one forward, at most."""
 
 
 class FitRouter(StepCallback):
@@ -54,27 +50,27 @@ class FitRouter(StepCallback):
         self._learnt = state_dict["learnt"]
 
     def on_train_start(self, trainer: Trainer, pl_module: AdapterModule) -> None:
-        if trainer.global_step < last_step(pl_module):
+        if trainer.global_step < pl_module.schedule.end:
             router = router_of(pl_module)
             for name, learnt in self._learnt.items():
                 getattr(router, name).detach().copy_(learnt)
             self._learnt = {}
 
     def after_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord) -> None:
-        if trainer.global_step < last_step(module):
+        if trainer.global_step < module.schedule.end:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TrainingData)
         rows = data.sets[data.set_now].prepared.train_rows
         if rows is None:
             self._say_not("the rows are a stream")
-        elif kept_rows(module.model):
+        elif injected(module.model).kept_experts:
             self._say_not("experts of an earlier run keep their rows of it")
         else:
             self._fit(trainer, module, rows)
 
     def on_train_end(self, trainer: Trainer, pl_module: AdapterModule) -> None:
-        if trainer.global_step < last_step(pl_module):
+        if trainer.global_step < pl_module.schedule.end:
             self._say_not("the run ended before its last step")
 
     def _say_not(self, why: str) -> None:
@@ -115,11 +111,6 @@ class FitRouter(StepCallback):
                 found.append((numbers, states.float().cpu()))
         module.model.train(training)
         return in_order(found)
-
-
-def last_step(module: AdapterModule) -> int:
-    """Optimizer steps of the whole run."""
-    return module.schedule.phases[-1].end
 
 
 def router_of(module: AdapterModule) -> ModelRouter:

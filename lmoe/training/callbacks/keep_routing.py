@@ -165,7 +165,7 @@ class KeepRouting(StepCallback):
             domains=list(module.domains),
             phases=phases,
             judged=judged,
-            max_steps=module.schedule.phases[-1].end,
+            max_steps=module.schedule.end,
             gates=GATES,
             rows=[self._named(row, texts) for row, texts in zip(rows, self._rows.texts, strict=True)],
             rows_step=self._rows.step,

@@ -173,7 +173,7 @@ class Validation(StepCallback):
         """Whether a validation follows optimizer step `step` (counted from 1)."""
         phase = pl_module.current
         if step == phase.end:
-            return bool(self.every_n_steps) or step == pl_module.schedule.phases[-1].end
+            return bool(self.every_n_steps) or step == pl_module.schedule.end
         return bool(self.every_n_steps) and (step - phase.start) % self.every_n_steps == 0
 
     def run(self, trainer: Trainer, pl_module: AdapterModule, *, log: bool = True) -> dict[str, float]:
