@@ -262,7 +262,8 @@ def test_an_answer_is_drawn_frame_by_frame_and_not_token_by_token(open_page: Ope
 
     text = "one more " * 60
     with playing(Speaking(said=text, step=step)) as play:
-        page = opened(open_page, play).page
+        shown = opened(open_page, play)
+        page = shown.page
         page.evaluate(
             """() => {
                 window.held = [];
@@ -273,14 +274,14 @@ def test_an_answer_is_drawn_frame_by_frame_and_not_token_by_token(open_page: Ope
         page.fill("#message", "Hi!")
         page.keyboard.press("Enter")
         spans = page.locator(".answer > .said > span")
-        page.wait_for_function("window.held.length > 0")
+        shown.until("window.held.length > 0")  # page.wait_for_function would wait for frames itself
         page.wait_for_timeout(500)
         assert page.evaluate("window.held.length") == 1 and spans.count() == 0
-        page.wait_for_function(
-            """() => {
+        shown.until(
+            """(() => {
                 window.held.splice(0).forEach((draw) => draw(0));
                 return document.querySelectorAll(".answer > .said > span").length >= 30;
-            }"""
+            })()"""
         )
         go_on.set()
         page.locator(".answer[aria-busy]").wait_for(state="detached")
