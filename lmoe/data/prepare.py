@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from lmoe.data.reader import Reader
 from lmoe.data.report import LeftOut, PrepareReport, split_report, stream_report
 from lmoe.data.rows.sources import Source, open_source, sources_of, val_source
 from lmoe.data.split import Split, first_of_each, split_in_three
-from lmoe.data.stream import RowStream
+from lmoe.data.stream import ClusterOf, RowStream
 from lmoe.errors import DataError
 from lmoe.files.places import cache_folder
 from lmoe.vocabulary import RowKind
@@ -49,6 +50,18 @@ class PreparedData:
             return None
         return self.train.rows if isinstance(self.train, PackedRows) else self.train
 
+    def first_rows(self, count: int) -> EncodedRows:
+        """The training rows; of a stream the blocks that hold the first `count`.
+
+        Raises:
+            DataError: rows of a stream that cannot be read.
+        """
+        rows = self.train_rows
+        if rows is None:
+            assert isinstance(self.train, RowStream)
+            rows = self.train.head(count)
+        return rows
+
     def with_domains(self, names: list[str]) -> "PreparedData":
         """The same rows, no stream, with indices into a longer list of domains."""
         order = domain_places(self.domains, names)
@@ -58,17 +71,26 @@ class PreparedData:
         train = replace(self.train, rows=rows) if isinstance(self.train, PackedRows) else rows
         return replace(self, train=train, val=self.val.with_domains(order), domains=names)
 
-    def with_clusters(self, train: Tensor, val: Tensor) -> "PreparedData":
+    def with_clusters(self, train: Tensor | ClusterOf, val: Tensor) -> "PreparedData":
         """The same rows, with the cluster of each prompt.
 
         Args:
-            train, val: int64, in the order of `train_rows` and of `val`.
+            train: int64, in the order of `train_rows`; of a stream what puts the rows of each block into clusters.
+            val: int64, in the order of `val`.
         """
+        assert len(val) == len(self.val)
+        return replace(self, train=self._train_with(train), val=replace(self.val, clusters=val))
+
+    def _train_with(self, clusters: Tensor | ClusterOf) -> EncodedRows | PackedRows | RowStream:
         rows = self.train_rows
-        assert rows is not None and len(train) == len(rows) and len(val) == len(self.val)
-        rows = replace(rows, clusters=train)
-        packed = replace(self.train, rows=rows) if isinstance(self.train, PackedRows) else rows
-        return replace(self, train=packed, val=replace(self.val, clusters=val))
+        if rows is None:
+            assert isinstance(self.train, RowStream) and not isinstance(clusters, Tensor)
+            stream = copy(self.train)
+            stream.cluster_of = clusters
+            return stream
+        assert isinstance(clusters, Tensor) and len(clusters) == len(rows)
+        rows = replace(rows, clusters=clusters)
+        return replace(self.train, rows=rows) if isinstance(self.train, PackedRows) else rows
 
 
 def prepare(

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -39,6 +40,8 @@ COLUMNS = {
 OTHER_DOMAIN = "of domains that data.domains does not name"
 """Why a row is left out."""
 Sample = EncodedRow | tuple[EncodedRow, ...]
+ClusterOf = Callable[[EncodedRows], Tensor]
+"""From N rows to the cluster of each one's prompt, (N,) int64."""
 Samples = EncodedRows | PackedRows
 
 
@@ -84,7 +87,12 @@ class RowStream:
         on_bad_row: what a row does that cannot be used.
         say: told how many rows of a pass were left out, and what of them is ignored or not learnt.
         only_these: rows of other domains are left out; else they are refused.
+
+    Attributes:
+        cluster_of: puts the rows of each block into clusters; None: they are in none.
     """
+
+    cluster_of: ClusterOf | None = None
 
     def __init__(
         self,
@@ -118,6 +126,22 @@ class RowStream:
                 yield block.samples[block.order[number]], block, number
             skip = 0
             del block  # before the next one is made
+
+    def head(self, count: int) -> EncodedRows:
+        """The first rows of the first pass, whole blocks of at least `count` rows together if it has so many; nothing
+        is said of them.
+
+        Raises:
+            DataError: as `samples`.
+        """
+        quiet, found, rows = copy(self), [], 0
+        quiet.say = lambda line: None
+        for block in quiet.blocks(Place()):
+            if block.epoch or rows >= count:
+                break
+            found.append(block.samples.rows if isinstance(block.samples, PackedRows) else block.samples)
+            rows += len(found[-1])
+        return EncodedRows.joined(found)
 
     def blocks(self, start: Place) -> Iterator[Block]:
         """Each block from a place on.
@@ -190,6 +214,8 @@ class RowStream:
                 chunk.account.check()
             kept += chunk.rows(self._domain)
         samples = EncodedRows.of(kept)
+        if self.cluster_of is not None and kept:
+            samples = replace(samples, clusters=self.cluster_of(samples))
         if self.packing and kept:
             return PackedRows.of(samples, self.encoder.max_length, self._seed_of(epoch, number))
         return samples

@@ -6,10 +6,10 @@ from transformers import PreTrainedModel
 
 from lmoe.backbones.layout import layouts
 from lmoe.backbones.load import QUANTISED
+from lmoe.backbones.unread import read_at_once
 from lmoe.config.run import RunConfig
 from lmoe.estimate.bare_sizes import storage_bytes
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.run.base import reads_whole
 from lmoe.run.memory import MB
 from lmoe.vocabulary import Accelerator, Strategy
 
@@ -38,7 +38,7 @@ def host_memory(config: RunConfig, model: PreTrainedModel, frozen: float) -> Hos
     """
     loop, on_cpu = config.trainer, config.trainer.accelerator is Accelerator.cpu
     shards = loop.devices * loop.num_nodes if loop.strategy is Strategy.fsdp2 else 1
-    whole = reads_whole(config, model) if loop.strategy is Strategy.fsdp2 else None
+    whole = read_at_once(config.backbone, model) if loop.strategy is Strategy.fsdp2 else None
     each = storage_bytes(config.backbone.precision)
     largest = max(parameter.numel() for parameter in model.parameters()) * each
     if loop.strategy is Strategy.fsdp2 and whole is None:

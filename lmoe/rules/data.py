@@ -69,11 +69,6 @@ def cluster_problems(data: DataConfig, moe: MoeConfig) -> list[str]:
         problems.append(f"data.clusters is {data.clusters}, must be at least 2")
     if target is RouterTarget.cluster and moe.domains is not None:
         problems.append(without_effect("moe.domains", "with moe.router_target=cluster, whose targets are clusters"))
-    if target is RouterTarget.cluster and data.streaming:
-        problems.append(
-            "moe.router_target=cluster needs all training rows before the first step, and data.streaming=true reads "
-            "them while training; use router_target=domain, or streaming=false"
-        )
     return problems
 
 

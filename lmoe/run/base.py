@@ -3,10 +3,10 @@
 from transformers import PreTrainedModel
 
 from lmoe.backbones.load import load_model
-from lmoe.backbones.unread import read_at_once, unread_model
+from lmoe.backbones.unread import unread_model
 from lmoe.config.run import RunConfig
 from lmoe.run.devices import own_device
-from lmoe.vocabulary import RouterTarget, Strategy
+from lmoe.vocabulary import Strategy
 
 
 def load_base(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
@@ -20,23 +20,7 @@ def load_base(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
     """
     if config.trainer.strategy is not Strategy.fsdp2:
         return load_model(config.backbone, device=own_device(config.trainer)), []
-    found = _used_whole(config) or unread_model(config.backbone)
+    found = unread_model(config.backbone)
     if isinstance(found, str):
         return load_model(config.backbone), [f"each process reads the whole base before it is sharded: {found}"]
     return found, ["each process reads its own share of the base"]
-
-
-def reads_whole(config: RunConfig, model: PreTrainedModel) -> str | None:
-    """Why each process of a run that shards its base reads all of it first, as far as configs tell; None: it does not.
-
-    Args:
-        config: of the run.
-        model: its bare backbone, on the meta device.
-    """
-    return _used_whole(config) or read_at_once(config.backbone, model)
-
-
-def _used_whole(config: RunConfig) -> str | None:
-    if config.moe.router_target in (RouterTarget.cluster, RouterTarget.auto):
-        return "rows may be put into clusters by what the base makes of them"
-    return None

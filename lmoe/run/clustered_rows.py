@@ -1,8 +1,8 @@
-"""The rows of a run put into clusters by their prompts, before experts are put into its base."""
+"""The rows of a run put into clusters by their prompts, by what its bare base makes of them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +14,14 @@ from lmoe.backbones.fingerprint import BaseFingerprint, base_fingerprint
 from lmoe.backbones.load import QUANTISED
 from lmoe.backbones.mean_states import PROMPTS_AT_ONCE, states_in_batches
 from lmoe.config.run import RunConfig
+from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import PreparedData
+from lmoe.data.stream import RowStream
 from lmoe.files.run_folder import CLUSTERS_FILE
 from lmoe.ops.mutual_information import adjusted_mutual_information
 from lmoe.run.claim import is_first_process
 from lmoe.run.cluster_file import READER, read_clusters, write_clusters
-from lmoe.run.clusters import PromptClusters, RowPrompts
+from lmoe.run.clusters import FIT_PROMPTS, PromptClusters, ReadStates, RowPrompts
 from lmoe.run.devices import own_device
 from lmoe.run.memory import memory_advice
 from lmoe.vocabulary import Strategy
@@ -35,9 +37,9 @@ class ClusteredRows:
     """Rows with their clusters.
 
     Args:
-        prepared: the rows; in all processes of a run but the first without a cluster, until it tells them
-            (training/callbacks/same_clusters.py).
-        clusters: of the first process.
+        prepared: the rows; until the clusters are known, without one (all processes of a run but the first), or all in
+            the first (`in_one_cluster`).
+        clusters: of the process that has them.
         base: whose states were clustered.
         seed: of the run.
         lines: what the user is told.
@@ -59,6 +61,24 @@ class ClusteredRows:
             write_clusters(self.clusters, self.base, self.seed, run_dir)
 
 
+def fitted_by_the_run(config: RunConfig, prepared: PreparedData) -> bool:
+    """Whether clusters wait for the model of the run: no process has the whole base, or rows come while training, so
+    that later ones are put into clusters then.
+    """
+    return config.trainer.strategy is Strategy.fsdp2 or isinstance(prepared.train, RowStream)
+
+
+def in_one_cluster(prepared: PreparedData) -> ClusteredRows:
+    """The rows in the first cluster, for what runs before the clusters are known: a preflight."""
+    rows, val = prepared.train_rows, torch.zeros(len(prepared.val), dtype=torch.long)
+    train = _zeros if rows is None else _zeros(rows)
+    return ClusteredRows(prepared=prepared.with_clusters(train, val))
+
+
+def _zeros(rows: EncodedRows) -> Tensor:
+    return torch.zeros(len(rows), dtype=torch.long)
+
+
 def clustered_rows(
     config: RunConfig,
     prepared: PreparedData,
@@ -67,52 +87,89 @@ def clustered_rows(
     count: int,
     run_dir: Path | None,
 ) -> ClusteredRows:
-    """Read the clusters of a run that goes on, or fit them; rows without one get the nearest.
+    """Put rows into clusters before experts are put into their base.
 
     Args:
         config: of the run.
-        prepared: its rows, not a stream.
-        model: the bare base.
+        prepared: its rows, no stream.
+        model: the bare base, whole.
         tokenizer: for what is shown.
         count: of clusters.
         run_dir: of the run; None: there is none.
 
     Raises:
-        ConfigError: rows that cannot be put into so many clusters.
-        CheckpointError: the file of a run that goes on is damaged, or not its own.
+        ConfigError, CheckpointError: as `put_into_clusters`.
     """
     rows = prepared.train_rows
     assert rows is not None
     if not is_first_process(config.trainer.devices * config.trainer.num_nodes):
         none = [torch.full((len(part),), -1, dtype=torch.long) for part in (rows, prepared.val)]
         return ClusteredRows(prepared=prepared.with_clusters(*none))
-    train, val, base = RowPrompts.of(rows), RowPrompts.of(prepared.val), base_fingerprint(model)
+    read = partial(states_in_batches, model, batch_size=PROMPTS_AT_ONCE, most_tokens=tokens_at_once(config))
+    with memory_advice(config), on_device_of_run(model, config):
+        return put_into_clusters(config, prepared, base_fingerprint(model), read, tokenizer, count, run_dir)
+
+
+def put_into_clusters(
+    config: RunConfig,
+    prepared: PreparedData,
+    base: BaseFingerprint,
+    read: ReadStates,
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    run_dir: Path | None,
+) -> ClusteredRows:
+    """Read the clusters of a run that goes on, or fit them; rows without one get the nearest.
+
+    Args:
+        config, prepared, tokenizer, count, run_dir: as of `clustered_rows`; of a stream the first rows are what is
+            fitted to, and `read` is asked for others later.
+        base: of the run.
+        read: states of prompts as the bare base makes them.
+
+    Raises:
+        ConfigError: rows that cannot be put into so many clusters.
+        CheckpointError: the file of a run that goes on is damaged, or not its own.
+    """
+    rows = prepared.first_rows(FIT_PROMPTS)
+    train, val = RowPrompts.of(rows), RowPrompts.of(prepared.val)
     file = None if config.resume is None or run_dir is None else run_dir / CLUSTERS_FILE
     notes = []
-    with memory_advice(config), on_device_of_run(model, config):
-        tokens = config.data.batch_size * config.data.max_length  # as a micro-batch of the run has at most
-        read = partial(states_in_batches, model, batch_size=PROMPTS_AT_ONCE, most_tokens=tokens)
-        if file is not None and file.exists():
-            clusters = read_clusters(file, base, config.seed, count)
-            if missing := clusters.unknown(train):
-                there = f"{len(missing):,} of {len(train.different):,} prompts of this run's training rows"
-                raise READER.refusal(file, f"{there} are not in it")
-        else:
-            clusters = PromptClusters.fitted(train, count, config.seed, read)
-            notes = [] if file is None else [f"clusters: the run has no {CLUSTERS_FILE}; fitted anew"]
-        clusters = clusters.with_prompts(val, read)
-    clustered = prepared.with_clusters(clusters.of(train), clusters.of(val))
-    lines = notes + cluster_lines(clusters, clustered, train, tokenizer)
+    if file is not None and file.exists():
+        clusters = read_clusters(file, base, config.seed, count)
+        if missing := clusters.unknown(train):
+            there = f"{len(missing):,} of {len(train.different):,} prompts of this run's training rows"
+            raise READER.refusal(file, f"{there} are not in it")
+    else:
+        clusters = PromptClusters.fitted(train, count, config.seed, read)
+        notes = [] if file is None else [f"clusters: the run has no {CLUSTERS_FILE}; fitted anew"]
+    clusters = clusters.with_prompts(val, read)
+    of_train = clusters.of(train)
+    rows = replace(rows, clusters=of_train)
+    later = partial(_clusters_of, clusters, read)
+    clustered = prepared.with_clusters(of_train if prepared.train_rows is not None else later, clusters.of(val))
+    lines = notes + cluster_lines(clusters, rows, prepared.domains, train, tokenizer)
     return ClusteredRows(prepared=clustered, clusters=clusters, base=base, seed=config.seed, lines=lines)
+
+
+def _clusters_of(clusters: PromptClusters, read: ReadStates, rows: EncodedRows) -> Tensor:
+    """(N,) int64 the nearest cluster of each row's prompt."""
+    prompts = RowPrompts.of(rows)
+    return clusters.with_prompts(prompts, read).of(prompts)
+
+
+def tokens_at_once(config: RunConfig) -> int:
+    """Tokens of the prompts that are read in one forward, at most: what a micro-batch of the run may have."""
+    return config.data.batch_size * config.data.max_length
 
 
 @contextmanager
 def on_device_of_run(model: PreTrainedModel, config: RunConfig) -> Iterator[None]:
-    """The base on this process's GPU inside the block, where the run computes on one and it has room for the whole
-    base; a quantised base stays where it was loaded.
+    """The base on this process's GPU inside the block, where the run computes on one; a quantised base stays where it
+    was loaded.
     """
     before, device = next(model.parameters()).device, own_device(config.trainer)
-    if device is None or config.trainer.strategy is Strategy.fsdp2 or config.backbone.precision in QUANTISED:
+    if device is None or config.backbone.precision in QUANTISED:
         yield
         return
     model.to(device)  # type: ignore[arg-type]
@@ -124,11 +181,14 @@ def on_device_of_run(model: PreTrainedModel, config: RunConfig) -> Iterator[None
 
 
 def cluster_lines(
-    clusters: PromptClusters, prepared: PreparedData, train: RowPrompts, tokenizer: PreTrainedTokenizerBase
+    clusters: PromptClusters,
+    rows: EncodedRows,
+    domains: list[str],
+    train: RowPrompts,
+    tokenizer: PreTrainedTokenizerBase,
 ) -> list[str]:
     """The size of each cluster with the prompts nearest to its centroid, and how clusters agree with domains."""
-    rows = prepared.train_rows
-    assert rows is not None and rows.clusters is not None
+    assert rows.clusters is not None
     count = len(clusters.centroids)
     sizes = torch.bincount(rows.clusters, minlength=count).tolist()
     near = [nearest_prompts(clusters, train, number) for number in range(count)]
@@ -138,7 +198,7 @@ def cluster_lines(
     for number, some in enumerate(texts):
         lines.append(f"cluster{number}: {sizes[number]:,} {'row' if sizes[number] == 1 else 'rows'}, such as")
         lines += [f"  {_excerpt(text, same)}" for text in some]
-    joint = domain_table(rows.domains, rows.clusters, len(prepared.domains), count)
+    joint = domain_table(rows.domains, rows.clusters, len(domains), count)
     if int(joint.any(1).sum()) > 1:
         agreement = adjusted_mutual_information(joint)
         lines.append(

@@ -121,7 +121,7 @@ def run_summary(
         loss_unit=parts.module.objective.unit,
         phase_measures=phase_measures(parts),
         metric_names=[f"val/{name}" for name in results.after],
-        targets=None if results.targets is None else with_clusters(results.targets.report(), parts.prepared),
+        targets=None if results.targets is None else with_clusters(results.targets.report(), parts.datamodule.prepared),
         sites_of_one_router=parts.plan.sites_of_one_router,
     )
 

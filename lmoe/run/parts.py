@@ -35,7 +35,7 @@ from lmoe.rules.phases import has_reward_head, lora_B_std, phase_warnings, train
 from lmoe.rules.routers import needs_domain, target_count
 from lmoe.rules.validate import run_problems
 from lmoe.run.base import load_base
-from lmoe.run.clustered_rows import ClusteredRows, clustered_rows
+from lmoe.run.clustered_rows import ClusteredRows, clustered_rows, fitted_by_the_run, in_one_cluster
 from lmoe.run.learnt import Learnt, check_context, check_monitors, read_lessons, row_sets
 from lmoe.run.targets import target_lines, taught_before, with_targets
 from lmoe.run.template_day import with_template_day
@@ -125,7 +125,10 @@ def build_parts(
     if before is not None:  # which may be gone when the run goes on
         config = replace(config, moe=moe)
     if moe.router_target is RouterTarget.cluster:
-        clustered = clustered_rows(config, prepared, model, tokenizer, target_count(moe), run_dir)
+        if fitted_by_the_run(config, prepared):
+            clustered = in_one_cluster(prepared)
+        else:
+            clustered = clustered_rows(config, prepared, model, tokenizer, target_count(moe), run_dir)
         prepared, lines = clustered.prepared, lines + clustered.lines
         learnt = [replace(phase, prepared=prepared) for phase in learnt]  # phases with rows of their own have none
     seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what was done before

@@ -10,8 +10,9 @@ from lmoe.data.domains import names_of
 from lmoe.data.prepare import PreparedData
 from lmoe.errors import ConfigError
 from lmoe.rules.experts_from import KEY, named_adapters, source_run
+from lmoe.rules.phases import trained_base
 from lmoe.rules.routers import cluster_names, mixture_scale
-from lmoe.vocabulary import RouteBy, RouterTarget
+from lmoe.vocabulary import Role, RouteBy, RouterTarget
 
 
 def with_targets(
@@ -52,7 +53,7 @@ def with_targets(
             "moe.router_target=auto takes; use router_target=cluster, or leave it out"
         )
     if target is RouterTarget.cluster:
-        _check_clusters(len(names), moe, prepared)
+        _check_clusters(len(names), moe, config, prepared)
     return replace(moe, router_target=target, domains=names)
 
 
@@ -182,17 +183,18 @@ def _cluster_names(config: RunConfig, fewest: int) -> list[str]:
     return cluster_names(count)
 
 
-def _check_clusters(count: int, moe: MoeConfig, prepared: PreparedData) -> None:
+def _check_clusters(count: int, moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> None:
     if moe.domains is not None:
         raise ConfigError(f"moe.domains={moe.domains} has no effect where clusters are the targets; leave it out")
     rows = prepared.train_rows
     if rows is None:
-        raise ConfigError(
-            "moe.router_target=auto takes clusters here, which need all training rows before the first step, and "
-            "data.streaming=true reads them while training; give the rows domains (no more than there are experts), "
-            "or use streaming=false, or moe=top_k, whose routers learn from the loss"
-        )
-    if len(rows) < count:
+        if roles := trained_base(config) - {Role.head}:  # which makes no states
+            raise ConfigError(
+                "data.streaming=true puts rows into clusters by what the base makes of them when they are read, and a "
+                f"phase trains {', '.join(sorted(roles))} of it, so that it would make something else of them each "
+                "time; use data.streaming=false, or moe.router_target=domain"
+            )
+    elif len(rows) < count:
         raise ConfigError(
             f"{len(rows)} training rows cannot be put into {count} clusters; lower data.clusters (null: "
             "injection.num_experts), or add rows"

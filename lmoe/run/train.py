@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.loggers.logger import Logger
 from rich.console import Console
@@ -23,8 +24,10 @@ from lmoe.resume.stopping import StopSignals
 from lmoe.rules.phases import present_roles
 from lmoe.run.announce import describe, quiet_libraries
 from lmoe.run.claim import store_id, stored_id
+from lmoe.run.clustered_rows import fitted_by_the_run
 from lmoe.run.devices import check_devices
 from lmoe.run.finish import finish
+from lmoe.run.fit_clusters import FitClusters
 from lmoe.run.loggers import build_loggers, check_logger, wandb_run_id
 from lmoe.run.memory import memory_advice
 from lmoe.run.parts import Parts, build_parts
@@ -54,7 +57,7 @@ from lmoe.training.callbacks.stop_request import StopRequest, TakeSignals
 from lmoe.training.callbacks.validation import Validation
 from lmoe.training.callbacks.window import GradientAverage, WindowEnd
 from lmoe.training.step import in_stages
-from lmoe.vocabulary import KnockOut, Role
+from lmoe.vocabulary import KnockOut, Role, RouterTarget
 
 LOOK_EVERY_N_STEPS = 10
 
@@ -134,7 +137,7 @@ def train(
             ]
             callbacks = [
                 TakeSignals(signals),
-                SameClusters(),
+                *clusters_of_run(parts, run_dir, writes, line.say),
                 PhaseSwitch(),
                 KnownReference(line.say, signals.check),
                 RngState(),
@@ -208,6 +211,15 @@ def fitted_router(parts: Parts, say: Callable[[str], None]) -> list[FitRouter]:
     """What fits the router of the model, where the config wants it."""
     prompts = injected(parts.model).moe.router_fit_prompts
     return [FitRouter(prompts, parts.config.seed, say)] if prompts else []
+
+
+def clusters_of_run(parts: Parts, run_dir: Path, writes: bool, say: Callable[[str], None]) -> list[Callback]:
+    """What lets every process have the clusters of the rows, where routers are taught them."""
+    if injected(parts.model).moe.router_target is not RouterTarget.cluster:
+        return []
+    if fitted_by_the_run(parts.config, parts.prepared):
+        return [FitClusters(parts, run_dir, writes, say)]
+    return [SameClusters()]
 
 
 def collapse_watch(parts: Parts, line: ProgressLine, loggers: list[Logger]) -> CollapseWatch:

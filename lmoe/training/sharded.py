@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from lmoe.backbones.weight_files import UNREAD, WeightFiles, base_parameter_name, unread
 from lmoe.injection.record import injected
 from lmoe.injection.roles import adapter_buffers, adapter_parameters
+from lmoe.injection.tracing import adapters_off
 from lmoe.ops.processes import sum_all_in_place
 
 
@@ -42,10 +43,15 @@ def shard_backbone(model: nn.Module, mesh: DeviceMesh) -> None:
 def whole_outside_layers(model: nn.Module) -> Iterator[None]:
     """Have embeddings, norms and head whole inside the block, for forwards that begin in the midst of a sharded model;
     nothing where it is not sharded. Layers gather their own.
+
+    NOTE torch takes the module whose forward is the first for the outermost that is sharded, and each layer would be it
+    if nothing else had run before.
     """
     if not isinstance(model, FSDPModule):
         yield
         return
+    with adapters_off(model), torch.no_grad():
+        model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))
     model.unshard()
     try:
         yield

@@ -98,11 +98,6 @@ DATA = [
     ({}, {"clusters": 3}, "data.clusters has no effect with moe.router_target=none; use router_target=cluster or auto"),
     (DOMAIN, {"clusters": 3}, "data.clusters has no effect with moe.router_target=domain"),
     (CLUSTER, {"clusters": 1}, "data.clusters is 1, must be at least 2"),
-    (
-        CLUSTER,
-        {"streaming": True, "path": "rows", "val_path": "other"},
-        "cluster needs all training rows before the first step, and data.streaming=true reads them while training",
-    ),
 ]
 
 

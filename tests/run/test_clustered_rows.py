@@ -148,11 +148,6 @@ def test_a_preflight_writes_no_clusters_and_an_estimate_does_not_run_the_base(tr
         (("injection.num_experts=31", "injection.top_k=2"), "30 training rows cannot be put into 31 clusters"),
         (("data.clusters=5",), "data.clusters=5 needs an expert for each cluster, and a site has 4"),
         (("injection.num_experts=1", "injection.top_k=1"), "needs two experts at least, and a site has 1"),
-        (
-            ("data.streaming=true", "moe.router_target=auto", "injection.num_experts=2"),
-            "takes clusters here, which need all training rows",
-        ),
-        (("data.streaming=true",), "moe.router_target=cluster needs all training rows before the first step"),
         (("moe.domains=[a,b]",), "has no effect with moe.router_target=cluster, whose targets are clusters"),
     ],
 )

@@ -1,4 +1,5 @@
-"""Two processes: the first puts the rows into clusters, and both are taught them, through a resume too."""
+"""Two processes are taught the same clusters, through a resume too: those of the first, or with a sharded
+base or a stream those that both have found."""
 
 import json
 from pathlib import Path
@@ -16,12 +17,16 @@ ONE = ("trainer.strategy=auto", "trainer.devices=1", "trainer.accumulate_grad_ba
 COMMON = (*TAUGHT, *SAVED, "data.batch_size=2", "phase.phases.routed.start=3", "trainer.max_steps=4")
 
 
+STREAM = ("data.streaming=true", "data.shuffle_buffer=8")
+
+
+@pytest.mark.parametrize("rows", [(), STREAM], ids=["read before", "a stream"])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_two_processes_are_taught_the_clusters_that_one_is_and_resume_exactly(micro, train, tmp_path, strategy):
-    done = train(*COMMON, *ONE, "injection.lora_dropout=0", run="one")
+def test_two_processes_are_taught_the_clusters_that_one_is_and_resume_exactly(micro, train, tmp_path, strategy, rows):
+    done = train(*COMMON, *rows, *ONE, "injection.lora_dropout=0", run="one")
     assert done.code == 0, done.text
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    command = micro.changed(*COMMON, *two(strategy), "injection.lora_dropout=0")
+    command = micro.changed(*COMMON, *rows, *two(strategy), "injection.lora_dropout=0")
     tasks: list[list] = [[*command, f"hydra.run.dir={whole}"], [str(whole), str(cut), 2], [f"resume={cut}"]]
     (tmp_path / "tasks.json").write_text(json.dumps(tasks))
     as_two_processes(tmp_path)

@@ -61,13 +61,10 @@ class FitRouter(StepCallback):
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TrainingData)
-        rows = data.sets[data.set_now].prepared.train_rows
-        if rows is None:
-            self._say_not("the rows are a stream")
-        elif injected(module.model).kept_experts:
+        if injected(module.model).kept_experts:
             self._say_not("experts of an earlier run keep their rows of it")
         else:
-            self._fit(trainer, module, rows)
+            self._fit(trainer, module, data.sets[data.set_now].prepared.first_rows(self.prompts))
 
     def on_train_end(self, trainer: Trainer, pl_module: AdapterModule) -> None:
         if trainer.global_step < pl_module.schedule.end:
