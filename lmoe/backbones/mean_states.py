@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
+
+from lmoe.ops.lengths import rounded_length
 
 PROMPTS_AT_ONCE = 64
 """Of a run, in one forward, at most."""
@@ -51,13 +52,17 @@ def states_in_batches(
 def padded_prompts(
     prompts: Sequence[Tensor], batch_size: int, most_tokens: int | None = None
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """Yield the numbers of the prompts of a batch, their ids (B, T) int64 and which of these are valid (B, T) int64;
-    arguments as `states_in_batches` has them.
+    """Yield the numbers of the prompts of a batch, their ids (B, T) int64, padded to few lengths, and which of these
+    are valid (B, T) int64; arguments as `states_in_batches` has them.
     """
-    for numbers in _batches([len(prompt) for prompt in prompts], batch_size, most_tokens):
-        batch = [prompts[number].long() for number in numbers]
-        mask = pad_sequence([torch.ones_like(prompt) for prompt in batch], batch_first=True)
-        yield numbers, pad_sequence(batch, batch_first=True), mask
+    lengths = [rounded_length(len(prompt)) for prompt in prompts]
+    for numbers in _batches(lengths, batch_size, most_tokens):
+        shape = (len(numbers), max(lengths[number] for number in numbers))
+        ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+        for row, number in enumerate(numbers):
+            prompt = prompts[number]
+            ids[row, : len(prompt)], mask[row, : len(prompt)] = prompt.long(), 1
+        yield numbers, ids, mask
 
 
 def prompt_states(

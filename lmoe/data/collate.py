@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lmoe.data.encoded import EncodedRow
+from lmoe.data.encoded import EncodedRow, opening
 from lmoe.ops.labels import IGNORE
 from lmoe.ops.packed_rows import row_bounds
 
@@ -25,8 +25,9 @@ class Collate:
     Labels are not shifted (a Hugging Face model shifts them itself), and the first token of each row has none.
     domain_ids name the domain of each token's row, 0 on padding. row_ids (B, T) int64 number the rows packed into a
     sequence from 0 (padding: 0), and prompt_mask (B, P, T) bool marks the tokens of each of the P rows before its first
-    label. Rows that were put into clusters come with cluster_ids (B, T) int64, -1 on padding. Single rows come with
-    attention_mask (B, T) int64.
+    label. Where a row has none of its own, a plain text, opening_mask (B, P, T) bool marks what stands for it
+    (`opening`). Rows that were put into clusters come with cluster_ids (B, T) int64, -1 on padding. Single rows come
+    with attention_mask (B, T) int64.
     Packed sequences come with position_ids (B, T) int64 instead, which restart at each row and at the padding: a mask
     beside them would make the rows see each other. row_bounds (R + 1,) int32 say the same for flash attention, see
     `row_bounds`.
@@ -67,6 +68,9 @@ class Collate:
                 batch["labels"][place] = labels
                 batch["row_ids"][place] = number
                 batch["prompt_mask"][index, number, place[1]] = (labels != IGNORE).cumsum(0) == 0
+                if row.is_label[0]:
+                    mask = batch.setdefault("opening_mask", torch.zeros_like(batch["prompt_mask"]))
+                    mask[index, number, start : start + opening(row)] = True
                 batch["valid_mask"][place] = True
                 batch["domain_ids"][place] = row.domain
                 if "cluster_ids" in batch:

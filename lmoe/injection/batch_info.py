@@ -13,7 +13,7 @@ from lmoe.layers.context import PromptRows, RoutingContext
 from lmoe.ops.labels import IGNORE
 from lmoe.ops.router_targets import NO_TARGET, RowTargets
 from lmoe.rules.routers import needs_domain, needs_prompt, needs_prompt_ids, target_count
-from lmoe.vocabulary import Decide, RouterTarget
+from lmoe.vocabulary import Decide, RouterScope, RouterTarget
 
 
 def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str]) -> AbstractContextManager[None]:
@@ -84,7 +84,10 @@ def row_targets(moe: MoeConfig, batch: dict[str, Tensor], domains: Sequence[str]
 def _prompts(record: Injected, batch: dict[str, Tensor]) -> PromptRows:
     if record.moe.decide is Decide.turn:
         return PromptRows.of_turns(batch["labels"] != IGNORE, batch["row_ids"], batch["valid_mask"])
-    rows = PromptRows(batch["prompt_mask"], batch["row_ids"])
+    prompt, openings = batch["prompt_mask"], batch.get("opening_mask")
+    if record.moe.router_scope is RouterScope.model and openings is not None:
+        prompt = prompt | openings
+    rows = PromptRows(prompt, batch["row_ids"])
     return rows.with_hashes(batch["input_ids"]) if needs_prompt_ids(record.moe) else rows
 
 

@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lmoe.layers.context import PromptRows
 from lmoe.layers.per_call import PerCall
+from lmoe.ops.lengths import rounded_length
 from lmoe.ops.packed_rows import BOUNDS, row_bounds, row_bounds_inputs
 
 OF_LOGITS = ("labels", "logits_to_keep", "num_logits_to_keep", "num_items_in_batch")
@@ -176,7 +177,7 @@ class ReadInputs:
         if marked.shape[1] == 1 or "attention_mask" in self.given:
             return self.up_to(marked)
         inside = marked.any(1)
-        length = max(int(inside.sum(-1).max()), 1)
+        length = rounded_length(int(inside.sum(-1).max()), self.shape[1])
         order = inside.int().argsort(dim=-1, descending=True, stable=True)[:, :length]
         behind = torch.arange(length, device=inside.device) >= inside.sum(-1, keepdim=True)
         given = {name: self._gathered(value, order) for name, value in self.given.items()}
@@ -187,13 +188,13 @@ class ReadInputs:
         return ReadInputs(_with_own_bounds(given), prompt & ~behind.unsqueeze(1))
 
     def up_to(self, prompt: Tensor) -> "ReadInputs":
-        """The tokens up to the last one of some prompts.
+        """The tokens up to the last one of some prompts, and some more.
 
         Args:
             prompt: (B, P, T) bool.
         """
         numbers = torch.arange(1, prompt.shape[-1] + 1, device=prompt.device)
-        end = max(int((prompt.any(1).any(0) * numbers).max()), 1)
+        end = rounded_length(int((prompt.any(1).any(0) * numbers).max()), prompt.shape[-1])
         shape = self.shape
         given = {name: _cut(value, shape, end) for name, value in self.given.items()}
         return ReadInputs(_with_own_bounds(given), prompt[..., :end])

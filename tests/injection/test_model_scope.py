@@ -55,6 +55,18 @@ def test_a_training_forward_is_that_of_each_row_alone(prompt_experts, packed, de
     agree(model, rows, Reference.of(model), packed=packed)
 
 
+@pytest.mark.parametrize("packed", [None, [2, 1]])
+@pytest.mark.parametrize("prompt_experts", [False, True])
+def test_a_plain_text_is_routed_by_its_opening_as_by_a_prompt(packed, prompt_experts):
+    model = model_scope(moe={"prompt_experts": prompt_experts})
+    texts, prompts = Rows.of("a" * 12, "ppaa", "a" * 7), Rows.of("p" * 6 + "a" * 6, "ppaa", "ppp" + "a" * 4)
+    found, _ = logits_of_rows(model, texts.batch(packed=packed))
+    expected, _ = logits_of_rows(model, prompts.batch(packed=packed))
+    torch.testing.assert_close(found, expected)
+    by_one_token, _ = logits_of_rows(model, Rows.of("p" + "a" * 11, "ppaa", "p" + "a" * 6).batch(packed=packed))
+    assert not torch.allclose(by_one_token[0], expected[0])
+
+
 FFN = {"strategy": "moe_expert_lora"}
 OFF = {"attn_lora": {"enabled": False}}
 CASES = {
@@ -219,13 +231,17 @@ def test_one_reading_of_the_prompts_alone_which_goes_no_further_than_it_must(lay
         model.model.layers[number].mlp.register_forward_pre_hook(
             lambda _, args, n=number: lengths.append((n, args[0].shape[1], torch.is_grad_enabled()))
         )
-    logits_of_rows(model, Rows.of("pppaaaaa", "paaaaaaa").batch())
-    reading = [(number, 3, False) for number in (0, 1) if seen[number]]
-    assert lengths == [*reading, (0, 8, True), (1, 8, True)]
+    logits_of_rows(model, Rows.of("p" * 3 + "a" * 29, "p" * 13 + "a" * 19).batch())
+    reading = [(number, 16, False) for number in (0, 1) if seen[number]]
+    assert lengths == [*reading, (0, 32, True), (1, 32, True)]
     lengths.clear()
-    logits_of_rows(model, Rows.of("pppaaa", "ppaa", "pa", "pppppa").batch(packed=[3, 1]))
-    reading = [(number, 6, False) for number in (0, 1) if seen[number]]  # 3 + 2 + 1 tokens, and 5
-    assert lengths == [*reading, (0, 16, True), (1, 16, True)]
+    logits_of_rows(model, Rows.of("p" * 5 + "a" * 7, "pp" + "a" * 8, "p" * 4 + "a", "pppppa").batch(packed=[3, 1]))
+    reading = [(number, 16, False) for number in (0, 1) if seen[number]]  # 5 + 2 + 4 tokens, and 5
+    assert lengths == [*reading, (0, 32, True), (1, 32, True)]
+    lengths.clear()
+    logits_of_rows(model, Rows.of("pppaa", "p" * 6 + "aa").batch())
+    reading = [(number, 8, False) for number in (0, 1) if seen[number]]  # there are no more
+    assert lengths == [*reading, (0, 8, True), (1, 8, True)]
 
 
 def test_a_reading_that_fails_leaves_nothing_behind():
@@ -249,7 +265,7 @@ def test_the_answer_of_a_turn_has_the_decision_that_the_next_turn_was_read_with(
     torch.manual_seed(3)
     logits_of_rows(model, rows.batch())
     first, second, learning = inside
-    assert first is None and second.routing_weights.shape[1] == 6
+    assert first is None and second.routing_weights.shape[1] == 8
     torch.testing.assert_close(second.routing_weights[:, :4], learning.routing_weights[:, :4])
     assert second.routing_weights[:, 2:4].any() and not second.routing_weights[:, 4:].any()
 
