@@ -37,7 +37,7 @@ CONTESTANTS = {
 
 def parts_of(name: str, overrides: Sequence[str]) -> Parts:
     """A run's parts with every role training, and experts that act."""
-    parts = build_parts(composed(["phase=joint", "data=preference", *overrides, *CONTESTANTS[name]]))
+    parts = build_parts(composed(["moe=top_k", "phase=joint", "data=preference", *overrides, *CONTESTANTS[name]]))
     module = parts.module
     module.trainer = SimpleNamespace(global_step=0, accumulate_grad_batches=1, world_size=1)  # type: ignore[assignment]
     with torch.no_grad():

@@ -35,7 +35,14 @@ TRAIN = (BUNDLED / "train" / "math.jsonl", BUNDLED / "val" / "math.jsonl")
 HELD_OUT = (BUNDLED / "judge" / "math.jsonl",)
 HELD_BACK = 0.25
 """Share of the training problems that settings are chosen by."""
-JOB = ("task=dpo", "data=custom", "data.max_length=320", "data.val_rows_per_domain=0", "trainer.max_steps=100")
+JOB = (
+    "task=dpo",
+    "moe=top_k",
+    "data=custom",
+    "data.max_length=320",
+    "data.val_rows_per_domain=0",
+    "trainer.max_steps=100",
+)
 ONCE = ("trainer.val_every_n_steps=0", "task.precompute_reference=true", "logger=none")
 """What makes runs cheaper: they validate before and after only, and the reference is computed once for all of them."""
 CHOSEN = "mixture, 16 pairs"

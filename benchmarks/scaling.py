@@ -22,6 +22,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "SCALING.md"
 BEGIN, END = "<!-- table: python -m benchmarks.scaling -->", "<!-- end of table -->"
 SETTINGS = [
     "injection.num_experts=8",
+    "moe=top_k",
     "injection.lora_r=16",
     "data.batch_size=4",
     "data.max_length=2048",

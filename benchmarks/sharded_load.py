@@ -71,7 +71,7 @@ def measure(folder: Path, *, precision: str, whole: bool) -> dict[str, float]:
                 *(f"backbone.model_name={folder / 'base'}", f"backbone.precision={precision}"),
                 *(f"data.path={folder / 'train.jsonl'}", f"data.val_path={folder / 'val.jsonl'}", "data.packing=false"),
                 *("data.batch_size=1", "data.max_length=32", f"data.cache_dir={folder / 'cache'}"),
-                *("injection.num_experts=2", "injection.lora_r=4", "phase=joint", "logger=none"),
+                *("injection.num_experts=2", "injection.lora_r=4", "moe=top_k", "phase=joint", "logger=none"),
                 *("trainer.strategy=fsdp2", f"trainer.devices={PROCESSES}", "trainer.precision=bf16-mixed"),
                 *("trainer.max_steps=1", "trainer.val_every_n_steps=0", "trainer.enable_progress_bar=false"),
                 f"hydra.run.dir={folder / 'run'}",

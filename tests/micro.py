@@ -43,8 +43,9 @@ class Micro:
 
     @property
     def overrides(self) -> list[str]:
-        """A run of six steps in float32 that logs to metrics.csv alone."""
+        """A run of six steps in float32 of routers that choose for each token, which logs to metrics.csv alone."""
         return [
+            "moe=top_k",
             f"backbone.model_name={self.model}",
             f"data.path={self.train}",
             f"data.val_path={self.val}",
@@ -65,6 +66,8 @@ class Micro:
     def changed(self, *overrides: str) -> list[str]:
         """Its overrides with others in place of those of the same key; routers warm up for a third of the run."""
         keys = {override.split("=", 1)[0].lstrip("+") for override in overrides}
+        if "experiment" in keys:  # which chooses the routers
+            keys.add("moe")
         kept = [o for o in self.overrides if o.split("=", 1)[0] not in keys]
         own_phases = SUPERVISED in overrides or any(key.startswith(("phase", "experiment")) for key in keys)
         return [*kept, *([] if own_phases else [WARM_UP]), *overrides]

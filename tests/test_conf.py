@@ -45,8 +45,7 @@ SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))
 REQUIRED = {
     "backbone/custom.yaml": ["backbone.model_name=somebody/model"],
     "data/custom.yaml": ["data.path=somebody/rows"],
-    "phase/supervised_routing.yaml": ["moe.router_target=auto"],
-    "phase/taught.yaml": ["moe.router_target=auto"],
+    "phase/adapters.yaml": ["injection=dense_lora"],
     **{
         f"moe/{kind}.yaml": ["injection.num_experts=8"]
         for kind, router in ROUTERS.items()
@@ -183,16 +182,29 @@ def test_an_experiment_is_a_short_diff_with_its_command_on_top(name):
 
 def test_the_bare_command_is_the_default_that_the_design_promises(restored):
     config = compose("train", RunConfig, [])
-    assert (config.backbone.model_name, config.data.path, config.moe.router) == ("tiny", "bundled", "top_k")
+    assert (config.backbone.model_name, config.data.path, config.injection.strategy) == (
+        "tiny",
+        "bundled",
+        "mixture_lora",
+    )
+    assert config == compose("train", RunConfig, ["moe=supervised"])
+    assert (config.moe.router, config.moe.router_scope, config.moe.router_target) == ("sequence", "model", "auto")
+    (phase,) = config.phase.phases.values()
+    assert set(phase.trainable) == {"router", "lora", "attn_lora"} and phase.route_by == "target"
+    validate(config)
+
+
+def test_routers_that_choose_for_each_token_warm_up_first(restored):
+    config = compose("train", RunConfig, ["moe=top_k"])
     assert list(config.phase.phases) == ["router_warmup", "experts"]
     assert config.phase.phases["router_warmup"].trainable == ["router"]
     assert set(config.phase.phases["experts"].trainable) == {"lora", "attn_lora"}
     validate(config)
 
 
-def test_lmoe_inject_and_the_bare_command_agree(restored):
-    """Keys left out of lmoe.inject's dicts take the values of conf/."""
-    config = compose("train", RunConfig, [])
+def test_lmoe_inject_takes_routers_that_need_no_targets(restored):
+    """Keys left out of lmoe.inject's dicts take the values of conf/ with moe=top_k: a loop of one's own names none."""
+    config = compose("train", RunConfig, ["moe=top_k"])
     assert asdict(injection_section({})) == asdict(config.injection)
     assert asdict(moe_section({})) == asdict(config.moe)
     assert asdict(InjectionConfig()) == asdict(config.injection)

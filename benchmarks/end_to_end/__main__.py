@@ -30,7 +30,12 @@ RANK, EXPERTS = 16, 8
 ATTENTION = ["injection.attn_lora.lora_r=32", "injection.attn_lora.lora_alpha=64"]
 LMOE = {
     "lmoe, LoRA of rank 32": ["injection=dense_lora", "injection.lora_r=32", "injection.lora_alpha=64", *ATTENTION],
-    "lmoe, 8 experts of rank 16": ["injection=mixture_lora", f"injection.num_experts={EXPERTS}", *ATTENTION],
+    "lmoe, 8 experts of rank 16": [
+        "injection=mixture_lora",
+        "moe=top_k",
+        f"injection.num_experts={EXPERTS}",
+        *ATTENTION,
+    ],
 }
 TRL = {"TRL + PEFT, rank 32": 32, "TRL + PEFT, rank 128": EXPERTS * RANK}
 CLAIMS = {

@@ -66,6 +66,7 @@ class Runs:
         rows.write_text("".join(text.splitlines(keepends=True)[:ROWS]), encoding="utf-8")
         self.settings = [
             "data=custom",
+            "moe=top_k",
             f"data.path={rows}",
             f"data.val_path={rows}",
             f"data.cache_dir={place.folder / 'cache'}",

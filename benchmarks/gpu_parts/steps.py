@@ -196,6 +196,6 @@ def _estimated(base: PreTrainedModel, folder: Path, shape: tuple[int, int]) -> f
 
     base.config.save_pretrained(folder / "config")
     overrides = [f"backbone.model_name={folder / 'config'}", "backbone.precision=bfloat16"]
-    overrides += [f"data.batch_size={shape[0]}", f"data.max_length={shape[1]}", "injection.num_experts=8"]
+    overrides += [f"data.batch_size={shape[0]}", f"data.max_length={shape[1]}", "injection.num_experts=8", "moe=top_k"]
     overrides += ["trainer.gradient_checkpointing=true", "phase=joint"]
     return estimate(composed(overrides)).memory.total * 1e6 / GB

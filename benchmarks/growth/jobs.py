@@ -27,6 +27,7 @@ COMMON = (
     "trainer.enable_progress_bar=false",
     "trainer.val_every_n_steps=0",
     "injection.num_experts=8",
+    "moe=top_k",
     "injection.lora_r=2",
     "data.max_length=64",
     "data.batch_size=8",

@@ -36,6 +36,7 @@ BASES = {"tiny": 0.03, "smollm2_q4": 0.01}
 SETTINGS = (
     "logger=none",
     "injection.num_experts=8",
+    "moe=top_k",
     "trainer.val_every_n_steps=0",
     "data.val_rows_per_domain=1",
     "trainer.enable_progress_bar=false",

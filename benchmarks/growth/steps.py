@@ -93,6 +93,7 @@ class Step:
             f"data.max_length={length}",
             f"data.batch_size={batch}",
             f"injection.num_experts={size.experts}",
+            "moe=top_k",
             f"injection.lora_r={size.rank}",
             f"injection.top_k={size.top_k}",
             f"moe.backend={size.backend}",

@@ -173,7 +173,8 @@ def _idle(moe: MoeConfig, keys: Iterable[str], why: str) -> list[str]:
 
 def _scope_problems(moe: MoeConfig, traits: RouterDeclaration, injection: InjectionConfig) -> list[str]:
     if moe.router_scope is not RouterScope.model:
-        why = f"with moe.router_scope={moe.router_scope}; use router_scope=model, or leave it out (moe={moe.router})"
+        cure = f"use router_scope=model or, where moe=supervised has set it, moe={moe.router}"
+        why = f"with moe.router_scope={moe.router_scope}; {cure}"
         return _idle(moe, MODEL_KEYS, why)
     problems = []
     if not traits.of_model:

@@ -125,7 +125,7 @@ ROUTERS = {
         row=TableRow(
             chooses="the k largest p = softmax(z)",
             weights="p over its sum in S (k = 1: p)",
-            use_for="the default: sparse, known",
+            use_for="one choice for each token: sparse, known",
             source="Mixtral 2401.04088, Switch 2101.03961",
         ),
     ),

@@ -37,8 +37,8 @@ def test_unknown_keys_wrong_types_and_what_cannot_be_come_in_one_list(train):
         ("moe=null", "moe=null: no such choice; allowed: noisy_top_k"),
         ("phase=jont", "phase=jont: no such choice; did you mean joint?"),
         ("optim.lr.more=1", "optim.lr.more: no such key; optim.lr is one value"),
-        ("phase.phases.expert.start=3", "there is no phase.phases.expert; did you mean experts? (+phase.phases.expert"),
-        ("phase.phases.experts=null", "phase.phases.experts is null, must be a mapping"),
+        ("phase.phases.taugt.start=3", "there is no phase.phases.taugt; did you mean taught? (+phase.phases.taugt"),
+        ("phase.phases.taught=null", "phase.phases.taught is null, must be a mapping"),
         ("moe.load_balance=[1]", "moe.load_balance is [1], must be a mapping with keys such as type"),
         ("injection.layer_indices={a: 1}", "injection.layer_indices is {a: 1}, must be a list of whole numbers"),
         ("~injection.lora_r", "~injection.lora_r: a setting cannot be taken away"),
@@ -71,12 +71,12 @@ def test_a_step_of_more_rows_than_it_could_ever_see_is_refused():
 
 
 def test_what_is_set_of_an_entry_is_taken_with_and_without_a_plus():
-    more = ["+phase.phases.last.start=90%", "phase.phases.last.trainable=[lora]", "phase.phases.experts.lr=0.1"]
+    more = ["+phase.phases.last.start=90%", "phase.phases.last.trainable=[lora]", "phase.phases.taught.lr=0.1"]
     command = read_command(more, "train", RunConfig)
     assert command.problems == []
     config, problems = problems_of(compose_config("train", RunConfig, first_point(command)), RunConfig, run_problems)
     assert problems == []
-    assert (config.phase.phases["last"].start, config.phase.phases["experts"].lr) == ("90%", 0.1)
+    assert (config.phase.phases["last"].start, config.phase.phases["taught"].lr) == ("90%", 0.1)
 
 
 def test_a_file_of_ones_own_is_read_by_the_same_rules(train, tmp_path):

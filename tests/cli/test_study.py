@@ -35,7 +35,7 @@ timing: {steps: 0}
 
 def settings(micro: Micro) -> list[str]:
     """Of all runs: two steps, a share of the rows kept for judging."""
-    kept = [text for text in micro.overrides if not text.startswith(("trainer.max_steps", "logger"))]
+    kept = [text for text in micro.overrides if not text.startswith(("moe", "trainer.max_steps", "logger"))]
     return [*kept, "trainer.max_steps=2", "logger=none", "data.judge_fraction=0.2"]
 
 

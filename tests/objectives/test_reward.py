@@ -315,7 +315,7 @@ class TestOneRunBehindAnother:
 
 class TestRules:
     def config(self, *overrides: str) -> RunConfig:
-        return compose("train", RunConfig, list(overrides))
+        return compose("train", RunConfig, ["moe=top_k", *overrides])
 
     def test_the_head_trains_in_phases_that_learn_rewards_and_in_no_other(self):
         config = self.config("phase=joint", "trainer.max_steps=10", *SFT_THEN_REWARD[1:])
