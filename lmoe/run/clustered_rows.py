@@ -1,6 +1,6 @@
 """The rows of a run put into clusters by their prompts, by what its bare base makes of them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -86,6 +86,7 @@ def clustered_rows(
     tokenizer: PreTrainedTokenizerBase,
     count: int,
     run_dir: Path | None,
+    say: Callable[[str], None],
 ) -> ClusteredRows:
     """Put rows into clusters before experts are put into their base.
 
@@ -96,6 +97,7 @@ def clustered_rows(
         tokenizer: for what is shown.
         count: of clusters.
         run_dir: of the run; None: there is none.
+        say: told what takes a while, before it is done.
 
     Raises:
         ConfigError, CheckpointError: as `put_into_clusters`.
@@ -107,7 +109,7 @@ def clustered_rows(
         return ClusteredRows(prepared=prepared.with_clusters(*none))
     read = partial(states_in_batches, model, batch_size=PROMPTS_AT_ONCE, most_tokens=tokens_at_once(config))
     with memory_advice(config), on_device_of_run(model, config):
-        return put_into_clusters(config, prepared, base_fingerprint(model), read, tokenizer, count, run_dir)
+        return put_into_clusters(config, prepared, base_fingerprint(model), read, tokenizer, count, run_dir, say)
 
 
 def put_into_clusters(
@@ -118,11 +120,12 @@ def put_into_clusters(
     tokenizer: PreTrainedTokenizerBase,
     count: int,
     run_dir: Path | None,
+    say: Callable[[str], None],
 ) -> ClusteredRows:
     """Read the clusters of a run that goes on, or fit them; rows without one get the nearest.
 
     Args:
-        config, prepared, tokenizer, count, run_dir: as of `clustered_rows`; of a stream the first rows are what is
+        config, prepared, tokenizer, count, run_dir, say: as of `clustered_rows`; of a stream the first rows are what is
             fitted to, and `read` is asked for others later.
         base: of the run.
         read: states of prompts as the bare base makes them.
@@ -141,6 +144,7 @@ def put_into_clusters(
             there = f"{len(missing):,} of {len(train.different):,} prompts of this run's training rows"
             raise READER.refusal(file, f"{there} are not in it")
     else:
+        say(f"clusters: the base reads {len(train.different | val.different):,} prompts")
         clusters = PromptClusters.fitted(train, count, config.seed, read)
         notes = [] if file is None else [f"clusters: the run has no {CLUSTERS_FILE}; fitted anew"]
     clusters = clusters.with_prompts(val, read)

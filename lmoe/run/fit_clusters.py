@@ -43,6 +43,7 @@ class FitClusters(Callback):
             parts.tokenizer,
             target_count(record.moe),
             self.run_dir,
+            self.say,
         )
         data.sets[0].prepared = found.prepared
         if self.writes:

@@ -1,6 +1,7 @@
 """The parts of a run from its config: backbone with experts, rows, module, data."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,9 @@ def build_parts(
     *,
     run_dir: Path | None = None,
     fill_experts: bool = True,
+    fit_clusters: bool = True,
     objective: Objective | None = None,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Parts:
     """Build what a validated config describes.
 
@@ -96,7 +99,9 @@ def build_parts(
         config: validated; that of the parts has the day that its chat template reads.
         run_dir: the run's folder; None: nothing of the run is written.
         fill_experts: read what injection.experts_from names; a run that goes on has it in its checkpoint.
+        fit_clusters: put rows into clusters where routers are taught these, which takes a forward of all prompts.
         objective: of all phases, in place of those that the config names.
+        say: told what takes a while, before it is done.
 
     Raises:
         LmoeError: a backbone, rows or a plan that cannot be had.
@@ -125,10 +130,10 @@ def build_parts(
     if before is not None:  # which may be gone when the run goes on
         config = replace(config, moe=moe)
     if moe.router_target is RouterTarget.cluster:
-        if fitted_by_the_run(config, prepared):
+        if not fit_clusters or fitted_by_the_run(config, prepared):
             clustered = in_one_cluster(prepared)
         else:
-            clustered = clustered_rows(config, prepared, model, tokenizer, target_count(moe), run_dir)
+            clustered = clustered_rows(config, prepared, model, tokenizer, target_count(moe), run_dir, say)
         prepared, lines = clustered.prepared, lines + clustered.lines
         learnt = [replace(phase, prepared=prepared) for phase in learnt]  # phases with rows of their own have none
     seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what was done before

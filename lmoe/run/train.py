@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -97,14 +98,15 @@ def train(
         check_records(run_dir)
     started, folder, run_id = time.monotonic(), run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
-    parts = build_parts(config, run_dir=run_dir, fill_experts=found is None, objective=objective)
+    said = partial(say, console)
+    parts = build_parts(config, run_dir=run_dir, fill_experts=found is None, objective=objective, say=said)
     config = parts.config
     if found is not None:
         check_fit(parts, found, folder, run_id)  # before anything of the run is touched
     loggers: list[Logger] = []
     if writes:
         run_id = begin(parts, run_dir, overrides, found, console)
-        loggers = build_loggers(config, run_dir, found, lambda line: say(console, line))
+        loggers = build_loggers(config, run_dir, found, said)
     line = ProgressLine(config.trainer.max_steps, console, enabled=config.trainer.enable_progress_bar)
     line.done = 0 if found is None else found.step
     if isinstance(parts.prepared.train, RowStream):

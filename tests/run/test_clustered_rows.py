@@ -133,13 +133,18 @@ def test_the_rows_of_a_base_that_is_a_mixture_itself_are_put_into_clusters(micro
     assert set(parts.prepared.train.clusters.tolist()) == {0, 1, 2, 3}
 
 
-def test_a_preflight_writes_no_clusters_and_an_estimate_does_not_run_the_base(train, monkeypatch):
-    done = train(*TAUGHT, "dry_run=preflight")
-    assert done.code == 0, done.text
-    assert "targets: 4 clusters of prompts" in done.text and not done.run.exists()
+@pytest.mark.parametrize("way", ["preflight", "estimate"])
+def test_neither_a_preflight_nor_an_estimate_has_the_base_read_all_prompts(train, monkeypatch, way):
     monkeypatch.setattr(module, "states_in_batches", never)
-    done = train(*TAUGHT, "dry_run=estimate")
+    done = train(*TAUGHT, f"dry_run={way}")
     assert done.code == 0, done.text
+    assert way == "estimate" or "targets: 4 clusters of prompts" in done.text
+    assert not done.run.exists()
+
+
+def test_it_is_said_before_the_base_reads_prompts(train):
+    done = train(*TAUGHT)
+    assert "clusters: the base reads 39 prompts" in done.text, done.text
 
 
 @pytest.mark.parametrize(
@@ -226,7 +231,7 @@ def going_on(micro, whole) -> SimpleNamespace:
 
 def clustered(given: SimpleNamespace, run: Path, prepared=None) -> module.ClusteredRows:
     model = load_model(given.config.backbone)
-    return module.clustered_rows(given.config, prepared or given.prepared, model, given.tokenizer, 4, run)
+    return module.clustered_rows(given.config, prepared or given.prepared, model, given.tokenizer, 4, run, print)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -81,6 +81,7 @@ class FitRouter(StepCallback):
             return
         chosen = chosen_rows(targets, count, self.prompts, self.seed)
         targets = targets[chosen]
+        self.say(f"router: reads {len(chosen):,} training prompts, to be fitted to their targets")
         states = self._states(trainer, module, [rows[i].input_ids[: opening(rows[i])] for i in chosen.tolist()])
         if not bool(states.isfinite().all()):
             self._say_not("the states of some prompts are no numbers")
