@@ -1,7 +1,7 @@
 """Explain texts: put them through a model with each expert silenced in turn."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -14,6 +14,7 @@ from lmoe.explain.profiles import Losses, profiles_of
 from lmoe.explain.subjects import explained_model
 from lmoe.explain.texts import MOST_TOKENS, prompted
 from lmoe.generate.generate import Turn
+from lmoe.injection.evaluating import evaluating
 from lmoe.injection.tracing import domain as of_domain
 
 MOST_WEIGHTS = 8_000_000
@@ -62,7 +63,7 @@ class Explainer:
             DataError: as `work`.
         """
         self.work(texts)
-        with _evaluating(self.model):
+        with evaluating(self.model):
             found = tuple(explained(self.subject, text, self._losses, progress) for text in texts)
         subject = self.subject
         cut = [f"{text.name}: {text.cut:,} tokens at its end are left out" for text in texts if text.cut]
@@ -86,7 +87,7 @@ class Explainer:
         progress: Progress = lambda tokens: None,
     ) -> Explanation:
         """An explanation with what its experts do on validation rows; see `profiles_of`."""
-        with _evaluating(self.model):
+        with evaluating(self.model):
             found = profiles_of(self.subject, texts, self._losses, rows=rows, known=known, progress=progress)
         return replace(explanation, profiles=found)
 
@@ -115,17 +116,6 @@ def explain_text(
         ConfigError: a blend whose router decides by itself.
     """
     explainer = Explainer(model)
-    with _evaluating(model), nullcontext() if domain is None else of_domain(model, domain):
+    with evaluating(model), nullcontext() if domain is None else of_domain(model, domain):
         text = prompted(model, tokenizer, prompt, max_new_tokens=max_new_tokens, most=max_tokens, domain=domain)
     return explainer.explain([text])
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """The model in evaluation mode inside the block."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -8,6 +8,7 @@ from lmoe.backbones.weight_files import weights_at
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.errors import InjectionError
+from lmoe.injection.evaluating import evaluating
 from lmoe.injection.plan import SiteKind, SitePlan
 from lmoe.layers.block_route import BlockRoute
 from lmoe.layers.context import RoutingContext
@@ -44,14 +45,11 @@ def check_ffn(block: nn.Module, names: FfnNames, path: str) -> None:
     dtype = next((p.dtype for p in block.parameters() if p.is_floating_point()), torch.float32)
     width, _ = sizes(block.get_submodule(names.up))
     x = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(0)).to(weight.device, dtype)
-    training = block.training
-    block.eval()
     try:
-        expected = block(x)
+        with evaluating(block):
+            expected = block(x)
     except TypeError:  # it reads more than the hidden states
         expected = torch.full_like(x, torch.nan)
-    finally:
-        block.train(training)
     put_together = from_parts(block, names, x)
     if not (expected - put_together).abs().max() <= TOLERANCE * expected.abs().max():  # which nan is not either
         raise InjectionError(

@@ -19,6 +19,7 @@ from lmoe.data.encoded import EncodedRow, EncodedRows
 from lmoe.data.pack import PackedRows
 from lmoe.errors import CheckpointError
 from lmoe.injection.adapter_copy import AdapterCopy
+from lmoe.injection.evaluating import evaluating
 from lmoe.injection.record import RECORD
 from lmoe.injection.tracing import adapters_off, adapters_on
 from lmoe.objectives.known_answers import KnownAnswers, answer_key
@@ -212,10 +213,6 @@ def rightness(margin: Tensor) -> Tensor:
 def untraced(model: PreTrainedModel) -> Iterator[None]:
     """Forwards inside the block have no gradients, no dropout and no noise, and leave nothing in the model's routing
     trace."""
-    record, training = getattr(model, RECORD, None), model.training
-    model.eval()
-    try:
-        with torch.no_grad(), nullcontext() if record is None else record.trace.paused():
-            yield
-    finally:
-        model.train(training)
+    record = getattr(model, RECORD, None)
+    with evaluating(model), torch.no_grad(), nullcontext() if record is None else record.trace.paused():
+        yield

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from lmoe.backbones.mean_states import PROMPTS_AT_ONCE, states_in_batches
 from lmoe.data.datamodule import TrainingData
+from lmoe.injection.evaluating import evaluating
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.rules.routers import target_count
@@ -61,12 +62,7 @@ def bare_states(model: nn.Module, most_tokens: int) -> ReadStates:
     """
 
     def read(prompts: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
-        training = model.training
-        model.eval()
-        try:
-            with adapters_off(model), whole_outside_layers(model):
-                yield from states_in_batches(model, prompts, PROMPTS_AT_ONCE, most_tokens)
-        finally:
-            model.train(training)
+        with evaluating(model), adapters_off(model), whole_outside_layers(model):
+            yield from states_in_batches(model, prompts, PROMPTS_AT_ONCE, most_tokens)
 
     return read

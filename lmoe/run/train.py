@@ -120,6 +120,7 @@ def train(
             validation = Validation(
                 config.trainer.val_every_n_steps, line.say, config.analysis.permutations, signals, kept
             )
+            fits = fitted_router(parts, line.say, signals)
             names = dict.fromkeys(name for phase in parts.learnt for name in phase.metric_names())
             each_step = [
                 WindowEnd(),
@@ -132,7 +133,7 @@ def train(
                 WandbRecord(loggers, list(names), kept if config.logger.samples else None),
                 *([watch] if learns else []),
                 PlateauStart(line.say),
-                *fitted_router(parts, line.say),
+                *fits,
                 validation,
                 EndedEarly(ending_rules(config), line.say),
                 RunCheckpoint(folder, run_id or "", config.checkpoint, wandb_run_id(run_dir)),
@@ -152,6 +153,8 @@ def train(
                 trainer.fit(parts.module, datamodule=parts.datamodule, ckpt_path=path, weights_only=True)
             signals.check()  # one that came after the last step
             parts.module.to(trainer.strategy.root_device)  # NOTE Lightning has moved it to the CPU
+            for fit in fits:
+                fit.at_the_end(trainer, parts.module)
             validation.at_the_end(trainer, parts.module)
             if config.analysis.knock_out is not KnockOut.none:
                 line.say(f"silencing {config.analysis.knock_out} one at a time")
@@ -209,10 +212,10 @@ def ending_rules(config: RunConfig) -> str:
     return json.dumps(rules, sort_keys=True, default=str)
 
 
-def fitted_router(parts: Parts, say: Callable[[str], None]) -> list[FitRouter]:
+def fitted_router(parts: Parts, say: Callable[[str], None], signals: StopSignals) -> list[FitRouter]:
     """What fits the router of the model, where the config wants it."""
     prompts = injected(parts.model).moe.router_fit_prompts
-    return [FitRouter(prompts, parts.config.seed, say)] if prompts else []
+    return [FitRouter(prompts, parts.config.seed, say, signals.check)] if prompts else []
 
 
 def clusters_of_run(parts: Parts, run_dir: Path, writes: bool, say: Callable[[str], None]) -> list[Callback]:

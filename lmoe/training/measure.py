@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lmoe.injection.batch_info import batch_info
+from lmoe.injection.evaluating import evaluating
 from lmoe.injection.record import RECORD, Injected
 from lmoe.layers.routing import Routing
 from lmoe.metrics.language import DomainLoss
@@ -54,19 +55,18 @@ def batch_losses(
         domains: names, in the order of the batches' domain ids.
         routing: gets the routing of each batch; a bare model has none.
     """
-    training, record = model.training, getattr(model, RECORD, None)
-    model.eval()
-    try:
-        for batch in batches:
-            with torch.no_grad(), nullcontext() if record is None else _routed_and_recorded(record, batch, domains):
-                losses = objective.losses(model, batch)
-            if record is not None and routing is not None:
-                routing(record.trace.routing, batch)
-            yield losses
-    finally:
-        if record is not None:
-            record.trace.clear()
-        model.train(training)
+    record = getattr(model, RECORD, None)
+    with evaluating(model):
+        try:
+            for batch in batches:
+                with torch.no_grad(), nullcontext() if record is None else _routed_and_recorded(record, batch, domains):
+                    losses = objective.losses(model, batch)
+                if record is not None and routing is not None:
+                    routing(record.trace.routing, batch)
+                yield losses
+        finally:
+            if record is not None:
+                record.trace.clear()
 
 
 @contextmanager

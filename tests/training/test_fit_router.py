@@ -1,5 +1,7 @@
 """The router of a model fitted to its targets at the end of a run, beside a loop over prompts."""
 
+import signal
+
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
@@ -7,10 +9,12 @@ from torch.nn.functional import cross_entropy
 import lmoe
 from lmoe.adapter.folder import read_tensors
 from lmoe.injection.record import mixtures
+from lmoe.layers.model_route import ModelRoute
 from lmoe.ops.router_targets import NO_TARGET
 from lmoe.ops.softmax_regression import PENALTY
 from lmoe.training.callbacks.fit_router import chosen_rows
 from tests.micro import SUPERVISED, write_rows
+from tests.resume.test_exactness import losses
 from tests.run.test_ended_early import STOPS
 
 FITTED = "router: fitted to the targets of"
@@ -118,6 +122,27 @@ def test_a_finished_run_that_is_resumed_keeps_its_fit(train):
     again = train(f"resume={done.run}", settings=False)
     assert again.code == 0, again.text
     assert torch.equal(read_tensors(done.run / "adapter")["router.weight"], before)
+
+
+def test_a_signal_breaks_the_fit_off_and_the_resumed_run_is_the_one_without(train, monkeypatch):
+    whole = train(SUPERVISED, run="whole")
+    read, asked = ModelRoute.read_prompts, []
+
+    def read_and_interrupt(*given):
+        asked.append(signal.raise_signal(signal.SIGINT))
+        return read(*given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelRoute, "read_prompts", read_and_interrupt)
+        done = train(SUPERVISED)
+    assert done.code == 130 and len(asked) == 1 and FITTED not in done.text, done.text
+    assert not (done.run / "adapter").exists()
+    resumed = train(f"resume={done.run}", settings=False)
+    assert resumed.code == 0 and FITTED in resumed.text, resumed.text
+    assert read_tensors(done.run / "adapter")["router.weight"].equal(
+        read_tensors(whole.run / "adapter")["router.weight"]
+    )
+    assert losses(done.run) == losses(whole.run)
 
 
 def test_half_of_the_chosen_rows_are_shared_evenly_and_none_is_without_a_target():

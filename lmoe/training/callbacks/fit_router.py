@@ -13,6 +13,7 @@ from lmoe.backbones.mean_states import PROMPTS_AT_ONCE, in_order, padded_prompts
 from lmoe.data.datamodule import TrainingData
 from lmoe.data.encoded import EncodedRows, opening
 from lmoe.injection.batch_info import row_targets
+from lmoe.injection.evaluating import evaluating
 from lmoe.injection.record import injected, model_route
 from lmoe.layers.routers.model import ModelRouter
 from lmoe.ops.router_targets import NO_TARGET, dealt_head
@@ -35,29 +36,35 @@ class FitRouter(StepCallback):
         prompts: of training rows, at most.
         seed: of their choice.
         say: told what was fitted, or why not.
+        check: called after each batch of prompts; may raise to break off, which a resumed run makes up for.
     """
 
     stage = Stage.decide
 
-    def __init__(self, prompts: int, seed: int, say: Callable[[str], None]) -> None:
-        self.prompts, self.seed, self.say = prompts, seed, say
+    def __init__(self, prompts: int, seed: int, say: Callable[[str], None], check: Callable[[], None]) -> None:
+        self.prompts, self.seed, self.say, self.check = prompts, seed, say, check
+        self._done = False
         self._learnt: dict[str, Tensor] = {}  # the router before it was fitted
 
     def state_dict(self) -> dict:
-        return {"learnt": self._learnt}
+        return {"learnt": self._learnt, "done": self._done}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        self._learnt = state_dict["learnt"]
+        self._learnt, self._done = state_dict["learnt"], state_dict["done"]
 
     def on_train_start(self, trainer: Trainer, pl_module: AdapterModule) -> None:
         if trainer.global_step < pl_module.schedule.end:
             router = router_of(pl_module)
             for name, learnt in self._learnt.items():
                 getattr(router, name).detach().copy_(learnt)
-            self._learnt = {}
+            self._learnt, self._done = {}, False
 
     def after_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord) -> None:
-        if trainer.global_step < module.schedule.end:
+        self.at_the_end(trainer, module)
+
+    def at_the_end(self, trainer: Trainer, module: AdapterModule) -> None:
+        """Fit after the last step, where that was not done: a signal had broken it off, and the run was resumed."""
+        if self._done or trainer.global_step < module.schedule.end:
             return
         data = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(data, TrainingData)
@@ -65,6 +72,7 @@ class FitRouter(StepCallback):
             self._say_not("experts of an earlier run keep their rows of it")
         else:
             self._fit(trainer, module, data.sets[data.set_now].prepared.first_rows(self.prompts))
+        self._done = True
 
     def on_train_end(self, trainer: Trainer, pl_module: AdapterModule) -> None:
         if trainer.global_step < pl_module.schedule.end:
@@ -100,14 +108,14 @@ class FitRouter(StepCallback):
         """(N, D) float32 on the CPU. Every process reads all prompts: a sharded model needs them for each forward."""
         route, data = model_route(module.model), trainer.datamodule  # type: ignore[attr-defined]
         assert route is not None
-        config, found, training = data.sets[data.set_now].config, [], module.model.training
+        config, found, model = data.sets[data.set_now].config, [], module.model
         most_tokens = config.batch_size * config.max_length  # as a micro-batch of the run has at most
-        module.model.eval()
-        with trainer.precision_plugin.forward_context(), whole_outside_layers(module.model):
+        with trainer.precision_plugin.forward_context(), evaluating(model), whole_outside_layers(model):
             for numbers, ids, mask in padded_prompts(prompts, PROMPTS_AT_ONCE, most_tokens):
-                states = route.read_prompts(module.model, ids.to(module.device), mask.to(module.device))
+                states = route.read_prompts(model, ids.to(module.device), mask.to(module.device))
                 found.append((numbers, states.float().cpu()))
-        module.model.train(training)
+                if trainer.world_size == 1:  # of several processes all stop after the same step instead
+                    self.check()
         return in_order(found)
 
 

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from lmoe.injection.batch_info import batch_info
+from lmoe.injection.evaluating import evaluating
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.metrics.knock_out import ALL_SITES, specialisation_of
@@ -240,10 +241,6 @@ class Validation(StepCallback):
     def _logit_change(self, trainer: Trainer, pl_module: AdapterModule, loader) -> float:
         """Root mean square of the change that fresh adapters make to the logits of one batch."""
         batch = pl_module.transfer_batch_to_device(next(iter(loader)), pl_module.device, 0)
-        training = pl_module.model.training
-        pl_module.model.eval()
         known = batch_info(injected(pl_module.model), batch, pl_module.domains)
-        with torch.no_grad(), trainer.precision_plugin.forward_context(), known:
-            change = pl_module.objective.logit_change(pl_module.model, batch, lambda: adapters_off(pl_module.model))
-        pl_module.model.train(training)
-        return change
+        with evaluating(pl_module.model), torch.no_grad(), trainer.precision_plugin.forward_context(), known:
+            return pl_module.objective.logit_change(pl_module.model, batch, lambda: adapters_off(pl_module.model))
