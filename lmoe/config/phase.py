@@ -104,7 +104,7 @@ class PhaseScheduleConfig:
     """Named phases; the one with the smallest start comes first and must start at 0."""
 
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
-    """By name, so that phase.phases.experts.start=500 works."""
+    """By name, so that phase.phases.taught.lr=1e-3 works."""
     of_steps: int | None = None
     """Optimizer steps that shares of phases and moe.anneal_steps are of; null: trainer.max_steps. A run that is made
     longer keeps its first length here, so that nothing that has begun moves."""

@@ -20,7 +20,7 @@ from lmoe.data.encoded import EncodedRows
 from lmoe.data.order import ResumableLoader, SeededBatches, SwitchingLoader
 from lmoe.data.pack import PackedRows
 from lmoe.data.prepare import PreparedData
-from lmoe.data.stream import ClusterOf, RowStream, Samples, StreamLoader
+from lmoe.data.stream import RowStream, Samples, StreamLoader
 
 MakeCollate = Callable[..., Callable[[Sequence[Any]], dict[str, Tensor]]]
 
@@ -146,9 +146,9 @@ class TrainingData(LightningDataModule):
         """Number of the set that the phase under way takes its samples from."""
         return self._set_now()
 
-    def take_clusters(self, train: Tensor | ClusterOf, val: Tensor) -> None:
-        """Put the rows into other clusters; arguments as `PreparedData.with_clusters` has them."""
-        self.sets[0].prepared = self.prepared.with_clusters(train, val)
+    def take(self, prepared: PreparedData) -> None:
+        """The rows of set 0 in other clusters; NOTE before any batch is made."""
+        self.sets[0].prepared = prepared
 
     def train_dataloader(self) -> "ResumableLoader | StreamLoader | SwitchingLoader":
         """Micro-batches of this rank for the whole run, resumable by their number."""

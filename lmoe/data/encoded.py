@@ -11,8 +11,7 @@ import xxhash
 from torch import Tensor
 from torch.utils.data import Dataset
 
-OPENING = 32
-"""Tokens of a plain text that are its prompt; of a shorter one the first half."""
+from lmoe.ops.lengths import opening_length
 
 
 @dataclass(slots=True, frozen=True)
@@ -50,7 +49,7 @@ class EncodedRow:
 def opening(row: EncodedRow) -> int:
     """Tokens of a row that are its prompt: those before its first label, or the head of a plain text."""
     first = int(row.is_label.int().argmax())
-    return first or min(OPENING, len(row) // 2)
+    return first or opening_length(len(row))
 
 
 def row_digest(input_ids: np.ndarray) -> int:

@@ -51,15 +51,15 @@ class PreparedData:
         return self.train.rows if isinstance(self.train, PackedRows) else self.train
 
     def first_rows(self, count: int) -> EncodedRows:
-        """The training rows; of a stream the blocks that hold the first `count`.
+        """The training rows; of a stream about `count` of them, the first of every file.
 
         Raises:
-            DataError: rows of a stream that cannot be read.
+            DataError: rows of a stream that cannot be read or used.
         """
         rows = self.train_rows
         if rows is None:
             assert isinstance(self.train, RowStream)
-            rows = self.train.head(count)
+            rows = self.train.first_rows(count)
         return rows
 
     def with_domains(self, names: list[str]) -> "PreparedData":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -40,6 +39,8 @@ COLUMNS = {
 OTHER_DOMAIN = "of domains that data.domains does not name"
 """Why a row is left out."""
 Sample = EncodedRow | tuple[EncodedRow, ...]
+MOST_PARTS = 256
+"""That are opened to look at their first rows."""
 ClusterOf = Callable[[EncodedRows], Tensor]
 """From N rows to the cluster of each one's prompt, (N,) int64."""
 Samples = EncodedRows | PackedRows
@@ -127,21 +128,30 @@ class RowStream:
             skip = 0
             del block  # before the next one is made
 
-    def head(self, count: int) -> EncodedRows:
-        """The first rows of the first pass, whole blocks of at least `count` rows together if it has so many; nothing
-        is said of them.
+    def first_rows(self, count: int) -> EncodedRows:
+        """About `count` rows, or what there is of them: the first ones of every file, so that none of them is left out;
+        of more than MOST_PARTS files (and pieces of files) of a choice by the seed. Nothing is said of them.
 
         Raises:
-            DataError: as `samples`.
+            DataError: rows that cannot be read or used.
         """
-        quiet, found, rows = copy(self), [], 0
-        quiet.say = lambda line: None
-        for block in quiet.blocks(Place()):
-            if block.epoch or rows >= count:
-                break
-            found.append(block.samples.rows if isinstance(block.samples, PackedRows) else block.samples)
-            rows += len(found[-1])
-        return EncodedRows.joined(found)
+        samples = self._encoded(self._first(count), Account(), epoch=0, number=0)
+        return samples.rows if isinstance(samples, PackedRows) else samples
+
+    def first_domains(self, count: int) -> list[str]:
+        """Sorted names of the domains of these rows.
+
+        Raises:
+            DataError: a file that cannot be read.
+        """
+        rows = self._first(count)
+        return sorted({row.domain for row in rows if not isinstance(row, LmoeError)} & self.domains.keys())
+
+    def _first(self, count: int) -> list[Row | LmoeError]:
+        parts = [part for source in self.parts for part in source]
+        chosen = np.random.default_rng(self.seed).permutation(len(parts))[:MOST_PARTS]
+        each = -(-count // len(chosen))
+        return [row for number in sorted(chosen) for row, _ in islice(parts[number].rows(), each)]
 
     def blocks(self, start: Place) -> Iterator[Block]:
         """Each block from a place on.

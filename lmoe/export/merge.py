@@ -31,7 +31,7 @@ def merge_adapters(model: PreTrainedModel) -> dict[str, Tensor]:
     strategy = injected(model).injection.strategy
     if instead := STRATEGIES[strategy].instead_of_merging:
         raise CheckpointError(
-            f"injection={strategy} chooses experts for each token, which no single weight does; {instead}"
+            f"injection={strategy} chooses experts for each token or prompt, which no single weight does; {instead}"
         )
     refuse_reward_head(model, "a merged model")
     return _merged(model)

@@ -82,11 +82,11 @@ def row_targets(moe: MoeConfig, batch: dict[str, Tensor], domains: Sequence[str]
 
 
 def _prompts(record: Injected, batch: dict[str, Tensor]) -> PromptRows:
-    if record.moe.decide is Decide.turn:
-        return PromptRows.of_turns(batch["labels"] != IGNORE, batch["row_ids"], batch["valid_mask"])
-    prompt, openings = batch["prompt_mask"], batch.get("opening_mask")
+    prompt, answers, openings = batch["prompt_mask"], batch["labels"] != IGNORE, batch.get("opening_mask")
     if record.moe.router_scope is RouterScope.model and openings is not None:
-        prompt = prompt | openings
+        prompt, answers = prompt | openings, answers & ~openings.any(1)
+    if record.moe.decide is Decide.turn:
+        return PromptRows.of_turns(answers, batch["row_ids"], batch["valid_mask"])
     rows = PromptRows(prompt, batch["row_ids"])
     return rows.with_hashes(batch["input_ids"]) if needs_prompt_ids(record.moe) else rows
 

@@ -210,7 +210,7 @@ class ModelRoute:
         """A forward with an empty KV cache, or without one."""
         assert inputs.tokens is not None
         told, stated = self.context.batch_info.rows, self.context.prompt.get()
-        rows = inputs.prompt_rows(told, stated, self.settings.decide, self.NAME)
+        rows = inputs.prompt_rows(told, stated, self.settings.decide, self.NAME, openings=True)
         one_prompt = self._is_one_prompt(inputs) and not self.settings.prompt_experts
         if isinstance(self.router, ModelOracle):
             return self._told(self.router, model, rows, empty, one_prompt=one_prompt)

@@ -17,6 +17,7 @@ from lmoe.layers.context import PromptRows
 from lmoe.layers.method_replacement import MethodReplacement
 from lmoe.layers.per_call import PerCall
 from lmoe.ops.labels import IGNORE
+from lmoe.ops.lengths import OPENING
 from lmoe.vocabulary import Decide
 
 
@@ -154,7 +155,9 @@ class ForwardInputs:
             return None
         return rows.in_generate(shape[0] // known[0], shape[1] - self.prompt_length(stated))
 
-    def prompt_rows(self, told: PromptRows | None, stated: Tensor | None, decide: Decide, whose: str) -> PromptRows:
+    def prompt_rows(
+        self, told: PromptRows | None, stated: Tensor | None, decide: Decide, whose: str, *, openings: bool = False
+    ) -> PromptRows:
         """The prompts of a forward that begins with an empty cache: those that a block has set, or what its inputs say.
 
         The first token of a text is a prompt even where it carries a label, because nothing predicts it.
@@ -164,6 +167,7 @@ class ForwardInputs:
             stated: as of `prompt_length`.
             decide: whether a turn of a conversation counts as a row.
             whose: decision it is, for the message.
+            openings: take what stands for the prompt of a text whose first token has a label (`opening_length`).
 
         Raises:
             RoutingError: the prompts cannot be told.
@@ -178,7 +182,11 @@ class ForwardInputs:
         prompt = self.prompt(stated)
         if self.labels is None:
             return PromptRows.single(prompt)
-        answers = (self.labels != IGNORE) & (prompt.long().cumsum(-1) > 1)
+        places, answers = prompt.long().cumsum(-1), self.labels != IGNORE
+        if openings:
+            is_text = (answers & prompt & (places == 1)).any(-1, keepdim=True)
+            answers = answers & ~(is_text & (places <= (places[:, -1:] // 2).clamp(max=OPENING)))
+        answers = answers & (places > 1)
         if decide is Decide.first:
             return PromptRows.single(prompt & (answers.long().cumsum(-1) == 0))
         return PromptRows.of_turns(answers, torch.zeros_like(self.labels), prompt)

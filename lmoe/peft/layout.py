@@ -53,8 +53,8 @@ def peft_parts(model: nn.Module) -> list[PeftPart]:
     strategy = record.injection.strategy
     if not STRATEGIES[strategy].peft_adapter:
         raise CheckpointError(
-            f"injection={strategy} chooses experts for each token, which a PEFT adapter cannot do (it can hold "
-            f"{with_peft_adapter()}); {STRATEGIES[strategy].instead_of_merging}"
+            f"injection={strategy} chooses experts for each token or prompt, which a PEFT adapter cannot do (it can "
+            f"hold {with_peft_adapter()}); {STRATEGIES[strategy].instead_of_merging}"
         )
     if record.trained_base:
         raise CheckpointError(

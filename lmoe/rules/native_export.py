@@ -42,7 +42,7 @@ def _router_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
         )
     if moe.router_scope not in (RouterScope.linear, RouterScope.block):
         problems.append(
-            f"moe.router_scope={moe.router_scope}: each FFN must have a gate of its own; train with the default, "
+            f"moe.router_scope={moe.router_scope}: each FFN must have a gate of its own; train with moe=top_k, "
             f"{AS_IT_IS}"
         )
     return problems

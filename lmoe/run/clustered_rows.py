@@ -121,6 +121,7 @@ def put_into_clusters(
     count: int,
     run_dir: Path | None,
     say: Callable[[str], None],
+    shared: Callable[[PromptClusters], PromptClusters] = lambda own: own,
 ) -> ClusteredRows:
     """Read the clusters of a run that goes on, or fit them; rows without one get the nearest.
 
@@ -129,6 +130,7 @@ def put_into_clusters(
             fitted to, and `read` is asked for others later.
         base: of the run.
         read: states of prompts as the bare base makes them.
+        shared: gives the clusters that all processes take.
 
     Raises:
         ConfigError: rows that cannot be put into so many clusters.
@@ -147,7 +149,7 @@ def put_into_clusters(
         say(f"clusters: the base reads {len(train.different | val.different):,} prompts")
         clusters = PromptClusters.fitted(train, count, config.seed, read)
         notes = [] if file is None else [f"clusters: the run has no {CLUSTERS_FILE}; fitted anew"]
-    clusters = clusters.with_prompts(val, read)
+    clusters = shared(clusters.with_prompts(val, read))
     of_train = clusters.of(train)
     rows = replace(rows, clusters=of_train)
     later = partial(_clusters_of, clusters, read)

@@ -19,6 +19,8 @@ from lmoe.ops.k_means import k_means, nearest_centroid
 FIT_PROMPTS = 4096
 """Different prompts of the training rows, a seeded choice, that the centroids are fitted on at most; the others get the
 nearest centroid. Some hundreds of prompts for each cluster move a centroid little; their states must fit in memory."""
+WITHOUT_TARGETS = "moe=top_k, whose routers learn from the loss, or injection=dense_lora"
+"""What rows are learnt with that have nothing to teach a router."""
 SMALLEST_STD = 1e-6
 """Of a dimension that hardly varies."""
 ReadStates = Callable[[Sequence[Tensor]], Iterator[tuple[list[int], Tensor]]]
@@ -85,7 +87,7 @@ class PromptClusters:
         if len(digests) < count:
             raise ConfigError(
                 f"the training rows have {len(digests)} different prompts, which cannot be put into {count} clusters; "
-                "lower data.clusters (null: injection.num_experts), add rows, or use moe.router_target=domain"
+                f"lower data.clusters (null: injection.num_experts), add rows, or use {WITHOUT_TARGETS}"
             )
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(digests), generator=generator)[:FIT_PROMPTS].sort().values.tolist()
@@ -96,8 +98,7 @@ class PromptClusters:
             centroids = k_means((states - mean) / std, count, seed).float()
         except ValueError as error:
             raise ConfigError(
-                f"the base makes the same of too many prompts: {error}; lower data.clusters, or use "
-                "moe.router_target=domain"
+                f"the base makes the same of too many prompts: {error}; lower data.clusters, or use {WITHOUT_TARGETS}"
             ) from None
         nothing = torch.empty(0, dtype=torch.long)
         none = cls(centroids=centroids, mean=mean, std=std, digests=nothing, clusters=nothing, distances=torch.empty(0))

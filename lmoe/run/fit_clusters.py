@@ -1,6 +1,7 @@
 """Put the rows of a run into clusters once its model stands: rows of a stream, and those of a base that is sharded."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -16,6 +17,7 @@ from lmoe.run.clustered_rows import put_into_clusters, tokens_at_once
 from lmoe.run.clusters import ReadStates
 from lmoe.run.parts import Parts
 from lmoe.training.module import AdapterModule
+from lmoe.training.ranks import from_first_rank
 from lmoe.training.sharded import whole_outside_layers
 
 
@@ -27,26 +29,40 @@ class FitClusters(Callback):
         run_dir: of the run.
         writes: whether this process writes for all of the run.
         say: told what is in the clusters.
+        check: called after each batch of prompts; may raise to break off.
     """
 
-    def __init__(self, parts: Parts, run_dir: Path, writes: bool, say: Callable[[str], None]) -> None:
-        self.parts, self.run_dir, self.writes, self.say = parts, run_dir, writes, say
+    def __init__(
+        self, parts: Parts, run_dir: Path, writes: bool, say: Callable[[str], None], check: Callable[[], None]
+    ) -> None:
+        self.parts, self.run_dir, self.writes, self.say, self.check = parts, run_dir, writes, say, check
+        self._fitted = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         data, parts = trainer.datamodule, self.parts  # type: ignore[attr-defined]
         assert isinstance(data, TrainingData) and isinstance(pl_module, AdapterModule)
         record = injected(pl_module.model)
+        bare = bare_states(pl_module.model, tokens_at_once(parts.config))
+
+        def read(prompts: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
+            for batch in bare(prompts):
+                yield batch
+                if trainer.world_size == 1 and not self._fitted:  # of several processes all stop after the same step
+                    self.check()
+
         found = put_into_clusters(
             parts.config,
             data.prepared,
             record.base,
-            bare_states(pl_module.model, tokens_at_once(parts.config)),
+            read,
             parts.tokenizer,
             target_count(record.moe),
             self.run_dir,
             self.say,
+            partial(from_first_rank, trainer),
         )
-        data.sets[0].prepared = found.prepared
+        self._fitted = True
+        data.take(found.prepared)
         if self.writes:
             found.write(self.run_dir)
         for line in found.lines:

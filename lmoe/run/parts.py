@@ -130,6 +130,7 @@ def build_parts(
     if before is not None:  # which may be gone when the run goes on
         config = replace(config, moe=moe)
     if moe.router_target is RouterTarget.cluster:
+        make_plan(model, config.injection, moe)  # a model that no experts can be put into need not read prompts
         if not fit_clusters or fitted_by_the_run(config, prepared):
             clustered = in_one_cluster(prepared)
         else:

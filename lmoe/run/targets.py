@@ -8,11 +8,16 @@ from lmoe.config.moe import MoeConfig
 from lmoe.config.run import RunConfig
 from lmoe.data.domains import names_of
 from lmoe.data.prepare import PreparedData
+from lmoe.data.stream import RowStream
 from lmoe.errors import ConfigError
 from lmoe.rules.experts_from import KEY, named_adapters, source_run
 from lmoe.rules.phases import trained_base
 from lmoe.rules.routers import cluster_names, mixture_scale
+from lmoe.run.clusters import WITHOUT_TARGETS
 from lmoe.vocabulary import Role, RouteBy, RouterTarget
+
+LOOKED_AT = 4096
+"""Rows of a stream, about, to see which domains they are of."""
 
 
 def with_targets(
@@ -132,10 +137,11 @@ def target_lines(moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> l
 
 
 def trained_domains(prepared: PreparedData) -> list[str]:
-    """Domains of the training rows; of a stream those of all rows."""
+    """Domains of the training rows; of a stream those of the first rows of its files."""
+    if isinstance(prepared.train, RowStream):
+        return prepared.train.first_domains(LOOKED_AT)
     rows = prepared.train_rows
-    if rows is None:
-        return list(prepared.domains)
+    assert rows is not None
     return [prepared.domains[index] for index in rows.domains.unique().tolist()]
 
 
@@ -177,8 +183,8 @@ def _cluster_names(config: RunConfig, fewest: int) -> list[str]:
         )
     if count < 2:
         raise ConfigError(
-            f"moe.router_target=cluster needs two experts at least, and a site has {fewest}; raise "
-            "injection.num_experts"
+            f"moe.router_target={config.moe.router_target} needs two experts at least, and a site has {fewest}; raise "
+            f"injection.num_experts, or use {WITHOUT_TARGETS}"
         )
     return cluster_names(count)
 
@@ -197,5 +203,5 @@ def _check_clusters(count: int, moe: MoeConfig, config: RunConfig, prepared: Pre
     elif len(rows) < count:
         raise ConfigError(
             f"{len(rows)} training rows cannot be put into {count} clusters; lower data.clusters (null: "
-            "injection.num_experts), or add rows"
+            f"injection.num_experts), add rows, or use {WITHOUT_TARGETS}"
         )

@@ -140,7 +140,7 @@ def train(
             ]
             callbacks = [
                 TakeSignals(signals),
-                *clusters_of_run(parts, run_dir, writes, line.say),
+                *clusters_of_run(parts, run_dir, writes, line.say, signals),
                 PhaseSwitch(),
                 KnownReference(line.say, signals.check),
                 RngState(),
@@ -218,12 +218,14 @@ def fitted_router(parts: Parts, say: Callable[[str], None], signals: StopSignals
     return [FitRouter(prompts, parts.config.seed, say, signals.check)] if prompts else []
 
 
-def clusters_of_run(parts: Parts, run_dir: Path, writes: bool, say: Callable[[str], None]) -> list[Callback]:
+def clusters_of_run(
+    parts: Parts, run_dir: Path, writes: bool, say: Callable[[str], None], signals: StopSignals
+) -> list[Callback]:
     """What lets every process have the clusters of the rows, where routers are taught them."""
     if injected(parts.model).moe.router_target is not RouterTarget.cluster:
         return []
     if fitted_by_the_run(parts.config, parts.prepared):
-        return [FitClusters(parts, run_dir, writes, say)]
+        return [FitClusters(parts, run_dir, writes, say, signals.check)]
     return [SameClusters()]
 
 

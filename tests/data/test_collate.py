@@ -67,8 +67,8 @@ def test_what_stands_for_the_prompt_of_a_plain_text_is_marked_apart() -> None:
     packed = Collate(pad_token_id=9, max_length=64, packed=True)([(encoded(2, 20, 2), text)])
     assert packed["opening_mask"].long().tolist() == [[[0] * 8, [0, 0, 1, 1, 1, 0, 0, 0]]]
     assert packed["prompt_mask"].long().tolist() == [[[1] + [0] * 7, [0, 0, 1, 0, 0, 0, 0, 0]]]
-    long = EncodedRow(torch.arange(99, dtype=torch.int32), torch.ones(99, dtype=torch.bool), 0)
-    assert Collate(pad_token_id=0, max_length=128, packed=False)([long])["opening_mask"].sum() == 32
+    long = EncodedRow(torch.arange(300, dtype=torch.int32), torch.ones(300, dtype=torch.bool), 0)
+    assert Collate(pad_token_id=0, max_length=512, packed=False)([long])["opening_mask"].sum() == 128
 
 
 def test_the_prompt_ends_at_the_first_label_though_later_turns_have_none() -> None:

@@ -1,5 +1,6 @@
 """Rows that are put into clusters once the run's model stands: those of a stream. Sharded bases: see two processes."""
 
+import json
 import shutil
 from itertools import takewhile
 from pathlib import Path
@@ -23,15 +24,16 @@ STREAM = (*TAUGHT, "data.streaming=true", "data.shuffle_buffer=8", "data.batch_s
 
 @pytest.fixture
 def few(monkeypatch):
-    """Clusters are fitted to the first block of a stream, so that others come later."""
+    """Clusters are fitted to three rows of each of the three files of a stream, so that others come later."""
     monkeypatch.setattr("lmoe.run.clustered_rows.FIT_PROMPTS", 8)
 
 
 def put(parts, run: Path) -> list[str]:
     """Put the rows of a run into clusters; what is said of them."""
     said: list[str] = []
-    trainer = SimpleNamespace(datamodule=parts.datamodule)
-    FitClusters(parts, run, True, said.append).on_fit_start(trainer, parts.module)
+    alone = SimpleNamespace(broadcast=lambda own: own)
+    trainer = SimpleNamespace(datamodule=parts.datamodule, world_size=1, strategy=alone)
+    FitClusters(parts, run, True, said.append, lambda: None).on_fit_start(trainer, parts.module)
     return said
 
 
@@ -46,7 +48,7 @@ def test_each_row_of_a_stream_gets_the_nearest_of_the_clusters_that_its_first_ro
     assert parts.target_lines == ["targets: 4 clusters of prompts"]
     said = put(parts, tmp_path)
     sizes = [int(line.split()[1]) for line in said if line.endswith("such as")]
-    assert len(sizes) == 4 and sum(sizes) == 8
+    assert len(sizes) == 4 and sum(sizes) == 9
     clusters, model = SimpleNamespace(**load_file(tmp_path / FILE)), load_model(parts.config.backbone)
     rows = first_pass(parts)
     assert len(rows) == 30 and {row.cluster for row in rows} == {0, 1, 2, 3}
@@ -101,6 +103,28 @@ def test_auto_takes_clusters_of_a_stream_without_domains_and_the_router_is_fitte
     assert done.code == 0, done.text
     assert "targets: 4 clusters of prompts, because all training rows are of one domain" in done.text
     assert "router: fitted to the targets of 10 training prompts" in done.text, done.text
+
+
+def test_the_first_rows_of_a_stream_are_those_of_every_file(micro):
+    parts = micro.parts(*STREAM)
+    stream = parts.prepared.train
+    names = [parts.prepared.domains[number] for number in stream.first_rows(8).domains.tolist()]
+    assert names == ["code"] * 3 + ["math"] * 3 + ["words"] * 3 and stream.first_domains(8) == ["code", "math", "words"]
+    assert len(stream.first_rows(1000)) == 30 and len(stream.first_rows(1)) == 3
+
+
+def test_domains_that_rows_of_a_stream_name_are_taught_and_no_other(train, tmp_path):
+    lines = [
+        json.dumps({"prompt": f"{n} say {d}", "response": d, "domain": d}) for n in range(6) for d in ("red", "sea")
+    ]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    (tmp_path / "val.jsonl").write_text("\n".join([*lines[:4], json.dumps({"prompt": "a", "response": "b"})]))
+    rows = f"data.path={tmp_path / 'rows.jsonl'}", f"data.val_path={tmp_path / 'val.jsonl'}"
+    done = train("moe=supervised", "moe.router_fit_prompts=100", "data.streaming=true", "data.batch_size=2", *rows)
+    assert done.code == 0, done.text
+    assert "targets: 2 domains: red, sea" in done.text and "fitted to the targets of 12 training" in done.text, (
+        done.text
+    )
 
 
 def test_what_cannot_be_put_into_clusters_is_refused(micro, train):

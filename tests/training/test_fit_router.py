@@ -103,7 +103,7 @@ def test_targets_without_rows_and_kept_experts_are_not_fitted_to(train, tmp_path
     (tmp_path / "new" / "code.jsonl").rename(tmp_path / "new" / "law.jsonl")
     given = (SUPERVISED, f"injection.experts_from={source.run}", f"data.path={tmp_path / 'new'}", "data.val_path=null")
     done = train(*given, "phase=joint", "data.domains=[law]", run="law")
-    assert done.code == 0 and f"{NOT_FITTED} 3 of 4 have no training row" in done.text, done.text
+    assert done.code == 0 and f"{NOT_FITTED} 3 of 4 have no row among the 5 training rows" in done.text, done.text
     kept = train(*given, "phase=grow", "injection.num_experts=5", "data.domains=[law]", run="kept")
     assert kept.code == 0 and f"{NOT_FITTED} experts of an earlier run keep their rows" in kept.text, kept.text
 

@@ -85,7 +85,7 @@ class FitRouter(StepCallback):
         count = target_count(injected(module.model).moe)
         targets = targets_of(module, rows)
         if missing := count - len(targets[targets != NO_TARGET].unique()):
-            self._say_not(f"{missing} of {count} have no training row")
+            self._say_not(f"{missing} of {count} have no row among the {len(rows):,} training rows that were looked at")
             return
         chosen = chosen_rows(targets, count, self.prompts, self.seed)
         targets = targets[chosen]

@@ -16,4 +16,4 @@ class SameClusters(Callback):
         if rows is None or rows.clusters is None or val.clusters is None or trainer.world_size == 1:
             return
         train_clusters, val_clusters = from_first_rank(trainer, (rows.clusters, val.clusters))
-        data.take_clusters(train_clusters, val_clusters)
+        data.take(data.prepared.with_clusters(train_clusters, val_clusters))
