@@ -82,12 +82,14 @@ def row_targets(moe: MoeConfig, batch: dict[str, Tensor], domains: Sequence[str]
 
 
 def _prompts(record: Injected, batch: dict[str, Tensor]) -> PromptRows:
-    prompt, answers, openings = batch["prompt_mask"], batch["labels"] != IGNORE, batch.get("opening_mask")
-    if record.moe.router_scope is RouterScope.model and openings is not None:
-        prompt, answers = prompt | openings, answers & ~openings.any(1)
+    openings = batch.get("opening_mask") if record.moe.router_scope is RouterScope.model else None
     if record.moe.decide is Decide.turn:
+        answers = batch["labels"] != IGNORE
+        if openings is not None:
+            answers = answers & ~openings.any(1)
         return PromptRows.of_turns(answers, batch["row_ids"], batch["valid_mask"])
-    rows = PromptRows(prompt, batch["row_ids"])
+    prompt = batch["prompt_mask"]
+    rows = PromptRows(prompt if openings is None else prompt | openings, batch["row_ids"])
     return rows.with_hashes(batch["input_ids"]) if needs_prompt_ids(record.moe) else rows
 
 

@@ -57,8 +57,9 @@ def test_a_training_forward_is_that_of_each_row_alone(prompt_experts, packed, de
 
 @pytest.mark.parametrize("packed", [None, [2, 1]])
 @pytest.mark.parametrize("prompt_experts", [False, True])
-def test_a_plain_text_is_routed_by_its_opening_as_by_a_prompt(packed, prompt_experts):
-    model = model_scope(moe={"prompt_experts": prompt_experts})
+@pytest.mark.parametrize("decide", ["first", "turn"])
+def test_a_plain_text_is_routed_by_its_opening_as_by_a_prompt(packed, prompt_experts, decide):
+    model = model_scope(moe={"prompt_experts": prompt_experts, "decide": decide})
     texts, prompts = Rows.of("a" * 12, "ppaa", "a" * 7), Rows.of("p" * 6 + "a" * 6, "ppaa", "ppp" + "a" * 4)
     found, _ = logits_of_rows(model, texts.batch(packed=packed))
     expected, _ = logits_of_rows(model, prompts.batch(packed=packed))
