@@ -113,6 +113,11 @@ class DataConfig:
         """Whether validation rows are split off the training rows: they have no place of their own."""
         return not self.val_path and not self.is_bundled
 
+    @property
+    def micro_batch_tokens(self) -> int:
+        """Tokens of a micro-batch, at most; so many of prompts are read in one forward, too."""
+        return self.batch_size * self.max_length
+
     def columns_of(self, path: str) -> dict[str, str]:
         """What the rows at `path` call our keys: data.columns. Rows that ship with lmoe have our keys; bundled pairs of
         answers may be read by other ones where they are the training rows."""

@@ -142,16 +142,11 @@ class EncodedRows(Dataset[EncodedRow]):
 
     @staticmethod
     def joined(parts: Sequence[EncodedRows]) -> EncodedRows:
-        """The rows of all parts, at least one, behind one another; in clusters where those of every part are."""
+        """The rows of all parts behind one another."""
         shifts = np.cumsum([0, *(len(part.tokens) for part in parts)])[:-1]
         shifted = [replace(part, source=part.source + int(by)) for part, by in zip(parts, shifts, strict=True)]
         columns = {name: torch.cat([getattr(part, name) for part in shifted]) for name in BY_ROW}
-        clusters = [part.clusters for part in parts if part.clusters is not None]
-        return EncodedRows(
-            tokens=tuple(tokens for part in parts for tokens in part.tokens),
-            clusters=torch.cat(clusters) if len(clusters) == len(parts) else None,
-            **columns,
-        )
+        return EncodedRows(tokens=tuple(tokens for part in parts for tokens in part.tokens), **columns)
 
     @staticmethod
     def of(rows: Iterable[EncodedRow]) -> EncodedRows:

@@ -135,8 +135,7 @@ class RowStream:
         Raises:
             DataError: rows that cannot be read or used.
         """
-        samples = self._encoded(self._first(count), Account(), epoch=0, number=0)
-        return samples.rows if isinstance(samples, PackedRows) else samples
+        return self._encoded(self._first(count), Account())
 
     def first_domains(self, count: int) -> list[str]:
         """Sorted names of the domains of these rows.
@@ -169,7 +168,7 @@ class RowStream:
             iterator = iter(rows)
             while some := [self._row(found) for found in islice(iterator, self.buffer)]:
                 begins, reading = reading, json.dumps(rows.state_dict())
-                samples = self._encoded(some, account, epoch, number)
+                samples = self._samples(self._encoded(some, account), epoch, number)
                 self._tell_new(account, told)
                 if len(samples):
                     found = True
@@ -210,7 +209,7 @@ class RowStream:
             return DataError(found["problem"])
         return self.parts[found["source"]][found["part"]].row(json.loads(found["record"]), found["where"])
 
-    def _encoded(self, rows: Sequence[Row | LmoeError], account: Account, epoch: int, number: int) -> Samples:
+    def _encoded(self, rows: Sequence[Row | LmoeError], account: Account) -> EncodedRows:
         kept: list[EncodedRow] = []
         if self.only_these:
             used = [row for row in rows if isinstance(row, LmoeError) or row.domain in self.domains]
@@ -223,12 +222,15 @@ class RowStream:
             if self.on_bad_row is OnBadRow.error:
                 chunk.account.check()
             kept += chunk.rows(self._domain)
-        samples = EncodedRows.of(kept)
+        encoded = EncodedRows.of(kept)
         if self.cluster_of is not None and kept:
-            samples = replace(samples, clusters=self.cluster_of(samples))
-        if self.packing and kept:
-            return PackedRows.of(samples, self.encoder.max_length, self._seed_of(epoch, number))
-        return samples
+            encoded = replace(encoded, clusters=self.cluster_of(encoded))
+        return encoded
+
+    def _samples(self, rows: EncodedRows, epoch: int, number: int) -> Samples:
+        if self.packing and len(rows):
+            return PackedRows.of(rows, self.encoder.max_length, self._seed_of(epoch, number))
+        return rows
 
     def _domain(self, name: str) -> int:
         if name not in self.domains:

@@ -107,7 +107,8 @@ def clustered_rows(
     if not is_first_process(config.trainer.devices * config.trainer.num_nodes):
         none = [torch.full((len(part),), -1, dtype=torch.long) for part in (rows, prepared.val)]
         return ClusteredRows(prepared=prepared.with_clusters(*none))
-    read = partial(states_in_batches, model, batch_size=PROMPTS_AT_ONCE, most_tokens=tokens_at_once(config))
+    most_tokens = config.data.micro_batch_tokens
+    read = partial(states_in_batches, model, batch_size=PROMPTS_AT_ONCE, most_tokens=most_tokens)
     with memory_advice(config), on_device_of_run(model, config):
         return put_into_clusters(config, prepared, base_fingerprint(model), read, tokenizer, count, run_dir, say)
 
@@ -162,11 +163,6 @@ def _clusters_of(clusters: PromptClusters, read: ReadStates, rows: EncodedRows) 
     """(N,) int64 the nearest cluster of each row's prompt."""
     prompts = RowPrompts.of(rows)
     return clusters.with_prompts(prompts, read).of(prompts)
-
-
-def tokens_at_once(config: RunConfig) -> int:
-    """Tokens of the prompts that are read in one forward, at most: what a micro-batch of the run may have."""
-    return config.data.batch_size * config.data.max_length
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from lmoe.injection.evaluating import evaluating
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
 from lmoe.rules.routers import target_count
-from lmoe.run.clustered_rows import put_into_clusters, tokens_at_once
+from lmoe.run.clustered_rows import put_into_clusters
 from lmoe.run.clusters import ReadStates
 from lmoe.run.parts import Parts
 from lmoe.training.module import AdapterModule
@@ -42,7 +42,7 @@ class FitClusters(Callback):
         data, parts = trainer.datamodule, self.parts  # type: ignore[attr-defined]
         assert isinstance(data, TrainingData) and isinstance(pl_module, AdapterModule)
         record = injected(pl_module.model)
-        bare = bare_states(pl_module.model, tokens_at_once(parts.config))
+        bare = bare_states(pl_module.model, parts.config.data.micro_batch_tokens)
 
         def read(prompts: Sequence[Tensor]) -> Iterator[tuple[list[int], Tensor]]:
             for batch in bare(prompts):

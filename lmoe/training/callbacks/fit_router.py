@@ -109,9 +109,8 @@ class FitRouter(StepCallback):
         route, data = model_route(module.model), trainer.datamodule  # type: ignore[attr-defined]
         assert route is not None
         config, found, model = data.sets[data.set_now].config, [], module.model
-        most_tokens = config.batch_size * config.max_length  # as a micro-batch of the run has at most
         with trainer.precision_plugin.forward_context(), evaluating(model), whole_outside_layers(model):
-            for numbers, ids, mask in padded_prompts(prompts, PROMPTS_AT_ONCE, most_tokens):
+            for numbers, ids, mask in padded_prompts(prompts, PROMPTS_AT_ONCE, config.micro_batch_tokens):
                 states = route.read_prompts(model, ids.to(module.device), mask.to(module.device))
                 found.append((numbers, states.float().cpu()))
                 if trainer.world_size == 1:  # of several processes all stop after the same step instead
