@@ -113,7 +113,7 @@ bench-backends: $(READY)  ## where the grouped backend overtakes the stacked one
 bench-layer: $(READY)  ## one layer beside those of the peers
 	@$(BIN)/python -m benchmarks.layer $(ARGS)
 
-gpu: $(READY)  ## what a GPU must show first, in ten minutes; without one the same on the CPU in small; ARGS="--part 2" chooses
+gpu: $(READY)  ## what a GPU must show first, in a quarter of an hour; without one the same on the CPU in small; ARGS="--part 2" chooses
 	@$(BIN)/python -m benchmarks.gpu_first $(ARGS)
 
 torture: $(READY)  ## kill runs, spoil checkpoints, fill the disk: nothing is lost; ARGS="--part kills --kills 20" chooses

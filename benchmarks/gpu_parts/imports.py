@@ -9,7 +9,10 @@ from transformers import PreTrainedModel
 import lmoe
 from benchmarks.gpu_parts.part import Findings, Place
 
-OPTIONAL = ("lm_eval", "peft", "bitsandbytes", "accelerate", "ray", "submitit", "joblib", "hydra_plugins", "triton")
+OPTIONAL = (
+    *("lm_eval", "peft", "bitsandbytes", "accelerate", "ray", "submitit", "joblib", "hydra_plugins", "triton"),
+    *("prometheus_client", "pydantic", "python_multipart", "starlette", "uvicorn", "optuna", "gguf"),
+)
 """Packages of the extras, which need not be installed."""
 
 
