@@ -17,6 +17,7 @@ from benchmarks.models import SIZES, Batch, Size, random_batch, random_model, sh
 from benchmarks.peers import frozen, peft_lora
 from benchmarks.peers.trainee import Trainee
 from lmoe.backbones.checkpointing import recompute_activations
+from lmoe.backbones.label_losses import LabelLosses
 
 EIGHT_B = Size(
     hidden=4096, ffn=12288, layers=36, heads=32, kv_heads=8, head_dim=128, vocab=151_936, needs_accelerator=True
@@ -38,6 +39,19 @@ def mixture(
         with lmoe.trace(model, attention_mask=batch.attention_mask) as trace:
             task = model(input_ids=batch.input_ids, labels=batch.input_ids).loss
             return task + trace.auxiliary_loss()
+
+    return Trainee(model, loss)
+
+
+def trained_mixture(model: PreTrainedModel, injection: dict[str, Any]) -> Trainee:
+    """The same with losses at the labels, as `lmoe train` computes them and `dry_run=estimate` counts them."""
+    lmoe.inject(model, {"num_experts": 8, "lora_dropout": 0.0} | injection)
+    at_labels = LabelLosses(model)
+
+    def loss(batch: Batch) -> torch.Tensor:
+        with lmoe.trace(model, attention_mask=batch.attention_mask) as trace:
+            losses = at_labels({"input_ids": batch.input_ids}, batch.input_ids[:, 1:])
+            return losses.mean() + trace.auxiliary_loss()
 
     return Trainee(model, loss)
 
@@ -128,7 +142,7 @@ def eight_b(place: Place) -> Findings:
     base, batch = random_model(size, torch.bfloat16, place.device), random_batch(size, shape, place.device)
     estimated = _estimated(base, place.folder, shape)
     makers = {
-        "lmoe, 8 experts of rank 16": lambda model: mixture(model, {"lora_r": 16}),
+        "lmoe, 8 experts of rank 16": lambda model: trained_mixture(model, {"lora_r": 16}),
         "PEFT, rank 32": lambda model: peft_lora.attach(model, Experts(1, 32)),
     }
     for name, make in makers.items():
