@@ -29,7 +29,7 @@ def mean_states(model: nn.Module, mask: Tensor, **inputs: Tensor) -> Tensor:
     if "position_ids" in inspect.signature(decoder.forward).parameters:
         inputs["position_ids"] = (mask.long().cumsum(-1) - 1).clamp(min=0)
     hidden = decoder(attention_mask=mask, use_cache=False, **inputs).last_hidden_state.float()
-    valid = mask.bool().unsqueeze(-1)
+    valid = mask.bool().to(hidden.device).unsqueeze(-1)
     return hidden.masked_fill(~valid, 0).sum(1) / valid.sum(1).clamp(min=1)
 
 

@@ -59,11 +59,12 @@ def move_balance(model: nn.Module, record: Injected, activity: dict[str, Tensor]
         if free:
             assert isinstance(router, LinearRouter) and router.selection_bias is not None
             rate = float(moe.load_balance.bias_update_rate or 0)
-            router.selection_bias.copy_(moved_bias(router.selection_bias, activity[site], rate))
+            own = activity[site].to(router.weight.device)
+            router.selection_bias.copy_(moved_bias(router.selection_bias, own, rate))
         if record.trace.losses.l1_top_k is not None:
             assert isinstance(router, ReluRouter)
             target = float(record.injection.top_k)
-            router.l1_coef.copy_(moved_l1(router.l1_coef, mean_active, target, moe.l1_growth))
+            router.l1_coef.copy_(moved_l1(router.l1_coef, mean_active.to(router.weight.device), target, moe.l1_growth))
 
 
 def warn_of_missing_balance(model: nn.Module) -> None:

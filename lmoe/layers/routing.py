@@ -75,7 +75,9 @@ class Routing:
         return weights if self.acting is None else weights * self.acting.reshape(*weights.shape[:-1], 1)
 
     def to(self, device: torch.device) -> "Routing":
-        """The same on another device."""
+        """The same on a device; itself, where it lies there."""
+        if self.routing_weights.device == device:
+            return self
         return replace(self, **{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     @classmethod
@@ -118,6 +120,14 @@ class Choice:
     gate_logits: Tensor
     routing_weights: Tensor
     expert_indices: Tensor
+
+    def to(self, device: torch.device) -> "Choice":
+        """The same on a device; itself, where it lies there."""
+        if self.routing_weights.device == device:
+            return self
+        logits = self.router_logits.to(device)
+        gate_logits = logits if self.gate_logits is self.router_logits else self.gate_logits.to(device)
+        return Choice(logits, gate_logits, self.routing_weights.to(device), self.expert_indices.to(device))
 
     def without(self, silenced: Silenced) -> Self:
         """The same with the weights of silenced experts at 0; the others keep theirs."""

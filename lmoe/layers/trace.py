@@ -183,11 +183,13 @@ class RoutingTrace:
         return self._routing
 
     def _whole_routing(self) -> dict[str, Routing]:
-        choices = {site: choice for site, choice in self._decisions.items() if isinstance(choice, Choice)}
-        whole = {site: routing for site, routing in self._decisions.items() if isinstance(routing, Routing)}
+        home = self._home()
+        decisions = {site: decision.to(home) for site, decision in self._decisions.items()}
+        choices = {site: choice for site, choice in decisions.items() if isinstance(choice, Choice)}
+        whole = {site: routing for site, routing in decisions.items() if isinstance(routing, Routing)}
         for group in sites_together({site: choice.gate_logits for site, choice in choices.items()}):
             whole |= dict(zip(group, routings_of([choices[site] for site in group]), strict=True))
-        return {site: whole[site] for site in self._decisions}
+        return {site: whole[site] for site in decisions}
 
     def take(self, router: Recorder, decision: Any) -> None:
         """Called by a router with its decision: have it recorded, now or behind the code that is compiled.
@@ -278,7 +280,7 @@ class RoutingTrace:
         if self.losses.l1_top_k is None:
             return torch.zeros((), device=valid.device)
         for names, group in self._differentiable_groups():
-            coefs = torch.stack([self.l1_coefs[name] for name in names])
+            coefs = torch.stack([self.l1_coefs[name].to(valid.device) for name in names])
             weights = stacked([r.routing_weights for r in group])
             assignment = stacked([r.assignment for r in group])
             parts.append(coefs * relu_l1(weights, assignment, valid, self.losses.l1_top_k))
@@ -286,7 +288,8 @@ class RoutingTrace:
 
     def diversity_penalty(self) -> Tensor:
         """() mean over sites of the mean squared cosine between their experts."""
-        return torch.stack([diversity_penalty(*module.factors()) for module in self.mixtures]).mean()
+        home = self._home()
+        return torch.stack([diversity_penalty(*module.factors()).to(home) for module in self.mixtures]).mean()
 
     def auxiliary_loss(self) -> Tensor:
         """() aux_loss_coef * load_balancing_loss + router_z_loss_coef * router_z_loss, relu: + its weighted L1, and
@@ -356,4 +359,12 @@ class RoutingTrace:
     def _valid(self) -> Tensor:
         if self.valid is None or (self.has_routers and not self._decisions):
             raise ValueError("the trace is empty: run a forward inside `with lmoe.trace(model, attention_mask=…)`")
-        return self.valid
+        return self.valid.to(self._home())
+
+    def _home(self) -> torch.device:
+        """Where losses and shares are computed: where the first site decided, of a model that is spread over several
+        devices; what the others decided is moved there."""
+        first = next(iter(self._decisions.values()), None)
+        if first is not None:
+            return first.routing_weights.device
+        return torch.device("cpu") if self.valid is None else self.valid.device

@@ -12,8 +12,9 @@ def mean_of_prompts(x: Tensor, prompt: Tensor) -> Tensor:
 
     Args:
         x: (B, T, D) hidden states.
-        prompt: (B, P, T) bool: the prompt tokens of each row.
+        prompt: (B, P, T) bool: the prompt tokens of each row; it may lie on another device than the states.
     """
+    prompt = prompt.to(x.device)
     share = prompt.float()
     share = share / share.sum(-1, keepdim=True).clamp(min=1)
     # NOTE padding may hold anything, and 0 * NaN is NaN.

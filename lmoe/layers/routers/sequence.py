@@ -63,7 +63,7 @@ class PromptRouter(Router):
             row_ids = rows.row_ids
             if forward is not None and not self.training and rows.prompt.shape[1] == 1:
                 forward.new.sites[self.site] = detached(logits, gate)
-        return of_rows(logits, gate, row_ids)
+        return of_rows(logits, gate, row_ids.to(logits.device))
 
 
 class SequenceRouter(PromptRouter, TopKRouter):
