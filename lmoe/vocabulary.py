@@ -234,6 +234,7 @@ class Strategy(StrEnum):
     auto = "auto"
     ddp = "ddp"
     fsdp2 = "fsdp2"
+    device_map = "device_map"
     deepspeed = "deepspeed"
 
 

@@ -1,11 +1,13 @@
 """Where the weights of a model lie: on a device, or elsewhere, from where accelerate fetches them when they act."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from lmoe.backbones.layout import layouts
 from lmoe.backbones.load import QUANTISED, precision_of
 from lmoe.backbones.weight_files import unread
 from lmoe.errors import BackboneError, ConfigError
@@ -59,6 +61,12 @@ def first_offloaded(model: nn.Module) -> str | None:
     parameters = list(model.named_parameters())
     meta = [name for name, parameter in parameters if parameter.is_meta]
     return meta[0].rpartition(".")[0] if meta and len(meta) < len(parameters) else None
+
+
+def layers_by_device(model: nn.Module) -> str:
+    """How many decoder layers lie on each device, such as "cuda:0 16, cuda:1 16"."""
+    counts = Counter(str(next(model.get_submodule(one.path).parameters()).device) for one in layouts(model))
+    return ", ".join(f"{device} {count}" for device, count in counts.items())
 
 
 def _hooks(module: nn.Module) -> Iterator[object]:

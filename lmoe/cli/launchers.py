@@ -69,7 +69,7 @@ def check_processes(launcher: str, trainer: Any) -> None:
         ConfigError: a job would have to start the further processes of its run, which Lightning can only do where the
             command itself runs; SLURM starts them, one a task.
     """
-    if launcher in (HERE, SLURM) or trainer.devices * trainer.num_nodes == 1:
+    if launcher in (HERE, SLURM) or trainer.processes == 1:
         return
     raise ConfigError(
         f"trainer.devices={trainer.devices} and trainer.num_nodes={trainer.num_nodes}, but a job of "
@@ -80,7 +80,7 @@ def check_processes(launcher: str, trainer: Any) -> None:
 
 def several_processes_here(launcher: str, trainer: Any) -> bool:
     """Whether Lightning starts the further processes of a job; torchrun and SLURM have started them already."""
-    return launcher == HERE and trainer.devices * trainer.num_nodes > 1 and not started_by_others()
+    return launcher == HERE and trainer.processes > 1 and not started_by_others()
 
 
 def in_own_process(command: list[str], folder: Path) -> None:

@@ -24,6 +24,7 @@ from lmoe.files.run_folder import SUMMARY_FILE, path_from_here
 from lmoe.report.files import write_bytes
 from lmoe.resume.stopping import Stopped
 from lmoe.run.claim import is_first_process
+from lmoe.vocabulary import Strategy
 
 BASIC_SWEEPER = "basic"
 """Hydra's own, whose jobs are all combinations of what the settings say."""
@@ -168,6 +169,8 @@ def _params(given: Mapping[str, Any] | None) -> list[str]:
 
 def _processes(composed: DictConfig) -> int:
     trainer = composed.get("trainer") or {}
+    if trainer.get("strategy") == Strategy.device_map:
+        return 1
     counts = [trainer.get(name, 1) for name in ("devices", "num_nodes")]
     return math.prod(count if isinstance(count, int) else 1 for count in counts)
 

@@ -42,7 +42,7 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
         return
     with ExitStack() as stack:
         signals = stack.enter_context(StopSignals())
-        first = is_first_process(config.trainer.devices * config.trainer.num_nodes)  # the others write nothing
+        first = is_first_process(config.trainer.processes)  # the others write nothing
         if first and config.dry_run is DryRun.none:
             stack.enter_context(claimed(run_dir))
             if not config.resume:

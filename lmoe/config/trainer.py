@@ -16,14 +16,15 @@ class TrainerConfig:
     accelerator: Accelerator = Accelerator.auto
     """auto: a CUDA GPU where torch sees one, else the CPU; cpu; gpu."""
     devices: int = 1
-    """Devices (processes) on each node."""
+    """Devices on each node, with a process for each; strategy=device_map has one process for all."""
     device_ids: list[int] | None = None
     """Numbers of the GPUs to use, from 0, as many as devices: [1] is the second. null: the first ones."""
     num_nodes: int = 1
     """Machines."""
     strategy: Strategy = Strategy.auto
-    """auto: one process; ddp: the whole model in each; fsdp2: the frozen backbone sharded, adapters whole in each.
-    (deepspeed is refused, with the reason.)"""
+    """auto: one process; ddp: the whole model in each; fsdp2: the frozen backbone sharded, adapters whole in each;
+    device_map: one process, whose layers lie on all devices, of which one computes at a time. (deepspeed is refused,
+    with the reason.)"""
     precision: str = "bf16-mixed"
     """32-true, bf16-mixed or 16-mixed: the autocast type. Adapters and routers stay float32."""
     max_steps: int = 150
@@ -57,6 +58,11 @@ class TrainerConfig:
     goes on, with the same time again. null: no limit."""
     enable_progress_bar: bool = True
     """A live line with loss and phase."""
+
+    @property
+    def processes(self) -> int:
+        """How many take part in the run, on all machines."""
+        return 1 if self.strategy is Strategy.device_map else self.devices * self.num_nodes
 
 
 def max_seconds(max_time: str | None) -> float | None:

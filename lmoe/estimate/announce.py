@@ -4,11 +4,11 @@ from rich.console import Console
 
 from lmoe.config.run import RunConfig
 from lmoe.estimate.cost import UTILISATION, rates, rough_duration
-from lmoe.estimate.estimate import SHARDING, Estimate, estimate, largest_lesson, lessons_of
+from lmoe.estimate.estimate import Estimate, estimate, largest_lesson, lessons_of
 from lmoe.objectives.objective import objective_of
 from lmoe.report.say import say
 from lmoe.run.announce import quiet_libraries
-from lmoe.vocabulary import RouterScope
+from lmoe.vocabulary import RouterScope, Strategy
 
 
 def announce_estimate(config: RunConfig, console: Console) -> Estimate:
@@ -28,14 +28,15 @@ def lines(config: RunConfig, found: Estimate) -> list[str]:
     """Memory of a device, then time on known ones."""
     trainer, lesson = config.trainer, largest_lesson(lessons_of(config))
     data, each_row = lesson.data, objective_of(lesson.task).sequences
-    devices = trainer.devices * trainer.num_nodes
-    each = "its share of the weights" if trainer.strategy.value == SHARDING and devices > 1 else "all weights"
+    processes, devices = trainer.processes, trainer.devices * trainer.num_nodes
+    shared = trainer.strategy in (Strategy.fsdp2, Strategy.device_map) and devices > 1
+    each = "its share of the weights" if shared else "all weights"
     two = "" if each_row == 1 else f" ({each_row} sequences each)"
     said = [
         f"estimate from the config of {config.backbone.full_name}, without its weights and without data",
         f"  {devices} device{'s' * (devices > 1)}, {each} on each; a micro-batch of {data.batch_size} rows{two} of "
         f"{data.max_length} tokens, {trainer.accumulate_grad_batches} in a step: "
-        f"{data.batch_size * trainer.accumulate_grad_batches * devices:,} rows in a step over all devices",
+        f"{data.batch_size * trainer.accumulate_grad_batches * processes:,} rows in a step over all devices",
         "memory of each device (peak of training, without the libraries' own)",
     ]
     memory = found.memory
@@ -60,7 +61,8 @@ def lines(config: RunConfig, found: Estimate) -> list[str]:
 
 def _loading(config: RunConfig, found: Estimate) -> list[str]:
     """What loading takes of a machine's RAM, which may be less than its GPUs have."""
-    here, each = config.trainer.devices, found.host.base + found.memory.adapters
+    loop, each = config.trainer, found.host.base + found.memory.adapters
+    here = loop.processes // loop.num_nodes
     several = "" if here == 1 else f" of each of {here} processes, {here * each:,.1f} MB on a machine"
     why = "" if found.host.whole is None else f"; each reads the whole base first: {found.host.whole}"
     return [f"RAM while the base is loaded: {each:,.1f} MB{several}{why}"]

@@ -36,10 +36,7 @@ from lmoe.rules.phases import has_reward_head, lora_B_std, trained_base
 from lmoe.rules.routers import needs_domain
 from lmoe.run.memory import MB, trained_bytes
 from lmoe.training.phases import PhaseSchedule
-from lmoe.vocabulary import CHOSEN_ALONE, Accelerator, InitLora, RouterTarget
-
-SHARDING = "fsdp2"
-"""The strategy that splits the frozen weights over the devices."""
+from lmoe.vocabulary import CHOSEN_ALONE, Accelerator, InitLora, RouterTarget, Strategy
 
 
 class MicroBatch(NamedTuple):
@@ -131,8 +128,8 @@ def estimate_model(
     lessons = lessons_of(config)
     largest = largest_lesson(lessons)
     rows, length = rows or sequences_of(largest), length or largest.data.max_length
-    devices = config.trainer.devices * config.trainer.num_nodes
-    shards = shards or (devices if config.trainer.strategy.value == SHARDING else 1)
+    devices = config.trainer.processes
+    shards = shards or (devices if config.trainer.strategy is Strategy.fsdp2 else 1)
     found = layouts(model)
     shapes = {layout.index: layer_shape(model, layout) for layout in found}
     parts = {f"{layout.path}.": layout.index for layout in found}
@@ -206,14 +203,16 @@ def _memory(
     largest = max(trained_bytes(model, roles, phase.trainable) for phase in PhaseSchedule.of(config).phases)
     kept, recomputed = kept_bytes(config, layers, batch, text.hidden_size)
     compute = _numbers(config, batch.rows * batch.length).compute
+    loop = config.trainer
+    parts = loop.devices if loop.strategy is Strategy.device_map else 1  # an equal share of the layers on each device
     gathered = 2 * max(v for k, v in frozen.items() if k >= 0) + frozen.get(-1, 0.0) if shards > 1 else 0.0
     return DeviceMemory(
-        weights=weights / shards / MB,
+        weights=weights / shards / parts / MB,
         gathered=gathered * (1 - 1 / shards) / MB,
-        adapters=(added + (start if keeps_start else 0)) / MB,
-        gradients=largest / MB,
-        optimizer=2 * largest / MB,
-        activations=kept / MB,
+        adapters=(added + (start if keeps_start else 0)) / parts / MB,
+        gradients=largest / parts / MB,
+        optimizer=2 * largest / parts / MB,
+        activations=kept / parts / MB,
         recomputed=recomputed / MB,
         logits=objective_of(largest_lesson(lessons).task).logits_bytes(batch.labels, text.vocab_size, compute) / MB,
     )

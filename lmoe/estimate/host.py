@@ -37,14 +37,14 @@ def host_memory(config: RunConfig, model: PreTrainedModel, frozen: float) -> Hos
         frozen: bytes of the backbone as it is stored.
     """
     loop, on_cpu = config.trainer, config.trainer.accelerator is Accelerator.cpu
-    shards = loop.devices * loop.num_nodes if loop.strategy is Strategy.fsdp2 else 1
+    shards = loop.processes if loop.strategy is Strategy.fsdp2 else 1
     whole = read_at_once(config.backbone, model) if loop.strategy is Strategy.fsdp2 else None
     each = storage_bytes(config.backbone.precision)
     largest = max(parameter.numel() for parameter in model.parameters()) * each
     if loop.strategy is Strategy.fsdp2 and whole is None:
         tried = _largest_ffn(model) * each if STRATEGIES[config.injection.strategy].whole_ffn else 0
         base = max(largest / shards, tried) + (frozen / shards if on_cpu else 0.0)
-    elif config.backbone.precision in QUANTISED and not on_cpu:
+    elif (config.backbone.precision in QUANTISED or loop.strategy is Strategy.device_map) and not on_cpu:
         base = largest  # each weight goes to its GPU before the next is read
     else:
         base = frozen

@@ -26,6 +26,7 @@ from lmoe.run.memory import MB, memory_advice, peak_memory_mb, trained_bytes, us
 from lmoe.run.parts import Parts, build_parts
 from lmoe.run.trainer import build_trainer
 from lmoe.training.module import AdapterModule
+from lmoe.training.spread import put_in_place
 from lmoe.vocabulary import Strategy
 
 
@@ -74,7 +75,7 @@ def preflight(config: RunConfig, console: Console) -> MemoryEstimate | None:
     """
     quiet_libraries()
     if config.trainer.strategy is Strategy.fsdp2:
-        devices = config.trainer.devices * config.trainer.num_nodes
+        devices = config.trainer.processes
         say(console, f"trainer.strategy=fsdp2 shards the base over {devices} devices: one process cannot try it")
         announce_estimate(config, console)
         return None
@@ -136,7 +137,7 @@ def try_step(parts: Parts) -> tuple[MemoryEstimate, float, list[str], float]:
     trainer = build_trainer(config.trainer, Path.cwd(), [], [])
     device = trainer.strategy.root_device
     model = parts.model
-    module.to(device)
+    put_in_place(module, trainer.strategy)
     model.train()
     batches = [parts.datamodule.largest_batch(phase.number) for phase in parts.row_sets()]
     largest_set = max(range(len(batches)), key=lambda number: batches[number]["input_ids"].numel())

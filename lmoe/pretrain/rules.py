@@ -35,7 +35,7 @@ def pretrain_problems(config: PretrainConfig) -> list[str]:
         + step_problems("corpus.batch_size", corpus.batch_size, config.trainer)
     )
     loop = config.trainer
-    if loop.devices * loop.num_nodes > 1 or loop.strategy not in (Strategy.auto, Strategy.deepspeed):
+    if loop.processes > 1 or loop.strategy not in (Strategy.auto, Strategy.deepspeed):
         problems.append(
             f"trainer.strategy={loop.strategy}, devices={loop.devices}, num_nodes={loop.num_nodes}: pretrain works on "
             "one device; leave them out"

@@ -251,13 +251,32 @@ def trainer_problems(trainer: TrainerConfig) -> list[str]:
         max_seconds(trainer.max_time)
     except ValueError as error:
         problems.append(f"trainer.max_time: {error}")
-    if trainer.strategy is Strategy.auto and trainer.devices * trainer.num_nodes > 1:
-        problems.append("several devices need trainer=ddp or trainer=fsdp2 (or trainer.strategy=ddp)")
+    if trainer.strategy is Strategy.auto and trainer.processes > 1:
+        problems.append("several devices need trainer=ddp, trainer=fsdp2 or trainer=device_map")
+    if trainer.strategy is Strategy.device_map:
+        problems += device_map_problems(trainer)
     if trainer.strategy is Strategy.deepspeed:
         problems.append(
             "trainer.strategy=deepspeed: DeepSpeed is told only at its start which parameters train, so phases cannot "
             "change them; use trainer=ddp, or trainer=fsdp2 where the backbone does not fit one device"
         )
+    return problems
+
+
+def device_map_problems(trainer: TrainerConfig) -> list[str]:
+    """What one process cannot do whose layers lie on several GPUs."""
+    problems = []
+    if trainer.num_nodes > 1:
+        problems.append(
+            f"trainer.strategy=device_map is one process, and trainer.num_nodes={trainer.num_nodes}; use trainer=fsdp2"
+        )
+    if trainer.accelerator is Accelerator.cpu and trainer.devices > 1:
+        problems.append(
+            f"trainer.strategy=device_map puts layers onto GPUs, and trainer.accelerator=cpu; leave trainer.devices="
+            f"{trainer.devices} out, or use trainer.accelerator=gpu"
+        )
+    if trainer.compile and trainer.devices > 1:
+        problems.append("trainer.compile=true is not for trainer.strategy=device_map; set either to its default")
     return problems
 
 

@@ -74,7 +74,7 @@ def packing_lines(parts: Parts) -> list[str]:
     packed, loop = parts.prepared.train, parts.config.trainer
     if not isinstance(packed, PackedRows):
         return []
-    sequences = parts.config.data.batch_size * loop.accumulate_grad_batches * loop.devices * loop.num_nodes
+    sequences = parts.config.data.batch_size * loop.accumulate_grad_batches * loop.processes
     rows = len(packed.rows) * sequences / len(packed)
     lines = [f"data: a step takes {sequences} packed sequences, about {rows:.0f} rows"]
     if (better := attention_of_packed_rows(parts)) is not None:

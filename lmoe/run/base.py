@@ -1,11 +1,13 @@
-"""The base of a run as a process of it loads it: whole, on its device where it is quantised, or its own rows alone."""
+"""The base of a run as a process of it loads it: whole, on its device where it is quantised, its own rows alone, or its
+layers on several devices."""
 
 from transformers import PreTrainedModel
 
 from lmoe.backbones.load import load_model
+from lmoe.backbones.placement import layers_by_device, refuse_offloaded
 from lmoe.backbones.unread import unread_model
 from lmoe.config.run import RunConfig
-from lmoe.run.devices import own_device
+from lmoe.run.devices import own_device, own_gpus
 from lmoe.vocabulary import Strategy
 
 
@@ -13,11 +15,16 @@ def load_base(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
     """The backbone, and what is to be said of how it was loaded.
 
     A run that shards it leaves its weights in their files, where each process will read its own rows, if they can be
-    read so. A quantised one is put onto the device of this process.
+    read so. A quantised one is put onto the device of this process. With device_map its layers are put onto all GPUs of
+    the run.
 
     Raises:
         BackboneError: it cannot be loaded.
     """
+    if config.trainer.strategy is Strategy.device_map and (over := own_gpus(config.trainer)):
+        model = load_model(config.backbone, over=over)
+        refuse_offloaded(model, "trainer.strategy=device_map")
+        return model, [f"layers of the base by GPU: {layers_by_device(model)}"]
     if config.trainer.strategy is not Strategy.fsdp2:
         return load_model(config.backbone, device=own_device(config.trainer)), []
     found = unread_model(config.backbone)

@@ -104,7 +104,7 @@ def clustered_rows(
     """
     rows = prepared.train_rows
     assert rows is not None
-    if not is_first_process(config.trainer.devices * config.trainer.num_nodes):
+    if not is_first_process(config.trainer.processes):
         none = [torch.full((len(part),), -1, dtype=torch.long) for part in (rows, prepared.val)]
         return ClusteredRows(prepared=prepared.with_clusters(*none))
     most_tokens = config.data.micro_batch_tokens
@@ -167,11 +167,12 @@ def _clusters_of(clusters: PromptClusters, read: ReadStates, rows: EncodedRows) 
 
 @contextmanager
 def on_device_of_run(model: PreTrainedModel, config: RunConfig) -> Iterator[None]:
-    """The base on this process's GPU inside the block, where the run computes on one; a quantised base stays where it
-    was loaded.
+    """The base on this process's GPU inside the block, where the run computes on one; a base that is quantised, or on
+    several, stays where it was loaded.
     """
     before, device = next(model.parameters()).device, own_device(config.trainer)
-    if device is None or config.backbone.precision in QUANTISED:
+    stays = config.backbone.precision in QUANTISED or config.trainer.strategy is Strategy.device_map
+    if device is None or stays:
         yield
         return
     model.to(device)  # type: ignore[arg-type]

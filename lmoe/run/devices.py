@@ -7,7 +7,7 @@ import torch
 from lmoe.config.trainer import TrainerConfig
 from lmoe.errors import ConfigError
 from lmoe.run.compiler import check_compiler
-from lmoe.vocabulary import Accelerator
+from lmoe.vocabulary import Accelerator, Strategy
 
 SHELLS = ("bash", "interactive")
 """Names of SLURM jobs in which a command is typed, and SLURM starts no tasks of it; as in Lightning."""
@@ -20,8 +20,15 @@ def own_device(loop: TrainerConfig) -> torch.device | None:
     """The GPU that Lightning will choose for this process of a run; None: it computes on the CPU."""
     if loop.accelerator is Accelerator.cpu or not torch.cuda.is_available():
         return None
-    number = int(next((os.environ[name] for name in LOCAL_RANKS if name in os.environ), "0")) if loop.devices > 1 else 0
-    return torch.device("cuda", (loop.device_ids or range(loop.devices))[number])
+    rank = next((os.environ[name] for name in LOCAL_RANKS if name in os.environ), "0")
+    return torch.device("cuda", (loop.device_ids or range(loop.devices))[int(rank) if loop.processes > 1 else 0])
+
+
+def own_gpus(loop: TrainerConfig) -> list[int]:
+    """Numbers of the GPUs over which a run of one process spreads its base; none: it computes on the CPU."""
+    if loop.accelerator is Accelerator.cpu or not torch.cuda.is_available():
+        return []
+    return list(loop.device_ids or range(loop.devices))
 
 
 def check_devices(loop: TrainerConfig) -> None:
@@ -36,6 +43,8 @@ def check_devices(loop: TrainerConfig) -> None:
         raise ConfigError("trainer.accelerator=gpu, but torch sees no GPU; use trainer=cpu")
     on_gpu = cuda and loop.accelerator is not Accelerator.cpu
     there = torch.cuda.device_count() if on_gpu else 0
+    if not on_gpu and loop.strategy is Strategy.device_map and loop.devices > 1:
+        raise ConfigError(f"trainer=device_map trainer.devices={loop.devices} takes GPUs, and torch sees none")
     if on_gpu and there < loop.devices:
         raise ConfigError(f"trainer.devices={loop.devices}, but torch sees {there} GPU{'s' * (there > 1)}")
     if loop.device_ids is not None and not on_gpu:
@@ -46,7 +55,7 @@ def check_devices(loop: TrainerConfig) -> None:
         raise ConfigError("trainer.precision=16-mixed needs a GPU, and torch sees none; use bf16-mixed or 32-true")
     if loop.compile:
         check_compiler(on_gpu=on_gpu)
-    if loop.devices * loop.num_nodes > 1:
+    if loop.processes > 1:
         check_started(loop)
 
 
@@ -66,7 +75,7 @@ def check_started(loop: TrainerConfig) -> None:
             )
     elif "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in SHELLS:
         found = {name: os.environ.get(name, "1") for name in ("SLURM_NTASKS", "SLURM_NTASKS_PER_NODE")}
-        wanted = {"SLURM_NTASKS": str(loop.devices * loop.num_nodes), "SLURM_NTASKS_PER_NODE": str(loop.devices)}
+        wanted = {"SLURM_NTASKS": str(loop.processes), "SLURM_NTASKS_PER_NODE": str(loop.devices)}
         if found != wanted:
             raise ConfigError(
                 f"{asked}, but SLURM has started {found['SLURM_NTASKS']} tasks with --ntasks-per-node="

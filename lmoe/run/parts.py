@@ -199,7 +199,7 @@ def with_length(config: RunConfig, prepared: PreparedData) -> RunConfig:
     trainer = config.trainer
     if trainer.max_epochs is None or config.resume is not None or isinstance(prepared.train, RowStream):
         return config
-    samples = config.data.batch_size * trainer.accumulate_grad_batches * trainer.devices * trainer.num_nodes
+    samples = config.data.batch_size * trainer.accumulate_grad_batches * trainer.processes
     steps = max(1, math.ceil(trainer.max_epochs * len(prepared.train) / samples))
     long = replace(config, trainer=replace(trainer, max_steps=steps))
     raise_problems(

@@ -57,6 +57,7 @@ from lmoe.training.callbacks.step_metrics import StepMetrics
 from lmoe.training.callbacks.stop_request import StopRequest, TakeSignals
 from lmoe.training.callbacks.validation import Validation
 from lmoe.training.callbacks.window import GradientAverage, WindowEnd
+from lmoe.training.spread import put_in_place
 from lmoe.training.step import in_stages
 from lmoe.vocabulary import KnockOut, Role, RouterTarget
 
@@ -152,7 +153,7 @@ def train(
                 path = None if found is None else found.path
                 trainer.fit(parts.module, datamodule=parts.datamodule, ckpt_path=path, weights_only=True)
             signals.check()  # one that came after the last step
-            parts.module.to(trainer.strategy.root_device)  # NOTE Lightning has moved it to the CPU
+            put_in_place(parts.module, trainer.strategy)  # NOTE Lightning has moved it to the CPU
             for fit in fits:
                 fit.at_the_end(trainer, parts.module)
             validation.at_the_end(trainer, parts.module)

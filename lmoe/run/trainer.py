@@ -18,8 +18,10 @@ from lmoe.config.trainer import TrainerConfig
 from lmoe.errors import ConfigError
 from lmoe.resume.checkpoint_io import DirectCheckpointIO
 from lmoe.rules.callbacks import PREFIX, REFUSED, own_class, own_module
+from lmoe.run.devices import own_gpus
 from lmoe.training.replicated import ReplicatedStrategy
 from lmoe.training.sharded import ShardedStrategy
+from lmoe.training.spread import SpreadStrategy
 from lmoe.vocabulary import Accelerator
 from lmoe.vocabulary import Strategy as StrategyName
 
@@ -30,9 +32,12 @@ def build_trainer(loop: TrainerConfig, run_dir: Path, loggers: list[Logger], cal
     # NOTE left to itself Lightning would take Apple's MPS, which has no float64: the routing statistics need it.
     on_cpu = loop.accelerator is Accelerator.cpu or not torch.cuda.is_available()
     deterministic: Any = loop.deterministic if on_cpu or not loop.deterministic else "warn"
+    devices: Any = loop.device_ids or loop.devices
+    if loop.strategy is StrategyName.device_map:
+        devices = 1 if on_cpu else own_gpus(loop)[:1]  # one process, whose batches go to the first
     return Trainer(
         accelerator="cpu" if on_cpu else "gpu",
-        devices=loop.device_ids or loop.devices,
+        devices=devices,
         num_nodes=loop.num_nodes,
         strategy=_strategy(loop),
         precision=loop.precision,  # type: ignore[arg-type]
@@ -120,6 +125,9 @@ def _strategy(loop: TrainerConfig) -> str | Strategy:
         case StrategyName.ddp:
             return ReplicatedStrategy()
         case StrategyName.fsdp2:
-            return ShardedStrategy(loop.devices * loop.num_nodes)
+            return ShardedStrategy(loop.processes)
+        case StrategyName.device_map:
+            gpus = own_gpus(loop)
+            return SpreadStrategy(torch.device("cuda", gpus[0]) if gpus else torch.device("cpu"))
         case _:
             return "auto"

@@ -86,6 +86,20 @@ def test_sharing_the_weights_leaves_the_rest_as_it_is(micro, restored):
     assert (shared.activations, shared.optimizer) == (alone.activations, alone.optimizer)
 
 
+def test_layers_on_several_devices_share_all_but_a_layer_and_the_logits(micro, restored):
+    """And each weight goes to its device before the next is read."""
+    spread = micro.config("trainer.strategy=device_map", "trainer.devices=4", "trainer.accelerator=gpu")
+    one, each = estimate(micro.config()), estimate(spread)
+    for name in ("weights", "adapters", "gradients", "optimizer", "activations"):
+        assert getattr(each.memory, name) == pytest.approx(getattr(one.memory, name) / 4)
+    assert (each.memory.logits, each.memory.gathered) == (one.memory.logits, 0)
+    largest = max(p.nbytes for p in bare_model(spread.backbone).parameters()) / 1e6
+    assert each.host.base == pytest.approx(largest)
+    said = lines(spread, each)
+    assert "4 devices, its share of the weights on each" in said[1] and "4 rows in a step over all" in said[1]
+    assert "processes" not in next(line for line in said if line.startswith("RAM"))
+
+
 def test_the_ram_of_loading_is_the_whole_base_or_one_process_share(micro, restored):
     """And of a mixture that is converted the whole of it, with the reason."""
     one, weights = estimate(micro.config()), estimate(micro.config()).memory.weights

@@ -115,8 +115,16 @@ ORACLE = both(router(RouterKind.oracle), JOINT)
 
 TWO_GPUS = both(change("trainer.strategy", Strategy.ddp), change("trainer.devices", 2))
 
+LAYERS_APART = both(change("trainer.strategy", Strategy.device_map), change("trainer.devices", 2))
+
 CASES: list[tuple[Change, list[str]]] = [
     # devices
+    (both(LAYERS_APART, change("trainer.num_nodes", 2)), ["device_map is one process", "trainer.num_nodes=2", "fsdp2"]),
+    (both(LAYERS_APART, change("trainer.accelerator", Accelerator.cpu)), ["layers onto GPUs", "trainer.devices=2 out"]),
+    (
+        both(LAYERS_APART, change("trainer.compile", True)),
+        ["trainer.compile=true", "trainer.strategy=device_map"],
+    ),
     (change("trainer.device_ids", [0, 1]), ["trainer.device_ids is [0, 1]", "trainer.devices=1"]),
     (
         both(TWO_GPUS, change("trainer.device_ids", [1, 1])),

@@ -5,11 +5,12 @@ import os
 import pytest
 import torch
 
+from lmoe.backbones.placement import layers_by_device
 from lmoe.backbones.weight_files import unread
 from lmoe.config.trainer import TrainerConfig
-from lmoe.errors import BackboneError
+from lmoe.errors import BackboneError, ConfigError
 from lmoe.run.base import load_base
-from lmoe.run.devices import LOCAL_RANKS, own_device
+from lmoe.run.devices import LOCAL_RANKS, check_devices, own_device
 from lmoe.vocabulary import Accelerator, Strategy
 
 SHARES = "trainer.strategy=fsdp2"
@@ -67,6 +68,36 @@ def test_each_process_asks_for_its_quantised_base_on_its_own_gpu(
     with pytest.raises(BackboneError, match="there is no GPU"):
         load_base(config)
     assert asked["device_map"] == {"": torch.device(expected)}
+
+
+def test_layers_are_asked_for_on_all_gpus_of_a_run_with_device_map(micro, restored, monkeypatch):
+    asked = {}
+
+    def from_pretrained(place, **settings):
+        asked.update(settings)
+        raise ValueError("there is no GPU")
+
+    monkeypatch.setattr("lmoe.backbones.load.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (1000 + number, 2000))
+    settings = ("trainer=device_map", "trainer.devices=2", "trainer.device_ids=[1,3]")
+    with pytest.raises(BackboneError, match="there is no GPU"):
+        load_base(micro.config(*settings))
+    assert (asked["device_map"], asked["max_memory"]) == ("balanced", {1: 1001, 3: 1003})
+
+
+def test_without_a_gpu_device_map_leaves_the_base_on_the_cpu_and_several_devices_are_refused(micro, restored):
+    alone = micro.config("trainer.strategy=device_map", "trainer.accelerator=cpu")
+    check_devices(alone.trainer)
+    model, said = load_base(alone)
+    assert said == [] and layers_by_device(model) == "cpu 2"
+    with pytest.raises(ConfigError, match=r"trainer=device_map trainer\.devices=2 takes GPUs, and torch sees none"):
+        check_devices(TrainerConfig(strategy=Strategy.device_map, devices=2))
+
+
+def test_device_map_is_one_process_whatever_its_devices():
+    assert TrainerConfig(strategy=Strategy.device_map, devices=4).processes == 1
+    assert TrainerConfig(strategy=Strategy.fsdp2, devices=4, num_nodes=2).processes == 8
 
 
 def test_a_process_has_the_gpu_that_lightning_gives_it_or_none(monkeypatch):

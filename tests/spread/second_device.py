@@ -103,6 +103,8 @@ def _computed(func: Any, args: Any, kwargs: Any) -> Any:
     tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
     there = any(isinstance(tensor, Second) for tensor in tensors)
     here = [tensor for tensor in tensors if not isinstance(tensor, Second)]
+    if there and here and name.startswith("_foreach"):
+        return _one_by_one(func, args, kwargs)
     if there and here and name not in (*COPIES, *TAKE_INDICES):
         raise RuntimeError(f"{func}: a tensor of {SECOND} meets one of the CPU, {tuple(here[0].shape)}")
     asked = kwargs.get("device")
@@ -118,6 +120,14 @@ def _computed(func: Any, args: Any, kwargs: Any) -> Any:
         return found
     found = tree_map(lambda one: Second(one) if isinstance(one, Tensor) else one, found)
     return return_and_correct_aliasing(func, args, kwargs, found) if there else found
+
+
+def _one_by_one(func: Any, args: Any, kwargs: Any) -> Any:
+    """A function of lists for each place of them, as torch computes it where they hold tensors of several devices."""
+    count = len(args[0])
+    each = [tuple([arg[i]] if isinstance(arg, list) else arg for arg in args) for i in range(count)]
+    found = [_computed(func, own, kwargs) for own in each]
+    return None if any(one is None for one in found) else [one[0] for one in found]
 
 
 def _bare(value: Any) -> Any:
@@ -151,6 +161,8 @@ def spread(model: PreTrainedModel, first: torch.device, second: torch.device) ->
     places: dict[str, str | int | torch.device] = {}
     places |= {f"model.layers.{i}": first if i < half else second for i in range(2 * half)}
     places |= {"model.embed_tokens": first, "model.rotary_emb": first, "model.norm": second, "lm_head": second}
+    if model.config.tie_word_embeddings:
+        places["lm_head"] = first
     covered = tuple(f"{name}." for name in places)
     others = {name.partition(".")[0] for name, _ in model.named_parameters() if not name.startswith(covered)}
     with SecondDevice():

@@ -43,4 +43,5 @@ def _norm(gradients: list[Tensor], device: torch.device) -> Tensor:
     """(1,) of all together."""
     if not gradients:
         return torch.zeros(1, device=device)
-    return torch.stack(torch._foreach_norm(gradients)).norm().to(device).view(1)
+    norms = [norm.to(device) for norm in torch._foreach_norm(gradients)]  # of a base on several devices they lie apart
+    return torch.stack(norms).norm().view(1)
