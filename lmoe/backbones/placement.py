@@ -1,7 +1,8 @@
 """Where the weights of a model lie: on a device, or elsewhere, from where accelerate fetches them when they act."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from lmoe.backbones.load import QUANTISED, precision_of
 from lmoe.backbones.weight_files import unread
 from lmoe.errors import BackboneError, ConfigError
 
+EVERY_GPU, GB = "auto", 1e9
 NO_MEMORY = ("out of memory", "allocate memory", "not enough memory")
 """What allocators say in a plain RuntimeError."""
 
@@ -63,6 +65,44 @@ def first_offloaded(model: nn.Module) -> str | None:
     return meta[0].rpartition(".")[0] if meta and len(meta) < len(parameters) else None
 
 
+def _over_gpus(model: PreTrainedModel) -> PreTrainedModel:
+    count = torch.cuda.device_count()
+    if count < 2 or precision_of(model) in QUANTISED:
+        return placed(model, None)
+    if find_spec("accelerate") is None:
+        raise ConfigError("`device=auto` needs accelerate to put layers onto several GPUs: pip install accelerate")
+    from accelerate import dispatch_model
+
+    free = {number: torch.cuda.mem_get_info(number)[0] for number in range(count)}
+    dispatch_model(model, balanced_map(model, free))  # type: ignore[arg-type]
+    return model
+
+
+def balanced_map(model: PreTrainedModel, free: Mapping[int, int]) -> dict[str, int]:
+    """The GPU of each module, by path: whole layers, one part behind the other, as even as the free memory allows.
+
+    Args:
+        model: bare or injected.
+        free: bytes of each GPU, by number.
+
+    Raises:
+        ConfigError: they do not hold it together.
+    """
+    from accelerate import infer_auto_device_map
+    from accelerate.utils import get_balanced_memory
+
+    whole = list(model._no_split_modules or [])
+    room = get_balanced_memory(model, dict(free), no_split_module_classes=whole)  # type: ignore[arg-type]
+    places: dict[str, int] = infer_auto_device_map(model, room, whole)  # type: ignore[assignment,arg-type]
+    if not set(places.values()) <= set(free):
+        needed, there = sum(p.nbytes for p in model.parameters()) / GB, sum(free.values()) / GB
+        raise ConfigError(
+            f"`device=auto`: the weights take {needed:,.1f} GB, and {len(free)} GPUs have {there:,.1f} GB free, in "
+            "parts that do not hold its layers; load it quantised, or take more GPUs"
+        )
+    return places
+
+
 def layers_by_device(model: nn.Module) -> str:
     """How many decoder layers lie on each device, such as "cuda:0 16, cuda:1 16"."""
     counts = Counter(str(next(model.get_submodule(one.path).parameters()).device) for one in layouts(model))
@@ -78,11 +118,14 @@ def _hooks(module: nn.Module) -> Iterator[object]:
 
 
 def placed(model: PreTrainedModel, device: str | None) -> PreTrainedModel:
-    """The model on a device; None: a GPU where there is one. A quantised one stays where it was loaded.
+    """The model on a device; None: a GPU where there is one; "auto": its layers over all GPUs. A quantised one stays
+    where it was loaded, unless a device is named.
 
     Raises:
-        ConfigError: no such device.
+        ConfigError: no such device, or GPUs that together do not hold it.
     """
+    if device == EVERY_GPU:
+        return _over_gpus(model)
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if device is None and precision_of(model) in QUANTISED:
         return model

@@ -16,7 +16,9 @@ Experts = Annotated[str | None, typer.Option(help="code=DIR,chat=DIR: PEFT adapt
 Weights = Annotated[str | None, typer.Option(help="0.7,0.3 in the order of --experts, or code=0.7,chat=0.3.")]
 RouterTemperature = Annotated[float | None, typer.Option(min=0.0, help="Of the choice of encoder and arrow.")]
 Precision = Annotated[str | None, typer.Option(help="Of --model: float32, bfloat16, float16, int8 or nf4.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, …; without: a GPU where there is one.")]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, …; auto: layers over all GPUs; without: a GPU where there is one.")
+]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python that comes with the base, or beside the tokenizer.")
 ]

@@ -183,8 +183,9 @@ class RoutingTrace:
         return self._routing
 
     def _whole_routing(self) -> dict[str, Routing]:
-        home = self._home()
-        decisions = {site: decision.to(home) for site, decision in self._decisions.items()}
+        # Of a model that is spread over several devices they lie apart; losses and shares belong with the tokens.
+        at = None if self.valid is None else self.valid.device
+        decisions = {site: d if at is None else d.to(at) for site, d in self._decisions.items()}
         choices = {site: choice for site, choice in decisions.items() if isinstance(choice, Choice)}
         whole = {site: routing for site, routing in decisions.items() if isinstance(routing, Routing)}
         for group in sites_together({site: choice.gate_logits for site, choice in choices.items()}):
@@ -288,8 +289,9 @@ class RoutingTrace:
 
     def diversity_penalty(self) -> Tensor:
         """() mean over sites of the mean squared cosine between their experts."""
-        home = self._home()
-        return torch.stack([diversity_penalty(*module.factors()).to(home) for module in self.mixtures]).mean()
+        parts = [diversity_penalty(*module.factors()) for module in self.mixtures]
+        at = parts[0].device if self.valid is None else self.valid.device
+        return torch.stack([part.to(at) for part in parts]).mean()
 
     def auxiliary_loss(self) -> Tensor:
         """() aux_loss_coef * load_balancing_loss + router_z_loss_coef * router_z_loss, relu: + its weighted L1, and
@@ -359,12 +361,4 @@ class RoutingTrace:
     def _valid(self) -> Tensor:
         if self.valid is None or (self.has_routers and not self._decisions):
             raise ValueError("the trace is empty: run a forward inside `with lmoe.trace(model, attention_mask=…)`")
-        return self.valid.to(self._home())
-
-    def _home(self) -> torch.device:
-        """Where losses and shares are computed: where the first site decided, of a model that is spread over several
-        devices; what the others decided is moved there."""
-        first = next(iter(self._decisions.values()), None)
-        if first is not None:
-            return first.routing_weights.device
-        return torch.device("cpu") if self.valid is None else self.valid.device
+        return self.valid

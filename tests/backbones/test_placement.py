@@ -8,9 +8,9 @@ from transformers import AutoModelForCausalLM
 
 import lmoe
 from lmoe.backbones.fingerprint import fingerprint
-from lmoe.backbones.placement import first_offloaded
+from lmoe.backbones.placement import balanced_map, first_offloaded, placed
 from lmoe.blend.fold import Folded
-from lmoe.errors import BackboneError, LmoeError
+from lmoe.errors import BackboneError, ConfigError, LmoeError
 from lmoe.export.merge import merge_adapters
 from tests.tiny_models import tiny_model
 
@@ -83,3 +83,31 @@ def test_a_model_without_numbers_is_still_planned_and_injected():
         model = tiny_model()
     assert first_offloaded(model) is None
     assert lmoe.inject(model, INJECTION).sites
+
+
+def test_layers_over_all_gpus_stay_whole_one_part_behind_the_other():
+    model = tiny_model()
+    lmoe.inject(model, INJECTION, {"router": "sequence", "router_scope": "model"})
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    places = balanced_map(model, {0: int(0.7 * size), 1: size})
+    covered = {
+        name: [path for path in places if f"{name}.".startswith(f"{path}.")] for name, _ in model.named_parameters()
+    }
+    assert all(len(paths) == 1 for paths in covered.values())
+    devices: dict[str, set[int]] = {}
+    for name, (path,) in covered.items():
+        devices.setdefault(".".join(name.split(".")[:3]), set()).add(places[path])
+    layers = [devices[f"model.layers.{number}"] for number in range(len(model.model.layers))]
+    assert all(len(of_layer) == 1 for of_layer in layers) and set(places.values()) == {0, 1}
+    assert [min(of_layer) for of_layer in layers] == sorted(min(of_layer) for of_layer in layers)
+
+
+def test_a_model_that_gpus_do_not_hold_together_is_refused():
+    model = tiny_model()
+    with pytest.raises(ConfigError, match=r"`device=auto`: the weights take .* 2 GPUs have 0\.0 GB free"):
+        balanced_map(model, {0: 1000, 1: 1000})
+
+
+def test_with_fewer_than_two_gpus_auto_is_where_the_model_would_be_anyway():
+    model = tiny_model()
+    assert placed(model, "auto") is model and model.device.type == "cpu"

@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from transformers import PreTrainedModel
 
+from lmoe.backbones.placement import balanced_map
+
 NAME = "npy"
 CPU = torch.device("cpu")
 COPIES = ("_to_copy", "copy_")
@@ -155,15 +157,9 @@ KERNELS.impl("_copy_from", _copy_from, "PrivateUse1")
 
 
 def spread(model: PreTrainedModel, first: torch.device, second: torch.device) -> None:
-    """Have accelerate put the second half of a Llama's layers, and its head, on another device than the first half, as
-    `device_map="auto"` does on two GPUs."""
-    half = len(model.model.layers) // 2
-    places: dict[str, str | int | torch.device] = {}
-    places |= {f"model.layers.{i}": first if i < half else second for i in range(2 * half)}
-    places |= {"model.embed_tokens": first, "model.rotary_emb": first, "model.norm": second, "lm_head": second}
-    if model.config.tie_word_embeddings:
-        places["lm_head"] = first
-    covered = tuple(f"{name}." for name in places)
-    others = {name.partition(".")[0] for name, _ in model.named_parameters() if not name.startswith(covered)}
+    """Have accelerate put layers onto two devices, as `device_map="auto"` and `--device auto` do with two GPUs."""
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    places = {path: (first, second)[number] for path, number in balanced_map(model, {0: size, 1: size}).items()}
+    assert set(places.values()) == {first, second}
     with SecondDevice():
-        dispatch_model(model, places | dict.fromkeys(others, first), main_device=first, force_hooks=True)
+        dispatch_model(model, places, main_device=first, force_hooks=True)  # type: ignore[arg-type]
