@@ -1,7 +1,7 @@
 """Load a backbone and its tokenizer from the hub, a local directory, a GGUF file, or what ships with lmoe."""
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -191,13 +191,13 @@ def load_model(
     *,
     notices_changes: bool = True,
     device: torch.device | None = None,
-    over: Sequence[int] = (),
+    places: Mapping[str, int] | None = None,
 ) -> PreTrainedModel:
     """The backbone, frozen, in evaluation mode, on the CPU; a quantised one where bitsandbytes computes.
 
     Args:
         device: where a quantised one is put, and has to stay; None: the current GPU, if there is one.
-        over: numbers of the GPUs over which its layers are spread, and on which they have to stay.
+        places: the GPU of each module, by path, where they have to stay; None: all in one place.
         notices_changes: warn of a folder that lmoe has exported and somebody has changed since.
 
     Raises:
@@ -207,9 +207,8 @@ def load_model(
     stored = storage(config.precision)
     if device is not None and config.precision in QUANTISED:
         stored["device_map"] = {"": device}
-    if over:
-        free = {number: torch.cuda.mem_get_info(number)[0] for number in over}
-        stored |= {"device_map": "balanced", "max_memory": free}
+    if places is not None:
+        stored["device_map"] = dict(places)
     with reading(config, "model") as source:
         if (reason := adapter_beside(source.place, config.revision)) is not None:
             raise BackboneError(reason)

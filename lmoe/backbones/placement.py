@@ -1,7 +1,7 @@
 """Where the weights of a model lie: on a device, or elsewhere, from where accelerate fetches them when they act."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 
 import torch
@@ -73,34 +73,77 @@ def _over_gpus(model: PreTrainedModel) -> PreTrainedModel:
         raise ConfigError("`device=auto` needs accelerate to put layers onto several GPUs: pip install accelerate")
     from accelerate import dispatch_model
 
-    free = {number: torch.cuda.mem_get_info(number)[0] for number in range(count)}
-    dispatch_model(model, balanced_map(model, free))  # type: ignore[arg-type]
+    dispatch_model(model, balanced_map(model, free_memory(range(count))))  # type: ignore[arg-type]
     return model
 
 
-def balanced_map(model: PreTrainedModel, free: Mapping[int, int]) -> dict[str, int]:
-    """The GPU of each module, by path: whole layers, one part behind the other, as even as the free memory allows.
+def free_memory(gpus: Iterable[int]) -> dict[int, int]:
+    """Free bytes of GPUs, by number."""
+    return {number: torch.cuda.mem_get_info(number)[0] for number in gpus}
+
+
+def balanced_map(model: PreTrainedModel, free: Mapping[int, int], *, stored: float = 1.0) -> dict[str, int]:
+    """The GPU of each module, by path: whole layers, one part behind the other, as many bytes on each as its share of
+    the free memory is; embeddings on the first, the last norm and the output layer on the last.
 
     Args:
-        model: bare or injected.
-        free: bytes of each GPU, by number.
+        model: bare or injected, on the meta device or not.
+        free: bytes of each GPU, by number, in the order in which they are filled.
+        stored: bytes that a byte of the model takes there; less than one where it will be quantised.
 
     Raises:
-        ConfigError: they do not hold it together.
+        ConfigError: they do not hold it.
     """
-    from accelerate import infer_auto_device_map
-    from accelerate.utils import get_balanced_memory
+    gpus, layers = list(free), _layer_paths(model)
+    head = model.get_output_embeddings()
+    tied = head is not None and head.weight is getattr(model.get_input_embeddings(), "weight", None)
+    places: dict[str, int | None] = {}  # None: a layer
+    _add_pieces(model, "", layers, places, gpus)
+    for path, module in model.named_modules():
+        if path in places and module is head and not tied:
+            places[path] = gpus[-1]
+    sizes = {path: sum(p.nbytes for p in model.get_submodule(path).parameters()) for path in places}
+    total, ends, end = sum(sizes.values()), [], 0.0
+    for number in gpus:
+        end += total * free[number] / max(1, sum(free.values()))
+        ends.append(end)
+    reached = float(sum(size for path, size in sizes.items() if places[path] == gpus[0]))
+    for path in layers:
+        middle = reached + sizes[path] / 2
+        places[path] = next((gpu for gpu, last in zip(gpus, ends, strict=True) if middle <= last), gpus[-1])
+        reached += sizes[path]
+    found = {path: gpus[0] if gpu is None else gpu for path, gpu in places.items()}
+    for number in gpus:
+        needed = stored * sum(sizes[path] for path, gpu in found.items() if gpu == number)
+        if needed > free[number]:
+            raise ConfigError(
+                f"the base takes {stored * total / GB:,.1f} GB over {len(gpus)} GPUs, of which GPU {number} would hold "
+                f"{needed / GB:,.1f} GB and has {free[number] / GB:,.1f} GB free: take more GPUs, or precision nf4"
+            )
+    return found
 
-    whole = list(model._no_split_modules or [])
-    room = get_balanced_memory(model, dict(free), no_split_module_classes=whole)  # type: ignore[arg-type]
-    places: dict[str, int] = infer_auto_device_map(model, room, whole)  # type: ignore[assignment,arg-type]
-    if not set(places.values()) <= set(free):
-        needed, there = sum(p.nbytes for p in model.parameters()) / GB, sum(free.values()) / GB
-        raise ConfigError(
-            f"`device=auto`: the weights take {needed:,.1f} GB, and {len(free)} GPUs have {there:,.1f} GB free, in "
-            "parts that do not hold its layers; load it quantised, or take more GPUs"
-        )
-    return places
+
+def _layer_paths(model: nn.Module) -> list[str]:
+    """Paths of the decoder layers: the list of modules with the most parameters."""
+    lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    most = max(lists, key=lambda path: sum(p.numel() for p in lists[path].parameters()))
+    return [f"{most}.{number}" for number in range(len(lists[most]))]
+
+
+def _add_pieces(
+    module: nn.Module, path: str, layers: Sequence[str], places: dict[str, int | None], gpus: Sequence[int]
+) -> None:
+    """Add the modules beside the layers: the first GPU's, but for what stands behind them in the decoder."""
+    behind = False
+    for name, child in module.named_children():
+        place = f"{path}.{name}" if path else name
+        if place in layers:
+            places[place] = None
+        elif any(layer.startswith(f"{place}.") for layer in layers):
+            _add_pieces(child, place, layers, places, gpus)
+            behind = isinstance(child, nn.ModuleList)
+        else:
+            places[place] = gpus[-1] if behind and any(True for _ in child.parameters()) else gpus[0]
 
 
 def layers_by_device(model: nn.Module) -> str:

@@ -18,7 +18,8 @@ from lmoe.files.resources import resource_dir
 from lmoe.files.run_folder import CONFIG_FILE, PROVENANCE_FILE, resume_setting
 from lmoe.files.small_file import Reader
 from lmoe.files.wording import shown
-from lmoe.resume.rules import LENGTH, PER_STEP, refused
+from lmoe.resume.rules import DEVICES, LENGTH, PER_STEP, STRATEGY, refused
+from lmoe.vocabulary import Strategy
 
 AUTO = "auto"
 SAVED = Reader(error=ConfigError, cure="put back the file that the run has written")
@@ -79,6 +80,8 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
                 meant.add(path)
             whose[path] = f" (from {name}=…)" if (resource_dir("conf") / name).is_dir() else ""
     values = {key: value for key in PER_STEP if (value := OmegaConf.select(saved, key)) is not None}
+    if OmegaConf.select(saved, STRATEGY) == Strategy.device_map:  # whose devices are no processes
+        values.pop(DEVICES, None)
     recorded = (Path(composed.resume).expanduser() / PROVENANCE_FILE).is_file()
     if reasons := refused(changes, values, meant=meant, watched=_validations_decide(saved), recorded=recorded):
         raise ConfigError(

@@ -92,6 +92,8 @@ def preflight(config: RunConfig, console: Console) -> MemoryEstimate | None:
     say(console, f"one forward and backward: loss {loss:.3f}")
     for name in missing:
         say(console, f"warning: {name} got no gradient")
+    if config.trainer.strategy is Strategy.device_map and config.trainer.devices > 1:
+        say(console, f"memory is that of {config.trainer.devices} GPUs together")
     for line in [*estimate.lines(), time_line(parts, seconds)]:
         say(console, line)
     say(console, "preflight: ready")

@@ -12,6 +12,7 @@ in once, so that its rows can be added without meeting.
 # pyright: reportMissingImports=false, reportIndexIssue=false
 # (triton is an extra that the environment of the checks does not have)
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -222,25 +223,26 @@ def _times(
         grid = (blocks[0].numel() * triton.cdiv(outer, columns),)
         if not grid[0]:
             continue
-        _rows_kernel[grid](
-            rows,
-            rows.stride(0),
-            segments.row if gathered else None,
-            weights,
-            matrices,
-            *matrices.stride(),
-            out,
-            out.stride(0),
-            segments.row if scattered else None,
-            *blocks,
-            inner,
-            outer,
-            ADDS=adds or choice > 0,  # the first choice of every token writes all of `out`
-            EXACT=IS_INTERPRETED,
-            ROWS=_rows(len(segments.row) // choices, len(matrices)),
-            INNER=_block(inner, INNER_BYTES // rows.element_size()),
-            OUTER=columns,
-        )
+        with _on_device_of(rows):
+            _rows_kernel[grid](
+                rows,
+                rows.stride(0),
+                segments.row if gathered else None,
+                weights,
+                matrices,
+                *matrices.stride(),
+                out,
+                out.stride(0),
+                segments.row if scattered else None,
+                *blocks,
+                inner,
+                outer,
+                ADDS=adds or choice > 0,  # the first choice of every token writes all of `out`
+                EXACT=IS_INTERPRETED,
+                ROWS=_rows(len(segments.row) // choices, len(matrices)),
+                INNER=_block(inner, INNER_BYTES // rows.element_size()),
+                OUTER=columns,
+            )
     return out
 
 
@@ -260,25 +262,31 @@ def _products(
     width, outer = left.shape[1], right.shape[1]
     wide, columns = _block(width, LARGEST_ROWS), _block(outer, LARGEST_COLUMNS)
     out = left.new_empty(experts, width, outer, dtype=dtype)
-    _products_kernel[(experts, triton.cdiv(width, wide), triton.cdiv(outer, columns))](
-        left,
-        left.stride(0),
-        weights,
-        right,
-        right.stride(0),
-        segments.row if gathered else None,
-        segments.ends,
-        choices,
-        experts,
-        out,
-        width,
-        outer,
-        EXACT=IS_INTERPRETED,
-        ROWS=32,
-        WIDTH=wide,
-        OUTER=columns,
-    )
+    with _on_device_of(left):
+        _products_kernel[(experts, triton.cdiv(width, wide), triton.cdiv(outer, columns))](
+            left,
+            left.stride(0),
+            weights,
+            right,
+            right.stride(0),
+            segments.row if gathered else None,
+            segments.ends,
+            choices,
+            experts,
+            out,
+            width,
+            outer,
+            EXACT=IS_INTERPRETED,
+            ROWS=32,
+            WIDTH=wide,
+            OUTER=columns,
+        )
     return out
+
+
+def _on_device_of(tensor: Tensor) -> AbstractContextManager[None]:
+    """Launch where a tensor lies: NOTE Triton takes the current GPU, which may be another one."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()  # type: ignore[return-value]
 
 
 def _check_type(dtype: torch.dtype) -> None:

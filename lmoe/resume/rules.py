@@ -5,6 +5,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from lmoe.vocabulary import Strategy
+
 LENGTH, VALIDATIONS = "trainer.max_steps", "trainer.val_every_n_steps"
 SAFE = (
     "logger",
@@ -36,14 +38,16 @@ PLACES = ("data.path", "data.val_path", "backbone.model_name", "backbone.gguf_fi
 compared with those of the start (run/provenance.py)."""
 PLACE_OF_PHASE = re.compile(r"phase\.phases\.[^.]+\.data\.(path|val_path)")
 """The same of a phase with rows of its own."""
+DEVICES = "trainer.devices"
 PER_STEP = (
     "data.batch_size",
     "corpus.batch_size",
     "trainer.accumulate_grad_batches",
-    "trainer.devices",
+    DEVICES,
     "trainer.num_nodes",
 )
 """These may change together where a step takes the same samples as before."""
+STRATEGY = "trainer.strategy"
 Changes = Mapping[str, tuple[Any, Any]]
 """By key: the new value and the old one."""
 
@@ -66,6 +70,11 @@ def refused(
     for key, (new, old) in changes.items():
         if key == VALIDATIONS and watched:
             reasons[key] = "a plateau or a callback looks at the validations, so it cannot change on resume"
+            continue
+        if key == STRATEGY and Strategy.device_map in (new, old):
+            reasons[key] = (
+                "device_map is one process for all devices, others one for each: a step would take other rows"
+            )
             continue
         safe = SAFE + (ENDS + PLACES * recorded) * (key in meant)
         if any(key == name or key.startswith(f"{name}.") for name in safe):

@@ -3,12 +3,15 @@ layers on several devices."""
 
 from transformers import PreTrainedModel
 
-from lmoe.backbones.load import load_model
-from lmoe.backbones.placement import layers_by_device, refuse_offloaded
+from lmoe.backbones.load import bare_model, load_model
+from lmoe.backbones.placement import balanced_map, free_memory, layers_by_device
 from lmoe.backbones.unread import unread_model
 from lmoe.config.run import RunConfig
 from lmoe.run.devices import own_device, own_gpus
-from lmoe.vocabulary import Strategy
+from lmoe.vocabulary import BackbonePrecision, Strategy
+
+STORED = {BackbonePrecision.int8: 0.5, BackbonePrecision.nf4: 0.26}
+"""Bytes that a byte of bfloat16 takes when it is quantised."""
 
 
 def load_base(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
@@ -20,10 +23,11 @@ def load_base(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
 
     Raises:
         BackboneError: it cannot be loaded.
+        ConfigError: the GPUs of a run with device_map do not hold it.
     """
     if config.trainer.strategy is Strategy.device_map and (over := own_gpus(config.trainer)):
-        model = load_model(config.backbone, over=over)
-        refuse_offloaded(model, "trainer.strategy=device_map")
+        bare, stored = bare_model(config.backbone), STORED.get(config.backbone.precision, 1.0)
+        model = load_model(config.backbone, places=balanced_map(bare, free_memory(over), stored=stored))
         return model, [f"layers of the base by GPU: {layers_by_device(model)}"]
     if config.trainer.strategy is not Strategy.fsdp2:
         return load_model(config.backbone, device=own_device(config.trainer)), []

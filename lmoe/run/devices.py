@@ -25,10 +25,19 @@ def own_device(loop: TrainerConfig) -> torch.device | None:
 
 
 def own_gpus(loop: TrainerConfig) -> list[int]:
-    """Numbers of the GPUs over which a run of one process spreads its base; none: it computes on the CPU."""
+    """Numbers of the GPUs over which a run of one process spreads its base, in order; none: it computes on the CPU."""
     if loop.accelerator is Accelerator.cpu or not torch.cuda.is_available():
         return []
-    return list(loop.device_ids or range(loop.devices))
+    return sorted(loop.device_ids or range(loop.devices))
+
+
+def seed_apart(loop: TrainerConfig, seed: int) -> None:
+    """Have each further GPU of a run with device_map draw numbers of its own: seeded alike, its layers would start as
+    those of the first GPU."""
+    if loop.strategy is Strategy.device_map:
+        for number in own_gpus(loop)[1:]:
+            with torch.cuda.device(number):
+                torch.cuda.manual_seed(seed + number)
 
 
 def check_devices(loop: TrainerConfig) -> None:

@@ -38,12 +38,12 @@ def memory_advice(config: RunConfig) -> Iterator[None]:
 
 
 def peak_memory_mb() -> float:
-    """Peak memory of the process in MB (10^6 bytes): of the GPU where there is one, else resident.
+    """Peak memory of the process in MB (10^6 bytes): of the GPUs that it uses, together, else resident.
 
     NOTE on Linux getrusage counts what the process that started this one had in memory at that time.
     """
     if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / MB
+        return sum(torch.cuda.max_memory_allocated(number) for number in range(torch.cuda.device_count())) / MB
     status = Path("/proc/self/status")
     if status.exists():
         found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
@@ -67,5 +67,7 @@ def trained_bytes(model: nn.Module, role_of: Mapping[str, Role], roles: frozense
 
 
 def used_mb(device: torch.device) -> float:
-    """What is in use now, in MB (10^6 bytes): allocated on the GPU, or resident in this process."""
-    return torch.cuda.memory_allocated() / MB if device.type == "cuda" else resident_mb()
+    """What is in use now, in MB (10^6 bytes): allocated on the GPUs, together, or resident in this process."""
+    if device.type != "cuda":
+        return resident_mb()
+    return sum(torch.cuda.memory_allocated(number) for number in range(torch.cuda.device_count())) / MB

@@ -37,6 +37,7 @@ from lmoe.rules.routers import needs_domain, target_count
 from lmoe.rules.validate import run_problems
 from lmoe.run.base import load_base
 from lmoe.run.clustered_rows import ClusteredRows, clustered_rows, fitted_by_the_run, in_one_cluster
+from lmoe.run.devices import seed_apart
 from lmoe.run.learnt import Learnt, check_context, check_monitors, read_lessons, row_sets
 from lmoe.run.targets import target_lines, taught_before, with_targets
 from lmoe.run.template_day import with_template_day
@@ -138,6 +139,7 @@ def build_parts(
         prepared, lines = clustered.prepared, lines + clustered.lines
         learnt = [replace(phase, prepared=prepared) for phase in learnt]  # phases with rows of their own have none
     seed_everything(config.seed, verbose=False)  # so that adapters do not depend on what was done before
+    seed_apart(config.trainer, config.seed)
     settings = replace(without_source(config.injection), lora_B_std=lora_B_std(config))
     plan = inject(model, settings, moe, trained_base=trained_base(config), reward_head=has_reward_head(config))
     if fill_experts and config.injection.experts_from is not None:

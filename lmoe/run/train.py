@@ -100,7 +100,8 @@ def train(
     started, folder, run_id = time.monotonic(), run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
     said = partial(say, console)
-    parts = build_parts(config, run_dir=run_dir, fill_experts=found is None, objective=objective, say=said)
+    with memory_advice(config):
+        parts = build_parts(config, run_dir=run_dir, fill_experts=found is None, objective=objective, say=said)
     config = parts.config
     if found is not None:
         check_fit(parts, found, folder, run_id)  # before anything of the run is touched

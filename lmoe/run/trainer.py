@@ -127,7 +127,6 @@ def _strategy(loop: TrainerConfig) -> str | Strategy:
         case StrategyName.fsdp2:
             return ShardedStrategy(loop.processes)
         case StrategyName.device_map:
-            gpus = own_gpus(loop)
-            return SpreadStrategy(torch.device("cuda", gpus[0]) if gpus else torch.device("cpu"))
+            return SpreadStrategy(own_gpus(loop))
         case _:
             return "auto"

@@ -89,11 +89,6 @@ class AdapterModule(LightningModule):
             read_shards(self.model, strategy.root_device)
 
     @property
-    def device(self) -> torch.device:
-        """Where batches go: to the embeddings, also of a base whose layers lie on several devices."""
-        return next(self.model.parameters()).device
-
-    @property
     def current(self) -> Phase:
         """The phase that trains now."""
         return self.schedule[self.phase]

@@ -1,10 +1,12 @@
 """Weights that accelerate has offloaded are refused by name, in each call that would read zeros in their place."""
 
+from collections import Counter
+
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import lmoe
 from lmoe.backbones.fingerprint import fingerprint
@@ -89,23 +91,33 @@ def test_layers_over_all_gpus_stay_whole_one_part_behind_the_other():
     model = tiny_model()
     lmoe.inject(model, INJECTION, {"router": "sequence", "router_scope": "model"})
     size = sum(parameter.nbytes for parameter in model.parameters())
-    places = balanced_map(model, {0: int(0.7 * size), 1: size})
-    covered = {
-        name: [path for path in places if f"{name}.".startswith(f"{path}.")] for name, _ in model.named_parameters()
-    }
-    assert all(len(paths) == 1 for paths in covered.values())
-    devices: dict[str, set[int]] = {}
-    for name, (path,) in covered.items():
-        devices.setdefault(".".join(name.split(".")[:3]), set()).add(places[path])
-    layers = [devices[f"model.layers.{number}"] for number in range(len(model.model.layers))]
-    assert all(len(of_layer) == 1 for of_layer in layers) and set(places.values()) == {0, 1}
-    assert [min(of_layer) for of_layer in layers] == sorted(min(of_layer) for of_layer in layers)
+    places = balanced_map(model, {0: size, 1: size})
+    assert all(sum(f"{name}.".startswith(f"{path}.") for path in places) == 1 for name, _ in model.named_parameters())
+    layers = [places[f"model.layers.{number}"] for number in range(len(model.model.layers))]
+    assert layers == sorted(layers) and set(places.values()) == {0, 1}
+    assert (places["model.embed_tokens"], places["router"], places["model.norm"]) == (0, 0, 1)
 
 
-def test_a_model_that_gpus_do_not_hold_together_is_refused():
-    model = tiny_model()
-    with pytest.raises(ConfigError, match=r"`device=auto`: the weights take .* 2 GPUs have 0\.0 GB free"):
-        balanced_map(model, {0: 1000, 1: 1000})
+@pytest.mark.parametrize("count", [1, 2, 4, 8])
+def test_each_gpu_gets_its_share_of_the_layers(count):
+    """Of 24 layers beside small embeddings: no GPU has two layers more than another."""
+    with torch.device("meta"):
+        model = LlamaForCausalLM(
+            LlamaConfig(
+                hidden_size=64, intermediate_size=256, num_hidden_layers=24, num_attention_heads=4, vocab_size=8
+            )
+        )
+    places = balanced_map(model, dict.fromkeys(range(count), 10**9))
+    counts = Counter(places[f"model.layers.{number}"] for number in range(24))
+    assert len(counts) == count and max(counts.values()) - min(counts.values()) <= 1
+    assert places["lm_head"] == count - 1
+    uneven = Counter(balanced_map(model, {0: 10**9, 1: 2 * 10**9})[f"model.layers.{number}"] for number in range(24))
+    assert uneven == {0: 8, 1: 16}
+
+
+def test_a_model_that_gpus_do_not_hold_is_refused():
+    with pytest.raises(ConfigError, match=r"over 2 GPUs, of which GPU 0 would hold .* has 0\.0 GB free"):
+        balanced_map(tiny_model(), {0: 1000, 1: 1000})
 
 
 def test_with_fewer_than_two_gpus_auto_is_where_the_model_would_be_anyway():

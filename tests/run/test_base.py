@@ -1,6 +1,7 @@
 """How each process of a run loads its base: its share, on its own device, or the whole, with the reason."""
 
 import os
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from lmoe.backbones.weight_files import unread
 from lmoe.config.trainer import TrainerConfig
 from lmoe.errors import BackboneError, ConfigError
 from lmoe.run.base import load_base
-from lmoe.run.devices import LOCAL_RANKS, check_devices, own_device
+from lmoe.run.devices import LOCAL_RANKS, check_devices, own_device, seed_apart
 from lmoe.vocabulary import Accelerator, Strategy
 
 SHARES = "trainer.strategy=fsdp2"
@@ -79,11 +80,18 @@ def test_layers_are_asked_for_on_all_gpus_of_a_run_with_device_map(micro, restor
 
     monkeypatch.setattr("lmoe.backbones.load.AutoModelForCausalLM.from_pretrained", from_pretrained)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (1000 + number, 2000))
-    settings = ("trainer=device_map", "trainer.devices=2", "trainer.device_ids=[1,3]")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (10**6, 2 * 10**6))
+    settings = ("trainer=device_map", "trainer.devices=2", "trainer.device_ids=[3,1]")
     with pytest.raises(BackboneError, match="there is no GPU"):
         load_base(micro.config(*settings))
-    assert (asked["device_map"], asked["max_memory"]) == ("balanced", {1: 1001, 3: 1003})
+    places = asked["device_map"]
+    assert (places["model.embed_tokens"], places["lm_head"], places["model.norm"]) == (1, 1, 3)  # the head is tied
+    assert [places[f"model.layers.{number}"] for number in range(2)] == [3, 3] and "max_memory" not in asked
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (1000, 2000))
+    with pytest.raises(
+        ConfigError, match=r"over 2 GPUs, of which GPU 1 would hold .* take more GPUs, or precision nf4"
+    ):
+        load_base(micro.config(*settings))
 
 
 def test_without_a_gpu_device_map_leaves_the_base_on_the_cpu_and_several_devices_are_refused(micro, restored):
@@ -110,3 +118,20 @@ def test_a_process_has_the_gpu_that_lightning_gives_it_or_none(monkeypatch):
     assert own_device(TrainerConfig(device_ids=[3])) == torch.device("cuda", 3)  # one alone, whatever is around it
     several.accelerator = Accelerator.cpu
     assert own_device(several) is None
+
+
+def test_layers_on_a_further_gpu_do_not_start_as_those_of_the_first(monkeypatch):
+    seeded, inside = {}, []
+
+    @contextmanager
+    def device(number):
+        inside.append(number)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", device)
+    monkeypatch.setattr(torch.cuda, "manual_seed", lambda seed: seeded.update({inside[-1]: seed}))
+    seed_apart(TrainerConfig(strategy=Strategy.device_map, devices=3), 7)
+    assert seeded == {1: 8, 2: 9}
+    seed_apart(TrainerConfig(strategy=Strategy.ddp, devices=3), 7)
+    assert len(seeded) == 2

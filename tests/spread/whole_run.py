@@ -75,6 +75,7 @@ def every_run(folder: Path) -> Iterator[tuple[str, Sequence[str]]]:
     yield "top_k, in phases", []
     yield "one router, taught and fitted", [SUPERVISED]
     yield "clusters", [SUPERVISED, "moe.router_target=cluster"]
+    yield "experts in the last layer alone", ["injection.start_layer=1"]
     yield "activation checkpointing", ["trainer.gradient_checkpointing=true"]
     yield "pairs", ["task=dpo", f"data.path={folder / 'pairs'}", f"data.val_path={folder / 'val_pairs'}"]
 

@@ -1,20 +1,26 @@
 """Restore the random state, so that dropout goes on as if the run had never stopped."""
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, Trainer
 
 from lmoe.training.ranks import from_every_rank
+from lmoe.training.spread import SpreadStrategy
 from lmoe.training.step import finished_step
 
 ENTRY = "lmoe_rng"
 """Entry of a checkpoint: the state of every rank."""
 
 
-def rng_state() -> dict:
-    """The state of every global generator, in types that load with weights_only."""
+def rng_state(gpus: Sequence[int] = ()) -> dict:
+    """The state of every global generator, in types that load with weights_only.
+
+    Args:
+        gpus: of a process that computes on several.
+    """
     numpy_state = np.random.get_state(legacy=False)
     assert isinstance(numpy_state, dict)
     words = numpy_state["state"]
@@ -25,6 +31,8 @@ def rng_state() -> dict:
     }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
+    if gpus:
+        state["gpus"] = {number: torch.cuda.get_rng_state(number) for number in gpus}
     return state
 
 
@@ -38,6 +46,13 @@ def set_rng_state(state: dict) -> None:
     np.random.set_state({**state["numpy"], "state": {"key": keys, "pos": words["pos"]}})
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"].cpu())
+        for number, own in state.get("gpus", {}).items():
+            if number < torch.cuda.device_count():
+                torch.cuda.set_rng_state(own.cpu(), number)
+
+
+def _gpus(trainer: Trainer) -> Sequence[int]:
+    return trainer.strategy.gpus if isinstance(trainer.strategy, SpreadStrategy) else ()
 
 
 class RngState(Callback):
@@ -52,7 +67,7 @@ class RngState(Callback):
         self._window_start: dict | None = None
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module, checkpoint: dict) -> None:
-        own = self._pending or self._window_start or rng_state()
+        own = self._pending or self._window_start or rng_state(_gpus(trainer))
         checkpoint[ENTRY] = from_every_rank(trainer, own)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module, checkpoint: dict) -> None:
@@ -67,7 +82,7 @@ class RngState(Callback):
             set_rng_state(self._pending)
             self._pending = None
         if batch_idx % trainer.accumulate_grad_batches == 0 and trainer.accumulate_grad_batches > 1:
-            self._window_start = rng_state()
+            self._window_start = rng_state(_gpus(trainer))
 
     def on_train_batch_end(self, trainer: Trainer, pl_module, outputs, batch, batch_idx: int) -> None:
         if finished_step(trainer, batch_idx):
