@@ -143,7 +143,7 @@ def test_every_dependency_is_pinned_within_its_stated_range():
 
 def test_every_library_that_the_package_imports_is_a_stated_dependency():
     # Imported only where their user asks for them.
-    extras = {"gguf", "lm-eval", "optuna", "peft", "triton"}
+    extras = {"accelerate", "gguf", "lm-eval", "optuna", "peft", "triton"}
     extras |= {"prometheus-client", "pydantic", "python-multipart", "starlette", "uvicorn"}
     stated = {canonicalize_name(r.name) for r in requirements(extras=False)} | extras
     distributions = packages_distributions()

@@ -252,7 +252,10 @@ def trainer_problems(trainer: TrainerConfig) -> list[str]:
     except ValueError as error:
         problems.append(f"trainer.max_time: {error}")
     if trainer.strategy is Strategy.auto and trainer.processes > 1:
-        problems.append("several devices need trainer=ddp, trainer=fsdp2 or trainer=device_map")
+        problems.append(
+            f"trainer.devices={trainer.devices}, num_nodes={trainer.num_nodes}: several devices need trainer=ddp, "
+            "fsdp2 or device_map"
+        )
     if trainer.strategy is Strategy.device_map:
         problems += device_map_problems(trainer)
     if trainer.strategy is Strategy.deepspeed:

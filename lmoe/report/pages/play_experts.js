@@ -44,8 +44,8 @@ const shelf = (() => {
       say(before);
       try {
         await work();
+        await changed(); // what is said to be there, or gone, can be seen to be so
         say(after);
-        await changed();
         return true;
       } catch (error) {
         say(error.message, true);
