@@ -1,14 +1,16 @@
 """Where the weights of a model lie: on a device, or elsewhere, from where accelerate fetches them when they act."""
 
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from importlib.util import find_spec
+from itertools import accumulate
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from lmoe.backbones.layout import layouts
+from lmoe.backbones.layout import decoder_layers
 from lmoe.backbones.load import QUANTISED, precision_of
 from lmoe.backbones.weight_files import unread
 from lmoe.errors import BackboneError, ConfigError
@@ -82,73 +84,74 @@ def free_memory(gpus: Iterable[int]) -> dict[int, int]:
     return {number: torch.cuda.mem_get_info(number)[0] for number in gpus}
 
 
-def balanced_map(model: PreTrainedModel, free: Mapping[int, int], *, stored: float = 1.0) -> dict[str, int]:
+def balanced_map(
+    model: PreTrainedModel, free: Mapping[int, int], sizes: Mapping[str, float] | None = None
+) -> dict[str, int]:
     """The GPU of each module, by path: whole layers, one part behind the other, as many bytes on each as its share of
     the free memory is; embeddings on the first, the last norm and the output layer on the last.
 
     Args:
         model: bare or injected, on the meta device or not.
         free: bytes of each GPU, by number, in the order in which they are filled.
-        stored: bytes that a byte of the model takes there; less than one where it will be quantised.
+        sizes: bytes that each parameter will take there, by name; None: those that it has.
 
     Raises:
         ConfigError: they do not hold it.
     """
-    gpus, layers = list(free), _layer_paths(model)
-    head = model.get_output_embeddings()
-    tied = head is not None and head.weight is getattr(model.get_input_embeddings(), "weight", None)
-    places: dict[str, int | None] = {}  # None: a layer
-    _add_pieces(model, "", layers, places, gpus)
-    for path, module in model.named_modules():
-        if path in places and module is head and not tied:
-            places[path] = gpus[-1]
-    sizes = {path: sum(p.nbytes for p in model.get_submodule(path).parameters()) for path in places}
-    total, ends, end = sum(sizes.values()), [], 0.0
-    for number in gpus:
-        end += total * free[number] / max(1, sum(free.values()))
-        ends.append(end)
-    reached = float(sum(size for path, size in sizes.items() if places[path] == gpus[0]))
-    for path in layers:
-        middle = reached + sizes[path] / 2
-        places[path] = next((gpu for gpu, last in zip(gpus, ends, strict=True) if middle <= last), gpus[-1])
-        reached += sizes[path]
-    found = {path: gpus[0] if gpu is None else gpu for path, gpu in places.items()}
-    for number in gpus:
-        needed = stored * sum(sizes[path] for path, gpu in found.items() if gpu == number)
-        if needed > free[number]:
+    gpus, (of_layers, layers) = list(free), decoder_layers(model)
+    places = _beside_layers(model, of_layers, gpus[0], gpus[-1])
+    if sizes is None:
+        sizes = {name: p.nbytes for name, p in model.named_parameters()}
+
+    def bytes_of(path: str) -> float:
+        return sum(size for name, size in sizes.items() if name.startswith(f"{path}."))
+
+    held = dict.fromkeys(gpus, 0.0)
+    for path, gpu in places.items():
+        held[gpu] += bytes_of(path)
+    each = [bytes_of(f"{of_layers}.{number}") for number in range(len(layers))]
+    total, all_free = sum(held.values()) + sum(each), max(1, sum(free.values()))
+    ends = list(accumulate(total * free[gpu] / all_free for gpu in gpus))
+    reached = held[gpus[0]]
+    for number, size in enumerate(each):
+        gpu = gpus[min(bisect_left(ends, reached + size / 2), len(gpus) - 1)]
+        places[f"{of_layers}.{number}"] = gpu
+        held[gpu] += size
+        reached += size
+    for gpu, needed in held.items():
+        if needed > free[gpu]:
             raise ConfigError(
-                f"the base takes {stored * total / GB:,.1f} GB over {len(gpus)} GPUs, of which GPU {number} would hold "
-                f"{needed / GB:,.1f} GB and has {free[number] / GB:,.1f} GB free: take more GPUs, or precision nf4"
+                f"the base takes {total / GB:,.1f} GB over {len(gpus)} GPUs, of which GPU {gpu} would hold "
+                f"{needed / GB:,.1f} GB and has {free[gpu] / GB:,.1f} GB free: take more GPUs, or precision nf4"
             )
-    return found
+    return places
 
 
-def _layer_paths(model: nn.Module) -> list[str]:
-    """Paths of the decoder layers: the list of modules with the most parameters."""
-    lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    most = max(lists, key=lambda path: sum(p.numel() for p in lists[path].parameters()))
-    return [f"{most}.{number}" for number in range(len(lists[most]))]
-
-
-def _add_pieces(
-    module: nn.Module, path: str, layers: Sequence[str], places: dict[str, int | None], gpus: Sequence[int]
-) -> None:
-    """Add the modules beside the layers: the first GPU's, but for what stands behind them in the decoder."""
-    behind = False
-    for name, child in module.named_children():
-        place = f"{path}.{name}" if path else name
-        if place in layers:
-            places[place] = None
-        elif any(layer.startswith(f"{place}.") for layer in layers):
-            _add_pieces(child, place, layers, places, gpus)
-            behind = isinstance(child, nn.ModuleList)
-        else:
-            places[place] = gpus[-1] if behind and any(True for _ in child.parameters()) else gpus[0]
+def _beside_layers(model: PreTrainedModel, of_layers: str, first: int, last: int) -> dict[str, int]:
+    """The GPU of each module beside the decoder layers: the first, but the last for what has weights and stands behind
+    the layers in the decoder, and for an output layer that is not tied to the embeddings."""
+    places: dict[str, int] = {}
+    parent, inside = "", of_layers.split(".")
+    for depth, name in enumerate(inside):
+        behind = False
+        for child, module in model.get_submodule(parent).named_children():
+            if child == name:
+                behind = depth == len(inside) - 1
+            else:
+                has_weights = next(module.parameters(), None) is not None
+                places[f"{parent}.{child}".lstrip(".")] = last if behind and has_weights else first
+        parent = f"{parent}.{name}".lstrip(".")
+    head = model.get_output_embeddings()
+    if head is not None and head.weight is not getattr(model.get_input_embeddings(), "weight", None):
+        path = next(path for path, module in model.named_modules() if module is head)
+        places |= {path: last} if path in places else {}
+    return places
 
 
 def layers_by_device(model: nn.Module) -> str:
     """How many decoder layers lie on each device, such as "cuda:0 16, cuda:1 16"."""
-    counts = Counter(str(next(model.get_submodule(one.path).parameters()).device) for one in layouts(model))
+    _, layers = decoder_layers(model)
+    counts = Counter(str(next(layer.parameters()).device) for layer in layers)
     return ", ".join(f"{device} {count}" for device, count in counts.items())
 
 

@@ -3,40 +3,23 @@
 from torch import nn
 
 from lmoe.backbones.layout import LayerLayout
-from lmoe.backbones.load import QUANTISED
+from lmoe.backbones.stored_bytes import stored_bytes
 from lmoe.estimate.activations import LayerShape
-from lmoe.ops.linear_sizes import is_linear, sizes
+from lmoe.ops.linear_sizes import sizes
 from lmoe.vocabulary import BackbonePrecision
-
-QUANTISED_BYTES = {BackbonePrecision.int8: 1.0, BackbonePrecision.nf4: 0.5 + 1 / 64 + 4 / (64 * 256)}
-"""Bytes a weight. nf4: one byte a block of 64 for its largest value, and a float32 for 256 of those (QLoRA, 2305.14314,
-section 3)."""
-
-
-def storage_bytes(precision: BackbonePrecision) -> int:
-    """Bytes of a weight that is not quantised, and of the residual stream."""
-    return 4 if precision is BackbonePrecision.float32 else 2
 
 
 def frozen_bytes(precision: BackbonePrecision, model: nn.Module, layers: dict[str, int]) -> dict[int, float]:
-    """Bytes of the backbone as it is stored, by decoder layer; -1: outside them."""
-    plain = float(storage_bytes(precision))
-    each = {
-        f"{path}.weight": QUANTISED_BYTES[precision] if precision in QUANTISED and _in(path, layers) >= 0 else plain
-        for path, module in model.named_modules()
-        if is_linear(module)
-    }
+    """Bytes of the backbone as it is stored, by decoder layer; -1: outside them.
+
+    Args:
+        layers: number of each layer, by its path.
+    """
     found: dict[int, float] = {}
-    for name, parameter in model.named_parameters():
-        place = _in(name, layers)
-        found[place] = found.get(place, 0.0) + parameter.numel() * each.get(name, plain)
-        if precision is BackbonePrecision.int8 and name in each and each[name] == 1.0:
-            found[place] += 4 * parameter.shape[0]  # the scale of each row
+    for name, size in stored_bytes(precision, model, list(layers)).items():
+        place = next((index for path, index in layers.items() if name.startswith(f"{path}.")), -1)
+        found[place] = found.get(place, 0.0) + size
     return found
-
-
-def _in(name: str, layers: dict[str, int]) -> int:
-    return next((index for prefix, index in layers.items() if name.startswith(prefix)), -1)
 
 
 def layer_shape(model: nn.Module, layout: LayerLayout) -> LayerShape:

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from lmoe.backbones.layout import layouts
 from lmoe.backbones.load import QUANTISED, bare_model
+from lmoe.backbones.stored_bytes import storage_bytes
 from lmoe.config.moe import MoeConfig
 from lmoe.config.run import RunConfig
 from lmoe.estimate.activations import (
@@ -21,7 +22,7 @@ from lmoe.estimate.activations import (
     norm_per_token,
     traced,
 )
-from lmoe.estimate.bare_sizes import active_parameters, frozen_bytes, layer_shape, storage_bytes
+from lmoe.estimate.bare_sizes import active_parameters, frozen_bytes, layer_shape
 from lmoe.estimate.cost import StepCost
 from lmoe.estimate.host import HostMemory, host_memory
 from lmoe.injection.apply import inject
@@ -132,7 +133,7 @@ def estimate_model(
     shards = shards or (devices if config.trainer.strategy is Strategy.fsdp2 else 1)
     found = layouts(model)
     shapes = {layout.index: layer_shape(model, layout) for layout in found}
-    parts = {f"{layout.path}.": layout.index for layout in found}
+    parts = {layout.path: layout.index for layout in found}
     frozen = frozen_bytes(config.backbone.precision, model, parts)
     host = host_memory(config, model, sum(frozen.values()))
     active = sum(active_parameters(model, layout, shapes[layout.index]) for layout in found)

@@ -6,9 +6,9 @@ from transformers import PreTrainedModel
 
 from lmoe.backbones.layout import layouts
 from lmoe.backbones.load import QUANTISED
+from lmoe.backbones.stored_bytes import storage_bytes
 from lmoe.backbones.unread import read_at_once
 from lmoe.config.run import RunConfig
-from lmoe.estimate.bare_sizes import storage_bytes
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.run.memory import MB
 from lmoe.vocabulary import Accelerator, Strategy

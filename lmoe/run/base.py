@@ -3,15 +3,14 @@ layers on several devices."""
 
 from transformers import PreTrainedModel
 
+from lmoe.backbones.layout import layouts
 from lmoe.backbones.load import bare_model, load_model
 from lmoe.backbones.placement import balanced_map, free_memory, layers_by_device
+from lmoe.backbones.stored_bytes import stored_bytes
 from lmoe.backbones.unread import unread_model
 from lmoe.config.run import RunConfig
 from lmoe.run.devices import own_device, own_gpus
-from lmoe.vocabulary import BackbonePrecision, Strategy
-
-STORED = {BackbonePrecision.int8: 0.5, BackbonePrecision.nf4: 0.26}
-"""Bytes that a byte of bfloat16 takes when it is quantised."""
+from lmoe.vocabulary import Strategy
 
 
 def load_base(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
@@ -26,8 +25,9 @@ def load_base(config: RunConfig) -> tuple[PreTrainedModel, list[str]]:
         ConfigError: the GPUs of a run with device_map do not hold it.
     """
     if config.trainer.strategy is Strategy.device_map and (over := own_gpus(config.trainer)):
-        bare, stored = bare_model(config.backbone), STORED.get(config.backbone.precision, 1.0)
-        model = load_model(config.backbone, places=balanced_map(bare, free_memory(over), stored=stored))
+        bare = bare_model(config.backbone)
+        sizes = stored_bytes(config.backbone.precision, bare, [layout.path for layout in layouts(bare)])
+        model = load_model(config.backbone, places=balanced_map(bare, free_memory(over), sizes))
         return model, [f"layers of the base by GPU: {layers_by_device(model)}"]
     if config.trainer.strategy is not Strategy.fsdp2:
         return load_model(config.backbone, device=own_device(config.trainer)), []

@@ -11,9 +11,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import lmoe
 from lmoe.backbones.fingerprint import fingerprint
 from lmoe.backbones.placement import balanced_map, first_offloaded, placed
+from lmoe.backbones.stored_bytes import stored_bytes
 from lmoe.blend.fold import Folded
 from lmoe.errors import BackboneError, ConfigError, LmoeError
 from lmoe.export.merge import merge_adapters
+from lmoe.vocabulary import BackbonePrecision
 from tests.tiny_models import tiny_model
 
 INJECTION = {"lora_r": 4}
@@ -113,6 +115,19 @@ def test_each_gpu_gets_its_share_of_the_layers(count):
     assert places["lm_head"] == count - 1
     uneven = Counter(balanced_map(model, {0: 10**9, 1: 2 * 10**9})[f"model.layers.{number}"] for number in range(24))
     assert uneven == {0: 8, 1: 16}
+
+
+def test_a_base_that_will_be_quantised_is_shared_out_by_what_it_takes_then():
+    """Linears of layers shrink, embeddings do not: of these the first GPU has all."""
+    model = tiny_model()
+    sizes = stored_bytes(BackbonePrecision.nf4, model, [f"model.layers.{i}" for i in range(len(model.model.layers))])
+    inside = sum(p.numel() for name, p in model.named_parameters() if name.endswith("_proj.weight"))
+    others = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("_proj.weight"))
+    assert sum(sizes.values()) == pytest.approx(inside * (0.5 + 1 / 64 + 1 / 4096) + 2 * others)
+    room = int(sum(sizes.values()))
+    balanced_map(model, {0: room, 1: room}, sizes)
+    with pytest.raises(ConfigError, match="would hold"):
+        balanced_map(model, {0: room // 2, 1: room // 2})
 
 
 def test_a_model_that_gpus_do_not_hold_is_refused():

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -23,6 +24,20 @@ def alone(monkeypatch):
     """No launcher around the tests."""
     for name in LOCAL_RANKS:
         monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def asked(monkeypatch) -> dict[str, Any]:
+    """What a base is asked for on GPUs that torch believes to be there."""
+    found: dict[str, Any] = {}
+
+    def from_pretrained(place, **settings):
+        found.update(settings)
+        raise ValueError("there is no GPU")
+
+    monkeypatch.setattr("lmoe.backbones.load.AutoModelForCausalLM.from_pretrained", from_pretrained)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    return found
 
 
 def test_a_run_that_shards_its_base_leaves_the_weights_in_their_files(micro, restored):
@@ -50,16 +65,8 @@ def test_where_it_cannot_be_read_so_all_of_it_is_read_and_the_reason_is_one_line
     ],
 )
 def test_each_process_asks_for_its_quantised_base_on_its_own_gpu(
-    precision, ids, environment, expected, micro, restored, monkeypatch
+    precision, ids, environment, expected, micro, restored, monkeypatch, asked
 ):
-    asked = {}
-
-    def from_pretrained(place, **settings):
-        asked.update(settings)
-        raise ValueError("there is no GPU")
-
-    monkeypatch.setattr("lmoe.backbones.load.AutoModelForCausalLM.from_pretrained", from_pretrained)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for name, value in environment.items():
         monkeypatch.setitem(os.environ, name, value)
     config = micro.config(
@@ -71,15 +78,7 @@ def test_each_process_asks_for_its_quantised_base_on_its_own_gpu(
     assert asked["device_map"] == {"": torch.device(expected)}
 
 
-def test_layers_are_asked_for_on_all_gpus_of_a_run_with_device_map(micro, restored, monkeypatch):
-    asked = {}
-
-    def from_pretrained(place, **settings):
-        asked.update(settings)
-        raise ValueError("there is no GPU")
-
-    monkeypatch.setattr("lmoe.backbones.load.AutoModelForCausalLM.from_pretrained", from_pretrained)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+def test_layers_are_asked_for_on_all_gpus_of_a_run_with_device_map(micro, restored, monkeypatch, asked):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda number: (10**6, 2 * 10**6))
     settings = ("trainer=device_map", "trainer.devices=2", "trainer.device_ids=[3,1]")
     with pytest.raises(BackboneError, match="there is no GPU"):
