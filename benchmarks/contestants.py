@@ -109,9 +109,14 @@ def layer_contestants() -> list[Contestant]:
     return [_floor(PRIMARY), *(c for c in _setting(PRIMARY) if c.peer != "peft_xlora")]
 
 
-def expert_ffn_contestants(experts: Experts) -> list[Contestant]:
-    """One FFN turned into experts that are whole FFNs."""
+def expert_ffn_contestants(experts: Experts, *, compiled: bool = False) -> list[Contestant]:
+    """One FFN turned into experts that are whole FFNs.
+
+    Args:
+        compiled: lmoe's once more, as compiled code.
+    """
     families = {"lmoe": "lmoe_expert_ffn", "mixlora": "mixlora_expert_ffn", "eulerforge": "eulerforge_expert_ffn"}
+    families |= {"lmoe compiled": "lmoe_compiled_ffn"} if compiled else {}
     peers = {"frozen FFN": ("frozen", Experts(0, 0, 0))}
     peers |= {mixture(f"{family} FFN", experts): (peer, experts) for family, peer in families.items()}
     return [

@@ -46,6 +46,7 @@ def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--experts", type=positive, default=PRIMARY.num_experts)
     parser.add_argument("--top-k", type=positive, default=PRIMARY.top_k)
     parser.add_argument("--rank", type=positive, default=PRIMARY.rank)
+    parser.add_argument("--compiled", action="store_true", help="lmoe's as compiled code too; needs a C++ compiler")
     parser.add_argument("--times", type=positive, default=2, help="runs of which a sample is the mean")
     flags = parser.parse_args(given)
     flags.features = flags.features or SHAPES
@@ -100,7 +101,7 @@ def measure(flags: argparse.Namespace, dtype: str, say: Say) -> Report:
     agreed: dict[str, str | int] = {}
     for features in flags.features:
         shape = " -> ".join(map(str, features))
-        entrants = chosen(expert_ffn_contestants(experts), flags.only)
+        entrants = chosen(expert_ffn_contestants(experts, compiled=flags.compiled), flags.only)
         agreed[f"agreement {shape}"] = in_words(agreement(entrants, features, flags))
         say(f"{dtype} {shape}: {agreed[f'agreement {shape}']}")
         runs, notes = ready(entrants, Bench(features, DTYPES[dtype], flags).build)
@@ -120,8 +121,8 @@ def measure(flags: argparse.Namespace, dtype: str, say: Say) -> Report:
             for contestant, run in runs.items()
         ]
         skipped += notes
-        wanted = [replace(target, what=f"{shape}: {target.what}") for target in expert_ffn_targets(experts)]
-        targets += judge(tuple(wanted), timed, {})
+        wanted = expert_ffn_targets(experts, compiled=flags.compiled)
+        targets += judge(tuple(replace(target, what=f"{shape}: {target.what}") for target in wanted), timed, {})
     return Report(
         title=f"One FFN turned into experts, {dtype}, {flags.device}",
         command=command(flags, dtype),
@@ -148,6 +149,7 @@ def command(flags: argparse.Namespace, dtype: str) -> str:
     words += [f"--features {hidden} {inner}" for hidden, inner in flags.features]
     words += [f"--experts {flags.experts} --top-k {flags.top_k} --rank {flags.rank}"]
     words += [f"--tokens {flags.tokens[0]}x{flags.tokens[1]} --repeats {flags.repeats} --times {flags.times}"]
+    words += ["--compiled"] if flags.compiled else []
     return " ".join([*words, *(f'--only "{name}"' for name in flags.only or ())])
 
 

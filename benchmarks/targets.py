@@ -110,17 +110,18 @@ LAYER_TARGETS = (
 )
 
 
-def expert_ffn_targets(experts: Experts) -> tuple[Target, ...]:
-    """Targets of one FFN turned into experts."""
+def expert_ffn_targets(experts: Experts, *, compiled: bool = False) -> tuple[Target, ...]:
+    """Targets of one FFN turned into experts, as it is and `compiled`."""
     bounds = {"mixlora FFN": 2.0, "eulerforge FFN": 3.0}
     return tuple(
         Target(
-            what=f"forward and backward, {family} to lmoe FFN",
+            what=f"forward and backward, {family} to {own}",
             mine=mixture(family, experts),
-            theirs=mixture("lmoe FFN", experts),
+            theirs=mixture(own, experts),
             limit=limit,
             at_least=True,
         )
+        for own in ("lmoe FFN", *(["lmoe compiled FFN"] if compiled else []))
         for family, limit in bounds.items()
     )
 

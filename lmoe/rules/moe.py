@@ -202,7 +202,9 @@ def _target_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
         least = f"at least the {injection.num_experts} experts"
         problems.append(f"moe.router_fit_prompts is {moe.router_fit_prompts}, must be 0, or {least}")
     if moe.router_target is RouterTarget.none:
-        return problems + _idle(moe, ("router_target_coef", "router_fit_prompts"), "with moe.router_target=none")
+        cure = f"set router_target or, where moe=supervised has set it, take moe={moe.router}"
+        why = f"with moe.router_target=none; {cure}"
+        return problems + _idle(moe, ("router_target_coef", "router_fit_prompts"), why)
     if not trains_logits(moe):
         problems.append(without_effect("moe.router_target", f"with moe.router={moe.router}, which learns nothing"))
     fewest = injection.fewest_experts

@@ -8,11 +8,12 @@ import torch
 
 from benchmarks import expert_ffn
 from benchmarks.agreement import TOLERANCE, differences, fill, gradient, in_words, values
-from benchmarks.contestants import PRIMARY, expert_ffn_contestants
+from benchmarks.contestants import PRIMARY, expert_ffn_contestants, mixture
 from benchmarks.entrants import ready
 from benchmarks.peers import lmoe_expert_ffn
 from benchmarks.targets import expert_ffn_targets, judge
 from benchmarks.timing import Timed
+from lmoe.layers import compiled_forward
 
 MICRO = ["--features", "16", "32", "--features", "32", "16", "--tokens", "2x8", "--repeats", "1", "--warmup", "1"]
 MICRO += ["--times", "1", "--threads", "1", "--device", "cpu"]
@@ -39,6 +40,17 @@ def test_a_run_leaves_every_contestant_with_times_or_a_note(dtype, tmp_path):
     assert all(why.startswith("not installed: ") for why in notes.values()), notes
     assert len(found["targets"]) == 4 and found["targets"][0]["what"].startswith("16 -> 32: ")
     assert (tmp_path / f"expert_ffn_cpu_{dtype}.png").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
+def test_compiled_experts_take_part_where_they_are_asked_for(no_peers, monkeypatch, tmp_path):
+    monkeypatch.setattr(compiled_forward, "BACKEND", "aot_eager")  # inductor needs a C++ compiler
+    expert_ffn.main([*MICRO, "--dtype", "fp32", "--compiled", "--output-dir", str(tmp_path)])
+    found = json.loads((tmp_path / "expert_ffn_cpu_fp32.json").read_text(encoding="utf-8"))
+    compiled = mixture("lmoe compiled FFN", PRIMARY)
+    assert {row["name"] for row in found["contestants"]} == {FROZEN, LMOE, compiled}
+    assert compiled in found["work"]["agreement 16 -> 32"] and "--compiled" in found["command"]
+    assert len(found["targets"]) == 8
 
 
 def test_a_missing_peer_is_left_out_with_a_note(no_peers):
