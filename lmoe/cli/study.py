@@ -118,7 +118,10 @@ def read_study(argv: Sequence[str]) -> tuple[StudyConfig, list[str], list[str], 
 def compose_arms(
     study: StudyConfig, given: Sequence[str], places: Sequence[str]
 ) -> tuple[dict[str, RunConfig], dict[str, Arm]]:
-    """A config of a run of each arm, with the first values of its space, and the arms.
+    """A config of a run of each arm, with the first values of its space, and the arms, whose settings name the folders.
+
+    Args:
+        places: arguments that name folders of further choices.
 
     Raises:
         ConfigError: every problem of an arm, a value that its runs refuse or that changes nothing, arms that are alike.
@@ -126,14 +129,14 @@ def compose_arms(
 
     def compose(settings: Sequence[str]) -> RunConfig:
         try:
-            composed: DictConfig = compose_config("train", RunConfig, [*searchpath(list(places)), *settings])
+            composed: DictConfig = compose_config("train", RunConfig, list(settings))
         except Exception as error:  # whatever stops Hydra is said as a problem of the arm
             raise ConfigError(composition_problem(error)) from None
         config, problems = problems_of(composed, RunConfig, run_problems)
         raise_problems(problems + trust_problems(config, [setting_key(text) for text in given]))
         return config
 
-    return compose_each(study, arms_of(study, given), compose)
+    return compose_each(study, arms_of(study, [*searchpath(list(places)), *given]), compose)
 
 
 def _composed(command: Command) -> StudyConfig:

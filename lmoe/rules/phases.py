@@ -48,6 +48,15 @@ def ordered_phases(config: RunConfig) -> list[tuple[str, int, PhaseConfig]]:
     return resolved
 
 
+def base_lr_acts(config: RunConfig) -> bool:
+    """Whether anything trains with optim.lr: phases and roles may all have learning rates of their own."""
+    own = {role for role, settings in config.optim.roles.items() if settings.lr is not None}
+    return any(
+        phase.lr is None and not {role.value for role in phase.trainable} <= own
+        for _, _, phase in ordered_phases(config)
+    )
+
+
 def share_base(config: RunConfig) -> int:
     """Optimizer steps that a share such as 20% is of."""
     return config.trainer.max_steps if config.phase.of_steps is None else config.phase.of_steps

@@ -8,6 +8,7 @@ from lmoe.config.run import RunConfig
 from lmoe.config.study import StudyConfig
 from lmoe.errors import ConfigError
 from lmoe.files.run_folder import hydra_quoted
+from lmoe.rules.phases import base_lr_acts
 from lmoe.rules.routers import needs_domain
 from lmoe.rules.study import objective_problems
 from lmoe.study.arms import Arm, Values, value_settings, values_text
@@ -15,6 +16,7 @@ from lmoe.vocabulary import LoggerKind
 
 SPLIT = "data.split_seed=0"
 """Lets the runs of all seeds keep the same rows for validation and judging."""
+BASE_LR = "optim.lr"
 
 
 def compose_each(
@@ -41,7 +43,7 @@ def compose_each(
             found.setdefault(problem, []).append(name)
     problems = [f"{_whose(names, arms)}: {problem}" for problem, names in found.items()]
     if not problems:
-        problems = _alike(study, configs) + _without_expert(study, configs) + _unwatched(study, configs)
+        problems = _alike(study, arms, configs, compose) + _without_expert(study, configs) + _unwatched(study, configs)
     raise_problems(problems)
     return configs, {
         name: replace(arm, settings=(*arm.settings, *_own(study, configs[name]))) for name, arm in arms.items()
@@ -64,7 +66,7 @@ def _space_problems(arm: Arm, first: RunConfig, compose: Callable[[Sequence[str]
             except ConfigError as error:
                 problems += [f"with {values_text(((key, value),))}: {problem}" for problem in error.problems]
                 continue
-            if config == first:
+            if config == first or (key == BASE_LR and not base_lr_acts(first)):
                 problems.append(f"{key} is in the space, and its values change nothing in the runs of this arm")
                 break
     return problems
@@ -74,15 +76,23 @@ def _whose(names: Sequence[str], arms: Mapping[str, Arm]) -> str:
     return "all arms" if len(names) == len(arms) > 1 else f"arm{'s' * (len(names) > 1)} {', '.join(names)}"
 
 
-def _alike(study: StudyConfig, configs: Mapping[str, RunConfig]) -> list[str]:
+def _alike(
+    study: StudyConfig,
+    arms: Mapping[str, Arm],
+    configs: Mapping[str, RunConfig],
+    compose: Callable[[Sequence[str]], RunConfig],
+) -> list[str]:
     """Arms that are another one under another name, with the same seeds."""
     problems, names = [], list(configs)
     for number, name in enumerate(names):
         for other in names[:number]:
-            mine, others = study.arms[name], study.arms[other]
-            if configs[name] != configs[other] or mine.apart != others.apart:
+            mine, others = arms[name], arms[other]
+            if mine.apart != others.apart or _tried(mine) != _tried(others):
                 continue
-            if mine.space != others.space and any(mine.space.values()):
+            same = configs[other]
+            if _first(mine) != _first(others):  # the same values in another order
+                same = compose([*others.settings, *value_settings(_first(mine))])
+            if configs[name] != same:
                 continue
             seeds = {seed + mine.seed_offset for seed in study.judging.seeds}
             if seeds & {seed + others.seed_offset for seed in study.judging.seeds}:
@@ -91,6 +101,11 @@ def _alike(study: StudyConfig, configs: Mapping[str, RunConfig]) -> list[str]:
                     f"comparison give one of them seeds of its own (study.arms.{name}.seed_offset=1000)"
                 )
     return problems
+
+
+def _tried(arm: Arm) -> dict[str, set[str]]:
+    """The values of each tuned key, in no order."""
+    return {key: {values_text(((key, value),)) for value in values} for key, values in arm.space.items()}
 
 
 def _without_expert(study: StudyConfig, configs: Mapping[str, RunConfig]) -> list[str]:

@@ -21,6 +21,8 @@ PARTS = "domains"
 """Folder of the runs of a job that has one for each domain."""
 RUNS, LONGER = "runs", "longer"
 """Folders of jobs, by what they are for."""
+PLACES = "hydra.searchpath="
+"""Setting that names folders of further choices."""
 KEPT = Reader(error=StudyError, cure="remove the folder of this job, and it is done again", what="such a file")
 
 
@@ -145,12 +147,17 @@ def write_job(job: Job, folder: Path) -> None:
     """
     place = folder / job.place
     text = json.dumps(asdict(job), indent=1)
-    if (place / JOB_FILE).exists() and read_job(place).runs != job.runs:
+    if (place / JOB_FILE).exists() and _trained(read_job(place)) != _trained(job):
         raise StudyError(
             f"{place}: it holds a job with other settings; remove it, or give the study another name (study.name)"
         )
     (place / FAILURE_FILE).unlink(missing_ok=True)
     write_whole(place, {JOB_FILE: text.encode() + b"\n"})
+
+
+def _trained(job: Job) -> list[tuple[str, list[str]]]:
+    """What the runs of a job are, wherever their choices are read from."""
+    return [(run.folder, [text for text in run.settings if not text.startswith(PLACES)]) for run in job.runs]
 
 
 def read_job(place: Path) -> Job:

@@ -1,7 +1,7 @@
 """One study: what it holds while it runs, and the folder that keeps it."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from lmoe.errors import StudyError
 from lmoe.files.small_file import Reader
 from lmoe.files.wording import shown
 from lmoe.files.write import write_whole
+from lmoe.rules.study import setting_key
 from lmoe.study.arms import Arm
 from lmoe.study.jobs import Job
 
 CONFIG_FILE = "study_config.json"
 FORMAT_VERSION = 1
 CONFIG = Reader(error=StudyError, cure="put it back, or start another study (study.name)")
+NOT_SET = "not set"
 NO_PART_OF_IT = ("max_time",)
 """Keys of a study that may change while it is under way: no run depends on them."""
 Compose = Callable[[Sequence[str]], RunConfig]
@@ -81,8 +83,8 @@ def keep_config(study: Study, data_hashes: Mapping[str, str]) -> None:
     if not file.exists():
         write_whole(study.folder, {CONFIG_FILE: json.dumps(wanted, indent=1, ensure_ascii=False).encode() + b"\n"})
         return
-    there = _completed(CONFIG.json(file))
-    if changes := list(_differences(wanted, there, "")):
+    there = _completed(file)
+    if changes := list(_changes(wanted, there)):
         listed = "\n".join(f"  - {change}" for change in changes[:20])
         raise StudyError(
             f"{study.folder} holds a study that was begun with other settings; with them it goes on, and another "
@@ -90,10 +92,14 @@ def keep_config(study: Study, data_hashes: Mapping[str, str]) -> None:
         )
 
 
-def _completed(kept: dict[str, Any]) -> dict[str, Any]:
+def _completed(file: Path) -> dict[str, Any]:
     """What was kept, with the defaults of keys that studies did not yet have then."""
+    kept = CONFIG.json(file)
+    settings, data = kept.get("settings"), kept.get("data")
+    if not isinstance(settings, list) or not isinstance(data, dict | list):
+        raise CONFIG.refusal(file, "holds something else")
     read, _ = read_section(StudyConfig, kept.get("study", {}), prefix="study")
-    return kept | {"study": json.loads(json.dumps(_section(read)))}
+    return kept | {"study": json.loads(json.dumps(_section(read))), "settings": [str(text) for text in settings]}
 
 
 def _section(config: StudyConfig) -> dict[str, Any]:
@@ -106,13 +112,47 @@ def kept_config(study: Study, data_hashes: Mapping[str, str]) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "study": _section(study.config),
         "settings": list(study.given),
-        "data": sorted(data_hashes.values()),
+        "data": dict(data_hashes),
     }
 
 
-def _differences(wanted: Any, there: Any, key: str):
+def _changes(wanted: dict[str, Any], there: dict[str, Any]) -> Iterator[str]:
+    """In what a study differs from the one that was begun."""
+    for key in ("format_version", "study"):
+        yield from _differences(wanted[key], there.get(key), key)
+    yield from _differences(_by_key(wanted["settings"]), _by_key(there["settings"]), "")
+    yield from _changed_files(wanted["data"], there["data"])
+
+
+def _by_key(settings: Sequence[str]) -> dict[str, str]:
+    """Settings of the command line by their key, of which the last one counts; their order does not."""
+    return {setting_key(text): text.partition("=")[2] for text in settings}
+
+
+def _differences(wanted: Any, there: Any, key: str) -> Iterator[str]:
+    if wanted == there:
+        return
     if isinstance(wanted, dict) and isinstance(there, dict):
         for name in dict.fromkeys([*wanted, *there]):
-            yield from _differences(wanted.get(name), there.get(name), f"{key}.{name}" if key else name)
-    elif wanted != there:
+            inner = f"{key}.{name}" if key else name
+            yield from _differences(wanted.get(name, NOT_SET), there.get(name, NOT_SET), inner)
+    elif isinstance(wanted, list) and isinstance(there, list) and shown(wanted) == shown(there):
+        yield from (f"{key} has {shown(item)}, which it had not" for item in wanted if item not in there)
+        yield from (f"{key} had {shown(item)}, which it has not" for item in there if item not in wanted)
+        if sorted(map(str, wanted)) == sorted(map(str, there)):
+            yield f"{key} has another order"
+    else:
         yield f"{key} is {shown(wanted)}, was {shown(there)}"
+
+
+def _changed_files(wanted: dict[str, str], there: dict[str, str] | list[str]) -> Iterator[str]:
+    """Files of rows that are not those of the study, of which earlier versions kept no names."""
+    now, before = wanted.values(), there if isinstance(there, list) else there.values()
+    new = [file for file, digest in wanted.items() if digest not in before]
+    yield from (f"{file} holds rows that the study was not begun with" for file in new)
+    gone = len(set(before) - set(now))
+    named = [file for file, digest in there.items() if digest not in now] if isinstance(there, dict) else []
+    if missing := [file for file in named if file not in new]:
+        yield from (f"{file} is no longer among its files of rows" for file in missing)
+    elif gone > len(new):
+        yield f"{gone} files of rows that the study was begun with are not among them"

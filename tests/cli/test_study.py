@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lmoe.cli.main import app
+from lmoe.cli.study import compose_arms, read_study
 from lmoe.cli.study_job import main as do_job
 from lmoe.cli.study_jobs import JobLauncher, reason
 from lmoe.evaluate.row_losses import read_row_losses
@@ -153,16 +154,16 @@ def test_a_metric_that_no_run_logs_is_refused_before_any_run(restored, micro, tm
     assert not list(tmp_path.glob("outputs/study/small/runs"))
 
 
-def test_a_study_that_is_done_is_only_written_anew(own, micro, monkeypatch):
+def test_a_study_that_is_done_is_only_written_anew(done, own, micro, monkeypatch):
     def refuse(self, jobs):
         raise AssertionError("nothing is left to do")
 
     monkeypatch.setattr(JobLauncher, "__call__", refuse)
-    before = json.loads((own / "outputs/study/small/study.json").read_text())
+    before = (own / "outputs/study/small/study.json").read_text().replace(str(done[0]), str(own))
     found = study(micro, own)
     assert found.exit_code == 0, found.output
-    after = json.loads((own / "outputs/study/small/study.json").read_text())
-    assert {**before, "finished": 0} == {**after, "finished": 0}
+    after = (own / "outputs/study/small/study.json").read_text()
+    assert {**json.loads(before), "finished": 0} == {**json.loads(after), "finished": 0}
 
 
 def test_a_changed_study_is_refused_with_the_difference(own, micro):
@@ -170,7 +171,7 @@ def test_a_changed_study_is_refused_with_the_difference(own, micro):
     assert found.exit_code == 1
     assert "study.judging.margin is 0.1, was 0.01" in found.output and "study.name=…" in found.output
     found = study(micro, own, "optim.weight_decay=0.5")
-    assert found.exit_code == 1 and "settings is" in found.output
+    assert found.exit_code == 1 and "optim.weight_decay is 0.5, was not set" in found.output, found.output
 
 
 def test_a_study_in_which_another_process_works_is_refused(own, micro, monkeypatch):
@@ -335,6 +336,38 @@ def test_a_problem_is_said_once_and_by_what_was_written(restored, micro, tmp_pat
 def test_a_value_that_changes_nothing_is_no_tuning(restored, micro, tmp_path):
     found = study(micro, tmp_path, "+study.space.trainer.devices=[1,'1']")
     assert found.exit_code == 1 and "change nothing" in found.output, found.output
+
+
+def test_runs_of_an_arm_find_experiments_of_the_users_own_folder(restored, micro, tmp_path):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\noptim: {lr: 0.25}\n", "utf-8")
+    text = STUDY.replace("  apart: {", "  own: {overrides: [injection=dense_lora, experiment=own]}\n  apart: {")
+    found = study(micro, tmp_path, "dry_run=config", text=text)
+    assert found.exit_code == 0 and "4 arms: lora, own" in found.output, found.output
+    command = ["--config-dir", "mine", "study=small", *settings(micro)]
+    config, given, _, _ = read_study(command)
+    _, arms = compose_arms(config, given, command[:2])
+    found = CliRunner().invoke(app, ["train", *arms["own"].settings, "dry_run=config"])
+    assert found.exit_code == 0, found.output
+
+
+def test_a_learning_rate_that_every_role_overrides_is_no_tuning(restored, micro, tmp_path):
+    roles = "+optim.roles.lora.lr=0.001, +optim.roles.attn_lora.lr=0.001"
+    text = STUDY.replace("[injection=dense_lora]}", f"[injection=dense_lora, {roles}]}}")
+    found = study(micro, tmp_path, "+study.space.optim.lr=[0.001,0.002]", "dry_run=config", text=text)
+    assert found.exit_code == 1, found.output
+    assert re.search(r"arm lora: optim.lr is in the space, and its values\s+change nothing", found.output), found.output
+
+
+@pytest.mark.parametrize(
+    ("mine", "alike"), [("[0.001, 0.002]", True), ("[0.002, 0.001]", True), ("[0.001, 0.004]", False)]
+)
+def test_arms_are_alike_by_what_they_try_not_by_where_it_is_written(restored, micro, tmp_path, mine, alike):
+    same = f"  same: {{overrides: [injection=dense_lora], space: {{optim: {{lr: {mine}}}}}}}"
+    text = STUDY.replace("  apart: {", f"{same}\n  apart: {{")
+    found = study(micro, tmp_path, "+study.space.optim.lr=[0.001,0.002]", "dry_run=config", text=text)
+    said = "arms lora and same have the same runs with the same seeds" in " ".join(found.output.split())
+    assert said is alike and found.exit_code == int(alike), found.output
 
 
 def test_the_study_of_the_page_composes(restored, micro, tmp_path):

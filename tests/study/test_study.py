@@ -1,0 +1,79 @@
+"""A study that goes on is the one that was begun, or the message says in what it differs."""
+
+import json
+
+import pytest
+
+from lmoe.errors import StudyError
+from lmoe.study.study import CONFIG_FILE, keep_config
+from tests.study.studies import config, study_of
+
+FILES = {"a.jsonl": "1" * 64, "b.jsonl": "2" * 64}
+
+
+def begun(folder, *given: str):
+    """Begin a study with settings, and return how to begin it again with others."""
+
+    def begin(*settings: str, files=FILES, **changes):
+        study = study_of(config(**changes), folder)
+        object.__setattr__(study, "given", settings)
+        keep_config(study, files)
+
+    begin(*given)
+    return begin
+
+
+def test_settings_in_another_order_are_the_same(tmp_path):
+    again = begun(tmp_path, "optim.lr=1", "moe=soft")
+    again("moe=soft", "optim.lr=2", "optim.lr=1")
+
+
+def test_of_settings_the_message_names_those_that_differ(tmp_path):
+    again = begun(tmp_path, *(f"moe.key_{number}=1" for number in range(20)), "optim.lr=1")
+    with pytest.raises(StudyError) as told:
+        again(*(f"moe.key_{number}=1" for number in range(20)), "optim.lr=3", "optim.eps=2")
+    said = str(told.value)
+    assert "optim.lr is 3, was 1" in said and "optim.eps is 2, was not set" in said and "key_" not in said
+
+
+def test_of_long_lists_the_message_names_the_items_that_differ(tmp_path):
+    seeds = list(range(100, 140))
+    again = begun(tmp_path)
+    study = {"common": [f"data.key_{seed}=1" for seed in seeds]}
+    with pytest.raises(StudyError, match="study.common"):
+        again(**study)
+    (tmp_path / CONFIG_FILE).unlink()
+    again(**study)
+    with pytest.raises(StudyError) as told:
+        again(common=[*study["common"][:-1], "data.other=1"])
+    said = str(told.value)
+    assert "study.common has data.other=1, which it had not" in said
+    assert "study.common had data.key_139=1, which it has not" in said and "key_138" not in said
+
+
+def test_of_rows_the_message_names_the_file(tmp_path):
+    again = begun(tmp_path)
+    again(files={"elsewhere/a.jsonl": "1" * 64, "b.jsonl": "2" * 64})
+    with pytest.raises(StudyError, match=r"b\.jsonl holds rows that the study was not begun with") as told:
+        again(files={"a.jsonl": "1" * 64, "b.jsonl": "3" * 64})
+    assert "a.jsonl" not in str(told.value)
+    with pytest.raises(StudyError, match=r"b\.jsonl is no longer among its files"):
+        again(files={"a.jsonl": "1" * 64})
+
+
+def test_a_study_of_an_earlier_version_goes_on_with_the_same_rows_alone(tmp_path):
+    again = begun(tmp_path)
+    kept = json.loads((tmp_path / CONFIG_FILE).read_text())
+    (tmp_path / CONFIG_FILE).write_text(json.dumps(kept | {"data": sorted(FILES.values())}))
+    again()
+    with pytest.raises(StudyError, match=r"b\.jsonl holds rows"):
+        again(files={"a.jsonl": "1" * 64, "b.jsonl": "3" * 64})
+    with pytest.raises(StudyError, match="1 files of rows that the study was begun with are not among them"):
+        again(files={"a.jsonl": "1" * 64})
+
+
+def test_a_damaged_record_is_refused_with_its_cure(tmp_path):
+    again = begun(tmp_path)
+    (tmp_path / CONFIG_FILE).write_text(json.dumps({"format_version": 1, "study": {}, "settings": 3}))
+    with pytest.raises(StudyError, match="holds something else"):
+        again()
