@@ -26,8 +26,8 @@ from lmoe.study.judge import CLASSIFIER_FILE, base_losses
 from lmoe.study.judged import JudgedLosses, read_judged
 from lmoe.study.ledger import models_judged, rows_digest
 from lmoe.study.matched import ArmSize, arm_size
+from lmoe.study.progress import Progress
 from lmoe.study.result import EDGE, ArmResult, ComparisonResult, Curve, StudyResult, TryResult, comparison_result
-from lmoe.study.run import Progress
 from lmoe.study.strata import domain_losses
 from lmoe.study.study import Study
 from lmoe.study.verdict import Judged, judge
@@ -57,7 +57,7 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
         machine=f"{cpu_model()}, {torch.get_num_threads()} threads",
         baseline=config.baseline,
         metric=config.tuning.metric,
-        tuning_seeds=list(config.tuning.seeds) if any(arm.space for arm in study.arms.values()) else [],
+        tuning_seeds=list(progress.tuning_seeds),
         margin=config.judging.margin,
         alpha=config.judging.alpha,
         judging_rows=len(judged.rows),

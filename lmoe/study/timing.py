@@ -57,6 +57,7 @@ def time_arms(
     repeats: int,
     alone: Alone,
     say: Callable[[str], None],
+    has_time: Callable[[], bool],
 ) -> dict[str, ArmTiming]:
     """Time the arms in turns; an arm whose run fails is left out, and said.
 
@@ -65,15 +66,19 @@ def time_arms(
         folder: of the study.
         steps: timed in a turn, after LEFT_OUT others.
         repeats: turns.
+        has_time: asked before each turn that is not done yet; where not, there are no more.
     """
     seconds: dict[str, list[float]] = {}
     tokens: dict[str, list[float]] = {}
     failed: set[str] = set()
     for repeat in range(repeats):
+        turn = {name: folder / TIMING / name / f"turn_{repeat}" for name in values if name not in failed}
+        if any(_timed(place) is None for place in turn.values()) and not has_time():
+            break
         for name, chosen in values.items():
             if name in failed:
                 continue
-            place = folder / TIMING / name / f"turn_{repeat}"
+            place = turn[name]
             if _timed(place) is None:
                 shutil.rmtree(place, ignore_errors=True)
                 own = [text for text in arms[name].settings if setting_key(text).split(".")[0] != "logger"]

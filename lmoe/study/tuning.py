@@ -47,17 +47,19 @@ class Chosen:
         second: the second best; None: there was one try.
         edges: of each key whose best value is outermost, which side: lower or upper.
         tries: all, in their order.
+        untried: whether the values were taken without a run.
     """
 
     best: Try
     second: Try | None
     edges: Mapping[str, str]
     tries: tuple[Try, ...]
+    untried: bool = False
 
     @property
     def usable(self) -> bool:
-        """Whether a try has done its runs; of an arm without a space, nothing was tried."""
-        return bool(self.best.scores) or self.best.values == UNTUNED
+        """Whether a try has done its runs, or none is needed."""
+        return bool(self.best.scores) or self.untried or self.best.values == UNTUNED
 
 
 def score_of(job: Job, folder: Path, metric: str) -> float | None:

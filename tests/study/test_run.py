@@ -146,17 +146,6 @@ def test_seeds_of_an_arm_are_moved_by_its_offset(tmp_path):
     assert "seed=1003" in job.runs[0].settings and Path(job.place).name == "seed_1003"
 
 
-def test_a_screening_drops_what_is_clearly_worse_and_says_so(tmp_path):
-    losses = {"plain": 2.0, "other": 2.01, "worse": 2.5}
-    arms = {name: ArmConfig(overrides=[f"moe.temperature={i + 1}"]) for i, name in enumerate(losses)}
-    written = Written(tmp_path, lambda job: losses[job.arm] + abs(dict(job.values)["optim.lr"] - 0.002))
-    given = config(arms=arms, max_time="00:01:00:00")
-    progress = run_study(study_of(given, tmp_path), written.tools)
-    assert list(progress.judged) == ["plain", "other"]
-    assert any("worse was dropped after the screening: 0.500 behind" in note for note in progress.notes)
-    assert not any(label.startswith("worse") and "seed 101" in label for label in written.launched)
-
-
 def test_values_are_drawn_one_try_after_the_other_and_told_of(tmp_path):
     tuning = TuningConfig(sampler=Sampler.tpe, tries=5)
     written = Written(tmp_path, lambda job: 2.0 + abs(dict(job.values)["optim.lr"] - 0.002) * 100)
@@ -235,20 +224,6 @@ def test_a_damaged_journal_of_drawn_values_is_refused_with_its_name(tmp_path, co
             study_of(config(tuning=TuningConfig(sampler=Sampler.tpe, tries=2)), tmp_path),
             Written(tmp_path, by_distance).tools,
         )
-
-
-@pytest.mark.parametrize("slow", [True, False])
-def test_an_arm_that_the_screening_did_not_reach_is_not_called_failed(tmp_path, monkeypatch, slow):
-    def failing(job: Job) -> float:
-        if slow:
-            monkeypatch.setattr("lmoe.study.run.Progress.time_left", -1.0)
-        elif job.arm == "other":
-            raise ArithmeticError
-        return 2.0
-
-    progress = run_study(study_of(config(max_time="00:01:00:00"), tmp_path), Written(tmp_path, failing).tools)
-    said = "the time did not reach for its screening" if slow else "its runs of the screening failed"
-    assert f"other was dropped: {said}" in progress.notes
 
 
 def test_an_arm_that_trains_apart_is_timed_by_the_run_of_its_first_domain(tmp_path):

@@ -19,7 +19,16 @@ def test_an_arm_whose_short_run_leaves_nothing_is_said_and_a_damaged_one_is_run_
         return 0
 
     def timed():
-        return time_arms(arms, dict.fromkeys(arms, ()), tmp_path, steps=3, repeats=1, alone=alone, say=said.append)
+        return time_arms(
+            arms,
+            dict.fromkeys(arms, ()),
+            tmp_path,
+            steps=3,
+            repeats=1,
+            alone=alone,
+            say=said.append,
+            has_time=lambda: True,
+        )
 
     found = timed()
     assert list(found) == ["plain"] and found["plain"].seconds == (2.0,) and found["plain"].tokens_per_step == 100

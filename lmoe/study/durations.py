@@ -1,0 +1,83 @@
+"""How long jobs of a study will take, by those that are done."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from lmoe.errors import LmoeError
+from lmoe.study.jobs import LONGER, Job, finished, seconds_of
+
+JUDGING = 1.5
+"""A job that judges lasts so many times as long as one that tunes, where no arm has both; measured on the bundled data
+with the tiny base: 1.3 to 1.6."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class JobTimes:
+    """Seconds of jobs: the median of those that are done, which one that was held up does not move.
+
+    Args:
+        known: by arm, and whether the job judges.
+        longer: factor of a longer run.
+        parallel: jobs that run beside one another.
+    """
+
+    known: Mapping[tuple[str, bool], float]
+    longer: int
+    parallel: int
+
+    @classmethod
+    def of(cls, folder: Path, *, longer: int, parallel: int) -> "JobTimes":
+        """From what is done.
+
+        Args:
+            folder: of the study.
+        """
+        found: dict[tuple[str, bool], list[float]] = {}
+        for job, seconds in seconds_of(folder):
+            found.setdefault((job.arm, job.judging is not None), []).append(seconds)
+        return cls(known={of: median(seconds) for of, seconds in found.items()}, longer=longer, parallel=parallel)
+
+    def of_job(self, job: Job) -> float | None:
+        """Seconds of a job: of its arm, or else of any; None: no job is done yet."""
+        judges = job.judging is not None
+        whole = self.longer if job.place.startswith(f"{LONGER}/") else 1
+        for arm in (job.arm, None):
+            if alike := self._of(arm, judges):
+                return whole * median(alike)
+            if others := self._of(arm, not judges):
+                return whole * median(others) * (self._ratio() if judges else 1 / self._ratio())
+        return None
+
+    def together(self, jobs: Iterable[Job]) -> float:
+        """Seconds that jobs take, as many at a time as run beside one another; 0 where no job is done yet."""
+        each = [self.of_job(job) or 0.0 for job in jobs]
+        return max(sum(each) / self.parallel, max(each)) if each else 0.0
+
+    def _of(self, arm: str | None, judges: bool) -> list[float]:
+        return [seconds for (name, kind), seconds in self.known.items() if kind == judges and arm in (None, name)]
+
+    def _ratio(self) -> float:
+        """How many times as long a job lasts that judges."""
+        both = [name for name, judges in self.known if judges and (name, False) in self.known]
+        return median(self.known[name, True] / self.known[name, False] for name in both) if both else JUDGING
+
+
+def short_run_seconds(folder: Path, steps: int) -> dict[str, float]:
+    """Seconds of a run of a few steps, by arm: what a job takes beside its runs, the least of all, and these steps.
+
+    Args:
+        folder: of the study.
+    """
+    found: dict[str, list[float]] = {}
+    for job, seconds in seconds_of(folder):
+        try:
+            runs = [finished(folder / job.place / run.folder) for run in job.runs]
+        except LmoeError:  # only an estimate is made of it
+            continue
+        done = [run for run in runs if run is not None]
+        if done and len(done) == len(runs):
+            beside = max(0.0, seconds - sum(run.seconds for run in done)) / len(runs)
+            found.setdefault(job.arm, []).append(beside + done[0].seconds * steps / max(1, done[0].max_steps))
+    return {name: min(each) for name, each in found.items()}
