@@ -80,7 +80,7 @@ def _run(argv: list[str]) -> None:
     folder = ROOT / study.name
     command = f"lmoe study {shlex.join(argv)}"
     if dry_run is DryRun.estimate:
-        estimate_study(study, arms, configs, folder, JobLauncher(launcher, folder).parallel)
+        estimate_study(study, given, folder, arms, configs, command, JobLauncher(launcher, folder).parallel)
         return
     with StopSignals(), claimed(folder, another="study.name=…"):
         do_study(study, given, folder, arms, configs, command, JobLauncher(launcher, folder))

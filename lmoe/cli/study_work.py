@@ -16,7 +16,7 @@ from lmoe.study.estimate import estimate_lines
 from lmoe.study.page import write_page
 from lmoe.study.rows import check_experts, check_metric, rows_of_arms
 from lmoe.study.run import run_study
-from lmoe.study.study import Study, Tools, keep_config
+from lmoe.study.study import CONFIG_FILE, Study, Tools, keep_config
 from lmoe.study.tables import study_tables, write_tables
 
 
@@ -42,6 +42,54 @@ def do_study(
     """
     quiet_libraries()
     console = Console()
+    study, hashes = _read(config, given, folder, arms, configs, command)
+    keep_config(study, hashes)
+    tools = Tools(
+        launch=launcher, alone=launcher.alone, say=lambda line: say(console, line), parallel=launcher.parallel
+    )
+    result = conclude(study, run_study(study, tools))
+    result.write(folder)
+    console.print(study_tables(result))
+    names = [write_page(result, folder), *write_tables(result, folder)]
+    say(console, f"\nIn {folder}: {', '.join(names)}")
+
+
+def estimate_study(
+    config: StudyConfig,
+    given: Sequence[str],
+    folder: Path,
+    arms: Mapping[str, Arm],
+    configs: Mapping[str, RunConfig],
+    command: str,
+    parallel: int,
+) -> None:
+    """Say which jobs a study has, what its arms are, and how long what is not done will take.
+
+    Args:
+        given, folder, command: as of `do_study`.
+        parallel: jobs that run beside one another.
+
+    Raises:
+        LmoeError: what would stop the study before its first run.
+    """
+    quiet_libraries()
+    console = Console()
+    study, hashes = _read(config, given, folder, arms, configs, command)
+    if (folder / CONFIG_FILE).exists():
+        keep_config(study, hashes)
+    for line in estimate_lines(study, parallel):
+        say(console, line)
+
+
+def _read(
+    config: StudyConfig,
+    given: Sequence[str],
+    folder: Path,
+    arms: Mapping[str, Arm],
+    configs: Mapping[str, RunConfig],
+    command: str,
+) -> tuple[Study, dict[str, str]]:
+    """The study, with its rows looked at, and the hashes of their files."""
     rows = rows_of_arms(configs, config.judging)
     check_experts(rows, configs)
     check_metric(config.tuning.metric, rows, configs, [name for name, arm in arms.items() if arm.apart])
@@ -54,22 +102,4 @@ def do_study(
         domains=rows.domains,
         command=command,
     )
-    keep_config(study, rows.data_hashes)
-    tools = Tools(
-        launch=launcher, alone=launcher.alone, say=lambda line: say(console, line), parallel=launcher.parallel
-    )
-    result = conclude(study, run_study(study, tools))
-    result.write(folder)
-    console.print(study_tables(result))
-    names = [write_page(result, folder), *write_tables(result, folder)]
-    say(console, f"\nIn {folder}: {', '.join(names)}")
-
-
-def estimate_study(
-    config: StudyConfig, arms: Mapping[str, Arm], configs: Mapping[str, RunConfig], folder: Path, parallel: int
-) -> None:
-    """Say which jobs a study has, what its arms are, and how long it will take."""
-    quiet_libraries()
-    console = Console()
-    for line in estimate_lines(config, arms, configs, folder, parallel):
-        say(console, line)
+    return study, rows.data_hashes

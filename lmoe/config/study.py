@@ -113,8 +113,8 @@ class StudyConfig:
     longer: LongerConfig = field(default_factory=LongerConfig)
     timing: TimingConfig = field(default_factory=TimingConfig)
     max_time: str | None = None
-    """Answer as well as can be within this wall time (days:hours:minutes:seconds): a screening first, then what is left
-    of it; null: all of it."""
+    """Answer as well as can be within this wall time of each start (days:hours:minutes:seconds): time for judging with
+    three seeds is kept, what is left goes into tuning; null: no limit."""
 
 
 @dataclass(slots=True, kw_only=True)

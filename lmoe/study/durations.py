@@ -39,6 +39,12 @@ class JobTimes:
             found.setdefault((job.arm, job.judging is not None), []).append(seconds)
         return cls(known={of: median(seconds) for of, seconds in found.items()}, longer=longer, parallel=parallel)
 
+    @property
+    def ratio(self) -> float:
+        """How many times as long a job lasts that judges."""
+        both = [name for name, judges in self.known if judges and (name, False) in self.known]
+        return median(self.known[name, True] / self.known[name, False] for name in both) if both else JUDGING
+
     def of_job(self, job: Job) -> float | None:
         """Seconds of a job: of its arm, or else of any; None: no job is done yet."""
         judges = job.judging is not None
@@ -47,7 +53,7 @@ class JobTimes:
             if alike := self._of(arm, judges):
                 return whole * median(alike)
             if others := self._of(arm, not judges):
-                return whole * median(others) * (self._ratio() if judges else 1 / self._ratio())
+                return whole * median(others) * (self.ratio if judges else 1 / self.ratio)
         return None
 
     def together(self, jobs: Iterable[Job]) -> float:
@@ -57,11 +63,6 @@ class JobTimes:
 
     def _of(self, arm: str | None, judges: bool) -> list[float]:
         return [seconds for (name, kind), seconds in self.known.items() if kind == judges and arm in (None, name)]
-
-    def _ratio(self) -> float:
-        """How many times as long a job lasts that judges."""
-        both = [name for name, judges in self.known if judges and (name, False) in self.known]
-        return median(self.known[name, True] / self.known[name, False] for name in both) if both else JUDGING
 
 
 def short_run_seconds(folder: Path, steps: int) -> dict[str, float]:

@@ -1,61 +1,144 @@
 """What a study will take: its jobs, what is matched between its arms, and the time."""
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 from lmoe.config.run import RunConfig
-from lmoe.config.study import StudyConfig
+from lmoe.config.trainer import max_seconds
 from lmoe.estimate.cost import rates, rough_duration
-from lmoe.rules.study import points
-from lmoe.study.arms import Arm
-from lmoe.study.jobs import seconds_of
-from lmoe.study.matched import arm_size
+from lmoe.study.durations import JobTimes
+from lmoe.study.in_time import RESERVED
+from lmoe.study.jobs import Job
+from lmoe.study.launching import not_done
+from lmoe.study.left import StudyJobs, study_jobs
+from lmoe.study.matched import ArmSize, arm_size
+from lmoe.study.study import Study
 
 CPU = "this CPU"
 
 
-def estimate_lines(
-    config: StudyConfig, arms: Mapping[str, Arm], configs: Mapping[str, RunConfig], folder: Path, parallel: int
-) -> Iterator[str]:
-    """Yield a line for each arm, then the jobs and the time.
+def estimate_lines(study: Study, parallel: int) -> Iterator[str]:
+    """Yield a line for each arm, then the jobs and the time of those that are not done.
 
     Args:
-        folder: of the study; what is done in it tells how long the rest will take.
         parallel: jobs that run beside one another.
+
+    Raises:
+        LmoeError: no config of a backbone there, or what is kept of the study is damaged.
     """
-    device, rate = _rate(configs[config.baseline])
-    known: dict[str, list[float]] = {}
-    for job, seconds in seconds_of(folder):
-        known.setdefault(job.arm, []).append(seconds)
+    config, jobs = study.config, study_jobs(study)
+    sizes = {name: arm_size(study.configs[name], 1) for name in study.arms}
     yield config.question or config.name
-    seconds, jobs = 0.0, 0
-    for name, arm in arms.items():
-        run = configs[name]
-        size = arm_size(run, 1)
-        tokens = run.data.batch_size * run.data.max_length * run.trainer.accumulate_grad_batches
-        own = known.get(name)
-        steps = run.trainer.max_steps
-        each = sum(own) / len(own) if own else size.flops_per_token * tokens * steps / rate
-        count = points(arm.space) * len(config.tuning.seeds) * bool(arm.space) + len(config.judging.seeds)
-        seconds += each * count
-        jobs += count
+    for name, arm in study.arms.items():
+        own, size = jobs.of_arm(name), sizes[name]
         runs = ", one run a domain" if arm.apart else ""
+        done = _done(len(own) - len(not_done(study, own)))
         yield (
             f"  {name}: {size.total_parameters:,} parameters, {size.active_parameters:,} active, "
-            f"{size.flops_per_token / 1e6:,.1f} MFLOP a token, {count} jobs{runs}"
+            f"{size.flops_per_token / 1e6:,.1f} MFLOP a token, {len(own) + jobs.undrawn[name]} jobs{done}{runs}"
         )
-    if config.longer.arms:
-        longer = min(config.longer.arms + 1, len(arms))
-        count = longer * len(config.judging.seeds)
-        seconds += seconds / jobs * config.longer.times * count
-        jobs += count
+    if jobs.longer:
+        arms = jobs.longer // len(config.judging.seeds)
         yield (
-            f"  at most {longer} arms again, the baseline among them, {config.longer.times} times as long: {count} jobs"
+            f"  at most {arms} arms again, the baseline among them, {config.longer.times} times as long: {jobs.longer} "
+            f"jobs{_done(jobs.longer_done)}"
         )
-    how = "as the jobs took that are done" if known else f"on {device}, without start-up, validation and judging"
-    yield f"{jobs} jobs, {parallel} beside one another: about {rough_duration(seconds / parallel)} ({how})"
-    if any(arm.space for arm in arms.values()) and config.tuning.at_edge.value == "widen":
-        yield "where the best value of an arm is outermost, every arm gets more tries, twice at most"
+    yield from _time_lines(study, jobs, sizes, parallel)
+
+
+def _time_lines(study: Study, jobs: StudyJobs, sizes: Mapping[str, ArmSize], parallel: int) -> Iterator[str]:
+    known = [*jobs.tuning, *chain(*jobs.judging)]
+    left = not_done(study, known)
+    not_drawn = sum(jobs.undrawn.values())
+    count = len(known) + not_drawn + jobs.longer
+    left_count = len(left) + not_drawn + jobs.longer - jobs.longer_done
+    if left_count:
+        clock = _Clock(study, sizes, parallel)
+        each = clock.seconds(jobs.judging[0])
+        seconds = clock.seconds(left)
+        if each is not None and seconds is not None:
+            each /= len(study.arms)
+            seconds += not_drawn * each / clock.judging
+            seconds += (jobs.longer - jobs.longer_done) * each * study.config.longer.times
+        began = f"{count} jobs" if left_count == count else f"{left_count} of {count} jobs are left"
+        reserved = clock.seconds(not_done(study, list(chain(*jobs.judging[:RESERVED]))))
+        yield f"{began}, {parallel} beside one another: {_how_long(study, seconds, reserved, parallel)} ({clock.how})"
+    else:
+        yield f"{count} jobs, all of them done"
+    if jobs.wider:
+        fitting = ", as far as they fit in" if study.config.max_time else ", twice at most"
+        yield (
+            f"where the best value of an arm is outermost, every arm gets more tries{fitting}: up to {jobs.wider} jobs "
+            "more, not counted here"
+        )
+
+
+def _how_long(study: Study, seconds: float | None, reserved: float | None, parallel: int) -> str:
+    """How long what is left takes.
+
+    Args:
+        seconds: of all of it, one after the other; None: not known.
+        reserved: likewise, of the judging that time is kept for.
+    """
+    limit = max_seconds(study.config.max_time)
+    about = "for a time that is not known yet" if seconds is None else f"about {rough_duration(seconds / parallel)}"
+    if limit is None:
+        return about
+    most = f"at most {rough_duration(limit)} (study.max_time)"
+    if seconds is None or seconds / parallel <= limit:
+        return f"{about}, {most}"
+    seeds = min(RESERVED, len(study.config.judging.seeds))
+    if reserved is not None and reserved / parallel > limit:
+        return (
+            f"{about}, and study.max_time={study.config.max_time} may be too short: judging with {seeds} seeds alone "
+            f"takes about {rough_duration(reserved / parallel)}"
+        )
+    return f"{about} for all of it, {most}: time for judging with {seeds} seeds is kept, the rest goes into tuning"
+
+
+class _Clock:
+    """How long jobs take: as those that are done, or else by the operations of their steps.
+
+    Args:
+        sizes: by arm.
+    """
+
+    def __init__(self, study: Study, sizes: Mapping[str, ArmSize], parallel: int) -> None:
+        self.study, self.sizes = study, sizes
+        self.times = JobTimes.of(study.folder, longer=study.config.longer.times, parallel=1)
+        self.device, self.rate = _rate(study.configs[study.config.baseline])
+        self.open_end = [name for name, run in study.configs.items() if run.trainer.max_epochs is not None]
+
+    @property
+    def how(self) -> str:
+        """What it goes by."""
+        if self.times.known:
+            return "as the jobs took that are done"
+        if self.open_end:
+            return f"trainer.max_epochs of {', '.join(self.open_end)}: known once a job is done"
+        return f"on {self.device}, without start-up, validation and judging"
+
+    @property
+    def judging(self) -> float:
+        """How many times as long a job lasts that judges."""
+        return self.times.ratio if self.times.known else 1.0
+
+    def seconds(self, jobs: Sequence[Job]) -> float | None:
+        """Of jobs, one after the other; None: not known."""
+        if self.times.known:
+            return sum(self.times.of_job(job) or 0.0 for job in jobs)
+        if self.open_end:
+            return None
+        return sum(self._by_operations(job.arm) for job in jobs)
+
+    def _by_operations(self, name: str) -> float:
+        run = self.study.configs[name]
+        tokens = run.data.batch_size * run.data.max_length * run.trainer.accumulate_grad_batches
+        return self.sizes[name].flops_per_token * tokens * run.trainer.max_steps / self.rate
+
+
+def _done(count: int) -> str:
+    return f", {count} of them done" if count else ""
 
 
 def _rate(config: RunConfig) -> tuple[str, float]:

@@ -87,6 +87,11 @@ def wider(study: Study, arms: Mapping[str, Arm], found: Mapping[str, Chosen], wi
     return widened(arms, found)
 
 
+def drawn_tries(study: Study) -> int:
+    """Tries of each arm with sampler=tpe."""
+    return study.config.tuning.tries or max(len(arm.grid()) for arm in study.arms.values())
+
+
 def from_the_middle(arm: Arm) -> list[Values]:
     """The grid of an arm, the point in the middle first and the outermost last."""
     places = {key: {repr(value): i for i, value in enumerate(values)} for key, values in arm.space.items()}

@@ -14,7 +14,7 @@ from lmoe.study.in_time import SLACK, judge_in_time, judging_reserve, tune_in_ti
 from lmoe.study.jobs import Job, is_done, was_pruned
 from lmoe.study.judged import read_judged
 from lmoe.study.launching import Reserve, do, fits, is_settled, nothing_kept
-from lmoe.study.planned import by_arm, choose, judging_jobs, make_job, tuning_jobs, untried, untuned, wider
+from lmoe.study.planned import by_arm, choose, drawn_tries, judging_jobs, make_job, tuning_jobs, untried, untuned, wider
 from lmoe.study.progress import Progress
 from lmoe.study.sampling import ArmSampler, Watch, check_installed
 from lmoe.study.study import Study, Tools
@@ -126,7 +126,7 @@ def tune_by_sampling(study: Study, tools: Tools, progress: Progress) -> None:
     """
     check_installed()
     tuning = study.config.tuning
-    tries = tuning.tries or max(len(arm.grid()) for arm in progress.arms.values())
+    tries = drawn_tries(study)
     samplers = {name: ArmSampler(arm, tries, study.folder) for name, arm in progress.arms.items()}
     reserve = nothing_kept if progress.deadline is None else judging_reserve(study, progress.arms)
     unfinished: dict[str, Values] = {}

@@ -20,6 +20,7 @@ from lmoe.study.result import StudyResult
 from tests.conftest import process_state
 from tests.micro import DOMAINS, ROOT, Micro
 
+ESTIMATE = "dry_run=estimate"
 STUDY = """\
 # A small study.
 name: small
@@ -392,6 +393,30 @@ def test_config_and_estimate_start_nothing(restored, micro, tmp_path):
     found = study(micro, tmp_path, "dry_run=estimate")
     assert found.exit_code == 0 and "9 jobs, 1 beside one another: about" in found.output, found.output
     assert not (tmp_path / "outputs").exists()
+
+
+def test_the_estimate_of_a_study_subtracts_what_is_done(own, micro):
+    found = study(micro, own, "dry_run=estimate")
+    assert found.exit_code == 0 and "9 jobs, all of them done" in found.output, found.output
+    (file,) = (own / "outputs/study/small").glob("runs/lora/*/seed_2/judged_rows.csv")
+    file.unlink()
+    found = study(micro, own, "dry_run=estimate")
+    said = " ".join(found.output.split())
+    assert "3 jobs, 2 of them done" in said and "1 of 9 jobs are left, 1 beside one another: about" in said, said
+
+
+def test_an_estimate_refuses_what_the_study_would_refuse(own, micro):
+    found = study(micro, own, "study.name=other", f"data.judge_path={micro.train}", "data.judge_fraction=0", ESTIMATE)
+    assert found.exit_code == 1 and "30 of 30 judging rows are training rows too" in found.output, found.output
+    found = study(micro, own, "study.judging.margin=0.1", ESTIMATE)
+    assert found.exit_code == 1 and "study.judging.margin is 0.1, was 0.01" in found.output, found.output
+    assert not (own / "outputs/study/other").exists()
+
+
+def test_rows_are_not_read_to_look_at_a_config(restored, micro, tmp_path, monkeypatch):
+    monkeypatch.setattr("lmoe.cli.study_work.rows_of_arms", None)
+    found = study(micro, tmp_path, f"data.judge_path={micro.train}", "data.judge_fraction=0", "dry_run=config")
+    assert found.exit_code == 0 and "no problems" in found.output, found.output
 
 
 def test_the_reason_of_a_failure_is_the_last_thing_that_was_said(tmp_path):
