@@ -29,7 +29,7 @@ class JobTimes:
 
     @classmethod
     def of(cls, folder: Path, *, longer: int, parallel: int) -> "JobTimes":
-        """From what is done.
+        """Read the seconds of the jobs that are done.
 
         Args:
             folder: of the study.

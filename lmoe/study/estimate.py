@@ -124,7 +124,7 @@ class _Clock:
         return self.times.ratio if self.times.known else 1.0
 
     def seconds(self, jobs: Sequence[Job]) -> float | None:
-        """Of jobs, one after the other; None: not known."""
+        """Seconds of jobs, one after the other; None: not known."""
         if self.times.known:
             return sum(self.times.of_job(job) or 0.0 for job in jobs)
         if self.open_end:

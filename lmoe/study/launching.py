@@ -27,7 +27,7 @@ def times_of(study: Study, tools: Tools) -> JobTimes:
 
 
 def not_done(study: Study, jobs: Sequence[Job]) -> list[Job]:
-    """Those that are to be launched."""
+    """The jobs that are to be launched."""
     return [job for job in jobs if not is_done(job, study.folder) and not was_pruned(job, study.folder)]
 
 

@@ -37,7 +37,7 @@ class StudyJobs:
     wider: int
 
     def of_arm(self, name: str) -> list[Job]:
-        """Those of an arm, without those of longer runs and those whose values are not drawn."""
+        """The jobs of an arm, without those of longer runs and those whose values are not drawn."""
         return [job for job in (*self.tuning, *chain(*self.judging)) if job.arm == name]
 
 

@@ -25,7 +25,7 @@ def tuning_jobs(
 def judging_jobs(
     study: Study, arms: Mapping[str, Arm], values: Mapping[str, Values], *, longer: int = 1
 ) -> list[list[Job]]:
-    """For each seed a job of each arm, so that a study that is stopped has whole seeds."""
+    """A job of each arm for each seed, by seed, so that a study that is stopped has whole seeds."""
     config = study.config.judging
     judging = Judging(rows_per_domain=config.rows_per_domain, batch_size=config.batch_size, more=config.more)
     return [
