@@ -210,7 +210,7 @@ def write_domains(
     part_of = [] if rows is None else parts_of_measured(parts, rows, say)
     say(f"mean weights of {len(parts.names)} adapters, from {len(train.rows):,} training rows")
     weights = mean_weights(subject, train, parts)
-    learnt = fitted_head(subject, train, parts) if head else None
+    learnt = replace(fitted_head(subject, train, parts), train_on=config.train_on) if head else None
     conv1d = are_conv1d(site.base_layer for _, site in sites(model))
     errors: dict[str, float] = {}
     for number, name in enumerate(parts.names):
