@@ -390,7 +390,7 @@ class Blend:
 
     @property
     def train_on(self) -> TrainOn:
-        """The turns of conversations that the run has learnt whose head decides; the others were a part of the prompt."""
+        """The turns of conversations that the run of the head has learnt; the others were a part of the prompt."""
         return self._router.train_on if isinstance(self._router, HeadRouter) else TrainOn.assistant
 
     def reading(self, setting: Setting) -> AbstractContextManager[None]:

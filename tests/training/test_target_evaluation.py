@@ -236,3 +236,17 @@ def test_the_clusters_of_the_training_rows_are_told_beside_their_domains():
     assert (report.domains, report.cluster_rows) == (["chat", "code"], [[2, 0], [0, 3]])
     assert report.cluster_agreement == pytest.approx(1)
     assert with_clusters(found, SimpleNamespace(train_rows=train)).cluster_agreement is None  # type: ignore[arg-type]
+
+
+def test_rows_of_one_domain_have_an_accuracy_and_nothing_that_could_agree_with_it(train, micro):
+    given = ("moe=supervised", "injection.num_experts=2", "moe.router_fit_prompts=32", "trainer.max_steps=1")
+    rows_of_one = (f"data.path={micro.train / 'code.jsonl'}", f"data.val_path={micro.val / 'code.jsonl'}")
+    done = train(*given, *rows_of_one)
+    assert done.code == 0, done.text
+    found = summary_of(done.run)["targets"]
+    assert (found["kind"], found["agreement"], found["cluster_agreement"]) == ("cluster", None, None)
+    assert found["accuracy"] is not None and sum(found["cluster_rows"][0]) == 10
+    assert "adjusted mutual information" not in done.text + (done.run / "report" / "index.html").read_text("utf-8")
+    evaluated = evaluate(EvaluateSettings(checkpoint=str(done.run)))
+    assert evaluated.targets is not None and evaluated.targets.agreement is None
+    assert "eval/domain_agreement" not in metrics(evaluated)
