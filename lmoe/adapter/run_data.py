@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from lmoe.adapter.place import run_folder
 from lmoe.config.data import DataConfig
 from lmoe.config.phase import PhaseScheduleConfig
 from lmoe.config.problems import size_problems
@@ -13,10 +16,11 @@ from lmoe.config.trainer import TrainerConfig
 from lmoe.files.run_folder import CONFIG_FILE
 from lmoe.files.small_file import Reader
 from lmoe.files.wording import shown
+from lmoe.injection.batch_info import reads_prompts
 from lmoe.rules.lessons import Lesson, lesson_of
 from lmoe.rules.objectives import with_defaults
 from lmoe.rules.phases import ordered_phases
-from lmoe.vocabulary import TaskName
+from lmoe.vocabulary import TaskName, TrainOn
 
 SAVED = Reader(cure="put back the file that the run has written, or move adapter/ out of the run")
 LESSONS = {"task": TaskConfig, "phase": PhaseScheduleConfig, "trainer": TrainerConfig}
@@ -39,6 +43,19 @@ def run_data(run: Path | None) -> tuple[DataConfig, int]:
     if problems := problems + size_problems(config, "data"):
         raise SAVED.refusal(file, f"its data section cannot be read: {'; '.join(problems)}")
     return config, seed
+
+
+def learnt_turns(model: nn.Module, adapter: Path) -> TrainOn:
+    """The turns of conversations that a model has learnt, where its routers decide by what stands before them.
+
+    Args:
+        model: with the adapter in it.
+        adapter: folder of the adapter; one that lies in no run has learnt all answers, as far as is known.
+
+    Raises:
+        CheckpointError: as `run_data`.
+    """
+    return run_data(run_folder(adapter))[0].train_on if reads_prompts(model) else TrainOn.assistant
 
 
 def run_lessons(run: Path | None) -> dict[str, Lesson]:

@@ -32,7 +32,7 @@ from lmoe.layers.context import RoutingContext
 from lmoe.peft.expert_file import ExpertHeader
 from lmoe.peft.reader import read_header
 from lmoe.peft.router_head import read_head
-from lmoe.vocabulary import Decide
+from lmoe.vocabulary import Decide, TrainOn
 
 Place = str | Path
 
@@ -387,6 +387,11 @@ class Blend:
         is no head."""
         route = self._router.route if isinstance(self._router, HeadRouter) else None
         return None if route is None else (route.context, route.settings.decide)
+
+    @property
+    def train_on(self) -> TrainOn:
+        """The turns of conversations that the run of the head has learnt; the others were a part of the prompt."""
+        return self._router.train_on if isinstance(self._router, HeadRouter) else TrainOn.assistant
 
     def reading(self, setting: Setting) -> AbstractContextManager[None]:
         """A block in which this thread's forwards of the decoder compute with another setting."""

@@ -86,6 +86,7 @@ class HeadRouter(Router):
                 f"the head decides among {', '.join(head.experts)}; the blend has {', '.join(blend.names)}: give the "
                 "experts that were exported with it, under their names"
             )
+        self.train_on = head.train_on
         self.context = RoutingContext(temperature=head.temperature)
         settings = RouteSettings(place, prompt_experts=head.prompt_experts, decide=head.decide)
         self.route = BlendRoute(_router(head, self.context), settings, blend, head.experts)

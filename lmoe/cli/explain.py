@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from lmoe.explain.explanation import Explanation, TextTokens
     from lmoe.generate.speaker import Speaker
 
+DECIDING = ("encoder", "arrow")
+"""Routers of a blend that need no weights of the user."""
 NEW_TOKENS = 32
 """Of the answer to a prompt, where nothing is said."""
 
@@ -85,6 +87,11 @@ def problems(flags: SpeakerFlags, asked: ExplainFlags) -> list[str]:
         found.append(without_effect("--max-new-tokens", "without --prompt: rows have their own answers"))
     if asked.prompt is not None and asked.limit is not None:
         found.append(without_effect("--limit", "with --prompt"))
+    if flags.experts is not None and flags.router in DECIDING:
+        found.append(
+            f"--router {flags.router} decides by itself, and only blends with weights of your own can be explained; "
+            "use --router weighted with --weights"
+        )
     if asked.compare is not None and flags.checkpoint is None:
         found.append(without_effect("--compare", "without --checkpoint; blends are compared by --compare-weights"))
     if asked.compare_weights is not None and flags.experts is None:

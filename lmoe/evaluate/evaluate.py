@@ -15,6 +15,7 @@ from lmoe.config.evaluate import NO_DATA, EvaluateSettings
 from lmoe.data.chats.template import ChatTemplate
 from lmoe.errors import ConfigError, DataError
 from lmoe.evaluate.choices import choice_accuracy
+from lmoe.evaluate.clusters import in_clusters
 from lmoe.evaluate.encode_questions import encode_choices
 from lmoe.evaluate.exported import evaluate_exported
 from lmoe.evaluate.harness import harness_scores, task_manager
@@ -133,6 +134,7 @@ def _add_rows(
         longest_of = max(answers, key=lambda of: of[1].max_length)[1]
         say(f"losses on {len(data.rows):,} rows: {answers[0][3]}")
         taught = TargetEvaluation.of(subject.model, data.domains, subject.model.device)
+        data = _in_clusters(result, subject, run, data)
         result.losses = domain_losses(longest_of, data, None if taught is None else taught.update)
     for one, about, data, named in found:
         if not is_preference(one.task):
@@ -140,7 +142,7 @@ def _add_rows(
         say(f"preferences by {one.name} on {len(data.rows):,} {about.objective.unit}s: {named}")
         routing = None
         if taught is None and (taught := TargetEvaluation.of(subject.model, data.domains, subject.model.device)):
-            routing = taught.update
+            routing, data = taught.update, _in_clusters(result, subject, run, data)
         result.preferences += preference_figures(about, data, one.name, routing)
     result.targets = None if taught is None else taught.report()
     if settings.samples:
@@ -164,6 +166,14 @@ def _rows_of(
         if one.kind is RowKind.answers and one.rows is not RowKind.answers:
             raise DataError(f"{error}; {ADVICE[one.rows]}") from None
         raise
+
+
+def _in_clusters(result: Evaluation, subject: Subject, run: Path | None, data: EvaluationRows) -> EvaluationRows:
+    """The rows in the clusters that routers were taught; notes where that cannot be."""
+    data, note = in_clusters(data, subject.model, run, subject.batch_size)
+    if note is not None:
+        result.notes.append(note)
+    return data
 
 
 def check_template(settings: EvaluateSettings, template: ChatTemplate) -> None:

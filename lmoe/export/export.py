@@ -6,6 +6,7 @@ from pathlib import Path
 from lmoe.adapter.answer_end import write_answer_end, write_conversation
 from lmoe.adapter.load import load
 from lmoe.adapter.place import adapter_folder, local_checkpoint
+from lmoe.adapter.run_data import learnt_turns
 from lmoe.adapter.save_pretrained import save_backbone
 from lmoe.backbones.load import load_model, precision_of
 from lmoe.config.backbone import BackboneConfig
@@ -59,10 +60,11 @@ def export_peft_experts(
         The folders by name.
     """
     place = empty_folder(output)
+    checkpoint = local_checkpoint(checkpoint, trust_remote_code=trust_remote_code)
     model, tokenizer = load(checkpoint, base_model=base_model, trust_remote_code=trust_remote_code)
     with folder_when_whole(place) as folder:
         written = save_peft_experts(model, folder, base_model=str(model.name_or_path))
-        write_head(model, folder, list(written))
+        write_head(model, folder, list(written), learnt_turns(model, adapter_folder(checkpoint)))
         for of_expert in written.values():
             write_conversation(model, tokenizer, of_expert)
     return {name: place / of_expert.name for name, of_expert in written.items()}

@@ -8,7 +8,6 @@ Shapes: N rows, C domains or clusters, E experts, D hidden.
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -22,13 +21,14 @@ from lmoe.adapter.load import load, load_base, stored_backbone
 from lmoe.adapter.place import adapter_folder, local_checkpoint, run_folder
 from lmoe.adapter.run_data import run_data
 from lmoe.adapter.stored_base import fingerprints_of
-from lmoe.backbones.mean_states import prompt_states, states_in_batches
+from lmoe.backbones.mean_states import prompt_states
 from lmoe.blend.blend import Blend
 from lmoe.config.evaluate import NO_DATA
 from lmoe.data.domains import names_of
 from lmoe.data.encoded import opening
 from lmoe.data.split import first_of_each
 from lmoe.errors import CheckpointError, ConfigError, DataError
+from lmoe.evaluate.clusters import cluster_of
 from lmoe.evaluate.loss_rows import EvaluationRows
 from lmoe.evaluate.row_losses import RowLoss, row_losses
 from lmoe.evaluate.subject import Subject, longest
@@ -50,8 +50,6 @@ from lmoe.peft.files import are_conv1d
 from lmoe.peft.router_head import BIAS, HEAD_FILE, WEIGHT, RouterHead, write_router_head
 from lmoe.peft.writer import write_expert
 from lmoe.rules.experts_from import NAME
-from lmoe.run.cluster_file import read_clusters
-from lmoe.run.clusters import RowPrompts
 from lmoe.training.measure import measured
 from lmoe.vocabulary import Decide, Mixing, MixtureScale, RouterDtype, RouterScope, RouterTarget
 
@@ -210,7 +208,7 @@ def write_domains(
     part_of = [] if rows is None else parts_of_measured(parts, rows, say)
     say(f"mean weights of {len(parts.names)} adapters, from {len(train.rows):,} training rows")
     weights = mean_weights(subject, train, parts)
-    learnt = fitted_head(subject, train, parts) if head else None
+    learnt = replace(fitted_head(subject, train, parts), train_on=config.train_on) if head else None
     conv1d = are_conv1d(site.base_layer for _, site in sites(model))
     errors: dict[str, float] = {}
     for number, name in enumerate(parts.names):
@@ -324,17 +322,9 @@ class Parts:
 
     @classmethod
     def _of_clusters(cls, model: PreTrainedModel, run: Path, count: int) -> "Parts":
-        _, seed = run_data(run)
-        clusters = read_clusters(run / CLUSTERS_FILE, injected(model).base, seed, count)
-        read = partial(states_in_batches, model, batch_size=BATCH_SIZE)
-
-        def of_rows(rows: EvaluationRows) -> list[int]:
-            prompts = RowPrompts.of(rows.rows)
-            with adapters_off(model):
-                return clusters.with_prompts(prompts, read).of(prompts).tolist()
-
+        of_cluster = cluster_of(model, run, BATCH_SIZE)
         names = tuple(f"cluster{number}" for number in range(count))
-        return cls(names, names, of_rows)
+        return cls(names, names, lambda rows: of_cluster(rows.rows).tolist())
 
     def first_of_each(self, rows: EvaluationRows, count: int) -> EvaluationRows:
         """The first `count` rows of each part."""

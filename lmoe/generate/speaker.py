@@ -14,8 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmoe.adapter.answer_end import answers_end
 from lmoe.adapter.folder import CONFIG_FILE as LMOE_CONFIG
 from lmoe.adapter.load import load
-from lmoe.adapter.place import adapter_folder, local_checkpoint, lost_config, run_folder
-from lmoe.adapter.run_data import run_data
+from lmoe.adapter.place import adapter_folder, local_checkpoint, lost_config
+from lmoe.adapter.run_data import learnt_turns
 from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.backbones.placement import placed
@@ -27,7 +27,6 @@ from lmoe.data.rows.sources import read_rows
 from lmoe.errors import CheckpointError, ConfigError, DataError
 from lmoe.files.small_file import link_outside, unreadable
 from lmoe.generate.generate import Sampling, Turn, stream_answer
-from lmoe.injection.batch_info import reads_prompts
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import domain as of_domain
 from lmoe.peft.files import CONFIG_FILE as PEFT_CONFIG
@@ -121,16 +120,14 @@ def trained(
             "scores texts with it",
             stacklevel=2,
         )
-    folder, train_on = lost_config(place) or adapter_folder(place), TrainOn.assistant
-    if reads_prompts(model):
-        train_on = run_data(run_folder(folder))[0].train_on
+    folder = lost_config(place) or adapter_folder(place)
     return Speaker(
         model=placed(model, device),
         tokenizer=tokenizer,
         template_place=str(tokenizer.name_or_path),
         domain=domain,
         folders={"checkpoint": folder},
-        train_on=train_on,
+        train_on=learnt_turns(model, folder),
     )
 
 
@@ -190,6 +187,7 @@ def blended(
             "router_temperature": router_temperature,
             "head": None if head is None else digest_of_file(head_file(head)),
         },
+        train_on=TrainOn.assistant if blend is None else blend.train_on,
     )
 
 

@@ -25,9 +25,10 @@ from lmoe.hub.licences import base_licence, bundled_licences, bundled_rows
 from lmoe.report.summary import RunSummary
 from lmoe.rules.lessons import Lesson, lesson_of
 from lmoe.rules.phases import ordered_phases
+from lmoe.rules.routers import target_count
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.run.provenance import provenance_records
-from lmoe.vocabulary import TaskName
+from lmoe.vocabulary import Decide, RouterScope, RouterTarget, TaskName
 
 SAVED = Reader(cure="put back the file that the run has written, or push its adapter/ alone from another place")
 
@@ -137,9 +138,31 @@ def _settings(injection: InjectionConfig, moe: MoeConfig) -> dict[str, str]:
     settings["LoRA on attention"] = "yes" if injection.attn_lora.enabled else "no"
     if strategy.own_routers:
         settings["router"] = f"{moe.router} by {moe.router_scope}, top_k {injection.top_k}"
+        settings |= _taught(moe) | _by_prompt(moe)
     if strategy.any_routers:
         settings["balance"] = str(moe.load_balance.type)
     return settings
+
+
+def _taught(moe: MoeConfig) -> dict[str, str]:
+    """What the routers were taught; nothing where they learnt from the loss alone."""
+    count = target_count(moe)
+    if not count:
+        return {}
+    clusters = moe.router_target is RouterTarget.cluster
+    what = f"{count} clusters of prompts" if clusters else f"the domain of a row: {', '.join(moe.domains or [])}"
+    return {"routers are taught": what}
+
+
+def _by_prompt(moe: MoeConfig) -> dict[str, str]:
+    """Where experts act and what decides in a conversation, with one router for the whole model; nothing of others."""
+    if moe.router_scope is not RouterScope.model:
+        return {}
+    turn = "each prompt for the answer to it" if moe.decide is Decide.turn else "the first prompt for all that follows"
+    return {
+        "experts act on": "prompts and answers" if moe.prompt_experts else "answers",
+        "in a conversation decides": turn,
+    }
 
 
 def _of_run(run: Path) -> dict[str, Any]:

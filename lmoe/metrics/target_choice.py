@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lmoe.metrics.site_stack import stacked_sites
-from lmoe.ops.mutual_information import adjusted_mutual_information
+from lmoe.ops.mutual_information import adjusted_mutual_information, groups
 from lmoe.ops.router_targets import NO_TARGET, RowTargets, target_log_probs, targets_of_rows
 
 
@@ -174,10 +174,11 @@ class TargetChoice(Metric):
     def agreement(self) -> dict[str, float]:
         """Adjusted mutual information of a row's domain and the expert with most of its routing weight, by site.
 
-        Of all rows that any expert has a weight in. It takes some milliseconds a site.
+        Of all rows that any expert has a weight in; nothing where these are of one domain, with which nothing can agree
+        or not. It takes some milliseconds a site.
         """
         tables = zip(self.num_experts, self.expert_rows.cpu(), strict=True)
-        return {site: adjusted_mutual_information(table_ME) for site, table_ME in tables}
+        return {site: adjusted_mutual_information(table_ME) for site, table_ME in tables if groups(table_ME) > 1}
 
 
 def _indicators(ids: Tensor, count: int, counts: Tensor, dim: int = 0) -> Tensor:

@@ -110,6 +110,11 @@ def adjusted_mutual_information(joint: Tensor) -> float:
     return (float(mutual_information(counts)) - expected) / (mean_entropy - expected)
 
 
+def groups(joint: Tensor) -> int:
+    """How many rows of an (M, E) table hold something."""
+    return int(joint.any(-1).sum())
+
+
 def expected_mutual_information(a_M: Tensor, b_E: Tensor) -> float:
     """E[I] = sum_{m,e} sum_n n/N ln(N n / (a_m b_e)) P(n), P the hypergeometric probability of n common items.
 

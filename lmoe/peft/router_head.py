@@ -25,7 +25,7 @@ from lmoe.layers.model_route import MODEL
 from lmoe.layers.routers import LinearRouter
 from lmoe.rules.experts_from import NAME
 from lmoe.rules.routers import mixture_scale
-from lmoe.vocabulary import Decide, Mixing, MixtureScale, RouterDtype, RouterScope
+from lmoe.vocabulary import Decide, Mixing, MixtureScale, RouterDtype, RouterScope, TrainOn
 
 HEAD_FILE = "router_head.safetensors"
 HEAD_VERSION = 1
@@ -52,6 +52,7 @@ class RouterHead:
         router_layer, prompt_experts, decide, router_dtype, temperature: of the run's `moe`.
         top_k, scale: of its gate.
         otherwise: names of what a blend of the experts does otherwise than the run, out of OTHERWISE.
+        train_on: the turns of conversations that the run has learnt; the others were a part of the prompt.
     """
 
     tensors: Mapping[str, Tensor]
@@ -64,15 +65,17 @@ class RouterHead:
     top_k: int
     scale: MixtureScale
     otherwise: tuple[str, ...] = ()
+    train_on: TrainOn = TrainOn.assistant
 
 
-def write_head(model: nn.Module, folder: Path, names: list[str]) -> Path | None:
+def write_head(model: nn.Module, folder: Path, names: list[str], train_on: TrainOn = TrainOn.assistant) -> Path | None:
     """Write the head of a model beside its experts; None: each site has a router of its own, and there is no head.
 
     Args:
         model: injected.
         folder: there already.
         names: of the experts, in their order.
+        train_on: the turns of conversations that the model has learnt.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -99,6 +102,7 @@ def write_head(model: nn.Module, folder: Path, names: list[str]) -> Path | None:
         top_k=injection.top_k,
         scale=mixture_scale(moe, injection),
         otherwise=tuple(name for name, there in beside.items() if there),
+        train_on=train_on,
     )
     return write_router_head(head, fingerprints_of(model), folder)
 
@@ -124,6 +128,7 @@ def write_router_head(head: RouterHead, base: Mapping[str, Any], folder: Path) -
         "top_k": head.top_k,
         "scale": head.scale.value,
         "otherwise": list(head.otherwise),
+        "train_on": head.train_on.value,
         "base": dict(base),
     }
     tensors = {name: tensor.float().cpu().contiguous() for name, tensor in head.tensors.items()}
@@ -206,7 +211,8 @@ def _head(path: Path, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
         raise CheckpointError(f"{path}: temperature is {quoted(temperature)}, must be a number above 0")
     if not isinstance(about.get("prompt_experts"), bool):
         raise CheckpointError(f"{path}: prompt_experts is {quoted(about.get('prompt_experts'))}, must be true or false")
-    words = {"decide": Decide, "router_dtype": RouterDtype, "scale": MixtureScale}
+    about = {"train_on": TrainOn.assistant.value, **about}  # which heads of before do not say
+    words = {"decide": Decide, "router_dtype": RouterDtype, "scale": MixtureScale, "train_on": TrainOn}
     for key, allowed in words.items():
         if about.get(key) not in tuple(allowed):
             raise CheckpointError(f"{path}: {key} is {quoted(about.get(key))}; allowed: {', '.join(allowed)}")

@@ -31,13 +31,14 @@ class TargetReport:
     loss: float | None = None
     """Their mean cross-entropy in nats; None: there is no such row."""
     agreement: float | None = None
-    """Adjusted mutual information of the rows' domains and the experts with most of their routing weight."""
+    """Adjusted mutual information of the rows' domains and the experts with most of their routing weight; None: rows
+    of one domain."""
     domains: list[str] = field(default_factory=list)
     """Domains of the training rows, where clusters are the targets."""
     cluster_rows: list[list[int]] = field(default_factory=list)
     """For each of them its training rows in each cluster."""
     cluster_agreement: float | None = None
-    """Adjusted mutual information of clusters and domains, over training rows."""
+    """Adjusted mutual information of clusters and domains, over training rows; None: these are of one domain."""
 
     @property
     def largest(self) -> float | None:

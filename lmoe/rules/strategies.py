@@ -74,7 +74,8 @@ STRATEGIES = {
     ),
     InjectionStrategy.mixture_lora: StrategyDeclaration(
         planner="lmoe.injection.strategies.mixture_lora.plan_mixture_lora",
-        description="each chosen Linear becomes a mixture of LoRA experts with its own router",
+        description="each chosen Linear becomes a mixture of LoRA experts, behind a router of its own, of its block or "
+        "of the whole model",
         idle=("share_base",),
         why_no_native="has branches on single Linears as experts, and such a mixture has whole FFNs: export them with "
         "`export_peft_experts`, or merge their average, without routing, with `average=True`",

@@ -18,7 +18,7 @@ from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import PreparedData
 from lmoe.data.stream import RowStream
 from lmoe.files.run_folder import CLUSTERS_FILE
-from lmoe.ops.mutual_information import adjusted_mutual_information
+from lmoe.ops.mutual_information import adjusted_mutual_information, groups
 from lmoe.run.claim import is_first_process
 from lmoe.run.cluster_file import READER, read_clusters, write_clusters
 from lmoe.run.clusters import FIT_PROMPTS, PromptClusters, ReadStates, RowPrompts
@@ -202,7 +202,7 @@ def cluster_lines(
         lines.append(f"cluster{number}: {sizes[number]:,} {'row' if sizes[number] == 1 else 'rows'}, such as")
         lines += [f"  {_excerpt(text, same)}" for text in some]
     joint = domain_table(rows.domains, rows.clusters, len(domains), count)
-    if int(joint.any(1).sum()) > 1:
+    if groups(joint) > 1:
         agreement = adjusted_mutual_information(joint)
         lines.append(
             f"clusters and domains of training rows: adjusted mutual information {agreement:.3f} (1: the same groups, "

@@ -14,7 +14,7 @@ from lmoe.files.adapter_files import ADAPTER_DIR
 from lmoe.files.run_folder import METRICS_FILE, REPORT, SUMMARY_FILE, path_from_here
 from lmoe.injection.backbone_state import backbone_state
 from lmoe.injection.record import injected
-from lmoe.ops.mutual_information import adjusted_mutual_information
+from lmoe.ops.mutual_information import adjusted_mutual_information, groups
 from lmoe.report.curves import read_metrics
 from lmoe.report.page import is_shown, write_page
 from lmoe.report.pictures import write_pictures
@@ -143,5 +143,5 @@ def with_clusters(report: TargetReport, prepared: PreparedData) -> TargetReport:
         report,
         domains=list(prepared.domains),
         cluster_rows=table.tolist(),
-        cluster_agreement=adjusted_mutual_information(table),
+        cluster_agreement=adjusted_mutual_information(table) if groups(table) > 1 else None,
     )

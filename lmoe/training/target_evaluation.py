@@ -49,7 +49,7 @@ class TargetEvaluation:
         """The choices for the report, means over sites."""
         found = self.choice.compute()
         shares, count = found.mean_shares(), len(found.targets)
-        accuracy, losses = found.accuracy(), found.losses()
+        accuracy, losses, agreement = found.accuracy(), found.losses(), self.choice.agreement()
         others = [(name, count + d) for d, name in enumerate(found.domains) if found.rows[count + d]]
         return TargetReport(
             kind=str(self.moe.router_target),
@@ -62,7 +62,7 @@ class TargetEvaluation:
             untrained_chosen=[shares[label] for _, label in others],
             accuracy=fmean(accuracy.values()) if accuracy else None,
             loss=fmean(losses.values()) if losses else None,
-            agreement=fmean(self.choice.agreement().values()),
+            agreement=fmean(agreement.values()) if agreement else None,
         )
 
     def by_site(self) -> dict[str, dict[str, float]]:

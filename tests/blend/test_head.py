@@ -15,6 +15,7 @@ from lmoe.errors import BlendError, CheckpointError, LmoeError
 from lmoe.injection.batch_info import conversations
 from lmoe.peft.experts import save_peft_experts
 from lmoe.peft.router_head import ABOUT, HEAD_FILE, read_head, write_head
+from lmoe.vocabulary import TrainOn
 from tests.tiny_models import randomise, tiny_model, tokens
 
 BASE = {"max_position_embeddings": 128}
@@ -230,6 +231,7 @@ def test_a_router_for_each_site_has_no_head(tmp_path):
         ({"temperature": 0}, "temperature is 0, must be a number above 0"),
         ({"prompt_experts": 1}, "prompt_experts is 1, must be true or false"),
         ({"decide": "never"}, "decide is 'never'; allowed: first, turn"),
+        ({"train_on": "none"}, "train_on is 'none'; allowed: assistant, last, all"),
         ({"otherwise": ["magic"]}, "must be a list of attn_lora, shared_lora, mixing_factors"),
         ({"base": {"fingerprint": "x"}}, "of a run on another base, fingerprint x"),
         ({"base": 3}, "base needs a fingerprint"),
@@ -245,6 +247,17 @@ def test_a_head_that_cannot_be_is_refused_by_its_field(tmp_path, change, words):
     save_file(load_file(tmp_path / HEAD_FILE), tmp_path / HEAD_FILE, metadata={ABOUT: json.dumps(about | change)})
     with pytest.raises(CheckpointError, match=words):
         read_head(tmp_path, base, 32)
+
+
+def test_a_head_says_which_turns_the_run_has_learnt_and_one_that_does_not_is_of_a_run_that_learnt_all_answers(tmp_path):
+    model = mixture(SETTINGS["first, after prompts"])
+    folders = save_peft_experts(model, tmp_path, base_model="tiny")
+    write_head(model, tmp_path, list(folders), TrainOn.last)
+    assert blended(folders, tmp_path)[1].train_on is TrainOn.last
+    about = json.loads(stored_about(tmp_path / HEAD_FILE))
+    assert about.pop("train_on") == "last" and about["format_version"] == 1
+    save_file(load_file(tmp_path / HEAD_FILE), tmp_path / HEAD_FILE, metadata={ABOUT: json.dumps(about)})
+    assert blended(folders, tmp_path)[1].train_on is TrainOn.assistant
 
 
 def stored_about(path) -> str:

@@ -76,6 +76,14 @@ def test_a_prompt_that_is_too_long_is_refused_with_its_length(restored, finished
         (("--model", "x", "--prompt", "a", "--compare", "y"), "--compare has no effect without --checkpoint"),
         (("--checkpoint", "x", "--prompt", "a", "--compare-weights", "1"), "--compare-weights has no effect without"),
         (("--model", "x", "--prompt", "a", "--profile-rows", "3"), "--profile-rows has no effect without"),
+        *(
+            (
+                ("--model", "x", "--experts", "a=y,b=z", "--router", router, "--prompt", "a"),
+                f"--router {router} decides by itself, and only blends with weights of your own can be explained; use "
+                "--router weighted with --weights",
+            )
+            for router in ("encoder", "arrow")
+        ),
     ],
 )
 def test_flags_that_cannot_stand_together_are_refused_before_anything_is_loaded(arguments, message, tmp_path) -> None:

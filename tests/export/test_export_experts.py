@@ -13,8 +13,12 @@ import lmoe
 from lmoe.adapter.folder import WEIGHTS_FILE
 from lmoe.errors import CheckpointError, LmoeError
 from lmoe.export.export import export_merged, export_peft, export_peft_experts, export_without_expert
+from lmoe.generate import speaker
+from lmoe.generate.generate import Sampling
 from lmoe.generate.speaker import stored_template
 from lmoe.peft.experts import save_peft_experts
+from lmoe.serve.prompts import Prompts
+from lmoe.vocabulary import BackbonePrecision, TrainOn
 from tests.full_disk import files_of_at_most
 from tests.micro import write_rows
 from tests.tiny_models import randomise, tiny_model, tokens
@@ -61,6 +65,42 @@ def test_exported_experts_come_back_as_a_mixture_with_the_same_experts(tmp_path)
     before, after = dict(model.named_parameters()), dict(again.named_parameters())
     factors = [name for name in before if name.endswith(("lora_A", "lora_B"))]
     assert len(factors) == 12 and all(torch.equal(before[name], after[name]) for name in factors)
+
+
+@pytest.mark.parametrize("train_on", TrainOn)
+def test_a_blend_decides_by_the_turns_of_a_conversation_that_its_run_decided_by(trained, train_on, tmp_path):
+    """With train_on=last or all the earlier answers are a part of the prompt."""
+    model = AutoModelForCausalLM.from_pretrained(trained.base)
+    injection = {"lora_r": 4, "num_experts": 3, "top_k": 2, "attn_lora": {"enabled": False}}
+    lmoe.inject(model, injection, {"router": "sequence", "router_scope": "model", "decide": "turn"})
+    randomise(model, std=0.3)
+    run, experts = tmp_path / "run", tmp_path / "experts"
+    lmoe.save(model, run / "adapter", tokenizer=trained.tokenizer)
+    (run / "config.yaml").write_text(f"seed: 0\ndata: {{train_on: {train_on}}}\n")
+    folders = {name: str(folder) for name, folder in export_peft_experts(run, experts).items()}
+    blend = speaker.blended(
+        str(trained.base), folders, None, router="encoder", precision=BackbonePrecision.float32, head=str(experts)
+    )
+    of_run = speaker.trained(str(run), base_model=None, domain=None)
+    assert blend.train_on is Prompts.of(blend).train_on is of_run.train_on is train_on
+    turns = [
+        {"role": "user", "content": "say hello"},
+        {"role": "assistant", "content": "hello to you and all"},
+        {"role": "user", "content": "a = b"},
+    ]
+    said = [logits_of(one, turns) for one in (of_run, blend)]
+    torch.testing.assert_close(said[1], said[0], atol=1e-4, rtol=1e-4)
+    blend.train_on = TrainOn.last if train_on is TrainOn.assistant else TrainOn.assistant
+    assert not torch.allclose(logits_of(blend, turns), said[0], atol=1e-2)
+
+
+def logits_of(one: speaker.Speaker, turns: list[dict[str, str]]) -> torch.Tensor:
+    """(V,) of the second token of an answer."""
+    logits = []
+    hook = one.model.register_forward_hook(lambda _module, _args, output: logits.append(output.logits[0, -1]))
+    one.answer(turns, Sampling(max_new_tokens=2), lambda piece: None)
+    hook.remove()
+    return logits[-1]
 
 
 def test_an_expert_taken_out_leaves_bit_by_bit_what_the_mask_computes(trained, tmp_path):

@@ -27,6 +27,7 @@ from lmoe.peft.expert_branches import mean_branches
 from lmoe.peft.reader import read_expert
 from lmoe.peft.router_head import HEAD_FILE
 from lmoe.rules.experts_from import NAME
+from lmoe.vocabulary import TrainOn
 from tests.full_disk import files_of_at_most
 from tests.micro import DOMAINS, WORDS
 from tests.pair_rows import write_pairs
@@ -142,6 +143,7 @@ def test_a_blend_with_the_head_gives_each_row_the_adapter_that_the_price_counts(
     rows = validation_rows(None, moved, model, tokenizer)
     base = AutoModelForCausalLM.from_pretrained(model.name_or_path)
     blend = lmoe.Blend(base, done.folders, router="encoder", head=output)
+    assert blend.train_on is TrainOn.assistant
     right: dict[str, list[bool]] = {name: [] for name in done.folders}
     for row in rows.rows:
         prompt = row.input_ids[: int(row.is_label.int().argmax())].long()[None]
@@ -151,6 +153,13 @@ def test_a_blend_with_the_head_gives_each_row_the_adapter_that_the_price_counts(
         right[name].append(weights[name] == 1.0)
     for price in done.prices:
         assert price.chosen == pytest.approx(sum(right[price.name]) / len(right[price.name]))
+
+
+def test_the_head_reads_the_prompts_of_conversations_as_the_rows_of_its_run_have_them(moved, tmp_path):
+    run = with_config(moved, tmp_path / "run", data={"train_on": "last"})
+    done = export_per_domain(run, tmp_path / "domains", head=True, data="none")
+    base = AutoModelForCausalLM.from_pretrained(lmoe.load(run)[0].name_or_path)
+    assert lmoe.Blend(base, done.folders, router="encoder", head=tmp_path / "domains").train_on is TrainOn.last
 
 
 def test_a_lower_rank_is_written_and_its_error_said(moved, tmp_path):

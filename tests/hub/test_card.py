@@ -60,6 +60,40 @@ def test_a_card_says_how_the_run_went_and_how_to_use_it(finished_run):
     assert "* Base: unknown." in text
 
 
+@pytest.mark.parametrize(
+    ("moe", "rows"),
+    [
+        (
+            {"router_target": "domain", "domains": ["code", "math"], "prompt_experts": True},
+            {
+                "routers are taught": "the domain of a row: code, math",
+                "experts act on": "prompts and answers",
+                "in a conversation decides": "the first prompt for all that follows",
+            },
+        ),
+        (
+            {"router_target": "cluster", "domains": ["cluster0", "cluster1"], "decide": "turn"},
+            {
+                "routers are taught": "2 clusters of prompts",
+                "experts act on": "answers",
+                "in a conversation decides": "each prompt for the answer to it",
+            },
+        ),
+    ],
+)
+def test_the_card_says_what_one_router_of_the_model_was_taught_and_where_experts_act(trained, tmp_path, moe, rows):
+    model = AutoModelForCausalLM.from_pretrained(trained.base)
+    one = {"router": "sequence", "router_scope": "model"}
+    lmoe.inject(model, injection={"lora_r": 4, "num_experts": 3}, moe=one | moe)
+    lmoe.save(model, tmp_path / "adapter", tokenizer=trained.tokenizer)
+    text = card_of(tmp_path / "adapter").text
+    assert "| router | sequence by model, top_k 2 |" in text and "own, of its block or of the whole model" in text
+    for name, value in rows.items():
+        assert f"| {name} | {value} |" in text
+    others = card_of(trained.run).text
+    assert not any(f"| {name} |" in others for name in rows)
+
+
 def test_the_card_of_a_run_with_preferences_says_what_each_phase_learns_and_in_what_unit(sft_dpo_run, finished_run):
     text = card_of(sft_dpo_run).text
     assert "| phase joint | from step 1, trains router, lora, attn_lora; learns by sft |" in text

@@ -157,6 +157,10 @@ def test_the_agreement_of_experts_and_domains_is_that_of_the_rows_heaviest_exper
     assert single(domains, mixed).agreement()["model"] == pytest.approx(adjusted_mutual_information(joint))
 
 
+def test_experts_agree_with_no_domains_where_rows_have_one():
+    assert single([2, 2, 2, 2], [0, 0, 1, 1]).agreement() == single([2, 2, 2, 2], [0, 0, 0, 0]).agreement() == {}
+
+
 def test_without_targets_all_rows_are_counted_by_their_domain():
     routing, valid, row_ids, domain_ids = packed(5)
     metric = TargetChoice(SITES, TARGETS, DOMAINS)

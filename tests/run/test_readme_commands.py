@@ -1,13 +1,16 @@
 """Every `python train.py …` of README runs, on the micro backbone and its rows, with the routers that it chooses: those
-of the bare command where it names none."""
+of the bare command where it names none. So does each `lmoe …` on a run of the bare command, or it says what to do."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
+from typer.testing import CliRunner
 
+from lmoe.cli.main import app
 from lmoe.cli.train import main
 from tests.conftest import process_state
 from tests.micro import Micro
@@ -23,9 +26,30 @@ FFN = ["gate_proj", "up_proj", "down_proj"]
 NEEDS_MORE = ("precision=nf4", "file.gguf", "trainer=gpu", "qwen3_5_0_8b")
 """A GPU, a package or a model that is not here: their config is checked."""
 
+VERBS = [
+    line.partition("#")[0].strip().removeprefix("lmoe ").removesuffix(" …")
+    for line in re.findall(r"^lmoe .*$", README, re.MULTILINE)
+]
+LIMITS = {
+    "generate": ["--max-new-tokens", "2"],
+    "evaluate": ["--max-new-tokens", "2", "--limit", "1"],
+    "explain": ["--max-new-tokens", "2", "--profile-rows", "1"],
+    "push": ["--dry-run"],
+}
+"""What a verb is given here beside its own, by its name."""
+REFUSED = {
+    "export --checkpoint RUN --output my_peft": "export the experts with --format peft-experts",
+    "export --checkpoint RUN --format gguf-lora": "only dense_lora can be one expert of a blend",
+}
+"""What is for other runs than those of the bare command, by how the command begins, and what is said then."""
+ELSEWHERE = ("watch", "play", "serve", "chat", "doctor", "study", "generate --checkpoint user/name")
+"""What waits for people, needs more than the run, or takes long; tests of its own run it."""
+
 
 def test_all_are_found():
     assert len(COMMANDS) >= 20 and "" not in COMMANDS
+    assert len(VERBS) >= 15 and {command.partition(" ")[0] for command in VERBS} >= {*LIMITS, "compare", "export"}
+    assert all(any(command.startswith(one) for command in VERBS) for one in (*REFUSED, *ELSEWHERE))
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +105,28 @@ def test_it_runs(command, micro, restored, runs, tmp_path, capsys, monkeypatch):
     code = main(arguments)
     said = capsys.readouterr()
     assert code == 0, said.out + said.err
+
+
+@pytest.mark.parametrize("command", [command for command in VERBS if not command.startswith(ELSEWHERE)])
+def test_a_verb_runs_after_the_bare_command(command, micro, restored, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    question = {"question": "red or", "choices": ["blue", "green"], "answer": 0}
+    Path("questions.jsonl").write_text(json.dumps(question) + "\n", encoding="utf-8")
+    places = {
+        "RUN RUN": f"{runs[4]} {runs[8]}",
+        "RUN": runs[4],
+        "my.jsonl": micro.train / "code.jsonl",
+        "data/sft/val/sql.jsonl": micro.val / "code.jsonl",
+        "bundled": "questions.jsonl",
+        "Qwen/Qwen3-0.6B-Base": micro.model,
+    }
+    given = command
+    for name, place in places.items():
+        given = given.replace(name, str(place))
+    done = CliRunner().invoke(app, [*shlex.split(given), *LIMITS.get(command.partition(" ")[0], [])])
+    refused = next((said for begins, said in REFUSED.items() if command.startswith(begins)), None)
+    assert done.exit_code == (0 if refused is None else 1), done.output
+    assert refused is None or refused in done.stderr
 
 
 def rows_of(given: list[str], micro: Micro) -> tuple[str, ...]:

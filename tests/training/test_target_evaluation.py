@@ -236,3 +236,42 @@ def test_the_clusters_of_the_training_rows_are_told_beside_their_domains():
     assert (report.domains, report.cluster_rows) == (["chat", "code"], [[2, 0], [0, 3]])
     assert report.cluster_agreement == pytest.approx(1)
     assert with_clusters(found, SimpleNamespace(train_rows=train)).cluster_agreement is None  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("moe", ["supervised", "top_k"])
+def test_an_evaluation_of_a_run_that_was_taught_clusters_puts_rows_into_those_of_the_run(moe, train, micro, tmp_path):
+    phase = [] if moe == "supervised" else ["phase=joint"]
+    done = train(f"moe={moe}", "moe.router_target=cluster", "injection.num_experts=3", *phase, "trainer.max_steps=2")
+    assert done.code == 0, done.text
+    last, one = summary_of(done.run)["targets"], EvaluateSettings(checkpoint=str(done.run), batch_size=2)
+    found = evaluate(one).targets
+    assert found is not None and found.kind == "cluster" and found.untrained == []
+    assert (found.targets, found.rows, sum(found.rows)) == (last["targets"], last["rows"], 9)
+    assert found.accuracy == pytest.approx(last["accuracy"])
+    assert found.loss == pytest.approx(last["loss"], rel=1e-4)
+    messages = [{"role": "user", "content": "say something else"}, {"role": "assistant", "content": "no"}]
+    (tmp_path / "other.jsonl").write_text(json.dumps({"messages": messages}) + "\n", encoding="utf-8")
+    other = evaluate(replace(one, data=str(tmp_path / "other.jsonl"))).targets
+    assert other is not None and sum(other.rows) == 1 and other.accuracy is not None, "in the nearest"
+    (done.run / "clusters.safetensors").rename(tmp_path / "clusters.safetensors")
+    shutil.copytree(done.run / "adapter", tmp_path / "alone")
+    for place, why in ((done.run, "no such file"), (tmp_path / "alone", "give the folder of the run")):
+        without = evaluate(replace(one, checkpoint=str(place), data=str(micro.val)))
+        assert without.targets is not None and sum(without.targets.rows) == 0 and without.targets.accuracy is None
+        assert len(without.targets.untrained) == 3
+        (note,) = [note for note in without.notes if "clusters that they were taught is not known: " in note]
+        assert why in note
+
+
+def test_rows_of_one_domain_have_an_accuracy_and_nothing_that_could_agree_with_it(train, micro):
+    given = ("moe=supervised", "injection.num_experts=2", "moe.router_fit_prompts=32", "trainer.max_steps=1")
+    rows_of_one = (f"data.path={micro.train / 'code.jsonl'}", f"data.val_path={micro.val / 'code.jsonl'}")
+    done = train(*given, *rows_of_one)
+    assert done.code == 0, done.text
+    found = summary_of(done.run)["targets"]
+    assert (found["kind"], found["agreement"], found["cluster_agreement"]) == ("cluster", None, None)
+    assert found["accuracy"] is not None and sum(found["cluster_rows"][0]) == 10
+    assert "adjusted mutual information" not in done.text + (done.run / "report" / "index.html").read_text("utf-8")
+    evaluated = evaluate(EvaluateSettings(checkpoint=str(done.run)))
+    assert evaluated.targets is not None and evaluated.targets.agreement is None
+    assert "eval/domain_agreement" not in metrics(evaluated)
