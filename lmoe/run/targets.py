@@ -13,7 +13,7 @@ from lmoe.errors import ConfigError
 from lmoe.rules.experts_from import KEY, named_adapters, source_run
 from lmoe.rules.phases import trained_base
 from lmoe.rules.routers import cluster_names, mixture_scale
-from lmoe.run.clusters import WITHOUT_TARGETS
+from lmoe.run.clusters import check_prompts
 from lmoe.vocabulary import Role, RouteBy, RouterTarget
 
 LOOKED_AT = 4096
@@ -51,7 +51,7 @@ def with_targets(
     if target is RouterTarget.domain:
         names = _domain_names(moe, domains, known, fewest)
     else:
-        names = _cluster_names(config, fewest)
+        names = cluster_names(fewest if config.data.clusters is None else config.data.clusters)
     if target is RouterTarget.domain and config.data.clusters is not None:
         raise ConfigError(
             f"data.clusters={config.data.clusters} has no effect: the rows name {len(domains)} domains, which "
@@ -90,8 +90,13 @@ def _without_targets(moe: MoeConfig, config: RunConfig) -> MoeConfig:
     """The section of routers that learn from the loss alone.
 
     Raises:
-        ConfigError: a phase trains experts on targets.
+        ConfigError: a phase trains experts on targets, or clusters are asked for.
     """
+    if config.data.clusters is not None:
+        raise ConfigError(
+            f"data.clusters={config.data.clusters} has no effect: the experts of {KEY}={config.injection.experts_from} "
+            "are for other rows than these, so that routers learn from the loss; leave it out"
+        )
     by_target = [name for name, phase in config.phase.phases.items() if phase.route_by is RouteBy.target]
     if by_target:
         raise ConfigError(
@@ -174,21 +179,6 @@ def _domain_names(moe: MoeConfig, domains: list[str], known: list[str], fewest: 
     )
 
 
-def _cluster_names(config: RunConfig, fewest: int) -> list[str]:
-    count = fewest if config.data.clusters is None else config.data.clusters
-    if count > fewest:
-        raise ConfigError(
-            f"data.clusters={count} needs an expert for each cluster, and a site has {fewest}; set "
-            f"injection.num_experts={count} or more, or lower data.clusters"
-        )
-    if count < 2:
-        raise ConfigError(
-            f"moe.router_target={config.moe.router_target} needs two experts at least, and a site has {fewest}; raise "
-            f"injection.num_experts, or use {WITHOUT_TARGETS}"
-        )
-    return cluster_names(count)
-
-
 def _check_clusters(count: int, moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> None:
     if moe.domains is not None:
         raise ConfigError(f"moe.domains={moe.domains} has no effect where clusters are the targets; leave it out")
@@ -200,8 +190,5 @@ def _check_clusters(count: int, moe: MoeConfig, config: RunConfig, prepared: Pre
                 f"phase trains {', '.join(sorted(roles))} of it, so that it would make something else of them each "
                 "time; use data.streaming=false, or moe.router_target=domain"
             )
-    elif len(rows) < count:
-        raise ConfigError(
-            f"{len(rows)} training rows cannot be put into {count} clusters; lower data.clusters (null: "
-            f"injection.num_experts), add rows, or use {WITHOUT_TARGETS}"
-        )
+    else:
+        check_prompts(rows, count)
