@@ -11,8 +11,9 @@ from lmoe.data.prepare import PreparedData
 from lmoe.data.stream import RowStream
 from lmoe.errors import ConfigError
 from lmoe.rules.experts_from import KEY, named_adapters, source_run
+from lmoe.rules.lessons import lesson_of, taught
 from lmoe.rules.phases import trained_base
-from lmoe.rules.routers import cluster_names, mixture_scale
+from lmoe.rules.routers import WITHOUT_TARGETS, cluster_names, mixture_scale
 from lmoe.run.clusters import check_prompts
 from lmoe.vocabulary import Role, RouteBy, RouterTarget
 
@@ -50,6 +51,8 @@ def with_targets(
         target = RouterTarget.domain if known or 2 <= len(domains) <= fewest else RouterTarget.cluster
     if target is RouterTarget.domain:
         names = _domain_names(moe, domains, known, fewest)
+        if _all_rows_known(config, prepared):
+            _check_named(names, _with_new(known, domains))
     else:
         names = cluster_names(fewest if config.data.clusters is None else config.data.clusters)
     if target is RouterTarget.domain and config.data.clusters is not None:
@@ -179,9 +182,38 @@ def _domain_names(moe: MoeConfig, domains: list[str], known: list[str], fewest: 
     )
 
 
+def _all_rows_known(config: RunConfig, prepared: PreparedData) -> bool:
+    """Whether no row can come that is not among those of the first phase. Of a run that goes on nothing is asked: it
+    may have its targets from another one.
+    """
+    return prepared.train_rows is not None and _one_set_of_rows(config) and config.resume is None
+
+
+def _one_set_of_rows(config: RunConfig) -> bool:
+    """Whether all phases learn from the same rows."""
+    lessons = [lesson_of(config, name) for name in config.phase.phases]
+    own_rows = any(phase.data for phase in config.phase.phases.values())
+    return not own_rows and len(taught(lessons)[0]) == 1
+
+
+def _check_named(names: list[str], there: list[str]) -> None:
+    if missing := [name for name in names if name not in there]:
+        what = "it" if len(missing) == 1 else "them"
+        raise ConfigError(
+            f"moe.domains names {names_of(missing)}, and no training row is of {what}: leave {what} out, or add rows. "
+            f"A run that goes on from this one ({KEY}) finds experts for new domains by itself, where some are free"
+        )
+
+
 def _check_clusters(count: int, moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> None:
     if moe.domains is not None:
         raise ConfigError(f"moe.domains={moe.domains} has no effect where clusters are the targets; leave it out")
+    if not _one_set_of_rows(config):
+        raise ConfigError(
+            f"moe.router_target={config.moe.router_target} takes clusters here, which are of one set of rows, and not "
+            "all phases learn from the same (phase.phases.<name>.data and task); give the rows of the first phase a "
+            f'field "domain" with 2 to {config.injection.fewest_experts} names, or use {WITHOUT_TARGETS}'
+        )
     rows = prepared.train_rows
     if rows is None:
         if roles := trained_base(config) - {Role.head}:  # which makes no states
