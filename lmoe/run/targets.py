@@ -13,9 +13,9 @@ from lmoe.errors import ConfigError
 from lmoe.rules.experts_from import KEY, named_adapters, source_run
 from lmoe.rules.lessons import lesson_of, taught
 from lmoe.rules.phases import trained_base
-from lmoe.rules.routers import WITHOUT_TARGETS, cluster_names, mixture_scale
+from lmoe.rules.routers import ROUTERS, WITHOUT_TARGETS, cluster_names, mixture_scale, needs_prompt, target_count
 from lmoe.run.clusters import check_prompts
-from lmoe.vocabulary import Role, RouteBy, RouterTarget
+from lmoe.vocabulary import LoadBalanceType, Role, RouteBy, RouterTarget
 
 LOOKED_AT = 4096
 """Rows of a stream, about, to see which domains they are of."""
@@ -134,14 +134,40 @@ def target_lines(moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> l
     if moe.router_target is RouterTarget.none:
         return []
     names = moe.domains or []
+    surplus = _surplus_lines(moe, config)
     if moe.router_target is RouterTarget.domain:
-        return [f"targets: {len(names)} domains: {names_of(names)}"]
+        return [f"targets: {len(names)} domains: {names_of(names)}", *surplus]
     line = f"targets: {len(names)} clusters of prompts"
     if config.moe.router_target is RouterTarget.auto:
         domains, fewest = len(trained_domains(prepared)), config.injection.fewest_experts
         more = f"{domains} domains are more than the {fewest} experts of a site"
         line += f", because {'all training rows are of one domain' if domains == 1 else more}"
-    return [line]
+    return [line, *surplus]
+
+
+def _surplus_lines(moe: MoeConfig, config: RunConfig) -> list[str]:
+    """A warning where a target has more experts than a router chooses, and neither a target nor a balance says which of
+    them; not where a run is taken over, which has been told.
+
+    Args:
+        moe: with its targets decided.
+        config: of the run.
+    """
+    experts, count, top_k = config.injection.most_experts, target_count(moe), config.injection.top_k
+    most, fewest = -(-experts // count), experts // count
+    balanced = moe.load_balance.type is not LoadBalanceType.none
+    fixed = moe.router is not None and ROUTERS[moe.router].fixed_k
+    if balanced or not fixed or top_k >= most or source_run(config.injection):
+        return []
+    share = f"each target has {most}" if most == fewest else f"a target has {fewest} or {most}"
+    routed = "a prompt" if needs_prompt(moe) else "a token"
+    cure = f"injection.top_k={most}"
+    if config.injection.num_experts_by_layer is None:
+        cure = f"injection.num_experts={count} or {cure}"
+    return [
+        f"warning: {experts} experts for {count} targets: {share}, of which {routed} gets {top_k}, and nothing says "
+        f"which, so that some may never train; set {cure}"
+    ]
 
 
 def trained_domains(prepared: PreparedData) -> list[str]:
