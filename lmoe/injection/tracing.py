@@ -133,7 +133,10 @@ def expert_of(moe: MoeConfig, name: str) -> int:
     """
     if not needs_domain(moe):
         named = routers_that_need(Need.domain)
-        raise RoutingError(f"domains are for moe.router={named}; this model has moe.router={moe.router}")
+        raise RoutingError(
+            f"domains are for moe.router={named}; this model has moe.router={moe.router}: leave the domain out, its "
+            "router decides without"
+        )
     if name not in (moe.domains or []):
         raise RoutingError(f"moe.router={moe.router} has no expert for the domain {name!r}; it has {moe.domains}")
     return (moe.domains or []).index(name)

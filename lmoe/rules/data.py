@@ -1,12 +1,15 @@
 """What is wrong in the section `data`, as far as it shows without reading rows."""
 
 from lmoe.config.data import BUNDLED, BUNDLED_FOLDERS, DataConfig, SourceConfig
+from lmoe.config.injection import InjectionConfig
 from lmoe.config.limits import DOMAIN_IN_WORDS, is_domain
 from lmoe.config.moe import MoeConfig
 from lmoe.config.problems import above_zero, at_least, without_effect
 from lmoe.files.places import expanded, is_file, is_local, missing_file
 from lmoe.files.wording import quoted
-from lmoe.rules.routers import Need, needs_domain, routers_that_need
+from lmoe.rules.experts_from import source_run
+from lmoe.rules.routers import WITHOUT_TARGETS, Need, needs_domain, routers_that_need, trains_logits
+from lmoe.rules.strategies import STRATEGIES
 from lmoe.rules.template import template_problems
 from lmoe.vocabulary import RouterTarget
 
@@ -59,14 +62,27 @@ def data_problems(data: DataConfig) -> list[str]:
     return problems + missing_file("data.chat_template", data.chat_template)
 
 
-def cluster_problems(data: DataConfig, moe: MoeConfig) -> list[str]:
-    """Problems of data.clusters, and of clusters that are asked for."""
-    target, problems = moe.router_target, []
+def cluster_problems(data: DataConfig, moe: MoeConfig, injection: InjectionConfig) -> list[str]:
+    """Problems of data.clusters, of clusters that are asked for, and of fewer experts than any rows have targets."""
+    target, problems, fewest = moe.router_target, [], injection.fewest_experts
+    taught = trains_logits(moe) and STRATEGIES[injection.strategy].own_routers and target is not RouterTarget.none
+    # What goes on with the experts of a run may have no targets: they may be for other rows.
+    may_have_none = target is RouterTarget.auto and source_run(injection) is not None
+    if taught and fewest == 1 and not may_have_none:
+        problems.append(
+            f"moe.router_target={target} needs two experts at least, and a site has 1; raise injection.num_experts, or "
+            f"use {WITHOUT_TARGETS}"
+        )
     if data.clusters is not None and target not in (RouterTarget.cluster, RouterTarget.auto):
         why = f"with moe.router_target={target}; use router_target=cluster or auto"
         problems.append(without_effect("data.clusters", why))
     elif data.clusters is not None and data.clusters < 2:
         problems.append(f"data.clusters is {data.clusters}, must be at least 2")
+    elif data.clusters is not None and data.clusters > fewest >= 1 and taught:
+        problems.append(
+            f"data.clusters={data.clusters} needs an expert for each cluster, and a site has {fewest}; set "
+            f"injection.num_experts={data.clusters} or more, or lower data.clusters"
+        )
     if target is RouterTarget.cluster and moe.domains is not None:
         problems.append(without_effect("moe.domains", "with moe.router_target=cluster, whose targets are clusters"))
     return problems

@@ -137,11 +137,11 @@ def _choice_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
     if not traits.fixed_k or injection.top_k != 1:
         return problems
     if mixture_scale(moe, injection) is MixtureScale.sum_to_one:
-        key, cure = (
-            ("norm_topk_prob=true", "null or false") if moe.norm_topk_prob else ("scale=sum_to_one", "raw or unit")
-        )
+        key, untaught, cure = "norm_topk_prob=true", "", "null or false"
+        if not moe.norm_topk_prob:
+            key, untaught, cure = "scale=sum_to_one", f" and moe.router_target={moe.router_target}", "raw or unit"
         problems.append(
-            f"moe.{key} with injection.top_k=1 makes every weight 1 and gives the router no gradient; "
+            f"moe.{key} with injection.top_k=1{untaught} makes every weight 1 and gives the router no gradient; "
             f"set it to {cure}, or top_k to at least 2"
         )
     if fewest == 1 and moe.load_balance.type is LoadBalanceType.aux_loss_free:

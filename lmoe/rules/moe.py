@@ -164,6 +164,8 @@ def _names_targets(moe: MoeConfig, key: str) -> bool:
 
 MODEL_KEYS = ("router_layer", "prompt_experts", "decide", "router_fit_prompts")
 """Keys that act on a router of the whole model alone."""
+OF_SUPERVISED = ("router_scope", "prompt_experts", "router_target", "router_fit_prompts")
+"""Keys that conf/moe/supervised.yaml sets and no other group does."""
 
 
 def _idle(moe: MoeConfig, keys: Iterable[str], why: str) -> list[str]:
@@ -171,11 +173,20 @@ def _idle(moe: MoeConfig, keys: Iterable[str], why: str) -> list[str]:
     return [without_effect(f"moe.{key}", why) for key in keys if getattr(moe, key) != getattr(ORDINARY, key)]
 
 
+def _idle_unless(moe: MoeConfig, keys: Iterable[str], why: str) -> list[str]:
+    """The same where a setting would let them act; of what moe=supervised may have set, the group without it too."""
+    left = [key for key in OF_SUPERVISED if getattr(moe, key) != getattr(ORDINARY, key)]
+    group = f" or, where moe=supervised has set it, take moe={moe.router}"
+    return [
+        problem for key in keys for problem in _idle(moe, [key], why + group if key in left and len(left) > 1 else why)
+    ]
+
+
 def _scope_problems(moe: MoeConfig, traits: RouterDeclaration, injection: InjectionConfig) -> list[str]:
     if moe.router_scope is not RouterScope.model:
-        cure = f"use router_scope=model or, where moe=supervised has set it, moe={moe.router}"
-        why = f"with moe.router_scope={moe.router_scope}; {cure}"
-        return _idle(moe, MODEL_KEYS, why)
+        other = "" if traits.of_model else f"moe={RouterKind.sequence} "
+        why = f"with moe.router_scope={moe.router_scope}; use {other}moe.router_scope={RouterScope.model}"
+        return _idle_unless(moe, MODEL_KEYS, why)
     problems = []
     if not traits.of_model:
         scopes = f"{RouterScope.linear} or {RouterScope.block}" if traits.logits else RouterScope.linear
@@ -202,9 +213,10 @@ def _target_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
         least = f"at least the {injection.num_experts} experts"
         problems.append(f"moe.router_fit_prompts is {moe.router_fit_prompts}, must be 0, or {least}")
     if moe.router_target is RouterTarget.none:
-        cure = f"set router_target or, where moe=supervised has set it, take moe={moe.router}"
-        why = f"with moe.router_target=none; {cure}"
-        return problems + _idle(moe, ("router_target_coef", "router_fit_prompts"), why)
+        idle = ("router_target_coef", "router_fit_prompts")
+        if not trains_logits(moe):
+            return problems + _idle(moe, idle, f"with moe.router={moe.router}, which learns nothing")
+        return problems + _idle_unless(moe, idle, "with moe.router_target=none; set moe.router_target")
     if not trains_logits(moe):
         problems.append(without_effect("moe.router_target", f"with moe.router={moe.router}, which learns nothing"))
     fewest = injection.fewest_experts

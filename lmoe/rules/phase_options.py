@@ -1,6 +1,6 @@
 """Problems of what a phase may set beside its start and its roles: plateau, layers, coefficients, handoff."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
@@ -13,6 +13,7 @@ from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import LoadBalanceType, LrSchedule, Role, RouteBy, RouterTarget
 
 TRAIN_LOSS = "train/loss"
+ALWAYS_BY_TARGET = "where every phase has route_by=target"
 
 
 def option_problems(
@@ -58,7 +59,7 @@ def handoff_order_problems(phases: Iterable[tuple[str, PhaseConfig]]) -> list[st
     return problems
 
 
-def target_problems(phases: Iterable[PhaseConfig], moe: MoeConfig) -> list[str]:
+def target_problems(phases: Sequence[PhaseConfig], moe: MoeConfig) -> list[str]:
     """Problems of moe.router_target that no phase has a use for.
 
     Args:
@@ -69,16 +70,24 @@ def target_problems(phases: Iterable[PhaseConfig], moe: MoeConfig) -> list[str]:
     by_target = any(phase.route_by is RouteBy.target for phase in phases)
     if moe.router_target is RouterTarget.none:
         return []
+    problems, untrained = [], "where no phase trains routers; add router to a trainable"
     if not by_router and not by_target:
         why = "where no phase trains routers and none has route_by=target; add router to a trainable"
-        return [without_effect(f"moe.router_target={moe.router_target}", why)]
+        problems.append(without_effect(f"moe.router_target={moe.router_target}", why))
     if moe.router_fit_prompts and not by_router:
-        return [without_effect("moe.router_fit_prompts", "where no phase trains routers; add router to a trainable")]
+        problems.append(without_effect("moe.router_fit_prompts", untrained))
     own = all(phase.router_target_coef is not None for phase in by_router)
     if own and moe.router_target_coef != MoeConfig().router_target_coef:
-        why = "where no phase trains routers" if not by_router else "where each phase that trains routers sets its own"
-        return [without_effect("moe.router_target_coef", why)]
-    return []
+        why = "where each phase that trains routers sets its own" if by_router else untrained
+        problems.append(without_effect("moe.router_target_coef", why))
+    if moe.expert_dropout > 0 and always_by_target(phases):
+        problems.append(without_effect("moe.expert_dropout", f"{ALWAYS_BY_TARGET}, where no expert is dropped"))
+    return problems
+
+
+def always_by_target(phases: Iterable[PhaseConfig]) -> bool:
+    """Whether the targets of rows choose among experts from the first step to the last, so that no router does."""
+    return all(phase.route_by is RouteBy.target for phase in phases)
 
 
 def untaught(phases: Iterable[tuple[str, PhaseConfig]], moe: MoeConfig) -> list[str]:
@@ -209,6 +218,9 @@ def _target_problems(key: str, phase: PhaseConfig, trained: set[Role], config: R
         problems.append(
             without_effect(f"{key}.router_target_coef", "in a phase that trains no routers; add router to trainable")
         )
+    if by_target and phase.expert_dropout:
+        why = f"with {key}.route_by=target, where no expert is dropped"
+        problems.append(without_effect(f"{key}.expert_dropout=true", why))
     if by_target and moe.router is not None and ROUTERS[moe.router].l1:
         problems.append(
             f"{key}.route_by=target cannot act on moe.router={moe.router}, whose logits are weights that may be 0 for "

@@ -289,6 +289,10 @@ def target_count(moe: MoeConfig) -> int:
     return 0 if moe.router_target is RouterTarget.none else len(moe.domains or [])
 
 
+WITHOUT_TARGETS = "moe=top_k, whose routers learn from the loss, or injection=dense_lora"
+"""What rows are learnt with that have nothing to teach a router."""
+
+
 def cluster_names(count: int) -> list[str]:
     """Names of the targets of moe.router_target=cluster."""
     return [f"cluster{number}" for number in range(count)]

@@ -26,7 +26,7 @@ from lmoe.rules.experts_from import expert_places, without_source
 from lmoe.rules.injection import injection_problems
 from lmoe.rules.lessons import lesson_batch_sizes, lesson_places, lesson_problems
 from lmoe.rules.moe import moe_problems
-from lmoe.rules.phase_options import schedule_problems
+from lmoe.rules.phase_options import ALWAYS_BY_TARGET, always_by_target, schedule_problems
 from lmoe.rules.phases import TRAINABLE, has_reward_head, phase_problems, present_roles, trained_base
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import QUANTISED, Accelerator, Backend, DryRun, KnockOut, LoggerKind, Role, Strategy, WandbMode
@@ -58,7 +58,7 @@ def run_problems(config: RunConfig) -> list[str]:
         + backbone_problems(config.backbone)
         + data_problems(config.data)
         + lesson_problems(config)
-        + cluster_problems(config.data, config.moe)
+        + cluster_problems(config.data, config.moe, config.injection)
         + optim_problems(config.optim)
         + schedule_problems(config)
         + trainer_problems(config.trainer)
@@ -180,6 +180,9 @@ def _idle_problems(config: RunConfig) -> list[str]:
         problems.append(
             without_effect("trainer.stop_on_collapse", f"with moe.router={config.moe.router}, which learns nothing")
         )
+    elif config.trainer.stop_on_collapse and config.phase.phases and always_by_target(config.phase.phases.values()):
+        why = f"{ALWAYS_BY_TARGET}, and the rows say how much each expert gets"
+        problems.append(without_effect("trainer.stop_on_collapse", why))
     trained = {role.value for phase in config.phase.phases.values() for role in phase.trainable}
     steps, anneal = config.trainer.max_steps, config.moe.anneal_steps
     if anneal is not None and ANNEAL_STEPS.fullmatch(anneal.strip()) and int(anneal) > steps >= 1:

@@ -15,12 +15,11 @@ from lmoe.backbones.mean_states import in_order
 from lmoe.data.encoded import EncodedRows, opening, row_digest
 from lmoe.errors import ConfigError
 from lmoe.ops.k_means import k_means, nearest_centroid
+from lmoe.rules.routers import WITHOUT_TARGETS
 
 FIT_PROMPTS = 4096
 """Different prompts of the training rows, a seeded choice, that the centroids are fitted on at most; the others get the
 nearest centroid. Some hundreds of prompts for each cluster move a centroid little; their states must fit in memory."""
-WITHOUT_TARGETS = "moe=top_k, whose routers learn from the loss, or injection=dense_lora"
-"""What rows are learnt with that have nothing to teach a router."""
 SMALLEST_STD = 1e-6
 """Of a dimension that hardly varies."""
 ReadStates = Callable[[Sequence[Tensor]], Iterator[tuple[list[int], Tensor]]]
@@ -84,11 +83,7 @@ class PromptClusters:
             ConfigError: fewer different prompts than clusters, or states that are no numbers.
         """
         digests = list(prompts.different)
-        if len(digests) < count:
-            raise ConfigError(
-                f"the training rows have {len(digests)} different prompts, which cannot be put into {count} clusters; "
-                f"lower data.clusters (null: injection.num_experts), add rows, or use {WITHOUT_TARGETS}"
-            )
+        _check_count(len(digests), count)
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randperm(len(digests), generator=generator)[:FIT_PROMPTS].sort().values.tolist()
         states = in_order(read([prompts.different[digests[number]] for number in chosen]))
@@ -147,6 +142,29 @@ class PromptClusters:
         sizes = torch.bincount(self.of(prompts), minlength=len(self.centroids))
         order = sizes.argsort(descending=True, stable=True)
         return replace(self, centroids=self.centroids[order], clusters=order.argsort()[self.clusters])
+
+
+def check_prompts(rows: EncodedRows, count: int) -> None:
+    """Refuse rows that cannot be put into so many clusters, whatever the base makes of them.
+
+    Raises:
+        ConfigError: fewer different prompts than clusters.
+    """
+    found: set[int] = set()
+    for row in rows:
+        found.add(row_digest(row.input_ids[: opening(row)].numpy()))
+        if len(found) == count:
+            return
+    _check_count(len(found), count)
+
+
+def _check_count(different: int, count: int) -> None:
+    if different < count:
+        prompts = "prompt" if different == 1 else "different prompts"
+        raise ConfigError(
+            f"the training rows have {different} {prompts}, which cannot be put into {count} clusters; lower "
+            f"data.clusters (null: injection.num_experts), add rows, or use {WITHOUT_TARGETS}"
+        )
 
 
 def check_states(states: Tensor) -> None:

@@ -11,10 +11,11 @@ from lmoe.data.prepare import PreparedData
 from lmoe.data.stream import RowStream
 from lmoe.errors import ConfigError
 from lmoe.rules.experts_from import KEY, named_adapters, source_run
+from lmoe.rules.lessons import lesson_of, taught
 from lmoe.rules.phases import trained_base
-from lmoe.rules.routers import cluster_names, mixture_scale
-from lmoe.run.clusters import WITHOUT_TARGETS
-from lmoe.vocabulary import Role, RouteBy, RouterTarget
+from lmoe.rules.routers import ROUTERS, WITHOUT_TARGETS, cluster_names, mixture_scale, needs_prompt, target_count
+from lmoe.run.clusters import check_prompts
+from lmoe.vocabulary import LoadBalanceType, Role, RouteBy, RouterTarget
 
 LOOKED_AT = 4096
 """Rows of a stream, about, to see which domains they are of."""
@@ -50,8 +51,10 @@ def with_targets(
         target = RouterTarget.domain if known or 2 <= len(domains) <= fewest else RouterTarget.cluster
     if target is RouterTarget.domain:
         names = _domain_names(moe, domains, known, fewest)
+        if _all_rows_known(config, prepared):
+            _check_named(names, _with_new(known, domains))
     else:
-        names = _cluster_names(config, fewest)
+        names = cluster_names(fewest if config.data.clusters is None else config.data.clusters)
     if target is RouterTarget.domain and config.data.clusters is not None:
         raise ConfigError(
             f"data.clusters={config.data.clusters} has no effect: the rows name {len(domains)} domains, which "
@@ -90,8 +93,13 @@ def _without_targets(moe: MoeConfig, config: RunConfig) -> MoeConfig:
     """The section of routers that learn from the loss alone.
 
     Raises:
-        ConfigError: a phase trains experts on targets.
+        ConfigError: a phase trains experts on targets, or clusters are asked for.
     """
+    if config.data.clusters is not None:
+        raise ConfigError(
+            f"data.clusters={config.data.clusters} has no effect: the experts of {KEY}={config.injection.experts_from} "
+            "are for other rows than these, so that routers learn from the loss; leave it out"
+        )
     by_target = [name for name, phase in config.phase.phases.items() if phase.route_by is RouteBy.target]
     if by_target:
         raise ConfigError(
@@ -126,14 +134,40 @@ def target_lines(moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> l
     if moe.router_target is RouterTarget.none:
         return []
     names = moe.domains or []
+    surplus = _surplus_lines(moe, config)
     if moe.router_target is RouterTarget.domain:
-        return [f"targets: {len(names)} domains: {names_of(names)}"]
+        return [f"targets: {len(names)} domains: {names_of(names)}", *surplus]
     line = f"targets: {len(names)} clusters of prompts"
     if config.moe.router_target is RouterTarget.auto:
         domains, fewest = len(trained_domains(prepared)), config.injection.fewest_experts
         more = f"{domains} domains are more than the {fewest} experts of a site"
         line += f", because {'all training rows are of one domain' if domains == 1 else more}"
-    return [line]
+    return [line, *surplus]
+
+
+def _surplus_lines(moe: MoeConfig, config: RunConfig) -> list[str]:
+    """A warning where a target has more experts than a router chooses, and neither a target nor a balance says which of
+    them; not where a run is taken over, which has been told.
+
+    Args:
+        moe: with its targets decided.
+        config: of the run.
+    """
+    experts, count, top_k = config.injection.most_experts, target_count(moe), config.injection.top_k
+    most, fewest = -(-experts // count), experts // count
+    balanced = moe.load_balance.type is not LoadBalanceType.none
+    fixed = moe.router is not None and ROUTERS[moe.router].fixed_k
+    if balanced or not fixed or top_k >= most or source_run(config.injection):
+        return []
+    share = f"each target has {most}" if most == fewest else f"a target has {fewest} or {most}"
+    routed = "a prompt" if needs_prompt(moe) else "a token"
+    cure = f"injection.top_k={most}"
+    if config.injection.num_experts_by_layer is None:
+        cure = f"injection.num_experts={count} or {cure}"
+    return [
+        f"warning: {experts} experts for {count} targets: {share}, of which {routed} gets {top_k}, and nothing says "
+        f"which, so that some may never train; set {cure}"
+    ]
 
 
 def trained_domains(prepared: PreparedData) -> list[str]:
@@ -174,24 +208,38 @@ def _domain_names(moe: MoeConfig, domains: list[str], known: list[str], fewest: 
     )
 
 
-def _cluster_names(config: RunConfig, fewest: int) -> list[str]:
-    count = fewest if config.data.clusters is None else config.data.clusters
-    if count > fewest:
+def _all_rows_known(config: RunConfig, prepared: PreparedData) -> bool:
+    """Whether no row can come that is not among those of the first phase. Of a run that goes on nothing is asked: it
+    may have its targets from another one.
+    """
+    return prepared.train_rows is not None and _one_set_of_rows(config) and config.resume is None
+
+
+def _one_set_of_rows(config: RunConfig) -> bool:
+    """Whether all phases learn from the same rows."""
+    lessons = [lesson_of(config, name) for name in config.phase.phases]
+    own_rows = any(phase.data for phase in config.phase.phases.values())
+    return not own_rows and len(taught(lessons)[0]) == 1
+
+
+def _check_named(names: list[str], there: list[str]) -> None:
+    if missing := [name for name in names if name not in there]:
+        what = "it" if len(missing) == 1 else "them"
         raise ConfigError(
-            f"data.clusters={count} needs an expert for each cluster, and a site has {fewest}; set "
-            f"injection.num_experts={count} or more, or lower data.clusters"
+            f"moe.domains names {names_of(missing)}, and no training row is of {what}: leave {what} out, or add rows. "
+            f"A run that goes on from this one ({KEY}) finds experts for new domains by itself, where some are free"
         )
-    if count < 2:
-        raise ConfigError(
-            f"moe.router_target={config.moe.router_target} needs two experts at least, and a site has {fewest}; raise "
-            f"injection.num_experts, or use {WITHOUT_TARGETS}"
-        )
-    return cluster_names(count)
 
 
 def _check_clusters(count: int, moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> None:
     if moe.domains is not None:
         raise ConfigError(f"moe.domains={moe.domains} has no effect where clusters are the targets; leave it out")
+    if not _one_set_of_rows(config):
+        raise ConfigError(
+            f"moe.router_target={config.moe.router_target} takes clusters here, which are of one set of rows, and not "
+            "all phases learn from the same (phase.phases.<name>.data and task); give the rows of the first phase a "
+            f'field "domain" with 2 to {config.injection.fewest_experts} names, or use {WITHOUT_TARGETS}'
+        )
     rows = prepared.train_rows
     if rows is None:
         if roles := trained_base(config) - {Role.head}:  # which makes no states
@@ -200,8 +248,5 @@ def _check_clusters(count: int, moe: MoeConfig, config: RunConfig, prepared: Pre
                 f"phase trains {', '.join(sorted(roles))} of it, so that it would make something else of them each "
                 "time; use data.streaming=false, or moe.router_target=domain"
             )
-    elif len(rows) < count:
-        raise ConfigError(
-            f"{len(rows)} training rows cannot be put into {count} clusters; lower data.clusters (null: "
-            f"injection.num_experts), add rows, or use {WITHOUT_TARGETS}"
-        )
+    else:
+        check_prompts(rows, count)

@@ -174,7 +174,10 @@ ROWS, OUTPUT = ("--rows", "rows.jsonl"), ("--output", "out.jsonl")
         ((*ROWS, "--output", "."), "--output . is a folder; name a file in it"),
         ((*ROWS, "--output", "rows.jsonl"), "--output rows.jsonl exists and is not an empty file"),
         ((*ROWS, *OUTPUT, "--temperature", "-1"), "--temperature"),
-        ((*ROWS, *OUTPUT, "--domain", "code"), "domains are for moe.router=oracle; this model has moe.router=top_k"),
+        (
+            (*ROWS, *OUTPUT, "--domain", "code"),
+            "has moe.router=top_k: leave the domain out, its router decides without",
+        ),
     ],
 )
 def test_a_command_about_rows_that_cannot_be_is_one_message_and_writes_nothing(

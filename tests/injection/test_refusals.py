@@ -56,7 +56,7 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "k = 1 and sum_to_one": (
         {"top_k": 1},
         {"scale": "sum_to_one"},
-        "moe.scale=sum_to_one with injection.top_k=1 makes every weight 1",
+        "moe.scale=sum_to_one with injection.top_k=1 and moe.router_target=none makes every weight 1",
     ),
     "k = 1 and norm_topk_prob": (
         {"top_k": 1},

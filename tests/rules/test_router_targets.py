@@ -10,7 +10,7 @@ from lmoe.config.phase import PhaseConfig
 from lmoe.config.run import RunConfig
 from lmoe.errors import ConfigError
 from lmoe.rules.phases import phase_warnings
-from lmoe.rules.validate import validate
+from lmoe.rules.validate import run_problems, validate
 from lmoe.training.phases import PhaseSchedule
 from lmoe.vocabulary import Role, RouteBy
 
@@ -49,9 +49,9 @@ def test_what_can_act_is_valid(moe, injection):
 
 
 MOE = [
-    ({"router_layer": 3}, {}, "moe.router_layer has no effect with moe.router_scope=linear; use router_scope=model"),
+    ({"router_layer": 3}, {}, "router_layer has no effect .*=linear; use moe=sequence moe.router_scope=model; leave"),
     ({"prompt_experts": True, "router_scope": "block"}, {}, "moe.prompt_experts has no effect .*router_scope=block"),
-    ({"router": "sequence", "decide": "turn"}, {}, "moe.decide has no effect with moe.router_scope=linear"),
+    ({"router": "sequence", "decide": "turn"}, {}, "moe.decide has no effect .*=linear; use moe.router_scope=model; "),
     ({"router_scope": "model"}, {}, "is for moe=sequence.*with moe.router=top_k use router_scope=linear or block"),
     (
         {"router": "prompt_hash", "router_scope": "model"} | BASELINE,
@@ -66,10 +66,17 @@ MOE = [
         "moe.router_scope has no effect with injection=native_moe_expert_lora",
     ),
     (DOMAIN, {"strategy": "native_moe_expert_lora"}, "moe.router_target has no effect with injection=native_moe"),
-    ({"router_target_coef": 0.5}, {}, "moe.router_target_coef has no effect with moe.router_target=none"),
+    ({"router_target_coef": 0.5}, {}, "coef has no effect with moe.router_target=none; set moe.router_target; leave"),
+    ({"router_target_coef": 2.0, "router": "random"} | BASELINE, {}, "coef has no effect .*=random, which learns noth"),
+    ({"scale": "sum_to_one"}, {"top_k": 1}, "top_k=1 and moe.router_target=none makes every weight 1"),
     (CLUSTER | {"router_target_coef": -0.5}, {}, "moe.router_target_coef is -0.5, must be at least 0"),
     (CLUSTER | {"router_fit_prompts": 64}, {}, "moe.router_fit_prompts has no effect with moe.router_scope=linear"),
-    (OF_MODEL | {"router_fit_prompts": 64}, {}, "moe.router_fit_prompts has no effect with moe.router_target=none"),
+    (
+        OF_MODEL | {"router_fit_prompts": 64},
+        {},
+        "moe.router_fit_prompts has no effect with moe.router_target=none; set moe.router_target or, where "
+        "moe=supervised has set it, take moe=sequence; leave it out",
+    ),
     (
         OF_MODEL | CLUSTER | {"router_fit_prompts": -1},
         {},
@@ -141,7 +148,17 @@ PHASES = [
     (
         CLUSTER | {"router_target_coef": 0.5},
         {"only": phase(Role.lora, **BY_TARGET)},
-        "moe.router_target_coef has no effect where no phase trains routers",
+        "moe.router_target_coef has no effect where no phase trains routers; add router to a trainable",
+    ),
+    (
+        CLUSTER | {"expert_dropout": 0.3},
+        {"a": phase(*ALL, **BY_TARGET), "b": phase(*ALL, start="50%", **BY_TARGET)},
+        "moe.expert_dropout has no effect where every phase has route_by=target, where no expert is dropped",
+    ),
+    (
+        CLUSTER | {"expert_dropout": 0.3},
+        {"a": phase(*ALL, expert_dropout=True, **BY_TARGET), "b": phase(*ALL, start="50%")},
+        "phase.phases.a.expert_dropout=true has no effect with phase.phases.a.route_by=target",
     ),
 ]
 
@@ -152,6 +169,48 @@ def test_a_setting_of_a_phase_that_cannot_act_is_named(moe, phases, said):
         validate(config(moe, **phases))
     (problem,) = caught.value.problems
     assert said in problem, problem
+
+
+def test_all_that_routers_would_be_taught_with_is_named_at_once_where_none_trains():
+    made = config(
+        OF_MODEL | CLUSTER | {"router_fit_prompts": 64, "router_target_coef": 0.5}, only=phase(Role.lora, **BY_TARGET)
+    )
+    with pytest.raises(ConfigError) as caught:
+        validate(made)
+    keys = [problem.split(" has no effect where no phase trains routers; add")[0] for problem in caught.value.problems]
+    assert keys == ["moe.router_fit_prompts", "moe.router_target_coef"]
+
+
+def test_neither_dropout_of_experts_nor_an_end_at_a_collapse_is_refused_where_some_phase_goes_by_the_router():
+    for routed in (True, False):
+        later = {"b": phase(*ALL, start="50%")} if routed else {}
+        made = config(CLUSTER | {"expert_dropout": 0.3}, a=phase(*ALL, **BY_TARGET), **later)
+        made.trainer.stop_on_collapse = True
+        problems = run_problems(made)
+        keys = [problem.split(" has no effect where every phase has route_by=target")[0] for problem in problems]
+        assert keys == ([] if routed else ["moe.expert_dropout", "trainer.stop_on_collapse"])
+
+
+FEW = [
+    (AUTO, {"num_experts": 1}, {}, "router_target=auto needs two experts at least, and a site has 1; raise"),
+    (DOMAIN, {"num_experts": 1}, {}, "router_target=domain needs two experts at least, and a site has 1; raise"),
+    (CLUSTER, {"num_experts": 1}, {}, "router_target=cluster needs two experts at least, and a site has 1; raise"),
+    (AUTO, {}, {"clusters": 5}, "data.clusters=5 needs an expert for each cluster, and a site has 4; set"),
+    (CLUSTER, {"num_experts_by_layer": [2, 8]}, {"clusters": 3}, "data.clusters=3 needs .*, and a site has 2; set"),
+]
+
+
+@pytest.mark.parametrize(("moe", "injection", "data", "said"), FEW)
+def test_fewer_experts_than_any_rows_have_targets_are_refused_before_rows_are_read(moe, injection, data, said):
+    (problem,) = run_problems(config(moe, {"top_k": 1} | injection, data))
+    assert re.search(said, problem), problem
+
+
+def test_one_expert_may_go_on_from_a_run_whose_experts_are_for_other_rows(tmp_path):
+    """Its targets are decided once the rows are known, and may be none."""
+    given = {"num_experts": 1, "top_k": 1, "experts_from": str(tmp_path)}
+    assert not [problem for problem in run_problems(config(AUTO, given)) if "needs two experts" in problem]
+    assert [problem for problem in run_problems(config(CLUSTER, given)) if "needs two experts" in problem]
 
 
 def test_experts_that_train_on_targets_which_no_router_learns_are_warned_of():

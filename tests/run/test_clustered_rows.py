@@ -96,6 +96,25 @@ def test_auto_takes_domains_where_there_is_an_expert_for_each(micro, monkeypatch
     assert parts.target_lines == ["targets: 3 domains: code, math, words"] and parts.clustered is None
 
 
+ALONE = ("moe=top_k", "moe.load_balance.type=none")
+SURPLUS = [
+    (("moe=supervised", "injection.num_experts=6"), "each target has 2, of which a prompt gets 1", 2),
+    ((*ALONE, "injection.num_experts=7"), "a target has 2 or 3, of which a token gets 2", 3),
+    ((*ALONE, "injection.num_experts=6"), "", 0),
+    (("moe=top_k", "injection.num_experts=7"), "", 0),
+    (("moe=soft", "injection.num_experts=7"), "", 0),
+]
+
+
+@pytest.mark.parametrize(("settings", "share", "top_k"), SURPLUS)
+def test_the_start_warns_of_targets_with_more_experts_than_a_router_chooses(micro, settings, share, top_k):
+    lines = micro.parts(*settings, "moe.router_target=auto").target_lines
+    assert lines[0].startswith("targets: 3 domains") and len(lines) == (2 if share else 1)
+    if share:
+        assert lines[1].startswith("warning: ") and share in lines[1]
+        assert lines[1].endswith(f"set injection.num_experts=3 or injection.top_k={top_k}")
+
+
 def test_auto_takes_clusters_where_all_rows_are_of_one_domain(micro):
     parts = micro.parts(*SEQUENCE, "moe.router_target=auto", "data.domains=[math]", "data.clusters=2")
     assert parts.target_lines[0] == "targets: 2 clusters of prompts, because all training rows are of one domain"
@@ -142,6 +161,16 @@ def test_neither_a_preflight_nor_an_estimate_has_the_base_read_all_prompts(train
     assert not done.run.exists()
 
 
+def test_equal_prompts_are_refused_before_the_base_reads_any(train, micro, monkeypatch):
+    monkeypatch.setattr(module, "states_in_batches", never)
+    row = (micro.train / "code.jsonl").read_text().splitlines()[0]
+    rows = micro.train.parent / "alike.jsonl"
+    rows.write_text(f"{row}\n" * 9)
+    done = train(*TAUGHT, "data.clusters=2", f"data.path={rows}", "data.val_path=null", "dry_run=preflight")
+    assert done.code == 1, done.text
+    assert "the training rows have 1 prompt, which cannot be put into 2 clusters" in done.text
+
+
 def test_it_is_said_before_the_base_reads_prompts(train):
     done = train(*TAUGHT)
     assert "clusters: the base reads 39 prompts" in done.text, done.text
@@ -150,9 +179,7 @@ def test_it_is_said_before_the_base_reads_prompts(train):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (("injection.num_experts=31", "injection.top_k=2"), "30 training rows cannot be put into 31 clusters"),
-        (("data.clusters=5",), "data.clusters=5 needs an expert for each cluster, and a site has 4"),
-        (("injection.num_experts=1", "injection.top_k=1"), "needs two experts at least, and a site has 1"),
+        (("injection.num_experts=31", "injection.top_k=2"), "30 different prompts, which cannot be put into 31 clus"),
         (("moe.domains=[a,b]",), "has no effect with moe.router_target=cluster, whose targets are clusters"),
     ],
 )

@@ -87,6 +87,21 @@ def test_two_experts_for_more_domains_teach_clusters(train):
     assert f"{TARGETS}2 clusters of prompts, because 3 domains are more than the 2 experts of a site" in done.text
 
 
+@pytest.mark.parametrize(
+    ("mistaken", "problem"),
+    [
+        ("moe.router_target=foo", "moe.router_target is foo; allowed: none, domain, cluster, auto"),
+        ("injection.num_experts=1", "moe.router_target=auto needs two experts at least, and a site has 1"),
+        ("data.clusters=9", "data.clusters=9 needs an expert for each cluster, and a site has 4"),
+        ("moe.expert_dropout=0.3", "moe.expert_dropout has no effect where every phase has route_by=target"),
+        ("trainer.stop_on_collapse=true", "trainer.stop_on_collapse has no effect where every phase has route_by="),
+    ],
+)
+def test_a_mistake_that_the_config_shows_is_said_alone_before_anything_is_read(train, mistaken, problem):
+    done = train(SUPERVISED, mistaken, "dry_run=config")
+    assert done.code == 1 and f"config: 1 problem - {problem}" in done.text, done.text
+
+
 def test_rows_without_prompts_are_learnt(train, tmp_path):
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"text": f"{word} " * 9}) + "\n" for word in ("red", "green", "blue", "tree")))

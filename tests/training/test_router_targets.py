@@ -60,11 +60,14 @@ def test_each_row_trains_the_expert_of_its_own_domain_packed_or_not(gradients, m
         (["moe.router_target=domain", "moe.domains=[code,math]"], "names no target for words of the data; it has"),
         (["moe.router_target=domain", "data.path={train}/code.jsonl"], "all training rows are of one: all"),
         (["moe.router_target=domain", "moe.domains=[all,code]", "data.path={train}/code.jsonl"], "are of one: all"),
-        (["moe.router_target=auto", "data.clusters=2"], "data.clusters=2 has no effect: the rows name 3 domains"),
-        (["moe.router_target=cluster", "data.clusters=9"], "an expert for each cluster, and a site has 4"),
         (
-            ["moe.router_target=cluster", "injection.num_experts=1", "injection.top_k=1"],
-            "cluster needs two experts at least, and a site has 1",
+            ["moe.router_target=domain", "moe.domains=[code,law,math,words]"],
+            "moe.domains names law, and no training row is of it: leave it out, or add rows",
+        ),
+        (["moe.router_target=auto", "data.clusters=2"], "data.clusters=2 has no effect: the rows name 3 domains"),
+        (
+            ["moe.router_target=auto", "injection.num_experts=2", "+phase.phases.experts.data.path={train}/code.jsonl"],
+            "auto takes clusters here, which are of one set of rows, and not all phases learn from the same",
         ),
         (
             ["moe.router_target=auto", "moe.domains=[code,math]", "data.path={train}/code.jsonl"],
@@ -77,18 +80,25 @@ def test_rows_that_no_targets_can_be_made_of_are_refused(micro, restored, overri
         micro.parts(*(override.format(train=micro.train) for override in overrides))
 
 
+def test_a_domain_that_only_rows_of_a_later_phase_or_of_a_stream_may_have_is_no_mistake(micro, restored):
+    named = ("moe.router_target=domain", "moe.domains=[math,code,words]", f"data.path={micro.train}")
+    later = (*named, "data.domains=[math,code]", f"+phase.phases.experts.data.path={micro.train}")
+    for rows in (later, (*named[:1], "moe.domains=[math,code,words,law]", "data.streaming=true")):
+        assert "words" in (injected(micro.parts(*rows).model).moe.domains or [])
+
+
 def test_targets_are_the_domains_of_the_training_rows_or_those_that_are_named(micro, restored):
     assert injected(micro.parts("moe.router_target=auto").model).moe.domains == ["code", "math", "words"]
-    named = micro.parts("moe.router_target=domain", "moe.domains=[words,other,math,code]")
-    assert injected(named.model).moe.domains == ["words", "other", "math", "code"]
+    named = micro.parts("moe.router_target=domain", "moe.domains=[words,math,code]")
+    assert injected(named.model).moe.domains == ["words", "math", "code"]
     batch = next(iter(named.datamodule.train_dataloader()))
     from lmoe.injection.batch_info import batch_info
 
     record = injected(named.model)
     with batch_info(record, batch, named.module.domains):
         targets = record.context.batch_info.targets
-    assert targets is not None and targets.count == 4
-    number = {"code": 3, "math": 2, "words": 0}
+    assert targets is not None and targets.count == 3
+    number = {"code": 2, "math": 1, "words": 0}
     expected = [number[named.module.domains[d]] for d in batch["domain_ids"][:, 0].tolist()]
     assert targets.ids[:, 0].tolist() == expected
     assert torch.equal(targets.ids == -1, ~batch["valid_mask"])
