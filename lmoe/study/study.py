@@ -117,7 +117,7 @@ def kept_config(study: Study, data_hashes: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _changes(wanted: dict[str, Any], there: dict[str, Any]) -> Iterator[str]:
-    """In what a study differs from the one that was begun."""
+    """Yield in what a study differs from the one that was begun."""
     for key in ("format_version", "study"):
         yield from _differences(wanted[key], there.get(key), key)
     yield from _differences(_by_key(wanted["settings"]), _by_key(there["settings"]), "")
