@@ -1,7 +1,6 @@
 """What a study leaves of its jobs in its result: failures of tuning and judging, and the commands of all of them."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +38,11 @@ def rate(job: Job) -> float:
     return dict(job.values)["optim.lr"]
 
 
+def usual(job: Job) -> float:
+    """Least at the middle learning rate, so that no grid is widened."""
+    return 2.0 + abs(dict(job.values).get("optim.lr", 0.0) - 0.002)
+
+
 def verdicts(result: StudyResult) -> dict[str, str]:
     return {row[0]: row[-1] for row in verdict_rows(result, result.primary)[1:]}
 
@@ -47,7 +51,7 @@ def test_an_arm_whose_every_try_failed_is_shown_as_failed_with_the_reason(conclu
     def diverging(job: Job) -> float:
         if job.arm == "other":
             raise ArithmeticError
-        return 2.0
+        return usual(job)
 
     result = concluded(diverging)
     other = result.arm("other")
@@ -65,7 +69,7 @@ def test_one_failed_try_is_shown_with_its_reason_and_does_not_stop_its_arm(concl
     def failing_once(job: Job) -> float:
         if job.arm == "other" and job.seed == 101 and rate(job) == 0.004:
             raise ArithmeticError
-        return 2.0 + abs(rate(job) - 0.002)
+        return usual(job)
 
     result = concluded(failing_once)
     other = result.arm("other")
@@ -77,7 +81,7 @@ def test_one_failed_try_is_shown_with_its_reason_and_does_not_stop_its_arm(concl
 
 
 def test_a_try_whose_validation_loss_is_no_number_is_shown_with_that_reason(concluded):
-    result = concluded(lambda job: float("nan") if job.arm == "other" and rate(job) == 0.001 else 2.0)
+    result = concluded(lambda job: float("nan") if job.arm == "other" and rate(job) == 0.001 else usual(job))
     found = result.arm("other").tries[0]
     assert found.mean is None and found.failures == {"100": NO_SCORE, "101": NO_SCORE}
     assert any(said.endswith(NO_SCORE) for said in failures(result))
@@ -87,7 +91,7 @@ def test_a_failure_of_judging_is_no_failure_of_a_try(concluded):
     def failing(job: Job) -> float:
         if job.arm == "other" and job.judging is not None:
             raise ArithmeticError
-        return 2.0 + abs(rate(job) - 0.002)
+        return usual(job)
 
     result = concluded(failing)
     other = result.arm("other")
@@ -114,7 +118,7 @@ def test_an_arm_that_failed_its_screening_is_called_failed(concluded):
     def diverging(job: Job) -> float:
         if job.arm == "other":
             raise ArithmeticError
-        return 2.0
+        return usual(job)
 
     result = concluded(diverging, max_time="00:01:00:00")
     assert result.arm("other").failed and len(result.arm("other").failures) == 3
@@ -124,7 +128,7 @@ def test_what_failed_with_longer_runs_is_no_failure_of_the_others(concluded):
     def failing(job: Job) -> float:
         if job.place.startswith("longer") and job.arm == "other":
             raise ArithmeticError
-        return 2.0
+        return usual(job)
 
     result = concluded(failing, space={}, longer=LongerConfig(arms=2))
     assert result.arm("other").failures == [] and not result.arm("other").failed
@@ -134,26 +138,27 @@ def test_what_failed_with_longer_runs_is_no_failure_of_the_others(concluded):
 
 def test_every_job_has_its_commands_in_the_result(concluded):
     arms = {"plain": ArmConfig(), "apart": ArmConfig(overrides=["moe=soft"], apart=True)}
-    result = concluded(lambda job: 2.0, arms=arms, longer=LongerConfig(arms=1), judging=JudgingConfig(seeds=[0, 9, 10]))
+    judging, longer = JudgingConfig(seeds=[0, 9, 10]), LongerConfig(arms=1)
+    result = concluded(usual, arms=arms, longer=longer, judging=judging)
     tuned = [place for place in result.commands if "seed_10" in place and not place.endswith("seed_10")]
     assert len(tuned) == 12 and len(result.commands) == 12 + 6 + 3
-    seeds = [place for place in result.commands if place.startswith("runs/plain/optim.lr=0.001/")]
+    seeds = [place for place in result.commands if place.startswith("runs/plain/optim.lr=0.002/")]
     assert [place.rpartition("_")[2] for place in seeds] == ["0", "9", "10", "100", "101"]
     assert all(len(commands) == (2 if "/apart/" in place else 1) for place, commands in result.commands.items())
-    first, second = result.commands["runs/apart/optim.lr=0.001/seed_9"]
-    assert first.startswith("lmoe train ") and "seed=9" in first and "optim.lr=0.001" in first
+    first, second = result.commands["runs/apart/optim.lr=0.002/seed_9"]
+    assert first.startswith("lmoe train ") and "seed=9" in first and "optim.lr=0.002" in first
     assert "code" in first and "math" in second
-    assert result.arm("apart").commands == result.commands["runs/apart/optim.lr=0.001/seed_0"]
+    assert result.arm("apart").commands == result.commands["runs/apart/optim.lr=0.002/seed_0"]
     longer = [place for place in result.commands if place.startswith("longer/")]
     assert all("trainer.max_steps=" in result.commands[place][0] for place in longer) and len(longer) == 3
 
 
 def test_a_damaged_job_is_refused_with_its_file(concluded, tmp_path):
-    concluded(lambda job: 2.0)
+    concluded(usual)
     file = next((tmp_path / "study").glob(f"runs/other/*/seed_100/{JOB_FILE}"))
     file.write_text("{")
     with pytest.raises(StudyError, match=r"job\.json: .*remove the folder of this job"):
-        concluded(lambda job: 2.0)
+        concluded(usual)
 
 
 def test_where_tuning_has_left_nothing_to_judge_its_reason_is_said(concluded):
@@ -167,6 +172,6 @@ def test_where_tuning_has_left_nothing_to_judge_its_reason_is_said(concluded):
 
 
 def test_what_a_router_reads_first_is_in_the_result(concluded):
-    result = concluded(lambda job: 2.0)
+    result = concluded(usual)
     assert {arm.reading_share for arm in result.arms} == {0.25}
-    assert replace(result.arms[0]).flops_per_token == 1e6
+    assert {arm.flops_per_token for arm in result.arms} == {1e6}
