@@ -26,6 +26,7 @@ from lmoe.study.judge import CLASSIFIER_FILE, base_losses
 from lmoe.study.judged import JudgedLosses, read_judged
 from lmoe.study.ledger import models_judged, rows_digest
 from lmoe.study.matched import ArmSize, arm_size
+from lmoe.study.planned import make_job
 from lmoe.study.progress import Progress
 from lmoe.study.result import EDGE, ArmResult, ComparisonResult, Curve, StudyResult, TryResult, comparison_result
 from lmoe.study.strata import domain_losses
@@ -87,14 +88,30 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
             if longer
         ],
         longer=_compared(study, progress, longer) if longer else [],
-        commands={job.place: commands_of(job) for name in study.arms for job in begun if job.arm == name},
+        commands=_commands(study, begun),
         notes=[*progress.notes, *_notes(study, progress, judged, longer)],
     )
 
 
 def _of(begun: Sequence[Job], arm: str, *, longer: bool = False) -> list[Job]:
     """The jobs of an arm that were begun: those of longer runs, or the others."""
-    return [job for job in begun if job.arm == arm and (Path(job.place).parts[0] == LONGER) is longer]
+    return [job for job in begun if job.arm == arm and _is_longer(job) is longer]
+
+
+def _is_longer(job: Job) -> bool:
+    return Path(job.place).parts[0] == LONGER
+
+
+def _commands(study: Study, begun: Sequence[Job]) -> dict[str, list[str]]:
+    """The commands of all jobs by their folders, as they would begin now: folders of further choices may have moved."""
+    found = {}
+    for name, arm in study.arms.items():
+        for job in begun:
+            if job.arm == name:
+                times = study.config.longer.times if _is_longer(job) else 1
+                now = make_job(study, arm, job.values, job.seed, judging=job.judging, longer=times)
+                found[job.place] = commands_of(now)
+    return found
 
 
 def _longer(study: Study, progress: Progress) -> JudgedLosses | None:
