@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,12 @@ from lmoe.report.files import write_bytes
 from lmoe.report.wording import duration
 from lmoe.study.jobs import FAILURE_FILE, LOG_FILE, PRUNED_FILE, SECONDS_FILE, Job, read_job, write_job
 
-LAST_LINES = 12
+LAST_LINES = 40
 """Of the log of a job that has failed, for its message."""
+PROBLEM = "- "
+"""With which each problem of a list begins."""
+MOST_PROBLEMS = 4
+"""Of such a list, in the reason of a failure."""
 PARALLEL = "n_jobs"
 
 
@@ -73,11 +78,15 @@ def _note(file: Path, what: dict[str, Any]) -> None:
 
 
 def reason(place: Path, code: int) -> str:
-    """The last thing that a job has said, in a line."""
+    """The last thing that a job has said, in a line: of a list of problems the first ones, and how many more."""
     lines = (place / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
     said = [line.strip() for line in lines if line.strip()]
     if code in (-9, 137):
         return "it was killed, perhaps for want of memory"
+    problems = list(takewhile(lambda line: line.startswith(PROBLEM), reversed(said)))[::-1]
+    if problems:
+        more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
+        return "; ".join(line.removeprefix(PROBLEM) for line in problems[:MOST_PROBLEMS]) + more
     return said[-1] if said else f"exit code {code}"
 
 

@@ -7,8 +7,9 @@ from lmoe.estimate.cost import UTILISATION, rates, rough_duration
 from lmoe.estimate.estimate import Estimate, estimate, largest_lesson, lessons_of
 from lmoe.objectives.objective import objective_of
 from lmoe.report.say import say
+from lmoe.rules.routers import reads_prompts_first
 from lmoe.run.announce import quiet_libraries
-from lmoe.vocabulary import RouterScope, Strategy
+from lmoe.vocabulary import Strategy
 
 
 def announce_estimate(config: RunConfig, console: Console) -> Estimate:
@@ -70,7 +71,7 @@ def _loading(config: RunConfig, found: Estimate) -> list[str]:
 
 def _reading(config: RunConfig, found: Estimate) -> list[str]:
     """What a router of the whole model costs beside that."""
-    if config.moe.router_scope is not RouterScope.model:
+    if not reads_prompts_first(config.moe):
         return []
     share = found.cost.reading_flops_per_token() / found.cost.flops_per_token()
     answer = (

@@ -314,6 +314,11 @@ def needs_prompt(moe: MoeConfig) -> bool:
     return by_prompt or moe.router_scope is RouterScope.model
 
 
+def reads_prompts_first(moe: MoeConfig) -> bool:
+    """Whether a router of the model reads the prompts in a forward of their own, before that of the whole rows."""
+    return moe.router is not None and moe.router_scope is RouterScope.model and ROUTERS[moe.router].trains
+
+
 def needs_prompt_ids(moe: MoeConfig) -> bool:
     """Whether the router goes by the ids of the prompt's tokens."""
     return moe.router is not None and ROUTERS[moe.router].prompt_ids

@@ -14,6 +14,7 @@ from lmoe.data.pack import PackedRows, packing_supported_by_attention
 from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
 from lmoe.report.say import say
+from lmoe.report.wording import counted
 from lmoe.rules.experts_from import named_adapters, source_run
 from lmoe.run.learnt import Learnt
 from lmoe.run.parts import Parts, data_notes
@@ -97,11 +98,6 @@ def attention_of_packed_rows(parts: Parts) -> str | None:
         flash=flash and leak is None,
         flex=model._supports_flex_attn,
     )
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 domain`, `8,000 rows`."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def expert_lines(parts: Parts) -> list[str]:

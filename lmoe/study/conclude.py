@@ -18,23 +18,26 @@ from lmoe.rules.phase_options import TRAIN_LOSS
 from lmoe.run.machine import cpu_model
 from lmoe.run.packages import installed_version
 from lmoe.run.provenance import PACKAGES
-from lmoe.study.arms import Values
+from lmoe.study.arms import Values, values_text
 from lmoe.study.beside import Beside, beside_baseline, beside_by_domain
 from lmoe.study.comparison import Terms
-from lmoe.study.jobs import ROWS_FILE, Job, failure_of, finished, is_done
+from lmoe.study.jobs import LONGER, ROWS_FILE, Job, begun_jobs, failure_of, finished, is_done, was_pruned
 from lmoe.study.judge import CLASSIFIER_FILE, base_losses
 from lmoe.study.judged import JudgedLosses, read_judged
 from lmoe.study.ledger import models_judged, rows_digest
 from lmoe.study.matched import ArmSize, arm_size
+from lmoe.study.planned import make_job
 from lmoe.study.progress import Progress
 from lmoe.study.result import EDGE, ArmResult, ComparisonResult, Curve, StudyResult, TryResult, comparison_result
 from lmoe.study.strata import domain_losses
 from lmoe.study.study import Study
+from lmoe.study.tuning import score_of
 from lmoe.study.verdict import Judged, judge
 
 CLASSIFIED = Reader(error=StudyError, cure=f"remove it and {ROWS_FILE} beside it, and it is judged again", what="it")
 POINTS = 40
 """Of a curve."""
+NO_SCORE = "its validation loss is no finite number"
 
 
 def conclude(study: Study, progress: Progress) -> StudyResult:
@@ -46,7 +49,7 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
     config = study.config
     every = read_judged(progress.judged, study.folder)
     judged = every.in_the_mean(config.judging)
-    longer = _longer(study, progress)
+    longer, begun = _longer(study, progress), begun_jobs(study.folder)
     strata, digest = judged.strata, rows_digest(judged.rows)
     return StudyResult(
         name=config.name,
@@ -72,16 +75,43 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
             if name not in strata.names
         },
         base_domain_losses=_base(study, progress, every),
-        arms=[_arm(study, progress, name, progress.judged.get(name, []), every, judged) for name in study.arms],
+        arms=[
+            _arm(study, progress, name, progress.judged.get(name, []), _of(begun, name), every, judged)
+            for name in study.arms
+        ],
         primary=_compared(study, progress, judged),
         secondary=_by_domain(study, progress, every),
         longer_times=config.longer.times if longer is not None else 1,
         longer_arms=[
-            _arm(study, progress, name, jobs, longer, longer) for name, jobs in progress.longer.items() if longer
+            _arm(study, progress, name, jobs, _of(begun, name, longer=True), longer, longer)
+            for name, jobs in progress.longer.items()
+            if longer
         ],
         longer=_compared(study, progress, longer) if longer else [],
+        commands=_commands(study, begun),
         notes=[*progress.notes, *_notes(study, progress, judged, longer)],
     )
+
+
+def _of(begun: Sequence[Job], arm: str, *, longer: bool = False) -> list[Job]:
+    """The jobs of an arm that were begun: those of longer runs, or the others."""
+    return [job for job in begun if job.arm == arm and _is_longer(job) is longer]
+
+
+def _is_longer(job: Job) -> bool:
+    return Path(job.place).parts[0] == LONGER
+
+
+def _commands(study: Study, begun: Sequence[Job]) -> dict[str, list[str]]:
+    """The commands of all jobs by their folders, as they would begin now: folders of further choices may have moved."""
+    found = {}
+    for name, arm in study.arms.items():
+        for job in begun:
+            if job.arm == name:
+                times = study.config.longer.times if _is_longer(job) else 1
+                now = make_job(study, arm, job.values, job.seed, judging=job.judging, longer=times)
+                found[job.place] = commands_of(now)
+    return found
 
 
 def _longer(study: Study, progress: Progress) -> JudgedLosses | None:
@@ -152,12 +182,19 @@ def _comparison(of: Judged, arm: str, domain: str | None, progress: Progress, ba
 
 
 def _arm(
-    study: Study, progress: Progress, name: str, jobs: Sequence[Job], every: JudgedLosses, judged: JudgedLosses
+    study: Study,
+    progress: Progress,
+    name: str,
+    jobs: Sequence[Job],
+    begun: Sequence[Job],
+    every: JudgedLosses,
+    judged: JudgedLosses,
 ) -> ArmResult:
     """What is known of an arm.
 
     Args:
         jobs: that judge it.
+        begun: all that were begun, those of tuning too.
         every: losses on all judging rows.
         judged: those of the rows in the mean.
     """
@@ -171,12 +208,13 @@ def _arm(
     means = judged.means(name).tolist() if name in judged.losses else []
     domains = domain_losses(every.losses[name], every.strata).mean(0).tolist() if means else []
     size = _size(study, name)
+    failures = [(job, why) for job in begun if (why := _why_failed(study, job)) is not None]
     return ArmResult(
         name=name,
         title=arm.title,
-        commands=[command_of(run.settings) for job in done[:1] for run in job.runs],
+        commands=commands_of(done[0]) if done else [],
         space={key: list(values) for key, values in arm.space.items()},
-        tries=[] if found is None or not arm.space else [_try(of.values, of.scores) for of in found.tries],
+        tries=[] if found is None or not arm.space else [_try(of.values, of.scores, failures) for of in found.tries],
         chosen=None if found is None or not found.usable else dict(found.best.values),
         second=None if found is None or found.second is None or not found.second.scores else dict(found.second.values),
         edges={} if found is None else dict(found.edges),
@@ -193,13 +231,36 @@ def _arm(
         peak_memory_mb=_peak(runs),
         classifier_accuracy=_accuracy(study, done),
         curve=_curve(runs) if len(done) == len(runs) else None,
-        failures=[f"{job.label}: {why}" for job in jobs if (why := failure_of(job, study.folder)) is not None],
+        failures=[f"{job.label}: {why}" for job, why in failures],
+        failed=not done and _stopped_by([job for job, _ in failures], begun, study.folder),
+        reading_share=size.reading_share,
     )
 
 
-def command_of(settings: Sequence[str]) -> str:
-    """The command of a run as a shell takes it."""
-    return " ".join(["lmoe", "train", *map(shlex.quote, settings)])
+def commands_of(job: Job) -> list[str]:
+    """The commands of the runs of a job, as a shell takes them."""
+    return [" ".join(["lmoe", "train", *map(shlex.quote, run.settings)]) for run in job.runs]
+
+
+def _why_failed(study: Study, job: Job) -> str | None:
+    """Why a job has failed, or has left nothing that values could be chosen by; None: neither."""
+    if (why := failure_of(job, study.folder)) is not None or job.judging is not None:
+        return why
+    metric = study.config.tuning.metric
+    return NO_SCORE if is_done(job, study.folder) and score_of(job, study.folder, metric) is None else None
+
+
+def _stopped_by(failed: Sequence[Job], begun: Sequence[Job], folder: Path) -> bool:
+    """Whether an arm without a judged model lacks it because jobs have failed: those that judge, or, where none of
+    these was begun, one of each try that was not pruned.
+
+    Args:
+        folder: of the study.
+    """
+    if any(job.judging is not None for job in begun):
+        return any(job.judging is not None for job in failed)
+    tries = {Path(job.place).parent for job in begun if not was_pruned(job, folder)}
+    return bool(tries) and tries == {Path(job.place).parent for job in failed}
 
 
 def _size(study: Study, name: str) -> ArmSize:
@@ -215,9 +276,21 @@ def _steps(study: Study, name: str, jobs: Sequence[Job]) -> int:
     return study.configs[name].trainer.max_steps
 
 
-def _try(values: Values, scores: Mapping[int, float]) -> TryResult:
+def _try(values: Values, scores: Mapping[int, float], failures: Sequence[tuple[Job, str]]) -> TryResult:
+    """What came of some values.
+
+    Args:
+        scores: by seed.
+        failures: jobs of the arm that have failed, and why.
+    """
     mean = sum(scores.values()) / len(scores) if scores else None
-    return TryResult(values=dict(values), scores={str(seed): score for seed, score in scores.items()}, mean=mean)
+    of_tuning = [(job, why) for job, why in failures if job.judging is None]
+    return TryResult(
+        values=dict(values),
+        scores={str(seed): score for seed, score in scores.items()},
+        mean=mean,
+        failures={str(job.seed): why for job, why in of_tuning if values_text(job.values) == values_text(values)},
+    )
 
 
 def _peak(runs: Sequence[Path]) -> float | None:

@@ -10,6 +10,7 @@ from matplotlib.colors import Normalize
 
 from lmoe.report.canvas import new_figure
 from lmoe.report.cells import ABSENT, MIN_CELL_INCHES, ROW_INCHES, draw_cells, label_rows, write_cell
+from lmoe.report.wording import counted
 from lmoe.study.answer import best_first, shortened, verdict_as_tuned, within_margin
 from lmoe.study.pictures import Picture, label
 from lmoe.study.result import EDGE, ComparisonResult, StudyResult
@@ -112,18 +113,18 @@ def domain_picture(result: StudyResult) -> Picture | None:
     bar = fig.colorbar(ScalarMappable(scale, COLOURS), ax=ax, extend=beyond, pad=0.01, fraction=0.03, aspect=25)
     bar.set_label("difference, nats per label token", fontsize=12)
     decided = [found for found in best_first(result.secondary) if is_decided(result, found)]
-    said = "; ".join(f"{shortened(result.arm(f.arm).title)} in {f.domain} {f.estimate:+.4f}" for f in decided) or "none"
+    said = "; ".join(f"{shortened(result.arm(f.arm).title)} in {f.domain} {f.estimate:+.4f}" for f in decided)
+    comparisons = counted(len(result.secondary), "comparison")
+    shown = f"in {len(decided)} of {comparisons}: {said}" if decided else f"in none of {comparisons}"
     baseline = _title(result)
+    arms_and_domains = f"{counted(len(arms), 'arm')} to {baseline} in {counted(len(domains), 'domain')}"
     return Picture(
         title="Differences by domain, secondary",
         caption=(
             f"The difference of each arm to {baseline} in each domain: blue is better, red is worse; * where a "
             "difference was shown. All cells are one family, apart from the comparisons above."
         ),
-        alt=(
-            f"Difference of {len(arms)} arms to {baseline} in {len(domains)} domains, of which a difference was shown "
-            f"in {len(decided)} of {len(result.secondary)}: {said}."
-        ),
+        alt=f"Difference of {arms_and_domains}, of which a difference was shown {shown}.",
         figure=fig,
     )
 

@@ -181,6 +181,22 @@ def read_job(place: Path) -> Job:
         raise KEPT.refusal(place / JOB_FILE, f"holds something else ({error})") from None
 
 
+def begun_jobs(folder: Path) -> list[Job]:
+    """The jobs of a study that were begun, whatever came of them: those of longer runs last, the seeds in their order.
+
+    Args:
+        folder: of the study.
+
+    Raises:
+        StudyError: the file of one is damaged.
+    """
+    jobs = []
+    for kind in (RUNS, LONGER):
+        found = [read_job(file.parent) for file in folder.glob(f"{kind}/*/*/*/{JOB_FILE}")]
+        jobs += sorted(found, key=lambda job: (*Path(job.place).parts[:-1], job.seed))
+    return jobs
+
+
 def finished(run: Path) -> RunSummary | None:
     """The summary of a run that has done all its steps; None: it has not.
 

@@ -12,7 +12,7 @@ import numpy as np
 from lmoe.config.study import JudgingConfig
 from lmoe.errors import StudyError
 from lmoe.evaluate.row_losses import RowLoss, read_row_losses
-from lmoe.study.jobs import ROWS_FILE, Job, failure_of, is_done
+from lmoe.study.jobs import ROWS_FILE, Job, begun_jobs, failure_of, is_done
 from lmoe.study.strata import Strata, measure
 
 
@@ -86,7 +86,7 @@ def read_judged(jobs: Mapping[str, Sequence[Job]], folder: Path) -> JudgedLosses
             found[arm] = [{loss.row: loss for loss in losses} for losses in files]
             seeds[arm] = tuple(job.seed for job in done)
     if not found:
-        raise StudyError(_nothing(jobs, folder))
+        raise StudyError(_nothing(folder))
     return judged_losses(found, seeds)
 
 
@@ -118,11 +118,12 @@ def judged_losses(
     )
 
 
-def _nothing(jobs: Mapping[str, Sequence[Job]], folder: Path) -> str:
+def _nothing(folder: Path) -> str:
     """Why there is nothing to compare."""
-    reasons = [why for own in jobs.values() for job in own if (why := failure_of(job, folder)) is not None]
-    if reasons:
-        return f"no job has judged anything: {len(reasons)} have failed, the first with: {reasons[0]}"
+    failed = [(job, why) for job in begun_jobs(folder) if (why := failure_of(job, folder)) is not None]
+    if failed:
+        job, why = failed[0]
+        return f"no job has judged anything: {len(failed)} have failed, the first, {job.label}, with: {why}"
     return (
         "no job has judged anything: none was begun, because tuning has left no values to judge with or the time was "
         "over (study.max_time); what is done is kept, and the same command goes on"

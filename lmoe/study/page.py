@@ -10,7 +10,7 @@ from lmoe.study.difference_pictures import difference_picture, domain_picture
 from lmoe.study.ledger import judged_often
 from lmoe.study.pictures import Picture
 from lmoe.study.result import ArmResult, StudyResult
-from lmoe.study.tables import Rows, all_tables, failures, measure_text
+from lmoe.study.tables import StudyTable, all_tables, failures, measure_text
 from lmoe.study.training_picture import training_picture
 from lmoe.study.tuning_picture import tuning_pictures
 
@@ -31,6 +31,7 @@ class PageTable:
         head: of the columns.
         rows: cells as text.
         wide: columns of text, which wrap; others hold numbers.
+        note: what stands below it; "": nothing.
         folded: whether it is opened by a click.
     """
 
@@ -38,6 +39,7 @@ class PageTable:
     head: list[str]
     rows: list[list[str]]
     wide: set[int]
+    note: str
     folded: bool
 
 
@@ -72,9 +74,10 @@ def study_page(result: StudyResult) -> str:
         answer=answer(result),
         settings=_settings(result),
         differences=_there(differences),
-        tables=[_table(title, rows) for title, _, rows in all_tables(result)],
+        tables=[_table(table) for table in all_tables(result)],
         pictures=_there([*tuning_pictures(result), *training, domain_picture(result)]),
         commands=[(arm.title, arm.commands) for arm in result.arms if arm.commands],
+        every_command=result.commands,
         failures=failures(result),
         notes=result.notes,
     )
@@ -110,7 +113,7 @@ def _judged_with(arms: list[ArmResult]) -> str:
     return ", ".join(map(str, seeds)) or "none"
 
 
-def _table(title: str, rows: Rows) -> PageTable:
-    head, *body = rows
+def _table(table: StudyTable) -> PageTable:
+    head, *body = table.rows
     wide = {i for i in range(len(head)) if i == 0 or any(row[i] and row[i][0] not in NUMBER_STARTS for row in body)}
-    return PageTable(title, head, body, wide, len(body) > MOST_ROWS)
+    return PageTable(table.title, head, body, wide, table.note, len(body) > MOST_ROWS)

@@ -29,6 +29,8 @@ class TryResult:
     """What tuning makes small, by seed; of a try that was not chosen among, because a run of it failed, none."""
     mean: float | None
     """Over the seeds."""
+    failures: dict[str, str] = field(default_factory=dict)
+    """Why a run of it failed, by seed."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,7 +52,7 @@ class ArmResult:
     title: str
     """In tables."""
     commands: list[str]
-    """With which its first judged model is made again: one, or one for each domain."""
+    """With which its first judged model is made again: one, or one for each domain; StudyResult.commands has all."""
     space: dict[str, list[Any]]
     """Values that were tried, widened ones included."""
     tries: list[TryResult]
@@ -74,7 +76,7 @@ class ArmResult:
     active_parameters: int
     """Those of them that work on one token."""
     flops_per_token: float
-    """Of a training step, forward and backward, by count."""
+    """Of a training step, forward and backward, by count; what reading_share says comes on top."""
     steps: int
     """Optimizer steps of a run."""
     tokens_per_step: float | None
@@ -88,7 +90,11 @@ class ArmResult:
     curve: Curve | None
     """None: nothing was judged."""
     failures: list[str]
-    """Jobs that failed, and why."""
+    """Jobs that failed, of tuning and of judging, and why."""
+    failed: bool = False
+    """Whether it was not judged because of them."""
+    reading_share: float = 0.0
+    """What a router that reads each prompt first adds to flops_per_token, were all tokens prompts; 0: it reads none."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -212,6 +218,8 @@ class StudyResult:
     """These beside the baseline with longer runs: a family of its own."""
     more_domains: dict[str, int] = field(default_factory=dict)
     """Judging rows of each domain that counts in no mean, and is compared alone."""
+    commands: dict[str, list[str]] = field(default_factory=dict)
+    """The commands of every job that was begun, by its folder below that of the study: one, or one for each domain."""
     notes: list[str] = field(default_factory=list)
     """What a reader has to know of how it was done."""
 

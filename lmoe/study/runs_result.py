@@ -11,16 +11,17 @@ from rich.text import Text
 
 from lmoe.files.wording import shown
 from lmoe.report.files import write_bytes
+from lmoe.report.wording import counted
+from lmoe.study.csv_tables import as_csv
 from lmoe.study.result import ComparisonResult, comparison_result, finite
 from lmoe.study.strata import Floats
-from lmoe.study.tables import Rows, as_csv, p_text, rich_table
+from lmoe.study.tables import COULD_SEE, P, Rows, p_text, rich_table
 from lmoe.study.verdict import Judged, Verdict
 
 JSON_FILE, CSV_FILE = "compare.json", "compare.csv"
 FORMAT_VERSION = 1
-OVER_ROWS, P, COULD_SEE = "over rows alone", "p (Holm)", "could see"
-"""Columns: the interval of these very models, the adjusted p value, and the smallest difference that could have been
-seen."""
+OVER_ROWS = "over rows alone"
+"""Column: the interval of these very models."""
 SHORT: Mapping[str, str] = {
     Verdict.TOO_FEW_SEEDS: str(Verdict.TOO_FEW_SEEDS),
     Verdict.UNDECIDED: "cannot be told",
@@ -121,24 +122,23 @@ class RunsResult:
             write_bytes(folder / CSV_FILE, as_csv(self._csv_rows()).encode("utf-8")),
         ]
 
-    def _csv_rows(self) -> Rows:
+    def _csv_rows(self) -> list[list[Any]]:
         numbers = ("estimate", "low", "high", "rows_low", "rows_high", "difference_p", "equivalence_p")
-        found = [["arm", "domain", "seeds", "loss", *numbers, "verdict"]]
+        found: list[list[Any]] = [["arm", "domain", "seeds", "loss", *numbers, "verdict"]]
         for arm in self.arms:
             for domain, loss in [("", arm.loss), *(arm.domain_losses.items() if self.by_domain else ())]:
                 own = next((c for c in [*self.primary, *self.by_domain] if _is(c, arm.name, domain)), None)
                 values = [None if own is None else getattr(own, name) for name in numbers]
                 verdict = "baseline" if own is None else own.verdict
                 seeds = len(arm.seeds) if own is None else own.seeds
-                cells = ["" if value is None else repr(value) for value in values]
-                found.append([arm.name, domain, str(seeds), repr(loss), *cells, verdict])
+                found.append([arm.name, domain, seeds, loss, *values, verdict])
         return found
 
     def tables(self, *, by_domain: bool) -> Group:
         """The tables for the terminal: the arms, their verdicts, those of each domain if asked for, and the notes."""
         what = {"judge": "judging rows", "val": "validation rows"}.get(self.data, f"rows of {self.data}")
-        head = f"{self.rows:,} {what} of {len(self.domains)} domains, {self.tokens:,} label tokens"
-        parts: list[RenderableType] = [Text(), Text(head.replace(" 1 domains", " 1 domain"), "bold"), Text()]
+        head = f"{self.rows:,} {what} of {counted(len(self.domains), 'domain')}, {self.tokens:,} label tokens"
+        parts: list[RenderableType] = [Text(), Text(head, "bold"), Text()]
         mean = ", mean over domains" if len(self.domains) > 1 else ""
         parts.append(rich_table(f"Loss per label token{mean}, less that of {self.baseline}", self._verdict_rows()))
         if by_domain and self.by_domain:

@@ -1,9 +1,8 @@
-"""The tables of a study: for the terminal, and as Markdown, CSV and LaTeX."""
+"""The tables of a study as they are read: for the terminal, and as Markdown and LaTeX."""
 
-import csv
-import io
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -11,10 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from lmoe.report.files import write_bytes
-from lmoe.report.wording import NOT_MEASURED
+from lmoe.report.wording import NOT_MEASURED, counted, percent
 from lmoe.report.wording import memory as memory_text
+from lmoe.study.answer import listed
+from lmoe.study.csv_tables import BASE, FAILED, csv_tables, without_verdict
 from lmoe.study.ledger import judged_often
-from lmoe.study.result import ArmResult, ComparisonResult, StudyResult
+from lmoe.study.result import ArmResult, ComparisonResult, StudyResult, TryResult
 
 Rows = list[list[str]]
 """The heading first."""
@@ -23,17 +24,40 @@ LATEX = str.maketrans(
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 )
+P, BOOTSTRAP, COULD_SEE = "p (Holm)", "bootstrap", "could see"
+"""Columns: adjusted p value, interval of the bootstrap, and the smallest difference that could have been seen."""
+FILES_ALONE = ("seeds", P, BOOTSTRAP, COULD_SEE)
+"""Columns that the terminal has no room for."""
+NAMED = 3
+"""Jobs that a message of failures names."""
+
+
+@dataclass(slots=True, frozen=True, kw_only=True)
+class StudyTable:
+    """A table as it is read.
+
+    Args:
+        title: its heading.
+        rows: the heading of the columns first.
+        note: what a reader has to know of it; "": nothing.
+    """
+
+    title: str
+    rows: Rows
+    note: str = ""
 
 
 def study_tables(result: StudyResult) -> Group:
     """The verdicts, and what is matched, for the terminal."""
     parts: list[RenderableType] = [Text(), Text(result.question or result.name, "bold"), Text()]
     title = f"{measure_text(result)}, less that of {result.baseline}"
-    parts.append(rich_table(title, verdict_rows(result, result.primary), without=("seeds", "p (Holm)")))
+    parts.append(rich_table(title, verdict_rows(result, result.primary), without=FILES_ALONE))
     if result.longer:
         title = f"The same with {result.longer_times} times the steps"
-        parts += [Text(), rich_table(title, verdict_rows(result, result.longer), without=("seeds", "p (Holm)"))]
+        parts += [Text(), rich_table(title, verdict_rows(result, result.longer), without=FILES_ALONE)]
     parts += [Text(), rich_table("What is matched", matched_rows(result), without=("second best",))]
+    if note := reading_note(result.arms):
+        parts.append(Text(f"note: {note}"))
     parts += [Text(f"note: {note}") for note in all_notes(result)]
     return Group(*parts)
 
@@ -49,30 +73,30 @@ def write_tables(result: StudyResult, folder: Path) -> list[str]:
     """
     tables = all_tables(result)
     markdown = [f"# {result.name}", result.question, f"`{result.command}`", head_text(result)]
-    for title, _, rows in tables:
-        markdown += [f"## {title}", as_markdown(rows)]
+    for table in tables:
+        markdown += [f"## {table.title}", as_markdown(table.rows), table.note]
     if notes := all_notes(result):
         markdown += ["## Notes", "\n".join(f"* {note}" for note in notes)]
     files = {"study.md": "\n\n".join(part for part in markdown if part) + "\n"}
-    for _, name, rows in tables:
-        files[f"{name}.csv"] = as_csv(rows)
-    files["study.tex"] = "\n".join(as_latex(title, rows) for title, _, rows in tables)
+    files |= csv_tables(result)
+    files["study.tex"] = "\n".join(as_latex(table.title, table.rows, table.note) for table in tables)
     for name, text in files.items():
         write_bytes(folder / name, text.encode("utf-8"))
     return list(files)
 
 
-def all_tables(result: StudyResult) -> list[tuple[str, str, Rows]]:
-    """(title, name of the file, rows) of each table."""
-    tables = [(f"{measure_text(result)}, beside {result.baseline}", "verdicts", verdict_rows(result, result.primary))]
+def all_tables(result: StudyResult) -> list[StudyTable]:
+    """Each table, in its order."""
+    title = f"{measure_text(result)}, beside {result.baseline}"
+    tables = [StudyTable(title=title, rows=verdict_rows(result, result.primary))]
     if result.longer:
         title = f"With {result.longer_times} times the steps"
-        tables.append((title, "verdicts_longer", verdict_rows(result, result.longer)))
-    tables.append(("What is matched", "matched", matched_rows(result)))
+        tables.append(StudyTable(title=title, rows=verdict_rows(result, result.longer)))
+    tables.append(StudyTable(title="What is matched", rows=matched_rows(result), note=reading_note(result.arms)))
     if result.secondary:
-        tables.append(("By domain, secondary", "domains", domain_rows(result)))
+        tables.append(StudyTable(title="By domain, secondary", rows=domain_rows(result)))
     if any(arm.tries for arm in result.arms):
-        tables.append((f"Tuning: {result.metric} of the validation loss", "tuning", tuning_rows(result)))
+        tables.append(StudyTable(title=f"Tuning: {result.metric} of the validation loss", rows=tuning_rows(result)))
     return tables
 
 
@@ -81,30 +105,35 @@ def verdict_rows(result: StudyResult, comparisons: Sequence[ComparisonResult]) -
     arms = result.arms if comparisons is result.primary else result.longer_arms
     by_arm = {found.arm: found for found in comparisons}
     level = round(100 * (1 - result.alpha))
-    rows = [["arm", "loss", "seeds", "difference", f"{level} % interval", "p (Holm)", "verdict"]]
+    rows = [["arm", "loss", "seeds", "difference", f"{level} % interval", BOOTSTRAP, COULD_SEE, P, "verdict"]]
     judged = sorted((arm for arm in arms if arm.loss is not None), key=lambda arm: arm.loss or 0.0)
     for arm in judged:
         found = by_arm.get(arm.name)
         loss = f"{arm.loss:.4f}"
         if found is None:
-            said = "baseline" if arm.name == result.baseline else "not compared"
-            rows.append([arm.title, loss, str(len(arm.seeds)), "", "", "", said])
+            rows.append([arm.title, loss, str(len(arm.seeds)), *[""] * 5, without_verdict(result, arm)])
             continue
         interval = "" if found.low is None else f"{found.low:+.4f} to {found.high:+.4f}"
+        bootstrap = "" if found.bootstrap_low is None else f"{found.bootstrap_low:+.4f} to {found.bootstrap_high:+.4f}"
+        could_see = "" if found.smallest_effect is None else f"{found.smallest_effect:.2g}"
         p = "" if found.difference_p is None else p_text(found.difference_p)
-        rows.append([arm.title, loss, str(found.seeds), f"{found.estimate:+.4f}", interval, p, found.sentence])
+        numbers = [f"{found.estimate:+.4f}", interval, bootstrap, could_see, p]
+        rows.append([arm.title, loss, str(found.seeds), *numbers, found.sentence])
     for arm in arms:
         if arm.loss is None:
-            rows.append([arm.title, NOT_MEASURED, "0", "", "", "", "failed" if arm.failures else "not judged"])
+            rows.append([arm.title, NOT_MEASURED, "0", *[""] * 5, without_verdict(result, arm)])
     if result.base_loss is not None and arms is result.arms:
-        rows.append(["the base, adapters off", f"{result.base_loss:.4f}", "", "", "", "", ""])
+        rows.append([BASE, f"{result.base_loss:.4f}", *[""] * 7])
     return rows
 
 
 def matched_rows(result: StudyResult) -> Rows:
-    """What each arm has and takes, and the values that tuning chose."""
-    rows = [["arm", "parameters", "active", "MFLOP/token", "s/step", "memory", "chosen", "second best"]]
+    """What each arm has and takes, how many prompts its classifier tells, and the values that tuning chose."""
+    told = any(arm.classifier_accuracy is not None for arm in result.arms)
+    classifier = ["classifier"] if told else []
+    rows = [["arm", "parameters", "active", "MFLOP/token", "s/step", "memory", *classifier, "chosen", "second best"]]
     for arm in result.arms:
+        accuracy = "" if arm.classifier_accuracy is None else percent(arm.classifier_accuracy)
         rows.append(
             [
                 arm.title,
@@ -113,11 +142,24 @@ def matched_rows(result: StudyResult) -> Rows:
                 f"{arm.flops_per_token / 1e6:,.1f}",
                 NOT_MEASURED if arm.seconds_per_step is None else f"{arm.seconds_per_step:.3f}",
                 NOT_MEASURED if arm.peak_memory_mb is None else memory_text(arm.peak_memory_mb),
+                *([accuracy] if told else []),
                 _values(arm, arm.chosen),
                 _values(arm, arm.second),
             ]
         )
     return rows
+
+
+def reading_note(arms: Sequence[ArmResult]) -> str:
+    """What operations a token lack of arms whose router reads each prompt first; "": there are none."""
+    by_share: dict[str, list[str]] = {}
+    for arm in arms:
+        if arm.reading_share:
+            by_share.setdefault(f"{arm.reading_share:.0%}", []).append(arm.title)
+    if not by_share:
+        return ""
+    said = ", ".join(f"{share} more for {listed(titles)}" for share, titles in by_share.items())
+    return f"FLOPs leave out that a router reads each prompt first, without gradients: were all tokens prompts, {said}"
 
 
 def domain_rows(result: StudyResult) -> Rows:
@@ -141,11 +183,18 @@ def tuning_rows(result: StudyResult) -> Rows:
     rows = [["arm", "values", "mean", *(f"seed {seed}" for seed in result.tuning_seeds)]]
     for arm in result.arms:
         for found in arm.tries:
-            mean = NOT_MEASURED if found.mean is None else f"{found.mean:.4f}"
-            scores = list(found.scores.values())
-            shown = [f"{scores[i]:.4f}" if i < len(scores) else NOT_MEASURED for i in range(len(result.tuning_seeds))]
+            absent = FAILED if found.failures else NOT_MEASURED
+            mean = absent if found.mean is None else f"{found.mean:.4f}"
+            shown = [_score(found, str(seed)) for seed in result.tuning_seeds]
             rows.append([arm.title, _values(arm, found.values), mean, *shown])
     return rows
+
+
+def _score(found: TryResult, seed: str) -> str:
+    """What a try scored with a seed, or that it failed."""
+    if seed in found.failures:
+        return FAILED
+    return f"{found.scores[seed]:.4f}" if seed in found.scores else NOT_MEASURED
 
 
 def all_notes(result: StudyResult) -> list[str]:
@@ -154,12 +203,26 @@ def all_notes(result: StudyResult) -> list[str]:
 
 
 def failures(result: StudyResult) -> list[str]:
-    """The jobs that failed, and why."""
+    """The jobs that failed, and why: those of an arm that failed alike in one text."""
     longer = f"failed with {result.longer_times} times the steps"
     return [
-        *(f"failed: {why}" for arm in result.arms for why in arm.failures),
-        *(f"{longer}: {why}" for arm in result.longer_arms for why in arm.failures),
+        *(f"failed: {said}" for arm in result.arms for said in _alike(arm.failures)),
+        *(f"{longer}: {said}" for arm in result.longer_arms for said in _alike(arm.failures)),
     ]
+
+
+def _alike(failures: Sequence[str]) -> list[str]:
+    """Failures of an arm, a text for each reason.
+
+    Args:
+        failures: each the label of a job, `: ` and the reason.
+    """
+    jobs: dict[str, list[str]] = {}
+    for failure in failures:
+        job, _, reason = failure.partition(": ")
+        jobs.setdefault(reason, []).append(job)
+    more = {why: f" and {len(own) - NAMED} more" if len(own) > NAMED else "" for why, own in jobs.items()}
+    return [f"{', '.join(own[:NAMED])}{more[why]}: {why}" for why, own in jobs.items()]
 
 
 def p_text(p: float) -> str:
@@ -179,21 +242,19 @@ def _markdown(cell: str) -> str:
     return re.sub(r"[\\|<>*_`]", r"\\\g<0>", " ".join(cell.split()))
 
 
-def as_csv(rows: Rows) -> str:
-    """A table as CSV."""
-    text = io.StringIO(newline="")
-    csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue()
+def as_latex(title: str, rows: Rows, note: str = "") -> str:
+    """A table for the package booktabs.
 
-
-def as_latex(title: str, rows: Rows) -> str:
-    """A table for the package booktabs."""
+    Args:
+        note: stands behind the title.
+    """
+    caption = f"{title}; {note}" if note else title
     cells = [[" ".join(cell.split()).translate(LATEX) for cell in row] for row in rows]
     lines = [" & ".join(row) + r" \\" for row in cells]
     return "\n".join(
         [
             r"\begin{table}",
-            rf"\caption{{{title.translate(LATEX)}}}",
+            rf"\caption{{{caption.translate(LATEX)}}}",
             rf"\begin{{tabular}}{{{'l' * len(rows[0])}}}",
             r"\toprule",
             lines[0],
@@ -216,9 +277,9 @@ def head_text(result: StudyResult) -> str:
     """What the models were judged on, and how to read the differences."""
     base = "" if result.base_loss is None else f" The base with its adapters off: {result.base_loss:.4f}."
     return (
-        f"{result.judging_rows:,} judging rows of {len(result.domains)} domains, {result.judging_tokens:,} label "
-        f"tokens. Differences in nats per label token, below 0 better than {result.baseline}; equivalent within "
-        f"{result.margin:g}.{base}"
+        f"{counted(result.judging_rows, 'judging row')} of {counted(len(result.domains), 'domain')}, "
+        f"{result.judging_tokens:,} label tokens. Differences in nats per label token, below 0 better than "
+        f"{result.baseline}; equivalent within {result.margin:g}.{base}"
     )
 
 
@@ -243,10 +304,6 @@ def _values(arm: ArmResult, values: dict[str, object] | None) -> str:
     said = values_said(values)
     edge = " (edge)" if values is arm.chosen and arm.edges else ""
     return (said or "as given") + edge
-
-
-def _value(value: object) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _millions(count: int) -> str:

@@ -14,6 +14,7 @@ from lmoe.report.loss_picture import OKABE_ITO
 from lmoe.study.answer import shortened
 from lmoe.study.pictures import Picture, label
 from lmoe.study.result import ArmResult, StudyResult
+from lmoe.study.tables import reading_note
 
 STROKES: tuple[LineStyleType, ...] = ("-", (0, (5, 2)), (0, (1, 1)), (0, (6, 2, 1, 2)))
 """Of eight arms each, so that arms of one colour are told apart."""
@@ -75,7 +76,7 @@ def training_picture(result: StudyResult, arms: Sequence[ArmResult], title: str)
 
 
 def _absent(arms: Sequence[ArmResult], drawn: Sequence[ArmResult]) -> list[str]:
-    """Which arms are not drawn, in all panels or in one of them."""
+    """Which arms are not drawn, in all panels or in one of them, and what the FLOPs of others lack."""
     absent = []
     if without := [arm for arm in arms if arm not in drawn]:
         absent.append(f"Without a curve: {_titles(without)}")
@@ -84,6 +85,8 @@ def _absent(arms: Sequence[ArmResult], drawn: Sequence[ArmResult]) -> list[str]:
             who = "any arm" if len(missing) == len(drawn) else _titles(missing)
             what = name.partition(",")[0]
             absent.append(f"{what[0].upper()}{what[1:]} not measured of {who}")
+    if note := reading_note([arm for arm in drawn if arm.tokens_per_step is not None]):
+        absent.append(f"{note[0].upper()}{note[1:]}")
     return absent
 
 

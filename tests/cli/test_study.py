@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,10 @@ from lmoe.cli.main import app
 from lmoe.cli.study import compose_arms, read_study
 from lmoe.cli.study_job import main as do_job
 from lmoe.cli.study_jobs import JobLauncher, reason
+from lmoe.cli.train import main as train
+from lmoe.errors import ConfigError
 from lmoe.evaluate.row_losses import read_row_losses
+from lmoe.files.adapter_files import WEIGHTS_FILE
 from lmoe.report.summary import FINISHED
 from lmoe.study.jobs import write_job
 from lmoe.study.result import StudyResult
@@ -94,9 +98,24 @@ def test_a_study_ends_with_a_verdict_on_every_arm(done):
         assert found.sentence in " ".join(said.split()) or found.verdict == "undecided"
     assert len(result.secondary) == 2 * len(DOMAINS)
     assert set(result.base_domain_losses) == set(DOMAINS)
+    places = [folder / "outputs/study/small" / place for place in result.commands]
+    assert len(places) == 9 and all(place.is_dir() for place in places)
+    accuracy = result.arm("apart").classifier_accuracy
+    assert accuracy is not None and f"{100 * accuracy:.1f}%" in (folder / "outputs/study/small/study.md").read_text()
     assert "Does anything help?" in said and result.judged_before == {"small": 9}
     files = {file.name for file in (folder / "outputs/study/small").iterdir()}
     assert {"study.json", "study.html", "study.md", "study.tex", "verdicts.csv", "matched.csv", "domains.csv"} <= files
+
+
+def test_a_command_of_the_result_makes_its_model_again_to_the_bit(own):
+    folder = own / "outputs/study/small"
+    commands = json.loads((folder / "study.json").read_text())["commands"]
+    (place,) = (place for place in commands if place.startswith("runs/apart/") and place.endswith("seed_2"))
+    program, verb, *settings = shlex.split(commands[place][1])
+    assert (program, verb) == ("lmoe", "train")
+    assert train([*settings, "hydra.run.dir=again"]) == 0
+    kept, again = (run / "adapter" / WEIGHTS_FILE for run in (folder / place / "domains/01", own / "again"))
+    assert kept.read_bytes() == again.read_bytes()
 
 
 def test_an_arm_that_trains_apart_is_judged_by_the_run_of_the_domain_that_its_classifier_names(done):
@@ -135,7 +154,9 @@ def test_more_rows_are_compared_alone_and_count_in_no_mean(restored, micro, tmp_
     assert result.arm("lora").loss == pytest.approx(result.arm("lora").domain_losses["words"])
     assert {found.domain for found in result.secondary} == {*DOMAINS, "plain"}
     assert result.primary[0].verdict == "too few seeds" and result.primary[0].low is None
-    assert "(plain)" in (tmp_path / "outputs/study/small/domains.csv").read_text()
+    domains = (tmp_path / "outputs/study/small/domains.csv").read_text()
+    assert ",plain,false,4," in domains and ",words,true," in domains
+    assert "(plain)" in (tmp_path / "outputs/study/small/study.md").read_text()
     found = study(micro, tmp_path, "study.name=other", "+study.judging.more.plain=text.jsonl")
     assert found.exit_code == 1 and "of the arms permuted has no expert for plain" in found.output
 
@@ -421,5 +442,14 @@ def test_rows_are_not_read_to_look_at_a_config(restored, micro, tmp_path, monkey
 
 def test_the_reason_of_a_failure_is_the_last_thing_that_was_said(tmp_path):
     (tmp_path / "job.log").write_text("Loading\nconfig: 1 problem\n  - x is 3\n\n", encoding="utf-8")
-    assert reason(tmp_path, 1) == "- x is 3"
+    assert reason(tmp_path, 1) == "x is 3"
     assert "memory" in reason(tmp_path, -9)
+    (tmp_path / "job.log").write_text("Loading\nno such file\n", encoding="utf-8")
+    assert reason(tmp_path, 1) == "no such file"
+
+
+@pytest.mark.parametrize(("count", "more"), [(2, ""), (6, "; and 2 more")])
+def test_the_reason_of_a_failure_has_several_problems_of_a_config_and_how_many_more(tmp_path, count, more):
+    error = ConfigError([f"key.{number} is {number}" for number in range(count)])
+    (tmp_path / "job.log").write_text(f"config: 1 problem\n  - of an earlier try\nLoading\n{error}\n", encoding="utf-8")
+    assert reason(tmp_path, 1) == "; ".join(f"key.{number} is {number}" for number in range(min(count, 4))) + more

@@ -42,6 +42,7 @@ def arm(name: str, loss: float | None, **changes: Any) -> ArmResult:
         "classifier_accuracy": None,
         "curve": None if loss is None else curve(loss),
         "failures": [f"{name} seed 0: no memory"] if loss is None else [],
+        "failed": loss is None,
     }
     return ArmResult(**(usual | changes))
 
@@ -120,6 +121,11 @@ def result(arms: Sequence[ArmResult], primary: Sequence[ComparisonResult], **cha
         "primary": list(primary),
         "secondary": by_domain(primary),
         "longer_times": 1,
+        "commands": {
+            f"runs/{arm.name}/as_given/seed_{seed}": [f"lmoe train moe={arm.name} seed={seed}"]
+            for arm in arms
+            for seed in arm.seeds
+        },
     }
     return StudyResult(**(usual | changes))
 

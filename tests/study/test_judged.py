@@ -25,7 +25,7 @@ def test_where_nothing_was_judged_the_reason_is_said(tmp_path):
 
     given = config(space={}, judging=JudgingConfig(seeds=[0]))
     progress = run_study(study_of(given, tmp_path), Written(tmp_path, failing).tools)
-    with pytest.raises(StudyError, match="2 have failed, the first with: no memory"):
+    with pytest.raises(StudyError, match="2 have failed, the first, other as_given seed 0, with: no memory"):
         read_judged(progress.judged, tmp_path)
     with pytest.raises(StudyError, match="none was begun"):
-        read_judged({}, tmp_path)
+        read_judged({}, tmp_path / "nothing")

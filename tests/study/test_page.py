@@ -2,6 +2,7 @@
 
 import base64
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,7 +17,15 @@ from lmoe.study.difference_pictures import difference_picture, domain_picture
 from lmoe.study.page import PAGE_FILE, study_page, write_page
 from lmoe.study.pictures import Picture, label
 from lmoe.study.result import StudyResult, TryResult
-from lmoe.study.tables import all_notes, all_tables, failures
+from lmoe.study.tables import (
+    all_notes,
+    all_tables,
+    failures,
+    head_text,
+    matched_rows,
+    verdict_rows,
+    write_tables,
+)
 from lmoe.study.training_picture import training_picture
 from lmoe.study.tuning_picture import tuning_pictures
 from lmoe.study.verdict import Verdict
@@ -28,6 +37,7 @@ from tests.study.results import (
     RATES,
     arm,
     bare_result,
+    comparison,
     large_result,
     result,
     usual_result,
@@ -94,6 +104,7 @@ def test_the_page_has_its_parts_in_order() -> None:
         "Training loss with 4 times the steps",
         "Differences by domain, secondary",
         "The first judged model of each arm is made again with",
+        "Every job is made again with",
         "What failed",
     ]
     assert large_page().index("Does it help?") < large_page().index('class="answer"') < large_page().index("<h2>")
@@ -115,7 +126,7 @@ def test_the_page_says_how_the_study_was_done() -> None:
     ):
         assert part in said
     assert "peft" not in said
-    assert page.text("pre").split("lmoe ")[1:] == [
+    assert page.text("pre", without="details").split("lmoe ")[1:] == [
         f"train moe={name} seed=0" for name in ("plain", "good", "bad", "same", "unsure")
     ]
     assert page.text("li") == "a note" and "What failed" not in page.text("h2")
@@ -144,12 +155,12 @@ def test_every_picture_says_in_words_what_it_shows() -> None:
     )
     assert "the arm good 1.9000 to 1.9500 in 3 tries, chosen optim.lr=0.001" in texts[1]
     assert re.search(r"against optimizer steps, tokens, seconds.*FLOPs.*the arm plain 4\.\d+ to 2\.\d+", texts[2])
-    assert "a difference was shown in 6 of 12: the arm good in code -0.1000" in texts[3]
+    assert "a difference was shown in 6 of 12 comparisons: the arm good in code -0.1000" in texts[3]
 
 
 def test_the_tables_of_the_page_are_those_of_the_files() -> None:
     given = large_result(9)
-    expected = [row for _, _, rows in all_tables(given) for row in rows]
+    expected = [row for table in all_tables(given) for row in table.rows]
     assert ParsedPage(large_page()).rows == expected and len(expected) > 60
 
 
@@ -161,8 +172,8 @@ def test_columns_of_text_wrap_and_columns_of_numbers_do_not() -> None:
 
 def test_a_long_table_is_folded() -> None:
     page = ParsedPage(large_page())
-    assert page.text("summary") == "27 rows" and page.text("details").count(RATE) == 27
-    assert "details" not in ParsedPage(usual_page()).tags
+    assert page.text("summary").startswith("27 rows") and page.text("details").count(RATE) == 27
+    assert " rows" not in ParsedPage(usual_page()).text("summary")
 
 
 def test_text_of_users_is_shown_as_text() -> None:
@@ -171,7 +182,7 @@ def test_text_of_users_is_shown_as_text() -> None:
     given = result(arms, primary, name=NASTY, question=NASTY, notes=[NASTY], command=NASTY, machine=NASTY)
     for found in given.arms:
         found.title = found.name + NASTY
-        found.commands, found.failures = [NASTY], [NASTY]
+        found.commands, found.failures = [NASTY], [f"a job: {NASTY}"]
         for attempt in found.tries:
             attempt.values["a$key<"] = NASTY
         found.chosen = found.tries[0].values
@@ -182,7 +193,7 @@ def test_text_of_users_is_shown_as_text() -> None:
     page = ParsedPage(text)
     assert "b" not in page.tags and "<b>" not in text and text.count("&lt;b&gt;&amp;") > 20
     assert page.text("question") == page.text("li") == NASTY
-    assert page.text("warning") == f"failed: {NASTY}" * 2
+    assert page.text("warning") == f"failed: a job: {NASTY}" * 2
     assert len(pictures_of(page)) == 4
 
 
@@ -403,3 +414,70 @@ def test_colours_are_not_all_that_tells_verdicts_apart() -> None:
     assert {text.split("  ")[1] for text in tick_texts(right)} == {
         str(Verdict.BETTER), str(Verdict.WORSE), str(Verdict.EQUIVALENT), "cannot be told",
     }  # fmt: skip
+
+
+def test_the_commands_of_all_jobs_are_folded_by_their_folders() -> None:
+    page = ParsedPage(usual_page())
+    assert page.text("summary") == "15 jobs, by their folders"
+    assert page.text("details", "h3").startswith("runs/plain/as_given/seed_0runs/plain/as_given/seed_1")
+    commands = page.text("details", "pre").split("lmoe ")[1:]
+    assert len(commands) == 15 and commands[4] == "train moe=good seed=1"
+    given = usual_result(commands={})
+    assert "details" not in ParsedPage(study_page(given)).tags
+
+
+def test_what_a_router_reads_first_is_said_where_its_flops_are_shown(tmp_path: Path) -> None:
+    given = usual_result()
+    given.arms[1].reading_share, given.arms[2].reading_share = 0.26, 0.141
+    note = "reads each prompt first, without gradients: were all tokens prompts, "
+    note += "26% more for “the arm good”, 14% more for “the arm bad”"
+    page = ParsedPage(study_page(given))
+    assert page.text("note").endswith(note)
+    assert f"{note}." in page.text("figcaption")
+    write_tables(given, tmp_path)
+    markdown = (tmp_path / "study.md").read_text("utf-8")
+    assert markdown.index("## What is matched") < markdown.index(note) < markdown.index("## By domain")
+    assert r"26\% more for" in (tmp_path / "study.tex").read_text("utf-8")
+    assert "reads each prompt first" not in usual_page()
+    given.arms[1].tokens_per_step = None
+    picture = training_picture(given, given.arms, "a")
+    assert picture is not None and "14% more" in picture.caption and "26% more" not in picture.caption
+
+
+def test_the_accuracy_of_a_classifier_of_prompts_stands_beside_what_is_matched() -> None:
+    given = usual_result()
+    assert "classifier" not in matched_rows(given)[0]
+    given.arms[1].classifier_accuracy = 0.984
+    head, *body = matched_rows(given)
+    assert [row[head.index("classifier")] for row in body] == ["", "98.4%", "", "", ""]
+
+
+def test_verdicts_have_the_bootstrap_and_the_smallest_difference_beside_the_interval() -> None:
+    given = usual_result()
+    given.primary[0] = replace(given.primary[0], bootstrap_low=-0.2, bootstrap_high=-0.05, smallest_effect=0.03)
+    head, good, *_ = verdict_rows(given, given.primary)
+    said = dict(zip(head, good, strict=True))
+    assert said["95 % interval"] == "-0.1040 to -0.0960" and said["bootstrap"] == "-0.2000 to -0.0500"
+    assert said["could see"] == "0.03"
+    assert "-0.2000 to -0.0500" in study_page(given)
+    given = bare_result()
+    assert verdict_rows(given, given.primary)[2][4:8] == [""] * 4
+
+
+def test_counts_of_one_are_said_as_one() -> None:
+    given = result([arm("plain", 2.0), arm("same", 2.0)], [comparison("same", 0.0)], domains={"code": 10})
+    given.secondary = given.secondary[:1]
+    picture = domain_picture(given)
+    assert picture is not None and picture.alt == (
+        "Difference of 1 arm to the arm plain in 1 domain, of which a difference was shown in none of 1 comparison."
+    )
+    assert "of 1 domain, " in head_text(given)
+
+
+def test_failures_of_an_arm_for_one_reason_are_said_together() -> None:
+    given = usual_result()
+    given.arms[2].failures = [*(f"bad seed {seed}: no memory: 3 MB" for seed in range(5)), "bad seed 5: killed"]
+    assert failures(given) == [
+        "failed: bad seed 0, bad seed 1, bad seed 2 and 2 more: no memory: 3 MB",
+        "failed: bad seed 5: killed",
+    ]

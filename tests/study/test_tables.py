@@ -1,6 +1,7 @@
 """Tables hold whatever titles hold."""
 
-from lmoe.study.tables import as_csv, as_latex, as_markdown
+from lmoe.study.csv_tables import as_csv
+from lmoe.study.tables import as_latex, as_markdown
 
 ROWS = [["arm", "p"], ["50 % | a_b & <c>\n$x^2$ ~ \\d {e} #", "< 0.001"]]
 
