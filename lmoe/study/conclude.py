@@ -67,7 +67,9 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
         judging_tokens=int(strata.tokens.sum()),
         judging_digest=digest,
         left_out=judged.left_out,
-        judged_before=models_judged(_root(study), config.name, digest, _judged_models(study, progress)),
+        judged_before=models_judged(
+            _root(study), config.name, _digest_of_all(every, config.judging), _judged_models(study, progress)
+        ),
         domains=dict(zip(strata.names, strata.rows.astype(int).tolist(), strict=True)),
         more_domains={
             name: int(rows)
@@ -112,6 +114,11 @@ def _commands(study: Study, begun: Sequence[Job]) -> dict[str, list[str]]:
                 now = make_job(study, arm, job.values, job.seed, judging=job.judging, longer=times)
                 found[job.place] = commands_of(now)
     return found
+
+
+def _digest_of_all(every: JudgedLosses, judging: JudgingConfig) -> str:
+    """Which rows have judged, whichever of their domains are compared: they have been looked at all the same."""
+    return rows_digest(every.in_the_mean(replace(judging, domains=None)).rows)
 
 
 def _longer(study: Study, progress: Progress) -> JudgedLosses | None:

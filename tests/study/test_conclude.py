@@ -175,3 +175,10 @@ def test_what_a_router_reads_first_is_in_the_result(concluded):
     result = concluded(usual)
     assert {arm.reading_share for arm in result.arms} == {0.25}
     assert {arm.flops_per_token for arm in result.arms} == {1e6}
+
+
+def test_rows_of_which_one_domain_is_compared_have_all_judged(concluded):
+    whole = concluded(usual, name="whole")
+    part = concluded(usual, name="part", judging=JudgingConfig(seeds=[0, 1, 2], domains=["code"]))
+    assert whole.judging_rows > part.judging_rows
+    assert part.judged_before == {"whole": 6, "part": 6}
