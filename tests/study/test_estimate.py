@@ -26,7 +26,7 @@ class Stop(Exception):
 @pytest.fixture
 def lines(tmp_path, monkeypatch):
     """The lines of a study of 10 steps of 6 s each, of one job at a time."""
-    size = ArmSize(total_parameters=10, active_parameters=5, flops_per_token=3e6)
+    size = ArmSize(total_parameters=10, active_parameters=5, flops_per_token=3e6, reading_share=0.0)
     monkeypatch.setattr("lmoe.study.estimate.arm_size", lambda run, runs: size)
     monkeypatch.setattr("lmoe.study.estimate.rates", lambda precision: {"this CPU": 1e6})
 
