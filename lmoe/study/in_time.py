@@ -51,9 +51,12 @@ def tune_in_time(study: Study, tools: Tools, progress: Progress) -> None:
         _drop(study, tools, progress, order, tried, worse=tried == min(SCREENED, points))
     if tried == SCREENED < points:
         tried += _screen(study, tools, progress, order, range(SCREENED, points))
-    if not tried:
-        progress.chosen = {name: untried(arm) for name, arm in progress.arms.items()}
-        _note(tools, progress, "nothing was tuned: the time reached for judging alone, with the middle of the values")
+    if tried < min(2, points):
+        middle = {name: untried(arm) for name, arm in progress.arms.items()}
+        values = {name: found.best.values for name, found in middle.items()}
+        _check_time(study, tools, progress, judging_jobs(study, progress.arms, values))
+        progress.chosen = middle
+        _note(tools, progress, "nothing was tuned, for want of time: each arm is judged with the middle of its values")
         return
     screened = {name: order[name][:tried] for name in progress.arms}
     arms = {name: with_tried(arm, screened[name]) for name, arm in progress.arms.items()}
@@ -178,15 +181,25 @@ def judge_in_time(study: Study, tools: Tools, progress: Progress, seeds: Sequenc
         StudyError: the time does not reach for as many seeds as a verdict needs; says how long it takes at least.
     """
     reserved = list(chain(*seeds[:RESERVED]))
-    left = not_done(study, reserved)
-    if left and not times_of(study, tools).known:
+    if (left := not_done(study, reserved)) and not times_of(study, tools).known:
         do(study, tools, [left[: tools.parallel]], "judging, to learn how long a job takes", progress)
-        left = not_done(study, reserved)
-    times = times_of(study, tools)
+    _check_time(study, tools, progress, seeds)
+    do(study, tools, [reserved, *seeds[RESERVED:]], "judging", progress)
+
+
+def _check_time(study: Study, tools: Tools, progress: Progress, seeds: Sequence[Sequence[Job]]) -> None:
+    """Refuse to go on where the time does not reach for the seeds of judging that a verdict needs.
+
+    Args:
+        seeds: jobs by seed.
+
+    Raises:
+        StudyError: says how long it takes at least.
+    """
+    left, times = not_done(study, list(chain(*seeds[:RESERVED]))), times_of(study, tools)
     needed = times.together(left)
     if left and times.known and needed >= progress.time_left:
         raise StudyError(_too_short(study, needed, len(left), progress.time_left))
-    do(study, tools, [reserved, *seeds[RESERVED:]], "judging", progress)
 
 
 def _too_short(study: Study, needed: float, jobs: int, time_left: float) -> str:
