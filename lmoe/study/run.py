@@ -68,9 +68,8 @@ def time_each(study: Study, tools: Tools, progress: Progress, values: Mapping[st
 
     def has_time() -> bool:
         nonlocal turns
-        if progress.deadline is None:
-            return True
-        expected = short_run_seconds(study.folder, config.steps + LEFT_OUT)
+        limited = progress.deadline is not None
+        expected = short_run_seconds(study.folder, config.steps + LEFT_OUT) if limited else {}
         if SLACK * sum(expected.get(name, 0.0) for name in values) >= progress.time_left:
             progress.notes.append(
                 f"the arms were timed in {turns} of {config.repeats} turns, for want of time"
@@ -79,10 +78,11 @@ def time_each(study: Study, tools: Tools, progress: Progress, values: Mapping[st
             )
             tools.say(progress.notes[-1])
             return False
+        if not turns:
+            tools.say("timing each arm alone")
         turns += 1
         return True
 
-    tools.say("timing each arm alone")
     progress.timings = time_arms(
         {name: _of_one_run(study, arm) for name, arm in progress.arms.items()},
         values,

@@ -135,7 +135,7 @@ def test_arms_are_compared_by_the_values_that_all_of_them_have_tried(run):
 
 @pytest.mark.parametrize(("seconds", "tried"), [(115, 1), (125, 2)])
 def test_where_the_time_reaches_for_judging_alone_the_middle_values_are_judged_and_it_is_said(run, seconds, tried):
-    """The first job tells that 90 s are needed; after one value of each arm, or of one, another would not leave them."""
+    """The first job tells that 90 s are needed; after one value of each arm, or of one, another does not fit in."""
     progress, timed = run(config(max_time=limit(seconds)))
     assert rates(timed.launched) == ["plain 0.002", "other 0.002"][:tried] and len(timed.judged) == 6
     assert all("optim.lr=0.002" in label for label in timed.judged)
