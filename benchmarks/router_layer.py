@@ -39,9 +39,8 @@ from lmoe.injection.record import injected, model_route
 from lmoe.layers.model_route import ModelRoute
 from lmoe.layers.prompt_reading import StateReader
 from lmoe.layers.routers.model import ModelRouter
-from lmoe.ops.router_targets import dealt_head
 from lmoe.ops.softmax_regression import softmax_regression
-from lmoe.training.callbacks.fit_router import chosen_rows
+from lmoe.training.callbacks.fit_router import chosen_rows, take_head
 from lmoe.training.target_evaluation import TargetEvaluation
 
 
@@ -89,9 +88,7 @@ class TrainedRun:
         read_at(self.route, self.subject, layer)
         states = self.states()
         weight, bias = softmax_regression(states, self.targets, self.count, with_bias=self.router.bias is not None)
-        self.router.weight.detach().copy_(dealt_head(self.router.weight.detach(), weight))
-        if self.router.bias is not None:
-            self.router.bias.detach().copy_(dealt_head(self.router.bias.detach(), bias))
+        take_head(self.router, weight, bias)
         told = (states.double() @ weight.t() + bias).argmax(1).eq(self.targets).double().mean()
         taught = TargetEvaluation.of(self.subject.model, self.val.domains, self.subject.model.device)
         assert taught is not None

@@ -76,14 +76,22 @@ def _run(argv: list[str]) -> None:
         return
     # Heavy imports wait until the config is known to be good.
     from lmoe.cli.study_work import do_study, estimate_study
+    from lmoe.study.study import Study
 
-    folder = ROOT / study.name
-    command = f"lmoe study {shlex.join(argv)}"
+    composed = Study(
+        config=study,
+        given=tuple(given),
+        folder=ROOT / study.name,
+        arms=arms,
+        configs=configs,
+        command=f"lmoe study {shlex.join(argv)}",
+    )
+    jobs = JobLauncher(launcher, composed.folder)
     if dry_run is DryRun.estimate:
-        estimate_study(study, given, folder, arms, configs, command, JobLauncher(launcher, folder).parallel)
+        estimate_study(composed, jobs.parallel)
         return
-    with StopSignals(), claimed(folder, another="study.name=…"):
-        do_study(study, given, folder, arms, configs, command, JobLauncher(launcher, folder))
+    with StopSignals(), claimed(composed.folder, another="study.name=…"):
+        do_study(composed, jobs)
 
 
 def read_study(argv: Sequence[str]) -> tuple[StudyConfig, list[str], list[str], DryRun]:

@@ -133,9 +133,13 @@ def schedule_problems(config: RunConfig) -> list[str]:
     return problems
 
 
+def own_rates(roles: Iterable[Role], optim: OptimConfig) -> bool:
+    """Whether each of the roles has a learning rate of its own."""
+    return all((own := optim.roles.get(role.value)) is not None and own.lr is not None for role in roles)
+
+
 def _lr_problems(key: str, lr: float | None, trained: set[Role], optim: OptimConfig) -> list[str]:
-    own = {role for role, settings in optim.roles.items() if settings.lr is not None}
-    if lr is None or not {role.value for role in trained} <= own:
+    if lr is None or not own_rates(trained, optim):
         return []
     return [without_effect(key, "where optim.roles.<role>.lr is set for every role that trains in the phase")]
 

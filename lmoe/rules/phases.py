@@ -10,7 +10,7 @@ from lmoe.config.problems import without_effect
 from lmoe.config.run import RunConfig
 from lmoe.rules.experts_from import base_training_problem, grown_run, source_run, stored_injection
 from lmoe.rules.objectives import OBJECTIVES
-from lmoe.rules.phase_options import handoff_order_problems, option_problems, target_problems, untaught
+from lmoe.rules.phase_options import handoff_order_problems, option_problems, own_rates, target_problems, untaught
 from lmoe.rules.routers import ROUTERS, trains_logits
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import InitLora, LoadBalanceType, PhaseMode, Role
@@ -50,10 +50,8 @@ def ordered_phases(config: RunConfig) -> list[tuple[str, int, PhaseConfig]]:
 
 def base_lr_acts(config: RunConfig) -> bool:
     """Whether anything trains with optim.lr: phases and roles may all have learning rates of their own."""
-    own = {role for role, settings in config.optim.roles.items() if settings.lr is not None}
     return any(
-        phase.lr is None and not {role.value for role in phase.trainable} <= own
-        for _, _, phase in ordered_phases(config)
+        phase.lr is None and not own_rates(phase.trainable, config.optim) for _, _, phase in ordered_phases(config)
     )
 
 

@@ -39,8 +39,8 @@ class Study:
         folder: outputs/study/<name>.
         arms: by name, the baseline first.
         configs: of a run of each arm, with the first values of its space.
-        domains: of the training rows.
         command: with which the study goes on.
+        domains: of the training rows; empty until they are read.
     """
 
     config: StudyConfig
@@ -48,8 +48,8 @@ class Study:
     folder: Path
     arms: Mapping[str, Arm]
     configs: Mapping[str, RunConfig]
-    domains: Sequence[str]
     command: str
+    domains: Sequence[str] = ()
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

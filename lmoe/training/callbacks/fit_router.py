@@ -97,10 +97,7 @@ class FitRouter(StepCallback):
         router = router_of(module)
         fitted = softmax_regression(states, targets, count, with_bias=router.bias is not None)
         weight, bias = from_first_rank(trainer, fitted)
-        for name, of_targets in (("weight", weight), ("bias", bias)):
-            if (own := getattr(router, name)) is not None:
-                self._learnt[name] = own.detach().cpu().clone()
-                own.detach().copy_(dealt_head(self._learnt[name], of_targets))
+        self._learnt |= take_head(router, weight, bias)
         told = float((states.double() @ weight.t() + bias).argmax(1).eq(targets).double().mean())
         self.say(f"router: fitted to the targets of {len(chosen):,} training prompts, of which it tells {told:.1%}")
 
@@ -123,6 +120,16 @@ def router_of(module: AdapterModule) -> ModelRouter:
     route = model_route(module.model)
     assert route is not None and isinstance(route.router, ModelRouter)
     return route.router
+
+
+def take_head(router: ModelRouter, weight: Tensor, bias: Tensor) -> dict[str, Tensor]:
+    """Let a router choose targets by a head, (C, D) and (C,), dealt to their experts; returns what it had before."""
+    before: dict[str, Tensor] = {}
+    for name, of_targets in (("weight", weight), ("bias", bias)):
+        if (own := getattr(router, name)) is not None:
+            before[name] = own.detach().cpu().clone()
+            own.detach().copy_(dealt_head(before[name], of_targets))
+    return before
 
 
 def targets_of(module: AdapterModule, rows: EncodedRows) -> Tensor:
