@@ -170,6 +170,8 @@ def _stored_moe(moe: MoeConfig) -> dict[str, Any]:
         for key in ADDED_MOE:
             if all(getattr(section, key) == stored[key] for section in usual):
                 del stored[key]
+    else:
+        stored["router_layer"] = int(moe.router_layer)  # which an older lmoe wants
     return stored
 
 

@@ -5,6 +5,7 @@ The fields without a neutral value have no default here: a `moe` section must sa
 
 from dataclasses import dataclass, field
 
+from lmoe.config.shares import share_of
 from lmoe.vocabulary import (
     Backend,
     BalanceScope,
@@ -45,9 +46,10 @@ class MoeConfig:
     router_scope: RouterScope = RouterScope.linear
     """linear: a router for each Linear; block: one for all Linears of a block (gate, up and down; or q, k and v);
     model (router=sequence): one for all sites, which reads hidden states of the prompt (docs/ROUTING.md)."""
-    router_layer: int = -1
+    router_layer: str = "-1"
     """router_scope=model: which hidden states of the prompt the router reads: 0: the embeddings, n: the output of the
-    n-th decoder layer; negative ones from the end, -1: the last, after the final norm."""
+    n-th decoder layer; negative ones from the end, -1: the last, after the final norm; or a share of the layers such as
+    25%, rounded up."""
     prompt_experts: bool = False
     """router_scope=model: whether the experts act on the prompt too. off: only on what follows it, so that one forward
     of the prompt decides and fills the KV cache; on: the prompt is read once more after the decision."""
@@ -106,3 +108,23 @@ class MoeConfig:
     """stacked: all experts in one matmul; grouped: tokens sorted by expert; auto: the faster one, by
     the table of cards (docs/ROUTING.md); triton: Triton's kernels, on a GPU, never measured on one."""
     load_balance: LoadBalanceConfig = field(default_factory=LoadBalanceConfig)
+
+
+def states_index(router_layer: str, layers: int) -> int:
+    """Which hidden states moe.router_layer means, counted as itself counts them; a share of the layers is looked up.
+
+    Args:
+        router_layer: the setting.
+        layers: how many the backbone has.
+
+    Raises:
+        ValueError: neither a whole number nor a share from 0% to 100%.
+    """
+    text = str(router_layer).strip()
+    try:
+        share = share_of(text, layers)
+        return int(text) if share is None else share
+    except ValueError:
+        raise ValueError(
+            f"got {router_layer!r}; allowed: a whole number such as 8 or -1, or a share of the layers such as 25%"
+        ) from None

@@ -1,9 +1,9 @@
 """Phases: spans of optimizer steps, each with its own trainable roles."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from lmoe.config.shares import share_of
 from lmoe.vocabulary import Curve, LrSchedule, PhaseMode, Role, RouteBy
 
 PLATEAU = "plateau"
@@ -113,19 +113,14 @@ class PhaseScheduleConfig:
 def start_step(start: str, max_steps: int) -> int:
     """Optimizer step at which a phase starts.
 
-    A share is rounded up, and is at least one step for any share above 0.
-
     Raises:
         ValueError: neither a whole number >= 0 nor a share from 0% to 100%.
     """
     text = str(start).strip()
     try:
-        if text.endswith("%"):
-            share = float(text[:-1]) / 100
-            if not 0 <= share <= 1:
-                raise ValueError
-            return max(math.ceil(round(share * max_steps, 9)), int(share > 0))
-        step = int(text)
+        step = share_of(text, max_steps)
+        if step is None:
+            step = int(text)
         if step < 0:
             raise ValueError
         return step

@@ -36,6 +36,7 @@ class StepCost:
         length: T.
         checkpointing: whether each layer's forward runs again.
         more_forwards: without gradients, of as many tokens each.
+        reading: share of the decoder layers in which a router of the whole model reads the prompts first; 0: none does.
     """
 
     frozen: int
@@ -46,6 +47,7 @@ class StepCost:
     length: int
     checkpointing: bool
     more_forwards: int = 0
+    reading: float = 0.0
 
     def flops_per_token(self) -> float:
         """forward 2 (N + head) + 2 T q L, backward 2 (N + head) + 4 T q L, adapters 6 N_a; recomputation: 2 N + 2 T q L
@@ -58,8 +60,8 @@ class StepCost:
         return float(flops + self.more_forwards * (2 * weights + scores))
 
     def reading_flops_per_token(self) -> float:
-        """2 N + 2 T q L: a forward of the decoder alone, in which a router of the whole model reads a prompt."""
-        return 2.0 * (self.frozen + self.length * self.attention)
+        """2 N + 2 T q L of the layers that a router of the whole model reads a prompt with; no part of a step's."""
+        return self.reading * 2.0 * (self.frozen + self.length * self.attention)
 
     def step_seconds(self, tokens: int, flops_per_second: float) -> float:
         """Seconds for the tokens that one device takes in a step, at a given rate of that device."""

@@ -34,7 +34,7 @@ from lmoe.rules.experts_from import without_source
 from lmoe.rules.lessons import Lesson, lesson_of
 from lmoe.rules.objectives import OBJECTIVES
 from lmoe.rules.phases import has_reward_head, lora_B_std, trained_base
-from lmoe.rules.routers import needs_domain
+from lmoe.rules.routers import needs_domain, reads_prompts_first
 from lmoe.run.memory import MB, trained_bytes
 from lmoe.training.phases import PhaseSchedule
 from lmoe.vocabulary import CHOSEN_ALONE, Accelerator, InitLora, RouterTarget, Strategy
@@ -165,9 +165,16 @@ def estimate_model(
         length=length,
         checkpointing=config.trainer.gradient_checkpointing,
         more_forwards=objective_of(largest.task).more_forwards,
+        reading=_read_first(model, len(found)),
     )
     tokens = rows * length * config.trainer.accumulate_grad_batches
     return Estimate(plan=plan, memory=memory, host=host, cost=cost, tokens=tokens)
+
+
+def _read_first(model: nn.Module, layers: int) -> float:
+    """Share of the decoder layers in which a router of the whole model reads the prompts before anything else."""
+    moe = injected(model).moe
+    return int(moe.router_layer) % (layers + 1) / layers if reads_prompts_first(moe) else 0.0  # -1: all of them
 
 
 def lessons_of(config: RunConfig) -> list[Lesson]:

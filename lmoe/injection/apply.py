@@ -13,7 +13,7 @@ from lmoe.backbones.placement import refuse_offloaded
 from lmoe.backbones.siblings import siblings
 from lmoe.config.defaults import injection_section, moe_section
 from lmoe.config.injection import InjectionConfig
-from lmoe.config.moe import MoeConfig
+from lmoe.config.moe import MoeConfig, states_index
 from lmoe.config.problems import raise_problems
 from lmoe.errors import ConfigError, InjectionError
 from lmoe.injection.build_site import SiteBuilder
@@ -114,6 +114,13 @@ def _with_targets(moe: MoeConfig, injection: InjectionConfig) -> MoeConfig:
     return moe
 
 
+def _with_place(moe: MoeConfig, model: nn.Module) -> MoeConfig:
+    """The section with the layer that a router of this model reads, which may be given as a share of all."""
+    if moe.router_scope is not RouterScope.model:
+        return moe
+    return replace(moe, router_layer=str(states_index(moe.router_layer, len(layouts(model)))))
+
+
 def refuse_taken(model: nn.Module) -> None:
     """Refuse a model that carries experts or a blend already.
 
@@ -138,7 +145,7 @@ def inject(
     saves the model.
     """
     injection, moe = _checked(model, injection, moe)
-    moe = _with_targets(moe, injection)
+    moe = _with_place(_with_targets(moe, injection), model)
     refuse_offloaded(model, "injecting experts")
     if injection.experts_from is not None:
         raise InjectionError(

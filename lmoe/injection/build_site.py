@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from lmoe.backbones.layout import LayerLayout
 from lmoe.backbones.weight_files import weights_at
 from lmoe.config.injection import InjectionConfig
-from lmoe.config.moe import MoeConfig
+from lmoe.config.moe import MoeConfig, states_index
 from lmoe.errors import InjectionError
 from lmoe.injection.evaluating import evaluating
 from lmoe.injection.plan import SiteKind, SitePlan
@@ -85,7 +85,7 @@ def decoder_place(layers: list[str], index: int) -> DecoderPlace:
 
     Args:
         layers: paths of the decoder layers.
-        index: moe.router_layer.
+        index: as `states_index` says it.
 
     Raises:
         InjectionError: there is no such layer, or nothing around the decoder.
@@ -98,8 +98,8 @@ def decoder_place(layers: list[str], index: int) -> DecoderPlace:
     except IndexError:
         count = len(layers)
         raise InjectionError(
-            f"moe.router_layer is {index}; this backbone has {count} layers: 0 (the embeddings) to {count}, or "
-            f"-{count + 1} to -1"
+            f"moe.router_layer is {index}; this backbone has {count} layers: 0 (the embeddings) to {count}, "
+            f"-{count + 1} to -1, or a share such as 25%"
         ) from None
 
 
@@ -268,7 +268,8 @@ class SiteBuilder:
         """
         if hasattr(self.model, ROUTER):
             raise InjectionError(f"this backbone has a {ROUTER} of its own; use moe.router_scope=linear")
-        return decoder_place([layer.path for layer in self.layers], self.moe.router_layer)
+        layers = [layer.path for layer in self.layers]
+        return decoder_place(layers, states_index(self.moe.router_layer, len(layers)))
 
     def _deciding(self, site: SitePlan, base_layer: nn.Module) -> Router | BlockRoute | ModelRoute:
         """The site's own router, or its block's, which the block's first site makes, or the model's."""

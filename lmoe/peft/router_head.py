@@ -94,7 +94,7 @@ def write_head(model: nn.Module, folder: Path, names: list[str], train_on: Train
     head = RouterHead(
         tensors={name: tensor.detach() for name, tensor in own.items() if tensor is not None},
         experts=tuple(names),
-        router_layer=moe.router_layer,
+        router_layer=int(moe.router_layer),
         prompt_experts=moe.prompt_experts,
         decide=moe.decide,
         router_dtype=moe.router_dtype,

@@ -5,7 +5,7 @@ from dataclasses import asdict
 
 from lmoe.config.defaults import moe_section
 from lmoe.config.injection import InjectionConfig
-from lmoe.config.moe import MoeConfig
+from lmoe.config.moe import MoeConfig, states_index
 from lmoe.config.phase import start_step
 from lmoe.config.problems import above_zero, without_effect
 from lmoe.rules.routers import ROUTERS, ExpertsPerToken, RouterDeclaration, routers_of_model, trains_logits
@@ -119,6 +119,10 @@ def _ranges(moe: MoeConfig) -> list[str]:
             start_step(moe.anneal_steps, 100)
         except ValueError as error:
             problems.append(f"moe.anneal_steps: {error}")
+    try:
+        states_index(moe.router_layer, 1)
+    except ValueError as error:
+        problems.append(f"moe.router_layer: {error}")
     if moe.domains is not None and (not moe.domains or len(set(moe.domains)) < len(moe.domains)):
         problems.append(f"moe.domains is {moe.domains}, must be null or a list of different names")
     return problems
@@ -164,7 +168,7 @@ def _names_targets(moe: MoeConfig, key: str) -> bool:
 
 MODEL_KEYS = ("router_layer", "prompt_experts", "decide", "router_fit_prompts")
 """Keys that act on a router of the whole model alone."""
-OF_SUPERVISED = ("router_scope", "prompt_experts", "router_target", "router_fit_prompts")
+OF_SUPERVISED = ("router_scope", "router_layer", "prompt_experts", "router_target", "router_fit_prompts")
 """Keys that conf/moe/supervised.yaml sets and no other group does."""
 
 

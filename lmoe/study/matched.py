@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from lmoe.config.run import RunConfig
 from lmoe.estimate.estimate import estimate
-from lmoe.rules.routers import reads_prompts_first
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -39,5 +38,5 @@ def arm_size(config: RunConfig, runs: int) -> ArmSize:
         total_parameters=found.plan.total_parameters * runs,
         active_parameters=found.plan.active_parameters,
         flops_per_token=flops,
-        reading_share=found.cost.reading_flops_per_token() / flops if reads_prompts_first(config.moe) else 0.0,
+        reading_share=found.cost.reading_flops_per_token() / flops,
     )

@@ -196,7 +196,12 @@ def test_what_a_router_of_the_whole_model_reads_first_is_said(micro, restored, o
     share = found.cost.reading_flops_per_token() / found.cost.flops_per_token()
     assert len(said) == 1 and f"without gradients: {share:.0%} of that" in said[0]
     assert ("a second forward of its prompt (moe.prompt_experts=true)" in said[0]) is on
+    whole = found.cost.reading_flops_per_token()
+    for layer, part in (("0", 0.0), ("1", 0.5), ("50%", 0.5), ("2", 1.0), ("-2", 0.5), ("-3", 0.0)):
+        read = estimate(micro.config(*scope, f"moe.router_layer={layer}")).cost.reading_flops_per_token()
+        assert read == part * whole
     other = micro.config("moe=sequence")
+    assert estimate(other).cost.reading_flops_per_token() == 0
     assert not any("reads the prompts first" in line for line in lines(other, estimate(other)))
 
 

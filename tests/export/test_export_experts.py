@@ -155,6 +155,8 @@ def test_a_router_of_the_whole_model_grows_loses_an_expert_and_comes_back_byte_b
     lmoe.inject(other, {"lora_r": 4, "num_experts": 4}, OF_MODEL | {"router_layer": 1})
     with pytest.raises(CheckpointError, match="other settings; set moe.router_layer=-1"):
         lmoe.import_experts(other, old)
+    kept = json.loads((lmoe.save(other, tmp_path / "other") / "lmoe_config.json").read_text())
+    assert kept["moe"]["router_layer"] == 1, "a number, as it was before shares"
 
 
 def dense(trained, injection: dict, folder: Path):

@@ -128,7 +128,7 @@ class Reference:
                     if isinstance(child, StackedLoRA)
                 }
         choosing = dumb.Choosing(
-            layer=moe.router_layer,
+            layer=int(moe.router_layer),
             prompt_experts=moe.prompt_experts,
             by_turn=moe.decide == "turn",
             top_k=injection.top_k,

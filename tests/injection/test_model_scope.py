@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import lmoe
-from lmoe.errors import InjectionError, RoutingError
+from lmoe.errors import ConfigError, InjectionError, RoutingError
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected, mixtures
 from lmoe.injection.tracing import adapters_off
@@ -217,10 +217,28 @@ def test_a_part_of_the_model_called_alone_says_that_it_cannot_decide():
 @pytest.mark.parametrize("layer", [3, -4, 17])
 def test_a_layer_that_the_backbone_does_not_have_is_refused(layer):
     model = tiny_model()
-    said = rf"moe.router_layer is {layer}; this backbone has 2 layers: 0 \(the embeddings\) to 2, or -3 to -1"
+    said = rf"moe.router_layer is {layer}; this backbone has 2 layers: 0 \(the embeddings\) to 2, -3 to -1, or a share"
     with pytest.raises(InjectionError, match=said):
         lmoe.inject(model, {}, {**MODEL, "router_layer": layer})
     assert not hasattr(model, "lmoe_injected") and not hasattr(model, "router")
+
+
+@pytest.mark.parametrize(
+    ("share", "layer"),
+    [("0%", "0"), ("1%", "1"), ("20%", "1"), ("25%", "2"), ("50%", "3"), ("100%", "5"), ("4 %", "1")],
+)
+def test_a_share_of_the_layers_is_the_layer_that_it_reaches(share, layer):
+    model, same = (model_scope(moe={"router_layer": each}, num_hidden_layers=5) for each in (share, layer))
+    assert injected(model).moe.router_layer == layer, "what is kept with the experts is of this backbone"
+    batch = Rows.of(*MIXED).batch()
+    pairs = zip(logits_of_rows(model, batch)[0], logits_of_rows(same, batch)[0], strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.parametrize("layer", ["", "x", "%", "1.5", "-25%", "101%", "nan%", "1%%", "null"])
+def test_what_is_neither_a_layer_nor_a_share_is_refused(layer):
+    with pytest.raises(ConfigError, match="moe.router_layer: got .*; allowed: a whole number .*, or a share"):
+        lmoe.inject(tiny_model(), {}, {**MODEL, "router_layer": layer})
 
 
 # --- the reading

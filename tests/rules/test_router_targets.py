@@ -33,7 +33,7 @@ def phase(*roles: Role, start: str = "0", **settings) -> PhaseConfig:
 
 
 VALID = [
-    (OF_MODEL | {"router_layer": 0, "prompt_experts": True, "decide": "turn"}, {}),
+    (OF_MODEL | {"router_layer": "25%", "prompt_experts": True, "decide": "turn"}, {}),
     (OF_MODEL, {"strategy": "moe_expert_lora"}),
     (AUTO, {}),
     (DOMAIN | {"domains": ["a", "b"]}, {}),
@@ -49,7 +49,7 @@ def test_what_can_act_is_valid(moe, injection):
 
 
 MOE = [
-    ({"router_layer": 3}, {}, "router_layer has no effect .*=linear; use moe=sequence moe.router_scope=model; leave"),
+    ({"router_layer": "3"}, {}, "router_layer has no effect .*=linear; use moe=sequence moe.router_scope=model; leave"),
     ({"prompt_experts": True, "router_scope": "block"}, {}, "moe.prompt_experts has no effect .*router_scope=block"),
     ({"router": "sequence", "decide": "turn"}, {}, "moe.decide has no effect .*=linear; use moe.router_scope=model; "),
     ({"router_scope": "model"}, {}, "is for moe=sequence.*with moe.router=top_k use router_scope=linear or block"),

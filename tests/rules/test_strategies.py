@@ -54,7 +54,7 @@ ACTING = {DENSE: 0, MIXTURE: 7, FFN: 5, NATIVE: 1}
 MOE: dict[str, Any] = {
     "router": RouterKind.soft,
     "router_scope": RouterScope.block,
-    "router_layer": 1,
+    "router_layer": "1",
     "prompt_experts": True,
     "decide": Decide.turn,
     "router_target": RouterTarget.cluster,
