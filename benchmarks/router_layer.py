@@ -2,7 +2,8 @@
 
 `python -m benchmarks.router_layer RUN [RUN …]`, runs of `moe=supervised` that go by the target to the last step
 (phase=taught): their experts have not felt the router, so it can be fitted anew to other states. What is measured is
-the run's own validation rows, which have judged nothing.
+the run's own validation rows, which have judged nothing. With --judge it is the judging rows, and then each layer is
+set beside the first of --layers, on the same experts: runs of one parent folder are the seeds of one comparison.
 
 Shapes: N prompts, D hidden, C targets.
 """
@@ -10,10 +11,11 @@ Shapes: N prompts, D hidden, C targets.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,8 +30,9 @@ from lmoe.data.encoded import EncodedRows, opening
 from lmoe.data.prepare import read_all
 from lmoe.data.reader import Reader
 from lmoe.data.rows.sources import sources_of
-from lmoe.evaluate.loss_rows import EvaluationRows
+from lmoe.evaluate.loss_rows import EvaluationRows, prepare_judging
 from lmoe.evaluate.losses import by_domain, measured_losses
+from lmoe.evaluate.row_losses import RowLoss, row_losses
 from lmoe.evaluate.rows import BUNDLED_ROWS, evaluation_rows
 from lmoe.evaluate.subject import Subject, subject_of
 from lmoe.files.resources import resource_dir
@@ -40,8 +43,14 @@ from lmoe.layers.model_route import ModelRoute
 from lmoe.layers.prompt_reading import StateReader
 from lmoe.layers.routers.model import ModelRouter
 from lmoe.ops.softmax_regression import softmax_regression
+from lmoe.study.comparison import Terms, compare
+from lmoe.study.strata import Strata
+from lmoe.study.verdict import judge
 from lmoe.training.callbacks.fit_router import chosen_rows, take_head
 from lmoe.training.target_evaluation import TargetEvaluation
+
+MARGIN = 0.01
+"""Nats a token that do not matter, as in docs/STUDY.md."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -51,14 +60,16 @@ class Fitted:
     Args:
         layer: as moe.router_layer counts.
         told_in_training: share of the prompts that it was fitted to whose target it tells.
-        told: share of the validation rows that it sends to their target.
-        loss: of the validation rows, the mean over domains of nats per label token.
+        told: share of the rows measured that it sends to their target.
+        loss: of these rows, the mean over domains of nats per label token.
+        rows: the loss of each; empty where none is compared.
     """
 
     layer: int
     told_in_training: float
     told: float
     loss: float
+    rows: Sequence[RowLoss] = ()
 
 
 class TrainedRun:
@@ -67,15 +78,17 @@ class TrainedRun:
     Args:
         folder: of the run.
         prompts: training prompts to fit to, at most.
-        limit: validation rows of each domain; 0: all.
+        limit: rows of each domain; 0: all.
+        judge: measure judging rows, and keep the loss of each.
     """
 
-    def __init__(self, folder: Path, prompts: int, limit: int) -> None:
+    def __init__(self, folder: Path, prompts: int, limit: int, *, judge: bool = False) -> None:
         self.subject = subject_of(folder, batch_size=16)
         route = model_route(self.subject.model)
         assert route is not None and isinstance(route.router, ModelRouter), "one router for the whole model that learns"
         self.route, self.router, self.moe = route, route.router, injected(self.subject.model).moe
-        self.val = validation_rows(self.subject, folder, limit)
+        self.judge = judge
+        self.held_out = (judging_rows if judge else validation_rows)(self.subject, folder, limit)
         rows, domains = training_rows(self.subject, folder)
         places = torch.tensor([(self.moe.domains or []).index(name) for name in domains])
         targets, count = places[rows.domains], len(domains)
@@ -90,10 +103,17 @@ class TrainedRun:
         weight, bias = softmax_regression(states, self.targets, self.count, with_bias=self.router.bias is not None)
         take_head(self.router, weight, bias)
         told = (states.double() @ weight.t() + bias).argmax(1).eq(self.targets).double().mean()
-        taught = TargetEvaluation.of(self.subject.model, self.val.domains, self.subject.model.device)
+        data = self.held_out
+        taught = TargetEvaluation.of(self.subject.model, data.domains, self.subject.model.device)
         assert taught is not None
-        *_, (_, _, (loss,)) = by_domain(self.val.domains, measured_losses(self.subject, self.val, taught.update))
-        return Fitted(layer=layer, told_in_training=float(told), told=float(taught.report().accuracy or 0), loss=loss)
+        *_, (_, _, (loss,)) = by_domain(data.domains, measured_losses(self.subject, data, taught.update))
+        return Fitted(
+            layer=layer,
+            told_in_training=float(told),
+            told=float(taught.report().accuracy or 0),
+            loss=loss,
+            rows=row_losses(self.subject, data) if self.judge else (),
+        )
 
     def states(self) -> Tensor:
         """(N, D) float32 of the training prompts, at the place that is read now."""
@@ -103,6 +123,11 @@ class TrainedRun:
                 read = self.route.read_prompts(model, ids.to(model.device), mask.to(model.device))
                 found.append((numbers, read.float().cpu()))
         return in_order(found)
+
+
+def name_of(folder: Path) -> str:
+    """A run by its last two folders."""
+    return "/".join(folder.parts[-2:])
 
 
 def read_at(route: ModelRoute, subject: Subject, layer: int) -> None:
@@ -130,30 +155,70 @@ def validation_rows(subject: Subject, folder: Path, limit: int) -> EvaluationRow
     return rows
 
 
+def judging_rows(subject: Subject, folder: Path, limit: int) -> EvaluationRows:
+    """The first judging rows of each domain of a run."""
+    config, seed = run_data(folder)
+    rows = prepare_judging(config, subject.tokenizer, seed=seed, bundled=resource_dir("data"), length_name="max_length")
+    return rows.first_of_each_domain(limit)
+
+
+def beside_first(measured: Mapping[Path, Sequence[Fitted]]) -> list[dict[str, object]]:
+    """Each layer less the first, by parent folder: Holm over all, equivalence within MARGIN.
+
+    Args:
+        measured: by run, the same layers in the same order.
+    """
+    comparisons = []
+    for parent in sorted({folder.parent for folder in measured}):
+        seeds = [of_run for folder, of_run in measured.items() if folder.parent == parent]
+        first = seeds[0][0].rows
+        strata = Strata.of_rows([row.label_tokens for row in first], [row.domain for row in first])
+        losses = np.array([[[row.loss for row in fitted.rows] for fitted in of_run] for of_run in seeds])
+        for number, fitted in enumerate(seeds[0][1:], start=1):
+            name = f"{parent.name}, layer {fitted.layer} less layer {seeds[0][0].layer}"
+            comparisons.append(compare(name, losses[:, number], losses[:, 0], strata, Terms(margin=MARGIN)))
+    return [{**asdict(found.comparison), "verdict": found.sentence()} for found in judge(comparisons)]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Print and keep what was found."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.router_layer", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run directories")
     parser.add_argument("--layers", nargs="+", type=int, help="as moe.router_layer counts; default: all")
     parser.add_argument("--prompts", type=positive, default=8192, help="training prompts to fit to, at most")
-    parser.add_argument("--limit", type=int, default=0, help="validation rows of each domain; 0: all")
+    parser.add_argument("--limit", type=int, default=0, help="rows of each domain; 0: all")
+    parser.add_argument("--judge", action="store_true", help="measure judging rows, and compare with the first layer")
     parser.add_argument("--threads", type=positive, default=own_cores(), help="of torch; default: every core")
     parser.add_argument("--name", default="router_layer", help="of the file in benchmarks/results")
     flags = parser.parse_args(argv)
     torch.set_num_threads(flags.threads)
-    found: list[dict[str, object]] = []
+    found: dict[Path, list[Fitted]] = {}
     for folder in flags.runs:
-        run = TrainedRun(folder, flags.prompts, flags.limit)
+        run, found[folder] = TrainedRun(folder, flags.prompts, flags.limit, judge=flags.judge), []
         count = len(decoder_layers(run.subject.model)[1])
         for layer in flags.layers if flags.layers is not None else range(count + 1):
             one = run.fitted(layer)
-            found.append({"run": "/".join(folder.parts[-2:]), **asdict(one)})
+            found[folder].append(one)
             sys.stdout.write(
-                f"{found[-1]['run']}  layer {layer}: tells {one.told_in_training:.1%} of the prompts that it was "
-                f"fitted to and {one.told:.1%} of validation rows, loss {one.loss:.4f}\n"
+                f"{name_of(folder)}  layer {layer}: tells {one.told_in_training:.1%} of the prompts that it was "
+                f"fitted to and {one.told:.1%} of held-out rows, loss {one.loss:.4f}\n"
             )
             sys.stdout.flush()
-    kept = {"machine": facts(torch.device("cpu")), "prompts": flags.prompts, "limit": flags.limit, "fitted": found}
+    compared = beside_first(found) if flags.judge else []
+    for one in compared:
+        sys.stdout.write(f"{one['name']}: {one['estimate']:+.4f}, {one['verdict']}\n")
+    kept = {
+        "machine": facts(torch.device("cpu")),
+        "prompts": flags.prompts,
+        "limit": flags.limit,
+        "rows": "judging" if flags.judge else "validation",
+        "fitted": [
+            {"run": name_of(folder), **{key: value for key, value in asdict(one).items() if key != "rows"}}
+            for folder, fitted in found.items()
+            for one in fitted
+        ],
+        "compared": compared,
+    }
     (RESULTS / f"{flags.name}.json").write_text(json.dumps(kept, indent=1) + "\n")
     return 0
 
