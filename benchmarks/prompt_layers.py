@@ -2,7 +2,9 @@
 
 `python -m benchmarks.prompt_layers`, after `make reworded`. Training prompts of the bundled rows stand in several
 wordings (tools/reworded.py); the classifier that fits a router is fitted to all wordings but one, and tried on prompts
-in that one, each wording in turn. Judging rows, and the wordings that they alone have, are not read.
+in that one, each wording in turn. Judging rows, and the wordings that they alone have, are not read. With --clusters
+it is clusters that are to be told, made of the last states as data.clusters makes them, of prompts that are left out a
+quarter at a time.
 
 Shapes: N prompts, P places in the decoder, D hidden.
 """
@@ -26,7 +28,9 @@ from lmoe.backbones.mean_states import in_order, padded_prompts
 from lmoe.cli.threads import own_cores
 from lmoe.config.backbone import BackboneConfig
 from lmoe.generate.generate import prompt_ids
+from lmoe.ops.k_means import k_means, nearest_centroid
 from lmoe.ops.softmax_regression import softmax_regression
+from lmoe.run.clusters import SMALLEST_STD
 from tools.reworded import BUNDLED, FRAMES, rows_of
 
 FOLDS = 4
@@ -75,20 +79,36 @@ def states_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt
     return in_order(found)
 
 
-def told(states: Tensor, domains: Tensor, folds: Tensor, classes: int) -> float:
-    """The share of prompts in a new wording whose domain is told, over all folds.
+def told(states: Tensor, targets: Tensor, folds: Tensor, classes: int) -> float:
+    """The share of the prompts left out whose target is told, over all folds.
 
     Args:
         states: (N, D) at one place.
-        domains, folds: (N,) int64; fold -1 is always learnt.
-        classes: how many domains there are.
+        targets, folds: (N,) int64; fold -1 is always learnt.
+        classes: how many targets there are.
     """
     right: list[float] = []
     for fold in range(FOLDS):
         tried = folds == fold
-        weight, bias = softmax_regression(states[~tried], domains[~tried], classes, with_bias=False)
-        right += (states[tried].double() @ weight.t() + bias).argmax(1).eq(domains[tried]).double().tolist()
+        weight, bias = softmax_regression(states[~tried], targets[~tried], classes, with_bias=False)
+        right += (states[tried].double() @ weight.t() + bias).argmax(1).eq(targets[tried]).double().tolist()
     return fmean(right)
+
+
+def clusters_of(states: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The cluster of each prompt by the last states, and the quarter of the prompts that it is tried with.
+
+    Args:
+        states: (N, P, D).
+        count: of the clusters.
+
+    Returns:
+        (N,) int64 each.
+    """
+    last = states[:, -1]
+    standard = (last - last.mean(0)) / last.std(0, correction=0).clamp(min=SMALLEST_STD)
+    clusters = nearest_centroid(standard, k_means(standard, count, 0).float())[0]
+    return clusters, torch.randperm(len(states), generator=torch.Generator().manual_seed(0)) % FOLDS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.prompt_layers", description=__doc__)
     parser.add_argument("--model", default="tiny", help="name or folder, as backbone.model_name takes it")
     parser.add_argument("--count", type=positive, default=300, help="prompts of each domain")
+    parser.add_argument("--clusters", type=positive, help="tell so many clusters of the last states, not the domains")
     parser.add_argument("--threads", type=positive, default=own_cores(), help="of torch; default: every core")
     parser.add_argument("--name", help="of the file in benchmarks/results; default: prompt_layers_MODEL")
     flags = parser.parse_args(argv)
@@ -106,15 +127,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = sorted({prompt.domain for prompt in prompts})
     domains = torch.tensor([names.index(prompt.domain) for prompt in prompts])
     folds = torch.tensor([-1 if prompt.fold is None else prompt.fold for prompt in prompts])
+    targets, count, what = domains, len(names), "in a new wording"
+    if flags.clusters:
+        (targets, folds), count, what = clusters_of(states, flags.clusters), flags.clusters, "that were left out"
     shares = []
     for place in range(states.shape[1]):
-        shares.append(told(states[:, place], domains, folds, len(names)))
-        sys.stdout.write(f"layer {place}: {shares[-1]:.1%} of {int((folds >= 0).sum()):,} prompts in a new wording\n")
+        shares.append(told(states[:, place], targets, folds, count))
+        sys.stdout.write(f"layer {place}: {shares[-1]:.1%} of {int((folds >= 0).sum()):,} prompts {what}\n")
         sys.stdout.flush()
     kept = {
         "machine": facts(torch.device("cpu")),
         "model": Path(flags.model).name,
         "count": flags.count,
+        "clusters": flags.clusters,
         "told": shares,
     }
     name = flags.name or f"prompt_layers_{Path(flags.model).name}"
