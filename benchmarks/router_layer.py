@@ -44,7 +44,7 @@ from lmoe.layers.prompt_reading import StateReader
 from lmoe.layers.routers.model import ModelRouter
 from lmoe.ops.softmax_regression import softmax_regression
 from lmoe.study.comparison import Terms, compare
-from lmoe.study.strata import Strata
+from lmoe.study.strata import Strata, measure
 from lmoe.study.verdict import judge
 from lmoe.training.callbacks.fit_router import chosen_rows, take_head
 from lmoe.training.target_evaluation import TargetEvaluation
@@ -60,14 +60,14 @@ class Fitted:
     Args:
         layer: as moe.router_layer counts.
         told_in_training: share of the prompts that it was fitted to whose target it tells.
-        told: share of the rows measured that it sends to their target.
+        told: share of the rows measured that it sends to their target; None: not counted, with --judge.
         loss: of these rows, the mean over domains of nats per label token.
         rows: the loss of each; empty where none is compared.
     """
 
     layer: int
     told_in_training: float
-    told: float
+    told: float | None
     loss: float
     rows: Sequence[RowLoss] = ()
 
@@ -103,17 +103,16 @@ class TrainedRun:
         weight, bias = softmax_regression(states, self.targets, self.count, with_bias=self.router.bias is not None)
         take_head(self.router, weight, bias)
         told = (states.double() @ weight.t() + bias).argmax(1).eq(self.targets).double().mean()
-        data = self.held_out
-        taught = TargetEvaluation.of(self.subject.model, data.domains, self.subject.model.device)
+        if self.judge:
+            rows = row_losses(self.subject, self.held_out)
+            loss = measure(np.array([row.loss for row in rows]), strata_of(rows))
+            return Fitted(layer=layer, told_in_training=float(told), told=None, loss=float(loss), rows=rows)
+        domains = self.held_out.domains
+        taught = TargetEvaluation.of(self.subject.model, domains, self.subject.model.device)
         assert taught is not None
-        *_, (_, _, (loss,)) = by_domain(data.domains, measured_losses(self.subject, data, taught.update))
-        return Fitted(
-            layer=layer,
-            told_in_training=float(told),
-            told=float(taught.report().accuracy or 0),
-            loss=loss,
-            rows=row_losses(self.subject, data) if self.judge else (),
-        )
+        *_, (_, _, (loss,)) = by_domain(domains, measured_losses(self.subject, self.held_out, taught.update))
+        accuracy = float(taught.report().accuracy or 0)
+        return Fitted(layer=layer, told_in_training=float(told), told=accuracy, loss=loss)
 
     def states(self) -> Tensor:
         """(N, D) float32 of the training prompts, at the place that is read now."""
@@ -162,6 +161,11 @@ def judging_rows(subject: Subject, folder: Path, limit: int) -> EvaluationRows:
     return rows.first_of_each_domain(limit)
 
 
+def strata_of(rows: Sequence[RowLoss]) -> Strata:
+    """The rows by domain."""
+    return Strata.of_rows([row.label_tokens for row in rows], [row.domain for row in rows])
+
+
 def beside_first(measured: Mapping[Path, Sequence[Fitted]]) -> list[dict[str, object]]:
     """Each layer less the first, by parent folder: Holm over all, equivalence within MARGIN.
 
@@ -171,8 +175,7 @@ def beside_first(measured: Mapping[Path, Sequence[Fitted]]) -> list[dict[str, ob
     comparisons = []
     for parent in sorted({folder.parent for folder in measured}):
         seeds = [of_run for folder, of_run in measured.items() if folder.parent == parent]
-        first = seeds[0][0].rows
-        strata = Strata.of_rows([row.label_tokens for row in first], [row.domain for row in first])
+        strata = strata_of(seeds[0][0].rows)
         losses = np.array([[[row.loss for row in fitted.rows] for fitted in of_run] for of_run in seeds])
         for number, fitted in enumerate(seeds[0][1:], start=1):
             name = f"{parent.name}, layer {fitted.layer} less layer {seeds[0][0].layer}"
@@ -199,9 +202,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         for layer in flags.layers if flags.layers is not None else range(count + 1):
             one = run.fitted(layer)
             found[folder].append(one)
+            of_rows = "" if one.told is None else f" and {one.told:.1%} of validation rows"
             sys.stdout.write(
                 f"{name_of(folder)}  layer {layer}: tells {one.told_in_training:.1%} of the prompts that it was "
-                f"fitted to and {one.told:.1%} of held-out rows, loss {one.loss:.4f}\n"
+                f"fitted to{of_rows}, loss {one.loss:.4f}\n"
             )
             sys.stdout.flush()
     compared = beside_first(found) if flags.judge else []
