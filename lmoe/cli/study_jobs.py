@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from lmoe.cli.compose import store_defaults
-from lmoe.cli.launchers import exit_code_of, lost_job
+from lmoe.cli.launchers import ended_by, exit_code_of, lost_job
 from lmoe.cli.threads import own_cores
 from lmoe.config.run import RunConfig
 from lmoe.errors import StudyError
@@ -83,6 +84,8 @@ def reason(place: Path, code: int) -> str:
     said = [line.strip() for line in lines if line.strip()]
     if code in (-9, 137):
         return "it was killed, perhaps for want of memory"
+    if (signum := ended_by(code)) is not None:
+        return f"it was stopped by {signal.Signals(signum).name}, which the study was not sent"
     problems = list(takewhile(lambda line: line.startswith(PROBLEM), reversed(said)))[::-1]
     if problems:
         more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""

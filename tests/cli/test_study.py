@@ -4,21 +4,26 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from omegaconf import DictConfig
 from typer.testing import CliRunner
 
 from lmoe.cli.main import app
 from lmoe.cli.study import compose_arms, read_study
 from lmoe.cli.study_job import main as do_job
-from lmoe.cli.study_jobs import JobLauncher, reason
+from lmoe.cli.study_jobs import JobLauncher, JobTask, reason
 from lmoe.cli.train import main as train
 from lmoe.errors import ConfigError
 from lmoe.evaluate.row_losses import read_row_losses
 from lmoe.files.adapter_files import WEIGHTS_FILE
 from lmoe.report.summary import FINISHED
+from lmoe.resume.stopping import Stopped
 from lmoe.study.jobs import write_job
 from lmoe.study.result import StudyResult
 from tests.conftest import process_state
@@ -446,6 +451,24 @@ def test_the_reason_of_a_failure_is_the_last_thing_that_was_said(tmp_path):
     assert "memory" in reason(tmp_path, -9)
     (tmp_path / "job.log").write_text("Loading\nno such file\n", encoding="utf-8")
     assert reason(tmp_path, 1) == "no such file"
+
+
+@pytest.mark.parametrize(("whom", "ends"), [("$$", False), ("$PPID", True)])
+def test_a_signal_that_a_job_alone_is_sent_fails_it_and_one_to_its_launcher_ends_all(own, monkeypatch, whom, ends):
+    (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
+    python = own / "python"
+    python.write_text(f"#!/bin/sh\nkill -TERM {whom}\nsleep 60\n", encoding="utf-8")
+    python.chmod(0o755)
+    runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(place)), job=SimpleNamespace(num=0))
+    monkeypatch.setattr("lmoe.cli.study_jobs.HydraConfig.get", lambda: runtime)
+    monkeypatch.setattr(sys, "executable", str(python))
+    if ends:
+        with pytest.raises(Stopped, match="SIGTERM"):
+            JobTask(1, 1)(DictConfig({}))
+        assert not (place / "failed.json").exists()
+    else:
+        assert JobTask(1, 1)(DictConfig({})) == -signal.SIGTERM
+        assert "it was stopped by SIGTERM, which the study was not sent" in (place / "failed.json").read_text()
 
 
 @pytest.mark.parametrize(("count", "more"), [(2, ""), (6, "; and 2 more")])
