@@ -324,8 +324,20 @@ def test_a_job_waits_until_another_process_of_it_has_ended(own, monkeypatch, cap
 def test_judging_rows_that_are_trained_on_are_refused(restored, micro, tmp_path):
     found = study(micro, tmp_path, f"data.judge_path={micro.train}", "data.judge_fraction=0")
     assert found.exit_code == 1
-    assert "judging rows are training rows too, the first " in found.output
+    assert f"30 of 30 judging rows are training rows too, the first {micro.train / 'code.jsonl'}:1;" in found.output
     assert not list(tmp_path.glob("outputs/study/small/runs"))
+
+
+def test_a_judging_row_of_the_second_source_is_named_by_its_own_file(restored, micro, tmp_path):
+    (tmp_path / "val").mkdir()
+    shutil.copy(micro.train / "math.jsonl", tmp_path / "val" / "math.jsonl")
+    sources = [f"+data.sources.{name}.path={micro.train / name}.jsonl" for name in ("code", "math")]
+    text = STUDY.replace("injection.num_experts=3", "injection.num_experts=2")
+    found = study(micro, tmp_path, *sources, "data.val_path=val", text=text, without=("data.path", "data.val_path"))
+    assert found.exit_code == 1
+    said = re.search(r"judging rows are validation rows too, the first (\S+):(\d+);", " ".join(found.output.split()))
+    assert said is not None, found.output
+    assert said[1] == f"{micro.train / 'math.jsonl'}" and 1 <= int(said[2]) <= 10
 
 
 @pytest.mark.parametrize(
