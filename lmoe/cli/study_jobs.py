@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 
 from lmoe.cli.compose import store_defaults
 from lmoe.cli.launchers import ended_by, exit_code_of, lost_job
-from lmoe.cli.threads import own_cores
+from lmoe.cli.threads import share_cores, usable_cores
 from lmoe.config.run import RunConfig
 from lmoe.errors import StudyError
 from lmoe.files.resources import resource_dir
@@ -59,7 +59,7 @@ class JobTask:
         first = not (place / LOG_FILE).exists()
         environment = dict(os.environ)
         if self.parallel > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, own_cores() // self.parallel)))
+            share_cores(environment, self.parallel)
         with (place / LOG_FILE).open("ab") as log:
             code = exit_code_of([sys.executable, "-m", "lmoe.cli.study_job", str(place)], environment, log)
         seconds = time.monotonic() - started
@@ -161,6 +161,7 @@ def _hydra() -> Hydra:
 
 
 def _parallel(config: DictConfig) -> int:
-    """Jobs that the launcher runs beside one another on one machine."""
+    """Jobs that the launcher runs beside one another on one machine: below 0 it leaves cores free, as joblib has it,
+    -1 none."""
     count = int(config.hydra.launcher.get(PARALLEL, 1) or 1)
-    return own_cores() if count < 0 else count
+    return max(1, usable_cores() + 1 + count) if count < 0 else count

@@ -465,6 +465,15 @@ def test_the_reason_of_a_failure_is_the_last_thing_that_was_said(tmp_path):
     assert reason(tmp_path, 1) == "no such file"
 
 
+@pytest.mark.parametrize(("jobs", "parallel"), [("n_jobs=2", 2), ("n_jobs=-1", 4), ("n_jobs=-2", 3), ("n_jobs=-9", 1)])
+def test_jobs_beside_one_another_are_counted_as_joblib_does_within_the_quota(restored, monkeypatch, jobs, parallel):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    monkeypatch.setattr("lmoe.cli.threads.own_cores", lambda: 16)
+    monkeypatch.setattr("lmoe.cli.threads.core_quota", lambda: 4)
+    launcher = JobLauncher(["hydra/launcher=joblib", f"hydra.launcher.{jobs}"], Path("study"))
+    assert launcher.parallel == parallel
+
+
 @pytest.mark.parametrize(("whom", "ends"), [("$$", False), ("$PPID", True)])
 def test_a_signal_that_a_job_alone_is_sent_fails_it_and_one_to_its_launcher_ends_all(own, monkeypatch, whom, ends):
     (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
