@@ -433,6 +433,14 @@ def test_config_and_estimate_start_nothing(restored, micro, tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
+def test_values_may_be_drawn_within_a_limit_of_time(restored, micro, tmp_path):
+    pytest.importorskip("optuna")
+    drawn = ["+study.space.optim.lr=[0.001,0.002]", "study.tuning.sampler=tpe", "study.max_time=00:01:00:00"]
+    found = study(micro, tmp_path, *drawn, ESTIMATE)
+    assert found.exit_code == 0, found.output
+    assert "study.max_time" in " ".join(found.output.split())
+
+
 def test_the_estimate_of_a_study_subtracts_what_is_done(own, micro):
     found = study(micro, own, "dry_run=estimate")
     assert found.exit_code == 0 and "9 jobs, all of them done" in found.output, found.output
