@@ -30,6 +30,8 @@ PLUGINS = {
 """Module under hydra_plugins by the name of the launcher."""
 LIBRARIES = ("joblib", "ray", "submitit")
 """Whose errors mean that a job ended without an answer."""
+STOPS = (signal.SIGINT, signal.SIGTERM)
+"""Signals that ask a process to stop."""
 
 
 class JobError(LmoeError):
@@ -94,7 +96,10 @@ def in_own_process(command: list[str], folder: Path) -> None:
         Stopped: a signal has ended it, and all jobs.
         JobError: it failed, and has said why.
     """
-    if code := exit_code_of([sys.executable, *command, f"hydra.run.dir={hydra_quoted(folder)}"]):
+    code = exit_code_of([sys.executable, *command, f"hydra.run.dir={hydra_quoted(folder)}"])
+    if (signum := ended_by(code)) is not None:
+        raise Stopped(signum)
+    if code:
         raise JobError(f"its run ended with exit code {code}")
 
 
@@ -106,7 +111,7 @@ def exit_code_of(command: list[str], environment: Mapping[str, str] | None = Non
         log: gets what it writes; None: the terminal of this process.
 
     Raises:
-        Stopped: a signal has ended it.
+        Stopped: this process was sent a signal; one that its process alone was sent shows in the exit code.
     """
     received: list[int] = []
 
@@ -119,16 +124,20 @@ def exit_code_of(command: list[str], environment: Mapping[str, str] | None = Non
     job = subprocess.Popen(command, env=environment, **said)
     if threading.current_thread() is not threading.main_thread():
         return job.wait()  # only the main thread may take signals
-    before = {signum: signal.signal(signum, passed_on) for signum in (signal.SIGINT, signal.SIGTERM)}
+    before = {signum: signal.signal(signum, passed_on) for signum in STOPS}
     try:
         code = job.wait()
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-    stopped = {128 + signum: signum for signum in before} | {-signum: signum for signum in before}
-    if received or code in stopped:
-        raise Stopped(received[0] if received else stopped[code])
+    if received:
+        raise Stopped(received[0])
     return code
+
+
+def ended_by(code: int) -> int | None:
+    """The signal to stop that has ended a process with this exit code; None: it ended otherwise."""
+    return next((signum for signum in STOPS if code in (128 + signum, -signum)), None)
 
 
 def hand_on(signum: int) -> None:

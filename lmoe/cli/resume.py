@@ -28,6 +28,8 @@ OWN_KEYS_ONLY = ("trainer",)
 """Groups whose choice, on resume, changes what its file says and nothing else."""
 OF_THE_RUN = ("phase.of_steps", "data.template_date")
 """What a run has found out for itself: its first length, where it was made longer, and the day that it began."""
+EPOCHS = "trainer.max_epochs"
+"""With which a run finds out its length as well, unless the command names one."""
 
 
 def run_to_resume(overrides: list[Override]) -> Path | None:
@@ -71,9 +73,12 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
     whose: dict[str, str] = {}
     meant: set[str] = set()
     given = _set_by(overrides, schema)
+    of_the_run = OF_THE_RUN
+    if OmegaConf.select(saved, EPOCHS) is not None and all(name != LENGTH for name, _ in given):
+        of_the_run += (LENGTH,)
     for name, key in given:
         for path, new, old in _differences(OmegaConf.select(composed, key), OmegaConf.select(saved, key), key):
-            if path in OF_THE_RUN and new is None:
+            if path in of_the_run and (new is None or path == LENGTH):
                 continue  # the command need not know it
             changes[path] = (new, old)
             if name.split(".")[0] == path.split(".")[0]:
@@ -93,7 +98,7 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
         )
     if LENGTH in changes and OmegaConf.select(saved, "phase.phases") and saved.phase.of_steps is None:
         saved.phase.of_steps = saved.trainer.max_steps
-    own = {key: value for key in OF_THE_RUN if (value := OmegaConf.select(saved, key)) is not None}
+    own = {key: value for key in of_the_run if (value := OmegaConf.select(saved, key)) is not None}
     for _, key in given:
         OmegaConf.update(saved, key, OmegaConf.select(composed, key), merge=False, force_add=True)
     for key, value in own.items():  # also where the whole section was named again

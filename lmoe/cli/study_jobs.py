@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -20,8 +21,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from lmoe.cli.compose import store_defaults
-from lmoe.cli.launchers import exit_code_of, lost_job
-from lmoe.cli.threads import own_cores
+from lmoe.cli.launchers import ended_by, exit_code_of, lost_job
+from lmoe.cli.threads import share_cores, usable_cores
 from lmoe.config.run import RunConfig
 from lmoe.errors import StudyError
 from lmoe.files.resources import resource_dir
@@ -58,7 +59,7 @@ class JobTask:
         first = not (place / LOG_FILE).exists()
         environment = dict(os.environ)
         if self.parallel > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, own_cores() // self.parallel)))
+            share_cores(environment, self.parallel)
         with (place / LOG_FILE).open("ab") as log:
             code = exit_code_of([sys.executable, "-m", "lmoe.cli.study_job", str(place)], environment, log)
         seconds = time.monotonic() - started
@@ -83,6 +84,8 @@ def reason(place: Path, code: int) -> str:
     said = [line.strip() for line in lines if line.strip()]
     if code in (-9, 137):
         return "it was killed, perhaps for want of memory"
+    if (signum := ended_by(code)) is not None:
+        return f"it was stopped by {signal.Signals(signum).name}, which the study was not sent"
     problems = list(takewhile(lambda line: line.startswith(PROBLEM), reversed(said)))[::-1]
     if problems:
         more = f"; and {len(problems) - MOST_PROBLEMS} more" if len(problems) > MOST_PROBLEMS else ""
@@ -158,6 +161,7 @@ def _hydra() -> Hydra:
 
 
 def _parallel(config: DictConfig) -> int:
-    """Jobs that the launcher runs beside one another on one machine."""
+    """Jobs that the launcher runs beside one another on one machine: below 0 it leaves cores free, as joblib has it,
+    -1 none."""
     count = int(config.hydra.launcher.get(PARALLEL, 1) or 1)
-    return own_cores() if count < 0 else count
+    return max(1, usable_cores() + 1 + count) if count < 0 else count

@@ -14,6 +14,9 @@ WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Any of these means that the user has decided how threads wait."""
 SPINS = "2500"
 """Turns that a waiting thread spins before it sleeps: beside another run a third of the cost, alone nearly none."""
+THREADS = "OMP_NUM_THREADS"
+OWN_THREADS = "LMOE_OMP_NUM_THREADS"
+"""What this program has set THREADS to: another value there is the user's."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -27,12 +30,30 @@ def prepare_threads(environment: MutableMapping[str, str] = os.environ) -> None:
         return
     if not any(name in environment for name in WAITING):
         environment["GOMP_SPINCOUNT"] = SPINS
-    if "OMP_NUM_THREADS" not in environment and (quota := core_quota()) is not None and quota < own_cores():
-        environment["OMP_NUM_THREADS"] = str(quota)
+    if THREADS not in environment and usable_cores() < own_cores():
+        environment[THREADS] = environment[OWN_THREADS] = str(usable_cores())
+
+
+def share_cores(environment: MutableMapping[str, str], parallel: int) -> None:
+    """Let a process that is started with this environment take its share of the cores, unless the user has said how
+    many threads it has.
+
+    Args:
+        parallel: processes that run beside one another, itself included.
+    """
+    if environment.get(THREADS) == environment.get(OWN_THREADS):
+        environment[THREADS] = environment[OWN_THREADS] = str(max(1, usable_cores() // parallel))
+
+
+def usable_cores() -> int:
+    """Cores that processes started from here can keep busy: those they may run on, as far as a container's quota of
+    their time goes."""
+    quota = core_quota()
+    return own_cores() if quota is None else min(quota, own_cores())
 
 
 def own_cores() -> int:
-    """Cores that this process may run on."""
+    """Cores that this process may run on, of which a container may have the time of fewer."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

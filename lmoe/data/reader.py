@@ -124,6 +124,7 @@ class Reader:
             unread=opened.unread,
             cache_hit=stored is not None,
             cache_path=str(file) if kept else None,
+            files=opened.places,
         )
         return found, report
 

@@ -29,6 +29,7 @@ class SourceReport:
         unread: files of a folder that are not read.
         cache_hit: whether the tokenised rows came from the cache.
         cache_path: their file; None if it could not be written.
+        files: or the one name of a data set, as the places of rows count them; of one that is streamed none.
         streamed: whether it is read while training, so that nothing is known of its rows.
     """
 
@@ -39,6 +40,7 @@ class SourceReport:
     unread: list[str]
     cache_hit: bool
     cache_path: str | None
+    files: Sequence[str] = ()
     streamed: bool = False
 
     @property

@@ -16,6 +16,7 @@ from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import read_all, split_off
 from lmoe.data.reader import Reader
 from lmoe.data.report import SourceReport
+from lmoe.data.rows.files import place_of
 from lmoe.data.rows.sources import Source, judge_source, sources_of, val_source
 from lmoe.data.split import first_of_each
 from lmoe.errors import DataError
@@ -29,7 +30,7 @@ class EvaluationRows:
     Args:
         rows: tokenised, never packed.
         domains: names, rows.domains points into it.
-        reports: what was read, dropped and cut, of each source.
+        reports: what was read, dropped and cut, of each source of the rows.
         data_hashes: SHA-256 of each file (of the rows, for a data set) by path, in the order in which they were read.
         permuted: whether domains were dealt anew, as in the run.
     """
@@ -69,6 +70,11 @@ class EvaluationRows:
             data_hashes={path: digest for part in parts for path, digest in part.data_hashes.items()},
             permuted=any(part.permuted for part in parts),
         )
+
+    def place(self, index: int) -> str:
+        """File and line of a row, for messages."""
+        file, number = (int(count) for count in self.rows.places[index])
+        return place_of(self.reports[int(self.rows.source[index])].files[file], number)
 
     def row_ids(self) -> list[str]:
         """Return a name of each row, of 16 hexadecimal digits: the same for the same row of the same files, wherever

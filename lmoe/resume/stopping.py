@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -27,6 +28,10 @@ class Stopped(BaseException):
     def __init__(self, signum: int, *, at_once: bool = False) -> None:
         self.signum, self.at_once = signum, at_once
         super().__init__(f"stopped by {signal.Signals(signum).name}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What a launcher makes it of again where the run was in another process."""
+        return partial(type(self), at_once=self.at_once), (self.signum,)
 
     @property
     def exit_code(self) -> int:

@@ -176,8 +176,6 @@ def _tuning_problems(study: StudyConfig) -> list[str]:
     else:
         if tuning.tries is not None:
             problems += at_least(tuning.tries, 2, "study.tuning.tries")
-        if study.max_time is not None:
-            problems.append("study.max_time: a screening is one of a grid; with it leave study.tuning.sampler at grid")
         if tuning.at_edge is AtEdge.report:
             problems.append(
                 without_effect("study.tuning.at_edge", "with study.tuning.sampler=tpe, whose range is as it is given")

@@ -87,8 +87,9 @@ def run_problems(config: RunConfig) -> list[str]:
 def epoch_problems(config: RunConfig) -> tuple[list[str], RunConfig]:
     """Problems of trainer.max_epochs, and the config to look at: until rows are read, its run is as long as any."""
     trainer = config.trainer
-    if trainer.max_epochs is None or config.resume is not None:
+    if has_length(config):
         return [], config
+    assert trainer.max_epochs is not None
     problems = above_zero(trainer.max_epochs, "trainer.max_epochs")
     if trainer.max_steps != TrainerConfig().max_steps:
         problems.append(
@@ -98,6 +99,16 @@ def epoch_problems(config: RunConfig) -> tuple[list[str], RunConfig]:
     if config.data.streaming:
         problems.append("trainer.max_epochs: how many rows a stream has is not known; give trainer.max_steps")
     return problems, replace(config, trainer=replace(trainer, max_steps=LARGEST_OF_OTHER_KEYS))
+
+
+def has_length(config: RunConfig) -> bool:
+    """Whether trainer.max_steps is how long the run is: without trainer.max_epochs, or of a run that goes on and has
+    recorded what was worked out from it.
+
+    NOTE a run that was ended before its rows were read has not.
+    """
+    trainer = config.trainer
+    return trainer.max_epochs is None or (config.resume is not None and trainer.max_steps != TrainerConfig().max_steps)
 
 
 def section_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:

@@ -34,7 +34,7 @@ from lmoe.rules.data import data_warnings
 from lmoe.rules.experts_from import named_adapters, without_source
 from lmoe.rules.phases import has_reward_head, lora_B_std, phase_warnings, trained_base
 from lmoe.rules.routers import needs_domain, target_count
-from lmoe.rules.validate import run_problems
+from lmoe.rules.validate import has_length, run_problems
 from lmoe.run.base import load_base
 from lmoe.run.clustered_rows import ClusteredRows, clustered_rows, fitted_by_the_run, in_one_cluster
 from lmoe.run.devices import seed_apart
@@ -116,7 +116,7 @@ def build_parts(
     model, loading = load_base(config)
     learnt = read_lessons(config, tokenizer, model, objective)
     prepared = learnt[0].prepared
-    config = with_length(config, prepared)
+    config = with_length(config, prepared, from_checkpoint=not fill_experts)
     check_monitors(config, learnt)
     check_context(learnt, model)
     check_base_training(config, model)
@@ -192,16 +192,20 @@ def build_parts(
     )
 
 
-def with_length(config: RunConfig, prepared: PreparedData) -> RunConfig:
-    """The config, with trainer.max_steps worked out from trainer.max_epochs; a run that goes on has it recorded.
+def with_length(config: RunConfig, prepared: PreparedData, *, from_checkpoint: bool) -> RunConfig:
+    """The config, with trainer.max_steps worked out from trainer.max_epochs where that is not done yet.
+
+    Args:
+        from_checkpoint: whether the run goes on from a checkpoint, and so has its length recorded.
 
     Raises:
         ConfigError: phases or schedules that do not fit into a run of that length.
     """
     trainer = config.trainer
-    if trainer.max_epochs is None or config.resume is not None or isinstance(prepared.train, RowStream):
+    if from_checkpoint or has_length(config) or isinstance(prepared.train, RowStream):
         return config
     samples = config.data.batch_size * trainer.accumulate_grad_batches * trainer.processes
+    assert trainer.max_epochs is not None, "a run has max_epochs or max_steps"
     steps = max(1, math.ceil(trainer.max_epochs * len(prepared.train) / samples))
     long = replace(config, trainer=replace(trainer, max_steps=steps))
     raise_problems(

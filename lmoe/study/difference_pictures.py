@@ -14,7 +14,7 @@ from lmoe.report.wording import counted
 from lmoe.study.answer import best_first, shortened, verdict_as_tuned, within_margin
 from lmoe.study.pictures import Picture, label
 from lmoe.study.result import EDGE, ComparisonResult, StudyResult
-from lmoe.study.tables import is_decided
+from lmoe.study.tables import is_decided, level_text
 from lmoe.study.verdict import Verdict
 
 LOOKS = {
@@ -60,11 +60,11 @@ def difference_picture(result: StudyResult, comparisons: Sequence[ComparisonResu
         _zoom(axes[1], result, ordered, near)
     axes[0].set_yticks(range(len(ordered)), [label(result.arm(found.arm).title) for found in ordered], fontsize=12)
     _write_verdicts(axes[-1], [f"{found.estimate:+.4f}  {_said(result, found)}" for found in ordered])
-    baseline, level = label(result.arm(result.baseline).title), round(100 * (1 - result.alpha))
+    baseline = label(result.arm(result.baseline).title)
     fig.supxlabel(f"loss less that of {baseline}, nats per label token: below 0 is better", fontsize=13)
     several = any(found.low is not None for found in ordered)
     shown = (
-        f", its {level} % interval, and a small dot for each seed"
+        f", its {level_text(result)} interval, and a small dot for each seed"
         if several
         else ", of one seed, so without an interval"
     )
@@ -81,14 +81,14 @@ def difference_picture(result: StudyResult, comparisons: Sequence[ComparisonResu
 
 
 def domain_picture(result: StudyResult) -> Picture | None:
-    """A map of the difference of each arm in each domain; None: there are no comparisons by domain."""
-    by_place = {(found.arm, str(found.domain)): found for found in result.secondary}
+    """A map of the difference of each arm in each domain of the mean; None: there are no comparisons by domain."""
+    domains = list(result.domains)
+    by_place = {(found.arm, str(found.domain)): found for found in result.secondary if found.domain in domains}
     total = {found.arm: found.estimate for found in result.primary}
     arms = sorted({arm for arm, _ in by_place}, key=lambda arm: total.get(arm, 0.0))
-    domains = list(result.domains)
-    if not arms or not domains:
+    if not by_place:
         return None
-    sizes = sorted(abs(found.estimate) for found in result.secondary)
+    sizes = sorted(abs(found.estimate) for found in by_place.values())
     bound = max(sizes[math.ceil(CLEAR_SHARE * len(sizes)) - 1], result.margin) or 1.0
     scale = Normalize(-bound, bound)
     fig = new_figure(max(3.0, 2.2 + ROW_INCHES * len(arms)))
@@ -112,9 +112,9 @@ def domain_picture(result: StudyResult) -> Picture | None:
     beyond = "both" if sizes[-1] > bound else "neither"
     bar = fig.colorbar(ScalarMappable(scale, COLOURS), ax=ax, extend=beyond, pad=0.01, fraction=0.03, aspect=25)
     bar.set_label("difference, nats per label token", fontsize=12)
-    decided = [found for found in best_first(result.secondary) if is_decided(result, found)]
+    decided = [found for found in best_first(list(by_place.values())) if is_decided(result, found)]
     said = "; ".join(f"{shortened(result.arm(f.arm).title)} in {f.domain} {f.estimate:+.4f}" for f in decided)
-    comparisons = counted(len(result.secondary), "comparison")
+    comparisons = counted(len(by_place), "comparison")
     shown = f"in {len(decided)} of {comparisons}: {said}" if decided else f"in none of {comparisons}"
     baseline = _title(result)
     arms_and_domains = f"{counted(len(arms), 'arm')} to {baseline} in {counted(len(domains), 'domain')}"

@@ -14,7 +14,7 @@ from lmoe.data.chats.template_source import take_template
 from lmoe.data.encoded import EncodedRows
 from lmoe.data.prepare import prepare
 from lmoe.errors import LmoeError, StudyError
-from lmoe.evaluate.loss_rows import EvaluationRows, prepare_judging
+from lmoe.evaluate.loss_rows import prepare_judging
 from lmoe.evaluate.row_losses import label_digest
 from lmoe.files.resources import resource_dir
 from lmoe.objectives.objective import objective_of
@@ -133,7 +133,7 @@ def study_rows(config: RunConfig, judging_config: JudgingConfig) -> StudyRows:
     for part in parts:
         for name, rows in (("training", prepared.train), ("validation", prepared.val)):
             if len(shared := torch.isin(part.rows.digests, rows.digests).nonzero()):
-                first = _place(part, int(shared[0]))
+                first = part.place(int(shared[0]))
                 raise StudyError(
                     f"{len(shared)} of {len(part.rows)} judging rows are {name} rows too, the first {first}; "
                     "a verdict on rows that were trained or tuned on says nothing: take them out of one of the files"
@@ -190,10 +190,3 @@ def check_metric(metric: str, rows: StudyRows, configs: Mapping[str, RunConfig],
                 f"study.tuning.metric={metric}: runs of arm {name} do not log it; they log {', '.join(there)}, or use "
                 f"{MEAN}"
             )
-
-
-def _place(rows: EvaluationRows, index: int) -> str:
-    """File and line of a row, as far as they are known."""
-    place, number = rows.rows.places[index].tolist()
-    files = list(rows.data_hashes)
-    return f"{files[place]}:{number + 1}" if place < len(files) else f"row {number + 1}"

@@ -64,23 +64,18 @@ def time_each(study: Study, tools: Tools, progress: Progress, values: Mapping[st
     if not any(is_done(job, study.folder) for jobs in progress.judged.values() for job in jobs):
         tools.say("the arms are not timed, since nothing was judged")
         return
-    turns = 0
+    begun = out_of_time = False
 
     def has_time() -> bool:
-        nonlocal turns
+        nonlocal begun, out_of_time
         limited = progress.deadline is not None
         expected = short_run_seconds(study.folder, config.steps + LEFT_OUT) if limited else {}
         if SLACK * sum(expected.get(name, 0.0) for name in values) >= progress.time_left:
-            progress.notes.append(
-                f"the arms were timed in {turns} of {config.repeats} turns, for want of time"
-                if turns
-                else "the arms were not timed, for want of time"
-            )
-            tools.say(progress.notes[-1])
+            out_of_time = True
             return False
-        if not turns:
+        if not begun:
             tools.say("timing each arm alone")
-        turns += 1
+        begun = True
         return True
 
     progress.timings = time_arms(
@@ -93,6 +88,14 @@ def time_each(study: Study, tools: Tools, progress: Progress, values: Mapping[st
         say=tools.say,
         has_time=has_time,
     )
+    if out_of_time:
+        turns = max((len(timing.seconds) for timing in progress.timings.values()), default=0)
+        progress.notes.append(
+            f"the arms were timed in {turns} of {config.repeats} turns, for want of time"
+            if turns
+            else "the arms were not timed, for want of time"
+        )
+        tools.say(progress.notes[-1])
 
 
 def _of_one_run(study: Study, arm: Arm) -> Arm:

@@ -3,6 +3,7 @@ behind. Each arm has a study of Optuna's, kept in a journal in the folder of the
 """
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -59,8 +60,10 @@ def opened(arm: str, folder: Path, *, tries: int, several_keys: bool, begun: int
     sampler = optuna.samplers.TPESampler(n_startup_trials=startup, seed=seed, multivariate=several_keys or None)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        # NOTE its lock links to this very path: to a relative one it leads nowhere, and after a kill is never freed.
+        journal = JournalFileBackend(str(file.resolve()))
         return optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(file))),
+            storage=JournalStorage(journal),
             study_name=arm,
             sampler=sampler,
             pruner=optuna.pruners.MedianPruner(n_startup_trials=startup),
@@ -144,8 +147,6 @@ def _rounded(value: Any) -> Any:
 
 
 def _side(value: float, values: Sequence[float]) -> str | None:
-    import math
-
     low, high = min(values), max(values)
     if low == high:
         return None

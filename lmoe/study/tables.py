@@ -104,8 +104,9 @@ def verdict_rows(result: StudyResult, comparisons: Sequence[ComparisonResult]) -
     """Each arm with its loss, its difference to the baseline, and the verdict; the best first."""
     arms = result.arms if comparisons is result.primary else result.longer_arms
     by_arm = {found.arm: found for found in comparisons}
-    level = round(100 * (1 - result.alpha))
-    rows = [["arm", "loss", "seeds", "difference", f"{level} % interval", BOOTSTRAP, COULD_SEE, P, "verdict"]]
+    rows = [
+        ["arm", "loss", "seeds", "difference", f"{level_text(result)} interval", BOOTSTRAP, COULD_SEE, P, "verdict"]
+    ]
     judged = sorted((arm for arm in arms if arm.loss is not None), key=lambda arm: arm.loss or 0.0)
     for arm in judged:
         found = by_arm.get(arm.name)
@@ -163,7 +164,7 @@ def reading_note(arms: Sequence[ArmResult]) -> str:
 
 
 def domain_rows(result: StudyResult) -> Rows:
-    """The difference of each arm in each domain, with * where its verdict is better or worse."""
+    """The difference of each arm in each domain, with * where one was shown."""
     names = [*result.domains, *result.more_domains]
     rows = [["arm", *(name if name in result.domains else f"({name})" for name in names)]]
     for arm in result.arms:
@@ -281,6 +282,11 @@ def head_text(result: StudyResult) -> str:
         f"{result.judging_tokens:,} label tokens. Differences in nats per label token, below 0 better than "
         f"{result.baseline}; equivalent within {result.margin:g}.{base}"
     )
+
+
+def level_text(result: StudyResult) -> str:
+    """The confidence of the intervals, such as `97.5 %`."""
+    return f"{100 * (1 - result.alpha):g} %"
 
 
 def is_decided(result: StudyResult, found: ComparisonResult) -> bool:

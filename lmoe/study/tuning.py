@@ -147,8 +147,6 @@ def widened(arms: Mapping[str, Arm], found: Mapping[str, Chosen]) -> dict[str, A
     A side is that of a key's place in the space: arms may tune keys of other names, but as many.
     """
     sides = {(list(arms[name].space).index(key), side) for name, of in found.items() for key, side in of.edges.items()}
-    if not sides:
-        return None
     wider = {}
     for name, arm in arms.items():
         space = {key: list(values) for key, values in arm.space.items()}
@@ -156,12 +154,13 @@ def widened(arms: Mapping[str, Arm], found: Mapping[str, Chosen]) -> dict[str, A
             key = list(space)[number]
             space[key] = with_one_more(space[key], side)
         wider[name] = replace(arm, space={key: tuple(values) for key, values in space.items()})
-    return wider
+    return None if wider == arms else wider
 
 
 def with_one_more(values: Sequence[Any], side: str) -> list[Any]:
     """The values with another one beyond the outermost, as far from it as that is from its neighbour: in ratio where
-    all are above 0, else in difference."""
+    all are above 0, else in difference; none below 0 where no value is: a rate of dropout or a weight of a loss ends
+    there."""
     ordered = sorted(values)
     outer, inner = (ordered[0], ordered[1]) if side == LOWER else (ordered[-1], ordered[-2])
     whole = all(isinstance(value, int) for value in values)
@@ -175,4 +174,6 @@ def with_one_more(values: Sequence[Any], side: str) -> list[Any]:
             return list(values)
     else:
         beyond = float(f"{beyond:.3g}")
+    if beyond < 0 <= ordered[0]:
+        return list(values)
     return [beyond, *values] if side == LOWER else [*values, beyond]

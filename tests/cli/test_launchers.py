@@ -125,6 +125,12 @@ def test_an_error_arrives_from_another_process_as_it_was(error):
     assert str(arrived) == str(error)
 
 
+@pytest.mark.parametrize("at_once", [False, True])
+def test_a_signal_arrives_from_another_process_as_it_was(at_once):
+    arrived = pickle.loads(pickle.dumps(Stopped(signal.SIGTERM, at_once=at_once)))
+    assert (str(arrived), arrived.exit_code, arrived.at_once) == ("stopped by SIGTERM", 143, at_once)
+
+
 def test_a_launcher_that_is_not_installed_is_told_with_the_extra(train, monkeypatch):
     monkeypatch.setattr(launchers, "find_spec", lambda name: None)
     done = train("-m", "hydra/launcher=submitit_slurm")

@@ -4,21 +4,26 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from omegaconf import DictConfig
 from typer.testing import CliRunner
 
 from lmoe.cli.main import app
 from lmoe.cli.study import compose_arms, read_study
 from lmoe.cli.study_job import main as do_job
-from lmoe.cli.study_jobs import JobLauncher, reason
+from lmoe.cli.study_jobs import JobLauncher, JobTask, reason
 from lmoe.cli.train import main as train
 from lmoe.errors import ConfigError
 from lmoe.evaluate.row_losses import read_row_losses
 from lmoe.files.adapter_files import WEIGHTS_FILE
 from lmoe.report.summary import FINISHED
+from lmoe.resume.stopping import Stopped
 from lmoe.study.jobs import write_job
 from lmoe.study.result import StudyResult
 from tests.conftest import process_state
@@ -319,8 +324,20 @@ def test_a_job_waits_until_another_process_of_it_has_ended(own, monkeypatch, cap
 def test_judging_rows_that_are_trained_on_are_refused(restored, micro, tmp_path):
     found = study(micro, tmp_path, f"data.judge_path={micro.train}", "data.judge_fraction=0")
     assert found.exit_code == 1
-    assert "judging rows are training rows too, the first " in found.output
+    assert f"30 of 30 judging rows are training rows too, the first {micro.train / 'code.jsonl'}:1;" in found.output
     assert not list(tmp_path.glob("outputs/study/small/runs"))
+
+
+def test_a_judging_row_of_the_second_source_is_named_by_its_own_file(restored, micro, tmp_path):
+    (tmp_path / "val").mkdir()
+    shutil.copy(micro.train / "math.jsonl", tmp_path / "val" / "math.jsonl")
+    sources = [f"+data.sources.{name}.path={micro.train / name}.jsonl" for name in ("code", "math")]
+    text = STUDY.replace("injection.num_experts=3", "injection.num_experts=2")
+    found = study(micro, tmp_path, *sources, "data.val_path=val", text=text, without=("data.path", "data.val_path"))
+    assert found.exit_code == 1
+    said = re.search(r"judging rows are validation rows too, the first (\S+):(\d+);", " ".join(found.output.split()))
+    assert said is not None, found.output
+    assert said[1] == f"{micro.train / 'math.jsonl'}" and 1 <= int(said[2]) <= 10
 
 
 @pytest.mark.parametrize(
@@ -416,6 +433,14 @@ def test_config_and_estimate_start_nothing(restored, micro, tmp_path):
     assert not (tmp_path / "outputs").exists()
 
 
+def test_values_may_be_drawn_within_a_limit_of_time(restored, micro, tmp_path):
+    pytest.importorskip("optuna")
+    drawn = ["+study.space.optim.lr=[0.001,0.002]", "study.tuning.sampler=tpe", "study.max_time=00:01:00:00"]
+    found = study(micro, tmp_path, *drawn, ESTIMATE)
+    assert found.exit_code == 0, found.output
+    assert "study.max_time" in " ".join(found.output.split())
+
+
 def test_the_estimate_of_a_study_subtracts_what_is_done(own, micro):
     found = study(micro, own, "dry_run=estimate")
     assert found.exit_code == 0 and "9 jobs, all of them done" in found.output, found.output
@@ -446,6 +471,33 @@ def test_the_reason_of_a_failure_is_the_last_thing_that_was_said(tmp_path):
     assert "memory" in reason(tmp_path, -9)
     (tmp_path / "job.log").write_text("Loading\nno such file\n", encoding="utf-8")
     assert reason(tmp_path, 1) == "no such file"
+
+
+@pytest.mark.parametrize(("jobs", "parallel"), [("n_jobs=2", 2), ("n_jobs=-1", 4), ("n_jobs=-2", 3), ("n_jobs=-9", 1)])
+def test_jobs_beside_one_another_are_counted_as_joblib_does_within_the_quota(restored, monkeypatch, jobs, parallel):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    monkeypatch.setattr("lmoe.cli.threads.own_cores", lambda: 16)
+    monkeypatch.setattr("lmoe.cli.threads.core_quota", lambda: 4)
+    launcher = JobLauncher(["hydra/launcher=joblib", f"hydra.launcher.{jobs}"], Path("study"))
+    assert launcher.parallel == parallel
+
+
+@pytest.mark.parametrize(("whom", "ends"), [("$$", False), ("$PPID", True)])
+def test_a_signal_that_a_job_alone_is_sent_fails_it_and_one_to_its_launcher_ends_all(own, monkeypatch, whom, ends):
+    (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
+    python = own / "python"
+    python.write_text(f"#!/bin/sh\nkill -TERM {whom}\nsleep 60\n", encoding="utf-8")
+    python.chmod(0o755)
+    runtime = SimpleNamespace(runtime=SimpleNamespace(output_dir=str(place)), job=SimpleNamespace(num=0))
+    monkeypatch.setattr("lmoe.cli.study_jobs.HydraConfig.get", lambda: runtime)
+    monkeypatch.setattr(sys, "executable", str(python))
+    if ends:
+        with pytest.raises(Stopped, match="SIGTERM"):
+            JobTask(1, 1)(DictConfig({}))
+        assert not (place / "failed.json").exists()
+    else:
+        assert JobTask(1, 1)(DictConfig({})) == -signal.SIGTERM
+        assert "it was stopped by SIGTERM, which the study was not sent" in (place / "failed.json").read_text()
 
 
 @pytest.mark.parametrize(("count", "more"), [(2, ""), (6, "; and 2 more")])

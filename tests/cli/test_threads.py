@@ -22,7 +22,7 @@ def before_torch(monkeypatch):
         ({"OMP_WAIT_POLICY": "active"}, None, {"OMP_WAIT_POLICY": "active"}),
         ({"GOMP_SPINCOUNT": "5"}, None, {"GOMP_SPINCOUNT": "5"}),
         ({"KMP_BLOCKTIME": "0"}, None, {"KMP_BLOCKTIME": "0"}),
-        ({}, 3, {"GOMP_SPINCOUNT": "2500", "OMP_NUM_THREADS": "3"}),
+        ({}, 3, {"GOMP_SPINCOUNT": "2500", "OMP_NUM_THREADS": "3", "LMOE_OMP_NUM_THREADS": "3"}),
         ({}, 8, {"GOMP_SPINCOUNT": "2500"}),
         ({"OMP_NUM_THREADS": "6"}, 3, {"GOMP_SPINCOUNT": "2500", "OMP_NUM_THREADS": "6"}),
     ],
@@ -33,6 +33,35 @@ def test_waiting_threads_sleep_and_are_no_more_than_the_quota(before_torch, monk
     environment = dict(given)
     threads.prepare_threads(environment)
     assert environment == expected
+
+
+@pytest.mark.parametrize(("quota", "usable"), [(None, 8), (3, 3), (12, 8)])
+def test_cores_that_may_be_used_are_no_more_than_the_quota(monkeypatch, quota, usable):
+    monkeypatch.setattr(threads, "own_cores", lambda: 8)
+    monkeypatch.setattr(threads, "core_quota", lambda: quota)
+    assert threads.usable_cores() == usable
+
+
+@pytest.mark.parametrize(
+    ("given", "quota", "shared"),
+    [
+        ({}, None, "4"),
+        ({}, 4, "2"),
+        ({}, 1, "1"),
+        ({"OMP_NUM_THREADS": "6"}, None, "6"),
+        ({"OMP_NUM_THREADS": "6"}, 4, "6"),
+        ({"OMP_NUM_THREADS": "4"}, 4, "4"),
+    ],
+)
+def test_processes_beside_one_another_share_the_cores_of_the_quota(before_torch, monkeypatch, given, quota, shared):
+    monkeypatch.setattr(threads, "own_cores", lambda: 8)
+    monkeypatch.setattr(threads, "core_quota", lambda: quota)
+    environment = dict(given)
+    threads.prepare_threads(environment)
+    threads.share_cores(environment, 2)
+    assert environment["OMP_NUM_THREADS"] == shared
+    threads.prepare_threads(environment)
+    assert environment["OMP_NUM_THREADS"] == shared
 
 
 def test_where_torch_is_loaded_it_is_too_late():

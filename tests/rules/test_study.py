@@ -18,6 +18,8 @@ GOOD = StudyConfig(
 def test_a_good_study_has_no_problems():
     assert study_problems(GOOD) == []
     assert study_problems(replace(GOOD, space={}, tuning=TuningConfig())) == []
+    drawn = TuningConfig(sampler=Sampler.tpe, tries=4)
+    assert study_problems(replace(GOOD, tuning=drawn, max_time="00:01:00:00")) == []
 
 
 @pytest.mark.parametrize(

@@ -267,6 +267,9 @@ def test_timing_has_as_many_turns_as_fit_in(run, tmp_path, seconds, turns):
         else "the arms were not timed, for want of time"
     )
     assert (note in progress.notes) == (turns < 3)
+    again, _ = run(replace(given, max_time="00:00:00:01"), WithAlone(tmp_path, lambda job: 2.0))
+    assert (note in again.notes) == (turns < 3)
+    assert again.timings == progress.timings
 
 
 def test_nothing_is_timed_where_nothing_was_judged(tmp_path):

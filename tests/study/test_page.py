@@ -375,6 +375,26 @@ def test_the_map_of_domains_has_a_star_where_a_difference_was_shown() -> None:
     assert low == -high
 
 
+def test_the_map_of_domains_counts_the_cells_that_it_shows() -> None:
+    given = usual_result()
+    plain = domain_picture(given)
+    [first, *_] = given.secondary
+    given.more_domains = {"further": 4}
+    given.secondary = [*given.secondary, replace(first, domain="further", estimate=-9.0)]
+    more = domain_picture(given)
+    assert plain is not None and more is not None and more.alt == plain.alt
+    assert axes_of(more)[0].collections[0].get_clim() == axes_of(plain)[0].collections[0].get_clim()
+
+
+@pytest.mark.parametrize(("alpha", "level"), [(0.025, "97.5 %"), (0.001, "99.9 %"), (0.05, "95 %")])
+def test_the_confidence_of_intervals_is_said_as_it_is(alpha: float, level: str) -> None:
+    given = usual_result()
+    given.alpha = alpha
+    assert f"{level} interval" in verdict_rows(given, given.primary)[0]
+    picture = difference_picture(given, given.primary, "a")
+    assert picture is not None and f"its {level} interval" in picture.caption
+
+
 def test_what_is_missing_has_no_part_of_the_page() -> None:
     page = ParsedPage(study_page(bare_result()))
     assert page.text("answer") == (

@@ -82,6 +82,18 @@ def test_an_edge_is_reported_where_grids_are_not_widened(tmp_path):
     assert any("optim.lr is at the upper edge" in line for line in written.said)
 
 
+def test_a_grid_that_begins_at_0_is_not_widened_below_it(tmp_path):
+    def rising(job: Job) -> float:
+        return 2.0 + dict(job.values)["injection.lora_dropout"]
+
+    written = Written(tmp_path, rising)
+    given = config(space={"injection": {"lora_dropout": [0.0, 0.05, 0.1]}})
+    progress = run_study(study_of(given, tmp_path), written.tools)
+    assert progress.arms["other"].space["injection.lora_dropout"] == (0.0, 0.05, 0.1)
+    assert progress.chosen["other"].edges == {"injection.lora_dropout": "lower"}
+    assert not any("widened" in line for line in written.said)
+
+
 def test_an_arm_whose_runs_fail_is_said_and_does_not_stop_the_others(tmp_path):
     def failing(job: Job) -> float:
         if job.arm == "other":

@@ -1,8 +1,10 @@
 """Values drawn by Optuna, and what is pruned: only what falls behind the median, only in the last phase."""
 
 import csv
+from pathlib import Path
 
 import pytest
+from optuna.storages.journal import JournalFileSymlinkLock
 
 from lmoe.study.arms import Arm
 from lmoe.study.jobs import Job, JobRun
@@ -30,6 +32,23 @@ def test_a_sampler_that_goes_on_draws_other_values(tmp_path):
     sampler(tmp_path).tell(first[0], 1.0)
     second = sampler(tmp_path).ask()
     assert second is not None and second[1] != first[1]
+
+
+def test_the_lock_of_a_journal_leads_to_it_so_that_one_left_by_a_kill_is_freed(tmp_path, monkeypatch):
+    """Optuna frees a lock whose file has not changed for a while, and looks at the file through the lock."""
+    lock = tmp_path / "outputs" / "optuna" / "a.log.lock"
+    leads: list[bool] = []
+    acquire = JournalFileSymlinkLock.acquire
+
+    def watched(self: JournalFileSymlinkLock) -> bool:
+        done = acquire(self)
+        leads.append(lock.exists())
+        return done
+
+    monkeypatch.setattr(JournalFileSymlinkLock, "acquire", watched)
+    monkeypatch.chdir(tmp_path)
+    sampler(Path("outputs"))
+    assert leads and all(leads)
 
 
 @pytest.mark.parametrize(("value", "side"), [(0.001, {"lr": "lower"}), (0.0099, {"lr": "upper"}), (0.003, {})])

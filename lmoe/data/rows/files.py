@@ -68,6 +68,19 @@ def kind_of(file: Path) -> str | None:
     return KINDS.get(suffixes(file)[0])
 
 
+def place_of(file: str, number: int) -> str:
+    """Where a record is, as messages say it.
+
+    Args:
+        file: or the name of a data set.
+        number: of the record, as it is handed over with it.
+    """
+    path = Path(file)
+    if not path.is_file() or kind_of(path) == TABLES:
+        return f"{file}[{number}]"
+    return next((where for _, where, found in Piece(path) if found == number), file)
+
+
 def stem(file: Path) -> str:
     """The name of a file without suffixes, and without its number among several."""
     end, packed = suffixes(file)

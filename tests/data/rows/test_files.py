@@ -15,9 +15,9 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from lmoe.data.rows.files import Piece, folder_of, kind_of, pieces, stem
+from lmoe.data.rows.files import Piece, folder_of, kind_of, pieces, place_of, stem
 from lmoe.data.rows.row import Row
-from lmoe.data.rows.sources import read_rows
+from lmoe.data.rows.sources import Source, open_source, read_rows
 from lmoe.errors import DataError, LmoeError
 
 RECORDS = [{"prompt": f'What is {n}?\nSay, "it".', "response": f"é {n}, 漢"} for n in range(5)]
@@ -100,6 +100,19 @@ def test_where_a_row_is_from_is_its_line_or_its_number(tmp_path: Path) -> None:
     }
     assert where["csv"].endswith("a.csv:4")  # each row has two lines, below the header
     assert (where["json"][-9:], where["parquet"][-12:]) == ("a.json[1]", "a.parquet[1]")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_record_is_found_again_by_its_number(tmp_path: Path, name: str) -> None:
+    file = written(tmp_path / f"a.{name}", FILES[name])
+    opened = open_source(Source(key="data.path", path=str(file)), tmp_path / ".cache")
+    found = [
+        (place_of(opened.places[part.place], number), where)
+        for part in opened.parts
+        for _, where, number in part.records
+    ]
+    assert len(found) == len(RECORDS)
+    assert all(again == where for again, where in found)
 
 
 MALFORMED = [
