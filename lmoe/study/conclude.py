@@ -21,7 +21,7 @@ from lmoe.run.provenance import PACKAGES
 from lmoe.study.arms import Values, values_text
 from lmoe.study.beside import Beside, beside_baseline, beside_by_domain
 from lmoe.study.comparison import Terms
-from lmoe.study.jobs import LONGER, ROWS_FILE, Job, begun_jobs, failure_of, finished, is_done, was_pruned
+from lmoe.study.jobs import ROWS_FILE, Job, begun_jobs, failure_of, finished, is_done, was_pruned
 from lmoe.study.judge import CLASSIFIER_FILE, base_losses
 from lmoe.study.judged import JudgedLosses, read_judged
 from lmoe.study.ledger import models_judged, rows_digest
@@ -97,11 +97,7 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
 
 def _of(begun: Sequence[Job], arm: str, *, longer: bool = False) -> list[Job]:
     """The jobs of an arm that were begun: those of longer runs, or the others."""
-    return [job for job in begun if job.arm == arm and _is_longer(job) is longer]
-
-
-def _is_longer(job: Job) -> bool:
-    return Path(job.place).parts[0] == LONGER
+    return [job for job in begun if job.arm == arm and job.is_longer is longer]
 
 
 def _commands(study: Study, begun: Sequence[Job]) -> dict[str, list[str]]:
@@ -110,7 +106,7 @@ def _commands(study: Study, begun: Sequence[Job]) -> dict[str, list[str]]:
     for name, arm in study.arms.items():
         for job in begun:
             if job.arm == name:
-                times = study.config.longer.times if _is_longer(job) else 1
+                times = study.config.longer.times if job.is_longer else 1
                 now = make_job(study, arm, job.values, job.seed, judging=job.judging, longer=times)
                 found[job.place] = commands_of(now)
     return found

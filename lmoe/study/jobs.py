@@ -83,6 +83,11 @@ class Job:
         """The job in a line."""
         return f"{self.arm} {values_text(self.values)} seed {self.seed}"
 
+    @property
+    def is_longer(self) -> bool:
+        """Whether its runs are the longer ones (study.longer)."""
+        return Path(self.place).parts[0] == LONGER
+
 
 def job_of(
     arm: Arm,

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from lmoe.adapter.run_data import run_data
 from lmoe.config.data import DataConfig
 from lmoe.config.study import BUNDLED_TEXT
 from lmoe.errors import StudyError
@@ -40,8 +39,7 @@ def judge(job: Job, place: Path) -> None:
     """
     assert job.judging is not None
     if len(job.runs) == 1:
-        subject, parts = _opened(place / job.runs[0].folder, job.judging)
-        config, _ = run_data(place / job.runs[0].folder)
+        subject, config, parts = _opened(place / job.runs[0].folder, job.judging)
         losses = [loss for data in parts for loss in _of_one_run(subject, data, config)]
     else:
         losses = _judge_apart(job, place)
@@ -66,21 +64,22 @@ def base_losses(job: Job, folder: Path) -> dict[str, float]:
     file = folder / BASE_FILE
     if not file.exists():
         assert job.judging is not None
-        subject, parts = _opened(folder / job.place / job.runs[0].folder, job.judging)
+        subject, _, parts = _opened(folder / job.place / job.runs[0].folder, job.judging)
         with adapters_off(subject.model):
             write_row_losses([loss for data in parts for loss in row_losses(subject, data)], file)
     return {loss.row: loss.loss for loss in read_row_losses(file)}
 
 
-def _opened(run: Path, judging: Judging) -> tuple[Subject, list[EvaluationRows]]:
-    """A run, its judging rows, and then each of the further sets of rows as one domain."""
+def _opened(run: Path, judging: Judging) -> tuple[Subject, DataConfig, list[EvaluationRows]]:
+    """A run, its data section for these rows, its judging rows, and then each of the further sets of rows as one
+    domain."""
     subject = subject_of(run, batch_size=judging.batch_size)
     config, seed = data_of(run, subject)
     rows = prepare_judging(
         config, subject.tokenizer, seed=seed, bundled=resource_dir("data"), length_name="data.max_length"
     )
     parts = [rows, *more_rows(config, subject.tokenizer, judging.more, seed)]
-    return subject, [part.first_of_each_domain(judging.rows_per_domain) for part in parts]
+    return subject, config, [part.first_of_each_domain(judging.rows_per_domain) for part in parts]
 
 
 def more_rows(
@@ -120,7 +119,7 @@ def _of_one_run(subject: Subject, data: EvaluationRows, config: DataConfig) -> l
 def _judge_apart(job: Job, place: Path) -> list[RowLoss]:
     """Each row under the run whose domain a classifier gives it, which has learnt from training prompts."""
     assert job.judging is not None
-    subject, parts = _opened(place / job.runs[0].folder, job.judging)
+    subject, _, parts = _opened(place / job.runs[0].folder, job.judging)
     names = [run.domain for run in job.runs]
     train = first_training_rows(place / job.runs[0].folder, subject, PROMPTS_PER_DOMAIN, names)
     of_rows = [train.domains[i] for i in train.rows.domains.tolist()]

@@ -11,7 +11,7 @@ from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, StudyConfi
 from lmoe.evaluate.row_losses import COLUMNS
 from lmoe.report.summary import RunSummary
 from lmoe.study.arms import arms_of
-from lmoe.study.jobs import LONGER, ROWS_FILE, Job, write_job
+from lmoe.study.jobs import ROWS_FILE, Job, write_job
 from lmoe.study.study import Study, Tools
 
 DOMAINS = ("code", "math")
@@ -67,7 +67,7 @@ class Written:
         for job in jobs:
             write_job(job, self.folder)
             place = self.folder / job.place
-            self.launched.append(job.label + (" longer" if job.place.startswith(LONGER) else ""))
+            self.launched.append(job.label + (" longer" if job.is_longer else ""))
             try:
                 loss = self.loss(job)
             except ArithmeticError:
