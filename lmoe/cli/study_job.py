@@ -67,11 +67,11 @@ def _do(place: Path) -> int:
         threading.Thread(target=_prune, args=(place, job), daemon=True).start()
     for run in job.runs:
         folder = place / run.folder
-        if not _is_finished(folder):
+        if finished(folder) is None:
             code = train([*run.settings, "resume=auto", f"hydra.run.dir={hydra_quoted(folder)}"])
             if code:
                 return 0 if (place / PRUNED_FILE).exists() else code
-            if not _is_finished(folder):
+            if finished(folder) is None:
                 sys.stderr.write("the run has ended before its last step\n")
                 return 1
     if job.judging is not None and not (place / ROWS_FILE).exists():
@@ -79,14 +79,6 @@ def _do(place: Path) -> int:
 
         judge(job, place)
     return 0
-
-
-def _is_finished(run: Path) -> bool:
-    """Whether a run has done all its steps; one whose summary is damaged goes on from its last checkpoint."""
-    try:
-        return finished(run) is not None
-    except LmoeError:
-        return False
 
 
 def _prune(place: Path, job: Job) -> None:

@@ -295,6 +295,19 @@ def test_a_run_with_a_damaged_summary_is_done_again_to_the_same_losses(own, micr
     assert after["primary"] == before["primary"] and json.loads(summary.read_text())["ended"] == FINISHED
 
 
+@pytest.mark.parametrize(("key", "said"), [("colour", "In outputs/study/small"), ("seconds", "seconds (missing)")])
+def test_a_run_whose_summary_another_version_has_written_is_never_trained_anew(own, micro, monkeypatch, key, said):
+    (file,) = (own / "outputs/study/small").glob("runs/lora/*/seed_2/report/summary.json")
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in content.items() if name != key} | {"colour": "red"}))
+    before = file.read_bytes()
+    monkeypatch.setattr(JobLauncher, "__call__", failing)
+    found = study(micro, own)
+    assert said in " ".join(found.output.split()) and found.exit_code == int(key == "seconds"), found.output
+    assert file.read_bytes() == before and not list(file.parents[4].glob("*/*/failed.json"))
+    assert do_job(file.parents[1]) == found.exit_code and file.read_bytes() == before
+
+
 def test_a_model_whose_loss_is_no_number_fails_its_job_and_leaves_no_rows(own, monkeypatch, capsys):
     (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
     (place / "judged_rows.csv").unlink()
