@@ -12,6 +12,7 @@ from lmoe.cli.errors import with_keys
 from lmoe.cli.threads import prepare_threads
 from lmoe.cli.train import main as train
 from lmoe.errors import LmoeError, StudyError
+from lmoe.files.adapter_files import ADAPTER_DIR, CONFIG_FILE, WEIGHTS_FILE
 from lmoe.files.lock import taken_by_others
 from lmoe.files.run_folder import hydra_quoted
 from lmoe.resume.stopping import Stopped
@@ -65,20 +66,26 @@ def _do(place: Path) -> int:
     job = read_job(place)
     if job.watch is not None:
         threading.Thread(target=_prune, args=(place, job), daemon=True).start()
+    to_judge = job.judging is not None and not (place / ROWS_FILE).exists()
     for run in job.runs:
         folder = place / run.folder
-        if finished(folder) is None:
+        if finished(folder) is None or (to_judge and not _has_adapter(folder)):
             code = train([*run.settings, "resume=auto", f"hydra.run.dir={hydra_quoted(folder)}"])
             if code:
                 return 0 if (place / PRUNED_FILE).exists() else code
             if finished(folder) is None:
                 sys.stderr.write("the run has ended before its last step\n")
                 return 1
-    if job.judging is not None and not (place / ROWS_FILE).exists():
+    if to_judge:
         from lmoe.study.judge import judge
 
         judge(job, place)
     return 0
+
+
+def _has_adapter(run: Path) -> bool:
+    """Whether the adapter of a run is still there, which a study needs no more once the run is judged."""
+    return all((run / ADAPTER_DIR / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE))
 
 
 def _prune(place: Path, job: Job) -> None:

@@ -308,6 +308,21 @@ def test_a_run_whose_summary_another_version_has_written_is_never_trained_anew(o
     assert do_job(file.parents[1]) == found.exit_code and file.read_bytes() == before
 
 
+@pytest.mark.parametrize(("arm", "gone"), [("lora", ["."]), ("apart", ["domains/00", "domains/02"])])
+def test_a_run_that_is_to_be_judged_and_has_no_adapter_is_trained_again_to_the_same_losses(own, arm, gone):
+    (place,) = (own / "outputs/study/small").glob(f"runs/{arm}/*/seed_1")
+    rows = (place / "judged_rows.csv").read_bytes()
+    (place / "judged_rows.csv").unlink()
+    kept = {file: file.stat().st_mtime_ns for file in place.glob(f"**/adapter/{WEIGHTS_FILE}")}
+    for run in gone:
+        for folder in ("adapter", "checkpoints"):
+            shutil.rmtree(place / run / folder)
+    assert do_job(place) == 0
+    assert (place / "judged_rows.csv").read_bytes() == rows
+    again = {file for file, written in kept.items() if file.stat().st_mtime_ns != written}
+    assert again == {place / run / "adapter" / WEIGHTS_FILE for run in gone}
+
+
 def test_a_model_whose_loss_is_no_number_fails_its_job_and_leaves_no_rows(own, monkeypatch, capsys):
     (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
     (place / "judged_rows.csv").unlink()
