@@ -125,11 +125,11 @@ def _longer(study: Study, progress: Progress) -> JudgedLosses | None:
 
 
 def _base(study: Study, progress: Progress, judged: JudgedLosses) -> dict[str, float]:
-    """The loss of the base with all adapters off, by domain."""
+    """The loss of the base without adapters, by domain."""
     done = [job for job in progress.judged.get(study.config.baseline, []) if is_done(job, study.folder)]
     if not done:
         return {}
-    by_row = base_losses(done[0], study.folder)
+    by_row = base_losses(done[0], study.configs[study.config.baseline].backbone, study.folder)
     if not all(row in by_row for row in judged.rows):
         return {}
     losses = domain_losses(np.array([[by_row[row] for row in judged.rows]]), judged.strata)[0]

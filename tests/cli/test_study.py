@@ -15,9 +15,15 @@ from lmoe.cli.study import compose_arms, read_study
 from lmoe.cli.study_job import main as do_job
 from lmoe.cli.study_jobs import JobLauncher, reason
 from lmoe.cli.train import main as train
+from lmoe.config.study import JudgingConfig
 from lmoe.errors import ConfigError
-from lmoe.evaluate.row_losses import read_row_losses
+from lmoe.evaluate.loss_rows import prepare_judging
+from lmoe.evaluate.row_losses import read_row_losses, row_losses
+from lmoe.evaluate.subject import subject_of
+from lmoe.evaluate.training_rows import data_of
 from lmoe.files.adapter_files import WEIGHTS_FILE
+from lmoe.files.resources import resource_dir
+from lmoe.injection.tracing import adapters_off
 from lmoe.report.summary import FINISHED
 from lmoe.study.jobs import write_job
 from lmoe.study.result import StudyResult
@@ -176,10 +182,11 @@ def test_a_metric_that_no_run_logs_is_refused_before_any_run(restored, micro, tm
     assert not list(tmp_path.glob("outputs/study/small/runs"))
 
 
-def test_a_study_that_is_done_is_only_written_anew(done, own, micro, monkeypatch):
-    def refuse(self, jobs):
-        raise AssertionError("nothing is left to do")
+def refuse(self, jobs):
+    raise AssertionError("nothing is left to do")
 
+
+def test_a_study_that_is_done_is_only_written_anew(done, own, micro, monkeypatch):
     monkeypatch.setattr(JobLauncher, "__call__", refuse)
     before = (own / "outputs/study/small/study.json").read_text().replace(str(done[0]), str(own))
     found = study(micro, own)
@@ -306,6 +313,43 @@ def test_a_run_whose_summary_another_version_has_written_is_never_trained_anew(o
     assert said in " ".join(found.output.split()) and found.exit_code == int(key == "seconds"), found.output
     assert file.read_bytes() == before and not list(file.parents[4].glob("*/*/failed.json"))
     assert do_job(file.parents[1]) == found.exit_code and file.read_bytes() == before
+
+
+def test_a_study_without_adapters_and_checkpoints_goes_on_and_measures_the_same_base(done, own, micro, monkeypatch):
+    folder = own / "outputs/study/small"
+    before = (folder / "study.json").read_text().replace(str(done[0]), str(own))
+    losses = (folder / "base_rows.csv").read_bytes()
+    gone = [place for name in ("adapter", "checkpoints") for place in folder.glob(f"**/{name}")]
+    assert len(gone) == 2 * (3 + 3 + 3 * len(DOMAINS))
+    for place in gone:
+        shutil.rmtree(place)
+    (folder / "base_rows.csv").unlink()
+    monkeypatch.setattr(JobLauncher, "__call__", refuse)
+    found = study(micro, own)
+    assert found.exit_code == 0, found.output
+    assert (folder / "base_rows.csv").read_bytes() == losses
+    after = (folder / "study.json").read_text()
+    assert {**json.loads(before), "finished": 0} == {**json.loads(after), "finished": 0}
+
+
+@pytest.mark.parametrize("arm", ["lora", "permuted"])
+def test_the_losses_of_the_base_are_those_of_a_run_with_its_adapters_off_to_the_bit(done, restored, arm):
+    folder = done[0] / "outputs/study/small"
+    (run,) = folder.glob(f"runs/{arm}/*/seed_0")
+    subject = subject_of(run, batch_size=JudgingConfig().batch_size)
+    config, seed = data_of(run, subject)
+    rows = prepare_judging(config, subject.tokenizer, seed=seed, bundled=resource_dir("data"), length_name="length")
+    with adapters_off(subject.model):
+        assert row_losses(subject, rows) == read_row_losses(folder / "base_rows.csv")
+
+
+def test_a_base_with_other_weights_than_that_of_the_runs_is_not_measured(own, micro, monkeypatch):
+    folder = own / "outputs/study/small"
+    (folder / "base_rows.csv").unlink()
+    monkeypatch.setattr("lmoe.study.judge.fingerprint", lambda model: "f" * 32)
+    found = study(micro, own)
+    assert found.exit_code == 1 and "put back the base of the runs" in " ".join(found.output.split()), found.output
+    assert not (folder / "base_rows.csv").exists()
 
 
 @pytest.mark.parametrize(("arm", "gone"), [("lora", ["."]), ("apart", ["domains/00", "domains/02"])])
