@@ -26,6 +26,7 @@ from lmoe.study.judge import CLASSIFIER_FILE, base_losses
 from lmoe.study.judged import JudgedLosses, read_judged
 from lmoe.study.ledger import models_judged, rows_digest
 from lmoe.study.matched import ArmSize, arm_size
+from lmoe.study.origins import study_origins
 from lmoe.study.planned import make_job
 from lmoe.study.progress import Progress
 from lmoe.study.result import EDGE, ArmResult, ComparisonResult, Curve, StudyResult, TryResult, comparison_result
@@ -44,12 +45,14 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
     """The result of a study whose jobs are done, as far as they are.
 
     Raises:
-        LmoeError: nothing was judged, or a file is damaged.
+        LmoeError: nothing was judged, judged runs had different bases, or a file is damaged.
     """
     config = study.config
+    begun = begun_jobs(study.folder)
+    origins = _origins(study, progress, begun)
     every = read_judged(progress.judged, study.folder)
     judged = every.in_the_mean(config.judging)
-    longer, begun = _longer(study, progress), begun_jobs(study.folder)
+    longer = _longer(study, progress)
     strata, digest = judged.strata, rows_digest(judged.rows)
     return StudyResult(
         name=config.name,
@@ -68,7 +71,7 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
         judging_digest=digest,
         left_out=judged.left_out,
         judged_before=models_judged(
-            _root(study), config.name, _digest_of_all(every, config.judging), _judged_models(study, progress)
+            _root(study), config.name, _digest_of_all(every, config.judging), len(_judged_jobs(study, progress))
         ),
         domains=dict(zip(strata.names, strata.rows.astype(int).tolist(), strict=True)),
         more_domains={
@@ -91,7 +94,7 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
         ],
         longer=_compared(study, progress, longer) if longer else [],
         commands=_commands(study, begun),
-        notes=[*progress.notes, *_notes(study, progress, judged, longer)],
+        notes=[*progress.notes, *_notes(study, progress, judged, longer), *origins],
     )
 
 
@@ -136,9 +139,21 @@ def _base(study: Study, progress: Progress, judged: JudgedLosses) -> dict[str, f
     return dict(zip(judged.strata.names, losses.tolist(), strict=True))
 
 
-def _judged_models(study: Study, progress: Progress) -> int:
+def _origins(study: Study, progress: Progress, begun: Sequence[Job]) -> list[str]:
+    """What a reader has to know of what the runs were trained on and with.
+
+    Args:
+        begun: all jobs that were begun.
+    """
+    tuned = [job for job in begun if job.judging is None and is_done(job, study.folder)]
+    backbones = {name: config.backbone for name, config in study.configs.items()}
+    return study_origins(_judged_jobs(study, progress), tuned, backbones, study.folder)
+
+
+def _judged_jobs(study: Study, progress: Progress) -> list[Job]:
+    """The jobs that have judged, with longer runs too."""
     jobs = [job for of_arms in (progress.judged, progress.longer) for own in of_arms.values() for job in own]
-    return sum(is_done(job, study.folder) for job in jobs)
+    return [job for job in jobs if is_done(job, study.folder)]
 
 
 def _root(study: Study) -> Path:
