@@ -4,6 +4,8 @@ import json
 import re
 import shlex
 import shutil
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,8 +27,10 @@ from lmoe.files.adapter_files import WEIGHTS_FILE
 from lmoe.files.resources import resource_dir
 from lmoe.injection.tracing import adapters_off
 from lmoe.report.summary import FINISHED
-from lmoe.study.jobs import write_job
+from lmoe.run.finish import finish
+from lmoe.study.jobs import PRUNED_FILE, finished, read_job, write_job
 from lmoe.study.result import StudyResult
+from lmoe.study.sampling import Watch
 from tests.conftest import process_state
 from tests.micro import DOMAINS, ROOT, Micro
 
@@ -386,6 +390,57 @@ def test_a_job_waits_until_another_process_of_it_has_ended(own, monkeypatch, cap
     monkeypatch.setattr("lmoe.cli.study_job.taken_by_others", lambda file: True)
     monkeypatch.setattr("lmoe.cli.study_job.LONGEST_WAIT", -1.0)
     assert do_job(place) == 1 and "is in use by another process" in capsys.readouterr().err
+
+
+@pytest.fixture
+def watched(own, monkeypatch) -> Path:
+    """The folder of a job of tuning that is watched all the time, and whose run is to be done once more."""
+    (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
+    watch = Watch(arm="lora", trial=0, tries=2, several_keys=False, from_step=0, metric="mean")
+    write_job(replace(read_job(place), judging=None, watch=watch), own / "outputs/study/small")
+    shutil.rmtree(place / "report")
+    shutil.rmtree(place / "checkpoints")
+    monkeypatch.setattr("lmoe.cli.study_job.LOOK_EVERY", 0.01)
+    return place
+
+
+def test_a_run_that_has_done_its_last_step_is_not_pruned(watched, monkeypatch):
+    ending = threading.Event()
+
+    def finish_late(*args, **kwargs):
+        ending.set()
+        time.sleep(0.5)
+        finish(*args, **kwargs)
+
+    monkeypatch.setattr("lmoe.run.train.finish", finish_late)
+    monkeypatch.setattr("lmoe.study.sampling.should_prune", lambda *args: ending.is_set())
+    assert do_job(watched) == 0 and ending.is_set()
+    assert finished(watched) is not None and not (watched / PRUNED_FILE).exists()
+
+
+def test_a_job_that_falls_behind_is_pruned_also_before_its_run_listens_to_signals(watched, monkeypatch):
+    def train_slowly(*args, **kwargs):
+        time.sleep(60)
+
+    monkeypatch.setattr("lmoe.cli.study_job.train", train_slowly)
+    monkeypatch.setattr("lmoe.study.sampling.should_prune", lambda *args: True)
+    assert do_job(watched) == 0
+    assert (watched / PRUNED_FILE).exists() and finished(watched) is None
+
+
+def test_what_goes_wrong_while_a_job_is_watched_is_said_once_and_looked_at_again(watched, monkeypatch, capsys):
+    looks = []
+
+    def fails_at_first(*args):
+        looks.append(1)
+        if len(looks) < 4:
+            raise OSError("the journal is locked")
+        return True
+
+    monkeypatch.setattr("lmoe.cli.study_job.train", lambda *args, **kwargs: time.sleep(60))
+    monkeypatch.setattr("lmoe.study.sampling.should_prune", fails_at_first)
+    assert do_job(watched) == 0 and (watched / PRUNED_FILE).exists()
+    assert capsys.readouterr().err.count("cannot be told: OSError: the journal is locked") == 1
 
 
 def test_judging_rows_that_are_trained_on_are_refused(restored, micro, tmp_path):
