@@ -12,9 +12,10 @@ from lmoe.cli.errors import with_keys
 from lmoe.cli.threads import prepare_threads
 from lmoe.cli.train import main as train
 from lmoe.errors import LmoeError, StudyError
+from lmoe.files.adapter_files import ADAPTER_DIR, CONFIG_FILE, WEIGHTS_FILE
 from lmoe.files.lock import taken_by_others
 from lmoe.files.run_folder import hydra_quoted
-from lmoe.resume.stopping import Stopped
+from lmoe.resume.stopping import Stopped, StopSignals
 from lmoe.study.jobs import PRUNED_FILE, ROWS_FILE, Job, finished, read_job
 
 STUDY_ABOVE = 3
@@ -37,7 +38,7 @@ def main(place: Path) -> int:
     prepare_threads()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     try:
-        with (place / LOCK_FILE).open("a") as file:
+        with StopSignals(), (place / LOCK_FILE).open("a") as file:
             _wait_for(file, place)
             return _do(place)
     except LmoeError as error:
@@ -63,46 +64,87 @@ def _wait_for(file: TextIO, place: Path) -> None:
 
 def _do(place: Path) -> int:
     job = read_job(place)
+    pruner = Pruner(place, job)
     if job.watch is not None:
-        threading.Thread(target=_prune, args=(place, job), daemon=True).start()
+        threading.Thread(target=pruner.watch, daemon=True).start()
+    try:
+        return _train_and_judge(place, job, pruner)
+    finally:
+        pruner.end()
+
+
+def _train_and_judge(place: Path, job: Job, pruner: "Pruner") -> int:
+    to_judge = job.judging is not None and not (place / ROWS_FILE).exists()
     for run in job.runs:
         folder = place / run.folder
-        if not _is_finished(folder):
-            code = train([*run.settings, "resume=auto", f"hydra.run.dir={hydra_quoted(folder)}"])
+        if finished(folder) is None or (to_judge and not _has_adapter(folder)):
+            done = pruner.end if run is job.runs[-1] else None
+            code = train([*run.settings, "resume=auto", f"hydra.run.dir={hydra_quoted(folder)}"], steps_done=done)
             if code:
                 return 0 if (place / PRUNED_FILE).exists() else code
-            if not _is_finished(folder):
+            if finished(folder) is None:
                 sys.stderr.write("the run has ended before its last step\n")
                 return 1
-    if job.judging is not None and not (place / ROWS_FILE).exists():
+    if to_judge:
         from lmoe.study.judge import judge
 
         judge(job, place)
     return 0
 
 
-def _is_finished(run: Path) -> bool:
-    """Whether a run has done all its steps; one whose summary is damaged goes on from its last checkpoint."""
-    try:
-        return finished(run) is not None
-    except LmoeError:
-        return False
+def _has_adapter(run: Path) -> bool:
+    """Whether the adapter of a run is still there, which a study needs no more once the run is judged."""
+    return all((run / ADAPTER_DIR / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE))
 
 
-def _prune(place: Path, job: Job) -> None:
-    """Stop at the next safe place once the validations of a job have fallen behind."""
-    from lmoe.study.sampling import should_prune
-    from lmoe.study.tuning import validated
+class Pruner:
+    """Stops a job at the next safe place once its validations have fallen behind, as long as it has steps to do.
 
-    reported: set[int] = set()
-    while True:
-        time.sleep(LOOK_EVERY)
-        assert job.watch is not None
-        scores = validated(place, job, job.watch.metric)
-        if should_prune(job.watch, place.parents[STUDY_ABOVE], reported, scores):
-            (place / PRUNED_FILE).touch()
-            os.kill(os.getpid(), signal.SIGTERM)
-            return
+    Args:
+        place: folder of the job.
+        job: what it is, and what it is watched for.
+    """
+
+    def __init__(self, place: Path, job: Job) -> None:
+        self.place, self.job = place, job
+        self._ended, self._deciding = threading.Event(), threading.Lock()
+
+    def end(self) -> None:
+        """The last step is done: whatever is found from now on prunes nothing."""
+        with self._deciding:
+            self._ended.set()
+
+    def watch(self) -> None:
+        """Look at the validations again and again; what goes wrong is said once, and looked at again."""
+        reported: set[int] = set()
+        said = ""
+        while not self._ended.wait(LOOK_EVERY):
+            try:
+                behind = self._is_behind(reported)
+            except Exception as error:  # of Optuna, or of a file that is being written; the run itself goes on
+                found = f"whether this job is to be pruned cannot be told: {type(error).__name__}: {error}"
+                if found != said:
+                    sys.stderr.write(f"{found}\n")
+                said = found
+                continue
+            if behind:
+                self._stop()
+                return
+
+    def _is_behind(self, reported: set[int]) -> bool:
+        from lmoe.study.sampling import should_prune
+        from lmoe.study.tuning import validated
+
+        assert self.job.watch is not None
+        scores = validated(self.place, self.job, self.job.watch.metric)
+        return should_prune(self.job.watch, self.place.parents[STUDY_ABOVE], reported, scores)
+
+    def _stop(self) -> None:
+        """NOTE under the lock: the signal comes before the last step is done, and so finds a run that it stops."""
+        with self._deciding:
+            if not self._ended.is_set():
+                (self.place / PRUNED_FILE).touch()
+                os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _end_with(parent: int) -> None:

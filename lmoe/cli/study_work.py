@@ -9,6 +9,7 @@ from lmoe.report.say import say
 from lmoe.run.announce import quiet_libraries
 from lmoe.study.conclude import conclude
 from lmoe.study.estimate import estimate_lines
+from lmoe.study.jobs import check_begun
 from lmoe.study.page import write_page
 from lmoe.study.rows import check_experts, check_metric, rows_of_arms
 from lmoe.study.run import run_study
@@ -30,6 +31,7 @@ def do_study(composed: Study, launcher: JobLauncher) -> None:
     console = Console()
     study, hashes = _read(composed)
     keep_config(study, hashes)
+    check_begun(study.folder)
     tools = Tools(
         launch=launcher, alone=launcher.alone, say=lambda line: say(console, line), parallel=launcher.parallel
     )

@@ -1,7 +1,9 @@
 """`lmoe train`, the same as `python train.py`: compose, validate, build, run."""
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from lmoe.cli.commands import shell_command
@@ -17,12 +19,19 @@ from lmoe.run.records import started_run
 from lmoe.vocabulary import DryRun
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code."""
-    return hydra_main("train", RunConfig, run_problems, run, sys.argv[1:] if argv is None else argv, entry=__file__)
+def main(argv: list[str] | None = None, *, steps_done: Callable[[], None] | None = None) -> int:
+    """Returns the exit code.
+
+    Args:
+        steps_done: called when the run has done its steps, of a single run; see `lmoe.run.train`.
+    """
+    job = run if steps_done is None else partial(run, steps_done=steps_done)
+    return hydra_main("train", RunConfig, run_problems, job, sys.argv[1:] if argv is None else argv, entry=__file__)
 
 
-def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
+def run(
+    config: RunConfig, run_dir: Path, overrides: list[str], *, steps_done: Callable[[], None] = lambda: None
+) -> None:
     """One job: a dry run, a training or a continued one."""
     if config.dry_run is DryRun.config:
         for note in hub_names(config):
@@ -60,7 +69,7 @@ def run(config: RunConfig, run_dir: Path, overrides: list[str]) -> None:
             return
         from lmoe.run.train import train
 
-        train(config, run_dir, overrides, console, signals, writes=first, wording=shell_command)
+        train(config, run_dir, overrides, console, signals, writes=first, wording=shell_command, steps_done=steps_done)
 
 
 if __name__ == "__main__":  # how Lightning starts the further processes of a run

@@ -1,7 +1,7 @@
 """The model under evaluation, and how rows are put before it."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -12,9 +12,10 @@ from lmoe.adapter.load import load
 from lmoe.adapter.place import adapter_folder, local_checkpoint, run_folder
 from lmoe.adapter.run_data import run_data
 from lmoe.adapter.stored_base import GGUF_FILE
-from lmoe.backbones.load import context_length, load_tokenizer, tokenizer_in
+from lmoe.backbones.load import context_length, load_model, load_tokenizer, tokenizer_in
 from lmoe.backbones.placement import placed
 from lmoe.config.backbone import BackboneConfig
+from lmoe.config.data import DataConfig
 from lmoe.data.chats.template_source import take_template
 from lmoe.data.encoded import EncodedRow, EncodedRows
 from lmoe.errors import ConfigError
@@ -100,6 +101,25 @@ def subject_of(
     backbone = BackboneConfig(model_name=str(model.name_or_path), trust_remote_code=trust_remote_code)
     take_template(tokenizer, *run_template(chat_template, own, tokenizer, backbone))
     answers_end(model, tokenizer)
+    return Subject(model=placed(model, device), tokenizer=tokenizer, batch_size=batch_size, max_length=length)
+
+
+def base_subject(backbone: BackboneConfig, data: DataConfig, *, batch_size: int, device: str | None = None) -> Subject:
+    """The base of a run by itself, ready to be measured: the same losses as those of the run with its adapters off, as
+    far as no phase has trained the base.
+
+    Args:
+        backbone: section of the run; its attention is the one that Transformers chooses, as that of `subject_of` is.
+        data: section of the run, whose template and length count.
+        device: as torch names it; None: a GPU where there is one.
+
+    Raises:
+        LmoeError: a base or a template that cannot be read.
+    """
+    backbone = replace(backbone, attn_implementation=None)
+    model, tokenizer = load_model(backbone), load_tokenizer(backbone)
+    take_template(tokenizer, data.chat_template, data.template_kwargs)
+    length = longest(None, data.max_length, model)
     return Subject(model=placed(model, device), tokenizer=tokenizer, batch_size=batch_size, max_length=length)
 
 

@@ -20,10 +20,11 @@ from lmoe.vocabulary import RowKind
 def data_of(run: Path | None, subject: Subject) -> tuple[DataConfig, int]:
     """The data section of a run for rows of all domains under the template that its tokenizer has, and its seed."""
     own, seed = run_data(run)
-    return _for_subject(own, subject), seed
+    return for_subject(own, subject), seed
 
 
-def _for_subject(config: DataConfig, subject: Subject) -> DataConfig:
+def for_subject(config: DataConfig, subject: Subject) -> DataConfig:
+    """The data section for rows under the template and the length that a subject has."""
     return replace(config, packing=False, max_length=subject.max_length, chat_template=None, template_kwargs={})
 
 
@@ -62,7 +63,7 @@ def learnt_answers(run: Path | None, subject: Subject) -> EvaluationRows:
     """
     lesson = loss_lesson(run_lessons(run))
     _, seed = run_data(run)
-    train = _read(_for_subject(lesson.data, subject), seed, subject, rows_of(lesson))
+    train = _read(for_subject(lesson.data, subject), seed, subject, rows_of(lesson))
     if (learnt := lesson.data.domains) is not None:
         rows, _ = of_domains(train.rows, train.domains, learnt)
         train = replace(train, rows=rows, domains=[name for name in train.domains if name in learnt])

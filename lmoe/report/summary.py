@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from lmoe.errors import CheckpointError
 from lmoe.files.small_file import Reader
@@ -123,7 +124,23 @@ class RunSummary:
         Raises:
             CheckpointError: no such file, not JSON, or keys that are missing or unknown.
         """
-        content = SUMMARY.json(Path(path))
+        return cls.from_content(SUMMARY.json(Path(path)), path)
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any], path: Path, *, pass_over_unknown: bool = False) -> "RunSummary":
+        """The summary in the content of a JSON file.
+
+        Args:
+            path: of the file, for messages.
+            pass_over_unknown: leave out keys that this version does not know, for whoever knows what the losses are of.
+
+        Raises:
+            CheckpointError: keys that are missing or unknown.
+        """
+        if pass_over_unknown:
+            content = _known(cls, content)
+            if isinstance(content.get("targets"), dict):
+                content = {**content, "targets": _known(TargetReport, content["targets"])}
         expected = {f.name for f in fields(cls)}
         optional = {f.name for f in fields(cls) if f.default_factory is not MISSING or f.default is not MISSING}
         if problems := sorted((expected - optional - content.keys()) | (content.keys() - expected)):
@@ -131,7 +148,7 @@ class RunSummary:
             raise CheckpointError(
                 f"{path} is no summary of a run that this version reads: {shown(named, longest=LONGEST_REASON)}"
             )
-        return cls(**content | {"targets": cls._targets(path, content.get("targets"))})
+        return cls(**{**content, "targets": cls._targets(path, content.get("targets"))})
 
     @staticmethod
     def _targets(path: Path, content: object) -> TargetReport | None:
@@ -146,6 +163,12 @@ class RunSummary:
             return TargetReport(**content)  # type: ignore[arg-type]
         except TypeError:
             raise CheckpointError(f"{path} is no summary of a run that this version reads: targets") from None
+
+
+def _known(schema: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a mapping a dataclass has a field for."""
+    names = {f.name for f in fields(schema)}
+    return {key: value for key, value in content.items() if key in names}
 
 
 def _mean(losses: Mapping[str, float], domains: Sequence[str]) -> float | None:

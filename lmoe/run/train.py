@@ -74,6 +74,7 @@ def train(
     writes: bool,
     objective: Objective | None = None,
     wording: Wording = str,
+    steps_done: Callable[[], None] = lambda: None,
 ) -> None:
     """Train, write the adapter and the report, print the table.
 
@@ -86,6 +87,7 @@ def train(
         writes: whether this process writes for all of the run, and has claimed its folder.
         objective: in place of the one that task.name chooses.
         wording: how commands are said that go on from here or use what was trained.
+        steps_done: called behind the last step, while signals still wait: what comes then is done to its end.
 
     Raises:
         LmoeError: anything that the user can mend.
@@ -153,6 +155,7 @@ def train(
             with memory_advice(config), signals.deferred():
                 path = None if found is None else found.path
                 trainer.fit(parts.module, datamodule=parts.datamodule, ckpt_path=path, weights_only=True)
+                steps_done()
             signals.check()  # one that came after the last step
             put_in_place(parts.module, trainer.strategy)  # NOTE Lightning has moved it to the CPU
             for fit in fits:

@@ -30,6 +30,7 @@ from lmoe.study.given import NAMED, GivenArm, GivenRun, arms_of_runs, check_once
 from lmoe.study.inference import rows_interval
 from lmoe.study.judged import JudgedLosses, judged_losses
 from lmoe.study.ledger import judged_often, models_judged, rows_digest
+from lmoe.study.origins import origin_notes
 from lmoe.study.runs_result import RunsArm, RunsComparison, RunsResult
 from lmoe.study.strata import Floats, domain_losses
 from lmoe.study.verdict import FEWEST_SEEDS, judge
@@ -362,12 +363,7 @@ def notes_of(arms: Sequence[GivenArm], judged: JudgedLosses, files: set[str]) ->
         notes.append(
             f"the runs have read these rows in training, as {', '.join(read[:NAMED])}: they are not new to them"
         )
-    if len({run.base for run in runs}) > 1:
-        notes.append("the bases differ, and not their tokenizers: a difference may be that of the bases")
-    for package in ("lmoe", "torch"):
-        versions = sorted({str(run.record.get("versions", {}).get(package)) for run in runs})
-        if len(versions) > 1:
-            notes.append(f"trained with several versions of {package}: {', '.join(versions)}")
+    notes += origin_notes([run.record for run in runs])
     if judged.left_out:
         notes.append(
             f"{judged.left_out} rows are not compared: not every run was asked for the same tokens of them, such as "

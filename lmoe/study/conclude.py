@@ -21,11 +21,12 @@ from lmoe.run.provenance import PACKAGES
 from lmoe.study.arms import Values, values_text
 from lmoe.study.beside import Beside, beside_baseline, beside_by_domain
 from lmoe.study.comparison import Terms
-from lmoe.study.jobs import LONGER, ROWS_FILE, Job, begun_jobs, failure_of, finished, is_done, was_pruned
+from lmoe.study.jobs import ROWS_FILE, Job, begun_jobs, failure_of, finished, is_done, was_pruned
 from lmoe.study.judge import CLASSIFIER_FILE, base_losses
 from lmoe.study.judged import JudgedLosses, read_judged
 from lmoe.study.ledger import models_judged, rows_digest
 from lmoe.study.matched import ArmSize, arm_size
+from lmoe.study.origins import study_origins
 from lmoe.study.planned import make_job
 from lmoe.study.progress import Progress
 from lmoe.study.result import EDGE, ArmResult, ComparisonResult, Curve, StudyResult, TryResult, comparison_result
@@ -44,12 +45,14 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
     """The result of a study whose jobs are done, as far as they are.
 
     Raises:
-        LmoeError: nothing was judged, or a file is damaged.
+        LmoeError: nothing was judged, judged runs had different bases, or a file is damaged.
     """
     config = study.config
+    begun = begun_jobs(study.folder)
+    origins = _origins(study, progress, begun)
     every = read_judged(progress.judged, study.folder)
     judged = every.in_the_mean(config.judging)
-    longer, begun = _longer(study, progress), begun_jobs(study.folder)
+    longer = _longer(study, progress)
     strata, digest = judged.strata, rows_digest(judged.rows)
     return StudyResult(
         name=config.name,
@@ -68,7 +71,7 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
         judging_digest=digest,
         left_out=judged.left_out,
         judged_before=models_judged(
-            _root(study), config.name, _digest_of_all(every, config.judging), _judged_models(study, progress)
+            _root(study), config.name, _digest_of_all(every, config.judging), len(_judged_jobs(study, progress))
         ),
         domains=dict(zip(strata.names, strata.rows.astype(int).tolist(), strict=True)),
         more_domains={
@@ -91,17 +94,13 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
         ],
         longer=_compared(study, progress, longer) if longer else [],
         commands=_commands(study, begun),
-        notes=[*progress.notes, *_notes(study, progress, judged, longer)],
+        notes=[*progress.notes, *_notes(study, progress, judged, longer), *origins],
     )
 
 
 def _of(begun: Sequence[Job], arm: str, *, longer: bool = False) -> list[Job]:
     """The jobs of an arm that were begun: those of longer runs, or the others."""
-    return [job for job in begun if job.arm == arm and _is_longer(job) is longer]
-
-
-def _is_longer(job: Job) -> bool:
-    return Path(job.place).parts[0] == LONGER
+    return [job for job in begun if job.arm == arm and job.is_longer is longer]
 
 
 def _commands(study: Study, begun: Sequence[Job]) -> dict[str, list[str]]:
@@ -110,7 +109,7 @@ def _commands(study: Study, begun: Sequence[Job]) -> dict[str, list[str]]:
     for name, arm in study.arms.items():
         for job in begun:
             if job.arm == name:
-                times = study.config.longer.times if _is_longer(job) else 1
+                times = study.config.longer.times if job.is_longer else 1
                 now = make_job(study, arm, job.values, job.seed, judging=job.judging, longer=times)
                 found[job.place] = commands_of(now)
     return found
@@ -129,20 +128,32 @@ def _longer(study: Study, progress: Progress) -> JudgedLosses | None:
 
 
 def _base(study: Study, progress: Progress, judged: JudgedLosses) -> dict[str, float]:
-    """The loss of the base with all adapters off, by domain."""
+    """The loss of the base without adapters, by domain."""
     done = [job for job in progress.judged.get(study.config.baseline, []) if is_done(job, study.folder)]
     if not done:
         return {}
-    by_row = base_losses(done[0], study.folder)
+    by_row = base_losses(done[0], study.configs[study.config.baseline].backbone, study.folder)
     if not all(row in by_row for row in judged.rows):
         return {}
     losses = domain_losses(np.array([[by_row[row] for row in judged.rows]]), judged.strata)[0]
     return dict(zip(judged.strata.names, losses.tolist(), strict=True))
 
 
-def _judged_models(study: Study, progress: Progress) -> int:
+def _origins(study: Study, progress: Progress, begun: Sequence[Job]) -> list[str]:
+    """What a reader has to know of what the runs were trained on and with.
+
+    Args:
+        begun: all jobs that were begun.
+    """
+    tuned = [job for job in begun if job.judging is None and is_done(job, study.folder)]
+    backbones = {name: config.backbone for name, config in study.configs.items()}
+    return study_origins(_judged_jobs(study, progress), tuned, backbones, study.folder)
+
+
+def _judged_jobs(study: Study, progress: Progress) -> list[Job]:
+    """The jobs that have judged, with longer runs too."""
     jobs = [job for of_arms in (progress.judged, progress.longer) for own in of_arms.values() for job in own]
-    return sum(is_done(job, study.folder) for job in jobs)
+    return [job for job in jobs if is_done(job, study.folder)]
 
 
 def _root(study: Study) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 
 from lmoe.errors import LmoeError
-from lmoe.study.jobs import LONGER, Job, finished, seconds_of
+from lmoe.study.jobs import Job, finished, seconds_of
 
 JUDGING = 1.5
 """A job that judges lasts so many times as long as one that tunes, where no arm has both; measured on the bundled data
@@ -48,7 +48,7 @@ class JobTimes:
     def of_job(self, job: Job) -> float | None:
         """Seconds of a job: of its arm, or else of any; None: no job is done yet."""
         judges = job.judging is not None
-        whole = self.longer if job.place.startswith(f"{LONGER}/") else 1
+        whole = self.longer if job.is_longer else 1
         for arm in (job.arm, None):
             if alike := self._of(arm, judges):
                 return whole * median(alike)

@@ -19,6 +19,7 @@ from lmoe.report.summary import FINISHED, TIME_OVER, RunSummary
 from lmoe.resume.rules import SAFE
 from lmoe.rules.study import objective_problems
 from lmoe.run.provenance import provenance_records
+from lmoe.study.origins import base_of
 
 SAVED = Reader(error=StudyError, cure="put back the file that the run has written")
 SEED, BASE = "seed", "backbone.model_name"
@@ -58,8 +59,7 @@ class GivenRun:
     @property
     def base(self) -> str:
         """Which weights its base has."""
-        found = self.record["backbone"]
-        return str(found.get("fingerprint") or found.get("name"))
+        return base_of(self.record)
 
     @property
     def data_hashes(self) -> dict[str, str]:

@@ -5,11 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lmoe.errors import LmoeError, StudyError
-from lmoe.files.run_folder import SUMMARY_FILE, hydra_quoted
+from lmoe.errors import CheckpointError, LmoeError, StudyError
+from lmoe.files.run_folder import PROVENANCE_FILE, SUMMARY_FILE, hydra_quoted
 from lmoe.files.small_file import Reader
 from lmoe.files.write import write_whole
-from lmoe.report.summary import FINISHED, RunSummary
+from lmoe.report.summary import FINISHED, SUMMARY, RunSummary
 from lmoe.study.arms import Arm, Values, value_settings, values_text
 from lmoe.study.sampling import Watch
 
@@ -82,6 +82,11 @@ class Job:
     def label(self) -> str:
         """The job in a line."""
         return f"{self.arm} {values_text(self.values)} seed {self.seed}"
+
+    @property
+    def is_longer(self) -> bool:
+        """Whether its runs are the longer ones (study.longer)."""
+        return Path(self.place).parts[0] == LONGER
 
 
 def job_of(
@@ -198,15 +203,28 @@ def begun_jobs(folder: Path) -> list[Job]:
 
 
 def finished(run: Path) -> RunSummary | None:
-    """The summary of a run that has done all its steps; None: it has not.
+    """The summary of a run that has done all its steps; None: it has not, or its summary is damaged, so that it goes
+    on from its last checkpoint.
+
+    Keys of a later version are passed over: all runs of a study are measured in nats a token, and none of these keys
+    can make another loss of it.
 
     Raises:
-        CheckpointError: the summary is damaged.
+        StudyError: the summary is whole, and of a version that this one cannot read: the run may have done its steps.
     """
     file = run / SUMMARY_FILE
     if not file.exists():
         return None
-    summary = RunSummary.from_json(file)
+    try:
+        content = SUMMARY.json(file)
+    except CheckpointError:
+        return None
+    try:
+        summary = RunSummary.from_content(content, file, pass_over_unknown=True)
+    except CheckpointError as error:
+        raise StudyError(
+            f"{error}; go on with the version of lmoe that has written it ({PROVENANCE_FILE} names it), or {KEPT.cure}"
+        ) from None
     return summary if summary.ended == FINISHED else None
 
 
@@ -215,13 +233,27 @@ def is_done(job: Job, folder: Path) -> bool:
 
     Args:
         folder: of the study.
+
+    Raises:
+        StudyError: as `finished`.
     """
     place = folder / job.place
-    try:
-        trained = all(finished(place / run.folder) is not None for run in job.runs)
-    except LmoeError:
-        return False
+    trained = all(finished(place / run.folder) is not None for run in job.runs)
     return trained and (job.judging is None or (place / ROWS_FILE).exists())
+
+
+def check_begun(folder: Path) -> None:
+    """Read what the jobs that were begun have left, so that what cannot be used is named before anything is launched.
+
+    Args:
+        folder: of the study.
+
+    Raises:
+        StudyError: names the file.
+    """
+    for job in begun_jobs(folder):
+        for run in job.runs:
+            finished(folder / job.place / run.folder)
 
 
 def was_pruned(job: Job, folder: Path) -> bool:

@@ -9,18 +9,20 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.adapter.run_data import run_data
+from lmoe.backbones.fingerprint import fingerprint
+from lmoe.config.backbone import BackboneConfig
 from lmoe.config.data import DataConfig
 from lmoe.config.study import BUNDLED_TEXT
 from lmoe.errors import StudyError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_judging
 from lmoe.evaluate.row_losses import RowLoss, read_row_losses, row_losses, write_row_losses
 from lmoe.evaluate.rows import with_experts
-from lmoe.evaluate.subject import Subject, subject_of
-from lmoe.evaluate.training_rows import data_of, first_training_rows
+from lmoe.evaluate.subject import Subject, base_subject, subject_of
+from lmoe.evaluate.training_rows import data_of, first_training_rows, for_subject
 from lmoe.files.resources import resource_dir
 from lmoe.files.write import write_whole
 from lmoe.injection.record import injected
-from lmoe.injection.tracing import adapters_off
+from lmoe.run.provenance import provenance_records
 from lmoe.study.jobs import ROWS_FILE, Job, Judging
 from lmoe.study.prompt_classifier import PromptClassifier
 
@@ -40,8 +42,7 @@ def judge(job: Job, place: Path) -> None:
     """
     assert job.judging is not None
     if len(job.runs) == 1:
-        subject, parts = _opened(place / job.runs[0].folder, job.judging)
-        config, _ = run_data(place / job.runs[0].folder)
+        subject, config, parts = _opened(place / job.runs[0].folder, job.judging)
         losses = [loss for data in parts for loss in _of_one_run(subject, data, config)]
     else:
         losses = _judge_apart(job, place)
@@ -53,34 +54,59 @@ def judge(job: Job, place: Path) -> None:
     write_row_losses(losses, place / ROWS_FILE)
 
 
-def base_losses(job: Job, folder: Path) -> dict[str, float]:
-    """The loss of each judging row under the base with all adapters off, by the row's name; measured once.
+def base_losses(job: Job, backbone: BackboneConfig, folder: Path) -> dict[str, float]:
+    """The loss of each judging row under the base without adapters, by the row's name; measured once.
 
     Args:
-        job: of the baseline, which is done.
-        folder: of the study, which keeps them.
+        job: of the baseline, which is done; its adapter may be gone.
+        backbone: section of its runs.
+        folder: of the study, which keeps the losses.
 
     Raises:
-        LmoeError: a run or rows that cannot be read.
+        LmoeError: a base or rows that cannot be read, or another base than that of the job.
     """
     file = folder / BASE_FILE
     if not file.exists():
         assert job.judging is not None
-        subject, parts = _opened(folder / job.place / job.runs[0].folder, job.judging)
-        with adapters_off(subject.model):
-            write_row_losses([loss for data in parts for loss in row_losses(subject, data)], file)
+        run = folder / job.place / job.runs[0].folder
+        data, seed = run_data(run)
+        subject = base_subject(backbone, data, batch_size=job.judging.batch_size)
+        _check_base(subject, run)
+        parts = _judging_rows(for_subject(data, subject), seed, subject, job.judging)
+        write_row_losses([loss for part in parts for loss in row_losses(subject, part)], file)
     return {loss.row: loss.loss for loss in read_row_losses(file)}
 
 
-def _opened(run: Path, judging: Judging) -> tuple[Subject, list[EvaluationRows]]:
-    """A run, its judging rows, and then each of the further sets of rows as one domain."""
+def _check_base(subject: Subject, run: Path) -> None:
+    """Refuse a base with other weights than the one that a run was trained on, as far as the run has recorded it."""
+    record = next(iter(provenance_records(run)[-1:]), {"backbone": {}})
+    wanted, found = record["backbone"].get("fingerprint"), fingerprint(subject.model)
+    if wanted not in (None, found):
+        raise StudyError(
+            f"{run} was trained on another base (fingerprint {wanted}) than {subject.model.name_or_path} is here "
+            f"({found}), so that the losses of the base cannot be measured; put back the base of the runs"
+        )
+
+
+def _opened(run: Path, judging: Judging) -> tuple[Subject, DataConfig, list[EvaluationRows]]:
+    """A run, its data section for these rows, its judging rows, and then each of the further sets of rows as one
+    domain."""
     subject = subject_of(run, batch_size=judging.batch_size)
     config, seed = data_of(run, subject)
+    return subject, config, _judging_rows(config, seed, subject, judging)
+
+
+def _judging_rows(config: DataConfig, seed: int, subject: Subject, judging: Judging) -> list[EvaluationRows]:
+    """The judging rows of a run, and then each of the further sets of rows as one domain.
+
+    Args:
+        config: its data section, for rows of the subject.
+    """
     rows = prepare_judging(
         config, subject.tokenizer, seed=seed, bundled=resource_dir("data"), length_name="data.max_length"
     )
     parts = [rows, *more_rows(config, subject.tokenizer, judging.more, seed)]
-    return subject, [part.first_of_each_domain(judging.rows_per_domain) for part in parts]
+    return [part.first_of_each_domain(judging.rows_per_domain) for part in parts]
 
 
 def more_rows(
@@ -120,7 +146,7 @@ def _of_one_run(subject: Subject, data: EvaluationRows, config: DataConfig) -> l
 def _judge_apart(job: Job, place: Path) -> list[RowLoss]:
     """Each row under the run whose domain a classifier gives it, which has learnt from training prompts."""
     assert job.judging is not None
-    subject, parts = _opened(place / job.runs[0].folder, job.judging)
+    subject, _, parts = _opened(place / job.runs[0].folder, job.judging)
     names = [run.domain for run in job.runs]
     train = first_training_rows(place / job.runs[0].folder, subject, PROMPTS_PER_DOMAIN, names)
     of_rows = [train.domains[i] for i in train.rows.domains.tolist()]

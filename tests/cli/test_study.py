@@ -6,6 +6,8 @@ import shlex
 import shutil
 import signal
 import sys
+import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,13 +21,21 @@ from lmoe.cli.study import compose_arms, read_study
 from lmoe.cli.study_job import main as do_job
 from lmoe.cli.study_jobs import JobLauncher, JobTask, reason
 from lmoe.cli.train import main as train
+from lmoe.config.study import JudgingConfig
 from lmoe.errors import ConfigError
-from lmoe.evaluate.row_losses import read_row_losses
+from lmoe.evaluate.loss_rows import prepare_judging
+from lmoe.evaluate.row_losses import read_row_losses, row_losses
+from lmoe.evaluate.subject import subject_of
+from lmoe.evaluate.training_rows import data_of
 from lmoe.files.adapter_files import WEIGHTS_FILE
+from lmoe.files.resources import resource_dir
+from lmoe.injection.tracing import adapters_off
 from lmoe.report.summary import FINISHED
 from lmoe.resume.stopping import Stopped
-from lmoe.study.jobs import write_job
+from lmoe.run.finish import finish
+from lmoe.study.jobs import PRUNED_FILE, finished, read_job, write_job
 from lmoe.study.result import StudyResult
+from lmoe.study.sampling import Watch
 from tests.conftest import process_state
 from tests.micro import DOMAINS, ROOT, Micro
 
@@ -181,10 +191,11 @@ def test_a_metric_that_no_run_logs_is_refused_before_any_run(restored, micro, tm
     assert not list(tmp_path.glob("outputs/study/small/runs"))
 
 
-def test_a_study_that_is_done_is_only_written_anew(done, own, micro, monkeypatch):
-    def refuse(self, jobs):
-        raise AssertionError("nothing is left to do")
+def refuse(self, jobs):
+    raise AssertionError("nothing is left to do")
 
+
+def test_a_study_that_is_done_is_only_written_anew(done, own, micro, monkeypatch):
     monkeypatch.setattr(JobLauncher, "__call__", refuse)
     before = (own / "outputs/study/small/study.json").read_text().replace(str(done[0]), str(own))
     found = study(micro, own)
@@ -300,6 +311,71 @@ def test_a_run_with_a_damaged_summary_is_done_again_to_the_same_losses(own, micr
     assert after["primary"] == before["primary"] and json.loads(summary.read_text())["ended"] == FINISHED
 
 
+@pytest.mark.parametrize(("key", "said"), [("colour", "In outputs/study/small"), ("seconds", "seconds (missing)")])
+def test_a_run_whose_summary_another_version_has_written_is_never_trained_anew(own, micro, monkeypatch, key, said):
+    (file,) = (own / "outputs/study/small").glob("runs/lora/*/seed_2/report/summary.json")
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in content.items() if name != key} | {"colour": "red"}))
+    before = file.read_bytes()
+    monkeypatch.setattr(JobLauncher, "__call__", failing)
+    found = study(micro, own)
+    assert said in " ".join(found.output.split()) and found.exit_code == int(key == "seconds"), found.output
+    assert file.read_bytes() == before and not list(file.parents[4].glob("*/*/failed.json"))
+    assert do_job(file.parents[1]) == found.exit_code and file.read_bytes() == before
+
+
+def test_a_study_without_adapters_and_checkpoints_goes_on_and_measures_the_same_base(done, own, micro, monkeypatch):
+    folder = own / "outputs/study/small"
+    before = (folder / "study.json").read_text().replace(str(done[0]), str(own))
+    losses = (folder / "base_rows.csv").read_bytes()
+    gone = [place for name in ("adapter", "checkpoints") for place in folder.glob(f"**/{name}")]
+    assert len(gone) == 2 * (3 + 3 + 3 * len(DOMAINS))
+    for place in gone:
+        shutil.rmtree(place)
+    (folder / "base_rows.csv").unlink()
+    monkeypatch.setattr(JobLauncher, "__call__", refuse)
+    found = study(micro, own)
+    assert found.exit_code == 0, found.output
+    assert (folder / "base_rows.csv").read_bytes() == losses
+    after = (folder / "study.json").read_text()
+    assert {**json.loads(before), "finished": 0} == {**json.loads(after), "finished": 0}
+
+
+@pytest.mark.parametrize("arm", ["lora", "permuted"])
+def test_the_losses_of_the_base_are_those_of_a_run_with_its_adapters_off_to_the_bit(done, restored, arm):
+    folder = done[0] / "outputs/study/small"
+    (run,) = folder.glob(f"runs/{arm}/*/seed_0")
+    subject = subject_of(run, batch_size=JudgingConfig().batch_size)
+    config, seed = data_of(run, subject)
+    rows = prepare_judging(config, subject.tokenizer, seed=seed, bundled=resource_dir("data"), length_name="length")
+    with adapters_off(subject.model):
+        assert row_losses(subject, rows) == read_row_losses(folder / "base_rows.csv")
+
+
+def test_a_base_with_other_weights_than_that_of_the_runs_is_not_measured(own, micro, monkeypatch):
+    folder = own / "outputs/study/small"
+    (folder / "base_rows.csv").unlink()
+    monkeypatch.setattr("lmoe.study.judge.fingerprint", lambda model: "f" * 32)
+    found = study(micro, own)
+    assert found.exit_code == 1 and "put back the base of the runs" in " ".join(found.output.split()), found.output
+    assert not (folder / "base_rows.csv").exists()
+
+
+@pytest.mark.parametrize(("arm", "gone"), [("lora", ["."]), ("apart", ["domains/00", "domains/02"])])
+def test_a_run_that_is_to_be_judged_and_has_no_adapter_is_trained_again_to_the_same_losses(own, arm, gone):
+    (place,) = (own / "outputs/study/small").glob(f"runs/{arm}/*/seed_1")
+    rows = (place / "judged_rows.csv").read_bytes()
+    (place / "judged_rows.csv").unlink()
+    kept = {file: file.stat().st_mtime_ns for file in place.glob(f"**/adapter/{WEIGHTS_FILE}")}
+    for run in gone:
+        for folder in ("adapter", "checkpoints"):
+            shutil.rmtree(place / run / folder)
+    assert do_job(place) == 0
+    assert (place / "judged_rows.csv").read_bytes() == rows
+    again = {file for file, written in kept.items() if file.stat().st_mtime_ns != written}
+    assert again == {place / run / "adapter" / WEIGHTS_FILE for run in gone}
+
+
 def test_a_model_whose_loss_is_no_number_fails_its_job_and_leaves_no_rows(own, monkeypatch, capsys):
     (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
     (place / "judged_rows.csv").unlink()
@@ -319,6 +395,57 @@ def test_a_job_waits_until_another_process_of_it_has_ended(own, monkeypatch, cap
     monkeypatch.setattr("lmoe.cli.study_job.taken_by_others", lambda file: True)
     monkeypatch.setattr("lmoe.cli.study_job.LONGEST_WAIT", -1.0)
     assert do_job(place) == 1 and "is in use by another process" in capsys.readouterr().err
+
+
+@pytest.fixture
+def watched(own, monkeypatch) -> Path:
+    """The folder of a job of tuning that is watched all the time, and whose run is to be done once more."""
+    (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
+    watch = Watch(arm="lora", trial=0, tries=2, several_keys=False, from_step=0, metric="mean")
+    write_job(replace(read_job(place), judging=None, watch=watch), own / "outputs/study/small")
+    shutil.rmtree(place / "report")
+    shutil.rmtree(place / "checkpoints")
+    monkeypatch.setattr("lmoe.cli.study_job.LOOK_EVERY", 0.01)
+    return place
+
+
+def test_a_run_that_has_done_its_last_step_is_not_pruned(watched, monkeypatch):
+    ending = threading.Event()
+
+    def finish_late(*args, **kwargs):
+        ending.set()
+        time.sleep(0.5)
+        finish(*args, **kwargs)
+
+    monkeypatch.setattr("lmoe.run.train.finish", finish_late)
+    monkeypatch.setattr("lmoe.study.sampling.should_prune", lambda *args: ending.is_set())
+    assert do_job(watched) == 0 and ending.is_set()
+    assert finished(watched) is not None and not (watched / PRUNED_FILE).exists()
+
+
+def test_a_job_that_falls_behind_is_pruned_also_before_its_run_listens_to_signals(watched, monkeypatch):
+    def train_slowly(*args, **kwargs):
+        time.sleep(60)
+
+    monkeypatch.setattr("lmoe.cli.study_job.train", train_slowly)
+    monkeypatch.setattr("lmoe.study.sampling.should_prune", lambda *args: True)
+    assert do_job(watched) == 0
+    assert (watched / PRUNED_FILE).exists() and finished(watched) is None
+
+
+def test_what_goes_wrong_while_a_job_is_watched_is_said_once_and_looked_at_again(watched, monkeypatch, capsys):
+    looks = []
+
+    def fails_at_first(*args):
+        looks.append(1)
+        if len(looks) < 4:
+            raise OSError("the journal is locked")
+        return True
+
+    monkeypatch.setattr("lmoe.cli.study_job.train", lambda *args, **kwargs: time.sleep(60))
+    monkeypatch.setattr("lmoe.study.sampling.should_prune", fails_at_first)
+    assert do_job(watched) == 0 and (watched / PRUNED_FILE).exists()
+    assert capsys.readouterr().err.count("cannot be told: OSError: the journal is locked") == 1
 
 
 def test_judging_rows_that_are_trained_on_are_refused(restored, micro, tmp_path):

@@ -7,11 +7,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from lmoe.config.backbone import BackboneConfig
 from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, StudyConfig, TimingConfig, TuningConfig
 from lmoe.evaluate.row_losses import COLUMNS
 from lmoe.report.summary import RunSummary
 from lmoe.study.arms import arms_of
-from lmoe.study.jobs import LONGER, ROWS_FILE, Job, write_job
+from lmoe.study.jobs import ROWS_FILE, Job, write_job
 from lmoe.study.study import Study, Tools
 
 DOMAINS = ("code", "math")
@@ -36,13 +37,15 @@ def config(**changes: Any) -> StudyConfig:
 
 def study_of(config: StudyConfig, folder: Path, *, max_steps: int = 10, max_epochs: float | None = None) -> Study:
     """The study, in a folder."""
-    trainer = SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs)
+    run = SimpleNamespace(
+        trainer=SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs), backbone=BackboneConfig()
+    )
     return Study(
         config=config,
         given=("logger=none",),
         folder=folder,
         arms=arms_of(config, ["logger=none"]),
-        configs={name: SimpleNamespace(trainer=trainer) for name in config.arms},  # type: ignore[arg-type]
+        configs=dict.fromkeys(config.arms, run),  # type: ignore[arg-type]
         domains=list(DOMAINS),
         command="lmoe study study=micro",
     )
@@ -67,7 +70,7 @@ class Written:
         for job in jobs:
             write_job(job, self.folder)
             place = self.folder / job.place
-            self.launched.append(job.label + (" longer" if job.place.startswith(LONGER) else ""))
+            self.launched.append(job.label + (" longer" if job.is_longer else ""))
             try:
                 loss = self.loss(job)
             except ArithmeticError:

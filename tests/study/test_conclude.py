@@ -24,7 +24,7 @@ SIZE = ArmSize(total_parameters=10, active_parameters=5, flops_per_token=1e6, re
 def concluded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., StudyResult]:
     """Does a study whose jobs lose what they are told to, without a backbone to count or to judge."""
     monkeypatch.setattr("lmoe.study.conclude.arm_size", lambda config, runs: SIZE)
-    monkeypatch.setattr("lmoe.study.conclude.base_losses", lambda job, folder: {})
+    monkeypatch.setattr("lmoe.study.conclude.base_losses", lambda job, backbone, folder: {})
     monkeypatch.setattr("lmoe.study.conclude._curve", lambda runs: None)
 
     def conclude_after(loss: Callable[[Job], float], given: StudyConfig | None = None, **changes: Any) -> StudyResult:

@@ -1,10 +1,22 @@
 """The files of jobs: what is damaged is named, and what only estimates hang on is passed over."""
 
+import json
+
 import pytest
 
 from lmoe.config.study import JudgingConfig
 from lmoe.errors import StudyError
-from lmoe.study.jobs import JOB_FILE, SECONDS_FILE, failure_of, seconds_of, write_job
+from lmoe.files.run_folder import SUMMARY_FILE
+from lmoe.study.jobs import (
+    JOB_FILE,
+    SECONDS_FILE,
+    check_begun,
+    failure_of,
+    finished,
+    is_done,
+    seconds_of,
+    write_job,
+)
 from lmoe.study.run import run_study
 from tests.study.studies import Written, config, study_of
 
@@ -37,3 +49,34 @@ def test_a_damaged_reason_of_a_failure_is_said(tmp_path, jobs):
     file = tmp_path / jobs[0].place / "failed.json"
     file.write_text('{"reas')
     assert failure_of(jobs[0], tmp_path) == f"it failed, and {file} cannot be read"
+
+
+def changed(file, **changes):
+    """Write a summary anew with other keys; those of None are taken out."""
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+@pytest.mark.parametrize("content", ["", '{"name": ', "[]"])
+def test_a_run_whose_summary_is_damaged_has_not_done_its_steps(tmp_path, jobs, content):
+    (tmp_path / jobs[0].place / SUMMARY_FILE).write_text(content)
+    assert not is_done(jobs[0], tmp_path) and is_done(jobs[1], tmp_path)
+    check_begun(tmp_path)
+
+
+def test_a_run_whose_summary_a_later_version_has_written_is_done(tmp_path, jobs):
+    targets = {"kind": "domain", "targets": ["a"], "sites": 1, "rows": [1], "chosen": [[1.0]], "colour": "red"}
+    file = tmp_path / jobs[0].place / SUMMARY_FILE
+    changed(file, colour="red", targets=targets)
+    assert is_done(jobs[0], tmp_path)
+    summary = finished(file.parents[1])
+    assert summary is not None and summary.after_mean == 2.0 and summary.targets is not None
+
+
+def test_a_summary_that_this_version_cannot_read_is_refused_and_not_taken_for_no_run(tmp_path, jobs):
+    changed(tmp_path / jobs[0].place / SUMMARY_FILE, seconds=None)
+    said = r"summary\.json is no summary .* seconds \(missing\); go on with the version of lmoe that has written it"
+    with pytest.raises(StudyError, match=said):
+        is_done(jobs[0], tmp_path)
+    with pytest.raises(StudyError, match=said):
+        check_begun(tmp_path)
