@@ -78,6 +78,8 @@ def pretrain_problems(config: PretrainConfig) -> list[str]:
         problems.append(without_effect("optim.min_lr_ratio", "with optim.schedule=constant"))
     if config.trainer.nonfinite is not NonFinite.stop:
         problems.append(without_effect("trainer.nonfinite", "in pretrain, which always stops"))
+    if config.trainer.max_epochs is not None:
+        problems.append("trainer.max_epochs has no effect in pretrain; set trainer.max_steps")
     if config.trainer.gradient_checkpointing:
         problems.append("trainer.gradient_checkpointing has no effect in pretrain; leave it out")
     if config.trainer.stop_on_collapse:

@@ -23,8 +23,6 @@ CONFIG = Reader(error=StudyError, cure="put it back, or start another study (stu
 NOT_SET = "not set"
 NO_PART_OF_IT = ("max_time",)
 """Keys of a study that may change while it is under way: no run depends on them."""
-Compose = Callable[[Sequence[str]], RunConfig]
-"""The config of a run with such settings, without problems; raises ConfigError."""
 Launch = Callable[[Sequence[Job]], None]
 """Do jobs, wherever they run, and come back when each is done or has failed."""
 

@@ -78,6 +78,8 @@ def test_the_default_pretraining_is_valid(tmp_path):
         ("model", "num_hidden_layers", 0, "model.num_hidden_layers is 0"),
         ("model", "hidden_size", 0, "model.hidden_size is 0"),
         ("trainer", "gradient_checkpointing", True, "trainer.gradient_checkpointing has no effect"),
+        ("trainer", "max_epochs", 2.0, "trainer.max_epochs has no effect in pretrain; set trainer.max_steps"),
+        ("trainer", "stop_on_collapse", True, "trainer.stop_on_collapse has no effect"),
         ("trainer", "max_steps", 0, "trainer.max_steps is 0"),
         ("checkpoint", "save_base", True, "checkpoint.save_base has no effect"),
         ("checkpoint", "every_n_steps", -1, "checkpoint.every_n_steps is -1"),
