@@ -10,6 +10,8 @@ from lmoe.files.run_folder import PROVENANCE_FILE, SUMMARY_FILE, hydra_quoted
 from lmoe.files.small_file import Reader
 from lmoe.files.write import write_whole
 from lmoe.report.summary import FINISHED, SUMMARY, RunSummary
+from lmoe.rules.study import setting_key
+from lmoe.rules.trust import TRUST
 from lmoe.study.arms import Arm, Values, value_settings, values_text
 from lmoe.study.sampling import Watch
 
@@ -39,6 +41,12 @@ class JobRun:
     folder: str
     domain: str
     settings: tuple[str, ...]
+
+    @property
+    def trusts_code(self) -> bool:
+        """Whether its command says that Python which comes with its base may run."""
+        said = [text.partition("=")[2].lower() for text in self.settings if setting_key(text) == TRUST]
+        return said[-1:] == ["true"]
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from lmoe.files.resources import resource_dir
 from lmoe.files.write import write_whole
 from lmoe.injection.record import injected
 from lmoe.run.provenance import provenance_records
-from lmoe.study.jobs import ROWS_FILE, Job, Judging
+from lmoe.study.jobs import ROWS_FILE, Job, JobRun, Judging
 from lmoe.study.prompt_classifier import PromptClassifier
 
 CLASSIFIER_FILE, BASE_FILE = "classifier.json", "base_rows.csv"
@@ -42,7 +42,7 @@ def judge(job: Job, place: Path) -> None:
     """
     assert job.judging is not None
     if len(job.runs) == 1:
-        subject, config, parts = _opened(place / job.runs[0].folder, job.judging)
+        subject, config, parts = _opened(job.runs[0], place, job.judging)
         losses = [loss for data in parts for loss in _of_one_run(subject, data, config)]
     else:
         losses = _judge_apart(job, place)
@@ -88,12 +88,16 @@ def _check_base(subject: Subject, run: Path) -> None:
         )
 
 
-def _opened(run: Path, judging: Judging) -> tuple[Subject, DataConfig, list[EvaluationRows]]:
+def _opened(run: JobRun, place: Path, judging: Judging) -> tuple[Subject, DataConfig, list[EvaluationRows]]:
     """A run, its data section for these rows, its judging rows, and then each of the further sets of rows as one
     domain."""
-    subject = subject_of(run, batch_size=judging.batch_size)
-    config, seed = data_of(run, subject)
+    subject = _subject(run, place, judging)
+    config, seed = data_of(place / run.folder, subject)
     return subject, config, _judging_rows(config, seed, subject, judging)
+
+
+def _subject(run: JobRun, place: Path, judging: Judging) -> Subject:
+    return subject_of(place / run.folder, trust_remote_code=run.trusts_code, batch_size=judging.batch_size)
 
 
 def _judging_rows(config: DataConfig, seed: int, subject: Subject, judging: Judging) -> list[EvaluationRows]:
@@ -146,7 +150,7 @@ def _of_one_run(subject: Subject, data: EvaluationRows, config: DataConfig) -> l
 def _judge_apart(job: Job, place: Path) -> list[RowLoss]:
     """Each row under the run whose domain a classifier gives it, which has learnt from training prompts."""
     assert job.judging is not None
-    subject, _, parts = _opened(place / job.runs[0].folder, job.judging)
+    subject, _, parts = _opened(job.runs[0], place, job.judging)
     names = [run.domain for run in job.runs]
     train = first_training_rows(place / job.runs[0].folder, subject, PROMPTS_PER_DOMAIN, names)
     of_rows = [train.domains[i] for i in train.rows.domains.tolist()]
@@ -154,7 +158,7 @@ def _judge_apart(job: Job, place: Path) -> list[RowLoss]:
     chosen = [classifier.classify(subject, data.rows) for data in parts]
     losses: dict[tuple[int, int], RowLoss] = {}
     for run in job.runs:
-        expert = subject_of(place / run.folder, batch_size=job.judging.batch_size)
+        expert = _subject(run, place, job.judging)
         for number, data in enumerate(parts):
             mine = [index for index, name in enumerate(chosen[number]) if name == run.domain]
             if mine:

@@ -11,6 +11,9 @@ from transformers import AutoModelForCausalLM
 import lmoe
 from lmoe.cli import main as commands
 from lmoe.errors import BackboneError, CheckpointError
+from lmoe.evaluate.row_losses import read_row_losses
+from lmoe.study.jobs import ROWS_FILE, Job, JobRun, Judging
+from lmoe.study.judge import judge
 from tests.code_of_a_model import bring_code, edit
 from tests.micro import saved_config
 
@@ -221,3 +224,22 @@ def test_trust_has_no_effect_on_an_export_that_loads_no_model(lmoe_command, fini
     )
     assert code == 1
     assert "--trust-remote-code has no effect with --format lmoe" in text
+
+
+def test_a_job_of_a_study_is_judged_with_the_code_that_its_command_trusts(train, micro, tmp_path, modules_here):
+    bring_code(micro.model, tmp_path / "theirs")
+    edit(tmp_path / "theirs" / "tokenizer_config.json", auto_map={})  # Transformers 5.23 cannot read back what it saves
+    own = [f"backbone.model_name={tmp_path / 'theirs'}", f"data.judge_path={micro.val}"]
+    trusted = [*own, "backbone.trust_remote_code=true"]
+    done = train(*trusted, run="job")
+    assert done.code == 0, done.text
+
+    def job(settings: list[str]) -> Job:
+        runs = (JobRun(folder="", domain="", settings=tuple(settings)),)
+        return Job(arm="a", values=(), seed=0, place="job", runs=runs, judging=Judging(rows_per_domain=0, batch_size=4))
+
+    for settings in (own, [*trusted, "backbone.trust_remote_code=false"]):
+        with pytest.raises(CheckpointError, match="trust_remote_code is true: .*brought.Model.* would run"):
+            judge(job(settings), done.run)
+    judge(job(trusted), done.run)
+    assert len(read_row_losses(done.run / ROWS_FILE)) == 9
