@@ -13,7 +13,7 @@ from lmoe.cli.threads import prepare_threads
 from lmoe.cli.train import main as train
 from lmoe.errors import LmoeError, StudyError
 from lmoe.files.adapter_files import ADAPTER_DIR, CONFIG_FILE, WEIGHTS_FILE
-from lmoe.files.lock import taken_by_others
+from lmoe.files.lock import free_within
 from lmoe.files.run_folder import hydra_quoted
 from lmoe.resume.stopping import Stopped, StopSignals
 from lmoe.study.jobs import PRUNED_FILE, ROWS_FILE, Job, finished, read_job
@@ -55,11 +55,8 @@ def _wait_for(file: TextIO, place: Path) -> None:
     Raises:
         StudyError: it does not end.
     """
-    until = time.monotonic() + LONGEST_WAIT
-    while taken_by_others(file):
-        if time.monotonic() > until:
-            raise StudyError(f"{place} is in use by another process since {LONGEST_WAIT:g} s; stop it")
-        time.sleep(LOOK_AGAIN)
+    if not free_within(file, LONGEST_WAIT, LOOK_AGAIN):
+        raise StudyError(f"{place} is in use by another process since {LONGEST_WAIT:g} s; stop it")
 
 
 def _do(place: Path) -> int:

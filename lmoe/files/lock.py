@@ -1,6 +1,7 @@
 """One process at a time at a file."""
 
 import errno
+import time
 from typing import IO
 
 try:
@@ -27,3 +28,19 @@ def taken_by_others(file: IO) -> bool:
     except OSError as error:
         return error.errno in (errno.EACCES, errno.EAGAIN)
     return False
+
+
+def free_within(file: IO, seconds: float, look_again: float) -> bool:
+    """Whether this process comes to hold the lock of an open file, after waiting for others.
+
+    Args:
+        file: open for writing.
+        seconds: the longest wait.
+        look_again: seconds between two looks.
+    """
+    until = time.monotonic() + seconds
+    while taken_by_others(file):
+        if time.monotonic() > until:
+            return False
+        time.sleep(look_again)
+    return True

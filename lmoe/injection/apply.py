@@ -114,11 +114,11 @@ def _with_targets(moe: MoeConfig, injection: InjectionConfig) -> MoeConfig:
     return moe
 
 
-def _with_place(moe: MoeConfig, model: nn.Module) -> MoeConfig:
-    """The section with the layer that a router of this model reads, which may be given as a share of all."""
+def _with_place(moe: MoeConfig, layers: int) -> MoeConfig:
+    """The section with the layer that a router of a model of so many reads, which may be given as a share of them."""
     if moe.router_scope is not RouterScope.model:
         return moe
-    return replace(moe, router_layer=str(states_index(moe.router_layer, len(layouts(model)))))
+    return replace(moe, router_layer=str(states_index(moe.router_layer, layers)))
 
 
 def refuse_taken(model: nn.Module) -> None:
@@ -145,7 +145,7 @@ def inject(
     saves the model.
     """
     injection, moe = _checked(model, injection, moe)
-    moe = _with_place(_with_targets(moe, injection), model)
+    moe = _with_targets(moe, injection)
     refuse_offloaded(model, "injecting experts")
     if injection.experts_from is not None:
         raise InjectionError(
@@ -158,6 +158,7 @@ def inject(
     if reward_head:
         check_place(model)
     plan = _plan(model, injection, moe)
+    moe = _with_place(moe, len(plan.layers))
     found, context = base_fingerprint(model), routing_context(moe)
     trace = RoutingTrace(auxiliary_losses(injection, moe), has_routers=bool(plan.routers))
     build = SiteBuilder(model, layouts(model), injection, moe, trace, context)

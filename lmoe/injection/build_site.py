@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from lmoe.backbones.layout import LayerLayout
 from lmoe.backbones.weight_files import weights_at
 from lmoe.config.injection import InjectionConfig
-from lmoe.config.moe import MoeConfig, states_index
+from lmoe.config.moe import MoeConfig
 from lmoe.errors import InjectionError
 from lmoe.injection.evaluating import evaluating
 from lmoe.injection.plan import SiteKind, SitePlan
@@ -109,7 +109,7 @@ class SiteBuilder:
     Args:
         model: what the sites are in.
         layers: its decoder layers.
-        injection, moe: checked sections.
+        injection, moe: checked sections; moe.router_layer is a number.
         trace, context: what the model's routers share.
 
     Raises:
@@ -268,8 +268,7 @@ class SiteBuilder:
         """
         if hasattr(self.model, ROUTER):
             raise InjectionError(f"this backbone has a {ROUTER} of its own; use moe.router_scope=linear")
-        layers = [layer.path for layer in self.layers]
-        return decoder_place(layers, states_index(self.moe.router_layer, len(layers)))
+        return decoder_place([layer.path for layer in self.layers], int(self.moe.router_layer))
 
     def _deciding(self, site: SitePlan, base_layer: nn.Module) -> Router | BlockRoute | ModelRoute:
         """The site's own router, or its block's, which the block's first site makes, or the model's."""

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from lmoe.config.study import LEDGER_FILE
 from lmoe.errors import StudyError, TrainingError
-from lmoe.files.lock import taken_by_others
+from lmoe.files.lock import free_within
 from lmoe.files.small_file import Reader
 from lmoe.report.files import write_bytes
 
@@ -77,9 +76,6 @@ def _locked(root: Path) -> Iterator[None]:
     except OSError as error:
         raise TrainingError(f"{place} cannot be written: {error.strerror or error}") from None
     with file:
-        until = time.monotonic() + LONGEST_WAIT
-        while taken_by_others(file):
-            if time.monotonic() > until:
-                raise StudyError(f"{place} is held by another process since {LONGEST_WAIT:g} s; stop it")
-            time.sleep(LOOK_AGAIN)
+        if not free_within(file, LONGEST_WAIT, LOOK_AGAIN):
+            raise StudyError(f"{place} is held by another process since {LONGEST_WAIT:g} s; stop it")
         yield

@@ -54,9 +54,10 @@ def study_origins(
         StudyError: judged runs whose settings name one base had bases with other weights; names them.
         CheckpointError: provenance.json of a run is damaged.
     """
+    records = {job.place: list(_records(job, folder)) for job in (*judged, *tuned)}
     places: dict[str, dict[str, list[Path]]] = {}
     for job in judged:
-        for record in _records(job, folder):
+        for record in records[job.place]:
             of_base = places.setdefault(_wanted_base(job, backbones), {})
             of_base.setdefault(base_of(record), []).append(folder / job.place)
     for of_base in places.values():
@@ -67,12 +68,12 @@ def study_origins(
                 "back the base that is meant, remove the folders of the jobs with another one, and the same command "
                 "does these again"
             )
-    notes = origin_notes([record for job in (*judged, *tuned) for record in _records(job, folder)])
+    notes = origin_notes([record for of_job in records.values() for record in of_job])
     others = [
         folder / job.place
         for job in tuned
         if (known := places.get(_wanted_base(job, backbones)))
-        and any(base_of(record) not in known for record in _records(job, folder))
+        and any(base_of(record) not in known for record in records[job.place])
     ]
     if others:
         notes.append(f"tuned on a base with other weights than that of the judged runs: {_named(others)}")

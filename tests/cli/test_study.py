@@ -389,10 +389,10 @@ def test_a_model_whose_loss_is_no_number_fails_its_job_and_leaves_no_rows(own, m
 def test_a_job_waits_until_another_process_of_it_has_ended(own, monkeypatch, capsys):
     (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
     answers = [True, True, False]
-    monkeypatch.setattr("lmoe.cli.study_job.taken_by_others", lambda file: answers.pop(0))
+    monkeypatch.setattr("lmoe.files.lock.taken_by_others", lambda file: answers.pop(0))
     monkeypatch.setattr("lmoe.cli.study_job.LOOK_AGAIN", 0.0)
     assert do_job(place) == 0 and not answers
-    monkeypatch.setattr("lmoe.cli.study_job.taken_by_others", lambda file: True)
+    monkeypatch.setattr("lmoe.files.lock.taken_by_others", lambda file: True)
     monkeypatch.setattr("lmoe.cli.study_job.LONGEST_WAIT", -1.0)
     assert do_job(place) == 1 and "is in use by another process" in capsys.readouterr().err
 
