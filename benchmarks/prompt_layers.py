@@ -28,9 +28,9 @@ from lmoe.backbones.mean_states import in_order, padded_prompts
 from lmoe.cli.threads import own_cores
 from lmoe.config.backbone import BackboneConfig
 from lmoe.generate.generate import prompt_ids
+from lmoe.ops.deviations import deviations
 from lmoe.ops.k_means import k_means, nearest_centroid
 from lmoe.ops.softmax_regression import softmax_regression
-from lmoe.run.clusters import SMALLEST_STD
 from tools.reworded import BUNDLED, FRAMES, rows_of
 
 FOLDS = 4
@@ -106,7 +106,7 @@ def clusters_of(states: Tensor, count: int) -> tuple[Tensor, Tensor]:
         (N,) int64 each.
     """
     last = states[:, -1]
-    standard = (last - last.mean(0)) / last.std(0, correction=0).clamp(min=SMALLEST_STD)
+    standard = (last - last.mean(0)) / deviations(last)
     clusters = nearest_centroid(standard, k_means(standard, count, 0).float())[0]
     return clusters, torch.randperm(len(states), generator=torch.Generator().manual_seed(0)) % FOLDS
 

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from lmoe.ops.deviations import deviations
+
 PENALTY = 1e-2
 """Of the mean squared weight, against overfitting to a hundred samples a class."""
 ITERATIONS = 100
-SMALLEST_STD = 1e-6
 
 
 def softmax_regression(
@@ -31,7 +32,7 @@ def softmax_regression(
         W (C, D) and b (C,) in float64, for samples as they are; without a bias b is 0.
     """
     samples = samples.double()
-    std = samples.std(0, correction=0).clamp(min=SMALLEST_STD)
+    std = deviations(samples)
     mean = samples.mean(0) if with_bias else torch.zeros_like(std)
     inputs = (samples - mean) / std
     weight = torch.zeros(classes, samples.shape[1], dtype=torch.float64, requires_grad=True)

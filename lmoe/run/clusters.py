@@ -14,14 +14,13 @@ from torch import Tensor
 from lmoe.backbones.mean_states import in_order
 from lmoe.data.encoded import EncodedRows, opening, row_digest
 from lmoe.errors import ConfigError
+from lmoe.ops.deviations import deviations
 from lmoe.ops.k_means import k_means, nearest_centroid
 from lmoe.rules.routers import WITHOUT_TARGETS
 
 FIT_PROMPTS = 4096
 """Different prompts of the training rows, a seeded choice, that the centroids are fitted on at most; the others get the
 nearest centroid. Some hundreds of prompts for each cluster move a centroid little; their states must fit in memory."""
-SMALLEST_STD = 1e-6
-"""Of a dimension that hardly varies."""
 ReadStates = Callable[[Sequence[Tensor]], Iterator[tuple[list[int], Tensor]]]
 """From token ids of prompts to batches of their numbers and states; see `states_in_batches`."""
 
@@ -88,7 +87,7 @@ class PromptClusters:
         chosen = torch.randperm(len(digests), generator=generator)[:FIT_PROMPTS].sort().values.tolist()
         states = in_order(read([prompts.different[digests[number]] for number in chosen]))
         check_states(states)
-        mean, std = states.mean(0), states.std(0, correction=0).clamp(min=SMALLEST_STD)
+        mean, std = states.mean(0), deviations(states)
         try:
             centroids = k_means((states - mean) / std, count, seed).float()
         except ValueError as error:
