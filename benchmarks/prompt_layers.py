@@ -27,7 +27,7 @@ from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.backbones.mean_states import in_order, padded_prompts
 from lmoe.cli.threads import own_cores
 from lmoe.config.backbone import BackboneConfig
-from lmoe.generate.generate import prompt_ids
+from lmoe.generate.conversation import prompt_ids
 from lmoe.ops.deviations import deviations
 from lmoe.ops.k_means import k_means, nearest_centroid
 from lmoe.ops.softmax_regression import softmax_regression

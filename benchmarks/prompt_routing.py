@@ -18,7 +18,7 @@ from benchmarks.flags import positive
 from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.config.backbone import BackboneConfig
 from lmoe.files.resources import resource_dir
-from lmoe.generate.generate import prompt_ids
+from lmoe.generate.conversation import prompt_ids
 from lmoe.generate.speaker import prompts
 
 Shares = dict[str, float]

@@ -14,8 +14,9 @@ from lmoe.data.rows.row import Row
 from lmoe.data.show import decoded_texts, special_ids
 from lmoe.errors import ConfigError, DataError, LmoeError
 from lmoe.explain.explanation import TextTokens
+from lmoe.generate.conversation import asked
 from lmoe.generate.earlier_answers import earlier_answers
-from lmoe.generate.generate import Sampling, Turn, continue_ids, prompt_ids
+from lmoe.generate.generate import Sampling, Turn, continue_ids
 from lmoe.vocabulary import RowKind, TrainOn
 
 MOST_TOKENS = 1024
@@ -44,8 +45,8 @@ def prompted(
     Raises:
         DataError: the prompt is empty, longer than `most`, or refused by the chat template.
     """
-    ids = prompt_ids(tokenizer, prompt)
-    length = ids.shape[1]
+    found = asked(tokenizer, prompt)
+    ids, length = found.ids, len(found.ids)
     if length == 0:
         raise DataError("the prompt is empty")
     if length > most:
@@ -53,16 +54,14 @@ def prompted(
             f"the prompt has {length:,} tokens, and at most {most:,} are explained, because each costs a forward for "
             "each expert; shorten it, or raise `max_tokens`"
         )
-    answers = None
-    if not isinstance(prompt, str):
-        answers = earlier_answers(tokenizer, prompt, None, ids[0], train_on=train_on)
+    answers = earlier_answers(tokenizer, found, train_on=train_on)
     is_answer = torch.zeros(length, dtype=torch.bool) if answers is None else answers.cpu()
     if room := min(max_new_tokens, most - length):
-        new = continue_ids(model, tokenizer, ids, Sampling(max_new_tokens=room), answers=answers).cpu()
-        ids = torch.cat([ids[0].cpu(), new])
+        new = continue_ids(model, tokenizer, ids[None], Sampling(max_new_tokens=room), answers=answers).cpu()
+        ids = torch.cat([ids.cpu(), new])
         is_answer = torch.cat([is_answer, torch.ones(len(new), dtype=torch.bool)])
     else:
-        ids = ids[0].cpu()
+        ids = ids.cpu()
     return text_of(tokenizer, ids, is_answer, name=name, generated=bool(room), domain=domain)
 
 

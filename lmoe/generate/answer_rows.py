@@ -13,6 +13,7 @@ from lmoe.backbones.placement import lack_of_memory
 from lmoe.errors import DataError, RoutingError, TrainingError
 from lmoe.generate.answer_file import AnswerFile, Line
 from lmoe.generate.batches import BatchAnswers, batches_of
+from lmoe.generate.conversation import Asked
 from lmoe.generate.generate import Sampling, room_for_answer
 from lmoe.generate.row_prompts import RowPrompt
 from lmoe.generate.speaker import Speaker
@@ -87,23 +88,23 @@ def answer_rows(
         raise DataError(f"no row can be answered; row {row}: {problem}")
     made_of = {
         "rows": _digest([[row.domain, row.prompt, row.tools, row.reference] for row in rows]),
-        "prompts": _digest({row: ids.tolist() for row, ids in prompts.items()}),
+        "prompts": _digest({row: prompt.ids.tolist() for row, prompt in prompts.items()}),
         **speaker.made_of(),
         **asdict(sampling),
     }
     file = AnswerFile(path=output, made_of=made_of)
     answers: dict[int, Tensor | None] = {}
     if reads_prompts(speaker.model):
-        answers = {row: rows[row].answers(speaker.tokenizer, ids, speaker.train_on) for row, ids in prompts.items()}
+        answers = {n: rows[n].answers(speaker.tokenizer, prompt, speaker.train_on) for n, prompt in prompts.items()}
     with file.opened():
         left = [row for row in prompts if row not in file.done]
         answering = BatchAnswers(model=speaker.model, tokenizer=speaker.tokenizer, sampling=sampling)
         progress(len(file.done), len(prompts))
-        for chosen in batches_of([len(prompts[row]) for row in left], batch_size):
+        for chosen in batches_of([len(prompts[row].ids) for row in left], batch_size):
             batch = [left[index] for index in chosen]
             try:
                 found = answering.answer(
-                    [prompts[row] for row in batch],
+                    [prompts[row].ids for row in batch],
                     numbers=batch,
                     domains=None if domains is None else [domains[row] for row in batch],
                     answers=[answers.get(row) for row in batch],
@@ -139,17 +140,17 @@ def _domains(speaker: Speaker, rows: Sequence[RowPrompt]) -> list[str] | None:
 
 def _prompts(
     speaker: Speaker, rows: Sequence[RowPrompt], sampling: Sampling, domains: Sequence[str] | None
-) -> tuple[dict[int, Tensor], dict[int, str]]:
-    """Tokens of the rows that can be answered, and the problems of the others, by row."""
-    prompts: dict[int, Tensor] = {}
+) -> tuple[dict[int, Asked], dict[int, str]]:
+    """What the rows ask that can be answered, and the problems of the others, by row."""
+    prompts: dict[int, Asked] = {}
     problems: dict[int, str] = {}
     for number, row in enumerate(rows):
         try:
-            ids = row.ids(speaker.tokenizer)
-            room_for_answer(speaker.model, len(ids), sampling)
+            prompt = row.asked(speaker.tokenizer)
+            room_for_answer(speaker.model, len(prompt.ids), sampling)
             if domains is not None:
                 expert_of(injected(speaker.model).moe, domains[number])
-            prompts[number] = ids
+            prompts[number] = prompt
         except (DataError, RoutingError) as error:
             problems[number] = str(error)
     return prompts, problems

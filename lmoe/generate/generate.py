@@ -10,8 +10,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from lmoe.adapter.answer_end import end_tokens
 from lmoe.backbones.load import context_length
-from lmoe.data.chats.template import ChatTemplate
 from lmoe.errors import ConfigError, DataError
+from lmoe.generate.conversation import asked
 from lmoe.generate.earlier_answers import earlier_answers
 from lmoe.injection.batch_info import conversations, reads_prompts
 from lmoe.vocabulary import TrainOn
@@ -96,37 +96,6 @@ class _Pieces(TextStreamer):
         self._write(text)
 
 
-def prompt_ids(
-    tokenizer: PreTrainedTokenizerBase, prompt: str | Sequence[Turn], tools: Sequence[dict[str, Any]] | None = None
-) -> torch.Tensor:
-    """(1, T) token ids of a conversation, or of one user turn, under the chat template.
-
-    Without a template the texts stand one after the other, as they are.
-
-    Args:
-        tools: functions that the assistant may call, as a chat template takes them.
-
-    Raises:
-        DataError: the template refuses the conversation, or does not come to an end; tools without a template.
-    """
-    turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
-    if tokenizer.chat_template is None:
-        if tools:
-            raise DataError("tools cannot be shown to the model: its tokenizer has no chat template")
-        return text_ids(tokenizer, "\n".join(turn["content"] for turn in turns))
-    shown: list[Any] | None = list(tools) if tools else None
-    ChatTemplate.of(tokenizer, None).check(turns, shown)
-    encoded = tokenizer.apply_chat_template(
-        turns, tools=shown, add_generation_prompt=True, return_tensors="pt", return_dict=True
-    )
-    return encoded["input_ids"]  # type: ignore[index, return-value]
-
-
-def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
-    """(1, T) token ids of plain text, which is continued without a template."""
-    return tokenizer(text, return_tensors="pt", verbose=False)["input_ids"].long()  # type: ignore[union-attr]
-
-
 def stream_answer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -152,10 +121,9 @@ def stream_answer(
     """
     pieces: list[str] = []
     streamer = _Pieces(tokenizer, lambda piece: (pieces.append(piece), write(piece)))
-    ids, answers = prompt_ids(tokenizer, prompt), None
-    if not isinstance(prompt, str) and reads_prompts(model):
-        answers = earlier_answers(tokenizer, prompt, None, ids[0], train_on=train_on)
-    continue_ids(model, tokenizer, ids, sampling, to=streamer, answers=answers)
+    found = asked(tokenizer, prompt)
+    answers = earlier_answers(tokenizer, found, train_on=train_on) if reads_prompts(model) else None
+    continue_ids(model, tokenizer, found.ids[None], sampling, to=streamer, answers=answers)
     return "".join(pieces)
 
 

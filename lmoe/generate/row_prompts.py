@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from lmoe.data.rows.row import Message, Row
 from lmoe.data.rows.sources import read_rows
 from lmoe.errors import DataError
+from lmoe.generate.conversation import Asked, asked, asked_text
 from lmoe.generate.earlier_answers import earlier_answers
-from lmoe.generate.generate import prompt_ids, text_ids
 from lmoe.vocabulary import TrainOn
 
 
@@ -35,8 +35,8 @@ class RowPrompt:
     ignored: tuple[str, ...] = ()
     muted: frozenset[int] = frozenset()
 
-    def ids(self, tokenizer: PreTrainedTokenizerBase) -> Tensor:
-        """(T,) tokens of the prompt.
+    def asked(self, tokenizer: PreTrainedTokenizerBase) -> Asked:
+        """The prompt with its tokens.
 
         Raises:
             DataError: nothing is asked, or the chat template refuses it.
@@ -46,19 +46,17 @@ class RowPrompt:
         if isinstance(self.prompt, str):
             if not self.prompt.strip():
                 raise DataError("no prompt: the text is blank")
-            return text_ids(tokenizer, self.prompt)[0]
-        return prompt_ids(tokenizer, self.prompt, self.tools)[0]
+            return asked_text(tokenizer, self.prompt)
+        return asked(tokenizer, self.prompt, self.tools)
 
-    def answers(self, tokenizer: PreTrainedTokenizerBase, ids: Tensor, train_on: TrainOn) -> Tensor | None:
+    def answers(self, tokenizer: PreTrainedTokenizerBase, prompt: Asked, train_on: TrainOn) -> Tensor | None:
         """(T,) bool: tokens of the prompt that are earlier answers (`earlier_answers`); None: there are none.
 
         Args:
-            ids: (T,) as `ids` gives them.
+            prompt: as `asked` gives it.
             train_on: the turns that the model has learnt.
         """
-        if isinstance(self.prompt, str):
-            return None
-        return earlier_answers(tokenizer, self.prompt, self.tools, ids, muted=self.muted, train_on=train_on)
+        return earlier_answers(tokenizer, prompt, muted=self.muted, train_on=train_on)
 
 
 def row_prompts(source: str) -> list[RowPrompt]:

@@ -22,6 +22,7 @@ from lmoe.backbones.placement import placed
 from lmoe.blend.blend import Blend
 from lmoe.blend.routers import BlendRouter
 from lmoe.config.backbone import BackboneConfig
+from lmoe.data.chats.template_input import content_of
 from lmoe.data.chats.template_source import TEMPLATE_FILE, read_template
 from lmoe.data.rows.sources import read_rows
 from lmoe.errors import CheckpointError, ConfigError, DataError
@@ -276,10 +277,11 @@ def prompts(place: str, count: int = FITTED_PROMPTS) -> list[str]:
     Raises:
         DataError: rows that cannot be read, or none with a prompt.
     """
-    turns = [row.messages[0]["content"] for row in read_rows(place) if row.messages]
-    if not turns:
-        raise DataError(f"{place}: no row has a prompt")
-    return turns[:count]
+    conversations = [row.messages for row in read_rows(place) if row.messages]
+    asked = [[content_of(turn) for turn in turns if turn["role"] == "user"] for turns in conversations]
+    if not (first := [turns[0] for turns in asked if turns]):
+        raise DataError(f"{place}: no row has a turn of the user")
+    return first[:count]
 
 
 def named_places(text: str | None, what: str = "experts") -> dict[str, str]:

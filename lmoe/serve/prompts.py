@@ -11,14 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from lmoe.adapter.answer_end import end_tokens
-from lmoe.data.chats.template_input import call_forms, called_names, given_messages
 from lmoe.errors import DataError
+from lmoe.generate.conversation import asked, text_ids
 from lmoe.generate.earlier_answers import earlier_answers
-from lmoe.generate.generate import prompt_ids, text_ids
 from lmoe.injection.batch_info import reads_prompts
 from lmoe.serve.request import Refused, RefusedError
 from lmoe.serve.text import TokenTexts
@@ -115,32 +113,8 @@ class Prompts:
 
     def _conversation(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> Prompt:
         try:
-            ids = self._ids(messages, tools)
+            found = asked(self._reading, messages, tools)
         except DataError as error:
             raise RefusedError(Refused.invalid, str(error), "messages") from None
-        earlier = None
-        if self.by_prompt:
-            earlier = earlier_answers(self._reading, messages, tools, ids, train_on=self.train_on)
-        return Prompt(ids.tolist(), None if earlier is None else earlier.tolist())
-
-    def _ids(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None) -> Tensor:
-        """(T,) tokens of the conversation; with calls of functions in the first form that the template takes.
-
-        Raises:
-            DataError: there is none.
-        """
-        source = self._reading.get_chat_template(tools=list(tools or [])) if self._reading.chat_template else ""
-        if tools and "tools" not in source:
-            raise DataError("the chat template shows the model no tools; leave them out")
-        forms = call_forms(source)
-        if not any(called_names(message) for message in messages):
-            forms = forms[:1]
-        problem: DataError | None = None
-        for form in forms:
-            given = given_messages(messages, developer="developer" in source, form=form)
-            try:
-                return prompt_ids(self._reading, given, tools)[0]
-            except DataError as error:
-                problem = problem or error
-        assert problem is not None
-        raise problem
+        earlier = earlier_answers(self._reading, found, train_on=self.train_on) if self.by_prompt else None
+        return Prompt(found.ids.tolist(), None if earlier is None else earlier.tolist())

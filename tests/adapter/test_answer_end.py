@@ -14,7 +14,8 @@ from lmoe.adapter.answer_end import end_tokens
 from lmoe.adapter.load import load
 from lmoe.cli.main import app
 from lmoe.export.export import export_merged, export_peft, export_peft_experts, export_without_expert
-from lmoe.generate.generate import Sampling, continue_ids, prompt_ids
+from lmoe.generate.conversation import prompt_ids
+from lmoe.generate.generate import Sampling, continue_ids
 from lmoe.generate.speaker import blended
 from lmoe.pretrain.bpe import CHAT_TEMPLATE, END_OF_TEXT, TURN_END, train_bpe
 from lmoe.vocabulary import BackbonePrecision

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import lmoe
 from lmoe.cli.main import app
-from lmoe.generate.generate import prompt_ids
+from lmoe.generate.conversation import prompt_ids
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ from lmoe.data.encode import Encoder
 from lmoe.data.encoded import EncodedRow
 from lmoe.data.rows.row import Row
 from lmoe.generate.batches import BatchAnswers
+from lmoe.generate.conversation import asked, prompt_ids
 from lmoe.generate.earlier_answers import earlier_answers
-from lmoe.generate.generate import Sampling, continue_ids, prompt_ids
+from lmoe.generate.generate import Sampling, continue_ids
 from lmoe.generate.row_prompts import RowPrompt
 from lmoe.generate.speaker import Speaker
 from lmoe.injection.batch_info import batch_info, conversations
@@ -95,7 +96,7 @@ def test_the_logits_of_an_answer_are_those_that_training_gives_the_same_conversa
     """With no, one and two answers before."""
     turns = TURNS[:count]
     ids = prompt_ids(tokenizer, turns)
-    before = earlier_answers(tokenizer, turns, None, ids[0])
+    before = earlier_answers(tokenizer, asked(tokenizer, turns))
     assert (before is None) == (count == 2)
     with heard(model) as logits:
         answer = continue_ids(model, tokenizer, ids, SAMPLING, answers=before)
@@ -110,13 +111,13 @@ def test_a_chat_and_a_batch_of_rows_answer_a_conversation_as_it_is_answered_alon
     alone = []
     for turns in conversations:
         ids = prompt_ids(tokenizer, turns)
-        before = earlier_answers(tokenizer, turns, None, ids[0])
+        before = earlier_answers(tokenizer, asked(tokenizer, turns))
         alone.append(continue_ids(model, tokenizer, ids, SAMPLING, answers=before))
     rows = [RowPrompt(domain="all", prompt=turns) for turns in conversations]
-    prompts = [row.ids(tokenizer) for row in rows]
-    before = [row.answers(tokenizer, ids, TrainOn.assistant) for row, ids in zip(rows, prompts, strict=True)]
+    prompts = [row.asked(tokenizer) for row in rows]
+    before = [row.answers(tokenizer, prompt, TrainOn.assistant) for row, prompt in zip(rows, prompts, strict=True)]
     answering = BatchAnswers(model=model, tokenizer=tokenizer, sampling=SAMPLING)
-    found = answering.answer(prompts, numbers=range(3), answers=before)
+    found = answering.answer([prompt.ids for prompt in prompts], numbers=range(3), answers=before)
     assert [one.ids.tolist() for one in found] == [ids.tolist() for ids in alone]
     said = speaker.answer(list(TURNS), SAMPLING, lambda piece: None)
     assert said == tokenizer.decode(alone[0], skip_special_tokens=True)
@@ -124,12 +125,12 @@ def test_a_chat_and_a_batch_of_rows_answer_a_conversation_as_it_is_answered_alon
 
 def test_the_old_answers_count_where_training_took_them_for_the_prompt(tokenizer):
     """data.train_on=last labels the last answer alone, and a muted turn carries no label."""
-    ids = prompt_ids(tokenizer, TURNS)[0]
-    found = earlier_answers(tokenizer, TURNS, None, ids)
+    prompt = asked(tokenizer, TURNS)
+    ids, found = prompt.ids, earlier_answers(tokenizer, prompt)
     assert found is not None
     assert tokenizer.decode(ids[found]) == "hello to you<|im_end|>c = d + a<|im_end|>"
-    assert earlier_answers(tokenizer, TURNS, None, ids, train_on=TrainOn.last) is None
-    second = earlier_answers(tokenizer, TURNS, None, ids, muted={2})
+    assert earlier_answers(tokenizer, prompt, train_on=TrainOn.last) is None
+    second = earlier_answers(tokenizer, prompt, muted={2})
     assert second is not None and tokenizer.decode(ids[second]) == "c = d + a<|im_end|>"
 
 
@@ -137,15 +138,49 @@ def test_answers_that_the_template_does_not_show_are_taken_for_prompt_and_that_i
     other = train_bpe([turn["content"] for turn in TURNS], VOCAB, 128)
     other.chat_template = "{% for message in messages %}{{ message['content'] | upper }}{% endfor %}"
     with pytest.warns(UserWarning, match="takes this whole conversation for the prompt"):
-        assert earlier_answers(other, TURNS, None, prompt_ids(other, TURNS)[0]) is None
+        assert earlier_answers(other, asked(other, TURNS)) is None
     other.chat_template = None
-    assert earlier_answers(other, TURNS, None, prompt_ids(other, TURNS)[0]) is None
+    assert earlier_answers(other, asked(other, TURNS)) is None
+
+
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "x", "deep": True}}}
+WITH_CALL = [
+    {"role": "user", "content": "say hello"},
+    {"role": "assistant", "content": "c = d", "tool_calls": [CALL]},
+    {"role": "tool", "content": "a"},
+]
+FORMS = {
+    "developer": [{"role": "developer", "content": "be kind"}, *TURNS[1:4]],
+    "arguments": WITH_CALL,
+    "thoughts": [TURNS[1], {**TURNS[2], "reasoning_content": "a = b"}, TURNS[3]],
+}
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role not in ['system', 'user', 'assistant', 'tool'] %}"
+    "{{ raise_exception('unknown role') }}{% endif %}<|im_start|>{{ m.role }}\n"
+    "{% if m.thinking %}({{ m.thinking }}){% endif %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}[{{ c.function.name + c.function.arguments }}]{% endfor %}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Knows no developer, joins arguments as text, and reads `thinking`."""
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_template_is_asked_in_the_form_in_which_training_gives_it_a_conversation(tokenizer, name):
+    other = train_bpe([turn["content"] for turn in TURNS], VOCAB, 128)
+    other.chat_template = TEMPLATE
+    turns = FORMS[name]
+    row = Row(where="", domain="all", messages=(*turns, {"role": "assistant", "content": "hello"}))
+    encoded = Encoder(other, ChatTemplate.of(other), 200).encode([row]).rows[0]
+    found = asked(other, turns)
+    assert torch.equal(encoded.input_ids[: len(found.ids)].long(), found.ids)
+    before = earlier_answers(other, found)
+    assert before is not None and torch.equal(before, encoded.is_label[: len(found.ids)])
 
 
 @pytest.mark.parametrize("model", list(OF_MODEL), indirect=True)
 def test_a_conversation_is_decided_alike_with_beams_without_a_cache_and_with_candidates(model, tokenizer):
     ids = prompt_ids(tokenizer, TURNS)
-    before = earlier_answers(tokenizer, TURNS, None, ids[0])
+    before = earlier_answers(tokenizer, asked(tokenizer, TURNS))
     assert before is not None
     options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": NEW, "do_sample": False}
     with conversations(model, before[None], torch.ones_like(ids, dtype=torch.bool)):

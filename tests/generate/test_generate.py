@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from lmoe.errors import ConfigError, DataError
-from lmoe.generate.generate import Sampling, prompt_ids, stream_answer
+from lmoe.generate.conversation import asked, prompt_ids
+from lmoe.generate.generate import Sampling, stream_answer
 from lmoe.pretrain.bpe import train_bpe
 from tests.conftest import CONTEXT, VOCAB
 
@@ -59,20 +60,23 @@ def test_tools_reach_the_template_and_one_that_fails_of_them_is_refused_in_words
     tokenizer.chat_template = (
         "{% for tool in tools or [] %}{{ tool.function.name }} {% endfor %}{{ messages[0].content }}"
     )
-    assert tokenizer.decode(prompt_ids(tokenizer, turns, [TOOL])[0]) == "look hello"
+    assert tokenizer.decode(asked(tokenizer, turns, [TOOL]).ids) == "look hello"
     assert tokenizer.decode(prompt_ids(tokenizer, turns)[0]) == "hello"
     tokenizer.chat_template = "{% if tools %}{{ raise_exception('no tools here') }}{% endif %}{{ messages[0].content }}"
     with pytest.raises(DataError, match="refuses this conversation.*no tools here"):
-        prompt_ids(tokenizer, turns, [TOOL])
+        asked(tokenizer, turns, [TOOL])
     tokenizer.chat_template = "{% for _ in range(tools | length * 99999) %}{{ '-' * 9999 }}{% endfor %}"
     with pytest.raises(DataError, match="refuses this conversation.*writes more than"):
-        prompt_ids(tokenizer, turns, [TOOL])
+        asked(tokenizer, turns, [TOOL])
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    with pytest.raises(DataError, match="shows the model no tools"):
+        asked(tokenizer, turns, [TOOL])
     tokenizer.chat_template = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools[0].function.name }}"}
-    assert tokenizer.decode(prompt_ids(tokenizer, turns, [TOOL])[0]) == "look"
+    assert tokenizer.decode(asked(tokenizer, turns, [TOOL]).ids) == "look"
     assert tokenizer.decode(prompt_ids(tokenizer, turns)[0]) == "hello"
     tokenizer.chat_template = None
     with pytest.raises(DataError, match="tools cannot be shown.*no chat template"):
-        prompt_ids(tokenizer, turns, [TOOL])
+        asked(tokenizer, turns, [TOOL])
 
 
 def test_a_prompt_that_leaves_no_room_says_how_long_it_is(trained):

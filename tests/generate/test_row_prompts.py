@@ -65,11 +65,11 @@ def test_tools_and_the_domain_go_with_the_prompt():
 )
 def test_a_row_without_a_prompt_is_named(trained, record, words):
     with pytest.raises(DataError, match=words):
-        prompt_of(row_of(record, "", "all")).ids(trained.tokenizer)
+        prompt_of(row_of(record, "", "all")).asked(trained.tokenizer)
 
 
 def test_plain_text_is_continued_without_a_template(trained):
-    ids = prompt_of(row_of({"text": "say hello"}, "", "all")).ids(trained.tokenizer)
+    ids = prompt_of(row_of({"text": "say hello"}, "", "all")).asked(trained.tokenizer).ids
     assert trained.tokenizer.decode(ids) == "say hello"
 
 

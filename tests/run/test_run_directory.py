@@ -10,7 +10,7 @@ import lmoe
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.config.run import RunConfig
 from lmoe.evaluate.evaluate import evaluate
-from lmoe.generate.generate import prompt_ids
+from lmoe.generate.conversation import prompt_ids
 from lmoe.injection.roles import adapter_parameters
 from lmoe.pretrain.bpe import CHAT_TEMPLATE
 from tests.metric_names import names, rows, undocumented

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from lmoe.generate.generate import prompt_ids
+from lmoe.generate.conversation import prompt_ids
 from tests.serve.fake_engine import prompts, tokenizer
 
 TURNS = [

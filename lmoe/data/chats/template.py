@@ -242,17 +242,30 @@ class ChatTemplate:
                 ends += sorted((token for token in self._tokens.every if behind.endswith(token)), key=len)[-1:]
         return list(dict.fromkeys(ends))
 
-    def check(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> None:
-        """Render a conversation that an answer is to follow, to see that the template takes it and comes to an end.
+    def asked(self, messages: Sequence[Message], tools: Sequence[dict[str, Any]] | None = None) -> list[Message]:
+        """A conversation that an answer is to follow, as the template takes it: with calls of tools in the first form
+        that it renders to an end.
 
         Args:
             tools: functions that the assistant may call.
 
         Raises:
-            DataError: no template, or one that refuses the conversation.
+            DataError: no template, or one that shows no tools or refuses the conversation.
         """
-        template = self if tools is None or self._for_tools is None else self._for_tools
-        template._run(messages, "", tools=None if tools is None else list(tools), answer=True)
+        if tools is not None and self._for_tools is not None:
+            return self._for_tools.asked(messages, tools)
+        if tools is not None and not self._shows_tools():
+            raise DataError("the chat template shows the model no tools; leave them out")
+        problem: DataError | None = None
+        for given in self._given(messages):
+            try:
+                self._run(given, "", tools=None if tools is None else list(tools), answer=True)
+            except DataError as error:
+                problem = problem or error
+            else:
+                return given
+        assert problem is not None
+        raise problem
 
     def _chats(self, row: Row) -> Iterator[Chat]:
         """The rendering of a row; of one with calls of tools in each form in which the template shows them.
@@ -262,15 +275,13 @@ class ChatTemplate:
         """
         messages, tools = row.messages or (), None if row.tools is None else list(row.tools)
         calls = [name for message in messages for name in called_names(message)]
-        if self.source is not None and tools is not None and "tools" not in variables_of(self.source):
+        if tools is not None and not self._shows_tools():
             raise DataError(self._no_tools(row.where, "tools"))
         if self.source is not None and calls and "tool_calls" not in self.source:
             raise DataError(self._no_tools(row.where, "calls of tools"))
         problem: DataError | None = None
         first: str | None = None
-        for form in call_forms(self.source or "") if calls else [CallForm()]:
-            developer = self.source is not None and "developer" in self.source
-            given = given_messages(messages, developer=developer, form=form)
+        for given in self._given(messages):
             try:
                 text, marked = self._run(given, row.where, tools=tools)
             except DataError as error:
@@ -297,6 +308,17 @@ class ChatTemplate:
         if first is None:
             assert problem is not None
             raise problem
+
+    def _shows_tools(self) -> bool:
+        """Whether the template reads tools; without a template that is another error."""
+        return self.source is None or "tools" in variables_of(self.source)
+
+    def _given(self, messages: Sequence[Message]) -> Iterator[list[Message]]:
+        """The messages in each form in which templates take them."""
+        source = self.source or ""
+        calls = any(called_names(message) for message in messages)
+        for form in call_forms(source) if calls else [CallForm()]:
+            yield given_messages(messages, developer="developer" in source, form=form)
 
     def _render_again(self, where: str, tools: list[dict[str, Any]] | None) -> Render:
         return lambda messages, answer: self._run(messages, where, tools=tools, answer=answer)[0]
