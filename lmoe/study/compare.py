@@ -17,9 +17,9 @@ from lmoe.config.data import JUDGE
 from lmoe.config.defaults import moe_section
 from lmoe.config.evaluate import EvaluateSettings
 from lmoe.data.rows.sources import judge_source
-from lmoe.errors import CheckpointError, StudyError, TrainingError
+from lmoe.errors import StudyError, TrainingError
 from lmoe.evaluate.loss_rows import EvaluationRows
-from lmoe.evaluate.row_losses import RowLoss, label_digest, read_row_losses, row_losses, write_row_losses
+from lmoe.evaluate.row_losses import RowLoss, row_losses, write_row_losses
 from lmoe.evaluate.rows import evaluation_rows
 from lmoe.evaluate.subject import row_tokenizer, subject_of
 from lmoe.files.places import expanded
@@ -29,6 +29,7 @@ from lmoe.study.comparison import Terms
 from lmoe.study.given import NAMED, GivenArm, GivenRun, arms_of_runs, check_once, check_rows, read_run
 from lmoe.study.inference import rows_interval
 from lmoe.study.judged import JudgedLosses, judged_losses
+from lmoe.study.kept_losses import asked_of, kept_losses, losses_file
 from lmoe.study.ledger import judged_often, models_judged, rows_digest
 from lmoe.study.origins import origin_notes
 from lmoe.study.runs_result import RunsArm, RunsComparison, RunsResult
@@ -37,8 +38,6 @@ from lmoe.study.verdict import FEWEST_SEEDS, judge
 
 VAL = "val"
 """What `data` calls the validation rows of the runs."""
-FOLDER = "evaluation"
-"""Folder of a run that keeps the losses of rows."""
 LOOKED_AT = (
     "compared on the runs' own validation rows, which were looked at in training (best.ckpt, early stopping, tuning): "
     "this flatters whatever was tuned on them"
@@ -268,13 +267,11 @@ def losses_of(run: GivenRun, rows: EvaluationRows, data: str, settings: CompareS
     Raises:
         LmoeError: the model cannot be loaded.
     """
-    ids, length = rows.row_ids(), run.config.data.max_length
-    key = hashlib.sha256(" ".join([*ids, run.adapter_hash, str(length)]).encode()).hexdigest()[:16]
-    file = run.folder / FOLDER / f"rows_{key}.csv"
-    asked = [(name, rows.domains[row.domain], label_digest(row)) for name, row in zip(ids, rows.rows, strict=True)]
-    if (kept := _kept(file, asked)) is not None:
+    length, asked = run.config.data.max_length, asked_of(rows)
+    file = losses_file(run.folder, run.adapter_hash, rows, length)
+    if (kept := kept_losses(file, asked)) is not None:
         return kept
-    say(f"losses on {len(ids):,} rows: {run.name}")
+    say(f"losses on {len(asked):,} rows: {run.name}")
     subject = subject_of(
         run.folder,
         batch_size=settings.batch_size,
@@ -290,17 +287,6 @@ def losses_of(run: GivenRun, rows: EvaluationRows, data: str, settings: CompareS
     except TrainingError as error:
         say(f"not kept for the next time: {error}")
     return losses
-
-
-def _kept(file: Path, asked: Sequence[tuple[str, str, str]]) -> list[RowLoss] | None:
-    """The losses of a file that holds those of these rows; None: they are to be measured."""
-    if not file.exists():
-        return None
-    try:
-        losses = read_row_losses(file)
-    except CheckpointError:
-        return None
-    return losses if [(loss.row, loss.domain, loss.labels) for loss in losses] == list(asked) else None
 
 
 def paired(judged: JudgedLosses, arm: str, baseline: str) -> tuple[Floats, Floats]:

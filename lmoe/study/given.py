@@ -1,12 +1,10 @@
 """Runs that exist: what each was trained on and with, and which of them are one arm with several seeds."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lmoe.adapter.folder import WEIGHTS_FILE
 from lmoe.adapter.place import adapter_folder, run_folder
 from lmoe.config.read import read_section
 from lmoe.config.run import RunConfig
@@ -19,6 +17,7 @@ from lmoe.report.summary import FINISHED, TIME_OVER, RunSummary
 from lmoe.resume.rules import SAFE
 from lmoe.rules.study import objective_problems
 from lmoe.run.provenance import provenance_records
+from lmoe.study.kept_losses import adapter_hash
 from lmoe.study.origins import base_of
 
 SAVED = Reader(error=StudyError, cure="put back the file that the run has written")
@@ -135,7 +134,7 @@ def read_run(place: str, *, unfinished: bool) -> GivenRun:
         config=config,
         settings={key: value for key, value in _flat(config).items() if not _within(key, SAME_ARM)},
         record=records[-1],
-        adapter_hash=hashlib.sha256((adapter / WEIGHTS_FILE).read_bytes()).hexdigest(),
+        adapter_hash=adapter_hash(folder),
         ended="it has not finished" if ended is None else "" if ended == FINISHED else ended,
     )
 

@@ -24,6 +24,7 @@ from lmoe.files.write import write_whole
 from lmoe.injection.record import injected
 from lmoe.run.provenance import provenance_records
 from lmoe.study.jobs import ROWS_FILE, Job, JobRun, Judging
+from lmoe.study.kept_losses import adapter_hash, losses_file
 from lmoe.study.prompt_classifier import PromptClassifier
 
 CLASSIFIER_FILE, BASE_FILE = "classifier.json", "base_rows.csv"
@@ -43,7 +44,8 @@ def judge(job: Job, place: Path) -> None:
     assert job.judging is not None
     if len(job.runs) == 1:
         subject, config, parts = _opened(job.runs[0], place, job.judging)
-        losses = [loss for data in parts for loss in _of_one_run(subject, data, config)]
+        of_parts = [_of_one_run(subject, data, config) for data in parts]
+        losses = [loss for of_part in of_parts for loss in of_part]
     else:
         losses = _judge_apart(job, place)
     if diverged := sum(not math.isfinite(loss.loss) for loss in losses):
@@ -52,6 +54,9 @@ def judge(job: Job, place: Path) -> None:
             "so it is not compared"
         )
     write_row_losses(losses, place / ROWS_FILE)
+    if len(job.runs) == 1:  # for lmoe compare, of which these are the losses too
+        run = place / job.runs[0].folder
+        write_row_losses(of_parts[0], losses_file(run, adapter_hash(run), parts[0], config.max_length))
 
 
 def base_losses(job: Job, backbone: BackboneConfig, folder: Path) -> dict[str, float]:

@@ -154,6 +154,16 @@ def test_rows_keep_their_own_domain_where_domains_are_dealt_anew(done):
     assert [(row.row, row.domain) for row in found["lora"]] == [(row.row, row.domain) for row in found["permuted"]]
 
 
+def test_compare_takes_the_losses_that_judging_has_left(own):
+    """Its other comparisons cost no forward."""
+    runs = sorted(str(run) for arm in ("lora", "permuted") for run in own.glob(f"outputs/study/small/runs/{arm}/*/*"))
+    found = CliRunner().invoke(app, ["compare", *runs, "--output", "found"])
+    assert found.exit_code == 0 and "losses on" not in found.output, found.output
+    (other,) = json.loads(Path("found/compare.json").read_text())["primary"]
+    (known,) = (one for one in StudyResult.read(own / "outputs/study/small").primary if one.arm == "permuted")
+    assert other["estimate"] == known.estimate and other["by_seed"] == known.by_seed
+
+
 def test_more_rows_are_compared_alone_and_count_in_no_mean(restored, micro, tmp_path, monkeypatch):
     monkeypatch.setattr(JobLauncher, "__call__", in_this_process)
     monkeypatch.setattr("lmoe.run.finish.write_pictures", lambda summary, metrics, report: {})
