@@ -84,6 +84,9 @@ class PhaseConfig:
     route_by: RouteBy = RouteBy.router
     """Whose decision the experts train on: router; target: that of moe.router_target, by which experts are dealt to
     domains or clusters. Validation and inference always go by the router."""
+    router_every_n_steps: int = 1
+    """With route_by=target and moe.router_scope=model: the router learns at each n-th step of the run; in the others it
+    reads no prompts, as far as each row has a target with an expert of its own."""
     auxiliary_loss: bool | None = None
     """Default of load_balance and router_z_loss; null: only where the phase trains routers (a frozen router would push
     its balance into the experts)."""

@@ -33,7 +33,7 @@ from lmoe.objectives.objective import objective_of
 from lmoe.rules.experts_from import without_source
 from lmoe.rules.lessons import Lesson, lesson_of
 from lmoe.rules.objectives import OBJECTIVES
-from lmoe.rules.phases import has_reward_head, lora_B_std, trained_base
+from lmoe.rules.phases import has_reward_head, lora_B_std, reading_steps, trained_base
 from lmoe.rules.routers import needs_domain, reads_prompts_first
 from lmoe.run.memory import MB, trained_bytes
 from lmoe.training.phases import PhaseSchedule
@@ -165,7 +165,7 @@ def estimate_model(
         length=length,
         checkpointing=config.trainer.gradient_checkpointing,
         more_forwards=objective_of(largest.task).more_forwards,
-        reading=_read_first(model, len(found)),
+        reading=_read_first(model, len(found)) * reading_steps(config),
     )
     tokens = rows * length * config.trainer.accumulate_grad_batches
     return Estimate(plan=plan, memory=memory, host=host, cost=cost, tokens=tokens)

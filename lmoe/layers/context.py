@@ -181,6 +181,7 @@ class RoutingContext:
         noise: whether routers with noise of their own draw it, in training.
         expert_dropout: probability with which an expert is left out of a row, in training.
         by_target: in training the experts that are dealt to a row's target are the only ones that act.
+        routers_rest: by target, routers do not learn in this step, and need not read what they do not decide.
         silenced: experts whose weights are set to 0, by site.
         masked: experts that `masked_experts` leaves out now.
         off: how many blocks keep the adapters off now.
@@ -204,6 +205,7 @@ class RoutingContext:
     noise: bool = True
     expert_dropout: float = 0.0
     by_target: bool = False
+    routers_rest: bool = False
     silenced: Mapping[str, Silenced] = field(default_factory=dict)
     masked: frozenset[int] = frozenset()
     off: int = 0

@@ -50,7 +50,8 @@ class ModelRoute:
     """Decides once for all sites of a model, before a forward of it or while a prompt runs through it.
 
     A prompt is read without routed experts, and what it decides holds for what follows. Where a forward has both, the
-    prompts run first, alone and without gradients. Where experts do not act on prompts, and a forward is a prompt and
+    prompts run first, alone and without gradients, unless the targets of the rows decide by themselves and the router
+    rests (`RoutingContext.routers_rest`). Where experts do not act on prompts, and a forward is a prompt and
     nothing else, as the first one of `generate`, that forward itself is read, and its KV cache is kept.
 
     Args:
@@ -223,7 +224,9 @@ class ModelRoute:
             self.states.listen()
             return replace(empty, rows=rows)
         acting = self._acting(rows)
-        decision = self._decide(model, read(), rows, acting, empty)
+        decision = self._unread(rows)
+        if decision is None:
+            decision = self._decide(model, read(), rows, acting, empty)
         forward = replace(empty, rows=rows, of_model=self._seen(decision, rows, acting))
         if not model.training:
             self._keep(decision, rows, forward)
@@ -315,11 +318,22 @@ class ModelRoute:
             raise RoutingError(f"{type(model).__name__}: no hidden states at {self.settings.place}")
         return states
 
+    def _unread(self, rows: PromptRows) -> Decision | None:
+        """The decision, where it does not depend on what the prompts say; else None."""
+        assert isinstance(self.router, ModelRouter)
+        if (targets := self._targets(rows)) is None:
+            return None
+        device = self.router.weight.device
+        return self.router.decide_unread(targets.to(device), rows.prompt.any(-1).to(device))
+
     def _decided(self, means: Tensor, rows: PromptRows) -> Decision:
         assert isinstance(self.router, ModelRouter)
+        return self.router.decide(means.to(self.router.weight.device), self._targets(rows))
+
+    def _targets(self, rows: PromptRows) -> Tensor | None:
+        """(B, P) int64, what the router is taught of each row; None: nothing."""
         known = self.context.targets(training=self.router.training)
-        ids = None if known is None else targets_of_rows(known.ids, rows.row_ids, rows.prompt.shape[1])
-        return self.router.decide(means.to(self.router.weight.device), ids)
+        return None if known is None else targets_of_rows(known.ids, rows.row_ids, rows.prompt.shape[1])
 
     def _seen(self, decision: Decision, rows: PromptRows, acting: Tensor | None) -> Routing:
         """The routing of the tokens as the sites get it, after the trace has got it."""

@@ -64,6 +64,7 @@ class LossWeights:
     Args:
         load_balancing, router_z, router_target: weights; 0: the loss is left out of the sum.
         relu_l1, diversity: whether they count, with the weights that the model has for them.
+        routers_rest: the losses of the routers' logits are left out, which may be of no states.
     """
 
     load_balancing: float
@@ -71,6 +72,7 @@ class LossWeights:
     relu_l1: bool
     diversity: bool
     router_target: float = 0.0
+    routers_rest: bool = False
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -322,19 +324,19 @@ class RoutingTrace:
         self._valid()
         if not self.has_routers:
             return ForwardLosses(values={}, total=None)
-        balance, z_loss = self.load_balancing_loss(loads), self.router_z_loss()
-        values, terms = {"load_balancing_loss": balance, "router_z_loss": z_loss}, []
+        values, terms = {"load_balancing_loss": (balance := self.load_balancing_loss(loads))}, []
         if weights.load_balancing:
             terms.append(weights.load_balancing * balance)
-        if weights.router_z:
-            terms.append(weights.router_z * z_loss)
+        if not weights.routers_rest:
+            values["router_z_loss"] = z_loss = self.router_z_loss()
+            terms += [weights.router_z * z_loss] if weights.router_z else []
         if self.losses.l1_top_k is not None:
             values["relu_l1"] = l1 = self.relu_l1()
             terms += [l1] if weights.relu_l1 else []
         if self.losses.diversity_coef:
             values["diversity_penalty"] = penalty = self.diversity_penalty()
             terms += [self.losses.diversity_coef * penalty] if weights.diversity else []
-        if self.targets is not None:
+        if self.targets is not None and not weights.routers_rest:
             values["router_target_loss"] = taught = self.router_target_loss()
             terms += [weights.router_target * taught] if weights.router_target else []
         return ForwardLosses(values=values, total=torch.stack(terms).sum() if terms else None)

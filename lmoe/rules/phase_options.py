@@ -8,7 +8,7 @@ from lmoe.config.optim import OptimConfig
 from lmoe.config.phase import PLATEAU, HandoffConfig, PhaseConfig, PlateauConfig, start_step
 from lmoe.config.problems import at_least, changed_keys, without_effect
 from lmoe.config.run import RunConfig
-from lmoe.rules.routers import ROUTERS
+from lmoe.rules.routers import ROUTERS, reads_prompts_first
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import LoadBalanceType, LrSchedule, Role, RouteBy, RouterTarget
 
@@ -211,6 +211,11 @@ def _coefficient_problems(
 def _target_problems(key: str, phase: PhaseConfig, trained: set[Role], config: RunConfig) -> list[str]:
     moe, coef, problems = config.moe, phase.router_target_coef, []
     by_target = phase.route_by is RouteBy.target
+    every = phase.router_every_n_steps
+    if every < 1:
+        problems += at_least(every, 1, f"{key}.router_every_n_steps")
+    elif every > 1:
+        problems += _resting_problems(f"{key}.router_every_n_steps", trained, moe, by_target=by_target)
     if moe.router_target is RouterTarget.none:
         why = "with moe.router_target=none; set moe.router_target=auto, domain or cluster"
         problems += [without_effect(f"{key}.router_target_coef", why)] if coef is not None else []
@@ -231,6 +236,16 @@ def _target_problems(key: str, phase: PhaseConfig, trained: set[Role], config: R
             "the expert of the target; use route_by=router, or another router"
         )
     return problems
+
+
+def _resting_problems(key: str, trained: set[Role], moe: MoeConfig, *, by_target: bool) -> list[str]:
+    """Problems of routers that do not learn at each step."""
+    if not by_target:
+        return [without_effect(key, "with route_by=router, by whose decision experts train at each step; leave it out")]
+    if not reads_prompts_first(moe):
+        why = f"with moe.router={moe.router} and moe.router_scope={moe.router_scope}, which read no prompts first"
+        return [without_effect(key, why)]
+    return [] if Role.router in trained else [without_effect(key, "in a phase that trains no routers")]
 
 
 def _share_experts(some: list[int] | None, others: list[int] | None) -> bool:

@@ -48,6 +48,14 @@ def ordered_phases(config: RunConfig) -> list[tuple[str, int, PhaseConfig]]:
     return resolved
 
 
+def reading_steps(config: RunConfig) -> float:
+    """Share of the optimizer steps at which routers that read prompts first do so, as far as rows have targets."""
+    entries, total = ordered_phases(config), share_base(config)
+    ends = [start for _, start, _ in entries[1:]] + [max(total, entries[-1][1] + 1)]
+    spans = [(end - start, phase.router_every_n_steps) for (_, start, phase), end in zip(entries, ends, strict=True)]
+    return sum(steps / every for steps, every in spans) / sum(steps for steps, _ in spans)
+
+
 def base_lr_acts(config: RunConfig) -> bool:
     """Whether anything trains with optim.lr: phases and roles may all have learning rates of their own."""
     return any(

@@ -56,7 +56,7 @@ from lmoe.training.callbacks.same_clusters import SameClusters
 from lmoe.training.callbacks.step_metrics import StepMetrics
 from lmoe.training.callbacks.stop_request import StopRequest, TakeSignals
 from lmoe.training.callbacks.validation import Validation
-from lmoe.training.callbacks.window import GradientAverage, WindowEnd
+from lmoe.training.callbacks.window import GradientAverage, RestingRouters, WindowEnd
 from lmoe.training.spread import put_in_place
 from lmoe.training.step import in_stages
 from lmoe.vocabulary import KnockOut, Role, RouterTarget
@@ -130,6 +130,7 @@ def train(
                 WindowEnd(),
                 KeptExperts(),
                 GradientAverage(),
+                RestingRouters(),
                 ReadStep(),
                 FiniteSteps(config.trainer.nonfinite, line.say),
                 StepMetrics(config.trainer.log_every_n_steps, line.step),

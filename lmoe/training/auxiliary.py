@@ -49,6 +49,7 @@ class Auxiliary:
             relu_l1=phase.load_balance,
             diversity=phase.diversity,
             router_target=phase.router_target_coef,
+            routers_rest=self.record.context.routers_rest,
         )
 
     def after_step(self, phase: Phase) -> None:

@@ -60,6 +60,7 @@ def set_dials(record: Injected, dials: Dials, phase: Phase, step: int, *, as_ten
     context.router_noise = dials.at(dials.router_noise, step) if phase.router_noise else 0.0
     context.expert_dropout = dials.expert_dropout if phase.expert_dropout else 0.0
     context.by_target = phase.by_target
+    context.routers_rest = phase.routers_rest(step)
     if as_tensors:
         context.moving_temperature = _moving(dials.temperature, context.temperature)
         context.moving_router_noise = _moving(dials.router_noise, context.router_noise) if phase.router_noise else None

@@ -31,6 +31,7 @@ class Phase:
         aux_loss_coef, router_z_loss_coef: weights of the auxiliary losses; None: those of the model.
         router_target_coef: weight of the cross-entropy of what the routers are taught; 0: it is off.
         by_target: the experts train on the decision of the target, not of the router.
+        router_every_n_steps: of the run, at which routers that train learn.
         layers: decoder layers whose parameters train, negative ones from the end; None: all.
         handoff: branches that fade out, over steps that a plateau or a longer run do not change.
         waits_for: the plateau that starts it before its `start`, which is then the latest; None: it has none, or has
@@ -54,6 +55,7 @@ class Phase:
     router_z_loss_coef: float | None = None
     router_target_coef: float = 0.0
     by_target: bool = False
+    router_every_n_steps: int = 1
     layers: tuple[int, ...] | None = None
     handoff: Handoff | None = None
     waits_for: PlateauConfig | None = None
@@ -71,6 +73,10 @@ class Phase:
     def trains_layer(self, layer: int | None, layers: int) -> bool:
         """Whether parameters in a decoder layer (None: outside all) of a model with so many train."""
         return self.layers is None or layer is None or layer in self.layers or layer - layers in self.layers
+
+    def routers_rest(self, step: int) -> bool:
+        """Whether routers do not learn at optimizer step `step` of the run, counted from 0."""
+        return (step + 1) % self.router_every_n_steps != 0
 
     def lr_factor(self, step: int) -> float:
         """Share of the peak learning rate at a step of the phase."""
@@ -163,6 +169,7 @@ def _phase(name: str, start: int, end: int, handoff: Handoff | None, phase: Phas
         router_z_loss_coef=phase.router_z_loss_coef,
         router_target_coef=target_coef(phase, config.moe),
         by_target=phase.route_by is RouteBy.target,
+        router_every_n_steps=phase.router_every_n_steps,
         load_balance=_chosen(phase.load_balance, auxiliary),
         router_z_loss=_chosen(phase.router_z_loss, auxiliary),
         router_noise=_chosen(phase.router_noise, routers and dropout),

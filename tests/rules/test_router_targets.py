@@ -9,7 +9,7 @@ from lmoe.config.defaults import injection_section, moe_section
 from lmoe.config.phase import PhaseConfig
 from lmoe.config.run import RunConfig
 from lmoe.errors import ConfigError
-from lmoe.rules.phases import phase_warnings
+from lmoe.rules.phases import phase_warnings, reading_steps
 from lmoe.rules.validate import run_problems, validate
 from lmoe.training.phases import PhaseSchedule
 from lmoe.vocabulary import Role, RouteBy
@@ -160,6 +160,22 @@ PHASES = [
         {"a": phase(*ALL, expert_dropout=True, **BY_TARGET), "b": phase(*ALL, start="50%")},
         "phase.phases.a.expert_dropout=true has no effect with phase.phases.a.route_by=target",
     ),
+    (
+        OF_MODEL | CLUSTER,
+        {"only": phase(*ALL, router_every_n_steps=4)},
+        "phase.phases.only.router_every_n_steps has no effect with route_by=router, by whose decision experts train",
+    ),
+    (
+        CLUSTER,
+        {"only": phase(*ALL, router_every_n_steps=4, **BY_TARGET)},
+        "router_every_n_steps has no effect with moe.router=top_k and moe.router_scope=linear, which read no prompts",
+    ),
+    (
+        OF_MODEL | CLUSTER,
+        {"a": phase(Role.lora, router_every_n_steps=4, **BY_TARGET), "b": phase(*ALL, start="50%")},
+        "phase.phases.a.router_every_n_steps has no effect in a phase that trains no routers",
+    ),
+    (OF_MODEL | CLUSTER, {"only": phase(*ALL, router_every_n_steps=0, **BY_TARGET)}, "is 0, must be at least 1"),
 ]
 
 
@@ -247,3 +263,12 @@ def test_the_coefficient_of_a_phase_is_its_own_or_the_general_one_where_routers_
     assert [one.by_target for one in phases] == [True, False, True, False]
     without = config({}, a=phase(*ALL))
     assert [one.router_target_coef for one in PhaseSchedule.of(without).phases] == [0.0]
+
+
+def test_the_share_of_steps_that_read_prompts_follows_the_phases():
+    rests = phase(*ALL, router_every_n_steps=4, **BY_TARGET)
+    made = config(OF_MODEL | CLUSTER, a=rests, b=phase(*ALL, start="80%"))
+    validate(made)
+    assert reading_steps(made) == pytest.approx(0.8 / 4 + 0.2)
+    assert reading_steps(config(OF_MODEL | CLUSTER, a=rests)) == 1 / 4
+    assert reading_steps(config(OF_MODEL)) == 1

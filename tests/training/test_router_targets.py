@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from lmoe.errors import ConfigError
+from lmoe.injection.batch_info import row_targets
 from lmoe.injection.record import injected
+from lmoe.layers.prompt_reading import StateReader
+from lmoe.ops.router_targets import NO_TARGET
+from lmoe.training.callbacks.fit_router import router_of
+from lmoe.training.callbacks.step_metrics import StepMetrics
 from tests.resume.test_exactness import adapter, keep_as_if_killed, losses
 from tests.training.test_module import JOINT, LINEAR, differ, same
 
@@ -51,6 +57,53 @@ def test_each_row_trains_the_expert_of_its_own_domain_packed_or_not(gradients, m
         assert {e for e in range(3) if learning[e]} == there, name
     alike = ("data.packing=true", "data.batch_size=1", "trainer.accumulate_grad_batches=2", "data.max_length=128")
     assert any(value.any() for name, value in gradients(*own, *alike).items() if "lora" in name)
+
+
+TAUGHT = ("injection.num_experts=3", "phase=joint", "+phase.phases.joint.route_by=target", *OF_MODEL, *LINEAR)
+RESTS = "+phase.phases.joint.router_every_n_steps=2"
+"""The first step is none at which the router learns."""
+
+
+@pytest.fixture
+def read(monkeypatch) -> list[object]:
+    """What was read in forwards of their own."""
+    found, original = [], StateReader.read
+    monkeypatch.setattr(StateReader, "read", lambda self, *args: found.append(self) or original(self, *args))
+    return found
+
+
+@pytest.mark.parametrize("more", [(), ("moe.decide=turn", "moe.prompt_experts=true", "moe.router_bias=true")])
+@pytest.mark.parametrize("packed", [(), ("data.packing=true", "data.max_length=96", "data.batch_size=1")])
+def test_experts_learn_the_same_in_a_step_in_which_the_router_rests_and_no_prompt_is_read(
+    gradients, read, packed, more
+):
+    learning = gradients(*TAUGHT, *packed, *more)
+    assert len(read) >= 1 and learning["train/router_target_loss"] > 0.1
+    assert any(value.any() for name, value in learning.items() if name.endswith("router.weight"))
+    read.clear()
+    resting = gradients(*TAUGHT, *packed, *more, RESTS)
+    assert not read
+    of_router = {name for name in resting if "router." in name}
+    assert of_router and not any(resting[name].any() for name in of_router), "DDP waits for them"
+    apart = {*of_router, "train/router_target_loss", "train/router_z_loss"}
+    same(*({name: value for name, value in found.items() if name not in apart} for found in (learning, resting)))
+    assert not {"train/router_target_loss", "train/router_z_loss"} & resting.keys()
+
+
+def test_prompts_are_read_where_the_target_does_not_decide_alone(gradients, read, monkeypatch):
+    """Two experts of a target, and rows without one: the router chooses, and learns nothing in a step of rest."""
+    gradients(*TAUGHT, RESTS, "injection.num_experts=6")
+    assert read
+    read.clear()
+
+    def less_one(*args):
+        known = row_targets(*args)
+        assert known is not None
+        return known._replace(ids=known.ids.masked_fill(known.ids == 0, NO_TARGET))
+
+    monkeypatch.setattr("lmoe.injection.batch_info.row_targets", less_one)
+    found = gradients(*TAUGHT, RESTS, "data.batch_size=8")
+    assert read and "train/router_target_loss" not in found
 
 
 @pytest.mark.parametrize(
@@ -119,6 +172,36 @@ EXACT = (
     "trainer.val_every_n_steps=2",
     "checkpoint.every_n_steps=1",
 )
+
+
+RESTING = ("injection.num_experts=3", "+phase.phases.supervised.router_every_n_steps=2", "checkpoint.every_n_steps=1")
+
+
+def test_a_router_that_rests_keeps_its_weights_and_its_moments_and_a_killed_run_goes_on_alike(
+    train, monkeypatch, tmp_path
+):
+    given = (*(text for text in EXACT if text != "checkpoint.every_n_steps=1"), *RESTING)
+    routers: dict[int, Tensor] = {}
+    logging = StepMetrics.after_step
+
+    def log_and_keep(self, trainer, module, step) -> None:
+        logging(self, trainer, module, step)
+        routers[trainer.global_step] = router_of(module).weight.detach().clone()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepMetrics, "after_step", log_and_keep)
+        keep_as_if_killed(patch, tmp_path / "whole", 2)
+        whole = train(*given, run="whole")
+    assert whole.code == 0, whole.text
+    logged = {int(row["step"]): row for row in losses(whole.run) if "train/loss" in row}
+    assert {step for step in logged if "train/router_target_loss" in logged[step]} == {2, 4, 5, 6}
+    assert {step for step in logged if logged[step]["grad_norm/router"] == 0} == {1, 3}
+    changes = {step for step in range(2, 7) if not torch.equal(routers[step - 1], routers[step])}
+    assert changes == {2, 4, 5, 6}
+    run = Path(shutil.copytree(tmp_path / "killed 2", tmp_path / "run"))
+    done = train(f"resume={run}", settings=False)
+    assert done.code == 0, done.text
+    assert adapter(run) == adapter(whole.run) and losses(run) == losses(whole.run)
 
 
 def test_a_run_killed_in_either_phase_and_resumed_is_the_uninterrupted_one(train, monkeypatch, tmp_path):

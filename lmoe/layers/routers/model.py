@@ -9,7 +9,7 @@ from torch import Tensor
 from lmoe.layers.routers.token import OracleRouter, TopKRouter
 from lmoe.ops.gating import Gate, oracle_gate
 from lmoe.ops.prompt_states import unit_rms
-from lmoe.ops.router_targets import targets_of_rows
+from lmoe.ops.router_targets import NO_TARGET, targets_of_rows
 
 
 class ModelRouter(TopKRouter):
@@ -29,6 +29,20 @@ class ModelRouter(TopKRouter):
             read = self.read(states)
             logits = self.logits(read)
             return logits, self.gated(logits, read, targets)
+
+    def decide_unread(self, targets: Tensor, there: Tensor) -> tuple[Tensor, Gate] | None:
+        """What `decide` gives by target whatever the states are, while routers rest; None: the states count.
+
+        Where each row has a target with one expert, that one has the weight 1, and the logits no gradient through it.
+
+        Args:
+            targets: (B, P) int64, what the router is taught of each row.
+            there: (B, P) bool, False for a row without tokens.
+        """
+        known = self.dealing_targets() if self.context.routers_rest else None
+        if known is None or known.count < self.settings.num_experts or bool((there & (targets == NO_TARGET)).any()):
+            return None
+        return self.decide(torch.zeros(*targets.shape, self.weight.shape[1], device=self.weight.device), targets)
 
     def read(self, states: Tensor) -> Tensor:
         """(..., D) float32: what the weights are multiplied with, of means over prompts (..., D)."""

@@ -3,8 +3,10 @@
 from lightning.pytorch import Trainer
 
 from lmoe.training.module import AdapterModule
+from lmoe.training.optimizers import role_of
 from lmoe.training.sharded import ShardedStrategy, average_gradients
 from lmoe.training.step import Stage, StepCallback, StepRecord
+from lmoe.vocabulary import Role
 
 
 class WindowEnd(StepCallback):
@@ -14,6 +16,22 @@ class WindowEnd(StepCallback):
 
     def after_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord) -> None:
         module.close_window(skipped=step.skipped)
+
+
+class RestingRouters(StepCallback):
+    """Leaves routers and their moments as they are at steps at which they do not learn, whatever has reached them.
+
+    NOTE after DDP has waited for their gradients, which are 0 then.
+    """
+
+    stage = Stage.guard
+
+    def before_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord, optimizer) -> None:
+        if module.current.routers_rest(trainer.global_step):
+            for group in optimizer.param_groups:
+                if role_of(group["name"]) == Role.router.value:
+                    for parameter in group["params"]:
+                        parameter.grad = None
 
 
 class GradientAverage(StepCallback):
