@@ -26,7 +26,8 @@ def merge_without_config(model: nn.Module, folder: Path) -> None:
     The file does not say the scaling, which is taken as the default lora_alpha over the rank.
 
     Raises:
-        CheckpointError: keys that no average of branches explains, or that do not fit the backbone; nothing is changed.
+        CheckpointError: keys that no average of branches explains, or that do not fit the backbone, or a quantised
+            backbone; nothing is changed.
     """
     alpha, merged = InjectionConfig().lora_alpha, []
     for path, (lora_A, lora_B) in _average_branches(folder).items():
@@ -78,4 +79,10 @@ def _weight(model: nn.Module, path: str, in_features: int, out_features: int, fo
             f"{folder / WEIGHTS_FILE}: {path} is for {in_features} in, {out_features} out; this base has "
             f"{sizes(linear)[0]} in, {sizes(linear)[1]} out"
         )
-    return weight_OD(linear).detach()
+    try:
+        return weight_OD(linear).detach()
+    except ValueError:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE}: {path} of this base is quantised, and no average can be added to it; load a "
+            "base that is stored as plain numbers"
+        ) from None

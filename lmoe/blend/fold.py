@@ -107,8 +107,8 @@ def _weight(model: nn.Module, path: str) -> Tensor:
         weight_OD(linear)
     except ValueError:
         raise BlendError(
-            f"{path} is quantised: adding to it would round every weight anew; blend without folding, or load the base "
-            "with precision=bfloat16"
+            f"{path} is quantised: adding to it would round every weight anew; blend without folding, or load a base "
+            "that is stored as plain numbers, with precision=bfloat16"
         ) from None
     weight = linear.weight
     assert isinstance(weight, Tensor)
