@@ -60,3 +60,24 @@ def test_a_blend_is_not_folded_into_8_bit_floats(tmp_path):
 def test_what_needs_numbers_is_refused_over_8_bit_floats(injection, what):
     with pytest.raises(InjectionError, match=what):
         lmoe.inject(stored_in_8_bits(), injection)
+
+
+# --- weights that two modules hold
+
+
+@pytest.mark.parametrize(
+    ("injection", "merge"),
+    [(ON_O | {"strategy": "dense_lora"}, merge_adapters), (ON_O, merge_average)],
+    ids=["dense_lora", "average of experts"],
+)
+def test_a_weight_that_two_linears_hold_is_not_merged_into(injection, merge):
+    model = tiny_model()
+    first, second = (layer.self_attn.o_proj for layer in model.model.layers)
+    second.weight = first.weight
+    lmoe.inject(model, injection)
+    randomise(model)
+    before = first.weight.clone()
+    names = r"layers\.0\.self_attn\.o_proj shares its weight with model\.layers\.1\.self_attn\.o_proj\.weight"
+    with pytest.raises(CheckpointError, match=names):
+        merge(model)
+    assert torch.equal(first.weight, before)
