@@ -62,6 +62,26 @@ def test_what_needs_numbers_is_refused_over_8_bit_floats(injection, what):
         lmoe.inject(stored_in_8_bits(), injection)
 
 
+# --- rows of zeros
+
+
+def test_dora_merges_a_row_of_zeros_as_its_forward_has_it():
+    model = tiny_model()
+    with torch.no_grad():
+        model.model.layers[0].self_attn.q_proj.weight[3] = 0
+    lmoe.inject(model, {"strategy": "dense_lora", "target_keywords": [], "attn_lora": {"use_dora": True}})
+    randomise(model)
+    site = model.model.layers[0].self_attn.q_proj
+    with torch.no_grad():
+        site.lora_B[3] = 0
+    x = torch.randn(2, 5, site.lora_A.shape[1])
+    with torch.no_grad():
+        expected = site(x)
+    merged = merge_adapters(model)["model.layers.0.self_attn.q_proj.weight"]
+    assert not merged[3].any() and merged.isfinite().all()
+    torch.testing.assert_close(x @ merged.t(), expected, atol=1e-5, rtol=1e-4)
+
+
 # --- weights that two modules hold
 
 
