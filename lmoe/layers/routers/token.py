@@ -136,11 +136,15 @@ class OracleRouter(Router):
     """The expert of the token's domain (`oracle_gate`)."""
 
     def route(self, x: Tensor, router_logits: Tensor | None) -> Routing:
-        gate = oracle_gate(self.experts(x.shape[:-1], x.device), self.settings.num_experts, self.settings.dtype)
+        experts = self.experts(x.shape[:-1], x.device).clamp(min=0)
+        gate = oracle_gate(experts, self.settings.num_experts, self.settings.dtype)
         return Routing.of(torch.zeros_like(gate.probs), gate)
 
     def experts(self, shape: torch.Size, device: torch.device) -> Tensor:
-        """(...) int64: the expert of each token.
+        """(...) int64: the expert of each token; NO_TARGET may be that of padding.
+
+        Args:
+            shape: (B, T), or (B * T,) where a backbone has flattened its tokens.
 
         Raises:
             RoutingError: nothing says the domains.
@@ -151,4 +155,7 @@ class OracleRouter(Router):
                 "moe.router=oracle does not know the domain of these tokens: name it with "
                 "`lmoe.trace(model, attention_mask=…, domains=[…])`"
             )
-        return expert.to(device).expand(shape)
+        expert = expert.to(device)
+        if len(shape) == 1 and expert.dim() == 2:
+            expert = expert.expand(-1, shape[0] // expert.shape[0]).reshape(-1)
+        return expert.expand(shape)
