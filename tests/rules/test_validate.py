@@ -356,6 +356,14 @@ CASES: list[tuple[Change, list[str]]] = [
         both(change("moe.router_z_loss_coef", 0.0), change("phase.phases.experts.router_z_loss", True)),
         ["phase.phases.experts.router_z_loss=true has no effect"],
     ),
+    (
+        both(UNIFORM, change("phase.phases.joint.router_z_loss_coef", 0.5)),
+        ["phase.phases.joint.router_z_loss_coef has no effect", "moe.router=uniform"],
+    ),
+    (
+        both(RANDOM, change("phase.phases.joint.router_z_loss_coef", 0.5)),
+        ["phase.phases.joint.router_z_loss_coef has no effect", "moe.router=random"],
+    ),
     (change("phase.phases.experts.router_noise", True), ["experts.router_noise=true has no effect"]),
     (change("phase.phases.experts.expert_dropout", True), ["experts.expert_dropout=true has no effect"]),
     (change("phase.phases.experts.diversity", True), ["experts.diversity=true has no effect"]),
