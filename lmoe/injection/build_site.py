@@ -297,7 +297,7 @@ class SiteBuilder:
         settings = RouterSettings(
             in_features=site.router_in_features,
             num_experts=site.num_experts,
-            top_k=injection.top_k,
+            top_k=injection.top_k if ROUTERS[moe.router].top_k else 1,
             top_p=moe.top_p or 1.0,
             scale=mixture_scale(moe, injection),
             dtype=getattr(torch, moe.router_dtype.value),
