@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lmoe.adapter.folder import CONFIG_FILE, WEIGHTS_FILE, read_tensors
+from lmoe.backbones.own_weight import SharedWeightError, own_weight
 from lmoe.config.injection import InjectionConfig
 from lmoe.errors import CheckpointError
 from lmoe.injection.build_site import ROUTER
-from lmoe.ops.linear_sizes import is_linear, sizes, weight_OD
+from lmoe.ops.linear_sizes import is_linear, sizes
 from lmoe.ops.merge import average_branch, merged_weight
 
 BRANCH_KEY = re.compile(r"(?P<path>.+?)\.(experts\.(?P<expert>\d+)\.|shared_)?(?P<half>lora_[AB])")
@@ -26,7 +27,8 @@ def merge_without_config(model: nn.Module, folder: Path) -> None:
     The file does not say the scaling, which is taken as the default lora_alpha over the rank.
 
     Raises:
-        CheckpointError: keys that no average of branches explains, or that do not fit the backbone; nothing is changed.
+        CheckpointError: keys that no average of branches explains, or that do not fit the backbone, or a quantised
+            or shared weight; nothing is changed.
     """
     alpha, merged = InjectionConfig().lora_alpha, []
     for path, (lora_A, lora_B) in _average_branches(folder).items():
@@ -78,4 +80,15 @@ def _weight(model: nn.Module, path: str, in_features: int, out_features: int, fo
             f"{folder / WEIGHTS_FILE}: {path} is for {in_features} in, {out_features} out; this base has "
             f"{sizes(linear)[0]} in, {sizes(linear)[1]} out"
         )
-    return weight_OD(linear).detach()
+    try:
+        return own_weight(model, path, linear)
+    except SharedWeightError as shared:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE}: {path} of this base shares its weight with {shared.other}, which an average "
+            f"added to it would change too; restore {CONFIG_FILE}"
+        ) from None
+    except ValueError:
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE}: {path} of this base is quantised, and no average can be added to it; load a "
+            "base that is stored as plain numbers"
+        ) from None

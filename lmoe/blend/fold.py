@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from lmoe.backbones.own_weight import SharedWeightError, own_weight
 from lmoe.backbones.placement import refuse_offloaded
 from lmoe.errors import BlendError
 from lmoe.ops.linear_sizes import weight_OD
@@ -104,20 +105,18 @@ def _digest(weight: Tensor) -> bytes:
 def _weight(model: nn.Module, path: str) -> Tensor:
     linear = model.get_submodule(path)
     try:
-        weight_OD(linear)
+        own_weight(model, path, linear)
+    except SharedWeightError as shared:
+        raise BlendError(
+            f"{path} shares its weight with {shared.other}, which folding would change too; blend without folding"
+        ) from None
     except ValueError:
         raise BlendError(
-            f"{path} is quantised: adding to it would round every weight anew; blend without folding, or load the base "
-            "with precision=bfloat16"
+            f"{path} is quantised: adding to it would round every weight anew; blend without folding, or load a base "
+            "that is stored as plain numbers, with precision=bfloat16"
         ) from None
     weight = linear.weight
     assert isinstance(weight, Tensor)
-    holders = [name for name, p in model.named_parameters(remove_duplicate=False) if p is weight]
-    if len(holders) > 1:
-        other = next(name for name in holders if name != f"{path}.weight")
-        raise BlendError(
-            f"{path} shares its weight with {other}, which folding would change too; blend without folding"
-        )
     return weight.data
 
 

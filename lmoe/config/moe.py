@@ -92,7 +92,8 @@ class MoeConfig:
     mixing: Mixing = Mixing.outputs
     """outputs: sum_e w_e B_e A_e x; factors: (sum_e w_e B_e)(sum_e w_e A_e) x, the other reading of 2510.17898."""
     expert_dropout: float = 0.0
-    """Probability with which an expert is left out for a whole row of a micro-batch, in training only; top_k stay."""
+    """Probability with which an expert is left out for a whole row of a micro-batch, in training only; top_k stay, or
+    one, where top_k does not act."""
     router_z_loss_coef: float | None = None
     """Weight of router_z_loss (ST-MoE 2202.08906) in the training loss; 0 switches it off. Required."""
     diversity_coef: float = 0.0

@@ -28,7 +28,7 @@ def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str
         RoutingError: the oracle has no expert for one of the domains.
     """
     return record.context.with_batch_info(
-        expert_of_token=_experts(record, batch["domain_ids"], domains) if needs_domain(record.moe) else None,
+        expert_of_token=_experts(record, batch, domains) if needs_domain(record.moe) else None,
         rows=_prompts(record, batch) if needs_prompt(record.moe) else None,
         targets=row_targets(record.moe, batch, domains),
     )
@@ -93,8 +93,10 @@ def _prompts(record: Injected, batch: dict[str, Tensor]) -> PromptRows:
     return rows.with_hashes(batch["input_ids"]) if needs_prompt_ids(record.moe) else rows
 
 
-def _experts(record: Injected, domain_ids: Tensor, domains: Sequence[str]) -> Tensor:
-    return _by_domain([expert_of(record.moe, name) for name in domains], domain_ids)
+def _experts(record: Injected, batch: dict[str, Tensor], domains: Sequence[str]) -> Tensor:
+    """NOTE padding is of no domain, whatever its id: the expert of a row is that of its own tokens."""
+    by_domain = _by_domain([expert_of(record.moe, name) for name in domains], batch["domain_ids"])
+    return by_domain.masked_fill(~batch["valid_mask"], NO_TARGET)
 
 
 def _by_domain(values: list[int], domain_ids: Tensor) -> Tensor:

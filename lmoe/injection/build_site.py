@@ -23,7 +23,7 @@ from lmoe.layers.routers import Router, RouterSettings, router_class
 from lmoe.layers.routers.model import ModelOracle, ModelRouter
 from lmoe.layers.trace import RoutingTrace
 from lmoe.ops.ffn_names import FfnNames
-from lmoe.ops.linear_sizes import sizes, weight_OD
+from lmoe.ops.linear_sizes import PLAIN, sizes, weight_OD
 from lmoe.ops.triton_there import require_triton
 from lmoe.rules.routers import ROUTERS, mixture_scale
 from lmoe.vocabulary import Backend, InitLora, LoadBalanceType
@@ -42,7 +42,7 @@ def check_ffn(block: nn.Module, names: FfnNames, path: str) -> None:
     if any(parameter.is_meta for parameter in block.parameters()):
         return
     weight = next(block.parameters())
-    dtype = next((p.dtype for p in block.parameters() if p.is_floating_point()), torch.float32)
+    dtype = next((p.dtype for p in block.parameters() if p.dtype in PLAIN), torch.float32)
     width, _ = sizes(block.get_submodule(names.up))
     x = torch.randn(1, 4, width, generator=torch.Generator().manual_seed(0)).to(weight.device, dtype)
     try:
@@ -151,10 +151,10 @@ class SiteBuilder:
         if by_block and hasattr(self.model.get_submodule(site.router), ROUTER):
             raise InjectionError(f"{site.router} has a {ROUTER} of its own; use moe.router_scope=linear")
         if site.kind is SiteKind.expert_ffn:
-            check_ffn(module, self._ffn_names(site), site.path)
             if not self.injection.share_base:
                 for name in self._ffn_names(site).linears:
                     self._needs_numbers(module.get_submodule(name), site, f"injection.share_base=false ({name})")
+            check_ffn(module, self._ffn_names(site), site.path)
 
     def wrapper(self, site: SitePlan) -> nn.Module:
         """What is to stand at the site's path; the model stays as it is.
@@ -297,7 +297,7 @@ class SiteBuilder:
         settings = RouterSettings(
             in_features=site.router_in_features,
             num_experts=site.num_experts,
-            top_k=injection.top_k,
+            top_k=injection.top_k if ROUTERS[moe.router].top_k else 1,
             top_p=moe.top_p or 1.0,
             scale=mixture_scale(moe, injection),
             dtype=getattr(torch, moe.router_dtype.value),
@@ -315,8 +315,8 @@ class SiteBuilder:
             weight_OD(base_layer)
         except ValueError:
             raise InjectionError(
-                f"{what} needs the numbers of the weight, and {site.path} is quantised; choose another setting, or "
-                "backbone.precision=bfloat16"
+                f"{what} needs the numbers of the weight, and {site.path} is quantised; choose another setting, or a "
+                "base that is stored as plain numbers, with backbone.precision=bfloat16"
             ) from None
 
     def _needs_directions(self, site: SitePlan) -> None:

@@ -21,7 +21,8 @@ def masked_experts(model: nn.Module, experts: Iterable[int]) -> Iterator[None]:
 
     Routers and stacked factors are narrowed to the other experts before anything is computed (no -inf, no weight of 0):
     to views where the masked ones are the last, else to copies. The others' numbers close up, top_k is at most their
-    number, and nothing trains. Holds for all threads that use the model.
+    number, and nothing trains. The oracle takes the expert of each domain by its new number, and refuses a domain whose
+    expert is masked (RoutingError). Holds for all threads that use the model.
 
     Args:
         model: injected with mixture_lora.

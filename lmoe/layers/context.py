@@ -116,7 +116,8 @@ class BatchInfo:
     """What routers must know of the tokens of a batch, and cannot read from hidden states.
 
     Args:
-        expert_of_token: for the oracle: int64 expert of each token, (B, T) or (B, 1), or () for all of them.
+        expert_of_token: for the oracle: int64 expert of each token, (B, T) or (B, 1), or () for all of them; NO_TARGET
+            on padding.
         rows: for sequence routers: the prompts of the rows.
         targets: what the routers are taught of each token.
     """

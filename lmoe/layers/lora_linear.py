@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lmoe.layers.shared_input import SharedInput, down
 from lmoe.ops.add_lora import add_lora
-from lmoe.ops.dora import weight_row_norms
+from lmoe.ops.dora import length_ratios, weight_row_norms
 from lmoe.ops.frozen_linear import Beside
 from lmoe.ops.linear_sizes import sizes, weight_OD
 from lmoe.ops.lora import faded, kaiming_lora_A, lora_delta
@@ -130,9 +130,8 @@ class LoRALinear(nn.Module):
         if not self.use_dora:
             return y + delta
         with torch.autocast(x.device.type, enabled=False):
-            lengths = weight_row_norms(weight_OD(self.base_layer), self.lora_A, lora_B, self.scaling)
-        lengths = lengths.detach().clamp(min=torch.finfo(lengths.dtype).tiny)  # a row of zeros stays one
-        ratio = (self.lora_magnitude / lengths).to(y.dtype)
+            weight = weight_OD(self.base_layer)
+            ratio = length_ratios(self.lora_magnitude, weight, self.lora_A, lora_B, self.scaling).to(y.dtype)
         if self.base_layer.bias is None:
             return ratio * (y + delta)
         bias = self.base_layer.bias.to(y.dtype)

@@ -172,7 +172,7 @@ class MixtureLoRALinear(nn.Module):
         if self.model_route is not None:
             decision = self.model_route.decision(x.device)
             assert decision is not None
-            return decision
+            return decision.over(x.shape[:-1]) if x.dim() == 2 else decision  # a block may flatten its tokens
         assert self.block_route is not None
         return self.block_route.decision()
 

@@ -1,6 +1,6 @@
 """A router that the backbone brings along, made trainable, seen by the trace.
 
-Shapes: N tokens (B sequences of T), E experts, K chosen.
+Shapes: N tokens of all sequences, which native routers have flattened, E experts, K chosen.
 """
 
 import copy
@@ -56,22 +56,8 @@ class NativeRouter(nn.Module):
             decision: what the native router has returned.
         """
         if self.trace.on or torch.is_grad_enabled():  # a checkpoint that is computed again must save the same tensors
-            self.trace.record(self.site, self._routing(*decision), learning=self.training)
-
-    def _routing(self, output: Tensor, weights: Tensor, indices: Tensor) -> Routing:
-        """The routing with the leading dimensions of the tokens, which native routers have flattened."""
-        valid = self.trace.valid
-        logits, gate = native_gate(output, weights, indices, self.scores)
-        if valid is not None and valid.numel() == logits.shape[0]:
-            shape = valid.shape
-            logits = logits.unflatten(0, shape)
-            gate = gate._replace(
-                probs=gate.probs.unflatten(0, shape),
-                weights=gate.weights.unflatten(0, shape),
-                assignment=gate.assignment.unflatten(0, shape),
-                expert_indices=indices.unflatten(0, shape),
-            )
-        return Routing.of(logits, gate)
+            routing = Routing.of(*native_gate(*decision, self.scores))
+            self.trace.record(self.site, routing, learning=self.training)
 
 
 def _chosen(silenced: Silenced, indices: Tensor, shape: torch.Size) -> Tensor:

@@ -91,6 +91,14 @@ class Routing:
         everywhere = [name for name in given[0] if all(name in tensors for tensors in given)]
         return cls(**{name: torch.cat([tensors[name] for tensors in given], 1) for name in everywhere})
 
+    def over(self, tokens: torch.Size) -> "Routing":
+        """The same with the leading dimensions of as many tokens; itself, where it has them."""
+        before = self.routing_weights.dim() - 1
+        if self.routing_weights.shape[:before] == tokens:
+            return self
+        given = self.tensors().items()
+        return replace(self, **{name: tensor.reshape(*tokens, *tensor.shape[before:]) for name, tensor in given})
+
     def tokens(self, first: int, last: int) -> "Routing":
         """The tokens from `first` to before `last` of each sequence, of a routing of (B, T) tokens."""
         return replace(self, **{name: tensor[:, first:last] for name, tensor in self.tensors().items()})
@@ -128,6 +136,15 @@ class Choice:
         logits = self.router_logits.to(device)
         gate_logits = logits if self.gate_logits is self.router_logits else self.gate_logits.to(device)
         return Choice(logits, gate_logits, self.routing_weights.to(device), self.expert_indices.to(device))
+
+    def over(self, tokens: torch.Size) -> "Choice":
+        """The same with the leading dimensions of as many tokens; itself, where it has them."""
+        if self.routing_weights.shape[:-1] == tokens:
+            return self
+        logits = self.router_logits.reshape(*tokens, -1)
+        gate_logits = logits if self.gate_logits is self.router_logits else self.gate_logits.reshape(*tokens, -1)
+        weights, indices = self.routing_weights.reshape(*tokens, -1), self.expert_indices.reshape(*tokens, -1)
+        return Choice(logits, gate_logits, weights, indices)
 
     def without(self, silenced: Silenced) -> Self:
         """The same with the weights of silenced experts at 0; the others keep theirs."""

@@ -185,14 +185,24 @@ class RoutingTrace:
         return self._routing
 
     def _whole_routing(self) -> dict[str, Routing]:
-        # Of a model that is spread over several devices they lie apart; losses and shares belong with the tokens.
-        at = None if self.valid is None else self.valid.device
-        decisions = {site: d if at is None else d.to(at) for site, d in self._decisions.items()}
+        decisions = {site: self._with_the_tokens(decision) for site, decision in self._decisions.items()}
         choices = {site: choice for site, choice in decisions.items() if isinstance(choice, Choice)}
         whole = {site: routing for site, routing in decisions.items() if isinstance(routing, Routing)}
         for group in sites_together({site: choice.gate_logits for site, choice in choices.items()}):
             whole |= dict(zip(group, routings_of([choices[site] for site in group]), strict=True))
         return {site: whole[site] for site in decisions}
+
+    def _with_the_tokens(self, decision: Decision) -> Decision:
+        """A decision where the mask of valid tokens lies, and in its dimensions.
+
+        The sites of a model that is spread over several devices lie apart, and some blocks, such as those of a backbone
+        with experts of its own, hand theirs the tokens of all rows in one dimension.
+        """
+        if self.valid is None:
+            return decision
+        decision = decision.to(self.valid.device)
+        flat = decision.routing_weights.dim() == 2 and len(decision.routing_weights) == self.valid.numel()
+        return decision.over(self.valid.shape) if flat else decision
 
     def take(self, router: Recorder, decision: Any) -> None:
         """Called by a router with its decision: have it recorded, now or behind the code that is compiled.

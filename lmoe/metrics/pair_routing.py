@@ -5,13 +5,13 @@ fewer leave the rest at 0).
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lmoe.metrics.site_stack import places_of, stacked_masks, stacked_sites
+from lmoe.metrics.site_stack import SiteDecision, places_of, shares_of, stacked_masks, stacked_sites
 
 
 class SitePairs(NamedTuple):
@@ -29,15 +29,6 @@ class SitePairs(NamedTuple):
     overlap: float | None
     load_chosen: list[float]
     load_rejected: list[float]
-
-
-class SiteDecision(Protocol):
-    """What the metric reads of a site's Routing."""
-
-    @property
-    def assignment(self) -> Tensor: ...
-    @property
-    def acting(self) -> Tensor | None: ...
 
 
 class PairRouting(Metric):
@@ -101,7 +92,7 @@ class PairRouting(Metric):
             strict=True,
         )
         return {
-            site: SitePairs(overlap / pairs if pairs else None, *(_shares(side[:experts]) for side in loads))
+            site: SitePairs(overlap / pairs if pairs else None, *(shares_of(side[:experts]) for side in loads))
             for (site, experts), overlap, pairs, loads in sums
             if any(map(any, loads))
         }
@@ -135,9 +126,3 @@ def _overlaps(sums_SRE: Tensor) -> tuple[Tensor, Tensor]:
     chosen_SBE, rejected_SBE = shares_SRE.chunk(2, dim=1)
     chosen_SB, rejected_SB = (totals_SR > 0).chunk(2, dim=1)
     return torch.minimum(chosen_SBE, rejected_SBE).sum(-1), chosen_SB & rejected_SB
-
-
-def _shares(sums: list[float]) -> list[float]:
-    """Divided by their sum; all 0 where that is 0."""
-    total = sum(sums)
-    return [value / total if total else 0.0 for value in sums]

@@ -5,13 +5,13 @@ Shapes: S sites, N tokens, E experts (the most of any site; sites with fewer lea
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lmoe.metrics.site_stack import flat_tokens, places_of
+from lmoe.metrics.site_stack import SiteDecision, flat_tokens, places_of, shares_of
 from lmoe.metrics.whole_result import WholeResult
 from lmoe.ops.site_groups import sites_together, stacked
 
@@ -74,17 +74,6 @@ class SiteRouting(NamedTuple):
         if len(self.mean_probs) < 2:
             return 0.0
         return max(0.0, _entropy(self.mean_probs) / math.log(len(self.mean_probs)) - self.entropy)
-
-
-class SiteDecision(Protocol):
-    """What update_all reads of a site's Routing, each (B, T, E)."""
-
-    @property
-    def probs(self) -> Tensor: ...
-    @property
-    def routing_weights(self) -> Tensor: ...
-    @property
-    def assignment(self) -> Tensor: ...
 
 
 def _of_this_process(totals: Tensor) -> Tensor:
@@ -223,10 +212,10 @@ class RoutingStats(WholeResult):
             load, importance, probs = (sums[start : start + experts] for start in (0, widest, 2 * widest))
             _check_probabilities(site, sum(probs) / tokens)
             result[site] = SiteRouting(
-                load=_shares(load),
+                load=shares_of(load),
                 entropy=entropy / tokens,
                 effective=effective / tokens,
-                importance=_shares(importance),
+                importance=shares_of(importance),
                 mean_probs=[value / tokens for value in probs],
             )
         return result
@@ -297,12 +286,6 @@ def _check_probabilities(site: str, total: float) -> None:
             f"{site}: the probabilities of a token sum to {total:.4g} on average, must sum to 1; give the "
             "router's probabilities (a Routing's probs), not its logits, scores or weights"
         )
-
-
-def _shares(sums: list[float]) -> list[float]:
-    """Divided by their sum; all 0 where that is 0 (relu: no expert was active for any token)."""
-    total = sum(sums)
-    return [value / total if total else 0.0 for value in sums]
 
 
 def _entropy(shares: Sequence[float]) -> float:

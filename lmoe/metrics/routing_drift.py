@@ -4,13 +4,13 @@ Shapes: B rows (or packed sequences) of T tokens, N = B * T, S sites, E experts.
 """
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lmoe.metrics.site_stack import places_of, stacked_masks, stacked_sites
+from lmoe.metrics.site_stack import SiteDecision, places_of, stacked_masks, stacked_sites
 
 
 class SiteDrift(NamedTuple):
@@ -24,17 +24,6 @@ class SiteDrift(NamedTuple):
 
     changed_sets: float | None
     kl: float
-
-
-class SiteDecision(Protocol):
-    """What the metric reads of a site's Routing."""
-
-    @property
-    def probs(self) -> Tensor: ...
-    @property
-    def assignment(self) -> Tensor: ...
-    @property
-    def acting(self) -> Tensor | None: ...
 
 
 class RoutingDrift(Metric):

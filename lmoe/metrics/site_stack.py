@@ -4,11 +4,27 @@ Shapes: S sites, N tokens (a batch of B rows times T), E experts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from lmoe.ops.site_groups import sites_of_one_shape
+
+
+class SiteDecision(Protocol):
+    """What metrics read of a site's Routing, each one some of it: (B, T, E) tensors, and (B, T) where experts act."""
+
+    @property
+    def router_logits(self) -> Tensor: ...
+    @property
+    def probs(self) -> Tensor: ...
+    @property
+    def routing_weights(self) -> Tensor: ...
+    @property
+    def assignment(self) -> Tensor: ...
+    @property
+    def acting(self) -> Tensor | None: ...
 
 
 def flat_tokens(routing: Tensor, sites: Sequence[str], valid: Tensor) -> Tensor:
@@ -80,3 +96,9 @@ def places_of(sites: Sequence[str], index: Mapping[str, int]) -> slice | list[in
     places = [index[site] for site in sites]
     first, last = places[0], places[-1]
     return slice(first, last + 1) if places == list(range(first, last + 1)) else places
+
+
+def shares_of(sums: list[float]) -> list[float]:
+    """Divided by their sum; all 0 where that is 0 (relu: no expert was active for any token)."""
+    total = sum(sums)
+    return [value / total if total else 0.0 for value in sums]

@@ -6,13 +6,13 @@ sites with fewer leave the rest at 0), C targets, M domains, L = C + M labels: t
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from lmoe.metrics.site_stack import stacked_sites
+from lmoe.metrics.site_stack import SiteDecision, stacked_sites
 from lmoe.ops.mutual_information import adjusted_mutual_information, groups
 from lmoe.ops.router_targets import NO_TARGET, RowTargets, target_log_probs, targets_of_rows
 
@@ -70,15 +70,6 @@ class TargetChoices(NamedTuple):
             ]
             for label, count in enumerate(self.rows)
         ]
-
-
-class SiteDecision(Protocol):
-    """What the metric reads of a site's Routing, each (B, T, E)."""
-
-    @property
-    def router_logits(self) -> Tensor: ...
-    @property
-    def routing_weights(self) -> Tensor: ...
 
 
 class TargetChoice(Metric):

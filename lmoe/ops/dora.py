@@ -26,3 +26,22 @@ def weight_row_norms(weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: fl
     W, A, B = weight.to(dtype), lora_A.to(dtype), scaling * lora_B.to(dtype)
     squares = W.square().sum(1) + 2 * (B * (W @ A.t())).sum(1) + (B * (B @ (A @ A.t()))).sum(1)
     return squares.clamp(min=0).sqrt()
+
+
+def length_ratios(magnitude: Tensor, weight: Tensor, lora_A: Tensor, lora_B: Tensor, scaling: float) -> Tensor:
+    """m / |V| for each row of V = W + s B A, with |V| constant in the backward pass (2402.09353, equations 5 and 11).
+
+    A row of zeros stays one: its length, by which nothing can be divided, counts as the smallest number.
+
+    Args:
+        magnitude: (O,) m.
+        weight: (O, D).
+        lora_A: (R, D).
+        lora_B: (O, R).
+        scaling: s.
+
+    Returns:
+        (O,) in float32, or float64 for float64 factors.
+    """
+    lengths = weight_row_norms(weight, lora_A, lora_B, scaling).detach()
+    return magnitude / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)

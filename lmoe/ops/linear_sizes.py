@@ -5,8 +5,13 @@ Shapes: D in, O out.
 
 import math
 
+import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
+
+PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Types of weights that are the numbers themselves. NOTE those of 8 bits are floating point too, and yet codes, which
+count together with scales that lie beside them."""
 
 
 def is_linear(module: nn.Module) -> bool:
@@ -37,13 +42,13 @@ def weight_OD(linear: nn.Module) -> Tensor:
     """The numbers of W, (O, D); a view.
 
     Raises:
-        ValueError: the weight is packed, so that it has no numbers of this shape.
+        ValueError: the weight is packed, or of codes that scales belong to, so that it has no numbers of this shape.
     """
     weight = linear.weight
     assert isinstance(weight, Tensor)
     if isinstance(linear, Conv1D):
         weight = weight.t()
     in_features, out_features = sizes(linear)
-    if not weight.is_floating_point() or weight.shape != (out_features, in_features):
+    if weight.dtype not in PLAIN or weight.shape != (out_features, in_features):
         raise ValueError("the weight is quantised")
     return weight

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lmoe.ops.dora import weight_row_norms
+from lmoe.ops.dora import length_ratios
 
 
 def merged_weight(
@@ -30,7 +30,7 @@ def merged_weight(
     merged = weight.to(dtype) + scaling * (lora_B.to(dtype) @ lora_A.to(dtype))
     if magnitude is None:
         return merged
-    return (magnitude / weight_row_norms(weight, lora_A, lora_B, scaling)).unsqueeze(1).to(dtype) * merged
+    return length_ratios(magnitude, weight, lora_A, lora_B, scaling).unsqueeze(1).to(dtype) * merged
 
 
 def side_by_side(branches: Sequence[tuple[Tensor, Tensor, float]], scaling: float) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def mean_of_prompts(x: Tensor, prompt: Tensor) -> Tensor:
-    """(B, P, D): mean of each row's prompt tokens, in float32; 0 for a row without any.
+    """(B, P, D): mean of each row's prompt tokens, in float32 whatever autocast says; 0 for a row without any.
 
     Args:
         x: (B, T, D) hidden states.
@@ -19,7 +19,8 @@ def mean_of_prompts(x: Tensor, prompt: Tensor) -> Tensor:
     share = share / share.sum(-1, keepdim=True).clamp(min=1)
     # NOTE padding may hold anything, and 0 * NaN is NaN.
     inside = prompt.any(1).unsqueeze(-1)
-    return share @ x.float().masked_fill(~inside, 0)
+    with torch.autocast(x.device.type, enabled=False):
+        return share @ x.float().masked_fill(~inside, 0)
 
 
 def unit_rms(states: Tensor, eps: float = 1e-6) -> Tensor:

@@ -50,8 +50,6 @@ def lesson_of(config: RunConfig, name: str) -> Lesson:
 def lesson_problems(config: RunConfig) -> list[str]:
     """What is wrong in the objective and the rows of the run, and of each phase that has its own."""
     problems = task_problems(config.task, config.data)
-    if config.data.streaming and config.task.precompute_reference:
-        problems.append("task.precompute_reference=true: the rows of a stream are not known before; leave it out")
     own_rows = False
     read = {name: _read(config, name, phase) for name, phase in config.phase.phases.items()}
     for name, phase in config.phase.phases.items():
@@ -74,6 +72,13 @@ def lesson_problems(config: RunConfig) -> list[str]:
         if phase.data:
             problems += _of_phase(size_problems(lesson.data, "data") + data_problems(lesson.data), key)
     lessons = {name: lesson for name, (lesson, found) in read.items() if not found}
+    if config.data.streaming:
+        tasks = {"task": config.task} | {task_key(config, name): lesson.task for name, lesson in lessons.items()}
+        problems += [
+            f"{key}.precompute_reference=true: the rows of a stream are not known before; leave it out"
+            for key, task in tasks.items()
+            if task.precompute_reference
+        ]
     if own_rows or len(taught(list(lessons.values()))[0]) > 1:
         problems += _several_rows_problems(config)
     return problems + _reference_problems(config, lessons) + _dropout_problems(config, lessons)

@@ -162,6 +162,21 @@ def _idle_settings(moe: MoeConfig, traits: RouterDeclaration, injection: Injecti
     return problems
 
 
+def idle_dropout_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
+    """The problem of expert dropout in a run where all experts stay.
+
+    NOTE an adapter may have such settings, as one of which an expert was taken out.
+    """
+    acts = moe.router is not None and ROUTERS[moe.router].logits and STRATEGIES[injection.strategy].own_routers
+    if moe.router is None or not acts or moe.expert_dropout <= 0:
+        return []
+    has_k, most = ROUTERS[moe.router].top_k, injection.most_experts
+    if most > (injection.top_k if has_k else 1):
+        return []
+    by = f"injection.top_k={injection.top_k}" if has_k else f"moe.router={moe.router}"
+    return [without_effect("moe.expert_dropout", f"with {by} and at most {most} experts a site, all of which stay")]
+
+
 def _names_targets(moe: MoeConfig, key: str) -> bool:
     return key == "domains" and moe.router_target is not RouterTarget.none
 

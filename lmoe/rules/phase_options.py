@@ -8,7 +8,7 @@ from lmoe.config.optim import OptimConfig
 from lmoe.config.phase import PLATEAU, HandoffConfig, PhaseConfig, PlateauConfig, start_step
 from lmoe.config.problems import at_least, changed_keys, without_effect
 from lmoe.config.run import RunConfig
-from lmoe.rules.routers import ROUTERS, reads_prompts_first
+from lmoe.rules.routers import ROUTERS, reads_prompts_first, trains_logits
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import LoadBalanceType, LrSchedule, Role, RouteBy, RouterTarget
 
@@ -184,7 +184,7 @@ def _coefficient_problems(
     on_by_default = phase.auxiliary_loss is not False
     acts = {
         "aux_loss_coef": (has_loss, f"with moe.load_balance.type={moe.load_balance.type}", phase.load_balance),
-        "router_z_loss_coef": (True, "", phase.router_z_loss),
+        "router_z_loss_coef": (trains_logits(moe), f"with moe.router={moe.router}", phase.router_z_loss),
     }
     problems = []
     for name, (possible, why, switch) in acts.items():

@@ -25,7 +25,7 @@ from lmoe.rules.data import cluster_problems, data_problems
 from lmoe.rules.experts_from import expert_places, without_source
 from lmoe.rules.injection import injection_problems
 from lmoe.rules.lessons import lesson_batch_sizes, lesson_places, lesson_problems
-from lmoe.rules.moe import moe_problems
+from lmoe.rules.moe import idle_dropout_problems, moe_problems
 from lmoe.rules.phase_options import ALWAYS_BY_TARGET, always_by_target, schedule_problems
 from lmoe.rules.phases import TRAINABLE, has_reward_head, phase_problems, present_roles, trained_base
 from lmoe.rules.strategies import STRATEGIES
@@ -54,6 +54,7 @@ def run_problems(config: RunConfig) -> list[str]:
         epochs
         + injection_problems(config.injection, config.moe)
         + moe_problems(config.moe, config.injection)
+        + ([] if config.resume is not None else idle_dropout_problems(config.moe, config.injection))
         + phase_problems(config)
         + backbone_problems(config.backbone)
         + data_problems(config.data)

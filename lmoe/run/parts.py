@@ -280,17 +280,19 @@ def base_ffn_parameters(model: PreTrainedModel, plan: InjectionPlan) -> int:
 
 
 def check_roles(config: RunConfig, model: PreTrainedModel) -> None:
-    """Refuse to train parts of the backbone that it does not have.
+    """Refuse to train parts of the backbone that it does not have, and to fade experts that it does not have.
 
     Raises:
-        ConfigError: a phase trains a part of the backbone that has no parameters of its own, or layers without any.
+        ConfigError: a phase trains a part of the backbone that has no parameters of its own, or layers without any, or
+            fades an expert that no site has.
     """
     there = set(parameter_roles(model).values())
     if missing := sorted(trained_base(config) - there):
         why = "it shares its weights with the input embeddings" if Role.head in missing else "it has none"
         raise ConfigError(f"a phase trains {missing[0]}, of which this backbone has no parameters: {why}; leave it out")
     roles, layers = parameter_roles(model), parameter_layers(model)
-    count, problems = len(injected(model).plan.layers), []
+    plan, problems = injected(model).plan, []
+    count, experts = len(plan.layers), max(plan.routers.values(), default=0)
     for phase in PhaseSchedule.of(config).phases:
         key = f"phase.phases.{phase.name}.target_layers"
         if wrong := [layer for layer in phase.layers or () if not -count <= layer < count]:
@@ -302,6 +304,12 @@ def check_roles(config: RunConfig, model: PreTrainedModel) -> None:
             for name in roles
         ):
             problems.append(f"{key}={list(phase.layers)}: nothing of {', '.join(sorted(phase.trainable))} is there")
+        faded = () if phase.handoff is None else phase.handoff.experts or ()
+        if wrong := [expert for expert in faded if not 0 <= expert < experts]:
+            problems.append(
+                f"phase.phases.{phase.name}.lora_handoff.experts names expert {wrong[0]}; the sites of this backbone "
+                f"have {experts}: 0 to {experts - 1}"
+            )
     if problems:
         raise ConfigError(problems)
 

@@ -235,6 +235,20 @@ def test_expert_dropout_acts_where_the_phase_lets_it():
     assert torch.equal(trained_logits(dropping, 0, expert_dropout=False), trained_logits(plain, 0))
 
 
+@pytest.mark.parametrize("router", ["soft", "top_p"])
+def test_expert_dropout_acts_on_two_experts_where_top_k_does_not(router):
+    """One of them stays, whatever injection.top_k says where nobody has set it."""
+    model = tiny_model()
+    lmoe.inject(model, {"lora_r": 2, "num_experts": 2}, {"router": router})
+    injected(model).context.expert_dropout = 0.99
+    ids = tokens()
+    torch.manual_seed(0)
+    with torch.no_grad(), lmoe.trace(model.train(), attention_mask=torch.ones_like(ids)) as trace:
+        model(input_ids=ids)
+    used = torch.stack([routing.routing_weights > 0 for routing in trace.routing.values()]).sum(-1)
+    assert used.unique().tolist() == [1]
+
+
 def step_of(model: torch.nn.Module, ids: torch.Tensor, auxiliary: Auxiliary, **switches: bool) -> Any:
     """Auxiliary losses of a micro-batch."""
     record, valid = injected(model), torch.ones_like(ids).bool()

@@ -5,6 +5,8 @@ import torch
 
 import lmoe
 from lmoe.errors import ConfigError, RoutingError
+from lmoe.injection.batch_info import batch_info
+from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off, domain
 from tests.injection.tiny_injected import DOMAINS, tiny_injected
 from tests.tiny_models import tiny_model, tokens
@@ -73,3 +75,38 @@ def test_it_asks_for_the_domain_and_has_no_use_for_what_a_reading_needs():
         moe = {"router": "oracle", "domains": DOMAINS, "router_scope": "model", key: value}
         with pytest.raises(ConfigError, match=f"moe.{key} has no effect with moe.router=oracle, which reads no prompt"):
             lmoe.inject(tiny_model(), {}, moe)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scope", ["linear", "model"])
+def test_a_batch_decides_by_the_rows_whatever_the_domain_that_padding_is_given(scope):
+    """Padding has the id of the first domain, whose expert is the last one here."""
+    model, ids, names = tiny_injected("oracle", moe={"router_scope": scope}), tokens(1, 6), DOMAINS[::-1]
+    record, valid = injected(model), torch.tensor([[True] * 4 + [False] * 2])
+    row_ids = torch.zeros_like(ids)
+    prompt = (torch.arange(6) < PROMPT) & valid
+    batch = {"domain_ids": valid.long(), "valid_mask": valid, "row_ids": row_ids, "prompt_mask": prompt.unsqueeze(1)}
+    with domain(model, names[1]):
+        expected = model(input_ids=ids[:, :4], labels=labelled(ids[:, :4])).logits
+    with batch_info(record, batch, names):
+        found = model(input_ids=ids, attention_mask=valid.long(), labels=labelled(ids)).logits[:, :4]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scope", ["linear", "model"])
+@pytest.mark.parametrize("masked_first", [False, True])
+def test_masked_experts_leave_each_domain_its_own(scope, masked_first):
+    """Expert 0 of `maths` is left out, so that the one of `prose`, 1, becomes 0."""
+    model, ids = tiny_injected("oracle", moe={"router_scope": scope}), tokens(2, 6)
+    with domain(model, "prose"):
+        expected = model(input_ids=ids, labels=labelled(ids)).logits
+    blocks = [lambda: lmoe.masked_experts(model, [0]), lambda: domain(model, "prose")]
+    first, second = blocks if masked_first else blocks[::-1]
+    with first(), second():
+        torch.testing.assert_close(model(input_ids=ids, labels=labelled(ids)).logits, expected, rtol=0, atol=0)
+        with (
+            lmoe.trace(model, attention_mask=torch.ones_like(ids), domains=["prose", "maths"]),
+            pytest.raises(RoutingError, match="masked_experts leaves out expert 0; leave the rows of this domain"),
+        ):
+            model(input_ids=ids, labels=labelled(ids))

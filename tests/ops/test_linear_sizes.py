@@ -44,12 +44,18 @@ def test_the_numbers_are_a_view(kind):
 @pytest.mark.parametrize("kind", ["Linear", "Conv1D"])
 @pytest.mark.parametrize(
     "packed",
-    [torch.zeros(D * O // 2, 1, dtype=torch.uint8), torch.zeros(O, D, dtype=torch.int8), torch.zeros(O, D // 2)],
-    ids=["4 bit, flat", "8 bit", "two numbers in one"],
+    [
+        torch.zeros(D * O // 2, 1, dtype=torch.uint8),
+        torch.zeros(O, D, dtype=torch.int8),
+        torch.zeros(O, D // 2),
+        torch.zeros(O, D).to(torch.float8_e4m3fn),
+    ],
+    ids=["4 bit, flat", "8 bit", "two numbers in one", "8 bit, floating point"],
 )
 def test_a_packed_weight_has_no_numbers_and_yet_its_sizes(kind, packed):
     linear = made(kind)
-    linear.weight = nn.Parameter(packed, requires_grad=False)
+    lies_as = packed.t() if kind == "Conv1D" else packed
+    linear.weight = nn.Parameter(lies_as, requires_grad=False)
     assert sizes(linear) == (D, O)
     with pytest.raises(ValueError, match="the weight is quantised"):
         weight_OD(linear)

@@ -215,6 +215,24 @@ def test_dropout_and_noise_that_no_objective_trains_with_are_refused(section, se
     assert lesson_problems(run) == [], "the first phase trains with it"
 
 
+@pytest.mark.parametrize(
+    ("run", "phase", "keys"),
+    [
+        (True, None, ["task"]),
+        (False, {"precompute_reference": True}, ["phase.phases.only.task"]),
+        (False, {"precompute_reference": False}, []),
+    ],
+)
+def test_a_reference_is_not_computed_beforehand_for_rows_of_a_stream(run, phase, keys):
+    dpo = TaskConfig(name=TaskName.dpo, precompute_reference=run)
+    made = config(dpo, only=PhaseConfig(trainable=[Role.lora], task=phase or {}))
+    made.data = DataConfig(path="bundled", packing=False, streaming=True)
+    found = [problem for problem in lesson_problems(made) if "precompute_reference" in problem]
+    assert found == [
+        f"{key}.precompute_reference=true: the rows of a stream are not known before; leave it out" for key in keys
+    ]
+
+
 @pytest.mark.parametrize("switch", ["router_noise", "expert_dropout"])
 def test_a_switch_of_a_phase_without_dropout_is_refused(switch):
     found = only(lesson_problems(then_dpo(**{switch: True})))

@@ -13,7 +13,7 @@ from lmoe.config.optim import RoleOptimConfig
 from lmoe.config.phase import PhaseConfig
 from lmoe.config.run import RunConfig
 from lmoe.errors import ConfigError
-from lmoe.rules.validate import validate
+from lmoe.rules.validate import run_problems, section_problems, validate
 from lmoe.vocabulary import (
     Accelerator,
     BackbonePrecision,
@@ -110,6 +110,7 @@ def router(kind: RouterKind, balance: LoadBalanceType = LoadBalanceType.none) ->
 RELU, SIGMOID = router(RouterKind.relu), router(RouterKind.sigmoid, LoadBalanceType.aux_loss_free)
 TOP_P = both(router(RouterKind.top_p, LoadBalanceType.aux_loss), change("moe.top_p", 0.4))
 JOINT = change("phase.phases", {"joint": PhaseConfig(trainable=[Role.router, Role.lora, Role.attn_lora])})
+OWN_Z_LOSS = change("phase.phases", {"joint": PhaseConfig(trainable=[Role.router, Role.lora], router_z_loss_coef=0.5)})
 UNIFORM, RANDOM = both(router(RouterKind.uniform), JOINT), both(router(RouterKind.random), JOINT)
 ORACLE = both(router(RouterKind.oracle), JOINT)
 
@@ -308,6 +309,14 @@ CASES: list[tuple[Change, list[str]]] = [
     (both(RELU, change("moe.temperature_end", 2.0)), ["moe.temperature_end has no effect", "moe.router=relu"]),
     (both(UNIFORM, change("moe.router_noise", 1.0)), ["moe.router_noise has no effect", "moe.router=uniform"]),
     (both(UNIFORM, change("moe.router_noise_end", 1.0)), ["moe.router_noise_end has no effect", "moe.router=uniform"]),
+    (
+        both(change("injection.top_k", 4), change("moe.expert_dropout", 0.1)),
+        ["moe.expert_dropout has no effect", "injection.top_k=4 and at most 4 experts a site, all of which stay"],
+    ),
+    (
+        both(SOFT, change("injection.num_experts", 1), change("moe.expert_dropout", 0.1)),
+        ["moe.expert_dropout has no effect", "moe.router=soft and at most 1 experts a site"],
+    ),
     (both(UNIFORM, change("moe.expert_dropout", 0.1)), ["moe.expert_dropout has no effect", "moe.router=uniform"]),
     (
         both(UNIFORM, change("moe.router_dtype", RouterDtype.bfloat16)),
@@ -355,6 +364,14 @@ CASES: list[tuple[Change, list[str]]] = [
     (
         both(change("moe.router_z_loss_coef", 0.0), change("phase.phases.experts.router_z_loss", True)),
         ["phase.phases.experts.router_z_loss=true has no effect"],
+    ),
+    (
+        both(UNIFORM, OWN_Z_LOSS),
+        ["phase.phases.joint.router_z_loss_coef has no effect", "moe.router=uniform"],
+    ),
+    (
+        both(RANDOM, OWN_Z_LOSS),
+        ["phase.phases.joint.router_z_loss_coef has no effect", "moe.router=random"],
     ),
     (change("phase.phases.experts.router_noise", True), ["experts.router_noise=true has no effect"]),
     (change("phase.phases.experts.expert_dropout", True), ["experts.expert_dropout=true has no effect"]),
@@ -439,6 +456,15 @@ def test_every_router_is_valid_with_the_balance_that_goes_with_it(kind):
     config = valid()
     both(JOINT, change("moe", moe_section({"router": kind.value})))(config)
     validate(config)
+
+
+def test_expert_dropout_without_effect_ends_no_run_that_goes_on_and_no_adapter(tmp_path):
+    """Earlier versions took it, and taking an expert out of an adapter may leave as many as top_k."""
+    config = valid()
+    both(change("injection.top_k", 4), change("moe.expert_dropout", 0.1))(config)
+    assert section_problems(config.injection, config.moe) == []
+    config.resume = str(tmp_path)
+    assert run_problems(config) == []
 
 
 def test_all_problems_are_reported_at_once():

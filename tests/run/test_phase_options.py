@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 import lmoe
 import lmoe.run.train
+from lmoe.errors import ConfigError
 from lmoe.training.module import AdapterModule
 from tests.metric_names import rows
 
@@ -94,6 +95,22 @@ def test_after_a_whole_handoff_nothing_is_left_of_the_branches(train):
     assert all(not tensor.any() for tensor in branches)
     rates = [row["lr/base_ffn"] for row in rows(done.run) if "lr/base_ffn" in row]
     assert 0 < rates[0] < rates[1]
+
+
+@pytest.mark.parametrize("wrong", [4, -1])
+def test_experts_that_the_backbone_does_not_have_are_not_handed_over(micro, wrong):
+    key = "phase.phases.experts"
+    given = (
+        f"backbone.model_name={micro.native}",
+        "injection=native_moe_expert_lora",
+        "phase=router_warmup",
+        f"{key}.trainable=[lora,base_ffn]",
+        f"{key}.lora_handoff.role=lora",
+    )
+    said = rf"{key}.lora_handoff.experts names expert {wrong}; the sites of this backbone have 4: 0 to 3"
+    with pytest.raises(ConfigError, match=said):
+        micro.parts(*given, f"{key}.lora_handoff.experts=[0,{wrong}]")
+    assert micro.parts(*given, f"{key}.lora_handoff.experts=[0,3]").plan.routers
 
 
 def test_only_the_layers_that_a_phase_names_train(train):

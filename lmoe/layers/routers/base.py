@@ -25,7 +25,7 @@ class RouterSettings:
     Args:
         in_features: D.
         num_experts: E.
-        top_k: K, where the router has one.
+        top_k: K, where the router has one; else 1, the least that expert dropout leaves.
         top_p: probability to reach, for top_p.
         scale: what the weights add up to.
         dtype: type of the matmul and the gate, whatever autocast says.

@@ -136,14 +136,18 @@ class OracleRouter(Router):
     """The expert of the token's domain (`oracle_gate`)."""
 
     def route(self, x: Tensor, router_logits: Tensor | None) -> Routing:
-        gate = oracle_gate(self.experts(x.shape[:-1], x.device), self.settings.num_experts, self.settings.dtype)
+        experts = self.experts(x.shape[:-1], x.device).clamp(min=0)
+        gate = oracle_gate(experts, self.settings.num_experts, self.settings.dtype)
         return Routing.of(torch.zeros_like(gate.probs), gate)
 
     def experts(self, shape: torch.Size, device: torch.device) -> Tensor:
-        """(...) int64: the expert of each token.
+        """(...) int64: the expert of each token; NO_TARGET may be that of padding.
+
+        Args:
+            shape: (B, T), or (B * T,) where a backbone has flattened its tokens.
 
         Raises:
-            RoutingError: nothing says the domains.
+            RoutingError: nothing says the domains, or the expert of one is left out.
         """
         expert = self.context.expert_of_token(training=self.training)
         if expert is None:
@@ -151,4 +155,23 @@ class OracleRouter(Router):
                 "moe.router=oracle does not know the domain of these tokens: name it with "
                 "`lmoe.trace(model, attention_mask=…, domains=[…])`"
             )
-        return expert.to(device).expand(shape)
+        expert = self._closed_up(expert.to(device))
+        if len(shape) == 1 and expert.dim() == 2:
+            expert = expert.expand(-1, shape[0] // expert.shape[0]).reshape(-1)
+        return expert.expand(shape)
+
+    def _closed_up(self, expert: Tensor) -> Tensor:
+        """The numbers that experts have while `masked_experts` leaves some out, whose place the ones behind them take.
+
+        Raises:
+            RoutingError: the expert of a token is left out.
+        """
+        if not self.context.masked:
+            return expert
+        masked = torch.tensor(sorted(self.context.masked), device=expert.device)
+        if left_out := expert[torch.isin(expert, masked)].unique().tolist():
+            raise RoutingError(
+                f"moe.router=oracle has no expert for the domain of some of these tokens: masked_experts leaves out "
+                f"expert {left_out[0]}; leave the rows of this domain out too, or keep the expert"
+            )
+        return expert - (expert.unsqueeze(-1) > masked).sum(-1)
