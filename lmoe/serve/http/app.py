@@ -292,7 +292,7 @@ class Routes:
         if not self._service.settings.upload_size:
             raise Problem(403, "experts cannot be uploaded here: the server's upload_size is 0", code="uploads_off")
         if not self._service.engine.mixable.changes:
-            raise Problem(409, "experts neither come nor go here: they were trained together", code="experts_fixed")
+            raise Problem(409, "experts neither come nor go here", code="experts_fixed")
         self._check_name(name)
         if name in self._service.experts():
             raise Problem(409, f"there is an expert {shown(name)} already; remove it, or choose another name", "name")
