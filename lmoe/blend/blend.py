@@ -279,7 +279,8 @@ class Blend:
             yield shares
         if self._closed or self.names != names:
             raise BlendError("the experts have changed while they were watched")
-        shares |= self._stack.seen(setting)
+        seen = self._stack.seen(setting)
+        shares |= {name: seen.get(name, 0.0) for name in names}
 
     @contextmanager
     def watched_by_token(self, tokens: int) -> Iterator[Callable[[], dict[str, torch.Tensor]]]:
