@@ -416,7 +416,7 @@ class Blend:
         Raises:
             BlendError: weights by row or by token, a quantised or shared weight, files that differ, or folded already.
         """
-        with self._gate.changing():
+        with self._gate.changing(self.model):
             self._ready()
             if self._stack.settings.own is not None:
                 raise BlendError(
@@ -438,7 +438,7 @@ class Blend:
         Raises:
             BlendError: not folded, or (keep=reread) the base's files are gone or have changed.
         """
-        with self._gate.changing():
+        with self._gate.changing(self.model):
             if self._folded is None:
                 raise BlendError("the blend is not folded")
             self._folded.unfold()
@@ -469,7 +469,7 @@ class Blend:
         """
         target = empty_folder(folder, BlendError)
         with folder_when_whole(target, BlendError) as made:
-            with self._gate.changing():
+            with self._gate.changing(self.model):
                 folded_here = self._folded is None
                 if folded_here:
                     self.fold()
@@ -485,7 +485,7 @@ class Blend:
 
     def close(self) -> None:
         """Take everything off: the model is the base again, bit by bit. A closed blend cannot be used again."""
-        with self._gate.changing():
+        with self._gate.changing(self.model):
             if self._closed:
                 return
             if self._folded is not None:
@@ -547,7 +547,7 @@ class Blend:
     @contextmanager
     def _changing(self, *names: str) -> Iterator[None]:
         """Alone with the model, for a change of these experts."""
-        with self._gate.changing():
+        with self._gate.changing(self.model):
             self._ready(*names)
             yield
 
