@@ -333,12 +333,16 @@ def test_a_body_of_no_stated_length_is_measured_as_it_comes(shared):
 def test_a_prompt_beyond_the_context_is_refused_and_an_answer_gets_what_room_there_is():
     with client(FakeEngine(context=40)) as found:
         long = error_of(found.post(COMPLETIONS, json={"prompt": [5] * 40}), 400)
-        assert long["code"] == "context_length_exceeded" and "40 tokens" in long["message"]
+        assert long["code"] == "context_length_exceeded"
+        assert long["message"] == "the prompt has 40 tokens, and the model holds 40 with the answer; shorten it"
         found.post(COMPLETIONS, json={"prompt": [5] * 37, "max_tokens": 30})
         assert found.engine.asked[-1].request.max_tokens == 3
         assert "no token 99999999" in error_of(found.post(COMPLETIONS, json={"prompt": [99999999]}), 400)["message"]
         found.post(CHAT, json=ASK)
         assert found.engine.asked[-1].request.max_tokens < 40
+    with client(FakeEngine(context=40, limited_by_cache=True)) as found:
+        long = error_of(found.post(COMPLETIONS, json={"prompt": [5] * 40}), 400)
+        assert "this server holds 40 with the answer (--cache-tokens)" in long["message"]
 
 
 def test_a_template_that_refuses_says_why(shared):

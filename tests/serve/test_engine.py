@@ -426,7 +426,7 @@ def test_changes_that_cannot_be_are_refused_and_change_nothing(places, blend, ch
     [
         ({"prompt": []}, "empty"),
         ({"prompt": [64]}, "0 to 63"),
-        ({"prompt": [1] * 250, "max_tokens": 10}, "together they may have 256"),
+        ({"prompt": [1] * 250, "max_tokens": 10}, "the model holds 256 together"),
         ({"max_tokens": 0}, "at least 1"),
         ({"mixture": {"other": 1.0}}, "no expert 'other'"),
         ({"sampling": SamplingSettings(logit_bias={99: 1.0})}, "0 to 63"),
