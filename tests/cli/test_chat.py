@@ -191,6 +191,28 @@ def test_exported_experts_answer_by_the_router_of_their_run(restored, micro, tmp
     assert "make a new blend without it" in chat.stdout
 
 
+def test_an_expert_that_the_encoder_could_not_choose_is_not_taken(restored, micro, experts, tmp_path):
+    places = {name: shutil.copytree(place, tmp_path / name) for name, place in experts.items()}
+    for name in places:
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": f"{name} it", "response": "red"}) + "\n")
+    fit = ",".join(f"{name}={tmp_path / name}.jsonl" for name in places)
+    lines = ["red", f"/add bare={experts['code']}", "/reset", "red", "/experts"]
+    done = blended(micro, places, "--router", "encoder", "--fit", fit, verb="chat", text="\n".join(lines) + "\n")
+    assert done.exit_code == 0, done.output
+    said = [block.split("\n", 1)[1] for block in done.stdout.split("> ")[1:]]
+    assert said[1].startswith("--router encoder does not know what bare is for")
+    assert "start with --fit bare=ROWS" in said[1]
+    assert said[3] == said[0] and said[4].startswith("code, chat\n")
+
+
+def test_sampling_is_shown_as_it_acts(restored, micro, experts):
+    line = "/sampling temperature=0.8 seed=123456789 max_new_tokens=1234567"
+    done = blended(micro, experts, verb="chat", text=f"{line}\n")
+    assert done.exit_code == 0, done.output
+    shown = done.stdout.split("\n")[1]
+    assert "temperature=0.8" in shown and "seed=123456789" in shown and "max_new_tokens=1234567" in shown
+
+
 def test_sampling_that_cannot_be_is_said_and_the_old_one_stays(restored, micro, experts):
     lines = ["/sampling temperature=-1", "/sampling max_new_tokens=0", "red"]
     done = blended(micro, experts, verb="chat", text="\n".join(lines) + "\n")
