@@ -144,14 +144,14 @@ class Routes:
         )
 
     async def models(self, _: Request) -> Response:
-        """List the model and its experts, each of which can be asked as a model."""
-        names = [self._service.settings.name, *self._service.experts()]
+        """List what can be asked as a model: the served one, and each expert where requests may weigh them."""
+        names = [self._service.settings.name, *self._service.weighable()]
         return JSONResponse(list_json([model_json(name, self._service.created) for name in names]))
 
     async def model(self, request: Request) -> Response:
         """Describe what can be asked as a model, mixtures included."""
         name = request.path_params["name"]
-        mixture = mixture_of(name, None, served=self._service.settings.name, known=self._service.experts())
+        mixture = mixture_of(name, None, served=self._service.settings.name, known=self._service.weighable())
         described = model_json(name, self._service.created)
         return JSONResponse(described | {"lmoe": decided_json(Decided(weights=mixture))})
 
