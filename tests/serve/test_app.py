@@ -343,7 +343,7 @@ def test_a_prompt_beyond_the_context_is_refused_and_an_answer_gets_what_room_the
         assert found.engine.asked[-1].request.max_tokens < 40
     with client(FakeEngine(context=40, limited_by_cache=True)) as found:
         long = error_of(found.post(COMPLETIONS, json={"prompt": [5] * 40}), 400)
-        assert "this server holds 40 with the answer (--cache-tokens)" in long["message"]
+        assert "this server holds 40 with the answer, by its cache_tokens; shorten it" in long["message"]
 
 
 def test_a_template_that_refuses_says_why(shared):

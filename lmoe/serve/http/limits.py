@@ -82,7 +82,7 @@ def room_for(prompt: int, asked: int | None, *, context: int, of_cache: bool, mo
     if prompt == 0:
         raise Problem(400, "the prompt has no tokens", field, "invalid_value")
     if prompt >= context:
-        holder, hint = ("this server", " (--cache-tokens)") if of_cache else ("the model", "")
+        holder, hint = ("this server", ", by its cache_tokens") if of_cache else ("the model", "")
         message = f"the prompt has {prompt:,} tokens, and {holder} holds {context:,} with the answer{hint}; shorten it"
         raise Problem(400, message, None, "context_length_exceeded")
     return min(most, context - prompt, most if asked is None else asked)
