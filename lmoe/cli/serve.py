@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from lmoe.cli.errors import exit_code_of
-from lmoe.cli.speak import SpeakerFlags, open_speaker
+from lmoe.cli.speak import SpeakerFlags, names_given, open_speaker
 from lmoe.config.problems import raise_problems
 from lmoe.errors import ConfigError
 from lmoe.files.places import expanded
@@ -151,9 +151,8 @@ def settled(
 
 def _name_problems(speaks: SpeakerFlags, chosen: ServeSettings) -> list[str]:
     """Experts that nobody could ask for or change: by names that no path can hold, or by that of the whole model."""
-    entries = [entry for entry in (speaks.experts or "").split(",") if "=" in entry]
-    experts = [entry.partition("=")[0].strip() for entry in entries]
-    problems = [problem for name in experts if name and (problem := name_problem(name)) is not None]
+    experts = names_given(speaks.experts)
+    problems = [problem for name in experts if (problem := name_problem(name)) is not None]
     if chosen.name not in experts:
         return problems
     taken = f"an expert has the name {shown(chosen.name)}, as the served model does: give one of them another (--name)"

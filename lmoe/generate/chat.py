@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 
 from lmoe.blend.blend import Blend
-from lmoe.blend.routers import BlendRouter
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.generate.generate import Sampling, Turn
 from lmoe.generate.speaker import Speaker, named_places, named_weights
+from lmoe.vocabulary import BlendRouter
 
 HELP = """\
 /weights              the weights now          /weights code=0.7 chat=0.3   set them; names left out are 0

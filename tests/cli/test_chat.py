@@ -107,6 +107,35 @@ def test_a_trained_run_chats_too_and_has_no_weights_to_turn(restored, finished_r
             {"model": "a", "experts": "b=c", "router": "encoder", "head": "d", "fit": "b=e"},
             "--fit has no effect with --head",
         ),
+        ({"model": "a", "experts": "b=c", "router": "xlora"}, "--router xlora: allowed: weighted, static, arrow, enc"),
+        (
+            {"model": "a", "experts": "b=c", "experts_top_k": 2},
+            "--experts-top-k 2 has no effect with --router weighted; leave it out",
+        ),
+        (
+            {"model": "a", "experts": "b=c", "router": "static", "router_temperature": 0.5},
+            "--router-temperature 0.5 has no effect with --router static",
+        ),
+        (
+            {"model": "a", "experts": "b=c", "router": "encoder", "head": "d", "experts_top_k": 1},
+            "--experts-top-k 1 has no effect with --head, which brings its own",
+        ),
+        (
+            {"model": "a", "experts": "b=c", "router": "arrow", "router_temperature": 0.0},
+            "--router-temperature 0.0 must be a number above 0",
+        ),
+        (
+            {"model": "a", "experts": "b=c", "router": "arrow", "weights": "1"},
+            "--weights have no effect with --router arrow, which decides by itself",
+        ),
+        (
+            {"model": "a", "experts": "b=c,d=e", "weights": "b=1 f=2"},
+            "--weights: no expert 'f'; there are b, d",
+        ),
+        (
+            {"model": "a", "experts": "b=c", "router": "encoder", "fit": "f=g"},
+            "--fit: no expert 'f'; there are b",
+        ),
     ],
 )
 def test_flags_that_cannot_stand_together_are_named(flags, said):

@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedModel
 
 from lmoe.blend.blend import Blend
-from lmoe.blend.routers import BlendRouter
 from lmoe.blend.weights import SILENT
 from lmoe.injection.record import Injected, injected, model_route, new_names
 from lmoe.layers.routing import Routing
@@ -17,6 +16,7 @@ from lmoe.serve.engine.paged import RowInBatch
 from lmoe.serve.engine.shelf import Shelf, Version, refusing
 from lmoe.serve.engine.weighing import ArrowWeighing, BlendWeighing, Load, RowRouting, RowWeights, RunWeighing, Weighing
 from lmoe.serve.request import Decided, ExpertState, Mixable, Refused, RefusedError, Request
+from lmoe.vocabulary import BlendRouter
 
 WITHOUT_WEIGHTS = (BlendRouter.arrow, BlendRouter.static)
 """Routers of blends that take no weights from requests."""
