@@ -89,6 +89,15 @@ class RouterKind(StrEnum):
     prompt_hash = "prompt_hash"
 
 
+class BlendRouter(StrEnum):
+    """Who decides the weights of a blend."""
+
+    weighted = "weighted"
+    static = "static"
+    arrow = "arrow"
+    encoder = "encoder"
+
+
 class RouterScope(StrEnum):
     """What one router decides for."""
 

@@ -20,7 +20,7 @@ from lmoe.blend.fold import Folded, FoldReport, Keep
 from lmoe.blend.forwards import BlendForwards
 from lmoe.blend.head import BlendRoute, HeadRouter, place_of_head
 from lmoe.blend.linear import Setting
-from lmoe.blend.routers import ArrowRouter, BlendRouter, Router, Static, checked_settings
+from lmoe.blend.routers import ArrowRouter, Router, Static, checked_settings
 from lmoe.blend.sites import Stacking, experts_dtype, refuse_unblendable
 from lmoe.blend.stack import BlendStack, ReadExpert
 from lmoe.blend.weights import Weights, checked_name, checked_weights
@@ -32,7 +32,7 @@ from lmoe.layers.context import RoutingContext
 from lmoe.peft.expert_file import ExpertHeader
 from lmoe.peft.reader import read_header
 from lmoe.peft.router_head import read_head
-from lmoe.vocabulary import Decide, TrainOn
+from lmoe.vocabulary import BlendRouter, Decide, TrainOn
 
 Place = str | Path
 
@@ -80,14 +80,12 @@ class Blend:
     ) -> None:
         if isinstance(room, bool) or not isinstance(room, int) or room < 0:
             raise BlendError(f"`room={room!r}` must be a whole number of ranks, 0 or more")
-        kind = checked_settings(router, top_k, temperature, head)
+        kind = checked_settings(router, top_k, temperature, head, weights=weights is not None)
         refuse_unblendable(model)
         refuse_offloaded(model, "blending")
         if not isinstance(experts, Mapping) or not experts:
             raise BlendError(f"experts must be a dict of names and places, with at least one, got {experts!r}")
         names = [checked_name(name, ()) for name in experts]
-        if weights is not None and kind in (BlendRouter.arrow, BlendRouter.encoder):
-            raise BlendError(f"weights have no effect with router={kind}, which decides by itself; leave them out")
         given = dict.fromkeys(names, 1.0 / len(names)) if weights is None else weights
         setting = Setting(checked_weights(given, names), not isinstance(given, Mapping))
         self.model, self.base = model, base_fingerprint(model)
@@ -279,7 +277,8 @@ class Blend:
             yield shares
         if self._closed or self.names != names:
             raise BlendError("the experts have changed while they were watched")
-        shares |= self._stack.seen(setting)
+        seen = self._stack.seen(setting)
+        shares |= {name: seen.get(name, 0.0) for name in names}
 
     @contextmanager
     def watched_by_token(self, tokens: int) -> Iterator[Callable[[], dict[str, torch.Tensor]]]:
@@ -415,7 +414,7 @@ class Blend:
         Raises:
             BlendError: weights by row or by token, a quantised or shared weight, files that differ, or folded already.
         """
-        with self._gate.changing():
+        with self._gate.changing(self.model):
             self._ready()
             if self._stack.settings.own is not None:
                 raise BlendError(
@@ -437,7 +436,7 @@ class Blend:
         Raises:
             BlendError: not folded, or (keep=reread) the base's files are gone or have changed.
         """
-        with self._gate.changing():
+        with self._gate.changing(self.model):
             if self._folded is None:
                 raise BlendError("the blend is not folded")
             self._folded.unfold()
@@ -468,7 +467,7 @@ class Blend:
         """
         target = empty_folder(folder, BlendError)
         with folder_when_whole(target, BlendError) as made:
-            with self._gate.changing():
+            with self._gate.changing(self.model):
                 folded_here = self._folded is None
                 if folded_here:
                     self.fold()
@@ -484,7 +483,7 @@ class Blend:
 
     def close(self) -> None:
         """Take everything off: the model is the base again, bit by bit. A closed blend cannot be used again."""
-        with self._gate.changing():
+        with self._gate.changing(self.model):
             if self._closed:
                 return
             if self._folded is not None:
@@ -546,7 +545,7 @@ class Blend:
     @contextmanager
     def _changing(self, *names: str) -> Iterator[None]:
         """Alone with the model, for a change of these experts."""
-        with self._gate.changing():
+        with self._gate.changing(self.model):
             self._ready(*names)
             yield
 

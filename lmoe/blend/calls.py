@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from lmoe.blend.linear import Settings
@@ -50,8 +51,12 @@ class ModelGate:
             self.leave()
 
     @contextmanager
-    def changing(self) -> Iterator[None]:
-        """Alone inside the block: the forwards of other threads have ended, and new ones wait.
+    def changing(self, model: nn.Module) -> Iterator[None]:
+        """Alone inside the block: the forwards of other threads have ended, on the model's GPUs too, and new ones wait
+        until what the block has asked of these is done.
+
+        Args:
+            model: that changes.
 
         Raises:
             BlendError: another thread has been at work for too long.
@@ -71,7 +76,11 @@ class ModelGate:
                 self._waiting -= 1
                 self._free.notify_all()
         try:
-            yield
+            finish_queued(model)
+            try:
+                yield
+            finally:
+                finish_queued(model)
         finally:
             if not outer:
                 with self._free:
@@ -85,6 +94,17 @@ class ModelGate:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), ()
+
+
+def finish_queued(model: nn.Module) -> None:
+    """Wait until the model's GPUs have done all that was asked of them.
+
+    NOTE a forward is over for its thread when its kernels are queued, and continuous batching queues them on a stream
+    of its own: a change of what they read or write is made on another one, which waits for nothing.
+    """
+    for device in {parameter.device for parameter in model.parameters()}:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
 
 
 class GenerateBatchWithModelWeights(MethodReplacement):

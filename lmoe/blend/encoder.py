@@ -24,6 +24,7 @@ from lmoe.files.write import write_whole
 from lmoe.layers.per_call import PerCall
 from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, decision_of, keep_with
 from lmoe.peft.reader import CENTROID_FILE
+from lmoe.rules.blend import unknown_experts
 
 if TYPE_CHECKING:
     from lmoe.blend.blend import Blend
@@ -180,8 +181,8 @@ def fitted(blend: "Blend", texts: Mapping[str, Sequence[str]], tokenizer: PreTra
     """
     found = {}
     for name, own in texts.items():
-        if name not in blend.names:
-            raise BlendError(f"no expert {name!r}; there are {', '.join(blend.names)}")
+        if unknown := unknown_experts([name], blend.names):
+            raise BlendError(unknown[0])
         if isinstance(own, str) or not own or not all(isinstance(text, str) and text.strip() for text in own):
             raise BlendError(f"{name}: texts must be a list of non-empty texts")
         rows = []

@@ -64,6 +64,7 @@ class GroupWeights:
         arrow: who decides; None: the gates of the runs.
         seen: gets what Arrow gives each expert: (E,) summed over tokens and sites, or (T, E) of each token of one
             forward, summed over sites; None: nobody looks.
+        names: of the experts of what is seen, which may come and go before somebody reads it; None where there is none.
     """
 
     version: int
@@ -71,6 +72,7 @@ class GroupWeights:
     factors: Sequence[Sequence[Tensor]]
     arrow: Arrow | None = None
     seen: Tensor | None = None
+    names: tuple[str | None, ...] = ()
 
 
 @dataclass(slots=True, eq=False)

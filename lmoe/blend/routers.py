@@ -1,23 +1,15 @@
 """Who decides the weights of a blend: the user, the tokens, or the prompt."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lmoe.blend.linear import Setting
 from lmoe.errors import BlendError
+from lmoe.rules.blend import router_problems
+from lmoe.vocabulary import BlendRouter
 
 if TYPE_CHECKING:
     from lmoe.blend.blend import Blend
-
-
-class BlendRouter(StrEnum):
-    """Names of the routers."""
-
-    weighted = "weighted"
-    static = "static"
-    arrow = "arrow"
-    encoder = "encoder"
 
 
 class Router:
@@ -115,29 +107,21 @@ class ArrowRouter(Router):
 
 
 def checked_settings(
-    router: BlendRouter | str, top_k: int | None, temperature: float | None, head: str | Path | None = None
+    router: BlendRouter | str,
+    top_k: int | None,
+    temperature: float | None,
+    head: str | Path | None = None,
+    *,
+    weights: bool = False,
 ) -> BlendRouter:
     """The router by its name, after its settings have been checked.
+
+    Args:
+        weights: whether the user gave some.
 
     Raises:
         BlendError: an unknown router, or settings that cannot act on it.
     """
-    if router not in tuple(BlendRouter):
-        raise BlendError(f"router={router!r}; allowed: {', '.join(BlendRouter)}")
-    chosen = BlendRouter(router)
-    if head is not None and chosen is not BlendRouter.encoder:
-        raise BlendError(f"`head={head}` has no effect with router={chosen}; leave it out, or use router=encoder")
-    for name, value in (("top_k", top_k), ("temperature", temperature)):
-        if head is not None and value is not None:
-            raise BlendError(f"`{name}={value}` has no effect with `head`, which brings its own; leave it out")
-    if chosen in (BlendRouter.weighted, BlendRouter.static):
-        for name, value in (("top_k", top_k), ("temperature", temperature)):
-            if value is not None:
-                raise BlendError(
-                    f"`{name}={value}` has no effect with router={chosen}; leave it out, or use arrow or encoder"
-                )
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise BlendError(f"`top_k={top_k!r}` must be a whole number from 1 on")
-    if temperature is not None and not (isinstance(temperature, int | float) and 0 < temperature < float("inf")):
-        raise BlendError(f"`temperature={temperature!r}` must be a number above 0")
-    return chosen
+    if problems := router_problems(router, top_k=top_k, temperature=temperature, head=head, weights=weights):
+        raise BlendError("; ".join(problems))
+    return BlendRouter(router)

@@ -205,19 +205,18 @@ class BlendStack:
                 setting.groups[group.number] = self._group_weights(setting, group.group)
 
     def seen(self, setting: Setting) -> dict[str, float]:
-        """Each expert's part of all that Arrow gave under a watched setting, over tokens and sites, by name."""
-        parts = [group.seen.cpu() for group in setting.groups.values() if group.seen is not None]
-        total = torch.stack(parts).sum(0) if parts else torch.zeros(len(self.places))
-        shares = dict(zip(self.places, (total / total.sum().clamp(min=1e-30)).tolist(), strict=True))
-        return {name: shares[name] for name in self.headers}
+        """Each expert's part of all that Arrow gave under a watched setting, over tokens and sites, by the name that it
+        had; nothing where there was no forward."""
+        total, names, _ = _seen(setting)
+        shares = (total / total.sum().clamp(min=1e-30)).tolist()
+        return {name: share for name, share in zip(names, shares, strict=True) if name is not None}
 
     def seen_by_token(self, setting: Setting) -> dict[str, Tensor]:
-        """(T,) mean over the sites of what Arrow gave each expert under a setting that is watched by token, by name."""
-        parts = [group.seen.cpu() for group in setting.groups.values() if group.seen is not None]
-        if not parts:
-            return {}
-        mean = torch.stack(parts).sum(0) / sum(len(group.linears) for group in self.groups)
-        return {name: mean[:, self.places.index(name)] for name in self.headers}
+        """(T,) mean over the sites of what Arrow gave each expert under a setting that is watched by token, by the name
+        that it had in the forward; nothing where there was none."""
+        total, names, sites = _seen(setting)
+        means = (total / max(sites, 1)).unbind(-1)
+        return {name: mean for name, mean in zip(names, means, strict=True) if name is not None}
 
     def _group_weights(self, setting: Setting, group: BlendGroup) -> GroupWeights:
         """What a group computes under a setting; experts silent in all rows are left out."""
@@ -238,7 +237,8 @@ class BlendStack:
         else:
             active = self._weighted(setting, group)
         lora_A_parts, factors = site_group.slices([part.run for part in active])
-        return GroupWeights(group.version, list(zip(lora_A_parts, active, strict=True)), factors, arrow, seen)
+        parts = list(zip(lora_A_parts, active, strict=True))
+        return GroupWeights(group.version, parts, factors, arrow, seen, tuple(self.places))
 
     def _weighted(self, setting: Setting, group: BlendGroup) -> list[ActiveRun]:
         """The runs that take part, which most layers share."""
@@ -285,6 +285,18 @@ class BlendStack:
     def _groups_of(self, headers: Iterable[ExpertHeader]) -> list[SiteGroup]:
         """Groups of the sites of some experts, each once, in the order in which the paths come."""
         return list(dict.fromkeys(self._site_groups.of(path) for header in headers for path in header.branches))
+
+
+def _seen(setting: Setting) -> tuple[Tensor, tuple[str | None, ...], int]:
+    """What Arrow gave under a watched setting, (E,) or (T, E) summed over sites; the experts' names; the sites' number.
+
+    NOTE of what the forwards read alone: the experts may be others by now.
+    """
+    groups = [group for group in setting.groups.values() if group.seen is not None]
+    if not groups:
+        return torch.zeros(0), (), 0
+    total = torch.stack([group.seen.cpu() for group in groups if group.seen is not None]).sum(0)
+    return total, groups[0].names, sum(len(group.factors) for group in groups)
 
 
 def _number() -> int:

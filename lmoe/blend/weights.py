@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from numbers import Real
 
 from lmoe.errors import BlendError
+from lmoe.rules.blend import unknown_experts
 
 SILENT = 1e-3
 """A weight nearer to 0 than this is 0."""
@@ -39,9 +40,7 @@ def checked_weights(given: Weights, names: Sequence[str]) -> list[dict[str, floa
         if not isinstance(row, Mapping):
             problems.append(f"{where}must be a dict by name, is {type(row).__name__}")
             continue
-        problems += [
-            f"{where}no expert {name!r}; there are {', '.join(names) or 'none'}" for name in row if name not in names
-        ]
+        problems += [f"{where}{problem}" for problem in unknown_experts(row, names)]
         problems += [
             f"{where}{name}={value!r} is no finite number"
             for name, value in row.items()

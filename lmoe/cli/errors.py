@@ -29,7 +29,7 @@ SAME = (
         "samples",
         "task",
     ),
-    *("task_path", "tasks", "trust_remote_code"),
+    *("task_path", "tasks", "trust_remote_code", "weights"),
 )
 """Arguments that the verbs call the same."""
 FLAGS = {name: f"--{name.replace('_', '-')}" for name in SAME} | {

@@ -2,19 +2,20 @@
 
 import os
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from lmoe.cli.errors import exit_code_of
-from lmoe.cli.speak import SpeakerFlags, open_speaker
-from lmoe.config.problems import raise_problems
+from lmoe.cli.speak import SpeakerFlags, names_given, open_speaker
+from lmoe.config.problems import raise_problems, without_effect
 from lmoe.errors import ConfigError
 from lmoe.files.places import expanded
 from lmoe.files.wording import shown
 from lmoe.serve.expert_names import name_problem
 from lmoe.serve.settings import ServeSettings, read_settings
+from lmoe.vocabulary import BlendRouter
 
 if TYPE_CHECKING:
     from lmoe.generate.speaker import Speaker
@@ -78,8 +79,9 @@ def serve(
     """
     found = settled(flags, settings, config, None if play is None else play.defaults)
     speaks, chosen = found.speaks, found.settings
+    takes_uploads = "upload_size" in found.given and chosen.upload_size > 0
     check_extra("serve" if play is None else "play")
-    from lmoe.serve.http.auth import keys_of
+    from lmoe.serve.http.auth import ADMIN, keys_of
     from lmoe.serve.http.playground import Playground, has_display, open_in_browser
     from lmoe.serve.http.request_log import RequestLog
     from lmoe.serve.http.run import listening_socket
@@ -91,9 +93,11 @@ def serve(
         shown_by = open_in_browser if play.browser and has_display(os.environ) else None
         playground = Playground(keys, browser=shown_by)
         keys = playground.keys
+    if takes_uploads and not keys.admin:
+        raise ConfigError(without_effect("upload_size", f"without {ADMIN} or {ADMIN}_FILE: nobody may upload"))
     place = None if chosen.log_file is None else expanded(chosen.log_file)
     log = RequestLog(place, failures_alone=play is not None and place is None)
-    with listening_socket(chosen, else_any=play is not None and not found.port_given) as bound:
+    with listening_socket(chosen, else_any=play is not None and "port" not in found.given) as bound:
         from lmoe.serve.prompts import Prompts
 
         speaker = open_it(speaks, room=chosen.room)
@@ -113,12 +117,12 @@ class Settled:
     Args:
         speaks: which model speaks.
         settings: of the server.
-        port_given: the port is one that somebody chose.
+        given: names of the settings that somebody chose.
     """
 
     speaks: SpeakerFlags
     settings: ServeSettings
-    port_given: bool
+    given: Collection[str]
 
 
 def settled(
@@ -140,20 +144,36 @@ def settled(
     problems = _flag_problems(others)
     speaks = SpeakerFlags(**({name: _flag(name, value) for name, value in others.items()} | dict(flags)))
     problems += [] if problems else speaks.problems()
+    given = own | dict(settings)
+    problems += [] if problems else _idle_settings(speaks, given)
     chosen = ServeSettings()
     try:
-        chosen = ServeSettings(**(dict(defaults or {}) | own | dict(settings)))
+        chosen = ServeSettings(**(dict(defaults or {}) | given))
     except ConfigError as error:
         problems += error.problems
     raise_problems([*problems, *_name_problems(speaks, chosen)])
-    return Settled(speaks=speaks, settings=chosen, port_given="port" in settings or "port" in own)
+    return Settled(speaks=speaks, settings=chosen, given=frozenset(given))
+
+
+def _idle_settings(speaks: SpeakerFlags, given: Mapping[str, Any]) -> list[str]:
+    """Settings for experts that come later, where none can; a 0 says what is so anyway."""
+    if speaks.checkpoint is not None:
+        why = "with --checkpoint: the experts of a run neither come nor go"
+    elif speaks.experts is None:
+        why = "without --experts"
+    elif speaks.head is not None:
+        why = "with --head: none comes to the experts that it was trained with"
+    elif speaks.router == BlendRouter.arrow:
+        why = "with --router arrow: the experts that its tokens choose among neither come nor go"
+    else:
+        return []
+    return [without_effect(name, why) for name in ("room", "upload_size") if given.get(name)]
 
 
 def _name_problems(speaks: SpeakerFlags, chosen: ServeSettings) -> list[str]:
     """Experts that nobody could ask for or change: by names that no path can hold, or by that of the whole model."""
-    entries = [entry for entry in (speaks.experts or "").split(",") if "=" in entry]
-    experts = [entry.partition("=")[0].strip() for entry in entries]
-    problems = [problem for name in experts if name and (problem := name_problem(name)) is not None]
+    experts = names_given(speaks.experts)
+    problems = [problem for name in experts if (problem := name_problem(name)) is not None]
     if chosen.name not in experts:
         return problems
     taken = f"an expert has the name {shown(chosen.name)}, as the served model does: give one of them another (--name)"

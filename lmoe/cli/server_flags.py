@@ -12,7 +12,9 @@ Settings = Annotated[
 ]
 Host = Annotated[str | None, typer.Option(help="Address to listen at; without: 127.0.0.1, this machine.")]
 Name = Annotated[str | None, typer.Option(help="What clients call the model; without: lmoe.")]
-CacheTokens = Annotated[int | None, typer.Option(help="Tokens that the KV cache holds; without: what fits.")]
+CacheTokens = Annotated[
+    int | None, typer.Option(help="Tokens that the KV cache holds; without: 8192 on a CPU, else what fits.")
+]
 MaxTokens = Annotated[int | None, typer.Option(help="Longest answer, whatever is asked; without: 2048.")]
 Timeout = Annotated[float | None, typer.Option(help="Seconds that a request may take; without: 600.")]
 Room = Annotated[int | None, typer.Option(help="Ranks kept free for experts that come later; without: 32.")]

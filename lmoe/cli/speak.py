@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lmoe.cli.errors import BLEND_FLAGS, with_flag_names
 from lmoe.cli.options import (
     BaseModel,
     Checkpoint,
@@ -18,9 +19,17 @@ from lmoe.cli.options import (
     Weights,
 )
 from lmoe.errors import ConfigError, keys_renamed
+from lmoe.rules.blend import router_problems, unknown_experts
+from lmoe.vocabulary import BlendRouter
 
 if TYPE_CHECKING:
     from lmoe.generate.speaker import Speaker
+
+
+def names_given(text: str | None) -> list[str]:
+    """The names of `code=…,chat=…`; what is written otherwise is passed over."""
+    pairs = [part.partition("=") for part in (text or "").split(",")]
+    return [name.strip() for name, separator, _ in pairs if separator and name.strip()]
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -82,13 +91,37 @@ class SpeakerFlags:
         problems = [f"{name} has no effect {why}; leave it out" for name, value in wrong.items() if value is not None]
         if problems:
             return problems
+        return [] if self.experts is None else [*self._router_problems(), *self._name_problems()]
+
+    def _router_problems(self) -> list[str]:
+        """Flags that cannot act on the router of a blend."""
+        router, head = self.router or BlendRouter.weighted, self.head
         of_encoder = {"--fit": self.fit, "--head": self.head}
         given = [name for name, value in of_encoder.items() if value is not None]
-        if self.router != "encoder":
-            return [f"{name} has no effect without --router encoder; leave it out" for name in given]
-        if len(given) > 1:
-            return ["--fit has no effect with --head, which was trained to decide; leave one of them out"]
-        return []
+        problems = []
+        if router in tuple(BlendRouter) and router != BlendRouter.encoder:
+            problems += [f"{name} has no effect without --router encoder; leave it out" for name in given]
+            head = None
+        elif len(given) > 1:
+            problems.append("--fit has no effect with --head, which was trained to decide; leave one of them out")
+        of_blend = router_problems(
+            router,
+            top_k=self.experts_top_k,
+            temperature=self.router_temperature,
+            head=head,
+            weights=self.weights is not None,
+        )
+        return problems + [with_flag_names(problem, BLEND_FLAGS) for problem in of_blend]
+
+    def _name_problems(self) -> list[str]:
+        """Weights and rows that are given by names which no expert has."""
+        experts = names_given(self.experts)
+        given = {"--weights": ",".join((self.weights or "").split()), "--fit": self.fit}
+        return [
+            f"{flag}: {problem}"
+            for flag, text in given.items()
+            for problem in (unknown_experts(names_given(text), experts) if experts else ())
+        ]
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

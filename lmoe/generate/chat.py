@@ -7,6 +7,7 @@ from lmoe.blend.blend import Blend
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.generate.generate import Sampling, Turn
 from lmoe.generate.speaker import Speaker, named_places, named_weights
+from lmoe.vocabulary import BlendRouter
 
 HELP = """\
 /weights              the weights now          /weights code=0.7 chat=0.3   set them; names left out are 0
@@ -66,7 +67,7 @@ class Chat:
                 self._experts()
             case "/add":
                 for expert, place in named_places(rest).items():
-                    self._blend().add(expert, place)
+                    self._add(expert, place)
                 self._experts()
             case "/remove":
                 self._blend().remove(rest)
@@ -92,6 +93,17 @@ class Chat:
             raise ConfigError("no experts are blended here; start with `model_name` and `experts`")
         return self.speaker.blend
 
+    def _add(self, name: str, place: str) -> None:
+        """One more expert, unless no prompt could choose it."""
+        blend = self._blend()
+        blend.add(name, place)
+        if blend.router is BlendRouter.encoder and name in blend.unfitted:
+            blend.remove(name)
+            raise ConfigError(
+                f"`router=encoder` does not know what {name} is for: it has no centroid beside it; start with `fit` "
+                f"{name}=ROWS, rows with prompts of its kind"
+            )
+
     def _weights(self, rest: str) -> None:
         blend = self._blend()
         if rest:
@@ -116,4 +128,6 @@ class Chat:
                 kind = "whole number" if known[name] is int else "number"
                 raise ConfigError(f"sampling: {name}={value} is no {kind}") from None
         self.sampling = replace(self.sampling, **changes)
-        self.write("  ".join(f"{name}={getattr(self.sampling, name):g}" for name in known) + "\n")
+        values = {name: getattr(self.sampling, name) for name in known}
+        shown = [f"{name}={value:g}" if known[name] is float else f"{name}={value}" for name, value in values.items()]
+        self.write("  ".join(shown) + "\n")

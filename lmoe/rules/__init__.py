@@ -1,1 +1,1 @@
-"""What validation knows of runs, phases, routers and injection. Imports neither torch nor lightning."""
+"""What validation knows of runs, phases, routers, injection and blends. Imports neither torch nor lightning."""

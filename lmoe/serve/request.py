@@ -228,6 +228,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def limited_by_cache(self) -> bool:
+        """Whether it is the KV cache that holds no more than `context`, and not the model."""
+        ...
+
+    @property
     def own_mixture(self) -> str:
         """How a request without a mixture is mixed, for people: "router top_k", or "code*0.5+chat*0.5"."""
         ...

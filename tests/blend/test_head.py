@@ -183,7 +183,7 @@ def test_what_cannot_be_with_a_head_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(BlendError, match="weights differ by prompt"):
         blend.fold()
     refused = {
-        "`head=.*` has no effect with router=arrow": {"router": "arrow"},
+        "`head=.*` has no effect with `router=arrow`": {"router": "arrow"},
         "`top_k=1` has no effect with `head`": {"router": "encoder", "top_k": 1},
         "`temperature=2.0` has no effect with `head`": {"router": "encoder", "temperature": 2.0},
     }

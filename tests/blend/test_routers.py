@@ -88,6 +88,22 @@ def test_what_arrow_gives_each_expert_can_be_seen(base, model, places):
         pass
 
 
+def test_what_tokens_were_given_has_the_names_of_their_forward_though_the_experts_change_before_it_is_read(
+    model, places
+):
+    blend = lmoe.Blend(model, {"code": places["code"], "chat": places["chat"]}, router="arrow")
+    with blend.watched_by_token(tokens().numel()) as seen:
+        logits(model, tokens())
+        before = seen()
+        blend.remove("code")
+        without = seen()
+        blend.add("sql", places["sql"])
+        after = seen()
+    assert list(before) == list(without) == list(after) == ["code", "chat"]
+    for name, weights in before.items():
+        assert torch.equal(without[name], weights) and torch.equal(after[name], weights)
+
+
 def test_arrow_follows_experts_that_come_and_go_and_generates_with_a_cache(base, model, places):
     blend = lmoe.Blend(model, {"code": places["code"], "chat": places["chat"]}, router="arrow", top_k=2)
     before = logits(model, tokens())

@@ -6,8 +6,11 @@ import gc
 import io
 import pickle
 import threading
+import time
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -133,6 +136,59 @@ def test_a_change_does_not_wait_for_ever(model, places, monkeypatch):
 
     assert at_once(lambda: logits(model, tokens()), change) == []
     assert "another thread has used this model" in str(seen[0]) and blend.names == list(places)
+
+
+class OnTwoCards:
+    """Stands for a model with layers on two GPUs and one on the CPU."""
+
+    def parameters(self):
+        return [torch.empty(0, device="meta"), *(SimpleNamespace(device=torch.device("cuda", i)) for i in (0, 1, 1))]
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_a_change_waits_for_what_forwards_have_queued_and_forwards_for_what_it_has_queued(monkeypatch, breaks):
+    gate, came, happened = blend_calls.ModelGate(), threading.Event(), []
+
+    def finished(device):
+        if "the change" in happened:
+            came.wait(20)
+            time.sleep(0.05)  # in which a forward that does not wait begins
+        happened.append(str(device))
+
+    def forward():
+        came.set()
+        with gate.reading():
+            happened.append("a forward")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", finished)
+    asking = threading.Thread(target=forward)
+    with suppress(LookupError), gate.changing(OnTwoCards()):
+        assert sorted(happened) == ["cuda:0", "cuda:1"]
+        happened.append("the change")
+        asking.start()
+        if breaks:
+            raise LookupError
+    asking.join(20)
+    assert happened[2] == "the change" and sorted(happened[3:5]) == ["cuda:0", "cuda:1"]
+    assert happened[5:] == ["a forward"]
+
+
+def test_every_change_of_a_blend_finishes_what_is_queued(model, places, monkeypatch):
+    finished = []
+    monkeypatch.setattr(blend_calls, "finish_queued", finished.append)
+    blend = lmoe.Blend(model, {"code": places["code"]})
+    changes = [
+        lambda: blend.add("sql", places["sql"]),
+        lambda: blend.replace("sql", places["chat"]),
+        lambda: blend.rename("sql", "chat"),
+        lambda: blend.remove("chat"),
+        blend.fold,
+        blend.unfold,
+        blend.close,
+    ]
+    for number, change in enumerate(changes, 1):
+        change()
+        assert len(finished) == 2 * number and all(one is model for one in finished)
 
 
 def test_a_forward_that_fails_leaves_nothing_behind(model, places):

@@ -107,6 +107,35 @@ def test_a_trained_run_chats_too_and_has_no_weights_to_turn(restored, finished_r
             {"model": "a", "experts": "b=c", "router": "encoder", "head": "d", "fit": "b=e"},
             "--fit has no effect with --head",
         ),
+        ({"model": "a", "experts": "b=c", "router": "xlora"}, "--router xlora: allowed: weighted, static, arrow, enc"),
+        (
+            {"model": "a", "experts": "b=c", "experts_top_k": 2},
+            "--experts-top-k 2 has no effect with --router weighted; leave it out",
+        ),
+        (
+            {"model": "a", "experts": "b=c", "router": "static", "router_temperature": 0.5},
+            "--router-temperature 0.5 has no effect with --router static",
+        ),
+        (
+            {"model": "a", "experts": "b=c", "router": "encoder", "head": "d", "experts_top_k": 1},
+            "--experts-top-k 1 has no effect with --head, which brings its own",
+        ),
+        (
+            {"model": "a", "experts": "b=c", "router": "arrow", "router_temperature": 0.0},
+            "--router-temperature 0.0 must be a number above 0",
+        ),
+        (
+            {"model": "a", "experts": "b=c", "router": "arrow", "weights": "1"},
+            "--weights have no effect with --router arrow, which decides by itself",
+        ),
+        (
+            {"model": "a", "experts": "b=c,d=e", "weights": "b=1 f=2"},
+            "--weights: no expert 'f'; there are b, d",
+        ),
+        (
+            {"model": "a", "experts": "b=c", "router": "encoder", "fit": "f=g"},
+            "--fit: no expert 'f'; there are b",
+        ),
     ],
 )
 def test_flags_that_cannot_stand_together_are_named(flags, said):
@@ -189,6 +218,28 @@ def test_exported_experts_answer_by_the_router_of_their_run(restored, micro, tmp
     assert chat.exit_code == own.exit_code == 0, chat.output + own.output
     assert chat.stdout.startswith(own.stdout.rstrip()) and "expert0=" in chat.stdout
     assert "make a new blend without it" in chat.stdout
+
+
+def test_an_expert_that_the_encoder_could_not_choose_is_not_taken(restored, micro, experts, tmp_path):
+    places = {name: shutil.copytree(place, tmp_path / name) for name, place in experts.items()}
+    for name in places:
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": f"{name} it", "response": "red"}) + "\n")
+    fit = ",".join(f"{name}={tmp_path / name}.jsonl" for name in places)
+    lines = ["red", f"/add bare={experts['code']}", "/reset", "red", "/experts"]
+    done = blended(micro, places, "--router", "encoder", "--fit", fit, verb="chat", text="\n".join(lines) + "\n")
+    assert done.exit_code == 0, done.output
+    said = [block.split("\n", 1)[1] for block in done.stdout.split("> ")[1:]]
+    assert said[1].startswith("--router encoder does not know what bare is for")
+    assert "start with --fit bare=ROWS" in said[1]
+    assert said[3] == said[0] and said[4].startswith("code, chat\n")
+
+
+def test_sampling_is_shown_as_it_acts(restored, micro, experts):
+    line = "/sampling temperature=0.8 seed=123456789 max_new_tokens=1234567"
+    done = blended(micro, experts, verb="chat", text=f"{line}\n")
+    assert done.exit_code == 0, done.output
+    shown = done.stdout.split("\n")[1]
+    assert "temperature=0.8" in shown and "seed=123456789" in shown and "max_new_tokens=1234567" in shown
 
 
 def test_sampling_that_cannot_be_is_said_and_the_old_one_stays(restored, micro, experts):

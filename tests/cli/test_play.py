@@ -43,7 +43,7 @@ def test_it_is_the_verb_serve_with_other_defaults(monkeypatch):
 
 
 def test_what_is_given_wins_over_a_file_and_a_file_over_the_defaults(tmp_path):
-    (tmp_path / "f.yaml").write_text("model: tiny\nupload_size: 5\nmax_queue: 3\n")
+    (tmp_path / "f.yaml").write_text("model: tiny\nexperts: {code: A}\nupload_size: 5\nmax_queue: 3\n")
     found = serve.settled({}, {"max_tokens": 7}, str(tmp_path / "f.yaml"), verb.DEFAULTS)
     assert found.settings == ServeSettings(port=8765, upload_size=5, max_queue=3, max_tokens=7)
 

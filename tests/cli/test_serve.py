@@ -105,6 +105,53 @@ def test_no_expert_has_a_name_that_the_api_could_not_carry(name):
     assert "an expert's name is 1 to 200 printable characters" in problem and repr(name) in problem
 
 
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ({"checkpoint": "RUN"}, "with --checkpoint"),
+        ({"model": "tiny"}, "without --experts"),
+        ({"model": "tiny", "experts": "code=a", "router": "encoder", "head": "a"}, "with --head"),
+        ({"model": "tiny", "experts": "code=a", "router": "arrow"}, "with --router arrow"),
+    ],
+)
+def test_settings_for_experts_that_come_later_are_refused_where_none_can(flags, why, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        verb.settled(flags, {"room": 64}, None)
+    assert caught.value.problems[0].startswith(f"room has no effect {why}") and len(caught.value.problems) == 1
+    (tmp_path / "f.yaml").write_text("upload_size: 1000\n")
+    with pytest.raises(ConfigError, match=f"upload_size has no effect {why}"):
+        verb.settled(flags, {}, str(tmp_path / "f.yaml"))
+    nothing = verb.settled(flags, {"room": 0, "upload_size": 0}, None, {"upload_size": 5})
+    assert (nothing.settings.room, nothing.settings.upload_size) == (0, 0)
+    assert verb.settled(flags, {}, None, {"upload_size": 5}).settings.upload_size == 5
+
+
+def test_uploads_that_nobody_may_make_are_refused_before_a_model_is_loaded(no_keys, monkeypatch):
+    def load(*_, **__):
+        raise LookupError("loaded")
+
+    def served(settings, play=None):
+        flags = {"model": "tiny", "experts": "code=a"}
+        given = {"port": 0} | settings
+        verb.serve(flags, given, config=None, start=starting(FakeEngine()), open_it=load, play=play)
+
+    with pytest.raises(ConfigError, match="upload_size has no effect without LMOE_ADMIN_TOKEN"):
+        served({"upload_size": 1000})
+    page = verb.Play(defaults={"upload_size": 1000}, browser=False)
+    for settings, play in (({}, None), ({"upload_size": 0}, None), ({"upload_size": 2000}, page)):
+        with pytest.raises(LookupError, match="loaded"):
+            served(settings, play)
+    monkeypatch.setenv("LMOE_ADMIN_TOKEN", "a-token")
+    with pytest.raises(LookupError, match="loaded"):
+        served({"upload_size": 1000})
+    monkeypatch.delenv("LMOE_ADMIN_TOKEN")
+    monkeypatch.setenv("LMOE_API_KEY", "a-key")  # so that the page makes none of its own
+    with pytest.raises(LookupError, match="loaded"):
+        served({}, page)
+    with pytest.raises(ConfigError, match="upload_size has no effect without LMOE_ADMIN_TOKEN"):
+        served({"upload_size": 2000}, page)
+
+
 def test_without_the_extra_it_says_what_to_install(monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))

@@ -100,6 +100,7 @@ class FakeEngine:
     said: str = SAID
     ends: bool = True
     context: int = 512
+    limited_by_cache: bool = False
     own_mixture: str = "code*0.5+chat*0.5"
     step: Callable[[int], Any] | None = None
     refusal: Exception | None = None

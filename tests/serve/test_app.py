@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 from lmoe.serve.http.app import make_app
 from lmoe.serve.http.auth import Keys
 from lmoe.serve.http.service import Phase
-from lmoe.serve.request import Condition, Refused, RefusedError
+from lmoe.serve.request import Condition, Mixable, Refused, RefusedError
 from tests.serve.fake_engine import SAID, FakeEngine, service, tokenizer
 
 ASK = {"model": "lmoe", "messages": [{"role": "user", "content": "Hi!"}]}
@@ -252,6 +252,7 @@ def test_a_mixture_that_cannot_be_is_refused(shared, names, status, said):
         ({"temperature": 1e-9}, "temperature", "0, or 1e-06 or more"),
         ({"max_tokens": 0}, "max_tokens", "greater than or equal to 1"),
         ({"max_tokens": 1.5}, "max_tokens", "valid integer"),
+        ({"max_tokens": 1, "max_completion_tokens": 1}, "max_tokens", "older name of max_completion_tokens"),
         ({"n": 9}, "n", "n is 9, must be at most 8"),
         ({"n": True}, "n", "valid integer"),
         ({"stop": ["a"] * 5}, "stop", "at most 4 items"),
@@ -333,12 +334,16 @@ def test_a_body_of_no_stated_length_is_measured_as_it_comes(shared):
 def test_a_prompt_beyond_the_context_is_refused_and_an_answer_gets_what_room_there_is():
     with client(FakeEngine(context=40)) as found:
         long = error_of(found.post(COMPLETIONS, json={"prompt": [5] * 40}), 400)
-        assert long["code"] == "context_length_exceeded" and "40 tokens" in long["message"]
+        assert long["code"] == "context_length_exceeded"
+        assert long["message"] == "the prompt has 40 tokens, and the model holds 40 with the answer; shorten it"
         found.post(COMPLETIONS, json={"prompt": [5] * 37, "max_tokens": 30})
         assert found.engine.asked[-1].request.max_tokens == 3
         assert "no token 99999999" in error_of(found.post(COMPLETIONS, json={"prompt": [99999999]}), 400)["message"]
         found.post(CHAT, json=ASK)
         assert found.engine.asked[-1].request.max_tokens < 40
+    with client(FakeEngine(context=40, limited_by_cache=True)) as found:
+        long = error_of(found.post(COMPLETIONS, json={"prompt": [5] * 40}), 400)
+        assert "this server holds 40 with the answer, by its cache_tokens; shorten it" in long["message"]
 
 
 def test_a_template_that_refuses_says_why(shared):
@@ -444,6 +449,23 @@ def test_the_models_are_the_served_one_and_each_expert(shared):
     assert shared.get("/v1/models/code").json()["id"] == "code"
     assert shared.get("/v1/models/code*0.5+chat*0.5").json()["lmoe"]["weights"] == {"code": 0.5, "chat": 0.5}
     assert error_of(shared.get("/v1/models/gpt-4"), 404)["code"] == "model_not_found"
+
+
+def test_experts_that_no_request_may_weigh_are_no_models():
+    decides = Mixable(names=["code", "chat"], own_weights=None, by_request=False, changes=False)
+    with client(FakeEngine(mixable_of=decides)) as found:
+        assert [one["id"] for one in found.get("/v1/models").json()["data"]] == ["lmoe"]
+        for name in ("code", "code*0.5+chat*0.5"):
+            assert "no experts can be weighed here" in error_of(found.get(f"/v1/models/{name}"), 404)["message"]
+        assert [one["name"] for one in found.get("/v1/experts").json()["data"]] == ["code", "chat"]
+
+
+def test_a_prompt_without_tokens_is_refused_under_the_name_of_its_field():
+    assert tokenizer().encode("") == []
+    with client() as found:
+        assert error_of(found.post(COMPLETIONS, json={"prompt": ""}), 400)["param"] == "prompt"
+        found.service.prompts._reading.chat_template = "{{ '' }}"
+        assert error_of(found.post(CHAT, json=ASK), 400)["param"] == "messages"
 
 
 def test_experts_are_added_replaced_renamed_and_removed_while_the_server_runs():

@@ -330,6 +330,34 @@ def test_a_replaced_expert_stays_for_the_request_that_weighs_it_and_can_come_bac
     assert kept == 3 and state.version == 3 and state.can_roll_back
 
 
+def test_tokens_that_choose_among_all_experts_keep_those_that_are_there(base, places):
+    model = copy.deepcopy(base)
+    blend = lmoe.Blend(model, places, router="arrow", room=16)
+    request = asked(prompts(1)[0], 20)
+    expected = alone(model, request)
+
+    async def work(engine):
+        changes = [
+            lambda: engine.add("new", str(places["sql"])),
+            lambda: engine.replace("code", str(places["chat"])),
+            lambda: engine.rename("code", "other"),
+            lambda: engine.remove("code"),
+            lambda: engine.unload("code"),
+            lambda: engine.roll_back("code"),
+        ]
+        running, ids = await engine.submit(request), []
+        async for token in running.tokens():
+            ids.append(token.id)
+            for change in changes if len(ids) == 3 else ():
+                with pytest.raises(RefusedError, match="router=arrow each token chooses among all experts") as refused:
+                    await change()
+                assert refused.value.reason is Refused.conflict
+        assert not engine.mixable.changes
+        return ids, (await answered(engine, request))[0]
+
+    assert serving(model, BlendMixing(model, blend), work) == (expected, expected)
+
+
 def test_experts_come_are_renamed_unloaded_read_again_and_go(base, places, blend, tmp_path):
     new = write_peft(base, tmp_path / "new", seed=5)
 
@@ -398,7 +426,7 @@ def test_changes_that_cannot_be_are_refused_and_change_nothing(places, blend, ch
     [
         ({"prompt": []}, "empty"),
         ({"prompt": [64]}, "0 to 63"),
-        ({"prompt": [1] * 250, "max_tokens": 10}, "together they may have 256"),
+        ({"prompt": [1] * 250, "max_tokens": 10}, "the model holds 256 together"),
         ({"max_tokens": 0}, "at least 1"),
         ({"mixture": {"other": 1.0}}, "no expert 'other'"),
         ({"sampling": SamplingSettings(logit_bias={99: 1.0})}, "0 to 63"),

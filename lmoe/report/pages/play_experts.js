@@ -88,7 +88,7 @@ const shelf = (() => {
       at("fixed").hidden = may;
       at("fixed").textContent = server.experts_change
         ? "Experts cannot be changed with this key: the server wants its admin token. "
-        : "The experts here neither come nor go: start lmoe play with --model and --experts for that.";
+        : "The experts here neither come nor go: start lmoe play with --model and --experts, without --head and --router arrow, for that.";
       if (server.experts_change) {
         const other = page.element("button", { type: "button" }, "Give another key");
         other.addEventListener("click", askForKey);

@@ -141,6 +141,7 @@ class BatchEngine:
         self._batches = self._started()
         room = self._batches.capacity
         self.context = room if context is None else min(context, room)
+        self.limited_by_cache = context is None or room < context
 
     @property
     def own_mixture(self) -> str:
@@ -276,10 +277,11 @@ class BatchEngine:
             raise RefusedError(Refused.invalid, f"max_tokens is {request.max_tokens}; at least 1", "max_tokens")
         length, size = len(request.prompt), self.model.get_input_embeddings().weight.shape[0]  # type: ignore[union-attr, operator]
         if length + request.max_tokens > self.context:
+            holder = "the KV cache of this server" if self.limited_by_cache else "the model"
             raise RefusedError(
                 Refused.invalid,
-                f"the prompt has {length} tokens and the answer may have {request.max_tokens}; together they may have "
-                f"{self.context}",
+                f"the prompt has {length} tokens and the answer may have {request.max_tokens}; {holder} holds "
+                f"{self.context} together",
                 "prompt",
             )
         if not all(0 <= token < size for token in request.prompt):

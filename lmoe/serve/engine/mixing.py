@@ -9,7 +9,6 @@ import torch
 from transformers import PreTrainedModel
 
 from lmoe.blend.blend import Blend
-from lmoe.blend.routers import BlendRouter
 from lmoe.blend.weights import SILENT
 from lmoe.injection.record import Injected, injected, model_route, new_names
 from lmoe.layers.routing import Routing
@@ -17,6 +16,7 @@ from lmoe.serve.engine.paged import RowInBatch
 from lmoe.serve.engine.shelf import Shelf, Version, refusing
 from lmoe.serve.engine.weighing import ArrowWeighing, BlendWeighing, Load, RowRouting, RowWeights, RunWeighing, Weighing
 from lmoe.serve.request import Decided, ExpertState, Mixable, Refused, RefusedError, Request
+from lmoe.vocabulary import BlendRouter
 
 WITHOUT_WEIGHTS = (BlendRouter.arrow, BlendRouter.static)
 """Routers of blends that take no weights from requests."""
@@ -181,11 +181,19 @@ class BlendMixing:
 
     @property
     def shelf(self) -> Shelf:
-        if self.blend.route is not None:
-            raise RefusedError(
-                Refused.conflict, "a trained head decides among the experts that it was trained with: none come or go"
-            )
+        if (why := self._fixed) is not None:
+            raise RefusedError(Refused.conflict, f"{why}: none come or go")
         return self._shelf
+
+    @property
+    def _fixed(self) -> str | None:
+        """Why the experts stay those that they are; None: they come and go."""
+        if self.blend.route is not None:
+            return "a trained head decides among the experts that it was trained with"
+        # NOTE Arrow chooses among all experts of the blend: no request can keep to those that it began with.
+        if self.blend.router is BlendRouter.arrow:
+            return "with router=arrow each token chooses among all experts, also in answers under way"
+        return None
 
     @property
     def mixable(self) -> Mixable:
@@ -194,7 +202,7 @@ class BlendMixing:
             names=list(self._shelf.current),
             own_weights=None if decides else dict(self._own),
             by_request=self.blend.router not in WITHOUT_WEIGHTS,
-            changes=self.blend.route is None,
+            changes=self._fixed is None,
         )
 
     async def hold(self, request: Request) -> Held:

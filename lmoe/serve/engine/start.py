@@ -4,6 +4,7 @@ from lmoe.backbones.load import context_length
 from lmoe.errors import ConfigError
 from lmoe.generate.speaker import Speaker
 from lmoe.injection.record import RECORD, injected, model_route
+from lmoe.injection.tracing import expert_of
 from lmoe.rules.routers import needs_domain, needs_prompt
 from lmoe.serve.engine.engine import BatchEngine
 from lmoe.serve.engine.mixing import BaseMixing, BlendMixing, Mixing, RunMixing
@@ -19,6 +20,7 @@ async def start_engine(speaker: Speaker, settings: ServeSettings) -> BatchEngine
 
     Raises:
         ConfigError: a model that cannot be served.
+        RoutingError: a domain that its router does not know, or does not go by.
     """
     model, cache_tokens = speaker.model, settings.cache_tokens
     if cache_tokens is None and model.device.type == "cpu":
@@ -35,6 +37,7 @@ def mixing_of(speaker: Speaker) -> Mixing:
 
     Raises:
         ConfigError: routers that cannot decide for rows that lie one behind the other.
+        RoutingError: a domain that the router does not know, or does not go by.
     """
     if speaker.blend is not None:
         return BlendMixing(speaker.model, speaker.blend)
@@ -52,4 +55,6 @@ def mixing_of(speaker: Speaker) -> Mixing:
             f"moe.router={moe.router} goes by the domain: name that of all requests, one of "
             f"{', '.join(moe.domains or [])}"
         )
+    if speaker.domain is not None:
+        expert_of(moe, speaker.domain)
     return RunMixing(speaker.model, speaker.domain)

@@ -144,14 +144,14 @@ class Routes:
         )
 
     async def models(self, _: Request) -> Response:
-        """List the model and its experts, each of which can be asked as a model."""
-        names = [self._service.settings.name, *self._service.experts()]
+        """List what can be asked as a model: the served one, and each expert where requests may weigh them."""
+        names = [self._service.settings.name, *self._service.weighable()]
         return JSONResponse(list_json([model_json(name, self._service.created) for name in names]))
 
     async def model(self, request: Request) -> Response:
         """Describe what can be asked as a model, mixtures included."""
         name = request.path_params["name"]
-        mixture = mixture_of(name, None, served=self._service.settings.name, known=self._service.experts())
+        mixture = mixture_of(name, None, served=self._service.settings.name, known=self._service.weighable())
         described = model_json(name, self._service.created)
         return JSONResponse(described | {"lmoe": decided_json(Decided(weights=mixture))})
 
@@ -292,7 +292,7 @@ class Routes:
         if not self._service.settings.upload_size:
             raise Problem(403, "experts cannot be uploaded here: the server's upload_size is 0", code="uploads_off")
         if not self._service.engine.mixable.changes:
-            raise Problem(409, "experts neither come nor go here: they were trained together", code="experts_fixed")
+            raise Problem(409, "experts neither come nor go here", code="experts_fixed")
         self._check_name(name)
         if name in self._service.experts():
             raise Problem(409, f"there is an expert {shown(name)} already; remove it, or choose another name", "name")

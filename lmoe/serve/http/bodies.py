@@ -282,7 +282,7 @@ class ChatBody(Asked):
         if self.top_logprobs is not None and not self.logprobs:
             raise ValueError("top_logprobs has no effect without logprobs: true; leave it out")
         if self.max_tokens is not None and self.max_completion_tokens is not None:
-            raise ValueError("give max_completion_tokens or max_tokens, its older name, not both")
+            raise ValueError("max_tokens is the older name of max_completion_tokens; give one of them, not both")
         return self
 
     @property

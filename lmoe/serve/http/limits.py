@@ -65,21 +65,24 @@ async def drain(request: Request) -> None:
         return
 
 
-def room_for(prompt: int, asked: int | None, *, context: int, most: int) -> int:
+def room_for(prompt: int, asked: int | None, *, context: int, of_cache: bool, most: int, field: str) -> int:
     """Tokens that the longest answer to a prompt has.
 
     Args:
         prompt: tokens of it.
         asked: for; None: as many as may be.
         context: tokens of a prompt and its answer together.
+        of_cache: whether the server's KV cache, and not the model, holds no more.
         most: of any answer.
+        field: of the body that the prompt is in.
 
     Raises:
         Problem: the prompt is empty, or leaves no room.
     """
     if prompt == 0:
-        raise Problem(400, "the prompt has no tokens", "messages", "invalid_value")
+        raise Problem(400, "the prompt has no tokens", field, "invalid_value")
     if prompt >= context:
-        message = f"the prompt has {prompt:,} tokens, and the model holds {context:,} with the answer; shorten it"
+        holder, hint = ("this server", ", by its cache_tokens") if of_cache else ("the model", "")
+        message = f"the prompt has {prompt:,} tokens, and {holder} holds {context:,} with the answer{hint}; shorten it"
         raise Problem(400, message, None, "context_length_exceeded")
     return min(most, context - prompt, most if asked is None else asked)

@@ -89,7 +89,12 @@ def _question(
     requests = []
     for prompt in prompts:
         most = room_for(
-            len(prompt.ids), body.most_tokens, context=service.engine.context, most=service.settings.max_tokens
+            len(prompt.ids),
+            body.most_tokens,
+            context=service.engine.context,
+            of_cache=service.engine.limited_by_cache,
+            most=service.settings.max_tokens,
+            field="messages" if isinstance(body, ChatBody) else "prompt",
         )
         for number in range(body.n):
             requests.append(

@@ -50,8 +50,12 @@ class Service:
     uploads: Uploads = field(default_factory=Uploads)
 
     def experts(self) -> list[str]:
-        """Names of the experts that requests may weigh."""
+        """Names of the experts that come, go, and are weighed by requests or by a router of the blend."""
         return [expert.name for expert in self.engine.experts()]
+
+    def weighable(self) -> list[str]:
+        """Names of the experts that a request may ask for as a model, or in a mixture."""
+        return self.experts() if self.engine.mixable.by_request else []
 
     def close(self) -> None:
         """Let go of files, folders and threads; harmless when that is done."""
