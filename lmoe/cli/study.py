@@ -136,8 +136,10 @@ def compose_arms(
     """
 
     def compose(settings: Sequence[str]) -> RunConfig:
+        command = read_command(list(settings), "train", RunConfig)
+        raise_problems(command.problems)
         try:
-            composed: DictConfig = compose_config("train", RunConfig, list(settings))
+            composed: DictConfig = compose_config("train", RunConfig, command.arguments)
         except Exception as error:  # whatever stops Hydra is said as a problem of the arm
             raise ConfigError(composition_problem(error)) from None
         config, problems = problems_of(composed, RunConfig, run_problems)

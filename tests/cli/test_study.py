@@ -527,6 +527,18 @@ def test_runs_of_an_arm_find_experiments_of_the_users_own_folder(restored, micro
     assert found.exit_code == 0, found.output
 
 
+def test_arms_set_keys_of_phases_as_a_command_does(restored, micro, tmp_path):
+    """Without a plus where the phase is there; a phase that is not is named."""
+    text = STUDY.replace("[injection=dense_lora]}", "[injection=dense_lora, phase.phases.PHASE.lr=0.25]}")
+    found = study(micro, tmp_path, "dry_run=config", text=text.replace("PHASE", "adapters"))
+    assert found.exit_code == 0 and "3 arms: lora" in found.output, found.output
+    config, given, _, _ = read_study(["--config-dir", "mine", "study=small", *settings(micro)])
+    configs, _ = compose_arms(config, given, ["--config-dir", "mine"])
+    assert configs["lora"].phase.phases["adapters"].lr == 0.25
+    found = study(micro, tmp_path, "dry_run=config", text=text.replace("PHASE", "adaptors"))
+    assert found.exit_code == 1 and "there is no phase.phases.adaptors; did you mean" in found.output, found.output
+
+
 def test_a_learning_rate_that_every_role_overrides_is_no_tuning(restored, micro, tmp_path):
     roles = "+optim.roles.lora.lr=0.001, +optim.roles.attn_lora.lr=0.001"
     text = STUDY.replace("[injection=dense_lora]}", f"[injection=dense_lora, {roles}]}}")
