@@ -33,11 +33,10 @@ SAFE = (
 )
 """Neither the weights nor the order of the data depends on these, but for rounding and random numbers elsewhere."""
 ENDS = ("callbacks", "trainer.stop_on_collapse")
-PLACES = ("data.path", "data.val_path", "backbone.model_name", "backbone.gguf_file")
-"""Safe where the command means them: when the run ends, and where the rows and the backbone are, whose contents are
-compared with those of the start (run/provenance.py)."""
-PLACE_OF_PHASE = re.compile(r"phase\.phases\.[^.]+\.data\.(path|val_path)")
-"""The same of a phase with rows of its own."""
+PLACES = ("backbone.model_name", "backbone.gguf_file")
+PLACES_OF_ROWS = re.compile(r"(phase\.phases\.[^.]+\.)?data\.(path|val_path|sources\.[^.]+\.(path|revision))")
+"""Safe where the command means them: when the run ends, and where the backbone and the rows are (also those of a phase,
+and of one of several sources), whose contents are compared with those of the start (run/provenance.py)."""
 DEVICES = "trainer.devices"
 BATCH_SIZE = "batch_size"
 PER_STEP = (
@@ -79,7 +78,7 @@ def refused(
         safe = SAFE + (ENDS + PLACES * recorded) * (key in meant)
         if any(key == name or key.startswith(f"{name}.") for name in safe):
             continue
-        if recorded and key in meant and PLACE_OF_PHASE.fullmatch(key):
+        if recorded and key in meant and PLACES_OF_ROWS.fullmatch(key):
             continue
         if key == LENGTH and isinstance(new, int) and new > old:
             continue

@@ -98,6 +98,21 @@ def test_data_that_changed_since_the_start_are_refused(train, micro, tmp_path):
     assert f"{file} has changed since the run was started" in done.text
 
 
+def test_one_of_several_sources_may_be_elsewhere_when_a_run_goes_on(train, micro, tmp_path):
+    """A copy of the same rows, but no others."""
+    code = Path(shutil.copy(micro.train / "code.jsonl", tmp_path))
+    moved = Path(shutil.copy(code, tmp_path / "moved.jsonl"))
+    sources = f"data.sources={{code: {{path: {code}}}, math: {{path: {micro.train / 'math.jsonl'}}}}}"
+    short = train("data.path=bundled", sources, "trainer.max_steps=2")
+    assert short.code == 0, short.text
+    code.unlink()
+    key = "data.sources.code.path"
+    done = train(f"resume={short.run}", f"{key}={micro.train / 'words.jsonl'}", settings=False)
+    assert done.code == 1 and "it would not be the same run" in done.text
+    done = train(f"resume={short.run}", f"{key}={moved}", settings=False)
+    assert done.code == 0, done.text
+
+
 def test_a_run_whose_turns_would_be_labelled_otherwise_now_is_refused(train, tmp_path, monkeypatch):
     file = tmp_path / "thinking.jinja"
     file.write_text(THINKING, encoding="utf-8")

@@ -2,6 +2,8 @@
 
 from types import SimpleNamespace
 
+import pytest
+
 from lmoe.resume.rules import batch_sizes_of_phases, refused
 
 OWN = "phase.phases.prefer.data.batch_size"
@@ -40,3 +42,18 @@ def test_a_batch_size_of_its_own_neither_comes_nor_goes():
 def test_batch_sizes_of_phases_are_those_that_they_name_themselves():
     phases = {"joint": SimpleNamespace(data={}), "prefer": SimpleNamespace(data={"path": "pairs", "batch_size": 4})}
     assert batch_sizes_of_phases(phases) == {OWN: 4}
+
+
+@pytest.mark.parametrize("section", ["data", "phase.phases.prefer.data"])
+def test_rows_may_be_elsewhere_where_the_command_says_so_and_the_run_knows_what_they_were(section):
+    for name in ("path", "val_path", "sources.code.path", "sources.code.revision"):
+        key = f"{section}.{name}"
+        changes = {key: ("new", "old")}
+        assert refused(changes, VALUES, meant={key}, watched=False, recorded=True) == {}
+        assert key in refused(changes, VALUES, meant={key}, watched=False, recorded=False)
+        assert key in refused(changes, VALUES, meant=(), watched=False, recorded=True)
+
+
+@pytest.mark.parametrize("key", ["data.sources.code", "data.sources.code.weight", "data.sources.code.domain"])
+def test_what_is_made_of_the_rows_of_a_source_stays(key):
+    assert reasons({key: ("new", "old")}) == {key: "it cannot change on resume"}
