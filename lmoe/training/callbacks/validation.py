@@ -164,7 +164,7 @@ class Validation(StepCallback):
         of_the_end = "val/routing/knock_out/" if step == self._validated else "val/"
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCsv):
-                logger.forget(of_the_end)
+                logger.forget(of_the_end, step)
 
     def _between(self, trainer: Trainer) -> Callable[[], None]:
         """Listens to signals between batches; of several processes all stop after the same step instead."""
