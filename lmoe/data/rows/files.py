@@ -10,7 +10,7 @@ import hashlib
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +45,11 @@ KINDS = {
 COMPRESSED = (".gz", ".zst")
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 """What the hub adds to the names of files that are parts of one."""
+SPLIT = re.compile(
+    r"(?P<split>train|test|validation|valid|val|dev|eval)(?P<rest>[-_.].*?)??(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?",
+    re.IGNORECASE,
+)
+"""How files and folders of a data set are called that are one of its splits, perhaps with a number among several."""
 BLANK = b" \t\r\n\xef\xbb\xbf"
 LONGEST_LINE = 64_000_000
 """Bytes of a line: a row of that length has more tokens than any context, so that a file without lines is no JSONL."""
@@ -378,6 +383,23 @@ def folder_of(path: Path) -> Folder:
         if origins.setdefault(domain, origin) != origin:
             raise DataError(f"{file}: another file or folder of {path} gives the domain {domain!r} too; rename one")
     return Folder(files, domains, unread)
+
+
+def splits_among(files: Iterable[Path], top: Path) -> tuple[Path, Path] | None:
+    """A training split and another one of the same data set, as files or folders beside one another, such as train.csv
+    and test.csv, or train_sft and test_sft; None where there are none.
+
+    Args:
+        files: below `top`.
+    """
+    found: dict[tuple[Path, str], dict[bool, Path]] = {}
+    for file in files:
+        inside = [part for part in file.parents if part.is_relative_to(top) and part != top]
+        for part, name in ((file, stem(file)), *((folder, folder.name) for folder in inside)):
+            if (called := SPLIT.fullmatch(name)) is not None:
+                splits = found.setdefault((part.parent, (called["rest"] or "").lower()), {})
+                splits.setdefault(called["split"].lower() == "train", part)
+    return next(((splits[True], splits[False]) for splits in found.values() if len(splits) == 2), None)
 
 
 def _is_utf8(text: str) -> bool:
