@@ -50,6 +50,9 @@ SPLIT = re.compile(
     re.IGNORECASE,
 )
 """How files and folders of a data set are called that are one of its splits, perhaps with a number among several."""
+NOT_UTF8 = "not UTF-8; convert the file, for example with iconv -f latin1 -t utf8"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+"""What a file of UTF-16 begins with."""
 BLANK = b" \t\r\n\xef\xbb\xbf"
 LONGEST_LINE = 64_000_000
 """Bytes of a line: a row of that length has more tokens than any context, so that a file without lines is no JSONL."""
@@ -127,6 +130,7 @@ class Piece:
         read = {LINES: self._lines, LISTS: self._list, CSV: self._csv, TEXT: self._text}[kind]
         try:
             ordinary_size(self.file)
+            self._check_not_utf16()
             for record, where, number in read():
                 if isinstance(record, LmoeError) and kind_of(self.file) is None:
                     ends = ", ".join(KINDS)
@@ -135,6 +139,15 @@ class Piece:
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             reason = unreadable(error) if isinstance(error, OSError) else f"cannot be read: {first_line(error)}"
             raise DataError(f"{self.file}: {reason}") from None
+
+    def _check_not_utf16(self) -> None:
+        """Refuse a file all of whose rows would be refused."""
+        with opened(self.file) as stream:
+            begins = stream.read(2)
+        if begins in UTF16_MARKS:
+            raise ROW.refusal(
+                self.file, "UTF-16, not UTF-8; convert the file, for example with iconv -f utf-16 -t utf8"
+            )
 
     def _lines(self) -> Iterator[Found]:
         with opened(self.file) as stream:
@@ -239,7 +252,7 @@ def _record_of_cells(header: list[str], cells: list[str], where: str) -> dict[st
 def _check_utf8(cells: list[str], where: str) -> None:
     """Refuse cells with bytes that are no UTF-8, which were read as halves of surrogate pairs."""
     if not _is_utf8("".join(cells)):
-        raise ROW.refusal(where, "not UTF-8; convert the file, for example with iconv -f latin1 -t utf8")
+        raise ROW.refusal(where, NOT_UTF8)
 
 
 @contextmanager
@@ -265,8 +278,8 @@ def opened(file: Path) -> BinaryIO:
 def _decoded(content: bytes, where: str) -> str:
     try:
         return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ROW.refusal(where, f"not UTF-8: {error.reason} at byte {error.start + 1}") from None
+    except UnicodeDecodeError:
+        raise ROW.refusal(where, NOT_UTF8) from None
 
 
 def _record_of(line: bytes, where: str) -> dict[str, Any] | LmoeError:
