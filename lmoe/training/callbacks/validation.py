@@ -108,6 +108,12 @@ class Validation(StepCallback):
         self._choices = [(step, choices) for step, choices in state_dict["choices"]]
         self._validated = state_dict["validated"]
 
+    def forget(self, step: int) -> None:
+        """Forget the validation after a step of a run that goes on from there, which makes it anew where it is due."""
+        self._choices = [(past, choices) for past, choices in self._choices if past != step]
+        if self._validated == step:
+            self._validated = None
+
     def on_train_start(self, trainer: Trainer, pl_module: AdapterModule) -> None:
         step = trainer.global_step
         if step:
