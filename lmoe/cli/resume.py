@@ -18,7 +18,7 @@ from lmoe.files.resources import resource_dir
 from lmoe.files.run_folder import CONFIG_FILE, PROVENANCE_FILE, resume_setting
 from lmoe.files.small_file import Reader
 from lmoe.files.wording import shown
-from lmoe.resume.rules import DEVICES, LENGTH, PER_STEP, STRATEGY, refused
+from lmoe.resume.rules import DEVICES, LENGTH, PER_STEP, STRATEGY, batch_sizes_of_phases, refused
 from lmoe.vocabulary import Strategy
 
 AUTO = "auto"
@@ -85,6 +85,7 @@ def merge_saved(composed: DictConfig, schema: type, overrides: list[str]) -> Dic
                 meant.add(path)
             whose[path] = f" (from {name}=…)" if (resource_dir("conf") / name).is_dir() else ""
     values = {key: value for key in PER_STEP if (value := OmegaConf.select(saved, key)) is not None}
+    values |= batch_sizes_of_phases(OmegaConf.select(saved, "phase.phases") or {})
     if OmegaConf.select(saved, STRATEGY) == Strategy.device_map:  # whose devices are no processes
         values.pop(DEVICES, None)
     recorded = (Path(composed.resume).expanduser() / PROVENANCE_FILE).is_file()

@@ -87,7 +87,9 @@ class Account:
             lines.append("data.columns={prompt: question, response: answer} names other keys")
         if self.bad == self.read == 1:
             raise DataError("; ".join(lines))
-        cure = "; mend them, or leave them out with data.on_bad_row=drop" if advise else ""
+        cure = "; mend them" if advise else ""
+        if advise and self.bad < self.read:
+            cure += ", or leave them out with data.on_bad_row=drop"
         raise DataError(f"{self.bad:,} of {self.read:,} rows cannot be used{cure}:\n  " + "\n  ".join(lines))
 
     def to_json(self) -> dict[str, Any]:

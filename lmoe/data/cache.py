@@ -29,7 +29,7 @@ from lmoe.files.writing_folder import writing_folder
 
 KEY_VERSION = 1
 """Of what the key says; older runs know their rows by it."""
-FILE_VERSION = 4
+FILE_VERSION = 5
 """Of a file, and of what is made of records: a file of another version is not read."""
 TOKENS = {"input_ids": torch.int32, "is_label": torch.bool}
 """Tensors with an entry for each token."""

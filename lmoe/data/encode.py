@@ -447,5 +447,4 @@ class Encoder:
             if bos is not None and ids[:2] == [bos, bos] and text.startswith(str(self.tokenizer.bos_token)):
                 # The text brings the token that the tokenizer adds.
                 ids, labels, offsets = ids[1:], labels[1:], None if offsets is None else offsets[1:]
-                labels[0] = False
             yield index, TokenisedRow(row, np.asarray(ids, dtype=np.int32), labels, offsets, text)

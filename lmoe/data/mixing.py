@@ -49,10 +49,15 @@ def mixed(groups: Tensor, shares: Sequence[float], seed: int) -> Tensor:
         seed: chooses the rows that come once more than others.
 
     Raises:
-        DataError: the epoch would be far longer than the rows.
+        DataError: no row is of a group with a share, or the epoch would be far longer than the rows.
     """
     sizes = torch.bincount(groups, minlength=len(shares)).tolist()
     there = [(size, share) for size, share in zip(sizes, shares, strict=True) if size and share > 0]
+    if not there:
+        raise DataError(
+            "no rows to train on: data.sources.<name>.weight is 0 for every source that they are from; give one of "
+            "them a weight above 0, or name other data.domains"
+        )
     total = sum(share for _, share in there)
     length = max(size * total / share for size, share in there)
     if length > MOST_TIMES * len(groups):

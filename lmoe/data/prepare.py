@@ -207,9 +207,11 @@ def _prepare_stream(
     for source, found in zip(sources, opened, strict=True):
         reader.hashes |= found.hashes
         streamed.append(stream_report(source.path, reader.key(source, found), found.unread))
+    # NOTE a source of weight 0 is none of the stream's: a pass ends when each of its sources was read to the end.
+    weights = {place: source.weight for place, source in enumerate(sources) if source.weight != 0}
     stream = RowStream(
-        [found.parts for found in opened],
-        weight_shares([1.0 if source.weight is None else source.weight for source in sources]),
+        [opened[place].parts for place in weights],
+        weight_shares([1.0 if weight is None else weight for weight in weights.values()]),
         reader.encoder(),
         domains,
         buffer=config.shuffle_buffer,

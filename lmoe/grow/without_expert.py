@@ -17,7 +17,7 @@ from lmoe.files.small_file import link_outside, read_json
 from lmoe.files.write import write_whole
 from lmoe.injection.build_site import ROUTER
 from lmoe.injection.kept import ROUTER_ROWS, STACKED
-from lmoe.rules.routers import ROUTERS
+from lmoe.rules.routers import ROUTERS, target_count
 from lmoe.rules.strategies import STRATEGIES, with_adapter_experts
 
 EXPERT_KEY = re.compile(rf"(?P<path>.*)\.experts\.(?P<expert>\d+)\.(?P<tensor>{'|'.join(STACKED)})")
@@ -39,6 +39,7 @@ def write_without_expert(folder: Path, output: Path, expert: str) -> Path:
     injection, moe = sections(config, folder)
     number = _number(folder, expert, config.expert_names, injection)
     _check_rest(folder, injection, moe)
+    _check_targets(folder, injection, moe, number)
     raw = read_json(folder / CONFIG_FILE)
     raw["injection"]["num_experts"] = injection.num_experts - 1
     if config.expert_names:
@@ -91,4 +92,16 @@ def _check_rest(folder: Path, injection: InjectionConfig, moe: MoeConfig) -> Non
     if injection.num_experts - 1 < fewest:
         raise CheckpointError(
             f"{folder} has {injection.num_experts} experts, and its router needs {fewest}: none can be taken out"
+        )
+
+
+def _check_targets(folder: Path, injection: InjectionConfig, moe: MoeConfig, number: int) -> None:
+    """Refuse to move experts up to other targets: expert e is dealt to target e mod C (ops/router_targets.py), which
+    stays so where each target has one expert and goes with it, and for those before the last expert."""
+    experts, targets = injection.num_experts, target_count(moe)
+    if targets and experts != targets and number != experts - 1:
+        raise CheckpointError(
+            f"{folder} has {experts} experts for the {targets} targets of its router (moe.domains), dealt to them in "
+            f"turn: without expert {number} those behind it would come to be of other targets. The last one "
+            f"({experts - 1}) can be taken out; lmoe.masked_experts silences any"
         )

@@ -33,20 +33,21 @@ SAFE = (
 )
 """Neither the weights nor the order of the data depends on these, but for rounding and random numbers elsewhere."""
 ENDS = ("callbacks", "trainer.stop_on_collapse")
-PLACES = ("data.path", "data.val_path", "backbone.model_name", "backbone.gguf_file")
-"""Safe where the command means them: when the run ends, and where the rows and the backbone are, whose contents are
-compared with those of the start (run/provenance.py)."""
-PLACE_OF_PHASE = re.compile(r"phase\.phases\.[^.]+\.data\.(path|val_path)")
-"""The same of a phase with rows of its own."""
+PLACES = ("backbone.model_name", "backbone.gguf_file")
+PLACES_OF_ROWS = re.compile(r"(phase\.phases\.[^.]+\.)?data\.(path|val_path|sources\.[^.]+\.(path|revision))")
+"""Safe where the command means them: when the run ends, and where the backbone and the rows are (also those of a phase,
+and of one of several sources), whose contents are compared with those of the start (run/provenance.py)."""
 DEVICES = "trainer.devices"
+BATCH_SIZE = "batch_size"
 PER_STEP = (
-    "data.batch_size",
-    "corpus.batch_size",
+    f"data.{BATCH_SIZE}",
+    f"corpus.{BATCH_SIZE}",
     "trainer.accumulate_grad_batches",
     DEVICES,
     "trainer.num_nodes",
 )
-"""These may change together where a step takes the same samples as before."""
+"""These may change together where a step takes the same samples as before; so may the batch size of a phase that has
+one of its own."""
 STRATEGY = "trainer.strategy"
 Changes = Mapping[str, tuple[Any, Any]]
 """By key: the new value and the old one."""
@@ -59,14 +60,12 @@ def refused(
 
     Args:
         changes: of this command.
-        values: the saved values of PER_STEP by key, as far as the run has them.
+        values: the saved values of PER_STEP by key, as far as the run has them, and of `batch_sizes_of_phases`.
         meant: keys of changes that the command names, themselves or their section; others come from an experiment.
         recorded: whether the run has a record of its contents.
         watched: whether validations decide something: when a phase begins, or when the run ends.
     """
     reasons = {}
-    before = math.prod(values.values())
-    after = math.prod(changes[key][0] if key in changes else value for key, value in values.items())
     for key, (new, old) in changes.items():
         if key == VALIDATIONS and watched:
             reasons[key] = "a plateau or a callback looks at the validations, so it cannot change on resume"
@@ -79,17 +78,42 @@ def refused(
         safe = SAFE + (ENDS + PLACES * recorded) * (key in meant)
         if any(key == name or key.startswith(f"{name}.") for name in safe):
             continue
-        if recorded and key in meant and PLACE_OF_PHASE.fullmatch(key):
+        if recorded and key in meant and PLACES_OF_ROWS.fullmatch(key):
             continue
         if key == LENGTH and isinstance(new, int) and new > old:
             continue
         if key == LENGTH:
             reasons[key] = f"a run can only be made longer than its {old} steps"
-        elif key not in PER_STEP:
+        elif (key not in PER_STEP and key not in values) or not isinstance(new, int):
             reasons[key] = "it cannot change on resume"
-        elif before != after:
-            reasons[key] = (
-                f"a step would take {after} samples instead of {before}: change {', '.join(values)} so that their "
+        elif (reason := _other_samples(key, changes, values)) is not None:
+            reasons[key] = reason
+    return reasons
+
+
+def batch_sizes_of_phases(phases: Mapping[str, Any]) -> dict[str, int]:
+    """Batch sizes that phases have of their own, by key.
+
+    Args:
+        phases: the section `phase.phases` of a saved config.
+    """
+    sizes = {f"phase.phases.{name}.data.{BATCH_SIZE}": phase.data.get(BATCH_SIZE) for name, phase in phases.items()}
+    return {key: size for key, size in sizes.items() if isinstance(size, int)}
+
+
+def _other_samples(key: str, changes: Changes, values: Mapping[str, Any]) -> str | None:
+    """Why steps would take other samples where a key of `values` changes, beside all other changes; None: they take the
+    same, each phase by its own batch size."""
+    changed = {name: new for name, (new, _) in changes.items() if name in values and isinstance(new, int)}
+    shared = [name for name in values if not name.endswith(f".{BATCH_SIZE}")]
+    for size in (name for name in values if name not in shared):
+        factors = [size, *shared]
+        before = math.prod(values[name] for name in factors)
+        after = math.prod(changed.get(name, values[name]) for name in factors)
+        if key in factors and before != after:
+            step = f"a step of phase {size.split('.')[2]}" if size.startswith("phase.") else "a step"
+            return (
+                f"{step} would take {after} samples instead of {before}: change {', '.join(factors)} so that their "
                 "product stays"
             )
-    return reasons
+    return None

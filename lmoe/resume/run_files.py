@@ -153,14 +153,15 @@ def whole_checkpoint(folder: Path, run_id: str | None, *, without: str) -> str:
 
 
 def set_aside(folder: Path, chosen: FoundCheckpoint) -> list[str]:
-    """Rename what the run leaves behind: a damaged last.ckpt, and whatever is of a later step than the chosen one.
+    """Rename what the run leaves behind: a damaged last.ckpt, and what is of a later step than the chosen one or of its
+    own, since last.ckpt may come to be of that step.
 
     Returns:
         The names that were renamed.
     """
     behind = []
     for name in _names(folder):
-        later = name == LAST or (name != BEST and step_of(name) > chosen.step)
+        later = name == LAST or (name != BEST and step_of(name) >= chosen.step)
         if name != chosen.path.name and later:
             number = len(list(folder.glob(f"{name}*{ASIDE}")))
             os.replace(folder / name, folder / f"{name}{f'.{number}' if number else ''}{ASIDE}")

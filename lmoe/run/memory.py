@@ -13,6 +13,7 @@ from torch import nn
 from lmoe.backbones.placement import lack_of_memory
 from lmoe.config.run import RunConfig
 from lmoe.errors import TrainingError
+from lmoe.rules.lessons import lesson_batch_sizes
 from lmoe.vocabulary import Role
 
 MB = 1e6
@@ -30,9 +31,11 @@ def memory_advice(config: RunConfig) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if (reason := lack_of_memory(error)) is None:
             raise
+        sizes = {"data.batch_size": config.data.batch_size} | lesson_batch_sizes(config)
+        lower = ") and ".join(f"{key} (now {size}" for key, size in sizes.items())
         raise TrainingError(
-            f"out of memory: {reason}. Lower data.batch_size (now {config.data.batch_size}; raise "
-            f"trainer.accumulate_grad_batches to keep the step's size) or data.max_length ({config.data.max_length}), "
+            f"out of memory: {reason}. Lower {lower}; raise trainer.accumulate_grad_batches to "
+            f"keep the step's size) or data.max_length ({config.data.max_length}), "
             "set trainer.gradient_checkpointing=true or backbone.precision=bfloat16; dry_run=preflight estimates it"
         ) from None
 

@@ -81,9 +81,9 @@ class MetricsCsv(Logger):
         self._write_anew((*past, row))
 
     @rank_zero_only
-    def forget(self, prefix: str) -> None:
-        """Take metrics back from the row of the latest step; a row of which nothing is left goes."""
-        if self._last is None:
+    def forget(self, prefix: str, step: int) -> None:
+        """Take metrics back from the row of a step, where it is the last one; a row of which nothing is left goes."""
+        if self._last is None or _step(self._last) != step:
             return
         kept = {name: value for name, value in self._last.items() if not name.startswith(prefix)}
         if len(kept) == len(self._last):

@@ -52,5 +52,9 @@ def test_bad_rows_are_counted_and_the_first_five_are_named() -> None:
     head = "mend them, or leave them out with data.on_bad_row=drop:"
     assert refused(2000, 1) == [f"1 of 2,000 rows cannot be used; {head}", "  f:1: bad"]
     named = "  f:1, f:2, f:3, f:4, f:5: bad"  # what they share is said once
-    assert refused(5, 5) == [f"5 of 5 rows cannot be used; {head}", named]
+    assert refused(6, 5) == [f"5 of 6 rows cannot be used; {head}", named]
     assert refused(9, 7) == [f"7 of 9 rows cannot be used; {head}", named, "  and 2 more"]
+
+
+def test_nobody_is_told_to_leave_all_rows_out() -> None:
+    assert refused(2, 2) == ["2 of 2 rows cannot be used; mend them:", "  f:1, f:2: bad"]

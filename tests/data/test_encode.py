@@ -4,12 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from lmoe.config.data import DataConfig
 from lmoe.data.chats.template import ChatTemplate
+from lmoe.data.collate import Collate
 from lmoe.data.encode import NO_ASSISTANT_TEXT, NO_TEXT, NOTHING_TO_PREDICT, EncodedSource, Encoder, cut_reason
+from lmoe.data.encoded import opening
 from lmoe.data.prepare import prepare
 from lmoe.data.rows.row import Row
 from lmoe.errors import DataError
@@ -88,7 +91,10 @@ def test_a_text_that_brings_the_bos_token_of_the_tokenizer_gets_one(tokenizer: P
     without, brought = encode(tokenizer, row(text="Two plus"), row(text="<|im_start|>Two plus")).rows
     assert brought.input_ids.tolist() == without.input_ids.tolist()
     assert without.input_ids.tolist().count(bos) == 1
-    assert brought.is_label.tolist() == [False] + [True] * (len(brought) - 1)
+    assert brought.is_label.all() and opening(brought) == opening(without) > 1
+    batches = [Collate(0, 64, packed=False)([row]) for row in (without, brought)]
+    assert batches[0].keys() == batches[1].keys() and "opening_mask" in batches[0]
+    assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
 
 
 def test_a_row_with_a_token_beyond_the_embedding_is_refused_by_name_and_by_its_line(

@@ -50,6 +50,11 @@ def test_a_group_of_weight_0_is_left_out_and_an_empty_one_takes_nothing() -> Non
     assert groups[chosen].tolist() == [1, 1, 3, 3]
 
 
+def test_rows_of_groups_of_weight_0_alone_are_refused() -> None:
+    with pytest.raises(DataError, match=r"no rows to train on: data\.sources\.<name>\.weight is 0 for every source"):
+        mixed(torch.tensor([1, 1]), weight_shares([1.0, 0.0]), 0)
+
+
 def test_shares_of_weights_are_their_parts_however_large_they_are() -> None:
     assert weight_shares([1.0, 3.0]) == [0.25, 0.75]
     assert weight_shares([1e308, 1e308]) == [0.5, 0.5] and weight_shares([1e-320, 0.0]) == [1.0, 0.0]

@@ -129,6 +129,26 @@ def test_several_sources_are_mixed_by_weight_and_gone_on_with(
     assert same(list(resumed), whole[31:])
 
 
+def test_a_source_of_weight_0_is_left_out_of_a_stream_and_kept_in_its_report(
+    config: DataConfig, tokenizer: PreTrainedTokenizerFast, write_rows: Any
+) -> None:
+    config.path, config.batch_size = "", 10
+    left_out = SourceConfig(path=write_rows(*records(30, "b", "left out"), name="b.jsonl"), weight=0)
+    read = SourceConfig(path=write_rows(*records(30, "a"), name="a.jsonl"), weight=1)
+    config.sources = {"b": left_out, "a": read}
+    prepared = data(config, tokenizer).prepared
+    assert isinstance(prepared.train, RowStream) and prepared.train.first_domains(100) == ["a"]
+    assert len(prepared.train.first_rows(100)) == 30
+    assert [source.path for source in prepared.report.sources[:2]] == [left_out.path, read.path]
+    assert {left_out.path, read.path} <= prepared.report.data_hashes.keys()
+    rows = rows_of(list(loader(config, tokenizer, max_steps=2)))
+    assert Counter(rows[:30]) == Counter(rows[30:]) and len(set(rows)) == 30
+    assert not any("left out" in tokenizer.decode(row) for row in rows)
+    config.domains = ["b"]
+    with pytest.raises(DataError, match="a pass over 30 rows gave none to learn from"):
+        next(iter(loader(config, tokenizer)))
+
+
 def test_ranks_share_what_one_process_would_see_and_all_know_the_totals(
     config: DataConfig, tokenizer: PreTrainedTokenizerFast
 ) -> None:

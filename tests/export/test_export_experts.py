@@ -120,6 +120,26 @@ def test_an_expert_taken_out_leaves_bit_by_bit_what_the_mask_computes(trained, t
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize(
+    ("domains", "expert", "left"), [("abc", "1", "ac"), ("ab", "0", None), ("ab", "1", None), ("ab", "2", "ab")]
+)
+def test_an_expert_taken_out_leaves_the_others_to_their_targets(trained, tmp_path, domains, expert, left):
+    """Of two targets the first has experts 0 and 2: without 0 or 1, expert 2 would be of the second."""
+    model = AutoModelForCausalLM.from_pretrained(trained.base)
+    taught = OF_MODEL | {"router_target": "domain", "domains": list(domains)}
+    lmoe.inject(model, {"lora_r": 4, "num_experts": 3, "top_k": 1}, taught)
+    old = lmoe.save(model, tmp_path / "old", tokenizer=trained.tokenizer)
+    if left is None:
+        with pytest.raises(
+            CheckpointError, match=r"3 experts for the 2 targets .* The last one \(2\) can be taken out"
+        ):
+            export_without_expert(old, tmp_path / "less", expert)
+        assert not (tmp_path / "less").exists()
+        return
+    raw = json.loads((export_without_expert(old, tmp_path / "less", expert) / "lmoe_config.json").read_text())
+    assert (raw["injection"]["num_experts"], raw["moe"]["domains"]) == (2, list(left))
+
+
 def test_growing_and_taking_the_new_expert_out_again_gives_the_old_weights_byte_by_byte(trained, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(trained.base)
     lmoe.inject(model, {"lora_r": 4, "num_experts": 4})

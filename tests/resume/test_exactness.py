@@ -102,6 +102,19 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(train, uninterrupted,
     assert routing(run) == routing(uninterrupted)
 
 
+def test_a_run_that_goes_on_between_two_logged_steps_keeps_the_validation_of_the_first(train, tmp_path, monkeypatch):
+    """Its last checkpoint is of step 3, its last row that of step 2."""
+    with monkeypatch.context() as patch:
+        keep_as_if_killed(patch, tmp_path / "whole", 4)
+        whole = train(*EXACT, "trainer.log_every_n_steps=2", run="whole")
+    assert whole.code == 0, whole.text
+    assert "val/loss" in losses(whole.run)[2]
+    killed = tmp_path / "killed 4"
+    done = train(f"resume='{killed}'", settings=False)
+    assert done.code == 0, done.text
+    assert losses(killed) == losses(whole.run)
+
+
 def test_a_run_that_failed_at_the_boundary_of_phases_and_resumed_is_the_uninterrupted_one(
     train, uninterrupted, monkeypatch
 ):

@@ -217,6 +217,20 @@ def test_rows_of_a_lesson_may_be_elsewhere_when_a_run_goes_on_and_no_other_ones(
     assert adapter(run) == adapter(two_lessons)
 
 
+def test_each_lesson_keeps_the_samples_of_a_step_when_batches_are_dealt_anew(train, micro, whole, tmp_path):
+    """Batches of two rows and of one pair, two of which are a step, become batches of one step each."""
+    done = whole("own batches", *then(micro, START, data=", batch_size: 1"), killed=(5,))
+    run = Path(shutil.copytree(done.with_name("killed 5"), tmp_path / "run"))
+    others = (f"resume='{run}'", "data.batch_size=4", "trainer.accumulate_grad_batches=1")
+    refused = train(*others, settings=False)
+    assert refused.code == 1
+    assert "a step of phase later would take 1 samples instead of 2" in refused.text
+    goes_on = train(*others, "phase.phases.later.data.batch_size=2", settings=False)
+    assert goes_on.code == 0, goes_on.text
+    found, expected = ([row["train/loss"] for row in losses(folder) if "train/loss" in row] for folder in (run, done))
+    assert len(found) == 6 and found == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_checkpoint_without_what_objectives_keep_goes_on(train, own_run):
     """As they were written before objectives kept anything."""
     file = own_run / "checkpoints" / "last.ckpt"

@@ -11,6 +11,7 @@ import torch
 
 from lmoe.config.phase import PhaseConfig, PlateauConfig
 from lmoe.data.chats.template import ChatTemplate
+from lmoe.resume.run_files import found_in
 from lmoe.resume.stopping import StopSignals
 from lmoe.training.callbacks.plateau_start import PlateauStart
 from lmoe.training.callbacks.validation import Validation
@@ -98,6 +99,21 @@ def test_data_that_changed_since_the_start_are_refused(train, micro, tmp_path):
     assert f"{file} has changed since the run was started" in done.text
 
 
+def test_one_of_several_sources_may_be_elsewhere_when_a_run_goes_on(train, micro, tmp_path):
+    """A copy of the same rows, but no others."""
+    code = Path(shutil.copy(micro.train / "code.jsonl", tmp_path))
+    moved = Path(shutil.copy(code, tmp_path / "moved.jsonl"))
+    sources = f"data.sources={{code: {{path: {code}}}, math: {{path: {micro.train / 'math.jsonl'}}}}}"
+    short = train("data.path=bundled", sources, "trainer.max_steps=2")
+    assert short.code == 0, short.text
+    code.unlink()
+    key = "data.sources.code.path"
+    done = train(f"resume={short.run}", f"{key}={micro.train / 'words.jsonl'}", settings=False)
+    assert done.code == 1 and "it would not be the same run" in done.text
+    done = train(f"resume={short.run}", f"{key}={moved}", settings=False)
+    assert done.code == 0, done.text
+
+
 def test_a_run_whose_turns_would_be_labelled_otherwise_now_is_refused(train, tmp_path, monkeypatch):
     file = tmp_path / "thinking.jinja"
     file.write_text(THINKING, encoding="utf-8")
@@ -107,6 +123,28 @@ def test_a_run_whose_turns_would_be_labelled_otherwise_now_is_refused(train, tmp
     done = train(f"resume={run}", "trainer.max_steps=3", settings=False)
     assert done.code == 1
     assert "tokens or labels are others than when the run was started" in done.text
+
+
+def test_a_run_that_went_on_from_the_best_checkpoint_and_was_stopped_at_once_can_be_resumed(
+    train, own_run, monkeypatch
+):
+    """Its last.ckpt is then of the step of the best one, of which an earlier last.ckpt is there too."""
+    folder, original = own_run / "checkpoints", AdapterModule.losses
+    shutil.copy(folder / "last.ckpt", folder / "step-00000006.ckpt")
+
+    def interrupted(self, batch):
+        if self.model.training:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, batch)
+
+    in_two = ("data.batch_size=2", "trainer.accumulate_grad_batches=2", "trainer.max_steps=7")
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterModule, "losses", interrupted)
+        stopped = train(f"resume={own_run}", "checkpoint.resume_from=best.ckpt", *in_two, settings=False)
+    assert stopped.code == 130 and "set aside: last.ckpt, step-00000006.ckpt" in stopped.text
+    assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 6
+    found = found_in(folder, (own_run / "run_id").read_text().strip())
+    assert found is not None and (found.path.name, found.step) == ("last.ckpt", 6)
 
 
 def test_where_validations_decide_their_interval_stays(train, micro):

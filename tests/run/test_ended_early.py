@@ -1,8 +1,12 @@
 """A run that early stopping or a collapse has ended is over, also for whoever resumes it, until the rules change."""
 
+import os
+import signal
+
 import pytest
 
 from lmoe.report.summary import RunSummary
+from lmoe.training.module import AdapterModule
 from tests.metric_names import rows
 from tests.micro import saved_config
 from tests.resume.test_exactness import adapter
@@ -72,6 +76,26 @@ def test_the_same_of_a_collapse(train, monkeypatch):
     assert steps(run) == 2
     assert train(f"resume={run}", "trainer.stop_on_collapse=false", settings=False).code == 0
     assert steps(run) == 6
+
+
+def test_a_collapse_whose_validation_a_signal_breaks_off_ends_the_run_when_that_is_made_up(train, monkeypatch):
+    monkeypatch.setattr("lmoe.run.train.LOOK_EVERY_N_STEPS", 2)
+    monkeypatch.setattr("lmoe.training.callbacks.collapse_watch.collapse_reason", lambda site, start: "so it is")
+    original = AdapterModule.evaluate
+
+    def interrupted(self, *arguments, **options):
+        if self.trainer.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapterModule, "evaluate", interrupted)
+        stopped = train("trainer.stop_on_collapse=true", "trainer.val_every_n_steps=2")
+    assert stopped.code == 130
+    done = train(f"resume={stopped.run}", settings=False)
+    assert done.code == 0, done.text
+    assert steps(stopped.run) == 2 and "val/loss" in rows(stopped.run)[-1]
+    assert "2 of 6 steps" in done.text and "routing collapse, with trainer.stop_on_collapse=true" in done.text
 
 
 def test_time_that_is_over_ends_nothing_for_good(train, monkeypatch):

@@ -8,6 +8,9 @@ import pytest
 import torch
 from transformers import Qwen3ForCausalLM
 
+from lmoe.errors import TrainingError
+from lmoe.run.memory import memory_advice
+
 
 def full_disk(*_arguments: object, **_options: object) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -68,6 +71,15 @@ def test_running_out_of_memory_says_which_settings_to_lower(train, monkeypatch, 
     for setting in ("data.batch_size (now 4", "data.max_length (48)", "trainer.gradient_checkpointing=true"):
         assert setting in done.text
     assert "Traceback" not in done.text
+
+
+def test_running_out_of_memory_names_the_batch_size_of_each_phase_that_has_its_own(micro):
+    own = "+phase.phases.later={start: 3, trainable: [lora], data: {batch_size: 2}}"
+    with pytest.raises(TrainingError) as raised, memory_advice(micro.config("phase=joint", own)):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert (
+        "Lower data.batch_size (now 4) and phase.phases.later.data.batch_size (now 2; raise trainer.accumulate_grad_"
+    ) in str(raised.value)
 
 
 def test_other_runtime_errors_are_our_bugs_and_keep_their_traceback(train, monkeypatch):

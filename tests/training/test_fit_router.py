@@ -13,6 +13,7 @@ from lmoe.layers.model_route import ModelRoute
 from lmoe.ops.router_targets import NO_TARGET
 from lmoe.ops.softmax_regression import PENALTY
 from lmoe.training.callbacks.fit_router import chosen_rows
+from lmoe.training.callbacks.run_checkpoint import RunCheckpoint
 from tests.micro import SUPERVISED, write_rows
 from tests.resume.test_exactness import losses
 from tests.run.test_ended_early import STOPS
@@ -122,6 +123,30 @@ def test_a_finished_run_that_is_resumed_keeps_its_fit(train):
     again = train(f"resume={done.run}", settings=False)
     assert again.code == 0, again.text
     assert torch.equal(read_tensors(done.run / "adapter")["router.weight"], before)
+
+
+def test_a_run_that_is_made_longer_is_judged_by_the_router_that_its_steps_had_learnt(train, monkeypatch):
+    """Its validations are those of the longer run, and the best one is none of the fitted router's."""
+    given = (SUPERVISED, "optim.schedule=constant", "trainer.val_every_n_steps=3")
+    whole = train(*given, "trainer.max_steps=9", run="whole")
+    assert whole.code == 0, whole.text
+    done = train(*given)
+    assert done.code == 0 and FITTED in done.text, done.text
+    bests, original = [], RunCheckpoint.on_validation_end
+
+    def noting(self, trainer, pl_module):
+        bests.append((trainer.global_step, self.best is None))
+        original(self, trainer, pl_module)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunCheckpoint, "on_validation_end", noting)
+        longer = train(f"resume={done.run}", "trainer.max_steps=9", settings=False)
+    assert longer.code == 0, longer.text
+    assert bests == [(6, True), (9, False)]
+    assert losses(done.run) == losses(whole.run)
+    assert read_tensors(done.run / "adapter")["router.weight"].equal(
+        read_tensors(whole.run / "adapter")["router.weight"]
+    )
 
 
 def test_a_signal_breaks_the_fit_off_and_the_resumed_run_is_the_one_without(train, monkeypatch):

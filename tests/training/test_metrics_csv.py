@@ -80,12 +80,20 @@ def test_what_is_taken_back_leaves_no_row_behind_that_would_be_empty(path):
     metrics = MetricsCsv(path, None)
     metrics.log_metrics({"train/loss": 1.0, "val/loss": 2.0}, 1)
     metrics.log_metrics({"val/loss": 3.0}, 2)
-    metrics.forget("val/")
-    metrics.forget("val/")
+    metrics.forget("val/", 2)
+    metrics.forget("val/", 2)
     assert path.read_text().splitlines() == ["step,train/loss,val/loss", "1,1.0,2.0"]
     metrics = MetricsCsv(path, 1)
-    metrics.forget("val/")
+    metrics.forget("val/", 1)
     assert path.read_text().splitlines() == ["step,train/loss,val/loss", "1,1.0,"]
+
+
+def test_what_is_taken_back_of_a_step_without_a_row_leaves_the_row_before_it(path):
+    metrics = MetricsCsv(path, None)
+    metrics.log_metrics({"train/loss": 1.0, "val/loss": 2.0}, 10)
+    before = path.read_bytes()
+    MetricsCsv(path, 13).forget("val/", 13)
+    assert path.read_bytes() == before
 
 
 def test_rows_that_are_no_text_are_named_and_stay(path):

@@ -10,7 +10,7 @@ import hashlib
 import io
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -45,6 +45,14 @@ KINDS = {
 COMPRESSED = (".gz", ".zst")
 SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 """What the hub adds to the names of files that are parts of one."""
+SPLIT = re.compile(
+    r"(?P<split>train|test|validation|valid|val|dev|eval)(?P<rest>[-_.].*?)??(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?",
+    re.IGNORECASE,
+)
+"""How files and folders of a data set are called that are one of its splits, perhaps with a number among several."""
+NOT_UTF8 = "not UTF-8; convert the file, for example with iconv -f latin1 -t utf8"
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+"""What a file of UTF-16 begins with."""
 BLANK = b" \t\r\n\xef\xbb\xbf"
 LONGEST_LINE = 64_000_000
 """Bytes of a line: a row of that length has more tokens than any context, so that a file without lines is no JSONL."""
@@ -122,6 +130,7 @@ class Piece:
         read = {LINES: self._lines, LISTS: self._list, CSV: self._csv, TEXT: self._text}[kind]
         try:
             ordinary_size(self.file)
+            self._check_not_utf16()
             for record, where, number in read():
                 if isinstance(record, LmoeError) and kind_of(self.file) is None:
                     ends = ", ".join(KINDS)
@@ -130,6 +139,15 @@ class Piece:
         except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
             reason = unreadable(error) if isinstance(error, OSError) else f"cannot be read: {first_line(error)}"
             raise DataError(f"{self.file}: {reason}") from None
+
+    def _check_not_utf16(self) -> None:
+        """Refuse a file all of whose rows would be refused."""
+        with opened(self.file) as stream:
+            begins = stream.read(2)
+        if begins in UTF16_MARKS:
+            raise ROW.refusal(
+                self.file, "UTF-16, not UTF-8; convert the file, for example with iconv -f utf-16 -t utf8"
+            )
 
     def _lines(self) -> Iterator[Found]:
         with opened(self.file) as stream:
@@ -234,7 +252,7 @@ def _record_of_cells(header: list[str], cells: list[str], where: str) -> dict[st
 def _check_utf8(cells: list[str], where: str) -> None:
     """Refuse cells with bytes that are no UTF-8, which were read as halves of surrogate pairs."""
     if not _is_utf8("".join(cells)):
-        raise ROW.refusal(where, "not UTF-8; convert the file, for example with iconv -f latin1 -t utf8")
+        raise ROW.refusal(where, NOT_UTF8)
 
 
 @contextmanager
@@ -260,8 +278,8 @@ def opened(file: Path) -> BinaryIO:
 def _decoded(content: bytes, where: str) -> str:
     try:
         return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ROW.refusal(where, f"not UTF-8: {error.reason} at byte {error.start + 1}") from None
+    except UnicodeDecodeError:
+        raise ROW.refusal(where, NOT_UTF8) from None
 
 
 def _record_of(line: bytes, where: str) -> dict[str, Any] | LmoeError:
@@ -378,6 +396,23 @@ def folder_of(path: Path) -> Folder:
         if origins.setdefault(domain, origin) != origin:
             raise DataError(f"{file}: another file or folder of {path} gives the domain {domain!r} too; rename one")
     return Folder(files, domains, unread)
+
+
+def splits_among(files: Iterable[Path], top: Path) -> tuple[Path, Path] | None:
+    """A training split and another one of the same data set, as files or folders beside one another, such as train.csv
+    and test.csv, or train_sft and test_sft; None where there are none.
+
+    Args:
+        files: below `top`.
+    """
+    found: dict[tuple[Path, str], dict[bool, Path]] = {}
+    for file in files:
+        inside = [part for part in file.parents if part.is_relative_to(top) and part != top]
+        for part, name in ((file, stem(file)), *((folder, folder.name) for folder in inside)):
+            if (called := SPLIT.fullmatch(name)) is not None:
+                splits = found.setdefault((part.parent, (called["rest"] or "").lower()), {})
+                splits.setdefault(called["split"].lower() == "train", part)
+    return next(((splits[True], splits[False]) for splits in found.values() if len(splits) == 2), None)
 
 
 def _is_utf8(text: str) -> bool:

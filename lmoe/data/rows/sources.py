@@ -14,7 +14,7 @@ from typing import Any
 
 from lmoe.config.data import BUNDLED_FOLDERS, DataConfig, SourceConfig
 from lmoe.data.rows.contract import row_of
-from lmoe.data.rows.files import TABLES, Piece, folder_of, is_saved_to_disk, kind_of, pieces, whole
+from lmoe.data.rows.files import TABLES, Piece, folder_of, is_saved_to_disk, kind_of, pieces, splits_among, whole
 from lmoe.data.rows.row import Row
 from lmoe.data.rows.tables import StreamPiece, TablePiece, mapped_table, streamed_table, table_digest, table_pieces
 from lmoe.errors import DataError, LmoeError
@@ -182,30 +182,45 @@ class Opened:
                 yield row
 
 
-def open_source(source: Source, cache: Path, *, streaming: bool = False, kind: RowKind = RowKind.answers) -> Opened:
+def open_source(
+    source: Source,
+    cache: Path,
+    *,
+    streaming: bool = False,
+    kind: RowKind = RowKind.answers,
+    all_splits: bool = False,
+) -> Opened:
     """Find what a source holds.
 
     Args:
         cache: folder for unpacked and converted tables.
         streaming: nothing of it is read or converted before it is needed; files are known by their sizes.
         kind: what is learnt from its rows.
+        all_splits: read all files of a folder, also where they are called as splits of a data set.
 
     Raises:
-        DataError: no such file, folder or data set, one that cannot be read, or that holds nothing.
+        DataError: no such file, folder or data set, one that cannot be read, or that holds nothing or several splits.
     """
     path = expanded(source.path)
     if exists(path):
         if is_dir(path) and is_saved_to_disk(path):
             return _saved_to_disk(source, path, kind)
         _check_no_split(source)
-        return _files(source, path, cache, streaming, kind)
+        return _files(source, path, cache, streaming, kind, all_splits)
     if is_local(source.path):
         raise DataError(f"{source.named}: no such file or folder (from {Path.cwd()})")
     return _from_hub(source, streaming, kind)
 
 
-def _files(source: Source, path: Path, cache: Path, streaming: bool, kind: RowKind) -> Opened:
+def _files(source: Source, path: Path, cache: Path, streaming: bool, kind: RowKind, all_splits: bool) -> Opened:
     folder = folder_of(path) if path.is_dir() else None
+    if folder is not None and not all_splits and (splits := splits_among(folder.files, path)) is not None:
+        train, other = (split.relative_to(path) for split in splits)
+        raise DataError(
+            f"{source.named}: {train} and {other} look like splits of one data set, which are not read as one: give "
+            f"one of them, a file or a folder of its own, as {source.key}; what is to validate on goes into "
+            "data.val_path. Rename them if they are domains"
+        )
     files = [path] if folder is None else folder.files
     domains = [DEFAULT_DOMAIN] if folder is None else folder.domains
     parts: list[Part] = []
@@ -306,7 +321,7 @@ def read_rows(path: str, cache: Path | None = None) -> list[Row]:
     Raises:
         DataError: one that is missing, empty or malformed (with file and line).
     """
-    opened_source = open_source(Source(key="data.path", path=path), cache or cache_folder(None))
+    opened_source = open_source(Source(key="data.path", path=path), cache or cache_folder(None), all_splits=True)
     rows = list(opened_source.rows())
     if not rows:
         raise DataError(f"{path}: no rows")

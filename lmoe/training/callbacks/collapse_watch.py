@@ -76,6 +76,10 @@ class CollapseWatch(StepCallback):
         self._start = dict(state_dict.get("entropy_at_start", {}))
         self._phase = state_dict.get("phase", -1)
 
+    def on_train_start(self, trainer: Trainer, pl_module: AdapterModule) -> None:
+        if self.stop and self.messages:  # warned in the last step, whose validation was broken off
+            trainer.should_stop = True
+
     def after_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord) -> None:
         done = trainer.global_step
         if done % self.every_n_steps == 0 or done == module.current.end:

@@ -19,6 +19,8 @@ from lmoe.layers.routers.model import ModelRouter
 from lmoe.ops.router_targets import NO_TARGET, dealt_head
 from lmoe.ops.softmax_regression import softmax_regression
 from lmoe.rules.routers import target_count
+from lmoe.training.callbacks.phase_switch import start_anew
+from lmoe.training.callbacks.validation import Validation
 from lmoe.training.module import AdapterModule
 from lmoe.training.ranks import from_first_rank
 from lmoe.training.sharded import whole_outside_layers
@@ -30,7 +32,8 @@ class FitRouter(StepCallback):
     it far from the best, and the states that it reads move while attention LoRA learns. So it is fitted at the end.
 
     NOTE before the validation of the last step and its checkpoint. A run that is ended before that keeps the router as
-    the steps have left it, and one that goes on beyond it gets that one back: it is the run that was never fitted.
+    the steps have left it, and one that goes on beyond it gets that one back: it is the run that was never fitted, and
+    what was found to be best with the fitted one is forgotten.
 
     Args:
         prompts: of training rows, at most.
@@ -54,10 +57,19 @@ class FitRouter(StepCallback):
 
     def on_train_start(self, trainer: Trainer, pl_module: AdapterModule) -> None:
         if trainer.global_step < pl_module.schedule.end:
-            router = router_of(pl_module)
-            for name, learnt in self._learnt.items():
-                getattr(router, name).detach().copy_(learnt)
+            if self._learnt:
+                self._take_back(trainer, pl_module)
             self._learnt, self._done = {}, False
+
+    def _take_back(self, trainer: Trainer, module: AdapterModule) -> None:
+        """Put the router back as it was before it was fitted, and forget what is known of the fitted one."""
+        router = router_of(module)
+        for name, learnt in self._learnt.items():
+            getattr(router, name).detach().copy_(learnt)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            start_anew(callback)
+            if isinstance(callback, Validation):
+                callback.forget(trainer.global_step)
 
     def after_step(self, trainer: Trainer, module: AdapterModule, step: StepRecord) -> None:
         self.at_the_end(trainer, module)

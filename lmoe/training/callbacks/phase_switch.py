@@ -32,7 +32,7 @@ class PhaseSwitch(Callback):
 
 
 def start_anew(callback: Callback) -> None:
-    """What looks for a best value forgets that of the phase before."""
+    """What looks for a best value forgets the one it has, such as that of the phase before."""
     if isinstance(callback, RunCheckpoint):
         callback.best = None
     if isinstance(callback, EarlyStopping):

@@ -53,6 +53,8 @@ class PlateauStart(StepCallback):
     def _look(
         self, trainer: Trainer, pl_module: AdapterModule, following: Phase, plateau: PlateauConfig, value: float
     ) -> None:
+        if self._best is None and not math.isfinite(value):
+            return  # nothing would ever fall below NaN
         if self._best is None or value < self._best - plateau.min_delta:
             self._best, self._bad = value, 0
             return

@@ -1,5 +1,6 @@
 """checkpoints/last.ckpt and best.ckpt, each written under another name, sealed, and then renamed."""
 
+import math
 import os
 from pathlib import Path
 
@@ -58,6 +59,8 @@ class RunCheckpoint(StepCallback):
         value = trainer.callback_metrics.get(MONITOR)
         if trainer.sanity_checking or trainer.global_step == 0 or value is None:
             return
+        if not math.isfinite(float(value)):
+            return  # none would ever be lower than NaN
         if self.best is None or float(value) < self.best:
             self.best = float(value)
             self.save(trainer, BEST)

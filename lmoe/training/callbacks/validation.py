@@ -108,6 +108,12 @@ class Validation(StepCallback):
         self._choices = [(step, choices) for step, choices in state_dict["choices"]]
         self._validated = state_dict["validated"]
 
+    def forget(self, step: int) -> None:
+        """Forget the validation after a step of a run that goes on from there, which makes it anew where it is due."""
+        self._choices = [(past, choices) for past, choices in self._choices if past != step]
+        if self._validated == step:
+            self._validated = None
+
     def on_train_start(self, trainer: Trainer, pl_module: AdapterModule) -> None:
         step = trainer.global_step
         if step:
@@ -164,7 +170,7 @@ class Validation(StepCallback):
         of_the_end = "val/routing/knock_out/" if step == self._validated else "val/"
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCsv):
-                logger.forget(of_the_end)
+                logger.forget(of_the_end, step)
 
     def _between(self, trainer: Trainer) -> Callable[[], None]:
         """Listens to signals between batches; of several processes all stop after the same step instead."""

@@ -121,9 +121,10 @@ MALFORMED = [
     (
         "a.xlsx",
         b"PK\xff",
-        ":1: not UTF-8: invalid start byte at byte 3 (read as lines of JSON, because its name ends in none",
+        ":1: not UTF-8; convert the file, for example with iconv -f latin1 -t utf8 (read as lines of JSON, because its",
     ),
-    ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', ":2: not UTF-8: invalid start byte at byte 11"),
+    ("a.jsonl", b'{"text": "x"}\n{"text": "\xff"}\n', ":2: not UTF-8; convert the file, for example with iconv"),
+    ("a.json", b'[{"text": "\xe9"}]', ": not UTF-8; convert the file, for example with iconv"),
     ("a.jsonl", b'{"text": "\\ud800"}\n', ":1: half of a surrogate pair"),
     ("a.jsonl", b'{"text": "x"}\n{"text": ' + b"[" * 1000 + b"]" * 1000 + b"}\n", ":2: lists and objects are nested"),
     ("a.jsonl", b'{"text": "x", "n": ' + b"[" * 200_000 + b"\n", ":1: lists and objects are nested more than 100"),
@@ -143,7 +144,7 @@ MALFORMED = [
     ("a.csv", b'text\nx\n"y\nz\n', ":3: malformed CSV: unexpected end of data"),
     ("a.csv", b'text\n"x"y\n', ":2: malformed CSV: ',' expected after '\"'"),
     ("a.csv", b"what\nx\n", ":2: unknown row format with keys ['what']"),
-    ("a.txt", b"x\n\xff\n", ":2: not UTF-8"),
+    ("a.txt", b"x\n\xff\n", ":2: not UTF-8; convert the file"),
     ("a.parquet", as_parquet([{"q": "x", "level": 3}]), "[0]: unknown row format with keys ['level', 'q']"),
     ("a.parquet", as_parquet([{"text": 3}]), "[0]: text must be text, got 3"),
     ("a.parquet", as_parquet([{"text": ["x"]}]), "[0]: text must be text, got ['x']"),
@@ -160,6 +161,21 @@ MALFORMED = [
 def test_malformed_rows_name_file_and_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     file = written(tmp_path / name, content)
     assert refused(file).startswith(f"{file}{message}")
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv.gz", "a.txt", "a.rows"])
+def test_a_file_of_utf16_is_refused_whole_with_what_converts_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, encoding: str
+) -> None:
+    monkeypatch.setattr("lmoe.data.rows.files.SHARD_BYTES", 10)
+    content = "\ufeff".encode(encoding) + LINES.decode().encode(encoding)
+    file = written(tmp_path / name, gzip.compress(content) if name.endswith(".gz") else content)
+    said = f"{file}: UTF-16, not UTF-8; convert the file, for example with iconv -f utf-16 -t utf8"
+    for part in open_source(Source(key="data.path", path=str(file)), tmp_path / "cache").parts:
+        with pytest.raises(DataError) as error:
+            list(part.rows())
+        assert str(error.value) == said
 
 
 @pytest.mark.parametrize("packed", [".gz", ".zst"])

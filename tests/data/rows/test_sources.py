@@ -116,6 +116,38 @@ def test_a_saved_data_set_within_a_folder_of_files_is_refused_by_name(
     assert f"{tmp_path}/data/saved: a folder of save_to_disk; give it on its own" in refused(one(tmp_path / "data"))
 
 
+@pytest.mark.parametrize(
+    ("train", "other"),
+    [
+        ("train.jsonl", "test.jsonl"),
+        ("data/train-00000-of-00002.jsonl", "data/validation-00000-of-00001.jsonl"),
+        ("train_sft-00000-of-00001-a09b74b3ef9c3b56.jsonl", "test_sft-00000-of-00001-6da1b0a2d6d2f5c1.jsonl"),
+        ("main/train/a.jsonl", "main/dev/b.jsonl"),
+    ],
+)
+@pytest.mark.parametrize("streaming", [False, True])
+def test_splits_of_a_data_set_are_not_read_as_one(
+    write_rows: Any, tmp_path: Path, train: str, other: str, streaming: bool
+) -> None:
+    for name in (train, other):
+        write_rows({"text": name}, name=f"clone/{name}")
+    with pytest.raises(DataError, match="look like splits of one data set, .* goes into data.val_path") as error:
+        open_source(one(tmp_path / "clone"), tmp_path, streaming=streaming)
+    shown = ("main/train", "main/dev") if train.startswith("main/") else (train, other)
+    assert f"clone: {shown[0]} and {shown[1]} look" in str(error.value)
+    assert len(read_rows(str(tmp_path / "clone"))) == 2  # such as texts that are to be left out of others
+    assert len(rows_of(one(tmp_path / "clone" / train), tmp_path)) == 1
+
+
+@pytest.mark.parametrize("other", ["tests.jsonl", "sub/test.jsonl", "test_gen.jsonl", "train-00001-of-00002.jsonl"])
+def test_files_that_are_no_splits_beside_a_training_file_are_domains(
+    write_rows: Any, tmp_path: Path, other: str
+) -> None:
+    for name in ("train-00000-of-00002.jsonl", other):
+        write_rows({"text": name}, name=f"rows/{name}")
+    assert len(rows_of(one(tmp_path / "rows"), tmp_path)) == 2
+
+
 def test_a_hub_data_set_is_read_with_its_config_split_and_revision(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
