@@ -174,8 +174,8 @@ def _notes(speaker: Speaker, rows: Sequence[RowPrompt]) -> list[str]:
     return [f"{unseen:,} rows have tools, which the chat template does not show the model"] if unseen else []
 
 
-def _no_memory(reason: str, file: AnswerFile, prompts: dict[int, Tensor], batch: Sequence[int]) -> str:
-    longest = max(len(prompts[row]) for row in batch)
+def _no_memory(reason: str, file: AnswerFile, prompts: dict[int, Asked], batch: Sequence[int]) -> str:
+    longest = max(len(prompts[row].ids) for row in batch)
     cure = "a smaller `batch_size`" if len(batch) > 1 else "the model on a larger device"
     return (
         f"out of memory in a batch of {len(batch)} rows whose longest prompt has {longest:,} tokens: {reason}. "

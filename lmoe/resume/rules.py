@@ -104,12 +104,12 @@ def batch_sizes_of_phases(phases: Mapping[str, Any]) -> dict[str, int]:
 def _other_samples(key: str, changes: Changes, values: Mapping[str, Any]) -> str | None:
     """Why steps would take other samples where a key of `values` changes, beside all other changes; None: they take the
     same, each phase by its own batch size."""
-    changed = {name: new for name, (new, _) in changes.items() if name in values and isinstance(new, int)}
+    now = dict(values) | {name: new for name, (new, _) in changes.items() if name in values and isinstance(new, int)}
     shared = [name for name in values if not name.endswith(f".{BATCH_SIZE}")]
     for size in (name for name in values if name not in shared):
         factors = [size, *shared]
         before = math.prod(values[name] for name in factors)
-        after = math.prod(changed.get(name, values[name]) for name in factors)
+        after = math.prod(now[name] for name in factors)
         if key in factors and before != after:
             step = f"a step of phase {size.split('.')[2]}" if size.startswith("phase.") else "a step"
             return (
