@@ -11,7 +11,7 @@ from lmoe.config.phase import HandoffConfig, PhaseConfig, start_step
 from lmoe.config.run import RunConfig
 from lmoe.rules.phases import lora_B_std, ordered_phases, phase_problems, phase_warnings, trained_base
 from lmoe.training.phases import PhaseSchedule
-from lmoe.vocabulary import InjectionStrategy, PhaseMode, Role
+from lmoe.vocabulary import InjectionStrategy, PhaseMode, Role, RouterKind
 
 
 def with_phases(**phases: PhaseConfig) -> RunConfig:
@@ -182,6 +182,7 @@ def test_coefficients_act_in_a_phase_that_adds_to_one_with_routers():
         first=PhaseConfig(start="0", trainable=[Role.router]),
         second=PhaseConfig(start="50%", trainable=[Role.lora], mode=PhaseMode.add, router_z_loss_coef=0.5),
     )
+    config.moe.router = RouterKind.top_k
     assert phase_problems(config) == []
     config.phase.phases["second"].mode = PhaseMode.replace
     assert "router_z_loss_coef has no effect in a phase that trains no routers" in phase_problems(config)[0]
