@@ -335,7 +335,8 @@ def test_a_reader_of_the_screen_is_told_once_and_not_at_each_token(open_page: Op
 
 def test_the_link_holds_the_settings_and_the_message_and_never_the_key(open_page: Open) -> None:
     with playing() as play:
-        page = opened(open_page, play).page
+        shown = opened(open_page, play)
+        page = shown.page
         assert play.service.playground.secret not in page.url
         page.check("#both")
         page.select_option("#side-b .preset", label="chat alone")
@@ -359,7 +360,7 @@ def test_the_link_holds_the_settings_and_the_message_and_never_the_key(open_page
             "prompt": "What? &x=1",
         }
         page.click("#copy")
-        assert page.locator("#copy").inner_text() in ("Copied", "Press Ctrl+C")
+        shown.until("['Copied', 'Press Ctrl+C'].includes(document.getElementById('copy').innerText)")
         again = opened(open_page, play, urlsplit(link).fragment).page
         assert again.is_checked("#both") and again.input_value("#message") == "What? &x=1"
         assert again.input_value("#temperature") == "0.7" and again.input_value("#seed") == "5"

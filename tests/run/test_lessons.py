@@ -87,11 +87,16 @@ def test_a_preference_run_works_with(train, micro, chosen):
 
 
 def test_rows_that_an_objective_cannot_learn_from_are_refused_with_where_others_go(micro, restored, tmp_path):
-    for own, key in ((f"path: {micro.train}", "phase.phases.later.data.on_bad_row"), ("", "data.on_bad_row")):
+    """Rows are dropped where others are left alone."""
+    pair = {"prompt": "say one", "chosen": "red", "rejected": "blue"}
+    some = tmp_path / "code.jsonl"
+    some.write_text((micro.train / "code.jsonl").read_text().splitlines()[0] + "\n" + json.dumps(pair) + "\n")
+    for own, key in ((f"path: {some}", "phase.phases.later.data.on_bad_row"), (f"path: {micro.train}", ""), ("", "")):
         with pytest.raises(DataError) as refusal:
             micro.parts(*then(micro, "name: dpo", own))
         text = str(refusal.value)
-        assert "code.jsonl:1" in text and "phase.phases.later.task.name=dpo" in text and f"with {key}=drop" in text
+        assert "code.jsonl:1" in text and "phase.phases.later.task.name=dpo" in text
+        assert f"with {key}=drop" in text if key else "=drop" not in text
         assert ("phase.phases.later.data={path: …} gives it some" in text) == (not own)
 
 
