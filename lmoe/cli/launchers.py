@@ -113,19 +113,27 @@ def exit_code_of(command: list[str], environment: Mapping[str, str] | None = Non
     Raises:
         Stopped: this process was sent a signal; one that its process alone was sent shows in the exit code.
     """
+    job: subprocess.Popen[bytes] | None = None
     received: list[int] = []
+    early: list[int] = []
 
     def passed_on(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
-        if signum != signal.SIGINT:  # Ctrl-C reaches all processes of a terminal by itself
+        if signum == signal.SIGINT:
+            return  # Ctrl-C reaches all processes of a terminal by itself
+        if job is None:
+            early.append(signum)
+        else:
             job.send_signal(signum)
 
     said = {} if log is None else {"stdout": log, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-    job = subprocess.Popen(command, env=environment, **said)
-    if threading.current_thread() is not threading.main_thread():
-        return job.wait()  # only the main thread may take signals
-    before = {signum: signal.signal(signum, passed_on) for signum in STOPS}
+    # Only the main thread may take signals; NOTE before the process is there, which would outlive one that comes first.
+    takes_signals = threading.current_thread() is threading.main_thread()
+    before = {signum: signal.signal(signum, passed_on) for signum in STOPS} if takes_signals else {}
     try:
+        job = subprocess.Popen(command, env=environment, **said)
+        while early:
+            job.send_signal(early.pop(0))
         code = job.wait()
     finally:
         for signum, handler in before.items():

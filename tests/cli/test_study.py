@@ -1,10 +1,12 @@
 """`lmoe study` from its command to its tables, on the micro backbone; and one clear message for what cannot be."""
 
 import json
+import os
 import re
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -16,6 +18,7 @@ import pytest
 from omegaconf import DictConfig
 from typer.testing import CliRunner
 
+from lmoe.cli.launchers import exit_code_of
 from lmoe.cli.main import app
 from lmoe.cli.study import compose_arms, read_study
 from lmoe.cli.study_job import main as do_job
@@ -647,6 +650,22 @@ def test_a_signal_that_a_job_alone_is_sent_fails_it_and_one_to_its_launcher_ends
     else:
         assert JobTask(1, 1)(DictConfig({})) == -signal.SIGTERM
         assert "it was stopped by SIGTERM, which the study was not sent" in (place / "failed.json").read_text()
+
+
+def test_a_signal_that_comes_while_a_job_is_started_is_passed_on_to_it(monkeypatch):
+    """The study would end, and leave the job behind."""
+    started = []
+
+    def start(*args, **settings):
+        started.append(popen(*args, **settings))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return started[0]
+
+    popen = subprocess.Popen
+    monkeypatch.setattr("lmoe.cli.launchers.subprocess.Popen", start)
+    with pytest.raises(Stopped, match="SIGTERM"):
+        exit_code_of(["sleep", "60"])
+    assert started[0].returncode == -signal.SIGTERM
 
 
 @pytest.mark.parametrize(("count", "more"), [(2, ""), (6, "; and 2 more")])
