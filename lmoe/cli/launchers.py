@@ -113,7 +113,7 @@ def exit_code_of(command: list[str], environment: Mapping[str, str] | None = Non
     Raises:
         Stopped: this process was sent a signal; one that its process alone was sent shows in the exit code.
     """
-    job: subprocess.Popen[bytes] | None = None
+    job: subprocess.Popen[Any] | None = None
     received: list[int] = []
     early: list[int] = []
 
@@ -131,10 +131,10 @@ def exit_code_of(command: list[str], environment: Mapping[str, str] | None = Non
     takes_signals = threading.current_thread() is threading.main_thread()
     before = {signum: signal.signal(signum, passed_on) for signum in STOPS} if takes_signals else {}
     try:
-        job = subprocess.Popen(command, env=environment, **said)
+        started = job = subprocess.Popen(command, env=environment, **said)
         while early:
-            job.send_signal(early.pop(0))
-        code = job.wait()
+            started.send_signal(early.pop(0))
+        code = started.wait()
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
