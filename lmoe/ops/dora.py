@@ -35,13 +35,10 @@ def length_ratios(magnitude: Tensor, weight: Tensor, lora_A: Tensor, lora_B: Ten
 
     Args:
         magnitude: (O,) m.
-        weight: (O, D).
-        lora_A: (R, D).
-        lora_B: (O, R).
-        scaling: s.
+        weight, lora_A, lora_B, scaling: as of `weight_row_norms`.
 
     Returns:
-        (O,) in float32, or float64 for float64 factors.
+        (O,) as of `weight_row_norms`.
     """
     lengths = weight_row_norms(weight, lora_A, lora_B, scaling).detach()
     return magnitude / lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
