@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from lmoe.cli.errors import exit_code_of
 from lmoe.cli.speak import SpeakerFlags, open_speaker
+from lmoe.config.named_values import named_places, named_weights
 from lmoe.config.problems import raise_problems, without_effect
 from lmoe.errors import ConfigError
 
@@ -105,7 +106,6 @@ def _explained(flags: SpeakerFlags, asked: ExplainFlags, console: "Console") -> 
     """The explanation, with another one where something is compared."""
     from lmoe.explain.explain import Explainer
     from lmoe.explain.texts import same_tokens
-    from lmoe.generate.speaker import named_places, named_weights
 
     opened = flags if asked.prompt is not None else replace(flags, domain=None)
     speaker = open_speaker(opened)

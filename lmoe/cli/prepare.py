@@ -100,12 +100,12 @@ def run(given: PrepareFlags) -> int:
         from lmoe.backbones.load import load_tokenizer, model_type
         from lmoe.config.backbone import BackboneConfig
         from lmoe.config.data import DataConfig
+        from lmoe.config.named_values import named_places
         from lmoe.config.problems import raise_problems, without_effect
         from lmoe.config.run import TaskConfig
         from lmoe.data.chats.template import ChatTemplate
         from lmoe.data.prepare import prepare
         from lmoe.files.resources import resource_dir
-        from lmoe.generate.speaker import named_places
         from lmoe.objectives.objective import objective_of
         from lmoe.objectives.of_labels import OfLabels
         from lmoe.report.html import page_place

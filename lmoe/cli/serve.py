@@ -8,7 +8,8 @@ from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from lmoe.cli.errors import exit_code_of
-from lmoe.cli.speak import SpeakerFlags, names_given, open_speaker
+from lmoe.cli.speak import SpeakerFlags, open_speaker
+from lmoe.config.named_values import names_given
 from lmoe.config.problems import raise_problems, without_effect
 from lmoe.errors import ConfigError
 from lmoe.files.places import expanded

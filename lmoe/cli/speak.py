@@ -18,18 +18,13 @@ from lmoe.cli.options import (
     TrustRemoteCode,
     Weights,
 )
+from lmoe.config.named_values import named_places, named_weights, names_given
 from lmoe.errors import ConfigError, keys_renamed
 from lmoe.rules.blend import router_problems, unknown_experts
 from lmoe.vocabulary import BlendRouter
 
 if TYPE_CHECKING:
     from lmoe.generate.speaker import Speaker
-
-
-def names_given(text: str | None) -> list[str]:
-    """The names of `code=…,chat=…`; what is written otherwise is passed over."""
-    pairs = [part.partition("=") for part in (text or "").split(",")]
-    return [name.strip() for name, separator, _ in pairs if separator and name.strip()]
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -150,7 +145,7 @@ def open_speaker(flags: SpeakerFlags, *, room: int = 0) -> "Speaker":
     """
     if problems := flags.problems():
         raise ConfigError(problems)
-    from lmoe.generate.speaker import blended, named_places, named_weights, trained
+    from lmoe.generate.speaker import blended, trained
     from lmoe.run.announce import quiet_libraries
     from lmoe.vocabulary import BackbonePrecision
 

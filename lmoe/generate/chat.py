@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 
 from lmoe.blend.blend import Blend
+from lmoe.config.named_values import named_places, named_weights
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.generate.generate import Sampling, Turn
-from lmoe.generate.speaker import Speaker, named_places, named_weights
+from lmoe.generate.speaker import Speaker
 from lmoe.vocabulary import BlendRouter
 
 HELP = """\

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import lmoe
 from lmoe.cli.main import app
 from lmoe.cli.speak import SpeakerFlags
+from lmoe.config.named_values import named_places, named_weights
 from lmoe.errors import ConfigError
-from lmoe.generate.speaker import named_places, named_weights
 from tests.tiny_models import randomise
 
 
