@@ -377,8 +377,9 @@ class Blend:
 
     @property
     def unfitted(self) -> list[str]:
-        """Experts that router=encoder cannot choose before `fit_centroids` tells it of them; none with a head."""
-        return [] if isinstance(self._router, HeadRouter) else self._encoder().unfitted
+        """Experts that router=encoder cannot choose before `fit_centroids` tells it of them; none where another router
+        or a head decides."""
+        return self._router.unfitted if isinstance(self._router, EncoderRouter) else []
 
     @property
     def prompt_context(self) -> tuple[RoutingContext, Decide] | None:

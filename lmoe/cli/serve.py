@@ -80,7 +80,6 @@ def serve(
     """
     found = settled(flags, settings, config, None if play is None else play.defaults)
     speaks, chosen = found.speaks, found.settings
-    takes_uploads = "upload_size" in found.given and chosen.upload_size > 0
     check_extra("serve" if play is None else "play")
     from lmoe.serve.http.auth import ADMIN, keys_of
     from lmoe.serve.http.playground import Playground, has_display, open_in_browser
@@ -94,8 +93,11 @@ def serve(
         shown_by = open_in_browser if play.browser and has_display(os.environ) else None
         playground = Playground(keys, browser=shown_by)
         keys = playground.keys
-    if takes_uploads and not keys.admin:
-        raise ConfigError(without_effect("upload_size", f"without {ADMIN} or {ADMIN}_FILE: nobody may upload"))
+    if not keys.admin:
+        nobody = f"without {ADMIN} or {ADMIN}_FILE: nobody may"
+        may = {"room": "add an expert", "upload_size": "upload one"}
+        asked = [name for name in may if name in found.given and getattr(chosen, name)]
+        raise_problems([without_effect(name, f"{nobody} {may[name]}") for name in asked])
     place = None if chosen.log_file is None else expanded(chosen.log_file)
     log = RequestLog(place, failures_alone=play is not None and place is None)
     with listening_socket(chosen, else_any=play is not None and "port" not in found.given) as bound:

@@ -1,6 +1,6 @@
 """A conversation in which the knobs of a blend can be turned."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 from lmoe.blend.blend import Blend
@@ -8,7 +8,6 @@ from lmoe.config.named_values import named_places, named_weights
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.generate.generate import Sampling, Turn
 from lmoe.generate.speaker import Speaker
-from lmoe.vocabulary import BlendRouter
 
 HELP = """\
 /weights              the weights now          /weights code=0.7 chat=0.3   set them; names left out are 0
@@ -67,8 +66,7 @@ class Chat:
             case "/experts":
                 self._experts()
             case "/add":
-                for expert, place in named_places(rest).items():
-                    self._add(expert, place)
+                self._add(named_places(rest))
                 self._experts()
             case "/remove":
                 self._blend().remove(rest)
@@ -94,16 +92,23 @@ class Chat:
             raise ConfigError("no experts are blended here; start with `model_name` and `experts`")
         return self.speaker.blend
 
-    def _add(self, name: str, place: str) -> None:
-        """One more expert, unless no prompt could choose it."""
+    def _add(self, places: Mapping[str, str]) -> None:
+        """More experts: all of them, or none where one cannot be had or no prompt could choose it."""
         blend = self._blend()
-        blend.add(name, place)
-        if blend.router is BlendRouter.encoder and name in blend.unfitted:
-            blend.remove(name)
-            raise ConfigError(
-                f"`router=encoder` does not know what {name} is for: it has no centroid beside it; start with `fit` "
-                f"{name}=ROWS, rows with prompts of its kind"
-            )
+        added: list[str] = []
+        try:
+            for name, place in places.items():
+                blend.add(name, place)
+                added.append(name)
+            if unknown := [name for name in added if name in blend.unfitted]:
+                raise ConfigError(
+                    f"`router=encoder` does not know what {', '.join(unknown)} is for: it has no centroid beside it; "
+                    f"start with `fit` {unknown[0]}=ROWS, rows with prompts of its kind"
+                )
+        except LmoeError:
+            for name in added:
+                blend.remove(name)
+            raise
 
     def _weights(self, rest: str) -> None:
         blend = self._blend()

@@ -19,7 +19,6 @@ from lmoe.backbones.fingerprint import base_fingerprint
 from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.backbones.placement import placed
 from lmoe.blend.blend import Blend
-from lmoe.blend.routers import BlendRouter
 from lmoe.config.backbone import BackboneConfig
 from lmoe.data.chats.template_input import content_of
 from lmoe.data.chats.template_source import TEMPLATE_FILE, read_template
@@ -169,7 +168,7 @@ def blended(
         if texts:
             blend.fit_centroids(texts, tokenizer)
             blend.save_centroids()
-        if router == BlendRouter.encoder and blend.unfitted:
+        if blend.unfitted:
             raise ConfigError(_unfitted(blend))
         place = _take_template(tokenizer, blend) or place
     answers_end(model, tokenizer)

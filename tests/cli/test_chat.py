@@ -225,13 +225,15 @@ def test_an_expert_that_the_encoder_could_not_choose_is_not_taken(restored, micr
     for name in places:
         (tmp_path / f"{name}.jsonl").write_text(json.dumps({"prompt": f"{name} it", "response": "red"}) + "\n")
     fit = ",".join(f"{name}={tmp_path / name}.jsonl" for name in places)
-    lines = ["red", f"/add bare={experts['code']}", "/reset", "red", "/experts"]
+    both = f"/add good={places['chat']},bare={experts['code']}"  # all of them or none
+    lines = ["red", both, "/reset", "red", "/experts", f"/add again={places['chat']},gone={tmp_path}", "/experts"]
     done = blended(micro, places, "--router", "encoder", "--fit", fit, verb="chat", text="\n".join(lines) + "\n")
     assert done.exit_code == 0, done.output
     said = [block.split("\n", 1)[1] for block in done.stdout.split("> ")[1:]]
     assert said[1].startswith("--router encoder does not know what bare is for")
     assert "start with --fit bare=ROWS" in said[1]
     assert said[3] == said[0] and said[4].startswith("code, chat\n")
+    assert str(tmp_path) in said[5] and said[6].startswith("code, chat\n")
 
 
 def test_sampling_is_shown_as_it_acts(restored, micro, experts):

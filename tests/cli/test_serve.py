@@ -126,7 +126,7 @@ def test_settings_for_experts_that_come_later_are_refused_where_none_can(flags, 
     assert verb.settled(flags, {}, None, {"upload_size": 5}).settings.upload_size == 5
 
 
-def test_uploads_that_nobody_may_make_are_refused_before_a_model_is_loaded(no_keys, monkeypatch):
+def test_what_nobody_may_use_is_refused_before_a_model_is_loaded(no_keys, monkeypatch):
     def load(*_, **__):
         raise LookupError("loaded")
 
@@ -135,15 +135,20 @@ def test_uploads_that_nobody_may_make_are_refused_before_a_model_is_loaded(no_ke
         given = {"port": 0} | settings
         verb.serve(flags, given, config=None, start=starting(FakeEngine()), open_it=load, play=play)
 
-    with pytest.raises(ConfigError, match="upload_size has no effect without LMOE_ADMIN_TOKEN"):
-        served({"upload_size": 1000})
+    with pytest.raises(ConfigError) as caught:
+        served({"upload_size": 1000, "room": 64})
+    nobody = "has no effect without LMOE_ADMIN_TOKEN or LMOE_ADMIN_TOKEN_FILE: nobody may"
+    assert [problem.partition(";")[0] for problem in caught.value.problems] == [
+        f"room {nobody} add an expert",
+        f"upload_size {nobody} upload one",
+    ]
     page = verb.Play(defaults={"upload_size": 1000}, browser=False)
-    for settings, play in (({}, None), ({"upload_size": 0}, None), ({"upload_size": 2000}, page)):
+    for settings, play in (({}, None), ({"upload_size": 0, "room": 0}, None), ({"upload_size": 2000}, page)):
         with pytest.raises(LookupError, match="loaded"):
             served(settings, play)
     monkeypatch.setenv("LMOE_ADMIN_TOKEN", "a-token")
     with pytest.raises(LookupError, match="loaded"):
-        served({"upload_size": 1000})
+        served({"upload_size": 1000, "room": 64})
     monkeypatch.delenv("LMOE_ADMIN_TOKEN")
     monkeypatch.setenv("LMOE_API_KEY", "a-key")  # so that the page makes none of its own
     with pytest.raises(LookupError, match="loaded"):

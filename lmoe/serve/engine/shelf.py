@@ -232,7 +232,7 @@ class Shelf:
             return Version(key, str(header.folder.absolute()), digest, header.largest_rank)
 
         version = await self._asked(read, "the expert", folders)
-        if self.blend.router == "encoder" and key in self.blend.unfitted:
+        if key in self.blend.unfitted:
             await self._elsewhere(lambda: self.blend.remove(key))
             raise RefusedError(
                 Refused.invalid, "router=encoder does not know what this expert is for: it has no centroid beside it"
