@@ -43,10 +43,11 @@ KINDS = {
 }
 """How a file is read, by the end of its name; each may be compressed."""
 COMPRESSED = (".gz", ".zst")
-SHARD = re.compile(r"-\d{5}-of-\d{5}$")
-"""What the hub adds to the names of files that are parts of one."""
+NUMBER = r"-\d{5}-of-\d{5}(-[0-9a-f]{16})?"
+"""What the hub adds to the names of files that are parts of one, at times with the digest of each."""
+SHARD = re.compile(NUMBER + "$")
 SPLIT = re.compile(
-    r"(?P<split>train|test|validation|valid|val|dev|eval)(?P<rest>[-_.].*?)??(-\d{5}-of-\d{5}(-[0-9a-f]+)?)?",
+    rf"(?P<split>train|test|validation|valid|val|dev|eval)(?P<rest>[-_.].*?)??({NUMBER})?",
     re.IGNORECASE,
 )
 """How files and folders of a data set are called that are one of its splits, perhaps with a number among several."""

@@ -420,6 +420,7 @@ def test_names_say_kind_and_domain() -> None:
     assert kind_of(Path("A.JSONL.GZ")) == kind_of(Path("b.ndjson")) == "lines"
     assert kind_of(Path("a.gz")) is None and kind_of(Path("jsonl")) is None
     assert stem(Path("a.b.jsonl.zst")) == "a.b" and stem(Path("t-00001-of-00002.Parquet")) == "t"
+    assert stem(Path("web-00000-of-00002-a09b74b3ef9c3b56.parquet")) == "web"
 
 
 def test_a_bad_line_does_not_hide_those_behind_it(tmp_path: Path) -> None:
