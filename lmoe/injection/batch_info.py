@@ -34,6 +34,17 @@ def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str
     )
 
 
+def whole_rows(model: nn.Module) -> AbstractContextManager[None]:
+    """A context for forwards of other answers to the prompts of a batch, inside its `batch_info`: they may reach into
+    what is its padding, and all of a row is for the row's expert."""
+    record = getattr(model, RECORD, None)
+    experts = None if record is None else record.context.batch_info.expert_of_token
+    if record is None or experts is None:
+        return nullcontext()
+    of_row = experts.amax(-1, keepdim=True)
+    return record.context.with_batch_info(expert_of_token=of_row.expand_as(experts).contiguous())
+
+
 def reads_prompts(model: nn.Module) -> bool:
     """Whether a model decides by the prompts of a conversation."""
     return _by_prompts(model) is not None

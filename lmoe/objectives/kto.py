@@ -11,6 +11,7 @@ from lmoe.data.collate import Collate
 from lmoe.data.encoded import EncodedRow, opening
 from lmoe.data.prepare import PreparedData
 from lmoe.errors import DataError
+from lmoe.injection.batch_info import whole_rows
 from lmoe.objectives.known_answers import answer_key
 from lmoe.objectives.objective import Batch, Losses
 from lmoe.objectives.preference import (
@@ -34,7 +35,7 @@ class CollateAnswers:
 
     mismatched_… are input_ids, labels and attention_mask (B, T) of each prompt with the answer to another one, see
     `answered_before`; not there in a batch of one row. The prompts are the same tokens in the same places, so what
-    routers know of a batch holds for them too.
+    routers know of prompts holds for them too.
     """
 
     def __init__(self, collate: Collate) -> None:
@@ -51,7 +52,6 @@ class CollateAnswers:
         if others:
             named = ("input_ids", "labels", "attention_mask")
             batch |= {f"{MISMATCHED}{name}": both[name][len(rows) :] for name in named}
-            batch["domain_ids"] = batch["domain_ids"][:, :1].expand_as(batch["labels"]).contiguous()
         return batch
 
     def _with_answer(self, row: EncodedRow, other: EncodedRow) -> EncodedRow:
@@ -136,7 +136,7 @@ class KahnemanTversky(ComparesAnswers):
         if f"{MISMATCHED}labels" not in batch:
             return torch.zeros((), device=batch["labels"].device)
         other = {name.removeprefix(MISMATCHED): value for name, value in batch.items() if name.startswith(MISMATCHED)}
-        with untraced(model):
+        with untraced(model), whole_rows(model):
             policy = self.answers(model, other)
             reference = self.reference_answers(model, other)
         return kto_baseline(policy.log_probs - reference.log_probs)

@@ -114,7 +114,8 @@ class TestTheFirstLoss:
 def dumb_log_prob(model, row: EncodedRow) -> Tensor:
     """() log p of the labelled tokens of one sequence without padding, from the logits of all its tokens."""
     ids = row.input_ids.long()
-    logits = model(input_ids=ids[None], use_cache=False).logits[0].double()
+    with injected(model).context.with_batch_info(expert_of_token=torch.tensor(row.domain)):  # read by an oracle alone
+        logits = model(input_ids=ids[None], use_cache=False).logits[0].double()
     table = logits.log_softmax(-1)
     places = [place for place in range(1, len(ids)) if row.is_label[place]]
     return sum((table[place - 1, ids[place]] for place in places), torch.zeros((), dtype=torch.float64))
@@ -187,6 +188,7 @@ OBJECTIVES = {
     "simpo": ("simpo", "task.gamma=0.4"),
     "kto": ("kto", "task.good_weight=1.5", "task.bad_weight=0.5"),
     "kto, start": ("kto", "task.reference=start"),
+    "kto, experts by domain": ("kto", "moe=oracle"),
 }
 
 
@@ -201,7 +203,7 @@ def test_values_and_gradients_are_those_of_one_unpadded_sequence_after_the_other
     reference = copy.deepcopy(model)  # at the start the adapters of the other ones are 0
     away_from_start(parts)
     rows = [parts.prepared.train[place] for place in PLACES]
-    assert len({len(row) for row in rows}) > 2
+    assert len({len(row) for row in rows}) > 2 and len({row.domain for row in rows}) > 1
     batch = module.objective.collate(pad_token_id=0, max_length=48, packed=False)(rows)
     module.window_totals = lambda step: (len(rows), int(batch["valid_mask"].sum()))
     module.training_step(batch, 0).backward()
