@@ -13,6 +13,7 @@ from lmoe.data.encoded import EncodedRow, opening
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.injection.tracing import adapters_off
+from lmoe.objectives import kto
 from lmoe.run.parts import Parts
 from tests.preference_rows import labelled_of, pairs_of
 from tests.training.conftest import randomise
@@ -149,23 +150,35 @@ def dumb_pair_loss(name: str, policy, reference, row: EncodedRow, task) -> Tenso
     return -(1 - e) * dumb_sigmoid(b * h).log() - e * dumb_sigmoid(-b * h).log()
 
 
-def dumb_kto_losses(policy, reference, rows: list[EncodedRow], task) -> list[Tensor]:
-    """z is the mean log ratio of each row's prompt with the answer to the prompt that came before it, at least 0."""
-    ratios = []
-    with torch.no_grad():
-        for number, row in enumerate(rows):
-            mine = opening(row)
-            place = number - 1
-            while rows[place].input_ids[: opening(rows[place])].tolist() == row.input_ids[:mine].tolist():
-                place -= 1
-            previous = rows[place]
-            mixed = EncodedRow(
+def dumb_mismatched(rows: list[EncodedRow]) -> list[EncodedRow]:
+    """Each row's prompt with the answer to the prompt that came before it."""
+    found = []
+    for number, row in enumerate(rows):
+        mine = opening(row)
+        place = number - 1
+        while rows[place].input_ids[: opening(rows[place])].tolist() == row.input_ids[:mine].tolist():
+            place -= 1
+        previous = rows[place]
+        found.append(
+            EncodedRow(
                 torch.cat([row.input_ids[:mine], previous.input_ids[opening(previous) :]]),
                 torch.cat([row.is_label[:mine], previous.is_label[opening(previous) :]]),
                 row.domain,
             )
-            ratios.append(dumb_log_prob(policy, mixed) - dumb_log_prob(reference, mixed))
-    z = max(torch.stack(ratios).mean(), torch.zeros((), dtype=torch.float64))
+        )
+    return found
+
+
+def dumb_ratios(policy, reference, rows: list[EncodedRow]) -> Tensor:
+    """(B,) log p - log p_ref of the labelled tokens of each row, without gradients."""
+    with torch.no_grad():
+        return torch.stack([dumb_log_prob(policy, row) - dumb_log_prob(reference, row) for row in rows])
+
+
+def dumb_kto_losses(policy, reference, rows: list[EncodedRow], task) -> list[Tensor]:
+    """z is the mean log ratio of the mismatched answers, at least 0."""
+    mean = dumb_ratios(policy, reference, dumb_mismatched(rows)).mean()
+    z = max(mean, torch.zeros((), dtype=torch.float64))
     found = []
     for row in rows:
         with torch.no_grad():
@@ -188,7 +201,6 @@ OBJECTIVES = {
     "simpo": ("simpo", "task.gamma=0.4"),
     "kto": ("kto", "task.good_weight=1.5", "task.bad_weight=0.5"),
     "kto, start": ("kto", "task.reference=start"),
-    "kto, experts by domain": ("kto", "moe=oracle"),
 }
 
 
@@ -203,7 +215,7 @@ def test_values_and_gradients_are_those_of_one_unpadded_sequence_after_the_other
     reference = copy.deepcopy(model)  # at the start the adapters of the other ones are 0
     away_from_start(parts)
     rows = [parts.prepared.train[place] for place in PLACES]
-    assert len({len(row) for row in rows}) > 2 and len({row.domain for row in rows}) > 1
+    assert len({len(row) for row in rows}) > 2
     batch = module.objective.collate(pad_token_id=0, max_length=48, packed=False)(rows)
     module.window_totals = lambda step: (len(rows), int(batch["valid_mask"].sum()))
     module.training_step(batch, 0).backward()
@@ -225,6 +237,25 @@ def test_values_and_gradients_are_those_of_one_unpadded_sequence_after_the_other
     for parameter, gradient in expected.items():
         error = (found[parameter] - gradient).abs().max() / gradient.abs().max().clamp(min=1e-6)
         assert error < 1e-3, parameter
+
+
+def test_kto_measures_its_baseline_by_the_expert_of_the_prompt(build, monkeypatch):
+    """To the end of an answer of another row, also where it reaches further than the row's own."""
+    parts = build("kto", "moe=oracle")
+    model, objective = parts.model, parts.module.objective
+    reference = copy.deepcopy(model)
+    away_from_start(parts)
+    by_length = sorted(parts.prepared.train, key=len)
+    short, long = (next(row for row in rows if row.domain) for rows in (by_length, by_length[::-1]))
+    rows = [long, short]
+    batch = objective.collate(pad_token_id=0, max_length=64, packed=False)(rows)
+    assert (batch["mismatched_attention_mask"].bool() & ~batch["valid_mask"]).any()
+    measured = []
+    monkeypatch.setattr(kto, "kto_baseline", lambda rewards: measured.append(rewards) or rewards.mean())
+    with batch_info(injected(model), batch, parts.prepared.domains):
+        objective.baseline(model, batch)
+    expected = dumb_ratios(model, reference, dumb_mismatched(rows))
+    torch.testing.assert_close(measured[0].double(), expected, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("task", ["dpo", "orpo"])  # the z of kto is of its micro-batch
