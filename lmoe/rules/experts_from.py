@@ -15,7 +15,7 @@ from lmoe.files.small_file import read_json
 from lmoe.files.wording import quoted, shown
 from lmoe.rules.routers import ROUTERS
 from lmoe.rules.strategies import STRATEGIES, with_adapter_experts
-from lmoe.vocabulary import InitLora, RouterKind, RouterScope, RouterTarget
+from lmoe.vocabulary import InitLora, Mixing, RouterKind, RouterScope, RouterTarget
 
 KEY = "injection.experts_from"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -98,6 +98,8 @@ def experts_from_problems(injection: InjectionConfig) -> list[str]:
 
 def source_router_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
     """Problems of routers beside experts that exist, and have routers, or names, of their own."""
+    if moe.mixing is Mixing.factors and (problem := _factors_problem(injection)):
+        return [problem]
     if named_adapters(injection) and moe.router_target is RouterTarget.cluster:
         return [
             f"{KEY} brings experts that are for what they are called, and moe.router_target=cluster would deal them to "
@@ -112,6 +114,20 @@ def source_router_problems(injection: InjectionConfig, moe: MoeConfig) -> list[s
     router, of_model = theirs
     group = SUPERVISED if of_model and ROUTERS[RouterKind(router)].trains else router
     return [f"{KEY}={run} was made with other routers, which go on with it; set moe={group}"]
+
+
+def _factors_problem(injection: InjectionConfig) -> str | None:
+    """Experts that were made apart would act upon one another: lora_B of each on lora_A of the others, which is random
+    where an expert adds nothing."""
+    why = "moe.mixing=factors multiplies the lora_B of each expert with the lora_A of all"
+    if named_adapters(injection):
+        return f"{KEY} brings adapters that are each something by itself, and {why}; use moe.mixing=outputs"
+    if (run := grown_run(injection)) is not None:
+        return (
+            f"{KEY}={run} keeps experts as they are, and {why}, so that a new one changes them; train the run on with "
+            f"injection.num_experts={stored_injection(run)['num_experts']}"
+        )
+    return None
 
 
 def _kind(section: Mapping[str, Any]) -> tuple[Any, bool]:

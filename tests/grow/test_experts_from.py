@@ -10,10 +10,11 @@ from transformers import AutoModelForCausalLM
 import lmoe
 from lmoe.adapter.folder import read_adapter_config, read_tensors
 from lmoe.config.injection import InjectionConfig
+from lmoe.config.moe import MoeConfig
 from lmoe.injection.record import injected
 from lmoe.peft.adapter import save_peft
-from lmoe.rules.experts_from import experts_from_problems
-from lmoe.vocabulary import InitLora, InjectionStrategy
+from lmoe.rules.experts_from import experts_from_problems, source_router_problems
+from lmoe.vocabulary import InitLora, InjectionStrategy, Mixing
 from tests.tiny_models import randomise
 
 CHEAP = ("injection.attn_lora.enabled=false", "injection.num_experts=3", "phase=routers")
@@ -99,3 +100,16 @@ def test_settings_that_cannot_be_are_refused_with_the_cure(settings, reason):
     found = problems(**{key: kinds[key](value) if key in kinds else value for key, value in settings.items()})
     assert len(found) == 1 and reason in found[0]
     assert problems(experts_from=TWO, num_experts=3, lora_B_std=0.1) == problems(experts_from="run") == []
+
+
+def test_experts_that_are_kept_are_not_mixed_with_others_factor_by_factor(tmp_path):
+    """Where lora_B of one expert meets lora_A of the others, one that adds nothing changes all."""
+    factors, run = MoeConfig(mixing=Mixing.factors), str(tmp_path)
+    moe = {"router": factors.router, "router_scope": factors.router_scope}
+    (tmp_path / "lmoe_config.json").write_text(json.dumps({"injection": {"num_experts": 2}, "moe": moe}))
+    (by_name,) = source_router_problems(InjectionConfig(experts_from=TWO), factors)
+    assert "use moe.mixing=outputs" in by_name
+    (grown,) = source_router_problems(InjectionConfig(experts_from=run, num_experts=3), factors)
+    assert "train the run on with injection.num_experts=2" in grown
+    assert source_router_problems(InjectionConfig(experts_from=run, num_experts=2), factors) == []
+    assert source_router_problems(InjectionConfig(experts_from=run, num_experts=3), MoeConfig()) == []
