@@ -24,6 +24,7 @@ from lmoe.pretrain.rules import pretrain_problems
 from lmoe.rules.injection import injection_problems
 from lmoe.rules.moe import moe_problems
 from lmoe.rules.objectives import OBJECTIVES
+from lmoe.rules.phases import phase_warnings
 from lmoe.rules.routers import ROUTERS, Need
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.rules.validate import validate
@@ -139,6 +140,9 @@ def test_a_router_without_parameters_is_refused_a_warm_up_and_told_the_cure(kind
     config = compose("train", RunConfig, needed)
     validate(config)
     assert list(config.phase.phases) == ["joint"]
+    assert phase_warnings(config) == [], "what ships does not warn of itself"
+    again = compose("train", RunConfig, [*needed, "+phase.phases.later={start: 50%, trainable: [router, lora]}"])
+    assert phase_warnings(again)[-1] == f"phase.phases.later names router, but moe.router={kind} has no parameters"
 
 
 def test_the_oracle_has_an_expert_for_each_domain_of_the_bundled_rows_with_what_its_file_needs(restored):

@@ -129,12 +129,6 @@ def first_rows(rows: Iterable[Row | LmoeError], count: int) -> list[Row]:
     return [row for domain in sorted(by_domain) for row in by_domain[domain]]
 
 
-def show_row(row: Row, encoder: Encoder) -> ShownSample:
-    """One row, not of pairs, as `encoder` makes a training row of it, or why it makes none."""
-    [sample] = show_answers(row, encoder)
-    return sample
-
-
 def show_answers(row: Row, encoder: Encoder) -> list[ShownSample]:
     """One row as `encoder` makes a training row of it, or why it makes none; of a pair prompt and chosen answer, and
     then prompt and rejected answer, whether they are learnt together or apart."""

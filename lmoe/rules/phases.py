@@ -270,7 +270,7 @@ def phase_warnings(config: RunConfig) -> list[str]:
     for name, _, phase in phases:
         if Role.attn_lora in phase.trainable and Role.attn_lora not in present:
             warnings.append(f"phase.phases.{name} names attn_lora, but {_why_no_attn_lora(config.injection)}")
-        if Role.router in phase.trainable and Role.router not in present:
+        if Role.router in phase.trainable and Role.router not in present and len(phases) > 1:  # one is all there is
             warnings.append(
                 f"phase.phases.{name} names router, but {_what_has_no_router(config.injection, config.moe)}"
             )

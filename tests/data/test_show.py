@@ -13,7 +13,7 @@ from lmoe.config.data import DataConfig
 from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encode import NO_ASSISTANT_TEXT, Encoder, cut_reason
 from lmoe.data.rows.row import Row
-from lmoe.data.show import MOST_CUT, ShownSample, first_rows, show_answers, show_row, show_rows
+from lmoe.data.show import MOST_CUT, ShownSample, first_rows, show_answers, show_rows
 from lmoe.vocabulary import RowKind
 from tests.data.chats.templates import LLAMA2_STYLE, QWEN_STYLE, WITHOUT_GENERATION
 from tests.data.chats.test_template import CONVERSATIONS, chat
@@ -33,6 +33,12 @@ def encoder_of(tokenizer: PreTrainedTokenizerBase, template: str | None = None, 
     if template is not None:
         tokenizer.chat_template = template
     return Encoder(tokenizer, ChatTemplate.of(tokenizer, None), max_length)
+
+
+def show_row(row: Row, encoder: Encoder) -> ShownSample:
+    """The one sample of a row that is not of pairs."""
+    [sample] = show_answers(row, encoder)
+    return sample
 
 
 def joined(sample: ShownSample) -> str:
@@ -59,7 +65,7 @@ def test_tokens_joined_are_the_rendering_and_learnt_ones_the_labels_of_training(
 ) -> None:
     row = Row(messages=CONVERSATIONS[name], domain="all", where="f:1")
     encoder = encoder_of(tokenizer, template)
-    sample = show_row(row, encoder)
+    [sample] = show_answers(row, encoder)
     assert joined(sample) == encoder.template.render(row).text
     [encoded] = encoder.encode([row]).rows
     assert [token.id for token in sample.tokens] == encoded.input_ids.tolist()

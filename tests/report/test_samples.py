@@ -9,7 +9,7 @@ from rich.console import Console
 from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encode import Encoder
 from lmoe.data.rows.row import Row
-from lmoe.data.show import ShownSample, show_answers, show_row
+from lmoe.data.show import ShownSample, show_answers
 from lmoe.pretrain.bpe import train_bpe
 from lmoe.report.samples import figures_line, print_samples, samples_page
 from lmoe.report.tokens import visible
@@ -28,7 +28,8 @@ def encoder() -> Encoder:
 
 def shown(encoder: Encoder, prompt: str, answer: str, domain: str = "all", where: str = "f:1") -> ShownSample:
     messages = ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
-    return show_row(Row(messages=messages, domain=domain, where=where, ignored=("source",)), encoder)
+    [sample] = show_answers(Row(messages=messages, domain=domain, where=where, ignored=("source",)), encoder)
+    return sample
 
 
 def printed(*samples: ShownSample, **options: object) -> str:

@@ -260,8 +260,3 @@ def _check_json(value: Any, name: str, where: str) -> None:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise DataError(f"{where}: {name} cannot be written as JSON, got {in_row(value)} ({error})") from None
-
-
-def last_assistant(messages: Sequence[Message]) -> int | None:
-    """Index of the assistant's last turn, or None."""
-    return next((i for i in reversed(range(len(messages))) if messages[i]["role"] == "assistant"), None)

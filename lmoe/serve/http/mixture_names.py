@@ -52,13 +52,6 @@ def mixture_of(
     return found
 
 
-def mixture_name(mixture: Mapping[str, float] | None, served: str) -> str:
-    """What a client asks for to get a mixture."""
-    if mixture is None:
-        return served
-    return "+".join(name if weight == 1 else f"{name}*{weight:g}" for name, weight in mixture.items())
-
-
 def _parts(model: str) -> list[str]:
     parts: list[str] = []
     for part in model.split("+"):
