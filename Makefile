@@ -42,7 +42,7 @@ check: $(READY)  ## lint, formatting, types, import order, generated pages and d
 	@$(BIN)/python -m tools.describe --check
 	@$(BIN)/python -m tools.fragments
 
-docs: $(READY) $(PUBLIC_READY)  ## write docs/CONFIG.md from the schemas and conf/, docs/BACKBONES.md from tiny models, docs/TEMPLATES.md from public templates, tables of docs/ROUTING.md and docs/SCALING.md
+docs: $(READY) $(PUBLIC_READY)  ## write docs/CONFIG.md from the schemas and conf/, docs/PYTHON.md from docstrings, docs/BACKBONES.md from tiny models, docs/TEMPLATES.md from public templates, tables of docs/ROUTING.md and docs/SCALING.md
 	@$(BIN)/python -m tools.describe
 	@$(BIN)/python -m tests.backbones.write_table
 	@$(BIN)/python -m tests.data.chats.write_templates

@@ -13,9 +13,11 @@ from typing import get_args
 import pytest
 import typer
 
+import lmoe
 from lmoe.cli.main import app
 from lmoe.config.keys import leaf_keys
-from tools.describe import PAGE, ROUTER_PAGE, SCHEMAS, field_docs, page, router_page
+from tools.describe import PAGE, PYTHON_PAGE, ROUTER_PAGE, SCHEMAS, field_docs, page, router_page
+from tools.python_page import python_page
 
 ROOT = Path(__file__).resolve().parents[1]
 DOMAINS = ("code", "commonsense", "dialogue", "general", "math", "medical", "sql", "translation")
@@ -56,6 +58,13 @@ def anchors(text: str) -> set[str]:
 
 def test_the_page_of_all_keys_is_what_the_generator_writes():
     assert PAGE.read_text(encoding="utf-8") == page(), "run `make docs`"
+
+
+def test_the_page_of_python_names_is_what_the_docstrings_say():
+    text = PYTHON_PAGE.read_text(encoding="utf-8")
+    assert text == python_page(), "run `make docs`"
+    assert re.findall(r"^## lmoe\.(\w+)$", text, flags=re.MULTILINE) == lmoe.__all__
+    assert "with lmoe.trace(" in text and "| `with using(weights: Weights) ->" in text
 
 
 def test_the_tables_of_routers_are_what_is_declared():

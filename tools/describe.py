@@ -1,5 +1,5 @@
-"""docs/CONFIG.md from the dataclasses and conf/, and the tables of routers in docs/ROUTING.md from their declarations:
-`python -m tools.describe`, with --check to compare only.
+"""docs/CONFIG.md from the dataclasses and conf/, docs/PYTHON.md from docstrings, and the tables of routers in
+docs/ROUTING.md from their declarations: `python -m tools.describe`, with --check to compare only.
 """
 
 import ast
@@ -25,9 +25,10 @@ from lmoe.config.study import StudyFile
 from lmoe.files.resources import resource_dir
 from lmoe.rules.routers import ROUTERS
 from lmoe.rules.strategies import STRATEGIES
+from tools.python_page import python_page
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGE, ROUTER_PAGE = DOCS / "CONFIG.md", DOCS / "ROUTING.md"
+PAGE, PYTHON_PAGE, ROUTER_PAGE = DOCS / "CONFIG.md", DOCS / "PYTHON.md", DOCS / "ROUTING.md"
 SCHEMAS: dict[str, type] = {"train": RunConfig, "pretrain": PretrainConfig, "study": StudyFile}
 CALLED = {"train": "python train.py", "pretrain": "lmoe pretrain", "study": "lmoe study study=…"}
 WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false", Any: "any"}
@@ -241,7 +242,7 @@ def _with_rows(text: str, head: str, rows: list[str]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Write the pages, or with --check say which are stale; returns the exit code."""
-    pages, stale = {PAGE: page(), ROUTER_PAGE: router_page()}, False
+    pages, stale = {PAGE: page(), PYTHON_PAGE: python_page(), ROUTER_PAGE: router_page()}, False
     for place, text in pages.items():
         if "--check" not in arguments:
             place.write_text(text, encoding="utf-8")
