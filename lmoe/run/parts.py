@@ -129,7 +129,8 @@ def build_parts(
     moe = with_targets(with_domains(config.moe, config.injection, prepared.domains), config, prepared, before)
     lines, clustered = target_lines(moe, config, prepared), None
     if before is not None:  # which may be gone when the run goes on
-        config = replace(config, moe=moe)
+        names = moe.domains if moe.router_target is RouterTarget.domain else None  # clusters are counted anew
+        config = replace(config, moe=replace(moe, domains=names))
     if moe.router_target is RouterTarget.cluster:
         make_plan(model, config.injection, moe)  # a model that no experts can be put into need not read prompts
         if not fit_clusters or fitted_by_the_run(config, prepared):
