@@ -234,6 +234,19 @@ def test_a_value_of_the_wrong_type_names_its_key():
     refused(ConfigError, "injection.num_experts is many", injection={"num_experts": "many"})
 
 
+@pytest.mark.parametrize("section", ["injection", "moe"])
+@pytest.mark.parametrize("given", ["top_k", "", ["top_k"]])
+@pytest.mark.parametrize("call", [lmoe.plan, lmoe.inject])
+def test_a_section_that_is_no_mapping_is_refused(call, section, given):
+    with pytest.raises(ConfigError, match=rf"{section} is .*, must be a mapping with keys such as") as caught:
+        call(tiny_model(), **{section: given})
+    assert len(caught.value.problems) == 1
+
+
+def test_roles_of_the_backbone_are_not_read_letter_by_letter():
+    refused(ConfigError, "`trained_base='base_ffn'` must be a list of base_ffn and head", trained_base="base_ffn")
+
+
 def test_several_values_that_cannot_be_are_listed_at_once():
     with pytest.raises(ConfigError) as caught:
         lmoe.inject(tiny_model(), injection={"top_k": 9, "lora_r": 0}, moe={"temperature": 0})

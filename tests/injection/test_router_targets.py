@@ -176,6 +176,7 @@ def test_names_and_numbers_of_rows_and_of_tokens_say_the_same():
     [
         (TARGET, {"domains": ["law", "art"]}, r"no target for the domain 'art'; it has \['maths', 'prose', 'law'\]"),
         (TARGET, {"domains": ["law"]}, "1 domains for 2 rows"),
+        (TARGET, {"domains": "law"}, "`domains='law'` must be a list with one name for each row"),
         (TARGET, {"domains": ["law", "law"], "targets": [0, 1]}, "both say what the routers are taught"),
         (TARGET, {"targets": [0, 3]}, "from 0 to 3; this model has targets 0 to 2"),
         (TARGET, {"targets": [0, -2]}, "from -2 to 0"),
