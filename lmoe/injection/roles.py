@@ -31,7 +31,7 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
         owner = next((prefix for prefix in above if prefix in owners), None)
         if owner is not None and not name.startswith(f"{owner}base_layer."):
             return owners[owner]
-        if record.reward_head and above[0] == f"{REWARD_HEAD}.":
+        if record.reward_head and name.startswith(f"{REWARD_HEAD}."):
             return Role.reward_head
         if "lm_head" in name.split("."):
             return Role.head
