@@ -63,6 +63,17 @@ def test_role_of_each_kind_of_parameter(name, role):
     assert parameter_roles(model)[name] is role
 
 
+def test_the_output_layer_has_its_role_whatever_it_is_called(monkeypatch):
+    model = tiny_model()
+    output = model.get_output_embeddings()
+    model.add_module("output", output)
+    del model.lm_head
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: output)
+    lmoe.inject(model, trained_base=["head"])
+    assert parameter_roles(model)["output.weight"] is Role.head
+    assert "output.weight" in adapter_parameters(model)
+
+
 def test_a_mixture_on_attention_has_the_role_lora():
     model = tiny_model()
     lmoe.inject(model, injection={"target_keywords": ["q_proj"], "attn_lora": {"enabled": False}})
