@@ -197,7 +197,7 @@ def test_what_cannot_be_a_target_says_so(moe, given, said):
         ({"router_target": "auto"}, "router_target=auto is for the config of a run.*use domain.*or cluster"),
         ({"router_target": "domain"}, "two names at least in moe.domains, which is None"),
         ({"router_target": "domain", "domains": ["a"]}, r"two names at least in moe.domains, which is \['a'\]"),
-        ({"router_target": "domain", "domains": list("abcde")}, "names 5 targets, and a site has 4 experts"),
+        ({"router_target": "domain", "domains": list("abcde")}, "has 5 names, and a site has 4 experts"),
     ],
 )
 def test_injecting_without_known_targets_is_refused(moe, said):
