@@ -64,9 +64,7 @@ def linears(count: int, dtype: torch.dtype, device: torch.device) -> dict[str, P
     wraps: dict[str, Callable[[nn.Linear], nn.Module]] = {
         "frozen": lambda linear: linear,
         PEFT: lambda linear: peft_lora.wrap(linear, Experts(1, rank, 1)),
-        "lmoe LoRA of rank k*r": lambda linear: LoRALinear(
-            linear, lora_r=rank, scaling=2.0, dropout=0.0, lora_B_std=0.0
-        ),
+        "lmoe LoRA of rank k*r": lambda linear: LoRALinear(linear, lora_r=rank, scaling=2.0, dropout=0.0),
         f"{MIXTURE}, no auxiliary losses": lambda linear: lmoe_mixture.wrap(linear, EXPERTS),
         MIXTURE: lambda linear: lmoe_mixture.wrap(linear, EXPERTS),
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from lmoe.errors import BackboneError
 from lmoe.ops.log_probabilities import LogitMap
@@ -24,14 +25,27 @@ TOLERANCE = 4.0
 """Of the logits of a model against ours, in units of the last place of the largest."""
 
 
-def output_layer(model: nn.Module) -> nn.Module | None:
-    """The module that `get_output_embeddings` names, if its calls can be seen; compiled code shows none."""
+def named_output_layer(model: nn.Module) -> nn.Module | None:
+    """The module that `get_output_embeddings` names, whatever it is called in the model."""
     get = getattr(model, "get_output_embeddings", None)
     head = None if get is None else get()
-    if not isinstance(head, nn.Module) or torch.compiler.is_compiling():
+    return head if isinstance(head, nn.Module) else None
+
+
+def output_layer(model: nn.Module) -> nn.Module | None:
+    """The output layer, if its calls can be seen; compiled code shows none."""
+    head = named_output_layer(model)
+    if head is None or torch.compiler.is_compiling():
         return None
     compiled = any(getattr(module, "_compiled_call_impl", None) is not None for module in (model, head))
     return None if compiled else head
+
+
+def shares_embeddings(model: PreTrainedModel) -> bool:
+    """Whether the output layer holds a parameter of the input embeddings."""
+    head = named_output_layer(model)
+    own = {id(p) for p in model.get_input_embeddings().parameters()}
+    return head is not None and any(id(p) in own for p in head.parameters())
 
 
 def is_plain_linear(head: nn.Module) -> bool:

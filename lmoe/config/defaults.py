@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.config.problems import raise_problems
-from lmoe.config.read import Section, read_section
+from lmoe.config.read import Section, no_mapping, read_section
+from lmoe.errors import ConfigError
 from lmoe.files.resources import resource_dir
 from lmoe.vocabulary import InjectionStrategy, RouterKind
 
@@ -18,8 +19,9 @@ def injection_section(given: Mapping[str, Any]) -> InjectionConfig:
     """An injection section; keys left out take the values of conf/injection/<strategy>.yaml, or of mixture_lora.yaml.
 
     Raises:
-        ConfigError: unknown keys or wrong types.
+        ConfigError: no mapping, unknown keys or wrong types.
     """
+    _check_mapping("injection", InjectionConfig, given)
     strategy = str(given.get("strategy", InjectionStrategy.mixture_lora))
     shipped = strategy if strategy in tuple(InjectionStrategy) else InjectionStrategy.mixture_lora.value
     return _section("injection", InjectionConfig, shipped, given)
@@ -29,10 +31,16 @@ def moe_section(given: Mapping[str, Any]) -> MoeConfig:
     """A moe section; keys left out take the values of conf/moe/<router>.yaml, or of top_k.yaml.
 
     Raises:
-        ConfigError: unknown keys or wrong types.
+        ConfigError: no mapping, unknown keys or wrong types.
     """
+    _check_mapping("moe", MoeConfig, given)
     router = str(given.get("router", RouterKind.top_k))
     return _section("moe", MoeConfig, router if router in tuple(RouterKind) else RouterKind.top_k.value, given)
+
+
+def _check_mapping(name: str, schema: type, given: object) -> None:
+    if not isinstance(given, Mapping):
+        raise ConfigError(no_mapping(schema, given, name))
 
 
 def _section(name: str, schema: type[Section], default: str, given: Mapping[str, Any]) -> Section:

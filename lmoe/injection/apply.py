@@ -152,6 +152,8 @@ def inject(
             "injection.experts_from is for the config of a run; here leave it out, and call "
             "lmoe.import_experts(model, …) after lmoe.inject"
         )
+    if isinstance(trained_base, str):
+        raise ConfigError(f"`trained_base={trained_base!r}` must be a list of {' and '.join(BASE_ROLES)}")
     base_roles = list(trained_base)
     if wrong := [role for role in base_roles if role not in BASE_ROLES]:
         raise ConfigError(f"trained_base names {wrong[0]!r}; allowed: {', '.join(BASE_ROLES)}")
@@ -247,12 +249,13 @@ def _sections(
         ConfigError: with the problems of both.
     """
     problems: list[str] = []
+    injection, moe = {} if injection is None else injection, {} if moe is None else moe
     try:
-        injection = injection if isinstance(injection, InjectionConfig) else injection_section(injection or {})
+        injection = injection if isinstance(injection, InjectionConfig) else injection_section(injection)
     except ConfigError as error:
         problems += error.problems
     try:
-        moe = moe if isinstance(moe, MoeConfig) else moe_section(moe or {})
+        moe = moe if isinstance(moe, MoeConfig) else moe_section(moe)
     except ConfigError as error:
         problems += error.problems
     raise_problems(problems)

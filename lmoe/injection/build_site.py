@@ -184,7 +184,6 @@ class SiteBuilder:
             lora_r=site.lora_r,
             scaling=site.scaling,
             dropout=self.injection.lora_dropout,
-            lora_B_std=0.0,
             use_dora=site.use_dora,
         )
 

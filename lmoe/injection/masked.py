@@ -29,8 +29,10 @@ def masked_experts(model: nn.Module, experts: Iterable[int]) -> Iterator[None]:
         experts: numbers of those to leave out, at every site.
 
     Raises:
-        InjectionError: another strategy, an expert that some site does not have, or none left.
+        InjectionError: another strategy, no list of numbers, an expert that some site does not have, or none left.
     """
+    if isinstance(experts, int | str):
+        raise InjectionError(f"`experts={experts!r}` must be a list of numbers of experts")
     record, masked = injected(model), set(experts)
     if not STRATEGIES[record.injection.strategy].adapter_experts:
         only = with_adapter_experts()

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from lmoe.backbones.head import named_output_layer
 from lmoe.backbones.weight_files import base_parameter_name
 from lmoe.injection.build_site import ROUTER, router_path
 from lmoe.injection.record import REWARD_HEAD, injected, routers, sites
@@ -21,6 +22,8 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
     blocks = tuple(f"{path}." for path in plan.base_ffn)
     replaced = tuple(f"{site.path}.base_layer." for site in plan.sites if site.copied_parameters)
     native = tuple(f"{path}." for path in plan.native_routers)
+    output = named_output_layer(model)
+    heads = tuple(f"{path}." for path, module in model.named_modules() if module is output)
 
     def role(name: str) -> Role:
         above = [name[: i + 1] for i, letter in enumerate(name) if letter == "."]
@@ -31,9 +34,9 @@ def parameter_roles(model: nn.Module) -> dict[str, Role]:
         owner = next((prefix for prefix in above if prefix in owners), None)
         if owner is not None and not name.startswith(f"{owner}base_layer."):
             return owners[owner]
-        if record.reward_head and above[0] == f"{REWARD_HEAD}.":
+        if record.reward_head and name.startswith(f"{REWARD_HEAD}."):
             return Role.reward_head
-        if "lm_head" in name.split("."):
+        if name.startswith(heads):
             return Role.head
         original = base_parameter_name(name)
         if name.startswith(replaced) or original.startswith(native):  # routers train as their copies, FFNs as theirs

@@ -45,14 +45,16 @@ def trace(
             to C - 1, -1 for nothing. Without names or numbers there is no router_target_loss.
 
     Raises:
-        RoutingError: a domain that no expert has or no target is, another number of names or numbers than rows, or
-            facts that the router of this model does not use.
+        RoutingError: a domain that no expert has or no target is, no list of names, another number of names or numbers
+            than rows, or facts that the router of this model does not use.
     """
     record = injected(model)
     warn_of_missing_balance(model)
     experts = None
     rows = None if prompt_mask is None else prompt_rows(record.moe, prompt_mask.bool(), attention_mask.bool())
     if domains is not None:
+        if isinstance(domains, str):
+            raise RoutingError(f"`domains={domains!r}` must be a list with one name for each row")
         if len(domains) != len(attention_mask):
             raise RoutingError(f"{len(domains)} domains for {len(attention_mask)} rows; give one name for each row")
         if targets is not None:

@@ -73,7 +73,7 @@ class LowRank(nn.Module):
 
 
 class LoRALinear(nn.Module):
-    """y = base_layer(x) + scaling * dropout(x) A^T B^T, with float32 A and B.
+    """y = base_layer(x) + scaling * dropout(x) A^T B^T, with float32 A and B; B starts at 0, which changes nothing yet.
 
     With use_dora, y = m / |V| * (W x + scaling * B A dropout(x)) + bias row by row, with V = W + scaling * B A, |V| the
     lengths of its rows, constant in the backward pass, and m = |W| at the start (DoRA, 2402.09353, equations 5 and 11).
@@ -83,7 +83,6 @@ class LoRALinear(nn.Module):
         lora_r: R.
         scaling: alpha / R or alpha / sqrt(R).
         dropout: probability on the branch's input.
-        lora_B_std: standard deviation of B at the start; 0 leaves the backbone's function unchanged.
         use_dora: learn the row lengths apart from the directions.
     """
 
@@ -98,7 +97,6 @@ class LoRALinear(nn.Module):
         lora_r: int,
         scaling: float,
         dropout: float,
-        lora_B_std: float,
         use_dora: bool = False,
     ) -> None:
         super().__init__()
@@ -108,8 +106,6 @@ class LoRALinear(nn.Module):
         self.lora_dropout = nn.Dropout(dropout)
         self.lora_A = nn.Parameter(kaiming_lora_A((lora_r, in_features), device))
         self.lora_B = nn.Parameter(torch.zeros(out_features, lora_r, device=device))
-        if lora_B_std:
-            nn.init.normal_(self.lora_B, std=lora_B_std)
         self.use_dora = use_dora
         if use_dora:
             lengths = weight_row_norms(weight_OD(base_layer), self.lora_A, self.lora_B, scaling)

@@ -33,10 +33,12 @@ SAFE = (
 )
 """Neither the weights nor the order of the data depends on these, but for rounding and random numbers elsewhere."""
 ENDS = ("callbacks", "trainer.stop_on_collapse")
+COMPUTING = ("trainer.device_ids", "trainer.gradient_checkpointing", "moe.backend")
 PLACES = ("backbone.model_name", "backbone.gguf_file")
 PLACES_OF_ROWS = re.compile(r"(phase\.phases\.[^.]+\.)?data\.(path|val_path|sources\.[^.]+\.(path|revision))")
-"""Safe where the command means them: when the run ends, and where the backbone and the rows are (also those of a phase,
-and of one of several sources), whose contents are compared with those of the start (run/provenance.py)."""
+"""Safe where the command means them: when the run ends, which GPUs compute and how, which changes rounding alone, and
+where the backbone and the rows are (also those of a phase, and of one of several sources), whose contents are compared
+with those of the start (run/provenance.py)."""
 DEVICES = "trainer.devices"
 BATCH_SIZE = "batch_size"
 PER_STEP = (
@@ -75,7 +77,7 @@ def refused(
                 "device_map is one process for all devices, others one for each: a step would take other rows"
             )
             continue
-        safe = SAFE + (ENDS + PLACES * recorded) * (key in meant)
+        safe = SAFE + (ENDS + COMPUTING + PLACES * recorded) * (key in meant)
         if any(key == name or key.startswith(f"{name}.") for name in safe):
             continue
         if recorded and key in meant and PLACES_OF_ROWS.fullmatch(key):

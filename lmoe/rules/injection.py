@@ -7,7 +7,7 @@ from lmoe.config.problems import above_zero, at_least, without_effect
 from lmoe.rules.experts_from import experts_from_problems, source_router_problems
 from lmoe.rules.routers import ROUTERS, mixture_scale, needs_domain
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.vocabulary import CHOSEN_ALONE, InitLora, LoadBalanceType, MixtureScale
+from lmoe.vocabulary import CHOSEN_ALONE, InitLora, LoadBalanceType, MixtureScale, RouterTarget
 
 
 def injection_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
@@ -124,10 +124,10 @@ def _choice_problems(injection: InjectionConfig, moe: MoeConfig) -> list[str]:
         )
     if not traits.top_k and injection.top_k != InjectionConfig().top_k:
         problems.append(without_effect("injection.top_k", f"{router}, {traits.why_no_top_k}"))
-    if needs_domain(moe) and moe.domains and len(moe.domains) > fewest >= 1:
+    named, by_name = len(moe.domains or []), needs_domain(moe) or moe.router_target is not RouterTarget.none
+    if by_name and named > fewest >= 1:
         problems.append(
-            f"moe.domains names {len(moe.domains)} domains, and a site has {fewest} experts; "
-            f"set injection.num_experts={len(moe.domains)}"
+            f"moe.domains has {named} names, and a site has {fewest} experts; set injection.num_experts={named} or more"
         )
     if moe.diversity_coef and fewest == 1:
         problems.append(without_effect("moe.diversity_coef", "on a site with one expert"))

@@ -238,12 +238,6 @@ def _target_problems(moe: MoeConfig, injection: InjectionConfig) -> list[str]:
         return problems + _idle_unless(moe, idle, "with moe.router_target=none; set moe.router_target")
     if not trains_logits(moe):
         problems.append(without_effect("moe.router_target", f"with moe.router={moe.router}, which learns nothing"))
-    fewest = injection.fewest_experts
-    if moe.domains is not None and len(moe.domains) > fewest:
-        problems.append(
-            f"moe.domains names {len(moe.domains)} targets, and a site has {fewest} experts; set "
-            f"injection.num_experts={len(moe.domains)} or more"
-        )
     return problems
 
 

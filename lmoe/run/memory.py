@@ -31,13 +31,21 @@ def memory_advice(config: RunConfig) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if (reason := lack_of_memory(error)) is None:
             raise
-        sizes = {"data.batch_size": config.data.batch_size} | lesson_batch_sizes(config)
-        lower = ") and ".join(f"{key} (now {size}" for key, size in sizes.items())
-        raise TrainingError(
-            f"out of memory: {reason}. Lower {lower}; raise trainer.accumulate_grad_batches to "
-            f"keep the step's size) or data.max_length ({config.data.max_length}), "
-            "set trainer.gradient_checkpointing=true or backbone.precision=bfloat16; dry_run=preflight estimates it"
-        ) from None
+        cure = f"{_less_memory(config)}; dry_run=preflight estimates it"
+        raise TrainingError(f"out of memory: {reason}. {cure}") from None
+
+
+def _less_memory(config: RunConfig) -> str:
+    """The settings to lower; of a run that goes on those that may change."""
+    sizes = {"data.batch_size": config.data.batch_size} | lesson_batch_sizes(config)
+    lower = ") and ".join(f"{key} (now {size}" for key, size in sizes.items())
+    lower += "; raise trainer.accumulate_grad_batches to keep the step's size)"
+    if config.resume is not None:
+        return f"Lower {lower}, or set trainer.gradient_checkpointing=true"
+    return (
+        f"Lower {lower} or data.max_length ({config.data.max_length}), set trainer.gradient_checkpointing=true or "
+        "backbone.precision=bfloat16"
+    )
 
 
 def peak_memory_mb() -> float:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from lmoe.adapter.inject import inject
 from lmoe.adapter.save import stored_name
 from lmoe.backbones.checkpointing import recompute_activations
+from lmoe.backbones.head import shares_embeddings
 from lmoe.backbones.load import load_tokenizer
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
@@ -129,7 +130,8 @@ def build_parts(
     moe = with_targets(with_domains(config.moe, config.injection, prepared.domains), config, prepared, before)
     lines, clustered = target_lines(moe, config, prepared), None
     if before is not None:  # which may be gone when the run goes on
-        config = replace(config, moe=moe)
+        names = moe.domains if moe.router_target is RouterTarget.domain else None  # clusters are counted anew
+        config = replace(config, moe=replace(moe, domains=names))
     if moe.router_target is RouterTarget.cluster:
         make_plan(model, config.injection, moe)  # a model that no experts can be put into need not read prompts
         if not fit_clusters or fitted_by_the_run(config, prepared):
@@ -288,8 +290,9 @@ def check_roles(config: RunConfig, model: PreTrainedModel) -> None:
     """
     there = set(parameter_roles(model).values())
     if missing := sorted(trained_base(config) - there):
-        why = "it shares its weights with the input embeddings" if Role.head in missing else "it has none"
-        raise ConfigError(f"a phase trains {missing[0]}, of which this backbone has no parameters: {why}; leave it out")
+        shared = missing[0] is Role.head and shares_embeddings(model)
+        why = ": it shares its weights with the input embeddings" if shared else ""
+        raise ConfigError(f"a phase trains {missing[0]}, of which this backbone has no parameters{why}; leave it out")
     roles, layers = parameter_roles(model), parameter_layers(model)
     plan, problems = injected(model).plan, []
     count, experts = len(plan.layers), max(plan.routers.values(), default=0)

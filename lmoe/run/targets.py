@@ -33,7 +33,8 @@ def with_targets(
         moe: of the config.
         config: of the run.
         prepared: its rows.
-        before: the section of the run that injection.experts_from names; None: it names none.
+        before: the section of the run that injection.experts_from names; None: it names none, or this run goes on and
+            has recorded its targets.
 
     Raises:
         ConfigError: no targets can be made of these rows, or more than a site has experts.
@@ -86,6 +87,9 @@ def known_targets(config: RunConfig, before: MoeConfig | None) -> list[str]:
     """
     if before is not None:
         return list(before.domains or []) if before.router_target is RouterTarget.domain else []
+    moe, goes_on = config.moe, config.resume is not None and source_run(config.injection) is not None
+    if goes_on and moe.router_target is RouterTarget.domain:
+        return list(moe.domains or [])  # as they were recorded, with those of the run that was taken over
     return list(named_adapters(config.injection))
 
 

@@ -63,6 +63,17 @@ def test_role_of_each_kind_of_parameter(name, role):
     assert parameter_roles(model)[name] is role
 
 
+def test_the_output_layer_has_its_role_whatever_it_is_called(monkeypatch):
+    model = tiny_model()
+    output = model.get_output_embeddings()
+    model.add_module("output", output)
+    del model.lm_head
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: output)
+    lmoe.inject(model, trained_base=["head"])
+    assert parameter_roles(model)["output.weight"] is Role.head
+    assert "output.weight" in adapter_parameters(model)
+
+
 def test_a_mixture_on_attention_has_the_role_lora():
     model = tiny_model()
     lmoe.inject(model, injection={"target_keywords": ["q_proj"], "attn_lora": {"enabled": False}})
@@ -232,6 +243,19 @@ def test_unknown_keys_of_both_sections_are_listed_at_once_with_the_near_ones():
 
 def test_a_value_of_the_wrong_type_names_its_key():
     refused(ConfigError, "injection.num_experts is many", injection={"num_experts": "many"})
+
+
+@pytest.mark.parametrize("section", ["injection", "moe"])
+@pytest.mark.parametrize("given", ["top_k", "", ["top_k"]])
+@pytest.mark.parametrize("call", [lmoe.plan, lmoe.inject])
+def test_a_section_that_is_no_mapping_is_refused(call, section, given):
+    with pytest.raises(ConfigError, match=rf"{section} is .*, must be a mapping with keys such as") as caught:
+        call(tiny_model(), **{section: given})
+    assert len(caught.value.problems) == 1
+
+
+def test_roles_of_the_backbone_are_not_read_letter_by_letter():
+    refused(ConfigError, "`trained_base='base_ffn'` must be a list of base_ffn and head", trained_base="base_ffn")
 
 
 def test_several_values_that_cannot_be_are_listed_at_once():

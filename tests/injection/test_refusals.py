@@ -186,7 +186,11 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
         {"diversity_coef": 0.1},
         "moe.diversity_coef has no effect",
     ),
-    "oracle with too few experts": ({"num_experts": 2}, {"router": "oracle", "domains": ["a", "b", "c"]}, "domains"),
+    "oracle with too few experts": (
+        {"num_experts": 2},
+        {"router": "oracle", "domains": ["a", "b", "c"]},
+        "moe.domains has 3 names, and a site has 2 experts",
+    ),
 }
 
 

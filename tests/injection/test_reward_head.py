@@ -13,7 +13,7 @@ from lmoe.export.merge import merge_adapters, merge_average
 from lmoe.export.native_plan import native_plan
 from lmoe.grow.without_expert import write_without_expert
 from lmoe.injection.backbone_state import backbone_state
-from lmoe.injection.roles import role_table
+from lmoe.injection.roles import parameter_roles, role_table
 from lmoe.peft.adapter import save_peft
 from lmoe.peft.experts import save_peft_experts
 from lmoe.peft.reader import read_header
@@ -31,6 +31,14 @@ def reward_model(family: str = "qwen3", injection: dict | None = None, moe: dict
     lmoe.inject(model, injection or {}, moe or {}, reward_head=True)
     randomise(model, std=0.1)
     return model
+
+
+def test_a_parameter_that_the_model_holds_itself_is_the_backbones_beside_a_reward_head():
+    model = tiny_model()
+    model.register_parameter("scale", nn.Parameter(torch.ones(1)))
+    lmoe.inject(model, reward_head=True)
+    roles = parameter_roles(model)
+    assert (roles["scale"], roles[HEAD]) == (Role.backbone, Role.reward_head)
 
 
 def padded(texts: list[Tensor], *, left: bool) -> tuple[Tensor, Tensor]:

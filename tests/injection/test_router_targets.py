@@ -176,6 +176,7 @@ def test_names_and_numbers_of_rows_and_of_tokens_say_the_same():
     [
         (TARGET, {"domains": ["law", "art"]}, r"no target for the domain 'art'; it has \['maths', 'prose', 'law'\]"),
         (TARGET, {"domains": ["law"]}, "1 domains for 2 rows"),
+        (TARGET, {"domains": "law"}, "`domains='law'` must be a list with one name for each row"),
         (TARGET, {"domains": ["law", "law"], "targets": [0, 1]}, "both say what the routers are taught"),
         (TARGET, {"targets": [0, 3]}, "from 0 to 3; this model has targets 0 to 2"),
         (TARGET, {"targets": [0, -2]}, "from -2 to 0"),
@@ -196,7 +197,7 @@ def test_what_cannot_be_a_target_says_so(moe, given, said):
         ({"router_target": "auto"}, "router_target=auto is for the config of a run.*use domain.*or cluster"),
         ({"router_target": "domain"}, "two names at least in moe.domains, which is None"),
         ({"router_target": "domain", "domains": ["a"]}, r"two names at least in moe.domains, which is \['a'\]"),
-        ({"router_target": "domain", "domains": list("abcde")}, "names 5 targets, and a site has 4 experts"),
+        ({"router_target": "domain", "domains": list("abcde")}, "has 5 names, and a site has 4 experts"),
     ],
 )
 def test_injecting_without_known_targets_is_refused(moe, said):

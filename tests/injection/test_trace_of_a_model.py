@@ -234,3 +234,12 @@ def test_blocks_of_two_threads_that_overlap_leave_the_model_as_it_was():
     ):
         pass
     assert torch.equal(model(ids).logits, before)
+
+
+@pytest.mark.parametrize("given", [3, "3"])
+def test_masked_experts_that_are_no_list_are_refused(given):
+    model = tiny_model()
+    lmoe.inject(model)
+    said = f"`experts={given!r}` must be a list of numbers"
+    with pytest.raises(InjectionError, match=said), lmoe.masked_experts(model, given):
+        pass

@@ -6,8 +6,11 @@ from torch import nn
 from lmoe.layers.lora_linear import LoRALinear
 
 
-def branch(**changes) -> LoRALinear:
-    return LoRALinear(nn.Linear(6, 5), **({"lora_r": 2, "scaling": 1.5, "dropout": 0.0, "lora_B_std": 0.5} | changes))
+def branch(*, dropout: float = 0.0) -> LoRALinear:
+    """One whose B is away from its start."""
+    layer = LoRALinear(nn.Linear(6, 5), lora_r=2, scaling=1.5, dropout=dropout)
+    nn.init.normal_(layer.lora_B, std=0.5)
+    return layer
 
 
 def test_output_is_base_plus_scaled_low_rank_product():
@@ -16,8 +19,8 @@ def test_output_is_base_plus_scaled_low_rank_product():
     torch.testing.assert_close(layer(x), layer.base_layer(x) + 1.5 * x @ (layer.lora_B @ layer.lora_A).T)
 
 
-def test_zero_lora_B_std_leaves_the_base_bitwise():
-    layer, x = branch(lora_B_std=0.0), torch.randn(3, 6)
+def test_at_its_start_it_is_the_base_bitwise():
+    layer, x = LoRALinear(nn.Linear(6, 5), lora_r=2, scaling=1.5, dropout=0.0), torch.randn(3, 6)
     assert torch.equal(layer(x), layer.base_layer(x))
 
 

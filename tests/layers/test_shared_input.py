@@ -39,7 +39,9 @@ class Block(nn.Module):
 def lora(seed: int = 0, dropout: float = 0.0, use_dora: bool = False) -> LoRALinear:
     torch.manual_seed(seed)
     base = nn.Linear(D, O).requires_grad_(False)
-    return LoRALinear(base, lora_r=2, scaling=1.5, dropout=dropout, lora_B_std=0.5, use_dora=use_dora)
+    layer = LoRALinear(base, lora_r=2, scaling=1.5, dropout=dropout, use_dora=use_dora)
+    nn.init.normal_(layer.lora_B, std=0.5)
+    return layer
 
 
 MADE: dict[str, Callable[[], list[nn.Module]]] = {

@@ -10,6 +10,7 @@ import torch
 from lmoe.errors import TrainingError
 from lmoe.training.callbacks.step_metrics import StepMetrics
 from tests.metric_names import rows
+from tests.micro import saved_config
 
 # Dropout, accumulation, and a switch at step 3 of 6.
 EXACT = (
@@ -100,6 +101,19 @@ def test_a_killed_and_resumed_run_is_the_uninterrupted_one(train, uninterrupted,
     assert adapter(run) == adapter(uninterrupted)
     assert losses(run) == losses(uninterrupted)
     assert routing(run) == routing(uninterrupted)
+
+
+def test_a_run_may_go_on_with_layers_recomputed_and_experts_grouped(train, uninterrupted, tmp_path):
+    """Equal up to rounding, with the same dropout."""
+    run = Path(shutil.copytree(uninterrupted.with_name("killed 2"), tmp_path / "run"))
+    done = train(f"resume={run}", "trainer.gradient_checkpointing=true", "moe.backend=grouped", settings=False)
+    assert done.code == 0, done.text
+    found, expected = (
+        [row["train/loss"] for row in losses(place) if "train/loss" in row] for place in (run, uninterrupted)
+    )
+    assert len(found) == 6 and found == pytest.approx(expected, rel=1e-4)
+    saved = saved_config(run)
+    assert (saved["trainer"]["gradient_checkpointing"], saved["moe"]["backend"]) == (True, "grouped")
 
 
 def test_a_run_that_goes_on_between_two_logged_steps_keeps_the_validation_of_the_first(train, tmp_path, monkeypatch):

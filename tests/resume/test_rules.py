@@ -54,6 +54,20 @@ def test_rows_may_be_elsewhere_where_the_command_says_so_and_the_run_knows_what_
         assert key in refused(changes, VALUES, meant=(), watched=False, recorded=True)
 
 
+@pytest.mark.parametrize(
+    ("key", "new", "old"),
+    [
+        ("trainer.device_ids", [1], [0]),
+        ("trainer.device_ids", None, [0, 1]),
+        ("trainer.gradient_checkpointing", True, False),
+        ("moe.backend", "auto", "triton"),
+    ],
+)
+def test_what_computes_and_how_may_change_where_the_command_says_so(key, new, old):
+    assert reasons({key: (new, old)}) == {}
+    assert key in refused({key: (new, old)}, VALUES, meant=(), watched=False, recorded=True)
+
+
 @pytest.mark.parametrize("key", ["data.sources.code", "data.sources.code.weight", "data.sources.code.domain"])
 def test_what_is_made_of_the_rows_of_a_source_stays(key):
     assert reasons({key: ("new", "old")}) == {key: "it cannot change on resume"}

@@ -82,6 +82,16 @@ def test_running_out_of_memory_names_the_batch_size_of_each_phase_that_has_its_o
     ) in str(raised.value)
 
 
+def test_a_run_that_goes_on_and_runs_out_of_memory_is_told_what_may_change(micro):
+    config = micro.config()
+    config.resume = "run"
+    with pytest.raises(TrainingError) as raised, memory_advice(config):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    said = str(raised.value)
+    assert "data.batch_size (now 4" in said and "trainer.gradient_checkpointing=true" in said
+    assert "data.max_length" not in said and "backbone.precision" not in said
+
+
 def test_other_runtime_errors_are_our_bugs_and_keep_their_traceback(train, monkeypatch):
     def forward(self, *arguments, **options):
         raise RuntimeError("shapes do not fit")

@@ -14,6 +14,7 @@ from lmoe.adapter.folder import adapter_tensors, read_adapter_config
 from lmoe.cli.main import app
 from lmoe.errors import ConfigError
 from lmoe.injection.tracing import adapters_off, domain
+from lmoe.run.parts import check_roles
 from lmoe.vocabulary import InjectionStrategy
 from tests.conftest import process_state
 from tests.metric_names import names, rows, undocumented
@@ -201,3 +202,11 @@ def test_less_usual_settings_run_validate_and_load(train, micro, monkeypatch, ca
 def test_a_head_that_is_tied_to_the_embeddings_cannot_train(micro, restored):
     with pytest.raises(ConfigError, match="trains head, of which .* no parameters: it shares its weights"):
         micro.parts("phase=joint", "phase.phases.joint.trainable=[lora,head]")
+
+
+def test_a_head_that_the_backbone_does_not_name_is_not_said_to_be_tied(micro, restored, monkeypatch):
+    model = micro.parts("phase=joint").model
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    config = micro.config("phase=joint", "phase.phases.joint.trainable=[lora,head]")
+    with pytest.raises(ConfigError, match="trains head, of which this backbone has no parameters; leave it out"):
+        check_roles(config, model)

@@ -1,6 +1,7 @@
 """`moe=supervised`: one router for the model, taught what prompts are about, whatever the rows are."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -179,18 +180,37 @@ def test_where_no_expert_is_free_routers_learn_from_the_loss_and_it_is_said(trai
     assert "route_by=target has no target" in refused.text and "phase=joint" in refused.text
 
 
-def test_a_run_goes_on_without_its_source_with_the_targets_that_it_began_with(train, supervised_run, tmp_path):
-    import shutil
-
-    source = tmp_path / "source"
-    shutil.copytree(supervised_run, source)
+@pytest.mark.parametrize("domains", ["[words,code]", "[words]"])
+def test_a_run_goes_on_without_its_source_with_the_targets_that_it_began_with(train, supervised_run, tmp_path, domains):
+    source = Path(shutil.copytree(supervised_run, tmp_path / "source"))
     settings = (SUPERVISED, f"injection.experts_from={source}", "phase=joint", "optim.schedule=constant")
-    half = train(*settings, "data.domains=[words,code]", "trainer.max_steps=3", run="half")
+    half = train(*settings, f"data.domains={domains}", "trainer.max_steps=2", run="half")
     assert half.code == 0, half.text
     shutil.rmtree(source)
-    done = train(f"resume={half.run}", "trainer.max_steps=6", settings=False)
+    done = train(f"resume={half.run}", "trainer.max_steps=3", settings=False)
     assert done.code == 0, done.text
     assert taught(half.run) == (RouterTarget.domain, ["code", "math", "words"])
+
+
+def test_a_run_that_teaches_clusters_to_the_experts_of_another_goes_on(train, finished_run):
+    settings = (f"injection.experts_from={finished_run}", "moe.router_target=cluster", "phase=joint")
+    half = train(*settings, "trainer.max_steps=2", "optim.schedule=constant")
+    assert half.code == 0, half.text
+    done = train(f"resume={half.run}", "trainer.max_steps=3", settings=False)
+    assert done.code == 0, done.text
+    assert taught(half.run) == (RouterTarget.cluster, ["cluster0", "cluster1", "cluster2", "cluster3"])
+
+
+def test_a_run_that_has_grown_by_one_new_domain_goes_on(train, supervised_run, tmp_path):
+    write_rows(tmp_path / "new", rows=6, first=50)
+    (tmp_path / "new" / "code.jsonl").rename(tmp_path / "new" / "law.jsonl")
+    rows = (f"data.path={tmp_path / 'new'}", f"data.val_path={tmp_path / 'new'}", "data.domains=[law]")
+    more = ("injection.num_experts=5", "phase=grow", "trainer.max_steps=2", "optim.schedule=constant")
+    half = train(SUPERVISED, f"injection.experts_from={supervised_run}", *more, *rows)
+    assert half.code == 0, half.text
+    done = train(f"resume={half.run}", "trainer.max_steps=3", settings=False)
+    assert done.code == 0, done.text
+    assert taught(half.run) == (RouterTarget.domain, ["code", "math", "words", "law"])
 
 
 def test_routers_of_another_kind_do_not_go_on_with_a_run(train, supervised_run, finished_run):
