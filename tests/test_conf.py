@@ -1,6 +1,7 @@
 """Every file in conf/ and sweeps/ composes, validates and builds; none is forgotten."""
 
 import re
+import shlex
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -317,3 +318,21 @@ def test_a_study_of_ones_own_rows_needs_them_alone(micro, restored):
     configs, arms = compose_arms(study, given, [])
     assert {config.data.judge_fraction for config in configs.values()} == {0.2}
     assert all("data.split_seed=0" in arm.settings for arm in arms.values())
+
+
+def methods() -> list[str]:
+    """The settings of docs/CHOOSING.md, but for those that need adapters of the reader's."""
+    section = (ROOT / "docs" / "CHOOSING.md").read_text(encoding="utf-8").partition("## What papers describe")[2]
+    quoted = re.findall(r"`([^`]+)`", section.partition("\n## ")[0])
+    return [text for text in dict.fromkeys(quoted) if "=" in text and "DIR" not in text and not text.endswith("=")]
+
+
+@pytest.mark.parametrize("settings", methods())
+def test_the_settings_that_stand_for_a_method_compose_as_they_stand(settings, restored):
+    config = compose("train", RunConfig, shlex.split(settings))
+    validate(config)
+    assert phase_warnings(config) == [] or "attn_lora" in settings
+
+
+def test_methods_are_found():
+    assert len(methods()) > 10
