@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from lmoe.cli.main import app
 from lmoe.cli.overrides import read_command
 from lmoe.config.run import RunConfig
 from tests.micro import saved_config
@@ -226,3 +228,12 @@ def test_arguments_that_were_made_ready_once_stay_as_they_are(tmp_path):
         "job",
     ]
     assert read_command(ready, "train", RunConfig).arguments == ready
+
+
+def test_the_help_begins_with_what_to_type(restored):
+    done = CliRunner().invoke(app, ["train", "--help"])
+    first, *lines = done.output.splitlines()
+    assert done.exit_code == 0 and "lmoe train key=value" in first
+    examples = [line.split()[2:] for line in lines if line.startswith("  lmoe train ")]
+    assert len(examples) >= 3 and all("=" in setting for example in examples for setting in example)
+    assert "moe: noisy_top_k, oracle" in done.output and "hydra_run" not in done.output
