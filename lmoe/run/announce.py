@@ -10,12 +10,14 @@ from transformers.utils import is_flash_attn_2_available
 from transformers.utils import logging as transformers_logging
 
 from lmoe.backbones.attention import FLASH, attention_for_packed_rows, attention_of
+from lmoe.config.trainer import TrainerConfig
 from lmoe.data.pack import PackedRows, packing_supported_by_attention
 from lmoe.injection.record import injected
 from lmoe.injection.roles import role_table
 from lmoe.report.say import say
 from lmoe.report.wording import counted
 from lmoe.rules.experts_from import named_adapters, source_run
+from lmoe.run import machine
 from lmoe.run.learnt import Learnt
 from lmoe.run.parts import Parts, data_notes
 from lmoe.vocabulary import Accelerator
@@ -47,6 +49,7 @@ def describe_plan(parts: Parts, console: Console) -> None:
         *lines,
         *(note for phase in parts.row_sets() for note in data_notes(phase.prepared)),
         *packing_lines(parts),
+        *precision_lines(parts.config.trainer),
         *parts.target_lines,
         *(f"warning: {warning}" for warning in parts.warnings),
     ]:
@@ -84,6 +87,17 @@ def packing_lines(parts: Parts) -> list[str]:
             f"backbone.attn_implementation={better} needs none"
         )
     return lines
+
+
+def precision_lines(trainer: TrainerConfig) -> list[str]:
+    """Another precision, where the processor computes in bfloat16 without instructions for it."""
+    if trainer.accelerator is not Accelerator.cpu or not trainer.precision.startswith("bf16"):
+        return []
+    if machine.bfloat16_flags() != []:
+        return []
+    return [
+        f"trainer.precision={trainer.precision}: this processor has no instructions for bfloat16; 32-true is faster"
+    ]
 
 
 def attention_of_packed_rows(parts: Parts) -> str | None:

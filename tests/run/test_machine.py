@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from lmoe.config.trainer import TrainerConfig
+from lmoe.run import announce
 from lmoe.run.machine import Memory, disk, memory
+from lmoe.vocabulary import Accelerator
 
 GIB = 1024**3
 OLD = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -59,3 +62,18 @@ def test_the_disk_of_a_folder_that_is_not_there_is_that_of_its_nearest_parent(tm
     assert disk(tmp_path / "not" / "yet").writable
     (tmp_path / "file").write_text("")
     assert not disk(tmp_path / "file" / "below").writable
+
+
+@pytest.mark.parametrize(
+    ("flags", "precision", "told"),
+    [
+        ([], "bf16-mixed", True),
+        ([], "32-true", False),
+        (["avx512_bf16"], "bf16-mixed", False),
+        (None, "bf16-mixed", False),
+    ],
+)
+def test_bfloat16_on_a_processor_without_instructions_for_it_is_told(monkeypatch, flags, precision, told):
+    monkeypatch.setattr(announce.machine, "bfloat16_flags", lambda: flags)
+    lines = announce.precision_lines(TrainerConfig(accelerator=Accelerator.cpu, precision=precision))
+    assert [line.endswith("32-true is faster") for line in lines] == [True] * told
