@@ -19,6 +19,10 @@ from lmoe.files.small_file import ordinary_size
 from lmoe.ops.labels import IGNORE
 
 Encode = Callable[[str], list[int]]
+CHATS = "chats"
+"""What the chats are called beside the domains."""
+BORDERS = ("\n\n", "\n", " ")
+"""Where a text may be parted, the best first: paragraphs, lines, words."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -36,30 +40,58 @@ class DomainText:
     held_out: str
 
 
-def read_corpus(path: str, held_out_share: float, held_out_min_bytes: int) -> list[DomainText]:
-    """Every <domain>.txt(.gz) of a folder, its tail kept out at a paragraph border.
+def read_corpus(
+    path: str, held_out_share: float, held_out_min_bytes: int, *, with_chats: bool = False
+) -> list[DomainText]:
+    """Every <domain>.txt(.gz) of a folder, its tail kept out from a border of paragraphs, lines or words on. Hidden
+    files do not count.
+
+    Args:
+        with_chats: whether the domain CHATS is taken.
 
     Raises:
-        DataError: no such folder, or no text files in it.
+        DataError: no such folder, no text files in it, or two of one domain.
     """
-    files = sorted(f for f in Path(path).expanduser().glob("*") if f.name.endswith((".txt", ".txt.gz")))
+    files = sorted(
+        f
+        for f in Path(path).expanduser().glob("*")
+        if f.name.endswith((".txt", ".txt.gz")) and not f.name.startswith(".")
+    )
     if not files:
         raise DataError(f"corpus.path={path}: no <domain>.txt or <domain>.txt.gz file in this folder")
+    taken = {CHATS: "corpus.chats_path"} if with_chats else {}
+    for file in files:
+        domain = _domain(file)
+        if domain in taken:
+            raise DataError(f"{file}: {taken[domain]} gives the domain {domain!r} too; rename the file")
+        taken[domain] = file.name
     return [_split(file, held_out_share, held_out_min_bytes) for file in files]
+
+
+def _domain(file: Path) -> str:
+    return file.name.split(".")[0]
 
 
 def _split(file: Path, share: float, min_bytes: int) -> DomainText:
     try:
         ordinary_size(file)
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
-        text = raw.decode("utf-8")
+        text = raw.decode("utf-8").replace("\r\n", "\n")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{file}: cannot be read: {error}; it must hold UTF-8 text") from None
     tail = max(int(len(text) * share), min_bytes)
     if tail >= len(text) // 2:
         raise DataError(f"{file}: {len(text)} characters are too few to keep {tail} out")
-    border = text.rfind("\n\n", 0, len(text) - tail) + 2
-    return DomainText(name=file.name.split(".")[0], train=text[:border], held_out=text[border:])
+    border = _border(text, len(text) - tail, tail)
+    return DomainText(name=_domain(file), train=text[:border], held_out=text[border:])
+
+
+def _border(text: str, last: int, within: int) -> int:
+    """The last place at which a text may be parted, from `last - within` to `last`; `last` where there is none."""
+    for mark in BORDERS:
+        if (found := text.rfind(mark, last - within, last)) >= 0:
+            return found + len(mark)
+    return last
 
 
 def read_chats(path: str, exclude: str | None) -> list[Row]:

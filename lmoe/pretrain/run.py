@@ -18,7 +18,7 @@ from lmoe.errors import CheckpointError
 from lmoe.files.run_folder import METRICS_FILE
 from lmoe.pretrain.bpe import END_OF_TEXT, PAD, TURN_END, train_bpe
 from lmoe.pretrain.card import card_text, chat_losses, held_out_figures, write_card
-from lmoe.pretrain.corpus import DomainText, Windows, chats_within, encode_stream, read_chats, read_corpus
+from lmoe.pretrain.corpus import CHATS, DomainText, Windows, chats_within, encode_stream, read_chats, read_corpus
 from lmoe.pretrain.module import PretrainModule
 from lmoe.pretrain.progress import PretrainProgress
 from lmoe.report.curves import read_metrics
@@ -72,7 +72,8 @@ def pretrain(
         check_records(run_dir)
     folder, run_id = run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
-    texts = read_corpus(str(corpus.path), corpus.held_out_share, corpus.held_out_min_bytes)
+    with_chats = bool(corpus.chats_path)
+    texts = read_corpus(str(corpus.path), corpus.held_out_share, corpus.held_out_min_bytes, with_chats=with_chats)
     tokenizer = tokenizer_of(run_dir, texts, config)
     windows, counts = training_windows(texts, tokenizer, config)
     held_out = held_out_windows(texts, tokenizer, corpus.sequence_length)
@@ -150,7 +151,7 @@ def training_windows(
         text_tokens = sum(len(s) for s in streams.values())
         share = config.corpus.chats_share
         rows = read_chats(config.corpus.chats_path, config.corpus.chats_exclude)
-        streams["chats"] = chats_within(rows, render, tokenizer.encode, int(text_tokens * share / (1 - share)))
+        streams[CHATS] = chats_within(rows, render, tokenizer.encode, int(text_tokens * share / (1 - share)))
     counts = {name: len(stream) for name, stream in streams.items()}
     return Windows(streams, config.corpus.sequence_length, keep_tail=False), counts
 

@@ -131,6 +131,14 @@ def test_a_folder_without_text_is_told(pretrain, tmp_path):
     assert "no <domain>.txt" in text
 
 
+def test_a_text_called_as_the_chats_are_is_told(pretrain, corpus, micro, tmp_path):
+    shutil.copytree(corpus, tmp_path / "texts")
+    (tmp_path / "texts" / "letters.txt").rename(tmp_path / "texts" / "chats.txt")
+    code, text = pretrain(f"corpus.path={tmp_path / 'texts'}", f"corpus.chats_path={micro.train}", run="run")
+    assert code == 1
+    assert "corpus.chats_path gives the domain 'chats' too" in text
+
+
 def test_a_missing_corpus_path_is_told(restored, capsys):
     from lmoe.cli.pretrain import main
 
