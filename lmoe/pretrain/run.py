@@ -15,6 +15,7 @@ from lmoe.config.trainer import max_seconds
 from lmoe.data.order import ResumableLoader, SeededBatches
 from lmoe.data.rows.row import Row
 from lmoe.errors import CheckpointError
+from lmoe.files.places import expanded
 from lmoe.files.run_folder import METRICS_FILE
 from lmoe.pretrain.bpe import END_OF_TEXT, PAD, TURN_END, train_bpe
 from lmoe.pretrain.card import card_text, chat_losses, held_out_figures, write_card
@@ -194,7 +195,7 @@ def write_base(
     command: str,
 ) -> Path:
     """bfloat16 safetensors, tokenizer, loss curve and card; the figures are those of the rounded weights."""
-    folder = Path(config.output) if config.output else run_dir / BASE
+    folder = expanded(config.output) if config.output else run_dir / BASE
     model.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
     model.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):

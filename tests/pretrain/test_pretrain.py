@@ -98,11 +98,13 @@ def test_an_interrupted_pretraining_goes_on_bit_for_bit(pretrain, tmp_path, monk
     assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
 
 
-def test_a_base_can_be_fine_tuned(pretrain, train, tmp_path):
-    code, said = pretrain("model.max_position_embeddings=128", run="run")
+def test_a_base_in_the_home_folder_can_be_fine_tuned(pretrain, train, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        code, said = pretrain("model.max_position_embeddings=128", "output='~/elsewhere'", run="run")
     assert code == 0, said
-    moved = shutil.copytree(tmp_path / "run" / "base", tmp_path / "elsewhere")
-    done = train(f"backbone.model_name={moved}", "trainer.max_steps=1", "phase=joint", run="tuned")
+    base = tmp_path / "elsewhere"
+    done = train(f"backbone.model_name={base}", "trainer.max_steps=1", "phase=joint", run="tuned")
     assert done.code == 0, done.text
 
 
