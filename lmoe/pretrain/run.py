@@ -32,7 +32,7 @@ from lmoe.run.claim import store_id, stored_id
 from lmoe.run.devices import check_devices
 from lmoe.run.loggers import build_loggers, check_logger, wandb_run_id
 from lmoe.run.past_records import check_records
-from lmoe.run.provenance import provenance
+from lmoe.run.provenance import check_unchanged, provenance
 from lmoe.run.records import write_records
 from lmoe.run.run_end import logged_to_the_end, run_end
 from lmoe.run.trainer import build_trainer
@@ -76,8 +76,13 @@ def pretrain(
     with_chats = bool(corpus.chats_path)
     texts = read_corpus(str(corpus.path), corpus.held_out_share, corpus.held_out_min_bytes, with_chats=with_chats)
     tokenizer = tokenizer_of(run_dir, texts, config)
-    windows, counts = training_windows(texts, tokenizer, config)
+    chats, hashes = read_chats(corpus.chats_path, corpus.chats_exclude) if corpus.chats_path else ([], {})
+    windows, counts = training_windows(texts, chats, tokenizer, config)
     held_out = held_out_windows(texts, tokenizer, corpus.sequence_length)
+    hashes |= {text.file: text.digest for text in texts}
+    rows = windows.digests() + held_out.digests()
+    if found is not None:
+        check_unchanged(run_dir, hashes, rows, {})
     say(console, f"corpus: {sum(counts.values()):,} tokens in {len(counts)} parts, {len(held_out)} windows held out")
     model = base_model(config, tokenizer)
     val_loader = DataLoader(held_out, batch_size=16, generator=torch.Generator())
@@ -86,7 +91,7 @@ def pretrain(
     if found is not None:
         set_aside(folder, found)
     run_id = store_id(run_dir, run_id or (None if found is None else found.run_id))
-    record = provenance(seed=config.seed, overrides=overrides, verb="pretrain", data={}, rows=[], backbone={})
+    record = provenance(seed=config.seed, overrides=overrides, verb="pretrain", data=hashes, rows=rows, backbone={})
     write_records(config, run_dir, record)
     loggers = build_loggers(config, run_dir, found, lambda line: say(console, line))
     batches = SeededBatches(len(windows), corpus.batch_size, loop.max_steps * loop.accumulate_grad_batches, config.seed)
@@ -140,9 +145,13 @@ def tokenizer_of(run_dir: Path, texts: list[DomainText], config: PretrainConfig)
 
 
 def training_windows(
-    texts: list[DomainText], tokenizer: PreTrainedTokenizerBase, config: PretrainConfig
+    texts: list[DomainText], chats: list[Row], tokenizer: PreTrainedTokenizerBase, config: PretrainConfig
 ) -> tuple[Windows, dict[str, int]]:
-    """Windows of every domain and of the chats, and the number of tokens of each."""
+    """Windows of every domain and of the chats, and the number of tokens of each.
+
+    Args:
+        chats: in the order in which they are taken, as far as corpus.chats_share goes.
+    """
     streams = {t.name: encode_stream([END_OF_TEXT, t.train], tokenizer.encode) for t in texts}
     if config.corpus.chats_path:
 
@@ -151,8 +160,7 @@ def training_windows(
 
         text_tokens = sum(len(s) for s in streams.values())
         share = config.corpus.chats_share
-        rows = read_chats(config.corpus.chats_path, config.corpus.chats_exclude)
-        streams[CHATS] = chats_within(rows, render, tokenizer.encode, int(text_tokens * share / (1 - share)))
+        streams[CHATS] = chats_within(chats, render, tokenizer.encode, int(text_tokens * share / (1 - share)))
     counts = {name: len(stream) for name, stream in streams.items()}
     return Windows(streams, config.corpus.sequence_length, keep_tail=False), counts
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lmoe.errors import TrainingError
+from lmoe.errors import ConfigError, TrainingError
 from lmoe.pretrain.progress import PretrainProgress
+from lmoe.run.provenance import add_provenance, check_unchanged
 from tests.metric_names import rows
 from tests.micro import WORDS
 
@@ -96,6 +97,30 @@ def test_an_interrupted_pretraining_goes_on_bit_for_bit(pretrain, tmp_path, monk
     whole, broken = (tmp_path / run / "base" / "model.safetensors" for run in ("whole", "broken"))
     assert broken.read_bytes() == whole.read_bytes()
     assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
+
+
+def test_text_and_chats_that_changed_since_the_start_are_refused(pretrain, corpus, micro, tmp_path):
+    texts, chats = shutil.copytree(corpus, tmp_path / "texts"), shutil.copytree(micro.train, tmp_path / "chats")
+    given = (f"corpus.path={texts}", f"corpus.chats_path={chats}", "corpus.chats_share=0.9", "trainer.max_steps=1")
+    code, said = pretrain(*given, run="run")
+    assert code == 0, said
+    for file in (texts / "letters.txt", chats / "code.jsonl"):
+        content = file.read_bytes()
+        file.write_bytes(content[: content.rstrip().rfind(b"\n") + 1])
+        code, said = pretrain(f"resume={tmp_path / 'run'}")
+        file.write_bytes(content)
+        assert code == 1
+        assert f"{file} has changed since the run was started" in said
+
+
+def test_a_pretraining_that_has_recorded_no_text_goes_on(tmp_path):
+    """As those of earlier versions."""
+    add_provenance(tmp_path, {"data": {}, "rows": [], "backbone": {}})
+    check_unchanged(tmp_path, {"en.txt": "1"}, ["en 2"], {})
+    add_provenance(tmp_path, {"data": {"en.txt": "1"}, "rows": ["en 2"], "backbone": {}})
+    check_unchanged(tmp_path, {"en.txt": "1"}, ["en 2"], {})
+    with pytest.raises(ConfigError, match="en.txt has changed since the run was started: it would not be the same run"):
+        check_unchanged(tmp_path, {"en.txt": "3"}, ["en 4"], {})
 
 
 def test_a_base_in_the_home_folder_can_be_fine_tuned(pretrain, train, tmp_path, monkeypatch):
