@@ -130,6 +130,8 @@ def _explained(flags: SpeakerFlags, asked: ExplainFlags, console: "Console") -> 
 
 def _texts(speaker: "Speaker", flags: SpeakerFlags, asked: ExplainFlags) -> "list[TextTokens]":
     """What is explained."""
+    from lmoe.adapter.place import adapter_folder, run_folder
+    from lmoe.adapter.run_data import run_data
     from lmoe.data.rows.sources import read_rows
     from lmoe.explain.of_run import validation_texts
     from lmoe.explain.texts import of_rows, prompted
@@ -149,10 +151,13 @@ def _texts(speaker: "Speaker", flags: SpeakerFlags, asked: ExplainFlags) -> "lis
             )
         return [text]
     if asked.rows is not None:
-        rows = [row for row in read_rows(asked.rows) if flags.domain in (None, row.domain)]
+        run = None if flags.checkpoint is None else run_folder(adapter_folder(speaker.folders["checkpoint"]))
+        own, _ = run_data(run)
+        every = read_rows(asked.rows, columns=own.columns_of(asked.rows))
+        rows = [row for row in every if flags.domain in (None, row.domain)]
         if not rows:
             raise ConfigError(f"--rows {asked.rows}: no row is of the domain {flags.domain!r}")
-        return list(of_rows(speaker.tokenizer, rows[:limit], most=asked.max_tokens))
+        return list(of_rows(speaker.tokenizer, rows[:limit], most=asked.max_tokens, data=own))
     assert flags.checkpoint is not None
     texts, _ = validation_texts(
         speaker.folders["checkpoint"],

@@ -53,6 +53,18 @@ def test_rows_of_a_file_are_explained(restored, finished_run: Path, micro) -> No
     assert len(json.loads(Path("page.json").read_text())["texts"]) == 2
 
 
+def test_rows_of_a_file_call_our_keys_as_the_rows_of_the_run_do(restored, own_run: Path, tmp_path: Path) -> None:
+    config, rows = own_run / "config.yaml", tmp_path / "rows.jsonl"
+    text = config.read_text()
+    assert text.count("columns: {}") == 1
+    config.write_text(text.replace("columns: {}", "columns: {prompt: question, response: reply}"))
+    rows.write_text('{"question": "say red", "reply": "red"}\n')
+    asked = ("--rows", rows, "--profile-rows", "0", "--output", "page.html")
+    done = explain("--checkpoint", own_run, *asked)
+    assert done.exit_code == 0, done.output
+    assert "say red" in "".join(json.loads(Path("page.json").read_text())["texts"][0]["tokens"])
+
+
 def test_a_base_alone_has_log_probabilities(restored, micro) -> None:
     done = explain("--model", micro.model, "--prompt", "red", "--max-new-tokens", "0", "--output", "page.html")
     assert done.exit_code == 0, done.output
