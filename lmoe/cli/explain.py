@@ -179,6 +179,7 @@ def _with_profiles(
     from lmoe.errors import DataError, LmoeError
     from lmoe.explain.of_run import LONGEST_ROW, known_losses, validation_texts
     from lmoe.injection.record import injected
+    from lmoe.report.say import say
 
     rows = 4 if asked.profile_rows is None else asked.profile_rows
     if flags.checkpoint is None or not rows:
@@ -201,7 +202,7 @@ def _with_profiles(
     known = known_losses(place)
     tokens = sum(map(len, texts))
     passes = 1 if known is not None else 1 + len(explainer.subject.experts)
-    console.print(f"experts on validation rows: {len(texts)} rows, {tokens * passes:,} tokens through the model")
+    say(console, f"experts on validation rows: {len(texts)} rows, {tokens * passes:,} tokens through the model")
     with TokensProgress(console, tokens * passes) as progress:
         return explainer.with_profiles(found, texts, rows=named, known=known, progress=progress.went)
 
@@ -209,12 +210,13 @@ def _with_profiles(
 def _with_progress(explainer: "Explainer", texts: "list[TextTokens]", console: "Console") -> "Explanation":
     """An explanation; what it costs is said before."""
     from lmoe.cli.tokens_progress import TokensProgress
+    from lmoe.report.say import say
 
     work = explainer.work(texts)
     for text in texts:
         if text.cut:
-            console.print(f"{text.name}: cut, {text.cut:,} tokens behind --max-tokens are left out", highlight=False)
-    console.print(f"explaining {work.line}", highlight=False)
+            say(console, f"{text.name}: cut, {text.cut:,} tokens behind --max-tokens are left out")
+    say(console, f"explaining {work.line}")
     with TokensProgress(console, work.total) as progress:
         return explainer.explain(texts, progress.went)
 

@@ -152,12 +152,12 @@ def _tasks(evaluation: Evaluation) -> Table:
             f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
             for value, error in ((row.off, row.off_stderr), (row.on, row.on_stderr))
         )
-        table.add_row(Text(row.task, overflow="fold"), row.metric, off, on)
+        table.add_row(Text(row.task, overflow="fold"), Text(row.metric), off, on)
     return table
 
 
 def _sample(sample: Sample) -> Table:
-    table = Table(title=f"Sample: {sample.domain}", title_justify="left", title_style="bold", show_header=False)
+    table = Table(title=Text(f"Sample: {sample.domain}", "bold"), title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     answers = [("row", sample.reference)]
@@ -179,7 +179,7 @@ def _share(value: float, error: float | None = None) -> str:
 
 
 def _table(title: str, first: str, others: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left", title_style="bold", caption_style="dim")
+    table = Table(title=Text(title, "bold"), title_justify="left", caption_justify="left", caption_style="dim")
     table.add_column(first, overflow="fold")
     for heading in others:
         table.add_column(heading, justify="right", no_wrap=True)

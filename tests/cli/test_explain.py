@@ -1,6 +1,7 @@
 """`lmoe explain`: the page, the JSON and the table of a run, and clear words where flags cannot stand together."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,10 +47,12 @@ def test_validation_rows_of_a_domain_keep_their_answers_and_are_compared_with_an
     assert found["other"]["texts"][0]["mixture"] == text["mixture"] and found["profiles"] is None
 
 
-def test_rows_of_a_file_are_explained(restored, finished_run: Path, micro) -> None:
-    asked = ("--rows", micro.val / "code.jsonl", "--limit", "2", "--profile-rows", "0", "--max-tokens", "16")
+def test_rows_of_a_file_are_explained(restored, finished_run: Path, micro, tmp_path: Path) -> None:
+    rows = shutil.copy(micro.val / "code.jsonl", tmp_path / "[red]code.jsonl")
+    asked = ("--rows", rows, "--limit", "2", "--profile-rows", "0", "--max-tokens", "16")
     done = explain("--checkpoint", finished_run, *asked, "--output", "page.html")
     assert done.exit_code == 0, done.output
+    assert "[red]code.jsonl:1: cut, " in done.stderr
     assert len(json.loads(Path("page.json").read_text())["texts"]) == 2
 
 
