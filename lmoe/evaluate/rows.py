@@ -56,7 +56,7 @@ def evaluation_rows(
     if settings.data == JUDGE:
         named = "the judging rows" + ("" if run is None else f" of {run}")
         rows = prepare_judging(config, tokenizer, seed=seed, bundled=bundled, length_name="`max_length`", kind=kind)
-        return with_experts(rows.first_of_each_domain(settings.limit).dealt_as(own), moe, named), named
+        return with_experts(rows.dealt_as(own).first_of_each_domain(settings.limit), moe, named), named
     if settings.data is not None:
         named = CALLED.get(settings.data, settings.data)
     else:

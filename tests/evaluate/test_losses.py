@@ -211,6 +211,8 @@ def test_a_run_on_false_domains_is_measured_on_those_that_it_had_whatever_the_li
     assert pairs(rows().rows) == pairs(found) != pairs(true)
     assert {*pairs(rows(limit=1).rows)} < {*pairs(found)} and rows(limit=1).rows.domains.bincount().tolist() == [1] * 3
     assert pairs(rows(data=str(micro.val), limit=3).rows) == pairs(true)
+    file.write_text(text.replace("judge_path: null", f"judge_path: {micro.val}"))
+    assert {*pairs(rows(data="judge", limit=1).rows)} < {*pairs(rows(data="judge").rows)}
     assert any("permute_domains" in note for note in row_notes(rows(), 48))
     assert not row_notes(rows(data=str(micro.val)), 48)
 
