@@ -130,6 +130,8 @@ def _explained(flags: SpeakerFlags, asked: ExplainFlags, console: "Console") -> 
 
 def _texts(speaker: "Speaker", flags: SpeakerFlags, asked: ExplainFlags) -> "list[TextTokens]":
     """What is explained."""
+    from lmoe.adapter.place import adapter_folder, run_folder
+    from lmoe.adapter.run_data import run_data
     from lmoe.data.rows.sources import read_rows
     from lmoe.explain.of_run import validation_texts
     from lmoe.explain.texts import of_rows, prompted
@@ -149,10 +151,13 @@ def _texts(speaker: "Speaker", flags: SpeakerFlags, asked: ExplainFlags) -> "lis
             )
         return [text]
     if asked.rows is not None:
-        rows = [row for row in read_rows(asked.rows) if flags.domain in (None, row.domain)]
+        run = None if flags.checkpoint is None else run_folder(adapter_folder(speaker.folders["checkpoint"]))
+        own, _ = run_data(run)
+        every = read_rows(asked.rows, columns=own.columns_of(asked.rows))
+        rows = [row for row in every if flags.domain in (None, row.domain)]
         if not rows:
             raise ConfigError(f"--rows {asked.rows}: no row is of the domain {flags.domain!r}")
-        return list(of_rows(speaker.tokenizer, rows[:limit], most=asked.max_tokens))
+        return list(of_rows(speaker.tokenizer, rows[:limit], most=asked.max_tokens, data=own))
     assert flags.checkpoint is not None
     texts, _ = validation_texts(
         speaker.folders["checkpoint"],
@@ -174,6 +179,7 @@ def _with_profiles(
     from lmoe.errors import DataError, LmoeError
     from lmoe.explain.of_run import LONGEST_ROW, known_losses, validation_texts
     from lmoe.injection.record import injected
+    from lmoe.report.say import say
 
     rows = 4 if asked.profile_rows is None else asked.profile_rows
     if flags.checkpoint is None or not rows:
@@ -196,7 +202,7 @@ def _with_profiles(
     known = known_losses(place)
     tokens = sum(map(len, texts))
     passes = 1 if known is not None else 1 + len(explainer.subject.experts)
-    console.print(f"experts on validation rows: {len(texts)} rows, {tokens * passes:,} tokens through the model")
+    say(console, f"experts on validation rows: {len(texts)} rows, {tokens * passes:,} tokens through the model")
     with TokensProgress(console, tokens * passes) as progress:
         return explainer.with_profiles(found, texts, rows=named, known=known, progress=progress.went)
 
@@ -204,12 +210,13 @@ def _with_profiles(
 def _with_progress(explainer: "Explainer", texts: "list[TextTokens]", console: "Console") -> "Explanation":
     """An explanation; what it costs is said before."""
     from lmoe.cli.tokens_progress import TokensProgress
+    from lmoe.report.say import say
 
     work = explainer.work(texts)
     for text in texts:
         if text.cut:
-            console.print(f"{text.name}: cut, {text.cut:,} tokens behind --max-tokens are left out", highlight=False)
-    console.print(f"explaining {work.line}", highlight=False)
+            say(console, f"{text.name}: cut, {text.cut:,} tokens behind --max-tokens are left out")
+    say(console, f"explaining {work.line}")
     with TokensProgress(console, work.total) as progress:
         return explainer.explain(texts, progress.went)
 

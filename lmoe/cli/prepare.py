@@ -230,6 +230,7 @@ def _report(
     kind: RowKind,
 ) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from lmoe.data.encoded import EncodedRows
     from lmoe.data.pack import packing_line
@@ -237,7 +238,7 @@ def _report(
 
     table = Table("", "training", "validation")
     for row in prepared.report.table():
-        table.add_row(*row)
+        table.add_row(*map(Text, row))
     console.print(table)
     for line in prepared.report.lines():
         say(console, line)

@@ -140,6 +140,16 @@ class EncodedRows(Dataset[EncodedRow]):
         table = torch.tensor(list(new_index), dtype=torch.long)
         return replace(self, domains=table[self.domains])
 
+    def preferred(self) -> EncodedRows:
+        """The same rows where of a pair of answers only prompt and chosen answer are left."""
+        if not bool(self.seconds.any()):
+            return self
+        lengths = torch.where(self.seconds > 0, self.seconds, self.lengths)
+        chosen = replace(self, lengths=lengths, seconds=torch.zeros_like(self.seconds))
+        counts = torch.tensor([int(row.is_label[1:].sum()) for row in chosen], dtype=torch.long)
+        digests = torch.tensor([row_digest(row.input_ids.numpy()) for row in chosen], dtype=torch.long)
+        return replace(chosen, label_counts=counts, digests=digests)
+
     @staticmethod
     def joined(parts: Sequence[EncodedRows]) -> EncodedRows:
         """The rows of all parts behind one another."""

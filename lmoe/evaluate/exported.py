@@ -51,6 +51,8 @@ def evaluate_exported(settings: EvaluateSettings, say: Say) -> Evaluation:
     if kind is RowKind.pairs:
         data = data.preferred()
         notes.append(f"the run has learnt by {lesson.task.name}: the loss is that of the chosen answers of its pairs")
+    if kind is RowKind.labelled and not bool(data.rows.good.all()):
+        notes.append(f"the run has learnt by {lesson.task.name}: the loss is that of its bad answers too")
     say(f"losses of {folder} on {len(data.rows):,} rows: {named}")
     device, precision = str(subject.model.device), precision_of(subject.model)
     measured = [measured_losses(subject, data)]

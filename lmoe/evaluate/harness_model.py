@@ -1,7 +1,6 @@
 """The model as the LM evaluation harness asks it, where a router decides by prompts. Needs lm-eval."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -12,8 +11,9 @@ from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
 from lmoe.objectives.model_inputs import ModelInputs
 
-Request = tuple[Any, list[int], list[int]]
-"""What the harness keeps an answer under, the tokens of a context, and those of its continuation."""
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+"""Context and continuation as text, under which the harness keeps an answer (None: a window of a text), and the tokens
+of each."""
 Likelihood = tuple[float, bool]
 """Log-likelihood of a continuation in nats, and whether greedy decoding would write it."""
 
@@ -21,7 +21,8 @@ Likelihood = tuple[float, bool]
 # pyright: reportAttributeAccessIssue=false
 # The decorator with which lm-eval registers HFLM hides its properties from the type checker.
 class ByPrompt(HFLM):
-    """Tells the model of each request that its context is the prompt, as `lmoe evaluate` does of its rows.
+    """Tells the model of each request that its context is the prompt, as `lmoe evaluate` does of its rows; what has no
+    context, and each window of a text whose perplexity is measured, is a plain text.
 
     The harness itself gives context and continuation as one text, padded without a mask.
     """
@@ -33,7 +34,7 @@ class ByPrompt(HFLM):
         size, found = int(self.batch_size), {}
         for first in range(0, len(order), size):
             chosen = order[first : first + size]
-            scores = self._likelihoods([(requests[i][1], requests[i][2]) for i in chosen])
+            scores = self._likelihoods([requests[i] for i in chosen])
             for i, score in zip(chosen, scores, strict=True):
                 found[i] = score
                 if requests[i][0] is not None:
@@ -41,20 +42,23 @@ class ByPrompt(HFLM):
         return [found[i] for i in range(len(requests))]
 
     @torch.no_grad()
-    def _likelihoods(self, requests: Sequence[tuple[list[int], list[int]]]) -> list[Likelihood]:
+    def _likelihoods(self, requests: Sequence[Request]) -> list[Likelihood]:
         """The inputs of one batch; what does not fit in the context is cut on the left."""
         rows, starts = [], []
-        for context, continuation in requests:
-            ids = torch.tensor((context + continuation)[-(self.max_length + 1) : -1], dtype=torch.int32)
-            starts.append(len(ids) + 1 - len(continuation))
-            rows.append(EncodedRow(ids, torch.arange(len(ids)) >= starts[-1], 0))
+        for texts, context, continuation in requests:
+            tokens = (context + continuation)[-(self.max_length + 1) :]
+            starts.append(len(tokens) - len(continuation))
+            # NOTE nothing is predicted from the last token, but it counts for how much of a text is its opening
+            ids = torch.tensor(tokens[: self.max_length], dtype=torch.int32)
+            is_text = texts is None or not texts[0]
+            rows.append(EncodedRow(ids, torch.arange(len(ids)) >= (0 if is_text else starts[-1]), 0))
         pad = int(self.tokenizer.pad_token_id or 0)  # type: ignore[arg-type]
         batch = Collate(pad_token_id=pad, max_length=self.max_length, packed=False)(rows)
         batch = {name: tensor.to(self.device) for name, tensor in batch.items()}
         with batch_info(injected(self.model), batch, [""]):
             logits = self.model(**ModelInputs(self.model)(batch)).logits
         scores = []
-        for number, ((_, continuation), start) in enumerate(zip(requests, starts, strict=True)):
+        for number, ((_, _, continuation), start) in enumerate(zip(requests, starts, strict=True)):
             chosen = torch.tensor(continuation, device=logits.device).unsqueeze(-1)
             told = logits[number, start - 1 : start - 1 + len(continuation)].float().log_softmax(-1)
             is_greedy = torch.equal(told.argmax(-1, keepdim=True), chosen)

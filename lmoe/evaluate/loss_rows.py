@@ -50,10 +50,8 @@ class EvaluationRows:
         return replace(self, rows=dealt_anew(self.rows), permuted=True) if config.permute_domains else self
 
     def preferred(self) -> EvaluationRows:
-        """The same rows where of a pair of answers only the chosen one is left."""
-        if not bool(self.rows.seconds.any()):
-            return self
-        return replace(self, rows=EncodedRows.of(row.pair()[0] if row.second else row for row in self.rows))
+        """The same rows, from the same lines of their files, where of a pair of answers only the chosen one is left."""
+        return replace(self, rows=self.rows.preferred())
 
     @staticmethod
     def joined(parts: Sequence[EvaluationRows]) -> EvaluationRows:

@@ -6,16 +6,12 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from lmoe.evaluate.loss_rows import EvaluationRows
-from lmoe.evaluate.results import DomainLosses
+from lmoe.evaluate.results import ALL_TOKENS, MEAN, DomainLosses
 from lmoe.evaluate.subject import Subject
 from lmoe.injection.tracing import adapters_off
 from lmoe.layers.routing import Routing
 from lmoe.metrics.language import DomainLoss
 from lmoe.training.measure import measured
-
-ALL_TOKENS, MEAN = "(all tokens)", "(domain mean)"
-"""In brackets: a domain may be called anything else."""
-
 
 SeenRouting = Callable[[dict[str, Routing], dict[str, Tensor]], None]
 """Gets the routing of each batch, and the batch."""

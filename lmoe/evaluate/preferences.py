@@ -12,8 +12,8 @@ from torch import Tensor
 
 from lmoe.evaluate.choices import Accuracy
 from lmoe.evaluate.loss_rows import EvaluationRows
-from lmoe.evaluate.losses import MEAN, SeenRouting
-from lmoe.evaluate.results import PreferenceFigures
+from lmoe.evaluate.losses import SeenRouting
+from lmoe.evaluate.results import ALL_ANSWERS, ALL_PAIRS, MEAN, PreferenceFigures
 from lmoe.evaluate.subject import Subject
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
@@ -52,7 +52,8 @@ def preference_figures(
     there = {name: _of(figures, chosen) for name, chosen in of_domain.items() if bool(chosen.any())}
     everything = torch.ones(len(data.rows), dtype=torch.bool)
     found = [(name, int(of_domain[name].sum()), values) for name, values in there.items()]
-    found.append((f"(all {subject.objective.unit}s)", len(data.rows), _of(figures, everything)))
+    everyone = ALL_PAIRS if isinstance(subject.objective, PairObjective) else ALL_ANSWERS
+    found.append((everyone, len(data.rows), _of(figures, everything)))
     if len(there) > 1:
         found.append((MEAN, len(data.rows), _mean(list(there.values()))))
     names = {spec.name for spec in fields(PreferenceFigures)}

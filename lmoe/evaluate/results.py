@@ -15,6 +15,9 @@ from lmoe.report.targets import TargetReport
 JSON_FILE = "evaluation.json"
 TABLES = ("losses", "preferences", "target_choices", "choices", "samples", "tasks", "exported")
 """Parts of an evaluation that become a CSV file and a W&B table of that name."""
+ALL_TOKENS, ALL_PAIRS, ALL_ANSWERS, MEAN = "(all tokens)", "(all pairs)", "(all answers)", "(domain mean)"
+SUMS = (ALL_TOKENS, ALL_PAIRS, ALL_ANSWERS, MEAN)
+"""What the sums over domains are called in place of a domain; a domain may be called anything else."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -22,7 +25,7 @@ class DomainLosses:
     """Loss in nats per label token, and perplexity = exp(loss)."""
 
     domain: str
-    """A domain, or one of the two sums over domains, which are in brackets."""
+    """A domain, or one of SUMS."""
     label_tokens: int
     """Tokens that the loss is taken on."""
     off_loss: float
@@ -45,7 +48,7 @@ class PreferenceFigures:
     lesson: str
     """The objective, and where several of the run have the same its phases."""
     domain: str
-    """A domain, or one of the two sums over domains, which are in brackets."""
+    """A domain, or one of SUMS."""
     pairs: int
     """Number of pairs; kto: of answers."""
     off_loss: float
@@ -174,7 +177,7 @@ class ExportedLosses:
     """Loss of an exported model in nats per label token, beside that of the run that it is of."""
 
     domain: str
-    """A domain, or one of the two sums over domains, which are in brackets."""
+    """A domain, or one of SUMS."""
     label_tokens: int
     """Tokens that the loss is taken on."""
     loss: float

@@ -56,7 +56,7 @@ def evaluation_rows(
     if settings.data == JUDGE:
         named = "the judging rows" + ("" if run is None else f" of {run}")
         rows = prepare_judging(config, tokenizer, seed=seed, bundled=bundled, length_name="`max_length`", kind=kind)
-        return with_experts(rows.first_of_each_domain(settings.limit).dealt_as(own), moe, named), named
+        return with_experts(rows.dealt_as(own).first_of_each_domain(settings.limit), moe, named), named
     if settings.data is not None:
         named = CALLED.get(settings.data, settings.data)
     else:
@@ -84,14 +84,22 @@ def rows_config(settings: EvaluateSettings, own: DataConfig) -> DataConfig:
     Args:
         own: section of the run.
     """
-    if settings.data in (None, JUDGE):
-        return own
+    return own if settings.data in (None, JUDGE) else named_rows(settings.data, own)
+
+
+def named_rows(path: str, own: DataConfig) -> DataConfig:
+    """The section `data` for rows that the user names: all of them, read as the run reads its own.
+
+    Args:
+        path: as data.path.
+        own: section of the run.
+    """
     return replace(
         own,
-        path=settings.data,
+        path=path,
         sources={},
-        columns=own.columns_of(settings.data),
-        val_path=settings.data,
+        columns=own.columns_of(path),
+        val_path=path,
         domains=None,
         permute_domains=False,
         val_rows_per_domain=0,

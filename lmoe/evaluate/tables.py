@@ -1,14 +1,16 @@
 """Tables of an evaluation for the terminal; 80 columns for a task or domain of usual length."""
 
 from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lmoe.evaluate.results import Evaluation, PreferenceFigures, Sample
+from lmoe.evaluate.results import SUMS, DomainLosses, Evaluation, PreferenceFigures, Sample
 from lmoe.report.table import target_table
 
+OfDomain = TypeVar("OfDomain", DomainLosses, PreferenceFigures)
 SHOWN = 400
 """Characters of a prompt or answer that the terminal shows; the files have all of it."""
 
@@ -42,9 +44,7 @@ def _losses(evaluation: Evaluation) -> Table:
         "domain",
         ("tokens", "loss off", "on", "change", "perpl. off", "on"),
     )
-    for i, row in enumerate(evaluation.losses):
-        if row.domain.startswith("(") and not evaluation.losses[i - 1].domain.startswith("("):
-            table.add_section()
+    for row in _with_section(table, evaluation.losses):
         change = row.on_loss - row.off_loss
         table.add_row(
             Text(row.domain, overflow="fold"),
@@ -99,10 +99,10 @@ def _accuracies(lesson: str, rows: Sequence[PreferenceFigures]) -> Table:
     return table
 
 
-def _with_section(table: Table, rows: Sequence[PreferenceFigures]) -> Iterator[PreferenceFigures]:
+def _with_section(table: Table, rows: Sequence[OfDomain]) -> Iterator[OfDomain]:
     """The rows, with a line in the table before the sums over domains."""
     for before, row in zip([None, *rows], rows, strict=False):
-        if before is not None and row.domain.startswith("(") and not before.domain.startswith("("):
+        if before is not None and row.domain in SUMS and before.domain not in SUMS:
             table.add_section()
         yield row
 
@@ -152,12 +152,12 @@ def _tasks(evaluation: Evaluation) -> Table:
             f"{value:.4f}" + ("" if error is None else f" ± {error:.4f}")
             for value, error in ((row.off, row.off_stderr), (row.on, row.on_stderr))
         )
-        table.add_row(Text(row.task, overflow="fold"), row.metric, off, on)
+        table.add_row(Text(row.task, overflow="fold"), Text(row.metric), off, on)
     return table
 
 
 def _sample(sample: Sample) -> Table:
-    table = Table(title=f"Sample: {sample.domain}", title_justify="left", title_style="bold", show_header=False)
+    table = Table(title=Text(f"Sample: {sample.domain}", "bold"), title_justify="left", show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
     answers = [("row", sample.reference)]
@@ -179,7 +179,7 @@ def _share(value: float, error: float | None = None) -> str:
 
 
 def _table(title: str, first: str, others: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", caption_justify="left", title_style="bold", caption_style="dim")
+    table = Table(title=Text(title, "bold"), title_justify="left", caption_justify="left", caption_style="dim")
     table.add_column(first, overflow="fold")
     for heading in others:
         table.add_column(heading, justify="right", no_wrap=True)

@@ -9,10 +9,9 @@ from lmoe.adapter.place import adapter_folder, run_folder
 from lmoe.adapter.run_data import run_data, run_lessons
 from lmoe.backbones.load import context_length
 from lmoe.config.backbone import BackboneConfig
-from lmoe.config.data import DataConfig
 from lmoe.evaluate.lessons import loss_lesson, rows_of
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_evaluation
-from lmoe.evaluate.rows import BUNDLED_ROWS
+from lmoe.evaluate.rows import BUNDLED_ROWS, named_rows
 from lmoe.evaluate.run_template import run_template
 from lmoe.evaluate.subject import Subject
 from lmoe.files.resources import resource_dir
@@ -30,7 +29,8 @@ def validation_rows(
     *,
     trust_remote_code: bool = False,
 ) -> EvaluationRows:
-    """All rows of a JSONL file, a folder of them or a hub data set; of what ships with lmoe its validation rows.
+    """All rows of a JSONL file, a folder of them or a hub data set, read as the run reads its own; of what ships with
+    lmoe its validation rows.
 
     Args:
         path: None: those that the run validated on (of pairs the chosen answers), or of an adapter on its own the
@@ -43,15 +43,15 @@ def validation_rows(
         CheckpointError: the config of the run cannot be read.
     """
     run = run_folder(adapter_folder(checkpoint))
-    (config, seed), kind = run_data(run), RowKind.answers
-    if path is not None:
-        config = DataConfig(path=path, val_path=path, prompt_prefix=config.prompt_prefix)
-    else:
+    own, seed = run_data(run)
+    if path is None:
         lesson = loss_lesson(run_lessons(run))
         config, kind = lesson.data, rows_of(lesson)
-        backbone = BackboneConfig(model_name=str(model.name_or_path), trust_remote_code=trust_remote_code)
-        file, settings = run_template(None, config, tokenizer, backbone)
-        config = replace(config, chat_template=file, template_kwargs=settings)
+    else:
+        config, kind = named_rows(path, own), RowKind.answers
+    backbone = BackboneConfig(model_name=str(model.name_or_path), trust_remote_code=trust_remote_code)
+    file, settings = run_template(None, config, tokenizer, backbone)
+    config = replace(config, chat_template=file, template_kwargs=settings)
     longest = min(config.max_length, context_length(model) or config.max_length)
     config = replace(config, packing=False, max_length=longest)
     rows = prepare_evaluation(

@@ -1,11 +1,12 @@
 """An evaluation as a W&B run of its own: a table a part, and its numbers by name."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple
+from itertools import chain, count
 from pathlib import Path
 
-from lmoe.evaluate.results import TABLES, Evaluation, columns, without_infinity
+from lmoe.evaluate.results import SUMS, TABLES, Evaluation, columns, without_infinity
 from lmoe.run.loggers import wandb_run_id
 from lmoe.run.wandb_run import LONGEST_NAME, start_wandb, wandb_mode
 from lmoe.vocabulary import WandbMode
@@ -63,16 +64,18 @@ def metrics(evaluation: Evaluation) -> dict[str, float]:
     eval/target_accuracy, eval/target_loss and eval/domain_agreement.
     """
     values: dict[str, float] = {}
+    of_domains = (*evaluation.losses, *evaluation.preferences, *evaluation.exported)
+    names = metric_parts(row.domain for row in of_domains)
     for row in evaluation.losses:
-        name = row.domain.strip("()").replace(" ", "_")
+        name = names[row.domain]
         values |= {f"eval/{name}/loss": row.on_loss, f"eval/{name}/loss_off": row.off_loss}
     for row in evaluation.preferences:
-        name = f"eval/{row.domain.strip('()')}/{row.lesson}".replace(" ", "_")
+        name = f"eval/{names[row.domain]}/{_underlined(row.lesson)}"
         for figure in ("loss", "accuracy", "margin"):
             values |= {f"{name}/{figure}": getattr(row, f"on_{figure}")}
             values |= {f"{name}/{figure}_off": getattr(row, f"off_{figure}")}
     for row in evaluation.exported:
-        name = row.domain.strip("()").replace(" ", "_")
+        name = names[row.domain]
         values[f"eval/{name}/loss"] = row.loss
         if row.run_loss is not None:
             values[f"eval/{name}/loss_run"] = row.run_loss
@@ -88,3 +91,24 @@ def metrics(evaluation: Evaluation) -> dict[str, float]:
     for row in evaluation.tasks:
         values |= {f"eval/{row.task}/{row.metric}": row.on, f"eval/{row.task}/{row.metric}_off": row.off}
     return values
+
+
+def metric_parts(domains: Iterable[str]) -> dict[str, str]:
+    """What stands for each domain in the names of metrics: its name with underlines for blanks, or where another domain
+    or a sum over domains stands for itself so, its own name, or that with a number.
+
+    Args:
+        domains: and sums over them, whose names come without their brackets.
+    """
+    every = list(dict.fromkeys(domains))
+    parts = {name: _underlined(name.strip("()")) for name in every if name in SUMS}
+    for domain in every:
+        if domain not in SUMS:
+            taken = {*parts.values(), *(other for other in every if other != domain)}
+            numbered = (f"{domain} ({number})" for number in count(2))
+            parts[domain] = next(name for name in chain((_underlined(domain), domain), numbered) if name not in taken)
+    return parts
+
+
+def _underlined(name: str) -> str:
+    return name.replace(" ", "_")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lmoe.config.data import DataConfig
 from lmoe.data.account import Account
 from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encode import Encoder
@@ -70,19 +71,22 @@ def of_rows(
     rows: Sequence[Row],
     *,
     most: int = MOST_TOKENS,
-    template: ChatTemplate | None = None,
+    data: DataConfig | None = None,
 ) -> Iterator[TextTokens]:
     """Rows with their own answers, as training sees them; of a pair the preferred one.
 
     Args:
+        tokenizer: with the template of the run.
         most: longest text; a longer one is cut.
-        template: None: the tokenizer's own.
+        data: section of the run, whose prefix of prompts and learnt turns count; None: there is no run.
 
     Raises:
         DataError: a row that cannot be rendered.
     """
+    data = data or DataConfig()
+    template = ChatTemplate.of(tokenizer, train_on=data.train_on, day=data.template_date)
     encoders = {
-        kind: Encoder(tokenizer, template or ChatTemplate.of(tokenizer), most, kind=kind)
+        kind: Encoder(tokenizer, template, most, prompt_prefix=data.prompt_prefix, kind=kind)
         for kind in (RowKind.answers, RowKind.pairs)
     }
     for row in rows:

@@ -148,26 +148,27 @@ class RoutingStats(WholeResult):
         where, experts = places_of(sites, self._index), p_SNE.shape[-1]
         mask_N = valid.reshape(-1).double()
         self._add_loads(where, a_SNE, mask_N, domain_ids)
-        self.importance_sum[where, :experts] += torch.matmul(mask_N, w_SNE.double())
-        self.probs_sum[where, :experts] += torch.matmul(mask_N, p_SNE.double())
+        self.importance_sum[where, :experts] += torch.matmul(mask_N, _without_padding(w_SNE, mask_N))
+        self.probs_sum[where, :experts] += torch.matmul(mask_N, _without_padding(p_SNE, mask_N))
         if experts > 1:
             # NOTE not torch.special.entr, which is some ten times slower on CPU; p ln p is 0 at p = 0 here too.
             plogp_SNE = p_SNE.clamp(min=torch.finfo(torch.float32).tiny).log_().mul_(p_SNE)
-            self.entropy_sum[where] -= torch.matmul(mask_N, plogp_SNE.double()).sum(-1) / math.log(experts)
+            plogp_SE = torch.matmul(mask_N, _without_padding(plogp_SNE, mask_N))
+            self.entropy_sum[where] -= plogp_SE.sum(-1) / math.log(experts)
         spread_SN = w_SNE.sum(-1).square() / w_SNE.square().sum(-1).clamp(min=1e-12)
-        self.effective_sum[where] += torch.matmul(spread_SN.double(), mask_N)
+        self.effective_sum[where] += torch.matmul(_without_padding(spread_SN.unsqueeze(-1), mask_N).squeeze(-1), mask_N)
         self.tokens[where] += mask_N.sum()
 
     def _add_loads(self, where: slice | list[int], a_SNE: Tensor, mask_N: Tensor, domain_ids: Tensor) -> None:
         """NOTE the data may have many more domains than a batch: only those that are there cost a product."""
         experts = a_SNE.shape[-1]
         if self.domains is None:
-            self.load_sum[0, where, :experts] += torch.matmul(mask_N, a_SNE.double())
+            self.load_sum[0, where, :experts] += torch.matmul(mask_N, _without_padding(a_SNE, mask_N))
             return
         there_M, domain_N = domain_ids.reshape(-1).unique(return_inverse=True)
         domain_MN = (torch.nn.functional.one_hot(domain_N, len(there_M)) * mask_N[:, None]).T
         loads_MSE = self.load_sum[there_M]
-        loads_MSE[:, where, :experts] += torch.matmul(domain_MN, a_SNE.double()).transpose(0, 1)
+        loads_MSE[:, where, :experts] += torch.matmul(domain_MN, _without_padding(a_SNE, mask_N)).transpose(0, 1)
         self.load_sum[there_M] = loads_MSE
 
     def update_all(self, routing: Mapping[str, SiteDecision], valid: Tensor, domain_ids: Tensor) -> None:
@@ -286,6 +287,11 @@ def _check_probabilities(site: str, total: float) -> None:
             f"{site}: the probabilities of a token sum to {total:.4g} on average, must sum to 1; give the "
             "router's probabilities (a Routing's probs), not its logits, scores or weights"
         )
+
+
+def _without_padding(values_SNE: Tensor, mask_N: Tensor) -> Tensor:
+    """A copy in float64 that is 0 on padding, which may hold NaN: 0 * NaN is NaN."""
+    return values_SNE.to(torch.float64, copy=True).masked_fill_((mask_N == 0).unsqueeze(-1), 0)
 
 
 def _entropy(shares: Sequence[float]) -> float:

@@ -15,10 +15,11 @@ from lmoe.config.trainer import max_seconds
 from lmoe.data.order import ResumableLoader, SeededBatches
 from lmoe.data.rows.row import Row
 from lmoe.errors import CheckpointError
+from lmoe.files.places import expanded
 from lmoe.files.run_folder import METRICS_FILE
 from lmoe.pretrain.bpe import END_OF_TEXT, PAD, TURN_END, train_bpe
 from lmoe.pretrain.card import card_text, chat_losses, held_out_figures, write_card
-from lmoe.pretrain.corpus import DomainText, Windows, chats_within, encode_stream, read_chats, read_corpus
+from lmoe.pretrain.corpus import CHATS, DomainText, Windows, chats_within, encode_stream, read_chats, read_corpus
 from lmoe.pretrain.module import PretrainModule
 from lmoe.pretrain.progress import PretrainProgress
 from lmoe.report.curves import read_metrics
@@ -31,7 +32,7 @@ from lmoe.run.claim import store_id, stored_id
 from lmoe.run.devices import check_devices
 from lmoe.run.loggers import build_loggers, check_logger, wandb_run_id
 from lmoe.run.past_records import check_records
-from lmoe.run.provenance import provenance
+from lmoe.run.provenance import check_unchanged, provenance
 from lmoe.run.records import write_records
 from lmoe.run.run_end import logged_to_the_end, run_end
 from lmoe.run.trainer import build_trainer
@@ -72,10 +73,16 @@ def pretrain(
         check_records(run_dir)
     folder, run_id = run_dir / FOLDER, stored_id(run_dir)
     found = found_in(folder, run_id, wanted=config.checkpoint.resume_from) if config.resume else None
-    texts = read_corpus(str(corpus.path), corpus.held_out_share, corpus.held_out_min_bytes)
+    with_chats = bool(corpus.chats_path)
+    texts = read_corpus(str(corpus.path), corpus.held_out_share, corpus.held_out_min_bytes, with_chats=with_chats)
     tokenizer = tokenizer_of(run_dir, texts, config)
-    windows, counts = training_windows(texts, tokenizer, config)
+    chats, hashes = read_chats(corpus.chats_path, corpus.chats_exclude) if corpus.chats_path else ([], {})
+    windows, counts = training_windows(texts, chats, tokenizer, config)
     held_out = held_out_windows(texts, tokenizer, corpus.sequence_length)
+    hashes |= {text.file: text.digest for text in texts}
+    rows = windows.digests() + held_out.digests()
+    if found is not None:
+        check_unchanged(run_dir, hashes, rows, {})
     say(console, f"corpus: {sum(counts.values()):,} tokens in {len(counts)} parts, {len(held_out)} windows held out")
     model = base_model(config, tokenizer)
     val_loader = DataLoader(held_out, batch_size=16, generator=torch.Generator())
@@ -84,7 +91,7 @@ def pretrain(
     if found is not None:
         set_aside(folder, found)
     run_id = store_id(run_dir, run_id or (None if found is None else found.run_id))
-    record = provenance(seed=config.seed, overrides=overrides, verb="pretrain", data={}, rows=[], backbone={})
+    record = provenance(seed=config.seed, overrides=overrides, verb="pretrain", data=hashes, rows=rows, backbone={})
     write_records(config, run_dir, record)
     loggers = build_loggers(config, run_dir, found, lambda line: say(console, line))
     batches = SeededBatches(len(windows), corpus.batch_size, loop.max_steps * loop.accumulate_grad_batches, config.seed)
@@ -138,9 +145,13 @@ def tokenizer_of(run_dir: Path, texts: list[DomainText], config: PretrainConfig)
 
 
 def training_windows(
-    texts: list[DomainText], tokenizer: PreTrainedTokenizerBase, config: PretrainConfig
+    texts: list[DomainText], chats: list[Row], tokenizer: PreTrainedTokenizerBase, config: PretrainConfig
 ) -> tuple[Windows, dict[str, int]]:
-    """Windows of every domain and of the chats, and the number of tokens of each."""
+    """Windows of every domain and of the chats, and the number of tokens of each.
+
+    Args:
+        chats: in the order in which they are taken, as far as corpus.chats_share goes.
+    """
     streams = {t.name: encode_stream([END_OF_TEXT, t.train], tokenizer.encode) for t in texts}
     if config.corpus.chats_path:
 
@@ -149,8 +160,7 @@ def training_windows(
 
         text_tokens = sum(len(s) for s in streams.values())
         share = config.corpus.chats_share
-        rows = read_chats(config.corpus.chats_path, config.corpus.chats_exclude)
-        streams["chats"] = chats_within(rows, render, tokenizer.encode, int(text_tokens * share / (1 - share)))
+        streams[CHATS] = chats_within(chats, render, tokenizer.encode, int(text_tokens * share / (1 - share)))
     counts = {name: len(stream) for name, stream in streams.items()}
     return Windows(streams, config.corpus.sequence_length, keep_tail=False), counts
 
@@ -193,7 +203,7 @@ def write_base(
     command: str,
 ) -> Path:
     """bfloat16 safetensors, tokenizer, loss curve and card; the figures are those of the rounded weights."""
-    folder = Path(config.output) if config.output else run_dir / BASE
+    folder = expanded(config.output) if config.output else run_dir / BASE
     model.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
     model.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):

@@ -1,12 +1,15 @@
 """Read metrics.csv: a wide table with one column a metric, empty where nothing was logged."""
 
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from lmoe.files.small_file import Reader
 
 METRICS = Reader(most=2**32, what="it")
+DOMAIN_LOSS = re.compile(r"val/([^/]+)/loss")
+"""Name of a domain's validation loss; names of routing metrics may end as it does, and have more parts."""
 Curves = dict[str, list[tuple[int, float]]]
 """Metric -> its (optimizer step, value) pairs, steps ascending."""
 
@@ -43,11 +46,7 @@ def read_metrics(path: Path, wanted: Callable[[str], bool] = lambda name: True) 
 
 def domain_losses(metrics: Curves) -> Curves:
     """The validation losses of the domains, val/<domain>/loss, by domain."""
-    return {
-        name.removeprefix("val/").removesuffix("/loss"): points
-        for name, points in metrics.items()
-        if name.startswith("val/") and name.endswith("/loss") and name != "val/loss"
-    }
+    return {found[1]: points for name, points in metrics.items() if (found := DOMAIN_LOSS.fullmatch(name))}
 
 
 def _number(cell: str | None) -> float | None:

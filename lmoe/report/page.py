@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from lmoe.report.curves import Curves
+from lmoe.report.curves import DOMAIN_LOSS, Curves
 from lmoe.report.files import write_bytes
 from lmoe.report.html import render
 from lmoe.report.loads import DEAD_SHARE
@@ -212,7 +212,7 @@ def page_content(
 def is_shown(metric: str) -> bool:
     """Whether a page shows a metric of metrics.csv."""
     if metric.startswith("val/"):
-        return metric.endswith("/loss")
+        return metric == "val/loss" or DOMAIN_LOSS.fullmatch(metric) is not None
     return metric == "train/loss" or (metric.startswith("routing/") and metric.removeprefix("routing/") in ROUTING)
 
 

@@ -84,7 +84,9 @@ def load_table(summary: RunSummary) -> Table:
         style = "bold red" if load.dead_sites else ""
         dead = f"{load.dead_sites} of {load.sites} sites" if several else "dead" if load.dead_sites else ""
         spread = (percent(load.lowest), percent(load.highest)) if several else ()
-        table.add_row(summary.expert_label(load.expert), percent(load.mean), bar, *spread, Text(dead, style=style))
+        table.add_row(
+            Text(summary.expert_label(load.expert)), percent(load.mean), bar, *spread, Text(dead, style=style)
+        )
     uniform = sorted({1 / len(shares) for shares in summary.site_load.values()})
     table.caption = f"uniform: {' or '.join(map(percent, uniform[:4]))}; dead: below {DEAD_SHARE:g} of uniform"
     if len(loads) > MAX_EXPERTS:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from lmoe.errors import ConfigError
 from lmoe.files.run_folder import PROVENANCE_FILE
 from lmoe.files.small_file import Reader
 from lmoe.files.write import write_whole
@@ -36,7 +37,7 @@ def provenance(
         seed: of the run.
         overrides: as given on the command line.
         data: SHA-256 of every data file by path.
-        rows: digest of the tokenised rows of each source.
+        rows: digest of the tokenised rows of each source, or of the tokens of each domain of text.
         backbone: name, revision, fingerprint, trust_remote_code.
         verb: of the command.
     """
@@ -80,8 +81,26 @@ def provenance_records(run_dir: Path) -> list[dict[str, Any]]:
     return records
 
 
+def check_unchanged(run_dir: Path, data: dict[str, str], rows: list[str], backbone: dict[str, Any]) -> None:
+    """Refuse to go on with other rows, or over another backbone, than at the last start of the run.
+
+    Args:
+        data, rows, backbone: as for `provenance`.
+
+    Raises:
+        ConfigError: names what has changed.
+        CheckpointError: provenance.json is damaged.
+    """
+    if changed := changed_since(run_dir, data, rows, backbone):
+        raise ConfigError(
+            [f"{what}: it would not be the same run; put it back, or start a new one" for what in changed]
+        )
+
+
 def changed_since(run_dir: Path, data: dict[str, str], rows: list[str], backbone: dict[str, Any]) -> list[str]:
     """What is no longer as it was at the last start of the run: rows, wherever they are, and the backbone's weights.
+
+    A start of `lmoe pretrain` of earlier versions has recorded no rows.
 
     Args:
         data, rows, backbone: as for `provenance`.
@@ -98,7 +117,7 @@ def changed_since(run_dir: Path, data: dict[str, str], rows: list[str], backbone
         f"{path} has changed since the run was started" for path in data if before.get(path, data[path]) != data[path]
     ]
     problems += [f"{path} is no longer there" for path in before if path not in data and not Path(path).exists()]
-    if known == rows:
+    if known == rows or not (known or before):
         problems = []
     elif not problems and (known is not None or before != data):
         places = ", ".join(dict.fromkeys(str(Path(path).parent) for path in before))

@@ -15,7 +15,7 @@ from rich.console import Console
 from lmoe.config.run import RunConfig
 from lmoe.config.trainer import max_seconds
 from lmoe.data.stream import RowStream
-from lmoe.errors import CheckpointError, ConfigError
+from lmoe.errors import CheckpointError
 from lmoe.files.run_folder import REPORT
 from lmoe.injection.record import injected
 from lmoe.objectives.objective import Objective
@@ -33,7 +33,7 @@ from lmoe.run.loggers import build_loggers, check_logger, wandb_run_id
 from lmoe.run.memory import memory_advice
 from lmoe.run.parts import Parts, build_parts
 from lmoe.run.past_records import check_records
-from lmoe.run.provenance import changed_since, provenance
+from lmoe.run.provenance import check_unchanged, provenance
 from lmoe.run.records import write_records
 from lmoe.run.run_end import logged_to_the_end, run_end
 from lmoe.run.trainer import build_trainer, extra_callbacks
@@ -183,10 +183,7 @@ def begin(parts: Parts, run_dir: Path, overrides: list[str], found: FoundCheckpo
     data = parts.data_hashes()
     rows = [source.key for phase in parts.row_sets() for source in phase.prepared.report.sources]
     if found is not None:
-        if changed := changed_since(run_dir, data, rows, parts.base_model):
-            raise ConfigError(
-                [f"{what}: it would not be the same run; put it back, or start a new one" for what in changed]
-            )
+        check_unchanged(run_dir, data, rows, parts.base_model)
         if behind := set_aside(run_dir / FOLDER, found):
             say(console, f"set aside: {', '.join(behind)}")
     run_id = store_id(run_dir, stored_id(run_dir) or (None if found is None else found.run_id))

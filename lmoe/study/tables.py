@@ -327,7 +327,9 @@ def rich_table(title: str, rows: Rows, *, without: Collection[str] = ()) -> Tabl
     shown = [number for number, name in enumerate(rows[0]) if name not in without]
     for number in shown:
         words = number in (shown[0], shown[-1])
-        table.add_column(rows[0][number], overflow="fold", no_wrap=not words, justify="left" if words else "right")
+        table.add_column(
+            Text(rows[0][number]), overflow="fold", no_wrap=not words, justify="left" if words else "right"
+        )
     for row in rows[1:]:
         table.add_row(*(Text(row[number]) for number in shown))
     return table

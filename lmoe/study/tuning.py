@@ -1,7 +1,6 @@
 """Choose the values of each arm by the validation rows, with the same number of tries for all."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,13 +8,12 @@ from typing import Any
 
 from lmoe.config.study import MEAN
 from lmoe.errors import StudyError
-from lmoe.report.curves import read_metrics
+from lmoe.report.curves import DOMAIN_LOSS, read_metrics
 from lmoe.rules.study import is_number
 from lmoe.study.arms import UNTUNED, Arm, Values
 from lmoe.study.jobs import Job, finished, is_done
 from lmoe.study.sampling import LOWER, UPPER
 
-OF_DOMAIN = re.compile(r"val/.+/loss")
 MOST_WIDENED = 2
 """How often grids are widened."""
 
@@ -102,12 +100,16 @@ def validated(place: Path, job: Job, metric: str) -> dict[int, float]:
     Args:
         place: its folder.
     """
+
+    def wanted(name: str) -> bool:
+        return DOMAIN_LOSS.fullmatch(name) is not None if metric == MEAN else name == metric
+
     by_step: dict[int, list[float]] = {}
     for run in job.runs:
         file = place / run.folder / "metrics.csv"
         if not file.exists():
             continue
-        metrics = read_metrics(file, lambda name: bool(OF_DOMAIN.fullmatch(name)) if metric == MEAN else name == metric)
+        metrics = read_metrics(file, wanted)
         found: dict[int, list[float]] = {}
         for points in metrics.values():
             for step, value in points:

@@ -1,6 +1,7 @@
 """`lmoe explain`: the page, the JSON and the table of a run, and clear words where flags cannot stand together."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,25 @@ def test_validation_rows_of_a_domain_keep_their_answers_and_are_compared_with_an
     assert found["other"]["texts"][0]["mixture"] == text["mixture"] and found["profiles"] is None
 
 
-def test_rows_of_a_file_are_explained(restored, finished_run: Path, micro) -> None:
-    asked = ("--rows", micro.val / "code.jsonl", "--limit", "2", "--profile-rows", "0", "--max-tokens", "16")
+def test_rows_of_a_file_are_explained(restored, finished_run: Path, micro, tmp_path: Path) -> None:
+    rows = shutil.copy(micro.val / "code.jsonl", tmp_path / "[red]code.jsonl")
+    asked = ("--rows", rows, "--limit", "2", "--profile-rows", "0", "--max-tokens", "16")
     done = explain("--checkpoint", finished_run, *asked, "--output", "page.html")
     assert done.exit_code == 0, done.output
+    assert "[red]code.jsonl:1: cut, " in done.stderr
     assert len(json.loads(Path("page.json").read_text())["texts"]) == 2
+
+
+def test_rows_of_a_file_call_our_keys_as_the_rows_of_the_run_do(restored, own_run: Path, tmp_path: Path) -> None:
+    config, rows = own_run / "config.yaml", tmp_path / "rows.jsonl"
+    text = config.read_text()
+    assert text.count("columns: {}") == 1
+    config.write_text(text.replace("columns: {}", "columns: {prompt: question, response: reply}"))
+    rows.write_text('{"question": "say red", "reply": "red"}\n')
+    asked = ("--rows", rows, "--profile-rows", "0", "--output", "page.html")
+    done = explain("--checkpoint", own_run, *asked)
+    assert done.exit_code == 0, done.output
+    assert "say red" in "".join(json.loads(Path("page.json").read_text())["texts"][0]["tokens"])
 
 
 def test_a_base_alone_has_log_probabilities(restored, micro) -> None:

@@ -19,6 +19,14 @@ def prepare(restored, micro, tmp_path):
     return command
 
 
+def test_brackets_in_the_name_of_a_domain_stay_brackets(prepare, tmp_path):
+    row = {"prompt": "say red", "completion": "red", "domain": "[red]code"}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row | {"prompt": f"say {n}"}) + "\n" for n in range(40)))
+    code, said = prepare(str(tmp_path / "rows.jsonl"), "--max-length", "48")
+    assert code == 0, said
+    assert "rows of [red]code" in said
+
+
 def test_it_prints_lengths_domains_and_the_cache_and_hits_it_the_second_time(prepare, micro):
     code, said = prepare(str(micro.train), "--val", str(micro.val), "--max-length", "48")
     assert code == 0, said

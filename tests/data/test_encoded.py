@@ -51,6 +51,25 @@ def test_rows_chosen_joined_and_renamed_are_those_of_lists(seed: int) -> None:
     check(joined.subset([]), [])
 
 
+def test_of_pairs_the_chosen_answers_are_left_and_stay_the_rows_that_they_were() -> None:
+    draw = random.Random(0)
+    chosen, rejected, plain = (drawn(draw, 4) for _ in range(3))
+    pairs = [
+        EncodedRow(
+            torch.cat([one.input_ids, other.input_ids]), torch.cat([one.is_label, other.is_label]), 1, second=len(one)
+        )
+        for one, other in zip(chosen, rejected, strict=True)
+    ]
+    order = [5, 2, 7, 0]
+    rows = EncodedRows.joined([EncodedRows.of(plain), EncodedRows.of(pairs)]).subset(order)
+    found = rows.preferred()
+    expected = [*plain, *(EncodedRow(one.input_ids, one.is_label, 1) for one in chosen)]
+    check(found, [expected[index] for index in order])
+    assert not found.seconds.any()
+    assert found.places.equal(rows.places) and found.source.equal(rows.source)
+    assert EncodedRows.of(plain).preferred().lengths.tolist() == [len(row) for row in plain]
+
+
 def test_a_choice_shares_the_tokens_and_an_index_beyond_the_end_is_none() -> None:
     rows = EncodedRows.of(drawn(random.Random(0), 4))
     assert rows.subset([1, 1]).tokens[0].input_ids.data_ptr() == rows.tokens[0].input_ids.data_ptr()

@@ -144,6 +144,16 @@ def test_flags_that_cannot_act_and_places_that_are_not_there_are_named(tmp_path,
     assert not any(tmp_path.iterdir())
 
 
+def test_of_a_run_that_learnt_by_kto_bad_answers_count_and_a_note_says_so(places, tmp_path):
+    run, folder, _ = places["merged"]
+    write_pairs(tmp_path / "pairs", rows=2, first=100)
+    own = shutil.copytree(run, tmp_path / "run")
+    data = {"path": str(tmp_path / "pairs"), "val_path": str(tmp_path / "pairs"), "max_length": 48}
+    (own / "config.yaml").write_text(yaml.safe_dump({"task": {"name": "kto"}, "data": data}))
+    found = evaluate(EvaluateSettings(model=str(folder), checkpoint=str(own)))
+    assert "the run has learnt by kto: the loss is that of its bad answers too" in found.notes
+
+
 def test_of_a_run_that_learnt_from_pairs_the_chosen_answers_are_measured(places, tmp_path):
     run, folder, _ = places["merged"]
     write_pairs(tmp_path / "pairs", rows=3, first=100)

@@ -11,12 +11,15 @@ from transformers import AutoModelForCausalLM
 
 import lmoe
 from lmoe.config.evaluate import EvaluateSettings
+from lmoe.data.encoded import EncodedRow, EncodedRows
 from lmoe.errors import ConfigError, DataError
 from lmoe.evaluate import harness
 from lmoe.evaluate.choices import choice_accuracy, loglikelihoods
 from lmoe.evaluate.encode_questions import encode_choices
 from lmoe.evaluate.evaluate import evaluate
 from lmoe.evaluate.harness import read_scores, task_manager, unknown_tasks
+from lmoe.evaluate.loss_rows import EvaluationRows
+from lmoe.evaluate.losses import measured_losses
 from lmoe.evaluate.questions import ChoiceRow
 from lmoe.evaluate.subject import Subject
 from lmoe.injection.tracing import adapters_off
@@ -85,6 +88,7 @@ def test_the_harness_finds_the_accuracies_that_our_own_likelihoods_give(finished
     assert found["acc,none"].on_stderr == pytest.approx(own.on_plain_stderr)
 
 
+KEY = ("a question", "an answer")
 BY_PROMPT = {
     "sequence": {"router": "sequence"},
     "prompt_hash": {"router": "prompt_hash"},
@@ -109,7 +113,7 @@ def test_a_router_that_decides_by_prompts_gets_the_context_of_a_request_for_the_
     asked = []
     for row in encoded.rows:
         first = int(row.is_label.int().argmax())
-        asked.append((None, row.input_ids[:first].tolist(), row.input_ids[first:].tolist()))
+        asked.append((KEY, row.input_ids[:first].tolist(), row.input_ids[first:].tolist()))
     for batch_size in (1, 4):
         wrapped = ByPrompt(pretrained=model, tokenizer=trained.tokenizer, batch_size=batch_size, max_length=96)
         found = wrapped._loglikelihood_tokens(asked)
@@ -118,8 +122,40 @@ def test_a_router_that_decides_by_prompts_gets_the_context_of_a_request_for_the_
         assert [score for score, _ in wrapped._loglikelihood_tokens(asked)] != pytest.approx(own, abs=1e-2)
     greedy = model.generate(torch.tensor([asked[0][1]]), max_new_tokens=3, do_sample=False, eos_token_id=None)
     context, written = asked[0][1], greedy[0, len(asked[0][1]) :].tolist()
-    assert wrapped._loglikelihood_tokens([(None, context, written)])[0][1]
-    assert not wrapped._loglikelihood_tokens([(None, context, [written[0], (written[1] + 1) % 300])])[0][1]
+    assert wrapped._loglikelihood_tokens([(KEY, context, written)])[0][1]
+    assert not wrapped._loglikelihood_tokens([(KEY, context, [written[0], (written[1] + 1) % 300])])[0][1]
+
+
+@needs_harness
+@THIRD_PARTY
+@pytest.mark.parametrize("moe", BY_PROMPT.values(), ids=BY_PROMPT)
+def test_a_router_that_decides_by_prompts_gets_the_opening_of_a_plain_text(trained, moe):
+    """Against the losses of `lmoe evaluate` on the same texts, of an even and an odd number of tokens."""
+    from lm_eval.api.instance import Instance
+
+    from lmoe.evaluate.harness_model import ByPrompt
+
+    model = AutoModelForCausalLM.from_pretrained(trained.base)
+    lmoe.inject(model, {"lora_r": 4, "num_experts": 3}, moe)
+    randomise(model, std=0.5)
+    texts = [" ".join(WORDS[n:] + WORDS[:n]) for n in (0, 5)] + [" ".join(WORDS) + "\n"]
+    wrapped = ByPrompt(pretrained=model, tokenizer=trained.tokenizer, batch_size=2, max_length=96)
+    rows = []
+    for text in texts:
+        ids = torch.tensor([wrapped.prefix_token_id, *wrapped.tok_encode(text)], dtype=torch.int32)
+        rows.append(EncodedRow(ids, torch.ones(len(ids), dtype=torch.bool), len(rows)))
+    assert {len(row) % 2 for row in rows} == {0, 1}
+    assert max(len(row) for row in rows) <= 96
+    data = EvaluationRows(rows=EncodedRows.of(rows), domains=["a", "b", "c"], reports=[], data_hashes={})
+    own = (-measured_losses(_subject(model, trained, 3), data).loss_sum).tolist()
+
+    def asked(kind: str, *arguments: str) -> Instance:
+        return Instance(request_type=kind, doc={}, arguments=arguments, idx=0)
+
+    found = wrapped.loglikelihood_rolling([asked("loglikelihood_rolling", text) for text in texts])
+    assert found == pytest.approx(own, abs=1e-4)
+    found = wrapped.loglikelihood([asked("loglikelihood", "", text) for text in texts])
+    assert [score for score, _ in found] == pytest.approx(own, abs=1e-4)
 
 
 @needs_harness

@@ -168,6 +168,29 @@ def test_a_run_with_a_prefix_is_measured_with_it_on_whatever_rows(micro, own_run
     assert not micro.parts().prepared.val.digests.equal(expected)
 
 
+def test_other_rows_are_read_as_the_run_reads_its_own_by_an_export_too(own_run, subject, tmp_path):
+    file, rows = own_run / "config.yaml", tmp_path / "rows.jsonl"
+    text = file.read_text("utf-8")
+    changed = {
+        "columns: {}": "columns: {prompt: question, response: reply}",
+        "max_length: 48": "max_length: 20",
+        "train_on: assistant": "train_on: all",
+        "on_bad_row: error": "on_bad_row: drop",
+    }
+    for old, new in changed.items():
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    file.write_text(text)
+    records = [{"question": "say red", "reply": "red " * 30}, {"question": "say blue"}]
+    rows.write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = validation_rows(str(rows), own_run, subject.model, subject.tokenizer).rows
+    assert found.lengths.tolist() == [20] and found.label_counts.tolist() == [19]
+    settings = EvaluateSettings(checkpoint=str(own_run), data=str(rows))
+    moe = injected(subject.model).moe
+    expected, _ = evaluation_rows(settings, own_run, subject.tokenizer, moe, max_length=20)
+    assert found.digests.equal(expected.rows.digests) and found.label_counts.equal(expected.rows.label_counts)
+
+
 def test_a_run_on_false_domains_is_measured_on_those_that_it_had_whatever_the_limit(micro, own_run, subject):
     file, few = own_run / "config.yaml", "data.val_rows_per_domain=3"
     text = file.read_text("utf-8")
@@ -188,6 +211,8 @@ def test_a_run_on_false_domains_is_measured_on_those_that_it_had_whatever_the_li
     assert pairs(rows().rows) == pairs(found) != pairs(true)
     assert {*pairs(rows(limit=1).rows)} < {*pairs(found)} and rows(limit=1).rows.domains.bincount().tolist() == [1] * 3
     assert pairs(rows(data=str(micro.val), limit=3).rows) == pairs(true)
+    file.write_text(text.replace("judge_path: null", f"judge_path: {micro.val}"))
+    assert {*pairs(rows(data="judge", limit=1).rows)} < {*pairs(rows(data="judge").rows)}
     assert any("permute_domains" in note for note in row_notes(rows(), 48))
     assert not row_notes(rows(data=str(micro.val)), 48)
 

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from lmoe.config.data import DataConfig
 from lmoe.data.rows.row import Row
 from lmoe.errors import ConfigError
 from lmoe.explain.texts import of_rows, same_tokens, text_of
 from lmoe.pretrain.bpe import train_bpe
+from lmoe.vocabulary import TrainOn
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,14 @@ def test_answers_of_all_turns_are_told_from_prompts_and_a_long_row_is_cut(tokeni
     assert torch.equal(turns_too, ~text.answer) and int(first.sum()) < int(turns_too.sum())
     [short] = of_rows(tokenizer, [row], most=9)
     assert len(short) == 9 and short.cut == len(text) - 9 and torch.equal(short.ids, text.ids[:9])
+
+
+def test_prefix_and_learnt_turns_are_those_of_the_run(tokenizer) -> None:
+    turns = (turn("user", "a"), turn("assistant", "red"), turn("user", "b"), turn("assistant", "is a colour"))
+    data = DataConfig(prompt_prefix="[{domain}] ", train_on=TrainOn.last)
+    [text] = of_rows(tokenizer, [Row(messages=turns, domain="code", where="f:1")], data=data)
+    answers = "".join(one for one, answer in zip(text.texts, text.answer.tolist(), strict=True) if answer)
+    assert answers == "is a colour<|im_end|>" and "[code] a" in "".join(text.texts)
 
 
 def test_of_a_pair_the_preferred_answer_is_explained_and_plain_text_is_an_answer_from_its_second_token(

@@ -90,6 +90,20 @@ def test_batches_add_up_to_one_batch_and_padding_is_ignored():
             assert other.load_by_domain()[domain]["site"] == pytest.approx(sites["site"])
 
 
+@pytest.mark.parametrize("domains", [None, ["a", "b"]])
+def test_padding_may_hold_nan(domains):
+    logits, domain_ids = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([[0, 1, 1, 0]])
+    gate = top_k_gate(logits, top_k=2, temperature=1.0, scale=MixtureScale.sum_to_one)
+    whole, trimmed = RoutingStats({"site": 3}, domains), RoutingStats({"site": 3}, domains)
+    every = (gate.probs, gate.weights, gate.assignment)
+    valid = torch.tensor([[True, True, False, False]])
+    whole.update("site", *(values.masked_fill(~valid[..., None], math.nan) for values in every), valid, domain_ids)
+    trimmed.update("site", *(values[:, :2] for values in every), valid[:, :2], domain_ids[:, :2])
+    assert whole.compute() == trimmed.compute()
+    if domains is not None:
+        assert whole.load_by_domain() == trimmed.load_by_domain()
+
+
 def test_sites_with_different_numbers_of_experts_keep_their_own():
     stats = RoutingStats({"two": 2, "three": 3, "silent": 4}, ["all"])
     valid, domains = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.long)

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from lmoe.errors import TrainingError
+from lmoe.errors import ConfigError, TrainingError
 from lmoe.pretrain.progress import PretrainProgress
+from lmoe.run.provenance import add_provenance, check_unchanged
 from tests.metric_names import rows
 from tests.micro import WORDS
 
@@ -98,11 +99,37 @@ def test_an_interrupted_pretraining_goes_on_bit_for_bit(pretrain, tmp_path, monk
     assert rows(tmp_path / "broken") == rows(tmp_path / "whole")
 
 
-def test_a_base_can_be_fine_tuned(pretrain, train, tmp_path):
-    code, said = pretrain("model.max_position_embeddings=128", run="run")
+def test_text_and_chats_that_changed_since_the_start_are_refused(pretrain, corpus, micro, tmp_path):
+    texts, chats = shutil.copytree(corpus, tmp_path / "texts"), shutil.copytree(micro.train, tmp_path / "chats")
+    given = (f"corpus.path={texts}", f"corpus.chats_path={chats}", "corpus.chats_share=0.9", "trainer.max_steps=1")
+    code, said = pretrain(*given, run="run")
     assert code == 0, said
-    moved = shutil.copytree(tmp_path / "run" / "base", tmp_path / "elsewhere")
-    done = train(f"backbone.model_name={moved}", "trainer.max_steps=1", "phase=joint", run="tuned")
+    for file in (texts / "letters.txt", chats / "code.jsonl"):
+        content = file.read_bytes()
+        file.write_bytes(content[: content.rstrip().rfind(b"\n") + 1])
+        code, said = pretrain(f"resume={tmp_path / 'run'}")
+        file.write_bytes(content)
+        assert code == 1
+        assert f"{file} has changed since the run was started" in said
+
+
+def test_a_pretraining_that_has_recorded_no_text_goes_on(tmp_path):
+    """As those of earlier versions."""
+    add_provenance(tmp_path, {"data": {}, "rows": [], "backbone": {}})
+    check_unchanged(tmp_path, {"en.txt": "1"}, ["en 2"], {})
+    add_provenance(tmp_path, {"data": {"en.txt": "1"}, "rows": ["en 2"], "backbone": {}})
+    check_unchanged(tmp_path, {"en.txt": "1"}, ["en 2"], {})
+    with pytest.raises(ConfigError, match="en.txt has changed since the run was started: it would not be the same run"):
+        check_unchanged(tmp_path, {"en.txt": "3"}, ["en 4"], {})
+
+
+def test_a_base_in_the_home_folder_can_be_fine_tuned(pretrain, train, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path))
+        code, said = pretrain("model.max_position_embeddings=128", "output='~/elsewhere'", run="run")
+    assert code == 0, said
+    base = tmp_path / "elsewhere"
+    done = train(f"backbone.model_name={base}", "trainer.max_steps=1", "phase=joint", run="tuned")
     assert done.code == 0, done.text
 
 
@@ -129,6 +156,14 @@ def test_a_folder_without_text_is_told(pretrain, tmp_path):
     code, text = pretrain(f"corpus.path={tmp_path / 'empty'}", run="run")
     assert code == 1
     assert "no <domain>.txt" in text
+
+
+def test_a_text_called_as_the_chats_are_is_told(pretrain, corpus, micro, tmp_path):
+    shutil.copytree(corpus, tmp_path / "texts")
+    (tmp_path / "texts" / "letters.txt").rename(tmp_path / "texts" / "chats.txt")
+    code, text = pretrain(f"corpus.path={tmp_path / 'texts'}", f"corpus.chats_path={micro.train}", run="run")
+    assert code == 1
+    assert "corpus.chats_path gives the domain 'chats' too" in text
 
 
 def test_a_missing_corpus_path_is_told(restored, capsys):

@@ -3,7 +3,8 @@ from pathlib import Path
 import pytest
 
 from lmoe.errors import CheckpointError
-from lmoe.report.curves import read_metrics
+from lmoe.report.curves import domain_losses, read_metrics
+from lmoe.report.page import is_shown
 
 
 def test_empty_cells_are_left_out(tmp_path: Path) -> None:
@@ -36,3 +37,9 @@ def test_an_empty_file_has_no_metrics_and_a_missing_one_is_an_error(tmp_path: Pa
     assert read_metrics(tmp_path / "metrics.csv") == {}
     with pytest.raises(CheckpointError, match=r"absent\.csv"):
         read_metrics(tmp_path / "absent.csv")
+
+
+def test_what_routing_does_for_a_domain_called_loss_is_no_curve_of_a_loss() -> None:
+    names = ["val/loss", "val/loss/loss", "val/code 2/loss", "val/routing/knock_out/0/loss", "val/routing/load/0/loss"]
+    assert list(domain_losses({name: [(0, 1.0)] for name in names})) == ["loss", "code 2"]
+    assert [name for name in names if is_shown(name)] == names[:3]

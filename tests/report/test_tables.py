@@ -124,3 +124,9 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_memory() -> None:
     assert [memory(None), memory(812.4), memory(1312.0)] == ["not measured", "812 MB", "1.3 GB"]
+
+
+def test_brackets_in_names_of_experts_stay_brackets(summary: RunSummary) -> None:
+    summary.expert_names = ["[red]code", "[/b]", "c", "d"]
+    text = printed(summary, [])
+    assert cells(text, "0 [red]code")[1] == "40.0%" and cells(text, "1 [/b]")[1] == "30.0%"

@@ -81,10 +81,10 @@ def test_validations_of_a_job_are_the_mean_over_domains_and_over_its_runs(tmp_pa
         folder.mkdir()
         with (folder / "metrics.csv").open("w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow(["step", "val/loss", "val/a/loss", "val/b/loss"])
-            writer.writerow([0, 9, 1 + shift, 3 + shift])
+            writer.writerow(["step", "val/loss", "val/a/loss", "val/loss/loss", "val/routing/knock_out/0/loss"])
+            writer.writerow([0, 9, 1 + shift, 3 + shift, 7])
             if not number:
-                writer.writerow([5, 9, 1, 2])
+                writer.writerow([5, 9, 1, 2, 7])
     runs = tuple(JobRun(folder=str(number), domain="", settings=()) for number in (0, 1))
     job = Job(arm="a", values=(), seed=0, place="x", runs=runs, judging=None)
     assert validated(tmp_path, job, "mean") == {0: 2.5}

@@ -312,16 +312,18 @@ def _data_set(source: Source, table: Any, name: str, kind: RowKind) -> Opened:
     return Opened(parts=parts, content=content, places=[name], hashes={name: content}, unread=[])
 
 
-def read_rows(path: str, cache: Path | None = None) -> list[Row]:
+def read_rows(path: str, cache: Path | None = None, columns: Mapping[str, str] | None = None) -> list[Row]:
     """Every row of a file, a folder or a data set.
 
     Args:
         cache: folder for unpacked and converted tables; None: the user's own.
+        columns: what the rows call our keys; None: as we do.
 
     Raises:
         DataError: one that is missing, empty or malformed (with file and line).
     """
-    opened_source = open_source(Source(key="data.path", path=path), cache or cache_folder(None), all_splits=True)
+    source = Source(key="data.path", path=path, columns=columns or {})
+    opened_source = open_source(source, cache or cache_folder(None), all_splits=True)
     rows = list(opened_source.rows())
     if not rows:
         raise DataError(f"{path}: no rows")

@@ -27,7 +27,7 @@ class ProgressLine:
         self._plain = enabled and not console.is_terminal
         self._last = time.monotonic()
         self._progress = Progress(
-            TextColumn("{task.fields[phase]}"),
+            TextColumn("{task.fields[phase]}", markup=False),
             BarColumn(),
             TextColumn("step {task.completed}/{task.total}  loss {task.fields[loss]:.3f}"),
             TimeRemainingColumn(),
@@ -53,7 +53,7 @@ class ProgressLine:
         now = time.monotonic()
         if self._plain and (now - self._last >= PLAIN_EVERY_SECONDS or step == self.max_steps):
             self._last = now
-            self.console.print(f"{phase}  step {step}/{self.max_steps}  loss {loss:.3f}")
+            self.say(f"{phase}  step {step}/{self.max_steps}  loss {loss:.3f}")
 
     def say(self, message: str) -> None:
         """A line above the live one."""
