@@ -56,7 +56,7 @@ def tune_in_time(study: Study, tools: Tools, progress: Progress) -> None:
         values = {name: found.best.values for name, found in middle.items()}
         _check_time(study, tools, progress, judging_jobs(study, progress.arms, values))
         progress.chosen = middle
-        _note(tools, progress, "nothing was tuned, for want of time: each arm is judged with the middle of its values")
+        progress.note("nothing was tuned, for want of time: each arm is judged with the middle of its values", tools.say)
         return
     screened = {name: order[name][:tried] for name in progress.arms}
     arms = {name: with_tried(arm, screened[name]) for name, arm in progress.arms.items()}
@@ -64,7 +64,7 @@ def tune_in_time(study: Study, tools: Tools, progress: Progress) -> None:
     progress.tuning_seeds = seeds[:1]
     if tried < points or not _with_all_seeds(study, tools, progress):
         of = f"{tried} of {points} values" if tried < points else "all values"
-        _note(tools, progress, f"values were chosen with one seed, from {of}: the time did not reach further")
+        progress.note(f"values were chosen with one seed, from {of}: the time did not reach further", tools.say)
 
 
 def _screen(
@@ -112,7 +112,7 @@ def _drop(
         why = "its runs of the screening failed"
         if math.isfinite(mean):
             why = f"{mean - means[baseline]:.3f} behind the baseline in the screening, with one seed"
-        _note(tools, progress, f"{name} was dropped: {why}")
+        progress.note(f"{name} was dropped: {why}", tools.say)
     progress.arms = {name: arm for name, arm in progress.arms.items() if name not in dropped}
 
 
@@ -133,7 +133,7 @@ def _with_all_seeds(study: Study, tools: Tools, progress: Progress) -> bool:
     }
     if found := _chosen_by_all(study, tools, progress, progress.arms, best, "tuning, the two best values"):
         progress.chosen, progress.tuning_seeds = found, study.config.tuning.seeds
-        _note(tools, progress, "the two best values of each arm were tried with all seeds, the others with one")
+        progress.note("the two best values of each arm were tried with all seeds, the others with one", tools.say)
         return True
     return False
 
@@ -147,7 +147,7 @@ def _widen(study: Study, tools: Tools, progress: Progress) -> None:
         what = f"tuning, grids widened ({widenings})"
         found = _chosen_by_all(study, tools, progress, arms, grids, what)
         if found is None:
-            _note(tools, progress, "the best value of an arm is outermost, and the time did not reach for more values")
+            progress.note("the best value of an arm is outermost, and the time did not reach for more values", tools.say)
             return
         progress.arms, progress.chosen = arms, found
 
@@ -212,8 +212,3 @@ def _too_short(study: Study, needed: float, jobs: int, time_left: float) -> str:
         f"is kept; with study.max_time={limit} or more the same command goes on, and what is more than that goes into "
         "tuning and further seeds"
     )
-
-
-def _note(tools: Tools, progress: Progress, note: str) -> None:
-    progress.notes.append(note)
-    tools.say(note)

@@ -75,8 +75,8 @@ def do(
     ended = f", {len(pruned)} of them pruned" if pruned else ""
     tools.say(f"{what}: {len(begun) - len(failed)} done{ended} in {duration(time.monotonic() - started)}")
     if len(begun) < len(left):
-        progress.notes.append(f"{what}: {len(left) - len(begun)} of {len(jobs)} jobs were not begun, for want of time")
-        tools.say(progress.notes[-1])
+        short = f"{what}: {len(left) - len(begun)} of {len(jobs)} jobs were not begun, for want of time"
+        progress.note(short, tools.say)
     reasons: dict[str, list[str]] = {}
     for job in failed:
         reasons.setdefault(failure_of(job, study.folder) or "it was not begun", []).append(job.label)

@@ -85,17 +85,13 @@ def time_each(study: Study, tools: Tools, progress: Progress, values: Mapping[st
         steps=config.steps,
         repeats=config.repeats,
         alone=tools.alone,
-        say=tools.say,
+        note=lambda text: progress.note(text, tools.say),
         has_time=has_time,
     )
     if out_of_time:
         turns = max((len(timing.seconds) for timing in progress.timings.values()), default=0)
-        progress.notes.append(
-            f"the arms were timed in {turns} of {config.repeats} turns, for want of time"
-            if turns
-            else "the arms were not timed, for want of time"
-        )
-        tools.say(progress.notes[-1])
+        timed = f"timed in {turns} of {config.repeats} turns" if turns else "not timed"
+        progress.note(f"the arms were {timed}, for want of time", tools.say)
 
 
 def _of_one_run(study: Study, arm: Arm) -> Arm:
@@ -149,10 +145,8 @@ def tune_by_sampling(study: Study, tools: Tools, progress: Progress) -> None:
         for name, sampler in samplers.items()
     }
     if unfinished:
-        progress.notes.append(
-            f"{min(map(len, tried.values()))} of {tries} tries of each arm were made, for want of time"
-        )
-        tools.say(progress.notes[-1])
+        made = min(map(len, tried.values()))
+        progress.note(f"{made} of {tries} tries of each arm were made, for want of time", tools.say)
     if not all(tried.values()):
         progress.chosen = {name: untried(arm) for name, arm in progress.arms.items()}
         return

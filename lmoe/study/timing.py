@@ -56,16 +56,17 @@ def time_arms(
     steps: int,
     repeats: int,
     alone: Alone,
-    say: Callable[[str], None],
+    note: Callable[[str], None],
     has_time: Callable[[], bool],
 ) -> dict[str, ArmTiming]:
-    """Time the arms in turns; an arm whose run fails is left out, and said.
+    """Time the arms in turns; an arm whose run fails is left out.
 
     Args:
         arms, values: by name; the first domain's run stands for an arm that trains apart.
         folder: of the study.
         steps: timed in a turn, after LEFT_OUT others.
         repeats: turns.
+        note: told which arm is left out, and why.
         has_time: asked before each turn that is not done yet; where not, there are no more.
     """
     seconds: dict[str, list[float]] = {}
@@ -84,11 +85,11 @@ def time_arms(
                 own = [text for text in arms[name].settings if setting_key(text).split(".")[0] != "logger"]
                 short = [*own, *value_settings(chosen), *SHORT, f"trainer.max_steps={steps + LEFT_OUT}"]
                 if alone(short, place):
-                    say(f"{name}: not timed, its short run failed; see {place}")
+                    note(f"{name}: not timed, its short run failed; see {place}")
                     failed.add(name)
                     continue
             if (timed := _timed(place)) is None:
-                say(f"{name}: not timed, its short run has left no throughput; see {place}")
+                note(f"{name}: not timed, its short run has left no throughput; see {place}")
                 failed.add(name)
                 continue
             seconds.setdefault(name, []).append(timed[0])

@@ -251,3 +251,12 @@ def test_an_arm_that_trains_apart_is_timed_by_the_run_of_its_first_domain(tmp_pa
     progress = run_study(study_of(given, tmp_path), tools)
     assert progress.timings == {}
     assert ["data.domains=['code']" in settings for settings in asked] == [False, True]
+
+
+def test_an_arm_that_could_not_be_timed_is_in_the_notes_of_the_result(tmp_path):
+    given = config(space={}, judging=JudgingConfig(seeds=[0]), timing=TimingConfig(steps=2, repeats=2))
+    written = Written(tmp_path, lambda job: 2.0)
+    progress = run_study(study_of(given, tmp_path), replace(written.tools, alone=lambda settings, folder: 1))
+    failed = [note for note in progress.notes if "not timed, its short run failed" in note]
+    assert [note.partition(":")[0] for note in failed] == ["plain", "other"]
+    assert set(failed) <= set(written.said)

@@ -26,7 +26,7 @@ def test_an_arm_whose_short_run_leaves_nothing_is_said_and_a_damaged_one_is_run_
             steps=3,
             repeats=1,
             alone=alone,
-            say=said.append,
+            note=said.append,
             has_time=lambda: True,
         )
 
