@@ -56,7 +56,8 @@ def tune_in_time(study: Study, tools: Tools, progress: Progress) -> None:
         values = {name: found.best.values for name, found in middle.items()}
         _check_time(study, tools, progress, judging_jobs(study, progress.arms, values))
         progress.chosen = middle
-        progress.note("nothing was tuned, for want of time: each arm is judged with the middle of its values", tools.say)
+        why = "nothing was tuned, for want of time: each arm is judged with the middle of its values"
+        progress.note(why, tools.say)
         return
     screened = {name: order[name][:tried] for name in progress.arms}
     arms = {name: with_tried(arm, screened[name]) for name, arm in progress.arms.items()}
@@ -147,7 +148,8 @@ def _widen(study: Study, tools: Tools, progress: Progress) -> None:
         what = f"tuning, grids widened ({widenings})"
         found = _chosen_by_all(study, tools, progress, arms, grids, what)
         if found is None:
-            progress.note("the best value of an arm is outermost, and the time did not reach for more values", tools.say)
+            why = "the best value of an arm is outermost, and the time did not reach for more values"
+            progress.note(why, tools.say)
             return
         progress.arms, progress.chosen = arms, found
 

@@ -81,6 +81,15 @@ def test_what_is_left_of_a_study_takes_as_long_as_its_jobs_took(lines, tmp_path)
     assert last == "9 of 18 jobs are left, 1 beside one another: about 6.0 min (as the jobs took that are done)"
 
 
+@pytest.mark.parametrize(("limit", "said"), [(None, "about 3.2 min ("), ("00:01:00:00", "about 3.5 min, at most 1.0 h")])
+def test_places_that_stay_empty_beside_the_last_jobs_count(lines, tmp_path, limit, said):
+    """3 jobs of 30 s and 6 of 45, two at a time: 195 s where whoever is free takes the next, 210 in groups."""
+    done(tmp_path, config(tuning=REPORT), jobs=9)
+    assert f"9 of 18 jobs are left, 2 beside one another: {said}" in lines(
+        config(tuning=REPORT, max_time=limit), parallel=2
+    )[-1]
+
+
 @pytest.mark.parametrize("stopped", [None, 14])
 def test_grids_that_were_widened_count_with_what_was_tried_in_them(lines, tmp_path, stopped):
     def rising(job: Job) -> float:

@@ -11,6 +11,7 @@ import pytest
 from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, TimingConfig, TuningConfig
 from lmoe.errors import StudyError
 from lmoe.study.arms import Arm
+from lmoe.study.durations import at_once, in_groups
 from lmoe.study.jobs import SECONDS_FILE, Job, is_done
 from lmoe.study.planned import from_the_middle
 from lmoe.study.progress import Progress
@@ -28,6 +29,7 @@ class Timed(Written):
     """Jobs that take a time each: `tunes` seconds, or `judges`.
 
     Args:
+        longer: how many times as long the jobs of an arm last, by its name.
         parallel: that run beside one another.
         now: on the clock.
         groups: jobs of each launch.
@@ -35,6 +37,7 @@ class Timed(Written):
 
     tunes: float = 10.0
     judges: float = 15.0
+    longer: dict[str, float] = field(default_factory=dict)
     parallel: int = 1
     now: float = 0.0
     groups: list[int] = field(default_factory=list)
@@ -43,7 +46,8 @@ class Timed(Written):
         assert len(jobs) <= self.parallel
         super().__call__(jobs)
         self.groups.append(len(jobs))
-        each = [self.judges if job.judging is not None else self.tunes for job in jobs]
+        usual = [self.judges if job.judging is not None else self.tunes for job in jobs]
+        each = [self.longer.get(job.arm, 1.0) * seconds for job, seconds in zip(jobs, usual, strict=True)]
         self.now += max(each)
         for job, seconds in zip(jobs, each, strict=True):
             if is_done(job, self.folder):
@@ -104,6 +108,20 @@ def test_no_place_of_several_beside_one_another_stays_empty_while_whole_seeds_fi
     progress, timed = run(given, Timed(tmp_path, by_distance, parallel=parallel))
     assert len(timed.judged) == 12 and timed.groups[-12 // parallel :] == [parallel] * (12 // parallel)
     assert progress.tuning_seeds == [100, 101] and not progress.notes
+
+
+@pytest.mark.parametrize("seconds", range(170, 260, 10))
+def test_arms_of_unlike_length_beside_one_another_are_judged_with_three_seeds_in_the_time(run, tmp_path, seconds):
+    """Each group lasts as long as its longest job: three seeds of 15 and of 45 s take 135 s, not 90."""
+    given = config(max_time=limit(seconds), tuning=REPORT)
+    progress, timed = run(given, Timed(tmp_path, by_distance, longer={"other": 3.0}, parallel=2))
+    assert len(timed.judged) == 6 and timed.now <= seconds
+    assert not any("were not begun" in note for note in progress.notes if note.startswith("judging"))
+
+
+def test_seconds_of_a_launch_are_those_of_playing_it():
+    assert in_groups([100.0, 300.0] * 3, 2) == 900 and in_groups([5.0, 1.0, 2.0], 2) == 7 and in_groups([], 2) == 0
+    assert at_once([100.0, 300.0] * 3, 2) == 700 and at_once([5.0, 1.0, 2.0], 2) == 5 and at_once([], 2) == 0
 
 
 def test_a_screening_goes_value_by_value_over_all_arms_the_middle_first(run):
