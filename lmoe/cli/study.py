@@ -88,7 +88,7 @@ def _run(argv: list[str]) -> None:
     )
     jobs = JobLauncher(launcher, composed.folder)
     if dry_run is DryRun.estimate:
-        estimate_study(composed, jobs.parallel)
+        estimate_study(composed, jobs)
         return
     with StopSignals(), claimed(composed.folder, another="study.name=…"):
         do_study(composed, jobs)

@@ -29,6 +29,7 @@ from lmoe.files.resources import resource_dir
 from lmoe.files.run_folder import hydra_quoted
 from lmoe.report.files import write_bytes
 from lmoe.report.wording import duration
+from lmoe.run.machine import cpu_model, gpu_models
 from lmoe.study.jobs import FAILURE_FILE, LOG_FILE, PRUNED_FILE, SECONDS_FILE, Job, read_job, write_job
 
 LAST_LINES = 40
@@ -47,10 +48,12 @@ class JobTask:
     Args:
         total: jobs of this launch.
         parallel: how many run at a time on one machine.
+        machine: on which they run.
     """
 
     total: int
     parallel: int
+    machine: str
 
     def __call__(self, config: DictConfig) -> int:
         runtime = HydraConfig.get()
@@ -66,7 +69,8 @@ class JobTask:
         if code:
             _note(place / FAILURE_FILE, {"exit_code": code, "reason": reason(place, code)})
         elif first:
-            _note(place / SECONDS_FILE, {"seconds": seconds})
+            where = {"machine": self.machine, "parallel": self.parallel}
+            _note(place / SECONDS_FILE, {"seconds": seconds} | where)
         done = "pruned" if (place / PRUNED_FILE).exists() else "done"
         state = f"failed (exit code {code}, see {place / LOG_FILE})" if code else done
         sys.stdout.write(f"[{number}/{self.total}] {job.label}: {state}, {duration(seconds)}\n")
@@ -113,6 +117,12 @@ class JobLauncher:
         finally:
             GlobalHydra.instance().clear()
 
+    @property
+    def machine(self) -> str:
+        """What jobs run on: its processor, the cores that they may use, its GPUs. NOTE no name of the machine, which
+        containers change at each start."""
+        return ", ".join([cpu_model(), f"{usable_cores()} cores", *gpu_models()])
+
     def alone(self, settings: Sequence[str], folder: Path) -> int:
         """Train into a folder, in a process of its own, and return its exit code.
 
@@ -142,7 +152,7 @@ class JobLauncher:
             parallel = _parallel(config)
             launcher: Any = Plugins.instance().instantiate_launcher(
                 hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)),
-                task_function=JobTask(len(jobs), parallel),
+                task_function=JobTask(len(jobs), parallel, self.machine),
                 config=config,
             )
             launcher.launch([[f"hydra.sweep.subdir={hydra_quoted(job.place)}"] for job in jobs], 0)

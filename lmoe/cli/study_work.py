@@ -33,7 +33,11 @@ def do_study(composed: Study, launcher: JobLauncher) -> None:
     keep_config(study, hashes)
     check_begun(study.folder)
     tools = Tools(
-        launch=launcher, alone=launcher.alone, say=lambda line: say(console, line), parallel=launcher.parallel
+        launch=launcher,
+        alone=launcher.alone,
+        say=lambda line: say(console, line),
+        parallel=launcher.parallel,
+        machine=launcher.machine,
     )
     result = conclude(study, run_study(study, tools))
     result.write(study.folder)
@@ -42,12 +46,12 @@ def do_study(composed: Study, launcher: JobLauncher) -> None:
     say(console, f"\nIn {study.folder}: {', '.join(names)}")
 
 
-def estimate_study(composed: Study, parallel: int) -> None:
+def estimate_study(composed: Study, launcher: JobLauncher) -> None:
     """Say which jobs a study has, what its arms are, and how long what is not done will take.
 
     Args:
         composed: before its rows are looked at.
-        parallel: jobs that run beside one another.
+        launcher: with which it would be done.
 
     Raises:
         LmoeError: what would stop the study before its first run.
@@ -57,7 +61,7 @@ def estimate_study(composed: Study, parallel: int) -> None:
     study, hashes = _read(composed)
     if (study.folder / CONFIG_FILE).exists():
         keep_config(study, hashes)
-    for line in estimate_lines(study, parallel):
+    for line in estimate_lines(study, launcher.parallel, launcher.machine):
         say(console, line)
 
 

@@ -53,14 +53,15 @@ class JobTimes:
     parallel: int
 
     @classmethod
-    def of(cls, folder: Path, *, longer: int, parallel: int) -> "JobTimes":
-        """Read the seconds of the jobs that are done.
+    def of(cls, folder: Path, *, longer: int, parallel: int, machine: str) -> "JobTimes":
+        """Read the seconds of the jobs that were done on a machine, as many beside one another.
 
         Args:
             folder: of the study.
+            machine: as `Tools` has it.
         """
         found: dict[tuple[str, bool], list[float]] = {}
-        for job, seconds in seconds_of(folder):
+        for job, seconds in seconds_of(folder, machine=machine, parallel=parallel):
             found.setdefault((job.arm, job.judging is not None), []).append(seconds)
         return cls(known={of: median(seconds) for of, seconds in found.items()}, longer=longer, parallel=parallel)
 
@@ -90,14 +91,15 @@ class JobTimes:
         return [seconds for (name, kind), seconds in self.known.items() if kind == judges and arm in (None, name)]
 
 
-def short_run_seconds(folder: Path, steps: int) -> dict[str, float]:
+def short_run_seconds(folder: Path, steps: int, *, parallel: int, machine: str) -> dict[str, float]:
     """Seconds of a run of a few steps, by arm: what a job takes beside its runs, the least of all, and these steps.
 
     Args:
         folder: of the study.
+        parallel, machine: of the jobs that it is told by.
     """
     found: dict[str, list[float]] = {}
-    for job, seconds in seconds_of(folder):
+    for job, seconds in seconds_of(folder, machine=machine, parallel=parallel):
         try:
             runs = [finished(folder / job.place / run.folder) for run in job.runs]
         except LmoeError:  # only an estimate is made of it

@@ -17,11 +17,12 @@ from lmoe.study.study import Study
 CPU = "this CPU"
 
 
-def estimate_lines(study: Study, parallel: int) -> Iterator[str]:
+def estimate_lines(study: Study, parallel: int, machine: str) -> Iterator[str]:
     """Yield a line for each arm, then the jobs and the time of those that are not done.
 
     Args:
         parallel: jobs that run beside one another.
+        machine: on which they run.
 
     Raises:
         LmoeError: no config of a backbone there, or what is kept of the study is damaged.
@@ -43,17 +44,16 @@ def estimate_lines(study: Study, parallel: int) -> Iterator[str]:
             f"  at most {arms} arms again, the baseline among them, {config.longer.times} times as long: {jobs.longer} "
             f"jobs{_done(jobs.longer_done)}"
         )
-    yield from _time_lines(study, jobs, sizes, parallel)
+    yield from _time_lines(study, jobs, _Clock(study, sizes, parallel, machine), parallel)
 
 
-def _time_lines(study: Study, jobs: StudyJobs, sizes: Mapping[str, ArmSize], parallel: int) -> Iterator[str]:
+def _time_lines(study: Study, jobs: StudyJobs, clock: "_Clock", parallel: int) -> Iterator[str]:
     known = [*jobs.tuning, *chain(*jobs.judging)]
     left = not_done(study, known)
     not_drawn = sum(jobs.undrawn.values())
     count = len(known) + not_drawn + jobs.longer
     left_count = len(left) + not_drawn + jobs.longer - jobs.longer_done
     if left_count:
-        clock = _Clock(study, sizes, parallel)
         of_seed = clock.seconds(jobs.judging[0])
         seconds = clock.seconds(left)
         if of_seed is not None and seconds is not None:
@@ -106,9 +106,10 @@ class _Clock:
         sizes: by arm.
     """
 
-    def __init__(self, study: Study, sizes: Mapping[str, ArmSize], parallel: int) -> None:
+    def __init__(self, study: Study, sizes: Mapping[str, ArmSize], parallel: int, machine: str) -> None:
         self.study, self.sizes = study, sizes
-        self.times = JobTimes.of(study.folder, longer=study.config.longer.times, parallel=parallel)
+        longer = study.config.longer.times
+        self.times = JobTimes.of(study.folder, longer=longer, parallel=parallel, machine=machine)
         self.device, self.rate = _rate(study.configs[study.config.baseline])
         self.open_end = [name for name, run in study.configs.items() if run.trainer.max_epochs is not None]
 

@@ -18,7 +18,7 @@ from lmoe.study.sampling import Watch
 JOB_FILE, FAILURE_FILE, ROWS_FILE, LOG_FILE = "job.json", "failed.json", "judged_rows.csv", "job.log"
 PRUNED_FILE = "pruned"
 SECONDS_FILE = "seconds.json"
-"""How long a job took that was done in one go."""
+"""How long a job took that was done in one go, on which machine, and how many ran beside one another."""
 PARTS = "domains"
 """Folder of the runs of a job that has one for each domain."""
 RUNS, LONGER = "runs", "longer"
@@ -284,19 +284,23 @@ def failure_of(job: Job, folder: Path) -> str | None:
         return f"it failed, and {file} cannot be read"
 
 
-def seconds_of(folder: Path) -> list[tuple[Job, float]]:
+def seconds_of(folder: Path, *, machine: str, parallel: int) -> list[tuple[Job, float]]:
     """The jobs that are done, with the seconds that they took; what cannot be read is passed over, since only an
-    estimate is made of it.
+    estimate is made of it, and so is what was done elsewhere. Of a file that does not say where, it was here.
 
     Args:
         folder: of the study.
+        machine: on which jobs run now.
+        parallel: jobs that run beside one another now.
     """
     found = []
     for file in sorted(folder.glob(f"{RUNS}/*/*/*/{SECONDS_FILE}")):
         try:
-            seconds, job = KEPT.json(file).get("seconds"), read_job(file.parent)
+            kept, job = KEPT.json(file), read_job(file.parent)
         except LmoeError:
             continue
-        if isinstance(seconds, int | float):
+        seconds = kept.get("seconds")
+        here = (kept.get("machine", machine), kept.get("parallel", parallel)) == (machine, parallel)
+        if here and isinstance(seconds, int | float):
             found.append((job, float(seconds)))
     return found

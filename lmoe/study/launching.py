@@ -23,7 +23,8 @@ def nothing_kept(times: JobTimes) -> float:
 
 def times_of(study: Study, tools: Tools) -> JobTimes:
     """How long the jobs of a study take, as far as it is known."""
-    return JobTimes.of(study.folder, longer=study.config.longer.times, parallel=tools.parallel)
+    longer = study.config.longer.times
+    return JobTimes.of(study.folder, longer=longer, parallel=tools.parallel, machine=tools.machine)
 
 
 def not_done(study: Study, jobs: Sequence[Job]) -> list[Job]:

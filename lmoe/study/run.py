@@ -69,7 +69,10 @@ def time_each(study: Study, tools: Tools, progress: Progress, values: Mapping[st
     def has_time() -> bool:
         nonlocal begun, out_of_time
         limited = progress.deadline is not None
-        expected = short_run_seconds(study.folder, config.steps + LEFT_OUT) if limited else {}
+        expected: dict[str, float] = {}
+        if limited:
+            steps = config.steps + LEFT_OUT
+            expected = short_run_seconds(study.folder, steps, parallel=tools.parallel, machine=tools.machine)
         if SLACK * sum(expected.get(name, 0.0) for name in values) >= progress.time_left:
             out_of_time = True
             return False

@@ -36,11 +36,12 @@ from lmoe.injection.tracing import adapters_off
 from lmoe.report.summary import FINISHED
 from lmoe.resume.stopping import Stopped
 from lmoe.run.finish import finish
-from lmoe.study.jobs import PRUNED_FILE, finished, read_job, write_job
+from lmoe.study.jobs import PRUNED_FILE, SECONDS_FILE, Job, finished, read_job, write_job
 from lmoe.study.result import StudyResult
 from lmoe.study.sampling import Watch
 from tests.conftest import process_state
 from tests.micro import DOMAINS, ROOT, Micro
+from tests.study.studies import HERE
 
 ESTIMATE = "dry_run=estimate"
 STUDY = """\
@@ -645,11 +646,36 @@ def test_a_signal_that_a_job_alone_is_sent_fails_it_and_one_to_its_launcher_ends
     monkeypatch.setattr(sys, "executable", str(python))
     if ends:
         with pytest.raises(Stopped, match="SIGTERM"):
-            JobTask(1, 1)(DictConfig({}))
+            JobTask(1, 1, HERE)(DictConfig({}))
         assert not (place / "failed.json").exists()
     else:
-        assert JobTask(1, 1)(DictConfig({})) == -signal.SIGTERM
+        assert JobTask(1, 1, HERE)(DictConfig({})) == -signal.SIGTERM
         assert "it was stopped by SIGTERM, which the study was not sent" in (place / "failed.json").read_text()
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch):
+    """Do a job whose process is a shell script, beside another one; its folder comes back."""
+
+    def do(script: str) -> Path:
+        job = Job(arm="a", values=(), seed=0, place="runs/a/as_given/seed_0", runs=(), judging=None)
+        write_job(job, tmp_path)
+        python = tmp_path / "python"
+        python.write_text(f"#!/bin/sh\ncd {tmp_path / job.place}\n{script}\n", encoding="utf-8")
+        python.chmod(0o755)
+        runtime = SimpleNamespace(output_dir=str(tmp_path / job.place))
+        here = SimpleNamespace(runtime=runtime, job=SimpleNamespace(num=0))
+        monkeypatch.setattr("lmoe.cli.study_jobs.HydraConfig.get", lambda: here)
+        monkeypatch.setattr(sys, "executable", str(python))
+        JobTask(1, 2, HERE)(DictConfig({}))
+        return tmp_path / job.place
+
+    return do
+
+
+def test_the_seconds_of_a_job_come_with_what_it_ran_on_and_how_many_ran_beside_it(task):
+    kept = json.loads((task("exit 0") / SECONDS_FILE).read_text())
+    assert kept.pop("seconds") >= 0 and kept == {"machine": HERE, "parallel": 2}
 
 
 def test_a_signal_that_comes_while_a_job_is_started_is_passed_on_to_it(monkeypatch):

@@ -17,6 +17,7 @@ from lmoe.study.study import Study, Tools
 
 DOMAINS = ("code", "math")
 ROWS = 30
+HERE = "a machine"
 Loss = Callable[[Job], float]
 
 
@@ -84,7 +85,7 @@ class Written:
     @property
     def tools(self) -> Tools:
         """What a study asks for."""
-        return Tools(launch=self, alone=lambda settings, folder: 1, say=self.said.append, parallel=1)
+        return Tools(launch=self, alone=lambda settings, folder: 1, say=self.said.append, parallel=1, machine=HERE)
 
 
 def write_summary(run: Path, loss: float) -> None:

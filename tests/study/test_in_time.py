@@ -18,7 +18,7 @@ from lmoe.study.progress import Progress
 from lmoe.study.run import run_study
 from lmoe.study.study import Study, Tools
 from lmoe.vocabulary import AtEdge, Sampler
-from tests.study.studies import Written, config, study_of, write_summary
+from tests.study.studies import HERE, Written, config, study_of, write_summary
 from tests.study.test_timing import METRICS
 
 REPORT = TuningConfig(at_edge=AtEdge.report)
@@ -30,6 +30,7 @@ class Timed(Written):
 
     Args:
         longer: how many times as long the jobs of an arm last, by its name.
+        machine: on which they run.
         parallel: that run beside one another.
         now: on the clock.
         groups: jobs of each launch.
@@ -38,6 +39,7 @@ class Timed(Written):
     tunes: float = 10.0
     judges: float = 15.0
     longer: dict[str, float] = field(default_factory=dict)
+    machine: str = HERE
     parallel: int = 1
     now: float = 0.0
     groups: list[int] = field(default_factory=list)
@@ -51,11 +53,12 @@ class Timed(Written):
         self.now += max(each)
         for job, seconds in zip(jobs, each, strict=True):
             if is_done(job, self.folder):
-                (self.folder / job.place / SECONDS_FILE).write_text(json.dumps({"seconds": seconds}))
+                kept = {"seconds": seconds, "machine": self.machine, "parallel": self.parallel}
+                (self.folder / job.place / SECONDS_FILE).write_text(json.dumps(kept))
 
     @property
     def tools(self) -> Tools:
-        return replace(super().tools, parallel=self.parallel)
+        return replace(super().tools, parallel=self.parallel, machine=self.machine)
 
     @property
     def judged(self) -> list[str]:
@@ -169,6 +172,16 @@ def test_a_time_too_short_for_judging_is_refused_after_one_job_with_the_least_th
     assert len(list(tmp_path.glob("runs/*/*/*"))) == 1
     progress, timed = run(config(max_time="00:00:02:00"))
     assert timed.now <= 120 and len(timed.judged) == 6 and progress.notes
+
+
+@pytest.mark.parametrize("there", [{"machine": "a slow one"}, {"parallel": 2}])
+def test_a_study_that_was_begun_elsewhere_learns_anew_how_long_a_job_takes(run, tmp_path, there):
+    """There judging takes hours; here it takes 15 s a job, and the time reaches for what is left of it."""
+    slow = Timed(tmp_path, by_distance, tunes=3600, judges=5400, **there)
+    with pytest.raises(StudyError, match="is too short"):
+        run(config(max_time="00:01:30:00"), slow)
+    _, timed = run(config(max_time=limit(150)), Timed(tmp_path, by_distance))
+    assert len(timed.judged) == 6 and timed.now <= 150
 
 
 def test_without_values_to_tune_the_first_job_of_judging_tells_whether_the_time_reaches(run, tmp_path):
