@@ -66,12 +66,13 @@ class JobTask:
         with (place / LOG_FILE).open("ab") as log:
             code = exit_code_of([sys.executable, "-m", "lmoe.cli.study_job", str(place)], environment, log)
         seconds = time.monotonic() - started
+        pruned = (place / PRUNED_FILE).exists()
         if code:
             _note(place / FAILURE_FILE, {"exit_code": code, "reason": reason(place, code)})
-        elif first:
+        elif first and not pruned:  # it has ended before its time
             where = {"machine": self.machine, "parallel": self.parallel}
             _note(place / SECONDS_FILE, {"seconds": seconds} | where)
-        done = "pruned" if (place / PRUNED_FILE).exists() else "done"
+        done = "pruned" if pruned else "done"
         state = f"failed (exit code {code}, see {place / LOG_FILE})" if code else done
         sys.stdout.write(f"[{number}/{self.total}] {job.label}: {state}, {duration(seconds)}\n")
         sys.stdout.flush()

@@ -678,6 +678,11 @@ def test_the_seconds_of_a_job_come_with_what_it_ran_on_and_how_many_ran_beside_i
     assert kept.pop("seconds") >= 0 and kept == {"machine": HERE, "parallel": 2}
 
 
+def test_a_job_that_was_pruned_does_not_say_how_long_one_takes(task):
+    place = task(f"touch {PRUNED_FILE}")
+    assert (place / PRUNED_FILE).exists() and not (place / SECONDS_FILE).exists()
+
+
 def test_a_signal_that_comes_while_a_job_is_started_is_passed_on_to_it(monkeypatch):
     """The study would end, and leave the job behind."""
     started = []
