@@ -17,6 +17,7 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
@@ -24,7 +25,7 @@ from lmoe.cli.compose import store_defaults
 from lmoe.cli.launchers import ended_by, exit_code_of, lost_job
 from lmoe.cli.threads import share_cores, usable_cores
 from lmoe.config.run import RunConfig
-from lmoe.errors import StudyError
+from lmoe.errors import LmoeError, StudyError
 from lmoe.files.resources import resource_dir
 from lmoe.files.run_folder import hydra_quoted
 from lmoe.report.files import write_bytes
@@ -39,6 +40,7 @@ PROBLEM = "- "
 MOST_PROBLEMS = 4
 """Of such a list, in the reason of a failure."""
 PARALLEL = "n_jobs"
+GOES_ON = "What is done is kept; the same command goes on"
 
 
 @dataclass(slots=True, frozen=True)
@@ -140,7 +142,8 @@ class JobLauncher:
         """Write the jobs and do them; what a job leaves says how it went.
 
         Raises:
-            StudyError: the launcher has lost a job, or another study's job is in its folder.
+            StudyError: the launcher has lost a job, the files of one cannot be read or written, or another study's job
+                is in its folder.
             Stopped: a signal has ended the study.
         """
         for job in jobs:
@@ -156,13 +159,28 @@ class JobLauncher:
                 task_function=JobTask(len(jobs), parallel, self.machine),
                 config=config,
             )
-            launcher.launch([[f"hydra.sweep.subdir={hydra_quoted(job.place)}"] for job in jobs], 0)
+            returns = launcher.launch([[f"hydra.sweep.subdir={hydra_quoted(job.place)}"] for job in jobs], 0)
         except Exception as error:
             if (lost := lost_job(error)) is None:
                 raise
-            raise StudyError(f"{lost}\nWhat is done is kept; the same command goes on") from None
+            raise StudyError(f"{lost}\n{GOES_ON}") from None
         finally:
             GlobalHydra.instance().clear()
+        _check_each(jobs, returns)
+
+
+def _check_each(jobs: Sequence[Job], returns: Sequence[JobReturn]) -> None:
+    """Refuse what went wrong around the process of a job, of which the launcher raises nothing; how the process itself
+    went is what the job has left.
+
+    Raises:
+        StudyError: names the first of such jobs, and why.
+    """
+    for job, found in zip(jobs, returns, strict=True):
+        if found.status is JobStatus.FAILED:
+            error = found._return_value
+            why = str(error) if isinstance(error, LmoeError) else f"{type(error).__name__}: {error}"
+            raise StudyError(f"{job.label} could not be done: {why}\n{GOES_ON}")
 
 
 def _hydra() -> Hydra:

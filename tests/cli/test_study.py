@@ -25,7 +25,7 @@ from lmoe.cli.study_job import main as do_job
 from lmoe.cli.study_jobs import JobLauncher, JobTask, reason
 from lmoe.cli.train import main as train
 from lmoe.config.study import JudgingConfig
-from lmoe.errors import ConfigError
+from lmoe.errors import ConfigError, StudyError
 from lmoe.evaluate.loss_rows import prepare_judging
 from lmoe.evaluate.row_losses import read_row_losses, row_losses
 from lmoe.evaluate.subject import subject_of
@@ -653,22 +653,24 @@ def test_a_signal_that_a_job_alone_is_sent_fails_it_and_one_to_its_launcher_ends
         assert "it was stopped by SIGTERM, which the study was not sent" in (place / "failed.json").read_text()
 
 
+JOB = Job(arm="a", values=(), seed=0, place="runs/a/as_given/seed_0", runs=(), judging=None)
+
+
 @pytest.fixture
 def task(tmp_path, monkeypatch):
     """Do a job whose process is a shell script, beside another one; its folder comes back."""
 
     def do(script: str) -> Path:
-        job = Job(arm="a", values=(), seed=0, place="runs/a/as_given/seed_0", runs=(), judging=None)
-        write_job(job, tmp_path)
+        write_job(JOB, tmp_path)
         python = tmp_path / "python"
-        python.write_text(f"#!/bin/sh\ncd {tmp_path / job.place}\n{script}\n", encoding="utf-8")
+        python.write_text(f"#!/bin/sh\ncd {tmp_path / JOB.place}\n{script}\n", encoding="utf-8")
         python.chmod(0o755)
-        runtime = SimpleNamespace(output_dir=str(tmp_path / job.place))
+        runtime = SimpleNamespace(output_dir=str(tmp_path / JOB.place))
         here = SimpleNamespace(runtime=runtime, job=SimpleNamespace(num=0))
         monkeypatch.setattr("lmoe.cli.study_jobs.HydraConfig.get", lambda: here)
         monkeypatch.setattr(sys, "executable", str(python))
         JobTask(1, 2, HERE)(DictConfig({}))
-        return tmp_path / job.place
+        return tmp_path / JOB.place
 
     return do
 
@@ -681,6 +683,13 @@ def test_the_seconds_of_a_job_come_with_what_it_ran_on_and_how_many_ran_beside_i
 def test_a_job_that_was_pruned_does_not_say_how_long_one_takes(task):
     place = task(f"touch {PRUNED_FILE}")
     assert (place / PRUNED_FILE).exists() and not (place / SECONDS_FILE).exists()
+
+
+def test_a_job_whose_files_cannot_be_written_ends_the_study_with_the_cause(restored, tmp_path):
+    (tmp_path / JOB.place / "job.log").mkdir(parents=True)
+    with pytest.raises(StudyError, match=r"seed 0 could not be done: IsADirectoryError: .*job\.log") as ended:
+        JobLauncher([], tmp_path)([JOB])
+    assert "the same command goes on" in str(ended.value)
 
 
 def test_a_signal_that_comes_while_a_job_is_started_is_passed_on_to_it(monkeypatch):
