@@ -31,7 +31,17 @@ from lmoe.files.run_folder import hydra_quoted
 from lmoe.report.files import write_bytes
 from lmoe.report.wording import duration
 from lmoe.run.machine import cpu_model, gpu_models
-from lmoe.study.jobs import FAILURE_FILE, LOG_FILE, PRUNED_FILE, SECONDS_FILE, Job, read_job, write_job
+from lmoe.study.jobs import (
+    DIVERGED,
+    DIVERGED_CODE,
+    FAILURE_FILE,
+    LOG_FILE,
+    PRUNED_FILE,
+    SECONDS_FILE,
+    Job,
+    read_job,
+    write_job,
+)
 
 LAST_LINES = 40
 """Of the log of a job that has failed, for its message."""
@@ -70,7 +80,8 @@ class JobTask:
         seconds = time.monotonic() - started
         pruned = (place / PRUNED_FILE).exists()
         if code:
-            _note(place / FAILURE_FILE, {"exit_code": code, "reason": reason(place, code)})
+            again = {DIVERGED: True} if code == DIVERGED_CODE else {}
+            _note(place / FAILURE_FILE, {"exit_code": code, "reason": reason(place, code)} | again)
         elif first and not pruned:  # it has ended before its time
             where = {"machine": self.machine, "parallel": self.parallel}
             _note(place / SECONDS_FILE, {"seconds": seconds} | where)

@@ -21,6 +21,10 @@ SECONDS_FILE = "seconds.json"
 """How long a job took that was done in one go, on which machine, and how many ran beside one another."""
 PARTS = "domains"
 """Folder of the runs of a job that has one for each domain."""
+DIVERGED = "diverged"
+"""Key in FAILURE_FILE of what would fail once more: with a loss that is no finite number."""
+DIVERGED_CODE = 3
+"""Exit code of the process of such a job."""
 RUNS, LONGER = "runs", "longer"
 """Folders of jobs, by what they are for."""
 PLACES = "hydra.searchpath="
@@ -282,6 +286,19 @@ def failure_of(job: Job, folder: Path) -> str | None:
         return str(KEPT.json(file).get("reason", "it failed"))
     except LmoeError:
         return f"it failed, and {file} cannot be read"
+
+
+def has_diverged(job: Job, folder: Path) -> bool:
+    """Whether a job has failed with a loss that is no finite number, as it would do once more.
+
+    Args:
+        folder: of the study.
+    """
+    file = folder / job.place / FAILURE_FILE
+    try:
+        return file.exists() and KEPT.json(file).get(DIVERGED) is True
+    except LmoeError:  # it says no reason, and is done again
+        return False
 
 
 def seconds_of(folder: Path, *, machine: str, parallel: int) -> list[tuple[Job, float]]:

@@ -6,7 +6,7 @@ from itertools import chain
 
 from lmoe.report.wording import duration
 from lmoe.study.durations import JobTimes
-from lmoe.study.jobs import Job, failure_of, is_done, was_pruned
+from lmoe.study.jobs import Job, failure_of, has_diverged, is_done, was_pruned
 from lmoe.study.progress import Progress
 from lmoe.study.study import Study, Tools
 
@@ -28,8 +28,9 @@ def times_of(study: Study, tools: Tools) -> JobTimes:
 
 
 def not_done(study: Study, jobs: Sequence[Job]) -> list[Job]:
-    """The jobs that are to be launched."""
-    return [job for job in jobs if not is_done(job, study.folder) and not was_pruned(job, study.folder)]
+    """The jobs that are to be launched: also those that have failed, but for a loss that is no finite number."""
+    folder = study.folder
+    return [job for job in jobs if not (is_done(job, folder) or was_pruned(job, folder) or has_diverged(job, folder))]
 
 
 def is_settled(study: Study, jobs: Sequence[Job]) -> bool:
@@ -61,7 +62,11 @@ def do(
     """
     jobs = list(chain(*rounds))
     left = not_done(study, jobs)
-    done = f", {len(jobs) - len(left)} of them done" if len(left) < len(jobs) else ""
+    diverged = [job for job in jobs if has_diverged(job, study.folder)]
+    count = len(jobs) - len(left) - len(diverged)
+    done = f", {count} of them done" if count else ""
+    if diverged:
+        done += f", {len(diverged)} have diverged and are not begun again (to do so, remove their folders)"
     tools.say(f"{what}: {len(jobs)} jobs{done}")
     if not left:
         return

@@ -25,7 +25,7 @@ from lmoe.cli.study_job import main as do_job
 from lmoe.cli.study_jobs import JobLauncher, JobTask, reason
 from lmoe.cli.train import main as train
 from lmoe.config.study import JudgingConfig
-from lmoe.errors import ConfigError, StudyError
+from lmoe.errors import ConfigError, DivergedError, StudyError
 from lmoe.evaluate.loss_rows import prepare_judging
 from lmoe.evaluate.row_losses import read_row_losses, row_losses
 from lmoe.evaluate.subject import subject_of
@@ -36,7 +36,17 @@ from lmoe.injection.tracing import adapters_off
 from lmoe.report.summary import FINISHED
 from lmoe.resume.stopping import Stopped
 from lmoe.run.finish import finish
-from lmoe.study.jobs import PRUNED_FILE, SECONDS_FILE, Job, finished, read_job, write_job
+from lmoe.study.jobs import (
+    DIVERGED_CODE,
+    PRUNED_FILE,
+    SECONDS_FILE,
+    Job,
+    failure_of,
+    finished,
+    has_diverged,
+    read_job,
+    write_job,
+)
 from lmoe.study.result import StudyResult
 from lmoe.study.sampling import Watch
 from tests.conftest import process_state
@@ -395,7 +405,7 @@ def test_a_model_whose_loss_is_no_number_fails_its_job_and_leaves_no_rows(own, m
     (place / "judged_rows.csv").unlink()
     nothing = [replace(loss, loss=float("nan")) for loss in read_row_losses(place.parent / "seed_1/judged_rows.csv")]
     monkeypatch.setattr("lmoe.study.judge.row_losses", lambda subject, data: nothing)
-    assert do_job(place) == 1
+    assert do_job(place) == DIVERGED_CODE
     assert "6 of 6 judging rows have a loss that is no finite number" in capsys.readouterr().err
     assert not (place / "judged_rows.csv").exists()
 
@@ -683,6 +693,25 @@ def test_the_seconds_of_a_job_come_with_what_it_ran_on_and_how_many_ran_beside_i
 def test_a_job_that_was_pruned_does_not_say_how_long_one_takes(task):
     place = task(f"touch {PRUNED_FILE}")
     assert (place / PRUNED_FILE).exists() and not (place / SECONDS_FILE).exists()
+
+
+@pytest.mark.parametrize("code", [1, DIVERGED_CODE])
+def test_a_job_that_would_diverge_once_more_is_marked(task, code):
+    place = task(f"echo a loss of step 3 is not finite; exit {code}")
+    assert failure_of(JOB, place.parents[3]) == "a loss of step 3 is not finite"
+    assert has_diverged(JOB, place.parents[3]) is (code == DIVERGED_CODE)
+
+
+def test_a_training_that_diverges_says_so_to_its_job(own, monkeypatch, capsys):
+    (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
+    shutil.rmtree(place / "report")
+    shutil.rmtree(place / "checkpoints")
+
+    def diverging(*args, **kwargs):
+        raise DivergedError("a loss of step 3 is not finite")
+
+    monkeypatch.setattr("lmoe.run.train.train", diverging)
+    assert do_job(place) == DIVERGED_CODE and "a loss of step 3 is not finite" in capsys.readouterr().err
 
 
 def test_a_job_whose_files_cannot_be_written_ends_the_study_with_the_cause(restored, tmp_path):

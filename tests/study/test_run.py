@@ -107,6 +107,22 @@ def test_an_arm_whose_runs_fail_is_said_and_does_not_stop_the_others(tmp_path):
     assert any("every try has failed" in line for line in written.said)
 
 
+def test_a_run_that_has_diverged_is_not_begun_again_and_one_that_failed_otherwise_is(tmp_path):
+    def failing(job: Job) -> float:
+        if job.arm == "other" and dict(job.values)["optim.lr"] == 0.004:
+            raise OverflowError
+        if job.arm == "other" and dict(job.values)["optim.lr"] == 0.001:
+            raise ArithmeticError
+        return by_distance(job)
+
+    run_study(study_of(config(), tmp_path), Written(tmp_path, failing).tools)
+    again = Written(tmp_path, by_distance)
+    progress = run_study(study_of(config(), tmp_path), again.tools)
+    assert again.launched == [f"other optim.lr=0.001 seed {seed}" for seed in (100, 101)]
+    said = "tuning: 12 jobs, 8 of them done, 2 have diverged and are not begun again (to do so, remove their folders)"
+    assert said in again.said and len(progress.chosen["other"].tries) == 3
+
+
 def test_a_try_that_failed_with_one_seed_is_not_chosen(tmp_path):
     def failing(job: Job) -> float:
         if job.seed == 101 and dict(job.values)["optim.lr"] == 0.002:
