@@ -11,10 +11,10 @@ from lmoe.files.run_folder import hydra_quoted
 from lmoe.study.arms import Arm, Values, values_text
 from lmoe.study.durations import short_run_seconds
 from lmoe.study.in_time import SLACK, judge_in_time, judging_reserve, tune_in_time
-from lmoe.study.jobs import Job, is_done, was_pruned
+from lmoe.study.jobs import Job, has_diverged, is_done, was_pruned
 from lmoe.study.judged import read_judged
-from lmoe.study.launching import Reserve, do, fits, is_settled, nothing_kept
-from lmoe.study.planned import by_arm, choose, drawn_tries, judging_jobs, make_job, tuning_jobs, untried, untuned, wider
+from lmoe.study.launching import Reserve, do, fits, is_settled, not_done, nothing_kept
+from lmoe.study.planned import by_arm, choose, drawn_tries, judging_jobs, tuning_jobs, untried, untuned, wider
 from lmoe.study.progress import Progress
 from lmoe.study.sampling import ArmSampler, Watch, check_installed
 from lmoe.study.study import Study, Tools
@@ -138,11 +138,7 @@ def tune_by_sampling(study: Study, tools: Tools, progress: Progress) -> None:
             unfinished = drawn
             break
         for name, (trial, values) in asked.items():
-            found = choose(study, progress.arms[name], [values], tuning.seeds).best
-            pruned = was_pruned(
-                make_job(study, progress.arms[name], values, tuning.seeds[0], judging=None), study.folder
-            )
-            samplers[name].tell(trial, found.mean if found.scores else None, pruned=pruned)
+            _tell(study, progress.arms[name], samplers[name], trial, values)
     tried = {
         name: [values for values in dict.fromkeys(sampler.all_values()) if values != unfinished.get(name)]
         for name, sampler in samplers.items()
@@ -158,6 +154,19 @@ def tune_by_sampling(study: Study, tools: Tools, progress: Progress) -> None:
         found = choose(study, arm, tried[name], tuning.seeds)
         edges = samplers[name].edges(found.best.values) if found.usable else {}
         progress.chosen[name] = replace(found, edges=edges)
+
+
+def _tell(study: Study, arm: Arm, sampler: ArmSampler, trial: int, values: Values) -> None:
+    """Tell a sampler what came of a try; nothing yet where jobs of it have failed that the next start does again."""
+    seeds = study.config.tuning.seeds
+    jobs = tuning_jobs(study, {arm.name: arm}, {arm.name: [values]}, seeds)
+    found = choose(study, arm, [values], seeds).best
+    pruned = was_pruned(jobs[0], study.folder)
+    hopeless = any(has_diverged(job, study.folder) for job in jobs) or not not_done(study, jobs)
+    if found.scores or pruned or hopeless:
+        sampler.tell(trial, found.mean if found.scores else None, pruned=pruned)
+    else:
+        sampler.leave(trial)
 
 
 def _try_drawn(

@@ -209,15 +209,37 @@ def test_a_study_that_draws_goes_on_with_the_try_that_was_under_way(tmp_path):
     assert all(len(found.tries) == 3 for found in progress.chosen.values())
 
 
-def test_a_try_whose_runs_fail_is_told_of_and_not_chosen(tmp_path):
+def test_tries_whose_runs_fail_are_not_chosen_and_the_next_start_makes_the_same_again(tmp_path):
     def failing(job: Job) -> float:
         if job.arm == "other":
             raise ArithmeticError
         return 2.0
 
     tuning = TuningConfig(sampler=Sampler.tpe, tries=2)
-    progress = run_study(study_of(config(tuning=tuning), tmp_path), Written(tmp_path, failing).tools)
+    failed = Written(tmp_path, failing)
+    progress = run_study(study_of(config(tuning=tuning), tmp_path), failed.tools)
     assert not progress.chosen["other"].usable and progress.chosen["plain"].usable
+    again = Written(tmp_path, lambda job: 2.0)
+    progress = run_study(study_of(config(tuning=tuning), tmp_path), again.tools)
+    tried = [label for label in failed.launched if label.startswith("other")]
+    assert len(tried) == 4 and again.launched[:4] == tried and len(again.launched) == 4 + 3
+    assert progress.chosen["other"].usable and len(progress.chosen["other"].tries) == 2
+
+
+@pytest.mark.parametrize("diverges", [True, False])
+def test_a_try_without_a_finite_score_is_told_of_and_not_made_again(tmp_path, diverges):
+    def hopeless(job: Job) -> float:
+        if job.arm == "other" and diverges:
+            raise OverflowError
+        return float("nan") if job.arm == "other" else 2.0
+
+    tuning = TuningConfig(sampler=Sampler.tpe, tries=2)
+    run_study(study_of(config(tuning=tuning), tmp_path), Written(tmp_path, hopeless).tools)
+    again = Written(tmp_path, lambda job: 2.0)
+    progress = run_study(study_of(config(tuning=tuning), tmp_path), again.tools)
+    assert again.launched == [] and len(progress.chosen["other"].tries) == 2
+    trials = opened("other", tmp_path, tries=2, several_keys=False).get_trials(deepcopy=False)
+    assert {trial.state.name for trial in trials} == {"FAIL"}
 
 
 def test_longer_runs_of_arms_with_epochs_have_more_epochs(tmp_path):
