@@ -1,5 +1,6 @@
 """What `lmoe study` does once its config is known to be good; imports the heavy libraries."""
 
+import time
 from dataclasses import replace
 
 from rich.console import Console
@@ -27,6 +28,7 @@ def do_study(composed: Study, launcher: JobLauncher) -> None:
         LmoeError: rows that cannot be used, or a folder of another study.
         Stopped: a signal has ended it.
     """
+    began = time.monotonic()
     quiet_libraries()
     console = Console()
     study, hashes = _read(composed)
@@ -39,7 +41,7 @@ def do_study(composed: Study, launcher: JobLauncher) -> None:
         parallel=launcher.parallel,
         machine=launcher.machine,
     )
-    result = conclude(study, run_study(study, tools))
+    result = conclude(study, run_study(study, tools, began))
     result.write(study.folder)
     console.print(study_tables(result))
     names = [write_page(result, study.folder), *write_tables(result, study.folder)]

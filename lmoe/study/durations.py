@@ -73,19 +73,26 @@ class JobTimes:
 
     def of_job(self, job: Job) -> float | None:
         """Seconds of a job: of its arm, or else of any; None: no job is done yet."""
-        judges = job.judging is not None
-        whole = self.longer if job.is_longer else 1
-        for arm in (job.arm, None):
-            if alike := self._of(arm, judges):
-                return whole * median(alike)
-            if others := self._of(arm, not judges):
-                return whole * median(others) * (self.ratio if judges else 1 / self.ratio)
-        return None
+        usual = self._usual(job.arm, job.judging is not None)
+        return usual if usual is None or not job.is_longer else self.longer * usual
+
+    def measuring(self, arm: str) -> float:
+        """Seconds of judging a model of an arm, without its training; 0 where no job is done yet."""
+        return max(0.0, (self._usual(arm, True) or 0.0) - (self._usual(arm, False) or 0.0))
 
     def together(self, jobs: Iterable[Job]) -> float:
         """Seconds that jobs take in this order, as many at a time as run beside one another; 0 where no job is done
         yet."""
         return in_groups([self.of_job(job) or 0.0 for job in jobs], self.parallel)
+
+    def _usual(self, name: str, judges: bool) -> float | None:
+        """Seconds of a job of an arm that judges or tunes, with runs of the usual length."""
+        for arm in (name, None):
+            if alike := self._of(arm, judges):
+                return median(alike)
+            if others := self._of(arm, not judges):
+                return median(others) * (self.ratio if judges else 1 / self.ratio)
+        return None
 
     def _of(self, arm: str | None, judges: bool) -> list[float]:
         return [seconds for (name, kind), seconds in self.known.items() if kind == judges and arm in (None, name)]

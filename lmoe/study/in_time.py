@@ -8,7 +8,7 @@ from lmoe.errors import StudyError
 from lmoe.report.wording import duration
 from lmoe.study.arms import Arm, Values
 from lmoe.study.durations import JobTimes
-from lmoe.study.jobs import Job
+from lmoe.study.jobs import BASE_FILE, Job
 from lmoe.study.launching import Reserve, do, fits, is_settled, not_done, times_of
 from lmoe.study.planned import choose, from_the_middle, judging_jobs, make_job, tuning_jobs, untried, wider, with_tried
 from lmoe.study.progress import Progress
@@ -26,12 +26,22 @@ SLACK = 1.1
 
 
 def judging_reserve(study: Study, arms: Mapping[str, Arm]) -> Reserve:
-    """The time of RESERVED seeds of judging, with something for jobs that last longer than the others did."""
+    """The time of RESERVED seeds of judging, with something for jobs that last longer than the others did, and of the
+    base."""
     values = {name: next(iter(arm.grid())) for name, arm in arms.items()}
     jobs = list(chain(*judging_jobs(study, arms, values)[:RESERVED]))
 
     def reserve(times: JobTimes) -> float:
-        return SLACK * times.together(jobs)
+        return SLACK * times.together(jobs) + measuring_base(study)(times)
+
+    return reserve
+
+
+def measuring_base(study: Study) -> Reserve:
+    """The time of the losses of the base, which are measured once, when everything else is done."""
+
+    def reserve(times: JobTimes) -> float:
+        return 0.0 if (study.folder / BASE_FILE).exists() else times.measuring(study.config.baseline)
 
     return reserve
 
@@ -186,7 +196,7 @@ def judge_in_time(study: Study, tools: Tools, progress: Progress, seeds: Sequenc
     if (left := not_done(study, reserved)) and not times_of(study, tools).known:
         do(study, tools, [left[: tools.parallel]], "judging, to learn how long a job takes", progress)
     _check_time(study, tools, progress, seeds)
-    do(study, tools, [reserved, *seeds[RESERVED:]], "judging", progress)
+    do(study, tools, [reserved, *seeds[RESERVED:]], "judging", progress, measuring_base(study))
 
 
 def _check_time(study: Study, tools: Tools, progress: Progress, seeds: Sequence[Sequence[Job]]) -> None:
@@ -199,7 +209,7 @@ def _check_time(study: Study, tools: Tools, progress: Progress, seeds: Sequence[
         StudyError: says how long it takes at least.
     """
     left, times = not_done(study, list(chain(*seeds[:RESERVED]))), times_of(study, tools)
-    needed = times.together(left)
+    needed = times.together(left) + measuring_base(study)(times)
     if left and times.known and needed >= progress.time_left:
         raise StudyError(_too_short(study, needed, len(left), progress.time_left))
 

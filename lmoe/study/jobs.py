@@ -19,6 +19,8 @@ JOB_FILE, FAILURE_FILE, ROWS_FILE, LOG_FILE = "job.json", "failed.json", "judged
 PRUNED_FILE = "pruned"
 SECONDS_FILE = "seconds.json"
 """How long a job took that was done in one go, on which machine, and how many ran beside one another."""
+BASE_FILE = "base_rows.csv"
+"""Losses of the base without adapters, in the folder of the study."""
 PARTS = "domains"
 """Folder of the runs of a job that has one for each domain."""
 DIVERGED = "diverged"

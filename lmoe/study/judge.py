@@ -23,11 +23,11 @@ from lmoe.files.resources import resource_dir
 from lmoe.files.write import write_whole
 from lmoe.injection.record import injected
 from lmoe.run.provenance import provenance_records
-from lmoe.study.jobs import ROWS_FILE, Job, JobRun, Judging
+from lmoe.study.jobs import BASE_FILE, ROWS_FILE, Job, JobRun, Judging
 from lmoe.study.kept_losses import adapter_hash, losses_file
 from lmoe.study.prompt_classifier import PromptClassifier
 
-CLASSIFIER_FILE, BASE_FILE = "classifier.json", "base_rows.csv"
+CLASSIFIER_FILE = "classifier.json"
 PROMPTS_PER_DOMAIN = 100
 """Training prompts of each domain that a classifier learns from."""
 

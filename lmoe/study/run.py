@@ -10,10 +10,10 @@ from lmoe.config.trainer import max_seconds
 from lmoe.files.run_folder import hydra_quoted
 from lmoe.study.arms import Arm, Values, values_text
 from lmoe.study.durations import short_run_seconds
-from lmoe.study.in_time import SLACK, judge_in_time, judging_reserve, tune_in_time
+from lmoe.study.in_time import SLACK, judge_in_time, judging_reserve, measuring_base, tune_in_time
 from lmoe.study.jobs import Job, has_diverged, is_done, was_pruned
 from lmoe.study.judged import read_judged
-from lmoe.study.launching import Reserve, do, fits, is_settled, not_done, nothing_kept
+from lmoe.study.launching import Reserve, do, fits, is_settled, not_done, nothing_kept, times_of
 from lmoe.study.planned import by_arm, choose, drawn_tries, judging_jobs, tuning_jobs, untried, untuned, wider
 from lmoe.study.progress import Progress
 from lmoe.study.sampling import ArmSampler, Watch, check_installed
@@ -24,15 +24,19 @@ from lmoe.training.phases import PhaseSchedule
 from lmoe.vocabulary import Sampler
 
 
-def run_study(study: Study, tools: Tools) -> Progress:
+def run_study(study: Study, tools: Tools, began: float | None = None) -> Progress:
     """Do what is not done yet.
+
+    Args:
+        began: when study.max_time began, on the monotonic clock; None: now.
 
     Raises:
         LmoeError: what is kept cannot be used, or study.max_time does not reach for judging.
         Stopped: a signal has ended it; the same command goes on.
     """
     limit = max_seconds(study.config.max_time)
-    progress = Progress(arms=dict(study.arms), deadline=None if limit is None else time.monotonic() + limit)
+    start = time.monotonic() if began is None else began
+    progress = Progress(arms=dict(study.arms), deadline=None if limit is None else start + limit)
     if not any(arm.space for arm in progress.arms.values()):
         progress.chosen = {name: untuned() for name in progress.arms}
         progress.notes.append("nothing was tuned: each arm has the values that it was given")
@@ -68,12 +72,13 @@ def time_each(study: Study, tools: Tools, progress: Progress, values: Mapping[st
 
     def has_time() -> bool:
         nonlocal begun, out_of_time
-        limited = progress.deadline is not None
-        expected: dict[str, float] = {}
-        if limited:
+        expected = 0.0
+        if progress.deadline is not None:
             steps = config.steps + LEFT_OUT
-            expected = short_run_seconds(study.folder, steps, parallel=tools.parallel, machine=tools.machine)
-        if SLACK * sum(expected.get(name, 0.0) for name in values) >= progress.time_left:
+            of_arms = short_run_seconds(study.folder, steps, parallel=tools.parallel, machine=tools.machine)
+            turn = sum(of_arms.get(name, 0.0) for name in values)
+            expected = SLACK * turn + measuring_base(study)(times_of(study, tools))
+        if expected >= progress.time_left:
             out_of_time = True
             return False
         if not begun:
@@ -225,7 +230,8 @@ def judge_longer(study: Study, tools: Tools, progress: Progress, values: Mapping
     names = [study.config.baseline, *(name for name in best if name != study.config.baseline)]
     chosen_values = {name: values[name] for name in names if name in values}
     jobs = judging_jobs(study, progress.arms, chosen_values, longer=study.config.longer.times)
-    do(study, tools, jobs, f"judging with {study.config.longer.times} times the steps", progress)
+    what = f"judging with {study.config.longer.times} times the steps"
+    do(study, tools, jobs, what, progress, measuring_base(study))
     progress.longer = by_arm(list(chain(*jobs)))
 
 

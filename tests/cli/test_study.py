@@ -23,6 +23,7 @@ from lmoe.cli.main import app
 from lmoe.cli.study import compose_arms, read_study
 from lmoe.cli.study_job import main as do_job
 from lmoe.cli.study_jobs import JobLauncher, JobTask, reason
+from lmoe.cli.study_work import do_study
 from lmoe.cli.train import main as train
 from lmoe.config.study import JudgingConfig
 from lmoe.errors import ConfigError, DivergedError, StudyError
@@ -626,6 +627,25 @@ def test_rows_are_not_read_to_look_at_a_config(restored, micro, tmp_path, monkey
     monkeypatch.setattr("lmoe.cli.study_work.rows_of_arms", None)
     found = study(micro, tmp_path, f"data.judge_path={micro.train}", "data.judge_fraction=0", "dry_run=config")
     assert found.exit_code == 0 and "no problems" in found.output, found.output
+
+
+def test_the_time_of_a_study_begins_before_its_rows_are_read(restored, tmp_path, monkeypatch):
+    now = [10.0]
+
+    def read(composed):
+        now[0] = 70.0
+        return composed, {}
+
+    def begin(study, tools, began):
+        raise StudyError(f"began at {began:g}")
+
+    monkeypatch.setattr("lmoe.cli.study_work.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("lmoe.cli.study_work._read", read)
+    monkeypatch.setattr("lmoe.cli.study_work.keep_config", lambda study, hashes: None)
+    monkeypatch.setattr("lmoe.cli.study_work.run_study", begin)
+    launcher = SimpleNamespace(alone=None, parallel=1, machine=HERE)
+    with pytest.raises(StudyError, match="began at 10"):
+        do_study(SimpleNamespace(folder=tmp_path), launcher)  # type: ignore[arg-type]
 
 
 def test_the_reason_of_a_failure_is_the_last_thing_that_was_said(tmp_path):

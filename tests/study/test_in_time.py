@@ -12,7 +12,7 @@ from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, TimingConf
 from lmoe.errors import StudyError
 from lmoe.study.arms import Arm
 from lmoe.study.durations import at_once, in_groups
-from lmoe.study.jobs import SECONDS_FILE, Job, is_done
+from lmoe.study.jobs import BASE_FILE, SECONDS_FILE, Job, is_done
 from lmoe.study.planned import from_the_middle
 from lmoe.study.progress import Progress
 from lmoe.study.run import run_study
@@ -26,7 +26,7 @@ REPORT = TuningConfig(at_edge=AtEdge.report)
 
 @dataclass
 class Timed(Written):
-    """Jobs that take a time each: `tunes` seconds, or `judges`.
+    """Jobs that take a time each: `tunes` seconds, or `judges`; the losses of the base are there.
 
     Args:
         longer: how many times as long the jobs of an arm last, by its name.
@@ -43,6 +43,9 @@ class Timed(Written):
     parallel: int = 1
     now: float = 0.0
     groups: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        (self.folder / BASE_FILE).touch()
 
     def __call__(self, jobs: Sequence[Job]) -> None:
         assert len(jobs) <= self.parallel
@@ -70,12 +73,14 @@ class Timed(Written):
 def run(tmp_path, monkeypatch):
     """Run a study with jobs on a clock of their own."""
 
-    def start(given, timed: Timed | None = None, *, study: Study | None = None) -> tuple[Progress, Timed]:
+    def start(
+        given, timed: Timed | None = None, *, study: Study | None = None, began: float | None = None
+    ) -> tuple[Progress, Timed]:
         timed = timed or Timed(tmp_path, by_distance)
         clock = SimpleNamespace(monotonic=lambda: timed.now)
         for module in ("run", "progress", "launching"):
             monkeypatch.setattr(f"lmoe.study.{module}.time", clock)
-        return run_study(study or study_of(given, tmp_path), timed.tools), timed
+        return run_study(study or study_of(given, tmp_path), timed.tools, began), timed
 
     return start
 
@@ -190,6 +195,30 @@ def test_without_values_to_tune_the_first_job_of_judging_tells_whether_the_time_
         run(given, Timed(tmp_path, lambda job: 2.0))
     progress, timed = run(replace(given, max_time=limit(90)), Timed(tmp_path, lambda job: 2.0))
     assert len(timed.launched) == 5 and progress.tuning_seeds == ()
+
+
+@pytest.mark.parametrize(("measured", "seeds"), [(True, 4), (False, 3)])
+def test_time_is_kept_for_the_losses_of_the_base_until_they_are_there(run, tmp_path, measured, seeds):
+    """Of the 15 s of a job that judges 5 are taken to be judging; four seeds take 120 s of the 124."""
+    given = config(space={}, judging=JudgingConfig(seeds=[0, 1, 2, 3]), max_time=limit(124))
+    timed = Timed(tmp_path, lambda job: 2.0)
+    if not measured:
+        (tmp_path / BASE_FILE).unlink()
+    run(given, timed)
+    assert len(timed.judged) == 2 * seeds
+
+
+def test_a_time_too_short_for_judging_and_for_the_base_is_refused(run, tmp_path):
+    timed = Timed(tmp_path, lambda job: 2.0)
+    (tmp_path / BASE_FILE).unlink()
+    with pytest.raises(StudyError, match="takes about 1 min 20 s more at least"):
+        run(config(space={}, max_time=limit(94)), timed)
+
+
+def test_the_time_begins_when_the_command_does(run, tmp_path):
+    given = config(space={}, max_time=limit(100))
+    with pytest.raises(StudyError, match="and 45 s are left"):
+        run(given, Timed(tmp_path, lambda job: 2.0), began=-40.0)
 
 
 def test_what_an_earlier_start_has_done_is_used_and_not_done_again(run):
