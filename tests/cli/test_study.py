@@ -15,6 +15,8 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 from typer.testing import CliRunner
 
@@ -67,6 +69,7 @@ arms:
 judging: {seeds: [0, 1, 2], resamples: 200}
 timing: {steps: 0}
 """
+JOB = Job(arm="a", values=(), seed=0, place="runs/a/as_given/seed_0", runs=(), judging=None)
 
 
 def settings(micro: Micro) -> list[str]:
@@ -665,6 +668,59 @@ def test_jobs_beside_one_another_are_counted_as_joblib_does_within_the_quota(res
     assert launcher.parallel == parallel
 
 
+@pytest.mark.parametrize(
+    ("launcher", "parallel", "sharing"),
+    [
+        (["submitit_slurm", "array_parallelism=8"], 8, 1),
+        (["submitit_slurm"], 256, 1),
+        (["submitit_local"], 4, 3),
+        (["joblib", "n_jobs=2"], 2, 2),
+        (["basic"], 1, 1),
+    ],
+)
+def test_jobs_beside_one_another_are_those_of_the_launcher_and_only_on_this_machine_share_its_cores(
+    restored, tmp_path, monkeypatch, launcher, parallel, sharing
+):
+    """A launch of three jobs; the plugins compose, and none of them is started."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setattr("lmoe.cli.study_jobs.usable_cores", lambda: 4)
+    tasks: list[JobTask] = []
+
+    def instantiate(self, hydra_context, task_function, config):
+        tasks.append(task_function)
+        done = JobReturn(status=JobStatus.COMPLETED)
+        return SimpleNamespace(launch=lambda overrides, first: [done] * len(overrides))
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", instantiate)
+    name, *more = launcher
+    found = JobLauncher([f"hydra/launcher={name}", *(f"hydra.launcher.{text}" for text in more)], tmp_path)
+    assert found.parallel == parallel
+    found([replace(JOB, place=f"runs/a/as_given/seed_{seed}") for seed in range(3)])
+    (task,) = tasks
+    assert task.sharing == sharing and task.parallel == (3 if name == "submitit_local" else parallel)
+    assert task.machine == found.machine and (task.machine == name) is (name == "submitit_slurm")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "why"),
+    [
+        ("submitit_slurm", "may let them wait in a queue"),
+        ("ray", "may let them wait in a queue"),
+        ("submitit_local", "begins all of them at once"),
+        ("joblib", None),
+        ("basic", None),
+    ],
+)
+def test_a_limit_of_time_is_refused_with_a_launcher_that_decides_itself_when_jobs_run(tmp_path, launcher, why):
+    found = JobLauncher([f"hydra/launcher={launcher}"], tmp_path)
+    found.check_limit(None)
+    if why is None:
+        found.check_limit("00:01:00:00")
+    else:
+        with pytest.raises(ConfigError, match=f"study.max_time=00:01:00:00: .*hydra/launcher={launcher} {why}"):
+            found.check_limit("00:01:00:00")
+
+
 @pytest.mark.parametrize(("whom", "ends"), [("$$", False), ("$PPID", True)])
 def test_a_signal_that_a_job_alone_is_sent_fails_it_and_one_to_its_launcher_ends_all(own, monkeypatch, whom, ends):
     (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
@@ -676,14 +732,11 @@ def test_a_signal_that_a_job_alone_is_sent_fails_it_and_one_to_its_launcher_ends
     monkeypatch.setattr(sys, "executable", str(python))
     if ends:
         with pytest.raises(Stopped, match="SIGTERM"):
-            JobTask(1, 1, HERE)(DictConfig({}))
+            JobTask(1, 1, 1, HERE)(DictConfig({}))
         assert not (place / "failed.json").exists()
     else:
-        assert JobTask(1, 1, HERE)(DictConfig({})) == -signal.SIGTERM
+        assert JobTask(1, 1, 1, HERE)(DictConfig({})) == -signal.SIGTERM
         assert "it was stopped by SIGTERM, which the study was not sent" in (place / "failed.json").read_text()
-
-
-JOB = Job(arm="a", values=(), seed=0, place="runs/a/as_given/seed_0", runs=(), judging=None)
 
 
 @pytest.fixture
@@ -699,7 +752,7 @@ def task(tmp_path, monkeypatch):
         here = SimpleNamespace(runtime=runtime, job=SimpleNamespace(num=0))
         monkeypatch.setattr("lmoe.cli.study_jobs.HydraConfig.get", lambda: here)
         monkeypatch.setattr(sys, "executable", str(python))
-        JobTask(1, 2, HERE)(DictConfig({}))
+        JobTask(1, 2, 2, HERE)(DictConfig({}))
         return tmp_path / JOB.place
 
     return do
