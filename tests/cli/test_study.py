@@ -20,6 +20,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 from typer.testing import CliRunner
 
+from benchmarks.torture import not_finite
 from lmoe.cli.launchers import exit_code_of
 from lmoe.cli.main import app
 from lmoe.cli.study import compose_arms, read_study
@@ -28,7 +29,7 @@ from lmoe.cli.study_jobs import JobLauncher, JobTask, reason
 from lmoe.cli.study_work import do_study
 from lmoe.cli.train import main as train
 from lmoe.config.study import JudgingConfig
-from lmoe.errors import ConfigError, DivergedError, StudyError
+from lmoe.errors import ConfigError, StudyError
 from lmoe.evaluate.loss_rows import prepare_judging
 from lmoe.evaluate.row_losses import read_row_losses, row_losses
 from lmoe.evaluate.subject import subject_of
@@ -52,6 +53,7 @@ from lmoe.study.jobs import (
 )
 from lmoe.study.result import StudyResult
 from lmoe.study.sampling import Watch
+from lmoe.training.module import AdapterModule
 from tests.conftest import process_state
 from tests.micro import DOMAINS, ROOT, Micro
 from tests.study.studies import HERE
@@ -779,12 +781,10 @@ def test_a_training_that_diverges_says_so_to_its_job(own, monkeypatch, capsys):
     (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
     shutil.rmtree(place / "report")
     shutil.rmtree(place / "checkpoints")
-
-    def diverging(*args, **kwargs):
-        raise DivergedError("a loss of step 3 is not finite")
-
-    monkeypatch.setattr("lmoe.run.train.train", diverging)
-    assert do_job(place) == DIVERGED_CODE and "a loss of step 3 is not finite" in capsys.readouterr().err
+    monkeypatch.setattr(AdapterModule, "losses", AdapterModule.losses)  # put back afterwards
+    monkeypatch.setattr(not_finite, "BAD_STEP", 1)
+    not_finite.poison("nan loss")
+    assert do_job(place) == DIVERGED_CODE and "a loss of step 1 is not finite" in capsys.readouterr().err
 
 
 def test_a_job_whose_files_cannot_be_written_ends_the_study_with_the_cause(restored, tmp_path):
