@@ -6,7 +6,7 @@ import pytest
 
 from lmoe.config.trainer import TrainerConfig
 from lmoe.run import announce
-from lmoe.run.machine import Memory, disk, memory
+from lmoe.run.machine import Memory, disk, gpu_models, memory
 from lmoe.vocabulary import Accelerator
 
 GIB = 1024**3
@@ -77,3 +77,12 @@ def test_bfloat16_on_a_processor_without_instructions_for_it_is_told(monkeypatch
     monkeypatch.setattr(announce.machine, "bfloat16_flags", lambda: flags)
     lines = announce.precision_lines(TrainerConfig(accelerator=Accelerator.cpu, precision=precision))
     assert [line.endswith("32-true is faster") for line in lines] == [True] * told
+
+
+def test_gpus_are_named_as_the_driver_does_and_none_where_there_is_none(tmp_path):
+    assert gpu_models(tmp_path) == []
+    for number, name in enumerate(("NVIDIA H200", "NVIDIA A100-SXM4-80GB")):
+        folder = tmp_path / "driver" / "nvidia" / "gpus" / f"0000:0{number}:00.0"
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t\t 28\n", encoding="utf-8")
+    assert gpu_models(tmp_path) == ["NVIDIA H200", "NVIDIA A100-SXM4-80GB"]

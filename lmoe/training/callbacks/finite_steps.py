@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from lightning.pytorch import Trainer
 
-from lmoe.errors import TrainingError
+from lmoe.errors import DivergedError
 from lmoe.training.callbacks.step_metrics import record
 from lmoe.training.module import AdapterModule
 from lmoe.training.step import Stage, StepCallback, StepRecord
@@ -46,7 +46,7 @@ class FiniteSteps(StepCallback):
         reason = _what_is_wrong(trainer, step)
         if self.policy is NonFinite.stop or self._in_a_row + 1 >= SKIPPED_IN_A_ROW:
             times = f" for the {SKIPPED_IN_A_ROW}th time in a row" if self.policy is NonFinite.skip else ""
-            raise TrainingError(
+            raise DivergedError(
                 f"{reason}{times}: stopped before the weights took it. Lower optim.lr, check trainer.gradient_clip_val "
                 "and the data, or use trainer.precision=32-true; what checkpoints/ holds is good"
             )
