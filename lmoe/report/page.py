@@ -204,7 +204,8 @@ def page_content(
     return {
         "tables": _visible(tables),
         "data": page_data(
-            *(metrics, summary.phases, summary.max_steps, _measure(summary), routing, summary.expert_names)
+            *(metrics, summary.phases, summary.max_steps, _measure(summary), routing, summary.expert_names),
+            phase_measures=summary.phase_measures,
         ),
     }
 

@@ -4,7 +4,9 @@ import hashlib
 import json
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,11 @@ from lmoe.files.wording import LONGEST_REASON, shown
 from lmoe.report.curves import Curves, domain_losses, read_metrics
 from lmoe.report.page import CAPTIONS, Watched, is_shown, page_content, run_page
 from lmoe.report.routing_file import ROUTING_FILE, WHOLE, RoutingHistory, read_routing
-from lmoe.report.summary import NATS, RunSummary
+from lmoe.report.summary import RunSummary
 from lmoe.report.wording import duration
+from lmoe.rules.lessons import Lesson, lesson_of
+from lmoe.rules.objectives import OBJECTIVES
 from lmoe.rules.phases import ordered_phases
-from lmoe.vocabulary import TaskName
 
 SAVED = Reader(cure="put back the file that the run has written")
 OFTEN, SELDOM = 3.0, 30.0
@@ -181,19 +184,22 @@ def provisional(
     folder: Path, config: RunConfig, metrics: Curves, routing: RoutingHistory | None, step: int
 ) -> RunSummary:
     """The summary of a run that has not ended, in which what only its end tells is empty."""
-    points = domain_losses(metrics)
-    tasks = {config.task.name, *(phase.task.get("name", config.task.name) for phase in config.phase.phases.values())}
-    measured = NATS if tasks == {TaskName.sft} else f"loss of {', '.join(sorted(map(str, tasks)))}"
+    points = {domain: found for domain, found in domain_losses(metrics).items() if found}
+    phases = _phases(config) if routing is None else routing.phases
+    lessons = {name: lesson_of(config, name) for name in phases if name in config.phase.phases}
+    measures = {name: OBJECTIVES[lesson.task.name].measure for name, lesson in lessons.items()}
+    begun = [name for name in lessons if phases[name] < max(step, 1)]
+    since, as_at_first = _same_losses(phases, lessons, begun)
     loads = {} if routing is None or not len(routing.steps) else _loads(routing)
     return RunSummary(
         name=config.name,
         run_dir=path_from_here(folder),
         domains=list(points),
-        before={domain: found[0][1] for domain, found in points.items() if found and found[0][0] == 0},
-        after={domain: found[-1][1] for domain, found in points.items() if found and found[-1][0] > 0},
+        before={domain: found[0][1] for domain, found in points.items() if as_at_first and found[0][0] == 0},
+        after={domain: found[-1][1] for domain, found in points.items() if found[-1][0] > since},
         site_load=loads,
         domain_load={},
-        phases=_phases(config) if routing is None else routing.phases,
+        phases=phases,
         max_steps=config.trainer.max_steps,
         seconds=0.0,
         peak_memory_mb=None,
@@ -202,8 +208,28 @@ def provisional(
         collapsed=[],
         expert_names=[] if routing is None else routing.expert_names,
         steps=step,
-        loss_measure=measured,
+        loss_measure=measures[begun[-1]] if begun else OBJECTIVES[config.task.name].measure,
+        phase_measures=measures if len(set(measures.values())) > 1 else {},
     )
+
+
+def _same_losses(phases: Mapping[str, int], lessons: Mapping[str, Lesson], begun: Sequence[str]) -> tuple[int, bool]:
+    """The step after which losses are of what the phase under way learns, and whether those at step 0 are too.
+
+    Args:
+        phases: first optimizer step of each by name, in order.
+        lessons: what each learns.
+        begun: names of the phases that have begun.
+    """
+    if not begun:
+        return 0, True
+
+    def same(name: str) -> bool:
+        one, other = lessons[name], lessons[begun[-1]]
+        return one.task == other.task and one.same_rows(other)
+
+    *_, first = takewhile(same, reversed(begun))
+    return phases[first], same(begun[0])
 
 
 def said(found: Found, age: float | None) -> str:

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from lmoe.config.phase import PhaseConfig, PhaseScheduleConfig
+from lmoe.config.run import RunConfig
 from lmoe.errors import CheckpointError
 from lmoe.report.routing_file import write_routing
+from lmoe.run.records import write_config
 from lmoe.watch.run_page import RunPage
 from tests.micro import ROOT
 from tests.report.html_page import ParsedPage
@@ -43,6 +46,25 @@ def test_a_run_under_way_shows_its_losses_so_far_and_how_old_they_are(finished_r
     assert news["tables"]["losses"][0][1] != "-" and news["data"]["routing"]["steps"] == [1, 2]
     os.utime(run / "metrics.csv", (hour, hour))
     assert page.news("")["state"] == "Step 3 of 6; the newest numbers are 1 h 00 min old. Perhaps the run has stopped."
+
+
+def test_losses_of_a_phase_that_learns_something_else_are_not_compared_with_those_before(tmp_path: Path) -> None:
+    phases = {"learn": PhaseConfig(), "prefer": PhaseConfig(start="2", task={"name": "dpo"})}
+    write_config(RunConfig(phase=PhaseScheduleConfig(phases=phases)), tmp_path)
+    lines = ["step,train/loss,val/loss,val/code/loss\n", "0,,4.0,4.0\n", "1,3.9,,\n", "2,3.8,3.7,3.7\n"]
+    (tmp_path / "metrics.csv").write_text("".join(lines))
+    page = RunPage(tmp_path)
+    news = page.news("")
+    assert news["tables"]["losses"] == [["code", "4.000", "3.700", "-0.300", "-7.5%"]]
+    assert "<p>In nats per label token, of phase learn on its rows; below" in page.page()
+    (tmp_path / "metrics.csv").write_text("".join([*lines, "3,0.7,,\n"]))
+    assert page.news("")["tables"]["losses"] == [["code", "-", "-", "-", "-"]]
+    (tmp_path / "metrics.csv").write_text("".join([*lines, "3,0.7,,\n", "4,0.6,0.5,0.5\n"]))
+    news = page.news("")
+    assert news["tables"]["losses"] == [["code", "-", "0.500", "-", "-"]]
+    assert news["data"]["losses"]["val"] == [[0, 4.0], [2, 3.7], [3.5, None], [4, 0.5]]
+    assert news["data"]["losses"]["train"] == [[1, 3.9], [2, 3.8], [2.5, None], [3, 0.7], [4, 0.6]]
+    assert "<p>Loss per pair, of phase prefer on its rows; below" in page.page()
 
 
 def test_only_what_has_changed_is_told_again(finished_run: Path, tmp_path: Path) -> None:
