@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -84,6 +85,7 @@ class RunPage:
 
     def __init__(self, place: str | Path) -> None:
         self.folder = run_directory(place)
+        self._run = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:16]
         self._lock = threading.Lock()
         self._config = _config(self.folder)
         self._stamp: object = None
@@ -138,7 +140,7 @@ class RunPage:
     def _watched(self, found: Found) -> Watched:
         every = SELDOM if found.ended else max(OFTEN, REST * self._seconds)
         state = said(found, _age(self.folder / METRICS_FILE))
-        return Watched(state=state, ended=found.ended, shape=found.shape, every=round(every, 1))
+        return Watched(state=state, ended=found.ended, run=self._run, shape=found.shape, every=round(every, 1))
 
 
 def run_directory(place: str | Path) -> Path:
