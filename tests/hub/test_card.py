@@ -227,6 +227,16 @@ def test_a_base_goes_by_a_name_that_others_can_find(trained, tmp_path, monkeypat
     assert json.loads(sent)["base_model"] | {"name": str(trained.base)} == own["base_model"]
 
 
+def test_a_base_that_was_a_folder_when_it_was_saved_is_no_name_on_the_hub_anywhere(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained.base.parents[1])
+    lmoe.save(trained.model, tmp_path / "own", base_model=f"{trained.base.parent.name}/{trained.base.name}")
+    monkeypatch.chdir(tmp_path)
+    found = contents_of(tmp_path / "own")
+    assert (found.base, found.base_place) == ("", str(trained.base))
+    assert "huggingface.co" not in card_of(tmp_path / "own").text
+    assert str(lmoe.load(tmp_path / "own")[0].name_or_path) == str(trained.base)
+
+
 def test_names_stay_text_in_a_table():
     assert plain("a|b\n<script> `x` my_name") == r"a\|b \<script\> \`x\` my_name"
     assert table(["a", "b"], [["x", "1"], ["y", ""]]) == ["| a | b |", "|---|---:|", "| x | 1 |", "| y | |"]
