@@ -6,7 +6,9 @@ import re
 import shutil
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import lmoe
@@ -235,6 +237,17 @@ def test_a_base_that_was_a_folder_when_it_was_saved_is_no_name_on_the_hub_anywhe
     assert (found.base, found.base_place) == ("", str(trained.base))
     assert "huggingface.co" not in card_of(tmp_path / "own").text
     assert str(lmoe.load(tmp_path / "own")[0].name_or_path) == str(trained.base)
+
+
+@pytest.mark.parametrize("own", ["run_id", "provenance.json"])
+def test_a_config_of_something_else_around_an_exported_folder_is_no_run(tmp_path, own):
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen3-0.6B"}')
+    save_file({"a": torch.zeros(1)}, tmp_path / "peft" / "adapter_model.safetensors")
+    (tmp_path / "config.yaml").write_text("site: mine\n")
+    assert contents_of(tmp_path / "peft").run is None
+    (tmp_path / own).write_text("")
+    assert contents_of(tmp_path / "peft").run == tmp_path
 
 
 def test_names_stay_text_in_a_table():
