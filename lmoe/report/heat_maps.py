@@ -25,8 +25,9 @@ from lmoe.report.cells import (
     label_rows,
     write_cell,
 )
-from lmoe.report.loads import DEAD_SHARE, domain_distance, group_sites, is_dead, layer_of, mean_loads, site_ticks
+from lmoe.report.loads import domain_distance, group_sites, is_dead, layer_of, mean_loads, site_ticks
 from lmoe.report.summary import RunSummary
+from lmoe.vocabulary import DEAD_SHARE
 
 LOAD_COLOURS = colormaps["RdBu_r"]
 LOAD_SCALE = Normalize(0.0, 2.0)

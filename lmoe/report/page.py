@@ -10,7 +10,6 @@ from urllib.parse import quote
 from lmoe.report.curves import Curves
 from lmoe.report.files import write_bytes
 from lmoe.report.html import render
-from lmoe.report.loads import DEAD_SHARE
 from lmoe.report.page_data import page_data
 from lmoe.report.routing_file import RoutingHistory
 from lmoe.report.summary import RunSummary
@@ -27,6 +26,7 @@ from lmoe.report.wording import (
     target_lines,
     target_rows,
 )
+from lmoe.vocabulary import DEAD_SHARE
 
 PAGE_FILE = "index.html"
 SCRIPTS = ("page.js", "experts.js", "vendor/chart.umd.min.js", "charts.js", "run.js")
