@@ -4,6 +4,10 @@ from enum import StrEnum
 
 L1_LEAST, L1_MOST = 1e-12, 1e4
 """Bounds of relu's L1 weight, within which it can always find its way back."""
+DEAD_SHARE = 0.01
+"""An expert is dead at a site where its share of assignments is below DEAD_SHARE * 1/E."""
+NATS = "nats per label token"
+"""What supervised fine-tuning measures losses in, and what runs are compared by."""
 
 
 class TaskName(StrEnum):

@@ -10,7 +10,7 @@ from lmoe.adapter.folder import save_adapter
 from lmoe.adapter.stored_base import GGUF_FILE
 from lmoe.backbones.load import precision_of
 from lmoe.config.backbone import BackboneConfig
-from lmoe.files.resources import name_of_base
+from lmoe.files.resources import name_of_base, stored_base
 
 
 def save(
@@ -55,6 +55,7 @@ def base_entry(model: nn.Module, base_model: str | None = None) -> dict[str, Any
 
 
 def stored_name(backbone: BackboneConfig) -> dict[str, str]:
-    """How an adapter file names a base: the folder or hub name, and the GGUF file there, if it is one."""
+    """How an adapter file names a base: its hub name or the absolute path of its folder, and the GGUF file there, if it
+    is one."""
     file = {} if backbone.gguf_file is None else {GGUF_FILE: backbone.gguf_file}
-    return {"name": backbone.model_name, **file}
+    return {"name": stored_base(backbone.model_name), **file}

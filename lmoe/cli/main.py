@@ -334,7 +334,12 @@ def push(
     name: Annotated[str, typer.Option(help="user/name on the hub.")],
     public: Annotated[bool, typer.Option("--public", help="For everybody to read; without: private.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List what would go, and show its card; needs no network and no token.")
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="List what would go, and show its card; needs no network and no token. To who is signed in it says "
+            "too which files of an earlier push would be taken away.",
+        ),
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to commit to, made where it is missing.")] = None,
     message: Annotated[str | None, typer.Option(help="Of the commit.")] = None,

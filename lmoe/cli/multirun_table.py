@@ -24,7 +24,7 @@ from lmoe.files.run_folder import SUMMARY_FILE, path_from_here
 from lmoe.report.files import write_bytes
 from lmoe.resume.stopping import Stopped
 from lmoe.run.claim import is_first_process
-from lmoe.vocabulary import Strategy
+from lmoe.vocabulary import NATS, Strategy
 
 BASIC_SWEEPER = "basic"
 """Hydra's own, whose jobs are all combinations of what the settings say."""
@@ -239,7 +239,7 @@ class JobResult:
 
 def job_result(note: JobNote) -> JobResult:
     """What a job has left in its run directory."""
-    from lmoe.report.summary import FINISHED, NATS, RunSummary
+    from lmoe.report.summary import FINISHED, RunSummary
 
     file = Path(note.folder) / SUMMARY_FILE
     missing = JobResult(note=note, before=None, after=None, ended="", finished=False)

@@ -20,13 +20,14 @@ def run(settings: dict[str, Any], *, dry_run: bool) -> int:
     """
 
     def action() -> None:
-        from lmoe.hub.push import PushSettings, prepared, push
+        from lmoe.hub.push import PushSettings, planned_removals, prepared, push
         from lmoe.run.announce import quiet_libraries
 
         quiet_libraries()
         asked = PushSettings(**settings)
         if dry_run:
-            _say(contents_lines(prepared(asked, wording=shell_command)))
+            planned = prepared(asked, wording=shell_command)
+            _say(contents_lines(planned, planned_removals(planned)))
             return
         address = push(asked, say=lambda warning: _say([_warning(warning)]), wording=shell_command)
         _say([f"pushed to {asked.name}: {address}"])
@@ -34,19 +35,30 @@ def run(settings: dict[str, Any], *, dry_run: bool) -> int:
     return exit_code_of(action)
 
 
-def contents_lines(planned: "Push") -> list[str]:
-    """What would go, line by line, and the card."""
+def contents_lines(planned: "Push", removals: list[str] | None) -> list[str]:
+    """What would go and what would be taken away, line by line, and the card.
+
+    Args:
+        removals: paths in the repository; None: they are not known.
+    """
     settings, sizes = planned.settings, planned.sizes()
     width = max(len(name) for name in sizes)
     where = f"{settings.name}, {'public' if settings.public else 'private'}, branch {settings.revision or 'main'}"
     return [
         f"{where}: {len(sizes)} files, {sum(sizes.values()):,} bytes",
         *(f"  {name:<{width}}  {size:>15,}" for name, size in sizes.items()),
+        *_removed(removals),
         *map(_warning, planned.warnings()),
         "nothing is sent (--dry-run). README.md would be:",
         "",
         planned.card,
     ]
+
+
+def _removed(removals: list[str] | None) -> list[str]:
+    if removals is None:
+        return ["files of an earlier push that would be taken away are not known: the hub was not asked"]
+    return [f"an earlier push has left {name} there, which would be taken away" for name in removals]
 
 
 def _warning(text: str) -> str:

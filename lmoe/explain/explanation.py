@@ -3,6 +3,7 @@
 Shapes: T tokens, E experts.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -85,11 +86,16 @@ class ExplainedText:
     weights: dict[str, Tensor]
 
     def mean_weights(self, experts: int) -> Tensor:
-        """(T, E) mean over the sites; an expert that a site does not have counts as 0 there."""
-        total = torch.zeros(len(self.tokens), experts)
-        for weights in self.weights.values():
-            total[:, : weights.shape[1]] += weights
-        return total / max(len(self.weights), 1)
+        """(T, E) mean over the sites."""
+        return mean_weights(self.weights, len(self.tokens), experts)
+
+
+def mean_weights(weights: Mapping[str, Tensor], tokens: int, experts: int) -> Tensor:
+    """(T, E) mean over the sites of routing weights; an expert that a site does not have counts as 0 there."""
+    total = torch.zeros(tokens, experts)
+    for of_site in weights.values():
+        total[:, : of_site.shape[1]] += of_site
+    return total / max(len(weights), 1)
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

@@ -17,9 +17,8 @@ from lmoe.files.run_folder import SUMMARY_FILE
 from lmoe.metrics.knock_out import ALL_SITES
 from lmoe.report.summary import RunSummary
 from lmoe.rules.objectives import OBJECTIVES
+from lmoe.vocabulary import NATS
 
-NATS = "nats per label token"
-"""What a loss is measured in that may stand beside ours."""
 LONGEST_ROW = 256
 """Tokens of a validation row that a profile looks at."""
 

@@ -13,8 +13,8 @@ from torch import Tensor
 from lmoe.errors import ConfigError
 from lmoe.explain.as_json import SCHEMA, as_json
 from lmoe.explain.explanation import ExpertProfile, ExplainedText, Explanation, TextTokens
-from lmoe.files.places import exists, is_file
-from lmoe.report.html import render
+from lmoe.files.places import exists
+from lmoe.report.html import render, says_early
 from lmoe.report.tokens import visible
 
 SCRIPTS = ("page.js", "experts.js", "explain.js")
@@ -22,8 +22,6 @@ DIFFERENCES = 20
 """Tokens of a text that are listed where two models differ."""
 CONTINUED = "·"
 """Shown for a token that goes on with the character of the one before it."""
-HEAD = 1000
-"""Bytes in which a file of ours says so."""
 
 
 def json_place(page: Path) -> Path:
@@ -33,21 +31,11 @@ def json_place(page: Path) -> Path:
         ConfigError: something else is there.
     """
     path = page.with_suffix(".json")
-    if exists(path) and not _is_ours(path):
+    if exists(path) and not says_early(path, f'"schema": "{SCHEMA}"'):
         raise ConfigError(
             f"`output={page}`: {path} would be written beside it, and exists and is no explanation; name another file"
         )
     return path
-
-
-def _is_ours(path: Path) -> bool:
-    try:
-        if not is_file(path):
-            return False
-        with path.open("rb") as file:
-            return f'"schema": "{SCHEMA}"'.encode() in file.read(HEAD)
-    except OSError:
-        return False
 
 
 def explanation_page(found: Explanation, file: str = "the JSON file beside it") -> tuple[str, str]:

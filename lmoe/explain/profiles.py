@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lmoe.backbones.label_losses import LabelLosses
-from lmoe.explain.explanation import ExpertProfile, Profiles, SeenToken, TextTokens
+from lmoe.explain.explanation import ExpertProfile, Profiles, SeenToken, TextTokens, mean_weights
 from lmoe.explain.numbers import Progress, log_probabilities
 from lmoe.explain.subjects import ExplainedModel
 
@@ -48,7 +48,7 @@ def profiles_of(
     for text in texts:
         subject.check(text)
         intact.append(log_probabilities(subject, text, losses))
-        weights.append(_mean(subject.weights(text), len(text), count))
+        weights.append(mean_weights(subject.weights(text), len(text), count))
         progress(len(text))
     changes = known
     if changes is None:
@@ -75,13 +75,6 @@ def profiles_of(
         rows=rows,
         losses="measured on these rows" if known is None else "from the run's own validation",
     )
-
-
-def _mean(weights: Mapping[str, Tensor], length: int, count: int) -> Tensor:
-    total = torch.zeros(length, count)
-    for values in weights.values():
-        total[:, : values.shape[1]] += values
-    return total / max(len(weights), 1)
 
 
 def _by_domain(texts: Sequence[TextTokens], weights: Sequence[Tensor]) -> dict[str, Tensor]:

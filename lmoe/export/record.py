@@ -5,6 +5,7 @@ from pathlib import Path
 from lmoe.adapter.folder import WEIGHTS_FILE, read_adapter_config
 from lmoe.adapter.place import adapter_folder
 from lmoe.files.export_record import ExportRecord, path_from, sha256
+from lmoe.files.resources import stored_base
 from lmoe.vocabulary import BackbonePrecision, ExportFormat
 
 
@@ -30,7 +31,7 @@ def record_of(
         format=kind,
         run=path_from(place, Path(checkpoint).expanduser()),
         adapter=sha256(adapter / WEIGHTS_FILE),
-        base=base if base_model is None else {**base, "name": base_model, "revision": None},
+        base=base if base_model is None else {**base, "name": stored_base(base_model), "revision": None},
         precision=precision,
         files={},
     )

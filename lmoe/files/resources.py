@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from lmoe.files.places import expanded, is_dir
+
 TINY, REAL_BASE = "tiny", "smollm2_q4"
 BASES = {TINY: "data/tiny", REAL_BASE: "data/real/smollm2_q4"}
 """Folders of bases that backbone.model_name calls by a name of ours."""
@@ -35,6 +37,13 @@ def missing_base(name: str) -> str | None:
         f"{folder} holds no model; run `make real-base` in a checkout, which writes one, or let {REAL_BASE_PLACE} name "
         "the folder of one that it has written"
     )
+
+
+def stored_base(name: str) -> str:
+    """A base as files name it, which are read from other working directories too: the absolute path of a folder of this
+    machine, else the name as it is."""
+    folder = expanded(name)
+    return os.path.abspath(folder) if name and name not in BASES and is_dir(folder) else name
 
 
 def name_of_base(folder: str) -> str:

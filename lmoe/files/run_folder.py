@@ -4,10 +4,14 @@ import re
 import shlex
 from pathlib import Path
 
+from lmoe.files.places import is_file
+
 CONFIG_FILE = "config.yaml"
 """The resolved config; a folder that has it holds a run."""
 PROVENANCE_FILE = "provenance.json"
 """Versions, data and command of each start."""
+ID_FILE = "run_id"
+"""The run's identity, which its checkpoints bear."""
 CLUSTERS_FILE = "clusters.safetensors"
 """Into which cluster each prompt was put, where clusters of prompts are what routers are taught."""
 METRICS_FILE = "metrics.csv"
@@ -21,6 +25,12 @@ LEADS_OUT = re.compile(r"(^|[/\\])\.\.([/\\]|$)|^[/\\]|^[A-Za-z]:")
 """In a name that becomes folders: a step up, the root, a drive."""
 PLAIN = re.compile(r"[\w.-]*/[\w./-]*", re.ASCII)
 """A path that neither a shell nor Hydra takes for something else."""
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder that nobody has called a run holds one: other programs too write a config.yaml, but neither the
+    identity nor the record of its starts beside it."""
+    return is_file(folder / CONFIG_FILE) and (is_file(folder / ID_FILE) or is_file(folder / PROVENANCE_FILE))
 
 
 def name_problems(name: str) -> list[str]:

@@ -201,6 +201,15 @@ class Reader:
         return word or None
 
 
+def whole_lines(text: str) -> Iterator[str]:
+    """The lines of a file to which lines are added, without a last one that has no line break: a crash has torn it, and
+    its last number may lack digits.
+
+    NOTE not str.splitlines, which breaks lines at a dozen characters that a name may have.
+    """
+    return (line for line in io.StringIO(text, newline="\n") if line.endswith("\n"))
+
+
 def _object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """The object of a JSON text.
 

@@ -19,7 +19,7 @@ from lmoe.files.hub import is_hub_name
 from lmoe.files.places import expanded, is_dir, is_file
 from lmoe.files.resources import BASES
 from lmoe.files.run_folder import CONFIG_FILE as RUN_CONFIG
-from lmoe.files.run_folder import REPORT
+from lmoe.files.run_folder import REPORT, is_run
 from lmoe.files.small_file import link_outside, read_json
 from lmoe.peft.files import CONFIG_FILE as PEFT_CONFIG
 from lmoe.peft.files import WEIGHTS_FILE as PEFT_WEIGHTS
@@ -188,7 +188,7 @@ def _contents(
         around: folders one of which may be its run.
     """
     files |= {name: folder / name for name in (*TOKENIZER_FILES, GENERATION) if is_file(folder / name)}
-    run = next((parent for parent in around if is_file(parent / RUN_CONFIG)), None)
+    run = next((parent for parent in around if is_run(parent)), None)
     if run is not None:
         files |= {
             f"{PICTURE_FOLDER}/{name}.png": file

@@ -33,7 +33,7 @@ def base_licence(name: str) -> str | None:
     card = folder / CARD if is_dir(folder) else _downloaded(name)
     if card is None or not is_file(card):
         return None
-    metadata = _metadata(card)
+    metadata = card_metadata(card)
     licence = metadata.get("license")
     named = metadata.get("license_name") if licence == "other" else licence
     return str(named or licence) if isinstance(named or licence, str) else None
@@ -46,7 +46,7 @@ def _downloaded(name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _metadata(card: Path) -> dict[str, Any]:
+def card_metadata(card: Path) -> dict[str, Any]:
     """The front matter of a card, which others may have written; {} where there is none that can be read."""
     from huggingface_hub import ModelCard
 

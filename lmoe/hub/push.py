@@ -12,6 +12,7 @@ from lmoe.files.hub import SIGN_IN, name_problem, status_of, why_not_written
 from lmoe.hub.card import card_text
 from lmoe.hub.contents import Contents, Kind, contents_of
 from lmoe.hub.description import describe
+from lmoe.hub.left_over import left_over
 from lmoe.hub.licences import CARD
 from lmoe.run.verb_call import Wording
 
@@ -112,6 +113,19 @@ def prepared(settings: PushSettings, *, wording: Wording = str) -> Push:
     return Push(settings=settings, contents=contents, card=card)
 
 
+def planned_removals(planned: Push) -> list[str] | None:
+    """Paths of files that an earlier push has left there, and that this one takes away; None: the hub was not asked,
+    because nobody is signed in, or does not say it."""
+    try:
+        secret = token()
+        from huggingface_hub import HfApi
+
+        with _refusals(planned.settings.name, secret):
+            return left_over(HfApi(token=secret), planned.settings.name, planned.settings.revision, planned.files)
+    except HubError:
+        return None
+
+
 def token() -> str:
     """The token of whoever is signed in: that of the environment, or the one that huggingface_hub has stored.
 
@@ -129,13 +143,13 @@ def token() -> str:
 
 
 def push(settings: PushSettings, say: Callable[[str], object] = lambda line: None, *, wording: Wording = str) -> str:
-    """Make the repository where it is missing, and commit all files at once.
+    """Make the repository where it is missing, and commit all files at once; files of an earlier push go with that.
 
     What has arrived when a push breaks is not sent again: large files are known by their SHA-256, and the commit comes
     last, so that nobody ever sees half of one.
 
     Args:
-        say: told what others will lack.
+        say: told what others will lack, and what is taken away.
         wording: how the card says the command that uses it.
 
     Returns:
@@ -152,16 +166,21 @@ def push(settings: PushSettings, say: Callable[[str], object] = lambda line: Non
     planned = prepared(settings, wording=wording)
     for warning in planned.warnings():
         say(warning)
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(token=secret)
     with _refusals(settings.name, secret):
         _make_repository(api, settings)
         if settings.revision not in (None, MAIN):
             api.create_branch(settings.name, branch=str(settings.revision), exist_ok=True)
+        if left := left_over(api, settings.name, settings.revision, planned.files):
+            say(f"of what an earlier push has left there, this one takes away {', '.join(left)}")
         operations = [
-            CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
-            for name, content in planned.files.items()
+            *(CommitOperationDelete(name) for name in left),
+            *(
+                CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
+                for name, content in planned.files.items()
+            ),
         ]
         done = api.create_commit(
             settings.name, operations, commit_message=settings.message or MESSAGE, revision=settings.revision

@@ -14,8 +14,8 @@ from torchmetrics import Metric
 from lmoe.metrics.site_stack import SiteDecision, flat_tokens, places_of, shares_of
 from lmoe.metrics.whole_result import WholeResult
 from lmoe.ops.site_groups import sites_together, stacked
+from lmoe.vocabulary import DEAD_SHARE
 
-DEAD_SHARE = 0.01
 PROBABILITY_SLACK = 0.02
 """How far from 1 the mean sum of probabilities may be: a bfloat16 router rounds."""
 

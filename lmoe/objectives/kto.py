@@ -25,6 +25,8 @@ from lmoe.objectives.preference import (
 )
 from lmoe.ops.labels import IGNORE
 from lmoe.ops.preference_losses import kto_baseline, kto_loss
+from lmoe.rules.objectives import MEASURES
+from lmoe.vocabulary import RowKind
 
 MISMATCHED = "mismatched_"
 """Begins the names of what a batch holds of answers behind prompts that they do not belong to."""
@@ -84,7 +86,7 @@ class KahnemanTversky(ComparesAnswers):
     """
 
     unit = "answer"
-    measure = "loss per answer"
+    measure = MEASURES[RowKind.labelled]
     figures = (MARGIN, ACCURACY)
     layout = CollateAnswers
 

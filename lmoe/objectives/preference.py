@@ -26,7 +26,8 @@ from lmoe.objectives.known_answers import KnownAnswers, answer_key
 from lmoe.objectives.objective import Batch, Losses
 from lmoe.objectives.of_labels import OfLabels
 from lmoe.ops.labels import IGNORE
-from lmoe.vocabulary import Reference
+from lmoe.rules.objectives import MEASURES
+from lmoe.vocabulary import Reference, RowKind
 
 MARGIN, ACCURACY = "reward_margin", "reward_accuracy"
 CHOSEN, REJECTED = "chosen_reward", "rejected_reward"
@@ -185,7 +186,7 @@ class PairObjective(PreferenceObjective):
     """The part of an objective that learns from pairs."""
 
     unit = "pair"
-    measure = "loss per pair"
+    measure = MEASURES[RowKind.pairs]
     sequences = 2
     figures = (MARGIN, ACCURACY, CHOSEN, REJECTED)
     layout = CollatePairs

@@ -10,13 +10,14 @@ from lmoe.data.pack import PackedRows
 from lmoe.objectives.objective import Batch, Losses
 from lmoe.objectives.of_labels import OfLabels
 from lmoe.ops.labels import IGNORE
+from lmoe.vocabulary import NATS
 
 
 class SupervisedFineTuning(OfLabels):
     """The objective `task=sft`."""
 
     unit = "label token"
-    measure = "nats per label token"
+    measure = NATS
 
     def __init__(self, task: TaskConfig | None = None) -> None:
         super().__init__(task or TaskConfig())

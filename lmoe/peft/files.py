@@ -11,6 +11,7 @@ from safetensors.torch import save
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from lmoe.files.resources import stored_base
 from lmoe.files.write import write_whole
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
@@ -30,7 +31,7 @@ def lora_config(
     return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
+        "base_model_name_or_path": stored_base(base_model),
         "r": usual_r,
         "lora_alpha": usual_alpha,
         "lora_dropout": 0.0,

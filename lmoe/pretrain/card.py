@@ -20,7 +20,7 @@ from lmoe.metrics.language import DomainLoss
 from lmoe.objectives.model_inputs import ModelInputs
 from lmoe.ops.labels import IGNORE
 from lmoe.pretrain.corpus import DomainText, Windows
-from lmoe.report.markdown import front_matter, table
+from lmoe.report.markdown import front_matter, plain, table
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def card_text(
         *table(
             ["part", "tokens", "share"],
             [
-                *([name, f"{count:,}", f"{count / total:.1%}"] for name, count in token_counts.items()),
+                *([plain(name), f"{count:,}", f"{count / total:.1%}"] for name, count in token_counts.items()),
                 ["all", f"{total:,}", ""],
             ],
         ),
@@ -140,7 +140,7 @@ def card_text(
             *table(
                 ["domain", "loss"],
                 [
-                    *([name, f"{loss:.3f}"] for name, loss in chats.items()),
+                    *([plain(name), f"{loss:.3f}"] for name, loss in chats.items()),
                     ["mean", f"{_mean(list(chats.values())):.3f}"],
                 ],
             ),
@@ -168,7 +168,7 @@ def write_card(folder: Path, text: str) -> None:
 
 
 def _held_out_row(name: str, figures: HeldOut) -> list[str]:
-    return [name, f"{figures.size:,}", f"{figures.bits_per_byte:.3f}", f"{figures.gzip_bits_per_byte:.3f}"]
+    return [plain(name), f"{figures.size:,}", f"{figures.bits_per_byte:.3f}", f"{figures.gzip_bits_per_byte:.3f}"]
 
 
 def _mean(values: list[float]) -> float:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from lmoe.files.small_file import Reader
+from lmoe.files.small_file import Reader, whole_lines
 
 METRICS = Reader(most=2**32, what="it")
 DOMAIN_LOSS = re.compile(r"val/([^/]+)/loss")
@@ -17,19 +17,15 @@ Curves = dict[str, list[tuple[int, float]]]
 def read_metrics(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> Curves:
     """The metrics of a run; where a step was logged twice, the later row counts.
 
-    A last line without its line break was torn by a crash: its last number may lack digits, so it is dropped.
-
     Args:
         wanted: whether a metric is read, by its name.
 
     Raises:
         CheckpointError: the file cannot be read.
     """
-    lines = METRICS.bytes_of(path).decode("utf-8", errors="replace").splitlines(keepends=True)
-    if lines and not lines[-1].endswith("\n"):
-        lines.pop()
+    text = METRICS.bytes_of(path).decode("utf-8", errors="replace")
     by_step: dict[str, dict[int, float]] = {}
-    rows = METRICS.rows(lines, path)
+    rows = METRICS.rows(whole_lines(text), path)
     header = next(rows, [])
     places = {name: place for place, name in enumerate(header) if name == "step" or wanted(name)}
     for cells in rows:

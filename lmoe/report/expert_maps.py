@@ -9,7 +9,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Colormap, Normalize
 from matplotlib.figure import Figure
 
-from lmoe.report.canvas import new_figure, note, plain
+from lmoe.report.canvas import MOST_DOMAINS, new_figure, note, plain
 from lmoe.report.cells import MIN_CELL_INCHES, ROW_INCHES, draw_cells, label_rows, write_cell
 from lmoe.report.loads import group_sites
 from lmoe.report.summary import RunSummary
@@ -53,7 +53,8 @@ def knock_out(summary: RunSummary) -> Figure:
     if not rows:
         return note("No expert was silenced (analysis.knock_out=none).")
     rows = [row for row in summary.knock_out.items() if row in rows]
-    domains = [domain for domain in summary.domains if domain in rows[0][1]]
+    silenced_for = [domain for domain in summary.domains if domain in rows[0][1]]
+    domains = silenced_for[:MOST_DOMAINS]
     values = [[changes[domain] for domain in domains] for _, changes in rows]
     top = max(1e-6, max(abs(value) for row in values for value in row))
     scale = Normalize(-top, top)
@@ -63,8 +64,8 @@ def knock_out(summary: RunSummary) -> Figure:
     label_rows(ax, [(i + 0.5, name) for i, (name, _) in enumerate(rows)])
     places = [i + 0.5 for i in range(len(domains))]
     ax.set_xticks(places, [plain(name) for name in domains], fontsize=12, rotation=30, ha="right")
-    left_out = len(summary.knock_out) - len(rows)
-    which = f"; the {MOST_ROWS} that matter most" if left_out else ""
+    which = f"; the {MOST_ROWS} that matter most" if len(rows) < len(summary.knock_out) else ""
+    which += f"; the first {len(domains)} of {len(silenced_for)} domains" if len(domains) < len(silenced_for) else ""
     fig.suptitle(f"Change of each domain's loss with one expert silenced  ({summary.loss_measure}{which})", fontsize=15)
     fig.colorbar(ScalarMappable(scale, CHANGE_COLOURS), ax=ax, pad=0.01, fraction=0.03)
     return fig

@@ -25,8 +25,9 @@ from lmoe.report.cells import (
     label_rows,
     write_cell,
 )
-from lmoe.report.loads import DEAD_SHARE, domain_distance, group_sites, is_dead, layer_of, mean_loads, site_ticks
+from lmoe.report.loads import domain_distance, group_sites, is_dead, layer_of, mean_loads, site_ticks
 from lmoe.report.summary import RunSummary
+from lmoe.vocabulary import DEAD_SHARE
 
 LOAD_COLOURS = colormaps["RdBu_r"]
 LOAD_SCALE = Normalize(0.0, 2.0)
@@ -107,16 +108,31 @@ def _draw_loads(ax: Axes, loads: Sequence[Sequence[float]], ticks: Ticks, cell_i
     widest = max(map(len, loads))
     ratios = [[share * len(row) for share in row] + [ABSENT] * (widest - len(row)) for row in loads]
     draw_cells(ax, ratios, LOAD_COLOURS, LOAD_SCALE)
-    for i, row in enumerate(loads):
-        for e, share in enumerate(row):
-            dead = is_dead(share, len(row))
-            text = "x" if dead else f"{100 * share:.1f}" if share < 0.0995 else f"{100 * share:.0f}"
-            if dead or (cell_inches[0] >= MIN_CELL_INCHES and cell_inches[1] >= MIN_ROW_INCHES):
-                write_cell(ax, e, i, text, LOAD_COLOURS(LOAD_SCALE(share * len(row))))
+    if cell_inches[0] >= MIN_CELL_INCHES and cell_inches[1] >= MIN_ROW_INCHES:
+        _write_shares(ax, loads)
+    else:
+        _mark_dead(ax, loads, cell_inches)
     every = math.ceil(widest / (32 if cell_inches[0] > 0.3 else 16))
     ax.set_xticks([e + 0.5 for e in range(0, widest, every)], [str(e) for e in range(0, widest, every)], fontsize=12)
     ax.set_xlabel("expert", fontsize=12)
     label_rows(ax, ticks)
+
+
+def _write_shares(ax: Axes, loads: Sequence[Sequence[float]]) -> None:
+    for i, row in enumerate(loads):
+        for e, share in enumerate(row):
+            in_percent = f"{100 * share:.1f}" if share < 0.0995 else f"{100 * share:.0f}"
+            text = "x" if is_dead(share, len(row)) else in_percent
+            write_cell(ax, e, i, text, LOAD_COLOURS(LOAD_SCALE(share * len(row))))
+
+
+def _mark_dead(ax: Axes, loads: Sequence[Sequence[float]], cell_inches: tuple[float, float]) -> None:
+    """All of them in one line of marks: a text each takes longer than all else of the picture where most are dead."""
+    dead = [(e, i) for i, row in enumerate(loads) for e, share in enumerate(row) if is_dead(share, len(row))]
+    ax.plot(
+        [e + 0.5 for e, _ in dead], [i + 0.5 for _, i in dead], linestyle="none", marker="x", color="white",
+        markersize=min(7.0, 0.6 * 72 * min(cell_inches)), scalex=False, scaley=False,
+    )  # fmt: skip
 
 
 def _draw_distance(

@@ -118,16 +118,17 @@ def page_place(output: str) -> Path:
         raise ConfigError(f"`output={output}` is written as a page; name a file that ends in .html")
     if not is_dir(path.parent):
         raise ConfigError(f"`output={output}`: there is no folder {path.parent}; make it, or name another place")
-    if exists(path) and not _is_page(path):
+    if exists(path) and not says_early(path, MARK):
         raise ConfigError(f"`output={output}` exists and is no page of lmoe; name another file")
     return path
 
 
-def _is_page(path: Path) -> bool:
+def says_early(path: Path, mark: str) -> bool:
+    """Whether a file has a text within its first bytes, by which lmoe knows what it has written itself."""
     try:
         if not is_file(path):
             return False
         with path.open("rb") as file:
-            return MARK.encode() in file.read(HEAD)
+            return mark.encode() in file.read(HEAD)
     except OSError:
         return False

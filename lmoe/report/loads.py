@@ -4,8 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-DEAD_SHARE = 0.01
-"""An expert is dead at a site where its share of assignments is below DEAD_SHARE * 1/E."""
+from lmoe.vocabulary import DEAD_SHARE
 
 MAX_KINDS = 6
 """With more kinds of site than this, sites are grouped by their number of experts alone."""

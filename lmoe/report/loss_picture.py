@@ -1,8 +1,8 @@
 """Loss curves: training, validation, validation by domain, and where phases begin."""
 
-import math
 from collections.abc import Mapping, Sequence
-from itertools import islice, pairwise
+from fractions import Fraction
+from itertools import accumulate, islice
 from types import MappingProxyType
 
 from matplotlib.axes import Axes
@@ -10,7 +10,9 @@ from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from lmoe.report.canvas import MOST_DOMAINS, new_figure, note, plain
+from lmoe.report.curve_pieces import Points, finite, measure_breaks, measure_changes, parted
 from lmoe.report.curves import Curves, domain_losses
+from lmoe.vocabulary import NATS
 
 OKABE_ITO = ["#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#8C6D1F", "#000000"]
 """Colours that remain apart for colour-blind readers (Okabe and Ito 2008; its yellow darkened, for white paper)."""
@@ -19,14 +21,12 @@ MARKERS = "os^DvPX*"
 LABEL_INCHES = 0.21
 """Height of one label at the end of a curve."""
 
-Points = Sequence[tuple[int, float]]
-
 
 def loss_curves(
     metrics: Curves,
     phases: Mapping[str, int],
     max_steps: int,
-    measure: str = "nats per label token",
+    measure: str = NATS,
     *,
     unit: str = "label token",
     phase_measures: Mapping[str, str] = MappingProxyType({}),
@@ -37,29 +37,30 @@ def loss_curves(
         measure, unit: of the objective.
         phase_measures: of each phase, where they differ: a curve is broken where the measure changes.
     """
-    train, val = _finite(metrics.get("train/loss", [])), _finite(metrics.get("val/loss", []))
-    finite = {domain: points for domain, values in domain_losses(metrics).items() if (points := _finite(values))}
-    domains = dict(islice(finite.items(), MOST_DOMAINS))
+    train, val = finite(metrics.get("train/loss", [])), finite(metrics.get("val/loss", []))
+    every = {domain: points for domain, values in domain_losses(metrics).items() if (points := finite(values))}
+    domains = dict(islice(every.items(), MOST_DOMAINS))
     if not (train or val or domains):
         return note("No loss was logged.")
     last = max(1, max_steps, *(points[-1][0] for points in (train, val, *domains.values()) if points))
     height = max(7.0, 2.0 + LABEL_INCHES * len(domains))
     fig = new_figure(height)
-    breaks = _breaks(phases, phase_measures)
+    breaks = measure_breaks(phases, phase_measures)
     everything = "all phases" if breaks else "all tokens" if unit == "label token" else f"all {unit}s"
     columns = [bool(train or val), bool(domains)]
     axes = fig.subplots(1, sum(columns), squeeze=False)[0]
     if columns[0]:
         _draw_overall(axes[0], train, val, breaks, everything)
     if columns[1]:
-        shown = "domain" if len(domains) == len(finite) else f"domain, the first {len(domains)} of {len(finite)}"
+        shown = "domain" if len(domains) == len(every) else f"domain, the first {len(domains)} of {len(every)}"
         _draw_domains(axes[-1], domains, height - 2.0, last, breaks)
         axes[-1].set_title(f"Validation loss by {shown}", fontsize=15, pad=40)
+    shown_measure = plain("; ".join(measure_changes(phases, phase_measures))) if breaks else measure
     for ax in axes:
         _draw_phases(ax, phases, last)
         ax.set_xlim(-0.01 * last, 1.01 * last)
         ax.set_xlabel("optimizer step", fontsize=13)
-        ax.set_ylabel("; ".join(_changes(phases, phase_measures)) if breaks else measure, fontsize=13)
+        ax.set_ylabel(shown_measure, fontsize=13)
         ax.tick_params(labelsize=12)
         ax.grid(True, color="0.9")
         ax.set_axisbelow(True)
@@ -68,14 +69,17 @@ def loss_curves(
 
 
 def smooth(points: Points) -> list[tuple[int, float]]:
-    """Centred mean over about a fifteenth of the curve; the window shrinks at both ends."""
+    """Centred mean over about a fifteenth of the curve; the window shrinks at both ends.
+
+    NOTE sums up to each point are exact: in floats a loss of 1e20 would take the digits of all that come after it.
+    """
     half = max(1, len(points) // 30)
-    values = [value for _, value in points]
+    sums = [Fraction(0), *accumulate(Fraction(value) for _, value in points)]
     result = []
     for i, (step, _) in enumerate(points):
         reach = min(half, i, len(points) - 1 - i)
-        window = values[i - reach : i + reach + 1]
-        result.append((step, sum(window) / len(window)))
+        begin, end = i - reach, i + reach + 1
+        result.append((step, float((sums[end] - sums[begin]) / (end - begin))))
     return result
 
 
@@ -98,28 +102,6 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
         for rank, j in enumerate(members):
             placed[j] = centre + gap * (rank - (len(members) - 1) / 2)
     return placed
-
-
-def parted(points: Points, breaks: Sequence[int]) -> list[Points]:
-    """Pieces of a curve: what comes after the step of a break is of the next piece; empty ones are left out."""
-    edges = [-math.inf, *breaks, math.inf]
-    pieces = [[point for point in points if low < point[0] <= high] for low, high in pairwise(edges)]
-    return [piece for piece in pieces if piece]
-
-
-def _breaks(phases: Mapping[str, int], phase_measures: Mapping[str, str]) -> list[int]:
-    """Steps after which another thing is measured."""
-    names = [name for name in phases if name in phase_measures]
-    return [phases[name] for before, name in pairwise(names) if phase_measures[name] != phase_measures[before]]
-
-
-def _changes(phases: Mapping[str, int], phase_measures: Mapping[str, str]) -> list[str]:
-    """What is measured at first, and from each phase on that measures something else."""
-    found: list[str] = []
-    for name, measure in ((name, phase_measures[name]) for name in phases if name in phase_measures):
-        if not found or not found[-1].endswith(f": {measure}"):
-            found.append(f"{plain(name)}: {measure}")
-    return found
 
 
 def _draw_overall(ax: Axes, train: Points, val: Points, breaks: Sequence[int], everything: str) -> None:
@@ -165,10 +147,6 @@ def _draw_phases(ax: Axes, phases: Mapping[str, int], last: int) -> None:
         )  # fmt: skip
         if start > 0:
             ax.axvline(start, color="0.35", linestyle="--", linewidth=1.3, label=f"_phase {name}")
-
-
-def _finite(points: Points) -> list[tuple[int, float]]:
-    return [(step, value) for step, value in points if math.isfinite(value)]
 
 
 def _xy(points: Points) -> tuple[list[int], list[float]]:

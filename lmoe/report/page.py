@@ -10,7 +10,6 @@ from urllib.parse import quote
 from lmoe.report.curves import DOMAIN_LOSS, Curves
 from lmoe.report.files import write_bytes
 from lmoe.report.html import render
-from lmoe.report.loads import DEAD_SHARE
 from lmoe.report.page_data import page_data
 from lmoe.report.routing_file import RoutingHistory
 from lmoe.report.summary import RunSummary
@@ -27,6 +26,7 @@ from lmoe.report.wording import (
     target_lines,
     target_rows,
 )
+from lmoe.vocabulary import DEAD_SHARE
 
 PAGE_FILE = "index.html"
 SCRIPTS = ("page.js", "experts.js", "vendor/chart.umd.min.js", "charts.js", "run.js")
@@ -109,12 +109,14 @@ class Watched:
     Args:
         state: how far it is, in words.
         ended: all of its summary is known.
+        run: which run it is; what was chosen on the page is kept for it alone.
         shape: changes where the page must be loaded anew.
         every: seconds between two questions.
     """
 
     state: str
     ended: bool
+    run: str
     shape: str
     every: float
 
@@ -156,7 +158,8 @@ def run_page(
         watched: somebody watches the run; while it has not ended, what is not known of it is left out.
     """
     content = page_content(summary, metrics, routing, under_way=watched is not None and not watched.ended)
-    data = content["data"] | {"watched": None if watched is None else {"shape": watched.shape, "every": watched.every}}
+    about = None if watched is None else {"run": watched.run, "shape": watched.shape, "every": watched.every}
+    data = content["data"] | {"watched": about}
     facts = dict(content["tables"]["facts"])
     captions = CAPTIONS | (CAPTIONS_OF_ONE if len(summary.site_load) == 1 else {})
     placed = {name for names in VIEWS.values() for name in names}
@@ -204,7 +207,8 @@ def page_content(
     return {
         "tables": _visible(tables),
         "data": page_data(
-            *(metrics, summary.phases, summary.max_steps, _measure(summary), routing, summary.expert_names)
+            *(metrics, summary.phases, summary.max_steps, _measure(summary), routing, summary.expert_names),
+            phase_measures=summary.phase_measures,
         ),
     }
 

@@ -7,11 +7,13 @@ import base64
 import json
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lmoe.report.curve_pieces import Points, finite, measure_breaks, measure_changes, parted
 from lmoe.report.curves import Curves, domain_losses
 from lmoe.report.loads import short_sites
 from lmoe.report.routing_file import RoutingHistory
@@ -40,6 +42,7 @@ def page_data(
     measure: str,
     routing: RoutingHistory | None,
     expert_names: Sequence[str] = (),
+    phase_measures: Mapping[str, str] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Losses, phases and routing, as JSON takes them; texts are visible ones.
 
@@ -49,11 +52,16 @@ def page_data(
         measure: what losses are measured in.
         routing: None: the run has no routers, or kept nothing of them.
         expert_names: empty where experts have none.
+        phase_measures: of each phase, where they differ: lines are broken where the measure changes.
     """
+    breaks = measure_breaks(phases, phase_measures)
+    if breaks:
+        changes = "; ".join(measure_changes(phases, phase_measures))
+        measure = f"Lines break where the measure changes ({visible(changes)})"
     return {
         "max_steps": max_steps,
         "phases": [[name_shown(name), start] for name, start in phases.items()],
-        "losses": _losses(metrics),
+        "losses": _losses(metrics, breaks),
         "measure": measure,
         "routing": None if routing is None else _routing(routing, expert_names),
     }
@@ -73,27 +81,46 @@ def spread(count: int, most: int) -> list[int]:
     return sorted({round(i * (count - 1) / (most - 1)) for i in range(most)})
 
 
-def _losses(metrics: Curves) -> dict[str, Any]:
+def _losses(metrics: Curves, breaks: Sequence[int]) -> dict[str, Any]:
+    """Lines by name: (step, value); where the value is None, a line is broken."""
     domains = domain_losses(metrics)
+    drawn = [*domains.items()][:MOST_CURVES]
     return {
-        "train": _means(metrics.get("train/loss", [])),
-        "val": _points(metrics.get("val/loss", [])),
-        "domains": [[name_shown(name), _points(points)] for name, points in [*domains.items()][:MOST_CURVES]],
+        "train": _means(metrics.get("train/loss", []), breaks),
+        "val": _points(metrics.get("val/loss", []), breaks),
+        "domains": [[name_shown(name), _points(points, breaks)] for name, points in drawn],
         "more_domains": max(0, len(domains) - MOST_CURVES),
     }
 
 
-def _points(points: Sequence[tuple[int, float]]) -> list[list[float]]:
-    finite = [[step, _rounded(value)] for step, value in points if math.isfinite(value)]
-    return [finite[place] for place in spread(len(finite), MOST_POINTS)]
+def _points(points: Points, breaks: Sequence[int]) -> list[list[float | None]]:
+    kept = finite(points)
+    pieces = []
+    for piece in parted(kept, breaks):
+        places = spread(len(piece), max(2, MOST_POINTS * len(piece) // len(kept)))
+        pieces.append([piece[place] for place in places])
+    return _line(pieces)
 
 
-def _means(points: Sequence[tuple[int, float]]) -> list[list[float]]:
+def _means(points: Points, breaks: Sequence[int]) -> list[list[float | None]]:
     """Means over neighbours, so many that few enough points remain; each stands at its last step."""
-    finite = [(step, value) for step, value in points if math.isfinite(value)]
-    each = math.ceil(len(finite) / MOST_POINTS)
-    groups = [finite[start : start + each] for start in range(0, len(finite), max(1, each))]
-    return [[group[-1][0], _rounded(sum(value for _, value in group) / len(group))] for group in groups]
+    kept = finite(points)
+    each = max(1, math.ceil(len(kept) / MOST_POINTS))
+    pieces = []
+    for piece in parted(kept, breaks):
+        groups = [piece[start : start + each] for start in range(0, len(piece), each)]
+        pieces.append([(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups])
+    return _line(pieces)
+
+
+def _line(pieces: Sequence[Points]) -> list[list[float | None]]:
+    """One line of several pieces, which a point without a value keeps apart."""
+    found: list[list[float | None]] = []
+    for piece in pieces:
+        if found:
+            found.append([piece[0][0] - 0.5, None])
+        found += [[step, _rounded(value)] for step, value in piece]
+    return found
 
 
 def _rounded(value: float) -> float:

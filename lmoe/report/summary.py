@@ -11,13 +11,12 @@ from lmoe.files.small_file import Reader
 from lmoe.files.wording import LONGEST_REASON, shown
 from lmoe.report.files import write_bytes
 from lmoe.report.targets import TargetReport
+from lmoe.vocabulary import NATS
 
 SUMMARY = Reader(most=2**30, what="it", finite=False, cure="it is no summary of a run")
 
 FINISHED = "all steps done"
 """Why a run ends that nothing ended before."""
-NATS = "nats per label token"
-"""What supervised fine-tuning measures losses in, and what runs are compared by."""
 TIME_OVER = "trainer.max_time was over"
 """Why a run ends that goes on when it is resumed."""
 

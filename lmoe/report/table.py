@@ -6,7 +6,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from lmoe.report.loads import DEAD_SHARE, ExpertLoad, expert_loads
+from lmoe.report.loads import ExpertLoad, expert_loads
 from lmoe.report.say import say
 from lmoe.report.summary import FINISHED, RunSummary
 from lmoe.report.targets import TargetReport
@@ -21,6 +21,7 @@ from lmoe.report.wording import (
     target_lines,
     target_rows,
 )
+from lmoe.vocabulary import DEAD_SHARE
 
 BAR_WIDTH = 20
 """Characters of the longest bar."""

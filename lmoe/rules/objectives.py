@@ -10,7 +10,10 @@ from typing import Any
 from lmoe.config.data import DataConfig
 from lmoe.config.problems import above_zero, without_effect
 from lmoe.config.run import TaskConfig
-from lmoe.vocabulary import PreferenceLoss, Reference, RowKind, TaskName, TrainOn
+from lmoe.vocabulary import NATS, PreferenceLoss, Reference, RowKind, TaskName, TrainOn
+
+MEASURES = {RowKind.answers: NATS, RowKind.pairs: "loss per pair", RowKind.labelled: "loss per answer"}
+"""What losses are measured in, by what is learnt from."""
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)
@@ -33,6 +36,11 @@ class ObjectiveTraits:
     def prefers(self) -> bool:
         """Whether it prefers answers to others, in place of learning them by themselves."""
         return self.rows is not RowKind.answers
+
+    @property
+    def measure(self) -> str:
+        """What its losses are measured in."""
+        return MEASURES[self.rows]
 
 
 REFERENCE = {"reference": Reference.base, "precompute_reference": False}

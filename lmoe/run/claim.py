@@ -11,10 +11,11 @@ from pathlib import Path
 
 from lmoe.errors import LmoeError, TrainingError
 from lmoe.files.lock import taken_by_others
+from lmoe.files.run_folder import ID_FILE
 from lmoe.files.small_file import Reader, leading_out
 from lmoe.files.write import write_whole
 
-LOCK_FILE, ID_FILE = "run.lock", "run_id"
+LOCK_FILE = "run.lock"
 IDENTITY = Reader(cure="put it back, or remove it to take that of the checkpoint", what="it")
 LONGEST_LOCK = 4096
 RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")

@@ -10,9 +10,8 @@ from omegaconf import OmegaConf
 
 from lmoe.config.pretrain import PretrainConfig
 from lmoe.config.run import RunConfig
-from lmoe.files.run_folder import CLUSTERS_FILE, CONFIG_FILE, METRICS_FILE, PROVENANCE_FILE
+from lmoe.files.run_folder import CLUSTERS_FILE, CONFIG_FILE, ID_FILE, METRICS_FILE, PROVENANCE_FILE
 from lmoe.files.write import write_whole
-from lmoe.run.claim import ID_FILE
 from lmoe.run.provenance import add_provenance
 
 

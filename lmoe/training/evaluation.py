@@ -141,6 +141,6 @@ def knock_out(
     return knock_out_table(intact, silenced)
 
 
-def domain_losses(losses: dict[str, float]) -> dict[str, float]:
+def losses_by_domain(losses: dict[str, float]) -> dict[str, float]:
     """{domain: loss} without the total, of the losses that DomainLoss computes."""
     return {name.removesuffix("/loss"): value for name, value in losses.items() if name.endswith("/loss")}

@@ -12,7 +12,7 @@ from lightning.pytorch.loggers.logger import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lmoe.errors import TrainingError
-from lmoe.files.small_file import Reader, make_way
+from lmoe.files.small_file import Reader, make_way, whole_lines
 
 PAST = Reader(cure="move it away, and the run goes on with a new one", most=2**32, what="it")
 """How the rows of the past are read."""
@@ -50,7 +50,7 @@ class MetricsCsv(Logger):
         Raises:
             CheckpointError: they cannot be read.
         """
-        for _ in PAST.rows(_whole_lines(path, None), path):
+        for _ in _cells(path):
             pass
 
     @property
@@ -123,11 +123,11 @@ class MetricsCsv(Logger):
         return _text([row.get(name, "") for name in self._columns])
 
     def _header(self) -> list[str]:
-        return next(PAST.rows(_whole_lines(self.path, None), self.path), ["step"])
+        return next(_cells(self.path), ["step"])
 
     def _rows(self, end: int | None = None) -> list[dict[str, Any]]:
         """The rows of the file without their empty cells; those that begin before `end`."""
-        reader = PAST.rows(_whole_lines(self.path, end), self.path)
+        reader = _cells(self.path, end)
         header = next(reader, [])
         return [{name: cell for name, cell in zip(header, cells, strict=False) if cell} for cells in reader]
 
@@ -139,10 +139,9 @@ class MetricsCsv(Logger):
             raise TrainingError(f"{self.path} cannot be written: {error.strerror or error}") from None
 
 
-def _whole_lines(path: Path, end: int | None) -> Iterator[str]:
-    """The lines with a line break at their end: a crash may have torn the last one."""
-    content = PAST.decoded(PAST.bytes_of(path)[:end], path)
-    return (line for line in io.StringIO(content, newline="") if line.endswith("\n"))
+def _cells(path: Path, end: int | None = None) -> Iterator[list[str]]:
+    """The cells of each whole line, of those that begin before `end`."""
+    return PAST.rows(whole_lines(PAST.decoded(PAST.bytes_of(path)[:end], path)), path)
 
 
 def _text(cells: list[Any]) -> bytes:

@@ -2,12 +2,16 @@
 
 import hashlib
 import json
+import os
 import threading
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from lmoe.config.pretrain import PretrainConfig
 from lmoe.config.read import read_section
 from lmoe.config.run import RunConfig
 from lmoe.errors import CheckpointError, LmoeError
@@ -18,16 +22,17 @@ from lmoe.files.wording import LONGEST_REASON, shown
 from lmoe.report.curves import Curves, domain_losses, read_metrics
 from lmoe.report.page import CAPTIONS, Watched, is_shown, page_content, run_page
 from lmoe.report.routing_file import ROUTING_FILE, WHOLE, RoutingHistory, read_routing
-from lmoe.report.summary import NATS, RunSummary
+from lmoe.report.summary import RunSummary
 from lmoe.report.wording import duration
+from lmoe.rules.lessons import Lesson, lesson_of
+from lmoe.rules.objectives import OBJECTIVES
 from lmoe.rules.phases import ordered_phases
-from lmoe.vocabulary import TaskName
 
 SAVED = Reader(cure="put back the file that the run has written")
 OFTEN, SELDOM = 3.0, 30.0
 """Seconds between two questions of a page while a run goes on, and when it has ended."""
 REST = 20
-"""A page asks so much more seldom than making its data takes, because the run needs the machine."""
+"""A page asks so much more seldom than reading and making its data takes, because the run needs the machine."""
 SILENT = 600
 """Seconds without news after which a run may have stopped."""
 
@@ -81,10 +86,13 @@ class RunPage:
 
     def __init__(self, place: str | Path) -> None:
         self.folder = run_directory(place)
+        self._run = hashlib.sha256(os.fsencode(self.folder.resolve())).hexdigest()[:16]
         self._lock = threading.Lock()
+        self._stamp = _stamp(self.folder)
         self._config = _config(self.folder)
-        self._stamp: object = None
+        self._notes: list[str] = []  # of a config that a run which goes on has written, and that cannot be read
         self._found: Found | None = None
+        self._content: dict[str, Any] | None = None  # of what was found, once somebody has asked for it
         self._version, self._seconds = "", 0.0
 
     def page(self) -> str:
@@ -105,6 +113,7 @@ class RunPage:
         """
         with self._lock:
             found = self._now()
+            content = {} if version == self._version else self._made(found)
             watched = self._watched(found)
             told: dict[str, Any] = {
                 "state": watched.state,
@@ -113,10 +122,7 @@ class RunPage:
                 "data": None,
                 "tables": None,
             }
-            if version != self._version:
-                content = page_content(found.summary, found.metrics, found.routing, under_way=not found.ended)
-                told |= {"data": content["data"], "tables": content["tables"]}
-            return told
+            return told | content
 
     def picture(self, name: str) -> Path | None:
         """The file of a picture by its name; None: there is none of this name."""
@@ -127,15 +133,27 @@ class RunPage:
         stamp = _stamp(self.folder)
         if self._found is None or stamp != self._stamp:
             begun = time.monotonic()
-            self._found, self._stamp = find(self.folder, self._config), stamp
+            if stamp[CONFIG_FILE] != self._stamp[CONFIG_FILE]:
+                self._notes = []
+                path = self.folder / CONFIG_FILE
+                self._config = _read(lambda: _config(self.folder), path, self._notes) or self._config
+            self._found, self._stamp, self._content = find(self.folder, self._config, self._notes), stamp, None
             self._version = hashlib.sha256(repr(stamp).encode()).hexdigest()[:16]
             self._seconds = time.monotonic() - begun
         return self._found
 
+    def _made(self, found: Found) -> dict[str, Any]:
+        """What of the page changes while a run goes on; made once, however many pages ask."""
+        if self._content is None:
+            begun = time.monotonic()
+            self._content = page_content(found.summary, found.metrics, found.routing, under_way=not found.ended)
+            self._seconds += time.monotonic() - begun
+        return self._content
+
     def _watched(self, found: Found) -> Watched:
         every = SELDOM if found.ended else max(OFTEN, REST * self._seconds)
         state = said(found, _age(self.folder / METRICS_FILE))
-        return Watched(state=state, ended=found.ended, shape=found.shape, every=round(every, 1))
+        return Watched(state=state, ended=found.ended, run=self._run, shape=found.shape, every=round(every, 1))
 
 
 def run_directory(place: str | Path) -> Path:
@@ -155,45 +173,75 @@ def run_directory(place: str | Path) -> Path:
 
 
 def _config(folder: Path) -> RunConfig:
-    config, reading = read_section(RunConfig, SAVED.yaml(folder / CONFIG_FILE))
+    content = SAVED.yaml(folder / CONFIG_FILE)
+    config, reading = read_section(RunConfig, content)
     if reading.problems:
+        if not read_section(PretrainConfig, content)[1].problems:
+            raise CheckpointError(
+                f"{folder}: a run of `lmoe pretrain`, which has no such page: name a run of `lmoe train`; the losses "
+                f"of this one are in its {METRICS_FILE}"
+            )
         raise SAVED.refusal(folder / CONFIG_FILE, shown("; ".join(reading.problems), longest=LONGEST_REASON))
     return config
 
 
-def find(folder: Path, config: RunConfig) -> Found:
-    """Read the files of a run."""
-    notes: list[str] = []
+def find(folder: Path, config: RunConfig, notes: Sequence[str] = ()) -> Found:
+    """Read the files of a run.
+
+    Args:
+        notes: of other files that could not be read.
+    """
+    notes = list(notes)
     report = folder / REPORT
     metrics = _read(lambda: read_metrics(folder / METRICS_FILE, is_shown), folder / METRICS_FILE, notes) or {}
     routing = _read(lambda: read_routing(report / ROUTING_FILE), report / ROUTING_FILE, notes)
     summary = _read(lambda: RunSummary.from_json(folder / SUMMARY_FILE), folder / SUMMARY_FILE, notes)
     step = max((points[-1][0] for points in metrics.values() if points), default=None)
-    done = None if summary is None else summary.max_steps if summary.steps is None else summary.steps
-    ended = done is not None and (step is None or step <= done)  # a run that goes on has gone beyond its old end
+    ended = summary is not None and _has_ended(folder, config, summary, step)
     if summary is None or not ended:
         summary = provisional(folder, config, metrics, routing, step or 0)
     pictures = tuple(name for name in CAPTIONS if ended and is_file(report / f"{name}.png"))
     return Found(summary, ended, metrics, routing, pictures, step, tuple(notes))
 
 
+def _has_ended(folder: Path, config: RunConfig, summary: RunSummary, step: int | None) -> bool:
+    """Whether a run has come to the end that its summary is of, and has not gone on since.
+
+    NOTE a copy of a folder may date its files in any order, so their dates count only where the newest metrics are of
+    an earlier step than the end: those behind it were taken back by a run that goes on, or were never logged.
+
+    Args:
+        step: newest one in the metrics; None: there is none.
+    """
+    done = summary.max_steps if summary.steps is None else summary.steps
+    if config.trainer.max_steps > summary.max_steps:
+        return False
+    if step is None or step == done:
+        return True
+    written, logged = _stat(folder / SUMMARY_FILE), _stat(folder / METRICS_FILE)
+    return step < done and written is not None and logged is not None and written[0] >= logged[0]
+
+
 def provisional(
     folder: Path, config: RunConfig, metrics: Curves, routing: RoutingHistory | None, step: int
 ) -> RunSummary:
     """The summary of a run that has not ended, in which what only its end tells is empty."""
-    points = domain_losses(metrics)
-    tasks = {config.task.name, *(phase.task.get("name", config.task.name) for phase in config.phase.phases.values())}
-    measured = NATS if tasks == {TaskName.sft} else f"loss of {', '.join(sorted(map(str, tasks)))}"
+    points = {domain: found for domain, found in domain_losses(metrics).items() if found}
+    phases = _phases(config) if routing is None else routing.phases
+    lessons = {name: lesson_of(config, name) for name in phases if name in config.phase.phases}
+    measures = {name: OBJECTIVES[lesson.task.name].measure for name, lesson in lessons.items()}
+    begun = [name for name in lessons if phases[name] < max(step, 1)]
+    since, as_at_first = _same_losses(phases, lessons, begun)
     loads = {} if routing is None or not len(routing.steps) else _loads(routing)
     return RunSummary(
         name=config.name,
         run_dir=path_from_here(folder),
         domains=list(points),
-        before={domain: found[0][1] for domain, found in points.items() if found and found[0][0] == 0},
-        after={domain: found[-1][1] for domain, found in points.items() if found and found[-1][0] > 0},
+        before={domain: found[0][1] for domain, found in points.items() if as_at_first and found[0][0] == 0},
+        after={domain: found[-1][1] for domain, found in points.items() if found[-1][0] > since},
         site_load=loads,
         domain_load={},
-        phases=_phases(config) if routing is None else routing.phases,
+        phases=phases,
         max_steps=config.trainer.max_steps,
         seconds=0.0,
         peak_memory_mb=None,
@@ -202,8 +250,28 @@ def provisional(
         collapsed=[],
         expert_names=[] if routing is None else routing.expert_names,
         steps=step,
-        loss_measure=measured,
+        loss_measure=measures[begun[-1]] if begun else OBJECTIVES[config.task.name].measure,
+        phase_measures=measures if len(set(measures.values())) > 1 else {},
     )
+
+
+def _same_losses(phases: Mapping[str, int], lessons: Mapping[str, Lesson], begun: Sequence[str]) -> tuple[int, bool]:
+    """The step after which losses are of what the phase under way learns, and whether those at step 0 are too.
+
+    Args:
+        phases: first optimizer step of each by name, in order.
+        lessons: what each learns.
+        begun: names of the phases that have begun.
+    """
+    if not begun:
+        return 0, True
+
+    def same(name: str) -> bool:
+        one, other = lessons[name], lessons[begun[-1]]
+        return one.task == other.task and one.same_rows(other)
+
+    *_, first = takewhile(same, reversed(begun))
+    return phases[first], same(begun[0])
 
 
 def said(found: Found, age: float | None) -> str:
@@ -250,10 +318,10 @@ def _read(read: Any, path: Path, notes: list[str]) -> Any:
         return None
 
 
-def _stamp(folder: Path) -> tuple[object, ...]:
-    """What changes when a file of the run does."""
-    names = [METRICS_FILE, SUMMARY_FILE, *(f"{REPORT}/{name}" for name in (ROUTING_FILE, "index.html"))]
-    return tuple(_stat(folder / name) for name in names)
+def _stamp(folder: Path) -> dict[str, object]:
+    """What changes when a file of the run does, by its name."""
+    names = [CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, *(f"{REPORT}/{name}" for name in (ROUTING_FILE, "index.html"))]
+    return {name: _stat(folder / name) for name in names}
 
 
 def _stat(path: Path) -> tuple[int, int, int] | None:

@@ -203,6 +203,34 @@ def test_loads_by_domain_follow_the_validation_and_the_site(opened, file: Path, 
     assert table(page, "#table-domains")[0][2:] == [f"{100 * share:.1f}" for share in mean]
 
 
+def test_a_table_sorted_by_an_expert_that_a_site_has_not_is_shown_unsorted(opened, file: Path) -> None:
+    page = opened(file)
+    show(page, "domains")
+    page.page.locator(".chooser [role=option]").nth(1).click()  # the first site, of four experts
+    page.page.locator("#table-domains th button").nth(5).click()
+    assert page.page.locator("#table-domains th").nth(5).get_attribute("aria-sort") == "descending"
+    page.page.locator(".chooser [role=option]").nth(5).click()  # the last one, of two
+    assert page.page.locator("#table-domains thead th").count() == 4
+    assert len(table(page, "#table-domains")) == 2
+    page.page.locator(".chooser [role=option]").nth(1).click()
+    assert page.page.locator("#table-domains th[aria-sort]").count() == 0
+
+
+def test_a_line_of_losses_has_a_gap_where_another_thing_is_measured(opened, tmp_path: Path) -> None:
+    history = made_up(phases={"learn": 0, "prefer": 6}, domains=("code",))
+    curves: Curves = {"train/loss": [(step, 3.0 if step <= 6 else 0.5) for step in range(1, 13)]}
+    measures = {"learn": "nats per label token", "prefer": "loss per pair"}
+    page = opened(written(tmp_path, history, curves, phase_measures=measures))
+    show(page, "losses")
+    line = "Chart.getChart(document.getElementById('chart-losses')).getDatasetMeta(0).data"
+    skipped = page.page.evaluate(f"{line}.map((point) => point.skip)")
+    assert skipped == [False] * 6 + [True] + [False] * 6
+    box = page.page.locator("#chart-losses").bounding_box()
+    for share in (0.3, 0.5, 0.55, 0.7):  # over the gap too
+        page.page.mouse.move(box["x"] + share * box["width"], box["y"] + box["height"] / 2)
+    assert "learn: nats per label token; prefer: loss per pair" in page.page.inner_text("#losses-said")
+
+
 def test_gates_judge_as_the_watch_for_collapse_does(opened, tmp_path: Path) -> None:
     from lmoe.metrics.routing import SiteRouting
     from lmoe.training.callbacks.collapse_watch import collapse_reason

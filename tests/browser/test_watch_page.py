@@ -3,6 +3,7 @@
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -31,13 +32,22 @@ def address(run: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(run_page, "OFTEN", 0.1)
     monkeypatch.setattr(run_page, "SELDOM", 0.2)
     monkeypatch.setattr(run_page, "REST", 0)
+    with served(run) as server:
+        yield server.url
+
+
+@contextmanager
+def served(run: Path) -> Iterator[PageServer]:
+    """A server of a run inside the block."""
     server = PageServer(RunPage(run), "127.0.0.1", 0)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
-    yield server.url
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 def test_the_page_follows_the_run_and_keeps_what_was_chosen(
@@ -92,6 +102,35 @@ def test_a_server_that_is_gone_is_said_and_what_was_known_stays(browser, address
     monkeypatch.setattr(RunPage, "news", fail)
     opened.until("document.getElementById('state').textContent.startsWith('lmoe watch does not answer')")
     assert opened.page.locator("[data-table=facts] tr").count() >= 4
+    opened.close()
+
+
+def test_what_goes_wrong_on_the_page_is_not_said_of_the_server(browser, address: str, run: Path, finished_run: Path):
+    opened = OpenPage(browser, address)
+    opened.page.evaluate("void (page.news = () => { throw new Error('of the page') })")
+    cut_metrics(finished_run, run, 4)
+    opened.until(f"{STATE}.startsWith('Step 4 of 6')")
+    opened.page.wait_for_timeout(500)  # it goes on asking
+    assert opened.page.inner_text("#state").startswith("Step 4 of 6")
+    assert any("of the page" in error for error in opened.errors)
+    opened.close()
+
+
+def test_what_was_chosen_for_one_run_is_not_taken_for_another_at_the_same_address(
+    browser, run: Path, finished_run: Path, tmp_path: Path
+) -> None:
+    other = under_way(finished_run, tmp_path / "other")
+    with served(run) as server:
+        opened = OpenPage(browser, server.url)
+        opened.page.click("#tab-view-sites")
+        opened.page.locator("#table-sites th button").nth(2).click()
+        opened.page.reload()
+        assert opened.page.locator("#view-sites").is_visible()
+        server.page = RunPage(other)
+        opened.page.reload()
+        assert opened.page.locator("#view-run").is_visible()
+        opened.page.click("#tab-view-sites")
+        assert opened.page.locator("#table-sites th[aria-sort]").count() == 0
     opened.close()
 
 

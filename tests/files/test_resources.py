@@ -9,7 +9,7 @@ import lmoe
 from lmoe.backbones.load import load_model, load_tokenizer
 from lmoe.config.backbone import BackboneConfig
 from lmoe.errors import BackboneError
-from lmoe.files.resources import BASES, REAL_BASE, missing_base, name_of_base, named_base, resource_dir
+from lmoe.files.resources import BASES, REAL_BASE, missing_base, name_of_base, named_base, resource_dir, stored_base
 from lmoe.rules.backbone import backbone_problems
 from lmoe.rules.trust import would_run
 from tests.composing import compose
@@ -57,6 +57,17 @@ def test_a_base_is_called_by_its_name_in_what_is_saved(elsewhere, micro, tmp_pat
         lmoe.load(tmp_path / "adapter")
     shutil.move(tmp_path / "moved", elsewhere)
     assert name_of_base(str(lmoe.load(tmp_path / "adapter")[0].name_or_path)) == REAL_BASE
+
+
+def test_files_name_a_folder_by_its_absolute_path_and_everything_else_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for folder in ("models/qwen", "tiny"):
+        (tmp_path / folder).mkdir(parents=True)
+    for typed in ("models/qwen", "./models/qwen/", "models/../models/qwen", "~/models/qwen"):
+        assert stored_base(typed) == str(tmp_path / "models" / "qwen")
+    for name in ("tiny", REAL_BASE, "Qwen/Qwen3-0.6B", "models/gone", ""):
+        assert stored_base(name) == name
 
 
 def test_the_hubs_weights_and_those_that_went_through_four_bits_are_two_choices(restored):

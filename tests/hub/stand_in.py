@@ -221,6 +221,8 @@ class _Handler(BaseHTTPRequestHandler):
                 self.hub.received.append(files[value["path"]])
             elif entry["key"] == "lfsFile":
                 files[value["path"]] = self.hub.objects[value["oid"]]
+            elif entry["key"] == "deletedFile":
+                del files[value["path"]]
         sha = repository.commit(branch, files)
         self._json({"commitUrl": f"{self.hub.url}/{name}/commit/{sha}", "commitOid": sha, "success": True})
 

@@ -6,7 +6,9 @@ import re
 import shutil
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 import lmoe
@@ -225,6 +227,27 @@ def test_a_base_goes_by_a_name_that_others_can_find(trained, tmp_path, monkeypat
     assert isinstance(sent, bytes) and json.loads(sent)["base_model"]["name"] == ""
     own = json.loads((trained.adapter / "lmoe_config.json").read_text())
     assert json.loads(sent)["base_model"] | {"name": str(trained.base)} == own["base_model"]
+
+
+def test_a_base_that_was_a_folder_when_it_was_saved_is_no_name_on_the_hub_anywhere(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(trained.base.parents[1])
+    lmoe.save(trained.model, tmp_path / "own", base_model=f"{trained.base.parent.name}/{trained.base.name}")
+    monkeypatch.chdir(tmp_path)
+    found = contents_of(tmp_path / "own")
+    assert (found.base, found.base_place) == ("", str(trained.base))
+    assert "huggingface.co" not in card_of(tmp_path / "own").text
+    assert str(lmoe.load(tmp_path / "own")[0].name_or_path) == str(trained.base)
+
+
+@pytest.mark.parametrize("own", ["run_id", "provenance.json"])
+def test_a_config_of_something_else_around_an_exported_folder_is_no_run(tmp_path, own):
+    (tmp_path / "peft").mkdir()
+    (tmp_path / "peft" / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen3-0.6B"}')
+    save_file({"a": torch.zeros(1)}, tmp_path / "peft" / "adapter_model.safetensors")
+    (tmp_path / "config.yaml").write_text("site: mine\n")
+    assert contents_of(tmp_path / "peft").run is None
+    (tmp_path / own).write_text("")
+    assert contents_of(tmp_path / "peft").run == tmp_path
 
 
 def test_names_stay_text_in_a_table():

@@ -122,6 +122,58 @@ def test_the_token_that_the_library_has_stored_does_as_well(hub, trained, tmp_pa
     assert hub.repositories[NAME].private
 
 
+# --- what an earlier push has left
+
+
+STALE = {
+    *("config.json", "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json"),
+    *("generation_config.json", "lmoe_export.json", "merges.txt", "adapter_model.safetensors"),
+    "pictures/knock_out.png",
+}
+OTHERS = {"notes.md", "model.bin", "model-mine.safetensors", "pictures/mine.png", "sub/config.json", ".gitattributes"}
+
+
+def add(hub, *names: str) -> None:
+    """Commit more files to the repository."""
+    repository = hub.repositories[NAME]
+    repository.commit("main", repository.files("main") | dict.fromkeys(names, b"{}"))
+
+
+def test_what_an_earlier_push_has_left_goes_in_the_same_commit_and_nothing_else(pushed, trained, capsys):
+    add(pushed, *STALE, *OTHERS)
+    commits = len(pushed.repositories[NAME].commits)
+    code, out, err = command(capsys, "--checkpoint", str(trained.run), "--name", NAME, "--dry-run")
+    assert code == 0, err
+    removed = {line.split()[5] for line in out.splitlines() if line.endswith("there, which would be taken away")}
+    assert removed == STALE and len(pushed.repositories[NAME].commits) == commits
+    code, out, err = command(capsys, "--checkpoint", str(trained.run), "--name", NAME)
+    assert code == 0 and "this one takes away adapter_model.safetensors, config.json, " in out, err
+    assert set(pushed.repositories[NAME].files("main")) == OF_ADAPTER | OTHERS
+    assert len(pushed.repositories[NAME].commits) == commits + 1
+
+
+def test_a_branch_loses_what_main_has_left_it_and_main_keeps_it(pushed, trained):
+    add(pushed, "generation_config.json")
+    push(settings(trained.run, revision="next"))
+    repository = pushed.repositories[NAME]
+    assert "generation_config.json" in repository.files("main")
+    assert "generation_config.json" not in repository.files("next")
+
+
+def test_files_in_a_repository_that_no_push_has_filled_stay(hub, signed_in, trained):
+    hub.repositories[NAME] = Repository(private=True)
+    for card in ({}, {"README.md": b"---\ntags: [lora]\n---\n# Mine\n"}, {"README.md": b"---\n[\n---\n"}):
+        hub.repositories[NAME].commit("main", {"config.json": b"{}", "model.safetensors": b"mine", **card})
+        push(settings(trained.run))
+        assert {"config.json", "model.safetensors"} <= set(hub.repositories[NAME].files("main"))
+
+
+def test_a_config_beside_an_adapter_stays_by_which_the_hub_counts_downloads(pushed, trained):
+    add(pushed, "config.json")
+    push(settings(trained.run, message="again"))
+    assert "config.json" in pushed.repositories[NAME].files("main")
+
+
 # --- what never goes
 
 
@@ -167,7 +219,7 @@ def test_a_dry_run_lists_what_would_go_without_network_and_token(no_hub, trained
     size = (trained.adapter / "adapter.safetensors").stat().st_size
     assert f"{NAME}, private, branch main: {len(OF_ADAPTER)} files" in out
     assert any(line.split() == ["adapter.safetensors", f"{size:,}"] for line in out.splitlines())
-    assert "nothing is sent" in out and "library_name: lmoe" in out
+    assert "nothing is sent" in out and "library_name: lmoe" in out and "the hub was not asked" in out
     assert "Where it is on the hub, name it: --base-model" in out
 
 

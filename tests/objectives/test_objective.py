@@ -60,7 +60,8 @@ def test_every_task_that_a_config_can_choose_has_an_objective():
     assert set(OBJECTIVES) == set(TaskName)
     for name in TaskName:
         objective = objective_of(TaskConfig(name=name))
-        assert objective.unit and objective.measure and objective.title
+        assert objective.unit and objective.title
+        assert objective.measure == OBJECTIVES[name].measure
 
 
 def test_a_run_of_another_objective_trains_validates_and_reports_in_its_own_unit(config, restored, tmp_path, capsys):

@@ -3,7 +3,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from lmoe.report.curves import Curves
-from lmoe.report.page import SCRIPTS, write_page
+from lmoe.report.page import SCRIPTS, page_content, write_page
 from lmoe.report.summary import RunSummary
 
 VOID = {"meta", "img", "input"}
@@ -138,6 +138,9 @@ def test_a_page_says_in_what_unit_losses_are(summary, tmp_path):
     text = write_page(both, {}, {}, tmp_path / "both").read_text("utf-8")
     assert "<p>Loss per pair, of phase experts on its rows; below" in text
     assert "router_warmup from step 1 (nats per label token), experts from step 16 (loss per pair)" in text
+    curves = {"val/loss": [(0, 5.0), (15, 4.0), (150, 0.5)]}
+    drawn = page_content(both, curves, None, under_way=False)["data"]["losses"]["val"]
+    assert drawn == [[0, 5.0], [15, 4.0], [149.5, None], [150, 0.5]]
     ended = replace(both, steps=15, loss_measure="nats per label token")
     text = write_page(ended, {}, {}, tmp_path / "ended").read_text("utf-8")
     assert "<p>In nats per label token, of phase router_warmup on its rows; below" in text

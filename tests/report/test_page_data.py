@@ -20,6 +20,10 @@ def drawn(routing: RoutingHistory | None, curves=None) -> dict:
     return page_data(curves or {}, {"a": 0}, 10, "In nats", routing)
 
 
+def values(line: list) -> list[float | None]:
+    return [value for _, value in line]
+
+
 def bytes_of(text: str) -> list[int]:
     return list(base64.b64decode(text))
 
@@ -88,6 +92,26 @@ def test_long_curves_are_thinned_to_means_and_losses_that_are_no_numbers_are_lef
     assert len(losses["train"]) == MOST_POINTS and losses["train"][0] == [10, 5.5] and losses["train"][-1][0] == 4000
     assert losses["val"] == [[5, 2.0]]
     json.dumps(losses, allow_nan=False)
+
+
+def test_lines_are_broken_where_another_thing_is_measured_and_no_mean_reaches_over_that() -> None:
+    measures = {"learn": "nats per label token", "more": "nats per label token", "prefer": "loss per pair"}
+    starts = {"learn": 0, "more": 500, "prefer": 1995}
+    curves = {
+        "train/loss": [(step, 3.0 if step <= 1995 else 0.5) for step in range(1, 4001)],
+        "val/loss": [(0, 4.0), (1995, 3.0), (4000, 0.5)],
+        "val/code/loss": [(step, 3.0 if step <= 1995 else 0.5) for step in range(4001)],
+    }
+    found = page_data(curves, starts, 4000, "Loss per pair", None, phase_measures=measures)
+    assert found["losses"]["val"] == [[0, 4.0], [1995, 3.0], [3999.5, None], [4000, 0.5]]
+    for line in (found["losses"]["train"], found["losses"]["domains"][0][1]):
+        border = values(line).index(None)
+        assert set(values(line)[:border]) == {3.0} and set(values(line)[border + 1 :]) == {0.5}
+        assert line[border - 1][0] == 1995 and line[-1][0] == 4000 and len(line) <= MOST_POINTS + 3
+    said = "Lines break where the measure changes (learn: nats per label token; prefer: loss per pair)"
+    assert found["measure"] == said
+    whole = page_data(curves, starts, 4000, "In nats", None)
+    assert None not in values(whole["losses"]["val"]) and whole["measure"] == "In nats"
 
 
 @pytest.mark.parametrize(("count", "most"), [(0, 5), (3, 5), (100, 7), (200, 199), (5, 1), (5, 0)])

@@ -162,6 +162,17 @@ def test_a_large_model_gets_a_label_a_layer_and_no_numbers(summary: RunSummary) 
     assert len(seen) < 100
 
 
+def test_dead_experts_that_have_no_room_for_a_number_are_marked_by_one_line(summary: RunSummary) -> None:
+    rows = [[1.0] + [0.0] * 63, [1 / 64] * 64, [0.5, 0.5] + [0.0] * 30]
+    summary.site_load = {f"model.layers.{i}.up": row for i, row in enumerate(rows)}
+    ax = load_by_site(summary).axes[0]
+    assert "x" not in {text.get_text() for text in ax.texts}
+    [marks] = [line for line in ax.lines if line.get_marker() == "x"]
+    expected = {(e + 0.5, 0.5) for e in range(1, 64)} | {(e + 0.5, 2.5) for e in range(2, 32)}
+    assert set(points(marks)) == expected
+    assert ax.get_xlim() == (0, 64) and ax.get_ylim() == (3, 0)
+
+
 def test_a_phase_boundary_is_a_labelled_line_in_both_panels(summary: RunSummary, metrics: Curves) -> None:
     figure = loss_curves(metrics, {"router_warmup": 0, "experts": 15, "last": 120}, 150)
     assert len(figure.axes) == 2
@@ -235,6 +246,14 @@ def test_of_many_silenced_experts_those_that_matter_most_are_shown_in_their_orde
     assert rows == sorted(rows, key=lambda name: int(name.split("/")[1]))
 
 
+def test_of_many_domains_what_silencing_does_to_the_first_is_shown(summary: RunSummary) -> None:
+    summary.domains = [f"domain {number}" for number in range(60)]
+    summary.knock_out = {f"site/{e}": dict.fromkeys(summary.domains, 0.1 * e) for e in range(3)}
+    figure = knock_out(summary)
+    assert len(figure.axes[0].get_xticklabels()) == 40
+    assert any("the first 40 of 60 domains" in text for text in texts(figure))
+
+
 def test_a_folder_that_cannot_be_written_is_one_clear_error(summary: RunSummary, tmp_path: Path) -> None:
     (tmp_path / "report").write_text("a file stands here")
     with pytest.raises(TrainingError, match=r"load_by_site\.png cannot be written"):
@@ -246,6 +265,35 @@ def test_smoothing_keeps_steps_ends_and_straight_lines() -> None:
     assert [step for step, _ in smooth(line)] == [step for step, _ in line]
     assert [value for _, value in smooth(line)] == pytest.approx([value for _, value in line])
     assert smooth([(3, 1.0)]) == [(3, 1.0)]
+
+
+def test_smoothing_a_long_curve_is_the_mean_of_each_window_whatever_came_before() -> None:
+    curve = [(step, 1e20 if step == 10 else 3.0 + step % 7) for step in range(3000)]
+    smoothed = smooth(curve)
+    for at in (0, 1, 10, 50, 110, 111, 1500, 2950, 2999):
+        reach = min(100, at, 2999 - at)
+        window = [value for _, value in curve[at - reach : at + reach + 1]]
+        assert smoothed[at] == (at, pytest.approx(math.fsum(window) / len(window)))
+
+
+class ReadFloat(float):
+    """A number that counts how often it is added or taken apart."""
+
+    reads = 0
+
+    def __radd__(self, other: float) -> float:
+        type(self).reads += 1
+        return other + float(self)
+
+    def as_integer_ratio(self) -> tuple[int, int]:
+        type(self).reads += 1
+        return super().as_integer_ratio()
+
+
+def test_smoothing_reads_each_loss_once_however_long_the_curve_is() -> None:
+    before = ReadFloat.reads
+    smooth([(step, ReadFloat(step)) for step in range(900)])  # windows of 61
+    assert 0 < ReadFloat.reads - before <= 2 * 900
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from lmoe.errors import CheckpointError
+from lmoe.report.curves import read_metrics
 from lmoe.training.metrics_csv import MetricsCsv
 
 
@@ -54,6 +55,14 @@ def logged(path: Path, steps: int) -> bytes:
     for step in range(steps + 1):
         metrics.log_metrics({"train/loss": 0.5 + step}, step)
     return path.read_bytes()
+
+
+def test_names_may_hold_characters_at_which_python_breaks_lines(path):
+    names = [f"val/a{sign}b/loss" for sign in "\u2028\x85\x0c\x1e\r"]
+    MetricsCsv(path, None).log_metrics(dict.fromkeys(names, 2.5), 1)
+    assert read_metrics(path) == {name: [(1, 2.5)] for name in names}
+    MetricsCsv(path, 1).log_metrics(dict.fromkeys(names, 1.5), 2)
+    assert read_metrics(path) == {name: [(1, 2.5), (2, 1.5)] for name in names}
 
 
 @pytest.mark.parametrize("torn", [1, 2, 5])

@@ -43,7 +43,8 @@ const charts = {
     };
   },
 
-  // Draws lines into a canvas, in place of those that were there. A line: {label, points: [[step, value], …], and how it looks}.
+  // Draws lines into a canvas, in place of those that were there. A line: {label, points: [[step, value], …], and how it looks};
+  // it is broken where a value is null.
   draw(canvas, lines, { phases, last, unit, low, high, legend = true, chosen = () => {} }) {
     Chart.getChart(canvas)?.destroy();
     const [ink, rule] = [charts.colour("ink"), charts.colour("line")];

@@ -96,9 +96,17 @@
     return sign * (first ? one.text.localeCompare(other.text) : one.number - other.number);
   }
 
-  function sort(table, key) {
+  // The order of a table; one by a column that is not there any more is forgotten.
+  function orderOf(table, key) {
     const order = state.sorted[key];
-    if (order === undefined || table.tHead === null) return;
+    if (order === undefined || table.tHead.rows[0].cells[order?.column] !== undefined) return order;
+    delete state.sorted[key];
+    return undefined;
+  }
+
+  function sort(table, key) {
+    const order = table.tHead === null ? undefined : orderOf(table, key);
+    if (order === undefined) return;
     [...table.tHead.rows[0].cells].forEach((head, index) => {
       if (index === order.column) head.setAttribute("aria-sort", order.sign > 0 ? "ascending" : "descending");
       else head.removeAttribute("aria-sort");
@@ -491,8 +499,8 @@
 
   // ---- a run under way: its page is given news (watch.js), and keeps what was chosen
 
-  const KEPT = "lmoe run page";
   const watched = data.watched !== null;
+  const KEPT = `lmoe run page ${data.watched?.run}`; // of this run: the next one may be watched at the same address
   function remember() {
     if (!watched) return;
     try {
@@ -515,6 +523,7 @@
   // Keeps every choice within what there is.
   function bound() {
     if (!views.some((view) => view.id === state.view)) state.view = views[0].id;
+    state.sorted ??= {};
     const { routing } = data;
     if (routing === null) return;
     const within = (at, count) => (Number.isInteger(at) && at < count ? at : count - 1);

@@ -1,27 +1,31 @@
 "use strict";
 // The page of a run that `lmoe watch` serves asks that server what is new.
 {
-  let { shape, every } = page.data().watched;
+  const { shape } = page.data().watched;
+  let { every } = page.data().watched;
   let version = "";
   const said = document.getElementById("state");
 
-  async function ask() {
+  // What the server answers; null: it does not.
+  async function answered() {
     try {
       const answer = await fetch(`data.json?version=${encodeURIComponent(version)}`, { cache: "no-store" });
-      if (!answer.ok) throw new Error(`${answer.status}`);
-      const news = await answer.json();
-      if (news.watched.shape !== shape) {
-        location.reload();
-        return;
-      }
-      said.textContent = news.state;
-      ({ version } = news);
-      ({ every } = news.watched);
-      if (news.data !== null) page.news(news);
+      return answer.ok ? await answer.json() : null;
     } catch {
-      said.textContent = "lmoe watch does not answer: this is what was known last.";
+      return null;
     }
+  }
+
+  async function ask() {
+    const news = await answered();
+    if (news !== null && news.watched.shape !== shape) {
+      location.reload();
+      return;
+    }
+    said.textContent = news === null ? "lmoe watch does not answer: this is what was known last." : news.state;
+    if (news !== null) ({ version, watched: { every } } = news);
     setTimeout(ask, 1000 * every);
+    if (news !== null && news.data !== null) page.news(news); // last: what goes wrong in there is no silence of the server
   }
 
   setTimeout(ask, 1000 * every);

@@ -25,8 +25,8 @@ from lmoe.training.callbacks.step_metrics import record
 from lmoe.training.evaluation import (
     RoutingEvaluation,
     cosine_metrics,
-    domain_losses,
     knock_out,
+    losses_by_domain,
     preference_metrics,
     specialisation_metrics,
     target_metrics,
@@ -229,8 +229,8 @@ class Validation(StepCallback):
         NOTE to be called after `run` of the same step, whose losses are those with nothing silenced.
         """
         assert self.results.step == trainer.global_step
-        loader, intact = trainer.datamodule.val_dataloader(), domain_losses(self.results.after)  # type: ignore[attr-defined]
-        table = knock_out(pl_module.model, intact, lambda: domain_losses(pl_module.evaluate(loader).compute()), mode)
+        loader, intact = trainer.datamodule.val_dataloader(), losses_by_domain(self.results.after)  # type: ignore[attr-defined]
+        table = knock_out(pl_module.model, intact, lambda: losses_by_domain(pl_module.evaluate(loader).compute()), mode)
         names = {key: f"{key.site}/{key.expert}" for key in table}
         self.results.knock_out = {names[key]: changes for key, changes in table.items()}
         self.results.specialisation = {names[key]: domain for key, domain in specialisation_of(table).items()}
