@@ -35,7 +35,7 @@ class Found:
 
 
 def python_page() -> str:
-    """The page."""
+    """Return the page."""
     found = [_definition(name) for name in lmoe.__all__]
     listed = "\n".join(f"* [`lmoe.{one.name}`](#lmoe{one.name.lower()}): {_first_sentence(one.node)}" for one in found)
     return "\n".join([HEAD, listed, "", *(line for one in found for line in _section(one))]).rstrip() + "\n"
@@ -99,7 +99,7 @@ def _decorators(node: ast.FunctionDef) -> list[str]:
 
 
 def _spaced(argument: str) -> str:
-    """With blanks around the = of a default behind a type, which unparsing leaves out."""
+    """Put blanks around the = of a default behind a type, which unparsing leaves out."""
     name, equals, default = argument.partition("=")
     return f"{name} = {default}" if equals and ":" in name else argument
 

@@ -130,7 +130,7 @@ class JobLauncher:
 
     @property
     def name(self) -> str:
-        """Of the launcher."""
+        """What the settings call the launcher; without one that of Hydra, which does one job at a time."""
         chosen = [
             text.partition("=")[2].strip("'\"") for text in self.settings if setting_key(text) == "hydra/launcher"
         ]

@@ -36,9 +36,9 @@ class ByPrompt(HFLM):
             chosen = order[first : first + size]
             scores = self._likelihoods([requests[i] for i in chosen])
             for i, score in zip(chosen, scores, strict=True):
-                found[i] = score
-                if requests[i][0] is not None:
-                    self.cache_hook.add_partial("loglikelihood", requests[i][0], score)
+                found[i], texts = score, requests[i][0]
+                if texts is not None:
+                    self.cache_hook.add_partial("loglikelihood", texts, score)
         return [found[i] for i in range(len(requests))]
 
     @torch.no_grad()
