@@ -6,13 +6,12 @@ from itertools import chain
 from math import prod
 
 from lmoe.errors import LmoeError
-from lmoe.rules.study import is_number
 from lmoe.study.arms import Arm, Values
 from lmoe.study.jobs import JOB_FILE, RUNS, Job, is_done, read_job
 from lmoe.study.launching import not_done
 from lmoe.study.planned import choose, drawn_tries, judging_jobs, tuning_jobs, untried, untuned, wider
 from lmoe.study.study import Study
-from lmoe.study.tuning import MOST_WIDENED, Chosen
+from lmoe.study.tuning import MOST_WIDENED, Chosen, is_movable
 from lmoe.vocabulary import AtEdge, Sampler
 
 
@@ -98,8 +97,7 @@ def _grids(study: Study) -> tuple[dict[str, Arm], list[Job], int]:
 
 def _widest(space: Mapping[str, Sequence[object]], widenings: int) -> int:
     """How many points a grid has that is widened on all sides."""
-    movable = [len(values) > 1 and all(map(is_number, values)) for values in space.values()]
-    return prod(len(values) + 2 * widenings * moves for values, moves in zip(space.values(), movable, strict=True))
+    return prod(len(values) + 2 * widenings * is_movable(values) for values in space.values())
 
 
 def _drawn(study: Study, name: str) -> list[Values]:

@@ -133,7 +133,7 @@ def _edges(arm: Arm, values: Values) -> dict[str, str]:
     found = {}
     for key, value in values:
         tried = arm.space[key]
-        if len(tried) > 1 and all(is_number(other) for other in tried):
+        if is_movable(tried):
             if value == min(tried):
                 found[key] = LOWER
             elif value == max(tried):
@@ -141,10 +141,16 @@ def _edges(arm: Arm, values: Values) -> dict[str, str]:
     return found
 
 
+def is_movable(values: Sequence[Any]) -> bool:
+    """Whether there may be a value beyond the outermost: of two numbers or more."""
+    return len(values) > 1 and all(is_number(value) for value in values)
+
+
 def widened(arms: Mapping[str, Arm], found: Mapping[str, Chosen]) -> dict[str, Arm] | None:
     """All arms with one more value on each side on which the best of any of them is outermost; None: there is none.
 
-    A side is that of a key's place in the space: arms may tune keys of other names, but as many.
+    A side is that of a key's place in the space: arms may tune keys of other names, but as many. What an arm has in
+    that place stays as it is where it is not movable.
     """
     sides = {(list(arms[name].space).index(key), side) for name, of in found.items() for key, side in of.edges.items()}
     wider = {}
@@ -152,7 +158,8 @@ def widened(arms: Mapping[str, Arm], found: Mapping[str, Chosen]) -> dict[str, A
         space = {key: list(values) for key, values in arm.space.items()}
         for number, side in sorted(sides):
             key = list(space)[number]
-            space[key] = with_one_more(space[key], side)
+            if is_movable(space[key]):
+                space[key] = with_one_more(space[key], side)
         wider[name] = replace(arm, space={key: tuple(values) for key, values in space.items()})
     return None if wider == arms else wider
 

@@ -94,6 +94,32 @@ def test_a_grid_that_begins_at_0_is_not_widened_below_it(tmp_path):
     assert not any("widened" in line for line in written.said)
 
 
+@pytest.mark.parametrize(
+    ("plain", "other", "widened"),
+    [
+        (
+            {"optim": {"lr": [0.001, 0.002, 0.004]}},
+            {"moe": {"router": ["soft", "top_k", "sigmoid"]}},
+            {"moe.router": ("soft", "top_k", "sigmoid")},
+        ),
+        (
+            {"optim": {"lr": [0.001, 0.002, 0.004, 0.008]}, "injection": {"lora_alpha": [16]}},
+            {"injection": {"lora_alpha": [16]}, "optim": {"lr": [0.001, 0.002, 0.004, 0.008]}},
+            {"injection.lora_alpha": (16,), "optim.lr": (0.001, 0.002, 0.004, 0.008)},
+        ),
+    ],
+)
+def test_a_winner_at_the_edge_leaves_values_of_other_arms_that_cannot_be_widened(tmp_path, plain, other, widened):
+    def falling(job: Job) -> float:
+        rate = dict(job.values).get("optim.lr", 0.002)
+        return 2.0 - rate if job.arm == "plain" else 2.0 + abs(rate - 0.002)
+
+    arms = {"plain": ArmConfig(overrides=["moe=soft"], space=plain), "other": ArmConfig(space=other)}
+    found = run_study(study_of(config(arms=arms, space={}), tmp_path), Written(tmp_path, falling).tools)
+    assert found.arms["plain"].space["optim.lr"][-1] == pytest.approx(0.016 if len(plain) == 1 else 0.032)
+    assert found.arms["other"].space == widened
+
+
 def test_an_arm_whose_runs_fail_is_said_and_does_not_stop_the_others(tmp_path):
     def failing(job: Job) -> float:
         if job.arm == "other":
