@@ -62,6 +62,11 @@ def setting_key(setting: str) -> str:
     return setting.lstrip("+~").partition("=")[0].partition("@")[0]
 
 
+def by_key(settings: Sequence[str]) -> dict[str, str]:
+    """Values by their key, of which the last one counts; the order of settings does not."""
+    return {setting_key(text): text.partition("=")[2] for text in settings}
+
+
 def own_key(setting: str) -> bool:
     """Whether a setting is one that no arm may have."""
     key = setting_key(setting)

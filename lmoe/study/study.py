@@ -13,7 +13,7 @@ from lmoe.errors import StudyError
 from lmoe.files.small_file import Reader
 from lmoe.files.wording import shown
 from lmoe.files.write import write_whole
-from lmoe.rules.study import setting_key
+from lmoe.rules.study import by_key
 from lmoe.study.arms import Arm
 from lmoe.study.jobs import Job
 
@@ -118,13 +118,8 @@ def _changes(wanted: dict[str, Any], there: dict[str, Any]) -> Iterator[str]:
     """Yield in what a study differs from the one that was begun."""
     for key in ("format_version", "study"):
         yield from _differences(wanted[key], there.get(key), key)
-    yield from _differences(_by_key(wanted["settings"]), _by_key(there["settings"]), "")
+    yield from _differences(by_key(wanted["settings"]), by_key(there["settings"]), "")
     yield from _changed_files(wanted["data"], there["data"])
-
-
-def _by_key(settings: Sequence[str]) -> dict[str, str]:
-    """Settings of the command line by their key, of which the last one counts; their order does not."""
-    return {setting_key(text): text.partition("=")[2] for text in settings}
 
 
 def _differences(wanted: Any, there: Any, key: str) -> Iterator[str]:
