@@ -15,12 +15,15 @@ from lmoe.config.trainer import max_seconds
 from lmoe.files.places import missing_place
 from lmoe.files.run_folder import name_problems
 from lmoe.files.wording import shown
+from lmoe.rules.callbacks import EARLY_STOPPING, PREFIX
 from lmoe.rules.lessons import lesson_of
 from lmoe.vocabulary import AtEdge, Sampler, TaskName
 
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 OWN_KEYS = ("seed", "name", "resume", "dry_run", "logger.group", "callbacks_from")
 """Keys of a run that a study sets itself, or that a run of it cannot have."""
+STOP_RUNS = (EARLY_STOPPING, "Timer")
+"""Callbacks of Lightning that end a run before its last step."""
 MOST_POINTS = 1000
 """Of a grid."""
 FEWEST_RESAMPLES = 200
@@ -55,6 +58,22 @@ def objective_problems(config: RunConfig) -> list[str]:
         f"task.name={other}: runs are compared by their losses in nats per label token, which says nothing of an "
         "objective that prefers answers; use task.name=sft, in each phase too"
     ]
+
+
+def early_end_problems(config: RunConfig) -> list[str]:
+    """Problems of a run of a study that may end before its last step: such a job fails once it has been trained."""
+    why = "ends runs before their last step, and a study compares runs that have done all of theirs"
+    problems = []
+    if config.trainer.max_time is not None:
+        limit = "study.max_time limits the study"
+        problems.append(f"trainer.max_time={config.trainer.max_time} {why}; leave it out ({limit})")
+    if config.trainer.stop_on_collapse:
+        problems.append(f"trainer.stop_on_collapse=true {why}; leave it out, a collapse is warned of")
+    for name, settings in config.callbacks.items():
+        target = settings.get("_target_") if isinstance(settings, dict) else None
+        if target in [f"{PREFIX}{stops}" for stops in STOP_RUNS]:
+            problems.append(f"callbacks.{name} {why}; leave it out, or set callbacks=none")
+    return problems
 
 
 def setting_key(setting: str) -> str:

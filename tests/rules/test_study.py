@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from lmoe.config.run import RunConfig
 from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, StudyConfig, TimingConfig, TuningConfig
-from lmoe.rules.study import points, space_of, study_problems
+from lmoe.config.trainer import TrainerConfig
+from lmoe.rules.study import early_end_problems, points, space_of, study_problems
 from lmoe.vocabulary import AtEdge, Sampler
 
 PLAIN = ArmConfig(overrides=["injection=dense_lora"])
@@ -86,3 +88,22 @@ def test_a_space_may_be_nested_or_dotted_and_an_arm_has_its_own_values():
     study = replace(GOOD, space={"optim": {"lr": [1, 2, 3]}, "injection": {"lora_alpha": [16, 32]}})
     assert space_of(study, arm) == {"optim.lr": [1, 2, 3], "injection.lora_alpha": [64, 128]}
     assert points(space_of(study, arm)) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"trainer": TrainerConfig(max_time="00:01:00:00")}, "trainer.max_time=00:01:00:00 ends runs"),
+        ({"trainer": TrainerConfig(stop_on_collapse=True)}, "trainer.stop_on_collapse=true ends runs"),
+        ({"callbacks": {"early": {"_target_": "lightning.pytorch.callbacks.EarlyStopping"}}}, "callbacks.early ends"),
+        ({"callbacks": {"timer": {"_target_": "lightning.pytorch.callbacks.Timer"}}}, "callbacks.timer ends runs"),
+    ],
+)
+def test_what_ends_a_run_early_is_refused_by_its_key(changes, said):
+    [problem] = early_end_problems(RunConfig(**changes))
+    assert problem.startswith(said)
+
+
+def test_a_run_that_does_all_its_steps_has_no_problem():
+    watched = {"device": {"_target_": "lightning.pytorch.callbacks.DeviceStatsMonitor"}}
+    assert early_end_problems(RunConfig(callbacks=watched)) == []
