@@ -23,7 +23,9 @@ LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+    | {character: f"{{{character}}}" for character in "[]*"}
 )
+"""NOTE behind the end of a row or a rule a bare [ would begin an argument, and a bare * be part of the command."""
 P, BOOTSTRAP, COULD_SEE = "p (Holm)", "bootstrap", "could see"
 """Columns: adjusted p value, interval of the bootstrap, and the smallest difference that could have been seen."""
 FILES_ALONE = ("seeds", P, BOOTSTRAP, COULD_SEE)

@@ -15,3 +15,10 @@ def test_a_title_with_marks_stays_one_cell_in_every_format():
         r"\textbackslash{}d \{e\} \# & \textless{} 0.001 \\"
     )
     assert as_csv(ROWS).startswith('arm,p\n"50 % | a_b & <c>\n')
+
+
+def test_a_cell_is_no_argument_of_the_command_before_it():
+    lines = as_latex("[a]", [["[arm]", "p"], ["[new] arm", "1"], ["* best", "2"]]).splitlines()
+    assert lines[1] == r"\caption{{[}a{]}}"
+    assert lines[4] == r"{[}arm{]} & p \\"
+    assert lines[6:8] == [r"{[}new{]} arm & 1 \\", r"{*} best & 2 \\"]
