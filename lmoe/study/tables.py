@@ -1,6 +1,5 @@
 """The tables of a study as they are read: for the terminal, and as Markdown and LaTeX."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmoe.report.files import write_bytes
+from lmoe.report.markdown import plain
 from lmoe.report.wording import NOT_MEASURED, counted, percent
 from lmoe.report.wording import memory as memory_text
 from lmoe.study.answer import listed
@@ -74,11 +74,12 @@ def write_tables(result: StudyResult, folder: Path) -> list[str]:
         TrainingError: a file cannot be written.
     """
     tables = all_tables(result)
-    markdown = [f"# {result.name}", result.question, f"`{result.command}`", head_text(result)]
+    command = f"```sh\n{result.command}\n```"
+    markdown = [f"# {plain(result.name)}", plain(result.question), command, plain(head_text(result))]
     for table in tables:
-        markdown += [f"## {table.title}", as_markdown(table.rows), table.note]
+        markdown += [f"## {plain(table.title)}", as_markdown(table.rows), plain(table.note)]
     if notes := all_notes(result):
-        markdown += ["## Notes", "\n".join(f"* {note}" for note in notes)]
+        markdown += ["## Notes", "\n".join(f"* {plain(note)}" for note in notes)]
     files = {"study.md": "\n\n".join(part for part in markdown if part) + "\n"}
     files |= csv_tables(result)
     files["study.tex"] = "\n".join(as_latex(table.title, table.rows, table.note) for table in tables)
@@ -235,14 +236,9 @@ def p_text(p: float) -> str:
 
 def as_markdown(rows: Rows) -> str:
     """A table in Markdown."""
-    escaped = [[_markdown(cell) for cell in row] for row in rows]
+    escaped = [[plain(cell) for cell in row] for row in rows]
     lines = ["| " + " | ".join(row) + " |" for row in escaped]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
-
-
-def _markdown(cell: str) -> str:
-    """A cell in one line, in which nothing is a mark or a tag."""
-    return re.sub(r"[\\|<>*_`]", r"\\\g<0>", " ".join(cell.split()))
 
 
 def as_latex(title: str, rows: Rows, note: str = "") -> str:

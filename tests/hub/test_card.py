@@ -229,4 +229,5 @@ def test_a_base_goes_by_a_name_that_others_can_find(trained, tmp_path, monkeypat
 
 def test_names_stay_text_in_a_table():
     assert plain("a|b\n<script> `x` my_name") == r"a\|b \<script\> \`x\` my_name"
+    assert plain("&lt; ~~x~~ $y$") == r"\&lt; \~\~x\~\~ \$y\$"
     assert table(["a", "b"], [["x", "1"], ["y", ""]]) == ["| a | b |", "|---|---:|", "| x | 1 |", "| y | |"]
