@@ -58,8 +58,8 @@ def study_tables(result: StudyResult) -> Group:
         title = f"The same with {result.longer_times} times the steps"
         parts += [Text(), rich_table(title, verdict_rows(result, result.longer), without=FILES_ALONE)]
     parts += [Text(), rich_table("What is matched", matched_rows(result), without=("second best",))]
-    if note := reading_note(result.arms):
-        parts.append(Text(f"note: {note}"))
+    notes = [pairing_note(result, result.primary), pairing_note(result, result.longer), reading_note(result.arms)]
+    parts += [Text(f"note: {note}") for note in notes if note]
     parts += [Text(f"note: {note}") for note in all_notes(result)]
     return Group(*parts)
 
@@ -91,10 +91,13 @@ def write_tables(result: StudyResult, folder: Path) -> list[str]:
 def all_tables(result: StudyResult) -> list[StudyTable]:
     """Each table, in its order."""
     title = f"{measure_text(result)}, beside {result.baseline}"
-    tables = [StudyTable(title=title, rows=verdict_rows(result, result.primary))]
+    tables = [
+        StudyTable(title=title, rows=verdict_rows(result, result.primary), note=pairing_note(result, result.primary))
+    ]
     if result.longer:
         title = f"With {result.longer_times} times the steps"
-        tables.append(StudyTable(title=title, rows=verdict_rows(result, result.longer)))
+        note = pairing_note(result, result.longer)
+        tables.append(StudyTable(title=title, rows=verdict_rows(result, result.longer), note=note))
     tables.append(StudyTable(title="What is matched", rows=matched_rows(result), note=reading_note(result.arms)))
     if result.secondary:
         tables.append(StudyTable(title="By domain, secondary", rows=domain_rows(result)))
@@ -129,6 +132,20 @@ def verdict_rows(result: StudyResult, comparisons: Sequence[ComparisonResult]) -
     if result.base_loss is not None and arms is result.arms:
         rows.append([BASE, f"{result.base_loss:.4f}", *[""] * 7])
     return rows
+
+
+def pairing_note(result: StudyResult, comparisons: Sequence[ComparisonResult]) -> str:
+    """Of which arms the difference is over fewer seeds than the losses in the same table; "": of none."""
+    arms = {arm.name: arm for arm in (result.arms if comparisons is result.primary else result.longer_arms)}
+    fewer = [
+        f"{counted(found.seeds, 'seed')} of {listed([arms[found.arm].title])}"
+        for found in comparisons
+        if found.seeds < max(len(arms[name].seeds) for name in (found.arm, result.baseline))
+    ]
+    if not fewer:
+        return ""
+    said = ", ".join(fewer)
+    return f"losses are over all seeds of an arm, differences over those that it shares with the baseline: {said}"
 
 
 def matched_rows(result: StudyResult) -> Rows:
