@@ -11,7 +11,7 @@ from lmoe.config.run import RunConfig
 from lmoe.config.study import StudyConfig
 from lmoe.errors import StudyError
 from lmoe.files.small_file import Reader
-from lmoe.files.wording import shown
+from lmoe.files.wording import LONGEST_REASON, shown
 from lmoe.files.write import write_whole
 from lmoe.resume.rules import PLACES, PLACES_OF_ROWS, SAFE
 from lmoe.rules.study import by_key
@@ -22,8 +22,10 @@ CONFIG_FILE = "study_config.json"
 FORMAT_VERSION = 1
 CONFIG = Reader(error=StudyError, most=2**26, cure="put it back, or start another study (study.name)")
 NOT_SET = "not set"
-NO_PART_OF_IT = ("max_time",)
-"""Keys of a study that may change while it is under way: no run depends on them."""
+LEAD = 10
+"""Characters before the first one in which two texts differ that a message shows."""
+NO_PART_OF_IT = ("max_time", "question")
+"""Keys of a study that may change while it is under way, and so may the titles of arms: no run depends on them."""
 FREE_IN_RUNS = (*SAFE, *PLACES)
 """Keys of the runs that may change likewise: no weight depends on them, or the contents are compared in their place."""
 Launch = Callable[[Sequence[Job]], None]
@@ -105,7 +107,10 @@ def _completed(file: Path) -> dict[str, Any]:
 
 
 def _section(config: StudyConfig) -> dict[str, Any]:
-    return {key: value for key, value in asdict(config).items() if key not in NO_PART_OF_IT}
+    section = {key: value for key, value in asdict(config).items() if key not in NO_PART_OF_IT}
+    for arm in section["arms"].values():
+        del arm["title"]
+    return section
 
 
 def kept_config(study: Study, data_hashes: Mapping[str, str]) -> dict[str, Any]:
@@ -134,12 +139,22 @@ def _differences(wanted: Any, there: Any, key: str) -> Iterator[str]:
         for name in dict.fromkeys([*wanted, *there]):
             yield from _differences(wanted.get(name, NOT_SET), there.get(name, NOT_SET), _inner(key, name))
     elif isinstance(wanted, list) and isinstance(there, list) and shown(wanted) == shown(there):
-        yield from (f"{key} has {shown(item)}, which it had not" for item in wanted if item not in there)
-        yield from (f"{key} had {shown(item)}, which it has not" for item in there if item not in wanted)
+        new, gone = ([item for item in one if item not in other] for one, other in ((wanted, there), (there, wanted)))
+        yield from (f"{key} has {shown(item, longest=LONGEST_REASON)}, which it had not" for item in new)
+        yield from (f"{key} had {shown(item, longest=LONGEST_REASON)}, which it has not" for item in gone)
         if sorted(map(str, wanted)) == sorted(map(str, there)):
             yield f"{key} has another order"
     else:
-        yield f"{key} is {shown(wanted)}, was {shown(there)}"
+        now, before = _told_apart(str(wanted), str(there)) if shown(wanted) == shown(there) else (wanted, there)
+        yield f"{key} is {shown(now)}, was {shown(before)}"
+
+
+def _told_apart(text: str, other: str) -> tuple[str, str]:
+    """Both texts from a little before the first character in which they differ."""
+    shorter = min(len(text), len(other))
+    same = next((place for place in range(shorter) if text[place] != other[place]), shorter)
+    start = max(0, same - LEAD)
+    return f"…{text[start:]}", f"…{other[start:]}"
 
 
 def _changed_runs(configs: Mapping[str, RunConfig], there: Any) -> Iterator[str]:

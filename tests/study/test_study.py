@@ -56,6 +56,26 @@ def test_of_long_lists_the_message_names_the_items_that_differ(tmp_path):
     assert "study.common had data.key_139=1, which it has not" in said and "key_138" not in said
 
 
+def test_of_long_texts_the_message_shows_where_they_differ(tmp_path):
+    again = begun(tmp_path)
+    long = f"data.path={'deep/' * 20}"
+    (tmp_path / CONFIG_FILE).unlink()
+    again(f"{long}one.jsonl", common=[f"{long}one"])
+    with pytest.raises(StudyError) as told:
+        again(f"{long}two.jsonl", common=[f"{long}two"])
+    said = str(told.value)
+    assert "data.path is …deep/deep/two.jsonl, was …deep/deep/one.jsonl" in said
+    assert "study.common has data.path=deep/" in said and "deep/two, which it had not" in said
+
+
+def test_the_words_of_a_study_may_change(tmp_path):
+    again = begun(tmp_path)
+    arms = {name: replace(arm, title=f"the {name}") for name, arm in config().arms.items()}
+    again(question="Which one?", arms=arms)
+    with pytest.raises(StudyError, match=r"study\.arms\.other\.seed_offset is 7, was 0"):
+        again(arms=arms | {"other": replace(arms["other"], seed_offset=7)})
+
+
 def test_of_rows_the_message_names_the_file(tmp_path):
     again = begun(tmp_path)
     again(files={"elsewhere/a.jsonl": "1" * 64, "b.jsonl": "2" * 64})
