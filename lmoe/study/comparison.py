@@ -109,8 +109,11 @@ def compare(name: str, arm: Floats, baseline: Floats, strata: Strata, terms: Ter
         )
     delta = arm - baseline
     if not np.isfinite(delta).all():
-        seeds = np.flatnonzero(~np.isfinite(delta).all(1)).tolist()
-        raise DataError(f"{name}: losses of seed {seeds[0]} are not finite: a model that diverged cannot be compared.")
+        places = np.flatnonzero(~np.isfinite(delta).all(1)).tolist()
+        raise DataError(
+            f"{name}: losses of model {places[0] + 1} of {len(delta)}, or of the one beside it, are not finite: a "
+            "model that diverged cannot be compared."
+        )
     by_seed = measure(delta, strata)
     spread = None
     if delta.shape[0] >= SEEDS_FOR_SPREAD:

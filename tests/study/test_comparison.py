@@ -64,5 +64,5 @@ def test_losses_that_do_not_fit_are_refused_with_the_name_of_the_arm():
         compare("ours", ARM[:3], BASELINE, STRATA, Terms(margin=0.1))
     broken = ARM.copy()
     broken[2, 7] = np.nan
-    with pytest.raises(DataError, match="ours: losses of seed 2 are not finite"):
+    with pytest.raises(DataError, match="ours: losses of model 3 of 4, or of the one beside it, are not finite"):
         compare("ours", broken, BASELINE, STRATA, Terms(margin=0.1))
