@@ -12,8 +12,9 @@ from lmoe.errors import StudyError
 from lmoe.report.curves import read_metrics
 from lmoe.rules.study import is_number
 from lmoe.study.arms import UNTUNED, Arm, Values
-from lmoe.study.jobs import Job, finished, is_done
+from lmoe.study.jobs import Job, failure_of, finished, is_done
 from lmoe.study.sampling import LOWER, UPPER
+from lmoe.vocabulary import NOT_FINITE
 
 OF_DOMAIN = re.compile(r"val/.+/loss")
 MOST_WIDENED = 2
@@ -27,10 +28,18 @@ class Try:
     Args:
         values: of the tuned keys.
         scores: by seed, of the runs that are done.
+        diverged: whether the loss of a run of it was no finite number.
     """
 
     values: Values
     scores: Mapping[int, float]
+    diverged: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it tells how good its values are: that a model diverged tells it too, that a run was killed does
+        not."""
+        return bool(self.scores) or self.diverged
 
     @property
     def mean(self) -> float:
@@ -95,6 +104,16 @@ def score_of(job: Job, folder: Path, metric: str) -> float | None:
     return mean if math.isfinite(mean) else None
 
 
+def has_diverged(job: Job, folder: Path) -> bool:
+    """Whether a job without a score has none because its loss was no finite number.
+
+    Args:
+        folder: of the study.
+    """
+    why = failure_of(job, folder)
+    return NOT_FINITE in why if why is not None else is_done(replace(job, judging=None), folder)
+
+
 def validated(place: Path, job: Job, metric: str) -> dict[int, float]:
     """What the validations of a job that is under way have found, by step: of a job with several runs the mean of those
     that have come as far.
@@ -125,20 +144,27 @@ def chosen(arm: Arm, tries: Sequence[Try]) -> Chosen:
     """
     ranked = sorted(tries, key=lambda found: found.mean)
     best = ranked[0]
-    edges = {} if not math.isfinite(best.mean) else _edges(arm, best.values)
+    edges = {} if not math.isfinite(best.mean) else _edges(arm, best.values, tries)
     return Chosen(best=best, second=ranked[1] if len(ranked) > 1 else None, edges=edges, tries=tuple(tries))
 
 
-def _edges(arm: Arm, values: Values) -> dict[str, str]:
+def _edges(arm: Arm, values: Values, tries: Sequence[Try]) -> dict[str, str]:
+    """Keys whose value is outermost, in the space or among the tries that count."""
     found = {}
     for key, value in values:
-        tried = arm.space[key]
-        if is_movable(tried):
-            if value == min(tried):
-                found[key] = LOWER
-            elif value == max(tried):
-                found[key] = UPPER
+        if is_movable(arm.space[key]):
+            tried = [dict(other.values)[key] for other in tries if other.counts]
+            side = side_of(value, arm.space[key]) or side_of(value, tried)
+            if side is not None:
+                found[key] = side
     return found
+
+
+def side_of(value: Any, values: Sequence[Any]) -> str | None:
+    """On which side a value is the outermost of some; None: on neither."""
+    if value == min(values):
+        return LOWER
+    return UPPER if value == max(values) else None
 
 
 def is_movable(values: Sequence[Any]) -> bool:
@@ -150,9 +176,14 @@ def widened(arms: Mapping[str, Arm], found: Mapping[str, Chosen]) -> dict[str, A
     """All arms with one more value on each side on which the best of any of them is outermost; None: there is none.
 
     A side is that of a key's place in the space: arms may tune keys of other names, but as many. What an arm has in
-    that place stays as it is where it is not movable.
+    that place stays as it is where it is not movable. Nothing is added beyond values whose runs have failed.
     """
-    sides = {(list(arms[name].space).index(key), side) for name, of in found.items() for key, side in of.edges.items()}
+    sides = {
+        (number, side)
+        for name, of in found.items()
+        for number, (key, value) in enumerate(of.best.values)
+        if (side := of.edges.get(key)) is not None and side == side_of(value, arms[name].space[key])
+    }
     wider = {}
     for name, arm in arms.items():
         space = {key: list(values) for key, values in arm.space.items()}

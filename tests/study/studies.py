@@ -1,6 +1,7 @@
 """Studies whose jobs are written down instead of trained: what tuning and judging make of given losses."""
 
 import csv
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,7 +56,7 @@ class Written:
 
     Args:
         folder: of the study.
-        loss: of a job; an exception in it is a job that fails.
+        loss: of a job; an arithmetic error in it is a job that fails for that reason.
         launched: labels of all jobs, in their order.
     """
 
@@ -71,8 +72,9 @@ class Written:
             self.launched.append(job.label + (" longer" if job.is_longer else ""))
             try:
                 loss = self.loss(job)
-            except ArithmeticError:
-                (place / "failed.json").write_text('{"exit_code": 1, "reason": "no memory"}')
+            except ArithmeticError as error:
+                reason = str(error) or "no memory"
+                (place / "failed.json").write_text(json.dumps({"exit_code": 1, "reason": reason}))
                 continue
             for run in job.runs:
                 write_summary(place / run.folder, loss)

@@ -10,7 +10,7 @@ from lmoe.errors import StudyError
 from lmoe.study.jobs import Job
 from lmoe.study.run import run_study
 from lmoe.study.sampling import opened
-from lmoe.vocabulary import AtEdge, Sampler
+from lmoe.vocabulary import NOT_FINITE, AtEdge, Sampler
 from tests.study.studies import Written, config, study_of
 
 BEST = {"plain": 0.002, "other": 0.002}
@@ -80,6 +80,34 @@ def test_an_edge_is_reported_where_grids_are_not_widened(tmp_path):
     assert found.chosen["other"].edges == {"optim.lr": "upper"}
     assert len(written.launched) == 18
     assert any("optim.lr is at the upper edge" in line for line in written.said)
+
+
+@pytest.mark.parametrize(
+    ("reason", "edges"),
+    [("it was killed", {"optim.lr": "upper"}), (f"a loss of step 7 {NOT_FINITE} (nan): stopped", {})],
+)
+def test_a_value_beside_one_that_was_killed_is_outermost_and_one_beside_a_diverged_one_is_not(tmp_path, reason, edges):
+    """Nothing is tried beyond the value that was killed."""
+
+    def rising(job: Job) -> float:
+        rate = dict(job.values)["optim.lr"]
+        if rate == 0.004:
+            raise ArithmeticError(reason)
+        return 2.0 - rate
+
+    written = Written(tmp_path, rising)
+    found = run_study(study_of(config(), tmp_path), written.tools).chosen["plain"]
+    assert dict(found.best.values) == {"optim.lr": 0.002} and found.edges == edges
+    assert not any("widened" in line for line in written.said)
+
+
+def test_a_value_beside_one_whose_loss_is_no_number_is_not_outermost(tmp_path):
+    def rising(job: Job) -> float:
+        rate = dict(job.values)["optim.lr"]
+        return float("nan") if rate == 0.004 else 2.0 - rate
+
+    found = run_study(study_of(config(), tmp_path), Written(tmp_path, rising).tools).chosen["plain"]
+    assert dict(found.best.values) == {"optim.lr": 0.002} and not found.edges
 
 
 def test_a_grid_that_begins_at_0_is_not_widened_below_it(tmp_path):

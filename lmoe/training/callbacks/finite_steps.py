@@ -12,7 +12,7 @@ from lmoe.errors import TrainingError
 from lmoe.training.callbacks.step_metrics import record
 from lmoe.training.module import AdapterModule
 from lmoe.training.step import Stage, StepCallback, StepRecord
-from lmoe.vocabulary import NonFinite
+from lmoe.vocabulary import NOT_FINITE, NonFinite
 
 SKIPPED_IN_A_ROW = 10
 """So many skipped steps one after the other end a run: it does not learn any more."""
@@ -63,7 +63,7 @@ class FiniteSteps(StepCallback):
 
 def _what_is_wrong(trainer: Trainer, step: StepRecord) -> str:
     if not step.window.finite():
-        return f"a loss of step {trainer.global_step} is not finite ({step.window})"
+        return f"a loss of step {trainer.global_step} {NOT_FINITE} ({step.window})"
     if trainer.precision != "16-mixed" and not all(math.isfinite(norm) for norm in step.gradient_norms.values()):
-        return f"a gradient of step {trainer.global_step} is not finite"
-    return f"a loss of step {trainer.global_step} is not finite on another rank"
+        return f"a gradient of step {trainer.global_step} {NOT_FINITE}"
+    return f"a loss of step {trainer.global_step} {NOT_FINITE} on another rank"
