@@ -22,6 +22,7 @@ from lmoe.vocabulary import AtEdge, Sampler, TaskName
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 OWN_KEYS = ("seed", "name", "resume", "dry_run", "logger.group", "callbacks_from")
 """Keys of a run that a study sets itself, or that a run of it cannot have."""
+MAX_STEPS, MAX_EPOCHS = "trainer.max_steps", "trainer.max_epochs"
 STOP_RUNS = (EARLY_STOPPING, "Timer")
 """Callbacks of Lightning that end a run before its last step."""
 MOST_POINTS = 1000
@@ -160,6 +161,8 @@ def _space_problems(study: StudyConfig) -> list[str]:
                 problems.append(f"{where} has a value twice: {shown(values)}")
             if own_key(f"{key}="):
                 problems.append(f"{where}: a study sets {key} itself")
+            if (reason := _sets_length(study, arm, key)) is not None:
+                problems.append(f"{where}: {reason}, so that its values would have no effect there; leave it out")
             if study.tuning.sampler is Sampler.tpe and not all(is_number(value) for value in values):
                 problems.append(f"{where} is {shown(values)}; study.tuning.sampler=tpe draws numbers, so use grid")
         shapes[name] = (len(space), points(space))
@@ -172,6 +175,15 @@ def _space_problems(study: StudyConfig) -> list[str]:
     elif shapes and max(count for _, count in shapes.values()) > MOST_POINTS:
         problems.append(f"study.space has more than {MOST_POINTS} points an arm; give fewer values")
     return list(dict.fromkeys(problems))
+
+
+def _sets_length(study: StudyConfig, arm: ArmConfig, key: str) -> str | None:
+    """Why runs of an arm would not have the length that a tuned key gives them."""
+    if key == MAX_STEPS and arm.apart:
+        return "a study deals the steps of an arm with apart: true out over its runs"
+    if key in (MAX_STEPS, MAX_EPOCHS) and study.longer.arms:
+        return "a study sets the length of the runs of study.longer itself"
+    return None
 
 
 def is_number(value: Any) -> bool:

@@ -48,6 +48,18 @@ def test_a_good_study_has_no_problems():
             {"arms": {"plain": PLAIN, "other": ArmConfig(space={"injection": {"lora_alpha": [8]}})}},
             "keys x tries are: plain 1 x 2, other 2 x 2",
         ),
+        (
+            {"space": {"trainer": {"max_steps": [5, 9]}}, "arms": {"plain": PLAIN, "other": ArmConfig(apart=True)}},
+            "study.space.trainer.max_steps: a study deals the steps of an arm with apart: true out over its runs",
+        ),
+        (
+            {"space": {"trainer": {"max_steps": [5, 9]}}, "longer": LongerConfig(arms=1)},
+            "study.space.trainer.max_steps: a study sets the length of the runs of study.longer itself",
+        ),
+        (
+            {"space": {"trainer": {"max_epochs": [1, 2]}}, "longer": LongerConfig(arms=1)},
+            "study.space.trainer.max_epochs: a study sets the length",
+        ),
         ({"space": {"optim": {"lr": list(range(1001))}}}, "more than 1000 points"),
         ({"tuning": TuningConfig(seeds=[5])}, "must be at least two"),
         ({"tuning": TuningConfig(seeds=[5, 5])}, "study.tuning.seeds has 5 twice"),
@@ -76,6 +88,13 @@ def test_a_good_study_has_no_problems():
 def test_each_problem_is_said_by_its_key(changes, said):
     problems = study_problems(replace(GOOD, **changes))
     assert any(said in problem for problem in problems), problems
+
+
+def test_lengths_are_tuned_where_they_count():
+    lengths = {"trainer": {"max_steps": [5, 9]}}
+    assert study_problems(replace(GOOD, space=lengths)) == []
+    arms = {"plain": PLAIN, "other": ArmConfig(apart=True)}
+    assert study_problems(replace(GOOD, space={"trainer": {"max_epochs": [1, 2]}}, arms=arms)) == []
 
 
 def test_all_problems_are_said_at_once():
