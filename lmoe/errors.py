@@ -66,6 +66,10 @@ class TrainingError(LmoeError):
     """A run cannot go on: non-finite loss, no memory, no space."""
 
 
+class DivergedError(TrainingError):
+    """A loss or a gradient is no finite number; the same run would come to it once more."""
+
+
 class StudyError(LmoeError):
     """A study cannot be done as asked, or what it has kept cannot be used."""
 

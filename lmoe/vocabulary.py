@@ -254,10 +254,6 @@ class NonFinite(StrEnum):
     skip = "skip"
 
 
-NOT_FINITE = "is not finite"
-"""Said of the loss or gradient that has ended a run, by which a study knows that its model diverged."""
-
-
 class OnBadRow(StrEnum):
     """What a row does that cannot be used."""
 

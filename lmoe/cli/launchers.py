@@ -21,6 +21,8 @@ from lmoe.run.claim import started_by_others
 
 HERE, SLURM = "basic", "submitit_slurm"
 """Hydra's own launcher: one job after the other, in this process; the one whose jobs may be of several processes."""
+BESIDE, ALL_AT_ONCE = "joblib", "submitit_local"
+"""Launchers of this machine: as many jobs at a time as they are told, or all of them."""
 PLUGINS = {
     "joblib": "hydra_joblib_launcher",
     "submitit_local": "hydra_submitit_launcher",

@@ -71,6 +71,7 @@ def help_text() -> str:
 
 def _run(argv: list[str]) -> None:
     study, given, launcher, dry_run = read_study(argv)
+    JobLauncher(launcher, ROOT / study.name).check_limit(study.max_time)
     configs, arms = compose_arms(study, given, own_folders(argv))
     if dry_run is DryRun.config:
         sys.stdout.write(f"config: no problems; {len(arms)} arms: {', '.join(arms)}\n")
@@ -89,7 +90,7 @@ def _run(argv: list[str]) -> None:
     )
     jobs = JobLauncher(launcher, composed.folder)
     if dry_run is DryRun.estimate:
-        estimate_study(composed, jobs.parallel)
+        estimate_study(composed, jobs)
         return
     with StopSignals(), claimed(composed.folder, another="study.name=…"):
         do_study(composed, jobs)

@@ -11,12 +11,12 @@ from typing import TextIO
 from lmoe.cli.errors import with_keys
 from lmoe.cli.threads import prepare_threads
 from lmoe.cli.train import main as train
-from lmoe.errors import LmoeError, StudyError
+from lmoe.errors import DivergedError, LmoeError, StudyError
 from lmoe.files.adapter_files import ADAPTER_DIR, CONFIG_FILE, WEIGHTS_FILE
 from lmoe.files.lock import free_within
 from lmoe.files.run_folder import hydra_quoted
 from lmoe.resume.stopping import Stopped, StopSignals
-from lmoe.study.jobs import PRUNED_FILE, ROWS_FILE, Job, finished, read_job
+from lmoe.study.jobs import DIVERGED_CODE, PRUNED_FILE, ROWS_FILE, Job, finished, read_job
 
 STUDY_ABOVE = 3
 """Folders between that of a job and that of its study."""
@@ -33,7 +33,7 @@ def main(place: Path) -> int:
     """Train what is not trained yet, and judge it.
 
     Returns:
-        The exit code of the run that failed, or 0.
+        The exit code of the run that failed, DIVERGED_CODE, or 0.
     """
     prepare_threads()
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -43,7 +43,7 @@ def main(place: Path) -> int:
             return _do(place)
     except LmoeError as error:
         sys.stderr.write(f"{with_keys(str(error))}\n")
-        return 1
+        return DIVERGED_CODE if isinstance(error, DivergedError) else 1
     except Stopped as stopped:
         return 0 if (place / PRUNED_FILE).exists() else stopped.exit_code
 
@@ -76,7 +76,11 @@ def _train_and_judge(place: Path, job: Job, pruner: "Pruner") -> int:
         folder = place / run.folder
         if finished(folder) is None or (to_judge and not _has_adapter(folder)):
             done = pruner.end if run is job.runs[-1] else None
-            code = train([*run.settings, "resume=auto", f"hydra.run.dir={hydra_quoted(folder)}"], steps_done=done)
+            diverged = threading.Event()
+            settings = [*run.settings, "resume=auto", f"hydra.run.dir={hydra_quoted(folder)}"]
+            code = train(settings, steps_done=done, diverged=diverged.set)
+            if diverged.is_set():
+                return DIVERGED_CODE
             if code:
                 return 0 if (place / PRUNED_FILE).exists() else code
             if finished(folder) is None:

@@ -17,19 +17,32 @@ from hydra._internal.utils import create_config_search_path
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig
 
 from lmoe.cli.compose import store_defaults
-from lmoe.cli.launchers import ended_by, exit_code_of, lost_job
+from lmoe.cli.launchers import ALL_AT_ONCE, BESIDE, HERE, SLURM, ended_by, exit_code_of, lost_job
 from lmoe.cli.threads import share_cores, usable_cores
 from lmoe.config.run import RunConfig
-from lmoe.errors import StudyError
+from lmoe.errors import ConfigError, LmoeError, StudyError
 from lmoe.files.resources import resource_dir
 from lmoe.files.run_folder import hydra_quoted
 from lmoe.report.files import write_bytes
 from lmoe.report.wording import duration
-from lmoe.study.jobs import FAILURE_FILE, LOG_FILE, PRUNED_FILE, SECONDS_FILE, Job, read_job, write_job
+from lmoe.rules.study import setting_key
+from lmoe.run.machine import cpu_model, gpu_models
+from lmoe.study.jobs import (
+    DIVERGED,
+    DIVERGED_CODE,
+    FAILURE_FILE,
+    LOG_FILE,
+    PRUNED_FILE,
+    SECONDS_FILE,
+    Job,
+    read_job,
+    write_job,
+)
 
 LAST_LINES = 40
 """Of the log of a job that has failed, for its message."""
@@ -37,7 +50,11 @@ PROBLEM = "- "
 """With which each problem of a list begins."""
 MOST_PROBLEMS = 4
 """Of such a list, in the reason of a failure."""
-PARALLEL = "n_jobs"
+PARALLEL = {BESIDE: "n_jobs", SLURM: "array_parallelism"}
+"""Setting of a launcher that says how many jobs run beside one another; of others one does, as far as is known."""
+ON_THIS_MACHINE = (HERE, BESIDE, ALL_AT_ONCE)
+"""Launchers whose jobs share its cores."""
+GOES_ON = "What is done is kept; the same command goes on"
 
 
 @dataclass(slots=True, frozen=True)
@@ -46,11 +63,15 @@ class JobTask:
 
     Args:
         total: jobs of this launch.
-        parallel: how many run at a time on one machine.
+        parallel: how many run at a time.
+        sharing: how many of these share the cores of a machine.
+        machine: on which they run.
     """
 
     total: int
     parallel: int
+    sharing: int
+    machine: str
 
     def __call__(self, config: DictConfig) -> int:
         runtime = HydraConfig.get()
@@ -58,16 +79,19 @@ class JobTask:
         started, job = time.monotonic(), read_job(place)
         first = not (place / LOG_FILE).exists()
         environment = dict(os.environ)
-        if self.parallel > 1:
-            share_cores(environment, self.parallel)
+        if self.sharing > 1:
+            share_cores(environment, self.sharing)
         with (place / LOG_FILE).open("ab") as log:
             code = exit_code_of([sys.executable, "-m", "lmoe.cli.study_job", str(place)], environment, log)
         seconds = time.monotonic() - started
+        pruned = (place / PRUNED_FILE).exists()
         if code:
-            _note(place / FAILURE_FILE, {"exit_code": code, "reason": reason(place, code)})
-        elif first:
-            _note(place / SECONDS_FILE, {"seconds": seconds})
-        done = "pruned" if (place / PRUNED_FILE).exists() else "done"
+            again = {DIVERGED: True} if code == DIVERGED_CODE else {}
+            _note(place / FAILURE_FILE, {"exit_code": code, "reason": reason(place, code)} | again)
+        elif first and not pruned:  # it has ended before its time
+            where = {"machine": self.machine, "parallel": self.parallel}
+            _note(place / SECONDS_FILE, {"seconds": seconds} | where)
+        done = "pruned" if pruned else "done"
         state = f"failed (exit code {code}, see {place / LOG_FILE})" if code else done
         sys.stdout.write(f"[{number}/{self.total}] {job.label}: {state}, {duration(seconds)}\n")
         sys.stdout.flush()
@@ -105,13 +129,42 @@ class JobLauncher:
         self.settings, self.folder = list(settings), folder
 
     @property
+    def name(self) -> str:
+        """Of the launcher."""
+        chosen = [
+            text.partition("=")[2].strip("'\"") for text in self.settings if setting_key(text) == "hydra/launcher"
+        ]
+        return chosen[-1] if chosen else HERE
+
+    @property
     def parallel(self) -> int:
-        """Jobs that run beside one another on one machine."""
+        """Jobs that run beside one another, of as many as there are."""
         hydra = _hydra()
         try:
-            return _parallel(hydra.compose_config("train", self.settings, RunMode.MULTIRUN))
+            return self._parallel(hydra.compose_config("train", self.settings, RunMode.MULTIRUN))
         finally:
             GlobalHydra.instance().clear()
+
+    @property
+    def machine(self) -> str:
+        """What jobs run on: its processor, the cores that they may use, its GPUs; or the launcher that sends them
+        elsewhere. NOTE no name of the machine, which containers change at each start."""
+        if self.name not in ON_THIS_MACHINE:
+            return self.name
+        return ", ".join([cpu_model(), f"{usable_cores()} cores", *gpu_models()])
+
+    def check_limit(self, max_time: str | None) -> None:
+        """Refuse a limit of time with a launcher that decides itself when jobs run.
+
+        Raises:
+            ConfigError: says which launchers keep one.
+        """
+        if max_time is not None and self.name not in (HERE, BESIDE):
+            when = "begins all of them at once" if self.name == ALL_AT_ONCE else "may let them wait in a queue"
+            raise ConfigError(
+                f"study.max_time={max_time}: what fits into it is planned job by job, and hydra/launcher={self.name} "
+                f"{when}; use hydra/launcher={BESIDE} with hydra.launcher.n_jobs, or study.max_time=null"
+            )
 
     def alone(self, settings: Sequence[str], folder: Path) -> int:
         """Train into a folder, in a process of its own, and return its exit code.
@@ -129,7 +182,8 @@ class JobLauncher:
         """Write the jobs and do them; what a job leaves says how it went.
 
         Raises:
-            StudyError: the launcher has lost a job, or another study's job is in its folder.
+            StudyError: the launcher has lost a job, the files of one cannot be read or written, or another study's job
+                is in its folder.
             Stopped: a signal has ended the study.
         """
         for job in jobs:
@@ -139,29 +193,51 @@ class JobLauncher:
             config = hydra.compose_config(
                 "train", [*self.settings, f"hydra.sweep.dir={hydra_quoted(self.folder)}"], RunMode.MULTIRUN
             )
-            parallel = _parallel(config)
+            parallel = self._parallel(config, len(jobs))
+            sharing = parallel if self.name in ON_THIS_MACHINE else 1
             launcher: Any = Plugins.instance().instantiate_launcher(
                 hydra_context=HydraContext(config_loader=hydra.config_loader, callbacks=Callbacks(config)),
-                task_function=JobTask(len(jobs), parallel),
+                task_function=JobTask(len(jobs), parallel, sharing, self.machine),
                 config=config,
             )
-            launcher.launch([[f"hydra.sweep.subdir={hydra_quoted(job.place)}"] for job in jobs], 0)
+            returns = launcher.launch([[f"hydra.sweep.subdir={hydra_quoted(job.place)}"] for job in jobs], 0)
         except Exception as error:
             if (lost := lost_job(error)) is None:
                 raise
-            raise StudyError(f"{lost}\nWhat is done is kept; the same command goes on") from None
+            raise StudyError(f"{lost}\n{GOES_ON}") from None
         finally:
             GlobalHydra.instance().clear()
+        _check_each(jobs, returns)
+
+    def _parallel(self, config: DictConfig, jobs: int | None = None) -> int:
+        """Jobs that run beside one another: below 0 it leaves cores free, as joblib has it, -1 none.
+
+        Args:
+            config: composed with the settings.
+            jobs: of this launch; None: not known yet, and as many as there are cores.
+        """
+        if self.name == ALL_AT_ONCE:
+            return usable_cores() if jobs is None else jobs
+        key = PARALLEL.get(self.name)
+        count = 1 if key is None else int(config.hydra.launcher[key] or 1)
+        return max(1, usable_cores() + 1 + count) if count < 0 else count
+
+
+def _check_each(jobs: Sequence[Job], returns: Sequence[JobReturn]) -> None:
+    """Refuse what went wrong around the process of a job, of which the launcher raises nothing; how the process itself
+    went is what the job has left.
+
+    Raises:
+        StudyError: names the first of such jobs, and why.
+    """
+    for job, found in zip(jobs, returns, strict=True):
+        if found.status is JobStatus.FAILED:
+            error = found._return_value
+            why = str(error) if isinstance(error, LmoeError) else f"{type(error).__name__}: {error}"
+            raise StudyError(f"{job.label} could not be done: {why}\n{GOES_ON}")
 
 
 def _hydra() -> Hydra:
     store_defaults("train", RunConfig)
     GlobalHydra.instance().clear()
     return Hydra.create_main_hydra2("study", create_config_search_path(str(resource_dir("conf").resolve())))
-
-
-def _parallel(config: DictConfig) -> int:
-    """Jobs that the launcher runs beside one another on one machine: below 0 it leaves cores free, as joblib has it,
-    -1 none."""
-    count = int(config.hydra.launcher.get(PARALLEL, 1) or 1)
-    return max(1, usable_cores() + 1 + count) if count < 0 else count

@@ -1,5 +1,6 @@
 """What `lmoe study` does once its config is known to be good; imports the heavy libraries."""
 
+import time
 from dataclasses import replace
 
 from rich.console import Console
@@ -27,27 +28,32 @@ def do_study(composed: Study, launcher: JobLauncher) -> None:
         LmoeError: rows that cannot be used, or a folder of another study.
         Stopped: a signal has ended it.
     """
+    began = time.monotonic()
     quiet_libraries()
     console = Console()
     study, hashes = _read(composed)
     keep_config(study, hashes)
     check_begun(study.folder)
     tools = Tools(
-        launch=launcher, alone=launcher.alone, say=lambda line: say(console, line), parallel=launcher.parallel
+        launch=launcher,
+        alone=launcher.alone,
+        say=lambda line: say(console, line),
+        parallel=launcher.parallel,
+        machine=launcher.machine,
     )
-    result = conclude(study, run_study(study, tools))
+    result = conclude(study, run_study(study, tools, began))
     result.write(study.folder)
     console.print(study_tables(result))
     names = [write_page(result, study.folder), *write_tables(result, study.folder)]
     say(console, f"\nIn {study.folder}: {', '.join(names)}")
 
 
-def estimate_study(composed: Study, parallel: int) -> None:
+def estimate_study(composed: Study, launcher: JobLauncher) -> None:
     """Say which jobs a study has, what its arms are, and how long what is not done will take.
 
     Args:
         composed: before its rows are looked at.
-        parallel: jobs that run beside one another.
+        launcher: with which it would be done.
 
     Raises:
         LmoeError: what would stop the study before its first run.
@@ -57,7 +63,7 @@ def estimate_study(composed: Study, parallel: int) -> None:
     study, hashes = _read(composed)
     if (study.folder / CONFIG_FILE).exists():
         keep_config(study, hashes)
-    for line in estimate_lines(study, parallel):
+    for line in estimate_lines(study, launcher.parallel, launcher.machine):
         say(console, line)
 
 

@@ -10,6 +10,7 @@ from lmoe.cli.commands import shell_command
 from lmoe.cli.hydra_run import drop_empty, hydra_main
 from lmoe.cli.resume import refuse_existing
 from lmoe.config.run import RunConfig
+from lmoe.errors import DivergedError
 from lmoe.resume.stopping import StopSignals
 from lmoe.rules.data import data_warnings
 from lmoe.rules.phases import phase_warnings
@@ -19,18 +20,29 @@ from lmoe.run.records import started_run
 from lmoe.vocabulary import DryRun
 
 
-def main(argv: list[str] | None = None, *, steps_done: Callable[[], None] | None = None) -> int:
+def main(
+    argv: list[str] | None = None,
+    *,
+    steps_done: Callable[[], None] | None = None,
+    diverged: Callable[[], None] | None = None,
+) -> int:
     """Returns the exit code.
 
     Args:
         steps_done: called when the run has done its steps, of a single run; see `lmoe.run.train`.
+        diverged: called when a loss or a gradient that is no number has ended it, of a single run.
     """
-    job = run if steps_done is None else partial(run, steps_done=steps_done)
+    job = partial(run, steps_done=steps_done or _nothing, diverged=diverged or _nothing)
     return hydra_main("train", RunConfig, run_problems, job, sys.argv[1:] if argv is None else argv, entry=__file__)
 
 
 def run(
-    config: RunConfig, run_dir: Path, overrides: list[str], *, steps_done: Callable[[], None] = lambda: None
+    config: RunConfig,
+    run_dir: Path,
+    overrides: list[str],
+    *,
+    steps_done: Callable[[], None],
+    diverged: Callable[[], None],
 ) -> None:
     """One job: a dry run, a training or a continued one."""
     if config.dry_run is DryRun.config:
@@ -69,7 +81,17 @@ def run(
             return
         from lmoe.run.train import train
 
-        train(config, run_dir, overrides, console, signals, writes=first, wording=shell_command, steps_done=steps_done)
+        try:
+            train(
+                config, run_dir, overrides, console, signals, writes=first, wording=shell_command, steps_done=steps_done
+            )
+        except DivergedError:
+            diverged()
+            raise
+
+
+def _nothing() -> None:
+    """What is called where nobody listens."""
 
 
 if __name__ == "__main__":  # how Lightning starts the further processes of a run

@@ -59,6 +59,13 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
+def gpu_models(proc: Path = PROC) -> list[str]:
+    """Names of the GPUs, as far as NVIDIA's driver tells them without being loaded into this process."""
+    files = sorted((proc / "driver" / "nvidia" / "gpus").glob("*/information"))
+    found = [re.search(r"^Model:\s*(.+)$", file.read_text(encoding="utf-8"), re.MULTILINE) for file in files]
+    return [model[1].strip() for model in found if model is not None]
+
+
 def bfloat16_flags() -> list[str] | None:
     """Flags of the processor for arithmetic in bfloat16; None where the system does not tell."""
     flags = _cpu_line("flags") or _cpu_line("Features")

@@ -335,6 +335,14 @@ def _curve(runs: Sequence[Path]) -> Curve | None:
     return Curve(steps=[int(part[-1]) for part in bins], loss=[float(part.mean()) for part in means])
 
 
+def _failed_seeds(study: Study, jobs: Sequence[Job]) -> str:
+    """Which seeds of jobs that judge have failed, in brackets; "": none."""
+    seeds = [str(job.seed) for job in jobs if failure_of(job, study.folder) is not None]
+    if not seeds:
+        return ""
+    return f" (seed {seeds[0]} has failed)" if len(seeds) == 1 else f" (seeds {', '.join(seeds)} have failed)"
+
+
 def _notes(study: Study, progress: Progress, judged: JudgedLosses, longer: JudgedLosses | None) -> list[str]:
     notes = []
     for what, found in (("", judged), (" with longer runs", longer)):
@@ -352,6 +360,7 @@ def _notes(study: Study, progress: Progress, judged: JudgedLosses, longer: Judge
         )
     few = {name: len(seeds) for name, seeds in judged.seeds.items() if len(seeds) < len(study.config.judging.seeds)}
     if few:
-        listed = ", ".join(f"{name} {count}" for name, count in few.items())
+        failed = {name: _failed_seeds(study, progress.judged[name]) for name in few}
+        listed = ", ".join(f"{name} {count}{failed[name]}" for name, count in few.items())
         notes.append(f"fewer seeds than planned were judged of: {listed}")
     return notes

@@ -6,7 +6,7 @@ from itertools import chain
 from lmoe.config.run import RunConfig
 from lmoe.config.trainer import max_seconds
 from lmoe.estimate.cost import rates, rough_duration
-from lmoe.study.durations import JobTimes
+from lmoe.study.durations import JobTimes, at_once, in_groups
 from lmoe.study.in_time import RESERVED
 from lmoe.study.jobs import Job
 from lmoe.study.launching import not_done
@@ -17,11 +17,12 @@ from lmoe.study.study import Study
 CPU = "this CPU"
 
 
-def estimate_lines(study: Study, parallel: int) -> Iterator[str]:
+def estimate_lines(study: Study, parallel: int, machine: str) -> Iterator[str]:
     """Yield a line for each arm, then the jobs and the time of those that are not done.
 
     Args:
         parallel: jobs that run beside one another.
+        machine: on which they run.
 
     Raises:
         LmoeError: no config of a backbone there, or what is kept of the study is damaged.
@@ -43,23 +44,22 @@ def estimate_lines(study: Study, parallel: int) -> Iterator[str]:
             f"  at most {arms} arms again, the baseline among them, {config.longer.times} times as long: {jobs.longer} "
             f"jobs{_done(jobs.longer_done)}"
         )
-    yield from _time_lines(study, jobs, sizes, parallel)
+    yield from _time_lines(study, jobs, _Clock(study, sizes, parallel, machine), parallel)
 
 
-def _time_lines(study: Study, jobs: StudyJobs, sizes: Mapping[str, ArmSize], parallel: int) -> Iterator[str]:
+def _time_lines(study: Study, jobs: StudyJobs, clock: "_Clock", parallel: int) -> Iterator[str]:
     known = [*jobs.tuning, *chain(*jobs.judging)]
     left = not_done(study, known)
     not_drawn = sum(jobs.undrawn.values())
     count = len(known) + not_drawn + jobs.longer
     left_count = len(left) + not_drawn + jobs.longer - jobs.longer_done
     if left_count:
-        clock = _Clock(study, sizes, parallel)
-        each = clock.seconds(jobs.judging[0])
+        of_seed = clock.seconds(jobs.judging[0])
         seconds = clock.seconds(left)
-        if each is not None and seconds is not None:
-            each /= len(study.arms)
-            seconds += not_drawn * each / clock.judging
-            seconds += (jobs.longer - jobs.longer_done) * each * study.config.longer.times
+        if of_seed is not None and seconds is not None:
+            usual = sum(of_seed) / len(of_seed)
+            seconds += [usual / clock.judging] * not_drawn
+            seconds += [usual * study.config.longer.times] * (jobs.longer - jobs.longer_done)
         began = f"{count} jobs" if left_count == count else f"{left_count} of {count} jobs are left"
         reserved = clock.seconds(not_done(study, list(chain(*jobs.judging[:RESERVED]))))
         yield f"{began}, {parallel} beside one another: {_how_long(study, seconds, reserved, parallel)} ({clock.how})"
@@ -73,25 +73,28 @@ def _time_lines(study: Study, jobs: StudyJobs, sizes: Mapping[str, ArmSize], par
         )
 
 
-def _how_long(study: Study, seconds: float | None, reserved: float | None, parallel: int) -> str:
+def _how_long(study: Study, seconds: Sequence[float] | None, reserved: Sequence[float] | None, parallel: int) -> str:
     """How long what is left takes.
 
     Args:
-        seconds: of all of it, one after the other; None: not known.
+        seconds: of each job; None: not known.
         reserved: likewise, of the judging that time is kept for.
+        parallel: jobs that run beside one another.
     """
     limit = max_seconds(study.config.max_time)
-    about = "for a time that is not known yet" if seconds is None else f"about {rough_duration(seconds / parallel)}"
+    together = at_once if limit is None else in_groups
+    whole = None if seconds is None else together(seconds, parallel)
+    about = "for a time that is not known yet" if whole is None else f"about {rough_duration(whole)}"
     if limit is None:
         return about
     most = f"at most {rough_duration(limit)} (study.max_time)"
-    if seconds is None or seconds / parallel <= limit:
+    if whole is None or whole <= limit:
         return f"{about}, {most}"
     seeds = min(RESERVED, len(study.config.judging.seeds))
-    if reserved is not None and reserved / parallel > limit:
+    if reserved is not None and (judging := together(reserved, parallel)) > limit:
         return (
             f"{about}, and study.max_time={study.config.max_time} may be too short: judging with {seeds} seeds alone "
-            f"takes about {rough_duration(reserved / parallel)}"
+            f"takes about {rough_duration(judging)}"
         )
     return f"{about} for all of it, {most}: time for judging with {seeds} seeds is kept, the rest goes into tuning"
 
@@ -103,9 +106,10 @@ class _Clock:
         sizes: by arm.
     """
 
-    def __init__(self, study: Study, sizes: Mapping[str, ArmSize], parallel: int) -> None:
+    def __init__(self, study: Study, sizes: Mapping[str, ArmSize], parallel: int, machine: str) -> None:
         self.study, self.sizes = study, sizes
-        self.times = JobTimes.of(study.folder, longer=study.config.longer.times, parallel=1)
+        longer = study.config.longer.times
+        self.times = JobTimes.of(study.folder, longer=longer, parallel=parallel, machine=machine)
         self.device, self.rate = _rate(study.configs[study.config.baseline])
         self.open_end = [name for name, run in study.configs.items() if run.trainer.max_epochs is not None]
 
@@ -123,13 +127,13 @@ class _Clock:
         """How many times as long a job lasts that judges."""
         return self.times.ratio if self.times.known else 1.0
 
-    def seconds(self, jobs: Sequence[Job]) -> float | None:
-        """Seconds of jobs, one after the other; None: not known."""
+    def seconds(self, jobs: Sequence[Job]) -> list[float] | None:
+        """Seconds of each job; None: not known."""
         if self.times.known:
-            return sum(self.times.of_job(job) or 0.0 for job in jobs)
+            return [self.times.of_job(job) or 0.0 for job in jobs]
         if self.open_end:
             return None
-        return sum(self._by_operations(job.arm) for job in jobs)
+        return [self._by_operations(job.arm) for job in jobs]
 
     def _by_operations(self, name: str) -> float:
         run = self.study.configs[name]

@@ -8,7 +8,7 @@ from lmoe.errors import StudyError
 from lmoe.report.wording import duration
 from lmoe.study.arms import Arm, Values
 from lmoe.study.durations import JobTimes
-from lmoe.study.jobs import Job
+from lmoe.study.jobs import BASE_FILE, Job
 from lmoe.study.launching import Reserve, do, fits, is_settled, not_done, times_of
 from lmoe.study.planned import choose, from_the_middle, judging_jobs, make_job, tuning_jobs, untried, wider, with_tried
 from lmoe.study.progress import Progress
@@ -26,12 +26,22 @@ SLACK = 1.1
 
 
 def judging_reserve(study: Study, arms: Mapping[str, Arm]) -> Reserve:
-    """The time of RESERVED seeds of judging, with something for jobs that last longer than the others did."""
+    """The time of RESERVED seeds of judging, with something for jobs that last longer than the others did, and of the
+    base."""
     values = {name: next(iter(arm.grid())) for name, arm in arms.items()}
     jobs = list(chain(*judging_jobs(study, arms, values)[:RESERVED]))
 
     def reserve(times: JobTimes) -> float:
-        return SLACK * times.together(jobs)
+        return SLACK * times.together(jobs) + measuring_base(study)(times)
+
+    return reserve
+
+
+def measuring_base(study: Study) -> Reserve:
+    """The time of the losses of the base, which are measured once, when everything else is done."""
+
+    def reserve(times: JobTimes) -> float:
+        return 0.0 if (study.folder / BASE_FILE).exists() else times.measuring(study.config.baseline)
 
     return reserve
 
@@ -56,7 +66,8 @@ def tune_in_time(study: Study, tools: Tools, progress: Progress) -> None:
         values = {name: found.best.values for name, found in middle.items()}
         _check_time(study, tools, progress, judging_jobs(study, progress.arms, values))
         progress.chosen = middle
-        _note(tools, progress, "nothing was tuned, for want of time: each arm is judged with the middle of its values")
+        why = "nothing was tuned, for want of time: each arm is judged with the middle of its values"
+        progress.note(why, tools.say)
         return
     screened = {name: order[name][:tried] for name in progress.arms}
     arms = {name: with_tried(arm, screened[name]) for name, arm in progress.arms.items()}
@@ -64,7 +75,7 @@ def tune_in_time(study: Study, tools: Tools, progress: Progress) -> None:
     progress.tuning_seeds = seeds[:1]
     if tried < points or not _with_all_seeds(study, tools, progress):
         of = f"{tried} of {points} values" if tried < points else "all values"
-        _note(tools, progress, f"values were chosen with one seed, from {of}: the time did not reach further")
+        progress.note(f"values were chosen with one seed, from {of}: the time did not reach further", tools.say)
 
 
 def _screen(
@@ -109,7 +120,7 @@ def _drop(
         why = "its runs of the screening failed"
         if math.isfinite(mean):
             why = f"{mean - means[baseline]:.3f} behind the baseline in the screening, with one seed"
-        _note(tools, progress, f"{name} was dropped: {why}")
+        progress.note(f"{name} was dropped: {why}", tools.say)
     progress.arms = {name: arm for name, arm in progress.arms.items() if name not in dropped}
 
 
@@ -155,7 +166,7 @@ def _with_all_seeds(study: Study, tools: Tools, progress: Progress) -> bool:
     }
     if found := _chosen_by_all(study, tools, progress, progress.arms, best, "tuning, the two best values"):
         progress.chosen, progress.tuning_seeds = found, study.config.tuning.seeds
-        _note(tools, progress, "the two best values of each arm were tried with all seeds, the others with one")
+        progress.note("the two best values of each arm were tried with all seeds, the others with one", tools.say)
         return True
     return False
 
@@ -169,7 +180,8 @@ def _widen(study: Study, tools: Tools, progress: Progress) -> None:
         what = f"tuning, grids widened ({widenings})"
         found = _chosen_by_all(study, tools, progress, arms, grids, what)
         if found is None:
-            _note(tools, progress, "the best value of an arm is outermost, and the time did not reach for more values")
+            why = "the best value of an arm is outermost, and the time did not reach for more values"
+            progress.note(why, tools.say)
             return
         progress.arms, progress.chosen = arms, found
 
@@ -206,7 +218,7 @@ def judge_in_time(study: Study, tools: Tools, progress: Progress, seeds: Sequenc
     if (left := not_done(study, reserved)) and not times_of(study, tools).known:
         do(study, tools, [left[: tools.parallel]], "judging, to learn how long a job takes", progress)
     _check_time(study, tools, progress, seeds)
-    do(study, tools, [reserved, *seeds[RESERVED:]], "judging", progress)
+    do(study, tools, [reserved, *seeds[RESERVED:]], "judging", progress, measuring_base(study))
 
 
 def _check_time(study: Study, tools: Tools, progress: Progress, seeds: Sequence[Sequence[Job]]) -> None:
@@ -219,7 +231,7 @@ def _check_time(study: Study, tools: Tools, progress: Progress, seeds: Sequence[
         StudyError: says how long it takes at least.
     """
     left, times = not_done(study, list(chain(*seeds[:RESERVED]))), times_of(study, tools)
-    needed = times.together(left)
+    needed = times.together(left) + measuring_base(study)(times)
     if left and times.known and needed >= progress.time_left:
         raise StudyError(_too_short(study, needed, len(left), progress.time_left))
 
@@ -234,8 +246,3 @@ def _too_short(study: Study, needed: float, jobs: int, time_left: float) -> str:
         f"is kept; with study.max_time={limit} or more the same command goes on, and what is more than that goes into "
         "tuning and further seeds"
     )
-
-
-def _note(tools: Tools, progress: Progress, note: str) -> None:
-    progress.notes.append(note)
-    tools.say(note)

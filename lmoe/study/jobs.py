@@ -18,9 +18,15 @@ from lmoe.study.sampling import Watch
 JOB_FILE, FAILURE_FILE, ROWS_FILE, LOG_FILE = "job.json", "failed.json", "judged_rows.csv", "job.log"
 PRUNED_FILE = "pruned"
 SECONDS_FILE = "seconds.json"
-"""How long a job took that was done in one go."""
+"""How long a job took that was done in one go, on which machine, and how many ran beside one another."""
+BASE_FILE = "base_rows.csv"
+"""Losses of the base without adapters, in the folder of the study."""
 PARTS = "domains"
 """Folder of the runs of a job that has one for each domain."""
+DIVERGED = "diverged"
+"""Key in FAILURE_FILE of what would fail once more: with a loss that is no finite number."""
+DIVERGED_CODE = 3
+"""Exit code of the process of such a job."""
 RUNS, LONGER = "runs", "longer"
 """Folders of jobs, by what they are for."""
 PLACES = "hydra.searchpath="
@@ -284,19 +290,36 @@ def failure_of(job: Job, folder: Path) -> str | None:
         return f"it failed, and {file} cannot be read"
 
 
-def seconds_of(folder: Path) -> list[tuple[Job, float]]:
-    """The jobs that are done, with the seconds that they took; what cannot be read is passed over, since only an
-    estimate is made of it.
+def has_diverged(job: Job, folder: Path) -> bool:
+    """Whether a job has failed with a loss that is no finite number, as it would do once more.
 
     Args:
         folder: of the study.
     """
+    file = folder / job.place / FAILURE_FILE
+    try:
+        return file.exists() and KEPT.json(file).get(DIVERGED) is True
+    except LmoeError:  # it says no reason, and is done again
+        return False
+
+
+def seconds_of(folder: Path, *, machine: str, parallel: int) -> list[tuple[Job, float]]:
+    """The jobs that are done, with the seconds that they took; what cannot be read is passed over, since only an
+    estimate is made of it, and so is what was done elsewhere. Of a file that does not say where, it was here.
+
+    Args:
+        folder: of the study.
+        machine: on which jobs run now.
+        parallel: jobs that run beside one another now.
+    """
     found = []
     for file in sorted(folder.glob(f"{RUNS}/*/*/*/{SECONDS_FILE}")):
         try:
-            seconds, job = KEPT.json(file).get("seconds"), read_job(file.parent)
+            kept, job = KEPT.json(file), read_job(file.parent)
         except LmoeError:
             continue
-        if isinstance(seconds, int | float):
+        seconds = kept.get("seconds")
+        here = (kept.get("machine", machine), kept.get("parallel", parallel)) == (machine, parallel)
+        if here and isinstance(seconds, int | float):
             found.append((job, float(seconds)))
     return found

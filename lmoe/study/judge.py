@@ -13,7 +13,7 @@ from lmoe.backbones.fingerprint import fingerprint
 from lmoe.config.backbone import BackboneConfig
 from lmoe.config.data import DataConfig
 from lmoe.config.study import BUNDLED_TEXT
-from lmoe.errors import StudyError
+from lmoe.errors import DivergedError, StudyError
 from lmoe.evaluate.loss_rows import EvaluationRows, prepare_judging
 from lmoe.evaluate.row_losses import RowLoss, read_row_losses, row_losses, write_row_losses
 from lmoe.evaluate.rows import with_experts
@@ -23,11 +23,11 @@ from lmoe.files.resources import resource_dir
 from lmoe.files.write import write_whole
 from lmoe.injection.record import injected
 from lmoe.run.provenance import provenance_records
-from lmoe.study.jobs import ROWS_FILE, Job, JobRun, Judging
+from lmoe.study.jobs import BASE_FILE, ROWS_FILE, Job, JobRun, Judging
 from lmoe.study.kept_losses import adapter_hash, losses_file
 from lmoe.study.prompt_classifier import PromptClassifier
 
-CLASSIFIER_FILE, BASE_FILE = "classifier.json", "base_rows.csv"
+CLASSIFIER_FILE = "classifier.json"
 PROMPTS_PER_DOMAIN = 100
 """Training prompts of each domain that a classifier learns from."""
 
@@ -49,7 +49,7 @@ def judge(job: Job, place: Path) -> None:
     else:
         losses = _judge_apart(job, place)
     if diverged := sum(not math.isfinite(loss.loss) for loss in losses):
-        raise StudyError(
+        raise DivergedError(
             f"{diverged} of {len(losses)} judging rows have a loss that is no finite number: the model has diverged, "
             "so it is not compared"
         )

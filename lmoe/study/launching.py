@@ -6,7 +6,7 @@ from itertools import chain
 
 from lmoe.report.wording import duration
 from lmoe.study.durations import JobTimes
-from lmoe.study.jobs import Job, failure_of, is_done, was_pruned
+from lmoe.study.jobs import Job, failure_of, has_diverged, is_done, was_pruned
 from lmoe.study.progress import Progress
 from lmoe.study.study import Study, Tools
 
@@ -23,12 +23,14 @@ def nothing_kept(times: JobTimes) -> float:
 
 def times_of(study: Study, tools: Tools) -> JobTimes:
     """How long the jobs of a study take, as far as it is known."""
-    return JobTimes.of(study.folder, longer=study.config.longer.times, parallel=tools.parallel)
+    longer = study.config.longer.times
+    return JobTimes.of(study.folder, longer=longer, parallel=tools.parallel, machine=tools.machine)
 
 
 def not_done(study: Study, jobs: Sequence[Job]) -> list[Job]:
-    """The jobs that are to be launched."""
-    return [job for job in jobs if not is_done(job, study.folder) and not was_pruned(job, study.folder)]
+    """The jobs that are to be launched: also those that have failed, but for a loss that is no finite number."""
+    folder = study.folder
+    return [job for job in jobs if not (is_done(job, folder) or was_pruned(job, folder) or has_diverged(job, folder))]
 
 
 def is_settled(study: Study, jobs: Sequence[Job]) -> bool:
@@ -60,7 +62,11 @@ def do(
     """
     jobs = list(chain(*rounds))
     left = not_done(study, jobs)
-    done = f", {len(jobs) - len(left)} of them done" if len(left) < len(jobs) else ""
+    diverged = [job for job in jobs if has_diverged(job, study.folder)]
+    count = len(jobs) - len(left) - len(diverged)
+    done = f", {count} of them done" if count else ""
+    if diverged:
+        done += f", {len(diverged)} have diverged and are not begun again (to do so, remove their folders)"
     tools.say(f"{what}: {len(jobs)} jobs{done}")
     if not left:
         return
@@ -75,8 +81,8 @@ def do(
     ended = f", {len(pruned)} of them pruned" if pruned else ""
     tools.say(f"{what}: {len(begun) - len(failed)} done{ended} in {duration(time.monotonic() - started)}")
     if len(begun) < len(left):
-        progress.notes.append(f"{what}: {len(left) - len(begun)} of {len(jobs)} jobs were not begun, for want of time")
-        tools.say(progress.notes[-1])
+        short = f"{what}: {len(left) - len(begun)} of {len(jobs)} jobs were not begun, for want of time"
+        progress.note(short, tools.say)
     reasons: dict[str, list[str]] = {}
     for job in failed:
         reasons.setdefault(failure_of(job, study.folder) or "it was not begun", []).append(job.label)

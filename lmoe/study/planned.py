@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lmoe.study.arms import UNTUNED, Arm, Values
-from lmoe.study.jobs import Job, Judging, job_of
+from lmoe.study.jobs import Job, Judging, has_diverged, is_done, job_of
 from lmoe.study.study import Study
-from lmoe.study.tuning import MOST_WIDENED, Chosen, Try, chosen, has_diverged, score_of, widened
+from lmoe.study.tuning import MOST_WIDENED, Chosen, Try, chosen, score_of, widened
 from lmoe.vocabulary import AtEdge
 
 
@@ -60,8 +60,8 @@ def choose(study: Study, arm: Arm, tries: Sequence[Values], seeds: Sequence[int]
             score = score_of(job, study.folder, study.config.tuning.metric)
             if score is not None:
                 scores[seed] = score
-            else:
-                diverged = diverged or has_diverged(job, study.folder)
+            elif has_diverged(job, study.folder) or is_done(job, study.folder):  # or its validation loss is no number
+                diverged = True
         scores = scores if len(scores) == len(seeds) else {}
         found.append(Try(values=values, scores=scores, diverged=diverged))
     return chosen(arm, found)

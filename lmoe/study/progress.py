@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lmoe.study.arms import Arm
@@ -34,6 +34,11 @@ class Progress:
     timings: dict[str, ArmTiming] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     deadline: float | None = None
+
+    def note(self, text: str, say: Callable[[str], None]) -> None:
+        """Say something that a reader of the result has to know too."""
+        self.notes.append(text)
+        say(text)
 
     @property
     def time_left(self) -> float:

@@ -10,11 +10,11 @@ from lmoe.config.trainer import max_seconds
 from lmoe.files.run_folder import hydra_quoted
 from lmoe.study.arms import Arm, Values, values_text
 from lmoe.study.durations import short_run_seconds
-from lmoe.study.in_time import SLACK, judge_in_time, judging_reserve, tune_in_time
-from lmoe.study.jobs import Job, is_done, was_pruned
+from lmoe.study.in_time import SLACK, judge_in_time, judging_reserve, measuring_base, tune_in_time
+from lmoe.study.jobs import Job, has_diverged, is_done, was_pruned
 from lmoe.study.judged import read_judged
-from lmoe.study.launching import Reserve, do, fits, is_settled, nothing_kept
-from lmoe.study.planned import by_arm, choose, drawn_tries, judging_jobs, make_job, tuning_jobs, untried, untuned, wider
+from lmoe.study.launching import Reserve, do, fits, is_settled, not_done, nothing_kept, times_of
+from lmoe.study.planned import by_arm, choose, drawn_tries, judging_jobs, tuning_jobs, untried, untuned, wider
 from lmoe.study.progress import Progress
 from lmoe.study.sampling import ArmSampler, Watch, check_installed
 from lmoe.study.study import Study, Tools
@@ -24,15 +24,19 @@ from lmoe.training.phases import PhaseSchedule
 from lmoe.vocabulary import Sampler
 
 
-def run_study(study: Study, tools: Tools) -> Progress:
+def run_study(study: Study, tools: Tools, began: float | None = None) -> Progress:
     """Do what is not done yet.
+
+    Args:
+        began: when study.max_time began, on the monotonic clock; None: now.
 
     Raises:
         LmoeError: what is kept cannot be used, or study.max_time does not reach for judging.
         Stopped: a signal has ended it; the same command goes on.
     """
     limit = max_seconds(study.config.max_time)
-    progress = Progress(arms=dict(study.arms), deadline=None if limit is None else time.monotonic() + limit)
+    start = time.monotonic() if began is None else began
+    progress = Progress(arms=dict(study.arms), deadline=None if limit is None else start + limit)
     if not any(arm.space for arm in progress.arms.values()):
         progress.chosen = {name: untuned() for name in progress.arms}
         progress.notes.append("nothing was tuned: each arm has the values that it was given")
@@ -68,9 +72,13 @@ def time_each(study: Study, tools: Tools, progress: Progress, values: Mapping[st
 
     def has_time() -> bool:
         nonlocal begun, out_of_time
-        limited = progress.deadline is not None
-        expected = short_run_seconds(study.folder, config.steps + LEFT_OUT) if limited else {}
-        if SLACK * sum(expected.get(name, 0.0) for name in values) >= progress.time_left:
+        expected = 0.0
+        if progress.deadline is not None:
+            steps = config.steps + LEFT_OUT
+            of_arms = short_run_seconds(study.folder, steps, parallel=tools.parallel, machine=tools.machine)
+            turn = sum(of_arms.get(name, 0.0) for name in values)
+            expected = SLACK * turn + measuring_base(study)(times_of(study, tools))
+        if expected >= progress.time_left:
             out_of_time = True
             return False
         if not begun:
@@ -85,17 +93,13 @@ def time_each(study: Study, tools: Tools, progress: Progress, values: Mapping[st
         steps=config.steps,
         repeats=config.repeats,
         alone=tools.alone,
-        say=tools.say,
+        note=lambda text: progress.note(text, tools.say),
         has_time=has_time,
     )
     if out_of_time:
         turns = max((len(timing.seconds) for timing in progress.timings.values()), default=0)
-        progress.notes.append(
-            f"the arms were timed in {turns} of {config.repeats} turns, for want of time"
-            if turns
-            else "the arms were not timed, for want of time"
-        )
-        tools.say(progress.notes[-1])
+        timed = f"timed in {turns} of {config.repeats} turns" if turns else "not timed"
+        progress.note(f"the arms were {timed}, for want of time", tools.say)
 
 
 def _of_one_run(study: Study, arm: Arm) -> Arm:
@@ -139,20 +143,14 @@ def tune_by_sampling(study: Study, tools: Tools, progress: Progress) -> None:
             unfinished = drawn
             break
         for name, (trial, values) in asked.items():
-            found = choose(study, progress.arms[name], [values], tuning.seeds).best
-            pruned = was_pruned(
-                make_job(study, progress.arms[name], values, tuning.seeds[0], judging=None), study.folder
-            )
-            samplers[name].tell(trial, found.mean if found.scores else None, pruned=pruned)
+            _tell(study, progress.arms[name], samplers[name], trial, values)
     tried = {
         name: [values for values in dict.fromkeys(sampler.all_values()) if values != unfinished.get(name)]
         for name, sampler in samplers.items()
     }
     if unfinished:
-        progress.notes.append(
-            f"{min(map(len, tried.values()))} of {tries} tries of each arm were made, for want of time"
-        )
-        tools.say(progress.notes[-1])
+        made = min(map(len, tried.values()))
+        progress.note(f"{made} of {tries} tries of each arm were made, for want of time", tools.say)
     if not all(tried.values()):
         progress.chosen = {name: untried(arm) for name, arm in progress.arms.items()}
         return
@@ -161,6 +159,19 @@ def tune_by_sampling(study: Study, tools: Tools, progress: Progress) -> None:
         found = choose(study, arm, tried[name], tuning.seeds)
         edges = samplers[name].edges(found.best.values) if found.usable else {}
         progress.chosen[name] = replace(found, edges=edges)
+
+
+def _tell(study: Study, arm: Arm, sampler: ArmSampler, trial: int, values: Values) -> None:
+    """Tell a sampler what came of a try; nothing yet where jobs of it have failed that the next start does again."""
+    seeds = study.config.tuning.seeds
+    jobs = tuning_jobs(study, {arm.name: arm}, {arm.name: [values]}, seeds)
+    found = choose(study, arm, [values], seeds).best
+    pruned = was_pruned(jobs[0], study.folder)
+    hopeless = any(has_diverged(job, study.folder) for job in jobs) or not not_done(study, jobs)
+    if found.scores or pruned or hopeless:
+        sampler.tell(trial, found.mean if found.scores else None, pruned=pruned)
+    else:
+        sampler.leave(trial)
 
 
 def _try_drawn(
@@ -219,7 +230,8 @@ def judge_longer(study: Study, tools: Tools, progress: Progress, values: Mapping
     names = [study.config.baseline, *(name for name in best if name != study.config.baseline)]
     chosen_values = {name: values[name] for name in names if name in values}
     jobs = judging_jobs(study, progress.arms, chosen_values, longer=study.config.longer.times)
-    do(study, tools, jobs, f"judging with {study.config.longer.times} times the steps", progress)
+    what = f"judging with {study.config.longer.times} times the steps"
+    do(study, tools, jobs, what, progress, measuring_base(study))
     progress.longer = by_arm(list(chain(*jobs)))
 
 

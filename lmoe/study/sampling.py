@@ -90,14 +90,17 @@ class ArmSampler:
         several = len(arm.space) > 1
         begun = len(opened(arm.name, folder, tries=tries, several_keys=several).get_trials(deepcopy=False))
         self.study = opened(arm.name, folder, tries=tries, several_keys=several, begun=begun)
+        self._left: set[int] = set()
 
     def ask(self) -> tuple[int, Values] | None:
         """The number and the values of the next try: one that was asked for and never told of, or a new one; None: all
-        have been told of."""
+        have been told of, or were left."""
         import optuna
 
         study = self.study
         for trial in study.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING]):
+            if trial.number in self._left:
+                continue
             if self._is_drawn(trial.params):
                 return trial.number, self._values(trial.params)
             self.tell(trial.number, None)
@@ -107,12 +110,16 @@ class ArmSampler:
         return trial.number, self._values(trial.params)
 
     def tell(self, number: int, score: float | None, *, pruned: bool = False) -> None:
-        """What came of a try; None: its runs have failed, or were pruned."""
+        """What came of a try; None: its runs have no score, or were pruned."""
         import optuna
 
         states = optuna.trial.TrialState
         state = states.COMPLETE if score is not None else states.PRUNED if pruned else states.FAIL
         self.study.tell(number, score, state=state)
+
+    def leave(self, number: int) -> None:
+        """Ask for a try no more in this process: its runs have failed, and may do better at the next start."""
+        self._left.add(number)
 
     def all_values(self) -> list[Values]:
         """The values of all tries, in their order."""

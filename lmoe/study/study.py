@@ -64,12 +64,14 @@ class Tools:
         alone: trains with settings into a folder, while nothing else runs; returns an exit code.
         say: told what happens, a line at a time.
         parallel: jobs that run beside one another.
+        machine: on which jobs run; seconds of those that another one has done say nothing here.
     """
 
     launch: Launch
     alone: Callable[[Sequence[str], Path], int]
     say: Callable[[str], None]
     parallel: int
+    machine: str
 
 
 def keep_config(study: Study, data_hashes: Mapping[str, str]) -> None:

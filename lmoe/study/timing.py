@@ -9,6 +9,7 @@ from statistics import median
 from lmoe.errors import LmoeError
 from lmoe.report.curves import read_metrics
 from lmoe.rules.study import setting_key
+from lmoe.run.provenance import provenance_records
 from lmoe.study.arms import Arm, Values, value_settings
 from lmoe.study.jobs import finished
 
@@ -56,16 +57,17 @@ def time_arms(
     steps: int,
     repeats: int,
     alone: Alone,
-    say: Callable[[str], None],
+    note: Callable[[str], None],
     has_time: Callable[[], bool],
 ) -> dict[str, ArmTiming]:
-    """Time the arms in turns; an arm whose run fails is left out, and said.
+    """Time the arms in turns; an arm whose run fails is left out.
 
     Args:
         arms, values: by name; the first domain's run stands for an arm that trains apart.
         folder: of the study.
         steps: timed in a turn, after LEFT_OUT others.
         repeats: turns.
+        note: told which arm is left out, and why.
         has_time: asked before each turn that is not done yet; where not, there are no more.
     """
     seconds: dict[str, list[float]] = {}
@@ -73,22 +75,22 @@ def time_arms(
     failed: set[str] = set()
     for repeat in range(repeats):
         turn = {name: folder / TIMING / name / f"turn_{repeat}" for name in values if name not in failed}
-        if any(_timed(place) is None for place in turn.values()) and not has_time():
+        if any(_timed(place, values[name]) is None for name, place in turn.items()) and not has_time():
             break
         for name, chosen in values.items():
             if name in failed:
                 continue
             place = turn[name]
-            if _timed(place) is None:
+            if _timed(place, chosen) is None:
                 shutil.rmtree(place, ignore_errors=True)
                 own = [text for text in arms[name].settings if setting_key(text).split(".")[0] != "logger"]
                 short = [*own, *value_settings(chosen), *SHORT, f"trainer.max_steps={steps + LEFT_OUT}"]
                 if alone(short, place):
-                    say(f"{name}: not timed, its short run failed; see {place}")
+                    note(f"{name}: not timed, its short run failed; see {place}")
                     failed.add(name)
                     continue
-            if (timed := _timed(place)) is None:
-                say(f"{name}: not timed, its short run has left no throughput; see {place}")
+            if (timed := _timed(place, chosen)) is None:
+                note(f"{name}: not timed, its short run has left no throughput; see {place}")
                 failed.add(name)
                 continue
             seconds.setdefault(name, []).append(timed[0])
@@ -100,10 +102,10 @@ def time_arms(
     }
 
 
-def _timed(place: Path) -> tuple[float, float] | None:
-    """Median seconds of a step of a short run, and its mean tokens; None: not done, or what it left is damaged."""
+def _timed(place: Path, values: Values) -> tuple[float, float] | None:
+    """Median seconds of a step of a short run, and its mean tokens; None: not done with these values, or damaged."""
     try:
-        if finished(place) is None:
+        if finished(place) is None or not _had(place, values):
             return None
         metrics = read_metrics(place / "metrics.csv", lambda name: name.startswith("throughput/"))
     except LmoeError:
@@ -113,3 +115,16 @@ def _timed(place: Path) -> tuple[float, float] | None:
     if not timed:
         return None
     return median(counted[step] / rates[step] for step in timed), sum(counted[step] for step in timed) / len(timed)
+
+
+def _had(run: Path, values: Values) -> bool:
+    """Whether a run had these values, as far as it has recorded its command."""
+    record = next(iter(provenance_records(run)[-1:]), None)
+    if record is None:
+        return True
+    command = record.get("command", [])
+    return _by_key(value_settings(values)).items() <= _by_key([str(word) for word in command]).items()
+
+
+def _by_key(settings: Sequence[str]) -> dict[str, str]:
+    return {setting_key(text): text.partition("=")[2] for text in settings}

@@ -12,9 +12,8 @@ from lmoe.errors import StudyError
 from lmoe.report.curves import read_metrics
 from lmoe.rules.study import is_number
 from lmoe.study.arms import UNTUNED, Arm, Values
-from lmoe.study.jobs import Job, failure_of, finished, is_done
+from lmoe.study.jobs import Job, finished, is_done
 from lmoe.study.sampling import LOWER, UPPER
-from lmoe.vocabulary import NOT_FINITE
 
 OF_DOMAIN = re.compile(r"val/.+/loss")
 MOST_WIDENED = 2
@@ -102,16 +101,6 @@ def score_of(job: Job, folder: Path, metric: str) -> float | None:
         found.append(value)
     mean = sum(found) / len(found)
     return mean if math.isfinite(mean) else None
-
-
-def has_diverged(job: Job, folder: Path) -> bool:
-    """Whether a job without a score has none because its loss was no finite number.
-
-    Args:
-        folder: of the study.
-    """
-    why = failure_of(job, folder)
-    return NOT_FINITE in why if why is not None else is_done(replace(job, judging=None), folder)
 
 
 def validated(place: Path, job: Job, metric: str) -> dict[int, float]:

@@ -15,17 +15,21 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra.core.plugins import Plugins
+from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 from typer.testing import CliRunner
 
+from benchmarks.torture import not_finite
 from lmoe.cli.launchers import exit_code_of
 from lmoe.cli.main import app
 from lmoe.cli.study import compose_arms, read_study
 from lmoe.cli.study_job import main as do_job
 from lmoe.cli.study_jobs import JobLauncher, JobTask, reason
+from lmoe.cli.study_work import do_study
 from lmoe.cli.train import main as train
 from lmoe.config.study import JudgingConfig
-from lmoe.errors import ConfigError
+from lmoe.errors import ConfigError, StudyError
 from lmoe.evaluate.loss_rows import prepare_judging
 from lmoe.evaluate.row_losses import read_row_losses, row_losses
 from lmoe.evaluate.subject import subject_of
@@ -36,11 +40,23 @@ from lmoe.injection.tracing import adapters_off
 from lmoe.report.summary import FINISHED
 from lmoe.resume.stopping import Stopped
 from lmoe.run.finish import finish
-from lmoe.study.jobs import PRUNED_FILE, finished, read_job, write_job
+from lmoe.study.jobs import (
+    DIVERGED_CODE,
+    PRUNED_FILE,
+    SECONDS_FILE,
+    Job,
+    failure_of,
+    finished,
+    has_diverged,
+    read_job,
+    write_job,
+)
 from lmoe.study.result import StudyResult
 from lmoe.study.sampling import Watch
+from lmoe.training.module import AdapterModule
 from tests.conftest import process_state
 from tests.micro import DOMAINS, ROOT, Micro
+from tests.study.studies import HERE
 
 ESTIMATE = "dry_run=estimate"
 STUDY = """\
@@ -55,6 +71,7 @@ arms:
 judging: {seeds: [0, 1, 2], resamples: 200}
 timing: {steps: 0}
 """
+JOB = Job(arm="a", values=(), seed=0, place="runs/a/as_given/seed_0", runs=(), judging=None)
 
 
 def settings(micro: Micro) -> list[str]:
@@ -394,7 +411,7 @@ def test_a_model_whose_loss_is_no_number_fails_its_job_and_leaves_no_rows(own, m
     (place / "judged_rows.csv").unlink()
     nothing = [replace(loss, loss=float("nan")) for loss in read_row_losses(place.parent / "seed_1/judged_rows.csv")]
     monkeypatch.setattr("lmoe.study.judge.row_losses", lambda subject, data: nothing)
-    assert do_job(place) == 1
+    assert do_job(place) == DIVERGED_CODE
     assert "6 of 6 judging rows have a loss that is no finite number" in capsys.readouterr().err
     assert not (place / "judged_rows.csv").exists()
 
@@ -622,6 +639,25 @@ def test_rows_are_not_read_to_look_at_a_config(restored, micro, tmp_path, monkey
     assert found.exit_code == 0 and "no problems" in found.output, found.output
 
 
+def test_the_time_of_a_study_begins_before_its_rows_are_read(restored, tmp_path, monkeypatch):
+    now = [10.0]
+
+    def read(composed):
+        now[0] = 70.0
+        return composed, {}
+
+    def begin(study, tools, began):
+        raise StudyError(f"began at {began:g}")
+
+    monkeypatch.setattr("lmoe.cli.study_work.time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr("lmoe.cli.study_work._read", read)
+    monkeypatch.setattr("lmoe.cli.study_work.keep_config", lambda study, hashes: None)
+    monkeypatch.setattr("lmoe.cli.study_work.run_study", begin)
+    launcher = SimpleNamespace(alone=None, parallel=1, machine=HERE)
+    with pytest.raises(StudyError, match="began at 10"):
+        do_study(SimpleNamespace(folder=tmp_path), launcher)  # type: ignore[arg-type]
+
+
 def test_the_reason_of_a_failure_is_the_last_thing_that_was_said(tmp_path):
     (tmp_path / "job.log").write_text("Loading\nconfig: 1 problem\n  - x is 3\n\n", encoding="utf-8")
     assert reason(tmp_path, 1) == "x is 3"
@@ -639,6 +675,59 @@ def test_jobs_beside_one_another_are_counted_as_joblib_does_within_the_quota(res
     assert launcher.parallel == parallel
 
 
+@pytest.mark.parametrize(
+    ("launcher", "parallel", "sharing"),
+    [
+        (["submitit_slurm", "array_parallelism=8"], 8, 1),
+        (["submitit_slurm"], 256, 1),
+        (["submitit_local"], 4, 3),
+        (["joblib", "n_jobs=2"], 2, 2),
+        (["basic"], 1, 1),
+    ],
+)
+def test_jobs_beside_one_another_are_those_of_the_launcher_and_only_on_this_machine_share_its_cores(
+    restored, tmp_path, monkeypatch, launcher, parallel, sharing
+):
+    """A launch of three jobs; the plugins compose, and none of them is started."""
+    pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
+    monkeypatch.setattr("lmoe.cli.study_jobs.usable_cores", lambda: 4)
+    tasks: list[JobTask] = []
+
+    def instantiate(self, hydra_context, task_function, config):
+        tasks.append(task_function)
+        done = JobReturn(status=JobStatus.COMPLETED)
+        return SimpleNamespace(launch=lambda overrides, first: [done] * len(overrides))
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", instantiate)
+    name, *more = launcher
+    found = JobLauncher([f"hydra/launcher={name}", *(f"hydra.launcher.{text}" for text in more)], tmp_path)
+    assert found.parallel == parallel
+    found([replace(JOB, place=f"runs/a/as_given/seed_{seed}") for seed in range(3)])
+    (task,) = tasks
+    assert task.sharing == sharing and task.parallel == (3 if name == "submitit_local" else parallel)
+    assert task.machine == found.machine and (task.machine == name) is (name == "submitit_slurm")
+
+
+@pytest.mark.parametrize(
+    ("launcher", "why"),
+    [
+        ("submitit_slurm", "may let them wait in a queue"),
+        ("ray", "may let them wait in a queue"),
+        ("submitit_local", "begins all of them at once"),
+        ("joblib", None),
+        ("basic", None),
+    ],
+)
+def test_a_limit_of_time_is_refused_with_a_launcher_that_decides_itself_when_jobs_run(tmp_path, launcher, why):
+    found = JobLauncher([f"hydra/launcher={launcher}"], tmp_path)
+    found.check_limit(None)
+    if why is None:
+        found.check_limit("00:01:00:00")
+    else:
+        with pytest.raises(ConfigError, match=f"study.max_time=00:01:00:00: .*hydra/launcher={launcher} {why}"):
+            found.check_limit("00:01:00:00")
+
+
 @pytest.mark.parametrize(("whom", "ends"), [("$$", False), ("$PPID", True)])
 def test_a_signal_that_a_job_alone_is_sent_fails_it_and_one_to_its_launcher_ends_all(own, monkeypatch, whom, ends):
     (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
@@ -650,11 +739,64 @@ def test_a_signal_that_a_job_alone_is_sent_fails_it_and_one_to_its_launcher_ends
     monkeypatch.setattr(sys, "executable", str(python))
     if ends:
         with pytest.raises(Stopped, match="SIGTERM"):
-            JobTask(1, 1)(DictConfig({}))
+            JobTask(1, 1, 1, HERE)(DictConfig({}))
         assert not (place / "failed.json").exists()
     else:
-        assert JobTask(1, 1)(DictConfig({})) == -signal.SIGTERM
+        assert JobTask(1, 1, 1, HERE)(DictConfig({})) == -signal.SIGTERM
         assert "it was stopped by SIGTERM, which the study was not sent" in (place / "failed.json").read_text()
+
+
+@pytest.fixture
+def task(tmp_path, monkeypatch):
+    """Do a job whose process is a shell script, beside another one; its folder comes back."""
+
+    def do(script: str) -> Path:
+        write_job(JOB, tmp_path)
+        python = tmp_path / "python"
+        python.write_text(f"#!/bin/sh\ncd {tmp_path / JOB.place}\n{script}\n", encoding="utf-8")
+        python.chmod(0o755)
+        runtime = SimpleNamespace(output_dir=str(tmp_path / JOB.place))
+        here = SimpleNamespace(runtime=runtime, job=SimpleNamespace(num=0))
+        monkeypatch.setattr("lmoe.cli.study_jobs.HydraConfig.get", lambda: here)
+        monkeypatch.setattr(sys, "executable", str(python))
+        JobTask(1, 2, 2, HERE)(DictConfig({}))
+        return tmp_path / JOB.place
+
+    return do
+
+
+def test_the_seconds_of_a_job_come_with_what_it_ran_on_and_how_many_ran_beside_it(task):
+    kept = json.loads((task("exit 0") / SECONDS_FILE).read_text())
+    assert kept.pop("seconds") >= 0 and kept == {"machine": HERE, "parallel": 2}
+
+
+def test_a_job_that_was_pruned_does_not_say_how_long_one_takes(task):
+    place = task(f"touch {PRUNED_FILE}")
+    assert (place / PRUNED_FILE).exists() and not (place / SECONDS_FILE).exists()
+
+
+@pytest.mark.parametrize("code", [1, DIVERGED_CODE])
+def test_a_job_that_would_diverge_once_more_is_marked(task, code):
+    place = task(f"echo a loss of step 3 is not finite; exit {code}")
+    assert failure_of(JOB, place.parents[3]) == "a loss of step 3 is not finite"
+    assert has_diverged(JOB, place.parents[3]) is (code == DIVERGED_CODE)
+
+
+def test_a_training_that_diverges_says_so_to_its_job(own, monkeypatch, capsys):
+    (place,) = (own / "outputs/study/small").glob("runs/lora/*/seed_0")
+    shutil.rmtree(place / "report")
+    shutil.rmtree(place / "checkpoints")
+    monkeypatch.setattr(AdapterModule, "losses", AdapterModule.losses)  # put back afterwards
+    monkeypatch.setattr(not_finite, "BAD_STEP", 1)
+    not_finite.poison("nan loss")
+    assert do_job(place) == DIVERGED_CODE and "a loss of step 1 is not finite" in capsys.readouterr().err
+
+
+def test_a_job_whose_files_cannot_be_written_ends_the_study_with_the_cause(restored, tmp_path):
+    (tmp_path / JOB.place / "job.log").mkdir(parents=True)
+    with pytest.raises(StudyError, match=r"seed 0 could not be done: IsADirectoryError: .*job\.log") as ended:
+        JobLauncher([], tmp_path)([JOB])
+    assert "the same command goes on" in str(ended.value)
 
 
 def test_a_signal_that_comes_while_a_job_is_started_is_passed_on_to_it(monkeypatch):

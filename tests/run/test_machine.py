@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lmoe.run.machine import Memory, disk, memory
+from lmoe.run.machine import Memory, disk, gpu_models, memory
 
 GIB = 1024**3
 OLD = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
@@ -59,3 +59,12 @@ def test_the_disk_of_a_folder_that_is_not_there_is_that_of_its_nearest_parent(tm
     assert disk(tmp_path / "not" / "yet").writable
     (tmp_path / "file").write_text("")
     assert not disk(tmp_path / "file" / "below").writable
+
+
+def test_gpus_are_named_as_the_driver_does_and_none_where_there_is_none(tmp_path):
+    assert gpu_models(tmp_path) == []
+    for number, name in enumerate(("NVIDIA H200", "NVIDIA A100-SXM4-80GB")):
+        folder = tmp_path / "driver" / "nvidia" / "gpus" / f"0000:0{number}:00.0"
+        folder.mkdir(parents=True)
+        (folder / "information").write_text(f"Model: \t\t {name}\nIRQ:   \t\t 28\n", encoding="utf-8")
+    assert gpu_models(tmp_path) == ["NVIDIA H200", "NVIDIA A100-SXM4-80GB"]

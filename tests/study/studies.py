@@ -13,11 +13,12 @@ from lmoe.config.trainer import TrainerConfig
 from lmoe.evaluate.row_losses import COLUMNS
 from lmoe.report.summary import RunSummary
 from lmoe.study.arms import arms_of
-from lmoe.study.jobs import ROWS_FILE, Job, write_job
+from lmoe.study.jobs import DIVERGED, FAILURE_FILE, ROWS_FILE, Job, write_job
 from lmoe.study.study import Study, Tools
 
 DOMAINS = ("code", "math")
 ROWS = 30
+HERE = "a machine"
 Loss = Callable[[Job], float]
 
 
@@ -56,7 +57,7 @@ class Written:
 
     Args:
         folder: of the study.
-        loss: of a job; an arithmetic error in it is a job that fails for that reason.
+        loss: of a job; an ArithmeticError in it is a job that fails, an OverflowError one that diverges.
         launched: labels of all jobs, in their order.
     """
 
@@ -72,9 +73,12 @@ class Written:
             self.launched.append(job.label + (" longer" if job.is_longer else ""))
             try:
                 loss = self.loss(job)
-            except ArithmeticError as error:
-                reason = str(error) or "no memory"
-                (place / "failed.json").write_text(json.dumps({"exit_code": 1, "reason": reason}))
+            except OverflowError:
+                failure = {"exit_code": 3, "reason": "a loss is not finite", DIVERGED: True}
+                (place / FAILURE_FILE).write_text(json.dumps(failure))
+                continue
+            except ArithmeticError:
+                (place / FAILURE_FILE).write_text('{"exit_code": 1, "reason": "no memory"}')
                 continue
             for run in job.runs:
                 write_summary(place / run.folder, loss)
@@ -84,7 +88,7 @@ class Written:
     @property
     def tools(self) -> Tools:
         """What a study asks for."""
-        return Tools(launch=self, alone=lambda settings, folder: 1, say=self.said.append, parallel=1)
+        return Tools(launch=self, alone=lambda settings, folder: 1, say=self.said.append, parallel=1, machine=HERE)
 
 
 def write_summary(run: Path, loss: float) -> None:

@@ -100,6 +100,17 @@ def test_a_failure_of_judging_is_no_failure_of_a_try(concluded):
     assert verdicts(result)["other"] == "failed"
 
 
+def test_seeds_of_judging_that_failed_are_named_beside_how_many_were_judged(concluded):
+    def failing(job: Job) -> float:
+        if job.judging is not None and job.seed in {"plain": [1], "other": [0, 2]}[job.arm]:
+            raise ArithmeticError
+        return usual(job)
+
+    notes = concluded(failing).notes
+    few = "fewer seeds than planned were judged of: plain 2 (seed 1 has failed), other 1 (seeds 0, 2 have failed)"
+    assert few in notes
+
+
 def test_an_arm_that_was_dropped_though_a_try_was_done_is_not_called_failed(concluded):
     losses = {"plain": 2.0, "other": 2.01, "worse": 2.5}
 

@@ -15,7 +15,7 @@ from lmoe.study.jobs import SECONDS_FILE, Job
 from lmoe.study.matched import ArmSize
 from lmoe.study.run import run_study
 from lmoe.vocabulary import AtEdge, Sampler
-from tests.study.studies import Written, config, study_of
+from tests.study.studies import HERE, Written, config, study_of
 
 REPORT = TuningConfig(at_edge=AtEdge.report)
 
@@ -35,7 +35,7 @@ def lines(tmp_path, monkeypatch):
         study = study_of(given, tmp_path)
         trainer = SimpleNamespace(max_steps=10, max_epochs=max_epochs, accumulate_grad_batches=1, precision="32-true")
         run = SimpleNamespace(trainer=trainer, data=SimpleNamespace(batch_size=1, max_length=2))
-        return list(estimate_lines(replace(study, configs=dict.fromkeys(study.arms, run)), parallel))  # type: ignore[arg-type]
+        return list(estimate_lines(replace(study, configs=dict.fromkeys(study.arms, run)), parallel, HERE))  # type: ignore[arg-type]
 
     return said
 
@@ -80,6 +80,18 @@ def test_what_is_left_of_a_study_takes_as_long_as_its_jobs_took(lines, tmp_path)
     done(tmp_path, config(tuning=REPORT), jobs=9)
     last = lines(config(tuning=REPORT))[-1]
     assert last == "9 of 18 jobs are left, 1 beside one another: about 6.0 min (as the jobs took that are done)"
+
+
+@pytest.mark.parametrize(
+    ("limit", "said"), [(None, "about 3.2 min ("), ("00:01:00:00", "about 3.5 min, at most 1.0 h")]
+)
+def test_places_that_stay_empty_beside_the_last_jobs_count(lines, tmp_path, limit, said):
+    """3 jobs of 30 s and 6 of 45, two at a time: 195 s where whoever is free takes the next, 210 in groups."""
+    done(tmp_path, config(tuning=REPORT), jobs=9)
+    assert (
+        f"9 of 18 jobs are left, 2 beside one another: {said}"
+        in lines(config(tuning=REPORT, max_time=limit), parallel=2)[-1]
+    )
 
 
 @pytest.mark.parametrize("stopped", [None, 14])

@@ -11,13 +11,14 @@ import pytest
 from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, TimingConfig, TuningConfig
 from lmoe.errors import StudyError
 from lmoe.study.arms import Arm
-from lmoe.study.jobs import SECONDS_FILE, Job, is_done
+from lmoe.study.durations import at_once, in_groups
+from lmoe.study.jobs import BASE_FILE, SECONDS_FILE, Job, is_done
 from lmoe.study.planned import from_the_middle
 from lmoe.study.progress import Progress
 from lmoe.study.run import run_study
 from lmoe.study.study import Study, Tools
 from lmoe.vocabulary import AtEdge, Sampler
-from tests.study.studies import Written, config, study_of, write_summary
+from tests.study.studies import HERE, Written, config, study_of, write_summary
 from tests.study.test_timing import METRICS
 
 REPORT = TuningConfig(at_edge=AtEdge.report)
@@ -25,9 +26,11 @@ REPORT = TuningConfig(at_edge=AtEdge.report)
 
 @dataclass
 class Timed(Written):
-    """Jobs that take a time each: `tunes` seconds, or `judges`.
+    """Jobs that take a time each: `tunes` seconds, or `judges`; the losses of the base are there.
 
     Args:
+        longer: how many times as long the jobs of an arm last, by its name.
+        machine: on which they run.
         parallel: that run beside one another.
         now: on the clock.
         groups: jobs of each launch.
@@ -35,23 +38,30 @@ class Timed(Written):
 
     tunes: float = 10.0
     judges: float = 15.0
+    longer: dict[str, float] = field(default_factory=dict)
+    machine: str = HERE
     parallel: int = 1
     now: float = 0.0
     groups: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        (self.folder / BASE_FILE).touch()
 
     def __call__(self, jobs: Sequence[Job]) -> None:
         assert len(jobs) <= self.parallel
         super().__call__(jobs)
         self.groups.append(len(jobs))
-        each = [self.judges if job.judging is not None else self.tunes for job in jobs]
+        usual = [self.judges if job.judging is not None else self.tunes for job in jobs]
+        each = [self.longer.get(job.arm, 1.0) * seconds for job, seconds in zip(jobs, usual, strict=True)]
         self.now += max(each)
         for job, seconds in zip(jobs, each, strict=True):
             if is_done(job, self.folder):
-                (self.folder / job.place / SECONDS_FILE).write_text(json.dumps({"seconds": seconds}))
+                kept = {"seconds": seconds, "machine": self.machine, "parallel": self.parallel}
+                (self.folder / job.place / SECONDS_FILE).write_text(json.dumps(kept))
 
     @property
     def tools(self) -> Tools:
-        return replace(super().tools, parallel=self.parallel)
+        return replace(super().tools, parallel=self.parallel, machine=self.machine)
 
     @property
     def judged(self) -> list[str]:
@@ -63,12 +73,14 @@ class Timed(Written):
 def run(tmp_path, monkeypatch):
     """Run a study with jobs on a clock of their own."""
 
-    def start(given, timed: Timed | None = None, *, study: Study | None = None) -> tuple[Progress, Timed]:
+    def start(
+        given, timed: Timed | None = None, *, study: Study | None = None, began: float | None = None
+    ) -> tuple[Progress, Timed]:
         timed = timed or Timed(tmp_path, by_distance)
         clock = SimpleNamespace(monotonic=lambda: timed.now)
         for module in ("run", "progress", "launching"):
             monkeypatch.setattr(f"lmoe.study.{module}.time", clock)
-        return run_study(study or study_of(given, tmp_path), timed.tools), timed
+        return run_study(study or study_of(given, tmp_path), timed.tools, began), timed
 
     return start
 
@@ -104,6 +116,20 @@ def test_no_place_of_several_beside_one_another_stays_empty_while_whole_seeds_fi
     progress, timed = run(given, Timed(tmp_path, by_distance, parallel=parallel))
     assert len(timed.judged) == 12 and timed.groups[-12 // parallel :] == [parallel] * (12 // parallel)
     assert progress.tuning_seeds == [100, 101] and not progress.notes
+
+
+@pytest.mark.parametrize("seconds", range(170, 260, 10))
+def test_arms_of_unlike_length_beside_one_another_are_judged_with_three_seeds_in_the_time(run, tmp_path, seconds):
+    """Each group lasts as long as its longest job: three seeds of 15 and of 45 s take 135 s, not 90."""
+    given = config(max_time=limit(seconds), tuning=REPORT)
+    progress, timed = run(given, Timed(tmp_path, by_distance, longer={"other": 3.0}, parallel=2))
+    assert len(timed.judged) == 6 and timed.now <= seconds
+    assert not any("were not begun" in note for note in progress.notes if note.startswith("judging"))
+
+
+def test_seconds_of_a_launch_are_those_of_playing_it():
+    assert in_groups([100.0, 300.0] * 3, 2) == 900 and in_groups([5.0, 1.0, 2.0], 2) == 7 and in_groups([], 2) == 0
+    assert at_once([100.0, 300.0] * 3, 2) == 700 and at_once([5.0, 1.0, 2.0], 2) == 5 and at_once([], 2) == 0
 
 
 def test_a_screening_goes_value_by_value_over_all_arms_the_middle_first(run):
@@ -153,12 +179,46 @@ def test_a_time_too_short_for_judging_is_refused_after_one_job_with_the_least_th
     assert timed.now <= 120 and len(timed.judged) == 6 and progress.notes
 
 
+@pytest.mark.parametrize("there", [{"machine": "a slow one"}, {"parallel": 2}])
+def test_a_study_that_was_begun_elsewhere_learns_anew_how_long_a_job_takes(run, tmp_path, there):
+    """There judging takes hours; here it takes 15 s a job, and the time reaches for what is left of it."""
+    slow = Timed(tmp_path, by_distance, tunes=3600, judges=5400, **there)
+    with pytest.raises(StudyError, match="is too short"):
+        run(config(max_time="00:01:30:00"), slow)
+    _, timed = run(config(max_time=limit(150)), Timed(tmp_path, by_distance))
+    assert len(timed.judged) == 6 and timed.now <= 150
+
+
 def test_without_values_to_tune_the_first_job_of_judging_tells_whether_the_time_reaches(run, tmp_path):
     given = config(space={}, tuning=TuningConfig(), max_time=limit(80))
     with pytest.raises(StudyError, match="takes about 1 min 15 s more at least"):
         run(given, Timed(tmp_path, lambda job: 2.0))
     progress, timed = run(replace(given, max_time=limit(90)), Timed(tmp_path, lambda job: 2.0))
     assert len(timed.launched) == 5 and progress.tuning_seeds == ()
+
+
+@pytest.mark.parametrize(("measured", "seeds"), [(True, 4), (False, 3)])
+def test_time_is_kept_for_the_losses_of_the_base_until_they_are_there(run, tmp_path, measured, seeds):
+    """Of the 15 s of a job that judges 5 are taken to be judging; four seeds take 120 s of the 124."""
+    given = config(space={}, judging=JudgingConfig(seeds=[0, 1, 2, 3]), max_time=limit(124))
+    timed = Timed(tmp_path, lambda job: 2.0)
+    if not measured:
+        (tmp_path / BASE_FILE).unlink()
+    run(given, timed)
+    assert len(timed.judged) == 2 * seeds
+
+
+def test_a_time_too_short_for_judging_and_for_the_base_is_refused(run, tmp_path):
+    timed = Timed(tmp_path, lambda job: 2.0)
+    (tmp_path / BASE_FILE).unlink()
+    with pytest.raises(StudyError, match="takes about 1 min 20 s more at least"):
+        run(config(space={}, max_time=limit(94)), timed)
+
+
+def test_the_time_begins_when_the_command_does(run, tmp_path):
+    given = config(space={}, max_time=limit(100))
+    with pytest.raises(StudyError, match="and 45 s are left"):
+        run(given, Timed(tmp_path, lambda job: 2.0), began=-40.0)
 
 
 def test_what_an_earlier_start_has_done_is_used_and_not_done_again(run):

@@ -51,9 +51,18 @@ def test_damaged_seconds_of_a_job_are_passed_over(tmp_path, jobs):
     first, second = (tmp_path / job.place for job in jobs)
     (first / SECONDS_FILE).write_text('{"sec')
     (second / SECONDS_FILE).write_text('{"seconds": 3}')
-    assert seconds_of(tmp_path) == [(jobs[1], 3.0)]
+    assert seconds_of(tmp_path, machine="here", parallel=2) == [(jobs[1], 3.0)]
     (second / JOB_FILE).write_text("{}")
-    assert seconds_of(tmp_path) == []
+    assert seconds_of(tmp_path, machine="here", parallel=2) == []
+
+
+def test_seconds_of_another_machine_or_of_more_beside_one_another_do_not_count_here(tmp_path, jobs):
+    first, second = (tmp_path / job.place / SECONDS_FILE for job in jobs)
+    first.write_text('{"seconds": 3, "machine": "here", "parallel": 2}')
+    second.write_text('{"seconds": 4, "machine": "there", "parallel": 2}')
+    assert seconds_of(tmp_path, machine="here", parallel=2) == [(jobs[0], 3.0)]
+    assert seconds_of(tmp_path, machine="there", parallel=2) == [(jobs[1], 4.0)]
+    assert seconds_of(tmp_path, machine="here", parallel=1) == []
 
 
 def test_a_damaged_reason_of_a_failure_is_said(tmp_path, jobs):

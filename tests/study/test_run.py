@@ -10,7 +10,7 @@ from lmoe.errors import StudyError
 from lmoe.study.jobs import Job
 from lmoe.study.run import run_study
 from lmoe.study.sampling import opened
-from lmoe.vocabulary import NOT_FINITE, AtEdge, Sampler
+from lmoe.vocabulary import AtEdge, Sampler
 from tests.study.studies import Written, config, study_of
 
 BEST = {"plain": 0.002, "other": 0.002}
@@ -83,16 +83,15 @@ def test_an_edge_is_reported_where_grids_are_not_widened(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("reason", "edges"),
-    [("it was killed", {"optim.lr": "upper"}), (f"a loss of step 7 {NOT_FINITE} (nan): stopped", {})],
+    ("failure", "edges"), [(ArithmeticError, {"optim.lr": "upper"}), (OverflowError, {})], ids=["killed", "diverged"]
 )
-def test_a_value_beside_one_that_was_killed_is_outermost_and_one_beside_a_diverged_one_is_not(tmp_path, reason, edges):
+def test_a_value_beside_one_that_was_killed_is_outermost_and_one_beside_a_diverged_one_is_not(tmp_path, failure, edges):
     """Nothing is tried beyond the value that was killed."""
 
     def rising(job: Job) -> float:
         rate = dict(job.values)["optim.lr"]
         if rate == 0.004:
-            raise ArithmeticError(reason)
+            raise failure
         return 2.0 - rate
 
     written = Written(tmp_path, rising)
@@ -159,6 +158,22 @@ def test_an_arm_whose_runs_fail_is_said_and_does_not_stop_the_others(tmp_path):
     assert list(progress.judged) == ["plain"]
     assert any(line.startswith("failed: other") and line.endswith("and 3 more: no memory") for line in written.said)
     assert any("every try has failed" in line for line in written.said)
+
+
+def test_a_run_that_has_diverged_is_not_begun_again_and_one_that_failed_otherwise_is(tmp_path):
+    def failing(job: Job) -> float:
+        if job.arm == "other" and dict(job.values)["optim.lr"] == 0.004:
+            raise OverflowError
+        if job.arm == "other" and dict(job.values)["optim.lr"] == 0.001:
+            raise ArithmeticError
+        return by_distance(job)
+
+    run_study(study_of(config(), tmp_path), Written(tmp_path, failing).tools)
+    again = Written(tmp_path, by_distance)
+    progress = run_study(study_of(config(), tmp_path), again.tools)
+    assert again.launched == [f"other optim.lr=0.001 seed {seed}" for seed in (100, 101)]
+    said = "tuning: 12 jobs, 8 of them done, 2 have diverged and are not begun again (to do so, remove their folders)"
+    assert said in again.said and len(progress.chosen["other"].tries) == 3
 
 
 def test_a_try_that_failed_with_one_seed_is_not_chosen(tmp_path):
@@ -247,15 +262,37 @@ def test_a_study_that_draws_goes_on_with_the_try_that_was_under_way(tmp_path):
     assert all(len(found.tries) == 3 for found in progress.chosen.values())
 
 
-def test_a_try_whose_runs_fail_is_told_of_and_not_chosen(tmp_path):
+def test_tries_whose_runs_fail_are_not_chosen_and_the_next_start_makes_the_same_again(tmp_path):
     def failing(job: Job) -> float:
         if job.arm == "other":
             raise ArithmeticError
         return 2.0
 
     tuning = TuningConfig(sampler=Sampler.tpe, tries=2)
-    progress = run_study(study_of(config(tuning=tuning), tmp_path), Written(tmp_path, failing).tools)
+    failed = Written(tmp_path, failing)
+    progress = run_study(study_of(config(tuning=tuning), tmp_path), failed.tools)
     assert not progress.chosen["other"].usable and progress.chosen["plain"].usable
+    again = Written(tmp_path, lambda job: 2.0)
+    progress = run_study(study_of(config(tuning=tuning), tmp_path), again.tools)
+    tried = [label for label in failed.launched if label.startswith("other")]
+    assert len(tried) == 4 and again.launched[:4] == tried and len(again.launched) == 4 + 3
+    assert progress.chosen["other"].usable and len(progress.chosen["other"].tries) == 2
+
+
+@pytest.mark.parametrize("diverges", [True, False])
+def test_a_try_without_a_finite_score_is_told_of_and_not_made_again(tmp_path, diverges):
+    def hopeless(job: Job) -> float:
+        if job.arm == "other" and diverges:
+            raise OverflowError
+        return float("nan") if job.arm == "other" else 2.0
+
+    tuning = TuningConfig(sampler=Sampler.tpe, tries=2)
+    run_study(study_of(config(tuning=tuning), tmp_path), Written(tmp_path, hopeless).tools)
+    again = Written(tmp_path, lambda job: 2.0)
+    progress = run_study(study_of(config(tuning=tuning), tmp_path), again.tools)
+    assert again.launched == [] and len(progress.chosen["other"].tries) == 2
+    trials = opened("other", tmp_path, tries=2, several_keys=False).get_trials(deepcopy=False)
+    assert {trial.state.name for trial in trials} == {"FAIL"}
 
 
 def test_longer_runs_of_arms_with_epochs_have_more_epochs(tmp_path):
@@ -305,3 +342,12 @@ def test_an_arm_that_trains_apart_is_timed_by_the_run_of_its_first_domain(tmp_pa
     progress = run_study(study_of(given, tmp_path), tools)
     assert progress.timings == {}
     assert ["data.domains=['code']" in settings for settings in asked] == [False, True]
+
+
+def test_an_arm_that_could_not_be_timed_is_in_the_notes_of_the_result(tmp_path):
+    given = config(space={}, judging=JudgingConfig(seeds=[0]), timing=TimingConfig(steps=2, repeats=2))
+    written = Written(tmp_path, lambda job: 2.0)
+    progress = run_study(study_of(given, tmp_path), replace(written.tools, alone=lambda settings, folder: 1))
+    failed = [note for note in progress.notes if "not timed, its short run failed" in note]
+    assert [note.partition(":")[0] for note in failed] == ["plain", "other"]
+    assert set(failed) <= set(written.said)

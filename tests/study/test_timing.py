@@ -1,7 +1,9 @@
 """Seconds a step, from what short runs have left."""
 
+import json
 from pathlib import Path
 
+from lmoe.files.run_folder import PROVENANCE_FILE
 from lmoe.study.timing import time_arms
 from tests.study.studies import config, study_of, write_summary
 
@@ -26,7 +28,7 @@ def test_an_arm_whose_short_run_leaves_nothing_is_said_and_a_damaged_one_is_run_
             steps=3,
             repeats=1,
             alone=alone,
-            say=said.append,
+            note=said.append,
             has_time=lambda: True,
         )
 
@@ -35,3 +37,38 @@ def test_an_arm_whose_short_run_leaves_nothing_is_said_and_a_damaged_one_is_run_
     assert begun == ["plain", "other"] and said[0].startswith("other: not timed, its short run has left no throughput")
     (tmp_path / "timing/plain/turn_0/report/summary.json").write_text("{")
     assert timed() == found and begun[2:] == ["plain", "other"]
+
+
+def test_a_turn_that_was_timed_with_other_values_is_timed_anew(tmp_path):
+    """A study that goes on may choose another rank, with which steps take another time."""
+    arms = study_of(config(), tmp_path).arms
+    begun: list[str] = []
+
+    def alone(settings, folder: Path) -> int:
+        begun.append(folder.parent.name)
+        write_summary(folder, 2.0)
+        (folder / "metrics.csv").write_text(METRICS)
+        given = [text if not text.startswith("injection.lora_r") else f"++{text}" for text in settings]
+        record = {"command": ["lmoe", "train", *given], "data": {}, "backbone": {}}
+        (folder / PROVENANCE_FILE).write_text(json.dumps([record]))
+        return 0
+
+    def timed(rank: int) -> list[str]:
+        values = {"plain": (("injection.lora_r", 8),), "other": (("injection.lora_r", rank),)}
+        found = time_arms(
+            arms,
+            values,
+            tmp_path,
+            steps=3,
+            repeats=1,
+            alone=alone,
+            note=begun.append,
+            has_time=lambda: True,
+        )
+        assert list(found) == ["plain", "other"]
+        return begun
+
+    assert timed(16) == ["plain", "other"] and timed(16) == ["plain", "other"]
+    assert timed(32) == ["plain", "other", "other"] and timed(32) == ["plain", "other", "other"]
+    (tmp_path / "timing/other/turn_0" / PROVENANCE_FILE).unlink()
+    assert timed(64) == ["plain", "other", "other"], "a run that has no record is taken to have had them"

@@ -8,11 +8,11 @@ from collections.abc import Callable
 
 from lightning.pytorch import Trainer
 
-from lmoe.errors import TrainingError
+from lmoe.errors import DivergedError
 from lmoe.training.callbacks.step_metrics import record
 from lmoe.training.module import AdapterModule
 from lmoe.training.step import Stage, StepCallback, StepRecord
-from lmoe.vocabulary import NOT_FINITE, NonFinite
+from lmoe.vocabulary import NonFinite
 
 SKIPPED_IN_A_ROW = 10
 """So many skipped steps one after the other end a run: it does not learn any more."""
@@ -46,7 +46,7 @@ class FiniteSteps(StepCallback):
         reason = _what_is_wrong(trainer, step)
         if self.policy is NonFinite.stop or self._in_a_row + 1 >= SKIPPED_IN_A_ROW:
             times = f" for the {SKIPPED_IN_A_ROW}th time in a row" if self.policy is NonFinite.skip else ""
-            raise TrainingError(
+            raise DivergedError(
                 f"{reason}{times}: stopped before the weights took it. Lower optim.lr, check trainer.gradient_clip_val "
                 "and the data, or use trainer.precision=32-true; what checkpoints/ holds is good"
             )
@@ -63,7 +63,7 @@ class FiniteSteps(StepCallback):
 
 def _what_is_wrong(trainer: Trainer, step: StepRecord) -> str:
     if not step.window.finite():
-        return f"a loss of step {trainer.global_step} {NOT_FINITE} ({step.window})"
+        return f"a loss of step {trainer.global_step} is not finite ({step.window})"
     if trainer.precision != "16-mixed" and not all(math.isfinite(norm) for norm in step.gradient_norms.values()):
-        return f"a gradient of step {trainer.global_step} {NOT_FINITE}"
-    return f"a loss of step {trainer.global_step} {NOT_FINITE} on another rank"
+        return f"a gradient of step {trainer.global_step} is not finite"
+    return f"a loss of step {trainer.global_step} is not finite on another rank"
