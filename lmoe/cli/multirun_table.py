@@ -22,6 +22,7 @@ from lmoe.cli.launchers import JobError
 from lmoe.errors import LmoeError
 from lmoe.files.run_folder import SUMMARY_FILE, path_from_here
 from lmoe.report.files import write_bytes
+from lmoe.resume.rules import SAFE
 from lmoe.resume.stopping import Stopped
 from lmoe.run.claim import is_first_process
 from lmoe.vocabulary import NATS, Strategy
@@ -282,10 +283,36 @@ def print_table(notes: Sequence[JobNote]) -> None:
     total = notes[0].total
     if total is not None and len(notes) < total:
         say(console, f"{total - len(notes)} of {total} jobs have not begun")
-    finished = [path_from_here(Path(one.note.folder)) for one in results if one.finished]
-    if len(finished) > 1 and any(one.prefers for one in results):
-        say(console, "lmoe compare judges runs by their answers, and these learn preferences; measure each:")
-        for folder in finished:
-            say(console, f"  {shlex.join(['lmoe', 'evaluate', '--checkpoint', folder])}")
-    elif len(finished) > 1:
-        say(console, f"compare them: {shlex.join(['lmoe', 'compare', *finished])}")
+    for line in next_lines([one for one in results if one.finished]):
+        say(console, line)
+
+
+def next_lines(results: Sequence[JobResult]) -> list[str]:
+    """What to do next with jobs that have a summary: the command that compares them, or those that measure each."""
+    from lmoe.report.summary import TIME_OVER
+
+    if len(results) > 1 and any(one.prefers for one in results):
+        measure = [["lmoe", "evaluate", "--checkpoint", path_from_here(Path(one.note.folder))] for one in results]
+        return [
+            "lmoe compare judges runs by their answers, and these learn preferences; measure each:",
+            *(f"  {shlex.join(words)}" for words in measure),
+        ]
+    whole = [one.note for one in results if one.ended != TIME_OVER]
+    if len(whole) < 2:
+        return []
+    compare = shlex.join(["lmoe", "compare", *(path_from_here(Path(note.folder)) for note in whole)])
+    if are_one_arm([note.label for note in whole]):
+        return [f"they are one arm, which is compared beside runs of other settings: {compare} RUN …"]
+    return [f"compare them: {compare}"]
+
+
+def are_one_arm(labels: Sequence[str]) -> bool:
+    """Whether jobs differ in nothing that `lmoe compare` takes for another arm.
+
+    Args:
+        labels: of the jobs, see `JobNote`.
+    """
+    settings = [set(label.split()) for label in labels]
+    differing = set.union(*settings) - set.intersection(*settings)
+    keys = {text.lstrip("+").partition("=")[0] for text in differing}
+    return all(any(key == name or key.startswith(f"{name}.") for name in ("seed", *SAFE)) for key in keys)

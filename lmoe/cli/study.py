@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from lmoe.cli.compose import compose_config, problems_of
 from lmoe.cli.errors import with_keys
 from lmoe.cli.hydra_run import composition_problem
-from lmoe.cli.overrides import Command, Setting, first_point, own_folders, read_command, searchpath
+from lmoe.cli.overrides import MULTIRUN, Command, Setting, first_point, own_folders, read_command, searchpath
 from lmoe.cli.study_jobs import JobLauncher
 from lmoe.cli.threads import prepare_threads
 from lmoe.config.keys import near
@@ -20,6 +20,7 @@ from lmoe.config.run import RunConfig
 from lmoe.config.study import StudyConfig, StudyFile
 from lmoe.errors import ConfigError, LmoeError
 from lmoe.files.resources import resource_dir
+from lmoe.files.wording import shown
 from lmoe.resume.stopping import Stopped, StopSignals
 from lmoe.rules.study import own_key, setting_key, space_of, study_problems
 from lmoe.rules.trust import trust_problems
@@ -103,6 +104,8 @@ def read_study(argv: Sequence[str]) -> tuple[StudyConfig, list[str], list[str], 
     """
     places = own_folders(list(argv))
     rest = [text for text in argv if text not in places]
+    # Before anything else is read: what stands behind an option would be taken for a setting.
+    raise_problems(_option_problems(rest))
     named: dict[str, list[str]] = {"study": [], "hydra": [], "run": []}
     for text in rest:
         section = re.split(r"[./]", setting_key(text))[0]
@@ -158,6 +161,22 @@ def _composed(command: Command) -> StudyConfig:
     read, problems = problems_of(composed, StudyFile, lambda file: study_problems(file.study))
     raise_problems(problems)
     return read.study
+
+
+def _option_problems(texts: Sequence[str]) -> list[str]:
+    """Options that a study does not have: passed over, `--dry_run=estimate` would begin to train."""
+    problems = []
+    for text in texts:
+        if text in MULTIRUN:
+            problems.append(
+                f"{text}: a study takes no -m: it trains each of its arms, with each value of study.space; leave it out"
+            )
+        elif text.startswith("-"):
+            problems.append(
+                f"{shown(text)}: a study has no such option; it takes key=value, --config-dir FOLDER and --help "
+                "(dry_run=config and dry_run=estimate say what it would do)"
+            )
+    return problems
 
 
 def _launcher_problems(settings: Sequence[str]) -> list[str]:

@@ -6,8 +6,8 @@ from typing import Any
 
 import yaml
 
-SIGNS = re.compile(r"([\\`*\[\]<>|#]|(?<!\w)_|_(?!\w))")
-"""By which Markdown and HTML do more than show text; an underscore inside a word does not."""
+SIGNS = re.compile(r"([\\`*\[\]<>|#&~$]|(?<!\w)_|_(?!\w))")
+"""By which Markdown, HTML and formulas in Markdown do more than show text; an underscore inside a word does not."""
 
 
 def front_matter(metadata: Mapping[str, Any]) -> list[str]:

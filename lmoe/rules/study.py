@@ -15,12 +15,16 @@ from lmoe.config.trainer import max_seconds
 from lmoe.files.places import missing_place
 from lmoe.files.run_folder import name_problems
 from lmoe.files.wording import shown
+from lmoe.rules.callbacks import EARLY_STOPPING, PREFIX
 from lmoe.rules.lessons import lesson_of
 from lmoe.vocabulary import AtEdge, Sampler, TaskName
 
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 OWN_KEYS = ("seed", "name", "resume", "dry_run", "logger.group", "callbacks_from")
 """Keys of a run that a study sets itself, or that a run of it cannot have."""
+MAX_STEPS, MAX_EPOCHS = "trainer.max_steps", "trainer.max_epochs"
+STOP_RUNS = (EARLY_STOPPING, "Timer")
+"""Callbacks of Lightning that end a run before its last step."""
 MOST_POINTS = 1000
 """Of a grid."""
 FEWEST_RESAMPLES = 200
@@ -57,9 +61,30 @@ def objective_problems(config: RunConfig) -> list[str]:
     ]
 
 
+def early_end_problems(config: RunConfig) -> list[str]:
+    """Problems of a run of a study that may end before its last step: such a job fails once it has been trained."""
+    why = "ends runs before their last step, and a study compares runs that have done all of theirs"
+    problems = []
+    if config.trainer.max_time is not None:
+        limit = "study.max_time limits the study"
+        problems.append(f"trainer.max_time={config.trainer.max_time} {why}; leave it out ({limit})")
+    if config.trainer.stop_on_collapse:
+        problems.append(f"trainer.stop_on_collapse=true {why}; leave it out, a collapse is warned of")
+    for name, settings in config.callbacks.items():
+        target = settings.get("_target_") if isinstance(settings, dict) else None
+        if target in [f"{PREFIX}{stops}" for stops in STOP_RUNS]:
+            problems.append(f"callbacks.{name} {why}; leave it out, or set callbacks=none")
+    return problems
+
+
 def setting_key(setting: str) -> str:
     """The key, or group, that a setting such as `+optim.lr=1e-3` sets."""
     return setting.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
+def by_key(settings: Sequence[str]) -> dict[str, str]:
+    """Values by their key, of which the last one counts; the order of settings does not."""
+    return {setting_key(text): text.partition("=")[2] for text in settings}
 
 
 def own_key(setting: str) -> bool:
@@ -136,6 +161,8 @@ def _space_problems(study: StudyConfig) -> list[str]:
                 problems.append(f"{where} has a value twice: {shown(values)}")
             if own_key(f"{key}="):
                 problems.append(f"{where}: a study sets {key} itself")
+            if (reason := _sets_length(study, arm, key)) is not None:
+                problems.append(f"{where}: {reason}, so that its values would have no effect there; leave it out")
             if study.tuning.sampler is Sampler.tpe and not all(is_number(value) for value in values):
                 problems.append(f"{where} is {shown(values)}; study.tuning.sampler=tpe draws numbers, so use grid")
         shapes[name] = (len(space), points(space))
@@ -148,6 +175,15 @@ def _space_problems(study: StudyConfig) -> list[str]:
     elif shapes and max(count for _, count in shapes.values()) > MOST_POINTS:
         problems.append(f"study.space has more than {MOST_POINTS} points an arm; give fewer values")
     return list(dict.fromkeys(problems))
+
+
+def _sets_length(study: StudyConfig, arm: ArmConfig, key: str) -> str | None:
+    """Why runs of an arm would not have the length that a tuned key gives them."""
+    if key == MAX_STEPS and arm.apart:
+        return "a study deals the steps of an arm with apart: true out over its runs"
+    if key in (MAX_STEPS, MAX_EPOCHS) and study.longer.arms:
+        return "a study sets the length of the runs of study.longer itself"
+    return None
 
 
 def is_number(value: Any) -> bool:

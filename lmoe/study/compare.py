@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -265,6 +266,7 @@ def losses_of(run: GivenRun, rows: EvaluationRows, data: str, settings: CompareS
     """The loss of each row under the last adapter of a run: those that it keeps, or measured and kept.
 
     Raises:
+        StudyError: one of them is no finite number.
         LmoeError: the model cannot be loaded.
     """
     length, asked = run.config.data.max_length, asked_of(rows)
@@ -282,6 +284,11 @@ def losses_of(run: GivenRun, rows: EvaluationRows, data: str, settings: CompareS
     measured = rows.dealt_as(run.config.data) if data in (JUDGE, VAL) else rows
     losses = row_losses(subject, measured)
     losses = [replace(loss, domain=domain) for loss, (_, domain, _) in zip(losses, asked, strict=True)]
+    if diverged := sum(not math.isfinite(loss.loss) for loss in losses):
+        raise StudyError(
+            f"{run.name}: {diverged} of {len(losses)} rows have a loss that is no finite number: the model has "
+            "diverged; leave it out"
+        )
     try:
         write_row_losses(losses, file)
     except TrainingError as error:

@@ -9,7 +9,7 @@ import numpy as np
 
 from lmoe.errors import DataError
 from lmoe.study.bootstrap import bootstrap_interval
-from lmoe.study.crossed import SEEDS_FOR_SPREAD, CrossedEstimate, crossed_estimate
+from lmoe.study.crossed import SEEDS_FOR_SPREAD, CrossedEstimate, crossed_estimate, without_rounding
 from lmoe.study.inference import difference_p, equivalence_p, interval, smallest_effect
 from lmoe.study.strata import Floats, Strata, measure
 
@@ -109,9 +109,12 @@ def compare(name: str, arm: Floats, baseline: Floats, strata: Strata, terms: Ter
         )
     delta = arm - baseline
     if not np.isfinite(delta).all():
-        seeds = np.flatnonzero(~np.isfinite(delta).all(1)).tolist()
-        raise DataError(f"{name}: losses of seed {seeds[0]} are not finite: a model that diverged cannot be compared.")
-    by_seed = measure(delta, strata)
+        places = np.flatnonzero(~np.isfinite(delta).all(1)).tolist()
+        raise DataError(
+            f"{name}: losses of model {places[0] + 1} of {len(delta)}, or of the one beside it, are not finite: a "
+            "model that diverged cannot be compared."
+        )
+    by_seed = without_rounding(measure(delta, strata))
     spread = None
     if delta.shape[0] >= SEEDS_FOR_SPREAD:
         estimate = crossed_estimate(delta, strata)

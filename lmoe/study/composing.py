@@ -10,7 +10,7 @@ from lmoe.errors import ConfigError
 from lmoe.files.run_folder import hydra_quoted
 from lmoe.rules.phases import base_lr_acts
 from lmoe.rules.routers import needs_domain
-from lmoe.rules.study import objective_problems
+from lmoe.rules.study import early_end_problems, objective_problems
 from lmoe.study.arms import Arm, Values, value_settings, values_text
 from lmoe.vocabulary import LoggerKind
 
@@ -39,7 +39,8 @@ def compose_each(
             for problem in error.problems:
                 found.setdefault(problem, []).append(name)
             continue
-        for problem in objective_problems(configs[name]) + _space_problems(arm, configs[name], compose):
+        run = configs[name]
+        for problem in objective_problems(run) + early_end_problems(run) + _space_problems(arm, run, compose):
             found.setdefault(problem, []).append(name)
     problems = [f"{_whose(names, arms)}: {problem}" for problem, names in found.items()]
     if not problems:

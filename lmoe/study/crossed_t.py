@@ -17,6 +17,8 @@ ORDER = 3
 """k of `critical`."""
 LARGEST_Z = 37.0
 """Where the tail of a normal distribution ends in double precision."""
+LARGEST_T = 1e150
+"""Whose square is still a number: with one degree of freedom t comes beyond it."""
 HALVINGS = 60
 
 
@@ -40,8 +42,8 @@ def critical(tail: ArrayLike, seed_share: ArrayLike, seed_df: ArrayLike, row_df:
         tail: probability of one side, above 0 and below 0.5.
     """
     tail, share = np.asarray(tail, dtype=np.float64), np.asarray(seed_share, dtype=np.float64)
-    z2 = stdtrit(row_df, tail) ** 2
-    t2 = stdtrit(seed_df, tail) ** 2
+    z2 = np.minimum(np.abs(stdtrit(row_df, tail)), LARGEST_T) ** 2
+    t2 = np.minimum(np.abs(stdtrit(seed_df, tail)), LARGEST_T) ** 2
     # Over the larger one, so that no power overflows far out.
     largest = np.maximum(np.maximum(z2, t2), np.finfo(np.float64).tiny)
     mean = (1 - share**ORDER) * (z2 / largest) ** ORDER + (share * t2 / largest) ** ORDER

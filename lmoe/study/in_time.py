@@ -113,18 +113,40 @@ def _drop(
     Args:
         worse: drop also what is clearly worse.
     """
-    seeds, baseline = study.config.tuning.seeds[:1], study.config.baseline
-    means = {name: choose(study, arm, order[name][:tried], seeds).best.mean for name, arm in progress.arms.items()}
-    bar = means[baseline] + CLEARLY * study.config.judging.margin if worse else math.inf
-    dropped = {
-        name: mean for name, mean in means.items() if name != baseline and (mean > bar or not math.isfinite(mean))
-    }
+    baseline = study.config.baseline
+    means = screening_means(study, progress.arms, order, tried)
+    dropped = behind(study, means, worse=worse)
     for name, mean in dropped.items():
         why = "its runs of the screening failed"
         if math.isfinite(mean):
             why = f"{mean - means[baseline]:.3f} behind the baseline in the screening, with one seed"
         progress.note(f"{name} was dropped: {why}", tools.say)
     progress.arms = {name: arm for name, arm in progress.arms.items() if name not in dropped}
+
+
+def screening_means(
+    study: Study, arms: Mapping[str, Arm], order: Mapping[str, Sequence[Values]], tried: int
+) -> dict[str, float]:
+    """The best mean of each arm in a screening.
+
+    Args:
+        order: values by arm.
+        tried: of them.
+    """
+    seeds = study.config.tuning.seeds[:1]
+    return {name: choose(study, arm, order[name][:tried], seeds).best.mean for name, arm in arms.items()}
+
+
+def behind(study: Study, means: Mapping[str, float], *, worse: bool) -> dict[str, float]:
+    """The means of arms that are dropped after a screening.
+
+    Args:
+        means: by arm.
+        worse: also of what is clearly worse.
+    """
+    baseline = study.config.baseline
+    bar = means[baseline] + CLEARLY * study.config.judging.margin if worse else math.inf
+    return {name: mean for name, mean in means.items() if name != baseline and (mean > bar or not math.isfinite(mean))}
 
 
 def _with_all_seeds(study: Study, tools: Tools, progress: Progress) -> bool:

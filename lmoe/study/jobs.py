@@ -10,7 +10,7 @@ from lmoe.files.run_folder import PROVENANCE_FILE, SUMMARY_FILE, hydra_quoted
 from lmoe.files.small_file import Reader
 from lmoe.files.write import write_whole
 from lmoe.report.summary import FINISHED, SUMMARY, RunSummary
-from lmoe.rules.study import setting_key
+from lmoe.rules.study import by_key, setting_key
 from lmoe.rules.trust import TRUST
 from lmoe.study.arms import Arm, Values, value_settings, values_text
 from lmoe.study.sampling import Watch
@@ -174,9 +174,9 @@ def write_job(job: Job, folder: Path) -> None:
     write_whole(place, {JOB_FILE: text.encode() + b"\n"})
 
 
-def _trained(job: Job) -> list[tuple[str, list[str]]]:
-    """What the runs of a job are, wherever their choices are read from."""
-    return [(run.folder, [text for text in run.settings if not text.startswith(PLACES)]) for run in job.runs]
+def _trained(job: Job) -> list[tuple[str, dict[str, str]]]:
+    """What the runs of a job are, wherever their choices are read from and in whatever order they are set."""
+    return [(run.folder, by_key([text for text in run.settings if not text.startswith(PLACES)])) for run in job.runs]
 
 
 def read_job(place: Path) -> Job:

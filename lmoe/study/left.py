@@ -6,13 +6,23 @@ from itertools import chain
 from math import prod
 
 from lmoe.errors import LmoeError
-from lmoe.rules.study import is_number
 from lmoe.study.arms import Arm, Values
+from lmoe.study.in_time import SCREENED, behind, screening_means
 from lmoe.study.jobs import JOB_FILE, RUNS, Job, is_done, read_job
-from lmoe.study.launching import not_done
-from lmoe.study.planned import choose, drawn_tries, judging_jobs, tuning_jobs, untried, untuned, wider
+from lmoe.study.launching import is_settled
+from lmoe.study.planned import (
+    choose,
+    drawn_tries,
+    from_the_middle,
+    judging_jobs,
+    tuning_jobs,
+    untried,
+    untuned,
+    wider,
+)
+from lmoe.study.sampling import check_installed
 from lmoe.study.study import Study
-from lmoe.study.tuning import MOST_WIDENED, Chosen
+from lmoe.study.tuning import MOST_WIDENED, Chosen, is_movable
 from lmoe.vocabulary import AtEdge, Sampler
 
 
@@ -45,20 +55,23 @@ def study_jobs(study: Study) -> StudyJobs:
     """The jobs of a study, as far as they are known.
 
     Raises:
-        LmoeError: what is kept is damaged.
+        LmoeError: what is kept is damaged, or values are to be drawn and Optuna is not installed.
     """
     config = study.config
     tuned = any(arm.space for arm in study.arms.values())
     arms, undrawn = dict(study.arms), dict.fromkeys(study.arms, 0)
     tuning, more = [], 0
     if tuned and config.tuning.sampler is Sampler.tpe:
+        check_installed()
         drawn = {name: _drawn(study, name) for name in arms}
         tuning = tuning_jobs(study, arms, drawn, config.tuning.seeds)
         tries = drawn_tries(study)
         undrawn = {name: (tries - len(values)) * len(config.tuning.seeds) for name, values in drawn.items()}
         chosen = {name: _chosen(study, arm, drawn[name]) for name, arm in arms.items()}
     elif tuned:
-        arms, tuning, more = _grids(study)
+        kept, screened = _screened(study)
+        arms, tuning, more = _grids(study, kept)
+        tuning += screened
         chosen = {name: _chosen(study, arm, arm.grid()) for name, arm in arms.items()}
     else:
         chosen = {name: untuned() for name in arms}
@@ -75,14 +88,29 @@ def study_jobs(study: Study) -> StudyJobs:
     )
 
 
-def _grids(study: Study) -> tuple[dict[str, Arm], list[Job], int]:
+def _screened(study: Study) -> tuple[dict[str, Arm], list[Job]]:
+    """The arms that a screening within study.max_time has not dropped, and the jobs of those that it has: they have no
+    others."""
+    arms = dict(study.arms)
+    order = {name: from_the_middle(arm) for name, arm in arms.items()}
+    tried = min(SCREENED, *(len(values) for values in order.values()))
+    first = {name: values[:tried] for name, values in order.items()}
+    seeds = study.config.tuning.seeds[:1]
+    if study.config.max_time is None or not is_settled(study, tuning_jobs(study, arms, first, seeds)):
+        return arms, []
+    dropped = behind(study, screening_means(study, arms, order, tried), worse=True)
+    jobs = tuning_jobs(study, {name: arms[name] for name in dropped}, first, seeds)
+    return {name: arm for name, arm in arms.items() if name not in dropped}, jobs
+
+
+def _grids(study: Study, arms: Mapping[str, Arm]) -> tuple[dict[str, Arm], list[Job], int]:
     """The arms with grids as wide as they are by what is done, their jobs, and how many more there may be."""
-    arms, seeds = dict(study.arms), study.config.tuning.seeds
+    arms, seeds = dict(arms), study.config.tuning.seeds
     widenings = 0
     while True:
         tries = {name: arm.grid() for name, arm in arms.items()}
         jobs = tuning_jobs(study, arms, tries, seeds)
-        if not_done(study, jobs):
+        if not is_settled(study, jobs):
             break
         found = {name: choose(study, arm, tries[name], seeds) for name, arm in arms.items()}
         more = wider(study, arms, found, widenings)
@@ -98,8 +126,7 @@ def _grids(study: Study) -> tuple[dict[str, Arm], list[Job], int]:
 
 def _widest(space: Mapping[str, Sequence[object]], widenings: int) -> int:
     """How many points a grid has that is widened on all sides."""
-    movable = [len(values) > 1 and all(map(is_number, values)) for values in space.values()]
-    return prod(len(values) + 2 * widenings * moves for values, moves in zip(space.values(), movable, strict=True))
+    return prod(len(values) + 2 * widenings * is_movable(values) for values in space.values())
 
 
 def _drawn(study: Study, name: str) -> list[Values]:

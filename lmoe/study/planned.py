@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from lmoe.study.arms import UNTUNED, Arm, Values
-from lmoe.study.jobs import Job, Judging, job_of
+from lmoe.study.jobs import Job, Judging, has_diverged, is_done, job_of
 from lmoe.study.study import Study
 from lmoe.study.tuning import MOST_WIDENED, Chosen, Try, chosen, score_of, widened
 from lmoe.vocabulary import AtEdge
@@ -54,13 +54,16 @@ def choose(study: Study, arm: Arm, tries: Sequence[Values], seeds: Sequence[int]
     """The best values of an arm by what its jobs have left; a try counts where all its seeds are done."""
     found = []
     for values in tries:
-        scores = {}
+        scores, diverged = {}, False
         for seed in seeds:
             job = make_job(study, arm, values, seed, judging=None)
             score = score_of(job, study.folder, study.config.tuning.metric)
             if score is not None:
                 scores[seed] = score
-        found.append(Try(values=values, scores=scores if len(scores) == len(seeds) else {}))
+            elif has_diverged(job, study.folder) or is_done(job, study.folder):  # or its validation loss is no number
+                diverged = True
+        scores = scores if len(scores) == len(seeds) else {}
+        found.append(Try(values=values, scores=scores, diverged=diverged))
     return chosen(arm, found)
 
 

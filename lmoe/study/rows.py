@@ -1,7 +1,7 @@
 """The rows of a study: what they are before anything runs, and that judging rows are nothing else."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -33,16 +33,22 @@ class StudyRows:
         row_ids: names and label tokens of the judging rows that are compared, by domain: the first
             study.judging.rows_per_domain of each.
         data_hashes: SHA-256 by path, of all files.
+        own: by arm, its rows; of an arm that is not there, these.
     """
 
     domains: list[str]
     judged_domains: list[str]
     row_ids: dict[str, list[str]]
     data_hashes: dict[str, str]
+    own: Mapping[str, "StudyRows"] = field(default_factory=dict)
+
+    def of_arm(self, name: str) -> "StudyRows":
+        """The rows of an arm."""
+        return self.own.get(name, self)
 
 
 def rows_of_arms(configs: Mapping[str, RunConfig], judging: JudgingConfig) -> StudyRows:
-    """The rows of a study, checked for all arms, of which some may have rows of their own.
+    """The rows of a study, those of its first arm, checked for all arms, of which some may have rows of their own.
 
     Args:
         configs: by arm, the baseline first.
@@ -51,20 +57,22 @@ def rows_of_arms(configs: Mapping[str, RunConfig], judging: JudgingConfig) -> St
         LmoeError: as `study_rows`, arms that have no judging rows in common, or a domain with too few of them.
     """
     read: list[tuple[tuple[BackboneConfig, DataConfig], StudyRows]] = []
+    own: dict[str, StudyRows] = {}
     for name, config in configs.items():
-        data = replace(config.data, permute_domains=False)
-        if any(of == (config.backbone, data) for of, _ in read):
-            continue
-        try:
-            read.append(((config.backbone, data), study_rows(config, judging)))
-        except LmoeError as error:
-            if not read:
-                raise
-            raise type(error)(f"arm {name}: {error}") from None
-        check_judging(_in_common([found for _, found in read], name), judging)
-    first = read[0][1]
+        sources = config.backbone, replace(config.data, permute_domains=False)
+        rows = next((found for of, found in read if of == sources), None)
+        if rows is None:
+            try:
+                rows = study_rows(config, judging)
+            except LmoeError as error:
+                if not read:
+                    raise
+                raise type(error)(f"arm {name}: {error}") from None
+            read.append((sources, rows))
+            check_judging(_in_common([found for _, found in read], name), judging)
+        own[name] = rows
     hashes = {path: text for _, found in read for path, text in found.data_hashes.items()}
-    return replace(first, data_hashes=hashes)
+    return replace(read[0][1], data_hashes=hashes, own=own)
 
 
 def _in_common(found: Sequence[StudyRows], name: str) -> dict[str, int]:
@@ -162,8 +170,9 @@ def check_experts(rows: StudyRows, configs: Mapping[str, RunConfig]) -> None:
         StudyError: names the arms and the domain.
     """
     for name, config in configs.items():
-        trained = config.data.domains or rows.domains
-        if needs_domain(config.moe) and (missing := sorted(set(rows.judged_domains) - set(trained))):
+        own = rows.of_arm(name)
+        trained = config.data.domains or own.domains
+        if needs_domain(config.moe) and (missing := sorted(set(own.judged_domains) - set(trained))):
             raise StudyError(
                 f"arm {name}: moe.router={config.moe.router} has no expert for {', '.join(missing)} of the judging "
                 f"rows, since it trains {', '.join(trained)}; take the arm out, or judge on other rows"
@@ -182,7 +191,7 @@ def check_metric(metric: str, rows: StudyRows, configs: Mapping[str, RunConfig],
         StudyError: names the metrics that there are.
     """
     for name, config in configs.items():
-        there = objective_of(config.task).metric_names(config.data.domains or rows.domains)
+        there = objective_of(config.task).metric_names(config.data.domains or rows.of_arm(name).domains)
         if name in apart:
             there = [one for one in there if one == "val/loss"]
         if metric not in (MEAN, *there):

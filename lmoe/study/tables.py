@@ -1,6 +1,5 @@
 """The tables of a study as they are read: for the terminal, and as Markdown and LaTeX."""
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmoe.report.files import write_bytes
+from lmoe.report.markdown import plain
 from lmoe.report.wording import NOT_MEASURED, counted, percent
 from lmoe.report.wording import memory as memory_text
 from lmoe.study.answer import listed
@@ -23,7 +23,9 @@ LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
     | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+    | {character: f"{{{character}}}" for character in "[]*"}
 )
+"""NOTE behind the end of a row or a rule a bare [ would begin an argument, and a bare * be part of the command."""
 P, BOOTSTRAP, COULD_SEE = "p (Holm)", "bootstrap", "could see"
 """Columns: adjusted p value, interval of the bootstrap, and the smallest difference that could have been seen."""
 FILES_ALONE = ("seeds", P, BOOTSTRAP, COULD_SEE)
@@ -56,8 +58,8 @@ def study_tables(result: StudyResult) -> Group:
         title = f"The same with {result.longer_times} times the steps"
         parts += [Text(), rich_table(title, verdict_rows(result, result.longer), without=FILES_ALONE)]
     parts += [Text(), rich_table("What is matched", matched_rows(result), without=("second best",))]
-    if note := reading_note(result.arms):
-        parts.append(Text(f"note: {note}"))
+    notes = [pairing_note(result, result.primary), pairing_note(result, result.longer), reading_note(result.arms)]
+    parts += [Text(f"note: {note}") for note in notes if note]
     parts += [Text(f"note: {note}") for note in all_notes(result)]
     return Group(*parts)
 
@@ -72,11 +74,12 @@ def write_tables(result: StudyResult, folder: Path) -> list[str]:
         TrainingError: a file cannot be written.
     """
     tables = all_tables(result)
-    markdown = [f"# {result.name}", result.question, f"`{result.command}`", head_text(result)]
+    command = f"```sh\n{result.command}\n```"
+    markdown = [f"# {plain(result.name)}", plain(result.question), command, plain(head_text(result))]
     for table in tables:
-        markdown += [f"## {table.title}", as_markdown(table.rows), table.note]
+        markdown += [f"## {plain(table.title)}", as_markdown(table.rows), plain(table.note)]
     if notes := all_notes(result):
-        markdown += ["## Notes", "\n".join(f"* {note}" for note in notes)]
+        markdown += ["## Notes", "\n".join(f"* {plain(note)}" for note in notes)]
     files = {"study.md": "\n\n".join(part for part in markdown if part) + "\n"}
     files |= csv_tables(result)
     files["study.tex"] = "\n".join(as_latex(table.title, table.rows, table.note) for table in tables)
@@ -88,10 +91,13 @@ def write_tables(result: StudyResult, folder: Path) -> list[str]:
 def all_tables(result: StudyResult) -> list[StudyTable]:
     """Each table, in its order."""
     title = f"{measure_text(result)}, beside {result.baseline}"
-    tables = [StudyTable(title=title, rows=verdict_rows(result, result.primary))]
+    tables = [
+        StudyTable(title=title, rows=verdict_rows(result, result.primary), note=pairing_note(result, result.primary))
+    ]
     if result.longer:
         title = f"With {result.longer_times} times the steps"
-        tables.append(StudyTable(title=title, rows=verdict_rows(result, result.longer)))
+        note = pairing_note(result, result.longer)
+        tables.append(StudyTable(title=title, rows=verdict_rows(result, result.longer), note=note))
     tables.append(StudyTable(title="What is matched", rows=matched_rows(result), note=reading_note(result.arms)))
     if result.secondary:
         tables.append(StudyTable(title="By domain, secondary", rows=domain_rows(result)))
@@ -126,6 +132,20 @@ def verdict_rows(result: StudyResult, comparisons: Sequence[ComparisonResult]) -
     if result.base_loss is not None and arms is result.arms:
         rows.append([BASE, f"{result.base_loss:.4f}", *[""] * 7])
     return rows
+
+
+def pairing_note(result: StudyResult, comparisons: Sequence[ComparisonResult]) -> str:
+    """A note that names the arms whose difference is over fewer seeds than the losses in the same table; "": of none."""
+    arms = {arm.name: arm for arm in (result.arms if comparisons is result.primary else result.longer_arms)}
+    fewer = [
+        f"{counted(found.seeds, 'seed')} of {listed([arms[found.arm].title])}"
+        for found in comparisons
+        if found.seeds < max(len(arms[name].seeds) for name in (found.arm, result.baseline))
+    ]
+    if not fewer:
+        return ""
+    said = ", ".join(fewer)
+    return f"losses are over all seeds of an arm, differences over those that it shares with the baseline: {said}"
 
 
 def matched_rows(result: StudyResult) -> Rows:
@@ -233,14 +253,9 @@ def p_text(p: float) -> str:
 
 def as_markdown(rows: Rows) -> str:
     """A table in Markdown."""
-    escaped = [[_markdown(cell) for cell in row] for row in rows]
+    escaped = [[plain(cell) for cell in row] for row in rows]
     lines = ["| " + " | ".join(row) + " |" for row in escaped]
     return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
-
-
-def _markdown(cell: str) -> str:
-    """A cell in one line, in which nothing is a mark or a tag."""
-    return re.sub(r"[\\|<>*_`]", r"\\\g<0>", " ".join(cell.split()))
 
 
 def as_latex(title: str, rows: Rows, note: str = "") -> str:

@@ -25,10 +25,18 @@ class Try:
     Args:
         values: of the tuned keys.
         scores: by seed, of the runs that are done.
+        diverged: whether the loss of a run of it was no finite number.
     """
 
     values: Values
     scores: Mapping[int, float]
+    diverged: bool = False
+
+    @property
+    def counts(self) -> bool:
+        """Whether it tells how good its values are: that a model diverged tells it too, that a run was killed does
+        not."""
+        return bool(self.scores) or self.diverged
 
     @property
     def mean(self) -> float:
@@ -127,34 +135,53 @@ def chosen(arm: Arm, tries: Sequence[Try]) -> Chosen:
     """
     ranked = sorted(tries, key=lambda found: found.mean)
     best = ranked[0]
-    edges = {} if not math.isfinite(best.mean) else _edges(arm, best.values)
+    edges = {} if not math.isfinite(best.mean) else _edges(arm, best.values, tries)
     return Chosen(best=best, second=ranked[1] if len(ranked) > 1 else None, edges=edges, tries=tuple(tries))
 
 
-def _edges(arm: Arm, values: Values) -> dict[str, str]:
+def _edges(arm: Arm, values: Values, tries: Sequence[Try]) -> dict[str, str]:
+    """Keys whose value is outermost, in the space or among the tries that count."""
     found = {}
     for key, value in values:
-        tried = arm.space[key]
-        if len(tried) > 1 and all(is_number(other) for other in tried):
-            if value == min(tried):
-                found[key] = LOWER
-            elif value == max(tried):
-                found[key] = UPPER
+        if is_movable(arm.space[key]):
+            tried = [dict(other.values)[key] for other in tries if other.counts]
+            side = side_of(value, arm.space[key]) or side_of(value, tried)
+            if side is not None:
+                found[key] = side
     return found
+
+
+def side_of(value: Any, values: Sequence[Any]) -> str | None:
+    """The side on which a value is the outermost of some; None: on neither."""
+    if value == min(values):
+        return LOWER
+    return UPPER if value == max(values) else None
+
+
+def is_movable(values: Sequence[Any]) -> bool:
+    """Whether there may be a value beyond the outermost: of two numbers or more."""
+    return len(values) > 1 and all(is_number(value) for value in values)
 
 
 def widened(arms: Mapping[str, Arm], found: Mapping[str, Chosen]) -> dict[str, Arm] | None:
     """All arms with one more value on each side on which the best of any of them is outermost; None: there is none.
 
-    A side is that of a key's place in the space: arms may tune keys of other names, but as many.
+    A side is that of a key's place in the space: arms may tune keys of other names, but as many. What an arm has in
+    that place stays as it is where it is not movable. Nothing is added beyond values whose runs have failed.
     """
-    sides = {(list(arms[name].space).index(key), side) for name, of in found.items() for key, side in of.edges.items()}
+    sides = {
+        (number, side)
+        for name, of in found.items()
+        for number, (key, value) in enumerate(of.best.values)
+        if (side := of.edges.get(key)) is not None and side == side_of(value, arms[name].space[key])
+    }
     wider = {}
     for name, arm in arms.items():
         space = {key: list(values) for key, values in arm.space.items()}
         for number, side in sorted(sides):
             key = list(space)[number]
-            space[key] = with_one_more(space[key], side)
+            if is_movable(space[key]):
+                space[key] = with_one_more(space[key], side)
         wider[name] = replace(arm, space={key: tuple(values) for key, values in space.items()})
     return None if wider == arms else wider
 

@@ -6,9 +6,20 @@ from dataclasses import asdict
 import pytest
 
 from lmoe.cli.launchers import JobError
-from lmoe.cli.multirun_table import DONE, JobNote, JobNotes, job_notes, print_table, state_of, swept_settings
+from lmoe.cli.multirun_table import (
+    DONE,
+    JobNote,
+    JobNotes,
+    JobResult,
+    job_notes,
+    next_lines,
+    print_table,
+    state_of,
+    swept_settings,
+)
 from lmoe.errors import ConfigError
 from lmoe.files.run_folder import path_from_here
+from lmoe.report.summary import TIME_OVER
 from lmoe.resume.stopping import Stopped
 
 
@@ -83,7 +94,7 @@ def test_the_table_says_which_jobs_were_lost_and_which_never_began(capsys, monke
 
 def test_runs_that_prefer_answers_are_not_offered_to_a_comparison_that_refuses_them(capsys, finished_run, sft_dpo_run):
     def said(*runs) -> str:
-        print_table([note(number, folder=str(run)) for number, run in enumerate(runs)])
+        print_table([note(number, folder=str(run), label=f"moe.top_k={number}") for number, run in enumerate(runs)])
         return " ".join(capsys.readouterr().out.split())
 
     assert "compare them: lmoe compare" in said(finished_run, finished_run)
@@ -91,6 +102,25 @@ def test_runs_that_prefer_answers_are_not_offered_to_a_comparison_that_refuses_t
         text = said(*runs)
         assert "compare them" not in text
         assert all(f"lmoe evaluate --checkpoint {path_from_here(run)}" in text for run in runs)
+
+
+def result(number: int, label: str, *, ended: str = "") -> JobResult:
+    done = note(number, label=label, folder=f"run_{number}")
+    return JobResult(note=done, before=2.0, after=1.0, ended=ended, finished=True)
+
+
+@pytest.mark.parametrize("labels", [["seed=0", "seed=1"], ["seed=0 logger=none", "seed=1 logger=none name=x"]])
+def test_jobs_that_are_one_arm_are_told_to_be_compared_beside_others(labels):
+    [line] = next_lines([result(number, label) for number, label in enumerate(labels)])
+    assert line.startswith("they are one arm") and line.endswith("lmoe compare run_0 run_1 RUN …")
+
+
+def test_jobs_of_several_arms_are_compared_without_those_whose_time_was_over():
+    jobs = [result(number, f"moe={moe} seed={number}") for number, moe in enumerate(("soft", "top_k"))]
+    over = result(2, "moe=sigmoid seed=2", ended=TIME_OVER)
+    stopped = result(3, "moe=oracle seed=3", ended="early stopping")
+    assert next_lines([*jobs, over, stopped]) == ["compare them: lmoe compare run_0 run_1 run_3"]
+    assert next_lines([jobs[0], over]) == []
 
 
 def test_a_single_run_and_a_multirun_without_jobs_have_no_table(capsys):

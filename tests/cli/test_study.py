@@ -501,8 +501,13 @@ def test_a_judging_row_of_the_second_source_is_named_by_its_own_file(restored, m
     ("more", "said"),
     [
         (["seed=3"], "seed=3: a study sets seed itself"),
+        (["--dry_run=estimate"], "--dry_run=estimate: a study has no such option; it takes key=value, --config-dir"),
+        (["--cfg", "job"], "--cfg: a study has no such option"),
+        (["-m", "optim.weight_decay=0,0.1"], "-m: a study takes no -m"),
         (["hydra.run.dir=x"], "of Hydra a study takes hydra/launcher and hydra.launcher.* alone"),
         (["dry_run=preflight"], "dry_run=preflight: a study has none, config, estimate"),
+        (["trainer.max_time=00:00:01:00"], "all arms: trainer.max_time=00:00:01:00 ends runs before their last step"),
+        (["callbacks=early_stopping", "trainer.val_every_n_steps=1"], "all arms: callbacks.early_stopping ends runs"),
         (["injection=mixture_lora"], "of the arms lora, apart set injection themselves"),
         (["study.arms.lora.overrides=['moe=sfot']"], "arm lora: moe=sfot: no such choice; did you mean soft"),
         (["+study.space.optim.lr=[0.001,0.002]", "optim.lr=0.1"], "optim.lr=0.1: it is tuned"),

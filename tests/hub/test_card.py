@@ -252,4 +252,5 @@ def test_a_config_of_something_else_around_an_exported_folder_is_no_run(tmp_path
 
 def test_names_stay_text_in_a_table():
     assert plain("a|b\n<script> `x` my_name") == r"a\|b \<script\> \`x\` my_name"
+    assert plain("&lt; ~~x~~ $y$") == r"\&lt; \~\~x\~\~ \$y\$"
     assert table(["a", "b"], [["x", "1"], ["y", ""]]) == ["| a | b |", "|---|---:|", "| x | 1 |", "| y | |"]

@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from lmoe.config.run import RunConfig
 from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, StudyConfig, TimingConfig, TuningConfig
-from lmoe.rules.study import points, space_of, study_problems
+from lmoe.config.trainer import TrainerConfig
+from lmoe.rules.study import early_end_problems, points, space_of, study_problems
 from lmoe.vocabulary import AtEdge, Sampler
 
 PLAIN = ArmConfig(overrides=["injection=dense_lora"])
@@ -46,6 +48,18 @@ def test_a_good_study_has_no_problems():
             {"arms": {"plain": PLAIN, "other": ArmConfig(space={"injection": {"lora_alpha": [8]}})}},
             "keys x tries are: plain 1 x 2, other 2 x 2",
         ),
+        (
+            {"space": {"trainer": {"max_steps": [5, 9]}}, "arms": {"plain": PLAIN, "other": ArmConfig(apart=True)}},
+            "study.space.trainer.max_steps: a study deals the steps of an arm with apart: true out over its runs",
+        ),
+        (
+            {"space": {"trainer": {"max_steps": [5, 9]}}, "longer": LongerConfig(arms=1)},
+            "study.space.trainer.max_steps: a study sets the length of the runs of study.longer itself",
+        ),
+        (
+            {"space": {"trainer": {"max_epochs": [1, 2]}}, "longer": LongerConfig(arms=1)},
+            "study.space.trainer.max_epochs: a study sets the length",
+        ),
         ({"space": {"optim": {"lr": list(range(1001))}}}, "more than 1000 points"),
         ({"tuning": TuningConfig(seeds=[5])}, "must be at least two"),
         ({"tuning": TuningConfig(seeds=[5, 5])}, "study.tuning.seeds has 5 twice"),
@@ -76,6 +90,13 @@ def test_each_problem_is_said_by_its_key(changes, said):
     assert any(said in problem for problem in problems), problems
 
 
+def test_lengths_are_tuned_where_they_count():
+    lengths = {"trainer": {"max_steps": [5, 9]}}
+    assert study_problems(replace(GOOD, space=lengths)) == []
+    arms = {"plain": PLAIN, "other": ArmConfig(apart=True)}
+    assert study_problems(replace(GOOD, space={"trainer": {"max_epochs": [1, 2]}}, arms=arms)) == []
+
+
 def test_all_problems_are_said_at_once():
     bad = replace(GOOD, name="", baseline="x", judging=JudgingConfig(margin=-1.0))
     assert len(study_problems(bad)) == 3
@@ -86,3 +107,22 @@ def test_a_space_may_be_nested_or_dotted_and_an_arm_has_its_own_values():
     study = replace(GOOD, space={"optim": {"lr": [1, 2, 3]}, "injection": {"lora_alpha": [16, 32]}})
     assert space_of(study, arm) == {"optim.lr": [1, 2, 3], "injection.lora_alpha": [64, 128]}
     assert points(space_of(study, arm)) == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"trainer": TrainerConfig(max_time="00:01:00:00")}, "trainer.max_time=00:01:00:00 ends runs"),
+        ({"trainer": TrainerConfig(stop_on_collapse=True)}, "trainer.stop_on_collapse=true ends runs"),
+        ({"callbacks": {"early": {"_target_": "lightning.pytorch.callbacks.EarlyStopping"}}}, "callbacks.early ends"),
+        ({"callbacks": {"timer": {"_target_": "lightning.pytorch.callbacks.Timer"}}}, "callbacks.timer ends runs"),
+    ],
+)
+def test_what_ends_a_run_early_is_refused_by_its_key(changes, said):
+    [problem] = early_end_problems(RunConfig(**changes))
+    assert problem.startswith(said)
+
+
+def test_a_run_that_does_all_its_steps_has_no_problem():
+    watched = {"device": {"_target_": "lightning.pytorch.callbacks.DeviceStatsMonitor"}}
+    assert early_end_problems(RunConfig(callbacks=watched)) == []

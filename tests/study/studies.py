@@ -5,11 +5,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-from lmoe.config.backbone import BackboneConfig
+from lmoe.config.run import RunConfig
 from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, StudyConfig, TimingConfig, TuningConfig
+from lmoe.config.trainer import TrainerConfig
 from lmoe.evaluate.row_losses import COLUMNS
 from lmoe.report.summary import RunSummary
 from lmoe.study.arms import arms_of
@@ -39,15 +39,13 @@ def config(**changes: Any) -> StudyConfig:
 
 def study_of(config: StudyConfig, folder: Path, *, max_steps: int = 10, max_epochs: float | None = None) -> Study:
     """The study, in a folder."""
-    run = SimpleNamespace(
-        trainer=SimpleNamespace(max_steps=max_steps, max_epochs=max_epochs), backbone=BackboneConfig()
-    )
+    run = RunConfig(trainer=TrainerConfig(max_steps=max_steps, max_epochs=max_epochs))
     return Study(
         config=config,
         given=("logger=none",),
         folder=folder,
         arms=arms_of(config, ["logger=none"]),
-        configs=dict.fromkeys(config.arms, run),  # type: ignore[arg-type]
+        configs=dict.fromkeys(config.arms, run),
         domains=list(DOMAINS),
         command="lmoe study study=micro",
     )

@@ -13,6 +13,7 @@ from yaml import CSafeDumper, CSafeLoader
 
 from lmoe.errors import DataError, LmoeError, StudyError
 from lmoe.evaluate.row_losses import read_row_losses
+from lmoe.files.run_folder import path_from_here
 from lmoe.study import compare as module
 from lmoe.study.compare import LOOKED_AT, CompareSettings, compare_runs
 from lmoe.study.comparison import Terms, compare
@@ -266,6 +267,17 @@ def test_a_run_that_has_not_finished_is_refused_unless_it_is_asked_for(runs, tmp
     file.unlink()
     with pytest.raises(StudyError, match="has not finished; resume="):
         compared(tmp_path, runs("top_k", 0), other)
+
+
+def test_a_run_that_has_diverged_is_named_and_its_losses_are_not_kept(runs, tmp_path):
+    other = runs("soft", 3, "diverged")
+    file = other / "adapter" / "adapter.safetensors"
+    tensors = load_file(file)
+    save_file({key: t * float("nan") if t.is_floating_point() else t for key, t in tensors.items()}, file)
+    with pytest.raises(StudyError, match=r"diverged: 12 of 12 rows .*; leave it out") as told:
+        compared(tmp_path, runs("top_k", 0), other)
+    assert str(told.value).startswith(f"{path_from_here(other)}: ")
+    assert not list((other / "evaluation").glob("rows_*.csv"))
 
 
 def test_an_oracle_without_an_expert_for_a_domain_is_refused(runs, tmp_path):

@@ -9,6 +9,7 @@ from lmoe.study.comparison import Terms, compare, compare_domains
 from lmoe.study.crossed import crossed_estimate
 from lmoe.study.inference import difference_p, equivalence_p, interval, smallest_effect
 from lmoe.study.strata import Strata
+from lmoe.study.verdict import Verdict, judge
 
 GENERATOR = np.random.default_rng(0)
 STRATA = Strata.of_rows(GENERATOR.integers(5, 50, 30).astype(float), ["a"] * 12 + ["b"] * 18)
@@ -42,6 +43,13 @@ def test_a_single_seed_has_an_estimate_and_no_spread():
     assert found.spread is None and found.estimate == found.by_seed[0]
 
 
+def test_rounding_is_no_difference():
+    found = compare("same", BASELINE + 1e-14 * STRATA.tokens, BASELINE, STRATA, Terms(margin=0.1, draws=0))
+    assert found.estimate == 0 and set(found.by_seed) == {0.0}
+    [judged] = judge([found])
+    assert judged.verdict is Verdict.EQUIVALENT
+
+
 def test_seeds_are_paired_by_their_order():
     apart = compare("ours", ARM[::-1], BASELINE, STRATA, Terms(margin=0.1, draws=0))
     paired = compare("ours", ARM, BASELINE, STRATA, Terms(margin=0.1, draws=0))
@@ -64,5 +72,5 @@ def test_losses_that_do_not_fit_are_refused_with_the_name_of_the_arm():
         compare("ours", ARM[:3], BASELINE, STRATA, Terms(margin=0.1))
     broken = ARM.copy()
     broken[2, 7] = np.nan
-    with pytest.raises(DataError, match="ours: losses of seed 2 are not finite"):
+    with pytest.raises(DataError, match="ours: losses of model 3 of 4, or of the one beside it, are not finite"):
         compare("ours", broken, BASELINE, STRATA, Terms(margin=0.1))

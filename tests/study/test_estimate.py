@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from lmoe.config.study import LongerConfig, StudyConfig, TuningConfig
+from lmoe.errors import StudyError
 from lmoe.study.estimate import estimate_lines
 from lmoe.study.jobs import SECONDS_FILE, Job
 from lmoe.study.matched import ArmSize
@@ -104,6 +105,35 @@ def test_grids_that_were_widened_count_with_what_was_tried_in_them(lines, tmp_pa
         assert found[-1] == "26 jobs, all of them done"
     else:
         assert found[-2].startswith("8 of 22 jobs are left") and "up to 8 jobs more" in found[-1]
+
+
+def test_a_try_that_failed_does_not_hide_that_grids_were_widened(lines, tmp_path):
+    """All of five values of two arms, with two seeds, and three seeds of judging are done but for the try that failed,
+    which is tried again."""
+
+    def rising(job: Job) -> float:
+        rate = dict(job.values)["optim.lr"]
+        if (job.arm, job.seed, rate) == ("plain", 101, 0.001):
+            raise ArithmeticError
+        return 2.0 + abs(rate - 0.008)
+
+    done(tmp_path, config(), rising)
+    assert lines(config())[-1].startswith("1 of 26 jobs are left")
+
+
+def test_an_arm_that_a_screening_has_dropped_has_no_more_jobs(lines, tmp_path):
+    """Three values of each arm with the first seed, those of the baseline with the second, and three seeds of it."""
+    given = config(tuning=REPORT, max_time="00:01:00:00")
+    done(tmp_path, given, lambda job: by_distance(job) + (job.arm == "other"))
+    found = lines(given)
+    assert found[1].endswith(", 9 jobs, 9 of them done") and found[2].endswith(", 3 jobs, 3 of them done")
+    assert found[-1] == "12 jobs, all of them done"
+
+
+def test_an_estimate_refuses_to_draw_values_without_optuna(lines, monkeypatch):
+    monkeypatch.setattr("lmoe.study.sampling.find_spec", lambda name: None)
+    with pytest.raises(StudyError, match="needs Optuna, which is not installed"):
+        lines(config(tuning=TuningConfig(sampler=Sampler.tpe)))
 
 
 def test_it_is_said_how_many_jobs_widening_may_add(lines):

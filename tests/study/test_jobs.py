@@ -1,6 +1,7 @@
 """The files of jobs: what is damaged is named, and what only estimates hang on is passed over."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -34,6 +35,16 @@ def test_a_damaged_job_is_refused_with_its_file(tmp_path, jobs, content):
     file.write_text(content)
     with pytest.raises(StudyError, match=r"job\.json: .*remove the folder of this job"):
         write_job(jobs[0], tmp_path)
+
+
+def test_a_job_goes_on_with_its_settings_in_another_order_and_with_no_other_ones(tmp_path, jobs):
+    first, *rest = jobs[0].runs[0].settings
+    again = replace(jobs[0], runs=(replace(jobs[0].runs[0], settings=("name=x", *rest, first)),))
+    assert first == "logger=none" and any(text.startswith("name=") for text in rest)
+    write_job(again, tmp_path)
+    other = replace(jobs[0], runs=(replace(jobs[0].runs[0], settings=(first, *rest, "logger=wandb")),))
+    with pytest.raises(StudyError, match="holds a job with other settings"):
+        write_job(other, tmp_path)
 
 
 def test_damaged_seconds_of_a_job_are_passed_over(tmp_path, jobs):

@@ -23,6 +23,8 @@ from lmoe.study.tables import (
     failures,
     head_text,
     matched_rows,
+    pairing_note,
+    study_tables,
     verdict_rows,
     write_tables,
 )
@@ -444,6 +446,20 @@ def test_the_commands_of_all_jobs_are_folded_by_their_folders() -> None:
     assert len(commands) == 15 and commands[4] == "train moe=good seed=1"
     given = usual_result(commands={})
     assert "details" not in ParsedPage(study_page(given)).tags
+
+
+def test_it_is_said_where_a_difference_is_over_fewer_seeds_than_the_losses_beside_it(tmp_path: Path) -> None:
+    given = usual_result()
+    given.arms[1].seeds = [0, 2]
+    given.primary[0] = comparison("good", -0.1, seeds=2)
+    note = "differences over those that it shares with the baseline: 2 seeds of “the arm good”"
+    assert ParsedPage(study_page(given)).text("note") == f"losses are over all seeds of an arm, {note}"
+    assert note in " ".join(str(part) for part in study_tables(given).renderables)
+    write_tables(given, tmp_path)
+    assert note in (tmp_path / "study.md").read_text("utf-8")
+    longer = large_result()
+    longer.longer[0].seeds = 2
+    assert not pairing_note(longer, longer.primary) and "2 seeds of" in pairing_note(longer, longer.longer)
 
 
 def test_what_a_router_reads_first_is_said_where_its_flops_are_shown(tmp_path: Path) -> None:

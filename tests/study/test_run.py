@@ -82,6 +82,33 @@ def test_an_edge_is_reported_where_grids_are_not_widened(tmp_path):
     assert any("optim.lr is at the upper edge" in line for line in written.said)
 
 
+@pytest.mark.parametrize(
+    ("failure", "edges"), [(ArithmeticError, {"optim.lr": "upper"}), (OverflowError, {})], ids=["killed", "diverged"]
+)
+def test_a_value_beside_one_that_was_killed_is_outermost_and_one_beside_a_diverged_one_is_not(tmp_path, failure, edges):
+    """Nothing is tried beyond the value that was killed."""
+
+    def rising(job: Job) -> float:
+        rate = dict(job.values)["optim.lr"]
+        if rate == 0.004:
+            raise failure
+        return 2.0 - rate
+
+    written = Written(tmp_path, rising)
+    found = run_study(study_of(config(), tmp_path), written.tools).chosen["plain"]
+    assert dict(found.best.values) == {"optim.lr": 0.002} and found.edges == edges
+    assert not any("widened" in line for line in written.said)
+
+
+def test_a_value_beside_one_whose_loss_is_no_number_is_not_outermost(tmp_path):
+    def rising(job: Job) -> float:
+        rate = dict(job.values)["optim.lr"]
+        return float("nan") if rate == 0.004 else 2.0 - rate
+
+    found = run_study(study_of(config(), tmp_path), Written(tmp_path, rising).tools).chosen["plain"]
+    assert dict(found.best.values) == {"optim.lr": 0.002} and not found.edges
+
+
 def test_a_grid_that_begins_at_0_is_not_widened_below_it(tmp_path):
     def rising(job: Job) -> float:
         return 2.0 + dict(job.values)["injection.lora_dropout"]
@@ -92,6 +119,32 @@ def test_a_grid_that_begins_at_0_is_not_widened_below_it(tmp_path):
     assert progress.arms["other"].space["injection.lora_dropout"] == (0.0, 0.05, 0.1)
     assert progress.chosen["other"].edges == {"injection.lora_dropout": "lower"}
     assert not any("widened" in line for line in written.said)
+
+
+@pytest.mark.parametrize(
+    ("plain", "other", "widened"),
+    [
+        (
+            {"optim": {"lr": [0.001, 0.002, 0.004]}},
+            {"moe": {"router": ["soft", "top_k", "sigmoid"]}},
+            {"moe.router": ("soft", "top_k", "sigmoid")},
+        ),
+        (
+            {"optim": {"lr": [0.001, 0.002, 0.004, 0.008]}, "injection": {"lora_alpha": [16]}},
+            {"injection": {"lora_alpha": [16]}, "optim": {"lr": [0.001, 0.002, 0.004, 0.008]}},
+            {"injection.lora_alpha": (16,), "optim.lr": (0.001, 0.002, 0.004, 0.008)},
+        ),
+    ],
+)
+def test_a_winner_at_the_edge_leaves_values_of_other_arms_that_cannot_be_widened(tmp_path, plain, other, widened):
+    def falling(job: Job) -> float:
+        rate = dict(job.values).get("optim.lr", 0.002)
+        return 2.0 - rate if job.arm == "plain" else 2.0 + abs(rate - 0.002)
+
+    arms = {"plain": ArmConfig(overrides=["moe=soft"], space=plain), "other": ArmConfig(space=other)}
+    found = run_study(study_of(config(arms=arms, space={}), tmp_path), Written(tmp_path, falling).tools)
+    assert found.arms["plain"].space["optim.lr"][-1] == pytest.approx(0.016 if len(plain) == 1 else 0.032)
+    assert found.arms["other"].space == widened
 
 
 def test_an_arm_whose_runs_fail_is_said_and_does_not_stop_the_others(tmp_path):
