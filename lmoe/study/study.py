@@ -175,8 +175,8 @@ def _changed_runs(configs: Mapping[str, RunConfig], there: Any) -> Iterator[str]
 
 
 def _changed_keys(now: Any, there: Any, key: str) -> Iterator[str]:
-    """Lines that say in what a part of a run's config differs from the one that was kept; of the keys of a section those alone that
-    both have: a later version has more of them."""
+    """Yield in what a part of a run's config differs from the one that was kept; of the keys of a section those alone
+    that both have: a later version has more of them."""
     if _is_free(key):
         return
     if is_dataclass(now) and isinstance(there, dict):

@@ -135,7 +135,7 @@ def verdict_rows(result: StudyResult, comparisons: Sequence[ComparisonResult]) -
 
 
 def pairing_note(result: StudyResult, comparisons: Sequence[ComparisonResult]) -> str:
-    """A note that names the arms whose difference is over fewer seeds than the losses in the same table; "": of none."""
+    """A note that names the arms whose difference is over fewer seeds than the losses in the same table; "": none."""
     arms = {arm.name: arm for arm in (result.arms if comparisons is result.primary else result.longer_arms)}
     fewer = [
         f"{counted(found.seeds, 'seed')} of {listed([arms[found.arm].title])}"
