@@ -3,7 +3,6 @@
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +21,7 @@ from lmoe.resume.run_files import ORIGIN
 from lmoe.run.claim import claimed, store_id, stored_id
 from lmoe.training.metrics_csv import MetricsCsv
 from lmoe.training.module import AdapterModule
+from tests.full_disk import files_of_at_most
 
 BIASES = (*CHECKED, *RUNS["selection biases"])
 CASES = 44
@@ -138,32 +138,22 @@ def test_what_is_no_number_stops_or_is_skipped_and_poisons_nothing(train, monkey
     assert ("optim.lr" in done.text) is (policy == "stop")
 
 
-@pytest.fixture
-def no_room() -> Iterator[Callable[[], None]]:
-    """A call of it makes this process unable to lengthen a file, as on a full disk, until the test ends."""
-    resource = pytest.importorskip("resource")
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-
-
-def test_a_full_disk_does_not_take_the_identity_of_a_run(tmp_path, no_room):
+def test_a_full_disk_does_not_take_the_identity_of_a_run(tmp_path):
     """Without it the run would refuse its own checkpoints as those of another one."""
     first = store_id(tmp_path, None)
-    no_room()
-    with pytest.raises(OSError, match="File too large"), claimed(tmp_path):
-        pass
-    with pytest.raises(CheckpointError, match="File too large"):
-        store_id(tmp_path, first)
+    with files_of_at_most(0):
+        with pytest.raises(OSError, match="File too large"), claimed(tmp_path):
+            pass
+        with pytest.raises(CheckpointError, match="File too large"):
+            store_id(tmp_path, first)
     assert stored_id(tmp_path) == first
 
 
-def test_a_full_disk_does_not_take_the_metrics_of_the_past(tmp_path, no_room):
+def test_a_full_disk_does_not_take_the_metrics_of_the_past(tmp_path):
     metrics = MetricsCsv(tmp_path / "metrics.csv", None)
     metrics.log_metrics({"train/loss": 1.0}, 1)
     before = (tmp_path / "metrics.csv").read_bytes()
-    no_room()
-    with pytest.raises(TrainingError, match=r"metrics.csv cannot be written: File too large"):
+    with files_of_at_most(0), pytest.raises(TrainingError, match=r"metrics.csv cannot be written: File too large"):
         metrics.log_metrics({"val/loss": 2.0}, 1)  # a new column: the file is written anew
     assert (tmp_path / "metrics.csv").read_bytes() == before
 
