@@ -48,7 +48,7 @@ def conclude(study: Study, progress: Progress) -> StudyResult:
         LmoeError: nothing was judged, judged runs had different bases, or a file is damaged.
     """
     config = study.config
-    begun = begun_jobs(study.folder)
+    begun = [job for job in begun_jobs(study.folder) if job.arm in study.arms]  # there may be others that once were
     origins = _origins(study, progress, begun)
     every = read_judged(progress.judged, study.folder)
     judged = every.in_the_mean(config.judging)

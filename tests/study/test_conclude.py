@@ -1,6 +1,8 @@
 """What a study leaves of its jobs in its result: failures of tuning and judging, and the commands of all of them."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +195,13 @@ def test_rows_of_which_one_domain_is_compared_have_all_judged(concluded):
     part = concluded(usual, name="part", judging=JudgingConfig(seeds=[0, 1, 2], domains=["code"]))
     assert whole.judging_rows > part.judging_rows
     assert part.judged_before == {"whole": 6, "part": 6}
+
+
+def test_what_lies_there_of_an_arm_that_the_study_does_not_have_is_passed_over(concluded, tmp_path):
+    first = concluded(usual)
+    runs = tmp_path / "study" / "runs"
+    shutil.copytree(runs / "other", runs / "gone")
+    for file in (runs / "gone").rglob(JOB_FILE):
+        file.write_text(file.read_text("utf-8").replace("other", "gone"), encoding="utf-8")
+    again = concluded(usual)
+    assert replace(again, finished=first.finished) == first
