@@ -178,7 +178,7 @@ def _config(folder: Path) -> RunConfig:
     if reading.problems:
         if not read_section(PretrainConfig, content)[1].problems:
             raise CheckpointError(
-                f"{folder}: a run of `lmoe pretrain`, which has no such page: name a run of `lmoe train`; the losses "
+                f"{folder}: a run that pre-trains a base, which has no such page: name a run with adapters; the losses "
                 f"of this one are in its {METRICS_FILE}"
             )
         raise SAVED.refusal(folder / CONFIG_FILE, shown("; ".join(reading.problems), longest=LONGEST_REASON))

@@ -200,7 +200,7 @@ def test_what_is_no_run_is_refused(finished_run: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no run: it has no config\.yaml; name the folder"):
         RunPage(tmp_path)
     write_config(PretrainConfig(), tmp_path)
-    with pytest.raises(CheckpointError, match=r"a run of `lmoe pretrain`, which has no such page: .* metrics\.csv"):
+    with pytest.raises(CheckpointError, match=r"a run that pre-trains a base, which has no such page: .* metrics\.csv"):
         RunPage(tmp_path)
     (tmp_path / "config.yaml").write_text("no: run\n")
     with pytest.raises(CheckpointError, match=r"config\.yaml: .*no.*; put back the file"):
