@@ -30,7 +30,7 @@ from lmoe.files.resources import resource_dir
 from lmoe.files.run_folder import hydra_quoted
 from lmoe.report.files import write_bytes
 from lmoe.report.wording import duration
-from lmoe.rules.study import setting_key
+from lmoe.rules.study import by_key
 from lmoe.run.machine import cpu_model, gpu_models
 from lmoe.study.jobs import (
     DIVERGED,
@@ -131,10 +131,7 @@ class JobLauncher:
     @property
     def name(self) -> str:
         """What the settings call the launcher; without one that of Hydra, which does one job at a time."""
-        chosen = [
-            text.partition("=")[2].strip("'\"") for text in self.settings if setting_key(text) == "hydra/launcher"
-        ]
-        return chosen[-1] if chosen else HERE
+        return by_key(self.settings).get("hydra/launcher", HERE).strip("'\"")
 
     @property
     def parallel(self) -> int:

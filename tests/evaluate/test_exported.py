@@ -144,22 +144,25 @@ def test_flags_that_cannot_act_and_places_that_are_not_there_are_named(tmp_path,
     assert not any(tmp_path.iterdir())
 
 
+def of_pairs(run: Path, folder: Path, task: str, *, rows: int) -> Path:
+    """A copy of a run that says it has learnt a task from pairs of answers, which lie beside it."""
+    write_pairs(folder / "pairs", rows=rows, first=100)
+    own = Path(shutil.copytree(run, folder / "run"))
+    data = {"path": str(folder / "pairs"), "val_path": str(folder / "pairs"), "max_length": 48}
+    (own / "config.yaml").write_text(yaml.safe_dump({"task": {"name": task}, "data": data}))
+    return own
+
+
 def test_of_a_run_that_learnt_by_kto_bad_answers_count_and_a_note_says_so(places, tmp_path):
     run, folder, _ = places["merged"]
-    write_pairs(tmp_path / "pairs", rows=2, first=100)
-    own = shutil.copytree(run, tmp_path / "run")
-    data = {"path": str(tmp_path / "pairs"), "val_path": str(tmp_path / "pairs"), "max_length": 48}
-    (own / "config.yaml").write_text(yaml.safe_dump({"task": {"name": "kto"}, "data": data}))
+    own = of_pairs(run, tmp_path, "kto", rows=2)
     found = evaluate(EvaluateSettings(model=str(folder), checkpoint=str(own)))
     assert "the run has learnt by kto: the loss is that of its bad answers too" in found.notes
 
 
 def test_of_a_run_that_learnt_from_pairs_the_chosen_answers_are_measured(places, tmp_path):
     run, folder, _ = places["merged"]
-    write_pairs(tmp_path / "pairs", rows=3, first=100)
-    own = shutil.copytree(run, tmp_path / "run")
-    data = {"path": str(tmp_path / "pairs"), "val_path": str(tmp_path / "pairs"), "max_length": 48}
-    (own / "config.yaml").write_text(yaml.safe_dump({"task": {"name": "orpo"}, "data": data}))
+    own = of_pairs(run, tmp_path, "orpo", rows=3)
     found = evaluate(EvaluateSettings(model=str(folder), checkpoint=str(own)))
     with (tmp_path / "chosen.jsonl").open("w") as file:
         for domain in PAIR_DOMAINS:

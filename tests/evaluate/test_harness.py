@@ -97,6 +97,14 @@ BY_PROMPT = {
 }
 
 
+def routed(trained, moe: dict):
+    """A model with experts that differ, and a router of these settings."""
+    model = AutoModelForCausalLM.from_pretrained(trained.base)
+    lmoe.inject(model, {"lora_r": 4, "num_experts": 3}, moe)
+    randomise(model, std=0.5)
+    return model
+
+
 @needs_harness
 @THIRD_PARTY
 @pytest.mark.parametrize("moe", BY_PROMPT.values(), ids=BY_PROMPT)
@@ -104,9 +112,7 @@ def test_a_router_that_decides_by_prompts_gets_the_context_of_a_request_for_the_
     """Against the likelihoods of `lmoe evaluate --choices`, and each request alone against those of a batch."""
     from lmoe.evaluate.harness_model import ByPrompt
 
-    model = AutoModelForCausalLM.from_pretrained(trained.base)
-    lmoe.inject(model, {"lora_r": 4, "num_experts": 3}, moe)
-    randomise(model, std=0.5)
+    model = routed(trained, moe)
     questions = [ChoiceRow(row["question"], tuple(row["choices"]), row["answer"], "q") for row in rows()[:5]]
     encoded = encode_choices(questions, trained.tokenizer, None, 96)
     own = [score for scores in loglikelihoods(_subject(model, trained, 3), encoded) for score in scores]
@@ -135,9 +141,7 @@ def test_a_router_that_decides_by_prompts_gets_the_opening_of_a_plain_text(train
 
     from lmoe.evaluate.harness_model import ByPrompt
 
-    model = AutoModelForCausalLM.from_pretrained(trained.base)
-    lmoe.inject(model, {"lora_r": 4, "num_experts": 3}, moe)
-    randomise(model, std=0.5)
+    model = routed(trained, moe)
     texts = [" ".join(WORDS[n:] + WORDS[:n]) for n in (0, 5)] + [" ".join(WORDS) + "\n"]
     wrapped = ByPrompt(pretrained=model, tokenizer=trained.tokenizer, batch_size=2, max_length=96)
     rows = []

@@ -1,13 +1,26 @@
 """Seconds a step, from what short runs have left."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from lmoe.files.run_folder import PROVENANCE_FILE
-from lmoe.study.timing import time_arms
+from lmoe.study.arms import Arm, Values
+from lmoe.study.timing import Alone, ArmTiming, time_arms
 from tests.study.studies import config, study_of, write_summary
 
 METRICS = "step,throughput/tokens,throughput/tokens_per_second\n" + "".join(f"{i},100,50\n" for i in range(1, 6))
+
+
+def timed_once(
+    arms: Mapping[str, Arm],
+    values: Mapping[str, Values],
+    folder: Path,
+    alone: Alone,
+    note: Callable[[str], None],
+) -> dict[str, ArmTiming]:
+    """Times three steps of each arm in one turn."""
+    return time_arms(arms, values, folder, steps=3, repeats=1, alone=alone, note=note, has_time=lambda: True)
 
 
 def test_an_arm_whose_short_run_leaves_nothing_is_said_and_a_damaged_one_is_run_again(tmp_path):
@@ -20,17 +33,8 @@ def test_an_arm_whose_short_run_leaves_nothing_is_said_and_a_damaged_one_is_run_
         (folder / "metrics.csv").write_text(METRICS if folder.parent.name == "plain" else "step\n1\n")
         return 0
 
-    def timed():
-        return time_arms(
-            arms,
-            dict.fromkeys(arms, ()),
-            tmp_path,
-            steps=3,
-            repeats=1,
-            alone=alone,
-            note=said.append,
-            has_time=lambda: True,
-        )
+    def timed() -> dict[str, ArmTiming]:
+        return timed_once(arms, dict.fromkeys(arms, ()), tmp_path, alone, said.append)
 
     found = timed()
     assert list(found) == ["plain"] and found["plain"].seconds == (2.0,) and found["plain"].tokens_per_step == 100
@@ -55,16 +59,7 @@ def test_a_turn_that_was_timed_with_other_values_is_timed_anew(tmp_path):
 
     def timed(rank: int) -> list[str]:
         values = {"plain": (("injection.lora_r", 8),), "other": (("injection.lora_r", rank),)}
-        found = time_arms(
-            arms,
-            values,
-            tmp_path,
-            steps=3,
-            repeats=1,
-            alone=alone,
-            note=begun.append,
-            has_time=lambda: True,
-        )
+        found = timed_once(arms, values, tmp_path, alone, begun.append)
         assert list(found) == ["plain", "other"]
         return begun
 
