@@ -12,8 +12,8 @@ import numpy as np
 from scipy.special import ndtr, ndtri, stdtrit
 from scipy.stats import chi2
 
-from lmoe.study.crossed_t import critical
-from lmoe.study.strata import Floats
+from lmoe.statistics.crossed_t import critical
+from lmoe.statistics.strata import Floats
 
 Rule = Callable[[Floats, int, float], Floats]
 """Of the share A / (A + b), the degrees of freedom of A and the tail of one side: the critical value."""
@@ -49,7 +49,7 @@ def cochran_cox(w: Floats, df: int, tail: float) -> Floats:
 
 
 def power_mean(order: float) -> Rule:
-    """The power mean of `lmoe/study/crossed_t.py` of another order; 1 is the bound of Banerjee (1961)."""
+    """The power mean of `lmoe/statistics/crossed_t.py` of another order; 1 is the bound of Banerjee (1961)."""
 
     def rule(w: Floats, df: int, tail: float) -> Floats:
         z, t = -ndtri(tail), -stdtrit(df, tail)

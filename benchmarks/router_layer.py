@@ -43,9 +43,9 @@ from lmoe.layers.model_route import ModelRoute
 from lmoe.layers.prompt_reading import StateReader
 from lmoe.layers.routers.model import ModelRouter
 from lmoe.ops.softmax_regression import softmax_regression
-from lmoe.study.comparison import Terms, compare
-from lmoe.study.strata import Strata, measure
-from lmoe.study.verdict import judge
+from lmoe.statistics.comparison import Terms, compare
+from lmoe.statistics.strata import Strata, measure
+from lmoe.statistics.verdict import judge
 from lmoe.training.callbacks.fit_router import chosen_rows, take_head
 from lmoe.training.target_evaluation import TargetEvaluation
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lmoe.study.bootstrap import bootstrap_interval
-from lmoe.study.crossed import CrossedEstimate, crossed_estimate
-from lmoe.study.crossed_t import critical
-from lmoe.study.inference import equivalence_p, half_width, interval, smallest_effect
-from lmoe.study.strata import Floats, Strata
+from lmoe.statistics.bootstrap import bootstrap_interval
+from lmoe.statistics.crossed import CrossedEstimate, crossed_estimate
+from lmoe.statistics.crossed_t import critical
+from lmoe.statistics.inference import equivalence_p, half_width, interval, smallest_effect
+from lmoe.statistics.strata import Floats, Strata
 
 LEVEL, POWER = 0.95, 0.8
 ARMS, LEARNING_RATES = 12, 20

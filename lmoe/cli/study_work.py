@@ -11,11 +11,11 @@ from lmoe.run.announce import quiet_libraries
 from lmoe.study.conclude import conclude
 from lmoe.study.estimate import estimate_lines
 from lmoe.study.jobs import check_begun
-from lmoe.study.page import write_page
+from lmoe.study.results.page import write_page
+from lmoe.study.results.tables import study_tables, write_tables
 from lmoe.study.rows import check_experts, check_metric, rows_of_arms
 from lmoe.study.run import run_study
 from lmoe.study.study import CONFIG_FILE, Study, Tools, keep_config
-from lmoe.study.tables import study_tables, write_tables
 
 
 def do_study(composed: Study, launcher: JobLauncher) -> None:

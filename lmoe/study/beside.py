@@ -6,9 +6,9 @@ Shapes: S seeds, N rows.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from lmoe.study.comparison import Comparison, Terms, compare, compare_domains
+from lmoe.statistics.comparison import Comparison, Terms, compare, compare_domains
+from lmoe.statistics.strata import Floats, Strata
 from lmoe.study.judged import JudgedLosses
-from lmoe.study.strata import Floats, Strata
 
 Pair = Callable[[str, str], tuple[Floats, Floats]]
 """(S, N) losses of an arm and of the baseline with the seeds that are compared, in the same order."""

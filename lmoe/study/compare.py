@@ -25,17 +25,18 @@ from lmoe.evaluate.rows import evaluation_rows
 from lmoe.evaluate.subject import row_tokenizer, subject_of
 from lmoe.files.places import expanded
 from lmoe.files.resources import resource_dir
+from lmoe.statistics.comparison import Terms
+from lmoe.statistics.inference import rows_interval
+from lmoe.statistics.strata import Floats, domain_losses
+from lmoe.statistics.verdict import FEWEST_SEEDS, judge
 from lmoe.study.beside import Beside, beside_baseline, beside_by_domain
-from lmoe.study.comparison import Terms
 from lmoe.study.given import NAMED, GivenArm, GivenRun, arms_of_runs, check_once, check_rows, read_run
-from lmoe.study.inference import rows_interval
 from lmoe.study.judged import JudgedLosses, judged_losses
 from lmoe.study.kept_losses import asked_of, kept_losses, losses_file
-from lmoe.study.ledger import judged_often, models_judged, rows_digest
+from lmoe.study.ledger import models_judged, rows_digest
 from lmoe.study.origins import origin_notes
-from lmoe.study.runs_result import RunsArm, RunsComparison, RunsResult
-from lmoe.study.strata import Floats, domain_losses
-from lmoe.study.verdict import FEWEST_SEEDS, judge
+from lmoe.study.results.answer import judged_often
+from lmoe.study.results.runs_result import RunsArm, RunsComparison, RunsResult
 
 VAL = "val"
 """What `data` calls the validation rows of the runs."""

@@ -18,9 +18,11 @@ from lmoe.rules.phase_options import TRAIN_LOSS
 from lmoe.run.machine import cpu_model
 from lmoe.run.packages import installed_version
 from lmoe.run.provenance import PACKAGES
+from lmoe.statistics.comparison import Terms
+from lmoe.statistics.strata import domain_losses
+from lmoe.statistics.verdict import Judged, judge
 from lmoe.study.arms import Values, values_text
 from lmoe.study.beside import Beside, beside_baseline, beside_by_domain
-from lmoe.study.comparison import Terms
 from lmoe.study.jobs import ROWS_FILE, Job, begun_jobs, failure_of, finished, is_done, was_pruned
 from lmoe.study.judge import CLASSIFIER_FILE, base_losses
 from lmoe.study.judged import JudgedLosses, read_judged
@@ -29,11 +31,17 @@ from lmoe.study.matched import ArmSize, arm_size
 from lmoe.study.origins import study_origins
 from lmoe.study.planned import make_job
 from lmoe.study.progress import Progress
-from lmoe.study.result import EDGE, ArmResult, ComparisonResult, Curve, StudyResult, TryResult, comparison_result
-from lmoe.study.strata import domain_losses
+from lmoe.study.results.result import (
+    EDGE,
+    ArmResult,
+    ComparisonResult,
+    Curve,
+    StudyResult,
+    TryResult,
+    comparison_result,
+)
 from lmoe.study.study import Study
 from lmoe.study.tuning import score_of
-from lmoe.study.verdict import Judged, judge
 
 CLASSIFIED = Reader(error=StudyError, cure=f"remove it and {ROWS_FILE} beside it, and it is judged again", what="it")
 POINTS = 40

@@ -12,8 +12,8 @@ import numpy as np
 from lmoe.config.study import JudgingConfig
 from lmoe.errors import StudyError
 from lmoe.evaluate.row_losses import RowLoss, read_row_losses
+from lmoe.statistics.strata import Strata, measure
 from lmoe.study.jobs import ROWS_FILE, Job, begun_jobs, failure_of, is_done
-from lmoe.study.strata import Strata, measure
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,16 +22,6 @@ LEDGER = Reader(error=StudyError, cure="put it back, or remove it to count anew"
 def rows_digest(rows: Sequence[str]) -> str:
     """Which rows have judged, by their names in their order."""
     return hashlib.sha256(" ".join(rows).encode()).hexdigest()[:16]
-
-
-def judged_often(judged: Mapping[str, int]) -> str:
-    """How often rows have judged, in words.
-
-    Args:
-        judged: as `models_judged` returns it.
-    """
-    times = f"{len(judged)} studies or comparisons" if len(judged) > 1 else "1 study or comparison"
-    return f"these judging rows have judged {sum(judged.values())} models in {times} here"
 
 
 def models_judged(root: Path, name: str, digest: str, models: int) -> dict[str, int]:

@@ -19,8 +19,8 @@ from lmoe.evaluate.row_losses import label_digest
 from lmoe.files.resources import resource_dir
 from lmoe.objectives.objective import objective_of
 from lmoe.rules.routers import needs_domain
+from lmoe.statistics.strata import FEWEST_ROWS
 from lmoe.study.judge import more_rows
-from lmoe.study.strata import FEWEST_ROWS
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

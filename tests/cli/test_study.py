@@ -51,7 +51,7 @@ from lmoe.study.jobs import (
     read_job,
     write_job,
 )
-from lmoe.study.result import StudyResult
+from lmoe.study.results.result import StudyResult
 from lmoe.study.sampling import Watch
 from lmoe.training.module import AdapterModule
 from tests.conftest import process_state

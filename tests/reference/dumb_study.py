@@ -45,7 +45,7 @@ def anova(table: Table) -> Anova:
 
 @dataclass
 class Parts:
-    """What each mean square says of the variance of the estimate: A, B and C of lmoe/study/crossed.py."""
+    """What each mean square says of the variance of the estimate: A, B and C of lmoe/statistics/crossed.py."""
 
     estimate: float
     of_seeds: float

@@ -14,12 +14,12 @@ from yaml import CSafeDumper, CSafeLoader
 from lmoe.errors import DataError, LmoeError, StudyError
 from lmoe.evaluate.row_losses import read_row_losses
 from lmoe.files.run_folder import path_from_here
+from lmoe.statistics.comparison import Terms, compare
+from lmoe.statistics.inference import rows_interval
+from lmoe.statistics.strata import Strata
 from lmoe.study import compare as module
 from lmoe.study.compare import LOOKED_AT, CompareSettings, compare_runs
-from lmoe.study.comparison import Terms, compare
-from lmoe.study.inference import rows_interval
-from lmoe.study.runs_result import RunsResult
-from lmoe.study.strata import Strata
+from lmoe.study.results.runs_result import RunsResult
 from tests.conftest import process_state
 from tests.micro import DOMAINS, write_rows
 

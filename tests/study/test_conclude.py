@@ -11,12 +11,12 @@ import pytest
 from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, StudyConfig
 from lmoe.errors import StudyError
 from lmoe.study.conclude import NO_SCORE, conclude
-from lmoe.study.csv_tables import csv_tables
 from lmoe.study.jobs import JOB_FILE, Job
 from lmoe.study.matched import ArmSize
-from lmoe.study.result import StudyResult
+from lmoe.study.results.csv_tables import csv_tables
+from lmoe.study.results.result import StudyResult
+from lmoe.study.results.tables import failures, tuning_rows, verdict_rows
 from lmoe.study.run import run_study
-from lmoe.study.tables import failures, tuning_rows, verdict_rows
 from tests.study.studies import Written, config, study_of
 
 SIZE = ArmSize(total_parameters=10, active_parameters=5, flops_per_token=1e6, reading_share=0.25)

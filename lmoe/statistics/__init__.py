@@ -1,0 +1,1 @@
+"""What may be said of differences that were measured over seeds and rows: estimates, intervals, verdicts."""
