@@ -14,8 +14,6 @@ from benchmarks.end_to_end.trl_run import TrlJob
 from lmoe.report.curves import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
-LINEARS = ("gate_proj", "up_proj", "down_proj", "q_proj", "v_proj")
-"""What carries a LoRA: of lmoe the first three the experts, the others a single one."""
 OF_THREADS = ("OMP_", "GOMP_", "KMP_", "MKL_")
 
 

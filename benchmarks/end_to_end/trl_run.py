@@ -9,6 +9,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+LINEARS = ("gate_proj", "up_proj", "down_proj", "q_proj", "v_proj")
+"""What carries a LoRA: of lmoe the first three the experts, the others a single one."""
+
 
 @dataclass(slots=True, frozen=True, kw_only=True)
 class TrlJob:
@@ -41,8 +44,6 @@ def run(job: TrlJob) -> None:
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportMissingImports]  # of tests/public_packages.txt
-
-    from benchmarks.end_to_end.job import LINEARS
 
     times: list[float] = []
 

@@ -5,7 +5,7 @@ Shapes: B rows of T tokens, D hidden, E experts.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -18,16 +18,13 @@ from lmoe.adapter.tensor_file import finite_tensors, stored_metadata, tensor_sha
 from lmoe.backbones.fingerprint import BaseFingerprint
 from lmoe.backbones.mean_states import mean_states
 from lmoe.blend.linear import Setting
-from lmoe.blend.routers import Router
+from lmoe.blend.routers import Router, Weighed
 from lmoe.errors import BlendError
 from lmoe.files.write import write_whole
 from lmoe.layers.per_call import PerCall
 from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, decision_of, keep_with
 from lmoe.peft.reader import CENTROID_FILE
 from lmoe.rules.blend import unknown_experts
-
-if TYPE_CHECKING:
-    from lmoe.blend.blend import Blend
 
 TEXTS_AT_ONCE = 8
 BASE = "base_fingerprint"
@@ -50,7 +47,7 @@ class EncoderRouter(Router):
     TEMPERATURE = 0.1
     per_prompt = True
 
-    def __init__(self, blend: "Blend", top_k: int | None, temperature: float) -> None:
+    def __init__(self, blend: Weighed, top_k: int | None, temperature: float) -> None:
         super().__init__(blend)
         self.top_k, self.temperature = top_k, temperature
         self.centroids: dict[str, Tensor] = {}
@@ -173,7 +170,7 @@ class EncoderRouter(Router):
         return read_centroid(folder / CENTROID_FILE, width_of(self.blend.model), self.blend.base)
 
 
-def fitted(blend: "Blend", texts: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+def fitted(blend: Weighed, texts: Mapping[str, Sequence[str]], tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
     """(D,) the mean of the encoded texts of each expert.
 
     Raises:

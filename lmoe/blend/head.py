@@ -5,14 +5,14 @@ Shapes: B rows of T tokens, E experts.
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lmoe.backbones.layout import layouts
 from lmoe.blend.linear import Setting
-from lmoe.blend.routers import Router
+from lmoe.blend.routers import Router, Weighed
 from lmoe.errors import BlendError
 from lmoe.injection.build_site import decoder_place
 from lmoe.layers.context import RoutingContext, RunningForward
@@ -26,9 +26,6 @@ from lmoe.layers.trace import AuxiliaryLosses, RoutingTrace
 from lmoe.peft.router_head import OTHERWISE, RouterHead
 from lmoe.vocabulary import LoadBalanceType
 
-if TYPE_CHECKING:
-    from lmoe.blend.blend import Blend
-
 NO_LOSSES = AuxiliaryLosses(balance=LoadBalanceType.none, aux_loss_coef=0.0, router_z_loss_coef=0.0)
 
 
@@ -37,7 +34,7 @@ class BlendRoute(ModelRoute):
 
     NAME = "router=encoder with a head"
 
-    def __init__(self, router: ModelRouter, settings: RouteSettings, blend: "Blend", names: Sequence[str]) -> None:
+    def __init__(self, router: ModelRouter, settings: RouteSettings, blend: Weighed, names: Sequence[str]) -> None:
         super().__init__(router, settings)
         self.blend, self.names = blend, tuple(names)
 
@@ -79,7 +76,7 @@ class HeadRouter(Router):
 
     per_prompt = True
 
-    def __init__(self, blend: "Blend", head: RouterHead, place: DecoderPlace) -> None:
+    def __init__(self, blend: Weighed, head: RouterHead, place: DecoderPlace) -> None:
         super().__init__(blend)
         if set(head.experts) != set(blend.names):
             raise BlendError(

@@ -1,15 +1,39 @@
 """Who decides the weights of a blend: the user, the tokens, or the prompt."""
 
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from transformers import PreTrainedModel
+
+from lmoe.backbones.fingerprint import BaseFingerprint
 from lmoe.blend.linear import Setting
 from lmoe.errors import BlendError
 from lmoe.rules.blend import router_problems
 from lmoe.vocabulary import BlendRouter
 
-if TYPE_CHECKING:
-    from lmoe.blend.blend import Blend
+
+class Weighed(Protocol):
+    """What a router knows of the blend whose weights it decides; see `Blend`."""
+
+    model: PreTrainedModel
+    base: BaseFingerprint
+
+    @property
+    def names(self) -> list[str]: ...
+
+    @property
+    def numbers(self) -> dict[str, int]: ...
+
+    @property
+    def folders(self) -> Mapping[str, Path]: ...
+
+    def silenced(self) -> AbstractContextManager[None]: ...
+
+    def reading(self, setting: Setting) -> AbstractContextManager[None]: ...
+
+    def decided(self, setting: Setting) -> None: ...
 
 
 class Router:
@@ -24,7 +48,7 @@ class Router:
     per_prompt = False
     """Whether each prompt has weights of its own."""
 
-    def __init__(self, blend: "Blend") -> None:
+    def __init__(self, blend: Weighed) -> None:
         self.blend = blend
 
     def refuse_weights(self) -> None:
