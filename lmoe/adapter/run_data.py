@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lmoe.adapter.place import run_folder
+from lmoe.adapter.place import adapter_folder, local_checkpoint, lost_config, run_folder
 from lmoe.config.data import DataConfig
 from lmoe.config.phase import PhaseScheduleConfig
 from lmoe.config.problems import size_problems
@@ -43,6 +43,21 @@ def run_data(run: Path | None) -> tuple[DataConfig, int]:
     if problems := problems + size_problems(config, "data"):
         raise SAVED.refusal(file, f"its data section cannot be read: {'; '.join(problems)}")
     return config, seed
+
+
+def data_of_checkpoint(
+    checkpoint: str | Path, revision: str | None = None, *, trust_remote_code: bool = False
+) -> DataConfig:
+    """The data section of the run behind what a user names; of an adapter on its own the defaults.
+
+    Args:
+        checkpoint, revision, trust_remote_code: as `local_checkpoint`.
+
+    Raises:
+        CheckpointError: it is no run and no adapter, or its config.yaml cannot be read.
+    """
+    place = local_checkpoint(checkpoint, revision, trust_remote_code=trust_remote_code)
+    return run_data(run_folder(lost_config(place) or adapter_folder(place)))[0]
 
 
 def learnt_turns(model: nn.Module, adapter: Path) -> TrainOn:

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmoe.cli.errors import exit_code_of
 from lmoe.cli.speak import SpeakerFlags, open_speaker
@@ -11,6 +11,9 @@ from lmoe.config.problems import raise_problems, without_effect
 from lmoe.errors import ConfigError, DataError
 from lmoe.files.places import exists, expanded
 from lmoe.files.small_file import Reader
+
+if TYPE_CHECKING:
+    from lmoe.config.data import DataConfig
 
 
 def run(flags: SpeakerFlags, sampling: dict[str, Any], *, prompt: str | None, prompt_file: str | None) -> int:
@@ -55,7 +58,7 @@ def run_rows(
         from lmoe.generate.row_prompts import row_prompts
 
         # All of that before a model is loaded.
-        chosen, path, asked = Sampling(**sampling), new_output(output), row_prompts(rows)
+        chosen, path, asked = Sampling(**sampling), new_output(output), row_prompts(rows, _data_of_run(flags))
         speaker, console = open_speaker(flags), Console(stderr=True)
         with RowsProgress(console) as progress:
             done = answer_rows(
@@ -70,6 +73,15 @@ def run_rows(
         kept = f": the same command goes on from {output}.part" if exists(expanded(f"{output}.part")) else ""
         sys.stderr.write(f"stopped{kept}\n")
         return 130
+
+
+def _data_of_run(flags: SpeakerFlags) -> "DataConfig | None":
+    """How the run that answers reads rows; None: no run answers."""
+    if flags.checkpoint is None:
+        return None
+    from lmoe.adapter.run_data import data_of_checkpoint
+
+    return data_of_checkpoint(flags.checkpoint, flags.revision, trust_remote_code=flags.trust_remote_code)
 
 
 def rows_problems(

@@ -159,6 +159,19 @@ def user_turn(row: Row) -> int | None:
     return next((index for index, turn in enumerate(row.messages or ()) if turn["role"] == "user"), None)
 
 
+def prefixed(row: Row, prefix: str | None) -> Row:
+    """A row with a text before the user's first message.
+
+    Args:
+        prefix: as data.prompt_prefix says; None: nothing.
+    """
+    if prefix is None or (first := user_turn(row)) is None:
+        return row
+    turns = list(row.messages or ())
+    turns[first] = turns[first] | {"content": prefix.replace("{domain}", row.domain) + turns[first]["content"]}
+    return replace(row, messages=tuple(turns))
+
+
 def refused_by(kind: RowKind, row: Row) -> str | None:
     """Why nothing of a kind can be learnt from a row, or None."""
     if kind is not RowKind.answers and row.text is not None:
@@ -389,7 +402,7 @@ class Encoder:
         rendered = []
         for index, row in rows:
             try:
-                found = [self.template.render(self._prefixed(part)) for part in self._sequences(row)]
+                found = [self.template.render(prefixed(part, self.prompt_prefix)) for part in self._sequences(row)]
                 rendered.append((index, row, found))
             except DataError as error:
                 if self.template.source is None:
@@ -422,14 +435,6 @@ class Encoder:
             last = max((i for i, turn in enumerate(turns) if turn["role"] not in ("assistant", "tool")), default=-1)
             return (replace(row, muted=row.muted | _assistant_turns(turns[:last])),) if last > 0 else (row,)
         return tuple(_answered(row, answer or ()) for answer in (row.chosen, row.rejected))
-
-    def _prefixed(self, row: Row) -> Row:
-        """The row with the prefix before the user's first message."""
-        if self.prompt_prefix is None or (first := user_turn(row)) is None:
-            return row
-        prefix, turns = self.prompt_prefix.replace("{domain}", row.domain), list(row.messages or ())
-        turns[first] = turns[first] | {"content": prefix + turns[first]["content"]}
-        return replace(row, messages=tuple(turns))
 
     def _texts(self, rows: Sequence[tuple[int, Row]]) -> Iterator[tuple[int, TokenisedRow]]:
         if not rows:

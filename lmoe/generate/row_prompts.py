@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from lmoe.config.data import DataConfig
+from lmoe.data.encode import prefixed
 from lmoe.data.rows.row import Message, Row
 from lmoe.data.rows.sources import read_rows
 from lmoe.errors import DataError
@@ -59,13 +61,19 @@ class RowPrompt:
         return earlier_answers(tokenizer, prompt, muted=self.muted, train_on=train_on)
 
 
-def row_prompts(source: str) -> list[RowPrompt]:
+def row_prompts(source: str, data: DataConfig | None = None) -> list[RowPrompt]:
     """What the rows of a JSONL file, a folder of them or a hub data set ask.
+
+    Args:
+        data: section of the run that answers: names of its columns, and what stands before its prompts; None: there is
+            no run.
 
     Raises:
         DataError: rows that cannot be read, or none.
     """
-    return [prompt_of(row) for row in read_rows(source)]
+    own = data or DataConfig()
+    rows = read_rows(source, columns=own.columns_of(source))
+    return [prompt_of(prefixed(row, own.prompt_prefix)) for row in rows]
 
 
 def prompt_of(row: Row) -> RowPrompt:

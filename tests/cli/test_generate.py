@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 from typer.testing import CliRunner
@@ -114,6 +115,23 @@ def test_rows_are_answered_as_their_prompts_are_one_by_one(generate, finished_ru
     again = generate("--rows", "rows.jsonl", "--output", "answers.jsonl")
     assert again.exit_code == 1
     assert again.output == "--output answers.jsonl exists and is not an empty file; name another one\n"
+
+
+def test_rows_are_asked_as_the_run_was_taught(generate, finished_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished_run, run)
+    config = (run / "config.yaml").read_text("utf-8")
+    assert "prompt_prefix: null" in config and "columns: {}" in config
+    config = config.replace("prompt_prefix: null", "prompt_prefix: 'say '").replace(
+        "columns: {}", "columns: {prompt: q}"
+    )
+    (run / "config.yaml").write_text(config, encoding="utf-8")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"q": "red", "response": "yes"}) + "\n", encoding="utf-8")
+    done = generate("--rows", "rows.jsonl", "--output", "answers.jsonl", checkpoint=str(run))
+    assert done.exit_code == 0, done.output
+    [line] = map(json.loads, (tmp_path / "answers.jsonl").read_text("utf-8").splitlines())
+    assert line["prompt"] == [{"role": "user", "content": "say red"}]
+    assert line["answer"] == expected(finished_run, "say red")
 
 
 def test_rows_of_a_blend_go_on_after_ctrl_c_and_not_with_other_weights(restored, micro, rows, tmp_path, monkeypatch):

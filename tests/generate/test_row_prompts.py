@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from lmoe.config.data import DataConfig
 from lmoe.data.rows.contract import FORMATS, row_of
 from lmoe.errors import DataError
 from lmoe.generate.row_prompts import prompt_of, row_prompts
@@ -78,6 +79,16 @@ def test_a_file_without_rows_or_none_is_refused(tmp_path):
     for name, words in (("empty.jsonl", "no rows"), ("none.jsonl", "no such file")):
         with pytest.raises(DataError, match=words):
             row_prompts(str(tmp_path / name))
+
+
+def test_rows_are_read_as_those_of_the_run_that_answers(tmp_path):
+    own = {"question": "hi", "solution": "hello", "domain": "math"}
+    records = [own, {"question": "hi"}, {"prompt": "hi", "response": "hello"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    data = DataConfig(columns={"prompt": "question", "response": "solution"}, prompt_prefix="[{domain}] ")
+    found = row_prompts(str(tmp_path / "rows.jsonl"), data)
+    assert [row.prompt[0]["content"] for row in found] == ["[math] hi", "[all] hi", "[all] hi"]
+    assert [row.reference for row in found] == ["hello", None, "hello"]
 
 
 def test_what_a_row_has_and_nobody_reads_goes_with_the_prompt():

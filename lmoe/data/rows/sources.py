@@ -8,7 +8,7 @@ arguments of another.
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -317,14 +317,22 @@ def read_rows(path: str, cache: Path | None = None, columns: Mapping[str, str] |
 
     Args:
         cache: folder for unpacked and converted tables; None: the user's own.
-        columns: what the rows call our keys; None: as we do.
+        columns: what the rows call our keys, as far as they have it; None: as we do.
 
     Raises:
         DataError: one that is missing, empty or malformed (with file and line).
     """
-    source = Source(key="data.path", path=path, columns=columns or {})
-    opened_source = open_source(source, cache or cache_folder(None), all_splits=True)
-    rows = list(opened_source.rows())
+    opened = open_source(Source(key="data.path", path=path), cache or cache_folder(None), all_splits=True)
+    rows = []
+    for part in opened.parts:
+        for record, where, _ in part.records:
+            if isinstance(record, LmoeError):
+                raise record
+            here = {ours: theirs for ours, theirs in (columns or {}).items() if theirs in record}
+            row = replace(part, columns=here).row(record, where)
+            if isinstance(row, LmoeError):
+                raise row
+            rows.append(row)
     if not rows:
         raise DataError(f"{path}: no rows")
     return rows
