@@ -86,9 +86,12 @@ def test_a_base_alone_has_log_probabilities(restored, micro) -> None:
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_its_length(restored, finished_run: Path) -> None:
-    done = explain("--checkpoint", finished_run, "--prompt", "red " * 10_000, "--output", "page.html")
-    assert done.exit_code == 1 and "tokens, and at most 1,024 are explained" in done.stderr
+    asked = ("--checkpoint", finished_run, "--output", "page.html", "--max-new-tokens", "0")
+    done = explain(*asked, "--prompt", "red " * 20, "--max-tokens", "16")
+    assert done.exit_code == 1 and "tokens, and at most 16 are explained" in done.stderr
     assert "raise --max-tokens" in done.stderr
+    done = explain(*asked, "--prompt", "red " * 10_000)
+    assert done.exit_code == 1 and "tokens; the backbone's context holds 128. Shorten it" in done.stderr
 
 
 @pytest.mark.parametrize(
