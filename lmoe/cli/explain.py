@@ -134,10 +134,10 @@ def _texts(speaker: "Speaker", flags: SpeakerFlags, asked: ExplainFlags) -> "lis
     from lmoe.adapter.run_data import run_data
     from lmoe.data.rows.sources import read_rows
     from lmoe.explain.of_run import validation_texts
-    from lmoe.explain.texts import of_rows, prompted
+    from lmoe.explain.texts import kept_tokens, of_rows, prompted
     from lmoe.injection.record import injected
 
-    limit = asked.limit or 3
+    limit, most = asked.limit or 3, kept_tokens(speaker.model, asked.max_tokens)
     if asked.prompt is not None:
         with speaker.about():
             new = NEW_TOKENS if asked.max_new_tokens is None else asked.max_new_tokens
@@ -157,13 +157,13 @@ def _texts(speaker: "Speaker", flags: SpeakerFlags, asked: ExplainFlags) -> "lis
         rows = [row for row in every if flags.domain in (None, row.domain)]
         if not rows:
             raise ConfigError(f"--rows {asked.rows}: no row is of the domain {flags.domain!r}")
-        return list(of_rows(speaker.tokenizer, rows[:limit], most=asked.max_tokens, data=own))
+        return list(of_rows(speaker.tokenizer, rows[:limit], most=most, data=own))
     assert flags.checkpoint is not None
     texts, _ = validation_texts(
         speaker.folders["checkpoint"],
         injected(speaker.model).moe,
         rows=limit,
-        most=asked.max_tokens,
+        most=most,
         domain=flags.domain,
         trust_remote_code=flags.trust_remote_code,
     )
@@ -178,6 +178,7 @@ def _with_profiles(
     from lmoe.cli.tokens_progress import TokensProgress
     from lmoe.errors import DataError, LmoeError
     from lmoe.explain.of_run import LONGEST_ROW, known_losses, validation_texts
+    from lmoe.explain.texts import kept_tokens
     from lmoe.injection.record import injected
     from lmoe.report.say import say
 
@@ -192,7 +193,7 @@ def _with_profiles(
             place,
             injected(explainer.model).moe,
             rows=rows,
-            most=min(LONGEST_ROW, asked.max_tokens),
+            most=kept_tokens(explainer.model, min(LONGEST_ROW, asked.max_tokens)),
             trust_remote_code=flags.trust_remote_code,
         )
     except LmoeError as error:
@@ -215,7 +216,7 @@ def _with_progress(explainer: "Explainer", texts: "list[TextTokens]", console: "
     work = explainer.work(texts)
     for text in texts:
         if text.cut:
-            say(console, f"{text.name}: cut, {text.cut:,} tokens behind --max-tokens are left out")
+            say(console, f"{text.name}: cut, {text.cut:,} tokens behind the first {len(text):,} are left out")
     say(console, f"explaining {work.line}")
     with TokensProgress(console, work.total) as progress:
         return explainer.explain(texts, progress.went)

@@ -7,7 +7,8 @@ from dataclasses import replace
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from lmoe.backbones.label_losses import LabelLosses
-from lmoe.errors import DataError
+from lmoe.backbones.load import context_length
+from lmoe.errors import ConfigError, DataError
 from lmoe.explain.explanation import Explanation, TextTokens
 from lmoe.explain.numbers import Progress, Work, explained
 from lmoe.explain.profiles import Losses, profiles_of
@@ -16,6 +17,7 @@ from lmoe.explain.texts import MOST_TOKENS, prompted
 from lmoe.generate.generate import Turn
 from lmoe.injection.evaluating import evaluating
 from lmoe.injection.tracing import domain as of_domain
+from lmoe.vocabulary import TrainOn
 
 MOST_WEIGHTS = 8_000_000
 """Routing weights that a page is made of; more would not open in a browser."""
@@ -41,8 +43,16 @@ class Explainer:
         """What explaining these texts costs.
 
         Raises:
-            DataError: so many tokens, sites and experts that no page could show them.
+            DataError: a text that is longer than the backbone's context, or so many tokens, sites and experts that no
+                page could show them.
         """
+        limit = context_length(self.model)
+        for text in texts:
+            if limit is not None and len(text) > limit:
+                raise DataError(
+                    f"{text.name} has {len(text):,} tokens; the backbone's context holds {limit:,}. Shorten it, or "
+                    "give a lower `max_tokens`"
+                )
         work = Work.of(texts, len(self.subject.experts))
         numbers = work.tokens * sum(site.experts for site in self.subject.sites)
         if numbers > MOST_WEIGHTS:
@@ -100,6 +110,7 @@ def explain_text(
     max_new_tokens: int = 32,
     domain: str | None = None,
     max_tokens: int = MOST_TOKENS,
+    train_on: str | TrainOn = TrainOn.assistant,
 ) -> Explanation:
     """What each expert does to a prompt and to the answer that the model gives (docs/EXPLAIN.md).
 
@@ -109,13 +120,26 @@ def explain_text(
         max_new_tokens: longest answer, greedy; 0: the prompt alone.
         domain: of the prompt, for moe.router=oracle.
         max_tokens: longest prompt with its answer.
+        train_on: the turns of a conversation that the model has learnt, data.train_on of its run; with last or all a
+            router that decides by prompts takes earlier answers for a part of the prompt.
 
     Raises:
-        DataError: the prompt is empty or longer than max_tokens.
+        DataError: the prompt is empty, holds something that is no turn, is longer than max_tokens or than the
+            backbone's context, or is refused by the chat template.
         RoutingError: the router has no expert for the domain.
-        ConfigError: a blend whose router decides by itself.
+        ConfigError: a blend whose router decides by itself, or a `train_on` that is none.
     """
+    if train_on not in list(TrainOn):
+        raise ConfigError(f"train_on={train_on!r}; allowed: {', '.join(TrainOn)}")
     explainer = Explainer(model)
     with evaluating(model), nullcontext() if domain is None else of_domain(model, domain):
-        text = prompted(model, tokenizer, prompt, max_new_tokens=max_new_tokens, most=max_tokens, domain=domain)
+        text = prompted(
+            model,
+            tokenizer,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            most=max_tokens,
+            domain=domain,
+            train_on=TrainOn(train_on),
+        )
     return explainer.explain([text])

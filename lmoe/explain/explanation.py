@@ -39,6 +39,7 @@ class TextTokens:
         texts: the characters of each token; of a character of several tokens the first has it.
         special: whether each is a special token.
         answer: (T,) bool: tokens of answers; the others are prompts.
+        opening: so many of the first tokens stand for the prompt of a text that has none; 0: it has one.
         generated: whether the model that is explained has written the answer just now.
         domain: of the text; None: not known.
         cut: tokens that are left out at its end.
@@ -49,6 +50,7 @@ class TextTokens:
     texts: tuple[str, ...]
     special: tuple[bool, ...]
     answer: Tensor
+    opening: int = 0
     generated: bool = False
     domain: str | None = None
     cut: int = 0
@@ -56,11 +58,16 @@ class TextTokens:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def prompts(self, *, of_all_turns: bool) -> Tensor:
+    def prompts(self, *, of_all_turns: bool, openings: bool) -> Tensor:
         """(T,) bool: tokens that a router decides by which reads prompts: those before the first answer, or all that
-        are no answer. The first token is always one of them, because nothing predicts it."""
+        are no answer. The first token is always one of them, because nothing predicts it.
+
+        Args:
+            of_all_turns: of all that are no answer.
+            openings: to this router the opening of a text stands for its prompt.
+        """
         prompt = ~self.answer if of_all_turns else self.answer.long().cumsum(0) == 0
-        return prompt | (torch.arange(len(prompt)) == 0)
+        return prompt | (torch.arange(len(prompt)) < max(1, self.opening if openings else 0))
 
 
 @dataclass(slots=True, frozen=True, kw_only=True)

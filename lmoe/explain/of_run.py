@@ -38,7 +38,7 @@ def validation_texts(
         checkpoint: run or adapter directory.
         moe: section of the adapter.
         rows: of each domain.
-        most: tokens of each row.
+        most: tokens of each row (`kept_tokens`).
         domain: of this one alone; None: of all.
 
     Raises:

@@ -24,7 +24,7 @@ from lmoe.layers.context import SiteDecisions
 from lmoe.layers.model_route import MODEL
 from lmoe.layers.routing import Routing, Silenced
 from lmoe.ops.gating import Gate
-from lmoe.rules.routers import needs_domain, needs_prompt
+from lmoe.rules.routers import needs_domain, needs_prompt, reads_openings
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import Decide, RouterScope
 
@@ -184,7 +184,9 @@ class RoutedMixture(ExplainedModel):
     @contextmanager
     def reading(self, text: TextTokens) -> Iterator[None]:
         moe, device = self.record.moe, self.model.device
-        prompt = text.prompts(of_all_turns=moe.decide is Decide.turn) if needs_prompt(moe) else None
+        prompt = None
+        if needs_prompt(moe):
+            prompt = text.prompts(of_all_turns=moe.decide is Decide.turn, openings=reads_openings(moe))
         with trace(
             self.model,
             attention_mask=torch.ones(1, len(text), dtype=torch.bool, device=device),

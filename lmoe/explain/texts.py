@@ -6,18 +6,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from lmoe.backbones.load import context_length
 from lmoe.config.data import DataConfig
 from lmoe.data.account import Account
 from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.encode import Encoder
 from lmoe.data.encoded import EncodedRow
+from lmoe.data.encoded import opening as opening_of
 from lmoe.data.rows.row import Row
 from lmoe.data.show import decoded_texts, special_ids
 from lmoe.errors import ConfigError, DataError, LmoeError
 from lmoe.explain.explanation import TextTokens
 from lmoe.generate.conversation import asked
 from lmoe.generate.earlier_answers import earlier_answers
-from lmoe.generate.generate import Sampling, Turn, continue_ids
+from lmoe.generate.generate import Sampling, Turn, continue_ids, room_for_answer
+from lmoe.ops.lengths import opening_length
 from lmoe.vocabulary import RowKind, TrainOn
 
 MOST_TOKENS = 1024
@@ -42,14 +45,16 @@ def prompted(
         max_new_tokens: longest answer; 0: none.
         most: longest prompt with its answer; a longer answer is not asked for.
         domain: of the prompt; inside `lmoe.injection.tracing.domain` where the router goes by it.
+        train_on: the turns of conversations that the model has learnt.
 
     Raises:
-        DataError: the prompt is empty, longer than `most`, or refused by the chat template.
+        DataError: the prompt is empty, holds something that is no turn, is longer than `most` or than the backbone's
+            context, or is refused by the chat template.
     """
     found = asked(tokenizer, prompt)
     ids, length = found.ids, len(found.ids)
-    if length == 0:
-        raise DataError("the prompt is empty")
+    wanted = min(max_new_tokens, max(most - length, 0))
+    room_for_answer(model, length, wanted)
     if length > most:
         raise DataError(
             f"the prompt has {length:,} tokens, and at most {most:,} are explained, because each costs a forward for "
@@ -57,13 +62,19 @@ def prompted(
         )
     answers = earlier_answers(tokenizer, found, train_on=train_on)
     is_answer = torch.zeros(length, dtype=torch.bool) if answers is None else answers.cpu()
-    if room := min(max_new_tokens, most - length):
-        new = continue_ids(model, tokenizer, ids[None], Sampling(max_new_tokens=room), answers=answers).cpu()
+    if wanted:
+        new = continue_ids(model, tokenizer, ids[None], Sampling(max_new_tokens=wanted), answers=answers).cpu()
         ids = torch.cat([ids.cpu(), new])
         is_answer = torch.cat([is_answer, torch.ones(len(new), dtype=torch.bool)])
     else:
         ids = ids.cpu()
-    return text_of(tokenizer, ids, is_answer, name=name, generated=bool(room), domain=domain)
+    return text_of(tokenizer, ids, is_answer, name=name, generated=bool(wanted), domain=domain)
+
+
+def kept_tokens(model: PreTrainedModel, most: int) -> int:
+    """Tokens of a row that are kept where at most so many are asked for: no more than the backbone's context holds."""
+    limit = context_length(model)
+    return most if limit is None else min(most, limit)
 
 
 def of_rows(
@@ -77,12 +88,13 @@ def of_rows(
 
     Args:
         tokenizer: with the template of the run.
-        most: longest text; a longer one is cut.
+        most: longest text (`kept_tokens`); a longer one is cut.
         data: section of the run, whose prefix of prompts and learnt turns count; None: there is no run.
 
     Raises:
         DataError: a row that cannot be rendered.
     """
+    learnt = None if data is None else data.max_length  # of a longer row training has not seen the rest
     data = data or DataConfig()
     template = ChatTemplate.of(tokenizer, train_on=data.train_on, day=data.template_date)
     encoders = {
@@ -98,14 +110,16 @@ def of_rows(
         labels = torch.from_numpy(found.is_label)
         if not len(ids):
             raise DataError(f"{row.where}: no text")
-        yield text_of(tokenizer, ids, labels, name=row.where, domain=row.domain, most=most)
+        of_text = opening_length(len(ids[:learnt])) if labels[0] else 0
+        yield text_of(tokenizer, ids, labels, name=row.where, opening=of_text, domain=row.domain, most=most)
 
 
 def of_encoded(
     tokenizer: PreTrainedTokenizerBase, row: EncodedRow, *, name: str, domain: str, most: int = MOST_TOKENS
 ) -> TextTokens:
     """A row that is tokenised already."""
-    return text_of(tokenizer, row.input_ids.long(), row.is_label, name=name, domain=domain, most=most)
+    of_text = opening_of(row) if row.is_label[0] else 0
+    return text_of(tokenizer, row.input_ids.long(), row.is_label, name=name, opening=of_text, domain=domain, most=most)
 
 
 def text_of(
@@ -114,6 +128,7 @@ def text_of(
     answer: Tensor,
     *,
     name: str,
+    opening: int = 0,
     generated: bool = False,
     domain: str | None = None,
     most: int = MOST_TOKENS,
@@ -123,6 +138,7 @@ def text_of(
     Args:
         ids: (T,) int64.
         answer: (T,) bool: tokens of answers.
+        opening: as of `TextTokens`, in the whole text.
         most: tokens that are kept.
     """
     cut = max(0, len(ids) - most)
@@ -136,6 +152,7 @@ def text_of(
         texts=tuple(decoded_texts(numbers, tokenizer)),
         special=tuple(number in special for number in numbers),
         answer=answer,
+        opening=opening,
         generated=generated,
         domain=domain,
         cut=cut,

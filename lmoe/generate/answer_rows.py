@@ -147,7 +147,7 @@ def _prompts(
     for number, row in enumerate(rows):
         try:
             prompt = row.asked(speaker.tokenizer)
-            room_for_answer(speaker.model, len(prompt.ids), sampling)
+            room_for_answer(speaker.model, len(prompt.ids), sampling.max_new_tokens)
             if domains is not None:
                 expert_of(injected(speaker.model).moe, domains[number])
             prompts[number] = prompt

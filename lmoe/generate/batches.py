@@ -89,7 +89,7 @@ class BatchAnswers:
         return [found[i] for i in range(len(prompts))]
 
     def _room(self, prompt: Tensor) -> int:
-        return room_for_answer(self.model, len(prompt), self.sampling)
+        return room_for_answer(self.model, len(prompt), self.sampling.max_new_tokens)
 
     def _continued(
         self,

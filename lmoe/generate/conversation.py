@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from lmoe.data.chats.template import ChatTemplate
 from lmoe.data.chats.template_input import content_of
 from lmoe.data.rows.row import Message
+from lmoe.data.rows.turns import Turns
 from lmoe.errors import DataError
 
 
@@ -41,12 +42,15 @@ def asked(
     Without a template the texts stand one after the other, as they are.
 
     Args:
+        prompt: what the user says, or turns with role and content, as rows have them; fields that rows do not have are
+            for the template.
         tools: functions that the assistant may call, as a chat template takes them.
 
     Raises:
-        DataError: the template refuses the conversation, or does not come to an end; tools without a template.
+        DataError: no turn, or something that is none; the template refuses the conversation, or does not come to an
+            end; tools without a template.
     """
-    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _turns(prompt)
     shown: list[Any] | None = list(tools) if tools else None
     if tokenizer.chat_template is None:
         if shown:
@@ -59,6 +63,19 @@ def asked(
     )
     ids: Tensor = encoded["input_ids"]  # type: ignore[index, assignment]
     return Asked(ids=ids[0], messages=messages, given=given, tools=shown)
+
+
+def _turns(prompt: Sequence[Message]) -> list[Message]:
+    """A conversation of somebody's own making, in the shape that rows have.
+
+    Raises:
+        DataError: no turn, or something that is none.
+    """
+    given, turns = list(prompt), Turns()
+    if not given:
+        raise DataError("the prompt is empty")
+    turns.add_all(given, "messages", "the prompt")
+    return [{**own, **turn} for own, turn in zip(given, turns.messages, strict=True)]
 
 
 def asked_text(tokenizer: PreTrainedTokenizerBase, text: str) -> Asked:

@@ -1,7 +1,9 @@
 """Answer a prompt or a conversation token by token."""
 
 import math
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,8 @@ from lmoe.vocabulary import TrainOn
 
 COLDEST, MOST_TOKENS = 1e-6, 1_000_000_000
 """A lower temperature makes scores infinite; more tokens than any context or vocabulary has."""
+DRAWING = threading.RLock()
+"""Held while an answer is sampled: Transformers draws from the generators of the process, which threads share."""
 Turn = dict[str, str]
 """{"role": system, user or assistant, "content": text}."""
 
@@ -107,6 +111,9 @@ def stream_answer(
 ) -> str:
     """Answer one user turn, handing over each piece of text as soon as it is whole.
 
+    Above temperature 0 threads are answered one after the other, so that each draws what its seed says; torch's
+    generators are as they were afterwards.
+
     Args:
         prompt: what the user says, or a conversation.
         sampling: how.
@@ -117,7 +124,8 @@ def stream_answer(
         The whole answer.
 
     Raises:
-        DataError: the prompt is empty, or leaves no room in the backbone's context.
+        DataError: the prompt is empty, holds something that is no turn, is refused by the chat template, or leaves no
+            room in the backbone's context.
     """
     pieces: list[str] = []
     streamer = _Pieces(tokenizer, lambda piece: (pieces.append(piece), write(piece)))
@@ -150,23 +158,43 @@ def continue_ids(
     Raises:
         DataError: the prompt is empty, or leaves no room in the backbone's context.
     """
-    room = room_for_answer(model, ids.shape[1], sampling)
-    torch.manual_seed(sampling.seed)
-    return generated(
-        model,
-        tokenizer,
-        ids,
-        torch.ones_like(ids),
-        answers=None if answers is None else answers[None],
-        max_new_tokens=room,
-        streamer=to,
-        eos_token_id=end_tokens(model, tokenizer) or None,
-        **sampling.options(),
-    )[0]
+    room = room_for_answer(model, ids.shape[1], sampling.max_new_tokens)
+    with _drawing(model, sampling):
+        return generated(
+            model,
+            tokenizer,
+            ids,
+            torch.ones_like(ids),
+            answers=None if answers is None else answers[None],
+            max_new_tokens=room,
+            streamer=to,
+            eos_token_id=end_tokens(model, tokenizer) or None,
+            **sampling.options(),
+        )[0]
 
 
-def room_for_answer(model: PreTrainedModel, length: int, sampling: Sampling) -> int:
+@contextmanager
+def _drawing(model: PreTrainedModel, sampling: Sampling) -> Iterator[None]:
+    """A block in which the generators of the model's devices start at the seed, and after which they are as they were;
+    nothing at temperature 0, where nothing is drawn."""
+    if sampling.temperature == 0:
+        yield
+        return
+    kind = model.device.type
+    others = {p.device for p in model.parameters() if p.device.type == kind} if kind != "cpu" else set()
+    module = torch.get_device_module(kind)
+    with DRAWING, torch.random.fork_rng(sorted(device.index or 0 for device in others), device_type=kind):
+        torch.default_generator.manual_seed(sampling.seed)
+        for device in others:
+            module.set_rng_state(torch.Generator(device).manual_seed(sampling.seed).get_state(), device)
+        yield
+
+
+def room_for_answer(model: PreTrainedModel, length: int, max_new_tokens: int) -> int:
     """Tokens that the longest answer to a prompt of so many tokens has.
+
+    Args:
+        max_new_tokens: that are asked for; 0: none, so that the prompt may fill the context.
 
     Raises:
         DataError: the prompt is empty, or leaves no room in the backbone's context.
@@ -175,10 +203,10 @@ def room_for_answer(model: PreTrainedModel, length: int, sampling: Sampling) -> 
         raise DataError("the prompt is empty")
     limit = context_length(model)
     if limit is None:
-        return sampling.max_new_tokens
-    if length >= limit:
+        return max_new_tokens
+    if length + min(max_new_tokens, 1) > limit:
         raise DataError(f"the prompt has {length} tokens; the backbone's context holds {limit}. Shorten it")
-    return min(sampling.max_new_tokens, limit - length)
+    return min(max_new_tokens, limit - length)
 
 
 @torch.no_grad()

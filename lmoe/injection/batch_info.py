@@ -12,8 +12,8 @@ from lmoe.injection.tracing import expert_of
 from lmoe.layers.context import PromptRows, RoutingContext
 from lmoe.ops.labels import IGNORE
 from lmoe.ops.router_targets import NO_TARGET, RowTargets
-from lmoe.rules.routers import needs_domain, needs_prompt, needs_prompt_ids, target_count
-from lmoe.vocabulary import Decide, RouterScope, RouterTarget
+from lmoe.rules.routers import needs_domain, needs_prompt, needs_prompt_ids, reads_openings, target_count
+from lmoe.vocabulary import Decide, RouterTarget
 
 
 def batch_info(record: Injected, batch: dict[str, Tensor], domains: Sequence[str]) -> AbstractContextManager[None]:
@@ -93,7 +93,7 @@ def row_targets(moe: MoeConfig, batch: dict[str, Tensor], domains: Sequence[str]
 
 
 def _prompts(record: Injected, batch: dict[str, Tensor]) -> PromptRows:
-    openings = batch.get("opening_mask") if record.moe.router_scope is RouterScope.model else None
+    openings = batch.get("opening_mask") if reads_openings(record.moe) else None
     if record.moe.decide is Decide.turn:
         answers = batch["labels"] != IGNORE
         if openings is not None:

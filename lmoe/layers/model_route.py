@@ -18,7 +18,7 @@ from lmoe.layers.per_call import PerCall
 from lmoe.layers.prompt import ForwardInputs, PromptedGenerate, cache_of, decision_in, keep_with, valid_tokens
 from lmoe.layers.prompt_reading import DecoderPlace, ReadInputs, StateReader
 from lmoe.layers.routers.model import ModelOracle, ModelRouter
-from lmoe.layers.routers.sequence import detached, of_rows
+from lmoe.layers.routers.sequence import detached, keeps_decision, of_rows
 from lmoe.layers.routing import Routing
 from lmoe.ops.gating import Gate
 from lmoe.ops.prompt_states import mean_of_prompts
@@ -228,7 +228,7 @@ class ModelRoute:
         if decision is None:
             decision = self._decide(model, read(), rows, acting, empty)
         forward = replace(empty, rows=rows, of_model=self._seen(decision, rows, acting))
-        if not model.training:
+        if keeps_decision(model.training):
             self._keep(decision, rows, forward)
         return forward
 
@@ -239,7 +239,7 @@ class ModelRoute:
         decision = oracle.decide(rows.row_ids, rows.prompt.shape[1])
         routing = self._seen(decision, rows, self._acting(rows))
         forward = replace(empty, rows=rows, of_model=None if one_prompt else routing)
-        if not model.training:
+        if keeps_decision(model.training):
             self._keep(decision, rows, forward)
         return forward
 

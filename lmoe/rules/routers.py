@@ -324,6 +324,11 @@ def needs_prompt_ids(moe: MoeConfig) -> bool:
     return moe.router is not None and ROUTERS[moe.router].prompt_ids
 
 
+def reads_openings(moe: MoeConfig) -> bool:
+    """Whether the opening of a text without a prompt stands for one; to other routers its first token does."""
+    return moe.router_scope is RouterScope.model or needs_prompt_ids(moe)
+
+
 def mixture_scale(moe: MoeConfig, injection: InjectionConfig) -> MixtureScale:
     """The scale that acts: moe.norm_topk_prob or moe.scale, or the default of the router.
 

@@ -56,6 +56,16 @@ def test_rows_of_a_file_are_explained(restored, finished_run: Path, micro, tmp_p
     assert len(json.loads(Path("page.json").read_text())["texts"]) == 2
 
 
+def test_a_row_is_cut_where_the_context_of_the_backbone_ends(restored, finished_run: Path, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"text": "red stone " * 100}) + "\n")
+    asked = ("--rows", rows, "--profile-rows", "0", "--max-tokens", "1024")
+    done = explain("--checkpoint", finished_run, *asked, "--output", "page.html")
+    assert done.exit_code == 0, done.output
+    [text] = json.loads(Path("page.json").read_text())["texts"]
+    assert len(text["ids"]) == 128 and text["cut"] > 0
+
+
 def test_rows_of_a_file_call_our_keys_as_the_rows_of_the_run_do(restored, own_run: Path, tmp_path: Path) -> None:
     config, rows = own_run / "config.yaml", tmp_path / "rows.jsonl"
     text = config.read_text()
@@ -76,9 +86,12 @@ def test_a_base_alone_has_log_probabilities(restored, micro) -> None:
 
 
 def test_a_prompt_that_is_too_long_is_refused_with_its_length(restored, finished_run: Path) -> None:
-    done = explain("--checkpoint", finished_run, "--prompt", "red " * 10_000, "--output", "page.html")
-    assert done.exit_code == 1 and "tokens, and at most 1,024 are explained" in done.stderr
+    asked = ("--checkpoint", finished_run, "--output", "page.html", "--max-new-tokens", "0")
+    done = explain(*asked, "--prompt", "red " * 20, "--max-tokens", "16")
+    assert done.exit_code == 1 and "tokens, and at most 16 are explained" in done.stderr
     assert "raise --max-tokens" in done.stderr
+    done = explain(*asked, "--prompt", "red " * 10_000)
+    assert done.exit_code == 1 and "tokens; the backbone's context holds 128. Shorten it" in done.stderr
 
 
 @pytest.mark.parametrize(

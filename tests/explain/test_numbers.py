@@ -4,16 +4,23 @@ import pytest
 import torch
 
 import lmoe
-from lmoe.explain.explain import explain_text
+from lmoe.data.collate import Collate
+from lmoe.data.encoded import EncodedRow
+from lmoe.errors import ConfigError, DataError
+from lmoe.explain.explain import Explainer, explain_text
 from lmoe.explain.numbers import Work
+from lmoe.explain.texts import of_encoded
+from lmoe.generate.conversation import prompt_ids
+from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected, sites
 from lmoe.ops.linear_sizes import sizes
 from lmoe.pretrain.bpe import train_bpe
 from lmoe.rules.routers import needs_domain, needs_prompt
+from lmoe.vocabulary import TrainOn
 from tests.explain.explained import numbers_of, text
 from tests.injection.tiny_injected import ROUTERS, tiny_injected
 from tests.reference.dumb_explain import text_change, token_change
-from tests.tiny_models import randomise, tiny_model
+from tests.tiny_models import randomise, tiny_model, tokens
 
 ALONE = {"attn_lora": {"enabled": False}}
 """No other LoRA beside the routed experts."""
@@ -26,6 +33,11 @@ KINDS = [
 ]
 
 
+def a_tokenizer():
+    """Of 290 tokens, with a chat template."""
+    return train_bpe(["What is red? red is a colour."] * 3, 290, 64)
+
+
 @pytest.mark.parametrize(("router", "moe"), KINDS, ids=lambda value: str(value))
 def test_all_silenced_is_the_base_and_a_token_alone_is_what_a_forward_of_all_tokens_says(
     router: str, moe: dict
@@ -36,7 +48,7 @@ def test_all_silenced_is_the_base_and_a_token_alone_is_what_a_forward_of_all_tok
     found = numbers_of(model, of)
     torch.testing.assert_close(found.none, found.base, atol=1e-5, rtol=0, equal_nan=True)
     assert found.mixture[:1].isnan().all() and found.mixture[1:].isfinite().all()
-    prompt = of.prompts(of_all_turns=False)[None] if needs_prompt(section) else None
+    prompt = of.prompts(of_all_turns=False, openings=True)[None] if needs_prompt(section) else None
     silent_prompt = section.router_scope == "model" and not section.prompt_experts
     for token, expert in ((2, 0), (3, 1), (5, 0), (6, 1)):
         if silent_prompt and token <= 3:
@@ -95,6 +107,42 @@ def test_routing_weights_are_those_of_a_trace() -> None:
     assert found.weights.keys() == trace.routing.keys()
     for site, routing in trace.routing.items():
         torch.testing.assert_close(found.weights[site], routing.routing_weights[0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("router", "moe"),
+    [
+        ("sequence", {"router_scope": "model"}),
+        ("sequence", {"router_scope": "model", "prompt_experts": True}),
+        ("sequence", {"router_scope": "model", "decide": "turn"}),
+        ("sequence", {}),
+        ("prompt_hash", {}),
+    ],
+    ids=str,
+)
+def test_a_plain_text_is_explained_with_the_experts_that_training_gives_it(router: str, moe: dict) -> None:
+    """And a forward with labels, whatever stands for its prompt."""
+    model, tokenizer = tiny_injected(router, moe=moe, std=0.5, vocab_size=290), a_tokenizer()
+    record, others = injected(model), 0
+    for number in range(8):
+        ids = tokens(1, 20, seed=number)[0]
+        row = EncodedRow(ids.int(), torch.ones(20, dtype=torch.bool), 0)
+        weights = numbers_of(model, of_encoded(tokenizer, row, name="a text", domain="all")).weights
+        batch = Collate(pad_token_id=0, max_length=64, packed=False)([row])
+        batch = {name: tensor[..., :20] for name, tensor in batch.items()}
+        with torch.no_grad(), batch_info(record, batch, ["all"]), record.trace.recording(batch["valid_mask"]) as seen:
+            model(input_ids=ids[None])
+        with torch.no_grad(), lmoe.trace(model, attention_mask=torch.ones(1, 20)) as labelled:
+            model(input_ids=ids[None], labels=ids[None])
+        for site, found in weights.items():
+            for trace in (seen, labelled):
+                expected = trace.routing[site].acting_weights[0]
+                torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+        alone = torch.arange(20)[None] < 1
+        with torch.no_grad(), lmoe.trace(model, attention_mask=torch.ones(1, 20), prompt_mask=alone) as first:
+            model(input_ids=ids[None])
+        others += not torch.allclose(first.routing[site].acting_weights[0, -1], found[-1], atol=1e-3)
+    assert bool(others) == (router == "prompt_hash" or "router_scope" in moe), "the opening decides as the first token"
 
 
 def test_an_expert_that_alone_knows_a_word_gets_the_blame_for_it() -> None:
@@ -160,7 +208,7 @@ def test_the_model_computes_as_before_afterwards() -> None:
 
 
 def test_a_text_is_explained_from_python_with_its_answer_and_its_cost_is_known() -> None:
-    tokenizer = train_bpe(["What is red? red is a colour."] * 3, 290, 64)
+    tokenizer = a_tokenizer()
     model = tiny_injected(vocab_size=290, eos_token_id=None)
     model.train()
     found = lmoe.explain_text(model, tokenizer, "What is red?", max_new_tokens=3)
@@ -171,3 +219,70 @@ def test_a_text_is_explained_from_python_with_its_answer_and_its_cost_is_known()
     assert work.total == length * 7 + (length - 1) * 5
     with pytest.raises(lmoe.errors.DataError, match="at most 4 are explained"):
         explain_text(model, tokenizer, "What is red?", max_tokens=4)
+
+
+def test_what_the_context_does_not_hold_is_not_explained() -> None:
+    tokenizer = a_tokenizer()
+    length = prompt_ids(tokenizer, "What is red?").shape[1]
+    short, whole = (tiny_injected(vocab_size=290, max_position_embeddings=n) for n in (length - 1, length))
+    refused = f"the prompt has {length} tokens; the backbone's context holds"
+    for new in (0, 4):
+        with pytest.raises(DataError, match=f"{refused} {length - 1}. Shorten it"):
+            explain_text(short, tokenizer, "What is red?", max_new_tokens=new)
+    with pytest.raises(DataError, match=f"{refused} {length}. Shorten it"):
+        explain_text(whole, tokenizer, "What is red?", max_new_tokens=1)
+    found = explain_text(whole, tokenizer, "What is red?", max_new_tokens=0)
+    assert len(found.texts[0].tokens) == length
+    with pytest.raises(DataError, match=rf"prompt has {length} tokens; the backbone's context holds {length - 1}"):
+        Explainer(short).explain([text.tokens for text in found.texts])  # of another model
+
+
+@pytest.mark.parametrize(
+    ("conversation", "words"),
+    [
+        ([], "the prompt is empty"),
+        ([{"role": "user"}], r"the prompt: messages\[0\] has no content"),
+        ([{"content": "red"}], r"the prompt: messages\[0\].role is null; allowed"),
+        ([{"role": "user", "content": 3}], r"the prompt: messages\[0\].content must be text, got 3"),
+        (["red"], r"the prompt: messages\[0\] must be an object with role and content"),
+    ],
+)
+@pytest.mark.parametrize("template", [True, False])
+def test_a_conversation_that_is_none_is_refused_in_words(conversation: list, words: str, *, template: bool) -> None:
+    tokenizer = a_tokenizer()
+    if not template:
+        tokenizer.chat_template = None
+    with pytest.raises(DataError, match=words):
+        explain_text(tiny_model(vocab_size=290), tokenizer, conversation)
+
+
+def test_explaining_leaves_the_random_numbers_of_the_process_alone() -> None:
+    before = torch.get_rng_state()
+    explain_text(tiny_model(vocab_size=290), a_tokenizer(), "What is red?", max_new_tokens=2)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_earlier_answers_are_a_part_of_the_prompt_where_only_the_last_was_learnt() -> None:
+    turns = [
+        {"role": "user", "content": "What is red?"},
+        {"role": "assistant", "content": "red is a colour."},
+        {"role": "user", "content": "red?"},
+    ]
+    moe = {"router_scope": "model", "prompt_experts": True}
+    model, tokenizer = tiny_injected("sequence", moe=moe, vocab_size=290, std=0.5), a_tokenizer()
+
+    def explained_as(**learnt) -> tuple[int, torch.Tensor]:
+        [found] = explain_text(model, tokenizer, turns, max_new_tokens=0, **learnt).texts
+        return int(found.tokens.answer.sum()), found.weights["model"][-1]
+
+    answered, weights = explained_as()
+    assert answered > 0 and torch.equal(explained_as(train_on="assistant")[1], weights)
+    ids = prompt_ids(tokenizer, turns)
+    with torch.no_grad(), lmoe.trace(model, attention_mask=torch.ones_like(ids)) as trace:
+        model(input_ids=ids)
+    for learnt in ("last", TrainOn.all):
+        none, whole = explained_as(train_on=learnt)
+        assert none == 0 and not torch.allclose(whole, weights)
+        torch.testing.assert_close(whole, trace.routing["model"].routing_weights[0, -1], atol=1e-5, rtol=0)
+    with pytest.raises(ConfigError, match="train_on='first'; allowed: assistant, last, all"):
+        explained_as(train_on="first")

@@ -1,5 +1,7 @@
 """Answers: with a cache as without, streamed as returned, whatever the prompt."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -97,6 +99,27 @@ def test_sampling_follows_its_seed(trained):
     texts = {seed: answer(trained, "hello", seed=seed, **sample)[0] for seed in (1, 2, 3)}
     assert len(set(texts.values())) > 1
     assert answer(trained, "hello", seed=2, **sample)[0] == texts[2]
+
+
+def test_an_answer_is_drawn_as_by_the_generator_of_the_process_which_is_left_as_it_was(trained):
+    """Also by threads, which share that generator, and where an answer fails on its way."""
+    sample, expected = {"temperature": 2.0, "top_p": 0.95, "top_k": 0}, {}
+    ids = prompt_ids(trained.tokenizer, "hello")
+    for seed in (1, -3, 2**64 - 1):
+        torch.manual_seed(seed)
+        out = trained.model.eval().generate(
+            ids, attention_mask=torch.ones_like(ids), do_sample=True, **SETTINGS, **sample
+        )
+        expected[seed] = trained.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(3) as pool:
+        found = pool.map(lambda seed: answer(trained, "hello", seed=seed, **sample)[0], expected)
+    assert dict(zip(expected, found, strict=True)) == expected
+    with pytest.raises(ZeroDivisionError):
+        stream_answer(trained.model, trained.tokenizer, "hello", Sampling(temperature=1.0), lambda piece: 1 / 0)
+    answer(trained, "hello")  # the likeliest tokens draw nothing
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize(

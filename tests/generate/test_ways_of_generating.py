@@ -122,6 +122,17 @@ def test_a_way_of_generating_gives_the_tokens_of_plain_greedy_or_is_refused(mixe
 
 
 @pytest.mark.parametrize("mixed", BY_PROMPT, indirect=True)
+def test_in_training_mode_the_decision_for_the_prompt_stands_too(mixed):
+    """Nothing is drawn by these models; a forward that trains leaves no decision with a cache."""
+    one, expected = mixed[1], mixed[1].answers(rows())
+    one.model.train()
+    try:
+        assert torch.equal(one.answers(rows()), expected)
+    finally:
+        one.model.eval()
+
+
+@pytest.mark.parametrize("mixed", BY_PROMPT, indirect=True)
 def test_a_padded_prompt_is_read_alike_as_embeddings_and_under_a_mask_of_queries_and_keys(mixed):
     one, mask = mixed[1], torch.ones_like(rows())
     mask[0, :3] = 0

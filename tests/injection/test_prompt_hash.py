@@ -7,6 +7,8 @@ import torch
 from torch import Tensor
 
 import lmoe
+from lmoe.data.collate import Collate
+from lmoe.data.encoded import EncodedRow
 from lmoe.errors import RoutingError
 from lmoe.injection.batch_info import batch_info
 from lmoe.injection.record import injected
@@ -60,6 +62,27 @@ def test_labels_a_prompt_mask_and_padding_tell_what_the_prompt_is(model):
     for order in ((padding, ids[:, :3]), (ids[:, :3], padding)):
         mask = torch.cat([ones if part is not padding else torch.zeros_like(padding) for part in order], 1)
         assert experts_of(model, torch.cat(order, 1), mask=mask)[:, 0].tolist() == wanted
+
+
+def test_a_text_without_a_prompt_has_the_expert_of_its_opening_in_training_and_with_labels(model):
+    """Texts begin with the same token, and would all have one expert by it; conversations have that of their prompt."""
+    texts = tokens(8, 20)
+    texts[:, 0] = 3
+    labels = torch.ones(20, dtype=torch.bool)
+    rows = [EncodedRow(ids.int(), labels, 0) for ids in texts]
+    chats = [EncodedRow(ids.int(), torch.arange(20) >= 5, 0) for ids in texts]
+    wanted = expected(texts[:, :10].tolist())
+    assert len(set(wanted)) > 1
+    for packed in (False, True):
+        pairs = list(zip(rows, chats, strict=True)) if packed else [*rows, *chats]
+        batch = Collate(pad_token_id=0, max_length=40, packed=packed)(pairs)
+        length = 40 if packed else 20
+        batch = {name: t[..., :length] if t.dim() > 1 else t for name, t in batch.items()}
+        with batch_info(injected(model), batch, ["all"]):
+            found = experts_of(model, batch["input_ids"])
+        of_text, of_chat = (found[:, 0], found[:, 20]) if packed else (found[:8, 0], found[8:, 0])
+        assert of_text.tolist() == wanted and of_chat.tolist() == expected(texts[:, :5].tolist())
+    assert experts_of(model, texts, labels=texts)[:, 0].tolist() == wanted
 
 
 def test_rows_of_a_packed_batch_have_the_experts_that_they_have_alone(model):

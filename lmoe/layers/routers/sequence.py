@@ -61,7 +61,7 @@ class PromptRouter(Router):
                 )
             logits, gate = self.decide(x, rows)
             row_ids = rows.row_ids
-            if forward is not None and not self.training and rows.prompt.shape[1] == 1:
+            if forward is not None and keeps_decision(self.training) and rows.prompt.shape[1] == 1:
                 forward.new.sites[self.site] = detached(logits, gate)
         return of_rows(logits, gate, row_ids.to(logits.device))
 
@@ -87,7 +87,8 @@ class PromptReader:
     Args:
         context: the model's, which it writes to.
         router: the name of its routers, for messages.
-        by_ids: whether they decide by the ids of the prompt's tokens.
+        by_ids: whether they decide by the ids of the prompt's tokens; of a text without a prompt by those of its
+            opening, because many texts begin with the same token.
     """
 
     def __init__(self, context: RoutingContext, router: str, *, by_ids: bool) -> None:
@@ -121,7 +122,8 @@ class PromptReader:
         rows = None
         if inputs.tokens is not None:
             told, stated = context.batch_info.rows, context.prompt.get()
-            rows = inputs.prompt_rows(told, stated, Decide.first, f"moe.router={self.router}")
+            whose = f"moe.router={self.router}"
+            rows = inputs.prompt_rows(told, stated, Decide.first, whose, openings=self.by_ids)
         ids = inputs.ids if self.by_ids else None
         if ids is not None and rows is not None and rows.hashes is None and rows.row_ids.shape == ids.shape:
             rows = rows.with_hashes(ids)
@@ -144,6 +146,12 @@ def of_rows(logits: Tensor, gate: Gate, row_ids: Tensor) -> Routing:
         return values.gather(1, where.expand(-1, -1, values.shape[-1]))
 
     return Routing.of(spread(logits), _map(gate, spread))
+
+
+def keeps_decision(training: bool) -> bool:
+    """Whether a decision is left with the KV cache of its forward: not in a step of training, which goes on with none.
+    `generate` has no gradients, in training mode too."""
+    return not training or not torch.is_grad_enabled()
 
 
 def detached(logits: Tensor, gate: Gate) -> tuple[Tensor, Gate]:
