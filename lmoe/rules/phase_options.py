@@ -13,7 +13,7 @@ from lmoe.config.run import RunConfig
 from lmoe.rules.experts_from import source_run
 from lmoe.rules.routers import ROUTERS, mixture_scale, reads_prompts_first, trains_logits
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.vocabulary import LoadBalanceType, LrSchedule, MixtureScale, Role, RouteBy, RouterKind, RouterTarget
+from lmoe.vocabulary import LoadBalanceType, LrSchedule, MixtureScale, Role, RouteBy, RouterTarget
 
 TRAIN_LOSS = "train/loss"
 ALWAYS_BY_TARGET = "where every phase has route_by=target"
@@ -135,8 +135,8 @@ def balances_by_target(moe: MoeConfig, injection: InjectionConfig, data: DataCon
         return False
     if count is None and moe.router_target is RouterTarget.cluster:
         count = injection.fewest_experts
-    # Scores that are made apart from one another weigh also alone.
-    apart = moe.router is RouterKind.sigmoid and mixture_scale(moe, injection) is not MixtureScale.sum_to_one
+    apart = moe.router is not None and ROUTERS[moe.router].scores_apart
+    apart = apart and mixture_scale(moe, injection) is not MixtureScale.sum_to_one
     return count is None or injection.most_experts > count or (kind is LoadBalanceType.importance_cv and apart)
 
 
