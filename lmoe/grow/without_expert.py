@@ -1,26 +1,35 @@
-"""Take one expert out of an adapter on disk; nothing else changes by a bit."""
+"""Take one expert out of an adapter on disk; nothing else changes by a bit, but settings of training that are refused
+where one expert is left."""
 
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
 from lmoe.adapter.folder import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config, read_tensors, sections
+from lmoe.config.defaults import injection_section, moe_section
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
-from lmoe.errors import CheckpointError
+from lmoe.config.problems import raise_problems
+from lmoe.errors import CheckpointError, ConfigError
 from lmoe.files.adapter_files import TOKENIZER_FILES
 from lmoe.files.small_file import link_outside, read_json
 from lmoe.files.write import write_whole
 from lmoe.injection.build_site import ROUTER
 from lmoe.injection.kept import ROUTER_ROWS, STACKED
-from lmoe.rules.routers import ROUTERS, target_count
+from lmoe.rules.routers import ROUTERS, mixture_scale, target_count
 from lmoe.rules.strategies import STRATEGIES, with_adapter_experts
+from lmoe.rules.validate import section_problems
+from lmoe.vocabulary import LoadBalanceType, RouterTarget
 
 EXPERT_KEY = re.compile(rf"(?P<path>.*)\.experts\.(?P<expert>\d+)\.(?P<tensor>{'|'.join(STACKED)})")
+BIAS_KEY = re.compile(rf"(.*\.)?{ROUTER}\.selection_bias")
+TAUGHT_KEYS = ("router_target", "router_target_coef", "router_fit_prompts", "domains")
+"""Keys of `moe` that go with targets."""
 ROWS_KEY = re.compile(rf"(.*\.)?{ROUTER}\.({'|'.join(ROUTER_ROWS)})")
 
 
@@ -33,7 +42,8 @@ def write_without_expert(folder: Path, output: Path, expert: str) -> Path:
         expert: number or name.
 
     Raises:
-        CheckpointError: another strategy, no such expert, too few left, or files that cannot be read or written.
+        CheckpointError: another strategy, no such expert, too few left, settings that do not go with what is left, or
+            files that cannot be read or written.
     """
     config = read_adapter_config(folder)
     injection, moe = sections(config, folder)
@@ -47,10 +57,46 @@ def write_without_expert(folder: Path, output: Path, expert: str) -> Path:
     if moe.domains and number < len(moe.domains):
         raw["moe"]["domains"] = [name for e, name in enumerate(moe.domains) if e != number]
     tensors = without_expert(read_tensors(folder), number)
+    if injection.num_experts == 2:
+        _leave_out_idle(raw["moe"], moe, injection)
+        tensors = {key: tensor for key, tensor in tensors.items() if not BIAS_KEY.fullmatch(key)}
+    _check_loads(folder, raw)
     others = {name: (folder / name).read_bytes() for name in TOKENIZER_FILES if _is_own(folder / name)}
     weights = {WEIGHTS_FILE: save(tensors, metadata={"format": "pt"})}
     write_whole(output, {**others, **weights, CONFIG_FILE: (json.dumps(raw, indent=2) + "\n").encode("utf-8")})
     return output
+
+
+def _leave_out_idle(raw: dict[str, Any], moe: MoeConfig, injection: InjectionConfig) -> None:
+    """Take settings of training out of a section that mean nothing to one expert, and are refused there; what it
+    computes stays: its weight too, which may follow from its being taught.
+
+    Args:
+        raw: the section as it will be written.
+        moe, injection: sections of the adapter as it is.
+    """
+    if moe.diversity_coef:
+        raw["diversity_coef"] = 0.0
+    if moe.load_balance.type is LoadBalanceType.aux_loss_free:
+        raw["load_balance"] = {**raw.get("load_balance", {}), "type": "none", "bias_update_rate": None}
+    if moe.router_target is not RouterTarget.none:
+        raw["scale"] = None if moe.norm_topk_prob is not None else mixture_scale(moe, injection).value
+        for key in TAUGHT_KEYS:
+            raw.pop(key, None)
+
+
+def _check_loads(folder: Path, raw: dict[str, Any]) -> None:
+    """Refuse to write what could not be loaded.
+
+    Raises:
+        CheckpointError: sections that are refused.
+    """
+    try:
+        raise_problems(section_problems(injection_section(raw["injection"]), moe_section(raw["moe"])))
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{folder}: without this expert it could not be loaded: {error.without_config()}"
+        ) from None
 
 
 def _is_own(path: Path) -> bool:

@@ -47,13 +47,16 @@ def balance(model: nn.Module) -> None:
 def move_balance(model: nn.Module, record: Injected, activity: dict[str, Tensor]) -> None:
     """Move selection biases and L1 coefficients.
 
+    NOTE by target the load is that of the rows, which no bias changes: biases would move on for as long as the run
+    lasts, and then decide where the router does.
+
     Args:
         model: an injected model.
         record: its own.
         activity: (E,) share of the step's valid tokens that use each expert, by site.
     """
     moe = record.moe
-    free = moe.load_balance.type is LoadBalanceType.aux_loss_free
+    free = moe.load_balance.type is LoadBalanceType.aux_loss_free and not record.context.by_target
     mean_active = torch.stack([values.sum() for values in activity.values()]).mean()
     for site, router in routers(model):
         if free:

@@ -14,9 +14,9 @@ from lmoe.injection.choose import attention_linears, spread
 from lmoe.injection.plan import SiteKind, SitePlan
 from lmoe.layers.model_route import MODEL
 from lmoe.ops.linear_sizes import sizes
-from lmoe.rules.routers import ROUTERS, active_experts
+from lmoe.rules.routers import ROUTERS, active_experts, mixture_scale
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.vocabulary import LoadBalanceType, Role, RouterScope
+from lmoe.vocabulary import LoadBalanceType, MixtureScale, Role, RouterScope
 
 
 class SitePlanner:
@@ -140,17 +140,25 @@ def router_parameters(moe: MoeConfig, num_experts: int, in_features: int) -> int
 
 
 def constant_balance(sites: list[SitePlan], injection: InjectionConfig, moe: MoeConfig) -> list[str]:
-    """A warning if the load_balancing_loss of a site cannot change: every expert gets every token."""
+    """A warning if what balances a site cannot change anything: every expert gets every token."""
     balance = moe.load_balance
-    if balance.type is not LoadBalanceType.aux_loss or not balance.aux_loss_coef:
-        return []
     own_routers = STRATEGIES[injection.strategy].own_routers
     if own_routers and (moe.router is None or not ROUTERS[moe.router].fixed_k):
         return []
-    full = [site.path for site in sites if site.num_experts and site.active_experts == site.num_experts]
+    full = [site for site in sites if site.num_experts and site.active_experts == site.num_experts]
+    if balance.type is LoadBalanceType.aux_loss_free:
+        key, why = "type=aux_loss_free", "every load is equal"
+    elif balance.type is LoadBalanceType.aux_loss and balance.aux_loss_coef:
+        key, why = "aux_loss_coef", "every load is equal"
+    elif balance.type is LoadBalanceType.importance_cv and balance.aux_loss_coef and own_routers:
+        key, why = "aux_loss_coef", "every weight is equal"
+        unit = mixture_scale(moe, injection) is MixtureScale.unit  # else weights of several experts differ
+        full = [site for site in full if unit or site.num_experts == 1]
+    else:
+        return []
     if not full:
         return []
     return [
-        f"moe.load_balance.aux_loss_coef has no effect at {len(full)} sites, first {full[0]}: "
-        "top_k is the number of experts, so every load is equal"
+        f"moe.load_balance.{key} has no effect at {len(full)} sites, first {full[0].path}: "
+        f"top_k is the number of experts, so {why}"
     ]

@@ -28,8 +28,9 @@ def valid_tokens(mask: object, given: Tensor, cached: int = 0) -> Tensor:
     there are several kinds. In each of them a token may look at itself, and padding may not.
 
     Args:
-        mask: attention_mask as the model gets it: None, (B, T), (B or 1, heads or 1, T, keys) of bool or of what is
-            added to the scores, or a dict of such.
+        mask: attention_mask as the model gets it: None, (B, T), (B or 1, heads or 1, T, keys) of bool or of the floats
+            that are added to the scores, or a dict of such. NOTE whole numbers mean nothing there: one attention
+            refuses them, and another adds 0 and 1 to the scores, which hides no token.
         given: (B, T) input_ids, or inputs_embeds (B, T, D), of a forward.
         cached: tokens that its KV cache holds already, which a mask says something of too.
 
@@ -44,6 +45,11 @@ def valid_tokens(mask: object, given: Tensor, cached: int = 0) -> Tensor:
     if isinstance(mask, Tensor) and mask.shape == (rows, cached + length):
         return mask[:, cached:].bool()
     if isinstance(mask, Tensor) and mask.dim() == 4 and mask.shape[2] == length <= mask.shape[3] - cached:
+        if mask.dtype != torch.bool and not mask.is_floating_point():
+            raise RoutingError(
+                f"attention_mask {tuple(mask.shape)} holds {mask.dtype}, which attention does not read as what may be "
+                "seen: give one of bool, of floats that are added to the scores, or of (rows, tokens)"
+            )
         itself = mask[:, 0, :, cached : cached + length].diagonal(dim1=1, dim2=2)
         return (itself if itself.dtype == torch.bool else itself == 0).expand(rows, length)
     found = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__

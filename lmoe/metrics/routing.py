@@ -155,7 +155,10 @@ class RoutingStats(WholeResult):
             plogp_SNE = p_SNE.clamp(min=torch.finfo(torch.float32).tiny).log_().mul_(p_SNE)
             plogp_SE = torch.matmul(mask_N, _without_padding(plogp_SNE, mask_N))
             self.entropy_sum[where] -= plogp_SE.sum(-1) / math.log(experts)
-        spread_SN = w_SNE.sum(-1).square() / w_SNE.square().sum(-1).clamp(min=1e-12)
+        least, most = torch.aminmax(w_SNE, dim=-1, keepdim=True)
+        # NOTE beside the largest weight, or the squares of small ones would be 0.
+        share_SNE = w_SNE / torch.maximum(most, -least).clamp(min=torch.finfo(torch.float32).tiny)
+        spread_SN = share_SNE.sum(-1).square() / share_SNE.square_().sum(-1).clamp(min=1)
         self.effective_sum[where] += torch.matmul(_without_padding(spread_SN.unsqueeze(-1), mask_N).squeeze(-1), mask_N)
         self.tokens[where] += mask_N.sum()
 

@@ -52,15 +52,26 @@ def weigh(scores: Tensor, chosen: Tensor, scale: MixtureScale) -> Tensor:
     return kept / kept.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(kept.dtype).tiny)
 
 
-def selection(scores: Tensor, logits: Tensor, bias: Tensor) -> Tensor:
-    """What the K largest are chosen by: s + b, and -inf for experts that expert dropout has left out (z = -inf).
+def staying(logits: Tensor) -> Tensor:
+    """(..., E) bool: False for experts that expert dropout has left out (z = -inf).
+
+    Args:
+        logits: (..., E) router logits z.
+    """
+    return logits != -torch.inf
+
+
+def selection(scores: Tensor, logits: Tensor, bias: Tensor | None) -> Tensor:
+    """What the K largest are chosen by: s + b, and -inf for experts that expert dropout has left out (z = -inf), also
+    where the score of another one rounds to 0.
 
     Args:
         scores: (..., E) without gradient.
         logits: (..., E) router logits z.
-        bias: (E,) b.
+        bias: (E,) b; None: 0.
     """
-    return (scores + bias).masked_fill(logits == -torch.inf, -torch.inf)
+    biased = scores if bias is None else scores + bias
+    return biased.masked_fill(~staying(logits), -torch.inf)
 
 
 def shares(expert_indices: Tensor, like: Tensor) -> Tensor:
@@ -149,14 +160,14 @@ def sigmoid_gate(
     scores = torch.sigmoid(logits / temperature)
     probs = scores / scores.sum(-1, keepdim=True).clamp(min=torch.finfo(scores.dtype).tiny)
     check_top_k(top_k, scores.shape[-1])
-    chosen_by = scores.detach() if selection_bias is None else selection(scores.detach(), logits, selection_bias)
+    chosen_by = selection(scores.detach(), logits, selection_bias)
     expert_indices = chosen_by.topk(top_k, dim=-1).indices
     chosen = torch.zeros_like(scores).detach().scatter_(-1, expert_indices, 1.0)
     return Gate(probs, weigh(scores, chosen, scale), chosen / top_k, expert_indices)
 
 
 def soft_gate(logits: Tensor, *, temperature: float | Tensor, scale: MixtureScale = MixtureScale.sum_to_one) -> Gate:
-    """w = p = softmax(z / temperature); unit: w = 1 with the gradient of p.
+    """w = p = softmax(z / temperature); unit: w = 1 with the gradient of p, and 0 where z = -inf.
 
     The dense router of L-MoE (2510.17898); differentiable everywhere.
 
@@ -169,12 +180,13 @@ def soft_gate(logits: Tensor, *, temperature: float | Tensor, scale: MixtureScal
         Gate of (..., E) tensors in the dtype of the logits; assignment = p.
     """
     probs = torch.softmax(logits / temperature, dim=-1)
-    weights = weigh(probs, torch.ones_like(probs), scale) if scale is MixtureScale.unit else probs
+    weights = weigh(probs, staying(logits).to(probs.dtype), scale) if scale is MixtureScale.unit else probs
     return Gate(probs, weights, probs.detach(), None)
 
 
 def top_p_gate(logits: Tensor, *, top_p: float, temperature: float | Tensor, scale: MixtureScale) -> Gate:
-    """p = softmax(z / temperature), sorted;  S = the first experts until their sum reaches top_p, at least one.
+    """p = softmax(z / temperature), sorted;  S = the first experts until their sum reaches top_p, at least one, and
+    none with z = -inf.
 
     An undecided token gets more experts ("Harder tasks need more experts", 2403.07652, equations 4 to 6, which weighs
     by the raw probabilities). With sum_to_one a token that one expert decides has the constant weight 1, and gives the
@@ -198,6 +210,7 @@ def top_p_gate(logits: Tensor, *, top_p: float, temperature: float | Tensor, sca
     ordered, order = probs.detach().sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered  # what the larger ones reach without this expert
     chosen = torch.zeros_like(probs).scatter(-1, order, (before < top_p).to(probs.dtype)).detach()
+    chosen = chosen * staying(logits)  # NOTE the sum of all the others may round to less than 1
     return Gate(probs, weigh(probs, chosen, scale), chosen / chosen.sum(-1, keepdim=True), None)
 
 

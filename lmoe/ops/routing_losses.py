@@ -68,7 +68,7 @@ def importance_cv_loss(weights: Tensor, valid: Tensor) -> Tensor:
     """
     importance_E = masked_mean(weights, valid)
     mean = importance_E.mean(-1)
-    return importance_E.var(-1, correction=0) / mean.square().clamp(min=1e-20)
+    return importance_E.var(-1, correction=0) / mean.square().clamp(min=torch.finfo(mean.dtype).tiny)
 
 
 def relu_l1(weights: Tensor, assignment: Tensor, valid: Tensor, top_k: int) -> Tensor:

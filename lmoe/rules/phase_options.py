@@ -2,18 +2,22 @@
 
 from collections.abc import Iterable, Sequence
 
+from lmoe.config.data import DataConfig
+from lmoe.config.defaults import moe_section
 from lmoe.config.injection import InjectionConfig
 from lmoe.config.moe import MoeConfig
 from lmoe.config.optim import OptimConfig
 from lmoe.config.phase import PLATEAU, HandoffConfig, PhaseConfig, PlateauConfig, start_step
 from lmoe.config.problems import at_least, changed_keys, without_effect
 from lmoe.config.run import RunConfig
-from lmoe.rules.routers import ROUTERS, reads_prompts_first, trains_logits
+from lmoe.rules.experts_from import source_run
+from lmoe.rules.routers import ROUTERS, mixture_scale, reads_prompts_first, trains_logits
 from lmoe.rules.strategies import STRATEGIES
-from lmoe.vocabulary import LoadBalanceType, LrSchedule, Role, RouteBy, RouterTarget
+from lmoe.vocabulary import LoadBalanceType, LrSchedule, MixtureScale, Role, RouteBy, RouterTarget
 
 TRAIN_LOSS = "train/loss"
 ALWAYS_BY_TARGET = "where every phase has route_by=target"
+LOAD_OF_ROWS = "and the rows say how much each expert gets"
 
 
 def option_problems(
@@ -80,9 +84,60 @@ def target_problems(phases: Sequence[PhaseConfig], moe: MoeConfig) -> list[str]:
     if own and moe.router_target_coef != MoeConfig().router_target_coef:
         why = "where each phase that trains routers sets its own" if by_router else untrained
         problems.append(without_effect("moe.router_target_coef", why))
-    if moe.expert_dropout > 0 and always_by_target(phases):
-        problems.append(without_effect("moe.expert_dropout", f"{ALWAYS_BY_TARGET}, where no expert is dropped"))
     return problems
+
+
+def idle_by_target_problems(config: RunConfig) -> list[str]:
+    """Problems of what cannot act in a run all of whose phases go by target.
+
+    NOTE a run that goes on may have been begun with such settings. Those that its router's group in conf/ has are no
+    mistake.
+    """
+    moe, problems = config.moe, []
+    taught = moe.router is not None and moe.router_target is not RouterTarget.none
+    if not taught or not always_by_target(config.phase.phases.values()):
+        return []
+    if moe.expert_dropout > 0:
+        problems.append(without_effect("moe.expert_dropout", f"{ALWAYS_BY_TARGET}, where no expert is dropped"))
+    free = moe.load_balance.type is LoadBalanceType.aux_loss_free
+    kept = free and source_run(config.injection) is not None  # its routers have a bias, which goes on with them
+    if moe.load_balance != moe_section({"router": moe.router}).load_balance and not kept and _is_idle_by_target(config):
+        problems.append(
+            f"moe.load_balance.type={moe.load_balance.type} has no effect {ALWAYS_BY_TARGET}, {LOAD_OF_ROWS}; leave it "
+            "out, or use phase=supervised_routing, whose last steps go by the router"
+        )
+    return problems
+
+
+def idle_balance(config: RunConfig) -> list[str]:
+    """The same of a balance, as a warning for a run whose targets are decided, wherever its settings are from."""
+    if not always_by_target(config.phase.phases.values()) or not _is_idle_by_target(config):
+        return []
+    return [f"moe.load_balance.type={config.moe.load_balance.type} has no effect {ALWAYS_BY_TARGET}, {LOAD_OF_ROWS}"]
+
+
+def _is_idle_by_target(config: RunConfig) -> bool:
+    """Whether there is a balance that changes nothing in phases by target."""
+    moe, kind = config.moe, config.moe.load_balance.type
+    coefs = [moe.load_balance.aux_loss_coef, *(phase.aux_loss_coef for phase in config.phase.phases.values())]
+    has_loss = kind in (LoadBalanceType.aux_loss, LoadBalanceType.importance_cv)
+    on = kind is LoadBalanceType.aux_loss_free or (has_loss and any(coefs))
+    return on and not balances_by_target(moe, config.injection, config.data)
+
+
+def balances_by_target(moe: MoeConfig, injection: InjectionConfig, data: DataConfig) -> bool:
+    """Whether what balances the load can act in a phase by target, as far as it shows before rows are read.
+
+    No bias moves there. A loss may choose among several experts of a target, of one each the probability is 1.
+    """
+    kind, count = moe.load_balance.type, len(moe.domains or []) or data.clusters
+    if kind is LoadBalanceType.aux_loss_free:
+        return False
+    if count is None and moe.router_target is RouterTarget.cluster:
+        count = injection.fewest_experts
+    apart = moe.router is not None and ROUTERS[moe.router].scores_apart
+    apart = apart and mixture_scale(moe, injection) is not MixtureScale.sum_to_one
+    return count is None or injection.most_experts > count or (kind is LoadBalanceType.importance_cv and apart)
 
 
 def always_by_target(phases: Iterable[PhaseConfig]) -> bool:
@@ -230,6 +285,13 @@ def _target_problems(key: str, phase: PhaseConfig, trained: set[Role], config: R
     if by_target and phase.expert_dropout:
         why = f"with {key}.route_by=target, where no expert is dropped"
         problems.append(without_effect(f"{key}.expert_dropout=true", why))
+    idle = moe.load_balance.type is not LoadBalanceType.none and not balances_by_target(
+        moe, config.injection, config.data
+    )
+    if by_target and idle and config.resume is None:
+        why = f"with {key}.route_by=target, {LOAD_OF_ROWS}"
+        given = {"load_balance=true": phase.load_balance, "aux_loss_coef": phase.aux_loss_coef}
+        problems += [without_effect(f"{key}.{name}", why) for name, value in given.items() if value]
     if by_target and moe.router is not None and ROUTERS[moe.router].l1:
         problems.append(
             f"{key}.route_by=target cannot act on moe.router={moe.router}, whose logits are weights that may be 0 for "

@@ -10,7 +10,14 @@ from lmoe.config.problems import without_effect
 from lmoe.config.run import RunConfig
 from lmoe.rules.experts_from import base_training_problem, grown_run, source_run, stored_injection
 from lmoe.rules.objectives import OBJECTIVES
-from lmoe.rules.phase_options import handoff_order_problems, option_problems, own_rates, target_problems, untaught
+from lmoe.rules.phase_options import (
+    handoff_order_problems,
+    idle_by_target_problems,
+    option_problems,
+    own_rates,
+    target_problems,
+    untaught,
+)
 from lmoe.rules.routers import ROUTERS, trains_logits
 from lmoe.rules.strategies import STRATEGIES
 from lmoe.vocabulary import InitLora, LoadBalanceType, PhaseMode, Role
@@ -131,6 +138,7 @@ def phase_problems(config: RunConfig) -> list[str]:
         steps = None if written.start == PLATEAU else end - start
         problems += option_problems(f"phase.phases.{name}", written, phase.trainable, steps, config)
     problems += target_problems([phase for _, _, phase in ordered_phases(config)], config.moe)
+    problems += [] if config.resume is not None else idle_by_target_problems(config)
     problems += handoff_order_problems((f"phase.phases.{name}", config.phase.phases[name]) for name, _ in starts)
     if config.phase.phases[starts[0][0]].mode is PhaseMode.add:
         problems.append(without_effect(f"phase.phases.{starts[0][0]}.mode=add", "in the first phase"))

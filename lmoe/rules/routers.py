@@ -77,6 +77,7 @@ class RouterDeclaration:
         logits: it computes router logits, so that the z-loss, noise and expert dropout can act.
         trains: it has parameters; else it is a baseline.
         temperature: moe.temperature acts.
+        scores_apart: experts do not compete for a sum, so that the score of one alone is no constant.
         l1: an adaptive L1 keeps its weights sparse and balances it; its class derives from ReluRouter.
         grows_from_mean: a new expert's row starts near the mean of the old ones; else as in a new router.
         usual_scale: what the weights add up to where neither moe.scale nor top_k = 1 says otherwise.
@@ -99,6 +100,7 @@ class RouterDeclaration:
     logits: bool = True
     trains: bool = True
     temperature: bool = True
+    scores_apart: bool = False
     l1: bool = False
     grows_from_mean: bool = True
     usual_scale: MixtureScale = Scale.sum_to_one
@@ -170,6 +172,7 @@ ROUTERS = {
             use_for="many experts, balance without a loss",
             source="DeepSeek-V3 2412.19437, 2408.15664",
         ),
+        scores_apart=True,
     ),
     RouterKind.relu: RouterDeclaration(
         implementation="lmoe.layers.routers.token.ReluRouter",
@@ -184,6 +187,7 @@ ROUTERS = {
         why_no_native="gives tokens different numbers of experts",
         keys=("l1_start", "l1_growth"),
         temperature=False,
+        scores_apart=True,
         l1=True,
         grows_from_mean=False,
         usual_scale=Scale.raw,

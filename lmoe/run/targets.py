@@ -12,6 +12,7 @@ from lmoe.data.stream import RowStream
 from lmoe.errors import ConfigError
 from lmoe.rules.experts_from import KEY, named_adapters, source_run
 from lmoe.rules.lessons import lesson_of, taught
+from lmoe.rules.phase_options import always_by_target, idle_balance
 from lmoe.rules.phases import trained_base
 from lmoe.rules.routers import ROUTERS, WITHOUT_TARGETS, cluster_names, mixture_scale, needs_prompt, target_count
 from lmoe.run.clusters import check_prompts
@@ -138,7 +139,8 @@ def target_lines(moe: MoeConfig, config: RunConfig, prepared: PreparedData) -> l
     if moe.router_target is RouterTarget.none:
         return []
     names = moe.domains or []
-    surplus = _surplus_lines(moe, config)
+    idle = [f"warning: {line}" for line in idle_balance(replace(config, moe=moe))]
+    surplus = _surplus_lines(moe, config) + idle
     if moe.router_target is RouterTarget.domain:
         return [f"targets: {len(names)} domains: {names_of(names)}", *surplus]
     line = f"targets: {len(names)} clusters of prompts"
@@ -159,7 +161,9 @@ def _surplus_lines(moe: MoeConfig, config: RunConfig) -> list[str]:
     """
     experts, count, top_k = config.injection.most_experts, target_count(moe), config.injection.top_k
     most, fewest = -(-experts // count), experts // count
-    balanced = moe.load_balance.type is not LoadBalanceType.none
+    kind, by_router = moe.load_balance.type, not always_by_target(config.phase.phases.values())
+    # A bias moves in phases alone that go by the router.
+    balanced = by_router if kind is LoadBalanceType.aux_loss_free else kind is not LoadBalanceType.none
     fixed = moe.router is not None and ROUTERS[moe.router].fixed_k
     if balanced or not fixed or top_k >= most or source_run(config.injection):
         return []

@@ -206,6 +206,28 @@ def test_a_balance_loss_that_cannot_change_is_reported(coefficient, warned):
     assert any("aux_loss_coef has no effect at 6 sites" in w for w in plan.warnings) is warned
 
 
+FREE = {"load_balance": {"type": "aux_loss_free", "bias_update_rate": 0.001}}
+IMPORTANCE = {"load_balance": {"type": "importance_cv", "aux_loss_coef": 0.1}}
+ALL_CHOSEN = [
+    ({"router": "sigmoid"}, 2, "type=aux_loss_free", "every load is equal"),
+    (FREE, 2, "type=aux_loss_free", "every load is equal"),
+    (FREE, 3, "", ""),
+    (IMPORTANCE | {"scale": "unit"}, 2, "aux_loss_coef", "every weight is equal"),
+    (IMPORTANCE, 2, "", ""),
+    (IMPORTANCE | {"scale": "unit"}, 3, "", ""),
+]
+
+
+@pytest.mark.parametrize(("moe", "experts", "key", "why"), ALL_CHOSEN)
+def test_no_balance_is_taken_silently_where_every_expert_is_chosen(moe, experts, key, why):
+    plan = lmoe.inject(tiny_model(), injection={"num_experts": experts, "top_k": 2}, moe=moe)
+    said = (
+        f"moe.load_balance.{key} has no effect at 6 sites, first model.layers.0.mlp.gate_proj: top_k is the number of "
+        f"experts, so {why}"
+    )
+    assert list(plan.warnings) == ([said] if key else [])
+
+
 def test_the_default_injection_of_a_plain_model_has_no_warnings():
     assert lmoe.inject(tiny_model()).warnings == ()
 

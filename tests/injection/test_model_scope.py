@@ -175,6 +175,15 @@ def test_labels_and_a_prompt_mask_and_forms_of_the_inputs_say_the_same(decide):
         assert not torch.allclose(model(input_ids=ids).logits, expected)
 
 
+def test_a_mask_of_whole_numbers_over_queries_and_keys_is_refused_as_by_attention():
+    """Attention of torch refuses it, and the eager one adds it to the scores, which hides nothing."""
+    model, rows = model_scope(), Rows.of("ppaaa", "pppaa")
+    inputs, _ = labelled(rows)
+    seen = torch.ones(5, 5, dtype=torch.long).tril().expand(2, 1, 5, 5)
+    with pytest.raises(RoutingError, match=r"attention_mask \(2, 1, 5, 5\) holds torch.int64, .* give one of bool"):
+        model(**{**inputs, "attention_mask": seen})
+
+
 @pytest.mark.parametrize(("pattern", "first"), [("ppaaa", True), ("paaaa", False)])
 def test_the_opening_of_a_text_is_its_prompt_though_its_first_token_has_a_label(pattern, first):
     model, rows = model_scope(), Rows.of(pattern, pattern)

@@ -41,6 +41,16 @@ def test_planted_loads_and_dead_experts_and_loads_by_domain_are_recovered():
     assert stats.load_by_domain() == {"code": {"site": [1.0, 0, 0, 0]}, "chat": {"site": [0, 0.5, 0.5, 0]}}
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e-7, 1.0, 1e30])
+def test_effective_experts_do_not_depend_on_the_size_of_the_weights(size):
+    stats = RoutingStats({"site": 3}, None)
+    probs = torch.full((1, 4, 3), 1 / 3)
+    weights = torch.tensor([[[1.0, 1.0, 0.0]]]).expand(1, 4, 3) * size
+    valid, domains = torch.tensor([[True, True, True, False]]), torch.zeros(1, 4, dtype=torch.long)
+    stats.update("site", probs, weights, probs, valid, domains)
+    assert stats.compute()["site"].effective == pytest.approx(2.0)
+
+
 @pytest.mark.parametrize("experts", [2, 8])
 def test_undecided_routers_have_entropy_one_and_as_many_effective_experts_as_share_a_token(experts):
     stats = RoutingStats({"site": experts}, ["all"])

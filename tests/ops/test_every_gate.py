@@ -108,6 +108,47 @@ def test_outputs_and_gradients_equal_the_loop(name, data, experts, lead, p, temp
     torch.testing.assert_close(grad, expected, **TOLERANCE[dtype])
 
 
+def without_some(z: Tensor, staying: int) -> Tensor:
+    """The logits with -inf for random experts of each token, as expert dropout leaves them; some always stay."""
+    draw = torch.rand(z.shape)
+    least = draw.topk(staying, dim=-1).values[..., -1:]
+    return z.masked_fill((draw < 0.6) & (draw < least), -torch.inf)
+
+
+@pytest.mark.parametrize(("name", "scale"), EVERY_GATE_AND_SCALE)
+@pytest.mark.parametrize(("k", "p", "biased"), [(1, 0.4, False), (2, 0.7, True), (3, 0.95, False)])
+def test_outputs_and_gradients_equal_the_loop_where_experts_are_left_out(name, scale, k, p, biased):
+    torch.manual_seed(k)
+    bias = torch.randn(4, dtype=torch.float64) if biased else None
+    drawn = Drawn(k=k, p=p, temperature=0.7, scale=scale, bias=bias)
+    leaf = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
+    logits = without_some(leaf, k)
+    left_out = logits == -torch.inf
+    assert left_out.any()
+    gate = gated(name, logits, drawn)
+    rows = [dumb_gates.choose(name, z, **asdict(drawn)) for z in logits]
+    weights = stacked([row.weights for row in rows], logits)
+    torch.testing.assert_close(gate.weights, weights)
+    torch.testing.assert_close(gate.assignment, torch.tensor([row.shares for row in rows], dtype=torch.float64))
+    assert not gate.weights[left_out].any() and not gate.assignment[left_out].any()
+    (grad,) = torch.autograd.grad(gate.weights.square().sum(), leaf, retain_graph=True)
+    (expected,) = torch.autograd.grad(weights.square().sum(), leaf)
+    torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("name", "scale"), EVERY_GATE_AND_SCALE)
+def test_an_expert_that_is_left_out_does_nothing_however_the_others_round(name, scale, dtype):
+    """Their probabilities may sum to less than 1, and their scores round to 0."""
+    generator = torch.Generator().manual_seed(0)
+    z = (torch.randn(200, 8, generator=generator) * 2).to(dtype)
+    for logits in (z, z - 300):
+        for expert in (0, 3, 7):
+            left = logits.index_fill(-1, torch.tensor(expert), -torch.inf)
+            gate = gated(name, left, Drawn(k=7, p=1.0, temperature=1.0, scale=scale, bias=None))
+            assert not gate.weights[:, expert].any() and not gate.assignment[:, expert].any()
+
+
 @FEW
 @given(
     experts=st.integers(1, 6),

@@ -185,3 +185,9 @@ def test_padding_that_holds_nan_reaches_no_loss_and_no_gradient_of_a_valid_token
     (gradient,) = torch.autograd.grad(value, logits)
     assert value.isfinite()
     assert gradient[valid].isfinite().all()
+
+
+def test_the_importance_loss_does_not_depend_on_the_size_of_the_weights():
+    weights, valid = torch.rand(5, 3, generator=torch.Generator().manual_seed(0)), torch.ones(5, dtype=torch.bool)
+    torch.testing.assert_close(importance_cv_loss(weights * 1e-12, valid), importance_cv_loss(weights, valid))
+    assert importance_cv_loss(weights * 0, valid) == 0

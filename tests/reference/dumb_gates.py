@@ -1,8 +1,9 @@
 """Every gate for one token, expert by expert, from the formulas of the papers.
 
-A token has E logits; torch only multiplies, adds and differentiates.
+A token has E logits, -inf for an expert that is left out; torch only multiplies, adds and differentiates.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import signature
@@ -56,6 +57,16 @@ def largest(values: list[float], count: int) -> list[int]:
     return sorted(range(len(values)), key=lambda e: -values[e])[:count]
 
 
+def there(z: Tensor) -> list[int]:
+    """Numbers of the experts that expert dropout has not left out: z_e = -inf says that it has."""
+    return [e for e in range(len(z)) if z[e].item() > -math.inf]
+
+
+def best(z: Tensor, values: list[float], count: int) -> list[int]:
+    """Numbers of the largest values among the experts that are there, in falling order."""
+    return sorted(there(z), key=lambda e: -values[e])[:count]
+
+
 def plain(values: list[Tensor]) -> list[float]:
     """As numbers without gradient."""
     return [value.item() for value in values]
@@ -74,14 +85,14 @@ def alike(chosen: list[int], experts: int) -> list[float]:
 def top_k(z: Tensor, *, k: int, temperature: float, scale: str, bias: Tensor | None = None) -> Choice:
     """Mixtral (2401.04088), Switch (2101.03961); a bias only chooses (2408.15664, equation 3)."""
     probs = softmax(z, temperature)
-    chosen = largest(with_bias(probs, bias), k)
+    chosen = best(z, with_bias(probs, bias), k)
     return Choice(probs, weigh(probs, chosen, scale), alike(chosen, len(probs)), chosen)
 
 
 def soft(z: Tensor, *, temperature: float, scale: str) -> Choice:
     """L-MoE (2510.17898): w = p."""
     probs = softmax(z, temperature)
-    every = list(range(len(probs)))
+    every = there(z)
     return Choice(probs, weigh(probs, every, scale), plain(probs), every)
 
 
@@ -89,7 +100,7 @@ def top_p(z: Tensor, *, p: float, temperature: float, scale: str) -> Choice:
     """2403.07652, equations 4 to 6: add experts in falling order until their probabilities reach p."""
     probs = softmax(z, temperature)
     chosen: list[int] = []
-    for e in largest(plain(probs), len(probs)):
+    for e in best(z, plain(probs), len(probs)):
         if chosen and sum(plain(probs)[c] for c in chosen) >= p:
             break
         chosen.append(e)
@@ -99,7 +110,7 @@ def top_p(z: Tensor, *, p: float, temperature: float, scale: str) -> Choice:
 def sigmoid(z: Tensor, *, k: int, temperature: float, scale: str, bias: Tensor | None = None) -> Choice:
     """DeepSeek-V3 (2412.19437, equations 12 to 16)."""
     scores = [1 / (1 + torch.exp(-value / temperature)) for value in z]
-    chosen = largest(with_bias(scores, bias), k)
+    chosen = best(z, with_bias(scores, bias), k)
     probs = [score / sum(scores) for score in scores]
     return Choice(probs, weigh(scores, chosen, scale), alike(chosen, len(scores)), chosen)
 
@@ -107,7 +118,7 @@ def sigmoid(z: Tensor, *, k: int, temperature: float, scale: str, bias: Tensor |
 def relu(z: Tensor, *, scale: str) -> Choice:
     """ReMoE (2412.14711, equation 4): positive logits are weights; no positive logit, no expert."""
     chosen = [e for e, value in enumerate(z) if value.item() > 0]
-    scores = [value if e in chosen else value * 0 for e, value in enumerate(z)]
+    scores = [value if e in chosen else torch.nan_to_num(value) * 0 for e, value in enumerate(z)]  # -inf * 0 is NaN
     if not chosen:
         return Choice([score + 1 / len(z) for score in scores], scores, [0.0] * len(z), [])
     probs = [score / sum(scores) for score in scores]

@@ -207,6 +207,66 @@ def test_neither_dropout_of_experts_nor_an_end_at_a_collapse_is_refused_where_so
         assert keys == ([] if routed else ["moe.expert_dropout", "trainer.stop_on_collapse"])
 
 
+FREE = {"load_balance": {"type": "aux_loss_free", "bias_update_rate": 0.01}}
+STRONG = {"load_balance": {"aux_loss_coef": 0.5}}
+IMPORTANCE = {"load_balance": {"type": "importance_cv", "aux_loss_coef": 0.1}}
+SEVERAL = {"num_experts_by_layer": [4, 6]}
+"""Some targets have two experts at some sites."""
+BALANCES = [
+    (CLUSTER | FREE, {}, {}, "moe.load_balance.type=aux_loss_free"),
+    (CLUSTER | FREE, SEVERAL, {}, "moe.load_balance.type=aux_loss_free"),
+    (AUTO | FREE, {}, {}, "moe.load_balance.type=aux_loss_free"),
+    (CLUSTER | STRONG, {}, {}, "moe.load_balance.type=aux_loss"),
+    (CLUSTER | STRONG, {"num_experts": 6}, {"clusters": 6}, "moe.load_balance.type=aux_loss"),
+    (DOMAIN | STRONG | {"domains": list("abcd")}, {}, {}, "moe.load_balance.type=aux_loss"),
+    (CLUSTER | IMPORTANCE, {}, {}, "moe.load_balance.type=importance_cv"),
+    (CLUSTER | STRONG, SEVERAL, {}, None),
+    (CLUSTER | STRONG, {}, {"clusters": 2}, None),
+    (AUTO | STRONG, {}, {}, None),  # the rows will say how many targets there are
+    (
+        {"router": "sigmoid", "scale": "raw", "load_balance": IMPORTANCE["load_balance"] | {"bias_update_rate": None}}
+        | CLUSTER,
+        {},
+        {},
+        None,
+    ),
+    (CLUSTER, {}, {}, None),  # what conf/moe/top_k.yaml and conf/moe/sigmoid.yaml have, nobody has asked for
+    (CLUSTER | {"router": "sigmoid"}, {}, {}, None),
+    (CLUSTER | {"load_balance": {"type": "none"}}, {}, {}, None),
+]
+
+
+@pytest.mark.parametrize(("moe", "injection", "data", "named"), BALANCES)
+def test_a_balance_that_rows_leave_nothing_to_is_refused_in_new_runs(moe, injection, data, named):
+    made = config(moe, injection, data, a=phase(*ALL, **BY_TARGET))
+    why = " has no effect where every phase has route_by=target, and the rows say how much each expert gets; leave"
+    assert [problem.split(why)[0] for problem in run_problems(made)] == ([] if named is None else [named])
+    later = config(moe, injection, data, a=phase(*ALL, **BY_TARGET), b=phase(*ALL, start="80%"))
+    assert run_problems(later) == []
+
+
+def test_a_phase_by_target_can_neither_balance_nor_weigh_it():
+    made = config(CLUSTER, a=phase(*ALL, load_balance=True, aux_loss_coef=0.5, **BY_TARGET), b=phase(*ALL, start="9%"))
+    assert [
+        problem.split(" has no effect with phase.phases.a.route_by=target")[0] for problem in run_problems(made)
+    ] == [
+        "phase.phases.a.load_balance=true",
+        "phase.phases.a.aux_loss_coef",
+    ]
+
+
+def test_a_run_goes_on_whose_settings_were_taken_when_it_began(tmp_path):
+    for moe in (CLUSTER | FREE, CLUSTER | STRONG, CLUSTER | {"expert_dropout": 0.3}):
+        made = config(moe, a=phase(*ALL, load_balance=True, **BY_TARGET))
+        made.resume = str(tmp_path)
+        assert not [problem for problem in run_problems(made) if "has no effect" in problem]
+
+
+def test_routers_that_came_with_a_bias_keep_it(tmp_path):
+    made = config(CLUSTER | FREE, {"experts_from": str(tmp_path)}, a=phase(*ALL, **BY_TARGET))
+    assert not [problem for problem in run_problems(made) if "aux_loss_free" in problem]
+
+
 FEW = [
     (AUTO, {"num_experts": 1}, {}, "router_target=auto needs two experts at least, and a site has 1; raise"),
     (DOMAIN, {"num_experts": 1}, {}, "router_target=domain needs two experts at least, and a site has 1; raise"),

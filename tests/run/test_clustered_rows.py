@@ -115,6 +115,24 @@ def test_the_start_warns_of_targets_with_more_experts_than_a_router_chooses(micr
         assert lines[1].endswith(f"set injection.num_experts=3 or injection.top_k={top_k}")
 
 
+BY_ROWS = [
+    (("moe=sigmoid", "injection.num_experts=3"), "aux_loss_free", False),
+    (("moe=sigmoid", "injection.num_experts=6", "injection.top_k=1"), "aux_loss_free", True),
+    (("moe=top_k", "moe.load_balance.aux_loss_coef=0.5", "injection.num_experts=3"), "aux_loss", False),
+    (("moe=top_k", "injection.num_experts=6", "injection.top_k=1"), "", False),
+]
+
+
+@pytest.mark.parametrize(("settings", "kind", "surplus"), BY_ROWS)
+def test_the_start_warns_of_a_balance_that_the_rows_leave_nothing_to(micro, settings, kind, surplus):
+    """No bias says which expert of a target a row gets, and a loss does."""
+    _, *lines = micro.parts(*settings, "phase=taught", "moe.router_target=auto").target_lines
+    why = "where every phase has route_by=target, and the rows say how much each expert gets"
+    idle = [f"warning: moe.load_balance.type={kind} has no effect {why}"] if kind else []
+    assert [line for line in lines if "has no effect" in line] == idle
+    assert ["nothing says which" in line for line in lines if line not in idle] == [True] * surplus
+
+
 def test_auto_takes_clusters_where_all_rows_are_of_one_domain(micro):
     parts = micro.parts(*SEQUENCE, "moe.router_target=auto", "data.domains=[math]", "data.clusters=2")
     assert parts.target_lines[0] == "targets: 2 clusters of prompts, because all training rows are of one domain"

@@ -134,6 +134,19 @@ def test_a_selection_bias_moves_by_its_rate_towards_the_mean_load_where_the_phas
     assert seen == 6
 
 
+@pytest.mark.parametrize("resting", [False, True])
+def test_a_selection_bias_stands_still_while_the_rows_say_which_expert_they_train(resting):
+    """Whatever it would be, the load stays that of the rows."""
+    model, auxiliary = made({"router": "sigmoid"})
+    context = injected(model).context
+    for by_target in (True, False):
+        context.by_target, context.routers_rest = by_target, by_target and resting
+        auxiliary.losses(PHASE, traced(model, 0))
+        auxiliary.after_step(replace(PHASE, by_target=by_target))
+        moved = [bool(router.selection_bias.any()) for _, router in routers(model)]
+        assert moved == [not by_target] * 6
+
+
 def test_relu_l1_grows_at_every_site_while_too_many_experts_are_active_and_shrinks_below():
     model, auxiliary = made({"router": "relu", "l1_start": 0.5, "l1_growth": 1.5}, {"top_k": 1})
     for expected, share in ((0.75, 0.25), (0.5, 0.0)):  # all four experts active, then none
