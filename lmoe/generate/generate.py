@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from lmoe.adapter.answer_end import end_tokens
 from lmoe.backbones.load import context_length
-from lmoe.errors import ConfigError, DataError
+from lmoe.errors import BackboneError, ConfigError, DataError
 from lmoe.generate.conversation import asked
 from lmoe.generate.earlier_answers import earlier_answers
 from lmoe.injection.batch_info import conversations, reads_prompts
@@ -20,6 +20,8 @@ from lmoe.vocabulary import TrainOn
 
 COLDEST, MOST_TOKENS = 1e-6, 1_000_000_000
 """A lower temperature makes scores infinite; more tokens than any context or vocabulary has."""
+NO_PROBABILITIES = "probability tensor contains"
+"""torch.multinomial of scores that are no numbers."""
 DRAWING = threading.RLock()
 """Held while an answer is sampled: Transformers draws from the generators of the process, which threads share."""
 Turn = dict[str, str]
@@ -226,14 +228,25 @@ def generated(
         mask: (B, T) 1 for tokens of a prompt, 0 for padding.
         answers: (B, T) bool, tokens of earlier answers; None: there are none.
         options: as `generate` takes them.
+
+    Raises:
+        BackboneError: scores that are no numbers, where tokens are drawn.
     """
     mask = mask.to(model.device)
     with conversations(model, None if answers is None else answers.to(model.device), mask.bool()):
-        whole = model.generate(  # type: ignore[operator]
-            input_ids=ids.to(model.device),
-            attention_mask=mask,
-            use_cache=True,
-            pad_token_id=tokenizer.pad_token_id,
-            **options,
-        )
+        try:
+            whole = model.generate(  # type: ignore[operator]
+                input_ids=ids.to(model.device),
+                attention_mask=mask,
+                use_cache=True,
+                pad_token_id=tokenizer.pad_token_id,
+                **options,
+            )
+        except RuntimeError as error:
+            if NO_PROBABILITIES not in str(error):
+                raise
+            raise BackboneError(
+                "the model's scores are no numbers, so that no token can be drawn: its adapter has diverged, or "
+                "weights of experts are too large"
+            ) from None
     return whole[:, ids.shape[1] :]

@@ -1,5 +1,6 @@
 """What a run leaves when it ends: the adapter to use, pictures, a page, and a table with the next command."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from rich.console import Console
 from lmoe.adapter.folder import save_adapter
 from lmoe.adapter.save_pretrained import save_backbone
 from lmoe.data.prepare import PreparedData
+from lmoe.errors import DivergedError
 from lmoe.files.adapter_files import ADAPTER_DIR
 from lmoe.files.run_folder import METRICS_FILE, REPORT, SUMMARY_FILE, path_from_here
 from lmoe.injection.backbone_state import backbone_state
@@ -79,6 +81,20 @@ def finish(
             if parts.config.logger.artifact:
                 log_adapter(logger.experiment, adapter, summary, parts.base_model, parts.data_hashes())
     print_end(console, summary, commands)
+
+
+def refuse_spoilt(results: ValidationResults) -> None:
+    """Refuse to leave an adapter that gives no finite loss: no step has seen what the last one did to the weights.
+
+    Raises:
+        DivergedError: the validation loss at the end is no finite number.
+    """
+    loss = results.after.get("loss")
+    if loss is not None and not math.isfinite(loss):
+        raise DivergedError(
+            f"the validation loss after step {results.step} is not finite, so the last steps have spoilt the weights, "
+            "and no adapter is written. Lower optim.lr, or check trainer.gradient_clip_val and the data"
+        )
 
 
 def save_base(parts: Parts, folder: Path) -> None:

@@ -27,7 +27,7 @@ from lmoe.run.announce import describe, quiet_libraries
 from lmoe.run.claim import store_id, stored_id
 from lmoe.run.clustered_rows import fitted_by_the_run
 from lmoe.run.devices import check_devices
-from lmoe.run.finish import finish
+from lmoe.run.finish import finish, refuse_spoilt
 from lmoe.run.fit_clusters import FitClusters
 from lmoe.run.loggers import build_loggers, check_logger, wandb_run_id
 from lmoe.run.memory import memory_advice
@@ -167,6 +167,7 @@ def train(
                 validation.knock_out(trainer, parts.module, config.analysis.knock_out)
         seconds, ended = time.monotonic() - started, run_end(trainer)
         results, collapsed = validation.results, watch.messages
+        refuse_spoilt(results)
         routing = kept.history(parts.module)
         finish(parts, run_dir, trainer, results, collapsed, seconds, console, routing, ended=ended, wording=wording)
 

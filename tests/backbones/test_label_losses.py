@@ -44,7 +44,7 @@ CASES = [
     *((family, {}) for family in (*DENSE_FAMILIES, *NATIVE_FAMILIES)),
     *((family, changes) for family, changes in VARIANTS.items()),
 ]
-ROUNDING = {"gemma4_text": 1e-5, "gemma4_moe": 1e-5}
+ROUNDING = {"gemma4_text": 1e-5, "gemma4_moe": 1e-5, "qwen3_5_moe_text": 1e-5}
 """Of the largest entry of a gradient, where float32 itself is as far from float64, with all logits too."""
 
 

@@ -105,7 +105,7 @@ def exported(trained, tmp_path_factory):
 def test_plain_transformers_computes_what_was_trained(exported, case):
     _, expected, found = exported
     assert expected[case]["logits"].std() > 0.1
-    torch.testing.assert_close(found[case]["logits"], expected[case]["logits"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found[case]["logits"], expected[case]["logits"], atol=5e-5, rtol=1e-4)
     assert torch.equal(found[case]["tokens"], expected[case]["tokens"])
 
 

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from lmoe.errors import ConfigError, DataError
+from lmoe.errors import BackboneError, ConfigError, DataError
 from lmoe.generate.conversation import asked, prompt_ids
 from lmoe.generate.generate import Sampling, stream_answer
 from lmoe.pretrain.bpe import train_bpe
@@ -136,3 +136,10 @@ def test_an_answer_is_drawn_as_by_the_generator_of_the_process_which_is_left_as_
 def test_sampling_that_cannot_be_or_has_no_effect_is_refused(given, words):
     with pytest.raises(ConfigError, match=f"(?s){words}"):
         Sampling(**given)
+
+
+def test_scores_that_are_no_numbers_are_told_where_tokens_are_drawn(trained, monkeypatch):
+    head = trained.model.get_output_embeddings()
+    monkeypatch.setattr(head, "forward", lambda hidden: torch.full((*hidden.shape[:-1], VOCAB), float("nan")))
+    with pytest.raises(BackboneError, match="scores are no numbers"):
+        answer(trained, "hello", temperature=1.0)

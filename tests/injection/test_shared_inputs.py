@@ -119,7 +119,11 @@ def test_strategies_scopes_and_recomputation_have_the_gradients_of_sites_apart(i
         if recomputed:
             recompute_activations(model)
         found.append(step(model.train()))
-    torch.testing.assert_close(found[0], found[1], atol=1e-6, rtol=1e-4)
+    assert found[0].keys() == found[1].keys()
+    for name, gradient in found[0].items():
+        rounded = "router_dtype" in moe and name.endswith("router.weight")
+        rtol = 1e-2 if rounded else 1e-4  # a step of bfloat16, in which the router computes
+        torch.testing.assert_close(gradient, found[1][name], atol=1e-6, rtol=rtol)
 
 
 def step(model: PreTrainedModel) -> dict[str, Tensor]:

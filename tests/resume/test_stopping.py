@@ -213,3 +213,10 @@ def test_ten_steps_in_a_row_that_are_no_numbers_end_the_run(train, monkeypatch):
     done = train("trainer.nonfinite=skip", "trainer.max_steps=20", "phase=joint")
     assert done.code == 1
     assert "for the 10th time in a row" in done.text
+
+
+def test_a_run_whose_last_step_spoils_the_weights_leaves_no_adapter(train):
+    done = train("optim.lr=1e30", "trainer.max_steps=1", "phase=joint")
+    assert done.code == 1
+    assert "the validation loss after step 1 is not finite" in done.text and "Lower optim.lr" in done.text
+    assert not (done.run / "adapter").exists()
