@@ -31,12 +31,13 @@ def near_choice(choices: type[StrEnum], name: str) -> str | None:
     usual = USUAL_NAMES.get(name.lower())
     if usual in tuple(choices):
         return usual
-    return next(iter(difflib.get_close_matches(name, list(choices), n=1, cutoff=0.6)), None)
+    return next(iter(difflib.get_close_matches(name.lower(), list(choices), n=1, cutoff=0.6)), None)
 
 
 def near(name: str, allowed: list[str]) -> str:
     """The nearest allowed name as a question, or the list of what is allowed."""
-    close = difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
+    close = [each for each in allowed if each.lower() == name.lower()]
+    close = close or difflib.get_close_matches(name, allowed, n=1, cutoff=0.6)
     return f"did you mean {close[0]}?" if close else f"allowed: {', '.join(sorted(allowed))}"
 
 

@@ -36,6 +36,8 @@ def test_unknown_keys_wrong_types_and_what_cannot_be_come_in_one_list(train):
     [
         ("moe=null", "moe=null: no such choice; allowed: noisy_top_k"),
         ("phase=jont", "phase=jont: no such choice; did you mean joint?"),
+        ("moe=Top_K", "moe=Top_K: no such choice; did you mean top_k?"),
+        ("task=DPO", "task=DPO: no such choice; did you mean dpo?"),
         ("optim.lr.more=1", "optim.lr.more: no such key; optim.lr is one value"),
         ("phase.phases.taugt.start=3", "there is no phase.phases.taugt; did you mean taught? (+phase.phases.taugt"),
         ("phase.phases.taught=null", "phase.phases.taught is null, must be a mapping"),
