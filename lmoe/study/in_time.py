@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import chain
 
+from lmoe.config.trainer import max_seconds
 from lmoe.errors import StudyError
 from lmoe.report.wording import duration
 from lmoe.study.arms import Arm, Values
@@ -239,10 +240,12 @@ def _check_time(study: Study, tools: Tools, progress: Progress, seeds: Sequence[
 def _too_short(study: Study, needed: float, jobs: int, time_left: float) -> str:
     minutes = math.ceil(SLACK * needed / 60)
     limit = f"{minutes // 1440:02d}:{minutes // 60 % 24:02d}:{minutes % 60:02d}:00"
+    again = f"with study.max_time={limit} or more the same command goes on"
+    if 60 * minutes <= (max_seconds(study.config.max_time) or 0.0):
+        again = "started again, which gives it that time anew, the same command goes on"
     seeds = min(RESERVED, len(study.config.judging.seeds))
     return (
         f"study.max_time={study.config.max_time} is too short: judging with {seeds} seeds takes about "
         f"{duration(needed)} more at least ({jobs} jobs), and {duration(max(0.0, time_left))} are left. What is done "
-        f"is kept; with study.max_time={limit} or more the same command goes on, and what is more than that goes into "
-        "tuning and further seeds"
+        f"is kept; {again}, and what is more than that goes into tuning and further seeds"
     )

@@ -10,6 +10,7 @@ import pytest
 
 from lmoe.config.study import ArmConfig, JudgingConfig, LongerConfig, TimingConfig, TuningConfig
 from lmoe.errors import StudyError
+from lmoe.study import in_time
 from lmoe.study.arms import Arm
 from lmoe.study.durations import at_once, in_groups
 from lmoe.study.jobs import BASE_FILE, SECONDS_FILE, Job, is_done
@@ -177,6 +178,19 @@ def test_a_time_too_short_for_judging_is_refused_after_one_job_with_the_least_th
     assert len(list(tmp_path.glob("runs/*/*/*"))) == 1
     progress, timed = run(config(max_time="00:00:02:00"))
     assert timed.now <= 120 and len(timed.judged) == 6 and progress.notes
+
+
+@pytest.mark.parametrize(
+    ("needed", "said"),
+    [
+        (600, "with study.max_time=00:00:11:00 or more the same command goes on"),
+        (300, "; started again, which gives it"),
+    ],
+)
+def test_a_limit_that_is_long_enough_for_the_rest_is_not_asked_to_be_longer(needed, said):
+    """The time of a start is its own; what is done stays."""
+    study = SimpleNamespace(config=config(max_time="00:00:10:00"))
+    assert said in in_time._too_short(study, needed, 6, 200.0)
 
 
 @pytest.mark.parametrize("there", [{"machine": "a slow one"}, {"parallel": 2}])
