@@ -25,6 +25,7 @@ from lmoe.data.domains import domain_places
 from lmoe.data.encode import Chunk, EncodedSource
 from lmoe.data.encoded import EncodedRows, Tokens
 from lmoe.errors import DataError
+from lmoe.files.places import is_file
 from lmoe.files.writing_folder import writing_folder
 
 KEY_VERSION = 1
@@ -95,7 +96,7 @@ def load_source(file: Path, key: str) -> EncodedSource | None:
 
 def load_tensors(file: Path, key: str, names: Iterable[str]) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Tensors that were stored under a key, and what was said of them; None where there is nothing usable."""
-    if not file.is_file():
+    if not is_file(file):  # NOTE nor in a folder that may not be read
         return None
     try:
         with safe_open(file, framework="pt") as stored:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lmoe.config.data import DataConfig
 from lmoe.data.account import Account
-from lmoe.data.cache import load_source
+from lmoe.data.cache import load_source, load_tensors
 from lmoe.data.encode import Chunk, EncodedSource, Encoder
 from lmoe.data.encoded import BY_ROW
 from lmoe.data.reader import BYTES_FOR_PROCESSES, Reader
@@ -295,3 +295,13 @@ def test_the_account_comes_back_equal_from_the_cache(reader: Callable[..., Reade
     assert stored is not None and stored.account == found.account and same(stored, found)
     assert load_source(Path(str(report.cache_path)), "another key") is None
     assert Account.of_json(json.loads(json.dumps(found.account.to_json()))) == found.account
+
+
+def test_a_cache_that_may_not_be_read_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Such as that of another user, under a home folder that a container was given."""
+
+    def refused(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert load_tensors(tmp_path / "rows.safetensors", "key", ()) is None
